@@ -1,0 +1,38 @@
+"""A distributed training launcher for PyTorch Lightning.
+
+The public names load on first use, so that `import launcher` imports neither torch, Lightning, DeepSpeed nor W&B.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.config import RunConfig as RunConfig
+    from launcher.config_sources import load_config as load_config
+    from launcher.fit import fit as fit
+    from launcher.plan import Plan as Plan
+    from strategies.precision import compute_effective_precision as compute_effective_precision
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Plan": "launcher.plan",
+    "RunConfig": "launcher.config",
+    "compute_effective_precision": "strategies.precision",
+    "fit": "launcher.fit",
+    "load_config": "launcher.config_sources",
+}
+
+__all__ = ["Plan", "RunConfig", "__version__", "compute_effective_precision", "fit", "load_config"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'launcher' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

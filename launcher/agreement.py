@@ -1,0 +1,167 @@
+"""What all ranks must agree on before the model is built: the records and the comparison."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.errors import AgreementError
+from launcher.hardware import Hardware
+from launcher.topology import Topology
+from strategies.precision import RankCapability
+
+@dataclass(frozen=True, slots=True)
+class RankFacts:
+    """What one rank tells the others.
+
+    Attributes:
+        rank, local_rank, local_world_size, node_rank, host: its place.
+        hardware: its device and versions; None if it failed before it looked.
+        config_digest: `RunConfig.digest()`; None if it has no valid config.
+        config: dotted path to value, only if the digest differs from rank zero's.
+        traits: what its classes say of themselves, equal on all ranks with equal code.
+        error: why this rank cannot train.
+        token: tells this process from an earlier one of the same rank.
+    """
+
+    rank: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    host: str
+    hardware: Hardware | None = None
+    config_digest: str | None = None
+    config: Mapping[str, Any] | None = None
+    traits: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @classmethod
+    def of(cls, topology: Topology, **known: Any) -> RankFacts:
+        """The facts of the rank at `topology`."""
+        return cls(
+            rank=topology.rank,
+            local_rank=topology.local_rank,
+            local_world_size=topology.local_world_size,
+            node_rank=topology.node_rank,
+            host=topology.host,
+            **known,
+        )
+
+    def to_json(self) -> str:
+        """As the text that the store carries."""
+        return json.dumps({**asdict(self), "hardware": self.hardware.to_dict() if self.hardware else None}, default=str)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RankFacts:
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        if values["hardware"]:
+            values["hardware"] = Hardware.from_dict(values["hardware"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Every rank's facts, in the order of the ranks; no rank differs where it must not.
+
+    Attributes:
+        facts: one record per rank.
+        assumed: whether the ranks are only assumed to be like this one (a plan for ranks that don't run yet).
+    """
+
+    facts: tuple[RankFacts, ...]
+    assumed: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.facts)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Host names, in the order of the ranks, each once."""
+        return tuple(dict.fromkeys(f.host for f in self.facts))
+
+    def capabilities(self) -> list[RankCapability]:
+        """What each rank's device computes."""
+        return [
+            RankCapability(f.rank, f.host, f.hardware.device.kind, f.hardware.device.name,
+                           frozenset(f.hardware.device.native_dtypes))
+            for f in self.facts if f.hardware is not None
+        ]  # fmt: skip
+
+
+def agree_on(facts: Sequence[RankFacts]) -> Agreement:
+    """Compare the facts of all ranks.
+
+    Raises:
+        AgreementError: lists every rank that failed or differs, by rank and host, and in what.
+    """
+    ordered = sorted(facts, key=lambda f: f.rank)
+    failed: dict[str, list[RankFacts]] = {}
+    for fact in ordered:
+        if fact.error is not None:
+            failed.setdefault(fact.error, []).append(fact)
+    if failed:
+        if len(failed) == 1 and len(next(iter(failed.values()))) == len(ordered):
+            raise AgreementError(next(iter(failed)), [f.rank for f in ordered])
+        lines = [f"{_name(ranks)}: {error}" for error, ranks in failed.items()]
+        raise AgreementError("\n".join(lines), [f.rank for ranks in failed.values() for f in ranks])
+    lines: list[str] = []
+    ranks: set[int] = set()
+    for what, value_of in _MUST_MATCH.items():
+        groups: dict[Any, list[RankFacts]] = {}
+        for fact in ordered:
+            groups.setdefault(value_of(fact), []).append(fact)
+        if len(groups) > 1:
+            groups_by_size = sorted(groups.items(), key=lambda g: (-len(g[1]), g[1][0].rank))
+            lines.append(f"{what}: " + "; ".join(f"{value} on {_name(members)}" for value, members in groups_by_size))
+            ranks.update(f.rank for _, members in groups_by_size[1:] for f in members)
+    lines += _config_differences(ordered)
+    if lines:
+        raise AgreementError(
+            "the ranks differ, so they would not train the same model:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\ninstall the same versions and use the same config and code on every node",
+            sorted(ranks),
+        )
+    return Agreement(tuple(ordered))
+
+
+def _version(name: str) -> Callable[[RankFacts], Any]:
+    return lambda fact: fact.hardware.versions.get(name) if fact.hardware else None
+
+
+# A patch release of Python trains the same; a build of torch ("+cpu", "+cu130") is part of its version.
+_MUST_MATCH: dict[str, Callable[[RankFacts], Any]] = {
+    "torch version": _version("torch"),
+    "lightning version": _version("lightning"),
+    "deepspeed version": _version("deepspeed"),
+    "config": lambda fact: fact.config_digest[:12] if fact.config_digest else None,
+    "code": lambda fact: json.dumps(fact.traits, sort_keys=True),
+}
+
+
+def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
+    """Which settings differ from rank zero's."""
+    base = facts[0].config or {}
+    lines: list[str] = []
+    for fact in facts[1:]:
+        if fact.config_digest == facts[0].config_digest or fact.config is None:
+            continue
+        for path in sorted({*fact.config, *base}):
+            if fact.config.get(path) != base.get(path):
+                lines.append(
+                    f"{path}: {base.get(path)!r} on {_name([facts[0]])}, {fact.config.get(path)!r} on {_name([fact])}"
+                )
+    return lines[:20]
+
+
+def _name(facts: Sequence[RankFacts], limit: int = 8) -> str:
+    """'rank 0 (node1), rank 3 (node2)', at most `limit` of them."""
+    named = ", ".join(f"rank {f.rank} ({f.host})" for f in facts[:limit])
+    return named if len(facts) <= limit else f"{named} and {len(facts) - limit} more"

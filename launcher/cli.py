@@ -1,0 +1,176 @@
+"""The command line: words to a command, errors to text and exit codes. Help needs no heavy import."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from launcher import __version__
+from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.topology import Topology
+
+if TYPE_CHECKING:
+    from launcher.config import RunConfig
+
+_EPILOG = """\
+settings, each of them a key of the config file too:
+  --model my_pkg.MyModule   --model.init_args.lr 1e-4   --data my_pkg.MyData
+  --trainer.max_epochs 3    --precision bf16-mixed      --global_batch_size 256
+  --name my-run             --resume auto|PATH|none     --wandb.mode offline
+  all keys with their defaults: launcher fit --print-config
+
+exit codes:
+  0 done   1 training failed   2 usage or config   128+N stopped by signal N, after a checkpoint
+"""
+_COMMANDS = {
+    "fit": "train (the default); with no config and no model, the built-in demo",
+    "plan": "show what fit would choose, and why, without training",
+}
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of one command, or of the whole."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    if command is None:
+        listed = "\n".join(f"  {name:6}{text}" for name, text in _COMMANDS.items())
+        parser = argparse.ArgumentParser(
+            "launcher",
+            usage="launcher [fit|plan] [options] [--key value ...]",
+            description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM, from one config.\n\n"
+            f"commands:\n{listed}\n\n`launcher COMMAND --help` tells more.",
+            epilog=_EPILOG,
+            formatter_class=formatter,
+        )
+        parser.add_argument("--version", action="version", version=f"launcher {__version__}")
+        return parser
+    parser = argparse.ArgumentParser(
+        f"launcher {command}",
+        usage=f"launcher {command} [options] [--key value ...]",
+        description=_COMMANDS[command],
+        epilog=_EPILOG,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", "-c", action="append", default=[], metavar="FILE",
+                        help="YAML or JSON; a later file overrides an earlier one")  # fmt: skip
+    parser.add_argument("--print-config", "--print_config", action="store_true", help="print the whole config and end")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of usage errors too")
+    if command == "plan":
+        parser.add_argument("--json", action="store_true", help="the plan as JSON")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit code, as the help lists them.
+    """
+    words = list(arguments)
+    if words and words[0] in _COMMANDS:
+        command = words.pop(0)
+    elif words and not words[0].startswith("-"):
+        return _unknown_command(words[0])
+    else:
+        if {"-h", "--help", "--version"} & set(words[:1]):
+            build_parser().parse_args(words)
+        command = "fit"
+    options, overrides = build_parser(command).parse_known_args(words)
+    body: Callable[[argparse.Namespace, Sequence[str], Sequence[str]], int] = {"fit": _fit, "plan": _plan}[command]
+    try:
+        return body(options, overrides, arguments)
+    except Interrupted as error:
+        _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted before the training began; nothing to save")
+        return 130
+    except TrainingError as error:
+        # The traceback is in this rank's log already, and rank zero's on the terminal.
+        _say(f"error: {error}")
+        return error.exit_code
+    except LauncherError as error:
+        if options.debug:
+            traceback.print_exc()
+        # Every rank knows the error; rank zero tells it.
+        if os.environ.get("RANK", "0") == "0" or type(error).__name__ == "TopologyError":
+            _say(f"error: {error}")
+        return error.exit_code
+
+
+def _fit(options: argparse.Namespace, overrides: Sequence[str], arguments: Sequence[str]) -> int:
+    topology = Topology.from_env(os.environ, socket.gethostname())
+    config = _load(options, overrides, topology)
+    if options.print_config:
+        sys.stdout.write(config.to_yaml())
+        return 0
+    from launcher.ranks import check_ranks, start_ranks, wanted_ranks
+
+    if topology.source != "torchrun":
+        count = wanted_ranks(config)
+        if count > 1:
+            return start_ranks(count, arguments)
+        check_ranks(config, topology)
+    from launcher.fit import fit
+    from launcher.summary import print_summary
+
+    result = fit(config)
+    if topology.rank == 0:
+        print_summary(result)
+    return 0
+
+
+def _plan(options: argparse.Namespace, overrides: Sequence[str], _: Sequence[str]) -> int:
+    topology = Topology.from_env(os.environ, socket.gethostname())
+    config = _load(options, overrides, topology)
+    if options.print_config:
+        sys.stdout.write(config.to_yaml())
+        return 0
+    from launcher.dry_run import plan_here
+
+    plan = plan_here(config, topology.host)
+    if options.json:
+        import json
+
+        sys.stdout.write(json.dumps(plan.to_dict(), indent=1) + "\n")
+        return 0
+    from launcher.plan_table import print_plan
+    from launcher.terminal import make_console
+
+    print_plan(plan, make_console())
+    return 0
+
+
+def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
+    # The current directory is importable, as it is for `python -m`.
+    if sys.path[0] not in ("", os.getcwd()):
+        sys.path.insert(0, os.getcwd())
+    from launcher.config_sources import load_config
+
+    try:
+        return load_config(options.config, overrides)
+    except ConfigError as error:
+        if topology.world_size > 1:
+            from launcher.fit import refuse_together
+
+            refuse_together(topology, error)
+        raise
+
+
+def _unknown_command(word: str) -> int:
+    import difflib
+
+    close = difflib.get_close_matches(word, _COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(_COMMANDS)}"
+    _say(f"error: there is no command {word!r}; {hint}")
+    return 2
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

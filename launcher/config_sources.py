@@ -1,0 +1,209 @@
+"""Where a config comes from: files, dotted overrides, LightningCLI's own files, or nothing (the demo)."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.resources
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config import RunConfig, config_fields, find_problems, parse_config
+from launcher.errors import ConfigError, Problem
+from launcher.lightning_cli_keys import translate_lightning_cli
+
+_CLASSES = ("model", "data")
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+
+
+def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, merge and check.
+
+    Args:
+        files: YAML or JSON files; a later one overrides an earlier one, key by key.
+        overrides: command line words such as `--trainer.max_epochs 3` or `--model.init_args.lr=1e-4`.
+
+    Raises:
+        ConfigError: every problem of every source at once.
+    """
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    readers = [*(functools.partial(read_config_file, Path(file)) for file in files),
+               functools.partial(parse_overrides, overrides)]  # fmt: skip
+    for read in readers:
+        try:
+            source, contradictions = translate_lightning_cli(_with_class_specs(read()))
+        except ConfigError as error:
+            problems += error.problems
+        else:
+            problems += contradictions
+            _merge(values, source)
+    if not problems and not values.get("model") and not values.get("data"):
+        values = _merge(read_preset("demo"), values)
+    problems += [*find_problems(values), *_class_problems(values)]
+    if problems:
+        raise ConfigError(problems)
+    return parse_config(values)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The plain values of one of the launcher's own configs."""
+    text = importlib.resources.files("launcher").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The plain values of one YAML or JSON file.
+
+    Raises:
+        ConfigError: no such file, unreadable, broken (with the line), or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` writes one")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader
+    except json.JSONDecodeError as error:
+        raise ConfigError([Problem(f"{path}, line {error.lineno}", error.msg)]) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise ConfigError([Problem(where, f"broken YAML: {error.problem or error.context}")]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([Problem(str(path), f"broken YAML: {error}")]) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([Problem(str(path), f"expected a mapping of settings, found {type(values).__name__}")])
+    return {str(key): value for key, value in values.items()}
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Nested values of `--a.b value`, `--a.b=value` and bare `--flag` words.
+
+    Raises:
+        ConfigError: a word that is no option.
+    """
+    hints = {path: info.hint for path, info in config_fields()}
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith("--") or len(word) == 2:
+            problems.append(Problem(word, "not an option; settings are given as --key value or --key=value"))
+            continue
+        key, equals, text = word[2:].partition("=")
+        path = key.partition(".")[0].replace("-", "_") + key[len(key.partition(".")[0]) :]
+        if not equals:
+            if position < len(words) and not words[position].startswith("--"):
+                text = words[position]
+                position += 1
+            else:
+                text = "true"
+        _set_path(values, path.split("."), _parse_value(text, hints.get(path)))
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _parse_value(text: str, hint: Any) -> Any:
+    """A command line word as YAML reads it, unless the field is text anyway."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if text != "null" and set(parts) <= {str, type(None)}:
+        return text
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader
+    except yaml.YAMLError:
+        return text
+
+
+def _set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        below = values.get(key)
+        if key in _CLASSES and isinstance(below, str):
+            below = {"class_path": below}
+        values[key] = below if isinstance(below, dict) else {}
+        values = values[key]
+    last = keys[-1]
+    if last in _CLASSES and isinstance(value, str) and isinstance(values.get(last), dict):
+        values[last]["class_path"] = value
+    else:
+        values[last] = value
+
+
+def _with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
+    """`model: pkg.Class` and `model: {lr: 1}` in the long form with `class_path` and `init_args`."""
+    for key in _CLASSES:
+        given = values.get(key)
+        if isinstance(given, str):
+            values[key] = {"class_path": given}
+        elif isinstance(given, dict):
+            own = {k: v for k, v in given.items() if k in _CLASS_KEYS}
+            arguments = {k: v for k, v in given.items() if k not in _CLASS_KEYS}
+            if arguments:
+                own["init_args"] = {**(own.get("init_args") or {}), **arguments}
+            values[key] = own
+    return values
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `over` on `base`, in place. Another class brings its own arguments."""
+    for key, value in over.items():
+        below = base.get(key)
+        if not (isinstance(below, dict) and isinstance(value, Mapping)):
+            base[key] = copy.deepcopy(value)
+        elif value.get("class_path", below.get("class_path")) != below.get("class_path") and "class_path" in below:
+            base[key] = copy.deepcopy(dict(value))
+        else:
+            _merge(below, value)
+    return base
+
+
+def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """What can be said of the classes without importing them."""
+    problems: list[Problem] = []
+    if values.get("data") and not values.get("model"):
+        problems.append(Problem("model", "data was given, but no model; add `model: {class_path: my_pkg.MyModule}`"))
+    for key in _CLASSES:
+        spec = values.get(key)
+        if not isinstance(spec, dict) or not spec:
+            continue
+        path = spec.get("class_path")
+        if path is None:
+            given = ", ".join(spec.get("init_args") or {})
+            problems.append(Problem(key, f"arguments {given} of which class? add class_path, or --{key} my_pkg.MyClass"))
+        elif not isinstance(path, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
+            problems.append(Problem(f"{key}.class_path", f"given {path!r}; expected an import path like my_pkg.MyClass"))
+    return problems
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-4 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            if isinstance(key, str | int):
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 wants a dot and a sign in the exponent ("1.0e-4"); people and Python don't.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

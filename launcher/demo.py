@@ -1,0 +1,293 @@
+"""The built-in demo: a character-level GPT on the English text that every CPython carries.
+
+The text is `pydoc_data.topics` (Python's own help pages, about 465,000 characters), so the demo needs no download.
+"""
+
+import math
+from collections.abc import Iterable
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+# Fixed, not read off the text: the few non-ASCII characters differ between CPython releases, and a checkpoint written
+# under one release must load under another. The last entry stands for every character outside printable ASCII.
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+VOCABULARY = "\n" + "".join(map(chr, range(32, 127))) + UNKNOWN
+
+CHUNK_CHARS = 1000  # the text is split into train and validation by chunks of this many characters
+VALIDATION_EVERY = 10  # every tenth chunk, so both parts cover all topics
+VALIDATION_WINDOWS = 512  # divides evenly over 1 to 512 ranks when that count is a power of two
+TRAIN_STRIDE = 32  # characters between window starts; sets the length of an epoch
+
+DEMO_GLOBAL_BATCH_SIZE = 32  # windows per optimizer step, over all ranks
+
+# One epoch is the whole run, and validations are a fraction of it: both hold for any world size and accumulation,
+# where a count of batches (val_check_interval=100) would shift with them.
+DEMO_TRAINER: dict[str, Any] = {
+    "max_epochs": 1,
+    "val_check_interval": 0.25,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+}
+
+
+def split_runs(n_chars: int) -> tuple[list[range], list[range]]:
+    """Positions of the text as (train, validation) runs; disjoint, in order, together all of [0, n_chars)."""
+    train: list[range] = []
+    validation: list[range] = []
+    period = CHUNK_CHARS * VALIDATION_EVERY
+    for start in range(0, n_chars, period):
+        border = min(start + period - CHUNK_CHARS, n_chars)
+        train.append(range(start, border))
+        if border < n_chars:
+            validation.append(range(border, min(start + period, n_chars)))
+    return train, validation
+
+
+class TextWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Windows of `block_size` characters; item i is (inputs, targets), int64, each of shape (block_size,).
+
+    Targets are the inputs shifted by one character.
+    """
+
+    def __init__(self, ids: Tensor, starts: list[int], block_size: int) -> None:
+        self.ids = ids
+        self.starts = starts
+        self.block_size = block_size
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        start = self.starts[index]
+        stop = start + self.block_size
+        return self.ids[start:stop], self.ids[start + 1 : stop + 1]
+
+
+class DemoText(LightningDataModule):
+    """CPython's help pages as windows of characters, split 90/10 by chunks; no window crosses the split.
+
+    Args:
+        batch_size: windows per batch on one rank (the micro batch).
+        block_size: characters per window; at most CHUNK_CHARS - 1.
+        train_stride: characters between the starts of two training windows; windows overlap when below block_size.
+    """
+
+    def __init__(self, batch_size: int = 32, block_size: int = 64, train_stride: int = TRAIN_STRIDE) -> None:
+        super().__init__()
+        if not 1 <= block_size < CHUNK_CHARS:
+            raise ValueError(
+                f"block_size={block_size}: a window and its next character must fit in one chunk of the split; "
+                f"choose 1 to {CHUNK_CHARS - 1}"
+            )
+        self.batch_size = batch_size
+        self.block_size = block_size
+        self.train_stride = train_stride
+        self.train_windows: TextWindows | None = None
+        self.validation_windows: TextWindows | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct ids, the same under every CPython release."""
+        return len(VOCABULARY)
+
+    def encode(self, text: str) -> Tensor:
+        """Characters to ids: int64, shape (len(text),), each in [0, vocab_size)."""
+        ids = {char: i for i, char in enumerate(VOCABULARY)}
+        unknown = ids[UNKNOWN]
+        return torch.tensor([ids.get(char, unknown) for char in text], dtype=torch.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids back to characters; characters that the vocabulary lacks come back as U+FFFD."""
+        return "".join(VOCABULARY[i] for i in ids)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Encode the text and lay out the windows; the same on every rank, since nothing here is random."""
+        del stage  # all stages use the same text
+        if self.train_windows is None:
+            self.train_windows, self.validation_windows = self._windows()
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Shuffled batches of (inputs, targets), int64, each of shape (batch_size, block_size)."""
+        train, _ = self._ready()
+        return DataLoader(train, batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """VALIDATION_WINDOWS windows in a fixed order, shapes as in training."""
+        _, validation = self._ready()
+        return DataLoader(validation, batch_size=self.batch_size, shuffle=False)
+
+    def bigram_loss(self) -> float:
+        """Loss in nats per character of an add-one-smoothed bigram model, on the GPT's own validation windows.
+
+        The model to beat: it sees one character of context. Pairs are counted over all training text.
+        """
+        train, validation = self._ready()
+        size = self.vocab_size
+        pairs = torch.zeros(size * size, dtype=torch.float64)
+        for run in split_runs(len(train.ids))[0]:
+            ids = train.ids[run.start : run.stop]
+            pairs += torch.bincount(ids[:-1] * size + ids[1:], minlength=size * size)
+        counts = pairs.view(size, size) + 1.0
+        log_probs = (counts / counts.sum(dim=1, keepdim=True)).log()
+        windows = (validation[i] for i in range(len(validation)))
+        losses = [-log_probs[inputs, targets].mean() for inputs, targets in windows]
+        return float(torch.stack(losses).mean())
+
+    def _windows(self) -> tuple[TextWindows, TextWindows]:
+        ids = self.encode("".join(topics[name] for name in sorted(topics)))
+        train_runs, validation_runs = split_runs(len(ids))
+        train = [s for run in train_runs for s in run[: -self.block_size : self.train_stride]]
+        candidates = [s for run in validation_runs for s in run[: -self.block_size]]
+        # Evenly spaced over all validation text, so the count holds for any block size.
+        validation = [candidates[i * len(candidates) // VALIDATION_WINDOWS] for i in range(VALIDATION_WINDOWS)]
+        return TextWindows(ids, train, self.block_size), TextWindows(ids, validation, self.block_size)
+
+    def _ready(self) -> tuple[TextWindows, TextWindows]:
+        if self.train_windows is None or self.validation_windows is None:
+            raise RuntimeError("DemoText has no windows yet: call setup() first (the Trainer does this itself)")
+        return self.train_windows, self.validation_windows
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer: causal self-attention, then an MLP of four times the width.
+
+    Input and output: (batch, time, n_embd).
+    """
+
+    def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.dropout = dropout
+        self.norm_attention = nn.LayerNorm(n_embd)
+        self.qkv = nn.Linear(n_embd, 3 * n_embd)
+        self.projection = nn.Linear(n_embd, n_embd)
+        self.norm_mlp = nn.LayerNorm(n_embd)
+        self.mlp = nn.Sequential(
+            nn.Linear(n_embd, 4 * n_embd), nn.GELU(), nn.Linear(4 * n_embd, n_embd), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One layer applied to `x`, shape (batch, time, n_embd), kept."""
+        batch, time, width = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(batch, time, 3, self.n_head, width // self.n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_head, time, width / n_head)
+        dropout = self.dropout if self.training else 0.0
+        heads = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        x = x + self.projection(heads.transpose(1, 2).reshape(batch, time, width))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class DemoGPT(LightningModule):
+    """A small GPT over characters (Radford et al. 2019, pre-norm); every parameter gets a gradient in every step.
+
+    Args:
+        vocab_size: number of character ids; the default is that of DemoText.
+        block_size: longest context, in characters.
+        n_layer, n_head, n_embd: layers, attention heads per layer, width; n_head must divide n_embd.
+        lr: peak learning rate of AdamW.
+        dropout: probability, in attention and after each MLP.
+        weight_decay: of AdamW, on the weights of linear layers only.
+        warmup_steps: optimizer steps of linear warm-up; at most a tenth of the run.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 97,
+        block_size: int = 64,
+        n_layer: int = 3,
+        n_head: int = 4,
+        n_embd: int = 96,
+        lr: float = 4e-3,
+        dropout: float = 0.0,
+        weight_decay: float = 0.1,
+        warmup_steps: int = 50,
+    ) -> None:
+        super().__init__()
+        if n_embd % n_head:
+            raise ValueError(f"n_head={n_head} must divide n_embd={n_embd}")
+        self.save_hyperparameters()
+        self.block_size = block_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.characters = nn.Embedding(vocab_size, n_embd)
+        self.positions = nn.Embedding(block_size, n_embd)
+        self.blocks = nn.Sequential(*(Block(n_embd, n_head, dropout) for _ in range(n_layer)))
+        self.norm = nn.LayerNorm(n_embd)
+        # Not tied to the embedding: a shared parameter is a special case for ZeRO-3, and here it saves only 2 %.
+        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        for embedding in (self.characters, self.positions):
+            nn.init.normal_(embedding.weight, std=0.02)  # as GPT-2; the default of 1.0 drowns the attention output
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (batch, time), int64, time <= block_size, to logits (batch, time, vocab_size)."""
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        logits: Tensor = self.head(self.norm(self.blocks(self.characters(ids) + self.positions(positions))))
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss over the batch in nats per character, a scalar."""
+        loss = self._loss(batch)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log `val_loss`, the mean over all windows and ranks, in nats per character."""
+        self.log("val_loss", self._loss(batch), prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch[0]))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; linear warm-up, then a cosine to a tenth of `lr` at the run's end (flat if that is unknown)."""
+        # By layer type, not by number of dimensions: ZeRO-3 flattens the parameters before it asks for the optimizer.
+        decayed = [m.weight for m in self.modules() if isinstance(m, nn.Linear)]
+        decayed_ids = {id(p) for p in decayed}
+        others = [p for p in self.parameters() if id(p) not in decayed_ids]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
+        total = float(self.trainer.estimated_stepping_batches)
+        warmup = self.warmup_steps
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = batch
+        logits = self(inputs)
+        # Float32 whatever the precision plugin: the log-sum-exp of float16 logits loses most of its digits.
+        return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def lr_factor(step: int, warmup: int, total: float) -> float:
+    """Multiplier of the peak learning rate at optimizer step `step`, in (0, 1]; `total` steps may be infinite."""
+    warmup = max(1, min(warmup, int(total / 10))) if math.isfinite(total) else max(1, warmup)
+    if step < warmup:
+        return (step + 1) / warmup
+    if not math.isfinite(total):
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
+    return 0.1 + 0.45 * (1.0 + math.cos(math.pi * progress))
+
+
+def sample(model: DemoGPT, data: DemoText, prompt: str, length: int, seed: int, temperature: float = 0.7) -> str:
+    """`length` characters that continue `prompt` (not included), drawn at `temperature` > 0.
+
+    The same seed gives the same text on one device. The model's train or eval mode is left as it was.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ids = data.encode(prompt or "\n")
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for _ in range(length):
+                context = ids[-model.block_size :].unsqueeze(0).to(model.device)
+                probs = functional.softmax(model(context)[0, -1].float().cpu() / temperature, dim=-1)
+                ids = torch.cat((ids, torch.multinomial(probs, 1, generator=generator)))
+    finally:
+        model.train(was_training)
+    return data.decode(ids[-length:].tolist()) if length else ""

@@ -1,0 +1,115 @@
+"""What can go wrong, as a tree. Only the command line turns it into text and an exit code.
+
+LauncherError                      exit code 1
+  UsageError                       exit code 2: what was asked for cannot be done
+    ConfigError                    every wrong field of a config, at once
+    TopologyError                  the variables that describe this rank are half set or contradict the config
+    AgreementError                 the ranks differ, or one of them never came
+    PlanError                      no strategy, precision or batch split meets the config on these ranks
+    RunDirectoryError              the run directory cannot be made or belongs to another run
+    ResumeError                    the checkpoint to resume from is missing, foreign or damaged
+    DataError                      the data cannot feed the planned batches
+  TrainingError                    exit code 1: the model's or the data's own code raised
+  Interrupted                      exit code 128 + signal: stopped by a signal, after a checkpoint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class LauncherError(Exception):
+    """Anything that the launcher itself reports.
+
+    Attributes:
+        exit_code: what the process ends with.
+    """
+
+    exit_code = 1
+
+
+class UsageError(LauncherError):
+    """What was asked for cannot be done; nothing was trained."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One wrong field.
+
+    Attributes:
+        path: dotted path of the field, or the file's name.
+        message: what was given, what was expected, what to do.
+    """
+
+    path: str
+    message: str
+
+
+class ConfigError(UsageError):
+    """Every problem of a config, in the order of the fields.
+
+    Attributes:
+        problems: at least one.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = [f"  {p.path}: {p.message}" for p in self.problems]
+        count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
+        super().__init__("\n".join([f"the config has {count}:", *lines]))
+
+
+class TopologyError(UsageError):
+    """The variables that describe this rank are half set, no numbers, or contradict the config."""
+
+
+class AgreementError(UsageError):
+    """The ranks differ, one of them failed before the start, or one never came.
+
+    Attributes:
+        ranks: the ranks that stand in the way.
+    """
+
+    def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.ranks = tuple(ranks)
+
+
+class PlanError(UsageError):
+    """No strategy, precision or batch split meets the config on these ranks."""
+
+
+class RunDirectoryError(UsageError):
+    """The run directory cannot be made, or belongs to another run."""
+
+
+class ResumeError(UsageError):
+    """The checkpoint to resume from is missing, foreign or damaged."""
+
+
+class DataError(UsageError):
+    """The data cannot feed the planned batches."""
+
+
+class TrainingError(LauncherError):
+    """The model's or the data's own code raised; `__cause__` is what it raised."""
+
+
+class Interrupted(LauncherError):  # noqa: N818 -- not an error: the user asked for it
+    """Stopped by a signal at a step boundary, with a checkpoint if one could be written.
+
+    Attributes:
+        signal_number: the signal.
+        checkpoint: path of what was saved, if anything was.
+        step: optimizer steps done.
+    """
+
+    def __init__(self, signal_number: int, *, checkpoint: str | None, step: int) -> None:
+        super().__init__(f"stopped by signal {signal_number} after step {step}")
+        self.signal_number = signal_number
+        self.checkpoint = checkpoint
+        self.step = step
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,68 @@
+"""One JSON line per thing that happened: the single source for reports and tests."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "events.jsonl"
+
+
+class EventLog:
+    """Appends events of one rank to the run's `events.jsonl`.
+
+    A line is one `write` on a file opened for appending, so the lines of several ranks don't mix. A full disk is no
+    reason to stop a training: the lost lines are counted.
+
+    Args:
+        path: the file; made with mode 0600 if missing.
+        rank: the rank that speaks.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, path: Path, rank: int, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._rank = rank
+        self._clock = clock
+        self.lost = 0
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Append `{"time", "rank", "kind", **fields}`; numbers that are not finite become text ('nan', 'inf')."""
+        record = {"time": round(self._clock(), 6), "rank": self._rank, "kind": kind, **_finite(fields)}
+        line = json.dumps(record, separators=(",", ":"), default=str) + "\n"
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+        except OSError:
+            self.lost += 1
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run, oldest first; lines that are cut off or foreign are passed over."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(record, dict) and "kind" in record:
+                yield record
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: write it as text, which every reader takes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

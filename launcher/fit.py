@@ -1,0 +1,176 @@
+"""The main path: from a config to a trained model. `fit` reads like the list of its steps."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from launcher.agreement import RankFacts, agree_on
+from launcher.config import RunConfig
+from launcher.errors import LauncherError
+from launcher.events import FILE_NAME, EventLog
+from launcher.exchange import Decision, exchange
+from launcher.plan import Plan, make_plan
+from launcher.plan_table import print_plan
+from launcher.process_group import open_store, process_group
+from launcher.rank_log import RankLog
+from launcher.run_directory import RunDirectory, open_run_directory, write_plan
+from launcher.terminal import make_console
+from launcher.topology import Topology
+
+if TYPE_CHECKING:
+    from launcher.user_classes import UserClasses
+
+_RUN_NAME_KEY = "launcher/run_name"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a run.
+
+    Attributes:
+        run: its directory.
+        plan: what was trained with.
+        metrics: the last value of every metric.
+        steps: optimizer steps done.
+        checkpoint: the checkpoint to go on from, None if none was written.
+    """
+
+    run: Path
+    plan: Plan
+    metrics: Mapping[str, float]
+    steps: int
+    checkpoint: Path | None
+
+
+def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult:
+    """Train as one rank; the other ranks, if there are any, do the same.
+
+    Args:
+        config: what to train, equal on all ranks.
+        env: says which rank this is; `os.environ` if not given.
+
+    Raises:
+        UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
+        TrainingError: the model's or the data's own code raised.
+        Interrupted: a signal stopped the run at a step boundary, after a checkpoint.
+    """
+    topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
+    log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
+    try:
+        attach_log(log)
+        facts, classes = gather_facts(config, topology)
+        store = open_store(topology, config.agreement_timeout)
+        decision, run = decide_together(config, topology, facts, store)
+        plan = Plan.from_dict(decision.values["plan"])
+        log.move_to(run.log_file(topology.rank))
+        events = EventLog(run.path / FILE_NAME, topology.rank)
+        console = make_console()
+        announce(config, topology, plan, run, events, console, decision.attempt)
+        with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
+            from launcher.training import train
+
+            return train(config, topology, plan, run, classes, store, decision.attempt, events, console)
+    finally:
+        log.detach()
+        log.discard_pending()
+
+
+def attach_log(log: RankLog) -> None:
+    """Begin this rank's log; a folder that cannot be written is told when the run directory is made."""
+    try:
+        log.attach()
+    except OSError:
+        return
+
+
+def gather_facts(config: RunConfig, topology: Topology) -> tuple[RankFacts, UserClasses | None]:
+    """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
+    try:
+        from launcher.hardware import detect_hardware
+        from launcher.ranks import check_ranks
+        from launcher.user_classes import import_classes
+
+        check_ranks(config, topology)
+        hardware = detect_hardware(config.accelerator, topology.local_rank)
+        classes = import_classes(config)
+    except LauncherError as error:
+        if topology.world_size == 1:
+            raise
+        return RankFacts.of(topology, error=str(error), config_digest=config.digest()), None
+    known = {"hardware": hardware, "config_digest": config.digest(), "traits": classes.traits()}
+    return RankFacts.of(topology, **known), classes
+
+
+def decide_together(
+    config: RunConfig, topology: Topology, facts: RankFacts, store: Any
+) -> tuple[Decision, RunDirectory]:
+    """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    opened: list[RunDirectory] = []
+
+    def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        plan = make_plan(config, agree_on(everybody))
+        # An agent's store outlives a failed attempt: what is in it is this launch's own run.
+        restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
+        run = open_run_directory(config, restart_of=restart_of)
+        opened.append(run)
+        if run.resume_from is not None:
+            from launcher.resume import check_checkpoint
+
+            check_checkpoint(run.resume_from)
+        store.set(_RUN_NAME_KEY, run.name)
+        write_plan(run, plan.to_dict())
+        return {"plan": plan.to_dict(), "run": run.to_dict()}
+
+    decision = exchange(store, topology.world_size, facts, flatten(config.to_dict()), decide, config.agreement_timeout)
+    return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
+
+
+def refuse_together(topology: Topology, error: LauncherError) -> None:
+    """Tell the other ranks that this one has no valid config, and hear theirs.
+
+    Raises:
+        AgreementError: always; names the ranks that have an error, unless all have the same.
+    """
+    timeout = RunConfig().agreement_timeout
+
+    def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        agree_on(everybody)
+        raise error
+
+    store = open_store(topology, timeout)
+    exchange(store, topology.world_size, RankFacts.of(topology, error=str(error)), {}, decide, timeout)
+
+
+def announce(
+    config: RunConfig, topology: Topology, plan: Plan, run: RunDirectory, events: EventLog, console: Console, attempt: str
+) -> None:
+    """Rank zero tells the terminal and the events what is about to happen."""
+    if topology.rank != 0:
+        return
+    events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
+                 source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id)  # fmt: skip
+    events.write("planned", plan=plan.to_dict())
+    for notice in plan.notices:
+        events.write("notice", message=notice)
+    print_plan(plan, console)
+    if run.resume_from is not None:
+        events.write("resumed", checkpoint=str(run.resume_from))
+        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted path."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

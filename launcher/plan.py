@@ -1,0 +1,154 @@
+"""`Plan`: strategy, precision and batch split of a run, with the reasons. A pure function of config and agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.agreement import Agreement
+from launcher.config import RunConfig
+from launcher.errors import PlanError
+from strategies.batch import BatchSplit, BatchSplitError, split_batch
+from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
+from strategies.precision import PrecisionError, reconcile
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be trained with.
+
+    Attributes:
+        strategy: what trains the model, why, and what was not taken.
+        precision: Lightning 2's name of it.
+        precision_reasons: in plain words.
+        has_loss_scale: whether a gradient scaler is in play.
+        batch: how one optimizer step's samples are shared.
+        batch_reasons: in plain words.
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        devices: name of a device to the number of ranks that train on it.
+        world_size: number of ranks.
+        num_nodes: number of nodes.
+        hosts: host names, each once.
+        notices: what the user should be told at once.
+        assumed: whether the ranks are only assumed to be like the machine that planned.
+    """
+
+    strategy: StrategyChoice
+    precision: str
+    precision_reasons: tuple[str, ...]
+    has_loss_scale: bool
+    batch: BatchSplit
+    batch_reasons: tuple[str, ...]
+    device_kind: str
+    devices: Mapping[str, int]
+    world_size: int
+    num_nodes: int
+    hosts: tuple[str, ...]
+    notices: tuple[str, ...] = field(default=())
+    assumed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; `global_batch_size` is added for readers."""
+        values = asdict(self)
+        values["batch"]["global_batch_size"] = self.batch.global_batch_size
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`."""
+        strategy = dict(values["strategy"])
+        strategy["reasons"] = tuple(strategy["reasons"])
+        strategy["rejected"] = tuple(Rejected(**r) for r in strategy["rejected"])
+        batch = {k: v for k, v in values["batch"].items() if k != "global_batch_size"}
+        tuples = {k: tuple(values[k]) for k in ("precision_reasons", "batch_reasons", "hosts", "notices")}
+        return cls(**{**values, **tuples, "strategy": StrategyChoice(**strategy), "batch": BatchSplit(**batch)})
+
+
+def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
+    """Decide what to train with.
+
+    Args:
+        config: what the user asked for.
+        agreement: what the ranks are. `facts[*].traits` may say `batch_size` (the micro batch of the user's data, or
+            None) and `static_graph` (whether the model declares that every step uses the same parameters).
+
+    Raises:
+        PlanError: lists everything that these ranks cannot do as asked.
+    """
+    first = agreement.facts[0]
+    traits = first.traits
+    kind = first.hardware.device.kind if first.hardware else "cpu"
+    problems: list[str] = []
+    batch, batch_reasons = BatchSplit(agreement.world_size, None, 1), ()
+    try:
+        batch, batch_reasons = _split(config, agreement.world_size, traits.get("batch_size"))
+    except BatchSplitError as error:
+        problems.append(str(error))
+    try:
+        precision = reconcile(
+            config.precision, agreement.capabilities(), use_amp=config.use_amp, fallback=config.precision_fallback
+        )
+    except PrecisionError as error:
+        precision = None
+        problems.append(str(error))
+    static = traits.get("static_graph", False) if config.static_graph == "auto" else config.static_graph
+    try:
+        strategy = choose_strategy(
+            config.strategy,
+            world_size=agreement.world_size,
+            device_kind=kind,
+            accumulate=batch.accumulate,
+            model_has_static_graph=bool(static),
+        )
+    except StrategyError as error:
+        strategy = None
+        problems.append(str(error))
+    kinds = sorted({f.hardware.device.kind for f in agreement.facts if f.hardware})
+    if len(kinds) > 1:
+        problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
+    if strategy is None or precision is None or problems:
+        raise PlanError("no plan meets the config:\n" + "\n".join(f"  {p}" for p in problems))
+    devices: dict[str, int] = {}
+    for fact in agreement.facts:
+        name = fact.hardware.device.name if fact.hardware else "unknown"
+        devices[name] = devices.get(name, 0) + 1
+    return Plan(
+        strategy=strategy,
+        precision=precision.precision.value,
+        precision_reasons=precision.reasons,
+        has_loss_scale=precision.has_loss_scale,
+        batch=batch,
+        batch_reasons=batch_reasons,
+        device_kind=kind,
+        devices=devices,
+        world_size=agreement.world_size,
+        num_nodes=len({f.node_rank for f in agreement.facts}),
+        hosts=agreement.hosts,
+        notices=precision.notices,
+        assumed=agreement.assumed,
+    )
+
+
+def _split(config: RunConfig, world_size: int, batch_size: int | None) -> tuple[BatchSplit, tuple[str, ...]]:
+    """`batch_size` is what the user's data takes at once: a limit where a global size is given, a fact where not."""
+    accumulate = config.trainer.accumulate_grad_batches
+    if config.global_batch_size is None:
+        split = BatchSplit(world_size, batch_size, accumulate)
+        total = split.global_batch_size
+        known = f"{total} samples a step" if total is not None else "the loader's batch size, times ranks"
+        return split, (f"{known}: it grows with the ranks; set global_batch_size to keep it the same on any number",)
+    split = split_batch(
+        config.global_batch_size,
+        world_size,
+        largest_micro_batch=batch_size,
+        # 1 is what LightningCLI writes when nobody said anything.
+        accumulate=accumulate if accumulate > 1 else None,
+    )
+    reason = (
+        f"global_batch_size {config.global_batch_size} = {split.micro_batch_size} samples x {world_size} "
+        f"rank{'s' if world_size > 1 else ''} x {split.accumulate} accumulated"
+    )
+    if batch_size is not None and accumulate == 1 and split.micro_batch_size != batch_size:
+        reason += f" (the data's batch_size {batch_size} is the most a rank takes at once)"
+    return split, (reason,)

@@ -1,0 +1,74 @@
+"""Whether a checkpoint is one to go on from. Nothing in the file is ever run: it is read with `weights_only`."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from launcher.errors import ResumeError
+
+# What Lightning needs to go on with a training, rather than only to load weights.
+_NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The checkpoint's content, its tensors left on disk.
+
+    Raises:
+        ResumeError: no checkpoint, a damaged one, or one whose loading would run code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ResumeError(
+            f"resume: {path} is no checkpoint, or holds objects whose loading would run code, which is never done: "
+            f"{str(error).splitlines()[0]}; keep such objects out of save_hyperparameters and state dicts"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ResumeError(f"resume: {path} is no checkpoint, or is damaged: {reason}") from error
+    if not isinstance(content, dict):
+        raise ResumeError(f"resume: {path} holds a {type(content).__name__}, no Lightning checkpoint")
+    return content
+
+
+def check_checkpoint(path: Path) -> None:
+    """Read the file's outline.
+
+    Raises:
+        ResumeError: it is no Lightning checkpoint of a training.
+    """
+    missing = [key for key in _NEEDED if key not in read_checkpoint(path)]
+    if missing:
+        raise ResumeError(
+            f"resume: {path} is no Lightning training checkpoint: it lacks {', '.join(missing)}; "
+            "load plain weights in the model's own constructor"
+        )
+
+
+def check_fits_model(path: Path, model: pl.LightningModule) -> None:
+    """Compare names and shapes with the model's.
+
+    Raises:
+        ResumeError: the checkpoint is of another model; says what differs.
+    """
+    if is_overridden("configure_model", model) or not model.strict_loading:
+        return  # its parameters are not all there yet, or may differ on purpose
+    saved = {name: tuple(value.shape) for name, value in read_checkpoint(path)["state_dict"].items()
+             if hasattr(value, "shape")}  # fmt: skip
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items() if hasattr(value, "shape")}
+    differences = [f"{n} is only in the checkpoint" for n in saved if n not in own]
+    differences += [f"{n} is only in the model" for n in own if n not in saved]
+    differences += [f"{n} is {saved[n]} in the checkpoint, {own[n]} in the model"
+                    for n in own if n in saved and saved[n] != own[n]]  # fmt: skip
+    if differences:
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ResumeError(
+            f"resume: {path} is of another model than {type(model).__name__}: " + "; ".join(differences[:5]) + more
+        )

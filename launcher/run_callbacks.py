@@ -1,0 +1,135 @@
+"""Callbacks of every run: stop together at a step boundary, tell the events, and lines for a terminal without a bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from torch import Tensor
+
+from launcher.errors import Interrupted
+from launcher.events import EventLog
+from launcher.stop import SignalListener, StopAgreement
+
+
+class StopTogether(pl.Callback):
+    """After a signal to any rank: all ranks save at the same optimizer step, then leave.
+
+    Args:
+        agreement: the ranks' common decision.
+        listener: takes the signals anew once Lightning has set its own handlers.
+        checkpoint: where to save, None to leave without a checkpoint.
+    """
+
+    def __init__(self, agreement: StopAgreement, listener: SignalListener, checkpoint: Path | None) -> None:
+        self._agreement = agreement
+        self._listener = listener
+        self._checkpoint = checkpoint
+        self._step = -1
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._listener.install()
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # in the middle of an accumulation
+        self._step = trainer.global_step
+        if not self._agreement.gate():
+            return
+        if self._checkpoint is not None:
+            trainer.save_checkpoint(self._checkpoint)
+        saved = None if self._checkpoint is None else str(self._checkpoint)
+        raise Interrupted(self._agreement.signal_number, checkpoint=saved, step=self._step)
+
+
+class EventWriter(pl.Callback):
+    """Rank zero's account of the training: steps at the logging interval, validations, checkpoints."""
+
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
+        self._step = -1
+        self._since: tuple[float, int] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+        if trainer.is_global_zero:
+            self._events.write("training_started", step=trainer.global_step, epoch=trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._step or not trainer.is_global_zero:
+            return
+        self._step = step
+        if self._since is None:
+            # The first step carries the warm-up; speed is counted from its end.
+            self._since = (time.perf_counter(), step)
+            self._events.write("first_step", step=step)
+        elif trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
+            now = time.perf_counter()
+            before, before_step = self._since
+            self._since = (now, step)
+            seconds = (now - before) / max(step - before_step, 1)
+            self._events.write("step", step=step, epoch=trainer.current_epoch, seconds_per_step=seconds,
+                               metrics=as_numbers(trainer.logged_metrics))  # fmt: skip
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero:
+            self._events.write("checkpoint", step=trainer.global_step, epoch=trainer.current_epoch)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self._events.write("validation", step=trainer.global_step, metrics=as_numbers(trainer.callback_metrics))
+        self._since = None if self._since is None else (time.perf_counter(), trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._events.write("training_ended", step=trainer.global_step, epoch=trainer.current_epoch)
+
+
+class ProgressLines(pl.Callback):
+    """One line at each logging interval, where a progress bar would only fill a file."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = 0.0
+        self._first = 0
+        self._step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began, self._first = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        every = max(trainer.log_every_n_steps, 1)
+        if step == self._step or step % every:
+            return
+        self._step = step
+        speed = (step - self._first) / max(time.perf_counter() - self._began, 1e-9)
+        total = trainer.estimated_stepping_batches
+        of = f"/{total:g}" if total not in (-1, float("inf")) else ""
+        self._print(f"step {step}{of}  {_shown(trainer.progress_bar_metrics)}  {speed:.1f} steps/s")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            validated = {k: v for k, v in trainer.progress_bar_metrics.items() if "val" in k}
+            self._print(f"validation at step {trainer.global_step}  {_shown(validated)}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of one element as Python numbers; reads them from the device."""
+    return {k: float(v) for k, v in metrics.items() if not isinstance(v, Tensor) or v.numel() == 1}
+
+
+def _shown(metrics: Mapping[str, Any]) -> str:
+    shown = {k: v for k, v in metrics.items() if k != "v_num"}
+    return "  ".join(f"{k} {float(v):.4g}" for k, v in shown.items())

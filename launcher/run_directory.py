@@ -1,0 +1,238 @@
+"""The directory of one run: `runs/<name>/`, mode 0700, made by rank zero and never by two runs at once."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config import RunConfig
+from launcher.errors import ResumeError, RunDirectoryError
+
+_FOLDERS = ("logs", "checkpoints", "wandb")
+LAST_CHECKPOINT = "last.ckpt"
+# What may change between two attempts of one run without making it another run.
+_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "wandb", "devices", "num_nodes", "agreement_timeout",
+                   "process_group_timeout", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """One run's place on disk.
+
+    Attributes:
+        path: absolute path of the directory.
+        resume_from: checkpoint that this attempt goes on from, None for a fresh start.
+        wandb_id: id of the W&B run; the same for every attempt.
+        is_new: whether this attempt made the directory.
+        lock: open file that keeps other runs out while it lives; None on ranks other than zero.
+    """
+
+    path: Path
+    resume_from: Path | None
+    wandb_id: str
+    is_new: bool
+    lock: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def log_file(self, rank: int) -> Path:
+        """Where a rank's output goes."""
+        return self.path / "logs" / f"rank-{rank}.log"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, without the lock."""
+        resume = None if self.resume_from is None else str(self.resume_from)
+        return {"path": str(self.path), "resume_from": resume, "wandb_id": self.wandb_id, "is_new": self.is_new}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunDirectory:
+        """The inverse of `to_dict`."""
+        resume = values["resume_from"]
+        return cls(Path(values["path"]), None if resume is None else Path(resume), values["wandb_id"], values["is_new"])
+
+
+def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> RunDirectory:
+    """Make the run's directory, or open it to go on with the run.
+
+    Args:
+        config: says the name and what to resume.
+        restart_of: name of the run that an earlier attempt of this same launch made.
+
+    Raises:
+        RunDirectoryError: the name is taken, the run is training right now, or the disk is full or read-only.
+        ResumeError: there is no such checkpoint.
+    """
+    runs = Path(config.runs_dir).absolute()
+    name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
+    explicit = _explicit_checkpoint(config)
+    path = runs / name if name else _fresh_path(runs, config)
+    exists = (path / "config.yaml").exists()
+    in_place = restart_of is not None or config.resume == "auto"
+    if explicit is not None and explicit.is_relative_to(path):
+        in_place = True
+    if exists and not in_place:
+        raise RunDirectoryError(
+            f"run {path.name!r} exists already at {path}; choose another --name, or go on with it: --resume auto"
+        )
+    try:
+        return _open(path, config, explicit, in_place and exists)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"run directory {path} cannot be made: {error.strerror or error}; set runs_dir to a folder with space "
+            "where you may write"
+        ) from error
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a run resumes from: `last.ckpt`, else the newest one."""
+    last = folder / LAST_CHECKPOINT
+    if last.exists():
+        return last
+    found = sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def newest_run_like(config: RunConfig) -> str | None:
+    """Name of the newest run with this config that has a checkpoint to go on from."""
+    runs = Path(config.runs_dir)
+    wanted = _identity(config.to_dict())
+    found: list[tuple[float, str]] = []
+    for file in runs.glob("*/config.yaml"):
+        try:
+            same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
+        except (OSError, yaml.YAMLError, AttributeError, TypeError):
+            continue  # not ours, or being written: no run to go on with
+        if same and last_checkpoint(file.parent / "checkpoints"):
+            found.append((file.stat().st_mtime, file.parent.name))
+    return max(found)[1] if found else None
+
+
+def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for path in _FREE_TO_CHANGE:
+        group, _, key = path.rpartition(".")
+        (kept.get(group) or {} if group else kept).pop(key, None)
+    return kept
+
+
+def _explicit_checkpoint(config: RunConfig) -> Path | None:
+    if config.resume in ("none", "auto"):
+        return None
+    path = Path(config.resume).absolute()
+    if not path.exists():
+        raise ResumeError(f"resume: {path} does not exist; give a checkpoint, `auto` or `none`")
+    return path
+
+
+def _fresh_path(runs: Path, config: RunConfig) -> Path:
+    base = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.digest()[:6]}"
+    candidates = (runs / (base if n == 1 else f"{base}-{n}") for n in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def _open(path: Path, config: RunConfig, explicit: Path | None, going_on: bool) -> RunDirectory:
+    made = not path.exists()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        lock = _lock(path)
+        for folder in _FOLDERS:
+            (path / folder).mkdir(mode=0o700, exist_ok=True)
+        _keep_config(path, config)
+        wandb_id = _wandb_id(path)
+    except OSError:
+        if made:
+            _remove_empty(path)
+        raise
+    own = last_checkpoint(path / "checkpoints") if going_on else None
+    return RunDirectory(path, explicit if own is None else own, wandb_id, is_new=not going_on, lock=lock)
+
+
+def _lock(path: Path) -> int:
+    """Keep other runs out of `path` until this process ends, however it ends."""
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise RunDirectoryError(
+            f"run {path.name!r} is training right now ({holder}); choose another --name, or stop that one first"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    return descriptor
+
+
+def _keep_config(path: Path, config: RunConfig) -> None:
+    file = path / "config.yaml"
+    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml()
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        file.rename(path / f"config-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+    write_file(file, text)
+
+
+def _named(config: RunConfig, name: str) -> RunConfig:
+    return RunConfig(**{**{k: getattr(config, k) for k in RunConfig.__dataclass_fields__},
+                        "name": name, "resume": "none"})  # fmt: skip
+
+
+def _wandb_id(path: Path) -> str:
+    file = path / "wandb" / "run_id"
+    if file.exists():
+        return file.read_text(encoding="utf-8").strip()
+    made = secrets.token_hex(4)
+    write_file(file, made + "\n")
+    return made
+
+
+def write_plan(run: RunDirectory, plan: Mapping[str, Any]) -> None:
+    """Keep the plan of this attempt in `plan.json`.
+
+    Raises:
+        RunDirectoryError: the disk is full or read-only.
+    """
+    try:
+        write_file(run.path / "plan.json", json.dumps(plan, indent=1) + "\n")
+    except OSError as error:
+        raise RunDirectoryError(f"plan.json cannot be written in {run.path}: {error.strerror or error}") from error
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file of mode 0600 whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove_empty(path: Path) -> None:
+    """Take back what a failed start left: its own few files, then the folders if nothing else is in them."""
+    for file in (path / ".lock", path / "config.yaml", path / "wandb" / "run_id"):
+        file.unlink(missing_ok=True)
+    for folder in (*(path / f for f in _FOLDERS), path):
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()

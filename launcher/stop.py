@@ -1,0 +1,172 @@
+"""Stop all ranks at the same optimizer step, without a collective in any step.
+
+A rank passes a gate at the end of each optimizer step. When one rank gets a signal it tells the others over the store;
+each rank then tells how many gates it has passed and waits at its next gate until it knows the largest such number.
+That is where all of them stop: a rank that is ahead is in a step whose collectives need the others, and they come, as
+their gates let them through up to that number. The threads wait inside the store's C code; a step costs one lock.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A second Ctrl-C sooner than this is torchrun's agent handing the first one on.
+_SECOND_AFTER = 2.0
+# Seconds that a rank waits for the others' answers before it trains on.
+_ANSWER_TIMEOUT = 60.0
+_FOREVER = timedelta(days=365)
+
+
+class StopAgreement:
+    """The ranks' common decision where to stop.
+
+    Args:
+        store: shared by the ranks, of this attempt alone; None with one rank.
+        rank: this rank.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, store: Any, rank: int, world_size: int) -> None:
+        self._store = store if world_size > 1 else None
+        self._rank = rank
+        self._world_size = world_size
+        self._changed = threading.Condition()
+        self._gates = 0
+        self._asked = False
+        self._stop_at: int | None = None
+        self._closed = False
+        self.signal_number: int = signal.SIGTERM
+
+    def start(self) -> None:
+        """Begin to listen to the other ranks."""
+        if self._store is not None:
+            threading.Thread(target=self._watch, name="launcher-stop-watch", daemon=True).start()
+
+    def request(self, signal_number: int) -> None:
+        """Ask all ranks to stop at the end of the step that the furthest one is in."""
+        if self._store is None:
+            with self._changed:
+                self._asked, self._stop_at, self.signal_number = True, self._gates, signal_number
+            return
+        client = self._store.clone()
+        for rank in range(self._world_size):
+            client.set(_key("asked", rank), str(signal_number))
+
+    def gate(self) -> bool:
+        """Pass the end of an optimizer step; True: stop here. The main thread calls it, on every rank equally often."""
+        with self._changed:
+            if self._asked and self._stop_at is None:
+                self._changed.wait_for(lambda: self._stop_at is not None, _ANSWER_TIMEOUT)
+            if self._stop_at is not None and self._gates >= self._stop_at:
+                return True
+            self._gates += 1
+            return False
+
+    def close(self) -> None:
+        """Let the listening thread end."""
+        self._closed = True
+        if self._store is not None:
+            with suppress(RuntimeError):
+                self._store.set(_key("asked", self._rank), "0")
+
+    def _watch(self) -> None:
+        """Wait until somebody asks, then find the common gate."""
+        # A lost store means that the run is ending: nothing is left to agree on.
+        with suppress(RuntimeError):
+            client = self._store.clone()
+            client.wait([_key("asked", self._rank)], _FOREVER)
+            if self._closed:
+                return
+            with self._changed:
+                self._asked = True
+                self.signal_number = int(client.get(_key("asked", self._rank)))
+                client.set(_key("gates", self._rank), str(self._gates))
+            if self._rank == 0:
+                keys = [_key("gates", rank) for rank in range(self._world_size)]
+                client.wait(keys, timedelta(seconds=_ANSWER_TIMEOUT))
+                client.set("stop/at", str(max(int(value) for value in client.multi_get(keys))))
+            client.wait(["stop/at"], timedelta(seconds=_ANSWER_TIMEOUT))
+            stop_at = int(client.get("stop/at"))
+            with self._changed:
+                self._stop_at = stop_at
+                self._changed.notify_all()
+
+
+def _key(what: str, rank: int) -> str:
+    return f"stop/{what}/{rank}"
+
+
+class SignalListener:
+    """Hands signals to a `StopAgreement`, also while the main thread is inside a collective.
+
+    The C-level handler writes the signal's number to a socket, and a thread reads it. A second Ctrl-C ends at once.
+    """
+
+    def __init__(self, agreement: StopAgreement, on_request: Callable[[int], None]) -> None:
+        self._agreement = agreement
+        self._on_request = on_request
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before: dict[int, Any] = {}
+        self._before_fd = -1
+        self._first = 0.0
+        self._closed = False
+
+    def __enter__(self) -> SignalListener:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self.install()
+        # A data loader's worker is a fork: its signals are its own, and it must die of them.
+        os.register_at_fork(after_in_child=self._leave)
+        threading.Thread(target=self._listen, name="launcher-signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        signal.set_wakeup_fd(self._before_fd)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._writer.close()
+
+    def _leave(self) -> None:
+        if not self._closed:
+            signal.set_wakeup_fd(-1)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+
+    def install(self) -> None:
+        """Take the signals (again: Lightning's own SIGTERM handler starts a collective on one rank alone)."""
+        for number in SIGNALS:
+            signal.signal(number, _only_wake)
+
+    def _listen(self) -> None:
+        while data := self._reader.recv(16):
+            for number in data:
+                if number in SIGNALS:
+                    self._handle(number)
+        self._reader.close()
+
+    def _handle(self, number: int) -> None:
+        now = time.monotonic()
+        if not self._first:
+            self._first = now
+            self._on_request(number)
+            with suppress(RuntimeError):
+                self._agreement.request(number)
+        elif number == signal.SIGINT and now - self._first > _SECOND_AFTER:
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nsecond Ctrl-C: ending at once\n")
+            os._exit(128 + number)
+
+
+def _only_wake(signum: int, frame: object) -> None:
+    """The socket has the signal's number already."""

@@ -1,0 +1,38 @@
+"""What a person reads at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launcher.fit import FitResult
+from launcher.terminal import make_console
+
+
+def print_summary(result: FitResult, console: Console | None = None) -> None:
+    """Where everything lies, the last metrics, and the next command to try."""
+    console = console or make_console()
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0), title="Done", title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    table.add_row("steps", str(result.steps))
+    table.add_row("metrics", Text(metrics or "none logged"))
+    table.add_row("run", Text(_short(result.run)))
+    table.add_row("checkpoint", Text(_short(result.checkpoint) if result.checkpoint else "none"))
+    for folder in sorted((result.run / "wandb").glob("*run-*")):
+        if folder.is_dir():
+            sync = "wandb sync " if folder.name.startswith("offline") else ""
+            table.add_row("W&B", Text(sync + _short(folder)))
+    longer = f"python -m launcher fit --config {_short(result.run / 'config.yaml')} --resume auto --trainer.max_epochs N"
+    table.add_row("train on", Text(longer))
+    console.print(table)
+
+
+def _short(path: Path) -> str:
+    """Relative to the current directory where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

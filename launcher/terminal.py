@@ -1,0 +1,15 @@
+"""The terminal that people read: colours and bars where there is one, plain lines where not."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+# Columns of a file or pipe, which has none of its own.
+_PLAIN_WIDTH = 120
+
+
+def make_console() -> Console:
+    """A console on stdout; NO_COLOR, COLUMNS and a missing terminal are respected."""
+    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)

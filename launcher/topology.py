@@ -1,0 +1,134 @@
+"""Where this process stands among the ranks: read once, from a mapping that is passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.errors import TopologyError
+from slurm.environment import SlurmEnvironmentError, read_slurm_task
+
+Source = Literal["torchrun", "slurm", "single"]
+
+_REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# A shell may well export an address or a port; only these say that somebody made ranks.
+_TELLING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """One rank's place.
+
+    Attributes:
+        rank: global rank, 0 to `world_size - 1`.
+        world_size: number of ranks.
+        local_rank: rank within the node.
+        local_world_size: ranks on this node.
+        node_rank: rank of the node.
+        host: name of this machine.
+        source: who told us.
+        master_addr: host of the store; None with one rank.
+        master_port: its port; None with one rank.
+        agent_store: whether torchelastic's agent serves that store, rather than rank zero.
+        restart_count: how often this node's agent restarted its ranks, or SLURM the job.
+        run_id: the name that the agent gave its rendezvous, or SLURM's job id.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    host: str
+    source: Source
+    master_addr: str | None = None
+    master_port: int | None = None
+    agent_store: bool = False
+    restart_count: int = 0
+    run_id: str | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes, each with the same number of ranks."""
+        return self.world_size // self.local_world_size
+
+    @classmethod
+    def single(cls, host: str, *, source: Source = "single", run_id: str | None = None) -> Topology:
+        """The place of a process that nobody made a rank."""
+        return cls(0, 1, 0, 1, 0, host, source, run_id=run_id)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str], host: str) -> Topology:
+        """Read the place of this process from its environment.
+
+        Args:
+            env: the environment; never `os.environ` itself is looked at.
+            host: name of this machine.
+
+        Raises:
+            TopologyError: half-set or contradicting variables, all named; or ranks that `srun` made itself.
+        """
+        if any(name in env for name in _TELLING):
+            return _from_torchrun(env, host)
+        try:
+            task = read_slurm_task(env)
+        except SlurmEnvironmentError as error:
+            raise TopologyError(str(error)) from error
+        if task is None:
+            return cls.single(host)
+        if task.tasks > 1:
+            raise TopologyError(
+                f"srun started {task.tasks} tasks of this step; the launcher wants one task a node, which makes the "
+                "ranks: srun --ntasks-per-node=1 torchrun --nnodes ... --nproc-per-node ... -m launcher"
+            )
+        return cls.single(host, source="slurm", run_id=task.job_id)
+
+
+def _from_torchrun(env: Mapping[str, str], host: str) -> Topology:
+    missing = [name for name in _REQUIRED if not env.get(name)]
+    if missing:
+        given = ", ".join(f"{name}={env[name]}" for name in _REQUIRED if env.get(name))
+        raise TopologyError(
+            f"{given} set, but {', '.join(missing)} missing: half a rank. Start with torchrun, which sets all of them, "
+            f"or unset {', '.join(name for name in _TELLING if name in env)} to train in one process"
+        )
+    numbers: dict[str, int] = {}
+    wrong: list[str] = []
+    for name, default in [*((n, None) for n in _REQUIRED if n != "MASTER_ADDR"),
+                          ("GROUP_RANK", "0"), ("TORCHELASTIC_RESTART_COUNT", "0")]:  # fmt: skip
+        text = env.get(name) or default or ""
+        if text.isdecimal():
+            numbers[name] = int(text)
+        else:
+            wrong.append(f"{name}={text!r} is no whole number")
+    if not wrong:
+        wrong = _contradictions(numbers)
+    if wrong:
+        raise TopologyError("; ".join(wrong))
+    return Topology(
+        rank=numbers["RANK"],
+        world_size=numbers["WORLD_SIZE"],
+        local_rank=numbers["LOCAL_RANK"],
+        local_world_size=numbers["LOCAL_WORLD_SIZE"],
+        node_rank=numbers["GROUP_RANK"],
+        host=host,
+        source="torchrun",
+        master_addr=env["MASTER_ADDR"],
+        master_port=numbers["MASTER_PORT"],
+        agent_store=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        restart_count=numbers["TORCHELASTIC_RESTART_COUNT"],
+        run_id=env.get("TORCHELASTIC_RUN_ID"),
+    )
+
+
+def _contradictions(numbers: Mapping[str, int]) -> list[str]:
+    wrong: list[str] = []
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if numbers[rank] >= numbers[size]:
+            wrong.append(f"{rank}={numbers[rank]} must be below {size}={numbers[size]}")
+    if numbers["LOCAL_WORLD_SIZE"] > numbers["WORLD_SIZE"]:
+        wrong.append(f"LOCAL_WORLD_SIZE={numbers['LOCAL_WORLD_SIZE']} exceeds WORLD_SIZE={numbers['WORLD_SIZE']}")
+    if numbers["MASTER_PORT"] > 65535:
+        wrong.append(f"MASTER_PORT={numbers['MASTER_PORT']} is no port")
+    return wrong

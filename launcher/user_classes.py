@@ -1,0 +1,204 @@
+"""The user's own classes: imported, checked and made from `class_path` and `init_args`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jsonargparse
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+
+from launcher.config import RunConfig
+from launcher.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class UserClasses:
+    """The classes that a config names, importable and of the right kind.
+
+    Attributes:
+        model: the LightningModule's class.
+        data: the LightningDataModule's class, None if the model has loaders of its own.
+        batch_size_of: 'data' or 'model', whichever takes a `batch_size`; None if none does.
+        batch_size: that argument's value.
+    """
+
+    model: type[pl.LightningModule]
+    data: type[pl.LightningDataModule] | None
+    batch_size_of: str | None
+    batch_size: int | None
+
+    def traits(self) -> dict[str, Any]:
+        """What the classes say of themselves, as plain JSON values."""
+        return {
+            "model": f"{self.model.__module__}.{self.model.__qualname__}",
+            "batch_size": self.batch_size,
+            "static_graph": bool(getattr(self.model, "static_graph", False)),
+        }
+
+
+def import_classes(config: RunConfig) -> UserClasses:
+    """Import what the config names and check the arguments, without making an object.
+
+    Raises:
+        ConfigError: lists every class that does not import or is of the wrong kind, and every argument it does not take.
+    """
+    problems: list[Problem] = []
+    found: dict[str, type[Any]] = {}
+    for key, base in (("model", pl.LightningModule), ("data", pl.LightningDataModule)):
+        spec = getattr(config, key)
+        if not spec:
+            continue
+        try:
+            found[key] = _import(spec["class_path"], base, f"{key}.class_path")
+            problems += _argument_problems(found[key], key, spec)
+        except ConfigError as error:
+            problems += error.problems
+    for key, base in (("callbacks", pl.Callback), ("logger", Logger)):
+        problems += _list_problems(getattr(config.trainer, key), base, f"trainer.{key}")
+    if problems:
+        raise ConfigError(problems)
+    owner, batch_size = _find_batch_size(config, found)
+    return UserClasses(found["model"], found.get("data"), owner, batch_size)
+
+
+def make_objects(
+    config: RunConfig, classes: UserClasses, micro_batch_size: int | None
+) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
+    """Make the model and the data; the planned micro batch goes in where a `batch_size` is taken.
+
+    Whatever the constructors raise comes out as it is.
+    """
+    specs: dict[str, Any] = {"model": config.model, "data": config.data}
+    if classes.batch_size_of is not None and micro_batch_size is not None:
+        spec = specs[classes.batch_size_of]
+        specs[classes.batch_size_of] = {**spec, "init_args": {**(spec.get("init_args") or {}), "batch_size": micro_batch_size}}
+    model = _instantiate(pl.LightningModule, specs["model"])
+    return model, _instantiate(pl.LightningDataModule, specs["data"]) if specs["data"] else None
+
+
+def make_callbacks(config: RunConfig) -> list[pl.Callback]:
+    """The user's own callbacks, in their order."""
+    return [_instantiate(pl.Callback, spec) for spec in _as_list(config.trainer.callbacks)]
+
+
+def make_loggers(config: RunConfig) -> list[Logger]:
+    """The user's own loggers, beside W&B."""
+    return [_instantiate(Logger, spec) for spec in _as_list(config.trainer.logger)]
+
+
+def _as_list(value: list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[str, Any]]:
+    return [] if value is None else [value] if isinstance(value, dict) else value
+
+
+def _import(path: str, base: type[Any], field: str) -> type[Any]:
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        # The user's module may raise anything; the last line is what it says.
+        last = traceback.format_exception_only(error)[-1].strip()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        own = "" if where.filename.startswith("<frozen") else f" ({where.filename}, line {where.lineno})"
+        raise ConfigError([Problem(field, f"{path} does not import: {last}{own}")]) from error
+    found = getattr(module, name, None)
+    if found is None:
+        raise ConfigError([Problem(field, f"module {module_name} has no {name}; it lies in {module.__file__}")])
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ConfigError([Problem(field, f"{path} is no {base.__name__}; it is {_what(found)}")])
+    return found
+
+
+def _what(found: Any) -> str:
+    if inspect.isclass(found):
+        return "a class of " + ", ".join(b.__name__ for b in found.__mro__[1:-1]) if len(found.__mro__) > 2 else "a bare class"
+    return f"a {type(found).__name__}"
+
+
+def _argument_problems(cls: type[Any], key: str, spec: Mapping[str, Any]) -> list[Problem]:
+    """Each argument by itself, so that all wrong ones are told at once."""
+    given = spec.get("init_args") or {}
+    if not isinstance(given, Mapping):
+        return [Problem(f"{key}.init_args", f"given {given!r}; expected a mapping of arguments")]
+    parser = _class_parser(cls)
+    known = {action.dest.removeprefix("it.") for action in parser._actions if action.dest.startswith("it.")}
+    problems: list[Problem] = []
+    for name, value in given.items():
+        path = f"{key}.init_args.{name}"
+        if name not in known:
+            close = jsonargparse_close(name, known)
+            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {close}"))
+            continue
+        if name == "batch_size" and isinstance(value, int) and value < 1:
+            problems.append(Problem(path, f"given {value!r}; expected at least 1"))
+            continue
+        try:
+            parser.parse_object({"it": {name: value}}, defaults=False)
+        except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+            # Other arguments may be required and are not given in this look at one.
+            if name in str(error).splitlines()[0]:
+                detail = " ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+                problems.append(Problem(path, f"given {value!r}; {detail or error}"))
+    missing = sorted(_required(cls) - set(given))
+    problems += [Problem(f"{key}.init_args.{name}", f"{cls.__name__} needs it, and it was not given") for name in missing]
+    return problems
+
+
+def jsonargparse_close(name: str, known: set[str]) -> str:
+    """A 'did you mean' for an argument's name."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(known)) or 'no arguments'}"
+
+
+def _class_parser(cls: type[Any]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "it", fail_untyped=False)
+    return parser
+
+
+def _required(cls: type[Any]) -> set[str]:
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.default is p.empty and p.kind in kinds and p.name != "self"}
+
+
+def _list_problems(given: Any, base: type[Any], path: str) -> list[Problem]:
+    problems: list[Problem] = []
+    for position, spec in enumerate(_as_list(given)):
+        field = f"{path}[{position}]"
+        class_path = spec.get("class_path")
+        if not isinstance(class_path, str) or "." not in class_path:
+            problems.append(Problem(f"{field}.class_path", f"given {class_path!r}; expected an import path"))
+            continue
+        try:
+            problems += _argument_problems(_import(class_path, base, f"{field}.class_path"), field, spec)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def _find_batch_size(config: RunConfig, classes: Mapping[str, type[Any]]) -> tuple[str | None, int | None]:
+    """Which class takes `batch_size`, and what it would get: Lightning's own name for the micro batch."""
+    for key in ("data", "model"):
+        if key not in classes:
+            continue
+        parameter = inspect.signature(classes[key].__init__).parameters.get("batch_size")
+        if parameter is None:
+            continue
+        default = None if parameter.default is parameter.empty else parameter.default
+        value = (getattr(config, key).get("init_args") or {}).get("batch_size", default)
+        return key, value if isinstance(value, int) else None
+    return None, None
+
+
+def _instantiate(base: type[Any], spec: Mapping[str, Any]) -> Any:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "it", fail_untyped=False)
+    return parser.instantiate(parser.parse_object({"it": dict(spec)})).it

@@ -1,0 +1,114 @@
+"""The W&B run: rank zero's alone, with an id that is fixed before the training, and never in its way."""
+
+from __future__ import annotations
+
+import contextlib
+import netrc
+import os
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from launcher.config import WandbOptions
+from launcher.run_directory import RunDirectory
+
+
+def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:
+    """Online or offline, and a notice if W&B was left to decide and has no key.
+
+    Args:
+        options: the user's wish; `auto` takes WANDB_MODE, else online if a key is at hand.
+        env: the environment.
+    """
+    if options.mode != "auto":
+        return options.mode, None
+    if env.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return env["WANDB_MODE"], None
+    if env.get("WANDB_API_KEY") or _has_netrc_key(env):
+        return "online", None
+    return "offline", "W&B is offline: no key is set (`wandb login` makes the next run online)"
+
+
+def _has_netrc_key(env: Mapping[str, str]) -> bool:
+    host = urllib.parse.urlparse(env.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    file = Path(env.get("NETRC") or Path(env.get("HOME", "/")) / ".netrc")
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def start_wandb(
+    options: WandbOptions, run: RunDirectory, values: Mapping[str, Any], notice: Callable[[str], None]
+) -> WandbLogger | None:
+    """Start the run; offline if the server doesn't answer in time, not at all if W&B is broken or disabled.
+
+    Args:
+        options: the user's settings.
+        run: says the directory and the id.
+        values: config and plan, as plain values.
+        notice: told what was done instead of what was asked for.
+    """
+    mode, remark = resolve_mode(options, os.environ)
+    if remark:
+        notice(remark)
+    if mode == "disabled":
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        notice(f"W&B is not used: {error}")
+        return None
+    for attempt in (mode, "offline") if mode == "online" else (mode,):
+        try:
+            experiment = wandb.init(
+                project=options.project,
+                entity=options.entity,
+                group=options.group,
+                tags=list(options.tags),
+                name=run.name,
+                id=run.wandb_id,
+                dir=str(run.path),
+                config=dict(values),
+                resume="allow",
+                mode=attempt,  # type: ignore[arg-type] -- one of its literals
+                settings=wandb.Settings(init_timeout=options.init_timeout, silent=True, console="off"),
+            )
+        except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
+            wandb.teardown()
+            notice(f"W&B {attempt} failed: {_first_line(error)}")
+            continue
+        return WandbLogger(experiment=experiment, save_dir=str(run.path), id=run.wandb_id)
+    return None
+
+
+def finish_wandb(logger: WandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = 60.0) -> None:
+    """End the run; if the upload does not end in time, leave it to `wandb sync`.
+
+    Args:
+        logger: from `start_wandb`.
+        exit_code: what the run ends with.
+        notice: told if the upload was left.
+        timeout: seconds that the end of a training may wait for W&B.
+    """
+    experiment = logger.experiment
+    folder = Path(experiment.dir).parent
+    done = threading.Event()
+
+    def finish() -> None:
+        with contextlib.suppress(Exception):
+            experiment.finish(exit_code=exit_code)
+        done.set()
+
+    threading.Thread(target=finish, name="launcher-wandb-finish", daemon=True).start()
+    if not done.wait(timeout):
+        notice(f"W&B did not take everything within {timeout:g} s; later: wandb sync {folder}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

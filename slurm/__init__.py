@@ -1,0 +1,1 @@
+"""What SLURM tells a process and what is told to SLURM."""

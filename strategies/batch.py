@@ -1,0 +1,92 @@
+"""Split one global batch over ranks and gradient accumulation, so that its size does not depend on their number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class BatchSplitError(ValueError):
+    """A global batch that these ranks cannot share evenly.
+
+    Attributes:
+        global_batch_size: samples per optimizer step, as asked for.
+        world_size: number of ranks.
+        nearest_global_batch_sizes: the sizes next to it that these ranks can share.
+        nearest_world_sizes: the numbers of ranks next to it that can share this size.
+    """
+
+    def __init__(self, message: str, *, global_batch_size: int, world_size: int, unit: int) -> None:
+        below = global_batch_size // unit * unit
+        self.global_batch_size = global_batch_size
+        self.world_size = world_size
+        self.nearest_global_batch_sizes = tuple(n for n in (below, below + unit) if n > 0)
+        self.nearest_world_sizes = nearest_divisors(global_batch_size, world_size)
+        sizes = " or ".join(map(str, self.nearest_global_batch_sizes))
+        worlds = " or ".join(map(str, self.nearest_world_sizes))
+        super().__init__(f"{message}; nearest: global_batch_size {sizes}, or {worlds} ranks")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSplit:
+    """How one optimizer step's samples are shared: `global_batch_size == micro_batch_size * world_size * accumulate`.
+
+    Attributes:
+        world_size: number of ranks.
+        micro_batch_size: samples a rank takes at once; None if only the user's loader knows.
+        accumulate: micro batches that a rank adds up before an optimizer step.
+    """
+
+    world_size: int
+    micro_batch_size: int | None
+    accumulate: int
+
+    @property
+    def global_batch_size(self) -> int | None:
+        """Samples per optimizer step over all ranks; None if only the user's loader knows."""
+        return None if self.micro_batch_size is None else self.micro_batch_size * self.world_size * self.accumulate
+
+
+def split_batch(
+    global_batch_size: int, world_size: int, *, largest_micro_batch: int | None = None, accumulate: int | None = None
+) -> BatchSplit:
+    """Share `global_batch_size` evenly over `world_size` ranks.
+
+    Args:
+        global_batch_size: samples per optimizer step over all ranks.
+        world_size: number of ranks.
+        largest_micro_batch: most samples that a rank may take at once; the largest divisor below it is used.
+        accumulate: a number of micro batches that the user fixed; None leaves it to the split.
+
+    Raises:
+        BatchSplitError: the ranks cannot share it evenly; lists the nearest sizes and numbers of ranks that can.
+        ValueError: a size below 1.
+    """
+    for name, value in (("global_batch_size", global_batch_size), ("world_size", world_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, {value} was given")
+    unit = world_size * (accumulate or 1)
+    if global_batch_size % unit:
+        times = f" x {accumulate} accumulated batches" if accumulate else ""
+        raise BatchSplitError(
+            f"global_batch_size {global_batch_size} cannot be shared by {world_size} ranks{times}",
+            global_batch_size=global_batch_size,
+            world_size=world_size,
+            unit=unit,
+        )
+    share = global_batch_size // world_size
+    if accumulate is not None:
+        return BatchSplit(world_size, share // accumulate, accumulate)
+    micro = share if largest_micro_batch is None else largest_divisor(share, largest_micro_batch)
+    return BatchSplit(world_size, micro, share // micro)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit` (and at least 1)."""
+    return next(n for n in range(max(1, min(number, limit)), 0, -1) if number % n == 0)
+
+
+def nearest_divisors(number: int, near: int) -> tuple[int, ...]:
+    """The divisors of `number` next to `near`, below and above."""
+    below = largest_divisor(number, near)
+    above = next((n for n in range(near + 1, number + 1) if number % n == 0), None)
+    return (below,) if above is None else (below, above)

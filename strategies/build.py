@@ -1,0 +1,129 @@
+"""Lightning's own objects for a choice of strategy and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from typing_extensions import override
+
+from strategies.choice import DDP, StrategyChoice
+from strategies.precision import Precision
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where a rank stands; the same meaning as torchrun's variables.
+
+    Attributes:
+        rank: global rank.
+        world_size: number of ranks.
+        local_rank: rank within the node, and the number of its device.
+        local_world_size: ranks on this node.
+        node_rank: rank of the node.
+        main_address: host of rank zero's store.
+        main_port: its port.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    main_address: str
+    main_port: int
+
+
+class KnownRanks(ClusterEnvironment):
+    """Tells Lightning what is known already, so that it neither guesses from the environment nor starts processes."""
+
+    def __init__(self, place: RankPlace) -> None:
+        super().__init__()
+        self._place = place
+
+    @property
+    @override
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    @override
+    def main_address(self) -> str:
+        return self._place.main_address
+
+    @property
+    @override
+    def main_port(self) -> int:
+        return self._place.main_port
+
+    @staticmethod
+    @override
+    def detect() -> bool:
+        return False
+
+    @override
+    def world_size(self) -> int:
+        return self._place.world_size
+
+    @override
+    def set_world_size(self, size: int) -> None:
+        if size != self._place.world_size:
+            raise ValueError(f"Lightning counts {size} ranks, the launcher agreed on {self._place.world_size}")
+
+    @override
+    def global_rank(self) -> int:
+        return self._place.rank
+
+    @override
+    def set_global_rank(self, rank: int) -> None:
+        if rank != self._place.rank:
+            raise ValueError(f"Lightning calls this rank {rank}, the launcher {self._place.rank}")
+
+    @override
+    def local_rank(self) -> int:
+        return self._place.local_rank
+
+    @override
+    def node_rank(self) -> int:
+        return self._place.node_rank
+
+
+def build_strategy(choice: StrategyChoice, device_kind: str, place: RankPlace, timeout: float) -> Strategy:
+    """The strategy as Lightning's object.
+
+    Args:
+        choice: what was chosen.
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        place: this rank's.
+        timeout: seconds after which a collective fails; only used if Lightning itself makes a process group.
+    """
+    if choice.name != DDP:
+        return SingleDeviceStrategy(device=_device(device_kind, place.local_rank))
+    return DDPStrategy(
+        # Lightning takes this rank's by its local rank, and counts the node's ranks by them.
+        parallel_devices=[_device(device_kind, n) for n in range(place.local_world_size)],
+        cluster_environment=KnownRanks(place),
+        process_group_backend=choice.backend,
+        timeout=timedelta(seconds=timeout),
+        gradient_as_bucket_view=choice.gradient_as_bucket_view,
+        static_graph=choice.static_graph,
+        find_unused_parameters=choice.find_unused_parameters,
+    )
+
+
+def _device(kind: str, index: int) -> torch.device:
+    return torch.device("cpu") if kind == "cpu" else torch.device(kind, index)
+
+
+def precision_plugin(precision: Precision, device_kind: str) -> MixedPrecision | None:
+    """A plugin where Lightning's own choice would differ from the plan; None where its `precision` flag does it.
+
+    Lightning turns 16-mixed on a CPU into bf16-mixed. torch has had a CPU GradScaler since 2.3, so it is not needed.
+    """
+    if precision is Precision.FP16_MIXED and device_kind == "cpu":
+        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    return None

@@ -1,0 +1,111 @@
+"""Choose the strategy, with the reasons and the candidates that were not taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SINGLE_DEVICE = "single_device"
+DDP = "ddp"
+# Lightning's spelling for a DDP that looks for unused parameters in every step.
+DDP_FIND_UNUSED = "ddp_find_unused_parameters_true"
+AUTO = "auto"
+NAMES = (AUTO, SINGLE_DEVICE, DDP, DDP_FIND_UNUSED)
+
+
+class StrategyError(ValueError):
+    """A strategy that does not exist or does not fit the number of ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A candidate that was not taken, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyChoice:
+    """What trains the model.
+
+    Attributes:
+        name: `single_device` or `ddp`.
+        reasons: in plain words, for the plan.
+        rejected: the other candidates.
+        backend: process group backend, None without a process group.
+        gradient_as_bucket_view: gradients are views into DDP's buckets, which saves one copy of all gradients.
+        static_graph: DDP may take the first step's graph for all steps.
+        find_unused_parameters: DDP looks in every step for parameters that got no gradient.
+    """
+
+    name: str
+    reasons: tuple[str, ...]
+    rejected: tuple[Rejected, ...] = field(default=())
+    backend: str | None = None
+    gradient_as_bucket_view: bool = False
+    static_graph: bool = False
+    find_unused_parameters: bool = False
+
+
+def choose_strategy(
+    requested: str, *, world_size: int, device_kind: str, accumulate: int, model_has_static_graph: bool
+) -> StrategyChoice:
+    """Pick the strategy for `world_size` ranks.
+
+    Args:
+        requested: one of `NAMES`.
+        world_size: number of ranks.
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        accumulate: micro batches per optimizer step.
+        model_has_static_graph: whether the model declares `static_graph = True`: every step uses the same parameters.
+
+    Raises:
+        StrategyError: unknown name, or a strategy that these ranks cannot run.
+    """
+    if requested not in NAMES:
+        raise StrategyError(f"strategy {requested!r} does not exist; valid are {', '.join(NAMES)}")
+    if requested == SINGLE_DEVICE and world_size > 1:
+        raise StrategyError(
+            f"strategy single_device was asked for, but there are {world_size} ranks; use `strategy: auto`, or one rank"
+        )
+    if world_size > 1 and device_kind == "mps":
+        raise StrategyError("Apple's GPU has no process group backend; use `devices: 1` or `accelerator: cpu`")
+    if requested == SINGLE_DEVICE or (requested == AUTO and world_size == 1):
+        why = "one rank: there is nobody to exchange gradients with"
+        return StrategyChoice(
+            SINGLE_DEVICE, (why,), (Rejected(DDP, "with one rank it only adds the cost of its buckets"),)
+        )
+    return _ddp(requested, world_size, device_kind, accumulate, model_has_static_graph)
+
+
+def _ddp(requested: str, world_size: int, device_kind: str, accumulate: int, declared_static: bool) -> StrategyChoice:
+    backend = "nccl" if device_kind == "cuda" else "gloo"
+    find_unused = requested == DDP_FIND_UNUSED
+    static, why_static = _static_graph(find_unused, accumulate, declared_static)
+    asked = "asked for" if requested != AUTO else f"{world_size} ranks, each with the whole model"
+    reasons = (
+        f"DDP: {asked}",
+        f"{backend} carries the gradients of {device_kind} devices",
+        "gradient_as_bucket_view: saves a copy of all gradients",
+        why_static,
+    )
+    return StrategyChoice(
+        DDP,
+        reasons,
+        (Rejected(SINGLE_DEVICE, f"there are {world_size} ranks"),) if world_size > 1 else (),
+        backend=backend,
+        gradient_as_bucket_view=True,
+        static_graph=static,
+        find_unused_parameters=find_unused,
+    )
+
+
+def _static_graph(find_unused: bool, accumulate: int, declared: bool) -> tuple[bool, str]:
+    """Safe only if each step uses the same parameters and each backward is followed by an all-reduce."""
+    if find_unused:
+        return False, "static_graph off: unused parameters may change from step to step"
+    if not declared:
+        return False, "static_graph off: the model does not declare `static_graph = True`"
+    if accumulate > 1:
+        return False, f"static_graph off: {accumulate - 1} of {accumulate} backward passes skip the all-reduce"
+    return True, "static_graph on: the model declares that every step uses the same parameters"
