@@ -13,6 +13,7 @@ from launcher.hardware import Hardware
 from launcher.topology import Topology
 from strategies.precision import RankCapability
 
+
 @dataclass(frozen=True, slots=True)
 class RankFacts:
     """What one rank tells the others.
@@ -153,11 +154,11 @@ def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
     for fact in facts[1:]:
         if fact.config_digest == facts[0].config_digest or fact.config is None:
             continue
-        for path in sorted({*fact.config, *base}):
-            if fact.config.get(path) != base.get(path):
-                lines.append(
-                    f"{path}: {base.get(path)!r} on {_name([facts[0]])}, {fact.config.get(path)!r} on {_name([fact])}"
-                )
+        lines += [
+            f"{path}: {base.get(path)!r} on {_name(facts[:1])}, {fact.config.get(path)!r} on {_name([fact])}"
+            for path in sorted({*fact.config, *base})
+            if fact.config.get(path) != base.get(path)
+        ]
     return lines[:20]
 
 

@@ -8,6 +8,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
@@ -148,8 +149,9 @@ def _plan(options: argparse.Namespace, overrides: Sequence[str], _: Sequence[str
 
 def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
     # The current directory is importable, as it is for `python -m`.
-    if sys.path[0] not in ("", os.getcwd()):
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if sys.path[0] not in ("", here):
+        sys.path.insert(0, here)
     from launcher.config_sources import load_config
 
     try:

@@ -183,9 +183,13 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
         path = spec.get("class_path")
         if path is None:
             given = ", ".join(spec.get("init_args") or {})
-            problems.append(Problem(key, f"arguments {given} of which class? add class_path, or --{key} my_pkg.MyClass"))
+            problems.append(
+                Problem(key, f"arguments {given} of which class? add class_path, or --{key} my_pkg.MyClass")
+            )
         elif not isinstance(path, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
-            problems.append(Problem(f"{key}.class_path", f"given {path!r}; expected an import path like my_pkg.MyClass"))
+            problems.append(
+                Problem(f"{key}.class_path", f"given {path!r}; expected an import path like my_pkg.MyClass")
+            )
     return problems
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -75,6 +75,7 @@ def order_training_data(
     rank: int,
     seed: int,
     fixed_global_batch: bool,
+    resume_states: Sequence[Mapping[str, Any]] = (),
     notice: Callable[[str], None],
 ) -> None:
     """Make `owner.train_dataloader()` return loaders in the global order that can be resumed within an epoch.
@@ -85,9 +86,12 @@ def order_training_data(
         rank: this rank.
         seed: of the order.
         fixed_global_batch: whether the user fixed `global_batch_size`.
+        resume_states: where the loaders were, in their order. Lightning restores it too, but too late if
+            `configure_optimizers` asks for `trainer.estimated_stepping_batches`, which makes the loaders.
         notice: told when a loader has to be left as it is.
     """
     original = owner.train_dataloader
+    states = list(resume_states)
 
     @functools.wraps(original)
     def train_dataloader() -> Any:
@@ -115,7 +119,10 @@ def order_training_data(
             global_batch_size=batch.global_batch_size if fixed_global_batch else None,
             drop_last=loader.drop_last,
         )
-        return _stateful(loader, sampler)
+        stateful = _stateful(loader, sampler)
+        if states:
+            stateful.load_state_dict(dict(states.pop(0)))
+        return stateful
 
     object.__setattr__(owner, "train_dataloader", train_dataloader)
 
@@ -137,7 +144,9 @@ def _check_size(loader: DataLoader[Any], batch: BatchSplit, fixed: bool, where: 
             f"`batch_size` and use it, or choose another global_batch_size or trainer.accumulate_grad_batches"
         )
     if length is not None and batch.global_batch_size is not None and length < batch.global_batch_size:
-        raise DataError(f"the training data has {length} samples, fewer than one global_batch_size {batch.global_batch_size}")
+        raise DataError(
+            f"the training data has {length} samples, fewer than one global_batch_size {batch.global_batch_size}"
+        )
 
 
 def _why_not(loader: DataLoader[Any]) -> str | None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -23,9 +23,6 @@ from launcher.rank_log import RankLog
 from launcher.run_directory import RunDirectory, open_run_directory, write_plan
 from launcher.terminal import make_console
 from launcher.topology import Topology
-
-if TYPE_CHECKING:
-    from launcher.user_classes import UserClasses
 
 _RUN_NAME_KEY = "launcher/run_name"
 
@@ -65,7 +62,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
     try:
         attach_log(log)
-        facts, classes = gather_facts(config, topology)
+        facts = gather_facts(config, topology)
         store = open_store(topology, config.agreement_timeout)
         decision, run = decide_together(config, topology, facts, store)
         plan = Plan.from_dict(decision.values["plan"])
@@ -76,7 +73,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
         with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
             from launcher.training import train
 
-            return train(config, topology, plan, run, classes, store, decision.attempt, events, console)
+            return train(config, topology, plan, run, store, decision.attempt, events, console)
     finally:
         log.detach()
         log.discard_pending()
@@ -90,7 +87,7 @@ def attach_log(log: RankLog) -> None:
         return
 
 
-def gather_facts(config: RunConfig, topology: Topology) -> tuple[RankFacts, UserClasses | None]:
+def gather_facts(config: RunConfig, topology: Topology) -> RankFacts:
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
         from launcher.hardware import detect_hardware
@@ -99,13 +96,13 @@ def gather_facts(config: RunConfig, topology: Topology) -> tuple[RankFacts, User
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
-        classes = import_classes(config)
+        traits = import_classes(config).traits()
     except LauncherError as error:
         if topology.world_size == 1:
             raise
-        return RankFacts.of(topology, error=str(error), config_digest=config.digest()), None
-    known = {"hardware": hardware, "config_digest": config.digest(), "traits": classes.traits()}
-    return RankFacts.of(topology, **known), classes
+        return RankFacts.of(topology, error=str(error), config_digest=config.digest())
+    known = {"hardware": hardware, "config_digest": config.digest(), "traits": traits}
+    return RankFacts.of(topology, **known)
 
 
 def decide_together(
@@ -149,7 +146,13 @@ def refuse_together(topology: Topology, error: LauncherError) -> None:
 
 
 def announce(
-    config: RunConfig, topology: Topology, plan: Plan, run: RunDirectory, events: EventLog, console: Console, attempt: str
+    config: RunConfig,
+    topology: Topology,
+    plan: Plan,
+    run: RunDirectory,
+    events: EventLog,
+    console: Console,
+    attempt: str,
 ) -> None:
     """Rank zero tells the terminal and the events what is about to happen."""
     if topology.rank != 0:

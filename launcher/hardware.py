@@ -91,7 +91,7 @@ def available_kind(accelerator: str) -> DeviceKind:
         "cpu": True,
     }
     if accelerator in ("auto", "gpu"):
-        wanted: list[DeviceKind] = ["cuda", "mps"] + (["cpu"] if accelerator == "auto" else [])
+        wanted: list[DeviceKind] = ["cuda", "mps", "cpu"] if accelerator == "auto" else ["cuda", "mps"]
     elif accelerator in ("cpu", "cuda", "mps"):
         wanted = [accelerator]
     else:
@@ -100,7 +100,8 @@ def available_kind(accelerator: str) -> DeviceKind:
         if has[kind]:
             return kind
     raise TopologyError(
-        f"accelerator {accelerator!r} was asked for, but this machine has {' and '.join(k for k in has if has[k])} only; "
+        f"accelerator {accelerator!r} was asked for, but this machine has only "
+        f"{' and '.join(k for k in has if has[k])}; "
         "set `accelerator: auto`, or install a torch build that sees the device"
     )
 

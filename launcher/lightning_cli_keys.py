@@ -45,7 +45,9 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
         result["trainer"] = trainer
     seed = result.pop("seed_everything", True)
     if seed is False:
-        problems.append(Problem("seed_everything", "given False; every run is seeded here: give a number, or remove it"))
+        problems.append(
+            Problem("seed_everything", "given False; every run is seeded here: give a number, or remove it")
+        )
     elif seed is not True and seed is not None:
         problems += _move(result, "seed_everything", "seed", seed)
     checkpoint = result.pop("ckpt_path", None)

@@ -61,8 +61,11 @@ class Plan:
         strategy["reasons"] = tuple(strategy["reasons"])
         strategy["rejected"] = tuple(Rejected(**r) for r in strategy["rejected"])
         batch = {k: v for k, v in values["batch"].items() if k != "global_batch_size"}
-        tuples = {k: tuple(values[k]) for k in ("precision_reasons", "batch_reasons", "hosts", "notices")}
-        return cls(**{**values, **tuples, "strategy": StrategyChoice(**strategy), "batch": BatchSplit(**batch)})
+        fields: dict[str, Any] = dict(values)
+        for name in ("precision_reasons", "batch_reasons", "hosts", "notices"):
+            fields[name] = tuple(values[name])
+        fields.update(strategy=StrategyChoice(**strategy), batch=BatchSplit(**batch))
+        return cls(**fields)
 
 
 def make_plan(config: RunConfig, agreement: Agreement) -> Plan:

@@ -51,7 +51,9 @@ def open_store(topology: Topology, timeout: float) -> Store:
 
 
 @contextmanager
-def process_group(store: Store, topology: Topology, backend: str | None, attempt: str, timeout: float) -> Iterator[None]:
+def process_group(
+    store: Store, topology: Topology, backend: str | None, attempt: str, timeout: float
+) -> Iterator[None]:
     """A process group that only the ranks of this attempt can meet in; nothing without a backend.
 
     Args:

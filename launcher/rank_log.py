@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import TextIO
-
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -67,12 +69,14 @@ class RankLog:
         if tee is not None:
             # -i: a Ctrl-C is for the trainer, which still has something to say.
             self._tee = subprocess.Popen(
-                [tee, "-i", "-a", str(self._path)], stdin=subprocess.PIPE, stdout=self._saved[1], stderr=subprocess.DEVNULL
+                [tee, "-i", "-a", str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=self._saved[1],
+                stderr=subprocess.DEVNULL,
             )
             assert self._tee.stdin is not None  # noqa: S101 -- PIPE was asked for
             for stream in (1, 2):
                 os.dup2(self._tee.stdin.fileno(), stream)
-            self._tee.stdin.close()
         sys.stdout = _Copy(terminal, file)
 
     def move_to(self, path: Path) -> None:
@@ -97,10 +101,9 @@ class RankLog:
         for stream, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, stream)
             os.close(saved)
-        if self._tee is not None:
-            # A child of the training (a data loader's worker) may still hold the pipe.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._tee.wait(timeout=2)
+        if self._tee is not None and self._tee.stdin is not None:
+            _await_drained(self._tee.stdin.fileno())
+            self._tee.stdin.close()
         self._saved = self._python = None
 
     def discard_pending(self) -> None:
@@ -135,6 +138,16 @@ class _Copy(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return "utf-8"
+
+
+def _await_drained(pipe: int, limit: float = 1.0) -> None:
+    """Wait until `tee` has taken what is in the pipe. Its end can't be waited for: W&B's service holds the pipe too."""
+    give_up = time.monotonic() + limit
+    while time.monotonic() < give_up:
+        unread = fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0")
+        if unread == b"\0\0\0\0":
+            return
+        time.sleep(0.005)
 
 
 def _free_name(path: Path) -> Path:

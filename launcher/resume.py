@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,12 @@ def check_checkpoint(path: Path) -> None:
             f"resume: {path} is no Lightning training checkpoint: it lacks {', '.join(missing)}; "
             "load plain weights in the model's own constructor"
         )
+
+
+def loader_states(path: Path) -> Sequence[Mapping[str, Any]]:
+    """Where the training loaders were, in their order, as Lightning saved it; empty if they could not say."""
+    fit_loop = read_checkpoint(path)["loops"].get("fit_loop", {})
+    return fit_loop.get("state_dict", {}).get("combined_loader", [])
 
 
 def check_fits_model(path: Path, model: pl.LightningModule) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from rich.console import Console
 from torch import Tensor
+from typing_extensions import override
 
 from launcher.errors import Interrupted
 from launcher.events import EventLog
@@ -31,18 +32,22 @@ class StopTogether(pl.Callback):
         self._checkpoint = checkpoint
         self._step = -1
 
+    @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listener.install()
         self._step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self._step:
             return  # in the middle of an accumulation
         self._step = trainer.global_step
         if not self._agreement.gate():
             return
         if self._checkpoint is not None:
-            trainer.save_checkpoint(self._checkpoint)
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
         saved = None if self._checkpoint is None else str(self._checkpoint)
         raise Interrupted(self._agreement.signal_number, checkpoint=saved, step=self._step)
 
@@ -55,12 +60,16 @@ class EventWriter(pl.Callback):
         self._step = -1
         self._since: tuple[float, int] | None = None
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
         if trainer.is_global_zero:
             self._events.write("training_started", step=trainer.global_step, epoch=trainer.current_epoch)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
         if step == self._step or not trainer.is_global_zero:
             return
@@ -69,7 +78,7 @@ class EventWriter(pl.Callback):
             # The first step carries the warm-up; speed is counted from its end.
             self._since = (time.perf_counter(), step)
             self._events.write("first_step", step=step)
-        elif trainer.log_every_n_steps and step % trainer.log_every_n_steps == 0:
+        elif step % _interval(trainer) == 0:
             now = time.perf_counter()
             before, before_step = self._since
             self._since = (now, step)
@@ -77,17 +86,20 @@ class EventWriter(pl.Callback):
             self._events.write("step", step=step, epoch=trainer.current_epoch, seconds_per_step=seconds,
                                metrics=as_numbers(trainer.logged_metrics))  # fmt: skip
 
+    @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
             self._events.write("checkpoint", step=trainer.global_step, epoch=trainer.current_epoch)
 
+    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
             self._events.write("validation", step=trainer.global_step, metrics=as_numbers(trainer.callback_metrics))
         self._since = None if self._since is None else (time.perf_counter(), trainer.global_step)
 
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._events.write("training_ended", step=trainer.global_step, epoch=trainer.current_epoch)
@@ -102,13 +114,17 @@ class ProgressLines(pl.Callback):
         self._first = 0
         self._step = -1
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began, self._first = time.perf_counter(), trainer.global_step
+        self._step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
-        every = max(trainer.log_every_n_steps, 1)
-        if step == self._step or step % every:
+        if step == self._step or step % _interval(trainer):
             return
         self._step = step
         speed = (step - self._first) / max(time.perf_counter() - self._began, 1e-9)
@@ -116,6 +132,7 @@ class ProgressLines(pl.Callback):
         of = f"/{total:g}" if total not in (-1, float("inf")) else ""
         self._print(f"step {step}{of}  {_shown(trainer.progress_bar_metrics)}  {speed:.1f} steps/s")
 
+    @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             validated = {k: v for k, v in trainer.progress_bar_metrics.items() if "val" in k}
@@ -128,6 +145,11 @@ class ProgressLines(pl.Callback):
 def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of one element as Python numbers; reads them from the device."""
     return {k: float(v) for k, v in metrics.items() if not isinstance(v, Tensor) or v.numel() == 1}
+
+
+def _interval(trainer: pl.Trainer) -> int:
+    """Steps between two reports: Lightning's own, which is set late and not declared."""
+    return max(getattr(trainer, "log_every_n_steps", 0), 1)
 
 
 def _shown(metrics: Mapping[str, Any]) -> str:

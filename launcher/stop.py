@@ -54,11 +54,12 @@ class StopAgreement:
 
     def request(self, signal_number: int) -> None:
         """Ask all ranks to stop at the end of the step that the furthest one is in."""
-        if self._store is None:
+        store = self._store
+        if store is None:
             with self._changed:
                 self._asked, self._stop_at, self.signal_number = True, self._gates, signal_number
             return
-        client = self._store.clone()
+        client = store.clone()
         for rank in range(self._world_size):
             client.set(_key("asked", rank), str(signal_number))
 

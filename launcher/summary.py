@@ -27,7 +27,9 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
         if folder.is_dir():
             sync = "wandb sync " if folder.name.startswith("offline") else ""
             table.add_row("W&B", Text(sync + _short(folder)))
-    longer = f"python -m launcher fit --config {_short(result.run / 'config.yaml')} --resume auto --trainer.max_epochs N"
+    longer = (
+        f"python -m launcher fit --config {_short(result.run / 'config.yaml')} --resume auto --trainer.max_epochs N"
+    )
     table.add_row("train on", Text(longer))
     console.print(table)
 

@@ -94,5 +94,3 @@ def _checkpointing(config: RunConfig, run: RunDirectory) -> ModelCheckpoint:
         # One `last.ckpt`, overwritten: that is where a resume looks.
         enable_version_counter=False,
     )
-
-

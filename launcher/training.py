@@ -6,9 +6,11 @@ import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from torch.distributed import PrefixStore
 
@@ -17,13 +19,13 @@ from launcher.data_order import order_training_data
 from launcher.errors import Interrupted, LauncherError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
-from launcher.resume import check_fits_model
+from launcher.resume import check_fits_model, loader_states
 from launcher.run_callbacks import EventWriter, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
-from launcher.user_classes import UserClasses, make_callbacks, make_loggers, make_objects
+from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
 from launcher.wandb_run import finish_wandb, start_wandb
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ def train(
     topology: Topology,
     plan: Plan,
     run: RunDirectory,
-    classes: UserClasses,
     store: Any,
     attempt: str,
     events: EventLog,
@@ -52,58 +53,77 @@ def train(
             events.write("notice", message=message)
             console.print(f"notice: {message}", style="yellow", highlight=False, markup=False)
 
-    wandb_logger = None
-    if topology.rank == 0:
-        values = {"config": config.to_dict(), "plan": plan.to_dict()}
-        wandb_logger = start_wandb(config.wandb, run, values, notice)
     stop = StopAgreement(PrefixStore(f"launcher/{attempt}", store), topology.rank, topology.world_size)
-    listener = SignalListener(stop, on_request=lambda number: _say_stopping(number, topology))
-    checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    exit_code = 1
-    try:
-        _quieten()
-        pl.seed_everything(config.seed, workers=True, verbose=False)
-        model, data = make_objects(config, classes, plan.batch.micro_batch_size)
-        if run.resume_from is not None:
-            check_fits_model(run.resume_from, model)
-        order_training_data(
-            data if data is not None else model,
-            plan.batch,
-            rank=topology.rank,
-            seed=config.seed,
-            fixed_global_batch=config.global_batch_size is not None,
-            notice=notice,
-        )
-        callbacks = [*make_callbacks(config), EventWriter(events), StopTogether(stop, listener, checkpoint)]
-        loggers = ([wandb_logger] if wandb_logger else []) + make_loggers(config)
-        trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console)
-        stop.start()
-        with listener:
-            trainer.fit(model, datamodule=data, ckpt_path=None if run.resume_from is None else str(run.resume_from))
-        exit_code = 0
-    except Interrupted as interruption:
-        exit_code = interruption.exit_code
-        events.write("interrupted", signal=interruption.signal_number, step=interruption.step,
-                     checkpoint=interruption.checkpoint)  # fmt: skip
-        raise
-    except LauncherError as error:
-        exit_code = error.exit_code
-        events.write("failed", host=topology.host, error=str(error))
-        raise
-    except Exception as error:
-        # The user's code may raise anything; it is told with this rank's name and handed on whole.
-        events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
-        # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
-        traceback.print_exc()
-        raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
-    finally:
-        stop.close()
-        if wandb_logger is not None:
-            finish_wandb(wandb_logger, exit_code, notice)
+    # Signals are taken until W&B has ended: torchrun ends the other ranks as soon as the first has left.
+    with SignalListener(stop, on_request=lambda number: _say_stopping(number, topology)) as listener:
+        wandb_logger = None
+        if topology.rank == 0:
+            values = {"config": config.to_dict(), "plan": plan.to_dict()}
+            wandb_logger = start_wandb(config.wandb, run, values, notice)
+        exit_code = 1
+        try:
+            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice)
+            exit_code = 0
+        except Interrupted as interruption:
+            exit_code = interruption.exit_code
+            events.write("interrupted", signal=interruption.signal_number, step=interruption.step,
+                         checkpoint=interruption.checkpoint)  # fmt: skip
+            raise
+        except LauncherError as error:
+            exit_code = error.exit_code
+            events.write("failed", host=topology.host, error=str(error))
+            raise
+        except Exception as error:
+            # The user's code may raise anything; it is told with this rank's name and handed on whole.
+            events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
+            # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
+            traceback.print_exc()
+            raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
+        finally:
+            stop.close()
+            if wandb_logger is not None:
+                finish_wandb(wandb_logger, exit_code, notice)
     result = _result(trainer, plan, run)
     if topology.rank == 0:
         events.write("finished", step=result.steps, metrics=dict(result.metrics), checkpoint=result.checkpoint)
     return result
+
+
+def _fit(
+    config: RunConfig,
+    topology: Topology,
+    plan: Plan,
+    run: RunDirectory,
+    stop: StopAgreement,
+    listener: SignalListener,
+    wandb_logger: WandbLogger | None,
+    events: EventLog,
+    console: Console,
+    notice: Callable[[str], None],
+) -> pl.Trainer:
+    """Make the objects and train; whatever they raise comes out as it is."""
+    _quieten()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    model, data = make_objects(config, import_classes(config), plan.batch.micro_batch_size)
+    resume = run.resume_from
+    if resume is not None:
+        check_fits_model(resume, model)
+    order_training_data(
+        data if data is not None else model,
+        plan.batch,
+        rank=topology.rank,
+        seed=config.seed,
+        fixed_global_batch=config.global_batch_size is not None,
+        resume_states=() if resume is None else loader_states(resume),
+        notice=notice,
+    )
+    checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
+    callbacks = [*make_callbacks(config), EventWriter(events), StopTogether(stop, listener, checkpoint)]
+    loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *make_loggers(config)]
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console)
+    stop.start()
+    trainer.fit(model, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    return trainer
 
 
 def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import traceback
@@ -46,7 +47,7 @@ def import_classes(config: RunConfig) -> UserClasses:
     """Import what the config names and check the arguments, without making an object.
 
     Raises:
-        ConfigError: lists every class that does not import or is of the wrong kind, and every argument it does not take.
+        ConfigError: lists every class that does not import or is of the wrong kind, and every wrong argument.
     """
     problems: list[Problem] = []
     found: dict[str, type[Any]] = {}
@@ -77,7 +78,10 @@ def make_objects(
     specs: dict[str, Any] = {"model": config.model, "data": config.data}
     if classes.batch_size_of is not None and micro_batch_size is not None:
         spec = specs[classes.batch_size_of]
-        specs[classes.batch_size_of] = {**spec, "init_args": {**(spec.get("init_args") or {}), "batch_size": micro_batch_size}}
+        specs[classes.batch_size_of] = {
+            **spec,
+            "init_args": {**(spec.get("init_args") or {}), "batch_size": micro_batch_size},
+        }
     model = _instantiate(pl.LightningModule, specs["model"])
     return model, _instantiate(pl.LightningDataModule, specs["data"]) if specs["data"] else None
 
@@ -116,7 +120,11 @@ def _import(path: str, base: type[Any], field: str) -> type[Any]:
 
 def _what(found: Any) -> str:
     if inspect.isclass(found):
-        return "a class of " + ", ".join(b.__name__ for b in found.__mro__[1:-1]) if len(found.__mro__) > 2 else "a bare class"
+        return (
+            "a class of " + ", ".join(b.__name__ for b in found.__mro__[1:-1])
+            if len(found.__mro__) > 2
+            else "a bare class"
+        )
     return f"a {type(found).__name__}"
 
 
@@ -131,7 +139,7 @@ def _argument_problems(cls: type[Any], key: str, spec: Mapping[str, Any]) -> lis
     for name, value in given.items():
         path = f"{key}.init_args.{name}"
         if name not in known:
-            close = jsonargparse_close(name, known)
+            close = _did_you_mean(name, known)
             problems.append(Problem(path, f"{cls.__name__} takes no {name}; {close}"))
             continue
         if name == "batch_size" and isinstance(value, int) and value < 1:
@@ -145,14 +153,14 @@ def _argument_problems(cls: type[Any], key: str, spec: Mapping[str, Any]) -> lis
                 detail = " ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
                 problems.append(Problem(path, f"given {value!r}; {detail or error}"))
     missing = sorted(_required(cls) - set(given))
-    problems += [Problem(f"{key}.init_args.{name}", f"{cls.__name__} needs it, and it was not given") for name in missing]
+    problems += [
+        Problem(f"{key}.init_args.{name}", f"{cls.__name__} needs it, and it was not given") for name in missing
+    ]
     return problems
 
 
-def jsonargparse_close(name: str, known: set[str]) -> str:
+def _did_you_mean(name: str, known: set[str]) -> str:
     """A 'did you mean' for an argument's name."""
-    import difflib
-
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(known)) or 'no arguments'}"
 

@@ -104,7 +104,6 @@ class AgreedPrecision:
         precision: what every rank trains in.
         reasons: in plain words, for the plan.
         notices: what the user should be told at once: a wish that was not granted, a fallback.
-        has_loss_scale: whether a gradient scaler is in play.
     """
 
     precision: Precision
@@ -113,6 +112,7 @@ class AgreedPrecision:
 
     @property
     def has_loss_scale(self) -> bool:
+        """Whether a gradient scaler is in play: fp16's range is too small for gradients."""
         return self.precision is Precision.FP16_MIXED
 
 
@@ -204,13 +204,15 @@ def reconcile(
         return AgreedPrecision(best, (f"precision auto: {best_reason}",))
     unable = _unable(order, ranks)
     if not unable:
-        return AgreedPrecision(order, (f"precision {order} was asked for, and every rank can",) + _cpu_note(order, ranks))
+        return AgreedPrecision(
+            order, (f"precision {order} was asked for, and every rank can", *_cpu_note(order, ranks))
+        )
     if fallback:
         notice = f"precision {order} is not possible on {_name(unable)}; falling back to {best} ({best_reason})"
         return AgreedPrecision(best, (notice,), (notice,))
     raise PrecisionError(
         f"precision {order} was asked for, but {_name(unable)} cannot run it natively; the best precision that all "
-        f"{len(ranks)} ranks share is {best}: set `precision: {best}`, or `precision_fallback: true` to take it by itself",
+        f"{len(ranks)} ranks share is {best}: set `precision: {best}`, or `precision_fallback: true` to take it",
         value=request,
         ranks=[c.rank for c in unable],
         nearest=best,
