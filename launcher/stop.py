@@ -37,7 +37,7 @@ class StopAgreement:
     """
 
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
-        self._store = store if world_size > 1 else None
+        self._store: Any = store if world_size > 1 else None
         self._rank = rank
         self._world_size = world_size
         self._changed = threading.Condition()

@@ -1,0 +1,109 @@
+"""Real processes for tests: started in a session of their own, bounded in time, never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_started: list[subprocess.Popen[str]] = []
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a process ended."""
+
+    code: int
+    output: str
+
+    def check(self, code: int = 0) -> Finished:
+        """Fail with everything it said unless it ended as expected."""
+        assert self.code == code, f"exit code {self.code}, expected {code}\n{self.output}"
+        return self
+
+
+def run(
+    command: Sequence[str],
+    cwd: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+    on_line: Callable[[str, int], None] | None = None,
+) -> Finished:
+    """Run to the end and return its output, stdout and stderr together.
+
+    Args:
+        command: the words.
+        cwd: working directory.
+        env: set on top of this process's environment.
+        timeout: seconds; then the whole session is killed and the test fails with what it had said.
+        on_line: told each line and the process group's id as it comes, to send signals at the right moment.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    _started.append(process)
+    timed_out = threading.Event()
+
+    def give_up() -> None:
+        timed_out.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(timeout, give_up)
+    timer.start()
+    lines: list[str] = []
+    assert process.stdout is not None
+    with process.stdout as stream:
+        for line in stream:
+            lines.append(line)
+            if on_line is not None:
+                on_line(line, process.pid)
+    code = process.wait()
+    timer.cancel()
+    output = "".join(lines)
+    assert not timed_out.is_set(), f"did not end within {timeout} s\n{output}"
+    return Finished(code, output)
+
+
+def launcher(*arguments: str) -> list[str]:
+    """The command line of `python -m launcher`."""
+    return [sys.executable, "-m", "launcher", *arguments]
+
+
+def torchrun(ranks: int, *arguments: str, options: Sequence[str] = ()) -> list[str]:
+    """The command line of `torchrun -m launcher`, on a port of the system's choice."""
+    own = ["--nproc-per-node", str(ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *options]
+    return [sys.executable, "-m", "torch.distributed.run", *own, "-m", "launcher", *arguments]
+
+
+def kill_leftovers() -> list[str]:
+    """Kill whatever still runs of the sessions that `run` started; returns its command lines."""
+    left: list[str] = []
+    sessions = {process.pid for process in _started}
+    _started.clear()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            session = os.getsid(int(entry.name))
+            if session in sessions:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                command = (entry / "cmdline").read_text().replace("\0", " ")
+                if state != "Z":
+                    left.append(f"{entry.name} {command}")
+                    os.kill(int(entry.name), signal.SIGKILL)
+        except (OSError, ProcessLookupError):
+            continue
+    return left

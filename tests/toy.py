@@ -1,0 +1,88 @@
+"""A model and data of a new user's: nothing here knows the launcher. Each rank writes what it saw to TRACE."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+
+class Numbers(Dataset[tuple[Tensor, Tensor]]):
+    """Sample i is (i, eight numbers that depend on i alone)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.tensor(index), torch.randn(8, generator=torch.Generator().manual_seed(index))
+
+
+class ToyData(pl.LightningDataModule):
+    def __init__(self, batch_size: int = 4, size: int = 64, workers: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.size = size
+        self.workers = workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Numbers(self.size), batch_size=self.batch_size, shuffle=True, num_workers=self.workers)
+
+
+class Toy(pl.LightningModule):
+    """Regression with a two-layer net.
+
+    `signal_at` and `kill_at`: the step in which rank `by_rank` gets SIGINT, or kills itself for good, once.
+    """
+
+    static_graph = True
+
+    def __init__(
+        self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1, raise_at: int = -1, by_rank: int = 0
+    ) -> None:
+        super().__init__()
+        self.lr = lr
+        self.signal_at, self.kill_at, self.raise_at, self.by_rank = signal_at, kill_at, raise_at, by_rank
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        index, x = batch
+        loss = ((self.net(x).squeeze(-1) - x.sum(-1)) ** 2).mean()
+        self.log("loss", loss)
+        trace = os.environ.get("TRACE")
+        if trace:
+            with Path(f"{trace}-{self.global_rank}").open("a") as file:
+                file.write(json.dumps([self.global_step, index.tolist(), loss.item()]) + "\n")
+        if self.global_rank == self.by_rank:
+            self._hurt()
+        return loss
+
+    def _hurt(self) -> None:
+        if self.global_step == self.signal_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        if self.global_step == self.raise_at:
+            raise ValueError("the user's own mistake")
+        mark = Path(os.environ.get("TRACE", ".") + "-killed")
+        if self.global_step == self.kill_at and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def configure_optimizers(self) -> Any:
+        # Asks for the number of steps, as schedulers do: Lightning then makes the loaders early.
+        total = self.trainer.estimated_stepping_batches
+        optimizer = torch.optim.AdamW(self.parameters(), self.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.5 * step / max(float(total), 1))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class NoModule:
+    """Not a LightningModule."""
