@@ -60,12 +60,18 @@ class GlobalOrderSampler(DistributedSampler[Any]):
             yield index
 
     def state_dict(self) -> dict[str, int]:
-        """Samples of this epoch that all ranks together have taken."""
-        return {"samples": self._taken * self.num_replicas}
+        """The epoch, and how many of its samples all ranks together have taken."""
+        return {"epoch": self.epoch, "samples": self._taken * self.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration behind the samples that were taken."""
+        """Begin the next iteration behind the samples that were taken; in the next epoch if that was all of them.
+
+        The epoch counts too: a loader with workers draws its first samples before Lightning sets the epoch.
+        """
         self._skip = state["samples"] // self.num_replicas
+        self.epoch = state["epoch"]
+        if self._skip >= self.num_samples:
+            self._skip, self.epoch = 0, state["epoch"] + 1
 
 
 def order_training_data(

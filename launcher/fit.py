@@ -60,6 +60,8 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
+    # Whatever is written for this run, by whichever library, is the user's alone.
+    umask = os.umask(0o077)
     try:
         attach_log(log)
         facts = gather_facts(config, topology)
@@ -77,6 +79,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
     finally:
         log.detach()
         log.discard_pending()
+        os.umask(umask)
 
 
 def attach_log(log: RankLog) -> None:

@@ -1,0 +1,67 @@
+"""What the tests of real runs share: start ranks by hand, read traces and events."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from launcher.events import read_events
+from tests.processes import Finished, launcher, run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOY = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled")
+
+
+def toy_env(trace: Path) -> dict[str, str]:
+    """Where the toy writes what it saw, and where its module lies."""
+    return {"TRACE": str(trace), "PYTHONPATH": str(REPOSITORY)}
+
+
+def start_by_hand(
+    words: Sequence[Sequence[str]],
+    cwd: Path,
+    env: Mapping[str, str],
+    *,
+    world_size: int | None = None,
+    timeout: float = 90,
+) -> list[Finished]:
+    """Ranks without an agent: rank n gets `words[n]`, and torchrun's variables. Rank zero serves the store."""
+    size = world_size or len(words)
+    port = free_port()
+
+    def one(rank: int) -> Finished:
+        own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        variables = {**env, **{name: str(value) for name, value in own.items()}}
+        return run(launcher(*words[rank]), cwd, env=variables, timeout=timeout)
+
+    with ThreadPoolExecutor(len(words)) as pool:
+        return list(pool.map(one, range(len(words))))
+
+
+def free_port() -> int:
+    """A port that the system has just given and taken back."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def read_trace(trace: Path, rank: int = 0) -> list[tuple[int, list[int], float]]:
+    """What a rank's toy saw: (step, sample numbers, loss) for each micro batch."""
+    lines = Path(f"{trace}-{rank}").read_text().splitlines()
+    return [(step, index, loss) for step, index, loss in map(json.loads, lines)]
+
+
+def events_of(run_directory: Path, kind: str) -> list[dict[str, Any]]:
+    """The run's events of one kind."""
+    return [event for event in read_events(run_directory / "events.jsonl") if event["kind"] == kind]
+
+
+def only_run(folder: Path) -> Path:
+    """The one run directory in `folder/runs`."""
+    (found,) = (path for path in (folder / "runs").iterdir() if path.is_dir())
+    return found

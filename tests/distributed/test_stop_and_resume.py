@@ -1,0 +1,77 @@
+"""A run that is stopped in the middle of an epoch goes on with the very next batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import TOY, events_of, read_trace, toy_env
+from tests.processes import launcher, run, torchrun
+
+pytestmark = pytest.mark.slow
+SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--name", "it")
+
+
+def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
+    cwd.mkdir(exist_ok=True)
+    command = launcher(*SETTINGS, *words) if ranks == 1 else torchrun(ranks, *SETTINGS, *words)
+    return run(command, cwd, env=toy_env(trace)).check(code).output
+
+
+@pytest.mark.parametrize(("ranks", "step", "workers"), [(1, 2, 0), (1, 7, 0), (1, 11, 2), (1, 15, 2), (2, 11, 0)])
+def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
+    tmp_path: Path, ranks: int, step: int, workers: int
+) -> None:
+    own = ("--data.workers", str(workers))
+    _train(tmp_path / "whole", tmp_path / "whole-trace", ranks, *own)
+    parts = tmp_path / "parts"
+    # torchrun ends with 1 whatever its ranks end with.
+    stopped = _train(
+        parts, tmp_path / "trace", ranks, *own, "--model.signal_at", str(step), code=130 if ranks == 1 else 1
+    )
+    assert f"stopped after step {step + 1}; saved" in stopped
+    for log in (parts / "runs" / "it" / "logs").iterdir():
+        assert "Traceback" not in log.read_text()
+    _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
+
+    for rank in range(ranks):
+        assert read_trace(tmp_path / "trace", rank) == read_trace(tmp_path / "whole-trace", rank)
+    directory = parts / "runs" / "it"
+    assert events_of(directory, "interrupted")[0]["step"] == step + 1
+    assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
+    first, second = events_of(directory, "run_started")
+    assert first["wandb_id"] == second["wandb_id"]
+
+
+def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
+    # Rank one gets it alone, in the middle of its own step.
+    words = ("--model.signal_at", "5", "--model.by_rank", "1")
+    _train(tmp_path, tmp_path / "trace", 2, *words, code=1)
+
+    interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
+    assert {event["rank"] for event in interrupted} == {0, 1}
+    assert len({event["step"] for event in interrupted}) == 1
+    assert len(read_trace(tmp_path / "trace", 0)) == len(read_trace(tmp_path / "trace", 1)) == interrupted[0]["step"]
+
+
+def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) -> None:
+    sent: list[str] = []
+
+    def press_ctrl_c(line: str, group: int) -> None:
+        if line.startswith("step 4/") and not sent:
+            sent.append(line)
+            os.killpg(group, signal.SIGINT)
+
+    words = ("--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "200")
+    finished = run(torchrun(2, *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"), on_line=press_ctrl_c)
+
+    assert sent
+    directory = tmp_path / "runs" / "it"
+    assert len({event["step"] for event in events_of(directory, "interrupted")}) == 1, finished.output
+    assert (directory / "checkpoints" / "last.ckpt").exists()
+    assert "saving at the next step boundary" in finished.output
+    assert f"stopped after step {events_of(directory, 'interrupted')[0]['step']}; saved" in finished.output
+    assert not events_of(directory, "failed")
