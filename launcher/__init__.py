@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from launcher.config import RunConfig as RunConfig
     from launcher.config_sources import load_config as load_config
-    from launcher.fit import fit as fit
+    from launcher.main_path import fit as fit
     from launcher.plan import Plan as Plan
     from strategies.precision import compute_effective_precision as compute_effective_precision
 
@@ -21,7 +21,7 @@ _LAZY = {
     "Plan": "launcher.plan",
     "RunConfig": "launcher.config",
     "compute_effective_precision": "strategies.precision",
-    "fit": "launcher.fit",
+    "fit": "launcher.main_path",
     "load_config": "launcher.config_sources",
 }
 

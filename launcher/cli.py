@@ -117,7 +117,7 @@ def _fit(options: argparse.Namespace, overrides: Sequence[str], arguments: Seque
         if count > 1:
             return start_ranks(count, arguments)
         check_ranks(config, topology)
-    from launcher.fit import fit
+    from launcher.main_path import fit
     from launcher.summary import print_summary
 
     result = fit(config)
@@ -158,7 +158,7 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topol
         return load_config(options.config, overrides)
     except ConfigError as error:
         if topology.world_size > 1:
-            from launcher.fit import refuse_together
+            from launcher.main_path import refuse_together
 
             refuse_together(topology, error)
         raise

@@ -109,7 +109,9 @@ class RankLog:
     def discard_pending(self) -> None:
         """Remove the file if the run never got a directory."""
         if self._path.name.startswith(".pending-"):
-            self._path.unlink(missing_ok=True)
+            # Where it could not be made there is nothing to remove.
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
 
 class _Copy(io.TextIOBase):

@@ -81,7 +81,7 @@ def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> R
     """
     runs = Path(config.runs_dir).absolute()
     name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
-    explicit = _explicit_checkpoint(config)
+    explicit = explicit_checkpoint(config)
     path = runs / name if name else _fresh_path(runs, config)
     exists = (path / "config.yaml").exists()
     in_place = restart_of is not None or config.resume == "auto"
@@ -132,7 +132,12 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _explicit_checkpoint(config: RunConfig) -> Path | None:
+def explicit_checkpoint(config: RunConfig) -> Path | None:
+    """The checkpoint that `resume` names, None for `auto` and `none`.
+
+    Raises:
+        ResumeError: there is no such file.
+    """
     if config.resume in ("none", "auto"):
         return None
     path = Path(config.resume).absolute()

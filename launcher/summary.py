@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.fit import FitResult
+from launcher.main_path import FitResult
 from launcher.terminal import make_console
 
 

@@ -29,7 +29,7 @@ from launcher.user_classes import import_classes, make_callbacks, make_loggers, 
 from launcher.wandb_run import finish_wandb, start_wandb
 
 if TYPE_CHECKING:
-    from launcher.fit import FitResult
+    from launcher.main_path import FitResult
 
 
 def train(
@@ -45,7 +45,7 @@ def train(
     """Make the model, the data and the Trainer, and fit.
 
     Raises:
-        TrainingError, Interrupted, DataError, ResumeError: see `launcher.fit.fit`.
+        TrainingError, Interrupted, DataError, ResumeError: see `launcher.main_path.fit`.
     """
 
     def notice(message: str) -> None:
@@ -127,7 +127,7 @@ def _fit(
 
 
 def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:
-    from launcher.fit import FitResult
+    from launcher.main_path import FitResult
 
     metrics = as_numbers(trainer.callback_metrics)
     return FitResult(run.path, plan, metrics, trainer.global_step, last_checkpoint(run.checkpoints))

@@ -86,3 +86,18 @@ class Toy(pl.LightningModule):
 
 class NoModule:
     """Not a LightningModule."""
+
+
+class Probe(pl.Callback):
+    """Writes to PROBE what the Trainer really trains in: its precision, the dtype of a product, the loss scale."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        with trainer.precision_plugin.forward_context():
+            weight = next(pl_module.parameters())
+            product = (weight @ weight.T).dtype
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = None if scaler is None else scaler.get_scale()
+        line = json.dumps([trainer.precision, str(product), scale, type(trainer.strategy).__name__])
+        Path(os.environ["PROBE"]).write_text(line)

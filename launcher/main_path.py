@@ -20,7 +20,7 @@ from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
-from launcher.run_directory import RunDirectory, open_run_directory, write_plan
+from launcher.run_directory import RunDirectory, explicit_checkpoint, open_run_directory, write_plan
 from launcher.terminal import make_console
 from launcher.topology import Topology
 
@@ -112,17 +112,20 @@ def decide_together(
     config: RunConfig, topology: Topology, facts: RankFacts, store: Any
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.resume import check_checkpoint
+
     opened: list[RunDirectory] = []
 
     def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
         plan = make_plan(config, agree_on(everybody))
+        named = explicit_checkpoint(config)
+        if named is not None:
+            check_checkpoint(named)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
-        if run.resume_from is not None:
-            from launcher.resume import check_checkpoint
-
+        if run.resume_from not in (None, named):
             check_checkpoint(run.resume_from)
         store.set(_RUN_NAME_KEY, run.name)
         write_plan(run, plan.to_dict())

@@ -1,0 +1,80 @@
+"""What the plan says about precision is what Lightning then trains in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import TOY, events_of, only_run, toy_env
+from tests.processes import launcher, run, torchrun
+
+pytestmark = pytest.mark.slow
+
+_SCRIPT = """
+import json, os, sys
+from launcher import fit, load_config
+
+for precision in sys.argv[1:]:
+    words = ["--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled", "--name", precision,
+             "--precision", precision, "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false",
+             "--trainer.callbacks", "[{class_path: tests.toy.Probe}]"]
+    result = fit(load_config(overrides=words))
+    planned = [precision, result.plan.precision, result.plan.has_loss_scale]
+    print("FOUND", json.dumps(planned), open(os.environ["PROBE"]).read())
+"""
+
+
+@pytest.mark.case(42)
+def test_each_precision_that_a_cpu_can_run_is_trained_as_planned(tmp_path: Path) -> None:
+    expected = {
+        "32": ("32-true", "torch.float32"),
+        "bf16": ("bf16-mixed", "torch.bfloat16"),
+        "fp16": ("16-mixed", "torch.float16"),
+        "double": ("64-true", "torch.float64"),
+        "bf16-true": ("bf16-true", "torch.bfloat16"),
+        "auto": ("32-true", "torch.float32"),
+    }
+    env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
+    output = run([sys.executable, "-c", _SCRIPT, *expected], tmp_path, env=env).check().output
+
+    found = [line.split(" ", 1)[1] for line in output.splitlines() if line.startswith("FOUND")]
+    decoder = json.JSONDecoder()
+    assert len(found) == len(expected)
+    for line in found:
+        (asked, planned, has_scale), end = decoder.raw_decode(line)
+        trained, dtype, scale, _ = json.loads(line[end:])
+        assert (planned, dtype) == expected[asked]
+        assert trained == planned
+        assert (scale is not None) == has_scale == (planned == "16-mixed")
+
+
+def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> None:
+    words = (
+        *TOY,
+        "--precision",
+        "16-mixed",
+        "--trainer.max_steps",
+        "2",
+        "--trainer.callbacks",
+        "[{class_path: tests.toy.Probe}]",
+    )
+    env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
+    output = run(torchrun(2, *words), tmp_path, env=env).check().output
+
+    precision, dtype, scale, strategy = json.loads((tmp_path / "probe").read_text())
+    assert (precision, dtype, strategy) == ("16-mixed", "torch.float16", "DDPStrategy")
+    # It starts at 65536 and has halved if the first step overflowed.
+    assert scale in (65536.0, 32768.0)
+    assert "on a CPU 16-mixed is for debugging" in output
+
+
+def test_a_wish_for_mixed_precision_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
+    words = (*TOY, "--use_amp", "true", "--trainer.max_steps", "2")
+    output = run(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
+
+    assert output.count("notice: use_amp was wished for") == 1
+    (planned,) = events_of(only_run(tmp_path), "planned")
+    assert planned["plan"]["precision"] == "32-true"
