@@ -94,6 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     except TrainingError as error:
         # The traceback is in this rank's log already, and rank zero's on the terminal.
         _say(f"error: {error}")
+        _tell_torchrun(error)
         return error.exit_code
     except LauncherError as error:
         if options.debug:
@@ -101,7 +102,18 @@ def run(arguments: Sequence[str]) -> int:
         # Every rank knows the error; rank zero tells it.
         if os.environ.get("RANK", "0") == "0" or type(error).__name__ == "TopologyError":
             _say(f"error: {error}")
+        _tell_torchrun(error)
         return error.exit_code
+
+
+def _tell_torchrun(error: LauncherError) -> None:
+    """Let torchrun's own report say what went wrong, instead of only the exit code."""
+    if os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
 
 
 def _fit(options: argparse.Namespace, overrides: Sequence[str], arguments: Sequence[str]) -> int:

@@ -1,0 +1,38 @@
+"""The demo under a bare Lightning Trainer: the peer of `throughput.py`. Run it with torchrun.
+
+As lean as Lightning gets: no logger, no progress bar, no checkpoint, no validation.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import lightning.pytorch as pl
+
+from launcher.demo import DemoGPT, DemoText
+from tests.benchmarks.clock import Clock
+
+
+def main(steps: int) -> None:
+    ranks = int(os.environ["WORLD_SIZE"])
+    pl.seed_everything(42, workers=True, verbose=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        max_steps=steps,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        log_every_n_steps=10,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[Clock()],
+    )
+    trainer.fit(DemoGPT(), datamodule=DemoText(batch_size=32 // ranks))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
