@@ -143,7 +143,7 @@ _MUST_MATCH: dict[str, Callable[[RankFacts], Any]] = {
     "lightning version": _version("lightning"),
     "deepspeed version": _version("deepspeed"),
     "config": lambda fact: fact.config_digest[:12] if fact.config_digest else None,
-    "code": lambda fact: json.dumps(fact.traits, sort_keys=True),
+    "code": lambda fact: json.dumps(fact.traits, sort_keys=True, default=str),
 }
 
 

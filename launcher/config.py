@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -145,11 +146,21 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """As a config file that `--config` takes."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        plain = json.loads(json.dumps(self.to_dict(), default=str))
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
     def digest(self) -> str:
         """SHA-256 over every field, as hexadecimal digits: equal on two ranks exactly if their configs are."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(repr(_sorted(self.to_dict())).encode()).hexdigest()
+
+
+def _sorted(value: Any) -> Any:
+    """The same for equal values, whatever the order of their keys; lists and tuples are alike, as in YAML."""
+    if isinstance(value, Mapping):
+        return sorted(((repr(k), _sorted(v)) for k, v in value.items()), key=lambda pair: pair[0])
+    return (
+        [_sorted(v) for v in value] if isinstance(value, list | tuple) else str(value) if value is not None else value
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +203,9 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
         info = leaves.get(path)
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves)))
-        elif not _has_type(parser, path, value):
+        elif (value is None and not _takes_null(info.hint)) or not _has_type(parser, path, value):
             problems.append(Problem(path, f"given {value!r}; expected {_describe(info.hint)}"))
-        elif info.minimum is not None and _is_number(value) and float(value) < info.minimum:
+        elif info.minimum is not None and not _in_range(value, info.minimum):
             problems.append(Problem(path, f"given {value!r}; expected at least {info.minimum:g}"))
         elif path in _MEANING:
             problems += [Problem(path, message) for message in _MEANING[path](value)]
@@ -246,8 +257,9 @@ def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
     by_name: dict[str, list[str]] = {}
     for known in leaves:
         by_name.setdefault(known.rpartition(".")[2], []).append(known)
-    # A key at the wrong level is as common as a misspelt one.
-    close = difflib.get_close_matches(path, leaves, n=1, cutoff=0.75)
+    # A key at the wrong level is as common as a misspelt one, and so is a misspelt group.
+    groups = {known.partition(".")[0] for known in leaves if "." in known}
+    close = by_name.get(name, []) + difflib.get_close_matches(path, {*leaves, *groups}, n=1, cutoff=0.75)
     close += [p for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.75) for p in by_name[n]]
     hint = f"did you mean {close[0]}?" if close else "`launcher fit --help` lists all keys"
     return f"unknown key; {hint}"
@@ -268,7 +280,7 @@ def _has_type(parser: Any, path: str, value: Any) -> bool:
     for key in reversed(path.split(".")):
         nested = {key: nested}
     try:
-        parser.parse_object(nested, with_meta=False)
+        parser.parse_object(nested)
     except (jsonargparse.ArgumentError, TypeError, ValueError):
         return False
     return True
@@ -284,8 +296,15 @@ def _without_empty_groups(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not (key in groups and value is None)}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _takes_null(hint: Any) -> bool:
+    """Whether null is a value here; left alone, jsonargparse lets it through everywhere."""
+    return type(None) in typing.get_args(hint)
+
+
+def _in_range(value: Any, minimum: float) -> bool:
+    """Whether a number is finite and large enough; text and booleans are no numbers."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not is_number or minimum <= float(value) < math.inf
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",

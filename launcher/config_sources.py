@@ -46,7 +46,8 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
             problems += contradictions
             _merge(values, source)
     if not problems and not values.get("model") and not values.get("data"):
-        values = _merge(read_preset("demo"), values)
+        named = {key: value for key, value in values.items() if not (key in _CLASSES and value is None)}
+        values = _merge(read_preset("demo"), named)
     problems += [*find_problems(values), *_class_problems(values)]
     if problems:
         raise ConfigError(problems)
@@ -79,7 +80,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise ConfigError([Problem(where, f"broken YAML: {error.problem or error.context}")]) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a date or number of the right shape that does not exist.
         raise ConfigError([Problem(str(path), f"broken YAML: {error}")]) from error
     if values is None:
         return {}
@@ -125,7 +127,7 @@ def _parse_value(text: str, hint: Any) -> Any:
         return text
     try:
         return yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
 
 
@@ -152,8 +154,10 @@ def _with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(given, dict):
             own = {k: v for k, v in given.items() if k in _CLASS_KEYS}
             arguments = {k: v for k, v in given.items() if k not in _CLASS_KEYS}
-            if arguments:
-                own["init_args"] = {**(own.get("init_args") or {}), **arguments}
+            inner = own.get("init_args") or {}
+            # Something else than a mapping is left for the check to tell.
+            if arguments and isinstance(inner, Mapping):
+                own["init_args"] = {**inner, **arguments}
             values[key] = own
     return values
 
@@ -180,9 +184,11 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
         spec = values.get(key)
         if not isinstance(spec, dict) or not spec:
             continue
-        path = spec.get("class_path")
-        if path is None:
-            given = ", ".join(spec.get("init_args") or {})
+        path, arguments = spec.get("class_path"), spec.get("init_args") or {}
+        if not isinstance(arguments, Mapping):
+            problems.append(Problem(f"{key}.init_args", f"given {arguments!r}; expected a mapping of arguments"))
+        elif path is None:
+            given = ", ".join(map(str, arguments))
             problems.append(
                 Problem(key, f"arguments {given} of which class? add class_path, or --{key} my_pkg.MyClass")
             )

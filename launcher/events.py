@@ -29,18 +29,22 @@ class EventLog:
         self._path = path
         self._rank = rank
         self._clock = clock
+        self._cut = False
         self.lost = 0
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append `{"time", "rank", "kind", **fields}`; numbers that are not finite become text ('nan', 'inf')."""
         record = {"time": round(self._clock(), 6), "rank": self._rank, "kind": kind, **_finite(fields)}
-        line = json.dumps(record, separators=(",", ":"), default=str) + "\n"
+        line = ("\n" if self._cut else "") + json.dumps(record, separators=(",", ":"), default=str) + "\n"
+        data = line.encode()
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                os.write(descriptor, line.encode())
+                # A disk that gets full may take a part: the next line must not be glued to it.
+                self._cut = os.write(descriptor, data) < len(data)
             finally:
                 os.close(descriptor)
+            self.lost += self._cut
         except OSError:
             self.lost += 1
 

@@ -122,7 +122,7 @@ def _lead(
     else:
         everybody = [own] + [RankFacts.from_json(text) for text in (store.multi_get(keys) if keys else [])]
         if any(f.config_digest != own.config_digest for f in everybody):
-            everybody[0] = dataclasses.replace(own, config=flat_config)
+            everybody[0] = dataclasses.replace(own, config=json.loads(json.dumps(flat_config, default=str)))
         decision["tokens"] = [f.token for f in everybody]
         try:
             decision["values"] = dict(decide(everybody))
@@ -149,27 +149,30 @@ def _follow(
 ) -> Decision:
     never = f"rank 0 never arrived: rank {facts.rank} ({facts.host}) waited for it in vain; look at rank 0's log"
     answered: str | None = None
+    earlier = ""
     try:
         _wait(store, [_CHALLENGE], deadline)
-        # Rank zero may have begun to wait for the others only now.
-        deadline = time.monotonic() + timeout + _GRACE
         while True:
             challenge = json.loads(store.get(_CHALLENGE))
             attempt = challenge["attempt"]
             if attempt != answered:
                 differs = challenge["config_digest"] != facts.config_digest
+                # Rank zero may have begun to wait for the others only now.
                 answer = dataclasses.replace(facts, config=flat_config) if differs else facts
                 store.set(_facts_key(attempt, facts.rank), answer.to_json())
                 answered = attempt
+                deadline = time.monotonic() + timeout + _GRACE
             decision = _decision_or_newer_challenge(store, attempt, deadline)
             if decision is not None and decision["tokens"][facts.rank : facts.rank + 1] == [facts.token]:
                 break
             # An earlier attempt's challenge: rank zero of this attempt is not here yet.
+            if decision is not None and decision["error"] is not None:
+                earlier = f"; an earlier attempt ended with: {decision['error']['message']}"
             if time.monotonic() > deadline:
-                raise TimeoutError(never)
+                raise TimeoutError
             time.sleep(_STALE_PAUSE)
     except TimeoutError:
-        raise AgreementError(never, [0]) from None
+        raise AgreementError(never + earlier, [0]) from None
     if decision["error"] is not None:
         store.add(_seen_key(attempt), 1)
         raise AgreementError(decision["error"]["message"], decision["error"]["ranks"])

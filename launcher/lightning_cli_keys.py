@@ -33,16 +33,16 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
         for key, default in _MOVED.items():
             given = trainer.pop(key, default)
             if given != default and given is not None:
-                problems += _move(result, f"trainer.{key}", key, -1 if given == -1 else given)
-        if result.get("devices") in (-1, "-1"):
-            result["devices"] = "auto"
+                problems += _move(result, f"trainer.{key}", key, "auto" if key == "devices" and given == -1 else given)
         # A bare true or null asks for the default logger, which is W&B here; false asks for none.
-        if trainer.get("logger") in (True, None):
+        logger = trainer.get("logger")
+        if logger in (True, False, None):
             trainer.pop("logger", None)
-        elif trainer["logger"] is False:
-            del trainer["logger"]
-            result["wandb"] = {"mode": "disabled", **(result.get("wandb") or {})}
+        if logger is False:
+            problems += _turn_wandb_off(result)
         result["trainer"] = trainer
+    if result.get("devices") in (-1, "-1"):
+        result["devices"] = "auto"
     seed = result.pop("seed_everything", True)
     if seed is False:
         problems.append(
@@ -54,6 +54,16 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if checkpoint is not None:
         problems += _move(result, "ckpt_path", "resume", checkpoint)
     return result, problems
+
+
+def _turn_wandb_off(result: dict[str, Any]) -> list[Problem]:
+    wandb = result.get("wandb") or {}
+    if not isinstance(wandb, Mapping):
+        return []  # told by the check of the types
+    result["wandb"] = {**wandb, "mode": wandb.get("mode", "disabled")}
+    if result["wandb"]["mode"] != "disabled":
+        return [Problem("trainer.logger", f"given False, but wandb.mode is {wandb['mode']!r}; remove one of them")]
+    return []
 
 
 def _move(result: dict[str, Any], old: str, new: str, value: Any) -> list[Problem]:

@@ -62,6 +62,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
+    run: RunDirectory | None = None
     try:
         attach_log(log)
         facts = gather_facts(config, topology)
@@ -77,6 +78,8 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
 
             return train(config, topology, plan, run, store, decision.attempt, events, console)
     finally:
+        if run is not None:
+            run.release()
         log.detach()
         log.discard_pending()
         os.umask(umask)

@@ -154,4 +154,6 @@ def _split(config: RunConfig, world_size: int, batch_size: int | None) -> tuple[
     )
     if batch_size is not None and accumulate == 1 and split.micro_batch_size != batch_size:
         reason += f" (the data's batch_size {batch_size} is the most a rank takes at once)"
+    if batch_size is not None and accumulate > 1 and (split.micro_batch_size or 0) > batch_size:
+        reason += f" (trainer.accumulate_grad_batches {accumulate} outweighs the data's batch_size {batch_size})"
     return split, (reason,)

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import termios
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
+_FOR_THE_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -67,13 +69,19 @@ class RankLog:
         terminal = os.fdopen(os.dup(self._saved[0]), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         tee = shutil.which("tee")
         if tee is not None:
-            # -i: a Ctrl-C is for the trainer, which still has something to say.
-            self._tee = subprocess.Popen(
-                [tee, "-i", "-a", str(self._path)],
-                stdin=subprocess.PIPE,
-                stdout=self._saved[1],
-                stderr=subprocess.DEVNULL,
-            )
+            # Signals to the whole group are for the trainer, which still has something to say. The file goes by its
+            # descriptor: its name may change before tee has opened it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
+            try:
+                self._tee = subprocess.Popen(
+                    [tee, "-a", f"/dev/fd/{file.fileno()}"],
+                    stdin=subprocess.PIPE,
+                    stdout=self._saved[1],
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(file.fileno(),),
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             assert self._tee.stdin is not None  # noqa: S101 -- PIPE was asked for
             for stream in (1, 2):
                 os.dup2(self._tee.stdin.fileno(), stream)

@@ -56,6 +56,11 @@ class RunDirectory:
         """Where a rank's output goes."""
         return self.path / "logs" / f"rank-{rank}.log"
 
+    def release(self) -> None:
+        """Let other runs in; the end of the process does it too."""
+        if self.lock is not None:
+            os.close(self.lock)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the lock."""
         resume = None if self.resume_from is None else str(self.resume_from)
@@ -82,17 +87,18 @@ def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> R
     runs = Path(config.runs_dir).absolute()
     name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
     explicit = explicit_checkpoint(config)
-    path = runs / name if name else _fresh_path(runs, config)
-    exists = (path / "config.yaml").exists()
-    in_place = restart_of is not None or config.resume == "auto"
-    if explicit is not None and explicit.is_relative_to(path):
-        in_place = True
-    if exists and not in_place:
-        raise RunDirectoryError(
-            f"run {path.name!r} exists already at {path}; choose another --name, or go on with it: --resume auto"
-        )
+    path = runs / (name or config.digest()[:6])
     try:
-        return _open(path, config, explicit, in_place and exists)
+        path = runs / name if name else _fresh_path(runs, config)
+        exists = (path / "config.yaml").exists()
+        own = explicit is not None and explicit.is_relative_to(path)
+        if exists and not (own or restart_of is not None or config.resume == "auto"):
+            raise RunDirectoryError(
+                f"run {path.name!r} exists already at {path}; choose another --name, or go on with it: --resume auto"
+            )
+        # A restart has come further than the checkpoint that the launch was begun with.
+        from_last = exists and (restart_of is not None or explicit is None)
+        return _open(path, config, explicit, going_on=exists, from_last=from_last)
     except OSError as error:
         raise RunDirectoryError(
             f"run directory {path} cannot be made: {error.strerror or error}; set runs_dir to a folder with space "
@@ -112,7 +118,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 def newest_run_like(config: RunConfig) -> str | None:
     """Name of the newest run with this config that has a checkpoint to go on from."""
     runs = Path(config.runs_dir)
-    wanted = _identity(config.to_dict())
+    # Through YAML, as the other side went: a tuple given in code comes back as a list.
+    wanted = _identity(yaml.safe_load(config.to_yaml()))
     found: list[tuple[float, str]] = []
     for file in runs.glob("*/config.yaml"):
         try:
@@ -141,7 +148,11 @@ def explicit_checkpoint(config: RunConfig) -> Path | None:
     if config.resume in ("none", "auto"):
         return None
     path = Path(config.resume).absolute()
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise ResumeError(f"resume: {path} cannot be looked at: {error.strerror or error}") from error
+    if not found:
         raise ResumeError(f"resume: {path} does not exist; give a checkpoint, `auto` or `none`")
     return path
 
@@ -152,9 +163,10 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _open(path: Path, config: RunConfig, explicit: Path | None, going_on: bool) -> RunDirectory:
+def _open(path: Path, config: RunConfig, explicit: Path | None, *, going_on: bool, from_last: bool) -> RunDirectory:
     made = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock: int | None = None
     try:
         lock = _lock(path)
         for folder in _FOLDERS:
@@ -162,10 +174,12 @@ def _open(path: Path, config: RunConfig, explicit: Path | None, going_on: bool) 
         _keep_config(path, config)
         wandb_id = _wandb_id(path)
     except OSError:
+        if lock is not None:
+            os.close(lock)
         if made:
             _remove_empty(path)
         raise
-    own = last_checkpoint(path / "checkpoints") if going_on else None
+    own = last_checkpoint(path / "checkpoints") if from_last else None
     return RunDirectory(path, explicit if own is None else own, wandb_id, is_new=not going_on, lock=lock)
 
 
@@ -180,16 +194,22 @@ def _lock(path: Path) -> int:
         raise RunDirectoryError(
             f"run {path.name!r} is training right now ({holder}); choose another --name, or stop that one first"
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
 def _keep_config(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
     text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml()
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        file.rename(path / f"config-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+    before = file.read_text(encoding="utf-8") if file.exists() else text
+    if before != text:
+        # A copy first: a full disk must not leave the run without a config.
+        write_file(path / f"config-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml", before)
     write_file(file, text)
 
 

@@ -25,6 +25,8 @@ _SECOND_AFTER = 2.0
 # Seconds that a rank waits for the others' answers before it trains on.
 _ANSWER_TIMEOUT = 60.0
 _FOREVER = timedelta(days=365)
+# A gate that no training reaches.
+_NEVER = 2**62
 
 
 class StopAgreement:
@@ -67,7 +69,7 @@ class StopAgreement:
         """Pass the end of an optimizer step; True: stop here. The main thread calls it, on every rank equally often."""
         with self._changed:
             if self._asked and self._stop_at is None:
-                self._changed.wait_for(lambda: self._stop_at is not None, _ANSWER_TIMEOUT)
+                self._changed.wait_for(lambda: self._stop_at is not None or not self._asked, _ANSWER_TIMEOUT)
             if self._stop_at is not None and self._gates >= self._stop_at:
                 return True
             self._gates += 1
@@ -78,6 +80,10 @@ class StopAgreement:
         self._closed = True
         if self._store is not None:
             with suppress(RuntimeError):
+                # A rank that is still before a gate must not wait for this one's answer.
+                self._store.set(_key("gates", self._rank), str(self._gates))
+                if self._rank == 0:
+                    self._store.compare_set("stop/at", "", str(_NEVER))
                 self._store.set(_key("asked", self._rank), "0")
 
     def _watch(self) -> None:
@@ -92,15 +98,23 @@ class StopAgreement:
                 self._asked = True
                 self.signal_number = int(client.get(_key("asked", self._rank)))
                 client.set(_key("gates", self._rank), str(self._gates))
-            if self._rank == 0:
-                keys = [_key("gates", rank) for rank in range(self._world_size)]
-                client.wait(keys, timedelta(seconds=_ANSWER_TIMEOUT))
-                client.set("stop/at", str(max(int(value) for value in client.multi_get(keys))))
-            client.wait(["stop/at"], timedelta(seconds=_ANSWER_TIMEOUT))
-            stop_at = int(client.get("stop/at"))
-            with self._changed:
-                self._stop_at = stop_at
-                self._changed.notify_all()
+            stop_at: int | None = None
+            try:
+                stop_at = self._common_gate(client)
+            finally:
+                with self._changed:
+                    # Without an answer the training goes on, and no later gate waits again.
+                    self._stop_at, self._asked = stop_at, stop_at is not None
+                    self._changed.notify_all()
+
+    def _common_gate(self, client: Any) -> int:
+        """The largest number of gates that a rank has passed; rank zero finds it for all."""
+        if self._rank == 0:
+            keys = [_key("gates", rank) for rank in range(self._world_size)]
+            client.wait(keys, timedelta(seconds=_ANSWER_TIMEOUT))
+            client.set("stop/at", str(max(int(value) for value in client.multi_get(keys))))
+        client.wait(["stop/at"], timedelta(seconds=_ANSWER_TIMEOUT))
+        return int(client.get("stop/at"))
 
 
 def _key(what: str, rank: int) -> str:

@@ -54,9 +54,11 @@ class Topology:
         return self.world_size // self.local_world_size
 
     @classmethod
-    def single(cls, host: str, *, source: Source = "single", run_id: str | None = None) -> Topology:
+    def single(
+        cls, host: str, *, source: Source = "single", run_id: str | None = None, restart_count: int = 0
+    ) -> Topology:
         """The place of a process that nobody made a rank."""
-        return cls(0, 1, 0, 1, 0, host, source, run_id=run_id)
+        return cls(0, 1, 0, 1, 0, host, source, run_id=run_id, restart_count=restart_count)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], host: str) -> Topology:
@@ -82,7 +84,7 @@ class Topology:
                 f"srun started {task.tasks} tasks of this step; the launcher wants one task a node, which makes the "
                 "ranks: srun --ntasks-per-node=1 torchrun --nnodes ... --nproc-per-node ... -m launcher"
             )
-        return cls.single(host, source="slurm", run_id=task.job_id)
+        return cls.single(host, source="slurm", run_id=task.job_id, restart_count=task.restart_count)
 
 
 def _from_torchrun(env: Mapping[str, str], host: str) -> Topology:
@@ -90,8 +92,8 @@ def _from_torchrun(env: Mapping[str, str], host: str) -> Topology:
     if missing:
         given = ", ".join(f"{name}={env[name]}" for name in _REQUIRED if env.get(name))
         raise TopologyError(
-            f"{given} set, but {', '.join(missing)} missing: half a rank. Start with torchrun, which sets all of them, "
-            f"or unset {', '.join(name for name in _TELLING if name in env)} to train in one process"
+            f"{given or 'no value'} set, but {', '.join(missing)} missing: half a rank. Start with torchrun, "
+            f"which sets all of them, or unset {', '.join(n for n in _TELLING if n in env)} to train in one process"
         )
     numbers: dict[str, int] = {}
     wrong: list[str] = []
@@ -129,6 +131,6 @@ def _contradictions(numbers: Mapping[str, int]) -> list[str]:
             wrong.append(f"{rank}={numbers[rank]} must be below {size}={numbers[size]}")
     if numbers["LOCAL_WORLD_SIZE"] > numbers["WORLD_SIZE"]:
         wrong.append(f"LOCAL_WORLD_SIZE={numbers['LOCAL_WORLD_SIZE']} exceeds WORLD_SIZE={numbers['WORLD_SIZE']}")
-    if numbers["MASTER_PORT"] > 65535:
+    if not 0 < numbers["MASTER_PORT"] <= 65535:
         wrong.append(f"MASTER_PORT={numbers['MASTER_PORT']} is no port")
     return wrong

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import traceback
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,10 @@ def import_classes(config: RunConfig) -> UserClasses:
             problems += error.problems
     for key, base in (("callbacks", pl.Callback), ("logger", Logger)):
         problems += _list_problems(getattr(config.trainer, key), base, f"trainer.{key}")
+    if not config.model:
+        problems.append(
+            Problem("model", "no model was given; add class_path, or start from load_config(), which has the demo")
+        )
     if problems:
         raise ConfigError(problems)
     owner, batch_size = _find_batch_size(config, found)
@@ -104,11 +109,10 @@ def _import(path: str, base: type[Any], field: str) -> type[Any]:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The user's module may raise anything; the last line is what it says.
         last = traceback.format_exception_only(error)[-1].strip()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        own = "" if where.filename.startswith("<frozen") else f" ({where.filename}, line {where.lineno})"
+        own = _place(error)
         raise ConfigError([Problem(field, f"{path} does not import: {last}{own}")]) from error
     found = getattr(module, name, None)
     if found is None:
@@ -116,6 +120,14 @@ def _import(path: str, base: type[Any], field: str) -> type[Any]:
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ConfigError([Problem(field, f"{path} is no {base.__name__}; it is {_what(found)}")])
     return found
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code it happened, as ' (file, line n)'."""
+    if isinstance(error, SyntaxError):
+        return f" ({error.filename}, line {error.lineno})"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return "" if where.filename.startswith("<frozen") else f" ({where.filename}, line {where.lineno})"
 
 
 def _what(found: Any) -> str:
@@ -134,7 +146,7 @@ def _argument_problems(cls: type[Any], key: str, spec: Mapping[str, Any]) -> lis
     if not isinstance(given, Mapping):
         return [Problem(f"{key}.init_args", f"given {given!r}; expected a mapping of arguments")]
     parser = _class_parser(cls)
-    known = {action.dest.removeprefix("it.") for action in parser._actions if action.dest.startswith("it.")}
+    known = set(vars(parser.get_defaults().get("it", jsonargparse.Namespace())))
     problems: list[Problem] = []
     for name, value in given.items():
         path = f"{key}.init_args.{name}"
@@ -144,6 +156,9 @@ def _argument_problems(cls: type[Any], key: str, spec: Mapping[str, Any]) -> lis
             continue
         if name == "batch_size" and isinstance(value, int) and value < 1:
             problems.append(Problem(path, f"given {value!r}; expected at least 1"))
+            continue
+        if value is None and not _takes_null(cls, name):
+            problems.append(Problem(path, f"given null; {cls.__name__} expects a value"))
             continue
         try:
             parser.parse_object({"it": {name: value}}, defaults=False)
@@ -169,6 +184,18 @@ def _class_parser(cls: type[Any]) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "it", fail_untyped=False)
     return parser
+
+
+def _takes_null(cls: type[Any], name: str) -> bool:
+    """Whether null may be meant; an argument without a type hint may mean anything."""
+    parameter = inspect.signature(cls.__init__).parameters.get(name)
+    if parameter is None or parameter.annotation is parameter.empty or parameter.default is None:
+        return True
+    try:
+        hint = typing.get_type_hints(cls.__init__)[name]
+    except (NameError, TypeError, KeyError):
+        return True  # a hint that only a type checker can read
+    return hint in (Any, object, type(None)) or type(None) in typing.get_args(hint)
 
 
 def _required(cls: type[Any]) -> set[str]:
@@ -207,6 +234,9 @@ def _find_batch_size(config: RunConfig, classes: Mapping[str, type[Any]]) -> tup
 
 
 def _instantiate(base: type[Any], spec: Mapping[str, Any]) -> Any:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, "it", fail_untyped=False)
-    return parser.instantiate(parser.parse_object({"it": dict(spec)})).it
+    """The object, nested `class_path`s made first; what its constructor raises comes out as it is."""
+    cls = _import(spec["class_path"], base, "class_path")
+    parser = _class_parser(cls)
+    parsed = parser.parse_object({"it": dict(spec.get("init_args") or {})})
+    arguments = parser.instantiate(parsed, instantiate_groups=False).get("it") or {}
+    return cls(**dict(vars(arguments) if arguments else {}), **(spec.get("dict_kwargs") or {}))

@@ -38,7 +38,7 @@ def _has_netrc_key(env: Mapping[str, str]) -> bool:
     file = Path(env.get("NETRC") or Path(env.get("HOME", "/")) / ".netrc")
     try:
         return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -17,13 +19,15 @@ class BatchSplitError(ValueError):
 
     def __init__(self, message: str, *, global_batch_size: int, world_size: int, unit: int) -> None:
         below = global_batch_size // unit * unit
+        accumulate = unit // world_size
         self.global_batch_size = global_batch_size
         self.world_size = world_size
         self.nearest_global_batch_sizes = tuple(n for n in (below, below + unit) if n > 0)
-        self.nearest_world_sizes = nearest_divisors(global_batch_size, world_size)
+        shareable = global_batch_size % accumulate == 0
+        self.nearest_world_sizes = nearest_divisors(global_batch_size // accumulate, world_size) if shareable else ()
         sizes = " or ".join(map(str, self.nearest_global_batch_sizes))
-        worlds = " or ".join(map(str, self.nearest_world_sizes))
-        super().__init__(f"{message}; nearest: global_batch_size {sizes}, or {worlds} ranks")
+        worlds = f", or {' or '.join(map(str, self.nearest_world_sizes))} ranks" if shareable else ""
+        super().__init__(f"{message}; nearest: global_batch_size {sizes}{worlds}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,10 @@ def split_batch(
         BatchSplitError: the ranks cannot share it evenly; lists the nearest sizes and numbers of ranks that can.
         ValueError: a size below 1.
     """
-    for name, value in (("global_batch_size", global_batch_size), ("world_size", world_size)):
-        if value < 1:
+    sizes = {"global_batch_size": global_batch_size, "world_size": world_size,
+             "largest_micro_batch": largest_micro_batch, "accumulate": accumulate}  # fmt: skip
+    for name, value in sizes.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, {value} was given")
     unit = world_size * (accumulate or 1)
     if global_batch_size % unit:
@@ -82,11 +88,18 @@ def split_batch(
 
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit` (and at least 1)."""
-    return next(n for n in range(max(1, min(number, limit)), 0, -1) if number % n == 0)
+    return max((n for n in _divisors(number) if n <= limit), default=1)
 
 
 def nearest_divisors(number: int, near: int) -> tuple[int, ...]:
     """The divisors of `number` next to `near`, below and above."""
+    above = min((n for n in _divisors(number) if n > near), default=None)
     below = largest_divisor(number, near)
-    above = next((n for n in range(near + 1, number + 1) if number % n == 0), None)
     return (below,) if above is None else (below, above)
+
+
+def _divisors(number: int) -> Iterator[int]:
+    for n in range(1, math.isqrt(number) + 1):
+        if number % n == 0:
+            yield n
+            yield number // n

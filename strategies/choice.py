@@ -68,7 +68,7 @@ def choose_strategy(
         raise StrategyError(
             f"strategy single_device was asked for, but there are {world_size} ranks; use `strategy: auto`, or one rank"
         )
-    if world_size > 1 and device_kind == "mps":
+    if device_kind == "mps" and (world_size > 1 or requested not in (AUTO, SINGLE_DEVICE)):
         raise StrategyError("Apple's GPU has no process group backend; use `devices: 1` or `accelerator: cpu`")
     if requested == SINGLE_DEVICE or (requested == AUTO and world_size == 1):
         why = "one rank: there is nobody to exchange gradients with"

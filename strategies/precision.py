@@ -223,36 +223,50 @@ def _grant_wish(
     order: Precision | None, ranks: list[RankCapability], best: Precision, best_reason: str
 ) -> AgreedPrecision:
     """Mixed precision if every device has it natively, 32-true with a notice otherwise."""
-    if order is not None and _DTYPE[order] == "bf16" and all("bf16" in c.native_dtypes for c in ranks):
-        return AgreedPrecision(Precision.BF16_MIXED, ("use_amp with bf16: every rank computes it natively",))
-    if order is not None and all(c.device_kind == "cuda" for c in ranks):
-        return AgreedPrecision(Precision.FP16_MIXED, ("use_amp: every rank is a CUDA device",))
-    if order is None and best is not Precision.FP32_TRUE:
+    wants_bf16 = order is None or _DTYPE[order] == "bf16"
+    if wants_bf16 and best is Precision.BF16_MIXED:
         return AgreedPrecision(best, (f"use_amp: {best_reason}",))
-    notice = f"use_amp was wished for, but {best_reason}; training in 32-true"
-    return AgreedPrecision(Precision.FP32_TRUE, (notice,), (notice,))
+    not_cuda = [c for c in ranks if c.device_kind != "cuda"]
+    if not_cuda:
+        notice = f"use_amp was wished for, but {_not_native(not_cuda, ranks)}; training in 32-true"
+        return AgreedPrecision(Precision.FP32_TRUE, (notice,), (notice,))
+    if order is not None and wants_bf16:
+        notice = f"use_amp with {order} was wished for, but {best_reason}; training in 16-mixed"
+        return AgreedPrecision(Precision.FP16_MIXED, (notice,), (notice,))
+    return AgreedPrecision(Precision.FP16_MIXED, ("use_amp: every rank is a CUDA device",))
 
 
 def _best_shared(ranks: list[RankCapability]) -> tuple[Precision, str]:
     """The 'auto' rule. One rank without a capability decides for all."""
-    without_bf16 = [c for c in ranks if "bf16" not in c.native_dtypes]
+    without_bf16 = _unable_natively(Precision.BF16_MIXED, ranks)
     if not without_bf16:
         return Precision.BF16_MIXED, "every rank computes bf16 natively"
     not_cuda = [c for c in ranks if c.device_kind != "cuda"]
     if not not_cuda:
         return Precision.FP16_MIXED, f"every rank is a CUDA device, but not native in bf16: {_name(without_bf16)}"
-    if len(not_cuda) == len(ranks):
-        return Precision.FP32_TRUE, f"mixed precision is native to no rank: {_name(not_cuda, limit=2)}"
-    return Precision.FP32_TRUE, f"mixed precision is not native to {_name(not_cuda)}"
+    return Precision.FP32_TRUE, _not_native(not_cuda, ranks)
+
+
+def _not_native(unable: list[RankCapability], ranks: list[RankCapability]) -> str:
+    if len(unable) == len(ranks):
+        return f"mixed precision is native to no rank: {_name(unable, limit=2)}"
+    return f"mixed precision is not native to {_name(unable)}"
 
 
 def _unable(order: Precision, ranks: list[RankCapability]) -> list[RankCapability]:
     """The ranks that cannot run `order`. A run on CPUs alone may: torch autocasts there, which is for debugging."""
     if order is Precision.FP32_TRUE or all(c.device_kind == "cpu" for c in ranks):
         return []
-    mixed = order in (Precision.FP16_MIXED, Precision.BF16_MIXED)
-    # Lightning has no autocast for Apple's GPUs.
-    return [c for c in ranks if _DTYPE[order] not in c.native_dtypes or (mixed and c.device_kind == "mps")]
+    return _unable_natively(order, ranks)
+
+
+def _unable_natively(order: Precision, ranks: list[RankCapability]) -> list[RankCapability]:
+    """The ranks whose device does not have `order` in hardware, as 'auto' and an order alike count it."""
+    if order is Precision.FP16_MIXED:
+        # Every CUDA device that torch still supports computes fp16; Lightning has no autocast for Apple's GPUs.
+        return [c for c in ranks if c.device_kind != "cuda"]
+    no_autocast = "mps" if order is Precision.BF16_MIXED else None
+    return [c for c in ranks if _DTYPE[order] not in c.native_dtypes or c.device_kind == no_autocast]
 
 
 def _cpu_note(order: Precision, ranks: list[RankCapability]) -> tuple[str, ...]:

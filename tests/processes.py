@@ -101,7 +101,8 @@ def kill_leftovers() -> list[str]:
             if session in sessions:
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                 command = (entry / "cmdline").read_text().replace("\0", " ")
-                if state != "Z":
+                # A process that is ending has no command line any more.
+                if state not in "ZX" and command.strip():
                     left.append(f"{entry.name} {command}")
                     os.kill(int(entry.name), signal.SIGKILL)
         except (OSError, ProcessLookupError):

@@ -1,0 +1,115 @@
+"""Ranks as threads of one process, each with its own client of one real TCPStore."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from torch.distributed import PrefixStore, TCPStore
+
+from launcher.agreement import RankFacts
+from launcher.hardware import Device, Hardware
+
+T = TypeVar("T")
+H100 = Device("cuda", 0, "NVIDIA H100", 80 * 2**30, ("fp32", "fp64", "fp16", "bf16"))
+V100 = Device("cuda", 0, "Tesla V100", 16 * 2**30, ("fp32", "fp64", "fp16"))
+CPU = Device("cpu", 0, "EPYC", 2**36, ("fp32", "fp64"))
+VERSIONS = {"torch": "2.13.0", "lightning": "2.6.6", "deepspeed": "0.19.8", "python": "3.11.7"}
+
+
+def facts(rank: int, device: Device = CPU, versions: dict[str, str | None] | None = None, **known: Any) -> RankFacts:
+    """What a rank on a node of its own says: node0 is rank zero's."""
+    place = {"local_rank": 0, "local_world_size": 1, "node_rank": rank, "host": f"node{rank}"}
+    hardware = Hardware(device, 1, {**VERSIONS, **(versions or {})})
+    return RankFacts(rank, **{**place, "hardware": hardware, "config_digest": "same", **known})
+
+
+class Server:
+    """A store on a port of the system's choice. Its clients are kept: c10d's look-up of a name may take seconds."""
+
+    def __init__(self) -> None:
+        self._store: TCPStore | None = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._port: int = self._store.port
+        self._clients: list[TCPStore] = []
+
+    def client(self, number: int) -> TCPStore:
+        """A connection of its own, as every rank has."""
+        while len(self._clients) <= number:
+            self._clients.append(TCPStore("127.0.0.1", self._port, is_master=False, wait_for_workers=False))
+        return self._clients[number]
+
+    def end(self) -> None:
+        """Die, as the host of the store may."""
+        self._clients.clear()
+        self._store = None
+
+
+class Client(PrefixStore):
+    """One rank's connection; a clone of it is the meeting's next connection, kept like the others."""
+
+    def __init__(self, prefix: str, connection: TCPStore, meeting: Meeting) -> None:
+        super().__init__(prefix, connection)
+        self._meeting = meeting
+
+    def clone(self) -> Client:
+        """Another connection with the same content."""
+        return self._meeting.client()
+
+
+class Meeting:
+    """What the ranks of one test share of a server: nothing of another test's is in it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._prefix = secrets.token_hex(4)
+        self._given = 0
+        self._one_at_a_time = threading.Lock()
+
+    def client(self) -> Client:
+        """The next connection that nobody else in this test has."""
+        with self._one_at_a_time:
+            self._given += 1
+            return Client(self._prefix, self._server.client(self._given - 1), self)
+
+
+class Spy:
+    """A real store that lists its operations and tells of each one before it begins."""
+
+    def __init__(self, store: Any, before: Callable[[str, Any], None] = lambda name, key: None) -> None:
+        self._store = store
+        self._before = before
+        self.operations: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._store, name)
+
+        def told(*arguments: Any) -> Any:
+            self.operations.append(name)
+            self._before(name, arguments[0] if arguments else None)
+            answer = call(*arguments)
+            return Spy(answer, self._before) if name == "clone" else answer
+
+        return told
+
+
+def outcome(body: Callable[[], T]) -> T | Exception:
+    """What the body returns or raises."""
+    try:
+        return body()
+    except Exception as error:  # noqa: BLE001 -- the test looks at it
+        return error
+
+
+def run_ranks(bodies: Sequence[Callable[[], T]], timeout: float = 20) -> list[Any]:
+    """Run every body in a thread of its own; their results, or what they raised."""
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        futures = [pool.submit(outcome, body) for body in bodies]
+        return [future.result(timeout) for future in futures]
+
+
+def all_set(events: Sequence[threading.Event], timeout: float = 10) -> bool:
+    """Wait for all events."""
+    return all(event.wait(timeout) for event in events)

@@ -1,0 +1,133 @@
+"""`strategies.batch`: one global batch on any number of ranks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies.batch import BatchSplit, BatchSplitError, largest_divisor, nearest_divisors, split_batch
+
+SIZES = st.integers(1, 2000)
+WORLDS = st.integers(1, 130)
+
+
+def split_or_error(
+    size: int, world: int, limit: int | None = None, accumulate: int | None = None
+) -> BatchSplit | BatchSplitError:
+    try:
+        return split_batch(size, world, largest_micro_batch=limit, accumulate=accumulate)
+    except BatchSplitError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("world", "micro", "accumulate"), [(1, 16, 32), (2, 16, 16), (8, 16, 4), (32, 16, 1), (64, 8, 1), (512, 1, 1)]
+)
+def test_a_global_batch_of_512_stays_512_on_any_number_of_ranks(world: int, micro: int, accumulate: int) -> None:
+    split = split_batch(512, world, largest_micro_batch=16)
+    assert split == BatchSplit(world, micro, accumulate)
+    assert split.global_batch_size == 512
+
+
+def test_without_a_limit_a_rank_takes_its_share_at_once() -> None:
+    assert split_batch(48, 4) == BatchSplit(4, 12, 1)
+
+
+def test_a_limit_that_is_no_divisor_gives_the_next_smaller_one() -> None:
+    assert split_batch(60, 2, largest_micro_batch=8) == BatchSplit(2, 6, 5)
+
+
+def test_the_users_number_of_accumulated_batches_is_kept() -> None:
+    assert split_batch(48, 2, accumulate=3) == BatchSplit(2, 8, 3)
+
+
+def test_the_users_loader_alone_may_know_the_size() -> None:
+    assert BatchSplit(2, None, 3).global_batch_size is None
+
+
+def test_an_impossible_split_lists_the_nearest_sizes_and_numbers_of_ranks() -> None:
+    with pytest.raises(BatchSplitError) as caught:
+        split_batch(100, 64)
+    assert caught.value.nearest_global_batch_sizes == (64, 128)
+    assert caught.value.nearest_world_sizes == (50, 100)
+    assert str(caught.value) == (
+        "global_batch_size 100 cannot be shared by 64 ranks; nearest: global_batch_size 64 or 128, or 50 or 100 ranks"
+    )
+
+
+def test_a_batch_smaller_than_the_ranks_has_only_a_larger_neighbour() -> None:
+    with pytest.raises(BatchSplitError) as caught:
+        split_batch(3, 8)
+    assert caught.value.nearest_global_batch_sizes == (8,)
+    assert caught.value.nearest_world_sizes == (3,)
+
+
+def test_accumulated_batches_that_do_not_fit_are_named() -> None:
+    with pytest.raises(BatchSplitError, match="by 2 ranks x 5 accumulated batches") as caught:
+        split_batch(48, 2, accumulate=5)
+    assert caught.value.nearest_global_batch_sizes == (40, 50)
+
+
+@pytest.mark.parametrize(("size", "world", "name"), [(0, 1, "global_batch_size"), (-4, 1, "global_batch_size"),
+                                                     (4, 0, "world_size"), (4, -1, "world_size")])  # fmt: skip
+def test_sizes_below_one_are_refused_by_name(size: int, world: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        split_batch(size, world)
+
+
+@settings(deadline=None)
+@given(SIZES, WORLDS, st.none() | st.integers(1, 300))
+def test_every_split_adds_up_within_the_limit(size: int, world: int, limit: int | None) -> None:
+    split = split_or_error(size, world, limit)
+    if isinstance(split, BatchSplitError):
+        assert size % world
+        return
+    assert split.global_batch_size == size
+    assert split.micro_batch_size is not None
+    assert limit is None or split.micro_batch_size <= limit
+    # No larger divisor of the rank's share is within the limit.
+    share = size // world
+    assert not [n for n in range(split.micro_batch_size + 1, (limit or share) + 1) if share % n == 0]
+
+
+@settings(deadline=None)
+@given(SIZES, WORLDS, st.integers(1, 12))
+def test_fixed_accumulation_adds_up_or_is_refused(size: int, world: int, accumulate: int) -> None:
+    split = split_or_error(size, world, accumulate=accumulate)
+    if isinstance(split, BatchSplitError):
+        assert size % (world * accumulate)
+    else:
+        assert (split.accumulate, split.global_batch_size) == (accumulate, size)
+
+
+@settings(deadline=None)
+@given(SIZES, WORLDS, st.none() | st.integers(1, 12))
+def test_the_sizes_that_a_refusal_offers_are_the_nearest_possible_ones(
+    size: int, world: int, accumulate: int | None
+) -> None:
+    error = split_or_error(size, world, accumulate=accumulate)
+    if isinstance(error, BatchSplit):
+        return
+    for offered in error.nearest_global_batch_sizes:
+        assert split_batch(offered, world, accumulate=accumulate).global_batch_size == offered
+    between = range(min(*error.nearest_global_batch_sizes, size) + 1, max(error.nearest_global_batch_sizes))
+    assert all(isinstance(split_or_error(n, world, accumulate=accumulate), BatchSplitError) for n in between)
+
+
+@settings(deadline=None)
+@given(SIZES, WORLDS)
+def test_the_numbers_of_ranks_that_a_refusal_offers_can_share_the_batch(size: int, world: int) -> None:
+    error = split_or_error(size, world)
+    if isinstance(error, BatchSplitError):
+        assert [split_batch(size, offered).global_batch_size for offered in error.nearest_world_sizes]
+        assert world not in error.nearest_world_sizes
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 2500))
+def test_divisors_next_to_a_number(number: int, near: int) -> None:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    assert largest_divisor(number, near) == max(n for n in divisors if n <= near)
+    above = [n for n in divisors if n > near][:1]
+    assert nearest_divisors(number, near) == (largest_divisor(number, near), *above)

@@ -1,0 +1,109 @@
+"""`strategies.build`: Lightning's objects for what was chosen."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
+from strategies.choice import DDP_FIND_UNUSED, choose_strategy
+from strategies.precision import Precision
+
+PLACE = RankPlace(
+    rank=5, world_size=8, local_rank=1, local_world_size=4, node_rank=1, main_address="node0", main_port=29511
+)
+ALONE = RankPlace(0, 1, 0, 1, 0, "127.0.0.1", 0)
+
+
+def test_lightning_hears_the_agreed_place_and_not_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "3",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    known = KnownRanks(PLACE)
+    assert (known.global_rank(), known.world_size(), known.local_rank(), known.node_rank()) == (5, 8, 1, 1)
+    assert (known.main_address, known.main_port) == ("node0", 29511)
+
+
+def test_lightning_starts_no_processes_of_its_own() -> None:
+    assert KnownRanks(PLACE).creates_processes_externally
+    assert not KnownRanks.detect()
+
+
+def test_another_count_of_lightnings_is_an_error_and_the_same_one_is_not() -> None:
+    known = KnownRanks(PLACE)
+    known.set_world_size(8)
+    known.set_global_rank(5)
+    with pytest.raises(ValueError, match="counts 4 ranks, the launcher agreed on 8"):
+        known.set_world_size(4)
+    with pytest.raises(ValueError, match="calls this rank 0, the launcher 5"):
+        known.set_global_rank(0)
+
+
+def test_one_rank_trains_on_its_device() -> None:
+    choice = choose_strategy("auto", world_size=1, device_kind="cpu", accumulate=1, model_has_static_graph=True)
+    strategy = build_strategy(choice, "cpu", ALONE, timeout=60)
+    assert isinstance(strategy, SingleDeviceStrategy)
+    assert strategy.root_device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("requested", "static", "find_unused"),
+    [("auto", True, False), ("auto", False, False), (DDP_FIND_UNUSED, False, True)],
+)
+def test_ddp_gets_every_flag_of_the_choice(requested: str, static: bool, find_unused: bool) -> None:
+    choice = choose_strategy(requested, world_size=8, device_kind="cpu", accumulate=1, model_has_static_graph=static)
+    strategy = build_strategy(choice, "cpu", PLACE, timeout=77)
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy._ddp_kwargs == {
+        "gradient_as_bucket_view": True,
+        "static_graph": static,
+        "find_unused_parameters": find_unused,
+    }
+    assert strategy.process_group_backend == "gloo"
+    assert strategy._timeout == timedelta(seconds=77)
+
+
+def test_ddp_counts_the_nodes_ranks_and_takes_this_ones_device() -> None:
+    choice = choose_strategy("ddp", world_size=8, device_kind="cuda", accumulate=1, model_has_static_graph=False)
+    strategy = build_strategy(choice, "cuda", PLACE, timeout=60)
+    assert isinstance(strategy, DDPStrategy)
+    assert strategy.parallel_devices == [torch.device("cuda", n) for n in range(4)]
+    assert strategy.root_device == torch.device("cuda", 1)
+    assert strategy.process_group_backend == "nccl"
+    assert isinstance(strategy.cluster_environment, KnownRanks)
+
+
+def test_16_mixed_on_a_cpu_gets_a_real_gradient_scaler() -> None:
+    plugin = precision_plugin(Precision.FP16_MIXED, "cpu")
+    assert plugin is not None
+    assert plugin.precision == "16-mixed"
+    scaler = plugin.scaler
+    assert scaler is not None
+    assert scaler.is_enabled()
+    weight = torch.ones(1, requires_grad=True)
+    with plugin.forward_context():
+        assert torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype is torch.float16
+    scale = scaler.get_scale()
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler.scale(weight.sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    # An overflow: no step, and half the scale.
+    assert weight.item() == 1.0
+    assert scaler.get_scale() == scale / 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [(p, kind) for p in Precision for kind in ("cpu", "cuda", "mps") if (p, kind) != (Precision.FP16_MIXED, "cpu")],
+)
+def test_lightnings_own_plugin_is_used_where_it_does_what_the_plan_says(precision: Precision, kind: str) -> None:
+    assert precision_plugin(precision, kind) is None

@@ -1,0 +1,204 @@
+"""`RunConfig`: every wrong field at once, what stands in for what, and a digest over all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.config import RunConfig, config_fields, find_problems, parse_config
+from launcher.errors import ConfigError, Problem
+
+LEAVES = dict(config_fields())
+WITH_MINIMUM = sorted(path for path, info in LEAVES.items() if info.minimum is not None)
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    values = value
+    for key in reversed(path.split(".")):
+        values = {key: values}
+    return values
+
+
+def only_problem(path: str, value: Any) -> Problem:
+    (problem,) = find_problems(nested(path, value))
+    return problem
+
+
+def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
+    group, _, key = path.rpartition(".")
+    if not group:
+        return dataclasses.replace(config, **{key: value})
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{key: value})})
+
+
+def test_all_problems_are_told_at_once_with_their_paths_in_order() -> None:
+    values = {
+        "seed": "many",
+        "devices": 0,
+        "nam": "x",
+        "trainer": {"max_epochs": 1.5, "max_step": 3},
+        "wandb": {"mode": "on"},
+        "name": "a/b",
+        "precision": "bf17",
+        "strategy": "magic",
+    }
+
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values)
+
+    paths = [problem.path for problem in caught.value.problems]
+    assert paths == ["seed", "devices", "nam", "trainer.max_epochs", "trainer.max_step", "wandb.mode", "name",
+                     "precision", "strategy"]  # fmt: skip
+    text = str(caught.value)
+    assert text.startswith("the config has 9 problems:\n")
+    assert all(f"\n  {path}: " in text for path in paths)
+    assert caught.value.exit_code == 2
+
+
+def test_one_problem_is_counted_in_the_singular() -> None:
+    with pytest.raises(ConfigError, match=r"^the config has 1 problem:\n  seed: "):
+        parse_config({"seed": "many"})
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("global_batchsize", "global_batch_size"),
+        ("trainer.max_epoch", "trainer.max_epochs"),
+        ("wandb.projct", "wandb.project"),
+        # Right word, wrong level: both ways.
+        ("max_epochs", "trainer.max_epochs"),
+        ("trainer.global_batch_size", "global_batch_size"),
+        ("wandb.max_epochs", "trainer.max_epochs"),
+        ("max_epoch", "trainer.max_epochs"),
+    ],
+)
+def test_an_unknown_key_names_the_one_that_was_meant(path: str, meant: str) -> None:
+    assert only_problem(path, 3) == Problem(path, f"unknown key; did you mean {meant}?")
+
+
+def test_an_unknown_key_like_no_other_says_where_all_keys_are() -> None:
+    assert only_problem("zzzzzz", 3).message == "unknown key; `launcher fit --help` lists all keys"
+
+
+@pytest.mark.parametrize("group", ["trainer", "checkpoint", "wandb"])
+def test_a_value_in_place_of_a_group_is_told(group: str) -> None:
+    assert only_problem(group, 3) == Problem(group, "given 3; expected a mapping of settings")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("seed", "many", "a whole number"),
+        ("seed", 1.5, "a whole number"),
+        ("devices", True, "a whole number or one of auto"),
+        ("devices", "two", "a whole number or one of auto"),
+        ("accelerator", "tpu", "one of auto, cpu, gpu, cuda, mps"),
+        ("global_batch_size", "big", "a whole number or null"),
+        ("precision_fallback", "maybe", "true or false"),
+        ("agreement_timeout", "long", "a number"),
+        ("runs_dir", 3, "text"),
+        ("wandb.tags", "one", "a list"),
+        ("trainer.gradient_clip_algorithm", "both", "one of norm, value or null"),
+        ("trainer.callbacks", ["pkg.Callback"], "a list, a mapping or null"),
+        ("model", [1], "a mapping or null"),
+    ],
+)
+def test_a_wrong_type_says_what_was_given_and_what_was_expected(path: str, value: Any, expected: str) -> None:
+    assert only_problem(path, value) == Problem(path, f"given {value!r}; expected {expected}")
+
+
+@pytest.mark.parametrize("path", WITH_MINIMUM)
+def test_the_smallest_number_is_taken_and_the_next_below_is_not(path: str) -> None:
+    minimum = LEAVES[path].minimum
+    assert minimum is not None
+    smallest = int(minimum)
+
+    assert find_problems(nested(path, smallest)) == []
+    assert only_problem(path, smallest - 1).message == f"given {smallest - 1}; expected at least {smallest}"
+
+
+@pytest.mark.parametrize("path", ["devices", "num_nodes", "global_batch_size", "trainer.accumulate_grad_batches"])
+@pytest.mark.parametrize("size", [0, -1, -64])
+def test_a_size_of_zero_or_less_is_refused(path: str, size: int) -> None:
+    assert only_problem(path, size) == Problem(path, f"given {size}; expected at least 1")
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "..", ".hidden", "a b", "$(x)", "", "n" * 101, "übung", "a\n", "-rf"])
+def test_a_name_that_no_folder_or_job_should_have_is_refused(name: str) -> None:
+    assert only_problem("name", name).message.startswith(f"given {name!r}; expected up to 100 letters")
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 100, "run-1_b.2", "7"])
+def test_a_plain_name_is_taken(name: str) -> None:
+    assert parse_config({"name": name}).name == name
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "16-mixed", 32, "fp32"])
+def test_every_spelling_of_a_precision_is_taken_as_given(precision: str | int) -> None:
+    assert parse_config({"precision": precision}).precision == precision
+
+
+def test_an_unknown_precision_lists_the_valid_ones_and_the_nearest() -> None:
+    message = only_problem("precision", "bf61-mixed").message
+    assert "bf16-mixed" in message
+    assert message.endswith("; or auto")
+
+
+def test_an_unknown_strategy_lists_the_valid_ones() -> None:
+    assert only_problem("strategy", "dpp").message == (
+        "given 'dpp'; expected one of auto, single_device, ddp, ddp_find_unused_parameters_true"
+    )
+
+
+def test_an_empty_group_keeps_its_defaults() -> None:
+    assert parse_config({"trainer": None, "wandb": {}, "checkpoint": None}) == RunConfig()
+
+
+def test_the_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", sorted(LEAVES))
+def test_the_digest_changes_with_each_field(path: str) -> None:
+    config = RunConfig()
+    assert changed(config, path, "another value").digest() != config.digest()
+
+
+def test_equal_configs_have_one_digest_whatever_the_order_of_their_keys() -> None:
+    one = parse_config({"seed": 3, "model": {"class_path": "a.B", "init_args": {"x": 1, "y": 2}}})
+    two = parse_config({"model": {"init_args": {"y": 2, "x": 1}, "class_path": "a.B"}, "seed": 3})
+    assert one.digest() == two.digest()
+    assert len(one.digest()) == 64
+
+
+_TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)
+_PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+_CONFIGS = st.builds(
+    RunConfig,
+    seed=st.integers(0, 2**32),
+    devices=st.integers(1, 8) | st.just("auto"),
+    use_amp=st.none() | st.booleans(),
+    precision=st.sampled_from(["auto", 16, "bf16-mixed"]),
+    process_group_timeout=st.floats(1, 1e6),
+    model=st.none()
+    | st.fixed_dictionaries({"class_path": st.just("a.B"), "init_args": st.dictionaries(_TEXT, _PLAIN)}),
+)
+
+
+@settings(max_examples=5, deadline=None)
+@given(_CONFIGS)
+def test_a_config_written_as_yaml_reads_back_equal(config: RunConfig) -> None:
+    again = parse_config(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    assert again.digest() == config.digest()

@@ -1,0 +1,219 @@
+"""Where a config comes from: files, overrides, the demo; and what is wrong with each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.config import RunConfig, parse_config
+from launcher.config_sources import load_config, parse_overrides, read_config_file, read_preset
+from launcher.errors import ConfigError, Problem
+
+MODEL = "model: {class_path: pkg.Model, init_args: {lr: 0.1, width: 8}}\n"
+
+
+def write(folder: Path, text: str | bytes, name: str = "config.yaml") -> Path:
+    file = folder / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def problem_of(file: Path) -> Problem:
+    with pytest.raises(ConfigError) as caught:
+        load_config([file])
+    (problem,) = caught.value.problems
+    return problem
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    problem = problem_of(tmp_path / "none.yaml")
+    assert problem.path == str(tmp_path / "none.yaml")
+    assert problem.message.startswith("no such file")
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    assert problem_of(tmp_path).message.startswith("cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("seed: 1\ntrainer: [1\n", 3, "expected ',' or ']'"),
+        ("seed: 1\nwandb:\n\tmode: offline\n", 3, "cannot start any token"),
+        ("seed: 1\nname: x\nseed: 2\n", 3, "key 'seed' is given twice"),
+        ("trainer:\n  max_epochs: 1\n  max_epochs: 1\n", 3, "key 'max_epochs' is given twice"),
+        ("seed: 1\nname: !!python/name:os.system\n", 2, "could not determine a constructor"),
+    ],
+)
+def test_broken_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+    file = write(tmp_path, text)
+    problem = problem_of(file)
+    assert problem.path.startswith(f"{file}, line {line}, column ")
+    assert problem.message.startswith("broken YAML: ")
+    assert says in problem.message
+
+
+def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
+    file = write(tmp_path, '{"seed": 1,\n "name" "x"}', "config.json")
+    assert problem_of(file) == Problem(f"{file}, line 2", "Expecting ':' delimiter")
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"name: caf\xe9\n"])
+def test_a_file_that_is_not_utf8_cannot_be_read(tmp_path: Path, text: bytes) -> None:
+    assert "utf-8" in problem_of(write(tmp_path, text)).message
+
+
+@pytest.mark.parametrize(("text", "found"), [("- a\n", "list"), ("3\n", "int"), ("words\n", "str")])
+def test_a_file_without_a_mapping_is_refused(tmp_path: Path, text: str, found: str) -> None:
+    assert problem_of(write(tmp_path, text)).message == f"expected a mapping of settings, found {found}"
+
+
+def test_the_problems_of_all_sources_are_told_at_once(tmp_path: Path) -> None:
+    broken = write(tmp_path, "a: [", "broken.yaml")
+    wrong = write(tmp_path, "seeed: 1\nmodel: nodots\n", "wrong.yaml")
+
+    with pytest.raises(ConfigError) as caught:
+        load_config([tmp_path / "none.yaml", broken, wrong], ["stray", "--devices", "0"])
+
+    paths = [problem.path for problem in caught.value.problems]
+    assert paths == [str(tmp_path / "none.yaml"), f"{broken}, line 1, column 5", "stray", "seeed", "model.class_path"]
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["--trainer.max_epochs", "3"], {"trainer": {"max_epochs": 3}}),
+        (["--trainer.max_epochs=3"], {"trainer": {"max_epochs": 3}}),
+        (["--trainer.max_epochs", "-1"], {"trainer": {"max_epochs": -1}}),
+        (["--use_amp"], {"use_amp": True}),
+        (["--use-amp", "--seed", "1"], {"use_amp": True, "seed": 1}),
+        (["--use_amp", "false"], {"use_amp": False}),
+        (["--global-batch-size", "8"], {"global_batch_size": 8}),
+        (["--model.init_args.lr", "1e-4"], {"model": {"init_args": {"lr": 1e-4}}}),
+        (["--model.lr=-2.5E-3"], {"model": {"lr": -2.5e-3}}),
+        (["--global_batch_size", "null"], {"global_batch_size": None}),
+        (["--wandb.tags", "[a, b]"], {"wandb": {"tags": ["a", "b"]}}),
+        (["--model.sizes", "[1, 2e3]"], {"model": {"sizes": [1, 2000.0]}}),
+        (["--seed", "1", "--seed", "2"], {"seed": 2}),
+        (["--model", "pkg.X", "--model.lr", "1"], {"model": {"class_path": "pkg.X", "lr": 1}}),
+        (["--model.lr", "1", "--model", "pkg.X"], {"model": {"class_path": "pkg.X", "lr": 1}}),
+        # What is text stays text.
+        (["--name", "123"], {"name": "123"}),
+        (["--name", "true"], {"name": "true"}),
+        (["--wandb.project", "a: b"], {"wandb": {"project": "a: b"}}),
+        (["--name", "null"], {"name": None}),
+        (["--runs_dir", ""], {"runs_dir": ""}),
+        (["--trainer.profiler=a=b"], {"trainer": {"profiler": "a=b"}}),
+        # No YAML: left for the check of types, which names the field.
+        (["--trainer.max_epochs", "[1"], {"trainer": {"max_epochs": "[1"}}),
+    ],
+)
+def test_overrides_become_nested_values(words: list[str], values: dict[str, Any]) -> None:
+    assert parse_overrides(words) == values
+
+
+def test_every_word_that_is_no_option_is_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(["stray", "--seed", "1", "-x", "--"])
+    assert [problem.path for problem in caught.value.problems] == ["stray", "-x", "--"]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.from_regex(r"(--)?[a-z]{1,3}(\.[a-z-]{0,2})?(=[\[\]{}:a-z1]{0,3})?", fullmatch=True), max_size=4))
+def test_any_words_are_values_or_a_config_error(words: list[str]) -> None:
+    strays = [word for word in words if not word.startswith("--")]
+    # A word after a bare flag is that flag's value.
+    if words and strays == words:
+        with pytest.raises(ConfigError):
+            parse_overrides(words)
+    elif not strays:
+        assert bool(parse_overrides(words)) == bool(words)
+
+
+def test_a_dashed_override_reaches_the_config() -> None:
+    assert load_config([], ["--model", "pkg.X", "--model.lr", "1", "--global-batch-size", "8"]) == parse_config(
+        {"global_batch_size": 8, "model": {"class_path": "pkg.X", "init_args": {"lr": 1}}}
+    )
+
+
+def test_a_later_source_overrides_an_earlier_one_key_by_key(tmp_path: Path) -> None:
+    first = write(
+        tmp_path, MODEL + "seed: 1\ntrainer: {max_epochs: 1, max_steps: 5}\nwandb: {tags: [a, b]}\n", "1.yaml"
+    )
+    second = write(tmp_path, '{"trainer": {"max_epochs": 2}, "wandb": {"tags": ["c"]}}', "2.json")
+
+    config = load_config([first, second], ["--trainer.max_epochs", "3"])
+
+    assert (config.seed, config.trainer.max_epochs, config.trainer.max_steps) == (1, 3, 5)
+    assert config.wandb.tags == ["c"], "a list is replaced, not joined"
+    assert load_config([second, first]).trainer.max_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "init_args"),
+    [
+        (["--model", "pkg.Other"], None),
+        (["--model.class_path", "pkg.Other", "--model.depth", "2"], {"depth": 2}),
+        (["--model", "pkg.Model"], {"lr": 0.1, "width": 8}),
+        (["--model.lr", "1e-3"], {"lr": 1e-3, "width": 8}),
+        (["--model.init_args.lr", "1e-3"], {"lr": 1e-3, "width": 8}),
+    ],
+)
+def test_only_another_class_drops_the_earlier_arguments(
+    tmp_path: Path, words: list[str], init_args: dict[str, Any] | None
+) -> None:
+    model = load_config([write(tmp_path, MODEL)], words).model
+    assert model is not None
+    assert model.get("init_args") == init_args
+
+
+@pytest.mark.parametrize("text", ["model: pkg.Model\n", "model: {class_path: pkg.Model}\n"])
+def test_a_class_may_be_given_by_its_path_alone(tmp_path: Path, text: str) -> None:
+    assert load_config([write(tmp_path, text)]).model == {"class_path": "pkg.Model"}
+
+
+@pytest.mark.parametrize("path", ["nodots", "pkg.", ".Model", "pkg..Model", "pkg.Model()", "1pkg.Model", 3])
+def test_a_class_path_that_cannot_be_imported_is_told(tmp_path: Path, path: str | int) -> None:
+    problem = problem_of(write(tmp_path, f"model: {{class_path: {path}}}\n"))
+    assert problem == Problem("model.class_path", f"given {path!r}; expected an import path like my_pkg.MyClass")
+
+
+def test_arguments_without_a_class_are_told() -> None:
+    with pytest.raises(ConfigError, match=r"model: arguments lr, width of which class\?"):
+        load_config([], ["--model.lr", "1", "--model.width", "2"])
+
+
+def test_data_without_a_model_is_told() -> None:
+    with pytest.raises(ConfigError, match="model: data was given, but no model"):
+        load_config([], ["--data", "pkg.Data"])
+
+
+def test_without_model_and_data_the_demo_is_trained_with_what_was_given_on_top(tmp_path: Path) -> None:
+    demo = parse_config(read_preset("demo"))
+    assert demo.model is not None
+    assert load_config() == load_config([write(tmp_path, "# nothing\n")]) == demo
+
+    config = load_config([], ["--trainer.max_epochs", "7"])
+
+    assert (config.model, config.global_batch_size) == (demo.model, demo.global_batch_size)
+    assert config.trainer.max_epochs == 7
+
+
+def test_with_a_model_nothing_of_the_demo_is_left() -> None:
+    assert load_config([], ["--model", "pkg.X"]) == RunConfig(model={"class_path": "pkg.X"})
+
+
+def test_a_written_config_loads_as_the_same_config(tmp_path: Path) -> None:
+    words = ["--data", "pkg.D", "--model", "pkg.X", "--model.lr=1e-5", "--model.note=1e-4 of ü", "--wandb.tags=[x]"]
+    for config in (load_config([], words), load_config()):
+        again = load_config([write(tmp_path, config.to_yaml())])
+        assert again == config
+        assert again.digest() == config.digest()
+
+
+def test_json_values_are_read_as_they_are(tmp_path: Path) -> None:
+    assert read_config_file(write(tmp_path, '{"seed": 7, "name": null}', "c.json")) == {"seed": 7, "name": None}

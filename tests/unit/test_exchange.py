@@ -1,0 +1,207 @@
+"""`launcher.exchange` over a real TCPStore: every rank hears the same word, or the same error with the right names."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+import launcher.exchange
+from launcher.agreement import RankFacts, agree_on
+from launcher.errors import AgreementError, LauncherError, PlanError
+from launcher.exchange import Decision, exchange
+from tests.unit.rank_threads import Meeting, Server, Spy, all_set, facts, run_ranks
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def meeting(server: Server) -> Meeting:
+    return Meeting(server)
+
+
+def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+    agree_on(everybody)
+    return {"hosts": [f.host for f in everybody]}
+
+
+def rank(
+    store: Any,
+    own: RankFacts,
+    world: int,
+    *,
+    config: Mapping[str, Any] | None = None,
+    deciding: Callable[[Sequence[RankFacts]], Mapping[str, Any]] = decide,
+    timeout: float = 10,
+) -> Callable[[], Decision]:
+    return lambda: exchange(store, world, own, config or {}, deciding, timeout)
+
+
+def texts(errors: Sequence[Any]) -> set[str]:
+    assert all(isinstance(error, AgreementError) for error in errors), errors
+    return {str(error) for error in errors}
+
+
+def test_one_rank_decides_alone(meeting: Meeting) -> None:
+    decision = exchange(meeting.client(), 1, facts(0), {}, decide, 1)
+    assert decision.values == {"hosts": ["node0"]}
+
+
+def test_all_ranks_get_rank_zeros_decision_and_one_attempt(meeting: Meeting) -> None:
+    results = run_ranks([rank(meeting.client(), facts(n), 4) for n in range(4)])
+    assert results[0].values == {"hosts": ["node0", "node1", "node2", "node3"]}
+    assert all(result == results[0] for result in results)
+    assert len(results[0].attempt) >= 16
+
+
+def test_another_config_names_rank_host_and_setting_on_every_rank(meeting: Meeting) -> None:
+    config = {"seed": 1, "precision": "auto"}
+    bodies = [rank(meeting.client(), facts(n, config_digest="a"), 3, config=config) for n in range(2)]
+    bodies.append(rank(meeting.client(), facts(2, config_digest="b"), 3, config={**config, "seed": 7}))
+    results = run_ranks(bodies)
+    (text,) = texts(results)
+    assert "seed: 1 on rank 0 (node0), 7 on rank 2 (node2)" in text
+    assert "precision" not in text
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_configs_are_not_sent_where_they_are_equal(meeting: Meeting) -> None:
+    seen: list[RankFacts] = []
+
+    def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        seen.extend(everybody)
+        return {}
+
+    run_ranks([rank(meeting.client(), facts(n), 2, config={"seed": 1}, deciding=look) for n in range(2)])
+    assert [fact.config for fact in seen] == [None, None]
+
+
+def test_another_torch_is_named_on_every_rank(meeting: Meeting) -> None:
+    everybody = [facts(0), facts(1, versions={"torch": "2.10.0"}), facts(2)]
+    (text,) = texts(run_ranks([rank(meeting.client(), own, 3) for own in everybody]))
+    assert "torch version" in text
+    assert "2.10.0 on rank 1 (node1)" in text
+
+
+def test_one_ranks_error_is_told_on_every_rank(meeting: Meeting) -> None:
+    everybody = [facts(0), facts(1), facts(2, hardware=None, error="cannot import my_pkg")]
+    results = run_ranks([rank(meeting.client(), own, 3) for own in everybody])
+    assert texts(results) == {"rank 2 (node2): cannot import my_pkg"}
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_what_rank_zeros_decision_raises_is_raised_everywhere(meeting: Meeting) -> None:
+    def refuse(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        raise PlanError("no plan meets the config")
+
+    results = run_ranks([rank(meeting.client(), facts(n), 3, deciding=refuse) for n in range(3)])
+    assert isinstance(results[0], PlanError)
+    assert all(isinstance(error, LauncherError) and error.exit_code == 2 for error in results)
+    assert {str(error) for error in results} == {"no plan meets the config"}
+
+
+def test_a_rank_that_never_arrives_is_named_to_all_that_did(meeting: Meeting) -> None:
+    results = run_ranks([rank(meeting.client(), facts(n), 4, timeout=1) for n in (0, 1, 3)])
+    (text,) = texts(results)
+    assert text.startswith("rank 2 (node 2) never arrived: rank 0 (node0) waited in vain")
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_many_missing_ranks_are_counted(meeting: Meeting) -> None:
+    (error,) = run_ranks([rank(meeting.client(), facts(0, local_world_size=8), 33, timeout=0.2)])
+    assert "rank 8 (node 1) and 24 more never arrived" in str(error)
+    assert error.ranks == tuple(range(1, 33))
+
+
+def test_rank_zero_that_never_arrives_is_named(meeting: Meeting) -> None:
+    results = run_ranks([rank(meeting.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
+    assert all(isinstance(error, AgreementError) for error in results)
+    assert [str(error).startswith(f"rank 0 never arrived: rank {n} (node{n})") for n, error in enumerate(results, 1)]
+    assert {error.ranks for error in results} == {(0,)}
+
+
+def test_a_lost_store_is_no_missing_rank() -> None:
+    server = Server()
+    waiting = threading.Event()
+    follower = Spy(server.client(0), lambda name, key: waiting.set() if name == "wait" else None)
+
+    def end() -> None:
+        assert waiting.wait(10)
+        server.end()
+
+    error, _ = run_ranks([rank(follower, facts(1), 2), end])
+    assert isinstance(error, AgreementError)
+    assert "store that the ranks meet at is gone" in str(error)
+
+
+def answering(store: Any) -> tuple[Spy, threading.Event]:
+    """A store, and the event that its rank has answered some challenge."""
+    answered = threading.Event()
+    return Spy(store, lambda name, key: answered.set() if name == "set" and "/facts/" in key else None), answered
+
+
+def follow_then_lead(meeting: Meeting, world: int) -> list[Any]:
+    """Followers that answer whatever the store holds, and a leader that comes only then; leader's result first."""
+    followers = [answering(meeting.client()) for _ in range(1, world)]
+
+    def lead() -> Decision:
+        assert all_set([answered for _, answered in followers])
+        return exchange(meeting.client(), world, facts(0, host="new0"), {}, decide, 10)
+
+    return run_ranks([lead, *(rank(s, facts(n, host=f"new{n}"), world) for n, (s, _) in enumerate(followers, 1))])
+
+
+def test_ranks_that_find_an_earlier_attempts_decision_wait_for_their_own(meeting: Meeting) -> None:
+    old = run_ranks([rank(meeting.client(), facts(n), 3) for n in range(3)])
+    new = follow_then_lead(meeting, 3)
+    assert new[0].values == {"hosts": ["new0", "new1", "new2"]}
+    assert all(result == new[0] for result in new)
+    assert new[0].attempt != old[0].attempt
+
+
+def test_ranks_that_find_an_earlier_attempts_error_wait_for_their_own_decision(meeting: Meeting) -> None:
+    run_ranks([rank(meeting.client(), own, 3) for own in (facts(0), facts(1, error="no GPU"), facts(2))])
+    new = follow_then_lead(meeting, 3)
+    assert all(result == new[0] and result.values["hosts"][0] == "new0" for result in new)
+
+
+def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
+
+    def die(name: str, key: Any) -> None:
+        if name == "wait":
+            raise RuntimeError("killed")
+
+    run_ranks([rank(Spy(meeting.client(), die), facts(0), 3)])
+    new = follow_then_lead(meeting, 3)
+    assert all(result == new[0] and result.values["hosts"] == ["new0", "new1", "new2"] for result in new)
+
+
+def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
+    run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
+    (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
+    assert isinstance(error, AgreementError)
+    assert str(error).startswith("rank 0 never arrived")
+
+
+def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -> None:
+    counts: dict[int, list[int]] = {}
+    for world in (2, 4, 12):
+        ranks = Meeting(server)
+        spies = [Spy(ranks.client()) for _ in range(world)]
+        run_ranks([rank(spy, facts(n), world) for n, spy in enumerate(spies)])
+        counts[world] = [len(spy.operations) for spy in spies]
+    assert {count for world in counts.values() for count in world[1:]} == {5}
+    assert len({world[0] for world in counts.values()}) == 1

@@ -1,0 +1,190 @@
+"""`launcher.stop.StopAgreement` over a real TCPStore: all ranks stop at the same gate."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from launcher.stop import StopAgreement
+from tests.unit.rank_threads import Meeting, Server, Spy, run_ranks
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.end()
+
+
+def watchers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "launcher-stop-watch"]
+
+
+@pytest.fixture
+def agreements(server: Server) -> Iterator[Callable[[int], list[StopAgreement]]]:
+    """Listening agreements of so many ranks; none listens after the test."""
+    made: list[StopAgreement] = []
+
+    def make(world: int) -> list[StopAgreement]:
+        meeting = Meeting(server)
+        made.extend(StopAgreement(meeting.client(), rank, world) for rank in range(world))
+        for agreement in made:
+            agreement.start()
+        return made
+
+    yield make
+    for agreement in made:
+        agreement.close()
+    for thread in watchers():
+        thread.join(5)
+    assert not watchers(), "a listening thread outlived close()"
+
+
+def dice(*seed: int) -> random.Random:
+    return random.Random(str(seed))  # noqa: S311 -- for timing, no secret
+
+
+def gates_passed(agreement: StopAgreement) -> int:
+    """Gates until the one that stops."""
+    give_up = time.monotonic() + 10
+    passed = 0
+    while not agreement.gate():
+        passed += 1
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"nobody stopped within {passed} gates")
+    return passed
+
+
+def train(
+    agreement: StopAgreement, together: threading.Barrier, chance: random.Random, at_step: Callable[[int], None]
+) -> int:
+    """Steps with a collective in each, as in training: a rank that goes on alone breaks the others' collective."""
+    give_up = time.monotonic() + 15
+    step = 0
+    while time.monotonic() < give_up:
+        together.wait(10)
+        sum(range(chance.randrange(3000)))
+        step += 1
+        at_step(step)
+        if agreement.gate():
+            return step
+    raise TimeoutError(f"nobody stopped within {step} steps")
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("world", [2, 4])
+def test_all_ranks_stop_at_the_same_gate_whoever_is_asked_whenever(
+    agreements: Callable[[int], list[StopAgreement]], world: int, seed: int
+) -> None:
+    chance = dice(world, seed)
+    asked, step_of_request = chance.randrange(world), chance.randrange(1, 60)
+    now = threading.Event()
+    ranks = agreements(world)
+    together = threading.Barrier(world)
+
+    def at_step(step: int) -> None:
+        if step == step_of_request:
+            now.set()
+
+    def ask() -> None:
+        assert now.wait(10)
+        ranks[asked].request(signal.SIGINT)
+
+    bodies = [
+        lambda own=own, rank=rank: train(own, together, dice(seed, rank), at_step) for rank, own in enumerate(ranks)
+    ]
+    stopped = run_ranks([*bodies, ask])[:world]
+    assert len(set(stopped)) == 1, stopped
+    assert stopped[0] >= step_of_request
+    assert {own.signal_number for own in ranks} == {signal.SIGINT}
+
+
+def test_ranks_that_are_all_asked_at_once_stop_at_one_gate(agreements: Callable[[int], list[StopAgreement]]) -> None:
+    ranks = agreements(3)
+    together, now = threading.Barrier(3), threading.Event()
+
+    def ask(own: StopAgreement) -> None:
+        assert now.wait(10)
+        own.request(signal.SIGTERM)
+
+    bodies = [
+        lambda own=own, rank=rank: train(own, together, dice(rank), lambda step: now.set() if step == 20 else None)
+        for rank, own in enumerate(ranks)
+    ]
+    stopped = run_ranks([*bodies, *(lambda own=own: ask(own) for own in ranks)])[:3]
+    assert len(set(stopped)) == 1, stopped
+    assert {own.signal_number for own in ranks} == {signal.SIGTERM}
+
+
+def test_a_rank_that_is_ahead_waits_and_the_one_behind_comes_to_its_gate(
+    agreements: Callable[[int], list[StopAgreement]],
+) -> None:
+    ahead, behind = agreements(2)
+    assert [ahead.gate() for _ in range(3)] == [False] * 3
+    assert behind.gate() is False
+    behind.request(signal.SIGINT)
+    further_ahead, further_behind = run_ranks([lambda: gates_passed(ahead), lambda: gates_passed(behind)])
+    assert 3 + further_ahead == 1 + further_behind
+
+
+def test_a_gate_stays_shut_once_all_have_stopped(agreements: Callable[[int], list[StopAgreement]]) -> None:
+    one, other = agreements(2)
+    one.request(signal.SIGINT)
+    run_ranks([lambda: gates_passed(one), lambda: gates_passed(other)])
+    assert [one.gate(), other.gate(), one.gate()] == [True] * 3
+
+
+def test_one_rank_stops_at_its_next_gate_without_a_store_or_a_thread() -> None:
+    alone = StopAgreement(None, 0, 1)
+    alone.start()
+    assert not watchers()
+    assert [alone.gate() for _ in range(5)] == [False] * 5
+    alone.request(signal.SIGINT)
+    assert alone.gate() is True
+    assert alone.signal_number == signal.SIGINT
+    alone.close()
+
+
+def test_nobody_stops_unasked(agreements: Callable[[int], list[StopAgreement]]) -> None:
+    ranks = agreements(2)
+    assert not any(own.gate() for own in ranks for _ in range(50))
+
+
+def test_close_ends_the_listening_thread_without_stopping_anybody(
+    agreements: Callable[[int], list[StopAgreement]],
+) -> None:
+    one, other = agreements(2)
+    assert len(watchers()) == 2
+    one.close()
+    other.close()
+    for thread in watchers():
+        thread.join(5)
+    assert not watchers()
+    assert one.gate() is False
+
+
+def test_a_gate_touches_no_store_and_costs_microseconds(server: Server) -> None:
+    meeting = Meeting(server)
+    spy = Spy(meeting.client())
+    agreement = StopAgreement(spy, 0, 2)
+    agreement.start()
+
+    def thousand() -> float:
+        began = time.perf_counter()
+        for _ in range(1000):
+            agreement.gate()
+        return (time.perf_counter() - began) / 1000
+
+    best = min(thousand() for _ in range(10))
+    operations = list(spy.operations)
+    agreement.close()
+    for thread in watchers():
+        thread.join(5)
+    assert operations == ["clone"]
+    # A training step takes milliseconds; the bound is for a busy machine.
+    assert best < 50e-6, f"{best * 1e6:.1f} us"

@@ -1,0 +1,238 @@
+"""The user's classes: what is wrong with them is told at once, before anything is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from launcher.config import RunConfig, parse_config
+from launcher.errors import ConfigError, Problem
+from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
+
+_SOURCE = """
+import lightning.pytorch as pl
+
+class Model(pl.LightningModule):
+    static_graph = True
+    def __init__(self, width: int, lr: float = 0.1, name: str = "m", sizes: list[int] = [1]):
+        super().__init__()
+        self.given = (width, lr, name, sizes)
+
+class Alone(pl.LightningModule):
+    def __init__(self, batch_size: int = 4):
+        super().__init__()
+        self.batch_size = batch_size
+
+class Data(pl.LightningDataModule):
+    def __init__(self, batch_size: int = 8, root=None):
+        super().__init__()
+        self.batch_size, self.root = batch_size, root
+
+class Counter(pl.Callback):
+    def __init__(self, every: int = 1):
+        self.every = every
+
+class Bare:
+    pass
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules of a user's, importable in this test alone."""
+    (tmp_path / "theirs.py").write_text(_SOURCE)
+    (tmp_path / "broken.py").write_text("\nraise RuntimeError('first\\nthe last line')\n")
+    (tmp_path / "needy.py").write_text("import no_such_dependency\n")
+    (tmp_path / "half.py").write_text("x = (\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield
+    for name in {"theirs", "broken", "needy", "half"} - before:
+        sys.modules.pop(name, None)
+
+
+def config(model: Any = None, data: Any = None, **trainer: Any) -> RunConfig:
+    return parse_config({"model": model, "data": data, "trainer": trainer})
+
+
+def model(path: str = "theirs.Model", **init_args: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": init_args}
+
+
+def problems_of(given: RunConfig) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        import_classes(given)
+    return list(caught.value.problems)
+
+
+def only_message(given: RunConfig, path: str) -> str:
+    (problem,) = problems_of(given)
+    assert problem.path == path
+    return problem.message
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere.Model", "nowhere.Model does not import: ModuleNotFoundError: No module named 'nowhere'"),
+        ("needy.Model", "ModuleNotFoundError: No module named 'no_such_dependency' ({folder}/needy.py, line 1)"),
+        ("broken.Model", "the last line ({folder}/broken.py, line 2)"),
+        ("half.Model", "half.Model does not import: SyntaxError: '(' was never closed"),
+        ("theirs.Modle", "module theirs has no Modle; it lies in {folder}/theirs.py"),
+        ("theirs.number", "theirs.number is no LightningModule; it is a int"),
+        ("theirs.Bare", "theirs.Bare is no LightningModule; it is a bare class"),
+        ("theirs.Data", "theirs.Data is no LightningModule; it is a class of LightningDataModule"),
+        ("os.path", "os.path is no LightningModule; it is a module"),
+    ],
+)
+def test_a_class_that_is_not_there_or_of_the_wrong_kind_is_told(tmp_path: Path, path: str, says: str) -> None:
+    message = only_message(config({"class_path": path}), "model.class_path")
+    assert says.format(folder=tmp_path) in message
+    assert "Traceback" not in message
+
+
+def test_a_model_in_place_of_data_is_told() -> None:
+    given = config(model(width=1), {"class_path": "theirs.Alone"})
+    assert only_message(given, "data.class_path").startswith("theirs.Alone is no LightningDataModule")
+
+
+def test_a_wrong_argument_name_names_the_one_that_was_meant() -> None:
+    given = config(model(width=1, nmae="x"))
+    assert only_message(given, "model.init_args.nmae") == "Model takes no nmae; did you mean name?"
+
+
+def test_an_argument_like_no_other_lists_them_all() -> None:
+    given = config(model(width=1, zzz="x"))
+    assert only_message(given, "model.init_args.zzz") == "Model takes no zzz; it takes lr, name, sizes, width"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("width", "wide", "int"),
+        ("lr", "fast", "float"),
+        ("name", 3, "str"),
+        ("sizes", 3, "list"),
+        ("sizes", ["a"], "int"),
+    ],
+)
+def test_a_wrong_argument_type_says_what_was_given_and_expected(name: str, value: Any, wanted: str) -> None:
+    message = only_message(config(model(**{"width": 1, name: value})), f"model.init_args.{name}")
+    assert message.startswith(f"given {value!r}; ")
+    assert f"<class '{wanted}'>" in message
+
+
+def test_a_missing_required_argument_is_told() -> None:
+    assert only_message(config(model()), "model.init_args.width") == "Model needs it, and it was not given"
+
+
+def test_arguments_that_are_no_mapping_are_told() -> None:
+    given = config({"class_path": "theirs.Model", "init_args": [1]})
+    assert only_message(given, "model.init_args") == "given [1]; expected a mapping of arguments"
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_a_batch_of_no_sample_is_refused(size: int) -> None:
+    given = config(model(width=1), {"class_path": "theirs.Data", "init_args": {"batch_size": size}})
+    assert only_message(given, "data.init_args.batch_size") == f"given {size}; expected at least 1"
+
+
+def test_the_problems_of_all_classes_are_told_at_once() -> None:
+    callbacks = [
+        model("theirs.Counter", every="x"),
+        {"class_path": "theirs.Model"},
+        {},
+        {"class_path": "nowhere.C"},
+    ]
+    given = config(
+        model(lr="x", zzz=1), {"class_path": "theirs.Nope"}, callbacks=callbacks, logger={"class_path": "theirs.Bare"}
+    )
+    assert [problem.path for problem in problems_of(given)] == [
+        "model.init_args.lr",
+        "model.init_args.zzz",
+        "model.init_args.width",
+        "data.class_path",
+        "trainer.callbacks[0].init_args.every",
+        "trainer.callbacks[1].class_path",
+        "trainer.callbacks[2].class_path",
+        "trainer.callbacks[3].class_path",
+        "trainer.logger[0].class_path",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model_spec", "data_spec", "owner", "size"),
+    [
+        (model(width=1), {"class_path": "theirs.Data"}, "data", 8),
+        (model(width=1), model("theirs.Data", batch_size=16), "data", 16),
+        (model("theirs.Alone"), None, "model", 4),
+        (model("theirs.Alone", batch_size=2), None, "model", 2),
+        # The loaders are the data's where there is one.
+        (model("theirs.Alone", batch_size=2), {"class_path": "theirs.Data"}, "data", 8),
+        (model(width=1), None, None, None),
+    ],
+)
+def test_the_batch_size_is_found_where_it_is_taken(
+    model_spec: dict[str, Any], data_spec: dict[str, Any] | None, owner: str | None, size: int | None
+) -> None:
+    found = import_classes(config(model_spec, data_spec))
+    assert (found.batch_size_of, found.batch_size) == (owner, size)
+
+
+def test_the_traits_are_what_the_classes_say_of_themselves() -> None:
+    traits = import_classes(config(model(width=1), {"class_path": "theirs.Data"})).traits()
+    assert traits == {"model": "theirs.Model", "batch_size": 8, "static_graph": True}
+    assert import_classes(config(model("theirs.Alone"))).traits()["static_graph"] is False
+
+
+def test_the_micro_batch_goes_where_the_batch_size_is_taken() -> None:
+    given = config(model(width=1, lr="1e-3"), model("theirs.Data", batch_size=16, root="/r"))
+    made, data = make_objects(given, import_classes(given), 4)
+    assert vars(made)["given"] == (1, 1e-3, "m", [1])
+    assert data is not None
+    assert (vars(data)["batch_size"], vars(data)["root"]) == (4, "/r")
+    assert given.data == model("theirs.Data", batch_size=16, root="/r"), "the config stays as it was"
+
+
+def test_without_a_planned_micro_batch_the_users_own_stays() -> None:
+    given = config(model("theirs.Alone", batch_size=6))
+    made, data = make_objects(given, import_classes(given), None)
+    assert (vars(made)["batch_size"], data) == (6, None)
+
+
+def test_a_model_that_has_its_own_loaders_gets_the_micro_batch() -> None:
+    given = config({"class_path": "theirs.Alone"})
+    made, _ = make_objects(given, import_classes(given), 2)
+    assert vars(made)["batch_size"] == 2
+
+
+def test_callbacks_and_loggers_are_made_in_their_order(tmp_path: Path) -> None:
+    callbacks = [model("theirs.Counter", every=2), {"class_path": "lightning.pytorch.callbacks.Timer"}]
+    logger = model("lightning.pytorch.loggers.CSVLogger", save_dir=str(tmp_path))
+    given = config(model(width=1), callbacks=callbacks, logger=logger)
+    import_classes(given)
+
+    first, second = make_callbacks(given)
+    (made,) = make_loggers(given)
+
+    assert (type(first).__name__, vars(first)["every"]) == ("Counter", 2)
+    assert isinstance(second, pl.callbacks.Timer)
+    assert isinstance(made, CSVLogger)
+
+
+def test_one_callback_needs_no_list() -> None:
+    (made,) = make_callbacks(config(callbacks=model("theirs.Counter", every=5)))
+    assert vars(made)["every"] == 5
+
+
+def test_no_callbacks_and_loggers_are_none() -> None:
+    assert make_callbacks(RunConfig()) == []
+    assert make_loggers(RunConfig()) == []
