@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,15 @@ def run(arguments: Sequence[str]) -> int:
             build_parser().parse_args(words)
         command = "fit"
     options, overrides = build_parser(command).parse_known_args(words)
-    body: Callable[[argparse.Namespace, Sequence[str], Sequence[str]], int] = {"fit": _fit, "plan": _plan}[command]
     try:
-        return body(options, overrides, arguments)
+        topology = Topology.from_env(os.environ, socket.gethostname())
+        config = _load(options, overrides, topology)
+        if options.print_config:
+            sys.stdout.write(config.to_yaml())
+            return 0
+        if command == "plan":
+            return _plan(config, topology, as_json=options.json)
+        return _fit(config, topology, arguments)
     except Interrupted as error:
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
         return error.exit_code
@@ -116,12 +122,7 @@ def _tell_torchrun(error: LauncherError) -> None:
         handler.record_exception(error)
 
 
-def _fit(options: argparse.Namespace, overrides: Sequence[str], arguments: Sequence[str]) -> int:
-    topology = Topology.from_env(os.environ, socket.gethostname())
-    config = _load(options, overrides, topology)
-    if options.print_config:
-        sys.stdout.write(config.to_yaml())
-        return 0
+def _fit(config: RunConfig, topology: Topology, arguments: Sequence[str]) -> int:
     from launcher.ranks import check_ranks, start_ranks, wanted_ranks
 
     if topology.source != "torchrun":
@@ -138,16 +139,11 @@ def _fit(options: argparse.Namespace, overrides: Sequence[str], arguments: Seque
     return 0
 
 
-def _plan(options: argparse.Namespace, overrides: Sequence[str], _: Sequence[str]) -> int:
-    topology = Topology.from_env(os.environ, socket.gethostname())
-    config = _load(options, overrides, topology)
-    if options.print_config:
-        sys.stdout.write(config.to_yaml())
-        return 0
+def _plan(config: RunConfig, topology: Topology, *, as_json: bool) -> int:
     from launcher.dry_run import plan_here
 
     plan = plan_here(config, topology.host)
-    if options.json:
+    if as_json:
         import json
 
         sys.stdout.write(json.dumps(plan.to_dict(), indent=1) + "\n")

@@ -83,7 +83,9 @@ def process_group(
     )
     try:
         yield
-    finally:
-        # After an error the others may be gone, and waiting for them would hide the error.
-        if dist.is_initialized():
+    except BaseException:
+        # The others may be in a collective that this rank never joins, and NCCL would wait for them; gloo does not.
+        if backend != "nccl":
             dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

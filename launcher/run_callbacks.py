@@ -52,6 +52,29 @@ class StopTogether(pl.Callback):
         raise Interrupted(self._agreement.signal_number, checkpoint=saved, step=self._step)
 
 
+class KeepLast(pl.Callback):
+    """Saves the end of the training, which Lightning leaves out if a validation saved shortly before.
+
+    Args:
+        checkpoint: where.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._saved = -1
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saved = trainer.global_step
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._saved != trainer.global_step:
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
+
+
 class EventWriter(pl.Callback):
     """Rank zero's account of the training: steps at the logging interval, validations, checkpoints."""
 

@@ -27,6 +27,9 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
         if folder.is_dir():
             sync = "wandb sync " if folder.name.startswith("offline") else ""
             table.add_row("W&B", Text(sync + _short(folder)))
+    if result.checkpoint is None:
+        console.print(table)
+        return
     longer = (
         f"python -m launcher fit --config {_short(result.run / 'config.yaml')} --resume auto --trainer.max_epochs N"
     )

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
@@ -57,6 +57,8 @@ def build_trainer(
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
         callbacks = [*callbacks, _checkpointing(config, run)]
+    if config.trainer.enable_model_summary is not False and not config.trainer.barebones:
+        callbacks = [*callbacks, RichModelSummary()]
     if wants_bar and topology.rank == 0:
         callbacks = [*callbacks, RichProgressBar() if console.is_terminal else ProgressLines(console)]
     return pl.Trainer(
@@ -68,11 +70,11 @@ def build_trainer(
         num_nodes=topology.num_nodes,
         accumulate_grad_batches=plan.batch.accumulate,
         callbacks=callbacks,
-        logger=loggers or False,
+        logger=False if config.trainer.barebones else loggers or False,
         default_root_dir=str(run.path),
-        # A bar of its own would be added beside ours.
+        # Bar and summary of its own would be added beside ours.
         enable_progress_bar=wants_bar and topology.rank == 0 and console.is_terminal,
-        enable_model_summary=bool(config.trainer.enable_model_summary),
+        enable_model_summary=False,
     )
 
 

@@ -19,8 +19,8 @@ from launcher.data_order import order_training_data
 from launcher.errors import Interrupted, LauncherError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
-from launcher.resume import check_fits_model, loader_states
-from launcher.run_callbacks import EventWriter, StopTogether, as_numbers
+from launcher.resume import check_fits_model, loader_states, read_checkpoint
+from launcher.run_callbacks import EventWriter, KeepLast, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
@@ -119,10 +119,15 @@ def _fit(
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     callbacks = [*make_callbacks(config), EventWriter(events), StopTogether(stop, listener, checkpoint)]
+    if checkpoint is not None:
+        callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *make_loggers(config)]
     trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console)
+    resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     trainer.fit(model, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    if resume is not None and trainer.global_step == resumed_at:
+        notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
     return trainer
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, read_trace, toy_env
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env
 from tests.processes import launcher, run, torchrun
 
 pytestmark = pytest.mark.slow
@@ -75,3 +75,21 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
     assert "saving at the next step boundary" in finished.output
     assert f"stopped after step {events_of(directory, 'interrupted')[0]['step']}; saved" in finished.output
     assert not events_of(directory, "failed")
+
+
+def test_the_end_of_the_training_is_saved_and_more_epochs_go_on_from_there(tmp_path: Path) -> None:
+    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it")
+    run(launcher(*words), tmp_path).check()
+    run(launcher(*words, "--resume", "auto"), tmp_path).check()
+    output = run(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
+
+    events = [events_of(tmp_path / "runs" / "it", kind) for kind in ("finished", "checkpoint", "training_started")]
+    steps = [[event["step"] for event in of_kind] for of_kind in events]
+    # The epoch's last quarter is not whole, so the last validation is not the last step.
+    end = steps[0][0]
+    assert steps[0] == [end, end, 2 * end]
+    assert end in steps[1]
+    assert steps[2] == [0, end]
+    assert "nothing was left to train" not in output
+    logs = "".join(path.read_text() for path in (tmp_path / "runs" / "it" / "logs").iterdir())
+    assert f"nothing was left to train after step {end}" in logs
