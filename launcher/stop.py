@@ -148,9 +148,10 @@ class SignalListener:
 
     def __exit__(self, *_: object) -> None:
         self._closed = True
-        signal.set_wakeup_fd(self._before_fd)
+        # The handlers first: a signal between the two must not be swallowed.
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before_fd)
         self._writer.close()
 
     def _leave(self) -> None:
@@ -175,9 +176,9 @@ class SignalListener:
         now = time.monotonic()
         if not self._first:
             self._first = now
-            self._on_request(number)
             with suppress(RuntimeError):
                 self._agreement.request(number)
+            self._on_request(number)
         elif number == signal.SIGINT and now - self._first > _SECOND_AFTER:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nsecond Ctrl-C: ending at once\n")
             os._exit(128 + number)

@@ -28,7 +28,10 @@ def facts(rank: int, device: Device = CPU, versions: dict[str, str | None] | Non
 
 
 class Server:
-    """A store on a port of the system's choice. Its clients are kept: c10d's look-up of a name may take seconds."""
+    """A store on a port of the system's choice.
+
+    Its clients are kept for the tests that follow: opening one can be slow (where c10d looks up names, it seems).
+    """
 
     def __init__(self) -> None:
         self._store: TCPStore | None = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -61,6 +62,11 @@ def test_other_code_on_one_rank_is_a_difference() -> None:
 
 def test_the_order_of_traits_is_no_difference() -> None:
     assert agree_on([facts(0, traits={"a": 1, "b": 2}), facts(1, traits={"b": 2, "a": 1})]).world_size == 2
+
+
+def test_traits_that_json_does_not_know_are_compared_as_text() -> None:
+    assert agree_on([facts(0, traits={"root": Path("/x")}), facts(1, traits={"root": "/x"})]).world_size == 2
+    assert refusal(facts(0, traits={"root": Path("/x")}), facts(1, traits={"root": Path("/y")})).ranks == (1,)
 
 
 def test_another_config_names_the_setting_and_both_values() -> None:

@@ -67,6 +67,9 @@ def test_accumulated_batches_that_do_not_fit_are_named() -> None:
     with pytest.raises(BatchSplitError, match="by 2 ranks x 5 accumulated batches") as caught:
         split_batch(48, 2, accumulate=5)
     assert caught.value.nearest_global_batch_sizes == (40, 50)
+    # 48 is no multiple of 5, whatever the number of ranks.
+    assert caught.value.nearest_world_sizes == ()
+    assert str(caught.value).endswith("nearest: global_batch_size 40 or 50")
 
 
 @pytest.mark.parametrize(("size", "world", "name"), [(0, 1, "global_batch_size"), (-4, 1, "global_batch_size"),
@@ -74,6 +77,19 @@ def test_accumulated_batches_that_do_not_fit_are_named() -> None:
 def test_sizes_below_one_are_refused_by_name(size: int, world: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         split_batch(size, world)
+
+
+@pytest.mark.parametrize("accumulate", [0, -1])
+def test_less_than_one_accumulated_batch_is_refused_by_name(accumulate: int) -> None:
+    with pytest.raises(ValueError, match="accumulate must be at least 1"):
+        split_batch(8, 2, accumulate=accumulate)
+
+
+@pytest.mark.timeout(5)
+def test_a_large_prime_is_refused_at_once() -> None:
+    with pytest.raises(BatchSplitError) as caught:
+        split_batch(2**31 - 1, 2)
+    assert caught.value.nearest_world_sizes == (1, 2**31 - 1)
 
 
 @settings(deadline=None)
@@ -116,11 +132,16 @@ def test_the_sizes_that_a_refusal_offers_are_the_nearest_possible_ones(
 
 
 @settings(deadline=None)
-@given(SIZES, WORLDS)
-def test_the_numbers_of_ranks_that_a_refusal_offers_can_share_the_batch(size: int, world: int) -> None:
-    error = split_or_error(size, world)
+@given(SIZES, WORLDS, st.none() | st.integers(1, 12))
+def test_the_numbers_of_ranks_that_a_refusal_offers_can_share_the_batch(
+    size: int, world: int, accumulate: int | None
+) -> None:
+    error = split_or_error(size, world, accumulate=accumulate)
     if isinstance(error, BatchSplitError):
-        assert [split_batch(size, offered).global_batch_size for offered in error.nearest_world_sizes]
+        for offered in error.nearest_world_sizes:
+            assert split_batch(size, offered, accumulate=accumulate).global_batch_size == size
+        # One rank at least can do it, unless the accumulated batches alone stand in the way.
+        assert bool(error.nearest_world_sizes) == (size % (accumulate or 1) == 0)
         assert world not in error.nearest_world_sizes
 
 

@@ -79,6 +79,12 @@ def test_apples_gpu_cannot_be_shared_by_several_ranks(requested: str) -> None:
         choose(requested, kind="mps")
 
 
+@pytest.mark.parametrize("requested", ["ddp", DDP_FIND_UNUSED])
+def test_apples_gpu_has_no_process_group_for_one_rank_either(requested: str) -> None:
+    with pytest.raises(StrategyError, match="no process group backend"):
+        choose(requested, world=1, kind="mps")
+
+
 @settings(deadline=None)
 @given(
     st.sampled_from(NAMES),

@@ -113,6 +113,16 @@ def test_a_wrong_type_says_what_was_given_and_what_was_expected(path: str, value
     assert only_problem(path, value) == Problem(path, f"given {value!r}; expected {expected}")
 
 
+@pytest.mark.parametrize("path", ["seed", "resume", "runs_dir", "devices", "agreement_timeout"])
+def test_null_is_refused_where_a_value_is_needed(path: str) -> None:
+    assert only_problem(path, None).message.startswith("given None; expected ")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_timeout_is_a_finite_number(number: float) -> None:
+    assert only_problem("agreement_timeout", number).message.startswith(f"given {number}; ")
+
+
 @pytest.mark.parametrize("path", WITH_MINIMUM)
 def test_the_smallest_number_is_taken_and_the_next_below_is_not(path: str) -> None:
     minimum = LEAVES[path].minimum
@@ -176,6 +186,14 @@ def test_equal_configs_have_one_digest_whatever_the_order_of_their_keys() -> Non
     two = parse_config({"model": {"init_args": {"y": 2, "x": 1}, "class_path": "a.B"}, "seed": 3})
     assert one.digest() == two.digest()
     assert len(one.digest()) == 64
+
+
+def test_a_mapping_with_keys_of_several_types_has_a_digest_whatever_their_order() -> None:
+    def digest(values: dict[Any, str]) -> str:
+        return parse_config({"model": {"class_path": "a.B", "init_args": {"names": values}}}).digest()
+
+    assert digest({1: "a", "x": "b"}) == digest({"x": "b", 1: "a"})
+    assert digest({1: "a", "x": "b"}) != digest({1: "b", "x": "a"})
 
 
 _TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20)

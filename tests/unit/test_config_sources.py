@@ -62,6 +62,42 @@ def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
     assert problem_of(file) == Problem(f"{file}, line 2", "Expecting ':' delimiter")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: {class_path: a.B, since: 2024-13-45}", "month must be in 1..12"),
+        ("seed: 0x_", "invalid literal for int()"),
+    ],
+)
+def test_a_value_of_a_yaml_type_that_does_not_exist_is_told_by_its_file(tmp_path: Path, text: str, says: str) -> None:
+    file = write(tmp_path, text)
+    problem = problem_of(file)
+    assert problem.path == str(file)
+    assert problem.message.startswith(f"broken YAML: {says}")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "model: {class_path: a.B, init_args: [1], lr: 2}",
+            Problem("model.init_args", "given [1]; expected a mapping of arguments"),
+        ),
+        ("model: {init_args: 3}", Problem("model.init_args", "given 3; expected a mapping of arguments")),
+        (
+            "model: {init_args: {1: 2}}",
+            Problem("model", "arguments 1 of which class? add class_path, or --model my_pkg.MyClass"),
+        ),
+        (
+            "wandb: disabled\ntrainer: {logger: false}",
+            Problem("wandb", "given 'disabled'; expected a mapping of settings"),
+        ),
+    ],
+)
+def test_a_value_of_another_shape_is_told_by_its_field(tmp_path: Path, text: str, problem: Problem) -> None:
+    assert problem_of(write(tmp_path, text)) == problem
+
+
 @pytest.mark.parametrize("text", [b"\xff\xfe", b"name: caf\xe9\n"])
 def test_a_file_that_is_not_utf8_cannot_be_read(tmp_path: Path, text: bytes) -> None:
     assert "utf-8" in problem_of(write(tmp_path, text)).message
@@ -110,6 +146,7 @@ def test_the_problems_of_all_sources_are_told_at_once(tmp_path: Path) -> None:
         (["--trainer.profiler=a=b"], {"trainer": {"profiler": "a=b"}}),
         # No YAML: left for the check of types, which names the field.
         (["--trainer.max_epochs", "[1"], {"trainer": {"max_epochs": "[1"}}),
+        (["--model.since", "2024-13-45"], {"model": {"since": "2024-13-45"}}),
     ],
 )
 def test_overrides_become_nested_values(words: list[str], values: dict[str, Any]) -> None:
@@ -201,6 +238,11 @@ def test_without_model_and_data_the_demo_is_trained_with_what_was_given_on_top(t
 
     assert (config.model, config.global_batch_size) == (demo.model, demo.global_batch_size)
     assert config.trainer.max_epochs == 7
+
+
+@pytest.mark.parametrize("text", [RunConfig().to_yaml(), "model: null\n"], ids=["all defaults", "null"])
+def test_a_file_that_says_null_of_the_model_trains_the_demo_too(tmp_path: Path, text: str) -> None:
+    assert load_config([write(tmp_path, text)]).model == read_preset("demo")["model"]
 
 
 def test_with_a_model_nothing_of_the_demo_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import stat
 import threading
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_events_that_cannot_be_written_are_counted_and_stop_nobody(tmp_path: Pat
     full = EventLog(Path("/dev/full"), 0)
     full.write("x")
     assert full.lost == 1
+
+
+def test_a_line_that_was_cut_off_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    log = EventLog(path, 0)
+    log.write("first")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    try:
+        log.write("cut", text="x" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write("after")
+    assert log.lost == 1
+    assert [event["kind"] for event in read_events(path)] == ["first", "after"]
 
 
 def test_lines_that_are_cut_off_or_foreign_are_passed_over(tmp_path: Path) -> None:

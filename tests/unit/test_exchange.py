@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,16 @@ def test_another_config_names_rank_host_and_setting_on_every_rank(meeting: Meeti
     assert "seed: 1 on rank 0 (node0), 7 on rank 2 (node2)" in text
     assert "precision" not in text
     assert {error.ranks for error in results} == {(2,)}
+
+
+def test_settings_that_only_text_can_carry_are_no_difference(meeting: Meeting) -> None:
+    config = {"betas": (0.9, 0.95), "path": Path("/x"), "seed": 1}
+    one = rank(meeting.client(), facts(0, config_digest="a"), 2, config=config)
+    other = rank(meeting.client(), facts(1, config_digest="b"), 2, config={**config, "seed": 2})
+    (text,) = texts(run_ranks([one, other]))
+    assert "seed: 1 on rank 0 (node0), 2 on rank 1 (node1)" in text
+    assert "betas" not in text
+    assert "path" not in text
 
 
 def test_configs_are_not_sent_where_they_are_equal(meeting: Meeting) -> None:
@@ -194,6 +205,43 @@ def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
     (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
     assert isinstance(error, AgreementError)
     assert str(error).startswith("rank 0 never arrived")
+
+
+def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
+    (told,) = run_ranks([rank(meeting.client(), facts(0), 2, timeout=0.1)])
+    (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
+    assert str(error).startswith("rank 0 never arrived: rank 1 (node1) waited for it in vain; ")
+    assert str(error).endswith(f"; an earlier attempt ended with: {told}")
+    assert "rank 1 (node 1) never arrived: rank 0 (node0) waited in vain" in str(told)
+
+
+def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The follower's time begins anew with rank zero's challenge: rank zero alone knows who is missing."""
+    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.5)
+    run_ranks([rank(meeting.client(), facts(n), 3) for n in range(3)])
+    looks: list[str] = []
+    late = threading.Event()
+
+    def look(name: str, key: Any) -> None:
+        if (name, key) == ("get", "launcher/challenge"):
+            looks.append(name)
+            # It pauses 0.05 s between two looks at the earlier attempt's: more than the grace is over now.
+            if len(looks) == 13:
+                late.set()
+
+    def lead() -> Decision:
+        assert late.wait(10)
+        return exchange(meeting.client(), 3, facts(0), {}, decide, 0.5)
+
+    results = run_ranks([lead, rank(Spy(meeting.client(), look), facts(1), 3, timeout=0.5)])
+    (text,) = texts(results)
+    assert text.startswith("rank 2 (node 2) never arrived: ")
+    assert {error.ranks for error in results} == {(2,)}
 
 
 def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -> None:

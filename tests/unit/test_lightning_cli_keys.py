@@ -112,6 +112,11 @@ def test_a_later_source_in_the_other_place_is_no_contradiction(tmp_path: Path) -
 @pytest.mark.parametrize("everything", [-1, "-1"])
 def test_minus_one_devices_are_all_devices(everything: int | str) -> None:
     assert translated({"trainer": {"devices": everything}}) == {"trainer": {}, "devices": "auto"}
+    assert translated({"devices": everything}) == {"devices": "auto"}
+
+
+def test_two_spellings_of_all_devices_are_no_contradiction() -> None:
+    assert translated({"trainer": {"devices": -1}, "devices": "auto"}) == {"trainer": {}, "devices": "auto"}
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,15 @@ def test_a_fixed_accumulation_is_kept() -> None:
     assert make_plan(config, ranks(CPU, CPU)).batch.micro_batch_size == 8
 
 
+def test_a_fixed_accumulation_that_outweighs_the_datas_batch_size_is_said_to() -> None:
+    config = RunConfig(global_batch_size=256, trainer=TrainerOptions(accumulate_grad_batches=2))
+    plan = make_plan(config, ranks(CPU, batch_size=4))
+    assert (plan.batch.micro_batch_size, plan.batch.accumulate) == (128, 2)
+    (reason,) = plan.batch_reasons
+    assert reason.endswith("(trainer.accumulate_grad_batches 2 outweighs the data's batch_size 4)")
+    assert "outweighs" not in make_plan(config, ranks(CPU, batch_size=128)).batch_reasons[0]
+
+
 def test_an_impossible_split_lists_the_nearest_possible_ones() -> None:
     text = refusal(RunConfig(global_batch_size=100), ranks(*[CPU] * 64))
     assert "global_batch_size 100 cannot be shared by 64 ranks" in text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -124,17 +126,47 @@ def test_a_crash_in_c_leaves_its_stack_in_the_file_of_a_rank_above_zero(tmp_path
     assert "Fatal Python error: Segmentation fault" in logged(tmp_path, ".pending-*")
 
 
-def test_a_ctrl_c_does_not_end_the_log_of_rank_zero(tmp_path: Path) -> None:
-    body = """
-signal.signal(signal.SIGINT, lambda *_: os.write(2, b"still here\\n"))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_does_not_end_the_log_of_rank_zero(tmp_path: Path, number: int) -> None:
+    body = f"""
+signal.signal({int(number)}, lambda *_: os.write(2, b"still here\\n"))
 os.write(2, b"ready\\n")
 await_logged(b"ready")
-os.killpg(0, signal.SIGINT)
+os.killpg(0, {int(number)})
 log.detach()
 """
     ended = run_rank(0, body, tmp_path).check()
     assert ended.output == "ready\nstill here\n"
     assert logged(tmp_path, ".pending-*") == "ready\nstill here\n"
+
+
+def test_a_signal_right_after_the_start_does_not_end_the_log_of_rank_zero(tmp_path: Path) -> None:
+    body = """
+signal.signal(signal.SIGINT, lambda *_: os.write(2, b"still here\\n"))
+os.killpg(0, signal.SIGINT)
+log.detach()
+"""
+    assert run_rank(0, body, tmp_path).check().output == "still here\n"
+
+
+def test_a_move_right_after_the_start_takes_all_of_rank_zeros_output_along(tmp_path: Path) -> None:
+    body = """
+os.write(2, b"first\\n")
+log.move_to(Path("runs/x/rank-0.log").absolute())
+os.write(2, b"second\\n")
+log.detach()
+"""
+    # A tee that is slow to start: it opens its file only after the move.
+    tee = tmp_path / "bin" / "tee"
+    tee.parent.mkdir()
+    tee.write_text(
+        "#!/bin/sh\nfor _ in $(seq 500); do [ -e runs/x/rank-0.log ] && break; sleep 0.01; done\n"
+        f'exec {shutil.which("tee")} "$@"\n'
+    )
+    tee.chmod(0o755)
+    run_rank(0, body, tmp_path, {"PATH": f"{tee.parent}:{os.environ['PATH']}"}).check()
+    assert (tmp_path / "runs" / "x" / "rank-0.log").read_text().splitlines() == ["first", "second"]
+    assert list((tmp_path / "logs").iterdir()) == []
 
 
 def test_redraws_and_colours_are_for_the_terminal_alone(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_fallback_changes_nothing_where_the_order_can_be_met() -> None:
         ([capability(0), cpu(1)], Precision.FP32_TRUE),
         ([cpu(0)], Precision.FP32_TRUE),
         ([capability(0, "mps", "fp16 fp32", "Apple GPU")], Precision.FP32_TRUE),
+        ([capability(0, "mps", "fp16 bf16 fp32", "Apple M4")], Precision.FP32_TRUE),
     ],
 )
 def test_auto_takes_bf16_then_16_then_32(ranks: list[RankCapability], precision: Precision) -> None:
@@ -94,6 +95,20 @@ def test_a_wish_is_granted_where_every_gpu_has_it(
     request_: str, ranks: list[RankCapability], precision: Precision
 ) -> None:
     assert reconcile(request_, ranks, use_amp=True).precision is precision
+
+
+@pytest.mark.case(6)
+def test_a_wish_for_bf16_that_becomes_16_names_the_gpu_in_one_notice() -> None:
+    agreed = reconcile("bf16", [capability(0), v100(1)], use_amp=True)
+    assert agreed.precision is Precision.FP16_MIXED
+    assert "rank 1 (node1, Tesla V100)" in " ".join(agreed.reasons)
+    assert len(agreed.notices) == 1
+
+
+def test_a_wish_for_16_on_a_cpu_with_bf16_is_not_refused_for_having_bf16() -> None:
+    (notice,) = reconcile("16", [capability(0, "cpu", "fp32 bf16", "Xeon AMX")], use_amp=True).notices
+    assert "computes bf16 natively" not in notice
+    assert "rank 0 (node0, Xeon AMX)" in notice
 
 
 @pytest.mark.parametrize("request_", ["auto", "16", "bf16", "32"])
@@ -127,6 +142,12 @@ def test_apples_gpu_has_no_autocast_but_true_half_precision() -> None:
     with pytest.raises(PrecisionError):
         reconcile("16-mixed", apple)
     assert reconcile("16-true", apple).precision is Precision.FP16_TRUE
+
+
+def test_what_auto_takes_on_a_gpu_without_native_fp16_can_be_ordered_there() -> None:
+    old = [capability(0, native="fp32 fp64", name="GTX 980")]
+    taken = reconcile("auto", old).precision
+    assert reconcile(taken, old).precision is taken
 
 
 def test_many_unable_ranks_are_counted_and_the_error_stays_short() -> None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from launcher.config import RunConfig, TrainerOptions
+from launcher.config import TrainerOptions
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.run_directory import (
     RunDirectory,
@@ -27,63 +24,12 @@ from launcher.run_directory import (
     write_file,
     write_plan,
 )
-
-MODEL = {"class_path": "my_pkg.Model", "init_args": {"lr": 1e-5}}
+from tests.unit.run_directories import MODEL, config, ended, everything, make_run
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
-
-
-def config(runs: Path, name: str | None = "first", **more: Any) -> RunConfig:
-    return RunConfig(**{"name": name, "runs_dir": str(runs), "model": MODEL, **more})
-
-
-def ended(run: RunDirectory) -> RunDirectory:
-    """The run's process has ended: what that does to its lock."""
-    assert run.lock is not None
-    os.close(run.lock)
-    return run
-
-
-def make_run(runs: Path, name: str = "first", checkpoint: str | None = "last.ckpt", **more: Any) -> Path:
-    run = ended(open_run_directory(config(runs, name, **more)))
-    if checkpoint:
-        (run.checkpoints / checkpoint).write_bytes(b"weights")
-    return run.path
-
-
-def everything(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mode, path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes=100", "none", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode:
-        reason = f"needs the right to mount a tmpfs: {mounted.stderr.strip()}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> None:
-    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
 
 
 def test_folders_are_0700_and_files_0600_whatever_the_umask(runs: Path) -> None:
@@ -164,6 +110,12 @@ def test_resume_auto_without_a_name_leaves_another_configs_run_alone(runs: Path,
     assert everything(path) == before
 
 
+def test_a_config_from_code_with_a_tuple_is_found_again(runs: Path) -> None:
+    model = {"class_path": "a.B", "init_args": {"betas": (0.9, 0.95)}}
+    make_run(runs, model=model)
+    assert ended(open_run_directory(config(runs, None, resume="auto", model=model))).name == "first"
+
+
 def test_a_changed_config_is_kept_beside_the_earlier_one(runs: Path) -> None:
     path = make_run(runs)
     earlier = (path / "config.yaml").read_text()
@@ -191,6 +143,14 @@ def test_a_checkpoint_that_is_not_there_is_named_and_nothing_made(runs: Path) ->
     with pytest.raises(ResumeError, match=r"missing\.ckpt does not exist"):
         open_run_directory(config(runs, resume=str(runs / "missing.ckpt")))
     assert not runs.exists()
+
+
+def test_an_earlier_checkpoint_of_the_run_itself_stands_above_its_last(runs: Path) -> None:
+    path = make_run(runs)
+    earlier = path / "checkpoints" / "epoch=1.ckpt"
+    earlier.write_bytes(b"weights")
+    run = ended(open_run_directory(config(runs, resume=str(earlier))))
+    assert (run.path, run.is_new, run.resume_from) == (path, False, earlier)
 
 
 def test_the_last_checkpoint_is_last_ckpt_or_else_the_newest(tmp_path: Path) -> None:
@@ -223,37 +183,6 @@ def test_a_run_that_trains_in_another_process_is_named_and_left_alone(runs: Path
             other.kill()
     # However it ended, its lock went with it.
     assert ended(open_run_directory(config(runs, resume="auto"))).is_new is False
-
-
-@pytest.mark.parametrize("place", ["/proc/runs", "FILE", "FILE/below"])
-def test_where_no_folder_can_be_made_the_error_names_it(tmp_path: Path, place: str) -> None:
-    (tmp_path / "file").write_text("a file")
-    runs = Path(place.replace("FILE", str(tmp_path / "file")))
-    with pytest.raises(RunDirectoryError, match="cannot be made") as caught:
-        open_run_directory(config(runs))
-    assert str(runs / "first") in str(caught.value)
-    assert (tmp_path / "file").read_text() == "a file"
-
-
-@pytest.mark.parametrize("size", ["4k", "8k"])
-def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path, size: str) -> None:
-    disk = tmp_path / "disk"
-    with small_disk(disk, size):
-        with pytest.raises(RunDirectoryError, match="No space left on device"):
-            open_run_directory(config(disk))
-        assert not list(disk.iterdir())
-
-
-def test_a_plan_that_does_not_fit_on_the_disk_leaves_the_earlier_one(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    with small_disk(disk, "64k"):
-        run = ended(open_run_directory(config(disk)))
-        write_plan(run, {"a": 1})
-        fill(disk)
-        before = everything(run.path)
-        with pytest.raises(RunDirectoryError, match=r"plan\.json cannot be written .* No space left"):
-            write_plan(run, {"a": "x" * 9000})
-        assert everything(run.path) == before
 
 
 def test_a_plan_is_kept_as_json(runs: Path) -> None:

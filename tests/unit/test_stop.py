@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import launcher.stop
 from launcher.stop import StopAgreement
 from tests.unit.rank_threads import Meeting, Server, Spy, run_ranks
 
@@ -166,6 +167,53 @@ def test_close_ends_the_listening_thread_without_stopping_anybody(
         thread.join(5)
     assert not watchers()
     assert one.gate() is False
+
+
+def heard(meeting: Meeting, rank: int) -> tuple[Spy, threading.Event]:
+    """A store, and the event that its rank has heard the request: its next gate comes after that."""
+    event = threading.Event()
+    return Spy(
+        meeting.client(), lambda name, key: event.set() if (name, key) == ("set", f"stop/gates/{rank}") else None
+    ), event
+
+
+def test_a_rank_without_an_answer_waits_at_one_gate_and_trains_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 0.5)
+    store, asked = heard(Meeting(server), 0)
+    alone = StopAgreement(store, 0, 2)
+    alone.start()
+    alone.request(signal.SIGINT)
+    assert asked.wait(10)
+    began = time.monotonic()
+    assert alone.gate() is False
+    waited = time.monotonic()
+    assert waited - began > 0.4
+    assert [alone.gate() for _ in range(4)] == [False] * 4
+    # Four gates that wait would take two seconds.
+    assert time.monotonic() - waited < 1
+    alone.close()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_rank_does_not_wait_for_one_that_has_closed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 5)
+    meeting = Meeting(server)
+    store, asked = heard(meeting, 1 - first)
+    closed, left = StopAgreement(meeting.client(), first, 2), StopAgreement(store, 1 - first, 2)
+    for agreement in (closed, left):
+        agreement.start()
+    closed.gate()
+    closed.close()
+    left.request(signal.SIGINT)
+    assert asked.wait(10)
+    began = time.monotonic()
+    left.gate()
+    assert time.monotonic() - began < 2
+    left.close()
 
 
 def test_a_gate_touches_no_store_and_costs_microseconds(server: Server) -> None:

@@ -79,6 +79,12 @@ def test_an_empty_variable_is_a_missing_one() -> None:
         Topology.from_env({**TORCHRUN, "WORLD_SIZE": ""}, "h")
 
 
+def test_empty_variables_alone_are_told_as_no_value() -> None:
+    with pytest.raises(TopologyError) as caught:
+        Topology.from_env({"RANK": ""}, "h")
+    assert str(caught.value).startswith("no value set, but RANK, WORLD_SIZE")
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -87,6 +93,7 @@ def test_an_empty_variable_is_a_missing_one() -> None:
         ({"LOCAL_WORLD_SIZE": "9"}, "LOCAL_WORLD_SIZE=9 exceeds WORLD_SIZE=8"),
         ({"WORLD_SIZE": "0"}, "must be below WORLD_SIZE=0"),
         ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 is no port"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT='http' is no whole number"),
         ({"RANK": "-1"}, "RANK='-1' is no whole number"),
         ({"GROUP_RANK": "x"}, "GROUP_RANK='x' is no whole number"),
@@ -108,6 +115,10 @@ def test_all_contradictions_are_told_at_once() -> None:
 def test_one_slurm_task_is_one_process_of_that_job() -> None:
     place = Topology.from_env(SLURM, "n1")
     assert (place.source, place.world_size, place.run_id, place.master_addr) == ("slurm", 1, "4711", None)
+
+
+def test_a_job_that_slurm_requeued_counts_as_restarted() -> None:
+    assert Topology.from_env({**SLURM, "SLURM_RESTART_COUNT": "2"}, "n1").restart_count == 2
 
 
 def test_ranks_that_srun_made_itself_are_refused_with_the_right_command() -> None:

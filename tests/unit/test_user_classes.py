@@ -38,6 +38,10 @@ class Counter(pl.Callback):
     def __init__(self, every: int = 1):
         self.every = every
 
+class Failing(pl.LightningModule):
+    def __init__(self):
+        raise RuntimeError("its own words")
+
 class Bare:
     pass
 
@@ -52,10 +56,11 @@ def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "broken.py").write_text("\nraise RuntimeError('first\\nthe last line')\n")
     (tmp_path / "needy.py").write_text("import no_such_dependency\n")
     (tmp_path / "half.py").write_text("x = (\n")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield
-    for name in {"theirs", "broken", "needy", "half"} - before:
+    for name in {"theirs", "broken", "needy", "half", "leaving"} - before:
         sys.modules.pop(name, None)
 
 
@@ -85,6 +90,7 @@ def only_message(given: RunConfig, path: str) -> str:
         ("nowhere.Model", "nowhere.Model does not import: ModuleNotFoundError: No module named 'nowhere'"),
         ("needy.Model", "ModuleNotFoundError: No module named 'no_such_dependency' ({folder}/needy.py, line 1)"),
         ("broken.Model", "the last line ({folder}/broken.py, line 2)"),
+        ("leaving.Model", "leaving.Model does not import: SystemExit: 3 ({folder}/leaving.py, line 2)"),
         ("half.Model", "half.Model does not import: SyntaxError: '(' was never closed"),
         ("theirs.Modle", "module theirs has no Modle; it lies in {folder}/theirs.py"),
         ("theirs.number", "theirs.number is no LightningModule; it is a int"),
@@ -128,6 +134,19 @@ def test_a_wrong_argument_type_says_what_was_given_and_expected(name: str, value
     message = only_message(config(model(**{"width": 1, name: value})), f"model.init_args.{name}")
     assert message.startswith(f"given {value!r}; ")
     assert f"<class '{wanted}'>" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("theirs.Model", "width"), ("theirs.Model", "lr"), ("theirs.Alone", "batch_size")]
+)
+def test_null_for_an_argument_that_needs_a_value_is_told(path: str, name: str) -> None:
+    spec = model(path, **({"width": 1} if path == "theirs.Model" else {}) | {name: None})
+    message = only_message(config(spec), f"model.init_args.{name}")
+    assert message == f"given null; {path.partition('.')[2]} expects a value"
+
+
+def test_no_model_at_all_is_told() -> None:
+    assert only_message(RunConfig(), "model").startswith("no model was given; ")
 
 
 def test_a_missing_required_argument_is_told() -> None:
@@ -212,6 +231,12 @@ def test_a_model_that_has_its_own_loaders_gets_the_micro_batch() -> None:
     given = config({"class_path": "theirs.Alone"})
     made, _ = make_objects(given, import_classes(given), 2)
     assert vars(made)["batch_size"] == 2
+
+
+def test_what_a_constructor_raises_comes_out_as_it_is() -> None:
+    given = config({"class_path": "theirs.Failing"})
+    with pytest.raises(RuntimeError, match=r"^its own words$"):
+        make_objects(given, import_classes(given), None)
 
 
 def test_callbacks_and_loggers_are_made_in_their_order(tmp_path: Path) -> None:

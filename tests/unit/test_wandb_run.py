@@ -75,7 +75,7 @@ def test_auto_finds_a_key_of_this_server_in_netrc(
     assert resolve_mode(WandbOptions(), env)[0] == mode
 
 
-@pytest.mark.parametrize("content", [b"machine", b"nonsense here\n"])
+@pytest.mark.parametrize("content", [b"machine", b"nonsense here\n", b"\xff\xfe\n"])
 def test_a_broken_netrc_is_no_key(tmp_path: Path, no_key: dict[str, str], content: bytes) -> None:
     (tmp_path / ".netrc").write_bytes(content)
     assert resolve_mode(WandbOptions(), no_key) == ("offline", _NOTICE)
@@ -108,6 +108,7 @@ def test_disabled_is_no_run_at_all(run: RunDirectory) -> None:
     assert list((run.path / "wandb").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wandb_ends")
 def test_offline_makes_a_folder_with_the_given_id_each_time(run: RunDirectory) -> None:
     notices: list[str] = []
@@ -164,6 +165,7 @@ def broken_server(request: pytest.FixtureRequest) -> Iterator[str]:
         stack.pop()()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("wandb_ends")
 def test_a_server_that_fails_leaves_an_offline_run_within_the_time(
     broken_server: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch

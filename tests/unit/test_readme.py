@@ -1,0 +1,45 @@
+"""The README says what is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import build_parser
+from launcher.config_sources import load_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def _commands() -> list[list[str]]:
+    """The words behind `launcher` of every command in a code block or between backticks."""
+    blocks = re.findall(r"^    (?:.*&& )?(?:torchrun [^|]*?-m|python -m) (launcher.*)$", README, re.M)
+    quoted = re.findall(r"`(?:python -m )?(launcher [^`]+)`", README)
+    return [shlex.split(text, comments=True)[1:] for text in blocks + quoted]
+
+
+def test_the_two_commands_stand_in_the_readme_and_ci_runs_the_second() -> None:
+    assert "    pip install -e . && torchrun --nproc-per-node 2 -m launcher\n" in README
+    assert '    pip install -e ".[test]" && pytest\n' in README
+    assert '".[test]" && pytest' in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("words", _commands(), ids=" ".join)
+def test_every_launcher_command_in_the_readme_is_accepted(words: list[str], tmp_path: Path) -> None:
+    command = words.pop(0) if words and not words[0].startswith("-") else "fit"
+    options, overrides = build_parser(command).parse_known_args(words)
+    assert options.config in ([], ["run.yaml"])
+    load_config([], overrides)
+
+
+def test_the_config_in_the_readme_is_accepted(tmp_path: Path) -> None:
+    lines = README.partition("    # run.yaml\n")[2].partition("\n\n")[0]
+    file = tmp_path / "run.yaml"
+    file.write_text("\n".join(line.removeprefix("    ") for line in lines.splitlines()))
+    config = load_config([file])
+    assert config.global_batch_size == 256
+    assert config.model == {"class_path": "my_pkg.MyModule", "init_args": {"lr": 1e-4}}

@@ -1,0 +1,179 @@
+"""`launcher.stop.SignalListener` in processes of its own: what a signal, a second one, and a fork's signal do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Finished, run
+
+_PRELUDE = """
+import ctypes, multiprocessing, os, signal, socket, sys, threading
+import launcher.stop
+from launcher.stop import SignalListener, StopAgreement
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+class Agreement(StopAgreement):
+    def request(self, number):
+        super().request(number)
+        asked.set()
+
+class Listener(SignalListener):
+    def _handle(self, number):
+        super()._handle(number)
+        say("handled", number)
+        handled.release()
+
+def fork(body):
+    child = multiprocessing.get_context("fork").Process(target=body)
+    child.start()
+    return child
+
+asked, handled = threading.Event(), threading.Semaphore(0)
+agreement = Agreement(None, 0, 1)
+listener = Listener(agreement, lambda number: say("requested", number))
+"""
+
+
+def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = None) -> Finished:
+    """Run the body; each line that it says is answered with the signal given for it, once."""
+    left = dict(answers or {})
+
+    def on_line(line: str, process: int) -> None:
+        number = left.pop(line.strip(), None)
+        if number is not None:
+            os.kill(process, number)
+
+    # The interpreter's remarks on forks beside threads are not of this test.
+    return run([sys.executable, "-W", "ignore", "-c", _PRELUDE + body], folder, timeout=30, on_line=on_line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_told_and_asks_for_a_stop(tmp_path: Path, number: int) -> None:
+    body = """
+with listener:
+    say("gate", agreement.gate())
+    say("ready")
+    say(asked.wait(20))
+    say("gate", agreement.gate(), int(agreement.signal_number))
+    handled.acquire(timeout=20)
+"""
+    output = run_listener(body, tmp_path, {"ready": number}).check().output
+    lines = [line for line in output.splitlines() if not line.startswith("handled")]
+    # The main thread goes on as soon as it is asked.
+    assert lines == ["gate False", "ready", f"requested {int(number)}", "True", f"gate True {int(number)}"]
+
+
+def test_a_second_ctrl_c_ends_a_main_thread_that_waits_at_once(tmp_path: Path) -> None:
+    body = """
+launcher.stop._SECOND_AFTER = 0.0
+with listener:
+    say("ready")
+    threading.Event().wait()
+"""
+    ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
+    assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
+
+
+def test_signals_are_heard_while_the_main_thread_never_comes_back_from_c_code(tmp_path: Path) -> None:
+    # As in a collective: no signal interrupts the wait for a mutex, so no handler in Python ever runs.
+    body = """
+launcher.stop._SECOND_AFTER = 0.0
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+libc.pthread_mutex_lock(mutex)
+with listener:
+    say("ready")
+    libc.pthread_mutex_lock(mutex)
+    say("unreachable")
+"""
+    ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
+    assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
+
+
+@pytest.mark.parametrize(("second", "after"), [(signal.SIGINT, 3600.0), (signal.SIGTERM, 0.0)])
+def test_a_signal_handed_on_at_once_and_a_second_sigterm_end_nothing(tmp_path: Path, second: int, after: float) -> None:
+    body = f"""
+launcher.stop._SECOND_AFTER = {after}
+with listener:
+    say("ready")
+    for _ in range(2):
+        assert handled.acquire(timeout=20)
+say("went on")
+"""
+    ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": second}).check()
+    assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", f"handled {int(second)}", "went on"]
+
+
+@pytest.mark.parametrize(
+    ("in_child", "exit_code"),
+    [("pass", -15), ("signal.signal(signal.SIGTERM, lambda *_: os._exit(7))", 7)],
+    ids=["without a handler", "with its own handler"],
+)
+def test_a_fork_gets_its_signals_itself_and_stops_nobody_else(tmp_path: Path, in_child: str, exit_code: int) -> None:
+    body = f"""
+ours, theirs = socket.socketpair()
+
+def work():
+    {in_child}
+    theirs.send(b"x")
+    while True:
+        signal.pause()
+
+with listener:
+    child = fork(work)
+    ours.recv(1)
+    child.terminate()
+    child.join(10)
+    say("child", child.exitcode)
+    child.kill()
+    child.join()
+    # What the child's signal had left in the listener's socket would come before this.
+    os.kill(os.getpid(), signal.SIGINT)
+    assert handled.acquire(timeout=20)
+"""
+    output = run_listener(body, tmp_path).check().output
+    assert output.splitlines() == [f"child {exit_code}", "requested 2", "handled 2"]
+
+
+def test_on_exit_the_earlier_handlers_are_back_and_a_later_fork_keeps_them(tmp_path: Path) -> None:
+    body = """
+def mine(*_):
+    os._exit(7)
+
+reader, writer = socket.socketpair()
+writer.setblocking(False)
+signal.set_wakeup_fd(writer.fileno())
+signal.signal(signal.SIGINT, mine)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with listener:
+    say([signal.getsignal(number) in (mine, signal.SIG_IGN) for number in launcher.stop.SIGNALS])
+say(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
+child = fork(lambda: os.kill(os.getpid(), signal.SIGINT))
+child.join(20)
+say("child", child.exitcode)
+say(signal.set_wakeup_fd(-1) == writer.fileno())
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines() == [
+        "[False, False]",
+        "True True",
+        "child 7",
+        "True",
+    ]
+
+
+def test_install_takes_the_signals_again(tmp_path: Path) -> None:
+    body = """
+with listener:
+    signal.signal(signal.SIGTERM, lambda *_: say("somebody else's"))
+    listener.install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert handled.acquire(timeout=20)
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines() == ["requested 15", "handled 15"]
