@@ -206,7 +206,8 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
         elif (value is None and not _takes_null(info.hint)) or not _has_type(parser, path, value):
             problems.append(Problem(path, f"given {value!r}; expected {_describe(info.hint)}"))
         elif info.minimum is not None and not _in_range(value, info.minimum):
-            wanted = f"at least {info.minimum:g}" if math.isfinite(value) else "a finite number"
+            finite = not isinstance(value, float) or math.isfinite(value)
+            wanted = f"at least {info.minimum:g}" if finite else "a finite number"
             problems.append(Problem(path, f"given {value!r}; expected {wanted}"))
         elif path in _MEANING:
             problems += [Problem(path, message) for message in _MEANING[path](value)]
