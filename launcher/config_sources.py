@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from launcher.config import RunConfig, config_fields, find_problems, parse_config
+from launcher.config import RunConfig, config_fields
+from launcher.config_check import find_problems, parse_config
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
 

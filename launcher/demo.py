@@ -276,8 +276,6 @@ def lr_factor(step: int, warmup: int, total: float) -> float:
     warmup = max(1, min(warmup, int(total / 10))) if math.isfinite(total) else max(1, warmup)
     if step < warmup:
         return (step + 1) / warmup
-    if not math.isfinite(total):
-        return 1.0
     progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
     return 0.1 + 0.45 * (1.0 + math.cos(math.pi * progress))
 

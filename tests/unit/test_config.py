@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config import RunConfig, config_fields, find_problems, parse_config
+from launcher.config import RunConfig, config_fields
+from launcher.config_check import find_problems, parse_config
 from launcher.errors import ConfigError, Problem
 
 LEAVES = dict(config_fields())

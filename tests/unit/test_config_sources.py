@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config import RunConfig, parse_config
+from launcher.config import RunConfig
+from launcher.config_check import parse_config
 from launcher.config_sources import load_config, parse_overrides, read_config_file, read_preset
 from launcher.errors import ConfigError, Problem
 

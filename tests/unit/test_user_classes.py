@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from launcher.config import RunConfig, parse_config
+from launcher.config import RunConfig
+from launcher.config_check import parse_config
 from launcher.errors import ConfigError, Problem
 from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
 

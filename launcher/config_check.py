@@ -1,0 +1,159 @@
+"""The check of a config's plain values: every problem at once, with its field path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from launcher.config import FieldInfo, RunConfig, config_fields
+from launcher.errors import ConfigError, Problem
+from strategies import precision as precision_names
+from strategies.choice import NAMES as STRATEGY_NAMES
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Make a `RunConfig` of plain values.
+
+    Raises:
+        ConfigError: lists every unknown key, wrong type and number out of range.
+    """
+    problems = find_problems(values)
+    if problems:
+        raise ConfigError(problems)
+    return _build(_parser(), values)
+
+
+def find_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Every problem of the plain values of a config, in their order; empty if `parse_config` takes them."""
+    leaves = dict(config_fields())
+    parser = _parser()
+    problems: list[Problem] = []
+    for path, value in _leaves(values, leaves):
+        info = leaves.get(path)
+        if info is None:
+            problems.append(Problem(path, _unknown_key(path, value, leaves)))
+        elif (value is None and not _takes_null(info.hint)) or not _has_type(parser, path, value):
+            problems.append(Problem(path, f"given {value!r}; expected {_describe(info.hint)}"))
+        elif info.minimum is not None and not _in_range(value, info.minimum):
+            finite = not isinstance(value, float) or math.isfinite(value)
+            wanted = f"at least {info.minimum:g}" if finite else "a finite number"
+            problems.append(Problem(path, f"given {value!r}; expected {wanted}"))
+        elif path in _MEANING:
+            problems += [Problem(path, message) for message in _MEANING[path](value)]
+    return problems
+
+
+def _name_problems(name: Any) -> Iterator[str]:
+    """A name is a folder's, and goes into W&B and job names."""
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        yield f"given {name!r}; expected up to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+
+
+def _precision_problems(precision: Any) -> Iterator[str]:
+    try:
+        if precision != precision_names.AUTO:
+            precision_names.normalize_precision(precision)
+    except precision_names.PrecisionError as error:
+        yield f"{error}; or auto"
+
+
+def _strategy_problems(strategy: Any) -> Iterator[str]:
+    if strategy not in STRATEGY_NAMES:
+        yield f"given {strategy!r}; expected one of {', '.join(STRATEGY_NAMES)}"
+
+
+# Fields whose type alone does not say what is valid.
+_MEANING: dict[str, Callable[[Any], Iterator[str]]] = {
+    "name": _name_problems,
+    "precision": _precision_problems,
+    "strategy": _strategy_problems,
+}
+
+
+def _leaves(values: Mapping[str, Any], known: Mapping[str, FieldInfo], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values, down to the depth that the config knows."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        is_group = any(name.startswith(f"{path}.") for name in known)
+        if is_group and isinstance(value, Mapping):
+            yield from _leaves(value, known, f"{path}.")
+        elif not (is_group and value is None):
+            yield path, value
+
+
+def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
+    if any(name.startswith(f"{path}.") for name in leaves):
+        return f"given {value!r}; expected a mapping of settings"
+    name = path.rpartition(".")[2]
+    by_name: dict[str, list[str]] = {}
+    for known in leaves:
+        by_name.setdefault(known.rpartition(".")[2], []).append(known)
+    # A key at the wrong level is as common as a misspelt one, and so is a misspelt group.
+    groups = {known.partition(".")[0] for known in leaves if "." in known}
+    close = by_name.get(name, []) + difflib.get_close_matches(path, {*leaves, *groups}, n=1, cutoff=0.75)
+    close += [p for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.75) for p in by_name[n]]
+    hint = f"did you mean {close[0]}?" if close else "`launcher fit --help` lists all keys"
+    return f"unknown key; {hint}"
+
+
+def _parser() -> Any:
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig, None)
+    return parser
+
+
+def _has_type(parser: Any, path: str, value: Any) -> bool:
+    import jsonargparse
+
+    nested: Any = value
+    for key in reversed(path.split(".")):
+        nested = {key: nested}
+    try:
+        parser.parse_object(nested)
+    except (jsonargparse.ArgumentError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _build(parser: Any, values: Mapping[str, Any]) -> RunConfig:
+    parsed = parser.instantiate(parser.parse_object(_without_empty_groups(values)))
+    return RunConfig(**{entry.name: parsed[entry.name] for entry in dataclasses.fields(RunConfig)})
+
+
+def _without_empty_groups(values: Mapping[str, Any]) -> dict[str, Any]:
+    groups = {path.partition(".")[0] for path, _ in config_fields() if "." in path}
+    return {key: value for key, value in values.items() if not (key in groups and value is None)}
+
+
+def _takes_null(hint: Any) -> bool:
+    """Whether null is a value here; left alone, jsonargparse lets it through everywhere."""
+    return type(None) in typing.get_args(hint)
+
+
+def _in_range(value: Any, minimum: float) -> bool:
+    """Whether a number is finite and large enough; text and booleans are no numbers."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not is_number or minimum <= float(value) < math.inf
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
+          dict: "a mapping", list: "a list"}  # fmt: skip
+
+
+def _describe(hint: Any) -> str:
+    """A type hint in the words of a YAML file."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        words = dict.fromkeys(_describe(part) for part in typing.get_args(hint))
+        return ", ".join([*words][:-1]) + f" or {[*words][-1]}" if len(words) > 1 else next(iter(words))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return _WORDS.get(origin or hint, str(hint))
