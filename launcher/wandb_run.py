@@ -18,17 +18,18 @@ from launcher.run_directory import RunDirectory
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:
-    """Online or offline, and a notice if W&B was left to decide and has no key.
+    """Online, offline or disabled, and a notice where that is not what was asked for.
+
+    Without a key W&B would ask for one on the terminal, and all ranks would wait for the answer.
 
     Args:
         options: the user's wish; `auto` takes WANDB_MODE, else online if a key is at hand.
         env: the environment.
     """
-    if options.mode != "auto":
-        return options.mode, None
-    if env.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return env["WANDB_MODE"], None
-    if env.get("WANDB_API_KEY") or _has_netrc_key(env):
+    asked = env.get("WANDB_MODE") if options.mode == "auto" else options.mode
+    if asked in ("offline", "disabled"):
+        return asked, None
+    if env.get("WANDB_API_KEY") or env.get("WANDB_IDENTITY_TOKEN_FILE") or _has_netrc_key(env):
         return "online", None
     return "offline", "W&B is offline: no key is set (`wandb login` makes the next run online)"
 

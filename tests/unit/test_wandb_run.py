@@ -33,7 +33,9 @@ def test_the_configs_own_mode_stands_above_the_environment(
     no_key: dict[str, str], mode: Literal["online", "offline", "disabled"], env_mode: str | None, key: str | None
 ) -> None:
     env = no_key | ({"WANDB_MODE": env_mode} if env_mode else {}) | ({"WANDB_API_KEY": key} if key else {})
-    assert resolve_mode(WandbOptions(mode=mode), env) == (mode, None)
+    # W&B would ask for a missing key on the terminal, and the training would wait.
+    expected = ("offline", _NOTICE) if mode == "online" and key is None else (mode, None)
+    assert resolve_mode(WandbOptions(mode=mode), env) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,9 @@ def test_the_configs_own_mode_stands_above_the_environment(
         ({}, ("offline", _NOTICE)),
         ({"WANDB_API_KEY": KEY}, ("online", None)),
         ({"WANDB_API_KEY": ""}, ("offline", _NOTICE)),
-        ({"WANDB_MODE": "online"}, ("online", None)),
+        ({"WANDB_MODE": "online"}, ("offline", _NOTICE)),
+        ({"WANDB_MODE": "online", "WANDB_API_KEY": KEY}, ("online", None)),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "/token"}, ("online", None)),
         ({"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}, ("offline", None)),
         ({"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, ("disabled", None)),
         ({"WANDB_MODE": "nonsense"}, ("offline", _NOTICE)),
