@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -11,20 +14,24 @@ import lightning.pytorch as pl
 
 
 class Clock(pl.Callback):
-    """Writes the optimizer steps per second between `first` and the last step to the file SPEED, on rank zero."""
+    """Writes to the file SPEED, on rank zero, what the steps behind the first `warm_up` took.
 
-    def __init__(self, first: int = 20) -> None:
-        self.first = first
-        self.began: float | None = None
+    `mean`: optimizer steps per second over all of them. `median`: the inverse of the median step, which a burst of
+    something else on the machine does not move.
+    """
+
+    def __init__(self, warm_up: int = 20) -> None:
+        self.warm_up = warm_up
+        self.ends: list[float] = []
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.began is None and trainer.global_step >= self.first:
-            self.began = time.perf_counter()
-            self.first = trainer.global_step
+        self.ends.append(time.perf_counter())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self.began is not None:
-            speed = (trainer.global_step - self.first) / (time.perf_counter() - self.began)
-            Path(os.environ["SPEED"]).write_text(str(speed))
+        if trainer.is_global_zero:
+            ends = self.ends[self.warm_up :]
+            steps = [after - before for before, after in itertools.pairwise(ends)]
+            speed = {"mean": len(steps) / sum(steps), "median": 1 / statistics.median(steps)}
+            Path(os.environ["SPEED"]).write_text(json.dumps(speed))
