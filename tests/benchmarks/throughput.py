@@ -52,7 +52,8 @@ def main() -> None:
                     f"{ranks} rank{'s' if ranks > 1 else ''}, {kind:6}: launcher "
                     f"{statistics.median(a[kind] for a, _ in pairs):.0f}, bare Lightning "
                     f"{statistics.median(b[kind] for _, b in pairs):.0f} samples/s, "
-                    f"ratio {statistics.median(ratios):.3f} (target at least 0.98); ratios {', '.join(f'{r:.3f}' for r in ratios)}"
+                    f"ratio {statistics.median(ratios):.3f} (target at least 0.98); "
+                    f"ratios {', '.join(f'{r:.3f}' for r in ratios)}"
                 )
 
 
