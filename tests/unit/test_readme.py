@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import build_parser
+from launcher.cli import build_parser, run
 from launcher.config_sources import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,6 +30,10 @@ def test_the_two_commands_stand_in_the_readme_and_ci_runs_the_second() -> None:
 
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
 def test_every_launcher_command_in_the_readme_is_accepted(words: list[str], tmp_path: Path) -> None:
+    if "--help" in words:
+        with pytest.raises(SystemExit, match="^0$"):
+            run(words)
+        return
     command = words.pop(0) if words and not words[0].startswith("-") else "fit"
     options, overrides = build_parser(command).parse_known_args(words)
     assert options.config in ([], ["run.yaml"])
