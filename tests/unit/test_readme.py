@@ -31,7 +31,7 @@ def test_the_two_commands_stand_in_the_readme_and_ci_runs_the_second() -> None:
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
 def test_every_launcher_command_in_the_readme_is_accepted(words: list[str], tmp_path: Path) -> None:
     if "--help" in words:
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             run(words)
         return
     command = words.pop(0) if words and not words[0].startswith("-") else "fit"
