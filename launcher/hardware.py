@@ -129,7 +129,7 @@ def detect_hardware(accelerator: str, local_rank: int) -> Hardware:
         # Apple's GPU shares the machine's memory; Lightning has no autocast for it.
         device = Device("mps", 0, "Apple GPU", _machine_memory(), ("fp32", "fp16"))
     else:
-        # No half precision, even with AVX512-BF16: mixed precision was measured slower there (tests/benchmarks/RESULTS.md).
+        # No half precision, even with AVX512-BF16: it was measured slower (tests/benchmarks/RESULTS.md).
         device = Device("cpu", 0, _cpu_name(), _machine_memory(), ("fp32", "fp64"))
     return Hardware(device, count, library_versions())
 
