@@ -45,8 +45,10 @@ class StopAgreement:
         self._changed = threading.Condition()
         self._gates = 0
         self._asked = False
+        self._answered = False
         self._stop_at: int | None = None
         self._closed = False
+        self._own_client: Any = None
         self.signal_number: int = signal.SIGTERM
 
     def start(self) -> None:
@@ -54,22 +56,29 @@ class StopAgreement:
         if self._store is not None:
             threading.Thread(target=self._watch, name="launcher-stop-watch", daemon=True).start()
 
+    def expect(self) -> None:
+        """This rank has a signal: its next gate waits for the answer. No lock, as a signal handler calls it."""
+        self._asked = True
+
     def request(self, signal_number: int) -> None:
         """Ask all ranks to stop at the end of the step that the furthest one is in."""
-        store = self._store
-        if store is None:
+        self.expect()
+        if self._store is None:
             with self._changed:
-                self._asked, self._stop_at, self.signal_number = True, self._gates, signal_number
+                self._stop_at, self._answered, self.signal_number = self._gates, True, signal_number
             return
-        client = store.clone()
+        # The main thread may be blocking the store's own connection, and a new one may take seconds.
+        client = self._own_client or self._store.clone()
         for rank in range(self._world_size):
             client.set(_key("asked", rank), str(signal_number))
 
     def gate(self) -> bool:
         """Pass the end of an optimizer step; True: stop here. The main thread calls it, on every rank equally often."""
         with self._changed:
-            if self._asked and self._stop_at is None:
-                self._changed.wait_for(lambda: self._stop_at is not None or not self._asked, _ANSWER_TIMEOUT)
+            if self._asked and not self._answered:
+                self._changed.wait_for(lambda: self._answered, _ANSWER_TIMEOUT)
+                # Without an answer the training goes on, and no later gate waits again.
+                self._answered = True
             if self._stop_at is not None and self._gates >= self._stop_at:
                 return True
             self._gates += 1
@@ -90,6 +99,7 @@ class StopAgreement:
         """Wait until somebody asks, then find the common gate."""
         # A lost store means that the run is ending: nothing is left to agree on.
         with suppress(RuntimeError):
+            self._own_client = self._store.clone()
             client = self._store.clone()
             client.wait([_key("asked", self._rank)], _FOREVER)
             if self._closed:
@@ -103,8 +113,7 @@ class StopAgreement:
                 stop_at = self._common_gate(client)
             finally:
                 with self._changed:
-                    # Without an answer the training goes on, and no later gate waits again.
-                    self._stop_at, self._asked = stop_at, stop_at is not None
+                    self._stop_at, self._answered = stop_at, True
                     self._changed.notify_all()
 
     def _common_gate(self, client: Any) -> int:
@@ -163,7 +172,11 @@ class SignalListener:
     def install(self) -> None:
         """Take the signals (again: Lightning's own SIGTERM handler starts a collective on one rank alone)."""
         for number in SIGNALS:
-            signal.signal(number, _only_wake)
+            signal.signal(number, self._wake)
+
+    def _wake(self, signum: int, frame: object) -> None:
+        """The socket has the signal's number already; the step that the main thread is in shall be the last."""
+        self._agreement.expect()
 
     def _listen(self) -> None:
         while data := self._reader.recv(16):
@@ -182,7 +195,3 @@ class SignalListener:
         elif number == signal.SIGINT and now - self._first > _SECOND_AFTER:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nsecond Ctrl-C: ending at once\n")
             os._exit(128 + number)
-
-
-def _only_wake(signum: int, frame: object) -> None:
-    """The socket has the signal's number already."""

@@ -32,15 +32,17 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
     stopped = _train(
         parts, tmp_path / "trace", ranks, *own, "--model.signal_at", str(step), code=130 if ranks == 1 else 1
     )
-    assert f"stopped after step {step + 1}; saved" in stopped
+    directory = parts / "runs" / "it"
+    stopped_at = events_of(directory, "interrupted")[0]["step"]
+    # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
+    assert stopped_at in ((step + 1,) if ranks == 1 else (step + 1, step + 2))
+    assert f"stopped after step {stopped_at}; saved" in stopped
     for log in (parts / "runs" / "it" / "logs").iterdir():
         assert "Traceback" not in log.read_text()
     _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
 
     for rank in range(ranks):
         assert read_trace(tmp_path / "trace", rank) == read_trace(tmp_path / "whole-trace", rank)
-    directory = parts / "runs" / "it"
-    assert events_of(directory, "interrupted")[0]["step"] == step + 1
     assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
     first, second = events_of(directory, "run_started")
     assert first["wandb_id"] == second["wandb_id"]

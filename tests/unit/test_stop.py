@@ -233,6 +233,6 @@ def test_a_gate_touches_no_store_and_costs_microseconds(server: Server) -> None:
     agreement.close()
     for thread in watchers():
         thread.join(5)
-    assert operations == ["clone"]
+    assert set(operations) == {"clone"}
     # A training step takes milliseconds; the bound is for a busy machine.
     assert best < 50e-6, f"{best * 1e6:.1f} us"
