@@ -29,7 +29,8 @@ from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects
-from launcher.wandb_run import finish_wandb, start_wandb
+from launcher.wandb_config import build_wandb_config
+from launcher.wandb_run import describe_run, finish_wandb, start_wandb
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -110,7 +111,12 @@ def _fit(
     _quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     objects = given or make_user_objects(config, plan.batch.micro_batch_size)
+    for text in objects.notices:
+        notice(text)
     model, data = objects.model, objects.data
+    if wandb_logger is not None:
+        wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
+        describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
     resume = run.resume_from
     if resume is not None:
         check_fits_model(resume, model)
@@ -166,6 +172,8 @@ def _quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         # torchdata's and Lightning's own affair with torch 2.13.
         ".*set_vital.*",
+        # The summary counts parameters; their size in half precision is the plan's to say.
+        ".*is not supported by the model summary.*",
         ".*LeafSpec.*",
         # The loader's position is saved: it is a StatefulDataLoader.
         ".*resumed from a checkpoint that ended before the epoch ended.*",

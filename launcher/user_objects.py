@@ -27,6 +27,7 @@ class UserObjects:
         callbacks: in their order.
         loggers: beside W&B.
         precision_plugin: decides the precision instead of the plan; None without one.
+        notices: what the user should be told of how they came to be trained.
     """
 
     model: pl.LightningModule
@@ -34,6 +35,7 @@ class UserObjects:
     callbacks: Sequence[pl.Callback] = ()
     loggers: Sequence[Logger] = ()
     precision_plugin: Precision | None = None
+    notices: Sequence[str] = ()
 
     def traits(self) -> dict[str, Any]:
         """What they say of themselves, as plain JSON values; see `launcher.user_classes.UserClasses.traits`."""
