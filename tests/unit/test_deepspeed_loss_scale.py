@@ -12,7 +12,7 @@ from tests.unit.plain_trainer import deepspeed_trainer
 
 
 class ZeroOptimizer:
-    """As ZeRO's: a scaler of its own, and `cur_scale` not on the optimizer (deepspeed/runtime/zero/stage_1_and_2.py)."""
+    """As ZeRO's: the scale is that of a scaler of its own (deepspeed/runtime/zero/stage_1_and_2.py)."""
 
     def __init__(self, scale: Any, dynamic: Any = True) -> None:
         self.loss_scaler = SimpleNamespace(cur_scale=scale, dynamic=dynamic)
@@ -70,7 +70,7 @@ def test_a_count_that_is_none_is_not_counted(skipped: Any) -> None:
 @pytest.mark.case(14)
 @pytest.mark.parametrize("scale", ["16384", [1.0], True])
 def test_a_scale_that_is_no_number_is_told(scale: Any) -> None:
-    with pytest.raises(LossScaleError, match="DeepSpeed's cur_scale is .*, not a number"):
+    with pytest.raises(LossScaleError, match=r"DeepSpeed's cur_scale is .*, not a number"):
         find_loss_scale(deepspeed_trainer(FusedOptimizer(scale)))
 
 

@@ -113,8 +113,8 @@ def test_a_config_that_agrees_has_no_conflict(precision: Precision, config: dict
          "fp16.min_loss_scale is 9, above the first scale of 2**3; lower it"),
         (FP16, {"fp16": {"loss_scal": 0}}, "fp16.loss_scal does not exist; did you mean loss_scale?"),
         (BF16, {"bf16": {"zzz": 0}},
-         "bf16.zzz does not exist; valid are enabled, immediate_grad_update, check_grad_overflow, "
-         "bf16_master_weights_and_grads, bf16_optimizer_states"),
+         ("bf16.zzz does not exist; valid are enabled, immediate_grad_update, check_grad_overflow, "
+          "bf16_master_weights_and_grads, bf16_optimizer_states")),
         (BF16, {"bf16": {"enabled": True}, "bfloat16": {}},
          "bfloat16: DeepSpeed reads this old name only where bf16 is absent; remove it"),
         (FP32, {"amp": {"enabled": True}}, "amp.enabled: DeepSpeed has no Apex AMP any more; remove the block"),
@@ -142,9 +142,10 @@ def test_all_conflicts_are_told_at_once() -> None:
         "communication_data_type": "fp16",
     }
     said = "\n".join(precision_conflicts(BF16, config))
-    for part in ("fp16.loss_scale is 'big'", "did you mean hysteresis?", "fp16.enabled and bf16.enabled are both true",
-                 "fp16.enabled is true, and the precision", "amp.enabled", "communication_data_type is 'fp16'"):  # fmt: skip
-        assert part in said
+    assert all(part in said for part in (
+        "fp16.loss_scale is 'big'", "did you mean hysteresis?", "fp16.enabled and bf16.enabled are both true",
+        "fp16.enabled is true, and the precision", "amp.enabled", "communication_data_type is 'fp16'",
+    ))  # fmt: skip
     assert len(said.splitlines()) == 6
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -264,7 +263,9 @@ def test_a_foreign_scaler_is_asked(value: Any) -> None:
 @pytest.mark.case(14)
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, AttributeError, TypeError, KeyError])
 def test_a_scaler_that_raises_is_told_with_the_cause(kind: type[Exception]) -> None:
-    with pytest.raises(LossScaleError, match=rf"RaisingScaler.get_scale\(\) raised {kind.__name__}: .*broken") as caught:
+    with pytest.raises(
+        LossScaleError, match=rf"RaisingScaler.get_scale\(\) raised {kind.__name__}: .*broken"
+    ) as caught:
         read_loss_scale(plain_trainer(RaisingScaler(kind("broken"))))
     assert isinstance(caught.value.__cause__, kind)
 

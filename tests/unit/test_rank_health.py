@@ -190,7 +190,14 @@ def test_the_longest_at_the_floor_is_told() -> None:
         (10, Health(8), 0.0),
         (10, Health(10, skipped_steps=3), 1.0),
     ],
-    ids=["from the beginning", "since the last look", "none", "a scaler that began anew", "after a resume", "same step"],
+    ids=[
+        "from the beginning",
+        "since the last look",
+        "none",
+        "a new scaler",
+        "after a resume",
+        "same step",
+    ],
 )
 def test_the_skip_rate_is_that_of_the_steps_since_the_last_look(step: int, before: Health, rate: float) -> None:
     health = judge([RankSample(0, 8.0, 4), RankSample(1, 8.0, None)], step, before, LIMITS)

@@ -234,9 +234,7 @@ def test_what_was_agreed_is_agreed_again_with_the_config_it_made(
     config: dict[str, Any] | None,
     before: Precision | None,
 ) -> None:
-    agreed = answer(
-        request_, ranks, use_amp=use_amp, fallback=fallback, deepspeed_config=config, checkpoint=before
-    )
+    agreed = answer(request_, ranks, use_amp=use_amp, fallback=fallback, deepspeed_config=config, checkpoint=before)
     if isinstance(agreed, PrecisionError):
         return
     made = None if config is None else {**config, **(agreed.deepspeed_blocks or {})}

@@ -178,9 +178,7 @@ def test_a_rank_outside_of_the_group_has_nothing_underway(works: list[Work], mon
 
 @pytest.mark.parametrize(("backend", "kind"), [("gloo", "cpu"), ("nccl", "cuda"), ("cpu:gloo,cuda:nccl", "cuda")])
 @pytest.mark.usefixtures("works")
-def test_the_collective_works_where_its_backend_does(
-    monkeypatch: pytest.MonkeyPatch, backend: str, kind: str
-) -> None:
+def test_the_collective_works_where_its_backend_does(monkeypatch: pytest.MonkeyPatch, backend: str, kind: str) -> None:
     monkeypatch.setattr(dist, "get_backend", lambda group: backend)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     device = SampleExchange("the ranks")._device({})
