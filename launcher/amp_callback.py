@@ -126,7 +126,7 @@ class AmpWandbCallback(LossScaleMonitor):
             import wandb
 
             run = wandb.run
-        # A broken installation raises anything; without one, a folder `wandb` of earlier runs is a module with no `run`.
+        # A broken installation raises anything; without one, a folder `wandb/` of old runs is a module with no `run`.
         except Exception as error:  # noqa: BLE001
             if not self._told_missing:
                 self._told_missing = True
