@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from launcher.config_sources import load_config as load_config
     from launcher.main_path import fit as fit
     from launcher.plan import Plan as Plan
+    from launcher.setup_wizard import SetupWizard as SetupWizard
+    from launcher.wizard_config import WizardConfig as WizardConfig
     from strategies.precision import compute_effective_precision as compute_effective_precision
 
 __version__ = "0.1.0"
@@ -20,12 +22,23 @@ __version__ = "0.1.0"
 _LAZY = {
     "Plan": "launcher.plan",
     "RunConfig": "launcher.config",
+    "SetupWizard": "launcher.setup_wizard",
+    "WizardConfig": "launcher.wizard_config",
     "compute_effective_precision": "strategies.precision",
     "fit": "launcher.main_path",
     "load_config": "launcher.config_sources",
 }
 
-__all__ = ["Plan", "RunConfig", "__version__", "compute_effective_precision", "fit", "load_config"]
+__all__ = [
+    "Plan",
+    "RunConfig",
+    "SetupWizard",
+    "WizardConfig",
+    "__version__",
+    "compute_effective_precision",
+    "fit",
+    "load_config",
+]
 
 
 def __getattr__(name: str) -> object:

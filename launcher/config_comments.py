@@ -24,8 +24,8 @@ _COMMENTS = {
     "accelerator": "Kind of device; auto takes a GPU where there is one.",
     "devices": "Ranks on each node; auto takes all GPUs, or one process on a CPU.",
     "num_nodes": "Number of nodes; auto takes what torchrun or SLURM say.",
-    "use_amp": "true: mixed precision where the hardware has it, 32-true elsewhere. false: none.",
-    "precision": "auto, or an order that every rank must be able to meet: 16-mixed, bf16-mixed, 32-true, ...",
+    "use_amp": "true: mixed precision where the hardware has it; false: none.",
+    "precision": "auto, or an order that every rank must meet: 16-mixed, bf16-mixed, 32-true ...",
     "precision_fallback": "Turn that order into the best precision that all ranks share.",
     "strategy": "How the ranks share the work; auto chooses and says why.",
     "static_graph": "Whether every step uses the same parameters; auto asks the model.",
@@ -43,7 +43,7 @@ _COMMENTS = {
     "name": "The run's name and its folder.",
     "runs_dir": "Folder of all runs.",
     "wandb": "Weights & Biases.",
-    "wandb.mode": "auto is online if a key is at hand, offline otherwise; or online, offline, disabled.",
+    "wandb.mode": "auto (online if a key is at hand), online, offline or disabled.",
 }
 # Shown as comments where they are not set, so that the file says what else there is.
 _ABSENT = {

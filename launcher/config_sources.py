@@ -46,7 +46,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
             problems += error.problems
         else:
             problems += contradictions
-            _merge(values, source)
+            merge_values(values, source)
     if problems:
         raise ConfigError([*problems, *all_problems(values)])
     return _parse_with_demo(values)
@@ -68,7 +68,7 @@ def _parse_with_demo(values: dict[str, Any]) -> RunConfig:
     """The config of normalized values; where they name neither model nor data, that of the demo below them."""
     if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in _CLASSES and value is None)}
-        values = _merge(read_preset("demo"), named)
+        values = merge_values(read_preset("demo"), named)
     problems = all_problems(values)
     if problems:
         raise ConfigError(problems)
@@ -193,7 +193,7 @@ def _with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay `over` on `base`, in place. Another class brings its own arguments."""
     for key, value in over.items():
         below = base.get(key)
@@ -202,7 +202,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         elif value.get("class_path", below.get("class_path")) != below.get("class_path") and "class_path" in below:
             base[key] = copy.deepcopy(dict(value))
         else:
-            _merge(below, value)
+            merge_values(below, value)
     return base
 
 

@@ -77,6 +77,7 @@ class WizardConfig:
         wandb_mode: 'auto', 'online', 'offline' or 'disabled'.
         wandb_project: name of the W&B project.
         name: the run's name.
+        partition: SLURM's partition, for the comments: the config has no key for it.
         settings: everything else of the config, by dotted path; the wizard keeps it as it is.
         preset: the preset that filled in what was not answered.
         preset_filled: the names of the answers and settings that are that preset's.
@@ -99,6 +100,7 @@ class WizardConfig:
     wandb_project: str | None = None
     name: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    partition: str | None = field(default=None, compare=False, kw_only=True)
     preset: str | None = field(default=None, compare=False, kw_only=True)
     preset_filled: frozenset[str] = field(default=frozenset(), compare=False, kw_only=True)
 
@@ -116,17 +118,23 @@ class WizardConfig:
             ConfigError: there is no such preset.
         """
         preset = WizardConfig._of_normal(preset_values(name))
-        own = {key: None if key in self.preset_filled else getattr(self, key) for key in _PATHS}
-        filled = {key for key in _PATHS if own[key] is None and getattr(preset, key) is not None}
-        filled -= _outweighed({key for key in _PATHS if own[key] is not None})
+        return self.without_preset()._filled_from(preset, name)
+
+    def without_preset(self) -> WizardConfig:
+        """The user's own answers alone."""
+        answers = {key: None for key in _PATHS if key in self.preset_filled}
         settings = {path: value for path, value in self.settings.items() if path not in self.preset_filled}
-        filled |= preset.settings.keys() - settings.keys()
+        return dataclasses.replace(self, **answers, settings=settings, preset=None, preset_filled=frozenset())
+
+    def _filled_from(self, preset: WizardConfig, name: str) -> WizardConfig:
+        filled = {key for key in _PATHS if getattr(self, key) is None and getattr(preset, key) is not None}
+        filled -= _outweighed({key for key in _PATHS if getattr(self, key) is not None})
         return dataclasses.replace(
             self,
-            **{key: getattr(preset, key) if key in filled else value for key, value in own.items()},
-            settings={**preset.settings, **settings},
+            **{key: getattr(preset, key) for key in filled},
+            settings={**preset.settings, **self.settings},
             preset=name,
-            preset_filled=frozenset(filled),
+            preset_filled=frozenset(filled | (preset.settings.keys() - self.settings.keys())),
         )
 
     @classmethod
@@ -172,12 +180,16 @@ class WizardConfig:
             Errors name the answer, what was given and what is valid. Warnings are what this hardware makes of the
             wishes: a config may be written on a laptop for a cluster.
         """
-        # Lazy: only the notes on the hardware need more than plain values.
+        # Lazy: it imports this module.
         from launcher.wizard_notes import find_notes
 
-        names = {path: name for name, path in _PATHS.items()}
-        errors = tuple(Problem(names.get(p.path, p.path), p.message) for p in all_problems(self.values()))
+        errors = tuple(self.errors())
         return Validation(errors, () if errors else find_notes(self, hardware))
+
+    def errors(self) -> list[Problem]:
+        """What is wrong with the answers, each under the answer's name."""
+        names = {path: name for name, path in _PATHS.items()}
+        return [Problem(names.get(p.path, p.path), p.message) for p in all_problems(self.values())]
 
     def to_run_config(self) -> RunConfig:
         """As `launcher fit --config` would read it, the demo included where no model is set.
@@ -194,7 +206,8 @@ class WizardConfig:
             comments: further lines at the top.
         """
         preset = (f"Preset: {self.preset}.",) if self.preset else ()
-        header = (_FIRST_LINE.removeprefix("# "), *preset, *comments)
+        partition = (f"SLURM partition: {self.partition}.",) if self.partition else ()
+        header = (_FIRST_LINE.removeprefix("# "), *preset, *partition, *comments)
         return commented_yaml(self.values(), header, (_LAST_LINE.removeprefix("# "),))
 
     def save(self, path: str | Path, comments: tuple[str, ...] = ()) -> None:
