@@ -57,7 +57,18 @@ def class_problems(config: RunConfig, part: Part) -> list[Problem]:
 def signature_of(class_path: str) -> str:
     """What a class that imports takes, as 'MyModule(lr: float = 0.1)'."""
     module, _, name = class_path.rpartition(".")
-    return f"{name}{inspect.signature(getattr(importlib.import_module(module), name))}"
+    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    # Hints that `from __future__ import annotations` made text of are shown as they were written.
+    bare = [p.replace(annotation=_Bare(p.annotation)) if isinstance(p.annotation, str) else p
+            for p in signature.parameters.values()]  # fmt: skip
+    return f"{name}{signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)}"
+
+
+class _Bare(str):
+    """Text without quotes around it."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def count_parameters(config: RunConfig) -> ModelSize:

@@ -108,7 +108,7 @@ class WizardConfig:
         """The same with other answers; they stand whatever preset comes before or after."""
         given = {name for name, value in answers.items() if value is not None}
         dropped = dict.fromkeys(_outweighed(given) & self.preset_filled)
-        filled = self.preset_filled - answers.keys() - dropped.keys()
+        filled = self.preset_filled.difference(answers, dropped)
         return dataclasses.replace(self, **(dropped | answers), preset_filled=filled)
 
     def with_preset(self, name: str) -> WizardConfig:

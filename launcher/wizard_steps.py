@@ -123,9 +123,8 @@ def ask_logging(config: WizardConfig, desk: Desk) -> WizardConfig:
         Choice("offline", "offline: kept in the run's folder, `wandb sync` sends it later"),
         Choice("disabled", "disabled"),
     ]
-    config = config.with_answers(
-        wandb_mode=desk.prompter.select("Weights & Biases", modes, config.wandb_mode or "auto")
-    )
+    mode = desk.prompter.select("Weights & Biases", modes, config.wandb_mode or "auto")
+    config = _answered(config, "wandb_mode", mode, default="auto")
     if config.wandb_mode != "disabled":
         config = _ask_value(config, desk, "wandb_project", "W&B project", default="launcher", as_text=True)
     return _ask_value(config, desk, "name", "Name of the run (empty: made from the date)", as_text=True)
