@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from launcher.config import RunConfig
 from launcher.errors import LauncherError, Problem
 from launcher.machine import Machine
 from launcher.preset_files import preset_names, preset_summary
@@ -185,10 +186,10 @@ def _ask_class(config: WizardConfig, desk: Desk, part: Literal["model", "data"],
         same = typed == getattr(config, part)
         given = getattr(config, f"{part}_args") if same else None
         config_with = config.with_answers(**{part: typed, f"{part}_args": given})
-        errors = _errors_of(config_with, part)
+        errors = _errors_of(part, typed)
         if not errors:
             desk.say(f"importing {typed} ...", style="dim")
-            problems = class_problems(config_with.to_run_config(), part)
+            problems = class_problems(_classes_of(config_with), part)
             errors = [p for p in problems if p.path == f"{part}.class_path"]
         if errors:
             desk.tell(errors)
@@ -212,14 +213,14 @@ def _ask_arguments(config: WizardConfig, desk: Desk, part: Literal["model", "dat
             desk.say(f"  {error}", style="red")
             continue
         candidate = config.with_answers(**{f"{part}_args": arguments or None})
-        problems = class_problems(candidate.to_run_config(), part)
+        problems = class_problems(_classes_of(candidate), part)
         if problems:
             desk.tell(problems)
             continue
         if part == "data":
             return candidate
         try:
-            desk.say(f"  {count_parameters(candidate.to_run_config())}", style="green")
+            desk.say(f"  {count_parameters(_classes_of(candidate))}", style="green")
         except ModelCountError as error:
             desk.say(f"  {error}", style="yellow")
             if not desk.prompter.confirm("Its parameters cannot be counted. Keep it?", default=False):
@@ -258,8 +259,7 @@ def _ask_value(
         value: Any = typed or None
         if typed.lstrip("-").isdecimal() and not as_text:
             value = int(typed)
-        candidate = config.with_answers(**{name: value})
-        errors = _errors_of(candidate, name)
+        errors = _errors_of(name, value)
         if most is not None and isinstance(value, int) and value > most:
             errors.append(Problem(name, f"given {value}; expected at most {most}: the {what}"))
         if not errors:
@@ -275,5 +275,13 @@ def _answered(config: WizardConfig, name: str, value: Any, *, default: Any) -> W
     )
 
 
-def _errors_of(config: WizardConfig, name: str) -> list[Problem]:
-    return [problem for problem in config.errors() if problem.path == name]
+def _errors_of(name: str, value: Any) -> list[Problem]:
+    """What is wrong with one answer by itself."""
+    alone = WizardConfig(**{name: value})
+    return [problem for problem in alone.errors() if problem.path == name]
+
+
+def _classes_of(config: WizardConfig) -> RunConfig:
+    """Only the classes of the answers, for a look at them."""
+    values = config.values()
+    return RunConfig(model=values.get("model"), data=values.get("data"))

@@ -13,6 +13,7 @@ import pytest
 from launcher.config_sources import load_config
 from tests.distributed.runs import REPOSITORY, events_of, only_run
 from tests.processes import launcher, run
+from tests.unit.test_partitions import fake_sinfo
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,12 @@ class Terminal:
     """`launcher init` with a keyboard and a screen."""
 
     def __init__(self, folder: Path, *words: str, term: str = "xterm", columns: int = 200) -> None:
-        env = {**os.environ, "TERM": term, "PYTHONPATH": str(REPOSITORY), "PROMPT_TOOLKIT_NO_CPR": "1"}
+        # This machine's own cluster, if it has one, would ask one more question.
+        programs = folder.parent / f"{folder.name}-programs"
+        programs.mkdir(exist_ok=True)
+        fake_sinfo(programs, "exit 0")
+        path = f"{programs}:{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "TERM": term, "PYTHONPATH": str(REPOSITORY), "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.child = pexpect.spawn(
             sys.executable, ["-m", "launcher", "init", *words], cwd=str(folder), env=env, encoding="utf-8",
             dimensions=(50, columns), timeout=_TIMEOUT_S,

@@ -29,6 +29,8 @@ def words(*given: str, cwd: Path, timeout: float = 60) -> Finished:
         (["-h"], "exit codes:"),
         (["fit", "--help"], "--print-config"),
         (["plan", "--help"], "--json"),
+        (["init", "--help"], "--preset NAME"),
+        (["doctor", "--help"], "--json"),
         (["--version"], f"launcher {__version__}"),
     ],
 )
@@ -53,7 +55,13 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("plam", "did you mean plan?"), ("fitt", "did you mean fit?"), ("zzz", "commands are fit, plan")]
+    ("word", "hint"),
+    [
+        ("plam", "did you mean plan?"),
+        ("fitt", "did you mean fit?"),
+        ("docter", "did you mean doctor?"),
+        ("zzz", "commands are fit, plan, init, doctor"),
+    ],
 )
 def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, word: str, hint: str) -> None:
     ended = words(word, cwd=tmp_path).check(2)
