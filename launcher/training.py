@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed import PrefixStore
 
@@ -30,7 +30,7 @@ from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_config import build_wandb_config
-from launcher.wandb_run import describe_run, finish_wandb, start_wandb
+from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -101,7 +101,7 @@ def _fit(
     run: RunDirectory,
     stop: StopAgreement,
     listener: SignalListener,
-    wandb_logger: WandbLogger | None,
+    wandb_logger: QueuedWandbLogger | None,
     events: EventLog,
     console: Console,
     notice: Callable[[str], None],
@@ -133,7 +133,8 @@ def _fit(
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    watch = WatchRanks(config.watch, plan.precision, events, console, notice)
+    writer = None if wandb_logger is None else wandb_logger.writer
+    watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
     callbacks = [*objects.callbacks, watch, RecordPlan(plan), EventWriter(events)]
     callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
