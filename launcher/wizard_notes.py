@@ -36,7 +36,7 @@ def _asks_for_hardware(config: WizardConfig) -> bool:
         config.use_mixed_precision
         or config.precision not in (None, AUTO)
         or config.accelerator not in (None, AUTO, "cpu")
-        or config.devices not in (None, AUTO)
+        or config.devices not in (None, AUTO, 1)  # there is always one
     )
 
 

@@ -42,7 +42,14 @@ def test_help_and_version_end_well_without_a_heavy_import(tmp_path: Path, given:
     assert _HEAVY.findall(ended.output) == []
 
 
-@pytest.mark.parametrize("code", ["import launcher", "from launcher import RunConfig, load_config; load_config()"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import launcher",
+        "from launcher import RunConfig, load_config; load_config()",
+        "from launcher import WizardConfig; WizardConfig().with_preset('debug').validate()",
+    ],
+)
 def test_importing_the_package_and_reading_a_config_import_nothing_heavy(tmp_path: Path, code: str) -> None:
     ended = run([sys.executable, "-X", "importtime", "-c", code], tmp_path, timeout=30).check()
     assert _HEAVY.findall(ended.output) == []
