@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.config import RunConfig
+from launcher.deepspeed_plan import plan_deepspeed
 from launcher.errors import PlanError
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
@@ -32,6 +33,7 @@ class Plan:
         hosts: host names, each once.
         notices: what the user should be told at once.
         assumed: whether the ranks are only assumed to be like the machine that planned.
+        deepspeed: DeepSpeed's whole config, every 'auto' filled; None without DeepSpeed.
     """
 
     strategy: StrategyChoice
@@ -47,6 +49,7 @@ class Plan:
     hosts: tuple[str, ...]
     notices: tuple[str, ...] = field(default=())
     assumed: bool = False
+    deepspeed: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `global_batch_size` is added for readers."""
@@ -107,6 +110,8 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
     except StrategyError as error:
         strategy = None
         problems.append(str(error))
+    deepspeed, deepspeed_problems = plan_deepspeed(config, strategy, precision, batch, kind)
+    problems += deepspeed_problems
     kinds = sorted({f.hardware.device.kind for f in agreement.facts if f.hardware})
     if len(kinds) > 1:
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
@@ -130,6 +135,7 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
         hosts=agreement.hosts,
         notices=precision.notices,
         assumed=agreement.assumed,
+        deepspeed=deepspeed,
     )
 
 

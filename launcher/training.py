@@ -153,8 +153,11 @@ def _quieten() -> None:
         # torchdata's and Lightning's own affair with torch 2.13.
         ".*set_vital.*",
         ".*LeafSpec.*",
+        # DeepSpeed's own affair with torch 2.13.
+        ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
         # The loader's position is saved: it is a StatefulDataLoader.
         ".*resumed from a checkpoint that ended before the epoch ended.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.strategies.deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

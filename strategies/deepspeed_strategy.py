@@ -1,0 +1,158 @@
+"""Lightning's DeepSpeedStrategy over a process group that exists already, on CUDA devices and on CPUs.
+
+On CPUs it is for debugging and tests: the real ZeRO optimizers over gloo.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
+from typing_extensions import override
+
+from strategies.choice import StrategyError
+
+# What Lightning sets for DeepSpeed, and a later run in this process must not find.
+_RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+class SharedGroupDeepSpeed(DeepSpeedStrategy):
+    """DeepSpeed that takes the ranks' process group as it is, instead of making one of its own.
+
+    Args:
+        config: a whole DeepSpeed config, without 'auto'; copied.
+        parallel_devices: the node's devices, in the order of the local ranks.
+        cluster_environment: says which rank this is.
+        process_group_backend: 'nccl' or 'gloo'.
+        timeout: seconds after which a collective fails; used only if there is no process group yet.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        parallel_devices: list[torch.device],
+        cluster_environment: ClusterEnvironment,
+        process_group_backend: str,
+        timeout: float,
+    ) -> None:
+        # Lightning sets the accumulation itself, from the Trainer's, and refuses to find it in the config.
+        own = {key: value for key, value in config.items() if key != "gradient_accumulation_steps"}
+        super().__init__(
+            config=own,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=timeout),
+            logging_level=logging.ERROR,
+        )
+        self._variables_before: dict[str, str | None] = {}
+
+    @override
+    def setup_distributed(self) -> None:
+        self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
+        forget_earlier_groups()
+        super().setup_distributed()
+
+    @override
+    def teardown(self) -> None:
+        super().teardown()
+        for name, value in self._variables_before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._variables_before = {}
+
+
+class CpuDeepSpeed(SharedGroupDeepSpeed):
+    """DeepSpeed's ZeRO over gloo on CPUs, which Lightning itself refuses.
+
+    Args:
+        config: as for `SharedGroupDeepSpeed`.
+        cluster_environment: says which rank this is.
+        local_world_size: ranks on this node.
+        timeout: seconds.
+        pretend_fp16: for tests: DeepSpeed's CPU accelerator answers that it supports fp16, so that a real loss scale
+            is seen at work.
+
+    Raises:
+        StrategyError: DeepSpeed was imported for another kind of device before.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        cluster_environment: ClusterEnvironment,
+        local_world_size: int,
+        timeout: float,
+        pretend_fp16: bool = False,
+    ) -> None:
+        _use_deepspeeds_cpu_accelerator(pretend_fp16)
+        super().__init__(
+            config,
+            parallel_devices=[torch.device("cpu", n) for n in range(local_world_size)],
+            cluster_environment=cluster_environment,
+            process_group_backend="gloo",
+            timeout=timeout,
+        )
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        # An index, as Lightning hands it to DeepSpeed; torch knows one CPU only.
+        return torch.device("cpu", 0)
+
+    @override
+    def setup_environment(self) -> None:
+        # Not DeepSpeedStrategy's own, which lets nothing but CUDA through.
+        ParallelStrategy.setup_environment(self)
+        self.setup_distributed()
+
+    @override
+    def setup_distributed(self) -> None:
+        self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
+        forget_earlier_groups()
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+
+def forget_earlier_groups() -> None:
+    """Let DeepSpeed take the process group that is there now.
+
+    It keeps the first one of a process for good, also after that has been destroyed.
+    """
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups
+
+    comm.cdb = None
+    groups._release_process_group_references(group=None)
+
+
+def _use_deepspeeds_cpu_accelerator(pretend_fp16: bool) -> None:
+    """DeepSpeed decides for one kind of device when it is imported, and takes a GPU where it sees one."""
+    if "deepspeed" not in sys.modules:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        raise StrategyError(
+            f"DeepSpeed was imported in this process for {accelerator.device_name()} and cannot train on a CPU any "
+            "more; set DS_ACCELERATOR=cpu before the first import, or use `accelerator: gpu`"
+        )
+    # Its all-reduce over shared memory would be compiled first, under a lock that a killed rank leaves behind.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if pretend_fp16:
+        accelerator.is_fp16_supported = lambda: True
