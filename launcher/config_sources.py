@@ -17,6 +17,7 @@ import yaml
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
+from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
 
@@ -52,7 +53,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
     problems += [*find_problems(values), *_class_problems(values)]
     if problems:
         raise ConfigError(problems)
-    return parse_config(values)
+    return with_deepspeed_file(parse_config(values))
 
 
 def read_preset(name: str) -> dict[str, Any]:

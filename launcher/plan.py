@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.config import RunConfig
-from launcher.deepspeed_plan import plan_deepspeed
+from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed
 from launcher.errors import PlanError
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
@@ -93,7 +93,11 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
         problems.append(str(error))
     try:
         precision = reconcile(
-            config.precision, agreement.capabilities(), use_amp=config.use_amp, fallback=config.precision_fallback
+            config.precision,
+            agreement.capabilities(),
+            use_amp=config.use_amp,
+            fallback=config.precision_fallback,
+            deepspeed_config=deepspeed_settings(config),
         )
     except PrecisionError as error:
         precision = None
@@ -110,8 +114,8 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
     except StrategyError as error:
         strategy = None
         problems.append(str(error))
-    deepspeed, deepspeed_problems = plan_deepspeed(config, strategy, precision, batch, kind)
-    problems += deepspeed_problems
+    deepspeed = plan_deepspeed(config, strategy, precision, batch, agreement)
+    problems += deepspeed.problems
     kinds = sorted({f.hardware.device.kind for f in agreement.facts if f.hardware})
     if len(kinds) > 1:
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
@@ -133,9 +137,9 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
         world_size=agreement.world_size,
         num_nodes=len({f.node_rank for f in agreement.facts}),
         hosts=agreement.hosts,
-        notices=precision.notices,
+        notices=(*precision.notices, *deepspeed.notices),
         assumed=agreement.assumed,
-        deepspeed=deepspeed,
+        deepspeed=deepspeed.config,
     )
 
 

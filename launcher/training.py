@@ -16,7 +16,8 @@ from torch.distributed import PrefixStore
 
 from launcher.config import RunConfig
 from launcher.data_order import order_training_data
-from launcher.errors import Interrupted, LauncherError, TrainingError
+from launcher.deepspeed_ready import check_model
+from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
 from launcher.resume import check_fits_model, loader_states, read_checkpoint
@@ -27,6 +28,7 @@ from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
 from launcher.wandb_run import finish_wandb, start_wandb
+from strategies.choice import StrategyError
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -73,6 +75,11 @@ def train(
             exit_code = error.exit_code
             events.write("failed", host=topology.host, error=str(error))
             raise
+        except StrategyError as error:
+            # What only the optimizer could show, which Lightning makes late.
+            exit_code = PlanError.exit_code
+            events.write("failed", host=topology.host, error=str(error))
+            raise PlanError(str(error)) from error
         except Exception as error:
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
@@ -105,6 +112,7 @@ def _fit(
     _quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     model, data = make_objects(config, import_classes(config), plan.batch.micro_batch_size)
+    check_model(model, plan, notice)
     resume = run.resume_from
     if resume is not None:
         check_fits_model(resume, model)

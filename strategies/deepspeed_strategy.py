@@ -8,20 +8,34 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from strategies.choice import StrategyError
 
 # What Lightning sets for DeepSpeed, and a later run in this process must not find.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+# ZeRO gives each rank a piece of all parameters laid end to end, whose shapes are gone.
+_NOT_BY_ELEMENT = {
+    "LBFGS": "asks for the loss again within a step",
+    "SparseAdam": "needs sparse gradients",
+    "Adafactor": "factors each matrix's second moments, and ZeRO's pieces have no rows and columns",
+    "Muon": "orthogonalizes each matrix, and ZeRO's pieces have no rows and columns",
+    "Shampoo": "preconditions each matrix, and ZeRO's pieces have no rows and columns",
+    "Lamb": "scales by each layer's norm, and ZeRO's pieces have no layers",
+    "LAMB": "scales by each layer's norm, and ZeRO's pieces have no layers",
+    "LARS": "scales by each layer's norm, and ZeRO's pieces have no layers",
+}
 
 
 class SharedGroupDeepSpeed(DeepSpeedStrategy):
@@ -61,6 +75,13 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
         forget_earlier_groups()
         super().setup_distributed()
+
+    @override
+    def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
+        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
+        optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
+        check_optimizers(optimizers, len(schedulers), type(self.lightning_module).__name__)
+        return optimizers[0], schedulers[0] if schedulers else None
 
     @override
     def teardown(self) -> None:
@@ -125,6 +146,32 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:
+    """Whether ZeRO can take what `configure_optimizers` gave: one optimizer that treats every number by itself.
+
+    Args:
+        optimizers: all of them.
+        schedulers: number of learning rate schedulers.
+        model: name of the model's class.
+
+    Raises:
+        StrategyError: says which optimizer, and why.
+    """
+    where = f"{model}.configure_optimizers"
+    names = [type(optimizer).__name__ for optimizer in optimizers]
+    if len(optimizers) != 1:
+        given = ", ".join(names) or "none"
+        raise StrategyError(f"DeepSpeed takes one optimizer, {where} gave {given}; use one, or `strategy: ddp`")
+    if schedulers > 1:
+        raise StrategyError(f"DeepSpeed takes one learning rate scheduler, {where} gave {schedulers}; use one")
+    for base in type(optimizers[0]).__mro__:
+        if base.__name__ in _NOT_BY_ELEMENT:
+            raise StrategyError(
+                f"DeepSpeed cannot take {names[0]} of {where}: it {_NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
+                "that treats every number by itself, such as AdamW or SGD, or `strategy: ddp`"
+            )
 
 
 def forget_earlier_groups() -> None:

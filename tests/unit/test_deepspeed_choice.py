@@ -67,7 +67,8 @@ def test_the_plan_holds_the_whole_config_and_comes_back_from_json() -> None:
     )
     plan = make_plan(config, ranks(H100, H100, H100, H100, batch_size=8))
     assert plan.deepspeed is not None
-    assert plan.deepspeed == zero_config(VARIANTS["deepspeed_stage_2"], "cuda", PLANNED)
+    blocks = {"bf16": {"enabled": True}, "fp16": {"enabled": False}}
+    assert plan.deepspeed == {**zero_config(VARIANTS["deepspeed_stage_2"], "cuda", PLANNED), **blocks}
     assert (plan.deepspeed["train_batch_size"], plan.deepspeed["train_micro_batch_size_per_gpu"]) == (96, 8)
     assert (plan.deepspeed["gradient_accumulation_steps"], plan.deepspeed["gradient_clipping"]) == (3, 0.5)
     assert Plan.from_dict(plan.to_dict()) == plan
@@ -103,7 +104,7 @@ def test_what_deepspeed_cannot_do_is_told_together_with_the_rest() -> None:
         trainer=TrainerOptions(gradient_clip_val=1.0, gradient_clip_algorithm="value"),
     )
     text = refusal(config, ranks(CPU, CPU))
-    for part in ("global_batch_size 5 cannot", "cannot train in 64-true; it knows 32-true", "by their norm alone"):
+    for part in ("global_batch_size 5 cannot", "use `strategy: ddp` for 64-true", "by their norm alone"):
         assert part in text
     with pytest.raises(PlanError, match="there is one rank"):
         make_plan(RunConfig(strategy="deepspeed_stage_3"), ranks(H100))
