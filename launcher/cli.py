@@ -31,6 +31,7 @@ exit codes:
 _COMMANDS = {
     "fit": "train (the default); with no config and no model, the built-in demo",
     "plan": "show what fit would choose, and why, without training",
+    "convert": "CKPT OUT: write a checkpoint of any strategy as one plain state dict",
 }
 
 
@@ -38,16 +39,22 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of one command, or of the whole."""
     formatter = argparse.RawDescriptionHelpFormatter
     if command is None:
-        listed = "\n".join(f"  {name:6}{text}" for name, text in _COMMANDS.items())
+        listed = "\n".join(f"  {name:9}{text}" for name, text in _COMMANDS.items())
         parser = argparse.ArgumentParser(
             "launcher",
-            usage="launcher [fit|plan] [options] [--key value ...]",
+            usage="launcher [fit|plan|convert] [options] [--key value ...]",
             description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM, from one config.\n\n"
             f"commands:\n{listed}\n\n`launcher COMMAND --help` tells more.",
             epilog=_EPILOG,
             formatter_class=formatter,
         )
         parser.add_argument("--version", action="version", version=f"launcher {__version__}")
+        return parser
+    if command == "convert":
+        parser = argparse.ArgumentParser("launcher convert", description=_COMMANDS[command], allow_abbrev=False)
+        parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="file or DeepSpeed's folder")
+        parser.add_argument("out", metavar="OUT", type=Path, help="the file to write; torch.load(OUT) reads it")
+        parser.add_argument("--debug", action="store_true", help="show tracebacks of usage errors too")
         return parser
     parser = argparse.ArgumentParser(
         f"launcher {command}",
@@ -81,8 +88,13 @@ def run(arguments: Sequence[str]) -> int:
         if {"-h", "--help", "--version"} & set(words[:1]):
             build_parser().parse_args(words)
         command = "fit"
-    options, overrides = build_parser(command).parse_known_args(words)
+    parser = build_parser(command)
+    options, overrides = parser.parse_known_args(words)
+    if command == "convert" and overrides:
+        parser.error(f"unknown: {' '.join(overrides)}")
     try:
+        if command == "convert":
+            return _convert(options.checkpoint, options.out)
         topology = Topology.from_env(os.environ, socket.gethostname())
         config = _load(options, overrides, topology)
         if options.print_config:
@@ -152,6 +164,16 @@ def _plan(config: RunConfig, topology: Topology, *, as_json: bool) -> int:
     from launcher.terminal import make_console
 
     print_plan(plan, make_console())
+    return 0
+
+
+def _convert(checkpoint: Path, out: Path) -> int:
+    # Only files are read: DeepSpeed need not look for a GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from launcher.convert import convert_checkpoint
+
+    count = convert_checkpoint(checkpoint, out)
+    sys.stdout.write(f"{out}: {count} tensors\n")
     return 0
 
 

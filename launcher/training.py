@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.distributed import PrefixStore
 
 from launcher.config import RunConfig
+from launcher.convert import loadable_checkpoint
 from launcher.data_order import order_training_data
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
@@ -133,7 +134,8 @@ def _fit(
     trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
-    trainer.fit(model, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:
+        trainer.fit(model, datamodule=data, ckpt_path=None if loadable is None else str(loadable), weights_only=True)
     if resume is not None and trainer.global_step == resumed_at:
         notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
     return trainer

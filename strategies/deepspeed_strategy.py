@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
-from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from strategies.choice import StrategyError
+from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
 
 # What Lightning sets for DeepSpeed, and a later run in this process must not find.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -69,6 +72,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             logging_level=logging.ERROR,
         )
         self._variables_before: dict[str, str | None] = {}
+        self._names: list[str] = []
 
     @override
     def setup_distributed(self) -> None:
@@ -81,7 +85,33 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
         optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
         check_optimizers(optimizers, len(schedulers), type(self.lightning_module).__name__)
+        self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
         return optimizers[0], schedulers[0] if schedulers else None
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Every rank saves its piece beside the place, which then changes at once: a kill never leaves half a one."""
+        path = Path(self.broadcast(str(filepath)))
+        fresh = path.with_name(f".{path.name}.new")
+        if self.is_global_zero:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, fresh, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            replace_folder(fresh, path)
+        self.barrier()
+
+    @override
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder of DeepSpeed's that is cut as this training is, or a file that Lightning saved in one piece."""
+        if Path(checkpoint_path).is_dir():
+            with weights_only_loads():
+                return super().load_checkpoint(checkpoint_path, weights_only)
+        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
+        checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only=True)
+        restore_whole(self.model, checkpoint, self._names, strict=self.lightning_module.strict_loading)
+        return checkpoint
 
     @override
     def teardown(self) -> None:
@@ -146,6 +176,24 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+
+def replace_folder(fresh: Path, path: Path) -> None:
+    """Put a folder in the place of another, or of a file; there is a whole one at every moment.
+
+    Between the two renames it is `<name>-before.ckpt`, where a resume finds it as it finds any checkpoint.
+    """
+    before = path.with_name(f"{path.stem}-before{path.suffix}")
+    if path.is_dir():
+        shutil.rmtree(before, ignore_errors=True)
+        path.rename(before)
+    elif path.exists():
+        path.rename(before)
+    fresh.rename(path)
+    if before.is_dir():
+        shutil.rmtree(before, ignore_errors=True)
+    else:
+        before.unlink(missing_ok=True)
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:
