@@ -22,7 +22,7 @@ from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
 from launcher.resume import check_fits_model, loader_states, read_checkpoint
-from launcher.run_callbacks import EventWriter, KeepLast, StopTogether, as_numbers
+from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
@@ -127,7 +127,8 @@ def _fit(
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    callbacks = [*make_callbacks(config), EventWriter(events), StopTogether(stop, listener, checkpoint)]
+    callbacks = [*make_callbacks(config), KeepStepBorders(), EventWriter(events)]
+    callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *make_loggers(config)]

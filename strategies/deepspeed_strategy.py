@@ -83,8 +83,17 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     @override
     def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
         assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
-        check_optimizers(optimizers, len(schedulers), type(self.lightning_module).__name__)
+        name = type(self.lightning_module).__name__
+        try:
+            optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
+        except RuntimeError as error:
+            # Lightning's own refusal advises to optimize by hand, which DeepSpeed cannot.
+            if "multiple optimizers" not in str(error):
+                raise
+            raise StrategyError(
+                f"DeepSpeed takes one optimizer, {name}.configure_optimizers gave several; return one"
+            ) from error
+        check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
         return optimizers[0], schedulers[0] if schedulers else None
 
