@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from strategies.choice import DDP, StrategyChoice
 from strategies.deepspeed_config import VARIANTS
+from strategies.loss_scale import DEFAULT_FLOOR, CountingGradScaler
 from strategies.precision import Precision
 
 
@@ -164,14 +165,23 @@ def _device(kind: str, index: int) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, index)
 
 
-def precision_plugin(precision: Precision, device_kind: str, strategy: str = "") -> PrecisionPlugin | None:
+def precision_plugin(
+    precision: Precision, device_kind: str, floor: float = DEFAULT_FLOOR, *, strategy: str = ""
+) -> PrecisionPlugin | None:
     """A plugin where Lightning's own choice would differ from the plan; None where its `precision` flag does it.
 
-    Lightning turns 16-mixed on a CPU into bf16-mixed. torch has had a CPU GradScaler since 2.3, so it is not needed.
+    In 16-mixed the scaler is to count what it skips. Lightning also turns 16-mixed on a CPU into bf16-mixed; torch has
+    had a CPU GradScaler since 2.3, so that is not needed.
+
+    Args:
+        precision: the plan's.
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        floor: a loss scale at or below it counts as collapsed.
+        strategy: the plan's; DeepSpeed needs a plugin of its own.
     """
     if strategy in VARIANTS:
         # DeepSpeed casts and scales by itself; given here, Lightning does not turn fp16 on a CPU into bf16.
         return DeepSpeedPrecision(cast(Any, precision.value))
-    if precision is Precision.FP16_MIXED and device_kind == "cpu":
-        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    if precision is Precision.FP16_MIXED and device_kind in ("cpu", "cuda"):
+        return MixedPrecision("16-mixed", device_kind, CountingGradScaler(device_kind, floor=floor))
     return None
