@@ -35,6 +35,7 @@ _COMMANDS = {
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
+    "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.convert_command"),
     "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor"),
 }
 

@@ -17,6 +17,7 @@ import yaml
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
+from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
 from launcher.yaml_text import Loader
@@ -72,7 +73,7 @@ def _parse_with_demo(values: dict[str, Any]) -> RunConfig:
     problems = all_problems(values)
     if problems:
         raise ConfigError(problems)
-    return parse_config(values)
+    return with_deepspeed_file(parse_config(values))
 
 
 def normalize_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
