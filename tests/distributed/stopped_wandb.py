@@ -98,11 +98,10 @@ def main(folder: Path) -> None:
         os.kill(process, signal.SIGCONT)
     filler.join()
     assert amp.flush(60), "the row that was underway gets through"
-    file = run.settings.sync_file
     run.finish()
     wandb.teardown()
     seen = {"steps": steps, "rows": amp.rows, "told": amp.told, "dropped": dropped, "in_the_end": amp.dropped,
-            "notices": notices, "file": file}  # fmt: skip
+            "notices": notices}  # fmt: skip
     (folder / "seen.json").write_text(json.dumps(seen))
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.runs import REPOSITORY
 from tests.distributed.stopped_wandb import ENOUGH
 from tests.processes import run
-from tests.wandb_records import alerts, history_rows
+from tests.wandb_file import alerts, history_rows
 
 pytestmark = pytest.mark.slow
 
@@ -25,10 +25,9 @@ def test_a_training_goes_on_beside_a_stopped_wandb_and_every_row_is_in_its_file_
     # The training stepped on while W&B took nothing.
     assert seen["steps"] >= ENOUGH
     assert seen["dropped"] == seen["in_the_end"] >= ENOUGH
-    file = Path(seen["file"])
-    rows = [row["trainer/global_step"] for row in history_rows(file) if "amp/enabled" in row]
+    rows = [row["trainer/global_step"] for row in history_rows(tmp_path) if "amp/enabled" in row]
     summary = 1
-    assert len(rows) + len(alerts(file)) + seen["dropped"] == seen["rows"] + seen["told"] + summary
+    assert len(rows) + len(alerts(tmp_path)) + seen["dropped"] == seen["rows"] + seen["told"] + summary
     assert rows == sorted(set(rows))
     assert seen["notices"] == [
         f"W&B did not take {seen['dropped']} of the loss scale's rows and alerts; the training was not held up"

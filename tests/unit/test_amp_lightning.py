@@ -20,7 +20,7 @@ from launcher import AmpWandbCallback
 from launcher.loss_scale_monitor import LossScaleMonitor
 from strategies.loss_scale import CountingGradScaler
 from tests.unit.wandb_stand_in import RecordingWandb
-from tests.wandb_records import alerts, history_rows, summary
+from tests.wandb_file import alerts, history_rows, summary_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -201,21 +201,19 @@ def test_a_real_offline_run_holds_rows_alerts_and_the_summary(tmp_path: Path, wa
     broken = MixedPrecision("16-mixed", "cpu", CountingGradScaler("cpu", init_scale=math.inf))
     fit(tmp_path, Net(), amp, max_steps=6, plugins=[broken])
     trainer = fit(tmp_path, Net(overflow_at=(2,)), AmpWandbCallback(every_n_steps=2), max_steps=6)
-    file = Path(wandb_run.settings.sync_file)
     wandb_run.finish()
     # Its process writes the end of the file when it ends.
     wandb_module.teardown()
 
     assert trainer.global_step == 6
-    rows = [row for row in history_rows(file) if "amp/enabled" in row]
+    rows = [row for row in history_rows(tmp_path) if "amp/enabled" in row]
     assert [row["trainer/global_step"] for row in rows] == [2, 4, 6, 2, 4, 6]
     assert [row["amp/loss_scale"] for row in rows] == [math.inf] * 3 + [1024.0, 512.0, 512.0]
     assert [row["amp/skipped_steps"] for row in rows] == [2, 4, 6, 0, 1, 1]
     assert [row["amp/overflow"] for row in rows] == [True] * 3 + [False] * 3
     assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
-    (alert,) = alerts(file)
+    (alert,) = alerts(tmp_path)
     assert alert[0] == "the loss scale is not finite"
-    assert summary(file) | {"amp/loss_scale": 512.0, "amp/skipped_steps": 1, "amp/precision": "16-mixed"} == summary(
-        file
-    )
+    wanted = {"amp/loss_scale": 512.0, "amp/skipped_steps": 1, "amp/precision": "16-mixed"}
+    assert {name: summary_of(tmp_path)[name] for name in wanted} == wanted
     assert amp.dropped == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import amp_callback
+from launcher.wandb_writer import WandbWriter
 from strategies.loss_scale import CountingGradScaler
 from tests.unit.amp_steps import LONG, callback, only_row, steps
 from tests.unit.plain_trainer import FixedScaler, plain_trainer
@@ -182,3 +183,25 @@ def test_a_wandb_that_raises_costs_rows_that_are_counted_and_one_warning(
     wandb.before = lambda: None
     steps(amp, trainer, 4)
     assert only_row(wandb)["amp/dropped_rows"] == 3
+
+
+@pytest.mark.case(41)
+def test_a_writer_that_is_shared_is_neither_waited_for_nor_closed(
+    wandb: RecordingWandb, gate: tuple[threading.Event, threading.Event]
+) -> None:
+    entered, opened = gate
+    notices: list[str] = []
+    writer = WandbWriter(2)
+    amp, trainer = callback(writer=writer, on_notice=notices.append), plain_trainer(FixedScaler(8.0))
+    for number in range(1, 5):
+        trainer.global_step = number
+        amp.on_train_batch_end(trainer, None, None, None, 0)
+        assert entered.wait(LONG)
+    amp.on_train_end(trainer, None)
+    # One row underway, two waiting; the fourth and the summary found no place, which the owner will tell.
+    assert (amp.dropped, notices) == (2, [])
+    opened.set()
+    assert amp.flush(LONG)
+    assert [step for step, _ in wandb.rows] == [1, 2, 3]
+    assert writer.put(lambda: None)
+    assert writer.close(LONG) == 2

@@ -34,8 +34,8 @@ def counting(**options: Any) -> CountingGradScaler:
     return CountingGradScaler("cpu", **{"init_scale": 1024.0, **options})
 
 
-def counts(skipped: int = 0, overflows: int = 0, growths: int = 0, floor: int = 0) -> dict[str, int]:
-    return {"skipped_steps": skipped, "overflows": overflows, "growths": growths, "floor_steps": floor}
+def counts(skipped: int = 0, overflows: int = 0, floor: int = 0) -> dict[str, int]:
+    return {"skipped_steps": skipped, "overflows": overflows, "floor_steps": floor}
 
 
 def test_a_step_that_overflows_is_skipped_and_counted_once() -> None:
@@ -55,13 +55,6 @@ def test_two_optimizers_that_overflow_in_one_step_are_one_skipped_step_and_two_o
     assert scaler.counts() == counts(skipped=1, overflows=2)
     assert step(scaler, BIG, SMALL) == [False, True]
     assert scaler.counts() == counts(skipped=2, overflows=3)
-
-
-def test_growths_are_counted_where_the_scale_really_grew() -> None:
-    scaler = counting(growth_interval=2)
-    for _ in range(5):
-        step(scaler, SMALL)
-    assert (scaler.get_scale(), scaler.counts()["growths"]) == (4096.0, 2)
 
 
 def test_steps_in_a_row_at_the_floor_are_counted_and_begin_anew_above_it() -> None:
