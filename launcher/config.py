@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
+from launcher.yaml_text import dump_yaml
 
 
 def _at_least(minimum: float, default: Any) -> Any:
@@ -157,8 +156,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """As a config file that `--config` takes."""
-        plain = json.loads(json.dumps(self.to_dict(), default=str))
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.to_dict())
 
     def digest(self) -> str:
         """SHA-256 over every field, as hexadecimal digits: equal on two ranks exactly if their configs are."""

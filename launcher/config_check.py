@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import types
@@ -105,6 +106,7 @@ def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
     return f"unknown key; {hint}"
 
 
+@functools.cache
 def _parser() -> Any:
     import jsonargparse
 
