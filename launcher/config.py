@@ -93,6 +93,7 @@ class WatchOptions:
     floor_steps: int = _at_least(1, 100)
     slow_factor: float = _at_least(1, 1.5)
     slow_share: float = _at_least(0, 0.1)
+    slow_steps: int = _at_least(1, 50)
 
 
 @dataclass(frozen=True)
