@@ -1,0 +1,53 @@
+"""`StepTrace`: what one training step allocates beside the model states. Plain numbers; `strategies.trace` fills them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """Bytes that live at the peaks of a training step's phases, parameters and optimizer states not counted.
+
+    Attributes:
+        batch_size: samples of the traced micro batch.
+        forward: most activation bytes in the forward pass, the batch included.
+        backward: most activation bytes in the backward pass, a gradient counted until it is accumulated.
+        backward_with_gradients: most bytes of activations and accumulated gradients together, where gradients were
+            freed before the backward pass.
+        step: bytes that the optimizer's step allocates and frees again.
+        optimizer_states: bytes of the optimizer's states.
+        flops: floating point operations of forward and backward, matrix products and convolutions alone.
+    """
+
+    batch_size: int
+    forward: int
+    backward: int
+    backward_with_gradients: int
+    step: int
+    optimizer_states: int
+    flops: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTrace:
+    """The trace at another batch size: what a step allocates is affine in the number of samples.
+
+    Args:
+        small: traced at a smaller batch size; may be the same as `large`, which then all grows in proportion.
+        large: traced at a larger one.
+        batch_size: samples.
+    """
+    if batch_size == large.batch_size:
+        return large
+    values: dict[str, int] = {"batch_size": batch_size}
+    between = large.batch_size - small.batch_size
+    for name in ("forward", "backward", "backward_with_gradients", "flops"):
+        low, high = getattr(small, name), getattr(large, name)
+        slope = (high - low) / between if between else high / max(large.batch_size, 1)
+        values[name] = max(0, round(high + slope * (batch_size - large.batch_size)))
+    return StepTrace(**values, step=large.step, optimizer_states=large.optimizer_states)
