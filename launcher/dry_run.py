@@ -1,40 +1,110 @@
-"""The plan of a run that is not started: the other ranks are assumed to be like this machine."""
+"""The plan of a run that is not started: the other ranks are assumed to be like this machine, or as described."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from launcher.agreement import Agreement, RankFacts
 from launcher.config import RunConfig
 from launcher.hardware import detect_hardware
+from launcher.memory_plan import host_memory, plan_with_memory
+from launcher.other_machines import OtherMachines
 from launcher.plan import Plan, make_plan
 from launcher.ranks import wanted_ranks
-from launcher.user_classes import import_classes
+from launcher.user_classes import UserClasses, import_classes
+from strategies.precision import Precision
+from strategies.step_trace import ModelProfile
 
 
-def plan_here(config: RunConfig, host: str) -> Plan:
-    """What `fit` would do with this config on this machine, and on `num_nodes` machines like it.
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """A plan, and what it was made from.
+
+    Attributes:
+        plan: what `fit` would do.
+        agreement: the ranks.
+        profile: of the user's module; None if it could not be made.
+    """
+
+    plan: Plan
+    agreement: Agreement
+    profile: ModelProfile | None
+
+
+def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None) -> DryRun:
+    """What `fit` would do with this config: here and on `num_nodes` machines like it, or on other machines.
 
     Args:
         config: what the user asked for.
         host: name of this machine.
+        others: machines that are not here.
 
     Raises:
-        UsageError: no plan meets the config here.
+        UsageError: no plan meets the config there.
     """
+    classes = import_classes(config)
+    agreement = _others(config, classes, others) if others else _alike(config, classes, host)
+    plain = make_plan(config, agreement)
+    profile = profile_for(config, classes, plain)
+    known = None if others else host_memory()
+    return DryRun(plan_with_memory(config, agreement, profile, host_memory_bytes=known), agreement, profile)
+
+
+def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | None:
+    """The module's profile in the plan's precision and micro batch."""
+    from launcher.memory_profile import profile_model
+
+    return profile_model(
+        config,
+        classes,
+        Precision(plan.precision),
+        plan.batch.micro_batch_size,
+        world_size=plan.world_size,
+        device_kind=plan.device_kind,
+    )
+
+
+def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
     local = wanted_ranks(config)
     nodes = 1 if config.num_nodes == "auto" else config.num_nodes
-    traits = import_classes(config).traits()
-    hardware = detect_hardware(config.accelerator, 0)
+    first = RankFacts(
+        rank=0,
+        local_rank=0,
+        local_world_size=local,
+        node_rank=0,
+        host=host,
+        hardware=detect_hardware(config.accelerator, 0),
+        config_digest=config.digest(),
+        traits=classes.traits(),
+    )
+    return _repeated(first, local * nodes, local)
+
+
+def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> Agreement:
+    first = RankFacts(
+        rank=0,
+        local_rank=0,
+        local_world_size=others.gpus_per_node,
+        node_rank=0,
+        host="node-0",
+        hardware=others.hardware,
+        config_digest=config.digest(),
+        traits=classes.traits(),
+    )
+    agreement = _repeated(first, others.gpus, others.gpus_per_node)
+    return dataclasses.replace(agreement, assumed=True)
+
+
+def _repeated(first: RankFacts, ranks: int, local: int) -> Agreement:
+    """As many ranks like the first."""
     facts = [
-        RankFacts(
+        dataclasses.replace(
+            first,
             rank=rank,
             local_rank=rank % local,
-            local_world_size=local,
             node_rank=rank // local,
-            host=host if rank < local else f"node-{rank // local}",
-            hardware=hardware,
-            config_digest=config.digest(),
-            traits=traits,
+            host=first.host if rank < local else f"node-{rank // local}",
         )
-        for rank in range(local * nodes)
+        for rank in range(ranks)
     ]
-    return make_plan(config, Agreement(tuple(facts), assumed=len(facts) > 1))
+    return Agreement(tuple(facts), assumed=len(facts) > 1)

@@ -32,6 +32,8 @@ class Plan:
         hosts: host names, each once.
         notices: what the user should be told at once.
         assumed: whether the ranks are only assumed to be like the machine that planned.
+        memory: every strategy's memory and time, as `strategies.comparison.Comparison.to_dict` gives it; None if the
+            module was not looked at.
     """
 
     strategy: StrategyChoice
@@ -47,6 +49,7 @@ class Plan:
     hosts: tuple[str, ...]
     notices: tuple[str, ...] = field(default=())
     assumed: bool = False
+    memory: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `global_batch_size` is added for readers."""

@@ -7,6 +7,16 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.plan import Plan
+from strategies.comparison import gib, seconds
+
+# Fields of `strategies.memory.MemoryEstimate`, and their columns.
+_PARTS = {
+    "parameters": "params",
+    "gradients": "grads",
+    "optimizer_states": "optimizer",
+    "activations": "activations",
+    "buffers": "buffers",
+}
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -19,7 +29,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_row("strategy", plan.strategy.name, _lines(plan.strategy.reasons))
     table.add_row("precision", plan.precision, _lines(plan.precision_reasons))
     table.add_row("batch", str(plan.batch.global_batch_size or "the loader's own"), _lines(plan.batch_reasons))
-    for rejected in plan.strategy.rejected:
+    # With memory the table below has all of them.
+    for rejected in plan.strategy.rejected if plan.memory is None else ():
         table.add_row("not taken", rejected.name, Text(rejected.reason))
     console.print(table)
     for notice in plan.notices:
@@ -34,3 +45,38 @@ def _ranks(plan: Plan) -> str:
 
 def _lines(reasons: tuple[str, ...]) -> Text:
     return Text("\n".join(reasons))
+
+
+def print_memory(plan: Plan, console: Console) -> None:
+    """Print every strategy's memory by part, its traffic, its time, and why it was or was not taken."""
+    memory = plan.memory
+    if memory is None:
+        console.print("memory: not known, the module could not be made without training it", highlight=False)
+        return
+    title = (
+        f"Memory of one rank at the step's peak, {memory['method']}; limit {gib(memory['limit_bytes'])} "
+        f"of {gib(memory['memory_bytes'])}"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("strategy", no_wrap=True)
+    for part in (*_PARTS.values(), "total", "host", "batch", "sent/step", "s/step"):
+        table.add_column(part, justify="right", no_wrap=True)
+    table.add_column("", style="dim", ratio=1)
+    for entry in memory["assessments"]:
+        parts, step = entry["memory"], entry["step"]
+        style = "bold" if entry["name"] == memory["pick"] else None if entry["fits"] and entry["eligible"] else "dim"
+        table.add_row(
+            entry["name"],
+            *(gib(parts[part]) for part in _PARTS),
+            gib(parts["total"]),
+            gib(parts["host"]) if parts["host"] else "",
+            f"{entry['micro_batch_size']} x {entry['accumulate']}",
+            gib(step["bytes_per_rank"]) if step["bytes_per_rank"] else "",
+            seconds(step["seconds"]),
+            Text(entry["reason"]),
+            style=style,
+        )
+    console.print()
+    console.print(table)
+    for note in memory["notes"]:
+        console.print(f"note: {note}", style="dim", highlight=False, markup=False)

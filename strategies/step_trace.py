@@ -1,9 +1,10 @@
-"""`StepTrace`: what one training step allocates beside the model states. Plain numbers; `strategies.trace` fills them."""
+"""`StepTrace`: what one training step allocates beside the model states. Plain numbers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+
+from strategies.model_states import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,25 @@ class StepTrace:
     optimizer_states: int
     flops: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What was learned of the user's module: enough to assess every strategy on any number of ranks.
+
+    Attributes:
+        model: parameters and optimizer.
+        plain: traces at two micro batch sizes, small and large, as one device or DDP computes; the same one twice where
+            only one could be traced.
+        sharded: the same as DeepSpeed computes: in mixed precision it casts the module instead of using autocast.
+        method: 'traced', 'probed' or 'bound'.
+        notes: what the user should know of how it was found.
+    """
+
+    model: ModelShape
+    plain: tuple[StepTrace, StepTrace]
+    sharded: tuple[StepTrace, StepTrace]
+    method: str
+    notes: tuple[str, ...] = ()
 
 
 def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTrace:

@@ -85,17 +85,18 @@ def trace_step(
     batch: Any,
     batch_size: int,
     *,
-    types: TraceTypes = TraceTypes(),  # noqa: B008 -- frozen
+    types: TraceTypes = TraceTypes(),
     trainer: PlannedTrainer | None = None,
     fake: bool = True,
     foreach: bool = False,
     granularity: int = 1,
     device: str = "cpu",
+    step: bool = True,
 ) -> tuple[StepTrace, ModelShape]:
-    """Run two training steps as Lightning's automatic optimization does, and measure the second.
+    """Run one training step as Lightning's automatic optimization does, and measure its phases.
 
-    The order is Lightning's: `training_step`, `zero_grad`, `backward`, `step`; so the forward pass still sees the last
-    step's gradients. Whatever the user's code raises comes out as it is.
+    Gradients are counted apart from activations, so that it does not matter that the first forward pass sees none.
+    Whatever the user's code raises comes out as it is.
 
     Args:
         make_module: makes the module anew; called under the fake mode if `fake`.
@@ -107,6 +108,7 @@ def trace_step(
         foreach: take torch's multi-tensor optimizer step where nothing else was asked for, as torch does on a GPU.
         granularity: bytes that the device's allocator rounds up to.
         device: 'cpu', or 'cuda' where this torch sees one: then its own kernels' workspaces are traced.
+        step: whether the optimizer's step is traced too; without it `step` and `optimizer_states` are 0.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
     within: Callable[[], AbstractContextManager[Any]] = nullcontext if mode is None else (lambda: mode)
@@ -116,7 +118,7 @@ def trace_step(
             module = make_module()
         _cast(module, types.module)
         fed = tree_map(lambda leaf: _fed(leaf, mode, types.module, device), batch)
-        _attach(module, trainer or PlannedTrainer())
+        attach(module, trainer or PlannedTrainer())
         module.train()
         optimizer = optimizer_of(module.configure_optimizers())
         if foreach:
@@ -124,46 +126,39 @@ def trace_step(
         inputs = [leaf for leaf in tree_iter(fed) if isinstance(leaf, Tensor)]
         tracker.ignore([*module.parameters(), *module.buffers(), *inputs])
         hooks = [p.register_post_accumulate_grad_hook(_gradient_counter(tracker)) for p in _trained(module)]
+        with tracker, count:
+            forward, backward, both = _forward_and_backward(module, fed, types, tracker, device)
         with tracker:
-            _one_step(module, optimizer, fed, types, tracker, device)
-            with count:
-                forward, backward, both, step = _one_step(module, optimizer, fed, types, tracker, device)
+            temporary = _optimizer_step(optimizer, tracker) if step else 0
         for hook in hooks:
             hook.remove()
         states = sum(_rounded(t, granularity) for s in optimizer.state.values() for t in s.values()
                      if isinstance(t, Tensor))  # fmt: skip
         fed_bytes = sum(_rounded(t, granularity) for t in inputs)
         shape = describe_model(module, optimizer, foreach=foreach)
-    return StepTrace(batch_size, forward + fed_bytes, backward + fed_bytes, both + fed_bytes, step, states,
+    return StepTrace(batch_size, forward + fed_bytes, backward + fed_bytes, both + fed_bytes, temporary, states,
                      count.flops), shape  # fmt: skip
 
 
-def _one_step(
-    module: LightningModule,
-    optimizer: Optimizer,
-    batch: Any,
-    types: TraceTypes,
-    tracker: StorageTracker,
-    device: str,
-) -> tuple[int, int, int, int]:
-    """Peaks of forward, backward, backward with gradients, and the optimizer's step."""
+def _forward_and_backward(
+    module: LightningModule, batch: Any, types: TraceTypes, tracker: StorageTracker, device: str
+) -> tuple[int, int, int]:
+    """Peaks of forward, of backward, and of backward with gradients."""
     tracker.reset_peak()
     autocast = nullcontext() if types.autocast is None else torch.autocast(device, types.autocast)
     with autocast:
         loss = _loss(module.training_step(batch, 0))
     forward = tracker.peak_activations
-    optimizer.zero_grad()
     tracker.reset_peak()
     loss.backward()
-    backward, both = tracker.peak_activations, tracker.peak_total
-    del loss
-    kept = tracker.activations
+    return forward, tracker.peak_activations, tracker.peak_total
+
+
+def _optimizer_step(optimizer: Optimizer, tracker: StorageTracker) -> int:
+    """Bytes that a step allocates and frees again. Optimizers make their states before they compute with them."""
     tracker.reset_peak()
     optimizer.step()
-    step = tracker.peak_activations - max(kept, tracker.activations)
-    # The optimizer's states stay; they are no activations of the next step.
-    tracker.ignore(t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
-    return forward, backward, both, step
+    return tracker.peak_activations - tracker.activations
 
 
 def _loss(output: Any) -> Tensor:
@@ -190,7 +185,12 @@ def _cast(module: nn.Module, dtype: torch.dtype | None) -> None:
                 setattr(part, name, buffer.to(dtype))
 
 
-def _attach(module: LightningModule, trainer: PlannedTrainer) -> None:
+def attach(module: LightningModule, trainer: PlannedTrainer) -> None:
+    """Give a module the Trainer that it may ask, and let its metrics go nowhere.
+
+    Raises:
+        TypeError: it optimizes by hand, which cannot be traced.
+    """
     if not module.automatic_optimization:
         raise TypeError("the module optimizes by hand (automatic_optimization is False): its step cannot be traced")
     module.trainer = trainer  # pyright: ignore[reportAttributeAccessIssue]
