@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from launcher.config import RunConfig
 from launcher.errors import UsageError
 from launcher.memory_plan import machine_of, splits, zero_settings
-from strategies.candidates import CANDIDATES
+from strategies.candidates import CANDIDATES, ZERO_3_NVME
 from strategies.comparison import GIB, compare_strategies
 from strategies.precision import Precision
 
@@ -40,12 +40,14 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     from matplotlib.figure import Figure
 
     counts, lines = memory_by_gpus(found, config)
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for position, (name, sizes) in enumerate(lines.items()):
-        axes.plot(counts[: len(sizes)], [size / GIB for size in sizes], marker=_MARKERS[position], markersize=5,
-                  linewidth=1.6, label=name)  # fmt: skip
+        # NVMe takes the same of the device as host memory does: one line must not hide the other.
+        style = "--" if name == ZERO_3_NVME.name else "-"
+        sizes_gib = [size / GIB for size in sizes]
+        axes.plot(counts, sizes_gib, style, marker=_MARKERS[position], markersize=5, linewidth=1.6, label=name)
     memory = found.plan.memory or {}
     limit, whole = memory["limit_bytes"], memory["memory_bytes"]
     axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1.2)

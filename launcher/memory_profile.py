@@ -89,7 +89,7 @@ def _traced(
     sharded = TraceTypes(half or _AUTOCAST.get(precision))
     other = size // 2 if size > 1 else 2
 
-    def traced(types: TraceTypes, samples: int, step: bool) -> tuple[StepTrace, ModelShape]:
+    def traced(types: TraceTypes, samples: int, whole: bool = False) -> tuple[StepTrace, ModelShape]:
         return trace_step(
             make,
             resized(batch, size, samples),
@@ -100,17 +100,21 @@ def _traced(
             foreach=on_cuda,
             granularity=_CUDA_GRANULARITY if on_cuda else 1,
             device=device,
-            step=step,
+            whole=whole,
         )
 
-    def both(types: TraceTypes) -> tuple[tuple[StepTrace, StepTrace], ModelShape]:
-        # The optimizer's step does not depend on the batch.
-        first, model = traced(types, min(size, other), step=True)
-        second, _ = traced(types, max(size, other), step=False)
-        return (first, replace(second, step=first.step, optimizer_states=first.optimizer_states)), model
+    small, large = sorted((size, other))
+    # The optimizer's step does not depend on the batch, and ZeRO's is known from the formulas.
+    first, model = traced(plain, small, whole=True)
 
-    traces, model = both(plain)
-    halved = traces if sharded == plain else both(sharded)[0]
+    def completed(trace: StepTrace) -> StepTrace:
+        flops = first.flops * trace.batch_size // first.batch_size
+        return replace(trace, step=first.step, optimizer_states=first.optimizer_states, flops=flops)
+
+    traces = first, completed(traced(plain, large)[0])
+    halved = traces
+    if sharded != plain:
+        halved = completed(traced(sharded, small)[0]), completed(traced(sharded, large)[0])
     notes = [] if fake else [f"{failure}; one real step was measured instead"]
     if on_cuda and device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")

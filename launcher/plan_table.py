@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from launcher.plan import Plan
-from strategies.comparison import gib, seconds
+from strategies.comparison import gib
 
 # Fields of `strategies.memory.MemoryEstimate`, and their columns.
 _PARTS = {
@@ -53,30 +55,41 @@ def print_memory(plan: Plan, console: Console) -> None:
     if memory is None:
         console.print("memory: not known, the module could not be made without training it", highlight=False)
         return
+    entries = memory["assessments"]
+    unit, scale = ("GiB", 1 << 30) if _largest(entries) >= 1 << 30 else ("MiB", 1 << 20)
     title = (
-        f"Memory of one rank at the step's peak, {memory['method']}; limit {gib(memory['limit_bytes'])} "
-        f"of {gib(memory['memory_bytes'])}"
+        f"Memory of one rank at the step's peak in {unit}, {memory['method']}; "
+        f"limit {gib(memory['limit_bytes'])} of {gib(memory['memory_bytes'])}"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("strategy", no_wrap=True)
-    for part in (*_PARTS.values(), "total", "host", "batch", "sent/step", "s/step"):
+    for part in (*_PARTS.values(), "total", "host", "batch", "sent", "s/step"):
         table.add_column(part, justify="right", no_wrap=True)
-    table.add_column("", style="dim", ratio=1)
-    for entry in memory["assessments"]:
+
+    def size(count: int) -> str:
+        return f"{count / scale:.3g}" if count < 1000 * scale else f"{count / scale:.0f}"
+
+    for entry in entries:
         parts, step = entry["memory"], entry["step"]
-        style = "bold" if entry["name"] == memory["pick"] else None if entry["fits"] and entry["eligible"] else "dim"
+        able = entry["fits"] and entry["eligible"]
         table.add_row(
             entry["name"],
-            *(gib(parts[part]) for part in _PARTS),
-            gib(parts["total"]),
-            gib(parts["host"]) if parts["host"] else "",
+            *(size(parts[part]) for part in _PARTS),
+            size(parts["total"]),
+            size(parts["host"]) if parts["host"] else "",
             f"{entry['micro_batch_size']} x {entry['accumulate']}",
-            gib(step["bytes_per_rank"]) if step["bytes_per_rank"] else "",
-            seconds(step["seconds"]),
-            Text(entry["reason"]),
-            style=style,
+            size(step["bytes_per_rank"]) if step["bytes_per_rank"] else "",
+            f"{step['seconds']:.3g}",
+            style="bold" if entry["name"] == memory["pick"] else None if able else "dim",
         )
     console.print()
     console.print(table)
+    for entry in entries:
+        if entry["name"] != memory["pick"]:
+            console.print(f"{entry['name']}: {entry['reason']}", style="dim", highlight=False, markup=False)
     for note in memory["notes"]:
         console.print(f"note: {note}", style="dim", highlight=False, markup=False)
+
+
+def _largest(entries: list[dict[str, Any]]) -> int:
+    return max(entry["memory"]["total"] for entry in entries)

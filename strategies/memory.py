@@ -150,7 +150,7 @@ def _phases(
             "step": (whole, step, 0),
         }
     gathered = states.gathered
-    if world_size > 1:
+    if world_size > 1 or candidate.offload:
         gathered = max(gathered, min(model.numel, settings.max_live_parameters) * types.parameter_bytes)
     return {
         "forward": (whole, trace.forward, states.bucket + gathered),

@@ -91,7 +91,7 @@ def trace_step(
     foreach: bool = False,
     granularity: int = 1,
     device: str = "cpu",
-    step: bool = True,
+    whole: bool = True,
 ) -> tuple[StepTrace, ModelShape]:
     """Run one training step as Lightning's automatic optimization does, and measure its phases.
 
@@ -108,7 +108,7 @@ def trace_step(
         foreach: take torch's multi-tensor optimizer step where nothing else was asked for, as torch does on a GPU.
         granularity: bytes that the device's allocator rounds up to.
         device: 'cpu', or 'cuda' where this torch sees one: then its own kernels' workspaces are traced.
-        step: whether the optimizer's step is traced too; without it `step` and `optimizer_states` are 0.
+        whole: trace the optimizer's step and count operations too; else `step`, `optimizer_states` and `flops` are 0.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
     within: Callable[[], AbstractContextManager[Any]] = nullcontext if mode is None else (lambda: mode)
@@ -126,10 +126,10 @@ def trace_step(
         inputs = [leaf for leaf in tree_iter(fed) if isinstance(leaf, Tensor)]
         tracker.ignore([*module.parameters(), *module.buffers(), *inputs])
         hooks = [p.register_post_accumulate_grad_hook(_gradient_counter(tracker)) for p in _trained(module)]
-        with tracker, count:
+        with tracker, count if whole else nullcontext():
             forward, backward, both = _forward_and_backward(module, fed, types, tracker, device)
         with tracker:
-            temporary = _optimizer_step(optimizer, tracker) if step else 0
+            temporary = _optimizer_step(optimizer, tracker) if whole else 0
         for hook in hooks:
             hook.remove()
         states = sum(_rounded(t, granularity) for s in optimizer.state.values() for t in s.values()
