@@ -6,13 +6,14 @@ import dataclasses
 
 from launcher.agreement import Agreement, RankFacts
 from launcher.config import RunConfig
+from launcher.fit_plan import profile_for
 from launcher.hardware import detect_hardware
 from launcher.memory_plan import host_memory, plan_with_memory
 from launcher.other_machines import OtherMachines
 from launcher.plan import Plan, make_plan
 from launcher.ranks import wanted_ranks
+from launcher.run_directory import find_run
 from launcher.user_classes import UserClasses, import_classes
-from strategies.precision import Precision
 from strategies.step_trace import ModelProfile
 
 
@@ -44,24 +45,17 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
     """
     classes = import_classes(config)
     agreement = _others(config, classes, others) if others else _alike(config, classes, host)
-    plain = make_plan(config, agreement)
+    checkpoint = None
+    if config.resume != "none":
+        from launcher.resume import check_checkpoint
+
+        found = find_run(config).resume_from
+        checkpoint = None if found is None else check_checkpoint(found)
+    plain = make_plan(config, agreement, checkpoint)
     profile = profile_for(config, classes, plain)
     known = None if others else host_memory()
-    return DryRun(plan_with_memory(config, agreement, profile, host_memory_bytes=known), agreement, profile)
-
-
-def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | None:
-    """The module's profile in the plan's precision and micro batch."""
-    from launcher.memory_profile import profile_model
-
-    return profile_model(
-        config,
-        classes,
-        Precision(plan.precision),
-        plan.batch.micro_batch_size,
-        world_size=plan.world_size,
-        device_kind=plan.device_kind,
-    )
+    plan = plan_with_memory(config, agreement, profile, checkpoint, host_memory_bytes=known)
+    return DryRun(plan, agreement, profile)
 
 
 def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:

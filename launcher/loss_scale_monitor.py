@@ -174,6 +174,9 @@ class LossScaleMonitor(Callback):
             except Exception as error:  # noqa: BLE001 -- a logger's trouble is none of the training's
                 _log.warning("%s did not take the loss scale: %s", type(logger).__name__, error)
 
+    def observe(self, gathered: Gathered) -> None:
+        """See every rank's own numbers, on rank zero, before they are written as one row."""
+
     def alert(self, alert: Alert, step: int) -> None:
         """Tell that something is wrong, on rank zero.
 
@@ -181,10 +184,10 @@ class LossScaleMonitor(Callback):
             alert: what.
             step: optimizer steps done.
         """
-        if self._on_alert is None:
-            _log.warning("step %d: %s: %s", step, alert.title, alert.text)
-        else:
+        if self._on_alert is not None:
             self._on_alert(alert, step)
+            return
+        _log.warning("step %d: %s: %s", step, alert.title, alert.text)
 
     def finish(self, trainer: Any) -> None:
         """The training is over, well or not; called on every rank."""
@@ -247,6 +250,7 @@ class LossScaleMonitor(Callback):
         if not gathered.samples or not _is_rank_zero(trainer):
             return
         self._health = judge(gathered.samples, gathered.step, self._health, self.limits)
+        self.observe(gathered)
         row: dict[str, Any] = dict(self._health.metrics)
         if gathered.epoch is not None:
             row["epoch"] = gathered.epoch

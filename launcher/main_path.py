@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,13 +16,16 @@ from launcher.config import RunConfig
 from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
-from launcher.plan import Plan, make_plan
+from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
-from launcher.run_directory import RunDirectory, explicit_checkpoint, open_run_directory, write_plan
+from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.terminal import make_console
 from launcher.topology import Topology
+
+if TYPE_CHECKING:
+    from launcher.user_objects import UserObjects
 
 _RUN_NAME_KEY = "launcher/run_name"
 
@@ -37,6 +40,8 @@ class FitResult:
         metrics: the last value of every metric.
         steps: optimizer steps done.
         checkpoint: the checkpoint to go on from, None if none was written.
+        best: the best checkpoint by `checkpoint.monitor`, else the last; None if none was written.
+        trainer: Lightning's, after the fit.
     """
 
     run: Path
@@ -44,14 +49,17 @@ class FitResult:
     metrics: Mapping[str, float]
     steps: int
     checkpoint: Path | None
+    best: Path | None = None
+    trainer: Any = None
 
 
-def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult:
+def fit(config: RunConfig, *, env: Mapping[str, str] | None = None, given: UserObjects | None = None) -> FitResult:
     """Train as one rank; the other ranks, if there are any, do the same.
 
     Args:
         config: what to train, equal on all ranks.
         env: says which rank this is; `os.environ` if not given.
+        given: objects made in code, trained instead of what the config names.
 
     Raises:
         UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
@@ -65,9 +73,9 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
     run: RunDirectory | None = None
     try:
         attach_log(log)
-        facts = gather_facts(config, topology)
+        facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
-        decision, run = decide_together(config, topology, facts, store)
+        decision, run = decide_together(config, topology, facts, store, made_in_code=given is not None)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
         events = EventLog(run.path / FILE_NAME, topology.rank)
@@ -76,7 +84,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
         with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
             from launcher.training import train
 
-            return train(config, topology, plan, run, store, decision.attempt, events, console)
+            return train(config, topology, plan, run, store, decision.attempt, events, console, given)
     finally:
         if run is not None:
             run.release()
@@ -93,7 +101,7 @@ def attach_log(log: RankLog) -> None:
         return
 
 
-def gather_facts(config: RunConfig, topology: Topology) -> RankFacts:
+def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
         from launcher.hardware import detect_hardware
@@ -102,7 +110,7 @@ def gather_facts(config: RunConfig, topology: Topology) -> RankFacts:
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
-        traits = import_classes(config).traits()
+        traits = import_classes(config).traits() if given is None else given.traits()
     except LauncherError as error:
         if topology.world_size == 1:
             raise
@@ -112,24 +120,23 @@ def gather_facts(config: RunConfig, topology: Topology) -> RankFacts:
 
 
 def decide_together(
-    config: RunConfig, topology: Topology, facts: RankFacts, store: Any
+    config: RunConfig, topology: Topology, facts: RankFacts, store: Any, *, made_in_code: bool = False
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
     opened: list[RunDirectory] = []
 
     def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
-        plan = make_plan(config, agree_on(everybody))
-        named = explicit_checkpoint(config)
-        if named is not None:
-            check_checkpoint(named)
+        agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
+        checkpoint = find_run(config, restart_of=restart_of).resume_from
+        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code)
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
-        if run.resume_from not in (None, named):
-            check_checkpoint(run.resume_from)
         store.set(_RUN_NAME_KEY, run.name)
         write_plan(run, plan.to_dict())
         return {"plan": plan.to_dict(), "run": run.to_dict()}
@@ -169,6 +176,8 @@ def announce(
     events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
                  source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id)  # fmt: skip
     events.write("planned", plan=plan.to_dict())
+    if plan.precision_before is not None:
+        events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)
     for notice in plan.notices:
         events.write("notice", message=notice)
     print_plan(plan, console)

@@ -6,9 +6,10 @@ import dataclasses
 import os
 
 from launcher.agreement import Agreement
+from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.errors import PlanError
-from launcher.plan import Plan, make_plan
+from launcher.plan import CUSTOM, Plan, make_plan
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, DDP_FIND_UNUSED, NAMES, Rejected, StrategyChoice
 from strategies.comparison import Comparison, compare_strategies, gib
@@ -30,6 +31,7 @@ def plan_with_memory(
     config: RunConfig,
     agreement: Agreement,
     profile: ModelProfile | None,
+    checkpoint: CheckpointPrecision | None = None,
     *,
     host_memory_bytes: int | None = None,
 ) -> Plan:
@@ -39,28 +41,31 @@ def plan_with_memory(
         config: what the user asked for.
         agreement: what the ranks are.
         profile: of the user's module; None leaves the plan as it is without.
+        checkpoint: what the checkpoint to resume from was trained in; None without one.
         host_memory_bytes: memory of a node's host, for offload; None if not known.
 
     Raises:
         PlanError: these ranks cannot do what was asked for, or no strategy fits: by how much, and what would do.
     """
-    plan = make_plan(config, agreement)
+    plan = make_plan(config, agreement, checkpoint)
     if profile is None:
         return plan
-    machine = machine_of(agreement, Precision(plan.precision), host_memory_bytes)
+    machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
     found = compare_strategies(
         profile,
         machine,
-        Precision(plan.precision),
+        planned_precision(plan),
         splits(config, plan),
         memory_share=config.memory_share,
         settings=zero_settings(plan.device_kind),
         rebuilds_buckets=config.strategy != DDP_FIND_UNUSED,
     )
-    return _ordered(plan, found) if config.strategy != AUTO else _picked(config, agreement, plan, found)
+    return _ordered(plan, found) if config.strategy != AUTO else _picked(config, agreement, checkpoint, plan, found)
 
 
-def _picked(config: RunConfig, agreement: Agreement, plan: Plan, found: Comparison) -> Plan:
+def _picked(
+    config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, plan: Plan, found: Comparison
+) -> Plan:
     """What the comparison says, if there are names for it."""
     if found.pick is None:
         if found.method == "bound":
@@ -79,7 +84,7 @@ def _picked(config: RunConfig, agreement: Agreement, plan: Plan, found: Comparis
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
     if found.pick != plan.strategy.name:
         config = dataclasses.replace(config, strategy=found.pick)
-    new = make_plan(config, agreement)
+    new = make_plan(config, agreement, checkpoint)
     reasons = new.batch_reasons
     if new.batch != plan.batch:
         reasons = (*reasons, f"{taken.micro_batch_size} samples at once are the most that fit with {found.pick}")
@@ -155,6 +160,11 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
         host,
         known=None not in gpus,
     )
+
+
+def planned_precision(plan: Plan) -> Precision:
+    """What the plan computes in; a precision plugin of the user's own is taken to compute in full."""
+    return Precision.FP32_TRUE if plan.precision == CUSTOM else Precision(plan.precision)
 
 
 def zero_settings(device_kind: str) -> ZeroSettings:

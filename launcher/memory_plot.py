@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from launcher.config import RunConfig
 from launcher.errors import UsageError
-from launcher.memory_plan import machine_of, splits, zero_settings
+from launcher.memory_plan import machine_of, planned_precision, splits, zero_settings
 from strategies.candidates import CANDIDATES, ZERO_3_NVME
 from strategies.comparison import GIB, compare_strategies
-from strategies.precision import Precision
 
 if TYPE_CHECKING:
     from launcher.dry_run import DryRun
@@ -51,8 +50,14 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     memory = found.plan.memory or {}
     limit, whole = memory["limit_bytes"], memory["memory_bytes"]
     axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1.2)
-    axes.annotate(f"limit {limit / GIB:.3g} GiB of {whole / GIB:.3g} GiB", (counts[0], limit / GIB),
-                  textcoords="offset points", xytext=(2, 4), fontsize=9)  # fmt: skip
+    axes.annotate(
+        f"limit {limit / GIB:.3g} GiB of {whole / GIB:.3g} GiB",
+        (counts[-1], limit / GIB),
+        textcoords="offset points",
+        xytext=(0, 4),
+        ha="right",
+        fontsize=9,
+    )
     axes.axvline(found.plan.world_size, color="grey", linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -77,7 +82,7 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     """Numbers of ranks, and for each strategy its bytes on the device: those that these ranks can run."""
     if found.profile is None:
         raise ValueError("memory_by_gpus needs a profile, the dry run has none")
-    precision = Precision(found.plan.precision)
+    precision = planned_precision(found.plan)
     machine = machine_of(found.agreement, precision)
     last = max(found.plan.world_size * 4, 64)
     counts = [1]

@@ -7,9 +7,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
 from torch.distributed import PrefixStore
@@ -18,15 +20,18 @@ from launcher.config import RunConfig
 from launcher.data_order import order_training_data
 from launcher.errors import Interrupted, LauncherError, TrainingError
 from launcher.events import EventLog
+from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
-from launcher.resume import check_fits_model, loader_states, read_checkpoint
-from launcher.run_callbacks import EventWriter, KeepLast, StopTogether, as_numbers
+from launcher.rank_watch import WatchRanks
+from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
+from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
-from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
-from launcher.wandb_run import finish_wandb, start_wandb
+from launcher.user_objects import UserObjects, make_user_objects
+from launcher.wandb_config import build_wandb_config
+from launcher.wandb_run import describe_run, finish_wandb, start_wandb
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -41,6 +46,7 @@ def train(
     attempt: str,
     events: EventLog,
     console: Console,
+    given: UserObjects | None = None,
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
 
@@ -62,7 +68,7 @@ def train(
             wandb_logger = start_wandb(config.wandb, run, values, notice)
         exit_code = 1
         try:
-            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice)
+            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, given)
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
@@ -74,6 +80,14 @@ def train(
             events.write("failed", host=topology.host, error=str(error))
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                told = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
+                                     allocated_bytes=device_peak(plan.device_kind), on_oom=config.on_oom)  # fmt: skip
+                events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
+                             expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
+                             go_on=told.go_on)  # fmt: skip
+                traceback.print_exc()
+                raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
@@ -100,14 +114,24 @@ def _fit(
     events: EventLog,
     console: Console,
     notice: Callable[[str], None],
+    given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
     _quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    model, data = make_objects(config, import_classes(config), plan.batch.micro_batch_size)
+    objects = given or make_user_objects(config, plan.batch.micro_batch_size)
+    for text in objects.notices:
+        notice(text)
+    model, data = objects.model, objects.data
+    if wandb_logger is not None:
+        wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
+        describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
     resume = run.resume_from
     if resume is not None:
         check_fits_model(resume, model)
+        damaged = scaler_problem(resume) if plan.has_loss_scale else None
+        if damaged is not None:
+            notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
     order_training_data(
         data if data is not None else model,
         plan.batch,
@@ -118,11 +142,13 @@ def _fit(
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    callbacks = [*make_callbacks(config), EventWriter(events), StopTogether(stop, listener, checkpoint)]
+    watch = WatchRanks(config.watch, plan.precision, events, console, notice)
+    callbacks = [*objects.callbacks, watch, RecordPlan(plan), EventWriter(events)]
+    callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *make_loggers(config)]
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console)
+    loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     trainer.fit(model, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
@@ -135,7 +161,10 @@ def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:
     from launcher.main_path import FitResult
 
     metrics = as_numbers(trainer.callback_metrics)
-    return FitResult(run.path, plan, metrics, trainer.global_step, last_checkpoint(run.checkpoints))
+    last = last_checkpoint(run.checkpoints)
+    keeper = trainer.checkpoint_callback
+    best = Path(keeper.best_model_path) if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path else last
+    return FitResult(run.path, plan, metrics, trainer.global_step, last, best, trainer)
 
 
 def _say_stopping(number: int, topology: Topology) -> None:
@@ -152,6 +181,8 @@ def _quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         # torchdata's and Lightning's own affair with torch 2.13.
         ".*set_vital.*",
+        # The summary counts parameters; their size in half precision is the plan's to say.
+        ".*is not supported by the model summary.*",
         ".*LeafSpec.*",
         # The loader's position is saved: it is a StatefulDataLoader.
         ".*resumed from a checkpoint that ended before the epoch ended.*",

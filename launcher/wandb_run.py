@@ -87,6 +87,21 @@ def start_wandb(
     return None
 
 
+def describe_run(logger: WandbLogger, values: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+    """Add to the run's config what is only known once the model is made.
+
+    Args:
+        logger: from `start_wandb`.
+        values: from `launcher.wandb_config.build_wandb_config`.
+        notice: told if W&B does not take them.
+    """
+    try:
+        # A resumed run may have been trained on another number of ranks.
+        logger.experiment.config.update(dict(values), allow_val_change=True)
+    except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
+        notice(f"W&B did not take the model's config: {_first_line(error)}")
+
+
 def finish_wandb(logger: WandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = 60.0) -> None:
     """End the run; if the upload does not end in time, leave it to `wandb sync`.
 
