@@ -146,7 +146,17 @@ def _bounded(
     gradients = 4 * model.trainable_numel
     step = model.trainable_numel * model.optimizer.temporary_bytes_per_element
     flops = 6 * rows * sum(p.numel() for p in matrices)
-    trace = StepTrace(size, activations, activations, activations + gradients, step, 0, flops)
+    inputs = sum(t.numel() * t.element_size() for t in tree_iter(batch) if isinstance(t, Tensor))
+    trace = StepTrace(
+        batch_size=size,
+        forward=activations + inputs,
+        backward=activations + inputs,
+        backward_with_gradients=activations + inputs + gradients,
+        inputs=inputs,
+        step=step,
+        optimizer_states=0,
+        flops=flops,
+    )
     notes = (f"{failure}; activations are bounded by the layers' widths",)
     return ModelProfile(model, (trace, trace), (trace, trace), "bound", notes)
 

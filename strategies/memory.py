@@ -132,17 +132,19 @@ def _phases(
         # Lightning frees the last step's gradients between forward and backward.
         both = trace.backward_with_gradients
         grown = (whole, trace.backward, 0) if accumulate > 1 else _split_peak(both, whole)
-        return {"forward": (whole, trace.forward, 0), "backward": grown, "step": (whole, trace.step, 0)}
+        return {"forward": (whole, trace.forward, 0), "backward": grown, "step": (whole, trace.step + trace.inputs, 0)}
     if candidate.stage == 0:
         # The second forward pass makes new buckets while the last gradients still lie in the old ones.
         second = whole if rebuilds_buckets else 0
         return {
             "forward": (whole, trace.forward, second),
             "backward": (whole, trace.backward, 0),
-            "step": (whole, trace.step, 0),
+            "step": (whole, trace.step + trace.inputs, 0),
         }
     types = state_types(candidate, precision)
-    step = 0 if candidate.offload else states.flat + _step_temporary(model, candidate, world_size)
+    step = trace.inputs
+    if not candidate.offload:
+        step += states.flat + _step_temporary(model, candidate, world_size)
     if candidate.stage < 3:
         return {
             "forward": (0, trace.forward, 0),

@@ -17,7 +17,8 @@ class StepTrace:
         backward: most activation bytes in the backward pass, a gradient counted until it is accumulated.
         backward_with_gradients: most bytes of activations and accumulated gradients together, where gradients were
             freed before the backward pass.
-        step: bytes that the optimizer's step allocates and frees again.
+        inputs: bytes of the batch, which is alive in every phase.
+        step: bytes that the optimizer's step allocates and frees again, without the batch.
         optimizer_states: bytes of the optimizer's states.
         flops: floating point operations of forward and backward, matrix products and convolutions alone.
     """
@@ -26,6 +27,7 @@ class StepTrace:
     forward: int
     backward: int
     backward_with_gradients: int
+    inputs: int
     step: int
     optimizer_states: int
     flops: int
@@ -63,7 +65,7 @@ def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTr
         return large
     values: dict[str, int] = {"batch_size": batch_size}
     between = large.batch_size - small.batch_size
-    for name in ("forward", "backward", "backward_with_gradients", "flops"):
+    for name in ("forward", "backward", "backward_with_gradients", "inputs", "flops"):
         low, high = getattr(small, name), getattr(large, name)
         slope = (high - low) / between if between else high / max(large.batch_size, 1)
         values[name] = max(0, round(high + slope * (batch_size - large.batch_size)))

@@ -136,8 +136,17 @@ def trace_step(
                      if isinstance(t, Tensor))  # fmt: skip
         fed_bytes = sum(_rounded(t, granularity) for t in inputs)
         shape = describe_model(module, optimizer, foreach=foreach)
-    return StepTrace(batch_size, forward + fed_bytes, backward + fed_bytes, both + fed_bytes, temporary, states,
-                     count.flops), shape  # fmt: skip
+    trace = StepTrace(
+        batch_size=batch_size,
+        forward=forward + fed_bytes,
+        backward=backward + fed_bytes,
+        backward_with_gradients=both + fed_bytes,
+        inputs=fed_bytes,
+        step=temporary,
+        optimizer_states=states,
+        flops=count.flops,
+    )
+    return trace, shape
 
 
 def _forward_and_backward(
