@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from strategies.candidates import Candidate
-from strategies.model_states import ModelShape, ModelStates, StateTypes, ZeroSettings, model_states
+from strategies.model_states import FP32, ModelShape, ModelStates, StateTypes, ZeroSettings, model_states
 from strategies.precision import Precision
 from strategies.step_trace import StepTrace
 
@@ -144,11 +144,13 @@ def _phases(
     types = state_types(candidate, precision)
     step = trace.inputs
     if not candidate.offload:
-        step += states.flat + _step_temporary(model, candidate, world_size)
+        step += _zero_step(model, candidate, states, types)
     if candidate.stage < 3:
+        # With several ranks a full bucket is copied to be reduced.
+        copied = min(settings.reduce_bucket_size, model.trainable_numel) * types.parameter_bytes
         return {
             "forward": (0, trace.forward, 0),
-            "backward": (whole, trace.backward, states.bucket),
+            "backward": (whole, trace.backward, states.bucket + (copied if world_size > 1 else 0)),
             "step": (whole, step, 0),
         }
     gathered = states.gathered
@@ -167,7 +169,11 @@ def _split_peak(both: int, whole: int) -> tuple[int, int, int]:
     return gradients, both - gradients, 0
 
 
-def _step_temporary(model: ModelShape, candidate: Candidate, world_size: int) -> int:
-    """What the optimizer allocates on ZeRO's flat fp32 part of the largest group."""
-    largest = max(map(sum, model.trained_groups()), default=0)
-    return -(-largest // world_size) * model.optimizer.temporary_bytes_per_element
+def _zero_step(model: ModelShape, candidate: Candidate, states: ModelStates, types: StateTypes) -> int:
+    """What ZeRO's step and the optimizer allocate for the largest group, its gradients flat and in fp32."""
+    elements = states.flat // FP32
+    narrow = elements * types.parameter_bytes if types.parameter_bytes != FP32 else 0
+    # The flat gradient in its own width is gone when the optimizer computes, unless another group follows.
+    temporary = max(narrow, elements * model.optimizer.temporary_bytes_per_element)
+    kept = elements * types.parameter_bytes if candidate.stage < 3 and len(model.trained_groups()) > 1 else 0
+    return states.flat + temporary + kept

@@ -132,7 +132,7 @@ class ModelStates:
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
         gathered: stage 3's small parameters that stay whole.
         bucket: DeepSpeed's reduction buckets.
-        flat: copy of the gradients that the optimizer step of stages 1 to 3 makes.
+        flat: fp32 copy of one group's gradients that the optimizer step of stages 1 to 3 makes.
         host: bytes in the host's memory (offload).
         nvme: bytes on NVMe (offload).
     """
@@ -219,9 +219,7 @@ def _stage_1_or_2(
         host = states + sum(parts) * (FP32 + types.parameter_bytes)
         largest = max((p.numel for p in model.parameters), default=0) * types.parameter_bytes
         return ModelStates(parameters, 0, 0, bucket=bucket + largest, host=host + largest)
-    # The flat gradient is made in the gradients' width, and in fp32 where that is another.
-    widths = types.parameter_bytes + (FP32 if types.parameter_bytes != FP32 else 0)
-    return ModelStates(parameters, kept * types.parameter_bytes, states, bucket=bucket, flat=flat * widths)
+    return ModelStates(parameters, kept * types.parameter_bytes, states, bucket=bucket, flat=flat * FP32)
 
 
 def _owned_gradients(groups: list[list[int]], parts: list[int], world_size: int) -> list[int]:
@@ -260,13 +258,12 @@ def _stage_3(
         gathered = sum(small) * types.parameter_bytes
     # The step makes the flat gradient of one group in fp32.
     flat = max((sum(parts[i] for i in group) for group in groups), default=0)
-    widths = types.parameter_bytes + (FP32 if types.parameter_bytes != FP32 else 0)
     bucket = settings.reduce_bucket_size * types.parameter_bytes
     kept = sum(parts) * types.parameter_bytes
     gradients = owned * types.parameter_bytes
     if not candidate.offload:
         return ModelStates(
-            kept + types.buffers(model), gradients, states, gathered=gathered, bucket=bucket, flat=flat * widths
+            kept + types.buffers(model), gradients, states, gathered=gathered, bucket=bucket, flat=flat * FP32
         )
     moved = states + owned * FP32  # with the fp32 gradient
     on_nvme = candidate.offload == "nvme"
