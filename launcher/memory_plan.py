@@ -79,7 +79,8 @@ def _picked(
         )
     taken = found.of(found.pick)
     if taken is None or found.pick not in NAMES:
-        return dataclasses.replace(plan, memory=found.to_dict())
+        notice = f"memory: {found.pick} would be taken ({found.why}), but it cannot be trained with yet"
+        return dataclasses.replace(plan, memory=found.to_dict(), notices=(*plan.notices, notice))
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
     if found.pick != plan.strategy.name:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.data import DataLoader, IterableDataset
@@ -116,9 +116,17 @@ def _traced(
     if sharded != plain:
         halved = completed(traced(sharded, small)[0]), completed(traced(sharded, large)[0])
     notes = [] if fake else [f"{failure}; one real step was measured instead"]
+    if device_kind == "cpu" and fake and _has_workspaces(make):
+        notes.append("recurrent and convolution layers keep workspaces on a CPU that a trace does not see: expect more")
     if on_cuda and device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")
     return ModelProfile(model, traces, halved, "traced" if fake else "probed", tuple(notes))
+
+
+def _has_workspaces(make: Callable[[], LightningModule]) -> bool:
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        # torch's base class of its convolutions has no public name.
+        return any(isinstance(part, nn.RNNBase | nn.modules.conv._ConvNd) for part in make().modules())
 
 
 def _bounded(

@@ -115,7 +115,8 @@ def recognize_gpu(name: str) -> Gpu | None:
     for gpu in sorted(GPUS, key=lambda g: -len(g.name)):
         if _plain(gpu.name) in plain:
             return gpu
-    return None
+    # A driver may leave out the size of the memory: 'NVIDIA H100'.
+    return next((gpu for gpu in GPUS if len(plain) > 2 and _plain(gpu.name).startswith(plain)), None)
 
 
 def _plain(name: str) -> str:

@@ -54,7 +54,10 @@ class ModelProfile:
 
 
 def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTrace:
-    """The trace at another batch size: what a step allocates is affine in the number of samples.
+    """The trace at another batch size, on the straight line through both.
+
+    A peak is the largest of several moments that are each affine in the number of samples, so it is convex: between the
+    two sizes the line is never too low; above the larger one it may be.
 
     Args:
         small: traced at a smaller batch size; may be the same as `large`, which then all grows in proportion.
