@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from launcher.agreement import Agreement, RankFacts
 from launcher.config import RunConfig
+from launcher.deepspeed_ready import check_cpu_fp16
+from launcher.deepspeed_source import with_deepspeed_file
 from launcher.fit_plan import profile_for
 from launcher.hardware import detect_hardware
 from launcher.memory_plan import host_memory, plan_with_memory
@@ -43,8 +46,12 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
     Raises:
         UsageError: no plan meets the config there.
     """
+    config = with_deepspeed_file(config)
     classes = import_classes(config)
     agreement = _others(config, classes, others) if others else _alike(config, classes, host)
+    hardware = agreement.facts[0].hardware
+    if hardware is not None:
+        check_cpu_fp16(config, hardware.device.kind, os.environ)
     checkpoint = None
     if config.resume != "none":
         from launcher.resume import check_checkpoint

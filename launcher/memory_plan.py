@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
@@ -11,8 +13,9 @@ from launcher.config import RunConfig
 from launcher.errors import PlanError
 from launcher.plan import CUSTOM, Plan, make_plan
 from strategies.batch import BatchSplit
-from strategies.choice import AUTO, DDP_FIND_UNUSED, NAMES, Rejected, StrategyChoice
+from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
 from strategies.comparison import Comparison, compare_strategies, gib
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
@@ -23,8 +26,6 @@ from strategies.step_trace import ModelProfile
 _CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9
 # One 200 Gb/s port for each GPU, as NVIDIA's DGX A100 has.
 NODE_BANDWIDTH = 25e9
-# DeepSpeed allocates whole buckets; a CPU's are kept small.
-_CPU_BUCKET = 5_000_000
 
 
 def plan_with_memory(
@@ -57,7 +58,7 @@ def plan_with_memory(
         planned_precision(plan),
         splits(config, plan),
         memory_share=config.memory_share,
-        settings=zero_settings(plan.device_kind),
+        settings=zero_settings(plan.device_kind, plan.deepspeed),
         rebuilds_buckets=config.strategy != DDP_FIND_UNUSED,
     )
     return _ordered(plan, found) if config.strategy != AUTO else _picked(config, agreement, checkpoint, plan, found)
@@ -78,9 +79,6 @@ def _picked(
             f"{found.method}; `strategy: NAME` takes one all the same)"
         )
     taken = found.of(found.pick)
-    if taken is None or found.pick not in NAMES:
-        notice = f"memory: {found.pick} would be taken ({found.why}), but it cannot be trained with yet"
-        return dataclasses.replace(plan, memory=found.to_dict(), notices=(*plan.notices, notice))
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
     if found.pick != plan.strategy.name:
@@ -168,11 +166,23 @@ def planned_precision(plan: Plan) -> Precision:
     return Precision.FP32_TRUE if plan.precision == CUSTOM else Precision(plan.precision)
 
 
-def zero_settings(device_kind: str) -> ZeroSettings:
-    """DeepSpeed's buckets as the launcher sets them."""
-    if device_kind == "cuda":
-        return ZeroSettings(prefetch_bucket_size=50_000_000)
-    return ZeroSettings(_CPU_BUCKET, overlap_comm=False, prefetch_bucket_size=_CPU_BUCKET // 4)
+def zero_settings(device_kind: str, deepspeed: Mapping[str, Any] | None = None) -> ZeroSettings:
+    """DeepSpeed's buckets as the launcher sets them.
+
+    Args:
+        device_kind: 'cpu' or 'cuda'.
+        deepspeed: the plan's config if DeepSpeed was asked for: then the user's own buckets count.
+    """
+    zero: Mapping[str, Any] = zero_config(ZeroVariant(3), device_kind, BatchAndClip(1, 1, 1, 0.0))["zero_optimization"]
+    if deepspeed is not None:
+        zero = {**zero, **deepspeed["zero_optimization"]}
+    return ZeroSettings(
+        reduce_bucket_size=int(zero["reduce_bucket_size"]),
+        overlap_comm=bool(zero["overlap_comm"]),
+        max_live_parameters=int(zero.get("stage3_max_live_parameters", ZeroSettings().max_live_parameters)),
+        persistence_threshold=int(zero["stage3_param_persistence_threshold"]),
+        prefetch_bucket_size=int(zero["stage3_prefetch_bucket_size"]),
+    )
 
 
 def host_memory() -> int:

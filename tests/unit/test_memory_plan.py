@@ -19,14 +19,13 @@ from launcher.config import RunConfig, TrainerOptions
 from launcher.dry_run import DryRun, plan_here
 from launcher.errors import PlanError, UsageError
 from launcher.fit_plan import plan_for_fit
-from launcher.memory_plan import machine_of, plan_with_memory, splits
+from launcher.memory_plan import machine_of, plan_with_memory, splits, zero_settings
 from launcher.memory_plot import memory_by_gpus, plot_memory
 from launcher.memory_profile import first_batch, profile_model, resized, samples_in
 from launcher.out_of_memory import is_out_of_memory, out_of_memory
 from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory, print_plan
 from launcher.user_classes import import_classes
-from strategies.choice import NAMES
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile
 from strategies.trace import PlannedTrainer
@@ -180,10 +179,16 @@ def test_a_model_too_large_for_ddp_is_sharded_or_the_plan_says_what_is_missing()
     plan = plan_with_memory(given, ranks(8, H100), profiled(given, "cuda", Precision.BF16_MIXED))
     assert plan.memory is not None
     assert plan.memory["pick"].startswith("deepspeed_stage")
-    if plan.memory["pick"] in NAMES:
-        assert plan.strategy.name == plan.memory["pick"]
-    else:
-        assert "would be taken" in plan.notices[-1]
+    assert plan.strategy.name == plan.memory["pick"]
+    assert plan.deepspeed is not None
+    assert not any("asked for" in reason for reason in plan.strategy.reasons)
+    assert any("estimated" in reason or "nothing else fits" in reason for reason in plan.strategy.reasons)
+
+
+def test_the_users_own_buckets_count() -> None:
+    own = {"zero_optimization": {"reduce_bucket_size": 7, "overlap_comm": False}}
+    assert (zero_settings("cuda", own).reduce_bucket_size, zero_settings("cuda", own).overlap_comm) == (7, False)
+    assert [zero_settings(kind).reduce_bucket_size for kind in ("cuda", "cpu")] == [200_000_000, 5_000_000]
 
 
 def test_a_model_too_large_for_anything_is_refused_with_what_would_do() -> None:
