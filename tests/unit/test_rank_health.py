@@ -96,7 +96,8 @@ def test_a_nan_shows_in_minimum_and_maximum_whatever_its_place() -> None:
 
 
 def test_ranks_that_are_all_nan_do_not_differ() -> None:
-    health = at(scales(math.nan, math.nan))
+    # As they come from the ranks: not the same object.
+    health = at(scales(float("nan"), float("nan")))
     assert health.metrics["amp/ranks_diverged"] == 0
     assert kinds(health) == ["scale_not_finite"]
 
@@ -247,6 +248,15 @@ def test_a_rank_that_is_slow_for_many_steps_is_told() -> None:
         "rank 2 needs 500 ms a step for data and forward pass, 2.5 times the others; all ranks wait 30% of each step "
         "for it"
     )
+
+
+def test_a_slow_rank_is_no_reason_to_forget_the_skipped_steps() -> None:
+    slow = [
+        RankSample(0, 8.0, 3, step_seconds=1.0, own_seconds=0.2),
+        RankSample(1, 8.0, 3, None, None, False, 1.0, 0, 0.6),
+    ]
+    health = at(slow)
+    assert (health.slow_rank, health.skipped_steps) == (1, 3)
 
 
 def test_one_sample_of_many_steps_is_not_enough() -> None:
