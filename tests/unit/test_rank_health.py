@@ -134,6 +134,7 @@ def test_many_ranks_that_differ_are_named_in_the_record_and_few_in_the_text() ->
 
 
 def test_many_broken_ranks_are_counted() -> None:
+    assert only(at(scales(*[math.inf] * 8))).text.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7: ")
     health = at(scales(*[math.inf] * 10))
     assert only(health).ranks == tuple(range(10))
     assert only(health).text.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more: ")
@@ -242,10 +243,10 @@ def test_a_rank_that_is_slow_for_many_steps_is_told() -> None:
     assert (first.slow_rank, first.slow_since, kinds(first)) == (2, 5, [])
     second = at(times(0.2, 0.2, 0.5), step=24, before=first)
     assert (second.slow_rank, second.slow_since, kinds(second)) == (2, 5, [])
-    third = at(times(0.2, 0.2, 0.5), step=25, before=second)
+    third = at(times(0.256, 0.256, 0.768, step=2.0), step=25, before=second)
     assert (only(third).kind, only(third).title, only(third).ranks) == ("slow_rank", "rank 2 is slow", (2,))
     assert only(third).text == (
-        "rank 2 needs 500 ms a step for data and forward pass, 2.5 times the others; all ranks wait 30% of each step "
+        "rank 2 needs 768 ms a step for data and forward pass, 3 times the others; all ranks wait 26% of each step "
         "for it"
     )
 
