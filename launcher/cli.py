@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.job_parser import JOB_COMMANDS
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ exit codes:
 _COMMANDS = {
     "fit": "train (the default); with no config and no model, the built-in demo",
     "plan": "show what fit would choose, and why, without training",
+    **JOB_COMMANDS,
 }
 
 
@@ -38,10 +40,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of one command, or of the whole."""
     formatter = argparse.RawDescriptionHelpFormatter
     if command is None:
-        listed = "\n".join(f"  {name:6}{text}" for name, text in _COMMANDS.items())
+        listed = "\n".join(f"  {name:8}{text}" for name, text in _COMMANDS.items())
         parser = argparse.ArgumentParser(
             "launcher",
-            usage="launcher [fit|plan] [options] [--key value ...]",
+            usage="launcher [COMMAND] [options] [--key value ...]",
             description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM, from one config.\n\n"
             f"commands:\n{listed}\n\n`launcher COMMAND --help` tells more.",
             epilog=_EPILOG,
@@ -81,6 +83,10 @@ def run(arguments: Sequence[str]) -> int:
         if {"-h", "--help", "--version"} & set(words[:1]):
             build_parser().parse_args(words)
         command = "fit"
+    if command in JOB_COMMANDS:
+        from launcher.job_commands import run_job_command
+
+        return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
         topology = Topology.from_env(os.environ, socket.gethostname())

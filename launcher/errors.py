@@ -3,6 +3,8 @@
 LauncherError                      exit code 1
   UsageError                       exit code 2: what was asked for cannot be done
     ConfigError                    every wrong field of a config, at once
+      SubmitError                  every option of a submission that is wrong or contradicts the config
+    NoSuchRunError                 there is no run of that name
     TopologyError                  the variables that describe this rank are half set or contradict the config
     AgreementError                 the ranks differ, or one of them never came
     PlanError                      no strategy, precision or batch split meets the config on these ranks
@@ -10,6 +12,7 @@ LauncherError                      exit code 1
     ResumeError                    the checkpoint to resume from is missing, foreign or damaged
     DataError                      the data cannot feed the planned batches
     MissingLibraryError            a library is needed that is not installed
+  QueueError                       exit code 1: SLURM, or the machine, did not take or answer what it was asked
   TrainingError                    exit code 1: the model's or the data's own code raised
   Interrupted                      exit code 128 + signal: stopped by a signal, after a checkpoint
 """
@@ -61,6 +64,23 @@ class ConfigError(UsageError):
         lines = [f"  {p.path}: {p.message}" for p in self.problems]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
         super().__init__("\n".join([f"the config has {count}:", *lines]))
+
+
+class SubmitError(ConfigError):
+    """Options of a submission that are wrong or contradict the config; nothing was queued."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        listed = tuple(problems)
+        super().__init__(listed)
+        self.args = ("\n".join(["nothing was queued:", *(f"  {p.path}: {p.message}" for p in listed)]),)
+
+
+class NoSuchRunError(UsageError):
+    """There is no run of that name; says which there are."""
+
+
+class QueueError(LauncherError):
+    """SLURM, or this machine, did not take or answer what it was asked; carries its own words."""
 
 
 class TopologyError(UsageError):

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from rich.console import Console
 
+from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.config import RunConfig
 from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
@@ -62,7 +63,8 @@ def build_trainer(
         topology.master_port or 0,
     )
     plugin = own_plugin or precision_plugin(Precision(plan.precision), plan.device_kind, config.watch.floor)
-    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {"plugins": [plugin]}
+    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
+    plugins = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
@@ -74,6 +76,7 @@ def build_trainer(
     return pl.Trainer(
         **options,
         **precision,
+        plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
         strategy=build_strategy(plan.strategy, plan.device_kind, place, config.process_group_timeout),
         devices=topology.local_world_size if plan.device_kind != "mps" else 1,

@@ -21,6 +21,7 @@ from launcher.data_order import order_training_data
 from launcher.errors import Interrupted, LauncherError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
+from launcher.random_states import RandomStates
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
@@ -135,7 +136,7 @@ def _fit(
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     watch = WatchRanks(config.watch, plan.precision, events, console, notice)
     callbacks = [*objects.callbacks, watch, RecordPlan(plan), EventWriter(events)]
-    callbacks.append(StopTogether(stop, listener, checkpoint))
+    callbacks += [RandomStates(notice), StopTogether(stop, listener, checkpoint)]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
@@ -170,6 +171,8 @@ def _quieten() -> None:
     # Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
     for message in (
         ".*Checkpoint directory .* exists and is not empty.*",
+        # The ranks are made by the launcher's agent, on SLURM too.
+        ".*`srun` command is available.*",
         # torchdata's and Lightning's own affair with torch 2.13.
         ".*set_vital.*",
         # The summary counts parameters; their size in half precision is the plan's to say.
