@@ -36,31 +36,34 @@ def manifest_of(checkpoint: Path) -> Path:
 
 
 def publish(temporary: Path, checkpoint: Path, step: int | None) -> None:
-    """Give a finished checkpoint its name, in place of the one that has it.
+    """Give a finished checkpoint of one file its name, in place of the one that has it.
 
     Args:
-        temporary: the file or directory, complete, on the same disk.
+        temporary: the file, complete, on the same disk.
         checkpoint: its name.
         step: optimizer steps that it holds; None if not known.
 
     Raises:
         OSError: the disk is full or read-only; what had the name before has it still.
     """
+    note_hashes(temporary, checkpoint, step)
+    temporary.replace(checkpoint)
+    _sync(checkpoint.parent)
+
+
+def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
+    """Get a finished checkpoint, a file or a directory, onto the disk, and write the manifest for its name to be.
+
+    Args:
+        temporary: where it is.
+        checkpoint: the name that it will have.
+        step: optimizer steps that it holds; None if not known.
+    """
     for file in _files(temporary):
         _sync(file)
-    before = _read_manifest(checkpoint)
-    versions = [{"files": _hashes(temporary)}, *(before or {}).get("versions", [])[:1]]
+    before = _read_manifest(checkpoint) or {}
+    versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
     _write_synced(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
-    if temporary.is_dir() and checkpoint.exists():
-        # No call puts one directory in place of another; the old one keeps its content until the new one is there.
-        old = checkpoint.with_name(f".{checkpoint.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        checkpoint.rename(old)
-        temporary.rename(checkpoint)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.replace(checkpoint)
-    _sync(checkpoint.parent)
 
 
 def remove(checkpoint: Path) -> None:
@@ -118,8 +121,6 @@ def newest_whole(folder: Path, last: str) -> tuple[Path | None, tuple[Passed, ..
 def candidates(folder: Path, last: str) -> list[Path]:
     """All checkpoints of a run, the one to go on from first."""
     found = sorted(folder.glob(CHECKPOINT_PATTERN), key=lambda path: path.stat().st_mtime, reverse=True)
-    # A directory that was being replaced when the machine stopped has its old content under this name.
-    found += [path for path in folder.glob(f".{CHECKPOINT_PATTERN}.old") if path.is_dir()]
     return sorted(found, key=lambda path: path.name != last)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,8 +12,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from rich.console import Console
 
+from launcher.checkpoint_files import note_hashes
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.config import RunConfig
+from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
 from launcher.run_directory import RunDirectory
@@ -62,7 +65,9 @@ def build_trainer(
         topology.master_addr or "127.0.0.1",
         topology.master_port or 0,
     )
-    plugin = own_plugin or precision_plugin(Precision(plan.precision), plan.device_kind, config.watch.floor)
+    plugin = own_plugin or precision_plugin(
+        Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
+    )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     plugins = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
@@ -73,12 +78,23 @@ def build_trainer(
         callbacks = [*callbacks, RichModelSummary()]
     if wants_bar and topology.rank == 0:
         callbacks = [*callbacks, RichProgressBar() if console.is_terminal else ProgressLines(console)]
+    strategy = build_strategy(
+        plan.strategy,
+        plan.device_kind,
+        place,
+        config.process_group_timeout,
+        deepspeed=plan.deepspeed,
+        pretend_fp16=pretends_cpu_fp16(os.environ),
+    )
+    if hasattr(strategy, "on_written"):
+        # DeepSpeed writes its folders itself.
+        vars(strategy)["on_written"] = note_hashes
     return pl.Trainer(
         **options,
         **precision,
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
-        strategy=build_strategy(plan.strategy, plan.device_kind, place, config.process_group_timeout),
+        strategy=strategy,
         devices=topology.local_world_size if plan.device_kind != "mps" else 1,
         num_nodes=topology.num_nodes,
         accumulate_grad_batches=plan.batch.accumulate,
