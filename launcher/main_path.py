@@ -20,6 +20,7 @@ from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
+from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, explicit_checkpoint, open_run_directory, write_plan
 from launcher.terminal import make_console
 from launcher.topology import Topology
@@ -59,24 +60,30 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
         Interrupted: a signal stopped the run at a step boundary, after a checkpoint.
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
+    report = RankReport.from_env(os.environ if env is None else env)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
     run: RunDirectory | None = None
     try:
         attach_log(log)
+        report.tell(log=log.path)
         facts = gather_facts(config, topology)
         store = open_store(topology, config.agreement_timeout)
         decision, run = decide_together(config, topology, facts, store)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
+        report.tell(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         console = make_console()
         announce(config, topology, plan, run, events, console, decision.attempt)
         with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
             from launcher.training import train
 
-            return train(config, topology, plan, run, store, decision.attempt, events, console)
+            return train(config, topology, plan, run, store, decision.attempt, events, console, report)
+    except BaseException as error:
+        report.raised(error)
+        raise
     finally:
         if run is not None:
             run.release()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,11 @@ from launcher.data_order import order_training_data
 from launcher.errors import Interrupted, LauncherError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
+from launcher.rank_report import RankReport
 from launcher.resume import check_fits_model, loader_states, read_checkpoint
 from launcher.run_callbacks import EventWriter, KeepLast, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
@@ -41,6 +42,7 @@ def train(
     attempt: str,
     events: EventLog,
     console: Console,
+    report: RankReport,
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
 
@@ -62,7 +64,7 @@ def train(
             wandb_logger = start_wandb(config.wandb, run, values, notice)
         exit_code = 1
         try:
-            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice)
+            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report)
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
@@ -76,8 +78,9 @@ def train(
         except Exception as error:
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
+            report.raised(error)
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
-            traceback.print_exc()
+            report.trace(error)
             raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
         finally:
             stop.close()
@@ -100,6 +103,7 @@ def _fit(
     events: EventLog,
     console: Console,
     notice: Callable[[str], None],
+    report: RankReport,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
     _quieten()
@@ -118,7 +122,8 @@ def _fit(
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    callbacks = [*make_callbacks(config), EventWriter(events), StopTogether(stop, listener, checkpoint)]
+    callbacks = [*make_callbacks(config), EventWriter(events), *signs_of_life(report)]
+    callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *make_loggers(config)]
