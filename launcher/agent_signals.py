@@ -49,7 +49,9 @@ class AgentSignals:
         self.first: int | None = None
 
     def __enter__(self) -> AgentSignals:
-        self._before = {number: signal.signal(number, self.handle) for number in HANDLED}
+        # What is ignored stays so: `nohup` ignores the terminal's end, a shell's background job its Ctrl-C.
+        wanted = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self.handle) for number in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -146,9 +147,11 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
     from launcher.main_path import fit
     from launcher.summary import print_summary
 
-    result = fit(config)
+    result = fit(config, terminal_ranks=launch.terminal_ranks)
     if topology.rank == 0:
-        print_summary(result)
+        # The training is done, whether or not somebody still reads.
+        with contextlib.suppress(OSError):
+            print_summary(result)
     return 0
 
 
@@ -195,5 +198,7 @@ def _unknown_command(word: str) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    # A terminal that is gone must not change the exit code.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

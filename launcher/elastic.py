@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class TrainingAgent(LocalElasticAgent):
         count: ranks on this node.
         arguments: the ranks' command line.
         options: how to start and restart.
-        start_method: how processes are made.
+        start_method: says how processes are made, once the nodes have met.
         folder: private folder for what ranks tell; the caller removes it.
     """
 
@@ -63,7 +63,7 @@ class TrainingAgent(LocalElasticAgent):
         count: int,
         arguments: Sequence[str],
         options: LaunchOptions,
-        start_method: StartMethod,
+        start_method: Callable[[], StartMethod],
         folder: Path,
     ) -> None:
         spec = WorkerSpec(
@@ -74,7 +74,8 @@ class TrainingAgent(LocalElasticAgent):
             max_restarts=_COUNT_FROM,
             monitor_interval=0.01,
         )
-        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), start_method, shutdown_timeout=60)
+        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", shutdown_timeout=60)
+        self._choose_start_method = start_method
         self._arguments = tuple(arguments)
         self._options = options
         self._folder = folder
@@ -93,6 +94,9 @@ class TrainingAgent(LocalElasticAgent):
     ) -> dict[int, Any]:
         attempt = self._folder / f"attempt-{self._attempts}"
         attempt.mkdir(mode=0o700)
+        if self._attempts == 0:
+            # The nodes met while the fork server imported.
+            self._start_method = self._choose_start_method()
         self._attempts += 1
         self._ended = {}
         self._watch = RankWatch(attempt, _ask_for_stacks)

@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.config import RunConfig
 from launcher.errors import LauncherError, TopologyError
-from launcher.fork_server import ForkServer, choose_start_method
+from launcher.fork_server import ForkServer, StartMethod, choose_start_method
 from launcher.launch_options import LaunchOptions
 from launcher.preload import USER_MODULES
 from launcher.ranks import likely_ranks, wanted_ranks
@@ -22,7 +22,9 @@ from launcher.ranks import likely_ranks, wanted_ranks
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
               "launcher.rank_process", "launcher.main_path", "launcher.hardware", "launcher.ranks",
-              "launcher.user_classes", "launcher.resume", "launcher.training", "launcher.summary")  # fmt: skip
+              "launcher.user_classes", "launcher.config_sources", "launcher.config_check", "launcher.resume",
+              "launcher.training", "launcher.summary", "docstring_parser",
+              "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
 
 
 def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[str]) -> int | None:
@@ -98,9 +100,13 @@ def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments
     # Its account of a failure is written for its own people; the launcher gives one of its own.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     rendezvous = make_rendezvous(options)
-    start_method, notice = choose_start_method(server.wait())
-    if notice is not None:
-        sys.stderr.write(f"notice: {notice}\n")
+
+    def start_method() -> StartMethod:
+        method, notice = choose_start_method(server.wait())
+        if notice is not None:
+            sys.stderr.write(f"notice: {notice}\n")
+        return method
+
     try:
         folder = Path(tempfile.mkdtemp(prefix="launcher-"))
     except OSError as error:

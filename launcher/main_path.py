@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,15 @@ class FitResult:
     checkpoint: Path | None
 
 
-def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult:
+def fit(
+    config: RunConfig, *, env: Mapping[str, str] | None = None, terminal_ranks: Collection[int] | None = (0,)
+) -> FitResult:
     """Train as one rank; the other ranks, if there are any, do the same.
 
     Args:
         config: what to train, equal on all ranks.
         env: says which rank this is; `os.environ` if not given.
+        terminal_ranks: the ranks whose output goes to the terminal too; None means all.
 
     Raises:
         UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
@@ -61,7 +64,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None) -> FitResult
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     report = RankReport.from_env(os.environ if env is None else env)
-    log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
+    log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
     run: RunDirectory | None = None

@@ -149,7 +149,7 @@ def process_state(pid: int) -> str:
 
 
 def last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
-    """The last lines of a log; none if it cannot be read."""
+    """The last lines of a log, or how it says that the process crashed; none if it cannot be read."""
     if path is None:
         return ()
     try:
@@ -158,7 +158,13 @@ def last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ()
-    return tuple(line for line in text.splitlines() if line.strip())[-count:]
+    lines = [line for line in text.splitlines() if line.strip()]
+    crash = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    guilty = [n for n, line in enumerate(lines) if line.startswith("Current thread")]
+    if crash and guilty:
+        # faulthandler's report of a crash is long: what happened, and where the thread was that did it.
+        return (lines[crash[-1]], *lines[guilty[-1] : guilty[-1] + count - 1])
+    return tuple(lines[-count:])
 
 
 def _size(path: Path) -> int:
