@@ -62,6 +62,8 @@ def _tie_to_agent() -> None:
     parent_death.die_with_parent(parent_death.fork_server_pid or (parent.pid if parent else None))
     with contextlib.suppress(PermissionError):  # it leads a session already
         os.setpgid(0, parent_death.fork_server_pid or 0)
+    # In the background a change of the terminal's settings would stop the process.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def _set_rank_zero(rank: int) -> None:
