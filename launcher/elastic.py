@@ -28,6 +28,7 @@ from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind
 from launcher.launch_options import LaunchOptions
+from launcher.node_exchange import NodeExchange
 from launcher.rank_process import STACKS_SIGNAL, RankTask, run_rank
 from launcher.rank_watch import RankProcess, RankWatch
 from launcher.rendezvous import NumberedRendezvous
@@ -76,6 +77,7 @@ class TrainingAgent(LocalElasticAgent):
         )
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", shutdown_timeout=60)
         self._choose_start_method = start_method
+        self._rendezvous_handler = rendezvous
         self._arguments = tuple(arguments)
         self._options = options
         self._folder = folder
@@ -145,16 +147,36 @@ class TrainingAgent(LocalElasticAgent):
         self._await_cause(worker_group)
         ranks = self._ranks(worker_group)
         states = self._watched.states(ranks, _STACKS_WITHIN)
-        ends = self._watched.ends(ranks, states)
+        ends = self._with_other_nodes(worker_group, self._watched.ends(ranks, states))
         first = first_failure(ends)
         assert first is not None  # noqa: S101 -- the caller has seen a rank fail
         verdict = self._decide(first)
         if not verdict.restart:
             # Rank zero may have W&B to end, and each rank its own words to write.
             self._await_end(worker_group, _LEAVE_WITHIN)
-            ends = self._watched.ends(self._ranks(worker_group), states)
+            ends = self._with_other_nodes(worker_group, self._watched.ends(self._ranks(worker_group), states))
             first = first_failure(ends) or first
         return self._conclude(worker_group, first, ends, verdict)
+
+    def _with_other_nodes(self, worker_group: WorkerGroup, own: list[RankEnd]) -> list[RankEnd]:
+        """Tell the other nodes, and hear from them; a lost peer here is somebody's failure there."""
+        if not self._options.several_nodes:
+            return own
+        exchange = self._exchange(worker_group)
+        exchange.publish(own)
+        first = first_failure(own)
+        return own + exchange.others(_CAUSE_WITHIN if first is not None and first.consequence else 0.0)
+
+    def _exchange(self, worker_group: WorkerGroup) -> NodeExchange:
+        return NodeExchange(worker_group.store, worker_group.group_rank or 0, worker_group.group_world_size or 1)
+
+    def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, worker_group: WorkerGroup
+    ) -> None:
+        """Before another attempt: the ranks save if a node joins, and are ended at once if one has failed."""
+        if self._options.several_nodes and any(end.failed for end in self._exchange(worker_group).others()):
+            self._kill_ranks()
+        self._shutdown(timeout=int(_STOP_WITHIN))
 
     def _find_hang(self, ranks: dict[int, RankProcess]) -> RunResult | None:
         """Whether no rank has shown a sign of life for too long: then collect stacks, name the ranks, and end it."""
@@ -185,6 +207,9 @@ class TrainingAgent(LocalElasticAgent):
         if self.signals.first is not None:
             return Verdict(False, "stopped by a signal")
         options = self._options
+        asked = first.error is not None and first.error.interrupted
+        if asked and self._rendezvous_handler.num_nodes_waiting() > 0:
+            return Verdict(True, "a node joins: saved, and restarting with it")
         return decide(first, self._restarts, time.monotonic(), options.max_restarts, options.restart_window)
 
     def _conclude(
@@ -198,13 +223,15 @@ class TrainingAgent(LocalElasticAgent):
                     log=first.log, last_lines=first.last_lines,
                     others=[end.to_dict() for end in ends if end.rank != first.rank],
                     restart=verdict.restart, verdict=verdict.reason)  # fmt: skip
-        if not (first.error is not None and first.error.interrupted):
-            _say(account(first, ends, verdict.reason))
+        asked = first.error is not None and first.error.interrupted
+        if not asked:
+            own = first.rank in self._ranks(worker_group)
+            _say(account(first, ends if own else [first], verdict.reason))
         self._kill_ranks()
         self._await_end(worker_group, _LEAVE_WITHIN)
-        if verdict.restart:
+        if verdict.restart and not asked:
             self._restarts.append((time.monotonic(), first))
-        else:
+        elif not verdict.restart:
             self.exit_code = 1 if first.hung or first.exit_code is None else shell_code(first.exit_code)
         return self._failed(worker_group, restart=verdict.restart)
 

@@ -91,7 +91,7 @@ def _class_paths(value: Any) -> Iterator[str]:
 def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments: Sequence[str]) -> int:
     # Its default handlers raise from anywhere; ours, set below, know whether ranks run.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
 
     from launcher.agent_signals import AgentStopped
     from launcher.elastic import TrainingAgent
@@ -122,6 +122,8 @@ def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments
         return agent.exit_code
     except AgentStopped as stopped:
         return 128 + stopped.number
+    except RendezvousClosedError as error:
+        raise LauncherError("another node ended the run; its own account says why") from error
     except RendezvousError as error:
         raise TopologyError(
             f"the nodes cannot meet at {options.endpoint_host}:{options.endpoint_port}: {error}; look whether node 0 "
