@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing.connection
 import os
 import signal
 import sys
@@ -22,7 +21,8 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
-from launcher.agent_signals import AgentSignals
+from launcher.agent_signals import AgentSignals, AgentStopped
+from launcher.attempt import Attempt
 from launcher.events import FILE_NAME, EventLog
 from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
@@ -82,9 +82,8 @@ class TrainingAgent(LocalElasticAgent):
         self._options = options
         self._folder = folder
         self._attempts = 0
-        self._ended: dict[int, float] = {}
         self._restarts: list[tuple[float, RankEnd]] = []
-        self._watch: RankWatch | None = None
+        self._current: Attempt | None = None
         self._hangs = HangWatch(options.hang_timeout)
         self._stop_deadline: float | None = None
         self.signals = AgentSignals(self._signal_ranks, self._kill_ranks)
@@ -94,25 +93,29 @@ class TrainingAgent(LocalElasticAgent):
     def _start_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
     ) -> dict[int, Any]:
-        attempt = self._folder / f"attempt-{self._attempts}"
-        attempt.mkdir(mode=0o700)
+        if self.signals.first is not None:
+            raise AgentStopped(self.signals.first)
+        folder = self._folder / f"attempt-{self._attempts}"
+        folder.mkdir(mode=0o700)
         if self._attempts == 0:
             # The nodes met while the fork server imported.
             self._start_method = self._choose_start_method()
         self._attempts += 1
-        self._ended = {}
-        self._watch = RankWatch(attempt, _ask_for_stacks)
         self._hangs = HangWatch(self._options.hang_timeout)
-        worker_group.spec.args = (RankTask(self._arguments, str(attempt)),)
-        return super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
+        worker_group.spec.args = (RankTask(self._arguments, str(folder)),)
+        watch = RankWatch(folder, _ask_for_stacks)
+        started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
+        # torchelastic offers the numbers of its processes, but neither their ends nor their exit codes.
+        processes = vars(self._pcontext)["_pc"].processes
+        self._current = Attempt([worker.global_rank for worker in worker_group.workers], processes, watch)
+        return started
 
     def _monitor_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
     ) -> RunResult:
         """One look at the ranks; torchelastic's loop restarts or ends upon what this returns."""
-        running = [process.sentinel for process in self._processes() if process.exitcode is None]
-        multiprocessing.connection.wait(running, _LOOK_EVERY[self._options.several_nodes])
-        ranks = self._ranks(worker_group)
+        self._attempt.await_one(_LOOK_EVERY[self._options.several_nodes])
+        ranks = self._attempt.ranks()
         codes = [process.exit_code for process in ranks.values()]
         if not any(codes) and None not in codes:
             return RunResult(WorkerState.SUCCEEDED, return_values=dict.fromkeys(ranks))
@@ -140,21 +143,21 @@ class TrainingAgent(LocalElasticAgent):
         wanted = {0, *(code for n in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= wanted:
             return self._after_failure(worker_group)
-        return self._failed(worker_group, restart=False)
+        return self._failed(restart=False)
 
     def _after_failure(self, worker_group: WorkerGroup) -> RunResult:
         """A rank has failed: find out which was the first and why, tell it, and decide what to do."""
-        self._await_cause(worker_group)
-        ranks = self._ranks(worker_group)
-        states = self._watched.states(ranks, _STACKS_WITHIN)
-        ends = self._with_other_nodes(worker_group, self._watched.ends(ranks, states))
+        self._attempt.await_cause(_CAUSE_WITHIN)
+        ranks = self._attempt.ranks()
+        states = self._attempt.watch.states(ranks, _STACKS_WITHIN)
+        ends = self._with_other_nodes(worker_group, self._attempt.watch.ends(ranks, states))
         first = first_failure(ends)
         assert first is not None  # noqa: S101 -- the caller has seen a rank fail
         verdict = self._decide(first)
         if not verdict.restart:
             # Rank zero may have W&B to end, and each rank its own words to write.
-            self._await_end(worker_group, _LEAVE_WITHIN)
-            ends = self._with_other_nodes(worker_group, self._watched.ends(self._ranks(worker_group), states))
+            self._attempt.await_end(_LEAVE_WITHIN)
+            ends = self._with_other_nodes(worker_group, self._attempt.watch.ends(self._attempt.ranks(), states))
             first = first_failure(ends) or first
         return self._conclude(worker_group, first, ends, verdict)
 
@@ -180,21 +183,21 @@ class TrainingAgent(LocalElasticAgent):
 
     def _find_hang(self, ranks: dict[int, RankProcess]) -> RunResult | None:
         """Whether no rank has shown a sign of life for too long: then collect stacks, name the ranks, and end it."""
-        beats = {rank: self._watched.beat(rank) for rank in ranks}
+        beats = {rank: self._attempt.watch.beat(rank) for rank in ranks}
         silent = self._hangs.silence(time.monotonic(), beats)
         if silent is None:
             return None
-        states = self._watched.states(ranks, 10 * _STACKS_WITHIN)
+        states = self._attempt.watch.states(ranks, 10 * _STACKS_WITHIN)
         behind = ranks_behind(states)
         # Where nobody stands out all are named: better too many than a wrong one.
-        ends = self._watched.ends(ranks, states, behind or {rank: state.doing for rank, state in states.items()})
+        ends = self._attempt.watch.ends(ranks, states, behind or {rank: state.doing for rank, state in states.items()})
         first = first_failure(ends)
         if first is None:
             return None
-        run = self._watched.run_directory(ranks)
+        run = self._attempt.watch.run_directory(ranks)
         stacks = None if run is None else run / f"hang-{time.strftime('%Y%m%d-%H%M%S')}"
         if stacks is not None:
-            self._watched.keep_stacks(states, stacks)
+            self._attempt.watch.keep_stacks(states, stacks)
         waiting = ", ".join(map(str, behind)) or "unknown"
         headline = f"hang: no sign of life from any rank for {silent:.0f} s; the others wait for rank {waiting}"
         if stacks is not None:
@@ -216,7 +219,7 @@ class TrainingAgent(LocalElasticAgent):
         self, worker_group: WorkerGroup, first: RankEnd, ends: Sequence[RankEnd], verdict: Verdict
     ) -> RunResult:
         """Tell the story, end what still runs, and let torchelastic restart or stop."""
-        run = self._watched.run_directory(self._ranks(worker_group))
+        run = self._attempt.watch.run_directory(self._attempt.ranks())
         self._event(run, first.rank, "rank_failed", host=first.host, step=first.step, exit_code=first.exit_code,
                     hung=first.hung, out_of_memory=first.out_of_memory,
                     error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
@@ -225,73 +228,32 @@ class TrainingAgent(LocalElasticAgent):
                     restart=verdict.restart, verdict=verdict.reason)  # fmt: skip
         asked = first.error is not None and first.error.interrupted
         if not asked:
-            own = first.rank in self._ranks(worker_group)
+            own = first.rank in self._attempt.ranks()
             _say(account(first, ends if own else [first], verdict.reason))
         self._kill_ranks()
-        self._await_end(worker_group, _LEAVE_WITHIN)
+        self._attempt.await_end(_LEAVE_WITHIN)
         if verdict.restart and not asked:
             self._restarts.append((time.monotonic(), first))
-        elif not verdict.restart:
+        elif self.signals.first is not None:
+            self.exit_code = 128 + self.signals.first
+        if not verdict.restart:
             self.exit_code = 1 if first.hung or first.exit_code is None else shell_code(first.exit_code)
-        return self._failed(worker_group, restart=verdict.restart)
+        # A signal may have come in the meantime.
+        return self._failed(restart=verdict.restart and self.signals.first is None)
 
-    def _failed(self, worker_group: WorkerGroup, *, restart: bool) -> RunResult:
+    def _failed(self, *, restart: bool) -> RunResult:
         if not restart:
             self._remaining_restarts = 0
         return RunResult(WorkerState.FAILED)
 
-    def _await_cause(self, worker_group: WorkerGroup) -> None:
-        """If all that is known is a lost peer, or a rank has raised and not ended yet, see what else comes."""
-        give_up = time.monotonic() + _CAUSE_WITHIN
-        while time.monotonic() < give_up:
-            ranks = self._ranks(worker_group)
-            words = {rank: self._watched.words(rank) for rank in ranks}
-            leaving = [r for r, process in ranks.items() if process.exit_code is None and words[r].error is not None]
-            causes = [r for r, process in ranks.items()
-                      if process.exit_code and not ((error := words[r].error) and error.lost_peer)]  # fmt: skip
-            undecided = not causes and None in [process.exit_code for process in ranks.values()]
-            if not leaving and not undecided:
-                return
-            self._await_one(give_up - time.monotonic())
-
-    def _await_end(self, worker_group: WorkerGroup, seconds: float) -> None:
-        """Wait until all ranks have ended."""
-        give_up = time.monotonic() + seconds
-        while time.monotonic() < give_up and any(p.exit_code is None for p in self._ranks(worker_group).values()):
-            self._await_one(give_up - time.monotonic())
-
-    def _await_one(self, seconds: float) -> None:
-        running = [process.sentinel for process in self._processes() if process.exitcode is None]
-        multiprocessing.connection.wait(running, max(0.0, min(seconds, 0.1)))
-
-    def _processes(self) -> Sequence[Any]:
-        """This attempt's processes, in the order of their local ranks."""
-        context = getattr(self._pcontext, "_pc", None)
-        return () if context is None else context.processes
-
-    def _ranks(self, worker_group: WorkerGroup) -> dict[int, RankProcess]:
-        """How the processes stand now, by global rank."""
-        found: dict[int, RankProcess] = {}
-        for worker, process in zip(worker_group.workers, self._processes(), strict=True):
-            code = process.exitcode
-            if code is not None:
-                self._ended.setdefault(worker.global_rank, time.time())
-            ended = self._ended.get(worker.global_rank, 0.0)
-            found[worker.global_rank] = RankProcess(worker.global_rank, process.pid, code, ended)
-        return found
-
     @property
-    def _watched(self) -> RankWatch:
-        if self._watch is None:
+    def _attempt(self) -> Attempt:
+        if self._current is None:
             raise RuntimeError("no attempt was started")
-        return self._watch
+        return self._current
 
     def _signal_ranks(self, number: int) -> bool:
-        running = [process.pid for process in self._processes() if process.exitcode is None]
-        for pid in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        return bool(running)
+        return self._current is not None and self._current.send(number)
 
     def _kill_ranks(self) -> None:
         self._signal_ranks(signal.SIGKILL)
