@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.rank_watch import RankProcess, RankWatch
+from launcher.rank_evidence import RankEvidence, RankProcess
 
 
 class Attempt:
@@ -19,13 +19,13 @@ class Attempt:
     Args:
         ranks: global ranks, in the order of their local ranks.
         processes: `multiprocessing`'s, in the same order.
-        watch: reads what the ranks tell.
+        evidence: reads what the ranks tell.
     """
 
-    def __init__(self, ranks: Sequence[int], processes: Sequence[Any], watch: RankWatch) -> None:
+    def __init__(self, ranks: Sequence[int], processes: Sequence[Any], evidence: RankEvidence) -> None:
         self._processes = dict(zip(ranks, processes, strict=True))
         self._ended: dict[int, float] = {}
-        self.watch = watch
+        self.evidence = evidence
 
     def ranks(self) -> dict[int, RankProcess]:
         """How the processes stand now, by global rank."""
@@ -53,7 +53,7 @@ class Attempt:
         give_up = time.monotonic() + seconds
         while time.monotonic() < give_up:
             ranks = self.ranks()
-            errors = {rank: self.watch.words(rank).error for rank in ranks}
+            errors = {rank: self.evidence.words(rank).error for rank in ranks}
             running = [rank for rank, process in ranks.items() if process.exit_code is None]
             leaving = [rank for rank in running if errors[rank] is not None]
             causes = [rank for rank, process in ranks.items()

@@ -29,8 +29,8 @@ from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind
 from launcher.launch_options import LaunchOptions
 from launcher.node_exchange import NodeExchange
+from launcher.rank_evidence import RankEvidence, RankProcess
 from launcher.rank_process import STACKS_SIGNAL, RankTask, run_rank
-from launcher.rank_watch import RankProcess, RankWatch
 from launcher.rendezvous import NumberedRendezvous
 from launcher.restarts import Verdict, decide
 
@@ -103,11 +103,11 @@ class TrainingAgent(LocalElasticAgent):
         self._attempts += 1
         self._hangs = HangWatch(self._options.hang_timeout)
         worker_group.spec.args = (RankTask(self._arguments, str(folder)),)
-        watch = RankWatch(folder, _ask_for_stacks)
+        evidence = RankEvidence(folder, _ask_for_stacks)
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         # torchelastic offers the numbers of its processes, but neither their ends nor their exit codes.
         processes = vars(self._pcontext)["_pc"].processes
-        self._current = Attempt([worker.global_rank for worker in worker_group.workers], processes, watch)
+        self._current = Attempt([worker.global_rank for worker in worker_group.workers], processes, evidence)
         return started
 
     def _monitor_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -149,15 +149,15 @@ class TrainingAgent(LocalElasticAgent):
         """A rank has failed: find out which was the first and why, tell it, and decide what to do."""
         self._attempt.await_cause(_CAUSE_WITHIN)
         ranks = self._attempt.ranks()
-        states = self._attempt.watch.states(ranks, _STACKS_WITHIN)
-        ends = self._with_other_nodes(worker_group, self._attempt.watch.ends(ranks, states))
+        states = self._attempt.evidence.states(ranks, _STACKS_WITHIN)
+        ends = self._with_other_nodes(worker_group, self._attempt.evidence.ends(ranks, states))
         first = first_failure(ends)
         assert first is not None  # noqa: S101 -- the caller has seen a rank fail
         verdict = self._decide(first)
         if not verdict.restart:
             # Rank zero may have W&B to end, and each rank its own words to write.
             self._attempt.await_end(_LEAVE_WITHIN)
-            ends = self._with_other_nodes(worker_group, self._attempt.watch.ends(self._attempt.ranks(), states))
+            ends = self._with_other_nodes(worker_group, self._attempt.evidence.ends(self._attempt.ranks(), states))
             first = first_failure(ends) or first
         return self._conclude(worker_group, first, ends, verdict)
 
@@ -183,21 +183,23 @@ class TrainingAgent(LocalElasticAgent):
 
     def _find_hang(self, ranks: dict[int, RankProcess]) -> RunResult | None:
         """Whether no rank has shown a sign of life for too long: then collect stacks, name the ranks, and end it."""
-        beats = {rank: self._attempt.watch.beat(rank) for rank in ranks}
+        beats = {rank: self._attempt.evidence.beat(rank) for rank in ranks}
         silent = self._hangs.silence(time.monotonic(), beats)
         if silent is None:
             return None
-        states = self._attempt.watch.states(ranks, 10 * _STACKS_WITHIN)
+        states = self._attempt.evidence.states(ranks, 10 * _STACKS_WITHIN)
         behind = ranks_behind(states)
         # Where nobody stands out all are named: better too many than a wrong one.
-        ends = self._attempt.watch.ends(ranks, states, behind or {rank: state.doing for rank, state in states.items()})
+        ends = self._attempt.evidence.ends(
+            ranks, states, behind or {rank: state.doing for rank, state in states.items()}
+        )
         first = first_failure(ends)
         if first is None:
             return None
-        run = self._attempt.watch.run_directory(ranks)
+        run = self._attempt.evidence.run_directory(ranks)
         stacks = None if run is None else run / f"hang-{time.strftime('%Y%m%d-%H%M%S')}"
         if stacks is not None:
-            self._attempt.watch.keep_stacks(states, stacks)
+            self._attempt.evidence.keep_stacks(states, stacks)
         waiting = ", ".join(map(str, behind)) or "unknown"
         headline = f"hang: no sign of life from any rank for {silent:.0f} s; the others wait for rank {waiting}"
         if stacks is not None:
@@ -219,7 +221,7 @@ class TrainingAgent(LocalElasticAgent):
         self, worker_group: WorkerGroup, first: RankEnd, ends: Sequence[RankEnd], verdict: Verdict
     ) -> RunResult:
         """Tell the story, end what still runs, and let torchelastic restart or stop."""
-        run = self._attempt.watch.run_directory(self._attempt.ranks())
+        run = self._attempt.evidence.run_directory(self._attempt.ranks())
         self._event(run, first.rank, "rank_failed", host=first.host, step=first.step, exit_code=first.exit_code,
                     hung=first.hung, out_of_memory=first.out_of_memory,
                     error=None if first.error is None else f"{first.error.kind}: {first.error.message}",

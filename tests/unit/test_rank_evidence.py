@@ -9,8 +9,8 @@ import pytest
 from launcher.hang import RankState
 from launcher.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, Heart, read_beat
 from launcher.out_of_memory import count_oom_kills, oom_kill_counters
+from launcher.rank_evidence import RankEvidence, RankProcess, last_lines, process_state
 from launcher.rank_report import FOLDER_VARIABLE, RankReport, beat_path, read_words, report_path
-from launcher.rank_watch import RankProcess, RankWatch, last_lines, process_state
 
 
 def test_a_heart_is_heard_as_it_beats(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_ends_join_what_the_process_and_the_rank_say(tmp_path: Path) -> None:
     report = RankReport(tmp_path, 1)
     report.beat(5)
     report.raised(ValueError("mine"))
-    watch = RankWatch(tmp_path, lambda pid: None)
+    watch = RankEvidence(tmp_path, lambda pid: None)
     ranks = {0: RankProcess(0, os.getpid(), None), 1: RankProcess(1, 1, 1, ended=8.0)}
     states = {0: RankState(read_beat(beat_path(tmp_path, 0)), "T")}
     zero, one = watch.ends(ranks, states, hung={0: "stopped"})

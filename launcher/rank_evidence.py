@@ -37,7 +37,7 @@ class RankProcess:
     ended: float = 0.0
 
 
-class RankWatch:
+class RankEvidence:
     """Reads what the ranks of one attempt leave in its folder.
 
     Args:
