@@ -59,6 +59,7 @@ class TrainerOptions:
     enable_autolog_hparams: bool = True
     callbacks: list[dict[str, Any]] | dict[str, Any] | None = None
     logger: list[dict[str, Any]] | dict[str, Any] | None = None
+    plugins: list[dict[str, Any]] | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ class WandbOptions:
 
 
 @dataclass(frozen=True)
+class WatchOptions:
+    """When an alert is raised; names and meanings of `launcher.rank_health.Limits`."""
+
+    every_n_steps: int | None = _at_least(1, None)
+    floor: float = _at_least(0, 1.0)
+    floor_steps: int = _at_least(1, 100)
+    slow_factor: float = _at_least(1, 1.5)
+    slow_share: float = _at_least(0, 0.1)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run. `model` and `data` are `class_path` and `init_args`, as LightningCLI users know them.
 
@@ -98,6 +110,7 @@ class RunConfig:
         strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`.
         precision: `auto`, or any spelling of a precision, which is an order that every rank must be able to meet.
         precision_fallback: turn that order into the best precision that all ranks share.
+        on_precision_change: what to do if a resumed run would train in another precision than its checkpoint.
         use_amp: true wishes for mixed precision, false turns it off.
         global_batch_size: samples per optimizer step, whatever the number of ranks.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
@@ -107,6 +120,7 @@ class RunConfig:
         trainer: Lightning's Trainer arguments.
         checkpoint: when checkpoints are written.
         wandb: Weights & Biases.
+        watch: what is told of the loss scale and the speed of the ranks.
         model: the LightningModule.
         data: the LightningDataModule; not needed if the model has loaders of its own.
     """
@@ -121,6 +135,7 @@ class RunConfig:
     precision: str | int = "auto"
     precision_fallback: bool = False
     use_amp: bool | None = None
+    on_precision_change: Literal["notice", "error"] = "notice"
     global_batch_size: int | None = _at_least(1, None)
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"
@@ -129,6 +144,7 @@ class RunConfig:
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     wandb: WandbOptions = field(default_factory=WandbOptions)
+    watch: WatchOptions = field(default_factory=WatchOptions)
     model: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
 

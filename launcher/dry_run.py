@@ -7,6 +7,7 @@ from launcher.config import RunConfig
 from launcher.hardware import detect_hardware
 from launcher.plan import Plan, make_plan
 from launcher.ranks import wanted_ranks
+from launcher.run_directory import find_run
 from launcher.user_classes import import_classes
 
 
@@ -37,4 +38,10 @@ def plan_here(config: RunConfig, host: str) -> Plan:
         )
         for rank in range(local * nodes)
     ]
-    return make_plan(config, Agreement(tuple(facts), assumed=len(facts) > 1))
+    checkpoint = None
+    if config.resume != "none":
+        from launcher.resume import check_checkpoint
+
+        found = find_run(config).resume_from
+        checkpoint = None if found is None else check_checkpoint(found)
+    return make_plan(config, Agreement(tuple(facts), assumed=len(facts) > 1), checkpoint)

@@ -10,6 +10,7 @@ LauncherError                      exit code 1
     RunDirectoryError              the run directory cannot be made or belongs to another run
     ResumeError                    the checkpoint to resume from is missing, foreign or damaged
     DataError                      the data cannot feed the planned batches
+    MissingLibraryError            a library is needed that is not installed
   TrainingError                    exit code 1: the model's or the data's own code raised
   Interrupted                      exit code 128 + signal: stopped by a signal, after a checkpoint
 """
@@ -101,6 +102,10 @@ class ResumeError(UsageError):
 
 class DataError(UsageError):
     """The data cannot feed the planned batches."""
+
+
+class MissingLibraryError(UsageError):
+    """A library is needed that is not installed; says how to get it."""
 
 
 class TrainingError(LauncherError):

@@ -11,7 +11,6 @@ from launcher.errors import Problem
 _MOVED = {"accelerator": "auto", "strategy": "auto", "devices": "auto", "num_nodes": 1, "precision": None}
 # Known to LightningCLI, of no use here: fine while they say nothing, an error with the right place otherwise.
 _REFUSED = {
-    "trainer.plugins": "the launcher makes the precision plugin; set `precision`",
     "trainer.default_root_dir": "a run's files lie in its run directory; set `runs_dir` and `name`",
     "trainer.model_registry": "checkpoints lie in the run directory",
     "optimizer": "return the optimizer from the model's configure_optimizers",

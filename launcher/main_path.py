@@ -7,7 +7,7 @@ import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,9 +21,12 @@ from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
-from launcher.run_directory import RunDirectory, explicit_checkpoint, open_run_directory, write_plan
+from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.terminal import make_console
 from launcher.topology import Topology
+
+if TYPE_CHECKING:
+    from launcher.user_objects import UserObjects
 
 _RUN_NAME_KEY = "launcher/run_name"
 
@@ -38,6 +41,8 @@ class FitResult:
         metrics: the last value of every metric.
         steps: optimizer steps done.
         checkpoint: the checkpoint to go on from, None if none was written.
+        best: the best checkpoint by `checkpoint.monitor`, else the last; None if none was written.
+        trainer: Lightning's, after the fit.
     """
 
     run: Path
@@ -45,16 +50,23 @@ class FitResult:
     metrics: Mapping[str, float]
     steps: int
     checkpoint: Path | None
+    best: Path | None = None
+    trainer: Any = None
 
 
 def fit(
-    config: RunConfig, *, env: Mapping[str, str] | None = None, terminal_ranks: Collection[int] | None = (0,)
+    config: RunConfig,
+    *,
+    env: Mapping[str, str] | None = None,
+    given: UserObjects | None = None,
+    terminal_ranks: Collection[int] | None = (0,),
 ) -> FitResult:
     """Train as one rank; the other ranks, if there are any, do the same.
 
     Args:
         config: what to train, equal on all ranks.
         env: says which rank this is; `os.environ` if not given.
+        given: objects made in code, trained instead of what the config names.
         terminal_ranks: the ranks whose output goes to the terminal too; None means all.
 
     Raises:
@@ -71,7 +83,7 @@ def fit(
     try:
         attach_log(log)
         report.tell(log=log.path)
-        facts = gather_facts(config, topology)
+        facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
         decision, run = decide_together(config, topology, facts, store)
         plan = Plan.from_dict(decision.values["plan"])
@@ -83,7 +95,7 @@ def fit(
         with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
             from launcher.training import train
 
-            return train(config, topology, plan, run, store, decision.attempt, events, console, report)
+            return train(config, topology, plan, run, store, decision.attempt, events, console, report, given)
     except BaseException as error:
         report.raised(error)
         raise
@@ -103,7 +115,7 @@ def attach_log(log: RankLog) -> None:
         return
 
 
-def gather_facts(config: RunConfig, topology: Topology) -> RankFacts:
+def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
         from launcher.hardware import detect_hardware
@@ -112,7 +124,7 @@ def gather_facts(config: RunConfig, topology: Topology) -> RankFacts:
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
-        traits = import_classes(config).traits()
+        traits = import_classes(config).traits() if given is None else given.traits()
     except LauncherError as error:
         if topology.world_size == 1:
             raise
@@ -130,16 +142,13 @@ def decide_together(
     opened: list[RunDirectory] = []
 
     def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
-        plan = make_plan(config, agree_on(everybody))
-        named = explicit_checkpoint(config)
-        if named is not None:
-            check_checkpoint(named)
+        agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
+        checkpoint = find_run(config, restart_of=restart_of).resume_from
+        plan = make_plan(config, agreement, None if checkpoint is None else check_checkpoint(checkpoint))
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
-        if run.resume_from not in (None, named):
-            check_checkpoint(run.resume_from)
         store.set(_RUN_NAME_KEY, run.name)
         write_plan(run, plan.to_dict())
         return {"plan": plan.to_dict(), "run": run.to_dict()}
@@ -179,6 +188,8 @@ def announce(
     events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
                  source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id)  # fmt: skip
     events.write("planned", plan=plan.to_dict())
+    if plan.precision_before is not None:
+        events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)
     for notice in plan.notices:
         events.write("notice", message=notice)
     print_plan(plan, console)

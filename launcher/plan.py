@@ -7,11 +7,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.agreement import Agreement
+from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.errors import PlanError
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
-from strategies.precision import PrecisionError, reconcile
+from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
+
+# A precision plugin of the user's own: it may do anything.
+CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +24,9 @@ class Plan:
 
     Attributes:
         strategy: what trains the model, why, and what was not taken.
-        precision: Lightning 2's name of it.
+        precision: Lightning 2's name of it; 'custom' where a precision plugin of the user's decides.
         precision_reasons: in plain words.
+        precision_before: the checkpoint's precision, where this run goes on in another one.
         has_loss_scale: whether a gradient scaler is in play.
         batch: how one optimizer step's samples are shared.
         batch_reasons: in plain words.
@@ -45,6 +50,7 @@ class Plan:
     world_size: int
     num_nodes: int
     hosts: tuple[str, ...]
+    precision_before: str | None = None
     notices: tuple[str, ...] = field(default=())
     assumed: bool = False
 
@@ -68,13 +74,15 @@ class Plan:
         return cls(**fields)
 
 
-def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
+def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None = None) -> Plan:
     """Decide what to train with.
 
     Args:
         config: what the user asked for.
         agreement: what the ranks are. `facts[*].traits` may say `batch_size` (the micro batch of the user's data, or
-            None) and `static_graph` (whether the model declares that every step uses the same parameters).
+            None), `static_graph` (whether the model declares that every step uses the same parameters) and
+            `precision_plugin` (name of the user's own, or None).
+        checkpoint: what the checkpoint to resume from was trained in; None without one.
 
     Raises:
         PlanError: lists everything that these ranks cannot do as asked.
@@ -88,12 +96,19 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
         batch, batch_reasons = _split(config, agreement.world_size, traits.get("batch_size"))
     except BatchSplitError as error:
         problems.append(str(error))
+    precision: AgreedPrecision | None = None
+    plugin = traits.get("precision_plugin")
     try:
-        precision = reconcile(
-            config.precision, agreement.capabilities(), use_amp=config.use_amp, fallback=config.precision_fallback
-        )
+        if plugin is None:
+            precision = reconcile(
+                config.precision,
+                agreement.capabilities(),
+                use_amp=config.use_amp,
+                fallback=config.precision_fallback,
+                checkpoint=None if checkpoint is None else checkpoint.precision,
+                on_change=config.on_precision_change,
+            )
     except PrecisionError as error:
-        precision = None
         problems.append(str(error))
     static = traits.get("static_graph", False) if config.static_graph == "auto" else config.static_graph
     try:
@@ -110,7 +125,7 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
     kinds = sorted({f.hardware.device.kind for f in agreement.facts if f.hardware})
     if len(kinds) > 1:
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
-    if strategy is None or precision is None or problems:
+    if strategy is None or problems:
         raise PlanError("no plan meets the config:\n" + "\n".join(f"  {p}" for p in problems))
     devices: dict[str, int] = {}
     for fact in agreement.facts:
@@ -118,9 +133,9 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
         devices[name] = devices.get(name, 0) + 1
     return Plan(
         strategy=strategy,
-        precision=precision.precision.value,
-        precision_reasons=precision.reasons,
-        has_loss_scale=precision.has_loss_scale,
+        precision=CUSTOM if precision is None else precision.precision.value,
+        precision_reasons=(f"the user's own {plugin} decides",) if precision is None else precision.reasons,
+        has_loss_scale=precision is not None and precision.has_loss_scale,
         batch=batch,
         batch_reasons=batch_reasons,
         device_kind=kind,
@@ -128,9 +143,21 @@ def make_plan(config: RunConfig, agreement: Agreement) -> Plan:
         world_size=agreement.world_size,
         num_nodes=len({f.node_rank for f in agreement.facts}),
         hosts=agreement.hosts,
-        notices=precision.notices,
+        precision_before=None if precision is None or precision.changed_from is None else precision.changed_from.value,
+        notices=_notices(config, plugin, precision, checkpoint),
         assumed=agreement.assumed,
     )
+
+
+def _notices(
+    config: RunConfig, plugin: str | None, precision: AgreedPrecision | None, checkpoint: CheckpointPrecision | None
+) -> tuple[str, ...]:
+    notices = [] if checkpoint is None or checkpoint.notice is None else [checkpoint.notice]
+    if precision is not None:
+        notices += precision.notices
+    elif config.precision != AUTO or config.use_amp is not None:
+        notices.append(f"precision and use_amp are not used: the user's own {plugin} decides")
+    return tuple(notices)
 
 
 def _split(config: RunConfig, world_size: int, batch_size: int | None) -> tuple[BatchSplit, tuple[str, ...]]:

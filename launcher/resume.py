@@ -11,7 +11,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from launcher.checkpoint_precision import SCALER_KEYS, CheckpointPrecision, precision_of
 from launcher.errors import ResumeError
+from strategies.loss_scale import state_problem
 
 # What Lightning needs to go on with a training, rather than only to load weights.
 _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
@@ -38,18 +40,29 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def check_checkpoint(path: Path) -> None:
+def check_checkpoint(path: Path) -> CheckpointPrecision:
     """Read the file's outline.
+
+    Returns:
+        The precision that it was trained in.
 
     Raises:
         ResumeError: it is no Lightning checkpoint of a training.
     """
-    missing = [key for key in _NEEDED if key not in read_checkpoint(path)]
+    content = read_checkpoint(path)
+    missing = [key for key in _NEEDED if key not in content]
     if missing:
         raise ResumeError(
             f"resume: {path} is no Lightning training checkpoint: it lacks {', '.join(missing)}; "
             "load plain weights in the model's own constructor"
         )
+    return precision_of(content)
+
+
+def scaler_problem(path: Path) -> str | None:
+    """Why the saved loss scale cannot be gone on with; None if it can, or if none was saved."""
+    content = read_checkpoint(path)
+    return state_problem(content[SCALER_KEYS[0]]) if SCALER_KEYS[0] in content else None
 
 
 def loader_states(path: Path) -> Sequence[Mapping[str, Any]]:

@@ -12,8 +12,10 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
+from launcher.checkpoint_precision import RECORD, record_of
 from launcher.errors import Interrupted
 from launcher.events import EventLog
+from launcher.plan import Plan
 from launcher.stop import SignalListener, StopAgreement
 
 
@@ -78,6 +80,19 @@ class KeepLast(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._saved != trainer.global_step:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
+
+
+class RecordPlan(pl.Callback):
+    """Writes into each checkpoint what it was trained with, for whoever goes on from it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._record = record_of(plan.precision, plan.strategy.name, plan.world_size)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RECORD] = dict(self._record)
 
 
 class EventWriter(pl.Callback):

@@ -25,6 +25,21 @@ _FREE_TO_CHANGE = ("name", "runs_dir", "resume", "wandb", "devices", "num_nodes"
 
 
 @dataclass(frozen=True, slots=True)
+class RunPlace:
+    """Where a run is or would be.
+
+    Attributes:
+        path: absolute path of its directory.
+        exists: whether it is a run's directory already.
+        resume_from: checkpoint that the next attempt goes on from, None for a fresh start.
+    """
+
+    path: Path
+    exists: bool
+    resume_from: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunDirectory:
     """One run's place on disk.
 
@@ -84,6 +99,24 @@ def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> R
         RunDirectoryError: the name is taken, the run is training right now, or the disk is full or read-only.
         ResumeError: there is no such checkpoint.
     """
+    where = find_run(config, restart_of=restart_of)
+    try:
+        return _open(where, config)
+    except OSError as error:
+        raise _not_made(where.path, error) from error
+
+
+def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
+    """Where the run's directory is or would be, and what it would resume from; makes nothing.
+
+    Args:
+        config: says the name and what to resume.
+        restart_of: see `open_run_directory`.
+
+    Raises:
+        RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
+        ResumeError: there is no such checkpoint.
+    """
     runs = Path(config.runs_dir).absolute()
     name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
     explicit = explicit_checkpoint(config)
@@ -98,12 +131,17 @@ def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> R
             )
         # A restart has come further than the checkpoint that the launch was begun with.
         from_last = exists and (restart_of is not None or explicit is None)
-        return _open(path, config, explicit, going_on=exists, from_last=from_last)
+        last = last_checkpoint(path / "checkpoints") if from_last else None
     except OSError as error:
-        raise RunDirectoryError(
-            f"run directory {path} cannot be made: {error.strerror or error}; set runs_dir to a folder with space "
-            "where you may write"
-        ) from error
+        raise _not_made(path, error) from error
+    return RunPlace(path, exists, explicit if last is None else last)
+
+
+def _not_made(path: Path, error: OSError) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"run directory {path} cannot be made: {error.strerror or error}; set runs_dir to a folder with space "
+        "where you may write"
+    )
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -163,7 +201,8 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _open(path: Path, config: RunConfig, explicit: Path | None, *, going_on: bool, from_last: bool) -> RunDirectory:
+def _open(where: RunPlace, config: RunConfig) -> RunDirectory:
+    path = where.path
     made = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock: int | None = None
@@ -179,8 +218,7 @@ def _open(path: Path, config: RunConfig, explicit: Path | None, *, going_on: boo
         if made:
             _remove_empty(path)
         raise
-    own = last_checkpoint(path / "checkpoints") if from_last else None
-    return RunDirectory(path, explicit if own is None else own, wandb_id, is_new=not going_on, lock=lock)
+    return RunDirectory(path, where.resume_from, wandb_id, is_new=not where.exists, lock=lock)
 
 
 def _lock(path: Path) -> int:

@@ -147,6 +147,10 @@ class SignalListener:
         self._closed = False
 
     def __enter__(self) -> SignalListener:
+        if threading.current_thread() is not threading.main_thread():
+            # Python hands signals to the main thread alone, which is somebody else's here.
+            self._closed = True
+            return self
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
         self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self.install()
@@ -156,6 +160,8 @@ class SignalListener:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._closed:
+            return
         self._closed = True
         # The handlers first: a signal between the two must not be swallowed.
         for number, handler in self._before.items():
@@ -171,7 +177,7 @@ class SignalListener:
 
     def install(self) -> None:
         """Take the signals (again: Lightning's own SIGTERM handler starts a collective on one rank alone)."""
-        for number in SIGNALS:
+        for number in () if self._closed else SIGNALS:
             signal.signal(number, self._wake)
 
     def _wake(self, signum: int, frame: object) -> None:

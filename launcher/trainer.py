@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from rich.console import Console
 
 from launcher.config import RunConfig
@@ -19,7 +20,14 @@ from strategies.build import RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
 # Ours to decide, or handed over in another way.
-_NOT_PASSED_ON = ("callbacks", "logger", "accumulate_grad_batches", "enable_progress_bar", "enable_model_summary")
+_NOT_PASSED_ON = (
+    "callbacks",
+    "logger",
+    "plugins",
+    "accumulate_grad_batches",
+    "enable_progress_bar",
+    "enable_model_summary",
+)
 
 
 def build_trainer(
@@ -30,6 +38,7 @@ def build_trainer(
     callbacks: list[pl.Callback],
     loggers: list[Logger],
     console: Console,
+    own_plugin: PrecisionPlugin | None = None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
@@ -41,6 +50,7 @@ def build_trainer(
         callbacks: the launcher's and the user's.
         loggers: W&B and the user's.
         console: rank zero's terminal, for the progress.
+        own_plugin: the user's, where the plan says 'custom'.
     """
     place = RankPlace(
         topology.rank,
@@ -51,7 +61,7 @@ def build_trainer(
         topology.master_addr or "127.0.0.1",
         topology.master_port or 0,
     )
-    plugin = precision_plugin(Precision(plan.precision), plan.device_kind)
+    plugin = own_plugin or precision_plugin(Precision(plan.precision), plan.device_kind, config.watch.floor)
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {"plugins": [plugin]}
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones

@@ -6,10 +6,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed import PrefixStore
 
@@ -19,15 +21,17 @@ from launcher.errors import Interrupted, LauncherError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
 from launcher.rank_report import RankReport
-from launcher.resume import check_fits_model, loader_states, read_checkpoint
-from launcher.run_callbacks import EventWriter, KeepLast, StopTogether, as_numbers
+from launcher.rank_watch import WatchRanks
+from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
+from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
-from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
-from launcher.wandb_run import finish_wandb, start_wandb
+from launcher.user_objects import UserObjects, make_user_objects
+from launcher.wandb_config import build_wandb_config
+from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -43,6 +47,7 @@ def train(
     events: EventLog,
     console: Console,
     report: RankReport,
+    given: UserObjects | None = None,
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
 
@@ -64,7 +69,9 @@ def train(
             wandb_logger = start_wandb(config.wandb, run, values, notice)
         exit_code = 1
         try:
-            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report)
+            trainer = _fit(
+                config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report, given
+            )
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
@@ -99,19 +106,29 @@ def _fit(
     run: RunDirectory,
     stop: StopAgreement,
     listener: SignalListener,
-    wandb_logger: WandbLogger | None,
+    wandb_logger: QueuedWandbLogger | None,
     events: EventLog,
     console: Console,
     notice: Callable[[str], None],
     report: RankReport,
+    given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
     _quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    model, data = make_objects(config, import_classes(config), plan.batch.micro_batch_size)
+    objects = given or make_user_objects(config, plan.batch.micro_batch_size)
+    for text in objects.notices:
+        notice(text)
+    model, data = objects.model, objects.data
+    if wandb_logger is not None:
+        wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
+        describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
     resume = run.resume_from
     if resume is not None:
         check_fits_model(resume, model)
+        damaged = scaler_problem(resume) if plan.has_loss_scale else None
+        if damaged is not None:
+            notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
     order_training_data(
         data if data is not None else model,
         plan.batch,
@@ -122,12 +139,14 @@ def _fit(
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    callbacks = [*make_callbacks(config), EventWriter(events), *signs_of_life(report)]
+    writer = None if wandb_logger is None else wandb_logger.writer
+    watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
+    callbacks = [*objects.callbacks, watch, RecordPlan(plan), EventWriter(events), *signs_of_life(report)]
     callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *make_loggers(config)]
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console)
+    loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     trainer.fit(model, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
@@ -140,7 +159,10 @@ def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:
     from launcher.main_path import FitResult
 
     metrics = as_numbers(trainer.callback_metrics)
-    return FitResult(run.path, plan, metrics, trainer.global_step, last_checkpoint(run.checkpoints))
+    last = last_checkpoint(run.checkpoints)
+    keeper = trainer.checkpoint_callback
+    best = Path(keeper.best_model_path) if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path else last
+    return FitResult(run.path, plan, metrics, trainer.global_step, last, best, trainer)
 
 
 def _say_stopping(number: int, topology: Topology) -> None:
@@ -157,6 +179,8 @@ def _quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         # torchdata's and Lightning's own affair with torch 2.13.
         ".*set_vital.*",
+        # The summary counts parameters; their size in half precision is the plan's to say.
+        ".*is not supported by the model summary.*",
         ".*LeafSpec.*",
         # The loader's position is saved: it is a StatefulDataLoader.
         ".*resumed from a checkpoint that ended before the epoch ended.*",

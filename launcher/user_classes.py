@@ -14,6 +14,7 @@ from typing import Any
 import jsonargparse
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import Precision
 
 from launcher.config import RunConfig
 from launcher.errors import ConfigError, Problem
@@ -28,19 +29,22 @@ class UserClasses:
         data: the LightningDataModule's class, None if the model has loaders of its own.
         batch_size_of: 'data' or 'model', whichever takes a `batch_size`; None if none does.
         batch_size: that argument's value.
+        precision_plugin: class of the user's own precision plugin, None without one.
     """
 
     model: type[pl.LightningModule]
     data: type[pl.LightningDataModule] | None
     batch_size_of: str | None
     batch_size: int | None
+    precision_plugin: type[Precision] | None = None
 
     def traits(self) -> dict[str, Any]:
         """What the classes say of themselves, as plain JSON values."""
         return {
-            "model": f"{self.model.__module__}.{self.model.__qualname__}",
+            "model": name_of(self.model),
             "batch_size": self.batch_size,
             "static_graph": bool(getattr(self.model, "static_graph", False)),
+            "precision_plugin": None if self.precision_plugin is None else name_of(self.precision_plugin),
         }
 
 
@@ -61,8 +65,11 @@ def import_classes(config: RunConfig) -> UserClasses:
             problems += _argument_problems(found[key], key, spec)
         except ConfigError as error:
             problems += error.problems
-    for key, base in (("callbacks", pl.Callback), ("logger", Logger)):
+    for key, base in (("callbacks", pl.Callback), ("logger", Logger), ("plugins", Precision)):
         problems += _list_problems(getattr(config.trainer, key), base, f"trainer.{key}")
+    plugins = _as_list(config.trainer.plugins)
+    if len(plugins) > 1:
+        problems.append(Problem("trainer.plugins", f"given {len(plugins)} precision plugins; a run has one precision"))
     if not config.model:
         problems.append(
             Problem("model", "no model was given; add class_path, or start from load_config(), which has the demo")
@@ -70,7 +77,8 @@ def import_classes(config: RunConfig) -> UserClasses:
     if problems:
         raise ConfigError(problems)
     owner, batch_size = _find_batch_size(config, found)
-    return UserClasses(found["model"], found.get("data"), owner, batch_size)
+    plugin = _import(plugins[0]["class_path"], Precision, "trainer.plugins") if plugins else None
+    return UserClasses(found["model"], found.get("data"), owner, batch_size, plugin)
 
 
 def make_objects(
@@ -99,6 +107,16 @@ def make_callbacks(config: RunConfig) -> list[pl.Callback]:
 def make_loggers(config: RunConfig) -> list[Logger]:
     """The user's own loggers, beside W&B."""
     return [_instantiate(Logger, spec) for spec in _as_list(config.trainer.logger)]
+
+
+def make_plugins(config: RunConfig) -> list[Precision]:
+    """The user's own precision plugin, if there is one."""
+    return [_instantiate(Precision, spec) for spec in _as_list(config.trainer.plugins)]
+
+
+def name_of(cls: type[Any]) -> str:
+    """Where a class is imported from."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _as_list(value: list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[str, Any]]:

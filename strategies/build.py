@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from typing_extensions import override
 
 from strategies.choice import DDP, StrategyChoice
+from strategies.loss_scale import DEFAULT_FLOOR, CountingGradScaler
 from strategies.precision import Precision
 
 
@@ -119,11 +120,17 @@ def _device(kind: str, index: int) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, index)
 
 
-def precision_plugin(precision: Precision, device_kind: str) -> MixedPrecision | None:
+def precision_plugin(precision: Precision, device_kind: str, floor: float = DEFAULT_FLOOR) -> MixedPrecision | None:
     """A plugin where Lightning's own choice would differ from the plan; None where its `precision` flag does it.
 
-    Lightning turns 16-mixed on a CPU into bf16-mixed. torch has had a CPU GradScaler since 2.3, so it is not needed.
+    In 16-mixed the scaler is to count what it skips. Lightning also turns 16-mixed on a CPU into bf16-mixed; torch has
+    had a CPU GradScaler since 2.3, so that is not needed.
+
+    Args:
+        precision: the plan's.
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        floor: a loss scale at or below it counts as collapsed.
     """
-    if precision is Precision.FP16_MIXED and device_kind == "cpu":
-        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    if precision is Precision.FP16_MIXED and device_kind in ("cpu", "cuda"):
+        return MixedPrecision("16-mixed", device_kind, CountingGradScaler(device_kind, floor=floor))
     return None

@@ -122,7 +122,6 @@ def test_two_spellings_of_all_devices_are_no_contradiction() -> None:
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("trainer.plugins", "set `precision`"),
         ("trainer.default_root_dir", "set `runs_dir` and `name`"),
         ("trainer.model_registry", "in the run directory"),
         ("optimizer", "configure_optimizers"),
@@ -144,9 +143,9 @@ def test_a_key_without_meaning_here_is_refused_with_advice_unless_it_says_nothin
 
 
 def test_every_contradiction_and_refusal_is_told_at_once() -> None:
-    values = {"trainer": {"devices": 2, "plugins": [1]}, "devices": 3, "optimizer": {}, "seed_everything": False}
+    values = {"trainer": {"devices": 2, "model_registry": "a"}, "devices": 3, "optimizer": {}, "seed_everything": False}
     _, problems = translate_lightning_cli(values)
-    assert [p.path for p in problems] == ["trainer.plugins", "optimizer", "trainer.devices", "seed_everything"]
+    assert [p.path for p in problems] == ["trainer.model_registry", "optimizer", "trainer.devices", "seed_everything"]
 
 
 def test_logger_false_turns_wandb_off_and_keeps_its_other_settings() -> None:

@@ -67,8 +67,9 @@ with listener:
 """
     output = run_listener(body, tmp_path, {"ready": number}).check().output
     lines = [line for line in output.splitlines() if not line.startswith("handled")]
-    # The main thread goes on as soon as it is asked.
-    assert lines == ["gate False", "ready", f"requested {int(number)}", "True", f"gate True {int(number)}"]
+    assert lines[:2] == ["gate False", "ready"]
+    # Two threads speak: the main one goes on as soon as it is asked.
+    assert sorted(lines[2:]) == ["True", f"gate True {int(number)}", f"requested {int(number)}"]
 
 
 def test_a_second_ctrl_c_ends_a_main_thread_that_waits_at_once(tmp_path: Path) -> None:

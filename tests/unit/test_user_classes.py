@@ -209,7 +209,7 @@ def test_the_batch_size_is_found_where_it_is_taken(
 
 def test_the_traits_are_what_the_classes_say_of_themselves() -> None:
     traits = import_classes(config(model(width=1), {"class_path": "theirs.Data"})).traits()
-    assert traits == {"model": "theirs.Model", "batch_size": 8, "static_graph": True}
+    assert traits == {"model": "theirs.Model", "batch_size": 8, "static_graph": True, "precision_plugin": None}
     assert import_classes(config(model("theirs.Alone"))).traits()["static_graph"] is False
 
 

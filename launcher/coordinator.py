@@ -1,0 +1,184 @@
+"""`TrainingCoordinator`: the main path for a model that a script or a notebook has at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from launcher.config import RunConfig, TrainerOptions, WandbOptions
+from launcher.errors import MissingLibraryError
+from launcher.main_path import FitResult, fit
+from launcher.other_ranks import end_script_ranks, forked_ranks, in_notebook, is_script_rank, script_rank
+from launcher.topology import Topology
+from strategies.precision import AUTO, normalize_precision
+
+if TYPE_CHECKING:
+    from launcher.user_objects import UserObjects
+
+
+class TrainingCoordinator:
+    """Trains models with the launcher's agreement, plan and watch, from a script or a notebook.
+
+    Under torchrun or SLURM it is one of their ranks. Started alone with several devices, this process is rank zero and
+    the script is run again for each other rank, as Lightning does it. A notebook trains on one process unless
+    `notebook_processes` allows to fork it.
+
+    Args:
+        output_dir: folder of the run directories.
+        use_gpu: take a GPU where there is one; False trains on the CPU.
+        precision: any spelling, or 'auto'. It is an order; `use_amp=True` in `train` makes it a wish.
+        gradient_clip_val: largest norm of the gradients; None doesn't clip.
+        strategy: see `RunConfig`.
+        devices: ranks on each node; None takes all GPUs, or one process on a CPU.
+        num_nodes: number of nodes.
+        notebook_processes: whether a notebook may be forked for several ranks.
+        callbacks: Lightning's callbacks of every training.
+        loggers: Lightning's loggers beside W&B.
+        plugins: a precision plugin of your own, which then decides the precision.
+        wandb: settings of W&B.
+        on_precision_change: see `RunConfig`.
+
+    Raises:
+        PrecisionError: `precision` is none.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str] = "runs",
+        use_gpu: bool = True,
+        precision: str | int = "16",
+        gradient_clip_val: float | None = 1.0,
+        strategy: str = "auto",
+        devices: int | None = None,
+        num_nodes: int = 1,
+        *,
+        notebook_processes: bool = False,
+        callbacks: Sequence[Any] = (),
+        loggers: Sequence[Any] = (),
+        plugins: Sequence[Any] = (),
+        wandb: WandbOptions | None = None,
+        on_precision_change: Literal["notice", "error"] = "notice",
+    ) -> None:
+        if str(precision).strip().lower() != AUTO:
+            normalize_precision(precision)
+        self._notebook_processes = notebook_processes
+        self._callbacks, self._loggers, self._plugins = tuple(callbacks), tuple(loggers), tuple(plugins)
+        self._config = RunConfig(
+            runs_dir=os.fspath(output_dir),
+            accelerator="auto" if use_gpu else "cpu",
+            devices="auto" if devices is None else devices,
+            # One node is what a script knows of; torchrun and SLURM say how many there are.
+            num_nodes="auto" if num_nodes == 1 else num_nodes,
+            strategy=strategy,
+            precision=precision,
+            on_precision_change=on_precision_change,
+            trainer=TrainerOptions(gradient_clip_val=gradient_clip_val),
+            wandb=wandb or WandbOptions(),
+        )
+
+    def train(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        *,
+        datamodule: Any = None,
+        max_epochs: int = 1,
+        use_amp: bool | None = None,
+        resume_from_checkpoint: str | os.PathLike[str] | None = None,
+        seed: int = 42,
+        name: str | None = None,
+        **trainer_options: Any,
+    ) -> dict[str, Any]:
+        """Train to the end.
+
+        Args:
+            model: a LightningModule.
+            train_dataloaders: a loader or several; a LightningDataModule is taken too. None asks the model.
+            val_dataloaders: loaders of the validation.
+            datamodule: a LightningDataModule, instead of the loaders.
+            max_epochs: how long.
+            use_amp: True wishes for mixed precision, False turns it off, None leaves `precision` as it is.
+            resume_from_checkpoint: a checkpoint to go on from.
+            seed: of every random generator and of the order of the data.
+            name: the run's name; made from the date if not given.
+            trainer_options: further arguments of Lightning's Trainer, as `RunConfig.trainer` has them.
+
+        Returns:
+            `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`
+            and `plan`.
+
+        Raises:
+            MissingLibraryError: Lightning is not installed.
+            UsageError, TrainingError, Interrupted: see `launcher.main_path.fit`.
+        """
+        given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
+        config = dataclasses.replace(
+            self._config,
+            name=name,
+            seed=seed,
+            use_amp=use_amp,
+            resume="none" if resume_from_checkpoint is None else os.fspath(resume_from_checkpoint),
+            trainer=dataclasses.replace(self._config.trainer, max_epochs=max_epochs, **trainer_options),
+            # Where the class is, for whoever reads the run's config; the object itself is what is trained.
+            model={"class_path": given.traits()["model"]},
+        )
+        result = self._fit(config, given)
+        return {
+            "trainer": result.trainer,
+            "model": given.model,
+            "best_model_path": None if result.best is None else str(result.best),
+            "final_metrics": dict(result.metrics),
+            "plan": result.plan,
+        }
+
+    def _given(self, model: Any, train: Any, validation: Any, datamodule: Any) -> UserObjects:
+        try:
+            import lightning.pytorch as pl
+        except ImportError as error:
+            raise MissingLibraryError(
+                f"training needs Lightning, which does not import here ({error}); pip install 'lightning>=2.6'"
+            ) from error
+        from launcher.user_objects import Loaders, UserObjects, only_precision_plugin
+
+        if isinstance(train, pl.LightningDataModule):
+            datamodule, train = train, None
+        data = datamodule if train is None else Loaders(train, validation)
+        return UserObjects(model, data, self._callbacks, self._loggers, only_precision_plugin(self._plugins))
+
+    def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
+        from launcher.ranks import wanted_ranks
+
+        if is_script_rank():
+            return self._fit_script(config, given, 0)
+        if Topology.from_env(os.environ, os.uname().nodename).source == "torchrun":
+            return fit(config, given=given)
+        count = wanted_ranks(config)
+        if count == 1:
+            return fit(config, given=given)
+        if not in_notebook():
+            return self._fit_script(config, given, count)
+        reason = self._why_not_forked()
+        if reason is not None:
+            notice = f"this is a notebook, so one process trains instead of {count}: {reason}"
+            return fit(dataclasses.replace(config, devices=1), given=dataclasses.replace(given, notices=(notice,)))
+        with forked_ranks(count, lambda env: fit(config, env={**os.environ, **env}, given=given)) as env:
+            return fit(config, env={**os.environ, **env}, given=given)
+
+    def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
+        try:
+            return fit(config, env=script_rank(count), given=given)
+        except BaseException:
+            end_script_ranks()
+            raise
+
+    def _why_not_forked(self) -> str | None:
+        import torch
+
+        if not self._notebook_processes:
+            return "notebook_processes=True allows one process for each device"
+        if torch.cuda.is_initialized():
+            return "CUDA is in use already, and cannot be forked; restart the kernel and train first"
+        return None

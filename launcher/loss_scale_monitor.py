@@ -1,0 +1,301 @@
+"""A Lightning callback that watches the loss scale and the speed of all ranks, in anybody's own Trainer.
+
+It needs torch and one of Lightning's packages, and nothing else of the launcher's run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from launcher.rank_health import Alert, Health, Limits, judge
+from launcher.sample_exchange import Gathered, SampleExchange
+from launcher.step_clock import StepClock
+from strategies.loss_scale import CountingGradScaler, LiveScale, LossScaleError, find_loss_scale
+from strategies.precision_names import DTYPE, PrecisionError, normalize_precision
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        # The package's other name, and the only one up to 1.9.
+        from pytorch_lightning import Callback
+
+_log = logging.getLogger(__name__)
+_DEFAULT_INTERVAL = 50
+
+
+class LossScaleMonitor(Callback):
+    """Gathers every rank's loss scale, skipped steps, step time and memory, and logs them from rank zero.
+
+    One small collective at each logging interval, started there and read at the next one: no step waits for it, and
+    steps between have neither a collective nor a host sync. Metrics go to the trainer's loggers: `amp/loss_scale` and
+    its `_min` and `_max` over the ranks, `amp/skipped_steps`, `amp/skip_rate`, `amp/growth_tracker`,
+    `amp/floor_steps`, `amp/ranks_diverged`, `perf/step_seconds`, `perf/data_seconds`, `perf/slowest_rank`,
+    `perf/slowest_factor`, `perf/peak_memory_bytes`. Of several in one trainer only the first is active.
+
+    Args:
+        precision: any spelling; None asks the trainer. Only fp16 has a loss scale that is looked for.
+        every_n_steps: optimizer steps between two samples; None takes the trainer's `log_every_n_steps`.
+        limits: when something is wrong.
+        count_skipped: exchange torch's own GradScaler for one that counts, when the fit begins.
+        on_alert: told on rank zero what is wrong, once until it is over; without it, it is logged as a warning.
+        group: process group of the ranks; None for all.
+
+    Raises:
+        PrecisionError: `precision` is none.
+    """
+
+    def __init__(
+        self,
+        precision: str | int | None = None,
+        *,
+        every_n_steps: int | None = None,
+        limits: Limits | None = None,
+        count_skipped: bool = True,
+        on_alert: Callable[[Alert, int], None] | None = None,
+        group: Any = None,
+    ) -> None:
+        super().__init__()
+        if precision is not None:
+            normalize_precision(precision)
+        self.precision = precision
+        self.every_n_steps = every_n_steps
+        self.limits = limits or Limits()
+        self._count_skipped = count_skipped
+        self._on_alert = on_alert
+        self._exchange = SampleExchange(group)
+        self._clock = StepClock()
+        self._health = Health(0)
+        self._raised: frozenset[str] = frozenset()
+        self._passed_step = -1
+        self._sampled_step = -1
+        self._scale_told = False
+
+    # What Lightning calls.
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let the scaler count, before a checkpoint is loaded into it."""
+        del pl_module
+        plugin = _get(_get(trainer, "strategy"), "precision_plugin")
+        scaler = _get(plugin, "scaler")
+        # A subclass knows better than we do.
+        plain = type(scaler) in (torch.amp.GradScaler, torch.cuda.amp.GradScaler)
+        if stage == "fit" and self._count_skipped and plain and scaler.is_enabled() and self._is_active(trainer):
+            plugin.scaler = CountingGradScaler.adopt(scaler, self.limits.floor)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to count from here."""
+        del pl_module
+        self._passed_step = self._sampled_step = _step(trainer)
+        self._health = Health(_step(trainer))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        """Time the batch."""
+        del trainer, batch, batch_idx
+        self._clock.batch_begins(_get(pl_module, "device"))
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Time the forward pass."""
+        del trainer, pl_module, loss
+        self._clock.backward_begins()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """At the interval: read what the last one gathered, and start the next."""
+        del pl_module, batch, batch_idx
+        self._clock.batch_ends()
+        step, passed = _step(trainer), self._passed_step
+        self._passed_step = step
+        interval = self._interval(trainer)
+        # Manual optimization may move by several steps at once.
+        if step // interval > max(passed, 0) // interval:
+            self._sample(trainer, outputs)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Each epoch's end is logged, wherever the interval is."""
+        del pl_module
+        if _step(trainer) != self._sampled_step:
+            self._sample(trainer, None)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """A validation is no part of a step."""
+        del trainer, pl_module
+        self._clock.pause()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """A validation is no part of a step."""
+        del trainer, pl_module
+        self._clock.pause()
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Writing a checkpoint is no part of a step."""
+        del trainer, pl_module, checkpoint
+        self._clock.pause()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Wait for what is underway."""
+        del pl_module
+        if self._is_active(trainer):
+            for gathered in self._exchange.take(wait=True):
+                self._report(trainer, gathered)
+            self.finish(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """The ranks may not come together any more: leave what is underway."""
+        del pl_module, exception
+        if self._is_active(trainer):
+            self._exchange.drop()
+            self.finish(trainer)
+
+    # What a subclass may do otherwise.
+
+    def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
+        """Log a row, on rank zero.
+
+        Args:
+            trainer: the Trainer.
+            row: metrics by name.
+            step: optimizer steps done when they were taken.
+        """
+        numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+        for logger in _get(trainer, "loggers") or ():
+            try:
+                logger.log_metrics(numbers, step=step)
+            except Exception as error:  # noqa: BLE001 -- a logger's trouble is none of the training's
+                _log.warning("%s did not take the loss scale: %s", type(logger).__name__, error)
+
+    def observe(self, gathered: Gathered) -> None:
+        """See every rank's own numbers, on rank zero, before they are written as one row."""
+
+    def alert(self, alert: Alert, step: int) -> None:
+        """Tell that something is wrong, on rank zero.
+
+        Args:
+            alert: what.
+            step: optimizer steps done.
+        """
+        if self._on_alert is not None:
+            self._on_alert(alert, step)
+            return
+        _log.warning("step %d: %s: %s", step, alert.title, alert.text)
+
+    def finish(self, trainer: Any) -> None:
+        """The training is over, well or not; called on every rank."""
+
+    def watches(self, trainer: Any) -> bool:
+        """Whether a loss scale is looked for: there is none but in fp16."""
+        precision = self.precision if self.precision is not None else _get(trainer, "precision")
+        try:
+            return DTYPE[normalize_precision(precision)] == "fp16"
+        except PrecisionError:
+            return True
+
+    # The rest.
+
+    def _is_active(self, trainer: Any) -> bool:
+        """Only the first of several in one trainer gathers and logs."""
+        others = _get(trainer, "callbacks") or ()
+        return next((c for c in others if isinstance(c, LossScaleMonitor)), self) is self
+
+    def _interval(self, trainer: Any) -> int:
+        asked = self.every_n_steps or _get(trainer, "log_every_n_steps")
+        return asked if isinstance(asked, int) and asked > 0 else _DEFAULT_INTERVAL
+
+    def _sample(self, trainer: Any, outputs: Any) -> None:
+        if not self._is_active(trainer):
+            return
+        step = _step(trainer)
+        for gathered in self._exchange.take():
+            self._report(trainer, gathered)
+        times = self._clock.read(step - max(self._sampled_step, 0))
+        self._sampled_step = step
+        values: dict[str, float | Tensor] = {
+            "has_scale": 0.0,
+            "loss_not_finite": _not_finite(outputs),
+            "step_seconds": times.step,
+            "data_seconds": times.data,
+            "own_seconds": times.own,
+            "peak_memory": _peak_memory(),
+        }
+        values.update(self._scale_values(trainer))
+        self._exchange.send(step, _get(trainer, "current_epoch"), values)
+        if self._exchange.world_size == 1:
+            # Nobody to wait for: what is on the host is reported at once.
+            for gathered in self._exchange.take():
+                self._report(trainer, gathered)
+
+    def _scale_values(self, trainer: Any) -> dict[str, float | Tensor]:
+        if not self.watches(trainer):
+            return {}
+        try:
+            live = find_loss_scale(trainer)
+        except LossScaleError as error:
+            if not self._scale_told:
+                self._scale_told = True
+                _log.warning("rank %d: the loss scale is not logged: %s", self._exchange.rank, error)
+            return {}
+        return {} if live is None else _values_of(live)
+
+    def _report(self, trainer: Any, gathered: Gathered) -> None:
+        if not gathered.samples or not _is_rank_zero(trainer):
+            return
+        self._health = judge(gathered.samples, gathered.step, self._health, self.limits)
+        self.observe(gathered)
+        row: dict[str, Any] = dict(self._health.metrics)
+        if gathered.epoch is not None:
+            row["epoch"] = gathered.epoch
+        self.write(trainer, row, gathered.step)
+        raised = self._raised
+        self._raised = frozenset(alert.kind for alert in self._health.alerts)
+        for alert in self._health.alerts:
+            if alert.kind not in raised:
+                self.alert(alert, gathered.step)
+
+
+def _values_of(live: LiveScale) -> dict[str, float | Tensor]:
+    counts = {"skipped_steps": live.skipped_steps, "growth_tracker": live.growth_tracker,
+              "floor_steps": live.floor_steps}  # fmt: skip
+    return {"has_scale": 1.0, "scale": live.scale, **{name: n for name, n in counts.items() if n is not None}}
+
+
+def _get(owner: Any, name: str) -> Any:
+    """An attribute; None if it is missing or its getter raises, as Lightning's do outside of a fit."""
+    with contextlib.suppress(Exception):
+        return getattr(owner, name, None)
+    return None
+
+
+def _step(trainer: Any) -> int:
+    step = _get(trainer, "global_step")
+    return step if isinstance(step, int) else 0
+
+
+def _is_rank_zero(trainer: Any) -> bool:
+    zero = _get(trainer, "is_global_zero")
+    return bool(zero) if isinstance(zero, bool) else not _get(trainer, "global_rank")
+
+
+def _not_finite(outputs: Any) -> float | Tensor:
+    """Whether the step's loss is infinite or NaN; stays on the loss's device."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        return 0.0
+    return ~torch.isfinite(loss.detach()).all()
+
+
+def _peak_memory() -> int:
+    """Bytes; neither of the two asks the device."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,221 @@
+"""What all ranks' samples say together: the numbers to log, and what is wrong. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from launcher.rank_sample import RankSample
+
+AlertKind = Literal[
+    "scale_not_finite", "scale_underflow", "scale_at_floor", "ranks_diverged", "loss_not_finite", "slow_rank"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When something is wrong.
+
+    Attributes:
+        floor: a loss scale at or below it has collapsed.
+        floor_steps: steps in a row at the floor before anybody is told.
+        slow_factor: how many times the others' own time a rank may need.
+        slow_share: share of the step time that the slowest rank may cost the others.
+    """
+
+    floor: float = 1.0
+    floor_steps: int = 100
+    slow_factor: float = 1.5
+    slow_share: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a person should look at.
+
+    Attributes:
+        kind: which rule was broken.
+        title: one line.
+        text: what was seen, and what to do.
+        ranks: the ranks that it is about.
+    """
+
+    kind: AlertKind
+    title: str
+    text: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The ranks at one moment; the next moment is judged against it.
+
+    Attributes:
+        step: optimizer steps done.
+        metrics: what to log, by name.
+        alerts: what is wrong now.
+        floor_steps: for each rank, steps in a row at the floor.
+        skipped_steps: steps skipped since the training began; None if nobody counts them.
+        slow_rank: the rank that was too slow since the moment before, if one was.
+    """
+
+    step: int
+    metrics: Mapping[str, float | bool] = field(default_factory=dict[str, float | bool])
+    alerts: tuple[Alert, ...] = ()
+    floor_steps: Mapping[int, int] = field(default_factory=dict[int, int])
+    skipped_steps: int | None = None
+    slow_rank: int | None = None
+
+
+def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limits) -> Health:
+    """Compare the ranks with each other, with the limits and with the moment before.
+
+    Args:
+        samples: one per rank, at least one.
+        step: optimizer steps done when they were taken.
+        before: the last judgement; `Health(step)` of the first step at the beginning.
+        limits: when something is wrong.
+    """
+    ranks = sorted(samples, key=lambda s: s.rank)
+    steps = max(step - before.step, 1)
+    floor_steps = {s.rank: _floor_steps(s, before.floor_steps.get(s.rank, 0), steps, limits.floor) for s in ranks}
+    skipped = max((s.skipped_steps for s in ranks if s.skipped_steps is not None), default=None)
+    metrics: dict[str, float | bool] = {}
+    alerts: list[Alert] = []
+    if any(s.scale is not None for s in ranks):
+        metrics.update(_scale_metrics(ranks, floor_steps))
+        alerts += _scale_alerts(ranks, floor_steps, limits)
+    if skipped is not None:
+        metrics["amp/skipped_steps"] = skipped
+        # After a resume the count begins with what was skipped before.
+        known = before.skipped_steps if before.skipped_steps is not None else 0 if before.step == 0 else skipped
+        metrics["amp/skip_rate"] = max(skipped - known, 0) / steps
+    metrics.update(_time_metrics(ranks))
+    alerts += _loss_alert(ranks)
+    slow = _slow_alert(ranks, limits)
+    # Once may be a warm-up or a neighbour's job; twice in a row is the rank's own.
+    if slow is not None and before.slow_rank == slow.ranks[0]:
+        alerts.append(slow)
+    return Health(step, metrics, tuple(alerts), floor_steps, skipped, None if slow is None else slow.ranks[0])
+
+
+def _floor_steps(sample: RankSample, before: int, steps: int, floor: float) -> int:
+    """Counted by the scaler where it can; else it is taken to have been at the floor since the last look."""
+    if sample.floor_steps is not None:
+        return sample.floor_steps
+    return before + steps if sample.scale is not None and sample.scale <= floor else 0
+
+
+def _scale_metrics(ranks: Sequence[RankSample], floor_steps: Mapping[int, int]) -> dict[str, float | bool]:
+    scales = [s.scale for s in ranks if s.scale is not None]
+    metrics: dict[str, float | bool] = {
+        # NaN compares with nothing; it must show in both.
+        "amp/loss_scale_min": math.nan if any(map(math.isnan, scales)) else min(scales),
+        "amp/loss_scale_max": math.nan if any(map(math.isnan, scales)) else max(scales),
+        "amp/ranks_diverged": int(bool(_diverged(ranks))),
+        "amp/overflow": any(not math.isfinite(s) for s in scales),
+        "amp/underflow": any(s == 0 for s in scales),
+        "amp/floor_steps": max(floor_steps.values()),
+    }
+    if ranks[0].scale is not None:
+        metrics["amp/loss_scale"] = ranks[0].scale
+    trackers = [s.growth_tracker for s in ranks if s.growth_tracker is not None]
+    if trackers:
+        metrics["amp/growth_tracker"] = min(trackers)
+    return metrics
+
+
+def _time_metrics(ranks: Sequence[RankSample]) -> dict[str, float | bool]:
+    metrics: dict[str, float | bool] = {
+        "perf/step_seconds": max(s.step_seconds for s in ranks),
+        "perf/data_seconds": max(s.data_seconds for s in ranks),
+        "perf/peak_memory_bytes": max(s.peak_memory for s in ranks),
+    }
+    if len(ranks) > 1:
+        slowest, factor, _ = _slowest(ranks)
+        metrics["perf/slowest_rank"] = slowest.rank
+        metrics["perf/slowest_factor"] = factor
+    return metrics
+
+
+def _slowest(ranks: Sequence[RankSample]) -> tuple[RankSample, float, float]:
+    """The rank with the most time of its own: how many times the others' median, and how many seconds more."""
+    slowest = max(ranks, key=lambda s: s.own_seconds)
+    median = statistics.median(s.own_seconds for s in ranks if s is not slowest)
+    return slowest, slowest.own_seconds / median if median > 0 else 1.0, slowest.own_seconds - median
+
+
+def _diverged(ranks: Sequence[RankSample]) -> tuple[int, ...]:
+    """The ranks whose scale is not the most common one; rank zero's counts as that where there is a draw."""
+    keys = {s.rank: "NaN" if s.scale is not None and math.isnan(s.scale) else s.scale for s in ranks}
+    if len(set(keys.values())) == 1:
+        return ()
+    # `most_common` keeps the order of first sight, and rank zero comes first.
+    common = Counter(keys.values()).most_common(1)[0][0]
+    return tuple(rank for rank, key in keys.items() if key != common)
+
+
+def _scale_alerts(ranks: Sequence[RankSample], floor_steps: Mapping[int, int], limits: Limits) -> list[Alert]:
+    alerts: list[Alert] = []
+    broken = tuple(s.rank for s in ranks if s.scale is not None and not math.isfinite(s.scale))
+    if broken:
+        alerts.append(Alert(
+            "scale_not_finite", "the loss scale is not finite",
+            f"{_ranks(broken)}: no gradient is finite any more, and nothing is learned; go back to the last good "
+            "checkpoint, with bf16-mixed if the device has it, or a lower learning rate", broken,
+        ))  # fmt: skip
+    zero = tuple(s.rank for s in ranks if s.scale == 0)
+    if zero:
+        alerts.append(Alert(
+            "scale_underflow", "the loss scale is 0",
+            f"{_ranks(zero)}: every gradient overflowed until nothing was left of the scale; look for an infinite "
+            "loss, or train in bf16-mixed", zero,
+        ))  # fmt: skip
+    low = tuple(r for r, n in floor_steps.items() if n >= limits.floor_steps and r not in zero)
+    if low:
+        alerts.append(Alert(
+            "scale_at_floor", "the loss scale stays at its floor",
+            f"{_ranks(low)}: at or below {limits.floor:g} for {max(floor_steps[r] for r in low)} steps in a row; "
+            "gradients overflow at any scale: look for an infinite loss, lower the learning rate, clip the gradients, "
+            "or train in bf16-mixed", low,
+        ))  # fmt: skip
+    diverged = _diverged(ranks)
+    if diverged:
+        scales = ", ".join(f"rank {s.rank}: {s.scale}" for s in ranks if s.rank in diverged[:8])
+        alerts.append(Alert(
+            "ranks_diverged", "the ranks' loss scales differ",
+            f"rank 0 has {ranks[0].scale}; {scales}: the ranks do not step together any more, and their weights are "
+            "different models; check that every rank reduces the same gradients", diverged,
+        ))  # fmt: skip
+    return alerts
+
+
+def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
+    broken = tuple(s.rank for s in ranks if s.loss_not_finite)
+    if not broken:
+        return []
+    text = f"{_ranks(broken)}: look at the batch, the learning rate and the precision"
+    return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
+
+
+def _slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
+    if len(ranks) < 2:
+        return None
+    slowest, factor, more = _slowest(ranks)
+    step = max(s.step_seconds for s in ranks)
+    if factor < limits.slow_factor or more < limits.slow_share * step:
+        return None
+    text = (
+        f"rank {slowest.rank} needs {slowest.own_seconds * 1e3:.3g} ms a step for data and forward pass, {factor:.2g} "
+        f"times the others; all ranks wait {more / step:.0%} of each step for it"
+    )
+    return Alert("slow_rank", f"rank {slowest.rank} is slow", text, (slowest.rank,))
+
+
+def _ranks(ranks: Sequence[int], limit: int = 8) -> str:
+    named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:limit]))}"
+    return named if len(ranks) <= limit else f"{named} and {len(ranks) - limit} more"

@@ -1,0 +1,77 @@
+"""What one rank tells the others about itself at each logging interval, and its place in the packed vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Each field of the vector; -1 stands for "nobody counts this", as none of them is ever negative.
+FIELDS: tuple[str, ...] = (
+    "has_scale",
+    "scale",
+    "skipped_steps",
+    "growth_tracker",
+    "floor_steps",
+    "loss_not_finite",
+    "step_seconds",
+    "data_seconds",
+    "own_seconds",
+    "peak_memory",
+)
+ABSENT = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RankSample:
+    """One rank over the steps since its last sample.
+
+    Attributes:
+        rank: global rank.
+        scale: its loss scale; None if nothing scales the loss, or if the scale could not be read.
+        skipped_steps: optimizer steps left out since the training began; None if nobody counts them.
+        growth_tracker: steps since the scale last moved; None if nobody counts them.
+        floor_steps: steps in a row with the scale at its floor; None if nobody counts them.
+        loss_not_finite: whether the last step's loss was infinite or NaN.
+        step_seconds: mean wall time of an optimizer step.
+        data_seconds: mean time that an optimizer step waited for its batches.
+        own_seconds: mean time of an optimizer step that this rank spent on its own: data and forward pass. In the
+            backward pass the ranks wait for each other, so the whole step takes equally long on all of them.
+        peak_memory: most bytes that were allocated on the device so far; the process's resident memory on a CPU.
+    """
+
+    rank: int
+    scale: float | None = None
+    skipped_steps: int | None = None
+    growth_tracker: int | None = None
+    floor_steps: int | None = None
+    loss_not_finite: bool = False
+    step_seconds: float = 0.0
+    data_seconds: float = 0.0
+    own_seconds: float = 0.0
+    peak_memory: int = 0
+
+
+def sample_of(rank: int, vector: Sequence[float]) -> RankSample:
+    """Read one rank's vector.
+
+    Args:
+        rank: global rank.
+        vector: one number for each of `FIELDS`.
+    """
+    values = dict(zip(FIELDS, vector, strict=True))
+
+    def count(name: str) -> int | None:
+        return None if values[name] == ABSENT else int(values[name])
+
+    return RankSample(
+        rank,
+        values["scale"] if values["has_scale"] else None,
+        count("skipped_steps"),
+        count("growth_tracker"),
+        count("floor_steps"),
+        bool(values["loss_not_finite"]),
+        values["step_seconds"],
+        values["data_seconds"],
+        values["own_seconds"],
+        int(values["peak_memory"]),
+    )

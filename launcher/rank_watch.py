@@ -1,0 +1,75 @@
+"""The watch over the ranks in a run of the launcher's: W&B, events and the terminal hear of the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+from typing_extensions import override
+
+from launcher.amp_callback import AmpWandbCallback
+from launcher.config import WatchOptions
+from launcher.events import EventLog
+from launcher.rank_health import Alert, Limits
+from launcher.sample_exchange import Gathered
+from launcher.wandb_writer import WandbWriter
+
+# More would make an event of a large run longer than it is useful.
+_RANKS_IN_EVENT = 64
+
+
+class WatchRanks(AmpWandbCallback):
+    """`AmpWandbCallback` that also tells the run's events and the terminal.
+
+    Args:
+        options: when an alert is raised.
+        precision: the plan's.
+        events: the run's.
+        console: rank zero's terminal.
+        notice: told what does not work with W&B.
+        writer: of the run's W&B; None if there is none.
+    """
+
+    def __init__(
+        self,
+        options: WatchOptions,
+        precision: str,
+        events: EventLog,
+        console: Console,
+        notice: Callable[[str], None],
+        writer: WandbWriter | None = None,
+    ) -> None:
+        limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share)
+        super().__init__(
+            # A plugin of the user's own may scale the loss: look for it.
+            precision=None if precision == "custom" else precision,
+            every_n_steps=options.every_n_steps,
+            limits=limits,
+            on_alert=self._tell,
+            on_notice=notice,
+            writer=writer,
+        )
+        self._events = events
+        self._console = console
+
+    @override
+    def observe(self, gathered: Gathered) -> None:
+        samples = gathered.samples[:_RANKS_IN_EVENT]
+        self._events.write(
+            "ranks",
+            step=gathered.step,
+            ranks=[s.rank for s in samples],
+            loss_scale=[s.scale for s in samples],
+            skipped_steps=[s.skipped_steps for s in samples],
+            step_seconds=[round(s.step_seconds, 6) for s in samples],
+            data_seconds=[round(s.data_seconds, 6) for s in samples],
+            own_seconds=[round(s.own_seconds, 6) for s in samples],
+            peak_memory=[s.peak_memory for s in samples],
+        )
+
+    def _tell(self, alert: Alert, step: int) -> None:
+        self._events.write("alert", alert=alert.kind, step=step, ranks=list(alert.ranks), title=alert.title,
+                           text=alert.text)  # fmt: skip
+        self._console.print(
+            f"alert at step {step}: {alert.title}: {alert.text}", style="red", highlight=False, markup=False
+        )

@@ -1,0 +1,104 @@
+"""The user's own objects of one run: made from the config, or handed over in code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
+from typing_extensions import override
+
+from launcher.config import RunConfig
+from launcher.errors import ConfigError, Problem
+from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects, make_plugins, name_of
+
+
+@dataclass(frozen=True)
+class UserObjects:
+    """What is trained, and what of the user's own takes part.
+
+    Attributes:
+        model: the LightningModule.
+        data: the LightningDataModule, None if the model has loaders of its own.
+        callbacks: in their order.
+        loggers: beside W&B.
+        precision_plugin: decides the precision instead of the plan; None without one.
+        notices: what the user should be told of how they came to be trained.
+    """
+
+    model: pl.LightningModule
+    data: pl.LightningDataModule | None = None
+    callbacks: Sequence[pl.Callback] = ()
+    loggers: Sequence[Logger] = ()
+    precision_plugin: Precision | None = None
+    notices: Sequence[str] = ()
+
+    def traits(self) -> dict[str, Any]:
+        """What they say of themselves, as plain JSON values; see `launcher.user_classes.UserClasses.traits`."""
+        batch_size = getattr(self.data if self.data is not None else self.model, "batch_size", None)
+        plugin = None if self.precision_plugin is None else name_of(type(self.precision_plugin))
+        return {
+            "model": name_of(type(self.model)),
+            "batch_size": batch_size if isinstance(batch_size, int) else None,
+            "static_graph": bool(getattr(self.model, "static_graph", False)),
+            "precision_plugin": plugin,
+        }
+
+
+class Loaders(pl.LightningDataModule):
+    """Loaders that were made already, as a LightningDataModule.
+
+    Args:
+        train: the training loader or loaders.
+        validation: the validation loaders, None without validation.
+    """
+
+    def __init__(self, train: Any, validation: Any = None) -> None:
+        super().__init__()
+        self._train = train
+        self._validation = validation
+        self.batch_size: int | None = getattr(train, "batch_size", None)
+
+    @override
+    def train_dataloader(self) -> TRAIN_DATALOADERS:
+        return self._train
+
+    @override
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        return self._validation if self._validation is not None else []
+
+
+def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserObjects:
+    """Make what the config names; whatever the constructors raise comes out as it is.
+
+    Args:
+        config: names the classes and their arguments.
+        micro_batch_size: samples that a rank takes at once, None for what the data has.
+    """
+    model, data = make_objects(config, import_classes(config), micro_batch_size)
+    plugins = make_plugins(config)
+    return UserObjects(model, data, make_callbacks(config), make_loggers(config), plugins[0] if plugins else None)
+
+
+def only_precision_plugin(plugins: Sequence[Any]) -> Precision | None:
+    """The precision plugin among plugins handed over in code.
+
+    Raises:
+        ConfigError: there are others, or several.
+    """
+    problems = [
+        Problem(
+            f"plugins[{n}]", f"given a {type(p).__name__}; expected a precision plugin, as the launcher makes the rest"
+        )
+        for n, p in enumerate(plugins)
+        if not isinstance(p, Precision)
+    ]
+    if len(plugins) > 1 and not problems:
+        problems.append(Problem("plugins", f"given {len(plugins)} precision plugins; a run has one precision"))
+    if problems:
+        raise ConfigError(problems)
+    return plugins[0] if plugins else None

@@ -1,0 +1,128 @@
+"""What a W&B run says of its model and its precision."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal, cast
+
+from launcher.plan import Plan
+
+ModelType = Literal["gpt", "bert", "t5", "custom"]
+# In this order: an encoder-decoder may have 'Bert' or 'GPT' in its name.
+_FAMILIES: tuple[tuple[ModelType, re.Pattern[str]], ...] = (
+    # A capital T: 'Net5' is none.
+    ("t5", re.compile(r"T5|(?:^|[_\W])t5|(?i:encoder_?decoder|seq2seq|sequence_?to_?sequence|bart|marian|pegasus)")),
+    ("bert", re.compile(r"(?i:bert|electra|maskedlm|masked_lm|encoder_?only)")),
+    ("gpt", re.compile(r"(?i:gpt|llama|mistral|mixtral|qwen|bloom|causallm|causal_lm|decoder_?only)")),
+)
+# What wrappers call the model that they hold: DDP and DeepSpeed, torch.compile, LightningModules by custom.
+_WRAPPED = ("module", "_orig_mod", "_forward_module", "model", "net", "network", "backbone", "transformer", "lm")
+_MODEL_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_length")
+# Other spellings of the same, as the large model families have them.
+_SPELLINGS = {
+    "hidden_size": ("hidden_size", "d_model", "n_embd", "embed_dim"),
+    "num_layers": ("num_layers", "num_hidden_layers", "n_layer", "n_layers"),
+    "num_heads": ("num_heads", "num_attention_heads", "n_head", "n_heads"),
+    "max_length": ("max_length", "max_position_embeddings", "n_positions", "block_size", "max_seq_len"),
+}
+_SECRET = re.compile(r"(?i)(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|auth_token|token)$")
+
+
+def build_wandb_config(
+    model: Any, config: Any, hyperparameters: Mapping[str, Any] | None = None, plan: Plan | None = None
+) -> dict[str, Any]:
+    """The `config` of a W&B run: the model, the hyperparameters, and in which precision it trains.
+
+    Args:
+        model: the module, wrapped or not; anything else gives None where it would be asked.
+        config: the model's settings, an object or a mapping; None is fine.
+        hyperparameters: of the training; kept under their own names, except what looks like a secret.
+        plan: the run's, for what the hyperparameters don't say.
+
+    Returns:
+        The hyperparameters, and `model_type`, `model_class`, `total_parameters`, `trainable_parameters`,
+        `vocab_size`, `hidden_size`, `num_layers`, `num_heads`, `max_length` (None where unknown), `mixed_precision`,
+        `precision`, `use_amp`, and with a plan `strategy`, `world_size`, `global_batch_size`.
+    """
+    given = {k: v for k, v in (hyperparameters or {}).items() if not _SECRET.search(str(k))}
+    counts = _count_parameters(model)
+    planned = plan is not None and plan.precision.endswith("-mixed")
+    use_amp = bool(given["use_amp"]) if given.get("use_amp") is not None else planned
+    values: dict[str, Any] = {
+        **given,
+        "model_type": detect_model_type(model),
+        "model_class": type(next(iter(_layers(model)))).__name__,
+        "total_parameters": counts[0],
+        "trainable_parameters": counts[1],
+        **{name: _setting(config, name) for name in _MODEL_FIELDS},
+        "use_amp": use_amp,
+        "mixed_precision": bool(given.get("mixed_precision", use_amp)),
+        "precision": given.get("precision", None if plan is None else plan.precision),
+    }
+    if plan is not None:
+        values.update(
+            strategy=plan.strategy.name, world_size=plan.world_size, global_batch_size=plan.batch.global_batch_size
+        )
+    return values
+
+
+def detect_model_type(model: Any) -> ModelType:
+    """The family of a model by its name: decoder ('gpt'), encoder ('bert'), encoder-decoder ('t5') or 'custom'.
+
+    Looks through DistributedDataParallel, torch.compile, DeepSpeed's engine and LightningModules.
+
+    Args:
+        model: the module.
+    """
+    for layer in _layers(model):
+        settings = getattr(layer, "config", None)
+        if _setting_of(settings, "is_encoder_decoder") is True:
+            return "t5"
+        names = [base.__name__ for base in type(layer).__mro__ if base.__module__.split(".")[0] not in _NOT_NAMED]
+        names.append(str(_setting_of(settings, "model_type") or ""))
+        for name in names:
+            for family, pattern in _FAMILIES:
+                if pattern.search(name):
+                    return family
+    return "custom"
+
+
+# Their own class names say nothing of the user's model.
+_NOT_NAMED = ("torch", "lightning", "pytorch_lightning", "deepspeed", "builtins", "abc", "typing")
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """The model and what it wraps, outermost first; each once."""
+    seen: set[int] = set()
+    waiting = [model]
+    while waiting:
+        layer = waiting.pop(0)
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        yield layer
+        # Not every attribute is a module; a `model` that is a name or a path is none.
+        inner = (getattr(layer, name, None) for name in _WRAPPED)
+        waiting += [each for each in inner if hasattr(each, "parameters")]
+
+
+def _count_parameters(model: Any) -> tuple[int | None, int | None]:
+    """All and trainable parameters; None where there are none to count."""
+    listed = getattr(model, "parameters", None)
+    parameters: list[Any] = list(cast(Any, listed)()) if callable(listed) else []
+    if not parameters:
+        return None, None
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _setting(config: Any, name: str) -> Any:
+    found = (_setting_of(config, spelling) for spelling in _SPELLINGS.get(name, (name,)))
+    return next((value for value in found if value is not None), None)
+
+
+def _setting_of(config: Any, name: str) -> Any:
+    if is_dataclass(config) and not isinstance(config, type):
+        config = asdict(config)
+    return cast(Mapping[str, Any], config).get(name) if isinstance(config, Mapping) else getattr(config, name, None)

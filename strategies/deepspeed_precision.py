@@ -1,0 +1,192 @@
+"""DeepSpeed's `fp16` and `bf16` blocks: what they order, what contradicts, and what they must be for a precision.
+
+Lightning only adds keys to a DeepSpeed config: with bf16-mixed and a config that enables fp16, both would be on.
+Keys, defaults and limits: deepspeed/runtime/precision_config.py of DeepSpeed 0.19.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from strategies.precision_names import DTYPE, Precision, PrecisionError, normalize_precision
+
+AUTO = "auto"
+# DeepSpeed reads the second name if the first is not there.
+_OLD_BF16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One setting of a block: its default, and what it must be."""
+
+    default: object
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object, minimum: int) -> bool:
+    return _is_number(value) and float(value) == int(value) and value >= minimum  # type: ignore[arg-type, operator]
+
+
+def _whole(default: int, minimum: int) -> _Key:
+    return _Key(default, f"a whole number, at least {minimum}", lambda v: _is_whole(v, minimum))
+
+
+def _truth(default: bool) -> _Key:
+    return _Key(default, "true or false", lambda v: isinstance(v, bool))
+
+
+_FP16 = {
+    "enabled": _truth(default=False),
+    "auto_cast": _truth(default=False),
+    "loss_scale": _Key(0, "a number, at least 0 (0: dynamic)", lambda v: _is_number(v) and v >= 0),
+    # 2**127 is the largest power of two in fp32, which holds the scale.
+    "initial_scale_power": _Key(16, "a whole number from 0 to 127", lambda v: _is_whole(v, 0) and v <= 127),
+    "loss_scale_window": _whole(1000, 1),
+    "hysteresis": _whole(2, 1),
+    "consecutive_hysteresis": _truth(default=False),
+    "min_loss_scale": _whole(1, 1),
+    "fp16_master_weights_and_grads": _truth(default=False),
+}
+_BF16 = {
+    "enabled": _truth(default=False),
+    "immediate_grad_update": _truth(default=False),
+    "check_grad_overflow": _truth(default=True),
+    "bf16_master_weights_and_grads": _truth(default=False),
+    "bf16_optimizer_states": _truth(default=False),
+}
+_BLOCKS = {"fp16": _FP16, "bf16": _BF16, _OLD_BF16: _BF16}
+
+
+def ordered_precision(config: Mapping[str, Any]) -> Precision | None:
+    """The precision that a DeepSpeed config orders by enabling one block; None if it enables none, or both.
+
+    Args:
+        config: DeepSpeed's settings.
+    """
+    fp16, bf16 = _enabled(config, "fp16"), _enabled(config, "bf16") or _enabled(config, _OLD_BF16)
+    if fp16 == bf16:
+        return None
+    return Precision.FP16_MIXED if fp16 else Precision.BF16_MIXED
+
+
+def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Everything in a DeepSpeed config that is broken or contradicts the agreed precision.
+
+    Args:
+        precision: what all ranks agreed on.
+        config: DeepSpeed's settings.
+
+    Returns:
+        One line each: dotted path, what is there, what is expected.
+    """
+    found: list[str] = []
+    if precision is Precision.FP64_TRUE:
+        found.append("DeepSpeed trains in fp16, bf16 or fp32; use `strategy: ddp` for 64-true")
+    for name, keys in _BLOCKS.items():
+        found += _broken(name, keys, config)
+    if "bf16" in config and _OLD_BF16 in config:
+        found.append(f"{_OLD_BF16}: DeepSpeed reads this old name only where bf16 is absent; remove it")
+    if _enabled(config, "fp16") and (_enabled(config, "bf16") or _enabled(config, _OLD_BF16)):
+        found.append("fp16.enabled and bf16.enabled are both true; DeepSpeed trains in one of them: set one to false")
+    dtype = DTYPE[precision]
+    for name, own in (("fp16", "fp16"), ("bf16", "bf16"), (_OLD_BF16, "bf16")):
+        given = _given(config, name, "enabled")
+        if given is True and dtype != own:
+            found.append(f"{name}.enabled is true, and the precision is {precision}: set it to false or 'auto'")
+        if given is False and dtype == own and name in config:
+            found.append(f"{name}.enabled is false, and the precision is {precision}: set it to true or 'auto'")
+    return (*found, *_other_dtypes(precision, config), *_unscalable(config))
+
+
+def precision_blocks(precision: Precision, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """DeepSpeed's `fp16` and `bf16` blocks for a precision: the user's settings kept, 'auto' filled with defaults.
+
+    Args:
+        precision: what all ranks agreed on; without conflicts with `config`.
+        config: DeepSpeed's settings.
+
+    Returns:
+        Both blocks, exactly one of them enabled, or none for 32-true.
+    """
+    dtype = DTYPE[precision]
+    blocks: dict[str, dict[str, Any]] = {}
+    for name, keys, block in (("fp16", _FP16, "fp16"), ("bf16", _BF16, "bf16" if "bf16" in config else _OLD_BF16)):
+        filled = {key: keys[key].default if value == AUTO else value for key, value in _block(config, block).items()}
+        blocks[name] = {**filled, "enabled": dtype == name}
+    return blocks
+
+
+def without_orders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same config, its precision left to be filled in."""
+    released = {name: {**_block(config, name), "enabled": AUTO} for name in _BLOCKS if _block(config, name)}
+    return {**config, **released}
+
+
+def _broken(name: str, keys: Mapping[str, _Key], config: Mapping[str, Any]) -> list[str]:
+    if name not in config:
+        return []
+    if not isinstance(config[name], Mapping):
+        return [f"{name} is {config[name]!r}; expected a block such as {{'enabled': true}}"]
+    found: list[str] = []
+    for key, value in _block(config, name).items():
+        if key not in keys:
+            close = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"valid are {', '.join(keys)}"
+            found.append(f"{name}.{key} does not exist; {hint}")
+        elif value != AUTO and not keys[key].holds(value):
+            found.append(f"{name}.{key} is {value!r}; expected {keys[key].expected}, or 'auto'")
+    return found
+
+
+def _unscalable(config: Mapping[str, Any]) -> list[str]:
+    """A dynamic scale that would begin below its own floor."""
+    power, floor = (_given(config, "fp16", key) for key in ("initial_scale_power", "min_loss_scale"))
+    if _is_whole(power, 0) and _is_whole(floor, 1) and power <= 127 and floor > 2**power:
+        return [f"fp16.min_loss_scale is {floor}, above the first scale of 2**{power}; lower it"]
+    return []
+
+
+def _other_dtypes(precision: Precision, config: Mapping[str, Any]) -> list[str]:
+    """Further places where DeepSpeed takes a dtype."""
+    found: list[str] = []
+    if _enabled(config, "amp"):
+        found.append("amp.enabled: DeepSpeed has no Apex AMP any more; remove the block")
+    if _enabled(config, "torch_autocast"):
+        found.append(f"torch_autocast.enabled is a second mixed precision beside {precision}; remove the block")
+    dtype = DTYPE[precision]
+    for path in ("data_types.grad_accum_dtype", "communication_data_type"):
+        group, _, key = path.rpartition(".")
+        value = _given(config, group, key) if group else config.get(key)
+        if value is None or value == AUTO:
+            continue
+        try:
+            asked = DTYPE[normalize_precision(value)]
+        except PrecisionError:
+            found.append(f"{path} is {value!r}; expected fp32, fp16 or bf16")
+            continue
+        if asked not in ("fp32", dtype):
+            found.append(f"{path} is {value!r}, and the precision is {precision}: set it to fp32 or {dtype}")
+    return found
+
+
+def _block(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """One block of the config; empty where it is missing or no block."""
+    block = config.get(name)
+    return cast(Mapping[str, Any], block) if isinstance(block, Mapping) else {}
+
+
+def _given(config: Mapping[str, Any], block: str, key: str) -> Any:
+    return _block(config, block).get(key)
+
+
+def _enabled(config: Mapping[str, Any], block: str) -> bool:
+    return _given(config, block, "enabled") is True
