@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.agents [--sizes 8 16 32 64] [--extrapolate 1000]
 
-The agents are threads of one process; the store, its sockets and torchelastic's rendezvous are the real ones. Threads of one process share one interpreter, so the seconds are an upper bound of what as many machines
-would take; the operations are exact. The last line is a power law fitted to the sizes, and marked as such.
+The agents are threads of one process; the store, its sockets and torchelastic's rendezvous are the real ones. Threads
+share one interpreter, so the seconds are an upper bound of what as many machines would take. The last lines are a power
+law fitted to the sizes.
 """
 
 from __future__ import annotations
