@@ -42,33 +42,46 @@ def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[s
         TopologyError: there are fewer devices than ranks, or the nodes cannot meet.
     """
     likely = likely_ranks(config, options)
-    # Read by torch and numpy when they are imported, so before the fork server begins.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // likely)))
-    # c10d asks for the name of every address that it connects to; one lost answer costs the resolver 5 s by default.
-    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
     several = options.several_nodes or options.max_restarts > 0
     with contextlib.ExitStack() as stack:
-        server: ForkServer | None = None
-        if likely > 1 or several:
+
+        def start_server(ranks: int) -> ForkServer:
+            _set_variables(config, ranks)
             server = ForkServer()
             stack.callback(server.close)
-            server.start(modules_to_preload(config))
+            server.start(modules_to_preload(config, os.environ))
+            return server
+
+        server = start_server(likely) if likely > 1 or several else None
         count = wanted_ranks(config, options)
         if count == 1 and not several:
             return None
-        if server is None:
-            server = ForkServer()
-            stack.callback(server.close)
-            server.start(modules_to_preload(config))
-        return _run_agent(server, count, options, arguments)
+        return _run_agent(server or start_server(count), count, options, arguments)
 
 
-def modules_to_preload(config: RunConfig) -> list[str]:
-    """The modules that the ranks of this run will import: the libraries', a mark, the user's."""
+def _set_variables(config: RunConfig, ranks: int) -> None:
+    """What the fork server and the ranks must find in their environment, unless the user has set it."""
+    # Read by torch and numpy when they are imported, so before the fork server begins.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    # c10d asks for the name of every address that it connects to; one lost answer costs the resolver 5 s by default.
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
+    if config.accelerator == "cpu":
+        # DeepSpeed looks for its accelerator once, when it is imported.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def modules_to_preload(config: RunConfig, env: Mapping[str, str]) -> list[str]:
+    """The modules that the ranks of this run will import: the libraries', a mark, the user's.
+
+    Args:
+        config: what to train.
+        env: the environment of the ranks.
+    """
     libraries = list(_LIBRARIES)
     if config.wandb.mode != "disabled":
         libraries.append("wandb")
-    if config.strategy.startswith("deepspeed"):
+    # Without the variable a rank decides on DeepSpeed's accelerator, and then imports it.
+    if config.strategy.startswith("deepspeed") and env.get("DS_ACCELERATOR"):
         libraries += ["deepspeed", "lightning.pytorch.strategies.deepspeed"]
     named = [config.model, config.data, config.trainer.callbacks, config.trainer.logger]
     users = [path.rpartition(".")[0] for path in _class_paths(named)]

@@ -59,11 +59,14 @@ def test_what_is_preloaded() -> None:
         data={"class_path": "mine.Data"},
         trainer=TrainerOptions(callbacks=[{"class_path": "calls.Back"}]),
     )
-    modules = modules_to_preload(config)
+    modules = modules_to_preload(config, {})
     assert modules[modules.index(USER_MODULES) + 1 :] == ["mine", "other.pkg", "calls"]
     assert "wandb" in modules
     assert "deepspeed" not in modules
-    assert "deepspeed" in modules_to_preload(RunConfig(strategy="deepspeed_stage_2"))
+    # Imported before its accelerator is known it would take the wrong one.
+    zero = RunConfig(strategy="deepspeed_stage_2")
+    assert "deepspeed" in modules_to_preload(zero, {"DS_ACCELERATOR": "cpu"})
+    assert "deepspeed" not in modules_to_preload(zero, {})
 
 
 @pytest.mark.parametrize(
