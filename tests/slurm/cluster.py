@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, private to the test run: network namespaces, munge, accounting, GPUs by GRES.
+"""A real SLURM of two nodes on this machine, private to the test run: network namespaces, munge, accounting, GRES.
 
 Nothing of the machine's own configuration is read or written. Each node has its own network, host name and /etc/hosts;
 what runs is started here and ended here, by process id.
@@ -189,8 +189,8 @@ class Cluster:
             f"{self.address(node)} {node}\n" for node in NODES) + f"{self._subnet}.1 {host}\n")  # fmt: skip
         controller, node_port, accounting = self._ports
         socket_file = folder / "munge" / "socket"
-        nodes = "\n".join(f"NodeName={node} NodeAddr={self.address(node)} Port={node_port} CPUs={_CPUS} RealMemory=8000 "
-                          f"Gres=gpu:2 State=UNKNOWN" for node in NODES)  # fmt: skip
+        each = f"Port={node_port} CPUs={_CPUS} RealMemory=8000 Gres=gpu:2 State=UNKNOWN"
+        nodes = "\n".join(f"NodeName={node} NodeAddr={self.address(node)} {each}" for node in NODES)
         self.conf.write_text(f"""\
 ClusterName=test{self._tag}
 SlurmctldHost={host}({self._subnet}.1)
@@ -235,7 +235,8 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=off MaxTime=INFINITE
         (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null,/dev/zero\n")
         self._daemons["slurmctld"] = (["slurmctld", "-D", "-f", str(self.conf)], self.env)
         for node in NODES:
-            script = f'mount --bind "{folder}/hosts" /etc/hosts && hostname {node} && exec slurmd -D -f "{self.conf}" -N {node}'
+            prepare = f'mount --bind "{folder}/hosts" /etc/hosts && hostname {node}'
+            script = f'{prepare} && exec slurmd -D -f "{self.conf}" -N {node}'
             enter = ["nsenter", f"--net=/run/netns/{self.namespace(node)}", "unshare", "--uts", "--mount"]
             self._daemons[node] = ([*enter, "bash", "-c", script], self.env)
 
