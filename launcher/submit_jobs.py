@@ -31,9 +31,9 @@ def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | Non
     from slurm.render import JobExecutor
     from slurm.task import FitRequest, FitTask
 
-    make_folder(submission)
     before = os.umask(0o077)
     try:
+        make_folder(submission)
         cwd = _code(submission, snapshot=snapshot)
         request = FitRequest(
             run=str(submission.place.path),
@@ -72,9 +72,9 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
     """
     if submission.job.nodes > 1:
         raise SubmitError([Problem("--nodes", f"given {submission.job.nodes}; --cluster local is this machine alone")])
-    make_folder(submission)
     before = os.umask(0o077)
     try:
+        make_folder(submission)
         cwd = _code(submission, snapshot=snapshot)
         resume = "auto" if submission.resume_from is None else str(submission.resume_from)
         known = start_detached([*submission.command, "--resume", resume], cwd, submission.folder)

@@ -16,9 +16,10 @@ from tests.slurm.jobs import Job, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# DDP sums the first step after its start in another order than the later ones, which shows in the last bit with more than
-# two ranks; where it looks for unused parameters it does not, and curves can be compared to the last bit.
-MODEL = ("--strategy", "ddp_find_unused_parameters_true", "--model", "tests.slurm.paced.PacedToy", "--global_batch_size", "8", "--trainer.max_epochs", "3", "--checkpoint.every_n_steps", "5")  # fmt: skip
+# DDP sums the first step after its start in another order than the later ones, which shows in the last bit with more
+# than two ranks. Where it looks for unused parameters it does not, and curves can be compared to the last bit.
+MODEL = ("--model", "tests.slurm.paced.PacedToy", "--strategy", "ddp_find_unused_parameters_true",
+         "--global_batch_size", "8", "--trainer.max_epochs", "3", "--checkpoint.every_n_steps", "5")  # fmt: skip
 STEPS = 24
 Curve = dict[int, list[tuple[int, list[int], float]]]
 

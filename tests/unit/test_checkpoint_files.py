@@ -140,7 +140,7 @@ def test_lightnings_way_to_the_disk_is_private_whole_and_read_without_running_an
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     torch.save({"x": Code()}, path)
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         io.load_checkpoint(path, weights_only=False)
     assert not (tmp_path / "executed").exists()
 
