@@ -236,10 +236,14 @@ def test_one_rank_is_not_compared_with_itself() -> None:
     assert (health.alerts, health.slow_rank) == ((), None)
 
 
-def test_a_rank_that_is_slow_twice_in_a_row_is_told() -> None:
-    first = at(times(0.2, 0.2, 0.5))
-    assert (first.slow_rank, kinds(first)) == (2, [])
-    second = at(times(0.2, 0.2, 0.5), step=20, before=first)
+def test_a_rank_that_stays_slow_for_long_enough_is_told() -> None:
+    limits = Limits(slow_steps=20)
+    first = at(times(0.2, 0.2, 0.5), step=30, limits=limits)
+    # Many steps, but one sample: it may have been the warm-up.
+    assert (first.slow_rank, first.slow_since, kinds(first)) == (2, 0, [])
+    soon = at(times(0.2, 0.2, 0.5), step=39, before=Health(38, slow_rank=2, slow_since=20), limits=limits)
+    assert (soon.slow_rank, soon.slow_since, kinds(soon)) == (2, 20, [])
+    second = at(times(0.2, 0.2, 0.5), step=40, before=soon, limits=limits)
     assert (only(second).kind, only(second).title, only(second).ranks) == ("slow_rank", "rank 2 is slow", (2,))
     assert only(second).text == (
         "rank 2 needs 500 ms a step for data and forward pass, 2.5 times the others; all ranks wait 30% of each step "
@@ -248,8 +252,9 @@ def test_a_rank_that_is_slow_twice_in_a_row_is_told() -> None:
 
 
 def test_another_slow_rank_begins_anew() -> None:
-    health = at(times(0.5, 0.2, 0.2), step=20, before=at(times(0.2, 0.2, 0.5)))
-    assert (health.slow_rank, kinds(health)) == (0, [])
+    before = Health(100, slow_rank=2, slow_since=0)
+    health = at(times(0.5, 0.2, 0.2), step=200, before=before, limits=Limits(slow_steps=20))
+    assert (health.slow_rank, health.slow_since, kinds(health)) == (0, 100, [])
 
 
 @pytest.mark.parametrize(
