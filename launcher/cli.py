@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
-from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options
+from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.rank_report import RankReport
 from launcher.topology import Topology
 
@@ -160,7 +160,10 @@ def _tell_agent(error: LauncherError) -> None:
 
 
 def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int:
-    if topology.source != "torchrun":
+    if topology.source == "torchrun":
+        if not RankReport.from_env(os.environ).has_agent:
+            refuse_agents_flags(launch)
+    else:
         from launcher.local_start import start_ranks
         from launcher.ranks import check_ranks
 
