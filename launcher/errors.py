@@ -3,6 +3,7 @@
 LauncherError                      exit code 1
   UsageError                       exit code 2: what was asked for cannot be done
     ConfigError                    every wrong field of a config, at once
+      LaunchError                  the flags that say how to start the ranks are wrong, all of them at once
     TopologyError                  the variables that describe this rank are half set or contradict the config
     AgreementError                 the ranks differ, or one of them never came
     PlanError                      no strategy, precision or batch split meets the config on these ranks
@@ -57,11 +58,19 @@ class ConfigError(UsageError):
         problems: at least one.
     """
 
+    what = "the config"
+
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         lines = [f"  {p.path}: {p.message}" for p in self.problems]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
-        super().__init__("\n".join([f"the config has {count}:", *lines]))
+        super().__init__("\n".join([f"{self.what} has {count}:", *lines]))
+
+
+class LaunchError(ConfigError):
+    """The flags that say how the ranks are started are wrong or contradict each other."""
+
+    what = "the command line"
 
 
 class TopologyError(UsageError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +23,12 @@ from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
+from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
@@ -49,6 +50,7 @@ def train(
     attempt: str,
     events: EventLog,
     console: Console,
+    report: RankReport,
     given: UserObjects | None = None,
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
@@ -71,7 +73,9 @@ def train(
             wandb_logger = start_wandb(config.wandb, run, values, notice)
         exit_code = 1
         try:
-            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, given)
+            trainer = _fit(
+                config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report, given
+            )
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
@@ -94,12 +98,13 @@ def train(
                 events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
                              expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
                              go_on=told.go_on)  # fmt: skip
-                traceback.print_exc()
+                report.trace(error)
                 raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
+            report.raised(error)
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
-            traceback.print_exc()
+            report.trace(error)
             raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
         finally:
             stop.close()
@@ -122,6 +127,7 @@ def _fit(
     events: EventLog,
     console: Console,
     notice: Callable[[str], None],
+    report: RankReport,
     given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
@@ -153,7 +159,14 @@ def _fit(
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     writer = None if wandb_logger is None else wandb_logger.writer
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
-    callbacks = [*objects.callbacks, watch, RecordPlan(plan), KeepStepBorders(), EventWriter(events)]
+    callbacks = [
+        *objects.callbacks,
+        watch,
+        RecordPlan(plan),
+        KeepStepBorders(),
+        EventWriter(events),
+        *signs_of_life(report),
+    ]
     callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
