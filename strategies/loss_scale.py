@@ -6,7 +6,7 @@ How a dynamic scale moves: Micikevicius et al., "Mixed Precision Training", 2018
 from __future__ import annotations
 
 import logging
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_FLOOR = 1.0
 _COUNTS = ("skipped_steps", "overflows", "growths", "floor_steps")
 _STATE = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+# The device holds the scale as a float32 and counts in an int32: what is larger would be infinite, or raise.
+_COUNTED = ("growth_interval", "_growth_tracker")
+_LARGEST, _LARGEST_COUNT = torch.finfo(torch.float32).max, torch.iinfo(torch.int32).max
 
 
 class LossScaleError(ValueError):
@@ -144,9 +147,14 @@ class CountingGradScaler(torch.amp.GradScaler):
         super().load_state_dict(state_dict)
         saved = state_dict.get("counts")
         counts = cast(Mapping[str, Any], saved) if isinstance(saved, Mapping) else {}
-        self._loaded = [int(counts.get(name, 0)) for name in _COUNTS]
+        self._loaded = [_count(counts.get(name)) for name in _COUNTS]
         if self._counts is not None:
             self._counts.copy_(torch.tensor(self._loaded))
+
+
+def _count(saved: Any) -> int:
+    """A saved count; 0 where it is none, as only the scale matters to the training."""
+    return saved if isinstance(saved, int) and not isinstance(saved, bool) and 0 <= saved <= _LARGEST_COUNT else 0
 
 
 def state_problem(state: Any) -> str | None:
@@ -163,8 +171,9 @@ def state_problem(state: Any) -> str | None:
         return f"it lacks {', '.join(missing)}" if values else "it is empty"
     for key in _STATE:
         value = values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            return f"{key} is {value!r}"
+        kind, largest = (int, _LARGEST_COUNT) if key in _COUNTED else (int | float, _LARGEST)
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= largest:
+            return f"{key} is {reprlib.repr(value)}"
     if not values["scale"] or values["growth_factor"] <= 1 or not 0 < values["backoff_factor"] < 1:
         return "scale, growth_factor or backoff_factor cannot move a scale"
     return None
