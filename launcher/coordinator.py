@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
-from launcher.errors import MissingLibraryError
+from launcher.errors import MissingLibraryError, UsageError
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import end_script_ranks, forked_ranks, in_notebook, is_script_rank, script_rank
 from launcher.topology import Topology
@@ -170,6 +170,9 @@ class TrainingCoordinator:
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
         try:
             return fit(config, env=script_rank(count), given=given)
+        except UsageError:
+            # Every rank was refused, and goes on to what the script does then: another training, perhaps.
+            raise
         except BaseException:
             end_script_ranks()
             raise
