@@ -170,9 +170,14 @@ def test_the_failure_of_rank_zero_ends_the_forked_ranks(monkeypatch: pytest.Monk
             signal.pause()
 
     forks: list[int] = []
-    with os.fdopen(read) as lines, pytest.raises(ValueError, match="^rank zero's own$"), forked_ranks(3, work):
-        forks += [int(lines.readline()) for _ in range(2)]
-        raise ValueError("rank zero's own")
+
+    def train() -> None:
+        with os.fdopen(read) as lines, forked_ranks(3, work):
+            forks.extend(int(lines.readline()) for _ in range(2))
+            raise ValueError("rank zero's own")
+
+    with pytest.raises(ValueError, match=r"^rank zero's own$"):
+        train()
     os.close(write)
     assert all(map(is_gone, forks))
 
