@@ -33,7 +33,8 @@ def in_notebook() -> bool:
     """Whether this process is a notebook's kernel or a prompt: there is no script that other ranks could run."""
     import __main__
 
-    return not hasattr(__main__, "__file__") or "ipykernel" in sys.modules
+    # Of code that is piped in, Python 3.11 says that it is in the file '<stdin>'.
+    return getattr(__main__, "__file__", "<").startswith("<") or "ipykernel" in sys.modules
 
 
 def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -166,6 +167,7 @@ def _fork(work: Callable[[], object]) -> int:
         return process
     code = 1
     try:
+        _one_thread()
         work()
         code = 0
     except BaseException:  # noqa: BLE001 -- the fork must never go on with its parent's work
@@ -175,6 +177,13 @@ def _fork(work: Callable[[], object]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _one_thread() -> None:
+    """GNU OpenMP's threads are not forked, and a fork that wants several waits for them for ever."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def _this_command() -> list[str]:

@@ -46,6 +46,11 @@ def test_a_process_without_a_script_is_one(main: types.ModuleType) -> None:
     assert in_notebook()
 
 
+def test_code_that_is_piped_in_is_one(main: types.ModuleType) -> None:
+    main.__file__ = "<stdin>"
+    assert in_notebook()
+
+
 def test_a_kernel_of_jupyters_is_one_whatever_started_it(
     main: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
