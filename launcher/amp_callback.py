@@ -33,6 +33,7 @@ class AmpWandbCallback(LossScaleMonitor):
         on_alert: told beside W&B what is wrong.
         on_notice: told what does not work with W&B, and how many rows were dropped; logged as a warning without it.
         capacity: rows that may wait for W&B.
+        writer: writes to W&B together with others, and is closed by its owner; None makes one.
         group: process group of the ranks; None for all.
 
     Raises:
@@ -50,6 +51,7 @@ class AmpWandbCallback(LossScaleMonitor):
         on_alert: Callable[[Alert, int], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
         capacity: int = 256,
+        writer: WandbWriter | None = None,
         group: Any = None,
     ) -> None:
         super().__init__(
@@ -63,7 +65,8 @@ class AmpWandbCallback(LossScaleMonitor):
         self.enabled = enabled
         self._notice = on_notice or _log.warning
         self._capacity = capacity
-        self._writer: WandbWriter | None = None
+        self._writer = writer
+        self._is_owner = writer is None
         self._told_missing = False
         self._defined = False
         self._last: dict[str, Any] = {}
@@ -106,7 +109,7 @@ class AmpWandbCallback(LossScaleMonitor):
         if wandb is not None:
             last = dict(self._last)
             self._put(lambda: wandb.run.summary.update(last))
-        dropped = writer.close(_FLUSH_TIMEOUT)
+        dropped = writer.close(_FLUSH_TIMEOUT) if self._is_owner else 0
         if dropped:
             self._notice(
                 f"W&B did not take {dropped} of the loss scale's rows and alerts; the training was not held up"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from launcher.agreement import Agreement, RankFacts
 from launcher.config import RunConfig
+from launcher.deepspeed_ready import check_cpu_fp16
+from launcher.deepspeed_source import with_deepspeed_file
 from launcher.hardware import detect_hardware
 from launcher.plan import Plan, make_plan
 from launcher.ranks import wanted_ranks
@@ -21,10 +25,12 @@ def plan_here(config: RunConfig, host: str) -> Plan:
     Raises:
         UsageError: no plan meets the config here.
     """
+    config = with_deepspeed_file(config)
     local = wanted_ranks(config)
     nodes = 1 if config.num_nodes == "auto" else config.num_nodes
     traits = import_classes(config).traits()
     hardware = detect_hardware(config.accelerator, 0)
+    check_cpu_fp16(config, hardware.device.kind, os.environ)
     facts = [
         RankFacts(
             rank=rank,

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
+from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
@@ -67,6 +68,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None, given: UserO
         Interrupted: a signal stopped the run at a step boundary, after a checkpoint.
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
+    config = with_deepspeed_file(config)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
@@ -104,12 +106,14 @@ def attach_log(log: RankLog) -> None:
 def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
+        from launcher.deepspeed_ready import check_cpu_fp16
         from launcher.hardware import detect_hardware
         from launcher.ranks import check_ranks
         from launcher.user_classes import import_classes
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
+        check_cpu_fp16(config, hardware.device.kind, os.environ)
         traits = import_classes(config).traits() if given is None else given.traits()
     except LauncherError as error:
         if topology.world_size == 1:

@@ -12,6 +12,7 @@ from launcher.config import WatchOptions
 from launcher.events import EventLog
 from launcher.rank_health import Alert, Limits
 from launcher.sample_exchange import Gathered
+from launcher.wandb_writer import WandbWriter
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64
@@ -26,6 +27,7 @@ class WatchRanks(AmpWandbCallback):
         events: the run's.
         console: rank zero's terminal.
         notice: told what does not work with W&B.
+        writer: of the run's W&B; None if there is none.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class WatchRanks(AmpWandbCallback):
         events: EventLog,
         console: Console,
         notice: Callable[[str], None],
+        writer: WandbWriter | None = None,
     ) -> None:
-        limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share)
+        limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share, options.slow_steps)
         super().__init__(
             # A plugin of the user's own may scale the loss: look for it.
             precision=None if precision == "custom" else precision,
@@ -44,6 +47,7 @@ class WatchRanks(AmpWandbCallback):
             limits=limits,
             on_alert=self._tell,
             on_notice=notice,
+            writer=writer,
         )
         self._events = events
         self._console = console

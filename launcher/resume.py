@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from launcher.checkpoint_precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
 from launcher.errors import ResumeError
+from launcher.zero_checkpoint import read_zero_outline
 from strategies.loss_scale import state_problem
 from strategies.precision import Precision
 
@@ -21,11 +22,13 @@ _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The checkpoint's content, its tensors left on disk.
+    """The checkpoint's content, its tensors left on disk; of a DeepSpeed one the shapes alone.
 
     Raises:
         ResumeError: no checkpoint, a damaged one, or one whose loading would run code.
     """
+    if path.is_dir():
+        return read_zero_outline(path)
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -62,6 +65,8 @@ def check_checkpoint(path: Path) -> CheckpointPrecision:
 
 def scaler_problem(path: Path) -> str | None:
     """Why the saved loss scale cannot be gone on with; None if it can, or if there was none to save."""
+    if path.is_dir():
+        return None  # DeepSpeed's, which keeps and restores its scale itself
     content = read_checkpoint(path)
     saved = [content[key] for key in RESTORED_SCALER_KEYS if key in content]
     if not saved:

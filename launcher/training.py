@@ -12,25 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed import PrefixStore
 
 from launcher.config import RunConfig
+from launcher.convert import loadable_checkpoint
 from launcher.data_order import order_training_data
-from launcher.errors import Interrupted, LauncherError, TrainingError
+from launcher.deepspeed_ready import check_model
+from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.plan import Plan
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
-from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
+from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_config import build_wandb_config
-from launcher.wandb_run import describe_run, finish_wandb, start_wandb
+from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
+from strategies.choice import StrategyError
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -78,6 +81,11 @@ def train(
             exit_code = error.exit_code
             events.write("failed", host=topology.host, error=str(error))
             raise
+        except StrategyError as error:
+            # What only the optimizer could show, which Lightning makes late.
+            exit_code = PlanError.exit_code
+            events.write("failed", host=topology.host, error=str(error))
+            raise PlanError(str(error)) from error
         except Exception as error:
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
@@ -101,7 +109,7 @@ def _fit(
     run: RunDirectory,
     stop: StopAgreement,
     listener: SignalListener,
-    wandb_logger: WandbLogger | None,
+    wandb_logger: QueuedWandbLogger | None,
     events: EventLog,
     console: Console,
     notice: Callable[[str], None],
@@ -114,6 +122,7 @@ def _fit(
     for text in objects.notices:
         notice(text)
     model, data = objects.model, objects.data
+    check_model(model, plan, notice)
     if wandb_logger is not None:
         wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
         describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
@@ -133,8 +142,9 @@ def _fit(
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    watch = WatchRanks(config.watch, plan.precision, events, console, notice)
-    callbacks = [*objects.callbacks, watch, RecordPlan(plan), EventWriter(events)]
+    writer = None if wandb_logger is None else wandb_logger.writer
+    watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
+    callbacks = [*objects.callbacks, watch, RecordPlan(plan), KeepStepBorders(), EventWriter(events)]
     callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
@@ -142,7 +152,8 @@ def _fit(
     trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
-    trainer.fit(model, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:
+        trainer.fit(model, datamodule=data, ckpt_path=None if loadable is None else str(loadable), weights_only=True)
     if resume is not None and trainer.global_step == resumed_at:
         notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
     return trainer
@@ -175,8 +186,11 @@ def _quieten() -> None:
         # The summary counts parameters; their size in half precision is the plan's to say.
         ".*is not supported by the model summary.*",
         ".*LeafSpec.*",
+        # DeepSpeed's own affair with torch 2.13.
+        ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
         # The loader's position is saved: it is a StatefulDataLoader.
         ".*resumed from a checkpoint that ended before the epoch ended.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.strategies.deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -6,15 +6,18 @@ import contextlib
 import netrc
 import os
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
+from typing_extensions import override
 
 from launcher.config import WandbOptions
 from launcher.run_directory import RunDirectory
+from launcher.wandb_writer import WandbWriter
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:
@@ -43,9 +46,28 @@ def _has_netrc_key(env: Mapping[str, str]) -> bool:
         return False
 
 
+class QueuedWandbLogger(WandbLogger):
+    """Lightning's logger, its rows written by a thread: a stalled W&B must not hold the training up.
+
+    Args:
+        writer: has the queue.
+        options: Lightning's own arguments.
+    """
+
+    def __init__(self, writer: WandbWriter, **options: Any) -> None:
+        super().__init__(**options)
+        self.writer = writer
+
+    @override
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = dict(metrics)
+        write = super().log_metrics
+        self.writer.put(lambda: write(row, step))
+
+
 def start_wandb(
     options: WandbOptions, run: RunDirectory, values: Mapping[str, Any], notice: Callable[[str], None]
-) -> WandbLogger | None:
+) -> QueuedWandbLogger | None:
     """Start the run; offline if the server doesn't answer in time, not at all if W&B is broken or disabled.
 
     Args:
@@ -83,7 +105,10 @@ def start_wandb(
             wandb.teardown()
             notice(f"W&B {attempt} failed: {_first_line(error)}")
             continue
-        return WandbLogger(experiment=experiment, save_dir=str(run.path), id=run.wandb_id)
+        # As Lightning does for runs that it starts: every chart against the true step.
+        experiment.define_metric("trainer/global_step")
+        experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return QueuedWandbLogger(WandbWriter(), experiment=experiment, save_dir=str(run.path), id=run.wandb_id)
     return None
 
 
@@ -102,7 +127,9 @@ def describe_run(logger: WandbLogger, values: Mapping[str, Any], notice: Callabl
         notice(f"W&B did not take the model's config: {_first_line(error)}")
 
 
-def finish_wandb(logger: WandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = 60.0) -> None:
+def finish_wandb(
+    logger: QueuedWandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = 60.0
+) -> None:
     """End the run; if the upload does not end in time, leave it to `wandb sync`.
 
     Args:
@@ -111,6 +138,10 @@ def finish_wandb(logger: WandbLogger, exit_code: int, notice: Callable[[str], No
         notice: told if the upload was left.
         timeout: seconds that the end of a training may wait for W&B.
     """
+    began = time.monotonic()
+    dropped = logger.writer.close(timeout)
+    if dropped:
+        notice(f"W&B did not take {dropped} rows; the training was not held up")
     experiment = logger.experiment
     folder = Path(experiment.dir).parent
     done = threading.Event()
@@ -121,7 +152,7 @@ def finish_wandb(logger: WandbLogger, exit_code: int, notice: Callable[[str], No
         done.set()
 
     threading.Thread(target=finish, name="launcher-wandb-finish", daemon=True).start()
-    if not done.wait(timeout):
+    if not done.wait(max(timeout - (time.monotonic() - began), 1.0)):
         notice(f"W&B did not take everything within {timeout:g} s; later: wandb sync {folder}")
 
 

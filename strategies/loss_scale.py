@@ -18,7 +18,7 @@ from typing_extensions import override
 _log = logging.getLogger(__name__)
 # torch warns that below 1 "something is likely wrong" (torch/amp/grad_scaler.py).
 DEFAULT_FLOOR = 1.0
-_COUNTS = ("skipped_steps", "overflows", "growths", "floor_steps")
+_COUNTS = ("skipped_steps", "overflows", "floor_steps")
 _STATE = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 # The device holds the scale as a float32 and counts in an int32: what is larger would be infinite, or raise.
 _COUNTED = ("growth_interval", "_growth_tracker")
@@ -76,9 +76,9 @@ class CountingGradScaler(torch.amp.GradScaler):
     def __init__(self, device: str = "cuda", *, floor: float = DEFAULT_FLOOR, **options: Any) -> None:
         super().__init__(device, **options)
         self.floor = floor
-        # Until the device is known: what a checkpoint brought, in the order of _COUNTS.
-        self._loaded = [0] * len(_COUNTS)
-        self._counts: Tensor | None = None
+        # Until the device is known: what a checkpoint brought.
+        self._loaded = dict.fromkeys(_COUNTS, 0)
+        self._counts: dict[str, Tensor] | None = None
 
     @classmethod
     def adopt(cls, scaler: torch.amp.GradScaler, floor: float = DEFAULT_FLOOR) -> CountingGradScaler:
@@ -103,20 +103,25 @@ class CountingGradScaler(torch.amp.GradScaler):
             for state in self._per_optimizer_states.values()
             for flag in state["found_inf_per_device"].values()
         ]
-        if not found:
-            super().update()  # which says what is wrong
-            return
-        overflows = found[0].clone() if len(found) == 1 else torch.stack(found).sum()
-        before = self._scale.clone()
-        super().update()
         counts = self._on_device(self._scale.device)
-        counts[:3] += torch.stack((overflows.clamp(max=1), overflows, (self._scale > before).float()))
-        counts[3] = (counts[3] + 1) * (self._scale <= self.floor)
+        # Few and small kernels: this runs in every step.
+        if len(found) == 1:
+            counts["skipped_steps"].add_(found[0])
+            counts["overflows"].add_(found[0])
+        elif found:
+            overflows = torch.stack(found).sum()
+            counts["skipped_steps"].add_(overflows.clamp(max=1))
+            counts["overflows"].add_(overflows)
+        super().update()
+        counts["floor_steps"].add_(1).mul_(self._scale <= self.floor)
 
-    def _on_device(self, device: torch.device) -> Tensor:
+    def _on_device(self, device: torch.device) -> dict[str, Tensor]:
         if self._counts is None:
             # Doubles count every step of any training; on the device the copy happens once.
-            self._counts = torch.tensor(self._loaded, dtype=torch.float64, device=device)
+            self._counts = {
+                name: torch.full((), number, dtype=torch.float64, device=device)
+                for name, number in self._loaded.items()
+            }
         return self._counts
 
     def live(self) -> LiveScale:
@@ -124,12 +129,11 @@ class CountingGradScaler(torch.amp.GradScaler):
         counts: Any = self._loaded if self._counts is None else self._counts
         scale = self._init_scale if self._scale is None else self._scale
         tracker = self._init_growth_tracker if self._growth_tracker is None else self._growth_tracker
-        return LiveScale(scale, True, "torch", counts[0], tracker, counts[3])
+        return LiveScale(scale, True, "torch", counts["skipped_steps"], tracker, counts["floor_steps"])
 
     def counts(self) -> dict[str, int]:
-        """Skipped steps, overflows (of each optimizer), growths, steps in a row at the floor; waits for the device."""
-        values = self._loaded if self._counts is None else self._counts.tolist()
-        return {name: int(value) for name, value in zip(_COUNTS, values, strict=True)}
+        """Skipped steps, overflows (of each optimizer), steps in a row at the floor; waits for the device."""
+        return {name: int(value) for name, value in (self._counts or self._loaded).items()}
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -147,14 +151,11 @@ class CountingGradScaler(torch.amp.GradScaler):
         super().load_state_dict(state_dict)
         saved = state_dict.get("counts")
         counts = cast(Mapping[str, Any], saved) if isinstance(saved, Mapping) else {}
-        self._loaded = [_count(counts.get(name)) for name in _COUNTS]
-        if self._counts is not None:
-            self._counts.copy_(torch.tensor(self._loaded))
-
-
-def _count(saved: Any) -> int:
-    """A saved count; 0 where it is none, as only the scale matters to the training."""
-    return saved if isinstance(saved, int) and not isinstance(saved, bool) and 0 <= saved <= _LARGEST_COUNT else 0
+        # The scale is what must be right; a count that is none begins anew.
+        self._loaded = {
+            name: n if isinstance(n := counts.get(name), int) and 0 <= n <= _LARGEST_COUNT else 0 for name in _COUNTS
+        }
+        self._counts = None
 
 
 def state_problem(state: Any) -> str | None:

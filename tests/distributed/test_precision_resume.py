@@ -64,7 +64,7 @@ fp16 = train("fp16", "16-mixed", steps=4)
 bf16 = train("bf16", "bf16-mixed", steps=4)
 saved = torch.load(fp16, weights_only=True)
 scale = {**saved["MixedPrecision"], "scale": 2048.0, "_growth_tracker": 5, "growth_interval": 77,
-         "counts": {"skipped_steps": 3, "overflows": 4, "growths": 1, "floor_steps": 0}}
+         "counts": {"skipped_steps": 3, "overflows": 4, "floor_steps": 0}}
 print("SAVED", json.dumps([saved["MixedPrecision"], scale, saved["launcher"]]), flush=True)
 moved = changed(fp16, "moved.ckpt", MixedPrecision=scale)
 train("same", "16-mixed", fp16)

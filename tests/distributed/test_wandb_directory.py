@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.runs import events_of, toy_env
 from tests.processes import run
-from tests.wandb_files import WandbFile, read_wandb_file
+from tests.wandb_file import config_of, history_rows, records, summary_of
 from tests.wandb_server import WandbServer, wandb_server
 
 pytestmark = pytest.mark.slow
@@ -33,6 +33,24 @@ for mode in ("offline", "online"):
     scaler = end["trainer"].precision_plugin.scaler
     print("FOUND", json.dumps([scaler.get_scale(), scaler.counts()["skipped_steps"]]), flush=True)
 """
+
+
+@dataclass(frozen=True)
+class WandbFile:
+    """What W&B wrote of one run."""
+
+    run_id: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    exit_code: int
+
+
+def read_wandb_file(file: Path) -> WandbFile:
+    folder, whole = file.parent, list(records(file))
+    (run_id,) = {record.run.run_id for record in whole if record.HasField("run")}
+    (exit_code,) = (record.exit.exit_code for record in whole if record.HasField("exit"))
+    return WandbFile(run_id, config_of(folder), summary_of(folder), history_rows(folder), exit_code)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def saved(folder: Path, **content: Any) -> Path:
 
 
 def test_a_sound_loss_scale_is_no_problem(tmp_path: Path) -> None:
-    counted = {**SCALE, "counts": {"skipped_steps": 3, "overflows": 3, "growths": 0, "floor_steps": 0}}
+    counted = {**SCALE, "counts": {"skipped_steps": 3, "overflows": 3, "floor_steps": 0}}
     for state in (SCALE, counted):
         assert scaler_problem(saved(tmp_path, MixedPrecision=state)) is None
         assert scaler_problem(saved(tmp_path, native_amp_scaling_state=state)) is None
@@ -132,6 +132,10 @@ def test_a_loss_scale_that_should_be_there_and_is_not_is_told(tmp_path: Path) ->
     assert scaler_problem(saved(tmp_path)) is None
 
 
+def test_deepspeeds_folder_keeps_its_scale_itself(tmp_path: Path) -> None:
+    assert scaler_problem(tmp_path) is None
+
+
 @pytest.mark.parametrize(("state", "says"), DAMAGED_SCALES, ids=[says for _, says in DAMAGED_SCALES])
 def test_the_scaler_starts_afresh_where_the_saved_scale_is_damaged_and_can_step(
     state: Any, says: str, caplog: pytest.LogCaptureFixture
@@ -144,12 +148,21 @@ def test_the_scaler_starts_afresh_where_the_saved_scale_is_damaged_and_can_step(
 
 @pytest.mark.parametrize(
     "counts",
-    [{"skipped_steps": "many"}, {"overflows": float("nan")}, [1], "x", None, {"growths": -1}, {"growths": 1e9}],
+    [
+        {"skipped_steps": "many"},
+        {"overflows": float("nan")},
+        [1],
+        "x",
+        None,
+        {"overflows": -1},
+        {"floor_steps": 1e9},
+        {"overflows": 10**400},
+    ],
 )
 def test_damaged_counts_beside_a_sound_scale_begin_at_zero(counts: Any) -> None:
     scaler = CountingGradScaler("cpu", init_scale=1024.0)
     scaler.load_state_dict({**SCALE, "counts": counts})
-    assert scaler.counts() == {"skipped_steps": 0, "overflows": 0, "growths": 0, "floor_steps": 0}
+    assert scaler.counts() == {"skipped_steps": 0, "overflows": 0, "floor_steps": 0}
     assert _scale_after_a_step(scaler) == 4096.0
 
 
