@@ -17,7 +17,7 @@ from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
-from launcher.plan import Plan, make_plan
+from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
@@ -77,7 +77,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None, given: UserO
         attach_log(log)
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
-        decision, run = decide_together(config, topology, facts, store)
+        decision, run = decide_together(config, topology, facts, store, made_in_code=given is not None)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
         events = EventLog(run.path / FILE_NAME, topology.rank)
@@ -124,9 +124,10 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
 
 
 def decide_together(
-    config: RunConfig, topology: Topology, facts: RankFacts, store: Any
+    config: RunConfig, topology: Topology, facts: RankFacts, store: Any, *, made_in_code: bool = False
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
     opened: list[RunDirectory] = []
@@ -136,7 +137,8 @@ def decide_together(
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
         checkpoint = find_run(config, restart_of=restart_of).resume_from
-        plan = make_plan(config, agreement, None if checkpoint is None else check_checkpoint(checkpoint))
+        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code)
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
         store.set(_RUN_NAME_KEY, run.name)

@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -131,6 +134,17 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             else:
                 os.environ[name] = value
         self._variables_before = {}
+
+
+class AccumulatesOnce(DeepSpeedPrecision):
+    """Lightning's DeepSpeed plugin, without DeepSpeed's own division of the loss by the accumulated batches.
+
+    Lightning has divided already: both together would make gradients too small for clipping, SGD and Adam's moments.
+    """
+
+    @override
+    def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
 
 class CpuDeepSpeed(SharedGroupDeepSpeed):

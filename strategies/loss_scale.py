@@ -144,6 +144,8 @@ class CountingGradScaler(torch.amp.GradScaler):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a saved scale; one that is damaged or empty is told, and the scale starts afresh."""
+        if not self.is_enabled():
+            return  # as torch's: nothing is scaled, so there is nothing to go on with
         problem = state_problem(state_dict)
         if problem is not None:
             _log.warning("the saved loss scale is not used: %s; it starts afresh at %g", problem, self._init_scale)
@@ -191,6 +193,15 @@ def find_loss_scale(trainer: Any) -> LiveScale | None:
     Raises:
         LossScaleError: there is a scaler, but it raises, or answers with something that is no number.
     """
+    try:
+        return _live_scale(trainer)
+    except LossScaleError:
+        raise
+    except Exception as error:
+        raise LossScaleError(f"looking for the loss scale raised {type(error).__name__}: {error}") from error
+
+
+def _live_scale(trainer: Any) -> LiveScale | None:
     strategy = getattr(trainer, "strategy", None)
     plugin = getattr(strategy, "precision_plugin", None)
     scaler = getattr(plugin, "scaler", None)
