@@ -110,10 +110,9 @@ def test_the_summary_of_a_run_holds_final_scale_skipped_steps_and_precision(trai
 @pytest.mark.case(29)
 def test_the_rows_carry_their_true_steps_and_each_once(trained: Trained) -> None:
     rows = [row for row in trained.offline.history if "amp/loss_scale" in row]
-    steps = [row["trainer/global_step"] for row in rows]
-    assert steps[-1] == 32
-    assert len(set(steps)) == len(steps)
-    assert sorted(steps) == steps
+    # Lightning's logger counts the same steps from 0: its rows are others.
+    assert [row["trainer/global_step"] for row in rows] == [*range(4, 33, 4)]
+    assert not [row for row in rows if "loss" in row]
     assert {row["amp/precision"] for row in rows} == {"16-mixed"}
 
 
@@ -123,10 +122,9 @@ def test_online_the_same_keys_arrive(trained: Trained) -> None:
     assert server.exit_code() == 0
     assert plain(server.config()).keys() == plain(offline.config).keys()
     assert plain(server.summary()).keys() == plain(offline.summary).keys()
-    # Which rows the two writers of a run share is a matter of time; what they say is not.
     for rows in (server.rows("wandb-history.jsonl"), offline.history):
         assert {key for row in rows for key in plain(row)} == plain(offline.summary).keys()
-        assert len([row for row in rows if "amp/loss_scale" in row]) == 8
+        assert [row["trainer/global_step"] for row in rows if "amp/loss_scale" in row] == [*range(4, 33, 4)]
     assert server.summary()["amp/skipped_steps"] == trained.scales[1][1]
 
 
