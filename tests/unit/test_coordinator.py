@@ -65,6 +65,7 @@ def test_the_defaults_are_the_contracts(fits: Fits) -> None:
     assert (config.trainer.gradient_clip_val, config.trainer.max_epochs, config.seed) == (1.0, 1, 42)
     assert (config.use_amp, config.resume, config.name) == (None, "none", None)
     assert config.on_precision_change == "notice"
+    assert config.model == {"class_path": "tests.toy.Toy"}, "for whoever reads the run's config"
 
 
 def test_what_is_given_is_in_the_config(fits: Fits, tmp_path: Path) -> None:
@@ -132,11 +133,8 @@ def test_a_datamodule_is_taken_in_either_place(fits: Fits, by_name: bool) -> Non
         coordinator().train(Toy(), data)
     assert fits.given[0].data is data
     assert fits.given[0].traits()["batch_size"] == 2
-
-
-def test_without_data_the_model_is_asked(fits: Fits) -> None:
     coordinator().train(Toy())
-    assert fits.given[0].data is None
+    assert fits.given[1].data is None, "the model is asked"
 
 
 @pytest.mark.parametrize(
@@ -218,11 +216,6 @@ def test_two_precision_plugins_or_a_plugin_of_another_kind_are_refused(fits: Fit
         coordinator(plugins=two).train(Toy(), loader())
     with pytest.raises(ConfigError, match=r"plugins\[0\]: given a str; expected a precision plugin"):
         coordinator(plugins=["ddp"]).train(Toy(), loader())
-
-
-def test_the_config_names_the_models_class_for_whoever_reads_it(fits: Fits) -> None:
-    coordinator().train(Toy(), loader())
-    assert fits.configs[0].model == {"class_path": "tests.toy.Toy"}
 
 
 @pytest.mark.case(44)
