@@ -78,7 +78,7 @@ def _picked(
             f"{found.why}\n(memory_share: {config.memory_share:g} of {gib(found.memory_bytes)} may be used; memory "
             f"{found.method}; `strategy: NAME` takes one all the same)"
         )
-    taken = found.of(found.pick)
+    taken = next(a for a in found.assessments if a.name == found.pick)
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
     if found.pick != plan.strategy.name:
