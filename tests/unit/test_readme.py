@@ -42,6 +42,9 @@ def test_every_launcher_command_in_the_readme_is_accepted(words: list[str], tmp_
         assert str(options.source) in ("None", "run.yaml")
         load_config([], overrides)
         return
+    if words[:1] == ["convert"]:
+        assert words[1:] == ["CKPT", "OUT"]
+        return
     if words[:1] == ["doctor"]:
         assert words[1:] in ([], ["--json"])
         return
