@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.other_machines import add_options
 from launcher.rank_report import RankReport
@@ -35,6 +36,7 @@ exit codes:
 _COMMANDS = {
     "fit": "train (the default); with no config and no model, the built-in demo",
     "plan": "show what fit would choose, and why, without training",
+    **JOB_COMMANDS,
 }
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
@@ -52,7 +54,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         listed = "\n".join(f"  {name:8}{text}" for name, text in texts.items())
         parser = argparse.ArgumentParser(
             "launcher",
-            usage=f"launcher [{'|'.join(texts)}] [options] [--key value ...]",
+            usage="launcher [COMMAND] [options] [--key value ...]",
             description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM, from one config.\n\n"
             f"commands:\n{listed}\n\n`launcher COMMAND --help` tells more.",
             epilog=_EPILOG,
@@ -97,6 +99,10 @@ def run(arguments: Sequence[str]) -> int:
         if {"-h", "--help", "--version"} & set(words[:1]):
             build_parser().parse_args(words)
         command = "fit"
+    if command in JOB_COMMANDS:
+        from launcher.job_commands import run_job_command
+
+        return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
         topology = Topology.from_env(os.environ, socket.gethostname())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
@@ -150,9 +151,11 @@ def decide_together(
         agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
-        checkpoint = find_run(config, restart_of=restart_of).resume_from
+        place = find_run(config, restart_of=restart_of)
+        checkpoint = place.resume_from
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
         plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code)
+        plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
         store.set(_RUN_NAME_KEY, run.name)

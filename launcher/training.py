@@ -23,6 +23,7 @@ from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
+from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
@@ -166,8 +167,9 @@ def _fit(
         KeepStepBorders(),
         EventWriter(events),
         *signs_of_life(report),
+        RandomStates(notice),
+        StopTogether(stop, listener, checkpoint),
     ]
-    callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
@@ -203,6 +205,8 @@ def _quieten() -> None:
     # Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
     for message in (
         ".*Checkpoint directory .* exists and is not empty.*",
+        # The ranks are made by the launcher's agent, on SLURM too.
+        ".*`srun` command is available.*",
         # torchdata's and Lightning's own affair with torch 2.13.
         ".*set_vital.*",
         # The summary counts parameters; their size in half precision is the plan's to say.

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
+        # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
+        self.on_written: Callable[[Path, Path, int | None], None] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -101,6 +103,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
+            if self.on_written is not None:
+                self.on_written(fresh, path, checkpoint.get("global_step"))
             replace_folder(fresh, path)
         self.barrier()
 

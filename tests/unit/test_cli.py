@@ -67,7 +67,7 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
         ("plam", "did you mean plan?"),
         ("fitt", "did you mean fit?"),
         ("docter", "did you mean doctor?"),
-        ("zzz", "commands are fit, plan, init, convert, doctor"),
+        ("zzz", "commands are fit, plan, submit, status, logs, cancel, init, convert, doctor"),
     ],
 )
 def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, word: str, hint: str) -> None:
