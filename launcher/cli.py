@@ -32,16 +32,21 @@ _COMMANDS = {
     "fit": "train (the default); with no config and no model, the built-in demo",
     "plan": "show what fit would choose, and why, without training",
 }
+# Commands with options of their own: what they do, and the module whose `run` they are.
+_TOOLS = {
+    "report": ("write a page about a run, or compare two", "launcher.report.command"),
+}
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of one command, or of the whole."""
     formatter = argparse.RawDescriptionHelpFormatter
     if command is None:
-        listed = "\n".join(f"  {name:6}{text}" for name, text in _COMMANDS.items())
+        texts = _COMMANDS | {name: text for name, (text, _) in _TOOLS.items()}
+        listed = "\n".join(f"  {name:8}{text}" for name, text in texts.items())
         parser = argparse.ArgumentParser(
             "launcher",
-            usage="launcher [fit|plan] [options] [--key value ...]",
+            usage=f"launcher [{'|'.join(texts)}] [options] [--key value ...]",
             description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM, from one config.\n\n"
             f"commands:\n{listed}\n\n`launcher COMMAND --help` tells more.",
             epilog=_EPILOG,
@@ -73,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
         The exit code, as the help lists them.
     """
     words = list(arguments)
+    if words and words[0] in _TOOLS:
+        return _run_tool(_TOOLS[words[0]][1], words[1:])
     if words and words[0] in _COMMANDS:
         command = words.pop(0)
     elif words and not words[0].startswith("-"):
@@ -109,6 +116,20 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get("RANK", "0") == "0" or type(error).__name__ == "TopologyError":
             _say(f"error: {error}")
         _tell_torchrun(error)
+        return error.exit_code
+
+
+def _run_tool(module: str, words: Sequence[str]) -> int:
+    """Run a command that has a parser of its own."""
+    import importlib
+
+    try:
+        return importlib.import_module(module).run(words)
+    except (KeyboardInterrupt, EOFError):
+        _say("\nleft; nothing was written")
+        return 130
+    except LauncherError as error:
+        _say(f"error: {error}")
         return error.exit_code
 
 
@@ -175,8 +196,9 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topol
 def _unknown_command(word: str) -> int:
     import difflib
 
-    close = difflib.get_close_matches(word, _COMMANDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(_COMMANDS)}"
+    names = [*_COMMANDS, *_TOOLS]
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(names)}"
     _say(f"error: there is no command {word!r}; {hint}")
     return 2
 

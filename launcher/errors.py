@@ -10,6 +10,7 @@ LauncherError                      exit code 1
     ResumeError                    the checkpoint to resume from is missing, foreign or damaged
     DataError                      the data cannot feed the planned batches
     MissingLibraryError            a library is needed that is not installed
+    ReportError                    there is no such run to report on, or the report cannot be written
   TrainingError                    exit code 1: the model's or the data's own code raised
   Interrupted                      exit code 128 + signal: stopped by a signal, after a checkpoint
 """
@@ -97,6 +98,10 @@ class DataError(UsageError):
 
 class MissingLibraryError(UsageError):
     """A library is needed that is not installed; says how to get it."""
+
+
+class ReportError(UsageError):
+    """There is no such run to report on, or the report cannot be written."""
 
 
 class TrainingError(LauncherError):

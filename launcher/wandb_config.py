@@ -30,6 +30,11 @@ _SPELLINGS = {
 _SECRET = re.compile(r"(?i)(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|auth_token|token)$")
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a setting of this name is kept out of what others may read."""
+    return bool(_SECRET.search(name))
+
+
 def build_wandb_config(
     model: Any, config: Any, hyperparameters: Mapping[str, Any] | None = None, plan: Plan | None = None
 ) -> dict[str, Any]:
@@ -46,7 +51,7 @@ def build_wandb_config(
         `vocab_size`, `hidden_size`, `num_layers`, `num_heads`, `max_length` (None where unknown), `mixed_precision`,
         `precision`, `use_amp`, and with a plan `strategy`, `world_size`, `global_batch_size`.
     """
-    given = {k: v for k, v in (hyperparameters or {}).items() if not _SECRET.search(str(k))}
+    given = {k: v for k, v in (hyperparameters or {}).items() if not is_secret_name(str(k))}
     counts = _count_parameters(model)
     planned = plan is not None and plan.precision.endswith("-mixed")
     use_amp = bool(given["use_amp"]) if given.get("use_amp") is not None else planned

@@ -53,7 +53,7 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("plam", "did you mean plan?"), ("fitt", "did you mean fit?"), ("zzz", "commands are fit, plan")]
+    ("word", "hint"), [("plam", "did you mean plan?"), ("fitt", "did you mean fit?"), ("zzz", "commands are fit, plan, report")]
 )
 def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, word: str, hint: str) -> None:
     ended = words(word, cwd=tmp_path).check(2)
