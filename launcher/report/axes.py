@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from launcher.report.series import Line, Numbers
+from launcher.report.records import Numbers
+from launcher.report.series import Line
 from launcher.report.svg import BAD, DASHES, WARN, Key
 
 _WIDTH = 10.0

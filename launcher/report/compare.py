@@ -18,7 +18,6 @@ from launcher.report.series import (
     learning_rate_lines,
     main_metric,
     metric_line,
-    rank_column,
     step_time_line,
     validation_line,
     validation_metric,
@@ -143,10 +142,10 @@ def _rate(attempt: Attempt) -> Line:
 
 
 def _scale(attempt: Attempt) -> Line:
-    steps, ranks = rank_column(attempt.rank_tables, "loss_scale")
-    values = ranks.get(0)
-    if values is None:
+    table = attempt.rank_table
+    if table is None or 0 not in table.ranks:
         return metric_line(attempt, "")
+    steps, values = table.steps, table.column("loss_scale")[0]
     # NaN is where nothing scales.
     told = ~np.isnan(values)
     return Line(steps[told], values[told])

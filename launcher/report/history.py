@@ -8,10 +8,14 @@ import signal
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import numpy as np
+
 from launcher.report.records import Alert, Attempt, Happening, History, Outcome, RankTable, Step, Validation
 
 _RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
 _NUMBER_TYPES = {int, float, type(None)}
+# A step, the ranks, and a list of numbers for each of the columns.
+_Row = tuple[int, list[int], list[list[float | None]]]
 # Too many of them for a line each: the plots and tables show them.
 _QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert"})
 # Whole numbers up to here are exact as floats.
@@ -55,7 +59,7 @@ class _Open:
         self._known: dict[str, Any] = {}
         self._attempt = attempt
         self._steps: list[Step] = []
-        self._tables: list[RankTable] = []
+        self._rows: list[_Row] = []
         self._validations: list[Validation] = []
         self._alerts: list[Alert] = []
         self._checkpoints: list[tuple[int, float]] = []
@@ -84,7 +88,7 @@ class _Open:
             last_event=self._last,
             end_step=self._last_step,
             steps=tuple(self._steps),
-            rank_tables=tuple(self._tables),
+            rank_table=_rank_table(self._rows),
             validations=tuple(self._validations),
             alerts=tuple(self._alerts),
             checkpoints=tuple(self._checkpoints),
@@ -115,7 +119,7 @@ class _Open:
     def step(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
         seconds = event.get("seconds_per_step")
-        rates = event.get("learning_rate") or ()
+        rates = event.get("learning_rate") or []
         self._steps.append(
             Step(
                 _count(event.get("step")),
@@ -128,9 +132,13 @@ class _Open:
 
     def ranks(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
-        ranks = tuple(_count(r) for r in _sequence(event.get("ranks")))
+        ranks = event.get("ranks")
+        if not isinstance(ranks, list) or not ranks:
+            raise _Malformed
+        for one in ranks:
+            _count(one)
         columns = [_column(event.get(name), len(ranks)) for name in _RANK_COLUMNS]
-        self._tables.append(RankTable(_count(event.get("step")), ranks, *columns))
+        self._rows.append((_count(event.get("step")), ranks, columns))
 
     def validation(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
@@ -150,7 +158,7 @@ class _Open:
                 _text(event.get("alert")),
                 _text(event.get("title")),
                 _text(event.get("text")),
-                tuple(_count(r) for r in _sequence(event.get("ranks") or ())),
+                tuple(_count(r) for r in _sequence(event.get("ranks") or [])),
             )
         )
 
@@ -202,8 +210,9 @@ _READERS = {
 
 def _told(event: Mapping[str, Any], kind: str) -> str:
     """An event in words; one that is not known here by its fields."""
-    if kind in ("failed", "rank_failed") and event.get("error"):
-        text = _text(event["error"])
+    if kind in ("failed", "rank_failed"):
+        why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
+        text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
     elif kind == "notice":
         text = _text(event.get("message"))
     elif kind in ("interrupted", "preempted"):
@@ -228,6 +237,13 @@ def _told(event: Mapping[str, Any], kind: str) -> str:
         fields = {k: v for k, v in event.items() if k not in ("time", "rank", "kind", "step") and v is not None}
         text = f"{kind}: " + ", ".join(f"{k} {v}" for k, v in fields.items()) if fields else kind
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def _exit(code: Any) -> str:
+    """How a process ended that said nothing; minus a signal's number if that ended it."""
+    if type(code) is int and code < 0:
+        return f"killed by {_signal_name(-code)}"
+    return "failed" if code is None else f"ended with exit code {code}"
 
 
 def _signal_name(number: Any) -> str:
@@ -270,22 +286,44 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _sequence(value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list):
         raise _Malformed
-    return list(cast("list[Any]", value))
+    return cast("list[Any]", value)
 
 
 def _metrics(value: Any) -> dict[str, float]:
     return {name: _any_number(number) for name, number in _mapping(value).items()}
 
 
-def _column(value: Any, length: int) -> tuple[float | None, ...]:
+def _column(value: Any, length: int) -> list[float | None]:
     """One number a rank, None where there is none; all None if the column is missing."""
     if value is None:
-        return (None,) * length
+        return [None] * length
     column = _sequence(value)
     if len(column) != length:
         raise _Malformed
-    if set(map(type, column)) <= _NUMBER_TYPES:
-        return tuple([None if v is None else float(v) for v in column])
-    return tuple(None if v is None else _any_number(v) for v in column)
+    if set(map(type, column)) <= _NUMBER_TYPES and (int not in map(type, column) or max(map(_or_zero, column)) < 1e300):
+        return column
+    return [None if v is None else _any_number(v) for v in column]
+
+
+def _or_zero(value: float | None) -> float:
+    return value or 0
+
+
+def _rank_table(rows: list[_Row]) -> RankTable | None:
+    """The rows as arrays; a rank that is missing in some has NaN there."""
+    if not rows:
+        return None
+    ranks = rows[0][1]
+    if any(row[1] != ranks for row in rows):
+        ranks = sorted({rank for row in rows for rank in row[1]})
+        rows = [(step, ranks, [_spread(own, column, ranks) for column in columns]) for step, own, columns in rows]
+    # None becomes NaN.
+    grids = [np.array([row[2][i] for row in rows], dtype=float) for i in range(len(_RANK_COLUMNS))]
+    return RankTable(np.array([row[0] for row in rows], dtype=float), tuple(ranks), *grids)
+
+
+def _spread(own: list[int], column: list[float | None], ranks: list[int]) -> list[float | None]:
+    known = dict(zip(own, column, strict=True))
+    return [known.get(rank) for rank in ranks]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from launcher.report.plain import escape
 from launcher.report.plots import Picture
 from launcher.report.svg import key_swatch
 
 # The first bytes of a report: how one is told from a file of the user's.
 MARK = "<!doctype html><!-- launcher report -->"
-# Colours of a terminal, and what no page may carry.
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 class Html(str):
@@ -43,7 +40,7 @@ def text(value: Any) -> Html:
     """Any value as escaped text; markup stays as it is."""
     if isinstance(value, Html):
         return value
-    return Html(html.escape(_ESCAPES.sub("", str(value))))
+    return Html(escape(value))
 
 
 def join(*parts: Any) -> Html:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+
+# Colours of a terminal, and what no page may carry.
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def escape(value: Any) -> str:
+    """Any value as text that a page shows as it is."""
+    return html.escape(_ESCAPES.sub("", str(value)))
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from launcher.report.axes import cut_outliers, every, label_rows, mark_not_finite, mark_restarts, new_figure
 from launcher.report.plots import Picture
-from launcher.report.series import Line, Numbers, Skip, decimate
+from launcher.report.records import Numbers
+from launcher.report.series import Line, Skip, decimate
 from launcher.report.svg import BAD, DASHES, GRID, INK, MUTED, SERIES, SURFACE, Key, plot_style, to_svg
 
 # Ranks beyond these are not told apart in one picture.

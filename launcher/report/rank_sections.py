@@ -18,7 +18,6 @@ from launcher.report.series import (
     Line,
     RankSummary,
     alike,
-    rank_column,
     rank_names,
     skips,
     step_time_line,
@@ -39,14 +38,17 @@ def scale_section(run: Run) -> Section:
     """The loss scale of all ranks, with skipped steps."""
     title = "Loss scale"
     attempts = run.history.attempts
-    columns = [rank_column(a.rank_tables, "loss_scale") for a in attempts]
-    told = [(steps, {r: v for r, v in ranks.items() if not np.isnan(v).all()}) for steps, ranks in columns]
+    tables = [a.rank_table for a in attempts if a.rank_table is not None]
+    told = [
+        (table.steps, {r: v for r, v in table.column("loss_scale").items() if not np.isnan(v).all()})
+        for table in tables
+    ]
     if not any(ranks for _, ranks in told):
         precision = run.history.plan.get("precision")
         why = f" ({precision} needs none)" if precision and not run.history.plan.get("has_loss_scale") else ""
         return Section("scale", title, paragraph(f"Nothing scaled the loss of this run{why}."))
     groups = _groups(told)
-    missed = [skip for a in attempts for skip in skips(a.rank_tables, a.start_step)]
+    missed = [skip for a in attempts if a.rank_table for skip in skips(a.rank_table, a.start_step)]
     count = sum(skip.count for skip in missed)
     scales = np.concatenate([v for _, ranks in told for v in ranks.values()])
     finite = scales[np.isfinite(scales)]
@@ -73,7 +75,7 @@ def ranks_section(run: Run) -> Section:
     """Step time of all ranks, with stragglers named."""
     title, history = "Step time and ranks", run.history
     lines = [step_time_line(a) for a in history.attempts]
-    if not any(len(line.steps) for line in lines) and not any(a.rank_tables for a in history.attempts):
+    if not any(len(line.steps) for line in lines) and not any(a.rank_table for a in history.attempts):
         return Section("ranks", title, paragraph("No step time was recorded: the run was too short for one interval."))
     parts: list[Any] = []
     if any(len(line.steps) for line in lines):
@@ -165,7 +167,7 @@ def stragglers(summaries: Sequence[RankSummary], watch: WatchOptions) -> list[in
 
 
 def _rank_times(run: Run, summaries: Sequence[RankSummary], slow: Sequence[int]) -> list[Any]:
-    own = [rank_column(a.rank_tables, "own_seconds") for a in run.history.attempts if a.rank_tables]
+    own = [(a.rank_table.steps, a.rank_table.column("own_seconds")) for a in run.history.attempts if a.rank_table]
     restarts = [float(a.start_step) for a in run.history.attempts[1:] if a.start_step is not None]
     by_need = sorted(summaries, key=lambda s: -s.own_seconds if math.isfinite(s.own_seconds) else 0.0)
     first = by_need[0]

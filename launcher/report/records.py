@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
 Outcome = Literal["finished", "failed", "interrupted", "running", "unknown"]
 
 
@@ -30,27 +34,32 @@ class Step:
     learning_rates: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RankTable:
-    """All ranks at one logging interval; the tuples are in the order of `ranks`.
+    """All ranks at the logging intervals of one attempt; NaN where a rank told nothing.
 
     Attributes:
-        step: optimizer steps done.
+        steps: optimizer steps done, shape (intervals,).
         ranks: global ranks.
-        loss_scale: None where nothing scales the loss.
-        skipped_steps: left out since the training began; None where nobody counts.
+        loss_scale: shape (intervals, ranks), as are all that follow.
+        skipped_steps: left out since the training began.
         step_seconds, data_seconds, own_seconds: means of an optimizer step; see `launcher.rank_sample`.
         peak_memory: bytes.
     """
 
-    step: int
+    steps: Numbers
     ranks: tuple[int, ...]
-    loss_scale: tuple[float | None, ...]
-    skipped_steps: tuple[float | None, ...]
-    step_seconds: tuple[float | None, ...]
-    data_seconds: tuple[float | None, ...]
-    own_seconds: tuple[float | None, ...]
-    peak_memory: tuple[float | None, ...]
+    loss_scale: Numbers
+    skipped_steps: Numbers
+    step_seconds: Numbers
+    data_seconds: Numbers
+    own_seconds: Numbers
+    peak_memory: Numbers
+
+    def column(self, name: str) -> dict[int, Numbers]:
+        """One quantity as a line for each rank, of shape (intervals,)."""
+        grid = getattr(self, name)
+        return {rank: grid[:, i] for i, rank in enumerate(self.ranks)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,8 @@ class Attempt:
         versions: of the libraries; empty if not told.
         first_step_time: when the first optimizer step was done; None if none was.
         start_step: optimizer steps that were done before it; None if the training never began.
-        steps, rank_tables, validations, alerts: in the order they were told.
+        rank_table: what all ranks told; None if they told nothing.
+        steps, validations, alerts: in the order they were told.
         checkpoints: step and time of each.
         happenings: everything that is worth a line.
     """
@@ -129,7 +139,7 @@ class Attempt:
     start_step: int | None = None
     end_step: int | None = None
     steps: tuple[Step, ...] = ()
-    rank_tables: tuple[RankTable, ...] = ()
+    rank_table: RankTable | None = None
     validations: tuple[Validation, ...] = ()
     alerts: tuple[Alert, ...] = ()
     checkpoints: tuple[tuple[int, float], ...] = ()

@@ -38,7 +38,8 @@ def sections_of(run: Run) -> list[Section]:
     """Everything there is to say of a run."""
     made = [
         failure_section(run), alerts_section(run.history), _loss(run), scale_section(run), ranks_section(run),
-        memory_section(run), _attempts(run.history), _precision(run), _plan(run.history.plan), _config(run.config), _versions(run.history),
+        memory_section(run), _attempts(run.history), _precision(run), _plan(run.history.plan), _config(run.config),
+        _versions(run.history),
     ]  # fmt: skip
     return [section for section in made if section is not None]
 
@@ -62,8 +63,10 @@ def _loss(run: Run) -> Section:
     if any(len(line.steps) > 30 for line in curves[0].lines):
         said += " The thin line is what was logged, the thick one its trend."
     restarts = restart_steps(history)
+    # The name itself stands in the legend.
+    unit = "loss" if "loss" in main.lower() else "value"
     parts: list[Any] = [
-        figure(draw_curves("loss", "Loss", said, main if len(main) < 24 and main.isascii() else "loss", curves,
+        figure(draw_curves("loss", "Loss", said, unit, curves,
                            restarts=restarts), said)
     ]  # fmt: skip
     rates = [learning_rate_lines(a) for a in history.attempts]

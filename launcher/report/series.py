@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from launcher.report.records import Attempt, History, RankTable
-
-Numbers = NDArray[np.float64]
+from launcher.report.records import Attempt, History, Numbers, RankTable
 
 # More points than these are not told apart on a page.
 MOST_POINTS = 700
@@ -158,26 +155,6 @@ def step_time_line(attempt: Attempt) -> Line:
     return _line([(s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None])
 
 
-def rank_column(tables: Sequence[RankTable], name: str) -> tuple[Numbers, dict[int, Numbers]]:
-    """One column of the rank tables as a line for each rank.
-
-    Returns:
-        Steps of shape (n,), and for each rank values of shape (n,), NaN where it told none.
-    """
-    steps = np.array([t.step for t in tables], dtype=float)
-    ranks = sorted({rank for t in tables for rank in t.ranks})
-    if not tables:
-        return steps, {}
-    if all(t.ranks == tables[0].ranks for t in tables):
-        grid = np.array([getattr(t, name) for t in tables], dtype=float)
-        return steps, {rank: grid[:, i] for i, rank in enumerate(tables[0].ranks)}
-    values = {rank: np.full(len(tables), np.nan) for rank in ranks}
-    for row, table in enumerate(tables):
-        for rank, value in zip(table.ranks, getattr(table, name), strict=True):
-            values[rank][row] = np.nan if value is None else value
-    return steps, values
-
-
 def alike(values: Mapping[int, Numbers]) -> list[tuple[tuple[int, ...], Numbers]]:
     """Ranks with the same numbers throughout, together: the largest group first, then by the smallest rank."""
     groups: dict[bytes, tuple[list[int], Numbers]] = {}
@@ -187,48 +164,44 @@ def alike(values: Mapping[int, Numbers]) -> list[tuple[tuple[int, ...], Numbers]
     return sorted(found, key=lambda group: (-len(group[0]), group[0][0]))
 
 
-def skips(tables: Sequence[RankTable], start_step: int | None) -> list[Skip]:
+def skips(table: RankTable, start_step: int | None) -> list[Skip]:
     """Where optimizer steps were left out; the count of a resumed run begins with what was skipped before."""
-    found: list[Skip] = []
-    before_step = start_step or 0
-    before: float | None = None if start_step else 0.0
-    for table in tables:
-        counts = [c for c in table.skipped_steps if c is not None]
-        if not counts:
-            continue
-        count = max(counts)
-        if before is not None and count > before:
-            found.append(Skip(before_step, table.step, int(count - before)))
-        before, before_step = count, table.step
-    return found
+    told = np.isfinite(table.skipped_steps).any(axis=1)
+    if not told.any():
+        return []
+    counts = np.nanmax(table.skipped_steps[told], axis=1)
+    steps = table.steps[told]
+    # Of a resumed run the first count says nothing of its first interval.
+    before = np.concatenate(([counts[0] if start_step else 0.0], counts[:-1]))
+    begins = np.concatenate(([float(start_step or 0)], steps[:-1]))
+    return [Skip(int(begins[i]), int(steps[i]), int(counts[i] - before[i])) for i in np.flatnonzero(counts > before)]
 
 
 def skipped_steps(history: History) -> int | None:
     """As the last count says; None if nobody counts them."""
     for attempt in reversed(history.attempts):
-        for table in reversed(attempt.rank_tables):
-            counts = [c for c in table.skipped_steps if c is not None]
-            if counts:
-                return int(max(counts))
+        if attempt.rank_table is not None and np.isfinite(attempt.rank_table.skipped_steps).any():
+            counts = attempt.rank_table.skipped_steps
+            return int(np.nanmax(counts[np.isfinite(counts).any(axis=1)][-1]))
     return None
 
 
 def summarize_ranks(history: History) -> list[RankSummary]:
     """Each rank over all attempts. Medians: the first interval, with its warm-up, would outweigh a short run."""
-    tables = [t for a in history.attempts for t in a.rank_tables]
-    columns = {n: rank_column(tables, n)[1] for n in ("step_seconds", "data_seconds", "own_seconds", "peak_memory")}
-    if not columns["own_seconds"]:
-        return []
-    own = np.array([columns["own_seconds"][rank] for rank in columns["own_seconds"]])
-    own_times = {rank: _median(values) for rank, values in columns["own_seconds"].items()}
-    told = np.isfinite(own).any(axis=0)
-    slowest = np.nanargmax(np.where(np.isfinite(own), own, -np.inf)[:, told], axis=0) if told.any() else np.array([])
-    last = {rank: s for t in tables for rank, s in zip(t.ranks, t.skipped_steps, strict=True) if s is not None}
+    tables = [a.rank_table for a in history.attempts if a.rank_table is not None]
+    ranks = sorted({rank for table in tables for rank in table.ranks})
+    columns = {
+        name: {rank: _joined(tables, name, rank) for rank in ranks}
+        for name in ("step_seconds", "data_seconds", "own_seconds", "skipped_steps", "peak_memory")
+    }
+    own_times = {rank: _median(columns["own_seconds"][rank]) for rank in ranks}
+    slowest = _times_slowest(tables)
+    total = sum(slowest.values())
     summaries: list[RankSummary] = []
-    for position, rank in enumerate(columns["own_seconds"]):
-        others = [own_time for other, own_time in own_times.items() if other != rank and math.isfinite(own_time)]
+    for rank in ranks:
+        others = [own for other, own in own_times.items() if other != rank and math.isfinite(own)]
         median = statistics.median(others) if others else math.nan
-        peak = columns["peak_memory"][rank]
+        skipped, peak = (columns[n][rank][np.isfinite(columns[n][rank])] for n in ("skipped_steps", "peak_memory"))
         summaries.append(
             RankSummary(
                 rank,
@@ -236,12 +209,27 @@ def summarize_ranks(history: History) -> list[RankSummary]:
                 _median(columns["data_seconds"][rank]),
                 own_times[rank],
                 own_times[rank] / median if median > 0 else math.nan,
-                float(np.mean(slowest == position)) if len(slowest) else 0.0,
-                int(last[rank]) if rank in last else None,
-                int(np.nanmax(peak)) if np.isfinite(peak).any() else None,
+                slowest.get(rank, 0) / total if total else 0.0,
+                int(skipped[-1]) if len(skipped) else None,
+                int(peak.max()) if len(peak) else None,
             )
         )
     return summaries
+
+
+def _joined(tables: Sequence[RankTable], name: str, rank: int) -> Numbers:
+    """One rank's numbers in all tables that have it."""
+    return np.concatenate([table.column(name)[rank] for table in tables if rank in table.ranks])
+
+
+def _times_slowest(tables: Sequence[RankTable]) -> dict[int, int]:
+    """In how many intervals a rank had the most time of its own."""
+    found: dict[int, int] = {}
+    for table in tables:
+        own = np.where(np.isfinite(table.own_seconds), table.own_seconds, -np.inf)
+        for position in np.argmax(own[np.isfinite(own).any(axis=1)], axis=1).tolist():
+            found[table.ranks[position]] = found.get(table.ranks[position], 0) + 1
+    return found
 
 
 def rank_names(ranks: Sequence[int]) -> str:

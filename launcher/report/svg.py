@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from launcher.report.plain import escape
 
 # Placeholders: matplotlib writes them into the SVG, and each becomes a CSS variable of the page.
 INK, MUTED, GRID, SURFACE, BAD, WARN, GOOD = (f"#0a0b{n:02x}" for n in range(1, 8))
@@ -107,7 +108,7 @@ def to_svg(figure: Any, name: str, title: str, description: str) -> str:
         body = body.replace(color, f"var(--{variable})")
     return (
         f'<svg viewBox="{box[1]}" style="max-width:{width * 1.5:.0f}px" role="img" aria-labelledby="{name}-t {name}-d">'
-        f'<title id="{name}-t">{html.escape(title)}</title><desc id="{name}-d">{html.escape(description)}</desc>{body}'
+        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>{body}'
     )
 
 
