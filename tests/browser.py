@@ -50,6 +50,7 @@ class Page:
 
     def open(self, file: Path) -> None:
         """Load a file and wait until it is there."""
+        self._session = None
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,8 +59,11 @@ def _loss(run: Run) -> Section:
         curves.append(Curve(validated, [validation_line(a, validated) for a in history.attempts], points=True))
     values = [s.metrics[main] for a in history.attempts for s in a.steps if main in s.metrics]
     said = f"{main} went from {units.number(values[0])} to {units.number(values[-1])}"
-    lowest = min((s.metrics[main], s.step) for a in history.attempts for s in a.steps if main in s.metrics)
-    said += f"; the lowest was {units.number(lowest[0])} at step {units.count(lowest[1])}."
+    told = [(s.metrics[main], s.step) for a in history.attempts for s in a.steps if main in s.metrics]
+    finite = [(value, step) for value, step in told if math.isfinite(value)]
+    if finite:
+        said += f"; the lowest was {units.number(min(finite)[0])} at step {units.count(min(finite)[1])}"
+    said += "."
     if any(len(line.steps) > 30 for line in curves[0].lines):
         said += " The thin line is what was logged, the thick one its trend."
     restarts = restart_steps(history)
@@ -77,8 +81,8 @@ def _loss(run: Run) -> Section:
                   [lines[i] for lines in rates if i < len(lines)])
             for i in range(min(width, 6))
         ]  # fmt: skip
-        told = [rate for a in history.attempts for s in a.steps for rate in s.learning_rates]
-        said = f"The learning rate was between {units.number(min(told))} and {units.number(max(told))}."
+        every = [rate for a in history.attempts for s in a.steps for rate in s.learning_rates]
+        said = f"The learning rate was between {units.number(min(every))} and {units.number(max(every))}."
         picture = draw_curves("rate", "Learning rate", said, "learning rate", groups, restarts=restarts, height=1.9)
         parts.append(figure(picture, said))
     else:

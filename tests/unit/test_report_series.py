@@ -82,8 +82,8 @@ def test_the_trend_of_times_does_not_see_an_outlier() -> None:
 )
 def test_the_loss_is_found_by_its_name(names: list[str], wanted: str | None) -> None:
     metrics = dict.fromkeys(names, 1.0)
-    told = [{"time": START, "rank": 0, "kind": "step", "step": 1, "metrics": metrics},
-            {"time": START, "rank": 0, "kind": "validation", "step": 1, "metrics": {**metrics, "val_loss": 2.0}}]  # fmt: skip
+    step = {"time": START, "rank": 0, "kind": "step", "step": 1, "metrics": metrics}
+    told = [step, {**step, "kind": "validation", "metrics": {**metrics, "val_loss": 2.0}}]
     history = read_history(told)
     assert main_metric(history) == wanted
     assert validation_metric(history, wanted) == "val_loss"
