@@ -9,7 +9,7 @@ import numpy as np
 
 from launcher.report.records import Numbers
 from launcher.report.series import Line
-from launcher.report.svg import BAD, DASHES, WARN, Key
+from launcher.report.svg import BAD, DASHES, MUTED, WARN, Key
 
 _WIDTH = 10.0
 
@@ -27,11 +27,20 @@ def new_figure(height: float, rows: tuple[float, ...] = (), *, sharex: bool = Fa
 
     figure = Figure(figsize=(_WIDTH, height))
     FigureCanvasSVG(figure)
-    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
+    figure.subplots_adjust(left=0.1, right=0.985, bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
     grid = figure.subplots(len(rows) or 1, 1, sharex=sharex, height_ratios=rows or None, squeeze=False)[:, 0]
     for axes in grid:
-        axes.yaxis.set_label_coords(-0.068, 0.5)
+        axes.yaxis.set_label_coords(-0.088, 0.5)
     return figure, grid if rows else grid[0]
+
+
+def name_steps(axes: Any) -> None:
+    """A horizontal axis of optimizer steps: whole numbers, thousands apart."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def label_rows(axes: Any, labels: Sequence[str]) -> None:
@@ -85,9 +94,9 @@ def mark_not_finite(axes: Any, line: Line) -> int:
 def mark_restarts(axes: Any, restarts: Sequence[float], keys: list[Key]) -> None:
     """A line at each step where another attempt went on."""
     for step in restarts[:50]:
-        axes.axvline(step, color=WARN, linewidth=1.2, linestyle=DASHES[1])
+        axes.axvline(step, color=MUTED, linewidth=1.3, linestyle=DASHES[2])
     if restarts:
-        keys.append(Key("another attempt goes on", WARN, dash=1))
+        keys.append(Key("another attempt goes on", MUTED, dash=2))
 
 
 def every(count: int, limit: int = 400) -> slice:

@@ -16,7 +16,7 @@ from launcher.report.source import Run
 BADGES: Mapping[Outcome, tuple[str, str]] = {
     "finished": ("finished", "good"),
     "failed": ("failed", "bad"),
-    "interrupted": ("stopped by a signal", "warn"),
+    "interrupted": ("stopped", "warn"),
     "running": ("still running", "quiet"),
     "unknown": ("ended without a word", "bad"),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.report.axes import choose_scale, cut_outliers, mark_not_finite, mark_restarts, new_figure
+from launcher.report.axes import choose_scale, cut_outliers, mark_not_finite, mark_restarts, name_steps, new_figure
 from launcher.report.series import Line, decimate, medians, smooth
 from launcher.report.svg import BAD, DASHES, SERIES, SURFACE, Key, plot_style, to_svg
 
@@ -70,7 +70,7 @@ def draw_curves(
     keys: list[Key] = []
     with plot_style(name):
         figure, axes = new_figure(height)
-        axes.set_xlabel("optimizer step")
+        name_steps(axes)
         axes.set_ylabel(unit)
         values = np.concatenate([line.values for c in curves for line in c.lines] or [np.array([])])
         choose_scale(axes, values[np.isfinite(values)], 0.0 if from_zero else None)

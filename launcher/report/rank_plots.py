@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.report.axes import cut_outliers, every, label_rows, mark_not_finite, mark_restarts, new_figure
+from launcher.report.axes import cut_outliers, every, label_rows, mark_not_finite, mark_restarts, name_steps, new_figure
 from launcher.report.plots import Picture
 from launcher.report.records import Numbers
 from launcher.report.series import Line, Skip, decimate
@@ -46,7 +46,7 @@ def draw_loss_scale(
         axes.set_ylabel("loss scale")
         axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
         axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}" if value < 1e6 else f"2^{math.log2(value):.0f}")
+            FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e6 else f"2^{math.log2(value):.0f}")
         )
         for index, (label, lines) in enumerate(groups[:_MOST_LINES]):
             for line in lines:
@@ -61,7 +61,7 @@ def draw_loss_scale(
             axes.axhline(floor, color=BAD, linewidth=1, linestyle=DASHES[2])
             keys.append(Key("floor", BAD, dash=2))
         below.set_ylabel("skipped")
-        below.set_xlabel("optimizer step")
+        name_steps(below)
         # Bars would be thinner than a pixel in a long run.
         if skips:
             below.vlines([s.step for s in skips], 0, [s.count for s in skips], color=BAD, linewidth=1.6)
@@ -98,7 +98,7 @@ def draw_rank_times(
     single = sorted(slow[: _MOST_LINES - 1]) if many else ranks
     with plot_style(name):
         figure, axes = new_figure(2.9)
-        axes.set_xlabel("optimizer step")
+        name_steps(axes)
         axes.set_ylabel("own time a step (ms)")
         if many:
             keys += [Key("80% of all ranks", MUTED, "band"), Key("median of all ranks", INK)]

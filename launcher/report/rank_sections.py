@@ -111,16 +111,13 @@ def memory_section(run: Run) -> Section:
     limit = number(memory.get("limit_bytes"))
     highest = sorted(peaks, key=lambda rank: -peaks[rank])[:_MOST_BARS]
     bars = [(f"rank {rank}", peaks[rank] / size) for rank in sorted(highest)]
-    said: list[str] = []
-    if peaks:
-        said.append(f"The highest peak was {units.size(max(peaks.values()))}, on {rank_names([highest[0]])}")
+    caption = f"The highest peak was {units.size(max(peaks.values()))} ({rank_names([highest[0]])})" if peaks else ""
     if planned:
-        said.append(f"the plan said {units.size(total)} ({memory.get('method', 'estimated')})")
-        if peaks:
-            said.append(f"which is {max(peaks.values()) / total:.0%} of the plan")
+        told = f"{units.size(total)} ({memory.get('method', 'estimated')})"
+        caption += f", {max(peaks.values()) / total:.0%} of the plan's {told}" if peaks else f"The plan said {told}"
+    caption += "."
     if limit is not None:
-        said.append(f"a rank may use {units.size(limit)}")
-    caption = ", ".join(said) + "." if said else ""
+        caption += f" A rank may use {units.size(limit)}."
     if len(peaks) > _MOST_BARS:
         caption += f" The {_MOST_BARS} highest of {len(peaks)} ranks."
     notes: list[Any] = []
@@ -187,7 +184,7 @@ def _rank_times(run: Run, summaries: Sequence[RankSummary], slow: Sequence[int])
     rest = np.maximum(np.nan_to_num(np.array([s.step_seconds for s in shown])) * 1e3 - data - forward, 0)
     bars = f"Where the time of a step goes{f', the {_MOST_BARS} slowest of {len(summaries)} ranks' if many else ''}."
     scaled = [(steps, {rank: values * 1e3 for rank, values in ranks.items()}) for steps, ranks in own]
-    times = draw_rank_times("own", said, scaled, [s.rank for s in by_need], restarts)
+    times = draw_rank_times("own", said, scaled, slow or [first.rank], restarts)
     return [*head, figure(times, said),
             figure(draw_rank_bars("bars", bars, [s.rank for s in shown], data, forward, rest), bars)]  # fmt: skip
 

@@ -112,7 +112,8 @@ def _attempts(history: History) -> Section | None:
     rows = [
         (f"{a.number}", units.moment(a.started), units.duration(a.seconds),
          units.duration(a.first_step_time - a.started) if a.first_step_time is not None else "\u2013",
-         _steps_of(a), units.count(lost.get(a.number, 0)), join(badge(*BADGES[a.outcome]), " ", a.detail))
+         _steps_of(a), units.count(lost.get(a.number, 0)),
+         join(badge(*BADGES[a.outcome]), "" if a.outcome == "finished" else f" {a.detail}"))
         for a in attempts[-_MOST_LINES:]
     ]  # fmt: skip
     head = ("attempt", "started", "lasted", "to first step", "steps", "done again", "end")

@@ -36,7 +36,9 @@ def draw_timeline(name: str, description: str, attempts: Sequence[Attempt]) -> P
     def at(time: float) -> float:
         return (time - begin) / seconds
 
-    keys = [Key("start-up", GRID, "bar"), Key("training", SERIES[0], "bar")]
+    keys = [Key("start-up", GRID, "bar")]
+    if any(a.first_step_time is not None for a in shown):
+        keys.append(Key("training", SERIES[0], "bar"))
     with plot_style(name):
         figure, axes = new_figure(0.95 + 0.34 * len(shown))
         for row, attempt in enumerate(shown):
