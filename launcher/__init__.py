@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from launcher.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.main_path import fit as fit
     from launcher.plan import Plan as Plan
+    from launcher.setup_wizard import SetupWizard as SetupWizard
     from launcher.wandb_config import build_wandb_config as build_wandb_config
     from launcher.wandb_config import detect_model_type as detect_model_type
+    from launcher.wizard_config import WizardConfig as WizardConfig
     from strategies.precision import compute_effective_precision as compute_effective_precision
 
 __version__ = "0.1.0"
@@ -30,6 +32,8 @@ _LAZY = {
     "detect_model_type": "launcher.wandb_config",
     "Plan": "launcher.plan",
     "RunConfig": "launcher.config",
+    "SetupWizard": "launcher.setup_wizard",
+    "WizardConfig": "launcher.wizard_config",
     "compute_effective_precision": "strategies.precision",
     "fit": "launcher.main_path",
     "load_config": "launcher.config_sources",
@@ -40,7 +44,9 @@ __all__ = [
     "LossScaleMonitor",
     "Plan",
     "RunConfig",
+    "SetupWizard",
     "TrainingCoordinator",
+    "WizardConfig",
     "__version__",
     "build_wandb_config",
     "compute_effective_precision",

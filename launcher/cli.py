@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.other_machines import add_options
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ _COMMANDS = {
 }
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
+    "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
+    "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.convert_command"),
+    "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor"),
     "report": ("write a page about a run, or compare two", "launcher.report.command"),
 }
 
@@ -68,6 +72,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of usage errors too")
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
+        add_options(parser)
     return parser
 
 
@@ -96,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
             sys.stdout.write(config.to_yaml())
             return 0
         if command == "plan":
-            return _plan(config, topology, as_json=options.json)
+            return _plan(config, topology, options)
         return _fit(config, topology, arguments)
     except Interrupted as error:
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
@@ -123,6 +128,7 @@ def _run_tool(module: str, words: Sequence[str]) -> int:
     """Run a command that has a parser of its own."""
     import importlib
 
+    _import_from_here()
     try:
         return importlib.import_module(module).run(words)
     except (KeyboardInterrupt, EOFError):
@@ -160,27 +166,31 @@ def _fit(config: RunConfig, topology: Topology, arguments: Sequence[str]) -> int
     return 0
 
 
-def _plan(config: RunConfig, topology: Topology, *, as_json: bool) -> int:
+def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
     from launcher.dry_run import plan_here
+    from launcher.other_machines import read_options
 
-    plan = plan_here(config, topology.host)
-    if as_json:
+    found = plan_here(config, topology.host, read_options(options))
+    if options.plot:
+        from launcher.memory_plot import plot_memory
+
+        plot_memory(found, config, Path(options.plot))
+    if options.json:
         import json
 
-        sys.stdout.write(json.dumps(plan.to_dict(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(found.plan.to_dict(), indent=1) + "\n")
         return 0
-    from launcher.plan_table import print_plan
+    from launcher.plan_table import print_memory, print_plan
     from launcher.terminal import make_console
 
-    print_plan(plan, make_console())
+    console = make_console()
+    print_plan(found.plan, console)
+    print_memory(found.plan, console)
     return 0
 
 
 def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
-    # The current directory is importable, as it is for `python -m`.
-    here = str(Path.cwd())
-    if sys.path[0] not in ("", here):
-        sys.path.insert(0, here)
+    _import_from_here()
     from launcher.config_sources import load_config
 
     try:
@@ -191,6 +201,13 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topol
 
             refuse_together(topology, error)
         raise
+
+
+def _import_from_here() -> None:
+    """The current directory is importable, as it is for `python -m`."""
+    here = str(Path.cwd())
+    if sys.path[0] not in ("", here):
+        sys.path.insert(0, here)
 
 
 def _unknown_command(word: str) -> int:

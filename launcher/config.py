@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
+from launcher.yaml_text import dump_yaml
 
 
 def _at_least(minimum: float, default: Any) -> Any:
@@ -94,6 +93,7 @@ class WatchOptions:
     floor_steps: int = _at_least(1, 100)
     slow_factor: float = _at_least(1, 1.5)
     slow_share: float = _at_least(0, 0.1)
+    slow_steps: int = _at_least(1, 50)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,16 @@ class RunConfig:
         accelerator: kind of device; `auto` takes a GPU where there is one.
         devices: ranks on each node; `auto` takes all GPUs, or one process on a CPU.
         num_nodes: number of nodes; `auto` takes what torchrun or SLURM say.
-        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`.
+        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, or `deepspeed_stage_1`, `_2`, `_3`,
+            `_2_offload`, `_3_offload`, `_3_offload_nvme`.
+        deepspeed_config: DeepSpeed's own settings, or the path of its JSON file; what is left out or 'auto' is planned.
         precision: `auto`, or any spelling of a precision, which is an order that every rank must be able to meet.
         precision_fallback: turn that order into the best precision that all ranks share.
         on_precision_change: what to do if a resumed run would train in another precision than its checkpoint.
         use_amp: true wishes for mixed precision, false turns it off.
         global_batch_size: samples per optimizer step, whatever the number of ranks.
+        memory_share: share of each device's memory that a plan may use.
+        on_oom: what to do when a run is out of memory: `stop`, or name the `next` strategy to go on with.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
         agreement_timeout: seconds that the ranks wait for each other at the start.
@@ -132,11 +136,14 @@ class RunConfig:
     devices: int | Literal["auto"] = _at_least(1, "auto")
     num_nodes: int | Literal["auto"] = _at_least(1, "auto")
     strategy: str = "auto"
+    deepspeed_config: str | dict[str, Any] | None = None
     precision: str | int = "auto"
     precision_fallback: bool = False
     use_amp: bool | None = None
     on_precision_change: Literal["notice", "error"] = "notice"
     global_batch_size: int | None = _at_least(1, None)
+    memory_share: float = _at_least(0, 0.92)
+    on_oom: Literal["stop", "next"] = "stop"
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"
     agreement_timeout: float = _at_least(1, 300.0)
@@ -154,8 +161,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """As a config file that `--config` takes."""
-        plain = json.loads(json.dumps(self.to_dict(), default=str))
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.to_dict())
 
     def digest(self) -> str:
         """SHA-256 over every field, as hexadecimal digits: equal on two ranks exactly if their configs are."""

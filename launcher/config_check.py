@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import types
@@ -11,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+from launcher import deepspeed_source
 from launcher.config import FieldInfo, RunConfig, config_fields
 from launcher.errors import ConfigError, Problem
 from strategies import precision as precision_names
@@ -44,6 +46,8 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
             finite = not isinstance(value, float) or math.isfinite(value)
             wanted = f"at least {info.minimum:g}" if finite else "a finite number"
             problems.append(Problem(path, f"given {value!r}; expected {wanted}"))
+        elif path == deepspeed_source.FIELD:
+            problems += deepspeed_source.deepspeed_problems(value)
         elif path in _MEANING:
             problems += [Problem(path, message) for message in _MEANING[path](value)]
     return problems
@@ -102,6 +106,7 @@ def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
     return f"unknown key; {hint}"
 
 
+@functools.cache
 def _parser() -> Any:
     import jsonargparse
 

@@ -17,8 +17,10 @@ import yaml
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
+from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
+from launcher.yaml_text import Loader
 
 _CLASSES = ("model", "data")
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -40,19 +42,48 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
                functools.partial(parse_overrides, overrides)]  # fmt: skip
     for read in readers:
         try:
-            source, contradictions = translate_lightning_cli(_with_class_specs(read()))
+            source, contradictions = normalize_values(read())
         except ConfigError as error:
             problems += error.problems
         else:
             problems += contradictions
-            _merge(values, source)
-    if not problems and not values.get("model") and not values.get("data"):
+            merge_values(values, source)
+    if problems:
+        raise ConfigError([*problems, *all_problems(values)])
+    return _parse_with_demo(values)
+
+
+def load_values(values: Mapping[str, Any]) -> RunConfig:
+    """Check plain values as those of one config file.
+
+    Raises:
+        ConfigError: every problem at once.
+    """
+    normal, problems = normalize_values(copy.deepcopy(dict(values)))
+    if problems:
+        raise ConfigError([*problems, *all_problems(normal)])
+    return _parse_with_demo(normal)
+
+
+def _parse_with_demo(values: dict[str, Any]) -> RunConfig:
+    """The config of normalized values; where they name neither model nor data, that of the demo below them."""
+    if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in _CLASSES and value is None)}
-        values = _merge(read_preset("demo"), named)
-    problems += [*find_problems(values), *_class_problems(values)]
+        values = merge_values(read_preset("demo"), named)
+    problems = all_problems(values)
     if problems:
         raise ConfigError(problems)
-    return parse_config(values)
+    return with_deepspeed_file(parse_config(values))
+
+
+def normalize_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """One source's values in the long form and under the launcher's keys, and what contradicts in it."""
+    return translate_lightning_cli(_with_class_specs(values))
+
+
+def all_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Every problem of normalized values that can be seen without importing a class."""
+    return [*find_problems(values), *_class_problems(values)]
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -74,7 +105,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
     try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
     except json.JSONDecodeError as error:
         raise ConfigError([Problem(f"{path}, line {error.lineno}", error.msg)]) from error
     except yaml.MarkedYAMLError as error:
@@ -127,7 +158,7 @@ def _parse_value(text: str, hint: Any) -> Any:
     if text != "null" and set(parts) <= {str, type(None)}:
         return text
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader
+        return yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
     except (yaml.YAMLError, ValueError):
         return text
 
@@ -163,7 +194,7 @@ def _with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay `over` on `base`, in place. Another class brings its own arguments."""
     for key, value in over.items():
         below = base.get(key)
@@ -172,7 +203,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         elif value.get("class_path", below.get("class_path")) != below.get("class_path") and "class_path" in below:
             base[key] = copy.deepcopy(dict(value))
         else:
-            _merge(below, value)
+            merge_values(below, value)
     return base
 
 
@@ -198,23 +229,3 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
                 Problem(f"{key}.class_path", f"given {path!r}; expected an import path like my_pkg.MyClass")
             )
     return problems
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            if isinstance(key, str | int):
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-# YAML 1.1 wants a dot and a sign in the exponent ("1.0e-4"); people and Python don't.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from strategies.precision import DeviceKind
 
 # Libraries whose versions all ranks must share: they define the wire format, the numbers, or the checkpoint.
 _SHARED_LIBRARIES = ("torch", "lightning", "deepspeed")
+# What DeepSpeed compiles its ops with, and the packages to install.
+BUILD_TOOLS = {"c++": "g++ (Debian, Ubuntu) or gcc-c++ (Fedora)", "ninja": "ninja-build, or activate the venv"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Hardware:
     Attributes:
         device: what this rank trains on.
         local_device_count: devices of that kind on this node; 1 for a CPU.
-        versions: name to version, None where a library is not installed.
+        versions: name to version, or a build tool's name to its path; None where it is not installed.
     """
 
     device: Device
@@ -65,13 +68,16 @@ class Hardware:
 
 
 def library_versions() -> dict[str, str | None]:
-    """Versions of what all ranks must share, from the installed packages' metadata: nothing is imported."""
+    """Versions of what all ranks must share, from the packages' metadata, and the paths of the build tools."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _SHARED_LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
+    for tool in BUILD_TOOLS:
+        # As torch's cpp_extension looks for them.
+        versions[tool] = shutil.which(os.environ.get("CXX", tool) if tool == "c++" else tool)
     return versions
 
 

@@ -14,11 +14,12 @@ from rich.console import Console
 from launcher import __version__
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
+from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
-from launcher.plan import Plan, make_plan
+from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
@@ -69,6 +70,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None, given: UserO
         Interrupted: a signal stopped the run at a step boundary, after a checkpoint.
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
+    config = with_deepspeed_file(config)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
@@ -77,7 +79,7 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None, given: UserO
         attach_log(log)
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
-        decision, run = decide_together(config, topology, facts, store)
+        decision, run = decide_together(config, topology, facts, store, made_in_code=given is not None)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
         events = EventLog(run.path / FILE_NAME, topology.rank)
@@ -106,12 +108,14 @@ def attach_log(log: RankLog) -> None:
 def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
+        from launcher.deepspeed_ready import check_cpu_fp16
         from launcher.hardware import detect_hardware
         from launcher.ranks import check_ranks
         from launcher.user_classes import import_classes
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
+        check_cpu_fp16(config, hardware.device.kind, os.environ)
         traits = import_classes(config).traits() if given is None else given.traits()
     except LauncherError as error:
         if topology.world_size == 1:
@@ -122,9 +126,10 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
 
 
 def decide_together(
-    config: RunConfig, topology: Topology, facts: RankFacts, store: Any
+    config: RunConfig, topology: Topology, facts: RankFacts, store: Any, *, made_in_code: bool = False
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
     opened: list[RunDirectory] = []
@@ -134,7 +139,8 @@ def decide_together(
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
         checkpoint = find_run(config, restart_of=restart_of).resume_from
-        plan = make_plan(config, agreement, None if checkpoint is None else check_checkpoint(checkpoint))
+        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code)
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
         store.set(_RUN_NAME_KEY, run.name)

@@ -9,6 +9,7 @@ from typing import Any
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
+from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed
 from launcher.errors import PlanError
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
@@ -37,6 +38,9 @@ class Plan:
         hosts: host names, each once.
         notices: what the user should be told at once.
         assumed: whether the ranks are only assumed to be like the machine that planned.
+        memory: every strategy's memory and time, as `strategies.comparison.Comparison.to_dict` gives it; None if the
+            module was not looked at.
+        deepspeed: DeepSpeed's whole config, every 'auto' filled; None without DeepSpeed.
     """
 
     strategy: StrategyChoice
@@ -53,6 +57,8 @@ class Plan:
     precision_before: str | None = None
     notices: tuple[str, ...] = field(default=())
     assumed: bool = False
+    memory: Mapping[str, Any] | None = None
+    deepspeed: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `global_batch_size` is added for readers."""
@@ -106,6 +112,7 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
                 use_amp=config.use_amp,
                 fallback=config.precision_fallback,
                 checkpoint=None if checkpoint is None else checkpoint.precision,
+                deepspeed_config=deepspeed_settings(config),
                 on_change=config.on_precision_change,
             )
     except PrecisionError as error:
@@ -122,6 +129,8 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
     except StrategyError as error:
         strategy = None
         problems.append(str(error))
+    deepspeed = plan_deepspeed(config, strategy, precision, batch, agreement)
+    problems += deepspeed.problems
     kinds = sorted({f.hardware.device.kind for f in agreement.facts if f.hardware})
     if len(kinds) > 1:
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
@@ -144,8 +153,9 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         num_nodes=len({f.node_rank for f in agreement.facts}),
         hosts=agreement.hosts,
         precision_before=None if precision is None or precision.changed_from is None else precision.changed_from.value,
-        notices=_notices(config, plugin, precision, checkpoint),
+        notices=(*_notices(config, plugin, precision, checkpoint), *deepspeed.notices),
         assumed=agreement.assumed,
+        deepspeed=deepspeed.config,
     )
 
 

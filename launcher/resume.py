@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from launcher.checkpoint_precision import SCALER_KEYS, CheckpointPrecision, precision_of
 from launcher.errors import ResumeError
+from launcher.zero_checkpoint import read_zero_outline
 from strategies.loss_scale import state_problem
 
 # What Lightning needs to go on with a training, rather than only to load weights.
@@ -20,11 +21,13 @@ _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The checkpoint's content, its tensors left on disk.
+    """The checkpoint's content, its tensors left on disk; of a DeepSpeed one the shapes alone.
 
     Raises:
         ResumeError: no checkpoint, a damaged one, or one whose loading would run code.
     """
+    if path.is_dir():
+        return read_zero_outline(path)
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:

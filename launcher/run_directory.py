@@ -287,7 +287,7 @@ def write_file(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C too leaves no half-written file
         temporary.unlink(missing_ok=True)
         raise
 

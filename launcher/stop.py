@@ -24,6 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECOND_AFTER = 2.0
 # Seconds that a rank waits for the others' answers before it trains on.
 _ANSWER_TIMEOUT = 60.0
+# Seconds that the end of a run waits for the listening thread; it needs a moment unless the store is gone.
+_END_TIMEOUT = 5.0
 _FOREVER = timedelta(days=365)
 # A gate that no training reaches.
 _NEVER = 2**62
@@ -49,12 +51,14 @@ class StopAgreement:
         self._stop_at: int | None = None
         self._closed = False
         self._own_client: Any = None
+        self._watcher: threading.Thread | None = None
         self.signal_number: int = signal.SIGTERM
 
     def start(self) -> None:
         """Begin to listen to the other ranks."""
         if self._store is not None:
-            threading.Thread(target=self._watch, name="launcher-stop-watch", daemon=True).start()
+            self._watcher = threading.Thread(target=self._watch, name="launcher-stop-watch", daemon=True)
+            self._watcher.start()
 
     def expect(self) -> None:
         """This rank has a signal: its next gate waits for the answer. No lock, as a signal handler calls it."""
@@ -85,7 +89,7 @@ class StopAgreement:
             return False
 
     def close(self) -> None:
-        """Let the listening thread end."""
+        """End the listening thread."""
         self._closed = True
         if self._store is not None:
             with suppress(RuntimeError):
@@ -94,6 +98,9 @@ class StopAgreement:
                 if self._rank == 0:
                     self._store.compare_set("stop/at", "", str(_NEVER))
                 self._store.set(_key("asked", self._rank), "0")
+        if self._watcher is not None:
+            # A thread that wakes inside the store's C++ code after Python has ended aborts the process.
+            self._watcher.join(_END_TIMEOUT)
 
     def _watch(self) -> None:
         """Wait until somebody asks, then find the common gate."""

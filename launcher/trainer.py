@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from rich.console import Console
 
 from launcher.config import RunConfig
+from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
 from launcher.run_directory import RunDirectory
@@ -61,7 +63,9 @@ def build_trainer(
         topology.master_addr or "127.0.0.1",
         topology.master_port or 0,
     )
-    plugin = own_plugin or precision_plugin(Precision(plan.precision), plan.device_kind, config.watch.floor)
+    plugin = own_plugin or precision_plugin(
+        Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
+    )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {"plugins": [plugin]}
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
@@ -75,7 +79,14 @@ def build_trainer(
         **options,
         **precision,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
-        strategy=build_strategy(plan.strategy, plan.device_kind, place, config.process_group_timeout),
+        strategy=build_strategy(
+            plan.strategy,
+            plan.device_kind,
+            place,
+            config.process_group_timeout,
+            deepspeed=plan.deepspeed,
+            pretend_fp16=pretends_cpu_fp16(os.environ),
+        ),
         devices=topology.local_world_size if plan.device_kind != "mps" else 1,
         num_nodes=topology.num_nodes,
         accumulate_grad_batches=plan.batch.accumulate,

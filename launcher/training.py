@@ -17,13 +17,16 @@ from rich.console import Console
 from torch.distributed import PrefixStore
 
 from launcher.config import RunConfig
+from launcher.convert import loadable_checkpoint
 from launcher.data_order import order_training_data
-from launcher.errors import Interrupted, LauncherError, TrainingError
+from launcher.deepspeed_ready import check_model
+from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
-from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
+from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
@@ -31,6 +34,7 @@ from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_config import build_wandb_config
 from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
+from strategies.choice import StrategyError
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -78,7 +82,20 @@ def train(
             exit_code = error.exit_code
             events.write("failed", host=topology.host, error=str(error))
             raise
+        except StrategyError as error:
+            # What only the optimizer could show, which Lightning makes late.
+            exit_code = PlanError.exit_code
+            events.write("failed", host=topology.host, error=str(error))
+            raise PlanError(str(error)) from error
         except Exception as error:
+            if is_out_of_memory(error):
+                told = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
+                                     allocated_bytes=device_peak(plan.device_kind), on_oom=config.on_oom)  # fmt: skip
+                events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
+                             expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
+                             go_on=told.go_on)  # fmt: skip
+                traceback.print_exc()
+                raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
@@ -114,6 +131,7 @@ def _fit(
     for text in objects.notices:
         notice(text)
     model, data = objects.model, objects.data
+    check_model(model, plan, notice)
     if wandb_logger is not None:
         wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
         describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
@@ -135,7 +153,7 @@ def _fit(
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     writer = None if wandb_logger is None else wandb_logger.writer
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
-    callbacks = [*objects.callbacks, watch, RecordPlan(plan), EventWriter(events)]
+    callbacks = [*objects.callbacks, watch, RecordPlan(plan), KeepStepBorders(), EventWriter(events)]
     callbacks.append(StopTogether(stop, listener, checkpoint))
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
@@ -143,7 +161,8 @@ def _fit(
     trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
-    trainer.fit(model, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:
+        trainer.fit(model, datamodule=data, ckpt_path=None if loadable is None else str(loadable), weights_only=True)
     if resume is not None and trainer.global_step == resumed_at:
         notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
     return trainer
@@ -176,8 +195,11 @@ def _quieten() -> None:
         # The summary counts parameters; their size in half precision is the plan's to say.
         ".*is not supported by the model summary.*",
         ".*LeafSpec.*",
+        # DeepSpeed's own affair with torch 2.13.
+        ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
         # The loader's position is saved: it is a StatefulDataLoader.
         ".*resumed from a checkpoint that ended before the epoch ended.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.strategies.deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

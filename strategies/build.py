@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from typing_extensions import override
 
 from strategies.choice import DDP, StrategyChoice
+from strategies.deepspeed_config import VARIANTS
 from strategies.loss_scale import DEFAULT_FLOOR, CountingGradScaler
 from strategies.precision import Precision
 
@@ -93,7 +97,15 @@ class KnownRanks(ClusterEnvironment):
         return self._place.node_rank
 
 
-def build_strategy(choice: StrategyChoice, device_kind: str, place: RankPlace, timeout: float) -> Strategy:
+def build_strategy(
+    choice: StrategyChoice,
+    device_kind: str,
+    place: RankPlace,
+    timeout: float,
+    *,
+    deepspeed: Mapping[str, Any] | None = None,
+    pretend_fp16: bool = False,
+) -> Strategy:
     """The strategy as Lightning's object.
 
     Args:
@@ -101,7 +113,11 @@ def build_strategy(choice: StrategyChoice, device_kind: str, place: RankPlace, t
         device_kind: 'cpu', 'cuda' or 'mps'.
         place: this rank's.
         timeout: seconds after which a collective fails; only used if Lightning itself makes a process group.
+        deepspeed: DeepSpeed's whole config, for one of its variants.
+        pretend_fp16: for tests: DeepSpeed takes fp16 on a CPU.
     """
+    if choice.name in VARIANTS:
+        return _deepspeed(choice, device_kind, place, timeout, deepspeed or {}, pretend_fp16)
     if choice.name != DDP:
         return SingleDeviceStrategy(device=_device(device_kind, place.local_rank))
     return DDPStrategy(
@@ -116,11 +132,42 @@ def build_strategy(choice: StrategyChoice, device_kind: str, place: RankPlace, t
     )
 
 
+def _deepspeed(
+    choice: StrategyChoice,
+    device_kind: str,
+    place: RankPlace,
+    timeout: float,
+    config: Mapping[str, Any],
+    pretend_fp16: bool,
+) -> Strategy:
+    # Here, not above: Lightning's module of it takes its time, and most runs are without.
+    from strategies.deepspeed_strategy import CpuDeepSpeed, SharedGroupDeepSpeed
+
+    ranks = KnownRanks(place)
+    if device_kind == "cpu":
+        return CpuDeepSpeed(
+            config,
+            cluster_environment=ranks,
+            local_world_size=place.local_world_size,
+            timeout=timeout,
+            pretend_fp16=pretend_fp16,
+        )
+    return SharedGroupDeepSpeed(
+        config,
+        parallel_devices=[_device(device_kind, n) for n in range(place.local_world_size)],
+        cluster_environment=ranks,
+        process_group_backend=choice.backend or "nccl",
+        timeout=timeout,
+    )
+
+
 def _device(kind: str, index: int) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device(kind, index)
 
 
-def precision_plugin(precision: Precision, device_kind: str, floor: float = DEFAULT_FLOOR) -> MixedPrecision | None:
+def precision_plugin(
+    precision: Precision, device_kind: str, floor: float = DEFAULT_FLOOR, *, strategy: str = ""
+) -> PrecisionPlugin | None:
     """A plugin where Lightning's own choice would differ from the plan; None where its `precision` flag does it.
 
     In 16-mixed the scaler is to count what it skips. Lightning also turns 16-mixed on a CPU into bf16-mixed; torch has
@@ -130,7 +177,13 @@ def precision_plugin(precision: Precision, device_kind: str, floor: float = DEFA
         precision: the plan's.
         device_kind: 'cpu', 'cuda' or 'mps'.
         floor: a loss scale at or below it counts as collapsed.
+        strategy: the plan's; DeepSpeed needs a plugin of its own.
     """
+    if strategy in VARIANTS:
+        from strategies.deepspeed_strategy import AccumulatesOnce
+
+        # DeepSpeed casts and scales by itself; given here, Lightning does not turn fp16 on a CPU into bf16.
+        return AccumulatesOnce(cast(Any, precision.value))
     if precision is Precision.FP16_MIXED and device_kind in ("cpu", "cuda"):
         return MixedPrecision("16-mixed", device_kind, CountingGradScaler(device_kind, floor=floor))
     return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from strategies.deepspeed_config import VARIANTS
+
 SINGLE_DEVICE = "single_device"
 DDP = "ddp"
 # Lightning's spelling for a DDP that looks for unused parameters in every step.
 DDP_FIND_UNUSED = "ddp_find_unused_parameters_true"
 AUTO = "auto"
-NAMES = (AUTO, SINGLE_DEVICE, DDP, DDP_FIND_UNUSED)
+NAMES = (AUTO, SINGLE_DEVICE, DDP, DDP_FIND_UNUSED, *VARIANTS)
 
 
 class StrategyError(ValueError):
@@ -29,7 +31,7 @@ class StrategyChoice:
     """What trains the model.
 
     Attributes:
-        name: `single_device` or `ddp`.
+        name: `single_device`, `ddp`, or one of DeepSpeed's variants as Lightning spells them.
         reasons: in plain words, for the plan.
         rejected: the other candidates.
         backend: process group backend, None without a process group.
@@ -75,6 +77,8 @@ def choose_strategy(
         return StrategyChoice(
             SINGLE_DEVICE, (why,), (Rejected(DDP, "with one rank it only adds the cost of its buckets"),)
         )
+    if requested in VARIANTS:
+        return _deepspeed(requested, world_size, device_kind)
     return _ddp(requested, world_size, device_kind, accumulate, model_has_static_graph)
 
 
@@ -98,6 +102,31 @@ def _ddp(requested: str, world_size: int, device_kind: str, accumulate: int, dec
         static_graph=static,
         find_unused_parameters=find_unused,
     )
+
+
+def _deepspeed(requested: str, world_size: int, device_kind: str) -> StrategyChoice:
+    """A variant that was asked for by name."""
+    variant = VARIANTS[requested]
+    if world_size == 1 and not variant.offloads:
+        raise StrategyError(
+            f"strategy {requested} shares the model's states among ranks, but there is one rank; start several "
+            "(`devices: 2`, or torchrun), or use `strategy: auto`"
+        )
+    backend = "nccl" if device_kind == "cuda" else "gloo"
+    shared = ("the optimizer's states", "the gradients", "the parameters")[: variant.stage]
+    reasons = [
+        f"{requested}: asked for",
+        f"ZeRO stage {variant.stage}: each rank keeps 1/{world_size} of " + ", ".join(shared),
+    ]
+    if variant.offload_optimizer is not None:
+        reasons.append(f"optimizer states lie on {variant.offload_optimizer}")
+    if variant.offload_parameters is not None:
+        reasons.append(f"parameters lie on {variant.offload_parameters}")
+    reasons.append(f"{backend} carries gradients and parameters of {device_kind} devices")
+    if device_kind == "cpu":
+        reasons.append("DeepSpeed on CPUs is for debugging: it is slower than DDP and saves no memory that matters")
+    rejected = (Rejected(SINGLE_DEVICE, f"there are {world_size} ranks"),) if world_size > 1 else ()
+    return StrategyChoice(requested, tuple(reasons), rejected, backend=backend)
 
 
 def _static_graph(find_unused: bool, accumulate: int, declared: bool) -> tuple[bool, str]:

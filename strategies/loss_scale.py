@@ -6,7 +6,7 @@ How a dynamic scale moves: Micikevicius et al., "Mixed Precision Training", 2018
 from __future__ import annotations
 
 import logging
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -141,6 +141,8 @@ class CountingGradScaler(torch.amp.GradScaler):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a saved scale; one that is damaged or empty is told, and the scale starts afresh."""
+        if not self.is_enabled():
+            return  # as torch's: nothing is scaled, so there is nothing to go on with
         problem = state_problem(state_dict)
         if problem is not None:
             _log.warning("the saved loss scale is not used: %s; it starts afresh at %g", problem, self._init_scale)
@@ -167,7 +169,9 @@ def state_problem(state: Any) -> str | None:
         return f"it lacks {', '.join(missing)}" if values else "it is empty"
     for key in _STATE:
         value = values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        # Compared, not converted: a whole number may be beyond every float.
+        if not number or not 0 <= value <= sys.float_info.max:
             return f"{key} is {value!r}"
     if not values["scale"] or values["growth_factor"] <= 1 or not 0 < values["backoff_factor"] < 1:
         return "scale, growth_factor or backoff_factor cannot move a scale"
@@ -185,6 +189,15 @@ def find_loss_scale(trainer: Any) -> LiveScale | None:
     Raises:
         LossScaleError: there is a scaler, but it raises, or answers with something that is no number.
     """
+    try:
+        return _live_scale(trainer)
+    except LossScaleError:
+        raise
+    except Exception as error:
+        raise LossScaleError(f"looking for the loss scale raised {type(error).__name__}: {error}") from error
+
+
+def _live_scale(trainer: Any) -> LiveScale | None:
     strategy = getattr(trainer, "strategy", None)
     plugin = getattr(strategy, "precision_plugin", None)
     scaler = getattr(plugin, "scaler", None)

@@ -31,6 +31,8 @@ def words(*given: str, cwd: Path, timeout: float = 60) -> Finished:
         (["-h"], "exit codes:"),
         (["fit", "--help"], "--print-config"),
         (["plan", "--help"], "--json"),
+        (["init", "--help"], "--preset NAME"),
+        (["doctor", "--help"], "--json"),
         (["report", "--help"], "--output"),
         (["--version"], f"launcher {__version__}"),
     ],
@@ -43,7 +45,14 @@ def test_help_and_version_end_well_without_a_heavy_import(tmp_path: Path, given:
     assert _HEAVY.findall(ended.output) == []
 
 
-@pytest.mark.parametrize("code", ["import launcher", "from launcher import RunConfig, load_config; load_config()"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import launcher",
+        "from launcher import RunConfig, load_config; load_config()",
+        "from launcher import WizardConfig; WizardConfig().with_preset('debug').validate()",
+    ],
+)
 def test_importing_the_package_and_reading_a_config_import_nothing_heavy(tmp_path: Path, code: str) -> None:
     ended = run([sys.executable, "-X", "importtime", "-c", code], tmp_path, timeout=30).check()
     assert _HEAVY.findall(ended.output) == []
@@ -57,7 +66,13 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("plam", "did you mean plan?"), ("fitt", "did you mean fit?"), ("zzz", "commands are fit, plan, report")],
+    [
+        ("plam", "did you mean plan?"),
+        ("fitt", "did you mean fit?"),
+        ("docter", "did you mean doctor?"),
+        ("reprot", "did you mean report?"),
+        ("zzz", "commands are fit, plan, init, convert, doctor, report"),
+    ],
 )
 def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, word: str, hint: str) -> None:
     ended = words(word, cwd=tmp_path).check(2)

@@ -163,7 +163,9 @@ def test_an_unknown_precision_lists_the_valid_ones_and_the_nearest() -> None:
 
 def test_an_unknown_strategy_lists_the_valid_ones() -> None:
     assert only_problem("strategy", "dpp").message == (
-        "given 'dpp'; expected one of auto, single_device, ddp, ddp_find_unused_parameters_true"
+        "given 'dpp'; expected one of auto, single_device, ddp, ddp_find_unused_parameters_true, deepspeed_stage_1, "
+        "deepspeed_stage_2, deepspeed_stage_3, deepspeed_stage_2_offload, deepspeed_stage_3_offload, "
+        "deepspeed_stage_3_offload_nvme"
     )
 
 

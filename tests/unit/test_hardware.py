@@ -7,13 +7,14 @@ import importlib.metadata
 import json
 import os
 import platform
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from launcher.errors import TopologyError
-from launcher.hardware import Hardware, available_kind, detect_hardware, device_count, library_versions
+from launcher.hardware import BUILD_TOOLS, Hardware, available_kind, detect_hardware, device_count, library_versions
 
 
 def show_gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> None:
@@ -54,7 +55,7 @@ def test_versions_are_those_of_the_installed_packages() -> None:
     assert versions["torch"] == importlib.metadata.version("torch")
     assert versions["lightning"] == importlib.metadata.version("lightning")
     assert versions["python"] == platform.python_version()
-    assert {"torch", "lightning", "deepspeed", "python"} == set(versions)
+    assert {"torch", "lightning", "deepspeed", "python", *BUILD_TOOLS} == set(versions)
 
 
 def test_a_library_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +137,12 @@ def test_apples_gpu_has_no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     device = detect_hardware("auto", 0).device
     assert (device.kind, set(device.native_dtypes)) == ("mps", {"fp16", "fp32"})
+
+
+def test_build_tools_are_looked_for_as_torch_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [library_versions()[tool] for tool in BUILD_TOOLS] == [None, None]
+    for name in ("my-c++", "ninja"):
+        (tmp_path / name).touch(mode=0o700)
+    monkeypatch.setenv("CXX", "my-c++")
+    assert [library_versions()[tool] for tool in BUILD_TOOLS] == [str(tmp_path / "my-c++"), str(tmp_path / "ninja")]

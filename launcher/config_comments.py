@@ -1,0 +1,105 @@
+"""A config as YAML with a comment on each setting, which `--config` takes like any other."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from launcher.config import config_fields
+from launcher.yaml_text import dump_yaml
+
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "Model and data": ("model", "data", "global_batch_size"),
+    "Hardware and cluster": ("accelerator", "devices", "num_nodes"),
+    "Precision and strategy": ("use_amp", "precision", "precision_fallback", "strategy", "static_graph"),
+    "Training": ("trainer", "checkpoint", "resume", "seed"),
+    "Run and logging": ("name", "runs_dir", "wandb"),
+}
+_OTHER = "More settings"
+_COMMENTS = {
+    "model": "The LightningModule by import path, and the arguments of its constructor.",
+    "data": "The LightningDataModule; a model with loaders of its own needs none.",
+    "global_batch_size": "Samples per optimizer step, whatever the number of ranks.",
+    "accelerator": "Kind of device; auto takes a GPU where there is one.",
+    "devices": "Ranks on each node; auto takes all GPUs, or one process on a CPU.",
+    "num_nodes": "Number of nodes; auto takes what torchrun or SLURM say.",
+    "use_amp": "true: mixed precision where the hardware has it; false: none.",
+    "precision": "auto, or an order that every rank must meet: 16-mixed, bf16-mixed, 32-true ...",
+    "precision_fallback": "Turn that order into the best precision that all ranks share.",
+    "strategy": "How the ranks share the work; auto chooses and says why.",
+    "static_graph": "Whether every step uses the same parameters; auto asks the model.",
+    "trainer": "Lightning's own Trainer arguments.",
+    "trainer.max_epochs": "Passes over the data.",
+    "trainer.max_steps": "Optimizer steps at most; -1 for no limit.",
+    "trainer.limit_train_batches": "Batches of an epoch at most (a whole number), or part of it (a fraction).",
+    "trainer.limit_val_batches": "The same for validation.",
+    "trainer.gradient_clip_val": "Gradients are clipped to this norm.",
+    "checkpoint": "When checkpoints are written, besides the one at the end.",
+    "checkpoint.every_n_steps": "How many steps a crash may cost.",
+    "checkpoint.monitor": "The metric by which the best are kept.",
+    "resume": "none, auto (this run's last checkpoint, if it has one) or the path of a checkpoint.",
+    "seed": "Seed of every random generator and of the order of the data.",
+    "name": "The run's name and its folder.",
+    "runs_dir": "Folder of all runs.",
+    "wandb": "Weights & Biases.",
+    "wandb.mode": "auto (online if a key is at hand), online, offline or disabled.",
+}
+# Shown as comments where they are not set, so that the file says what else there is.
+_ABSENT = {
+    "model": """\
+No model is set: the built-in demo is trained. Your own:
+model:
+  class_path: my_pkg.MyModule
+  init_args: {lr: 1.0e-4}
+data:
+  class_path: my_pkg.MyData""",
+    "global_batch_size": "global_batch_size: 256   # samples per optimizer step, whatever the number of ranks",
+    "use_amp": "use_amp: true   # mixed precision where the hardware has it, 32-true elsewhere",
+}
+
+
+def commented_yaml(values: Mapping[str, Any], header: Sequence[str] = (), footer: Sequence[str] = ()) -> str:
+    """Write a config's values in sections, each setting below a comment.
+
+    Args:
+        values: nested plain values, in any order.
+        header: comment lines at the top; line breaks in them become blanks.
+        footer: the same at the end.
+    """
+    placed = {key for keys in _SECTIONS.values() for key in keys}
+    sections = {**_SECTIONS, _OTHER: tuple(key for key in values if key not in placed)}
+    parts = ["".join(map(_comment, header))]
+    for title, keys in sections.items():
+        body = "".join(_entry(key, values) for key in keys)
+        if body:
+            parts.append(f"# --- {title} ---\n{body}")
+    parts.append("".join(map(_comment, footer)))
+    return "\n".join(part for part in parts if part)
+
+
+def _entry(key: str, values: Mapping[str, Any]) -> str:
+    value = values.get(key)
+    if value is None and key in _ABSENT:
+        return textwrap.indent(_ABSENT[key], "# ") + "\n"
+    if key not in values:
+        return ""
+    if isinstance(value, Mapping) and any(path.startswith(f"{key}.") for path, _ in config_fields()):
+        lines = "".join(_lines_of_group(key, value))
+        return f"{_comment_of(key)}{key}:\n{textwrap.indent(lines, '  ')}" if lines else ""
+    return _comment_of(key) + dump_yaml({key: value})
+
+
+def _lines_of_group(group: str, values: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        yield _comment_of(f"{group}.{key}")
+        yield dump_yaml({key: value})
+
+
+def _comment_of(path: str) -> str:
+    return _comment(_COMMENTS[path]) if path in _COMMENTS else ""
+
+
+def _comment(text: str) -> str:
+    """One comment line: a line break in `text` must not begin a setting."""
+    return f"# {' '.join(text.split())}\n"

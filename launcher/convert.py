@@ -1,0 +1,117 @@
+"""A checkpoint of one strategy made loadable by another: put together into one file, on rank zero."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launcher.errors import LauncherError, ResumeError
+from launcher.plan import Plan
+from launcher.resume import read_checkpoint
+from launcher.run_directory import RunDirectory
+from launcher.zero_checkpoint import ZeroLayout, read_whole, zero_layout
+
+
+@contextlib.contextmanager
+def loadable_checkpoint(
+    resume: Path | None, plan: Plan, run: RunDirectory, rank: int, notice: Callable[[str], None]
+) -> Iterator[Path | None]:
+    """The checkpoint as the planned strategy can load it; a file that had to be made for it is gone afterwards.
+
+    Every rank calls it, with the process group there.
+
+    Args:
+        resume: what to go on from.
+        plan: says how DeepSpeed cuts its pieces in this run.
+        run: where a file is made.
+        rank: this rank.
+        notice: told of a change.
+
+    Raises:
+        ResumeError: the pieces cannot be put together.
+    """
+    if resume is None or not resume.is_dir() or zero_layout(resume) == planned_layout(plan):
+        yield resume
+        return
+    notice(f"{resume.name} was saved by {_described(zero_layout(resume))}: it is put together for {plan.strategy.name}")
+    whole = run.path / ".resume-whole.ckpt"
+    _on_rank_zero(rank, lambda: save_private(read_whole(resume), whole))
+    try:
+        yield whole
+    finally:
+        if rank == 0:
+            whole.unlink(missing_ok=True)
+
+
+def planned_layout(plan: Plan) -> ZeroLayout | None:
+    """How DeepSpeed will cut its pieces; None without DeepSpeed."""
+    return None if plan.deepspeed is None else ZeroLayout.of(plan.deepspeed, plan.world_size)
+
+
+def convert_checkpoint(source: Path, target: Path) -> int:
+    """Write a checkpoint's weights as one plain state dict, loadable with `weights_only` and without this program.
+
+    Args:
+        source: a checkpoint of any strategy.
+        target: the file to write; it must not exist.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        ResumeError: `source` is no checkpoint, or `target` exists or cannot be written.
+    """
+    if not source.exists():
+        raise ResumeError(f"convert: {source} does not exist")
+    if target.exists():
+        raise ResumeError(f"convert: {target} exists already, and is left alone; give another name")
+    content = read_whole(source) if source.is_dir() else read_checkpoint(source)
+    state: Any = content.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise ResumeError(f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote")
+    try:
+        save_private(dict(state), target)
+    except OSError as error:
+        raise ResumeError(f"convert: {target} cannot be written: {error.strerror or error}") from error
+    return len(state)
+
+
+def save_private(content: Any, path: Path) -> None:
+    """`torch.save` to a file of mode 0600, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:
+    """Rank zero acts while the others wait, and its error is everybody's."""
+    failure: list[str | None] = [None]
+    if rank == 0:
+        try:
+            action()
+        except (LauncherError, OSError) as error:
+            failure = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise ResumeError(failure[0])
+
+
+def _described(layout: ZeroLayout) -> str:
+    return (
+        f"ZeRO stage {layout.stage} in {layout.dtype} on {layout.world_size} rank{'s' if layout.world_size > 1 else ''}"
+    )

@@ -1,0 +1,102 @@
+"""Look at the classes that a config names: do they import, what do they take, how many parameters has the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from launcher.config import RunConfig
+from launcher.errors import ConfigError, LauncherError, Problem
+from launcher.user_classes import UserClasses, import_classes, make_objects
+
+Part = Literal["model", "data"]
+
+
+class ModelCountError(LauncherError):
+    """The model cannot be made on the meta device; says what its constructor raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Number of parameters.
+
+    Attributes:
+        total: all of them.
+        trainable: those that get a gradient.
+    """
+
+    total: int
+    trainable: int
+
+    def __str__(self) -> str:
+        frozen = f", {self.trainable:,} of them trainable" if self.trainable != self.total else ""
+        return f"{self.total:,} parameters{frozen}"
+
+
+def class_problems(config: RunConfig, part: Part) -> list[Problem]:
+    """What is wrong with the model's or the data's class and arguments; empty if it can be made."""
+    try:
+        import_classes(config)
+    except ConfigError as error:
+        found = [problem for problem in error.problems if problem.path.startswith(f"{part}.")]
+        if any(problem.path == f"{part}.class_path" for problem in found):
+            # The user will mend the file: the next try must read it anew.
+            _forget((getattr(config, part) or {}).get("class_path", ""))
+        return found
+    return []
+
+
+def signature_of(class_path: str) -> str:
+    """What a class that imports takes, as 'MyModule(lr: float = 0.1)'."""
+    module, _, name = class_path.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    # Hints that `from __future__ import annotations` made text of are shown as they were written.
+    bare = [p.replace(annotation=_Bare(p.annotation)) if isinstance(p.annotation, str) else p
+            for p in signature.parameters.values()]  # fmt: skip
+    return f"{name}{signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)}"
+
+
+class _Bare(str):
+    """Text without quotes around it."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def count_parameters(config: RunConfig) -> ModelSize:
+    """Make the model on the meta device, where it takes no memory, and count.
+
+    Raises:
+        ConfigError: the class does not import, or an argument is wrong.
+        ModelCountError: its constructor raised; one that reads weights or values cannot work there.
+    """
+    alone = dataclasses.replace(config, data=None)
+    found = import_classes(alone)
+    try:
+        with torch.device("meta"):
+            model, _ = make_objects(alone, UserClasses(found.model, None, None, None), None)
+    except (Exception, SystemExit) as error:
+        # The user's constructor may raise anything; the last line is what it says.
+        last = traceback.format_exception_only(error)[-1].strip()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{where.filename}, line {where.lineno}"
+        raise ModelCountError(f"{found.model.__name__} was not made on the meta device: {last} ({place})") from error
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return ModelSize(sum(size for size, _ in sizes), sum(size for size, grad in sizes if grad))
+
+
+def _forget(class_path: str) -> None:
+    """Forget a module of the user's own; a library is never imported twice."""
+    name = class_path.rpartition(".")[0]
+    file = Path(getattr(sys.modules.get(name), "__file__", None) or "/")
+    if file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts:
+        del sys.modules[name]
+    importlib.invalidate_caches()

@@ -1,0 +1,40 @@
+"""The presets that a config can start from: small config files of the launcher's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from typing import Any
+
+from launcher.config_sources import read_preset
+from launcher.errors import ConfigError, Problem
+from strategies.choice import AUTO
+from strategies.choice import NAMES as STRATEGY_NAMES
+
+# From a laptop to a cluster, as the wizard lists them.
+ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "zero2-node", "zero3-offload", "slurm-multi-node")
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets whose strategy this version has."""
+    return tuple(name for name in ALL_PRESETS if read_preset(name).get("strategy", AUTO) in STRATEGY_NAMES)
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """A preset's plain values.
+
+    Raises:
+        ConfigError: there is no such preset; lists them.
+    """
+    names = preset_names()
+    if name not in names:
+        close = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError([Problem("preset", f"given {name!r}; {hint}presets are {', '.join(names)}")])
+    return read_preset(name)
+
+
+def preset_summary(name: str) -> str:
+    """What a preset is for, in one line: the first of its file."""
+    text = importlib.resources.files("launcher").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    return text.partition("\n")[0].removeprefix("# ")

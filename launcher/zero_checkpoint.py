@@ -1,0 +1,226 @@
+"""DeepSpeed's checkpoints: a folder with files of every rank. Always read with `weights_only`: nothing in them is run.
+
+The layout is DeepSpeed's own (deepspeed/utils/zero_to_fp32.py, whose functions put the pieces together here too).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from launcher.errors import ResumeError
+from strategies.deepspeed_restore import weights_only_loads
+
+# DeepSpeed's part of a file; the rest is what Lightning had it save.
+_OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
+                 "frozen_param_fragments", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names",
+                 "skipped_steps", "global_steps", "global_samples", "dp_world_size", "mp_world_size",
+                 "checkpoint_parallel_dimensions", "ds_config", "ds_version")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroLayout:
+    """How a checkpoint's pieces are cut. DeepSpeed itself loads only what is cut as the running training is.
+
+    Attributes:
+        stage: ZeRO's stage.
+        world_size: number of ranks.
+        dtype: 'fp16', 'bf16' or 'fp32'.
+        cut: the further settings that the cut depends on.
+    """
+
+    stage: int
+    world_size: int
+    dtype: str
+    cut: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], world_size: int) -> ZeroLayout:
+        """The layout that a DeepSpeed config makes with `world_size` ranks."""
+        zero = config.get("zero_optimization", {})
+        dtypes = [name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled")]
+        offload = zero.get("offload_optimizer") or {}
+        cut = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"))
+        return cls(zero.get("stage", 0), world_size, dtypes[0] if dtypes else "fp32", cut)
+
+
+def zero_layout(path: Path) -> ZeroLayout:
+    """How the pieces of a checkpoint are cut.
+
+    Raises:
+        ResumeError: it is no DeepSpeed checkpoint, or damaged.
+    """
+    content = _model_file(path)
+    return ZeroLayout.of(content["ds_config"], content["dp_world_size"])
+
+
+def read_zero_outline(path: Path) -> Mapping[str, Any]:
+    """What Lightning had saved, and in place of weights tensors without content that have their shapes.
+
+    Raises:
+        ResumeError: no DeepSpeed checkpoint, a damaged one, or one that lacks the files of a rank.
+    """
+    content = _model_file(path)
+    folder = _folder(path)
+    pieces = len(list(folder.glob("*_optim_states.pt")))
+    if pieces != content["dp_world_size"]:
+        raise ResumeError(
+            f"resume: {path} has the optimizer files of {pieces} ranks, but {content['dp_world_size']} saved it; "
+            "all ranks must see the same folder, or the save was cut short"
+        )
+    shapes: dict[str, Any] = {}
+    for group in content["param_shapes"]:
+        shapes.update(group)
+    shapes.update(content.get("frozen_param_shapes") or {})
+    shapes.update({name: content["module"][name].shape for name in content["buffer_names"]})
+    shapes.update({name: shapes[other] for name, other in content["shared_params"].items() if other in shapes})
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {**_of_lightning(content), "state_dict": state, "optimizer_states": []}
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """A DeepSpeed checkpoint as the one that Lightning would have saved without it: fp32 weights, optimizer states.
+
+    Returns:
+        A Lightning checkpoint. `optimizer_states` holds one state dict as torch's optimizers make it, for parameters in
+        the order of `parameter_names`.
+
+    Raises:
+        ResumeError: no DeepSpeed checkpoint, a damaged one, or one whose loading would run code.
+    """
+    from deepspeed.utils import zero_to_fp32
+
+    content = _model_file(path)
+    folder = str(_folder(path))
+    try:
+        # DeepSpeed's functions tell their progress on stdout and stderr.
+        with weights_only_loads(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(folder))
+            pieces = [torch.load(file, map_location="cpu", mmap=True, weights_only=True)["optimizer_state_dict"]
+                      for file in zero_to_fp32.get_optim_files(folder)]  # fmt: skip
+            whole = _Whole(models, pieces)
+            state = whole.join(whole.fp32_pieces(), with_buffers=True)
+            optimizer, names = whole.optimizer_state()
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from error
+    except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ResumeError(f"resume: {path} cannot be put together: {reason}") from error
+    return {**_of_lightning(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
+
+
+class _Whole:
+    """Puts the ranks' pieces together, weights and optimizer states alike: they are cut in the same way."""
+
+    def __init__(self, models: Sequence[Any], pieces: Sequence[Mapping[str, Any]]) -> None:
+        self._models = models
+        self._pieces = pieces
+        self._stage = int(pieces[0]["zero_stage"])
+        self._shapes = [dict(group) for group in models[0].param_shapes]
+
+    def fp32_pieces(self) -> list[list[Tensor]]:
+        """Each rank's piece of each group of fp32 weights."""
+        key = "fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"
+        return [list(piece[key]) for piece in self._pieces]
+
+    def join(self, pieces: list[list[Tensor]], *, with_buffers: bool) -> dict[str, Tensor]:
+        """Whole tensors by parameter name.
+
+        Args:
+            pieces: for each rank, for each group.
+            with_buffers: also the buffers and frozen parameters, which are not cut.
+        """
+        from deepspeed.utils import zero_to_fp32 as tools
+
+        count = len(self._pieces)
+        frozen_too = not with_buffers
+        if self._stage == 3:
+            joined = tools._get_fp32_state_dict_from_zero3_checkpoint(count, pieces, self._models, frozen_too)
+        else:
+            paddings = self._pieces[0].get("param_alignment_paddings")
+            joined = tools._get_fp32_state_dict_from_zero2_checkpoint(count, pieces, self._models, frozen_too, paddings)
+        # Each its own storage: views would be saved with the whole group behind them.
+        whole = {name: tensor.clone() for name, tensor in tools.to_torch_tensor(joined).items()}
+        return whole if with_buffers else {name: whole[name] for group in self._shapes for name in group}
+
+    def optimizer_state(self) -> tuple[dict[str, Any], list[str]]:
+        """The state dict of an optimizer that was never cut, and the names of its parameters in their order."""
+        key = "optimizer_state_dict" if self._stage == 3 else "base_optimizer_state"
+        states = [piece[key] for piece in self._pieces]
+        weights = self.fp32_pieces()
+        # In stage 3 a group of the user's may be several here.
+        groups = [dict(group) for group in states[0]["param_groups"]]
+        names: list[str] = []
+        state: dict[int, dict[str, Any]] = {}
+        for group in groups:
+            own = [name for index in group["params"] for name in self._shapes[index]]
+            group["params"] = list(range(len(names), len(names) + len(own)))
+            names += own
+        index_of = {name: index for index, name in enumerate(names)}
+        whole: dict[str, dict[str, Tensor]] = {}
+        for key in self._cut_keys(states[0], weights[0]):
+            pieces = [
+                [own["state"][n][key].flatten()[: len(weight)] for n, weight in enumerate(weights[rank])]
+                for rank, own in enumerate(states)
+            ]
+            whole[key] = self.join(pieces, with_buffers=False)
+        for n, shapes in enumerate(self._shapes):
+            for name in shapes:
+                # A copy for each parameter: a count of steps that they shared would be raised by every one of them.
+                scalars = {k: copy.deepcopy(v) for k, v in states[0]["state"].get(n, {}).items() if k not in whole}
+                state[index_of[name]] = {**scalars, **{key: whole[key][name] for key in whole}}
+        return {"state": state, "param_groups": groups}, names
+
+    def _cut_keys(self, own: Mapping[str, Any], weights: Sequence[Tensor]) -> list[str]:
+        """The states that there is one number of for each weight, such as Adam's two moments."""
+        first = own["state"].get(0, {})
+        return [key for key, value in first.items() if isinstance(value, Tensor) and value.numel() >= len(weights[0])
+                and value.dim() > 0]  # fmt: skip
+
+
+def _model_file(path: Path) -> Mapping[str, Any]:
+    folder = _folder(path)
+    names = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    found = [folder / name for name in names if (folder / name).exists()]
+    if not found:
+        raise ResumeError(f"resume: {path} is a folder, but no DeepSpeed checkpoint: it has no {names[0]}")
+    try:
+        content = torch.load(found[0], map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ResumeError(f"resume: {found[0]} is damaged: {reason}") from error
+    missing = [key for key in ("param_shapes", "dp_world_size", "ds_config", "module") if key not in content]
+    if missing:
+        raise ResumeError(f"resume: {found[0]} is of no ZeRO training: it lacks {', '.join(missing)}")
+    return cast(Mapping[str, Any], content)
+
+
+def _folder(path: Path) -> Path:
+    """Where the files are: DeepSpeed names it in `latest`."""
+    try:
+        tag = (path / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        tag = "checkpoint"
+    return path / Path(tag).name
+
+
+def _of_lightning(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in _OF_DEEPSPEED}
+
+
+def _refusal(path: Path, error: Exception) -> ResumeError:
+    return ResumeError(
+        f"resume: {path} holds objects whose loading would run code, which is never done: "
+        f"{str(error).splitlines()[0]}; keep such objects out of save_hyperparameters and state dicts"
+    )

@@ -1,0 +1,133 @@
+"""The cluster's partitions, as `sinfo` lists them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+# Partition ('*' marks the default), availability, time limit, nodes, CPUs and MB of memory per node, generic resources.
+_FORMAT = "%P|%a|%l|%D|%c|%m|%G"
+_TIMEOUT_S = 10.0
+
+
+class PartitionsError(RuntimeError):
+    """`sinfo` is there, but did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition. Where its nodes differ, numbers are those of the smallest node.
+
+    Attributes:
+        name: what `--partition` takes.
+        is_default: whether a job without a partition goes there.
+        is_up: whether jobs start there.
+        time_limit: SLURM's spelling, 'infinite' for none.
+        nodes: number of nodes, whatever their state.
+        cpus_per_node: CPUs of a node.
+        memory_mb_per_node: memory of a node in MB.
+        gpus_per_node: GPUs of a node.
+        gpu_type: the GPUs' type, None where the cluster names none or several.
+    """
+
+    name: str
+    is_default: bool
+    is_up: bool
+    time_limit: str
+    nodes: int
+    cpus_per_node: int
+    memory_mb_per_node: int
+    gpus_per_node: int
+    gpu_type: str | None = None
+
+
+def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[Partition, ...]:
+    """Ask `sinfo`; the default partition first.
+
+    Args:
+        run: runs a command and returns its output; raises FileNotFoundError where there is no such command.
+
+    Returns:
+        No partitions where there is no `sinfo`.
+
+    Raises:
+        PartitionsError: `sinfo` failed or did not answer in time; says what it said.
+    """
+    try:
+        output = (run or _run)(["sinfo", "--noheader", f"--format={_FORMAT}"])
+    except FileNotFoundError:
+        return ()
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout or "nothing").strip()
+        raise PartitionsError(f"sinfo failed with exit code {error.returncode}: {said}") from error
+    except subprocess.TimeoutExpired as error:
+        raise PartitionsError(f"sinfo did not answer within {error.timeout:g} seconds") from error
+    except OSError as error:
+        raise PartitionsError(f"sinfo could not be run: {error}") from error
+    return parse_partitions(output)
+
+
+def parse_partitions(text: str) -> tuple[Partition, ...]:
+    """Read the lines of `sinfo`, one for each kind of node in a partition; others are left out."""
+    found: dict[str, Partition] = {}
+    for line in text.splitlines():
+        # A GRES may name anything, so what comes after the sixth bar is all its own.
+        words = [word.strip() for word in line.split("|", 6)]
+        if len(words) != 7 or not words[0]:
+            continue
+        partition = _of_words(words)
+        before = found.get(partition.name)
+        found[partition.name] = partition if before is None else _joined(before, partition)
+    return tuple(sorted(found.values(), key=lambda p: not p.is_default))
+
+
+def _of_words(words: Sequence[str]) -> Partition:
+    name, availability, limit, nodes, cpus, memory, gres = words
+    count, kinds = _gpus(gres)
+    return Partition(
+        name=name.rstrip("*"),
+        is_default=name.endswith("*"),
+        is_up=availability == "up",
+        time_limit=limit,
+        nodes=_number(nodes),
+        cpus_per_node=_number(cpus),
+        memory_mb_per_node=_number(memory),
+        gpus_per_node=count,
+        gpu_type=next(iter(kinds)) if len(kinds) == 1 else None,
+    )
+
+
+def _joined(one: Partition, other: Partition) -> Partition:
+    return Partition(
+        name=one.name,
+        is_default=one.is_default,
+        is_up=one.is_up,
+        time_limit=one.time_limit,
+        nodes=one.nodes + other.nodes,
+        cpus_per_node=min(one.cpus_per_node, other.cpus_per_node),
+        memory_mb_per_node=min(one.memory_mb_per_node, other.memory_mb_per_node),
+        gpus_per_node=min(one.gpus_per_node, other.gpus_per_node),
+        gpu_type=one.gpu_type if one.gpu_type == other.gpu_type else None,
+    )
+
+
+def _gpus(gres: str) -> tuple[int, set[str]]:
+    """Number and types of GPUs in 'gpu:a100:8(S:0-1),gpu:2,nvme:1'; '(null)' has none."""
+    total, kinds = 0, set[str]()
+    for kind, count in re.findall(r"(?:^|,)(?:gres/)?gpu(?::([^:,()]*[^\d:,()][^:,()]*))?(?::(\d+))?(?=[(,]|$)", gres):
+        total += int(count or 1)
+        kinds.add(kind)
+    return total, kinds - {""}
+
+
+def _number(text: str) -> int:
+    """'64+' is what sinfo says where nodes differ: at least 64."""
+    digits = re.match(r"\d+", text)
+    return int(digits.group()) if digits else 0
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+    return done.stdout

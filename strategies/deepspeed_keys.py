@@ -1,0 +1,164 @@
+"""The keys of a DeepSpeed config and the kind of each value, so that a misspelt one is told before anything is loaded.
+
+DeepSpeed itself ignores an unknown key at the top level. Taken from `deepspeed/runtime/config.py` and
+`deepspeed/runtime/zero/config.py` of DeepSpeed 0.19; a test compares them with the installed one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from strategies.deepspeed_precision import AUTO
+
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "block": "a block"}
+
+TOP: Mapping[str, str] = {
+    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+                     "steps_per_print"), "int"),
+    **dict.fromkeys(("gradient_clipping", "gradient_predivide_factor"), "float"),
+    **dict.fromkeys(("managed_gradient_accumulation", "prescale_gradients", "disable_allgather", "dump_state",
+                     "disable_python_gc", "wall_clock_breakdown", "memory_breakdown", "zero_allow_untested_optimizer",
+                     "zero_force_ds_cpu_optimizer", "dataloader_drop_last", "use_data_before_expert_parallelism"),
+                    "bool"),
+    **dict.fromkeys(("communication_data_type", "seq_parallel_communication_data_type", "gradient_allreduce_op",
+                     "log_level"), "str"),
+    **dict.fromkeys(("zero_optimization", "activation_checkpointing", "aio", "checkpoint", "data_types", "fp16", "bf16",
+                     "bfloat16", "amp", "torch_autocast", "optimizer", "scheduler", "flops_profiler", "comms_logger",
+                     "autotuning", "hybrid_engine", "pipeline", "data_efficiency", "datastates_ckpt",
+                     "weight_quantization", "compile", "timers", "tensor_parallel", "expert_parallel", "tensorboard",
+                     "wandb", "csv_monitor", "comet"), "block"),
+    "vocabulary_size": "int",
+}  # fmt: skip
+
+# ZeRO-3's own keys, which DeepSpeed takes with and without this prefix.
+_STAGE_3 = "stage3_"
+_STAGE_3_KEYS = {
+    "prefetch_bucket_size": "int",
+    "param_persistence_threshold": "int",
+    "model_persistence_threshold": "int",
+    "max_live_parameters": "int",
+    "max_reuse_distance": "int",
+    "module_granularity_threshold": "int",
+    "gather_16bit_weights_on_model_save": "bool",
+    "use_all_reduce_for_fetch_params": "bool",
+    "allgather_sequential": "bool",
+}
+ZERO: Mapping[str, str] = {
+    **dict.fromkeys(("stage", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size",
+                     "zero_hpz_partition_size"), "int"),
+    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce",
+                     "allgather_partitions", "overlap_comm", "compute_grad_norm", "load_from_fp32_weights",
+                     "elastic_checkpoint", "cpu_offload_param", "cpu_offload_use_pin_memory", "cpu_offload",
+                     "stage3_gather_fp16_weights_on_model_save", "ignore_unused_parameters", "legacy_stage1",
+                     "round_robin_gradients", "parameter_alignment", "zero_quantized_weights",
+                     "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "memory_efficient_linear",
+                     "pipeline_loading_checkpoint", "override_module_apply", "log_trace_cache_warnings",
+                     "enable_sanity_checks", "save_muon_momentum_buffer_in_memory"), "bool"),
+    **dict.fromkeys(("offload_param", "offload_optimizer", "zenflow", "leaf_module"), "block"),
+    **_STAGE_3_KEYS,
+    **{_STAGE_3 + key: kind for key, kind in _STAGE_3_KEYS.items()},
+}  # fmt: skip
+OFFLOAD_PARAM: Mapping[str, str] = {
+    "device": "str",
+    "nvme_path": "str",
+    "buffer_count": "int",
+    "buffer_size": "int",
+    "max_in_cpu": "int",
+    "pin_memory": "bool",
+}
+OFFLOAD_OPTIMIZER: Mapping[str, str] = {
+    "device": "str",
+    "nvme_path": "str",
+    "buffer_count": "int",
+    "pin_memory": "bool",
+    "pipeline_read": "bool",
+    "pipeline_write": "bool",
+    "fast_init": "bool",
+    "ratio": "float",
+    "super_offload": "bool",
+    "cpuadam_cores_perc": "float",
+}
+_ACTIVATIONS = {
+    "partition_activations": "bool",
+    "contiguous_memory_optimization": "bool",
+    "cpu_checkpointing": "bool",
+    "number_checkpoints": "int",
+    "synchronize_checkpoint_boundary": "bool",
+    "profile": "bool",
+}
+_AIO = {
+    "block_size": "int",
+    "queue_depth": "int",
+    "intra_op_parallelism": "int",
+    "single_submit": "bool",
+    "overlap_events": "bool",
+    "use_gds": "bool",
+    # Lightning's name in its default config; DeepSpeed reads intra_op_parallelism.
+    "thread_count": "int",
+}
+_BLOCKS: Mapping[str, Mapping[str, str]] = {
+    "": TOP,
+    "zero_optimization": ZERO,
+    "zero_optimization.offload_param": OFFLOAD_PARAM,
+    "zero_optimization.offload_optimizer": OFFLOAD_OPTIMIZER,
+    "activation_checkpointing": _ACTIVATIONS,
+    "aio": _AIO,
+}
+_DEVICES = ("none", "cpu", "nvme")
+
+
+def broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tuple[str, str]]:
+    """Every key that DeepSpeed does not know, and every value of the wrong kind.
+
+    The blocks of the precision are `strategies.deepspeed_precision`'s.
+
+    Args:
+        config: DeepSpeed's settings, or one block of them.
+        block: dotted path of that block.
+
+    Yields:
+        The dotted path, and what was given and expected.
+    """
+    known = _BLOCKS[block]
+    for key, value in config.items():
+        path = f"{block}.{key}" if block else str(key)
+        kind = known.get(key)
+        if kind is None:
+            yield path, _unknown(str(key), known, block)
+        elif value != AUTO and value is not None:
+            yield from _broken_value(path, kind, value)
+
+
+def _broken_value(path: str, kind: str, value: Any) -> Iterator[tuple[str, str]]:
+    if not _is(kind, value):
+        yield path, f"given {value!r}; expected {_WORDS[kind]}, or 'auto'"
+    elif path in _BLOCKS:
+        yield from broken_keys(cast(Mapping[str, Any], value), path)
+    elif path == "zero_optimization.stage":
+        if value not in (0, 1, 2, 3):
+            yield path, f"given {value!r}; expected 0, 1, 2 or 3"
+    elif path.endswith(".device") and value not in _DEVICES:
+        yield path, f"given {value!r}; expected one of {', '.join(_DEVICES)}"
+
+
+def _unknown(key: str, known: Mapping[str, str], block: str) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    elsewhere = [f"{name}.{key}" if name else key for name, keys in _BLOCKS.items() if key in keys and name != block]
+    if elsewhere:
+        return f"unknown key; did you mean {elsewhere[0]}?"
+    return "unknown key; DeepSpeed 0.19 has none of that name"
+
+
+def _is(kind: str, value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind == "int":
+        # 5e8 is how people write a bucket's size.
+        return is_number and value == int(value)
+    if kind == "float":
+        return is_number
+    return isinstance(value, {"bool": bool, "str": str, "block": Mapping}[kind])

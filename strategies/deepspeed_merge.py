@@ -1,0 +1,131 @@
+"""A user's own DeepSpeed config laid over what the plan says: 'auto' filled, every contradiction named. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from strategies.deepspeed_config import VARIANTS, ZeroVariant
+from strategies.deepspeed_precision import AUTO
+
+# The run config's place of what DeepSpeed's key says too.
+_PLANNED = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "the data's batch_size or global_batch_size",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches or global_batch_size",
+    "gradient_clipping": "trainer.gradient_clip_val",
+}
+# What another part of the launcher owns.
+_REFUSED = {
+    "optimizer": "the optimizer comes from the model's configure_optimizers; remove the block (return "
+    "deepspeed.ops.adam.DeepSpeedCPUAdam or FusedAdam there for DeepSpeed's own)",
+    "scheduler": "the scheduler comes from the model's configure_optimizers; remove the block",
+    "wandb": "the launcher logs to W&B itself; remove the block",
+    "tensor_parallel": "the launcher trains data-parallel alone; remove the block",
+    "expert_parallel": "the launcher trains data-parallel alone; remove the block",
+    "pipeline": "the launcher trains data-parallel alone; remove the block",
+}
+# Filled by strategies.deepspeed_precision.
+_PRECISION_BLOCKS = ("fp16", "bf16", "bfloat16")
+
+
+def merge_config(
+    user: Mapping[str, Any], planned: Mapping[str, Any], strategy: str, *, clip_is_set: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """DeepSpeed's whole config, without the blocks of the precision.
+
+    Args:
+        user: the user's settings, without unknown keys; not changed.
+        planned: `strategies.deepspeed_config.zero_config` of the same strategy.
+        strategy: one of `VARIANTS`.
+        clip_is_set: whether the run config says anything about clipping; if not, the user's value counts.
+
+    Returns:
+        The config, and one line for each conflict: dotted path, what is there, what the run config says.
+    """
+    problems = [f"{key}: {why}" for key, why in _REFUSED.items() if _asks_for_anything(user.get(key))]
+    if not clip_is_set:
+        planned = {**planned, "gradient_clipping": _or(user.get("gradient_clipping"), planned["gradient_clipping"])}
+    for key, place in _PLANNED.items():
+        given = user.get(key, AUTO)
+        if given not in (AUTO, None) and key in planned and given != planned[key]:
+            what = f"{key}: given {given}, but the plan has {planned[key]}"
+            problems.append(f"{what}; set it to 'auto', or change {place}")
+    if "train_micro_batch_size_per_gpu" not in planned:
+        problems += _batches_of_the_loader(user)
+    problems += _variant_conflicts(_block(user.get("zero_optimization")), strategy)
+    merged = _lay_over(planned, user)
+    return {key: value for key, value in merged.items() if key not in (*_REFUSED, *_PRECISION_BLOCKS)}, problems
+
+
+def _lay_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on `base`, block by block; 'auto' and null take what the base has, or DeepSpeed's own default."""
+    merged = dict(base)
+    for key, value in over.items():
+        if value == AUTO or value is None:
+            continue
+        if isinstance(value, Mapping):
+            merged[key] = _lay_over(_block(merged.get(key)), _block(cast(Any, value)))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
+    """Where stage and offload make another variant than the one that was asked for by name."""
+    variant = VARIANTS[strategy]
+    stage = _or(zero.get("stage"), variant.stage)
+    meant = ZeroVariant(
+        stage,
+        _device(zero, "offload_optimizer", variant.offload_optimizer),
+        _device(zero, "offload_param", variant.offload_parameters),
+    )
+    if stage == 0:
+        return ["zero_optimization.stage: given 0, which is plain data parallelism; use `strategy: ddp`"]
+    if meant.offload_parameters is not None and stage != 3:
+        return ["zero_optimization.offload_param: parameters are offloaded in stage 3 alone; remove the block"]
+    if meant == variant:
+        return []
+    named = next((name for name, other in VARIANTS.items() if other == meant), None)
+    if named is None and stage == variant.stage:
+        return []  # offload of its own making, which no name says
+    what = f"stage {stage}" + "".join(
+        f", {part} on {device}"
+        for part, device in (("optimizer", meant.offload_optimizer), ("parameters", meant.offload_parameters))
+        if device is not None
+    )
+    advice = f"use `strategy: {named}`" if named else "let both say the same stage"
+    return [f"zero_optimization: given {what}, but the strategy is {strategy}; {advice}, or set these to 'auto'"]
+
+
+def _device(zero: Mapping[str, Any], block: str, default: str | None) -> str | None:
+    given = zero.get(block, AUTO)
+    if given is None:
+        return None
+    device = _block(given).get("device", AUTO)
+    return default if device == AUTO else None if device == "none" else str(device)
+
+
+def _batches_of_the_loader(user: Mapping[str, Any]) -> list[str]:
+    """Only the loader knows the micro batch: a total cannot be checked, and is not taken on trust."""
+    if user.get("train_batch_size", AUTO) in (AUTO, None):
+        return []
+    given = user["train_batch_size"]
+    advice = f"set `global_batch_size: {given}`, and this to 'auto'"
+    return [f"train_batch_size: given {given}, but no global_batch_size is; {advice}"]
+
+
+def _block(value: Any) -> Mapping[str, Any]:
+    """A block of settings; empty where there is none."""
+    return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
+
+
+def _asks_for_anything(block: Any) -> bool:
+    """Whether a block is there and not turned off."""
+    if not isinstance(block, Mapping):
+        return block is not None and block != AUTO
+    return _block(cast(Any, block)).get("enabled") is not False
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None or value == AUTO else value

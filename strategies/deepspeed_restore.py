@@ -1,0 +1,171 @@
+"""A whole checkpoint, as Lightning saves it without DeepSpeed, cut into the pieces of a running ZeRO training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from strategies.choice import StrategyError
+
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+@contextlib.contextmanager
+def weights_only_loads() -> Iterator[None]:
+    """Every `torch.load` within is `weights_only`, DeepSpeed's own too, which asks for the opposite.
+
+    Of DeepSpeed's classes those are let through that its checkpoints hold; they only keep values.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
+
+
+def parameter_names(module: nn.Module, param_groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of an optimizer's parameters in its order, which is that of the numbers in its state dict.
+
+    Args:
+        module: whose parameters they are.
+        param_groups: the optimizer's, before ZeRO has replaced what is in them.
+    """
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [name_of.get(id(parameter), "") for group in param_groups for parameter in group["params"]]
+
+
+def restore_whole(engine: Any, checkpoint: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
+    """Put weights, optimizer states and hyperparameters of a whole checkpoint into the pieces of every rank.
+
+    Every rank calls it. Weights go in as fp32, so that the master copy is exact where the model trains in 16 bits.
+
+    Args:
+        engine: DeepSpeed's, before its first step.
+        checkpoint: Lightning's: `state_dict`, one of `optimizer_states`, `global_step`.
+        names: of the optimizer's parameters, from `parameter_names`; the checkpoint's own `parameter_names` go before.
+        strict: whether a parameter or buffer that the checkpoint lacks is an error.
+
+    Raises:
+        StrategyError: the checkpoint lacks something, or has another number of optimizers.
+    """
+    state: Mapping[str, Tensor] = checkpoint["state_dict"]
+    module: nn.Module = engine.module
+    parameters = dict(module.named_parameters())
+    wanted = {**parameters, **dict(module.named_buffers())}
+    missing = [name for name in module.state_dict() if name in wanted and name not in state]
+    if missing and strict:
+        raise StrategyError(f"the checkpoint lacks {', '.join(missing[:5])}, which the model has")
+    for name, buffer in module.named_buffers():
+        if name in state:
+            buffer.data.copy_(state[name])
+    for name, parameter in parameters.items():
+        if name in state:
+            _set_weight(parameter, state[name])
+    saved = checkpoint.get("optimizer_states") or []
+    if len(saved) != 1:
+        raise StrategyError(f"the checkpoint has the states of {len(saved)} optimizers; DeepSpeed takes one")
+    _restore_optimizer(engine.optimizer, parameters, saved[0], checkpoint.get("parameter_names") or names)
+    engine.global_steps = checkpoint["global_step"]
+
+
+def _restore_optimizer(
+    zero: Any, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Any], names: Sequence[str]
+) -> None:
+    """The states of torch's optimizer inside ZeRO's."""
+    for group, theirs in zip(zero.param_groups, saved["param_groups"], strict=True):
+        group.update({key: value for key, value in theirs.items() if key != "params"})
+    states: dict[str, Mapping[str, Any]] = {
+        name: saved["state"][n] for n, name in enumerate(names) if n in saved["state"]
+    }
+    if not states:
+        return  # saved before the first step, or an optimizer without states
+    first, example = next(iter(states.items()))
+    _make_states(zero, example, _numel(parameters[first]))
+    for name, values in states.items():
+        parameter = parameters.get(name)
+        if parameter is None or not parameter.requires_grad:
+            continue
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and value.numel() == _numel(parameter):
+                _set_state(parameter, value, key)
+
+
+def _make_states(zero: Any, example: Mapping[str, Any], numel: int) -> None:
+    """States of ZeRO's pieces, which torch's optimizers make in their first step only.
+
+    Args:
+        zero: DeepSpeed's optimizer.
+        example: the states of one parameter.
+        numel: numbers in that parameter.
+    """
+    pieces = zero.fp32_partitioned_groups_flat if hasattr(zero, "fp32_partitioned_groups_flat") else (
+        zero.single_partition_of_fp32_groups)  # fmt: skip
+    for piece in pieces:
+        own = zero.optimizer.state[piece]
+        for key, value in example.items():
+            if not isinstance(value, Tensor):
+                own[key] = value
+            elif value.dim() > 0 and value.numel() == numel:
+                own.setdefault(key, torch.zeros_like(piece))
+            else:
+                # A count of steps: as torch's optimizers keep it, a tensor of its own for each piece.
+                own[key] = value.clone()
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def _set_weight(parameter: nn.Parameter, value: Tensor) -> None:
+    if not hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameter.data.copy_(value)
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, value.to(parameter.device))
+        return
+    import deepspeed
+    from deepspeed.utils import safe_set_local_fp32_param
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if dist.get_rank() == 0:
+            parameter.data.copy_(value)
+    if parameter.requires_grad:
+        safe_set_local_fp32_param(parameter, _own_piece(parameter, value))
+
+
+def _set_state(parameter: nn.Parameter, value: Tensor, key: str) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_optimizer_state(parameter, _own_piece(parameter, value), key)
+    else:
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+
+
+def _own_piece(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's piece of a ZeRO-3 parameter; the last ones are padded with zeros."""
+    size = parameter.ds_tensor.numel()
+    start = size * dist.get_rank()
+    piece = torch.zeros(size, dtype=value.dtype)
+    part = value.flatten()[start : start + size]
+    piece[: part.numel()] = part
+    return piece
+
+
+def _numel(parameter: Any) -> int:
+    """Numbers in the whole parameter, of which ZeRO-3 leaves an empty one in its place."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

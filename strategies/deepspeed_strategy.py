@@ -1,0 +1,276 @@
+"""Lightning's DeepSpeedStrategy over a process group that exists already, on CUDA devices and on CPUs.
+
+On CPUs it is for debugging and tests: the real ZeRO optimizers over gloo.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy, Strategy
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from strategies.choice import StrategyError
+from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
+
+# What Lightning sets for DeepSpeed, and a later run in this process must not find.
+_RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+# ZeRO gives each rank a piece of all parameters laid end to end, whose shapes are gone.
+_NOT_BY_ELEMENT = {
+    "LBFGS": "asks for the loss again within a step",
+    "SparseAdam": "needs sparse gradients",
+    "Adafactor": "factors each matrix's second moments, and ZeRO's pieces have no rows and columns",
+    "Muon": "orthogonalizes each matrix, and ZeRO's pieces have no rows and columns",
+    "Shampoo": "preconditions each matrix, and ZeRO's pieces have no rows and columns",
+    "Lamb": "scales by each layer's norm, and ZeRO's pieces have no layers",
+    "LAMB": "scales by each layer's norm, and ZeRO's pieces have no layers",
+    "LARS": "scales by each layer's norm, and ZeRO's pieces have no layers",
+}
+
+
+class SharedGroupDeepSpeed(DeepSpeedStrategy):
+    """DeepSpeed that takes the ranks' process group as it is, instead of making one of its own.
+
+    Args:
+        config: a whole DeepSpeed config, without 'auto'; copied.
+        parallel_devices: the node's devices, in the order of the local ranks.
+        cluster_environment: says which rank this is.
+        process_group_backend: 'nccl' or 'gloo'.
+        timeout: seconds after which a collective fails; used only if there is no process group yet.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        parallel_devices: list[torch.device],
+        cluster_environment: ClusterEnvironment,
+        process_group_backend: str,
+        timeout: float,
+    ) -> None:
+        # Lightning sets the accumulation itself, from the Trainer's, and refuses to find it in the config.
+        own = {key: value for key, value in config.items() if key != "gradient_accumulation_steps"}
+        super().__init__(
+            config=own,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=timeout),
+            logging_level=logging.ERROR,
+        )
+        self._variables_before: dict[str, str | None] = {}
+        self._names: list[str] = []
+
+    @override
+    def setup_distributed(self) -> None:
+        self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
+        forget_earlier_groups()
+        super().setup_distributed()
+
+    @override
+    def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
+        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
+        name = type(self.lightning_module).__name__
+        try:
+            optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
+        except RuntimeError as error:
+            # Lightning's own refusal advises to optimize by hand, which DeepSpeed cannot.
+            if "multiple optimizers" not in str(error):
+                raise
+            raise StrategyError(
+                f"DeepSpeed takes one optimizer, {name}.configure_optimizers gave several; return one"
+            ) from error
+        check_optimizers(optimizers, len(schedulers), name)
+        self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
+        return optimizers[0], schedulers[0] if schedulers else None
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Every rank saves its piece beside the place, which then changes at once: a kill never leaves half a one."""
+        path = Path(self.broadcast(str(filepath)))
+        fresh = path.with_name(f".{path.name}.new")
+        if self.is_global_zero:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, fresh, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            replace_folder(fresh, path)
+        self.barrier()
+
+    @override
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder of DeepSpeed's that is cut as this training is, or a file that Lightning saved in one piece."""
+        if Path(checkpoint_path).is_dir():
+            with weights_only_loads():
+                return super().load_checkpoint(checkpoint_path, weights_only)
+        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
+        checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only=True)
+        restore_whole(self.model, checkpoint, self._names, strict=self.lightning_module.strict_loading)
+        return checkpoint
+
+    @override
+    def teardown(self) -> None:
+        super().teardown()
+        for name, value in self._variables_before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._variables_before = {}
+
+
+class AccumulatesOnce(DeepSpeedPrecision):
+    """Lightning's DeepSpeed plugin, without DeepSpeed's own division of the loss by the accumulated batches.
+
+    Lightning has divided already: both together would make gradients too small for clipping, SGD and Adam's moments.
+    """
+
+    @override
+    def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
+class CpuDeepSpeed(SharedGroupDeepSpeed):
+    """DeepSpeed's ZeRO over gloo on CPUs, which Lightning itself refuses.
+
+    Args:
+        config: as for `SharedGroupDeepSpeed`.
+        cluster_environment: says which rank this is.
+        local_world_size: ranks on this node.
+        timeout: seconds.
+        pretend_fp16: for tests: DeepSpeed's CPU accelerator answers that it supports fp16, so that a real loss scale
+            is seen at work.
+
+    Raises:
+        StrategyError: DeepSpeed was imported for another kind of device before.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        cluster_environment: ClusterEnvironment,
+        local_world_size: int,
+        timeout: float,
+        pretend_fp16: bool = False,
+    ) -> None:
+        _use_deepspeeds_cpu_accelerator(pretend_fp16)
+        super().__init__(
+            config,
+            parallel_devices=[torch.device("cpu", n) for n in range(local_world_size)],
+            cluster_environment=cluster_environment,
+            process_group_backend="gloo",
+            timeout=timeout,
+        )
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        # An index, as Lightning hands it to DeepSpeed; torch knows one CPU only.
+        return torch.device("cpu", 0)
+
+    @override
+    def setup_environment(self) -> None:
+        # Not DeepSpeedStrategy's own, which lets nothing but CUDA through.
+        ParallelStrategy.setup_environment(self)
+        self.setup_distributed()
+
+    @override
+    def setup_distributed(self) -> None:
+        self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
+        forget_earlier_groups()
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+
+def replace_folder(fresh: Path, path: Path) -> None:
+    """Put a folder in the place of another, or of a file; there is a whole one at every moment.
+
+    Between the two renames it is `<name>-before.ckpt`, where a resume finds it as it finds any checkpoint.
+    """
+    before = path.with_name(f"{path.stem}-before{path.suffix}")
+    if path.is_dir():
+        shutil.rmtree(before, ignore_errors=True)
+        path.rename(before)
+    elif path.exists():
+        path.rename(before)
+    fresh.rename(path)
+    if before.is_dir():
+        shutil.rmtree(before, ignore_errors=True)
+    else:
+        before.unlink(missing_ok=True)
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:
+    """Whether ZeRO can take what `configure_optimizers` gave: one optimizer that treats every number by itself.
+
+    Args:
+        optimizers: all of them.
+        schedulers: number of learning rate schedulers.
+        model: name of the model's class.
+
+    Raises:
+        StrategyError: says which optimizer, and why.
+    """
+    where = f"{model}.configure_optimizers"
+    names = [type(optimizer).__name__ for optimizer in optimizers]
+    if len(optimizers) != 1:
+        given = ", ".join(names) or "none"
+        raise StrategyError(f"DeepSpeed takes one optimizer, {where} gave {given}; use one, or `strategy: ddp`")
+    if schedulers > 1:
+        raise StrategyError(f"DeepSpeed takes one learning rate scheduler, {where} gave {schedulers}; use one")
+    for base in type(optimizers[0]).__mro__:
+        if base.__name__ in _NOT_BY_ELEMENT:
+            raise StrategyError(
+                f"DeepSpeed cannot take {names[0]} of {where}: it {_NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
+                "that treats every number by itself, such as AdamW or SGD, or `strategy: ddp`"
+            )
+
+
+def forget_earlier_groups() -> None:
+    """Let DeepSpeed take the process group that is there now.
+
+    It keeps the first one of a process for good, also after that has been destroyed.
+    """
+    from deepspeed.comm import comm
+    from deepspeed.utils import groups
+
+    comm.cdb = None
+    groups._release_process_group_references(group=None)
+
+
+def _use_deepspeeds_cpu_accelerator(pretend_fp16: bool) -> None:
+    """DeepSpeed decides for one kind of device when it is imported, and takes a GPU where it sees one."""
+    if "deepspeed" not in sys.modules:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        raise StrategyError(
+            f"DeepSpeed was imported in this process for {accelerator.device_name()} and cannot train on a CPU any "
+            "more; set DS_ACCELERATOR=cpu before the first import, or use `accelerator: gpu`"
+        )
+    # Its all-reduce over shared memory would be compiled first, under a lock that a killed rank leaves behind.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if pretend_fp16:
+        accelerator.is_fp16_supported = lambda: True

@@ -1,0 +1,136 @@
+"""Runs under DeepSpeed go on with the very next batch: under the same strategy, under another one, after a kill."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env
+from tests.processes import Finished, launcher, run, torchrun
+
+pytestmark = pytest.mark.slow
+# 64 samples are 5 global batches of 12: two epochs are 10 steps, on 1, 2 and 3 ranks alike.
+SETTINGS = (*TOY, "--global_batch_size", "12", "--trainer.max_epochs", "2")
+STEPS = 10
+INTERRUPTED = 130
+
+
+def train(folder: Path, trace: str, ranks: int, *words: str, options: Sequence[str] = ()) -> Finished:
+    command = launcher(*SETTINGS, *words) if ranks == 1 else torchrun(ranks, *SETTINGS, *words, options=options)
+    return run(command, folder, env=toy_env(folder / trace))
+
+
+def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *words: str) -> None:
+    """Train until SIGINT in `step`; torchrun has exit codes of its own."""
+    finished = train(folder, trace, ranks, "--name", name, "--model.signal_at", str(step), *words)
+    assert finished.code == (INTERRUPTED if ranks == 1 else 1), finished.output
+    steps = {event["step"] for event in events_of(folder / "runs" / name, "interrupted")}
+    assert steps == {step + 1}, finished.output
+
+
+def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
+    """For each step the samples of all ranks and their mean loss, whatever the ranks were."""
+    steps: dict[int, list[tuple[list[int], float]]] = {}
+    for file in folder.glob(f"{trace}-[0-9]"):
+        for step, samples, loss in read_trace(folder / trace, int(file.name[-1])):
+            steps.setdefault(step, []).append((samples, loss))
+    return [
+        (
+            sorted(n for samples, _ in parts for n in samples),
+            sum(loss * len(samples) for samples, loss in parts) / sum(len(samples) for samples, _ in parts),
+        )
+        for _, parts in sorted(steps.items())
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
+    """The run that nothing interrupted, on one rank without DeepSpeed."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, "trace", 1).check()
+    return curve(folder, "trace")
+
+
+def assert_same(got: list[tuple[list[int], float]], expected: list[tuple[list[int], float]]) -> None:
+    assert [samples for samples, _ in got] == [samples for samples, _ in expected]
+    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_interrupted_run_goes_on_with_the_next_batch(
+    tmp_path: Path, stage: int, whole: list[tuple[list[int], float]]
+) -> None:
+    words = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
+    interrupt(tmp_path, "trace", 2, "it", 6, *words)
+    last = tmp_path / "runs" / "it" / "checkpoints" / "last.ckpt"
+    pieces = sorted(file.name for file in (last / "checkpoint").glob("*_optim_states.pt"))
+    assert len(pieces) == 2, "every rank saved its piece"
+    train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *words).check()
+
+    assert_same(curve(tmp_path, "trace"), whole)
+    finished = events_of(tmp_path / "runs" / "it", "finished")
+    assert finished[-1]["step"] == STEPS
+    left = [path.name for path in last.parent.iterdir() if path.name.startswith(".") or "before" in path.name]
+    assert not left, "nothing of a save is left"
+
+
+def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
+    tmp_path: Path, whole: list[tuple[list[int], float]]
+) -> None:
+    def last(name: str) -> tuple[str, str]:
+        return "--resume", str(tmp_path / "runs" / name / "checkpoints" / "last.ckpt")
+
+    interrupt(tmp_path, "trace", 2, "stage3", 1, "--strategy", "deepspeed_stage_3")
+    interrupt(tmp_path, "trace", 1, "alone", 3, *last("stage3"))
+    interrupt(tmp_path, "trace", 2, "stage2", 5, *last("alone"), "--strategy", "deepspeed_stage_2")
+    end = train(tmp_path, "trace", 3, "--name", "end", *last("stage2"), "--strategy", "deepspeed_stage_3").check()
+
+    assert "saved by ZeRO stage 2 in fp32 on 2 ranks: it is put together for deepspeed_stage_3" in end.output
+    assert_same(curve(tmp_path, "trace"), whole)
+    assert not list((tmp_path / "runs").glob("*/.resume-whole*"))
+
+    plain = tmp_path / "weights.pt"
+    source = tmp_path / "runs" / "end" / "checkpoints" / "last.ckpt"
+    run(launcher("convert", str(source), str(plain)), tmp_path).check()
+    state = torch.load(plain, weights_only=True)
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "net.0.weight": (16, 8), "net.0.bias": (16,), "net.2.weight": (1, 16), "net.2.bias": (1,)
+    }  # fmt: skip
+    assert plain.stat().st_mode & 0o777 == 0o600
+    again = run(launcher("convert", str(source), str(plain)), tmp_path).check(2)
+    assert "exists already, and is left alone" in again.output
+
+
+def test_a_rank_that_dies_is_replaced_and_deepspeed_takes_the_new_group(
+    tmp_path: Path, whole: list[tuple[list[int], float]]
+) -> None:
+    words = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
+    kill = ("--model.kill_at", "5", "--model.by_rank", "1")
+    train(tmp_path, "trace", 2, *words, *kill, options=("--max-restarts", "1")).check()
+    directory = tmp_path / "runs" / "it"
+    assert [event["restart_count"] for event in events_of(directory, "run_started")] == [0, 1]
+    assert events_of(directory, "finished")[-1]["step"] == STEPS
+    # Step 4 was saved, 4 and 5 are trained again: the last word of each step counts.
+    by_step = {step: samples for step, samples, _ in read_trace(tmp_path / "trace", 0)}
+    assert sorted(by_step) == list(range(STEPS))
+
+
+def test_two_runs_in_one_process_leave_nothing_to_each_other(tmp_path: Path) -> None:
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "import os\n"
+        "from launcher import fit, load_config\n"
+        "from strategies.deepspeed_config import VARIANTS\n"
+        "before = dict(os.environ)\n"
+        "words = ['--model', 'tests.toy.Toy', '--data', 'tests.toy.ToyData', '--wandb.mode', 'disabled',\n"
+        "         '--trainer.max_steps', '3', '--strategy', 'deepspeed_stage_2_offload', '--name']\n"
+        "losses = [fit(load_config([], [*words, name])).metrics['loss'] for name in ('a', 'b')]\n"
+        "assert losses[0] == losses[1], losses\n"
+        "rank = {k for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if k in os.environ}\n"
+        "assert not rank, rank\n"
+    )
+    run([sys.executable, str(script)], tmp_path, env={"PYTHONPATH": str(REPOSITORY)}).check()

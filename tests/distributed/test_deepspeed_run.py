@@ -1,0 +1,120 @@
+"""What DeepSpeed really runs with: the planned batch, accumulation, clipping and precision; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from tests.distributed.runs import REPOSITORY, TOY, events_of, toy_env
+from tests.processes import Finished, launcher, run, torchrun
+from tests.toy import Toy
+
+pytestmark = pytest.mark.slow
+PRETEND_FP16 = {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
+
+
+class EngineProbe(pl.Callback):
+    """Rank zero prints what DeepSpeed's engine says of itself after the training."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        engine: Any = trainer.model
+        told = {
+            "stage": engine.zero_optimization_stage(),
+            "batch": [engine.train_batch_size(), engine.train_micro_batch_size_per_gpu(),
+                      engine.gradient_accumulation_steps()],
+            "clipping": engine.gradient_clipping(),
+            "steps": [engine.global_steps, trainer.global_step],
+            "dtype": str(next(iter(engine.module.parameters())).dtype),
+            "scale": float(engine.optimizer.cur_scale),
+            "optimizer": type(engine.optimizer.optimizer).__name__,
+        }  # fmt: skip
+        if trainer.is_global_zero:
+            print("ENGINE " + json.dumps(told), flush=True)
+
+
+class TwoOptimizers(Toy):
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.net[0], self.net[2])]
+
+
+class ByHand(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def _train(folder: Path, *words: str, env: dict[str, str] | None = None) -> Finished:
+    probe = ("--trainer.callbacks", "[{class_path: tests.distributed.test_deepspeed_run.EngineProbe}]")
+    return run(torchrun(2, *TOY, *probe, *words), folder, env={**toy_env(folder / "trace"), **(env or {})})
+
+
+def _engine(finished: Finished) -> dict[str, Any]:
+    (line,) = [line for line in finished.output.splitlines() if line.startswith("ENGINE ")]
+    return json.loads(line.removeprefix("ENGINE "))
+
+
+def test_the_engine_runs_with_what_the_plan_and_the_users_file_say(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": "auto", "reduce_bucket_size": 1e5, "allgather_bucket_size": "auto"},
+        "bf16": {"enabled": "auto"},
+    }))  # fmt: skip
+    before = file.read_bytes()
+    words = ("--strategy", "deepspeed_stage_2", "--deepspeed_config", "ds.json", "--global_batch_size", "16",
+             "--trainer.gradient_clip_val", "0.7", "--precision", "bf16-mixed", "--name", "it",
+             "--trainer.max_epochs", "1")  # fmt: skip
+    told = _engine(_train(tmp_path, *words).check())
+    # 16 samples over 2 ranks, at most 4 at once: accumulated twice; 64 samples are 4 steps.
+    assert told == {
+        "stage": 2, "batch": [16, 4, 2], "clipping": 0.7, "steps": [4, 4], "dtype": "torch.bfloat16", "scale": 1.0,
+        "optimizer": "AdamW",
+    }  # fmt: skip
+    assert file.read_bytes() == before
+    (planned,) = events_of(tmp_path / "runs" / "it", "planned")
+    kept = json.loads((tmp_path / "runs" / "it" / "plan.json").read_text())["deepspeed"]
+    assert kept == planned["plan"]["deepspeed"]
+    assert kept["zero_optimization"]["reduce_bucket_size"] == 1e5
+
+
+def test_fp16_has_a_real_loss_scale_where_a_test_asks_for_it(tmp_path: Path) -> None:
+    words = ("--strategy", "deepspeed_stage_2", "--precision", "16-mixed", "--trainer.max_epochs", "1",
+             "--deepspeed_config", "{fp16: {enabled: auto, initial_scale_power: 8}}")  # fmt: skip
+    told = _engine(_train(tmp_path, *words, env=PRETEND_FP16).check())
+    assert (told["dtype"], told["scale"]) == ("torch.float16", 256.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("TwoOptimizers", "DeepSpeed takes one optimizer, TwoOptimizers.configure_optimizers gave several; return one"),
+        ("ByHand", "ByHand optimizes by hand (automatic_optimization is False), which deepspeed_stage_1 cannot"),
+    ],
+)
+def test_a_model_that_deepspeed_cannot_train_is_told_by_one_line(tmp_path: Path, model: str, told: str) -> None:
+    path = f"tests.distributed.test_deepspeed_run.{model}"
+    words = ("--model", path, "--data", "tests.toy.ToyData", "--wandb.mode", "disabled", "--devices", "2",
+             "--strategy", "deepspeed_stage_1")  # fmt: skip
+    finished = run(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check(2)
+    assert f"error: {told}" in finished.output
+    assert not list(tmp_path.glob("trace-*")), "nothing was trained"
+
+
+def test_every_problem_is_told_before_ranks_start(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}, "train_batch_size": 7}')
+    words = (*TOY, "--strategy", "deepspeed_stage_2", "--global_batch_size", "8")
+    env = {"PYTHONPATH": str(REPOSITORY)}
+    alone = run(launcher("plan", *words), tmp_path, env=env).check(2).output
+    assert "there is one rank; start several (`devices: 2`, or torchrun)" in alone
+    both = run(launcher("plan", *words, "--devices", "2", "--deepspeed_config", "ds.json"), tmp_path, env=env)
+    for part in ("train_batch_size: given 7, but the plan has 8", "use `strategy: deepspeed_stage_3`"):
+        assert part in both.check(2).output
+    fp16 = run(launcher("plan", *words, "--devices", "2", "--precision", "16-mixed"), tmp_path, env=env)
+    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        assert "only where that has AVX512-FP16" in fp16.check(2).output

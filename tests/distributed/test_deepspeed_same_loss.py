@@ -1,0 +1,38 @@
+"""DeepSpeed's stages and DDP train the demo to the same loss: two gloo ranks, real ZeRO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import REPOSITORY, events_of
+from tests.processes import run, torchrun
+
+pytestmark = pytest.mark.slow
+# Accumulated and clipped: a gradient that were scaled otherwise than DDP's would be clipped otherwise.
+DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mode", "disabled",
+        "--data.train_stride", "480", "--data.block_size", "32", "--model.n_layer", "2", "--model.n_embd", "32",
+        "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "0.3",
+        "--trainer.log_every_n_steps", "1")  # fmt: skip
+
+
+def _curve(folder: Path, strategy: str, precision: str) -> list[float]:
+    """The training loss of rank zero at every step, then the validation loss of the end."""
+    name = f"{strategy}-{precision}"
+    words = (*DEMO, "--strategy", strategy, "--precision", precision, "--name", name)
+    run(torchrun(2, *words), folder).check()
+    directory = folder / "runs" / name
+    steps = [event["metrics"]["train_loss"] for event in events_of(directory, "step")]
+    (finished,) = events_of(directory, "finished")
+    return [*steps, finished["metrics"]["val_loss"]]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("bf16-mixed", 0.02)])
+def test_every_stage_trains_the_demo_to_ddps_loss(tmp_path: Path, precision: str, tolerance: float) -> None:
+    expected = _curve(tmp_path, "ddp", precision)
+    assert len(expected) > 20
+    assert expected[-1] < expected[0] - 0.5
+    for stage in (1, 2, 3):
+        got = _curve(tmp_path, f"deepspeed_stage_{stage}", precision)
+        assert got == pytest.approx(expected, rel=tolerance), f"stage {stage}"

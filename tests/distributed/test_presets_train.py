@@ -1,0 +1,37 @@
+"""Every preset trains: a few steps of a user's own model, on as many CPU ranks as the preset is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.preset_files import preset_names
+from tests.distributed.runs import events_of, only_run, toy_env
+from tests.processes import launcher, run, torchrun
+
+pytestmark = pytest.mark.slow
+
+_RANKS = {"debug": 1, "single-gpu": 1}
+_FEW = ("--accelerator", "cpu", "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--trainer.max_steps", "2")
+_MODEL = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData")
+
+
+# DeepSpeed's presets come in as soon as `strategies.choice.NAMES` has their strategies.
+@pytest.mark.case(45)
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_preset_is_written_and_trains(tmp_path: Path, preset: str) -> None:
+    env = toy_env(tmp_path / "trace")
+    run(launcher("init", "--yes", "--preset", preset, *_MODEL, *_FEW), tmp_path, env=env).check()
+    ranks = _RANKS.get(preset, 2)
+    words = ("fit", "--config", "run.yaml")
+    run(launcher(*words) if ranks == 1 else torchrun(ranks, *words), tmp_path, env=env, timeout=240).check()
+    (planned,) = events_of(only_run(tmp_path), "planned")
+    assert planned["plan"]["world_size"] == ranks
+
+
+def test_debug_without_a_model_trains_the_demo(tmp_path: Path) -> None:
+    run(launcher("init", "--yes", "--preset", "debug"), tmp_path).check()
+    output = run(launcher("fit", "--config", "run.yaml", "--accelerator", "cpu"), tmp_path).check().output
+    assert "val_loss" in output
+    assert "steps       20 " in output

@@ -1,0 +1,132 @@
+"""The wizard on a real terminal, up to a config that `launcher fit` takes and trains with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from launcher.config_sources import load_config
+from tests.distributed.runs import REPOSITORY, events_of, only_run
+from tests.processes import launcher, run
+from tests.unit.test_partitions import fake_sinfo
+
+pytestmark = pytest.mark.slow
+
+DOWN, CTRL_C, CTRL_D = "\x1b[B", "\x03", "\x04"
+_TIMEOUT_S = 120
+
+
+class Terminal:
+    """`launcher init` with a keyboard and a screen."""
+
+    def __init__(self, folder: Path, *words: str, term: str = "xterm", columns: int = 200) -> None:
+        # This machine's own cluster, if it has one, would ask one more question.
+        programs = folder.parent / f"{folder.name}-programs"
+        programs.mkdir(exist_ok=True)
+        fake_sinfo(programs, "exit 0")
+        path = f"{programs}:{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "TERM": term, "PYTHONPATH": str(REPOSITORY), "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self.child = pexpect.spawn(
+            sys.executable, ["-m", "launcher", "init", *words], cwd=str(folder), env=env, encoding="utf-8",
+            dimensions=(50, columns), timeout=_TIMEOUT_S,
+        )  # fmt: skip
+
+    def answer(self, question: str, keys: str = "") -> None:
+        """Wait for a question, then press the keys and Enter."""
+        self.child.expect_exact(question)
+        self.child.send(keys + "\r")
+
+    def press(self, question: str, keys: str) -> None:
+        self.child.expect_exact(question)
+        self.child.send(keys)
+
+    def ends(self, code: int) -> str:
+        """Wait for the end; returns what was said since the last question."""
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        assert self.child.exitstatus == code, self.child.before
+        return self.child.before or ""
+
+
+@pytest.fixture
+def terminals() -> Iterator[list[Terminal]]:
+    opened: list[Terminal] = []
+    yield opened
+    for terminal in opened:
+        terminal.child.close(force=True)
+
+
+@pytest.mark.case(45)
+@pytest.mark.parametrize(("term", "columns"), [("xterm-256color", 200), ("dumb", 40)])
+def test_five_steps_on_a_terminal_make_a_config_that_trains(
+    tmp_path: Path, terminals: list[Terminal], term: str, columns: int
+) -> None:
+    terminal = Terminal(tmp_path, "--accelerator", "cpu", term=term, columns=columns)
+    terminals.append(terminal)
+    plain = term == "dumb"
+    terminal.answer("Model: the LightningModule", "tests.toy.NoModule")
+    terminal.child.expect("NoModule is no")
+    terminal.answer("Model: the LightningModule", "tests.toy.Toy" if plain else "\b" * 8 + "Toy")
+    terminal.answer("Its arguments", "lr: 1e-2")
+    terminal.child.expect_exact("161 parameters")
+    terminal.answer("Data: the LightningDataModule", "tests.toy.ToyData")
+    terminal.answer("Its arguments", "size: 32")
+    terminal.answer("Samples per", "8")
+    terminal.answer("Passes over", "2")
+    terminal.answer("Begin with a preset?", "")
+    terminal.answer("Ranks on each node", "")
+    terminal.answer("Nodes", "")
+    terminal.child.expect_exact("Plan")
+    terminal.answer("Train in mixed precision?", "1" if plain else "")
+    terminal.answer("Strategy", "")
+    terminal.child.expect_exact("Plan")
+    terminal.answer("Weights & Biases", "4" if plain else DOWN * 3)
+    terminal.answer("Name of the run", "from-wizard")
+    terminal.answer("What now?", "")
+    assert "wrote run.yaml" in terminal.ends(0)
+
+    config = load_config([tmp_path / "run.yaml"])
+    assert config.model == {"class_path": "tests.toy.Toy", "init_args": {"lr": 0.01}}
+    assert config.data == {"class_path": "tests.toy.ToyData", "init_args": {"size": 32}}
+    assert (config.use_amp, config.global_batch_size, config.wandb.mode) == (True, 8, "disabled")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["run.yaml"]
+
+    env = {"PYTHONPATH": str(REPOSITORY), "TRACE": str(tmp_path / "trace")}
+    run(launcher("fit", "--config", "run.yaml"), tmp_path, env=env).check()
+    finished = only_run(tmp_path)
+    assert finished.name == "from-wizard"
+    (planned,) = events_of(finished, "planned")
+    assert planned["plan"]["batch"]["global_batch_size"] == 8
+
+
+@pytest.mark.parametrize("question", ["Model: the", "Begin with", "Train in mixed", "Weights & Biases", "What now?"])
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_ctrl_c_at_a_question_leaves_nothing(
+    tmp_path: Path, terminals: list[Terminal], question: str, term: str
+) -> None:
+    before = "# mine\nseed: 1\n"
+    (tmp_path / "run.yaml").write_text(before)
+    terminal = Terminal(tmp_path, "--accelerator", "cpu", term=term)
+    terminals.append(terminal)
+    for asked in ("Model: the", "Begin with", "Ranks on", "Nodes", "Train in mixed", "Strategy", "Weights & Biases",
+                  "W&B project", "Name of", "What now?"):  # fmt: skip
+        if asked == question:
+            break
+        terminal.answer(asked)
+    terminal.press(question, CTRL_C)
+    assert "left; nothing was written" in terminal.ends(130)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("run.yaml", before)]
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_the_end_of_the_input_leaves_nothing(tmp_path: Path, terminals: list[Terminal], term: str) -> None:
+    terminal = Terminal(tmp_path, term=term)
+    terminals.append(terminal)
+    terminal.press("Model: the", CTRL_D)
+    assert "left; nothing was written" in terminal.ends(130)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+"""Counting a model's parameters without making them, and reading a mended file anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from launcher.config import RunConfig
+from launcher.config_sources import load_values
+from launcher.model_check import ModelCountError, class_problems, count_parameters, signature_of
+
+
+class Huge(pl.LightningModule):
+    """Four terabytes of parameters, half of them frozen."""
+
+    def __init__(self, width: int = 1_000_000) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(width, width // 2, bias=False)
+        self.second = torch.nn.Linear(width // 2, width, bias=False).requires_grad_(False)
+
+
+class ReadsWeights(pl.LightningModule):
+    """Cannot be made on the meta device: it looks at a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(2, 2)
+        self.start = float(self.net.weight.sum())
+
+
+def config_of(name: str, **arguments: object) -> RunConfig:
+    return load_values({"model": {"class_path": f"{__name__}.{name}", "init_args": arguments}})
+
+
+def test_parameters_are_counted_without_their_memory() -> None:
+    size = count_parameters(config_of("Huge"))
+    assert (size.total, size.trainable) == (1_000_000_000_000, 500_000_000_000)
+    assert str(size) == "1,000,000,000,000 parameters, 500,000,000,000 of them trainable"
+    assert count_parameters(config_of("Huge", width=4)).total == 16
+
+
+def test_a_constructor_that_raises_is_named_with_its_place() -> None:
+    with pytest.raises(ModelCountError, match=r"ReadsWeights was not made on the meta device: .*line \d+"):
+        count_parameters(config_of("ReadsWeights"))
+
+
+def test_the_default_device_is_as_before() -> None:
+    with pytest.raises(ModelCountError):
+        count_parameters(config_of("ReadsWeights"))
+    assert torch.zeros(1).device.type == "cpu"
+
+
+def test_a_signature_is_shown_as_it_is_written() -> None:
+    assert signature_of(f"{__name__}.Huge") == "Huge(width: int = 1000000)"
+
+
+def test_a_mended_file_is_read_anew_and_a_library_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "being_written.py"
+    file.write_text("import lightning.pytorch as pl\n")
+    config = load_values({"model": {"class_path": "being_written.Net"}})
+    (problem,) = class_problems(config, "model")
+    assert "module being_written has no Net" in problem.message
+    file.write_text("import lightning.pytorch as pl\nclass Net(pl.LightningModule):\n    pass\n# mended\n")
+    assert class_problems(config, "model") == []
+
+    module = torch.nn
+    assert class_problems(load_values({"model": {"class_path": "torch.nn.NoSuch"}}), "model")
+    import sys
+
+    assert sys.modules["torch.nn"] is module
