@@ -14,6 +14,7 @@ LauncherError                      exit code 1
     DataError                      the data cannot feed the planned batches
     MissingLibraryError            a library is needed that is not installed
   QueueError                       exit code 1: SLURM, or the machine, did not take or answer what it was asked
+    ReportError                    there is no such run to report on, or the report cannot be written
   TrainingError                    exit code 1: the model's or the data's own code raised
     OutOfMemoryError               the device or the host had no memory left
   Interrupted                      exit code 128 + signal: stopped by a signal, after a checkpoint
@@ -124,6 +125,10 @@ class DataError(UsageError):
 
 class MissingLibraryError(UsageError):
     """A library is needed that is not installed; says how to get it."""
+
+
+class ReportError(UsageError):
+    """There is no such run to report on, or the report cannot be written."""
 
 
 class TrainingError(LauncherError):

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from launcher import __version__
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
+from launcher.hardware import library_versions
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
@@ -195,7 +197,8 @@ def announce(
     if topology.rank != 0:
         return
     events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
-                 source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id)  # fmt: skip
+                 source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id,
+                 host=topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
     events.write("planned", plan=plan.to_dict())
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)

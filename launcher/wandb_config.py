@@ -43,6 +43,11 @@ _SPELLINGS = {
 _SECRET = re.compile(r"(?i)(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|auth_token|token)$")
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a setting of this name is kept out of what others may read."""
+    return bool(_SECRET.search(name))
+
+
 def build_wandb_config(
     model: Any, config: Any, hyperparameters: Mapping[str, Any] | None = None, plan: Plan | None = None
 ) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def _without_secrets(value: Any) -> Any:
     """The same without what is named like a secret, at any depth."""
     if isinstance(value, Mapping):
         pairs = cast("Mapping[Any, Any]", value).items()
-        return {k: _without_secrets(v) for k, v in pairs if not _SECRET.search(str(k))}
+        return {k: _without_secrets(v) for k, v in pairs if not is_secret_name(str(k))}
     if isinstance(value, list | tuple):
         return [_without_secrets(v) for v in cast("list[Any]", value)]
     return value

@@ -15,7 +15,9 @@ from tests.processes import Finished, launcher, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData")
-_HEAVY = re.compile(r"^import time:.*\|\s+(torch|lightning|deepspeed|wandb|pytorch_lightning)$", re.MULTILINE)
+_HEAVY = re.compile(
+    r"^import time:.*\|\s+(torch|lightning|deepspeed|wandb|pytorch_lightning|matplotlib)$", re.MULTILINE
+)
 
 
 def words(*given: str, cwd: Path, timeout: float = 60) -> Finished:
@@ -31,6 +33,7 @@ def words(*given: str, cwd: Path, timeout: float = 60) -> Finished:
         (["plan", "--help"], "--json"),
         (["init", "--help"], "--preset NAME"),
         (["doctor", "--help"], "--json"),
+        (["report", "--help"], "--output"),
         (["--version"], f"launcher {__version__}"),
     ],
 )
@@ -67,7 +70,8 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
         ("plam", "did you mean plan?"),
         ("fitt", "did you mean fit?"),
         ("docter", "did you mean doctor?"),
-        ("zzz", "commands are fit, plan, submit, status, logs, cancel, init, convert, doctor"),
+        ("zzz", "commands are fit, plan, submit, status, logs, cancel, init, convert, doctor, report"),
+        ("reprot", "did you mean report?"),
     ],
 )
 def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, word: str, hint: str) -> None:
