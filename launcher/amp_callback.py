@@ -82,7 +82,7 @@ class AmpWandbCallback(LossScaleMonitor):
 
     @override
     def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
-        precision = self.precision if self.precision is not None else getattr(trainer, "precision", None)
+        precision = self._precision_of(trainer)
         full = {"amp/enabled": True, "amp/precision": None if precision is None else str(precision), **row}
         if self.dropped:
             full["amp/dropped_rows"] = self.dropped
@@ -127,12 +127,15 @@ class AmpWandbCallback(LossScaleMonitor):
         """The module with a run to log to, or None."""
         try:
             import wandb
-        except ImportError as error:
+
+            run = wandb.run
+        # A broken installation raises anything; without one, a folder `wandb/` of old runs is a module with no `run`.
+        except Exception as error:  # noqa: BLE001
             if not self._told_missing:
                 self._told_missing = True
                 self._notice(f"the loss scale is not logged: {error}; pip install wandb")
             return None
-        return None if wandb.run is None else wandb
+        return None if run is None else wandb
 
     def _put(self, write: Callable[[], None]) -> None:
         if self._writer is None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.job_parser import JOB_COMMANDS
-from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options
+from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
+from launcher.other_machines import add_options
 from launcher.rank_report import RankReport
 from launcher.topology import Topology
 
@@ -42,6 +43,7 @@ _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
     "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.convert_command"),
     "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor"),
+    "report": ("write a page about a run, or compare two", "launcher.report.command"),
 }
 
 
@@ -77,6 +79,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         add_launch_arguments(parser)
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
+        add_options(parser)
     return parser
 
 
@@ -110,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
             sys.stdout.write(config.to_yaml())
             return 0
         if command == "plan":
-            return _plan(config, topology, as_json=options.json)
+            return _plan(config, topology, options)
         return _fit(config, topology, launch, arguments)
     except Interrupted as error:
         RankReport.from_env(os.environ).raised(error)
@@ -166,7 +169,10 @@ def _tell_agent(error: LauncherError) -> None:
 
 
 def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int:
-    if topology.source != "torchrun":
+    if topology.source == "torchrun":
+        if not RankReport.from_env(os.environ).has_agent:
+            refuse_agents_flags(launch)
+    else:
         from launcher.local_start import start_ranks
         from launcher.ranks import check_ranks
 
@@ -185,19 +191,26 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
     return 0
 
 
-def _plan(config: RunConfig, topology: Topology, *, as_json: bool) -> int:
+def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
     from launcher.dry_run import plan_here
+    from launcher.other_machines import read_options
 
-    plan = plan_here(config, topology.host)
-    if as_json:
+    found = plan_here(config, topology.host, read_options(options))
+    if options.plot:
+        from launcher.memory_plot import plot_memory
+
+        plot_memory(found, config, Path(options.plot))
+    if options.json:
         import json
 
-        sys.stdout.write(json.dumps(plan.to_dict(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(found.plan.to_dict(), indent=1) + "\n")
         return 0
-    from launcher.plan_table import print_plan
+    from launcher.plan_table import print_memory, print_plan
     from launcher.terminal import make_console
 
-    print_plan(plan, make_console())
+    console = make_console()
+    print_plan(found.plan, console)
+    print_memory(found.plan, console)
     return 0
 
 

@@ -93,6 +93,7 @@ class WatchOptions:
     floor_steps: int = _at_least(1, 100)
     slow_factor: float = _at_least(1, 1.5)
     slow_share: float = _at_least(0, 0.1)
+    slow_steps: int = _at_least(1, 50)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class RunConfig:
         on_precision_change: what to do if a resumed run would train in another precision than its checkpoint.
         use_amp: true wishes for mixed precision, false turns it off.
         global_batch_size: samples per optimizer step, whatever the number of ranks.
+        memory_share: share of each device's memory that a plan may use.
+        on_oom: what to do when a run is out of memory: `stop`, or name the `next` strategy to go on with.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
         agreement_timeout: seconds that the ranks wait for each other at the start.
@@ -139,6 +142,8 @@ class RunConfig:
     use_amp: bool | None = None
     on_precision_change: Literal["notice", "error"] = "notice"
     global_batch_size: int | None = _at_least(1, None)
+    memory_share: float = _at_least(0, 0.92)
+    on_oom: Literal["stop", "next"] = "stop"
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"
     agreement_timeout: float = _at_least(1, 300.0)

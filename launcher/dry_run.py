@@ -1,53 +1,111 @@
-"""The plan of a run that is not started: the other ranks are assumed to be like this machine."""
+"""The plan of a run that is not started: the other ranks are assumed to be like this machine, or as described."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 from launcher.agreement import Agreement, RankFacts
 from launcher.config import RunConfig
 from launcher.deepspeed_ready import check_cpu_fp16
 from launcher.deepspeed_source import with_deepspeed_file
+from launcher.fit_plan import profile_for
 from launcher.hardware import detect_hardware
+from launcher.memory_plan import host_memory, plan_with_memory
+from launcher.other_machines import OtherMachines
 from launcher.plan import Plan, make_plan
 from launcher.ranks import wanted_ranks
 from launcher.run_directory import find_run
-from launcher.user_classes import import_classes
+from launcher.user_classes import UserClasses, import_classes
+from strategies.step_trace import ModelProfile
 
 
-def plan_here(config: RunConfig, host: str) -> Plan:
-    """What `fit` would do with this config on this machine, and on `num_nodes` machines like it.
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """A plan, and what it was made from.
+
+    Attributes:
+        plan: what `fit` would do.
+        agreement: the ranks.
+        profile: of the user's module; None if it could not be made.
+    """
+
+    plan: Plan
+    agreement: Agreement
+    profile: ModelProfile | None
+
+
+def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None) -> DryRun:
+    """What `fit` would do with this config: here and on `num_nodes` machines like it, or on other machines.
 
     Args:
         config: what the user asked for.
         host: name of this machine.
+        others: machines that are not here.
 
     Raises:
-        UsageError: no plan meets the config here.
+        UsageError: no plan meets the config there.
     """
     config = with_deepspeed_file(config)
-    local = wanted_ranks(config)
-    nodes = 1 if config.num_nodes == "auto" else config.num_nodes
-    traits = import_classes(config).traits()
-    hardware = detect_hardware(config.accelerator, 0)
-    check_cpu_fp16(config, hardware.device.kind, os.environ)
-    facts = [
-        RankFacts(
-            rank=rank,
-            local_rank=rank % local,
-            local_world_size=local,
-            node_rank=rank // local,
-            host=host if rank < local else f"node-{rank // local}",
-            hardware=hardware,
-            config_digest=config.digest(),
-            traits=traits,
-        )
-        for rank in range(local * nodes)
-    ]
+    classes = import_classes(config)
+    agreement = _others(config, classes, others) if others else _alike(config, classes, host)
+    hardware = agreement.facts[0].hardware
+    if hardware is not None:
+        check_cpu_fp16(config, hardware.device.kind, os.environ)
     checkpoint = None
     if config.resume != "none":
         from launcher.resume import check_checkpoint
 
         found = find_run(config).resume_from
         checkpoint = None if found is None else check_checkpoint(found)
-    return make_plan(config, Agreement(tuple(facts), assumed=len(facts) > 1), checkpoint)
+    plain = make_plan(config, agreement, checkpoint)
+    profile = profile_for(config, classes, plain)
+    known = None if others else host_memory()
+    plan = plan_with_memory(config, agreement, profile, checkpoint, host_memory_bytes=known)
+    return DryRun(plan, agreement, profile)
+
+
+def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
+    local = wanted_ranks(config)
+    nodes = 1 if config.num_nodes == "auto" else config.num_nodes
+    first = RankFacts(
+        rank=0,
+        local_rank=0,
+        local_world_size=local,
+        node_rank=0,
+        host=host,
+        hardware=detect_hardware(config.accelerator, 0),
+        config_digest=config.digest(),
+        traits=classes.traits(),
+    )
+    return _repeated(first, local * nodes, local)
+
+
+def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> Agreement:
+    first = RankFacts(
+        rank=0,
+        local_rank=0,
+        local_world_size=others.gpus_per_node,
+        node_rank=0,
+        host="node-0",
+        hardware=others.hardware,
+        config_digest=config.digest(),
+        traits=classes.traits(),
+    )
+    agreement = _repeated(first, others.gpus, others.gpus_per_node)
+    return dataclasses.replace(agreement, assumed=True)
+
+
+def _repeated(first: RankFacts, ranks: int, local: int) -> Agreement:
+    """As many ranks like the first."""
+    facts = [
+        dataclasses.replace(
+            first,
+            rank=rank,
+            local_rank=rank % local,
+            node_rank=rank // local,
+            host=first.host if rank < local else f"node-{rank // local}",
+        )
+        for rank in range(ranks)
+    ]
+    return Agreement(tuple(facts), assumed=len(facts) > 1)

@@ -14,7 +14,9 @@ LauncherError                      exit code 1
     DataError                      the data cannot feed the planned batches
     MissingLibraryError            a library is needed that is not installed
   QueueError                       exit code 1: SLURM, or the machine, did not take or answer what it was asked
+    ReportError                    there is no such run to report on, or the report cannot be written
   TrainingError                    exit code 1: the model's or the data's own code raised
+    OutOfMemoryError               the device or the host had no memory left
   Interrupted                      exit code 128 + signal: stopped by a signal, after a checkpoint
 """
 
@@ -125,8 +127,38 @@ class MissingLibraryError(UsageError):
     """A library is needed that is not installed; says how to get it."""
 
 
+class ReportError(UsageError):
+    """There is no such run to report on, or the report cannot be written."""
+
+
 class TrainingError(LauncherError):
     """The model's or the data's own code raised; `__cause__` is what it raised."""
+
+
+class OutOfMemoryError(TrainingError):
+    """The device or the host had no memory left; `__cause__` is what said so.
+
+    Attributes:
+        expected_bytes: what the plan expected at the step's peak; None if it did not look.
+        allocated_bytes: the most that was allocated on this rank's device; None where that cannot be known (a CPU).
+        next_strategy: what to go on with; None if nothing needs less.
+        go_on: whether the config asks to go on with it (`on_oom: next`).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        expected_bytes: int | None,
+        allocated_bytes: int | None,
+        next_strategy: str | None,
+        go_on: bool,
+    ) -> None:
+        super().__init__(message)
+        self.expected_bytes = expected_bytes
+        self.allocated_bytes = allocated_bytes
+        self.next_strategy = next_strategy
+        self.go_on = go_on
 
 
 class Interrupted(LauncherError):  # noqa: N818 -- not an error: the user asked for it

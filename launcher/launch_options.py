@@ -112,6 +112,22 @@ def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
     return options
 
 
+def refuse_agents_flags(options: LaunchOptions) -> None:
+    """Under torchrun there is no agent of ours that could do what these flags say: not heard is worse than refused.
+
+    Raises:
+        LaunchError: names the flags that were given.
+    """
+    plain = LaunchOptions()
+    flags = {"nproc-per-node": "nproc_per_node", "nnodes": "max_nodes", "node-rank": "node_rank", "rdzv-id": "run_id",
+             "rdzv-endpoint": "endpoint_host", "max-restarts": "max_restarts", "restart-window": "restart_window",
+             "hang-timeout": "hang_timeout"}  # fmt: skip
+    given = [flag for flag, name in flags.items() if getattr(options, name) != getattr(plain, name)]
+    if given:
+        message = "given to a rank that torchrun made; give it to torchrun if it has it, or start without torchrun"
+        raise LaunchError([Problem(f"--{flag}", message) for flag in given])
+
+
 class _Reader:
     """Reads texts and keeps what is wrong with them."""
 

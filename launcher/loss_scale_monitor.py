@@ -67,6 +67,7 @@ class LossScaleMonitor(Callback):
         super().__init__()
         if precision is not None:
             normalize_precision(precision)
+        self.enabled = True
         self.precision = precision
         self.every_n_steps = every_n_steps
         self.limits = limits or Limits()
@@ -194,18 +195,20 @@ class LossScaleMonitor(Callback):
 
     def watches(self, trainer: Any) -> bool:
         """Whether a loss scale is looked for: there is none but in fp16."""
-        precision = self.precision if self.precision is not None else _get(trainer, "precision")
         try:
-            return DTYPE[normalize_precision(precision)] == "fp16"
+            return DTYPE[normalize_precision(self._precision_of(trainer))] == "fp16"
         except PrecisionError:
             return True
 
     # The rest.
 
+    def _precision_of(self, trainer: Any) -> Any:
+        return self.precision if self.precision is not None else _get(trainer, "precision")
+
     def _is_active(self, trainer: Any) -> bool:
-        """Only the first of several in one trainer gathers and logs."""
+        """Only the first of several in one trainer gathers and logs; one that is switched off does not count."""
         others = _get(trainer, "callbacks") or ()
-        return next((c for c in others if isinstance(c, LossScaleMonitor)), self) is self
+        return next((c for c in others if isinstance(c, LossScaleMonitor) and c.enabled), self) is self
 
     def _interval(self, trainer: Any) -> int:
         asked = self.every_n_steps or _get(trainer, "log_every_n_steps")

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from launcher import __version__
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
-from launcher.plan import Plan, make_plan
+from launcher.hardware import library_versions
+from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
@@ -88,7 +90,7 @@ def fit(
         report.tell(log=log.path)
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
-        decision, run = decide_together(config, topology, facts, store)
+        decision, run = decide_together(config, topology, facts, store, made_in_code=given is not None)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
         report.tell(log=log.path, run=run.path)
@@ -139,9 +141,10 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
 
 
 def decide_together(
-    config: RunConfig, topology: Topology, facts: RankFacts, store: Any
+    config: RunConfig, topology: Topology, facts: RankFacts, store: Any, *, made_in_code: bool = False
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
     opened: list[RunDirectory] = []
@@ -152,7 +155,8 @@ def decide_together(
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
         place = find_run(config, restart_of=restart_of)
         checkpoint = place.resume_from
-        plan = make_plan(config, agreement, None if checkpoint is None else check_checkpoint(checkpoint))
+        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
@@ -193,7 +197,8 @@ def announce(
     if topology.rank != 0:
         return
     events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
-                 source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id)  # fmt: skip
+                 source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id,
+                 host=topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
     events.write("planned", plan=plan.to_dict())
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)

@@ -1,37 +1,104 @@
-"""Whether the kernel killed a process for memory: it says so only in counters that rise."""
+"""Running out of memory: told apart from other errors, and told beside what the plan expected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
+
+from launcher.errors import OutOfMemoryError
+from launcher.plan import Plan
+from strategies.comparison import gib
+
+# What torch's CPU allocator and cuBLAS/cuDNN say; CUDA's caching allocator has an exception of its own.
+_SIGNS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
-def oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:
-    """The files that count kills for memory: this process's cgroups (either version), then the machine's."""
-    found: list[Path] = []
-    try:
-        lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        inside = path.lstrip("/")
-        if controllers == "":
-            # In a container the path is the host's, and the mount point is the container's own.
-            found += [cgroups / inside / "memory.events", cgroups / "memory.events"]
-        elif "memory" in controllers.split(","):
-            found += [cgroups / "memory" / inside / "memory.oom_control", cgroups / "memory/memory.oom_control"]
-    found.append(proc / "vmstat")
-    return tuple(dict.fromkeys(path for path in found if path.is_file()))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or what it was raised from, says that memory ran out."""
+    import torch
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(seen, RuntimeError) and any(sign in str(seen) for sign in _SIGNS):
+            return True
+        seen = seen.__cause__
+    return False
 
 
-def count_oom_kills(counters: Iterable[Path]) -> int:
-    """The sum of the `oom_kill` lines: larger than before if the kernel killed since."""
-    total = 0
-    for path in counters:
-        try:
-            words = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-            total += sum(int(pair[1]) for pair in words if len(pair) == 2 and pair[0] == "oom_kill")
-        except (OSError, ValueError):
-            continue  # a cgroup may vanish with its last process
-    return total
+def out_of_memory(
+    error: BaseException, plan: Plan, *, rank: int, host: str, allocated_bytes: int | None, on_oom: str
+) -> OutOfMemoryError:
+    """The error to end with: what the plan expected, what was allocated, and what to do.
+
+    Args:
+        error: what was raised.
+        plan: what was trained with.
+        rank: this rank.
+        host: its host.
+        allocated_bytes: the most that was allocated on its device; None where that cannot be known.
+        on_oom: the config's.
+    """
+    own = planned_memory(plan, plan.strategy.name)
+    lines = [f"rank {rank} ({host}) is out of memory with {plan.strategy.name}: {_first_line(error)}"]
+    if own is None:
+        lines.append("the plan did not look at memory; `launcher plan` shows it for this config")
+    else:
+        parts = ", ".join(f"{gib(own[part])} {words}" for part, words in _PARTS.items() if own[part])
+        lines.append(f"the plan expected {gib(own['total'])} of {gib(_limit(plan))}: {parts}")
+    if allocated_bytes is not None:
+        lines.append(f"allocated were at most {gib(allocated_bytes)}")
+    following = plan.memory["next"] if plan.memory else None
+    if following:
+        needs = planned_memory(plan, following) or {"total": 0}
+        lines.append(f"next: `strategy: {following}`, which is expected to need {gib(needs['total'])}")
+    elif (plan.batch.micro_batch_size or 2) > 1:
+        lines.append("next: a smaller micro batch (the data's batch_size; global_batch_size keeps the step the same)")
+    else:
+        lines.append("next: activation checkpointing in the module, or a device with more memory")
+    return OutOfMemoryError(
+        "\n  ".join(lines),
+        expected_bytes=None if own is None else own["total"],
+        allocated_bytes=allocated_bytes,
+        next_strategy=following,
+        go_on=on_oom == "next" and following is not None,
+    )
+
+
+_PARTS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer_states": "optimizer states",
+    "activations": "activations",
+    "buffers": "buffers of the strategy",
+}
+
+
+def planned_memory(plan: Plan, name: str) -> dict[str, Any] | None:
+    """The plan's bytes by part for a strategy; None if it did not look."""
+    if plan.memory is None:
+        return None
+    return next((entry["memory"] for entry in plan.memory["assessments"] if entry["name"] == name), None)
+
+
+def device_peak(device_kind: str) -> int | None:
+    """The most bytes that torch's allocator had in use on this rank's device; None on a CPU, which keeps no account."""
+    if device_kind != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+
+
+def _limit(plan: Plan) -> int:
+    return plan.memory["limit_bytes"] if plan.memory else 0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

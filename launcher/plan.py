@@ -38,6 +38,8 @@ class Plan:
         hosts: host names, each once.
         notices: what the user should be told at once.
         assumed: whether the ranks are only assumed to be like the machine that planned.
+        memory: every strategy's memory and time, as `strategies.comparison.Comparison.to_dict` gives it; None if the
+            module was not looked at.
         deepspeed: DeepSpeed's whole config, every 'auto' filled; None without DeepSpeed.
     """
 
@@ -55,6 +57,7 @@ class Plan:
     precision_before: str | None = None
     notices: tuple[str, ...] = field(default=())
     assumed: bool = False
+    memory: Mapping[str, Any] | None = None
     deepspeed: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from launcher.plan import Plan
+from strategies.comparison import gib
+
+# Fields of `strategies.memory.MemoryEstimate`, and their columns.
+_PARTS = {
+    "parameters": "params",
+    "gradients": "grads",
+    "optimizer_states": "optimizer",
+    "activations": "activations",
+    "buffers": "buffers",
+}
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -19,7 +31,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_row("strategy", plan.strategy.name, _lines(plan.strategy.reasons))
     table.add_row("precision", plan.precision, _lines(plan.precision_reasons))
     table.add_row("batch", str(plan.batch.global_batch_size or "the loader's own"), _lines(plan.batch_reasons))
-    for rejected in plan.strategy.rejected:
+    # With memory the table below has all of them.
+    for rejected in plan.strategy.rejected if plan.memory is None else ():
         table.add_row("not taken", rejected.name, Text(rejected.reason))
     console.print(table)
     for notice in plan.notices:
@@ -34,3 +47,49 @@ def _ranks(plan: Plan) -> str:
 
 def _lines(reasons: tuple[str, ...]) -> Text:
     return Text("\n".join(reasons))
+
+
+def print_memory(plan: Plan, console: Console) -> None:
+    """Print every strategy's memory by part, its traffic, its time, and why it was or was not taken."""
+    memory = plan.memory
+    if memory is None:
+        console.print("memory: not known, the module could not be made without training it", highlight=False)
+        return
+    entries = memory["assessments"]
+    unit, scale = ("GiB", 1 << 30) if _largest(entries) >= 1 << 30 else ("MiB", 1 << 20)
+    title = (
+        f"Memory of one rank at the step's peak in {unit}, {memory['method']}; "
+        f"limit {gib(memory['limit_bytes'])} of {gib(memory['memory_bytes'])}"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("strategy", no_wrap=True)
+    for part in (*_PARTS.values(), "total", "host", "batch", "sent", "s/step"):
+        table.add_column(part, justify="right", no_wrap=True)
+
+    def size(count: int) -> str:
+        return f"{count / scale:.3g}" if count < 1000 * scale else f"{count / scale:.0f}"
+
+    for entry in entries:
+        parts, step = entry["memory"], entry["step"]
+        able = entry["fits"] and entry["eligible"]
+        table.add_row(
+            entry["name"],
+            *(size(parts[part]) for part in _PARTS),
+            size(parts["total"]),
+            size(parts["host"]) if parts["host"] else "",
+            f"{entry['micro_batch_size']} x {entry['accumulate']}",
+            size(step["bytes_per_rank"]) if step["bytes_per_rank"] else "",
+            f"{step['seconds']:.3g}",
+            style="bold" if entry["name"] == memory["pick"] else None if able else "dim",
+        )
+    console.print()
+    console.print(table)
+    for entry in entries:
+        if entry["name"] != memory["pick"]:
+            console.print(f"{entry['name']}: {entry['reason']}", style="dim", highlight=False, markup=False)
+    for note in memory["notes"]:
+        console.print(f"note: {note}", style="dim", highlight=False, markup=False)
+
+
+def _largest(entries: list[dict[str, Any]]) -> int:
+    return max(entry["memory"]["total"] for entry in entries)

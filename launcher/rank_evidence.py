@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher.failure import RankEnd
 from launcher.hang import RankState
 from launcher.heartbeat import BEFORE_TRAINING, Beat, read_beat
-from launcher.out_of_memory import count_oom_kills, oom_kill_counters
+from launcher.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.rank_report import RankWords, beat_path, read_words, stacks_path
 
 _LAST_LINES = 16

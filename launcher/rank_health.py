@@ -25,12 +25,14 @@ class Limits:
         floor_steps: steps in a row at the floor before anybody is told.
         slow_factor: how many times the others' own time a rank may need.
         slow_share: share of the step time that the slowest rank may cost the others.
+        slow_steps: for so many steps, over at least two samples, a rank must have been too slow.
     """
 
     floor: float = 1.0
     floor_steps: int = 100
     slow_factor: float = 1.5
     slow_share: float = 0.1
+    slow_steps: int = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Health:
         floor_steps: for each rank, steps in a row at the floor.
         skipped_steps: steps skipped since the training began; None if nobody counts them.
         slow_rank: the rank that was too slow since the moment before, if one was.
+        slow_since: steps done when it began to be.
     """
 
     step: int
@@ -69,6 +72,7 @@ class Health:
     floor_steps: Mapping[int, int] = field(default_factory=dict[int, int])
     skipped_steps: int | None = None
     slow_rank: int | None = None
+    slow_since: int = 0
 
 
 def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limits) -> Health:
@@ -97,10 +101,14 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
     metrics.update(_time_metrics(ranks))
     alerts += _loss_alert(ranks)
     slow = _slow_alert(ranks, limits)
-    # Once may be a warm-up or a neighbour's job; twice in a row is the rank's own.
-    if slow is not None and before.slow_rank == slow.ranks[0]:
+    if slow is None:
+        return Health(step, metrics, tuple(alerts), floor_steps, skipped)
+    # Once may be a warm-up or a neighbour's job; again and again is the rank's own.
+    again = before.slow_rank == slow.ranks[0]
+    since = before.slow_since if again else before.step
+    if again and step - since >= limits.slow_steps:
         alerts.append(slow)
-    return Health(step, metrics, tuple(alerts), floor_steps, skipped, None if slow is None else slow.ranks[0])
+    return Health(step, metrics, tuple(alerts), floor_steps, skipped, slow.ranks[0], since)
 
 
 def _floor_steps(sample: RankSample, before: int, steps: int, floor: float) -> int:

@@ -123,9 +123,10 @@ class RankReport:
         return self._folder is not None
 
     def tell(self, **values: Any) -> None:
-        """Add to what the agent knows: `log`, `run`."""
+        """Add to what the agent knows: `log`, `run`. A sign of life too."""
         self._values.update(values)
         self._write()
+        self.beat()
 
     def raised(self, error: BaseException) -> None:
         """Tell what was raised; the first error stays."""

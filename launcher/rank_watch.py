@@ -39,7 +39,7 @@ class WatchRanks(AmpWandbCallback):
         notice: Callable[[str], None],
         writer: WandbWriter | None = None,
     ) -> None:
-        limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share)
+        limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share, options.slow_steps)
         super().__init__(
             # A plugin of the user's own may scale the loss: look for it.
             precision=None if precision == "custom" else precision,

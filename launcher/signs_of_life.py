@@ -27,6 +27,10 @@ class SignsOfLife(pl.Callback):
         self._report = report
 
     @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._report.beat()
+
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report.beat(trainer.global_step)
         if dist.is_initialized():

@@ -21,6 +21,7 @@ from launcher.data_order import order_training_data
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
@@ -92,6 +93,14 @@ def train(
             events.write("failed", host=topology.host, error=str(error))
             raise PlanError(str(error)) from error
         except Exception as error:
+            if is_out_of_memory(error):
+                told = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
+                                     allocated_bytes=device_peak(plan.device_kind), on_oom=config.on_oom)  # fmt: skip
+                events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
+                             expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
+                             go_on=told.go_on)  # fmt: skip
+                report.trace(error)
+                raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
             report.raised(error)

@@ -88,15 +88,26 @@ def make_objects(
 
     Whatever the constructors raise comes out as it is.
     """
-    specs: dict[str, Any] = {"model": config.model, "data": config.data}
-    if classes.batch_size_of is not None and micro_batch_size is not None:
-        spec = specs[classes.batch_size_of]
-        specs[classes.batch_size_of] = {
-            **spec,
-            "init_args": {**(spec.get("init_args") or {}), "batch_size": micro_batch_size},
-        }
-    model = _instantiate(pl.LightningModule, specs["model"])
-    return model, _instantiate(pl.LightningDataModule, specs["data"]) if specs["data"] else None
+    return make_model(config, classes, micro_batch_size), make_data(config, classes, micro_batch_size)
+
+
+def make_model(config: RunConfig, classes: UserClasses, micro_batch_size: int | None) -> pl.LightningModule:
+    """The model alone."""
+    return _instantiate(pl.LightningModule, _spec(config, classes, "model", micro_batch_size) or {})
+
+
+def make_data(config: RunConfig, classes: UserClasses, micro_batch_size: int | None) -> pl.LightningDataModule | None:
+    """The data alone; None if the model has loaders of its own."""
+    spec = _spec(config, classes, "data", micro_batch_size)
+    return _instantiate(pl.LightningDataModule, spec) if spec else None
+
+
+def _spec(config: RunConfig, classes: UserClasses, key: str, micro_batch_size: int | None) -> dict[str, Any] | None:
+    """What the config says of an object, with the planned micro batch if it is the one that takes it."""
+    spec: dict[str, Any] | None = getattr(config, key)
+    if not spec or classes.batch_size_of != key or micro_batch_size is None:
+        return spec
+    return {**spec, "init_args": {**(spec.get("init_args") or {}), "batch_size": micro_batch_size}}
 
 
 def make_callbacks(config: RunConfig) -> list[pl.Callback]:

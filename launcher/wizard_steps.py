@@ -138,7 +138,7 @@ def show_plan(config: WizardConfig, desk: Desk) -> bool:
     from launcher.plan_table import print_plan
 
     try:
-        plan = plan_here(config.to_run_config(), desk.look().host)
+        plan = plan_here(config.to_run_config(), desk.look().host).plan
     except LauncherError as error:
         desk.say(f"no plan on this machine: {error}", style="yellow")
         return False

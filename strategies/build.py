@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.pytorch.plugins.precision import DeepSpeedPrecision, MixedPrecision
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from typing_extensions import override
@@ -180,8 +180,10 @@ def precision_plugin(
         strategy: the plan's; DeepSpeed needs a plugin of its own.
     """
     if strategy in VARIANTS:
+        from strategies.deepspeed_strategy import AccumulatesOnce
+
         # DeepSpeed casts and scales by itself; given here, Lightning does not turn fp16 on a CPU into bf16.
-        return DeepSpeedPrecision(cast(Any, precision.value))
+        return AccumulatesOnce(cast(Any, precision.value))
     if precision is Precision.FP16_MIXED and device_kind in ("cpu", "cuda"):
         return MixedPrecision("16-mixed", device_kind, CountingGradScaler(device_kind, floor=floor))
     return None

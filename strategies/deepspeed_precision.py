@@ -7,7 +7,7 @@ Keys, defaults and limits: deepspeed/runtime/precision_config.py of DeepSpeed 0.
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,7 +29,8 @@ class _Key:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: a JSON number may be a whole one beyond every float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_whole(value: object, minimum: int) -> bool:

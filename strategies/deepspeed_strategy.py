@@ -17,28 +17,21 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from strategies.choice import StrategyError
+from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
 
 # What Lightning sets for DeepSpeed, and a later run in this process must not find.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
-# ZeRO gives each rank a piece of all parameters laid end to end, whose shapes are gone.
-_NOT_BY_ELEMENT = {
-    "LBFGS": "asks for the loss again within a step",
-    "SparseAdam": "needs sparse gradients",
-    "Adafactor": "factors each matrix's second moments, and ZeRO's pieces have no rows and columns",
-    "Muon": "orthogonalizes each matrix, and ZeRO's pieces have no rows and columns",
-    "Shampoo": "preconditions each matrix, and ZeRO's pieces have no rows and columns",
-    "Lamb": "scales by each layer's norm, and ZeRO's pieces have no layers",
-    "LAMB": "scales by each layer's norm, and ZeRO's pieces have no layers",
-    "LARS": "scales by each layer's norm, and ZeRO's pieces have no layers",
-}
 
 
 class SharedGroupDeepSpeed(DeepSpeedStrategy):
@@ -137,6 +130,17 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._variables_before = {}
 
 
+class AccumulatesOnce(DeepSpeedPrecision):
+    """Lightning's DeepSpeed plugin, without DeepSpeed's own division of the loss by the accumulated batches.
+
+    Lightning has divided already: both together would make gradients too small for clipping, SGD and Adam's moments.
+    """
+
+    @override
+    def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
 class CpuDeepSpeed(SharedGroupDeepSpeed):
     """DeepSpeed's ZeRO over gloo on CPUs, which Lightning itself refuses.
 
@@ -228,9 +232,9 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
     if schedulers > 1:
         raise StrategyError(f"DeepSpeed takes one learning rate scheduler, {where} gave {schedulers}; use one")
     for base in type(optimizers[0]).__mro__:
-        if base.__name__ in _NOT_BY_ELEMENT:
+        if base.__name__ in NOT_BY_ELEMENT:
             raise StrategyError(
-                f"DeepSpeed cannot take {names[0]} of {where}: it {_NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
+                f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
                 "that treats every number by itself, such as AdamW or SGD, or `strategy: ddp`"
             )
 

@@ -6,7 +6,7 @@ How a dynamic scale moves: Micikevicius et al., "Mixed Precision Training", 2018
 from __future__ import annotations
 
 import logging
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_FLOOR = 1.0
 _COUNTS = ("skipped_steps", "overflows", "floor_steps")
 _STATE = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+# The device holds the scale as a float32 and counts in an int32: what is larger would be infinite, or raise.
+_COUNTED = ("growth_interval", "_growth_tracker")
+_LARGEST, _LARGEST_COUNT = torch.finfo(torch.float32).max, torch.iinfo(torch.int32).max
 
 
 class LossScaleError(ValueError):
@@ -141,6 +144,8 @@ class CountingGradScaler(torch.amp.GradScaler):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a saved scale; one that is damaged or empty is told, and the scale starts afresh."""
+        if not self.is_enabled():
+            return  # as torch's: nothing is scaled, so there is nothing to go on with
         problem = state_problem(state_dict)
         if problem is not None:
             _log.warning("the saved loss scale is not used: %s; it starts afresh at %g", problem, self._init_scale)
@@ -149,7 +154,9 @@ class CountingGradScaler(torch.amp.GradScaler):
         saved = state_dict.get("counts")
         counts = cast(Mapping[str, Any], saved) if isinstance(saved, Mapping) else {}
         # The scale is what must be right; a count that is none begins anew.
-        self._loaded = {name: n if isinstance(n := counts.get(name), int) and n >= 0 else 0 for name in _COUNTS}
+        self._loaded = {
+            name: n if isinstance(n := counts.get(name), int) and 0 <= n <= _LARGEST_COUNT else 0 for name in _COUNTS
+        }
         self._counts = None
 
 
@@ -167,8 +174,9 @@ def state_problem(state: Any) -> str | None:
         return f"it lacks {', '.join(missing)}" if values else "it is empty"
     for key in _STATE:
         value = values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            return f"{key} is {value!r}"
+        kind, largest = (int, _LARGEST_COUNT) if key in _COUNTED else (int | float, _LARGEST)
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= largest:
+            return f"{key} is {reprlib.repr(value)}"
     if not values["scale"] or values["growth_factor"] <= 1 or not 0 < values["backoff_factor"] < 1:
         return "scale, growth_factor or backoff_factor cannot move a scale"
     return None
@@ -185,6 +193,15 @@ def find_loss_scale(trainer: Any) -> LiveScale | None:
     Raises:
         LossScaleError: there is a scaler, but it raises, or answers with something that is no number.
     """
+    try:
+        return _live_scale(trainer)
+    except LossScaleError:
+        raise
+    except Exception as error:
+        raise LossScaleError(f"looking for the loss scale raised {type(error).__name__}: {error}") from error
+
+
+def _live_scale(trainer: Any) -> LiveScale | None:
     strategy = getattr(trainer, "strategy", None)
     plugin = getattr(strategy, "precision_plugin", None)
     scaler = getattr(plugin, "scaler", None)

@@ -55,6 +55,11 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return values
 
 
+def alerts(folder: Path) -> list[tuple[str, str]]:
+    """Title and text of the alerts of all runs below a folder."""
+    return [(r.alert.title, r.alert.text) for file in files(folder) for r in records(file) if r.HasField("alert")]
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """The config of all runs below a folder, put together."""
     values: dict[str, Any] = {}

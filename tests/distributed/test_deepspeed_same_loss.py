@@ -10,8 +10,10 @@ from tests.distributed.runs import REPOSITORY, events_of
 from tests.processes import run, torchrun
 
 pytestmark = pytest.mark.slow
-DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mode", "disabled", "--data.train_stride",
-        "480", "--data.block_size", "32", "--model.n_layer", "2", "--model.n_embd", "32",
+# Accumulated and clipped: a gradient that were scaled otherwise than DDP's would be clipped otherwise.
+DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mode", "disabled",
+        "--data.train_stride", "480", "--data.block_size", "32", "--model.n_layer", "2", "--model.n_embd", "32",
+        "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "0.3",
         "--trainer.log_every_n_steps", "1")  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tests.processes import launcher, run
 
 pytestmark = pytest.mark.slow
 # Far more than a step needs on a busy machine, far less than a person waits.
-HANG = ("--hang-timeout", "15", "--trainer.log_every_n_steps", "1")
+HANG = ("--hang-timeout", "30", "--trainer.log_every_n_steps", "1")
 
 
 def test_a_rank_that_sleeps_for_ever_is_named_with_the_line_and_all_stacks_are_kept(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from launcher.errors import LaunchError
-from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options
+from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 
 
 def _read(*words: str) -> LaunchOptions:
@@ -80,6 +80,13 @@ def test_what_is_wrong_is_told(words: tuple[str, ...], told: str) -> None:
     with pytest.raises(LaunchError) as caught:
         _read(*words)
     assert told in str(caught.value)
+
+
+def test_what_only_our_agent_can_do_is_refused_under_torchrun() -> None:
+    refuse_agents_flags(_read("--terminal-ranks", "all"))
+    with pytest.raises(LaunchError) as caught:
+        refuse_agents_flags(_read("--max-restarts", "3", "--nproc-per-node", "2"))
+    assert [problem.path for problem in caught.value.problems] == ["--nproc-per-node", "--max-restarts"]
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.hang import RankState
 from launcher.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, Heart, read_beat
-from launcher.out_of_memory import count_oom_kills, oom_kill_counters
+from launcher.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.rank_evidence import RankEvidence, RankProcess, last_lines, process_state
 from launcher.rank_report import FOLDER_VARIABLE, RankReport, beat_path, read_words, report_path
 

@@ -13,6 +13,7 @@ from launcher.config_sources import load_config
 from launcher.init_command import build_parser as build_init_parser
 from launcher.job_parser import JOB_COMMANDS, build_job_parser
 from launcher.preset_files import preset_names
+from launcher.report.command import build_parser as build_report_parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -42,6 +43,12 @@ def test_every_launcher_command_in_the_readme_is_accepted(words: list[str], tmp_
         assert options.preset in (None, *preset_names())
         assert str(options.source) in ("None", "run.yaml")
         load_config([], overrides)
+        return
+    if words[:1] == ["convert"]:
+        assert words[1:] == ["CKPT", "OUT"]
+        return
+    if words[:1] == ["report"]:
+        assert len(build_report_parser().parse_args(words[1:]).runs) in (1, 2)
         return
     if words[:1] == ["doctor"]:
         assert words[1:] in ([], ["--json"])

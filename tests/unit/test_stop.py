@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from torch.distributed import TCPStore
 
 import launcher.stop
 from launcher.stop import StopAgreement
@@ -236,3 +237,13 @@ def test_a_gate_touches_no_store_and_costs_microseconds(server: Server) -> None:
     assert set(operations) == {"clone"}
     # A training step takes milliseconds; the bound is for a busy machine.
     assert best < 50e-6, f"{best * 1e6:.1f} us"
+
+
+def test_closing_ends_the_listening_thread() -> None:
+    # Left to itself it would wake inside the store's code while Python ends, which aborts the process.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    agreement = StopAgreement(store, rank=0, world_size=2)
+    agreement.start()
+    assert "launcher-stop-watch" in {thread.name for thread in threading.enumerate()}
+    agreement.close()
+    assert "launcher-stop-watch" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,58 @@
+"""The plan of a run that starts: with the memory of its strategies where it may be short."""
+
+from __future__ import annotations
+
+from launcher.agreement import Agreement
+from launcher.checkpoint_precision import CheckpointPrecision
+from launcher.config import RunConfig
+from launcher.memory_plan import host_memory, machine_of, plan_with_memory, planned_precision
+from launcher.plan import Plan, make_plan
+from launcher.user_classes import UserClasses, import_classes
+from strategies.step_trace import ModelProfile
+
+# Of a CPU's memory: with less than this in model states a run begins without a trace.
+_SHARE_WITHOUT_TRACE = 0.1
+
+
+def plan_for_fit(
+    config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, *, made_in_code: bool
+) -> Plan:
+    """What `fit` trains with.
+
+    On a CPU the step is traced only if the model's states alone are a good part of the memory: a trace runs the user's
+    `training_step` once, and a debugging run should begin at once.
+
+    Args:
+        config: what the user asked for.
+        agreement: what the ranks are.
+        checkpoint: what the checkpoint to resume from was trained in.
+        made_in_code: whether model and data are objects of the caller's, which cannot be made anew for a trace.
+    """
+    plan = make_plan(config, agreement, checkpoint)
+    if made_in_code:
+        return plan
+    classes = import_classes(config)
+    if plan.device_kind != "cuda":
+        from launcher.memory_profile import parameter_bytes
+
+        size = parameter_bytes(config, classes, plan.batch.micro_batch_size)
+        # Weight, gradient and two states of Adam.
+        room = machine_of(agreement, planned_precision(plan)).memory_bytes
+        if size is None or 4 * size < _SHARE_WITHOUT_TRACE * room:
+            return plan
+    profile = profile_for(config, classes, plan)
+    return plan_with_memory(config, agreement, profile, checkpoint, host_memory_bytes=host_memory())
+
+
+def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | None:
+    """The module's profile in the plan's precision and micro batch."""
+    from launcher.memory_profile import profile_model
+
+    return profile_model(
+        config,
+        classes,
+        planned_precision(plan),
+        plan.batch.micro_batch_size,
+        world_size=plan.world_size,
+        device_kind=plan.device_kind,
+    )

@@ -1,0 +1,196 @@
+"""The plan with memory: every strategy assessed on the ranks that agreed, and the fastest that fits taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.agreement import Agreement
+from launcher.checkpoint_precision import CheckpointPrecision
+from launcher.config import RunConfig
+from launcher.errors import PlanError
+from launcher.plan import CUSTOM, Plan, make_plan
+from strategies.batch import BatchSplit
+from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
+from strategies.comparison import Comparison, compare_strategies, gib
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
+from strategies.gpus import TYPICAL, recognize_gpu
+from strategies.model_states import ZeroSettings
+from strategies.precision import Precision
+from strategies.step_time import Machine
+from strategies.step_trace import ModelProfile
+
+# A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
+_CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9
+# One 200 Gb/s port for each GPU, as NVIDIA's DGX A100 has.
+NODE_BANDWIDTH = 25e9
+
+
+def plan_with_memory(
+    config: RunConfig,
+    agreement: Agreement,
+    profile: ModelProfile | None,
+    checkpoint: CheckpointPrecision | None = None,
+    *,
+    host_memory_bytes: int | None = None,
+) -> Plan:
+    """`make_plan`, and with `strategy: auto` the fastest strategy that fits the memory at hand.
+
+    Args:
+        config: what the user asked for.
+        agreement: what the ranks are.
+        profile: of the user's module; None leaves the plan as it is without.
+        checkpoint: what the checkpoint to resume from was trained in; None without one.
+        host_memory_bytes: memory of a node's host, for offload; None if not known.
+
+    Raises:
+        PlanError: these ranks cannot do what was asked for, or no strategy fits: by how much, and what would do.
+    """
+    plan = make_plan(config, agreement, checkpoint)
+    if profile is None:
+        return plan
+    machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
+    found = compare_strategies(
+        profile,
+        machine,
+        planned_precision(plan),
+        splits(config, plan),
+        memory_share=config.memory_share,
+        settings=zero_settings(plan.device_kind, plan.deepspeed),
+        rebuilds_buckets=config.strategy != DDP_FIND_UNUSED,
+    )
+    return _ordered(plan, found) if config.strategy != AUTO else _picked(config, agreement, checkpoint, plan, found)
+
+
+def _picked(
+    config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, plan: Plan, found: Comparison
+) -> Plan:
+    """What the comparison says, if there are names for it."""
+    taken = None if found.pick is None else found.of(found.pick)
+    if found.pick is None or taken is None:
+        if found.method == "bound":
+            # A bound is meant to be too high: it may warn, not refuse.
+            return dataclasses.replace(
+                plan, memory=found.to_dict(), notices=(*plan.notices, f"memory may not suffice: {found.why}")
+            )
+        raise PlanError(
+            f"{found.why}\n(memory_share: {config.memory_share:g} of {gib(found.memory_bytes)} may be used; memory "
+            f"{found.method}; `strategy: NAME` takes one all the same)"
+        )
+    if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
+        agreement = _with_batch_size(agreement, taken.micro_batch_size)
+    if found.pick != plan.strategy.name:
+        config = dataclasses.replace(config, strategy=found.pick)
+    new = make_plan(config, agreement, checkpoint)
+    reasons = new.batch_reasons
+    if new.batch != plan.batch:
+        reasons = (*reasons, f"{taken.micro_batch_size} samples at once are the most that fit with {found.pick}")
+    return dataclasses.replace(
+        new, strategy=_explained(new.strategy, found), batch_reasons=reasons, memory=found.to_dict()
+    )
+
+
+def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
+    """The choice with the comparison's reasons, and every other candidate with its own."""
+    asked = f"{choice.name}: asked for"
+    reasons = [r for r in choice.reasons if r != asked]
+    rejected = tuple(Rejected(a.name, a.reason) for a in found.assessments if a.name != choice.name)
+    return dataclasses.replace(choice, reasons=(*reasons, f"{choice.name} {found.why}"), rejected=rejected)
+
+
+def _ordered(plan: Plan, found: Comparison) -> Plan:
+    """A strategy that was asked for is taken; if it does not fit, a notice says so."""
+    name = "ddp" if plan.strategy.name == DDP_FIND_UNUSED else plan.strategy.name
+    own = found.of(name)
+    notices = plan.notices
+    if own is not None and not own.fits:
+        instead = f"; {found.pick} fits" if found.pick else f"; {found.why}"
+        notices = (*notices, f"strategy {name} was asked for, and it {own.reason}{instead}")
+    return dataclasses.replace(plan, memory=found.to_dict(), notices=notices)
+
+
+def splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
+    """Ways to share the global batch, the largest micro batch first; one alone where the user fixed it."""
+    batch = plan.batch
+    if config.global_batch_size is None or config.trainer.accumulate_grad_batches > 1 or not batch.micro_batch_size:
+        return [batch]
+    share = config.global_batch_size // batch.world_size
+    sizes = [n for n in range(batch.micro_batch_size, 0, -1) if share % n == 0]
+    return [BatchSplit(batch.world_size, n, share // n) for n in sizes]
+
+
+def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: int | None = None) -> Machine:
+    """The ranks as the cost model sees them; the weakest rank counts."""
+    ranks_per_node = max(f.local_world_size for f in agreement.facts)
+    devices = {f.hardware.device for f in agreement.facts if f.hardware}
+    kind = next(iter(devices)).kind
+    memory = min(d.memory_bytes for d in devices)
+    host = None if host_memory_bytes is None else host_memory_bytes // ranks_per_node
+    if kind != "cuda":
+        # The ranks of a node share its memory.
+        return Machine(
+            kind,
+            agreement.world_size,
+            ranks_per_node,
+            memory // ranks_per_node,
+            _CPU_FLOPS,
+            _CPU_MEMORY_BANDWIDTH,
+            _CPU_LINK,
+            _CPU_LINK,
+            _CPU_MEMORY_BANDWIDTH,
+            host,
+            known=False,
+        )
+    gpus = [recognize_gpu(d.name) for d in devices]
+    slowest = min((g or TYPICAL for g in gpus), key=lambda g: g.half_flops)
+    flops = slowest.fp32_flops if precision in (Precision.FP32_TRUE, Precision.FP64_TRUE) else slowest.half_flops
+    return Machine(
+        kind,
+        agreement.world_size,
+        ranks_per_node,
+        memory,
+        flops,
+        slowest.memory_bandwidth,
+        slowest.link_bandwidth,
+        NODE_BANDWIDTH,
+        slowest.host_bandwidth,
+        host,
+        known=None not in gpus,
+    )
+
+
+def planned_precision(plan: Plan) -> Precision:
+    """What the plan computes in; a precision plugin of the user's own is taken to compute in full."""
+    return Precision.FP32_TRUE if plan.precision == CUSTOM else Precision(plan.precision)
+
+
+def zero_settings(device_kind: str, deepspeed: Mapping[str, Any] | None = None) -> ZeroSettings:
+    """DeepSpeed's buckets as the launcher sets them.
+
+    Args:
+        device_kind: 'cpu' or 'cuda'.
+        deepspeed: the plan's config if DeepSpeed was asked for: then the user's own buckets count.
+    """
+    zero: Mapping[str, Any] = zero_config(ZeroVariant(3), device_kind, BatchAndClip(1, 1, 1, 0.0))["zero_optimization"]
+    if deepspeed is not None:
+        zero = {**zero, **deepspeed["zero_optimization"]}
+    return ZeroSettings(
+        reduce_bucket_size=int(zero["reduce_bucket_size"]),
+        overlap_comm=bool(zero["overlap_comm"]),
+        max_live_parameters=int(zero.get("stage3_max_live_parameters", ZeroSettings().max_live_parameters)),
+        persistence_threshold=int(zero["stage3_param_persistence_threshold"]),
+        prefetch_bucket_size=int(zero["stage3_prefetch_bucket_size"]),
+    )
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _with_batch_size(agreement: Agreement, batch_size: int) -> Agreement:
+    first, *rest = agreement.facts
+    first = dataclasses.replace(first, traits={**first.traits, "batch_size": batch_size})
+    return dataclasses.replace(agreement, facts=(first, *rest))

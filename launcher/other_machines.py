@@ -1,0 +1,93 @@
+"""Ranks of machines that are not here, for a plan: from `--gpus`, `--gpus-per-node`, `--gpu` and `--gpu-memory`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+
+from launcher.errors import ConfigError, Problem
+from launcher.hardware import Device, Hardware, library_versions
+from strategies.gpus import GPUS, UnknownGpuError, find_gpu
+
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_MOST_GPUS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class OtherMachines:
+    """GPUs that a plan is made for.
+
+    Attributes:
+        gpus: how many, over all nodes.
+        gpus_per_node: on each node.
+        hardware: what each rank has.
+    """
+
+    gpus: int
+    gpus_per_node: int
+    hardware: Hardware
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return self.gpus // self.gpus_per_node
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `launcher plan` for machines that are not here."""
+    group = parser.add_argument_group("machines that are not here")
+    group.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs, whatever this machine has")
+    group.add_argument("--gpus-per-node", type=int, metavar="N", help="of them on each node (8, or all if fewer)")
+    group.add_argument("--gpu", metavar="NAME", help=", ".join(gpu.key for gpu in GPUS))
+    group.add_argument("--gpu-memory", metavar="SIZE", help="of each GPU, as 80GiB or 80GB; default: the --gpu's own")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw memory against the number of GPUs, by strategy (.png, .svg)"
+    )
+
+
+def read_options(options: argparse.Namespace) -> OtherMachines | None:
+    """What the options mean; None if none of them was given.
+
+    Raises:
+        ConfigError: lists every option that is wrong.
+    """
+    given = {name: getattr(options, name) for name in ("gpus", "gpus_per_node", "gpu", "gpu_memory")}
+    if all(value is None for value in given.values()):
+        return None
+    problems: list[Problem] = []
+    gpus = given["gpus"]
+    if gpus is None:
+        problems.append(Problem("--gpus", "not given; say how many GPUs the plan is for"))
+        gpus = 1
+    elif not 1 <= gpus <= _MOST_GPUS:
+        problems.append(Problem("--gpus", f"given {gpus}; expected 1 to {_MOST_GPUS}"))
+        gpus = 1
+    per_node = given["gpus_per_node"] if given["gpus_per_node"] is not None else min(8, gpus)
+    if per_node < 1 or gpus % per_node:
+        problems.append(Problem("--gpus-per-node", f"given {per_node}; expected a number that divides {gpus} GPUs"))
+    gpu = None
+    if given["gpu"] is not None:
+        try:
+            gpu = find_gpu(given["gpu"])
+        except UnknownGpuError as error:
+            problems.append(Problem("--gpu", str(error).removeprefix("--gpu: ")))
+    memory = gpu.memory_bytes if gpu else 0
+    if given["gpu_memory"] is not None:
+        memory = parse_size(given["gpu_memory"]) or 0
+        if memory <= 0:
+            problems.append(Problem("--gpu-memory", f"given {given['gpu_memory']!r}; expected a size as 80GiB or 80GB"))
+    elif gpu is None and given["gpu"] is None:
+        problems.append(Problem("--gpu-memory", "not given; say the memory of a GPU, or --gpu with its name"))
+    if problems:
+        raise ConfigError(problems)
+    # A GPU that only its memory is known of is taken to be a recent one.
+    dtypes = gpu.native_dtypes if gpu else ("bf16", "fp16", "fp32", "fp64")
+    device = Device("cuda", 0, gpu.name if gpu else "GPU", memory, dtypes)
+    return OtherMachines(gpus, per_node, Hardware(device, per_node, library_versions()))
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of '80GiB', '80 GB', '16G' (as GB) or '1024'; None if it is no size."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    return None if found is None else int(float(found[1]) * _SCALES[found[2] or ""])

@@ -1,0 +1,306 @@
+"""Every strategy's memory, traffic and time on the ranks at hand, and the fastest that fits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from strategies.batch import BatchSplit
+from strategies.candidates import CANDIDATES, ZERO_3, Candidate
+from strategies.deepspeed_config import NOT_BY_ELEMENT
+from strategies.memory import MemoryEstimate, Method, estimate_memory, state_types
+from strategies.model_states import ZeroSettings
+from strategies.precision import Precision
+from strategies.step_time import Machine, StepTime, step_time
+from strategies.step_trace import ModelProfile, at_batch_size
+
+# A strategy with more parts must be estimated this much faster than a simpler one that fits: the model is not finer.
+MARGIN = 0.1
+_MOST_RANKS = 1 << 17
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """One candidate on these ranks.
+
+    Attributes:
+        name: Lightning's spelling.
+        memory: bytes of the rank that holds most.
+        step: seconds and bytes of an optimizer step.
+        micro_batch_size: the largest micro batch that fits, or the smallest there is if none does.
+        accumulate: micro batches per optimizer step.
+        eligible: whether these ranks can run it at all.
+        fits: whether its memory is within the limit.
+        reason: why it was or was not taken.
+    """
+
+    name: str
+    memory: MemoryEstimate
+    step: StepTime
+    micro_batch_size: int
+    accumulate: int
+    eligible: bool
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All candidates, and which was taken.
+
+    Attributes:
+        assessments: in the order of `CANDIDATES`.
+        pick: the name of the fastest that fits; None if none does.
+        why: the reason for it, or by how much nothing fits and what would do.
+        next: the candidate to go on with if the pick runs out of memory; None if there is none.
+        limit_bytes: bytes that a rank may use.
+        memory_bytes: bytes that its device has.
+        method: how activations were found.
+        notes: what the user should know of the numbers.
+    """
+
+    assessments: tuple[Assessment, ...]
+    pick: str | None
+    why: str
+    next: str | None
+    limit_bytes: int
+    memory_bytes: int
+    method: str
+    notes: tuple[str, ...]
+
+    def of(self, name: str) -> Assessment | None:
+        """The assessment of that name."""
+        return next((a for a in self.assessments if a.name == name), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; totals are added for readers."""
+        values = cast("dict[str, Any]", _plain(asdict(self)))
+        for entry, assessed in zip(values["assessments"], self.assessments, strict=True):
+            entry["memory"]["total"] = assessed.memory.total
+            entry["step"]["seconds"] = assessed.step.seconds
+        return values
+
+
+def compare_strategies(
+    profile: ModelProfile,
+    machine: Machine,
+    precision: Precision,
+    splits: Sequence[BatchSplit],
+    *,
+    memory_share: float = 0.92,
+    settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
+    rebuilds_buckets: bool = True,
+) -> Comparison:
+    """Assess every candidate and pick the fastest that fits.
+
+    Args:
+        profile: of the user's module.
+        machine: the ranks.
+        precision: what was agreed on.
+        splits: ways to share the global batch, the largest micro batch first; at least one.
+        memory_share: share of the device's memory that a rank may use, in (0, 1].
+        settings: DeepSpeed's buckets.
+        rebuilds_buckets: see `estimate_memory`.
+    """
+    limit = int(machine.memory_bytes * memory_share)
+    first = [
+        _assess(candidate, profile, machine, precision, splits, limit, settings, rebuilds_buckets)
+        for candidate in CANDIDATES
+    ]
+    able = [a for a in first if a.eligible and a.fits]
+    pick = _fastest(able, machine)
+    assessed = tuple(_with_reason(a, pick, limit) for a in first)
+    if pick is None:
+        why = _what_would_do(first, profile, machine, precision, limit, settings, rebuilds_buckets)
+    else:
+        why = _why(pick, able, machine)
+    # After running out of memory: the fastest of those that need less on the device.
+    smaller = [a for a in able if pick is not None and a.memory.total < pick.memory.total]
+    after = _fastest(smaller, machine)
+    return Comparison(
+        assessed,
+        None if pick is None else pick.name,
+        why,
+        None if after is None else after.name,
+        limit,
+        machine.memory_bytes,
+        profile.method,
+        profile.notes,
+    )
+
+
+def _assess(
+    candidate: Candidate,
+    profile: ModelProfile,
+    machine: Machine,
+    precision: Precision,
+    splits: Sequence[BatchSplit],
+    limit: int,
+    settings: ZeroSettings,
+    rebuilds_buckets: bool,
+) -> Assessment:
+    obstacle = _obstacle(candidate, profile, machine, precision)
+    ranks = 1 if candidate.name == "single_device" else machine.world_size
+    traces = profile.sharded if candidate.stage else profile.plain
+    found: tuple[BatchSplit, MemoryEstimate] | None = None
+    fits = False
+    for split in splits:
+        trace = at_batch_size(*traces, split.micro_batch_size or traces[1].batch_size)
+        memory = estimate_memory(
+            profile.model,
+            trace,
+            candidate,
+            ranks,
+            precision,
+            settings=settings,
+            accumulate=split.accumulate,
+            method=cast("Method", profile.method),
+            rebuilds_buckets=rebuilds_buckets,
+        )
+        found = split, memory
+        fits = memory.total <= limit and (machine.host_memory_bytes is None or memory.host <= machine.host_memory_bytes)
+        if fits:
+            break
+    if found is None:
+        raise ValueError("compare_strategies needs at least one way to share the batch, none was given")
+    split, memory = found
+    micro = split.micro_batch_size or traces[1].batch_size
+    step = step_time(
+        profile.model,
+        at_batch_size(*traces, micro),
+        candidate,
+        machine,
+        parameter_bytes=state_types(candidate, precision).parameter_bytes,
+        accumulate=split.accumulate,
+        settings=settings,
+    )
+    return Assessment(candidate.name, memory, step, micro, split.accumulate, obstacle is None, fits, obstacle or "")
+
+
+def _obstacle(candidate: Candidate, profile: ModelProfile, machine: Machine, precision: Precision) -> str | None:
+    """Why these ranks cannot run a candidate, whatever its memory."""
+    if candidate.name == "single_device":
+        return f"there are {machine.world_size} ranks" if machine.world_size > 1 else None
+    if machine.device_kind == "mps":
+        return "Apple's GPU has no process group backend"
+    if candidate.stage == 0:
+        return "with one rank it only adds the cost of its buckets" if machine.world_size == 1 else None
+    if precision is Precision.FP64_TRUE:
+        return "DeepSpeed does not train in 64-true"
+    if profile.zero_obstacle is not None:
+        return profile.zero_obstacle
+    optimizer = profile.model.optimizer.name
+    if optimizer in NOT_BY_ELEMENT:
+        return f"ZeRO does not take {optimizer}, which {NOT_BY_ELEMENT[optimizer]}"
+    if candidate.offload and machine.device_kind == "cpu":
+        return "a CPU's memory is the host's: there is nowhere to offload to"
+    if candidate.offload is None and machine.world_size == 1:
+        return "one rank has nobody to share states with"
+    return None
+
+
+def _fastest(able: Sequence[Assessment], machine: Machine) -> Assessment | None:
+    """The fastest; a later one only if it is faster by the margin. On a CPU the first, where ZeRO is for debugging."""
+    if not able:
+        return None
+    best = able[0]
+    if machine.device_kind == "cpu":
+        return best
+    for other in able[1:]:
+        if other.step.seconds < best.step.seconds * (1 - MARGIN):
+            best = other
+    return best
+
+
+def _why(pick: Assessment, able: Sequence[Assessment], machine: Machine) -> str:
+    needs = f"needs {gib(pick.memory.total)} of {gib(machine.memory_bytes)}"
+    if len(able) == 1:
+        return f"{needs}; nothing else fits"
+    if machine.device_kind == "cpu":
+        return f"{needs}; the simplest that fits: on a CPU ZeRO is for debugging"
+    rivals = [a for a in able if a is not pick]
+    nearest = min(rivals, key=lambda a: a.step.seconds)
+    if nearest.step.seconds < pick.step.seconds:
+        return (
+            f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, which the estimate does not settle: "
+            "the simpler one is taken"
+        )
+    return f"{needs}; estimated {seconds(pick.step.seconds)} a step, {nearest.name} {seconds(nearest.step.seconds)}"
+
+
+def _with_reason(assessed: Assessment, pick: Assessment | None, limit: int) -> Assessment:
+    if assessed.reason:
+        return assessed
+    memory = assessed.memory
+    if pick is not None and assessed.name == pick.name:
+        reason = "taken"
+    elif not assessed.fits and memory.total > limit:
+        reason = f"does not fit: {gib(memory.total)}, {gib(memory.total - limit)} above the limit of {gib(limit)}"
+    elif not assessed.fits:
+        reason = f"does not fit: {gib(memory.host)} of host memory a rank"
+    else:
+        reason = f"fits; estimated {seconds(assessed.step.seconds)} a step"
+        if pick is not None and assessed.step.seconds >= pick.step.seconds:
+            reason += f", not faster than {pick.name}"
+    return Assessment(
+        assessed.name, memory, assessed.step, assessed.micro_batch_size, assessed.accumulate, assessed.eligible,
+        assessed.fits, reason,
+    )  # fmt: skip
+
+
+def _what_would_do(
+    assessed: Sequence[Assessment],
+    profile: ModelProfile,
+    machine: Machine,
+    precision: Precision,
+    limit: int,
+    settings: ZeroSettings,
+    rebuilds_buckets: bool,
+) -> str:
+    """By how much the model is too big, and what would make it fit."""
+    able = [a for a in assessed if a.eligible]
+    least = min(able or assessed, key=lambda a: a.memory.total)
+    parts = least.memory
+    text = (
+        f"no strategy fits: {least.name} needs least, {gib(parts.total)} with a micro batch of "
+        f"{least.micro_batch_size}, {gib(parts.total - limit)} more than the limit of {gib(limit)}"
+    )
+    ideas: list[str] = []
+    ranks = max(machine.world_size, 1)
+    while ranks < _MOST_RANKS and precision is not Precision.FP64_TRUE and machine.device_kind == "cuda":
+        ranks *= 2
+        trace = at_batch_size(*profile.sharded, 1)
+        needed = estimate_memory(
+            profile.model, trace, ZERO_3, ranks, precision, settings=settings, rebuilds_buckets=rebuilds_buckets
+        )
+        if needed.total <= limit:
+            ideas.append(f"{ranks} ranks with {ZERO_3.name} and a micro batch of 1 ({gib(needed.total)})")
+            break
+    if parts.activations > parts.total // 2:
+        ideas.append("activation checkpointing in the module, or shorter samples: activations are the largest part")
+    ideas.append(f"a device of {gib(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
+    return f"{text}; what would do: {'; '.join(ideas)}"
+
+
+def gib(size: int) -> str:
+    """Bytes in words: '1.50 GiB', '12.3 MiB'."""
+    for unit, scale in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if abs(size) >= scale:
+            return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size / scale:.0f} {unit}"
+    return f"{size} B"
+
+
+def seconds(value: float) -> str:
+    """Seconds in words: '1.5 s', '230 ms'."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in cast("list[Any]", value)]
+    return value

@@ -1,0 +1,123 @@
+"""Common GPUs: what a plan for machines that are not here must know of them.
+
+Numbers are the vendors' peaks from the data sheet named beside each: dense (no sparsity), tensor cores for fp16 and
+bf16 with fp32 accumulation, plain cores for fp32 (torch does not use TF32 by default). Links count in one direction.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+_TERA, _GIGA, GIB = 10**12, 10**9, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        key: what `--gpu` takes.
+        name: the vendor's.
+        memory_bytes: all of its memory.
+        native_dtypes: those of fp16, bf16, fp32, fp64 that it trains in without emulation.
+        half_flops: peak FLOP/s in fp16 and, where native, bf16.
+        fp32_flops: peak FLOP/s in fp32.
+        memory_bandwidth: bytes/s of its own memory.
+        link_bandwidth: bytes/s to the GPUs of the same node, one direction.
+        host_bandwidth: bytes/s to host memory, one direction.
+        source: where the numbers stand.
+    """
+
+    key: str
+    name: str
+    memory_bytes: int
+    native_dtypes: tuple[str, ...]
+    half_flops: float
+    fp32_flops: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    host_bandwidth: float
+    source: str
+
+
+_FP16 = ("fp16", "fp32", "fp64")
+_BF16 = ("bf16", "fp16", "fp32", "fp64")
+_PCIE3, _PCIE4, _PCIE5 = 16, 32, 64  # x16, GB/s in one direction
+
+
+def _gpu(
+    key: str,
+    name: str,
+    gib: float,
+    dtypes: tuple[str, ...],
+    half: float,
+    fp32: float,
+    memory: float,
+    link: float,
+    host: float,
+    source: str,
+) -> Gpu:
+    """In the data sheets' units: GiB, TFLOP/s and GB/s."""
+    return Gpu(key, name, int(gib * GIB), dtypes, half * _TERA, fp32 * _TERA, memory * _GIGA, link * _GIGA,
+               host * _GIGA, source)  # fmt: skip
+
+
+GPUS: tuple[Gpu, ...] = (
+    _gpu("v100", "Tesla V100-SXM2-32GB", 32, _FP16, 125, 15.7, 900, 150, _PCIE3, "NVIDIA V100 data sheet"),
+    _gpu("v100-16gb", "Tesla V100-SXM2-16GB", 16, _FP16, 125, 15.7, 900, 150, _PCIE3, "NVIDIA V100 data sheet"),
+    _gpu("t4", "Tesla T4", 15, _FP16, 65, 8.1, 300, _PCIE3, _PCIE3, "NVIDIA T4 data sheet"),
+    _gpu("a10", "NVIDIA A10", 24, _BF16, 125, 31.2, 600, _PCIE4, _PCIE4, "NVIDIA A10 data sheet"),
+    _gpu("a30", "NVIDIA A30", 24, _BF16, 165, 10.3, 933, 100, _PCIE4, "NVIDIA A30 data sheet"),
+    _gpu("a40", "NVIDIA A40", 48, _BF16, 149.7, 37.4, 696, 56, _PCIE4, "NVIDIA A40 data sheet"),
+    _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 40, _BF16, 312, 19.5, 1555, 300, _PCIE4, "NVIDIA A100 data sheet"),
+    _gpu("a100", "NVIDIA A100-SXM4-80GB", 80, _BF16, 312, 19.5, 2039, 300, _PCIE4, "NVIDIA A100 data sheet"),
+    _gpu("l4", "NVIDIA L4", 24, _BF16, 121, 30.3, 300, _PCIE4, _PCIE4, "NVIDIA L4 data sheet"),
+    _gpu("l40s", "NVIDIA L40S", 48, _BF16, 362, 91.6, 864, _PCIE4, _PCIE4, "NVIDIA L40S data sheet"),
+    _gpu("rtx3090", "NVIDIA GeForce RTX 3090", 24, _BF16, 71, 35.6, 936, _PCIE4, _PCIE4, "NVIDIA GA102 white paper"),
+    _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 24, _BF16, 165, 82.6, 1008, _PCIE4, _PCIE4, "NVIDIA Ada white paper"),
+    _gpu("h100", "NVIDIA H100 80GB HBM3", 80, _BF16, 989, 67, 3350, 450, _PCIE5, "NVIDIA H100 data sheet, SXM"),
+    _gpu("h100-pcie", "NVIDIA H100 PCIe", 80, _BF16, 756, 51, 2000, 300, _PCIE5, "NVIDIA H100 data sheet, PCIe"),
+    _gpu("h200", "NVIDIA H200", 141e9 / GIB, _BF16, 989, 67, 4800, 450, _PCIE5, "NVIDIA H200 data sheet, SXM"),
+    _gpu("b200", "NVIDIA B200", 180e9 / GIB, _BF16, 2250, 75, 7700, 900, _PCIE5, "NVIDIA DGX B200 data sheet"),
+    _gpu("mi250x", "AMD Instinct MI250X (one die)", 64, _BF16, 191.5, 23.9, 1638, 100, _PCIE4,
+         "AMD MI250X data sheet, halved"),
+    _gpu("mi300x", "AMD Instinct MI300X", 192, _BF16, 1307, 163.4, 5300, 448, _PCIE5, "AMD MI300X data sheet"),
+)  # fmt: skip
+# What a plan uses for a GPU that is not in the table.
+TYPICAL = next(gpu for gpu in GPUS if gpu.key == "a100")
+
+
+class UnknownGpuError(ValueError):
+    """A `--gpu` that the table does not have."""
+
+
+def find_gpu(key: str) -> Gpu:
+    """The GPU of that key.
+
+    Raises:
+        UnknownGpuError: names the nearest, or all.
+    """
+    wanted = key.strip().lower().replace("_", "-").replace(" ", "")
+    for gpu in GPUS:
+        if wanted == gpu.key:
+            return gpu
+    known = [gpu.key for gpu in GPUS]
+    close = difflib.get_close_matches(wanted, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}; any other: give --gpu-memory alone"
+    raise UnknownGpuError(f"--gpu: given {key!r}; {hint}")
+
+
+def recognize_gpu(name: str) -> Gpu | None:
+    """The GPU whose vendor's name a driver shows, None if the table does not have it."""
+    plain = _plain(name)
+    for gpu in sorted(GPUS, key=lambda g: -len(g.name)):
+        if _plain(gpu.name) in plain:
+            return gpu
+    # A driver may leave out the size of the memory: 'NVIDIA H100'.
+    return next((gpu for gpu in GPUS if len(plain) > 2 and _plain(gpu.name).startswith(plain)), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("nvidia", "").replace("tesla", ""))

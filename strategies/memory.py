@@ -1,0 +1,179 @@
+"""`estimate_memory`: bytes of one rank at the peak of a training step, by part. Pure.
+
+Model states by `strategies.model_states`, activations by `strategies.trace`; this puts them on one line of time: what
+is alive together in the forward pass, in the backward pass and in the optimizer's step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from strategies.candidates import Candidate
+from strategies.model_states import FP32, ModelShape, ModelStates, StateTypes, ZeroSettings, model_states
+from strategies.precision import Precision
+from strategies.step_trace import StepTrace
+
+Method = Literal["traced", "probed", "bound"]
+_HALF = (Precision.FP16_TRUE, Precision.BF16_TRUE)
+_MIXED = (Precision.FP16_MIXED, Precision.BF16_MIXED)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of the rank that holds most, in the phase of the step that needs most.
+
+    Attributes:
+        parameters: weights and the module's buffers.
+        gradients: what is alive of them in that phase.
+        optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
+        activations: what the step allocates: saved for backward, the batch, temporaries of ops and optimizer.
+        buffers: the strategy's own: DDP's second set of buckets, DeepSpeed's buckets and gathered parameters.
+        host: bytes in host memory for each rank (offload); on a CPU these are the device's.
+        nvme: bytes on NVMe for each rank (offload).
+        phase: 'forward', 'backward' or 'step'.
+        method: how activations were found: 'traced' on fake tensors, 'probed' by a real step, or an analytic 'bound'.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer_states: int
+    activations: int
+    buffers: int
+    host: int
+    nvme: int
+    phase: str
+    method: Method
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        return self.parameters + self.gradients + self.optimizer_states + self.activations + self.buffers
+
+
+def state_types(candidate: Candidate, precision: Precision) -> StateTypes:
+    """How wide a candidate keeps its states in a precision.
+
+    Without ZeRO mixed precision is autocast over fp32 parameters, and a true half keeps everything in half; DeepSpeed
+    casts the module in both, and keeps fp32 states.
+    """
+    if precision in _HALF:
+        return StateTypes(2, 1.0 if candidate.stage else 0.5, 0.5)
+    if precision in _MIXED and candidate.stage:
+        return StateTypes(2)
+    return StateTypes(8, 2.0, 2.0) if precision is Precision.FP64_TRUE else StateTypes()
+
+
+def estimate_memory(
+    model: ModelShape,
+    trace: StepTrace,
+    candidate: Candidate,
+    world_size: int,
+    precision: Precision,
+    *,
+    settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
+    accumulate: int = 1,
+    method: Method = "traced",
+    rebuilds_buckets: bool = True,
+) -> MemoryEstimate:
+    """Bytes per rank, by part, at the step's peak.
+
+    Args:
+        model: parameters and optimizer.
+        trace: activations of one micro batch, traced in the types that this candidate computes in.
+        candidate: the strategy.
+        world_size: number of ranks.
+        precision: Lightning's name.
+        settings: DeepSpeed's buckets.
+        accumulate: micro batches per optimizer step.
+        method: how `trace` was found.
+        rebuilds_buckets: whether DDP orders its buckets anew after the first step; it does unless it looks for unused
+            parameters.
+    """
+    measured = trace.optimizer_states if candidate.stage == 0 and method != "bound" else None
+    states = model_states(
+        model,
+        candidate,
+        world_size,
+        state_types(candidate, precision),
+        settings,
+        accumulate_batches=accumulate,
+        unsharded_optimizer_bytes=measured,
+    )
+    phases = _phases(model, trace, candidate, world_size, precision, states, settings, accumulate, rebuilds_buckets)
+    phase, (gradients, activations, buffers) = max(phases.items(), key=lambda item: sum(item[1]))
+    return MemoryEstimate(
+        states.parameters,
+        gradients,
+        states.optimizer_states,
+        activations,
+        buffers,
+        states.host,
+        states.nvme,
+        phase,
+        method,
+    )
+
+
+def _phases(
+    model: ModelShape,
+    trace: StepTrace,
+    candidate: Candidate,
+    world_size: int,
+    precision: Precision,
+    states: ModelStates,
+    settings: ZeroSettings,
+    accumulate: int,
+    rebuilds_buckets: bool,
+) -> dict[str, tuple[int, int, int]]:
+    """Gradients, activations and strategy buffers that are alive together in each phase."""
+    whole = states.gradients
+    if candidate.name == "single_device":
+        # Lightning frees the last step's gradients between forward and backward.
+        both = trace.backward_with_gradients
+        grown = (whole, trace.backward, 0) if accumulate > 1 else _split_peak(both, whole)
+        return {"forward": (whole, trace.forward, 0), "backward": grown, "step": (whole, trace.step + trace.inputs, 0)}
+    if candidate.stage == 0:
+        # The second forward pass makes new buckets while the last gradients still lie in the old ones.
+        second = whole if rebuilds_buckets else 0
+        return {
+            "forward": (whole, trace.forward, second),
+            "backward": (whole, trace.backward, 0),
+            "step": (whole, trace.step + trace.inputs, 0),
+        }
+    types = state_types(candidate, precision)
+    step = trace.inputs
+    if not candidate.offload:
+        step += _zero_step(model, candidate, states, types)
+    if candidate.stage < 3:
+        # With several ranks a full bucket is copied to be reduced.
+        copied = min(settings.reduce_bucket_size, model.trainable_numel) * types.parameter_bytes
+        return {
+            "forward": (0, trace.forward, 0),
+            "backward": (whole, trace.backward, states.bucket + (copied if world_size > 1 else 0)),
+            "step": (whole, step, 0),
+        }
+    gathered = states.gathered
+    if world_size > 1 or candidate.offload:
+        gathered = max(gathered, min(model.numel, settings.max_live_parameters) * types.parameter_bytes)
+    return {
+        "forward": (whole, trace.forward, states.bucket + gathered),
+        "backward": (whole, trace.backward, states.bucket + gathered),
+        "step": (whole, step, states.bucket + states.gathered),
+    }
+
+
+def _split_peak(both: int, whole: int) -> tuple[int, int, int]:
+    """Gradients and activations of a peak that was only seen as their sum."""
+    gradients = min(whole, both)
+    return gradients, both - gradients, 0
+
+
+def _zero_step(model: ModelShape, candidate: Candidate, states: ModelStates, types: StateTypes) -> int:
+    """What ZeRO's step and the optimizer allocate for the largest group, its gradients flat and in fp32."""
+    elements = states.flat // FP32
+    narrow = elements * types.parameter_bytes if types.parameter_bytes != FP32 else 0
+    # The flat gradient in its own width is gone when the optimizer computes, unless another group follows.
+    temporary = max(narrow, elements * model.optimizer.temporary_bytes_per_element)
+    kept = elements * types.parameter_bytes if candidate.stage < 3 and len(model.trained_groups()) > 1 else 0
+    return states.flat + temporary + kept

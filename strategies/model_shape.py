@@ -1,0 +1,119 @@
+"""Reads from a module and its optimizer what the memory formulas need; works on fake, meta and real tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+
+from strategies.model_states import ModelShape, OptimizerShape, ParameterShape
+from strategies.storage_tracker import StorageTracker
+
+_PROBE_NUMEL = 1 << 20
+
+
+class OptimizerError(ValueError):
+    """`configure_optimizers` gave nothing that one step of automatic optimization can take."""
+
+
+def optimizer_of(configured: Any) -> Optimizer:
+    """The one optimizer in what `configure_optimizers` returned, in any of Lightning's forms.
+
+    Raises:
+        OptimizerError: none, or several.
+    """
+    found = list(_optimizers(configured))
+    if len(found) != 1:
+        count = "no optimizer" if not found else f"{len(found)} optimizers"
+        raise OptimizerError(f"configure_optimizers gave {count}; expected one")
+    return found[0]
+
+
+def _optimizers(configured: Any) -> list[Optimizer]:
+    if isinstance(configured, Optimizer):
+        return [configured]
+    if isinstance(configured, Mapping):
+        return _optimizers(configured.get("optimizer"))
+    if isinstance(configured, Sequence):
+        if len(configured) == 2 and all(isinstance(part, Sequence) for part in configured):
+            configured = configured[0]  # ([optimizers], [schedulers])
+        return [optimizer for part in configured for optimizer in _optimizers(part)]
+    return []
+
+
+def describe_model(module: nn.Module, optimizer: Optimizer, *, foreach: bool = False) -> ModelShape:
+    """Parameters, groups and buffers, with the optimizer probed.
+
+    Args:
+        module: on any device.
+        optimizer: over the module's parameters.
+        foreach: see `probe_optimizer`.
+    """
+    parameters = list(module.parameters())
+    index = {id(p): i for i, p in enumerate(parameters)}
+    groups = tuple(tuple(index[id(p)] for p in group["params"] if id(p) in index) for group in optimizer.param_groups)
+    floating = [b for b in module.buffers() if b.is_floating_point()]
+    return ModelShape(
+        tuple(ParameterShape(p.numel(), p.requires_grad) for p in parameters),
+        groups,
+        probe_optimizer(optimizer, foreach=foreach),
+        sum(_bytes(b) for b in floating),
+        sum(_bytes(b) for b in module.buffers() if not b.is_floating_point()),
+    )
+
+
+def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> OptimizerShape:
+    """What one step of such an optimizer keeps and allocates, seen on a flat fake fp32 tensor.
+
+    Args:
+        optimizer: its class and its first group's settings count; it is left as it is.
+        foreach: take torch's multi-tensor step where nothing else was asked for, as torch does on a GPU.
+
+    Returns:
+        Adam's numbers under the optimizer's own name if it cannot step on such a tensor (LBFGS needs a closure).
+    """
+    name = type(optimizer).__name__
+    fake = FakeTensorMode()
+    tracker = StorageTracker()
+    with fake:
+        flat = nn.Parameter(torch.zeros(_PROBE_NUMEL))
+        flat.grad = torch.zeros(_PROBE_NUMEL)
+    twin: Optimizer = object.__new__(type(optimizer))
+    # A scheduler's wrapped `step` is bound to the original.
+    twin.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k != "step"})
+    twin.state = defaultdict(dict)
+    twin.param_groups = [{**optimizer.param_groups[0], "params": [flat]}]
+    if foreach:
+        use_foreach(twin)
+    try:
+        with fake, tracker:
+            twin.step()
+            states = [value for value in twin.state[flat].values() if isinstance(value, Tensor)]
+            tracker.reset_peak()
+            before = tracker.activations
+            twin.step()
+    except Exception:  # noqa: BLE001 -- any optimizer of the user's; the plan then takes the largest common kind
+        return OptimizerShape(name)
+    full = [value for value in states if value.numel() == _PROBE_NUMEL]
+    return OptimizerShape(
+        name,
+        sum(value.element_size() for value in full),
+        sum(_bytes(value) for value in states if value.numel() != _PROBE_NUMEL),
+        -(-(tracker.peak_activations - before) // _PROBE_NUMEL),
+    )
+
+
+def use_foreach(optimizer: Optimizer) -> None:
+    """Multi-tensor steps for groups that say nothing of the implementation: torch's default on CUDA tensors."""
+    for group in optimizer.param_groups:
+        if group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

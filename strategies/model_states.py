@@ -1,0 +1,274 @@
+"""Model states by ZeRO's formulas, to the byte: what a rank keeps of parameters, gradients and optimizer states.
+
+ZeRO: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 3. Padding and what is kept beside the formulas
+follow DeepSpeed 0.19: `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`; DDP follows torch's `reducer.cpp`.
+`tests/benchmarks/model_states.py` compares every number with the live tensors of real runs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+
+from strategies.candidates import Candidate
+
+FP32 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterShape:
+    """One parameter; a tied one is there once.
+
+    Attributes:
+        numel: number of elements.
+        trainable: whether it gets gradients.
+    """
+
+    numel: int
+    trainable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerShape:
+    """What the user's optimizer keeps, probed on a tensor of its own.
+
+    Attributes:
+        name: its class.
+        state_bytes_per_element: bytes of states for each element of a fp32 parameter (8 for Adam).
+        state_bytes_per_tensor: bytes that do not grow with the parameter (4 for Adam's step counter).
+        temporary_bytes_per_element: bytes that a step allocates and frees again for each element, on a flat tensor.
+    """
+
+    name: str = "AdamW"
+    state_bytes_per_element: int = 8
+    state_bytes_per_tensor: int = 4
+    temporary_bytes_per_element: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What the formulas need to know of a model and its optimizer.
+
+    Attributes:
+        parameters: in the order of `module.parameters()`.
+        groups: for each of the optimizer's parameter groups, indices into `parameters`, in the optimizer's order.
+        optimizer: what it keeps.
+        float_buffer_bytes: the module's buffers of floating numbers, as the module makes them.
+        other_buffer_bytes: its other buffers, which no precision changes.
+    """
+
+    parameters: tuple[ParameterShape, ...]
+    groups: tuple[tuple[int, ...], ...]
+    optimizer: OptimizerShape = OptimizerShape()
+    float_buffer_bytes: int = 0
+    other_buffer_bytes: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Elements of all parameters."""
+        return sum(p.numel for p in self.parameters)
+
+    @property
+    def trainable_numel(self) -> int:
+        """Elements that get gradients."""
+        return sum(p.numel for p in self.parameters if p.trainable)
+
+    def trained_groups(self) -> list[list[int]]:
+        """Element counts of the trainable parameters by optimizer group; groups without any are left out."""
+        groups = [[self.parameters[i].numel for i in group if self.parameters[i].trainable] for group in self.groups]
+        return [group for group in groups if group]
+
+
+@dataclass(frozen=True, slots=True)
+class StateTypes:
+    """How wide the states are.
+
+    Attributes:
+        parameter_bytes: bytes of a parameter's element, and of its gradient's.
+        state_scale: width of the optimizer's states where they follow the parameter's, against fp32.
+        buffer_scale: width of the module's floating buffers against fp32.
+    """
+
+    parameter_bytes: int = FP32
+    state_scale: float = 1.0
+    buffer_scale: float = 1.0
+
+    def buffers(self, model: ModelShape) -> int:
+        """Bytes of the module's buffers."""
+        return int(model.float_buffer_bytes * self.buffer_scale) + model.other_buffer_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroSettings:
+    """Sizes of DeepSpeed's buckets, in elements; Lightning's defaults.
+
+    Attributes:
+        reduce_bucket_size: gradients that are reduced at once.
+        overlap_comm: stages 1 and 2 then keep two buckets.
+        persistence_threshold: stage 3 keeps smaller parameters gathered.
+        max_live_parameters: most elements that stage 3 keeps gathered.
+        prefetch_bucket_size: elements that stage 3 gathers ahead.
+        sub_group_size: elements whose states are read from NVMe at once.
+        nvme_buffers: such groups in host memory at once.
+    """
+
+    reduce_bucket_size: int = 200_000_000
+    overlap_comm: bool = True
+    persistence_threshold: int = 100_000
+    max_live_parameters: int = 1_000_000_000
+    prefetch_bucket_size: int = 50_000_000
+    sub_group_size: int = 1_000_000_000
+    nvme_buffers: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStates:
+    """Bytes of one rank between backward and optimizer step, when gradients are complete.
+
+    Attributes:
+        parameters: weights and the module's buffers, as far as this rank keeps them.
+        gradients: what this rank keeps of them.
+        optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
+        gathered: stage 3's small parameters that stay whole.
+        bucket: DeepSpeed's reduction buckets.
+        flat: fp32 copy of one group's gradients that the optimizer step of stages 1 to 3 makes.
+        host: bytes in the host's memory (offload).
+        nvme: bytes on NVMe (offload).
+    """
+
+    parameters: int
+    gradients: int
+    optimizer_states: int
+    gathered: int = 0
+    bucket: int = 0
+    flat: int = 0
+    host: int = 0
+    nvme: int = 0
+
+
+def model_states(
+    model: ModelShape,
+    candidate: Candidate,
+    world_size: int,
+    types: StateTypes = StateTypes(),
+    settings: ZeroSettings = ZeroSettings(),
+    *,
+    accumulate_batches: int = 1,
+    unsharded_optimizer_bytes: int | None = None,
+) -> ModelStates:
+    """What the rank that holds most keeps.
+
+    Args:
+        model: its parameters and optimizer.
+        candidate: the strategy.
+        world_size: number of ranks.
+        types: widths of parameter and states.
+        settings: DeepSpeed's buckets.
+        accumulate_batches: micro batches per optimizer step; stage 1 keeps all gradients in between.
+        unsharded_optimizer_bytes: the optimizer's states if they were measured; else from `model.optimizer`.
+    """
+    if candidate.stage == 0:
+        if unsharded_optimizer_bytes is None:
+            unsharded_optimizer_bytes = _optimizer_bytes(model, types)
+        return ModelStates(
+            parameters=model.numel * types.parameter_bytes + types.buffers(model),
+            gradients=model.trainable_numel * types.parameter_bytes,
+            optimizer_states=unsharded_optimizer_bytes,
+        )
+    if candidate.stage == 3:
+        return _stage_3(model, candidate, world_size, types, settings)
+    return _stage_1_or_2(model, candidate, world_size, types, settings, accumulate_batches)
+
+
+def _optimizer_bytes(model: ModelShape, types: StateTypes) -> int:
+    tensors = sum(len(group) for group in model.trained_groups())
+    elements = sum(sum(group) for group in model.trained_groups())
+    kept = int(model.optimizer.state_bytes_per_element * types.state_scale)
+    return elements * kept + tensors * model.optimizer.state_bytes_per_tensor
+
+
+def _stage_1_or_2(
+    model: ModelShape,
+    candidate: Candidate,
+    world_size: int,
+    types: StateTypes,
+    settings: ZeroSettings,
+    accumulate_batches: int,
+) -> ModelStates:
+    """Each optimizer group lies in one flat buffer, padded to 2 elements a rank; a rank owns one part of each."""
+    groups = model.trained_groups()
+    unit = 2 * world_size
+    padded = [-(-sum(group) // unit) * unit for group in groups]
+    parts = [size // world_size for size in padded]
+    # What no optimizer group holds, or is frozen, stays where it is.
+    outside = model.numel - sum(map(sum, groups))
+    states = sum(
+        part * (FP32 + model.optimizer.state_bytes_per_element) + model.optimizer.state_bytes_per_tensor
+        for part in parts
+    )
+    if candidate.stage == 1 and accumulate_batches > 1:
+        kept = sum(map(sum, groups))
+    else:
+        kept = max(_owned_gradients(groups, parts, world_size))
+    bucket = settings.reduce_bucket_size * types.parameter_bytes * (2 if settings.overlap_comm else 1)
+    flat = max(parts, default=0)
+    parameters = (sum(padded) + outside) * types.parameter_bytes + types.buffers(model)
+    if candidate.offload:
+        # fp32 master, states and a fp32 gradient of each part in host memory, and one part in the parameters' width.
+        host = states + sum(parts) * (FP32 + types.parameter_bytes)
+        largest = max((p.numel for p in model.parameters), default=0) * types.parameter_bytes
+        return ModelStates(parameters, 0, 0, bucket=bucket + largest, host=host + largest)
+    return ModelStates(parameters, kept * types.parameter_bytes, states, bucket=bucket, flat=flat * FP32)
+
+
+def _owned_gradients(groups: list[list[int]], parts: list[int], world_size: int) -> list[int]:
+    """Elements of gradients that each rank keeps: whole tensors that reach into its part, and the padding."""
+    kept = [0] * min(world_size, _RANKS_LOOKED_AT)
+    for group, part in zip(groups, parts, strict=True):
+        ends = list(accumulate(group))
+        for rank in range(len(kept)):
+            begin, end = rank * part, (rank + 1) * part
+            first = bisect_right(ends, begin)
+            last = first
+            while last < len(ends) and (ends[last - 1] if last else 0) < end:
+                last += 1
+            kept[rank] += sum(group[first:last]) + max(0, end - max(ends[-1], begin))
+    return kept
+
+
+# With more ranks than this a part is smaller than most tensors, and its rank keeps one or two of them.
+_RANKS_LOOKED_AT = 4096
+
+
+def _stage_3(
+    model: ModelShape, candidate: Candidate, world_size: int, types: StateTypes, settings: ZeroSettings
+) -> ModelStates:
+    """Each parameter is cut by itself, padded to one element a rank; gradients have a buffer of their own."""
+    parts = [-(-p.numel // world_size) for p in model.parameters]
+    groups = [[i for i in group if model.parameters[i].trainable] for group in model.groups]
+    groups = [group for group in groups if group]
+    owned = sum(parts[i] for group in groups for i in group)
+    states = owned * (FP32 + model.optimizer.state_bytes_per_element)
+    states += len(groups) * model.optimizer.state_bytes_per_tensor
+    gathered = 0
+    if world_size > 1:
+        small = [part * world_size for part, p in zip(parts, model.parameters, strict=True)
+                 if p.numel <= settings.persistence_threshold]  # fmt: skip
+        gathered = sum(small) * types.parameter_bytes
+    # The step makes the flat gradient of one group in fp32.
+    flat = max((sum(parts[i] for i in group) for group in groups), default=0)
+    bucket = settings.reduce_bucket_size * types.parameter_bytes
+    kept = sum(parts) * types.parameter_bytes
+    gradients = owned * types.parameter_bytes
+    if not candidate.offload:
+        return ModelStates(
+            kept + types.buffers(model), gradients, states, gathered=gathered, bucket=bucket, flat=flat * FP32
+        )
+    moved = states + owned * FP32  # with the fp32 gradient
+    on_nvme = candidate.offload == "nvme"
+    in_flight = min(flat, settings.sub_group_size) * settings.nvme_buffers * FP32
+    host = kept + gradients + (in_flight if on_nvme else moved)
+    return ModelStates(
+        types.buffers(model), 0, 0, gathered=gathered, bucket=bucket, host=host, nvme=moved if on_nvme else 0
+    )

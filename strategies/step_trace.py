@@ -1,0 +1,77 @@
+"""`StepTrace`: what one training step allocates beside the model states. Plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strategies.model_states import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """Bytes that live at the peaks of a training step's phases, parameters and optimizer states not counted.
+
+    Attributes:
+        batch_size: samples of the traced micro batch.
+        forward: most activation bytes in the forward pass, the batch included.
+        backward: most activation bytes in the backward pass, a gradient counted until it is accumulated.
+        backward_with_gradients: most bytes of activations and accumulated gradients together, where gradients were
+            freed before the backward pass.
+        inputs: bytes of the batch, which is alive in every phase.
+        step: bytes that the optimizer's step allocates and frees again, without the batch.
+        optimizer_states: bytes of the optimizer's states.
+        flops: floating point operations of forward and backward, matrix products and convolutions alone.
+    """
+
+    batch_size: int
+    forward: int
+    backward: int
+    backward_with_gradients: int
+    inputs: int
+    step: int
+    optimizer_states: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What was learned of the user's module: enough to assess every strategy on any number of ranks.
+
+    Attributes:
+        model: parameters and optimizer.
+        plain: traces at two micro batch sizes, small and large, as one device or DDP computes; the same one twice where
+            only one could be traced.
+        sharded: the same as DeepSpeed computes: in mixed precision it casts the module instead of using autocast.
+        method: 'traced', 'probed' or 'bound'.
+        notes: what the user should know of how it was found.
+        zero_obstacle: why DeepSpeed cannot train the module; None if nothing is known to stand in the way.
+    """
+
+    model: ModelShape
+    plain: tuple[StepTrace, StepTrace]
+    sharded: tuple[StepTrace, StepTrace]
+    method: str
+    notes: tuple[str, ...] = ()
+    zero_obstacle: str | None = None
+
+
+def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTrace:
+    """The trace at another batch size, on the straight line through both.
+
+    A peak is the largest of several moments that are each affine in the number of samples, so it is convex: between the
+    two sizes the line is never too low; above the larger one it may be.
+
+    Args:
+        small: traced at a smaller batch size; may be the same as `large`, which then all grows in proportion.
+        large: traced at a larger one.
+        batch_size: samples.
+    """
+    if batch_size == large.batch_size:
+        return large
+    values: dict[str, int] = {"batch_size": batch_size}
+    between = large.batch_size - small.batch_size
+    for name in ("forward", "backward", "backward_with_gradients", "inputs", "flops"):
+        low, high = getattr(small, name), getattr(large, name)
+        slope = (high - low) / between if between else high / max(large.batch_size, 1)
+        values[name] = max(0, round(high + slope * (batch_size - large.batch_size)))
+    return StepTrace(**values, step=large.step, optimizer_states=large.optimizer_states)

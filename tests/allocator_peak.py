@@ -1,0 +1,35 @@
+"""The CPU allocator's own account of a training step: nothing of the launcher counts here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch.profiler import ProfilerActivity, profile, record_function
+
+T = TypeVar("T")
+_MARK = "the step that is measured"
+
+
+def peak_of(prepare: Callable[[], T], step: Callable[[T], object]) -> int:
+    """Most bytes that torch's CPU allocator had given out at once during `step`.
+
+    Everything that is alive in it must be allocated in `prepare`: the profiler does not know of releases of what was
+    allocated before it began.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        prepared = prepare()
+        with record_function(_MARK):
+            step(prepared)
+    assert watched.profiler is not None
+    events = list(watched.profiler.kineto_results.events())
+    begin = min(event.start_ns() for event in events if event.name() == _MARK)
+    changes = sorted(
+        ((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"), key=lambda c: c[0]
+    )
+    now = peak = 0
+    for time, size in changes:
+        now += size
+        if time >= begin:
+            peak = max(peak, now)
+    return peak

@@ -1,0 +1,34 @@
+"""W&B's own process stands still while a real training runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import REPOSITORY
+from tests.distributed.stopped_wandb import ENOUGH
+from tests.processes import run
+from tests.wandb_file import alerts, history_rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.case(41)
+def test_a_training_goes_on_beside_a_stopped_wandb_and_every_row_is_in_its_file_or_counted(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.distributed.stopped_wandb", str(tmp_path)]
+    run(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=240).check()
+    seen = json.loads((tmp_path / "seen.json").read_text())
+
+    # The training stepped on while W&B took nothing.
+    assert seen["steps"] >= ENOUGH
+    assert seen["dropped"] == seen["in_the_end"] >= ENOUGH
+    rows = [row["trainer/global_step"] for row in history_rows(tmp_path) if "amp/enabled" in row]
+    summary = 1
+    assert len(rows) + len(alerts(tmp_path)) + seen["dropped"] == seen["rows"] + seen["told"] + summary
+    assert rows == sorted(set(rows))
+    assert seen["notices"] == [
+        f"W&B did not take {seen['dropped']} of the loss scale's rows and alerts; the training was not held up"
+    ]

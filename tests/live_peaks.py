@@ -1,0 +1,113 @@
+"""Peak memory of real training steps: live storages of real tensors. Started by torchrun, one process a rank.
+
+The CPU allocator's own account misses what gloo's threads free; one process's steps are compared with it in
+`tests/unit/test_trace.py`.
+
+    torchrun --nproc-per-node N -m tests.live_peaks OUT MODELS STAGES DTYPES BATCH
+
+Stage 0 is one device with one rank, DDP with several. Writes to OUT-RANK one JSON line a case.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger
+from torch import nn
+
+from strategies.storage_tracker import StorageTracker
+from tests.live_states import DTYPES, Stepping
+from tests.model_zoo import MODELS
+
+BUCKET = 1_200_000
+
+
+def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
+    """The most bytes in the second and third step."""
+    torch.manual_seed(0)
+    entry = MODELS[name]
+
+    def prepare() -> Any:
+        batch = entry.batch(batch_size, DTYPES[dtype])
+        module = entry.make()
+        if stage == 0:
+            module.to(DTYPES[dtype])
+        optimizer = module.configure_optimizers()
+        net: Any = Stepping(module)
+        if stage == 0:
+            if dist.get_world_size() > 1:
+                net = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+        else:
+            net, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=_config(stage, dtype, batch_size))
+        _step(net, optimizer, batch, stage)
+        return net, optimizer, batch
+
+    def steps(made: Any) -> None:
+        for _ in range(2):
+            _step(*made, stage)
+
+    tracker = StorageTracker()
+    with tracker:
+        made = prepare()
+        tracker.reset_peak()
+        steps(made)
+    return tracker.peak_total
+
+
+def _step(net: Any, optimizer: Any, batch: Any, stage: int) -> None:
+    """In Lightning's order."""
+    loss = net(batch)
+    if stage == 0:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    else:
+        net.backward(loss)
+        net.step()
+
+
+def _config(stage: int, dtype: str, batch_size: int) -> dict[str, Any]:
+    zero = {
+        "stage": stage,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "stage3_param_persistence_threshold": 500,
+        "stage3_prefetch_bucket_size": BUCKET,
+    }
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": batch_size,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }
+    return {**config, "bf16": {"enabled": True}} if dtype == "bf16" else config
+
+
+def main() -> None:
+    out, names, stages, dtypes, batch_size = sys.argv[1:]
+    logger.setLevel(logging.ERROR)
+    dist.init_process_group("gloo")
+    with Path(f"{out}-{dist.get_rank()}").open("w") as file:
+        for name in names.split(","):
+            for stage in map(int, stages.split(",")):
+                for dtype in dtypes.split(","):
+                    peak = measure(name, stage, dtype, int(batch_size))
+                    case = {"model": name, "stage": stage, "dtype": dtype, "world_size": dist.get_world_size()}
+                    file.write(json.dumps({**case, "batch_size": int(batch_size), "peak": peak}) + "\n")
+                    file.flush()
+                    gc.collect()
+                    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""`strategies.comparison`, `strategies.memory`, `strategies.step_time`: which strategy fits and is fastest, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies.batch import BatchSplit
+from strategies.candidates import CANDIDATES, DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
+from strategies.comparison import MARGIN, Comparison, compare_strategies, gib
+from strategies.gpus import find_gpu
+from strategies.memory import estimate_memory
+from strategies.model_states import ModelShape, OptimizerShape, ParameterShape
+from strategies.precision import Precision
+from strategies.step_time import Machine, step_time
+from strategies.step_trace import ModelProfile, StepTrace
+
+GIB = 1 << 30
+BF16 = Precision.BF16_MIXED
+
+
+def profile(billions: float, activations_gib: float = 1.0, tensors: int = 300) -> ModelProfile:
+    """A model of equal tensors under Adam; activations of a micro batch of 1, and twice as many of 2."""
+    model = ModelShape(
+        tuple(ParameterShape(int(billions * 1e9 / tensors)) for _ in range(tensors)), (tuple(range(tensors)),)
+    )
+
+    def trace(size: int) -> StepTrace:
+        bytes_ = int(activations_gib * GIB * size)
+        return StepTrace(size, bytes_, bytes_, bytes_ + 4 * model.numel, 0, 4 * model.numel, 8 * model.numel,
+                         int(6 * model.numel * 2048 * size))  # fmt: skip
+
+    traces = trace(1), trace(2)
+    return ModelProfile(model, traces, traces, "traced")
+
+
+def machine(world: int, kind: str = "cuda", memory_gib: float = 80, per_node: int = 8, gpu: str = "h100") -> Machine:
+    found = find_gpu(gpu)
+    return Machine(kind, world, min(per_node, world), int(memory_gib * GIB), found.half_flops, found.memory_bandwidth,
+                   found.link_bandwidth, 25e9, found.host_bandwidth)  # fmt: skip
+
+
+def compare(found: ModelProfile, ranks: Machine, *splits: BatchSplit, precision: Precision = BF16) -> Comparison:
+    return compare_strategies(found, ranks, precision, splits or (BatchSplit(ranks.world_size, 1, 1),))
+
+
+@pytest.mark.parametrize(
+    ("billions", "world", "kind", "expected"),
+    [
+        (0.1, 1, "cpu", "single_device"),
+        (0.1, 1, "cuda", "single_device"),
+        (0.1, 4, "cpu", "ddp"),
+        (1.0, 8, "cpu", "ddp"),
+        (0.1, 8, "cuda", "ddp"),
+        (1.0, 1, "mps", "single_device"),
+    ],
+)
+def test_without_memory_pressure_the_simplest_is_taken(billions: float, world: int, kind: str, expected: str) -> None:
+    assert compare(profile(billions), machine(world, kind)).pick == expected
+
+
+def test_a_model_too_large_for_ddp_is_sharded_and_one_too_large_for_that_is_sharded_more() -> None:
+    picks = [compare(profile(size), machine(64)).pick for size in (0.1, 7, 20, 60)]
+    assert picks[0] == "ddp"
+    assert picks[1] == "deepspeed_stage_1"
+    assert picks[3] == "deepspeed_stage_3"
+
+
+def test_offload_is_taken_where_nothing_else_fits_and_never_on_a_cpu() -> None:
+    found = compare(profile(8), machine(1))
+    assert found.pick is not None
+    assert found.pick.endswith("offload")
+    reasons = {a.name: a.reason for a in compare(profile(1), machine(2, "cpu")).assessments if not a.eligible}
+    assert "nowhere to offload" in reasons["deepspeed_stage_3_offload"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"zero_obstacle": "the module optimizes by hand"}, "the module optimizes by hand"),
+        (
+            {"model": dataclasses.replace(profile(20).model, optimizer=OptimizerShape("Adafactor"))},
+            "not take Adafactor",
+        ),
+    ],
+)
+def test_what_deepspeed_cannot_train_is_never_sharded(change: dict[str, object], says: str) -> None:
+    found = compare(dataclasses.replace(profile(20), **change), machine(64))  # type: ignore[arg-type]
+    assert found.pick is None
+    assert all(says in a.reason for a in found.assessments if a.name.startswith("deepspeed"))
+
+
+def test_every_candidate_has_its_memory_its_time_and_a_reason() -> None:
+    found = compare(profile(7), machine(8))
+    assert [a.name for a in found.assessments] == [c.name for c in CANDIDATES]
+    for assessed in found.assessments:
+        assert assessed.reason
+        assert assessed.memory.total > 0
+        assert assessed.step.seconds > 0
+    assert "GiB above the limit of 73.6 GiB" in next(a.reason for a in found.assessments if a.name == "ddp")
+
+
+def test_the_largest_micro_batch_that_fits_is_taken() -> None:
+    splits = [BatchSplit(8, n, 16 // n) for n in (16, 8, 4, 2, 1)]
+    found = compare(profile(0.1, activations_gib=9), machine(8), *splits)
+    taken = found.of(found.pick or "")
+    assert taken is not None
+    assert (taken.micro_batch_size, taken.accumulate, taken.fits) == (4, 4, True)
+    # Twice as much would not fit.
+    assert 8 * 9 * GIB + taken.memory.total - taken.memory.activations > found.limit_bytes
+
+
+def test_nothing_that_fits_says_by_how_much_and_what_would_do() -> None:
+    poor = dataclasses.replace(machine(2), host_memory_bytes=64 * GIB)
+    found = compare(profile(70), poor)
+    assert found.pick is None
+    assert "of host memory a rank" in next(a.reason for a in found.assessments if a.name == "deepspeed_stage_3_offload")
+    assert "no strategy fits" in found.why
+    assert "more than the limit of 73.6 GiB" in found.why
+    assert "ranks with deepspeed_stage_3" in found.why
+    number = int(found.why.partition("what would do: ")[2].split()[0])
+    assert compare(profile(70), dataclasses.replace(poor, world_size=number)).pick is not None
+    large = compare(profile(0.1, activations_gib=200), machine(2))
+    assert "activation checkpointing" in large.why
+
+
+def test_the_share_of_memory_is_the_limit() -> None:
+    found = profile(1, activations_gib=10)
+    split = (BatchSplit(1, 1, 1),)
+    needs = compare(found, machine(1)).assessments[0].memory.total
+    memory = dataclasses.replace(machine(1), memory_bytes=needs)
+    assert compare_strategies(found, memory, BF16, split, memory_share=1.0).assessments[0].fits
+    assert not compare_strategies(found, memory, BF16, split, memory_share=0.99).assessments[0].fits
+
+
+def test_after_running_out_of_memory_the_next_needs_less() -> None:
+    found = compare(profile(7), machine(8))
+    pick, following = found.of(found.pick or ""), found.of(found.next or "")
+    assert pick is not None
+    assert following is not None
+    assert following.memory.total < pick.memory.total
+    assert following.fits
+
+
+def test_a_comparison_is_plain_json() -> None:
+    values = compare(profile(1), machine(8)).to_dict()
+    assert json.loads(json.dumps(values)) == values
+    entry = values["assessments"][1]
+    parts = ("parameters", "gradients", "optimizer_states", "activations", "buffers")
+    assert sum(entry["memory"][part] for part in parts) == entry["memory"]["total"]
+
+
+def test_no_split_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one way"):
+        compare_strategies(profile(1), machine(1), BF16, ())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.floats(0.01, 100), st.floats(0.01, 40), st.sampled_from([1, 2, 8, 64]), st.sampled_from(["cpu", "cuda"]),
+    st.sampled_from([Precision.FP32_TRUE, BF16, Precision.BF16_TRUE]),
+)  # fmt: skip
+def test_a_pick_always_fits_and_nothing_that_fits_is_faster_by_the_margin(
+    billions: float, activations: float, world: int, kind: str, precision: Precision
+) -> None:
+    found = compare(profile(billions, activations), machine(world, kind), precision=precision)
+    able = [a for a in found.assessments if a.eligible and a.fits]
+    if found.pick is None:
+        assert not able
+        return
+    pick = found.of(found.pick)
+    assert pick in able
+    assert pick.memory.total <= found.limit_bytes
+    if kind == "cuda":
+        # Later ones must beat the taken one by the margin, earlier ones are not faster at all.
+        order = [a.name for a in able]
+        later = able[order.index(pick.name) + 1 :]
+        assert all(a.step.seconds >= pick.step.seconds * (1 - MARGIN) for a in later)
+
+
+def test_the_volumes_are_those_of_the_papers() -> None:
+    # ZeRO, section 7: stages 1 and 2 send 2 parameters' worth, stage 3 one and a half times that.
+    found = profile(1)
+    model, trace = found.model, found.plain[0]
+    size = 2 * model.numel
+
+    def sent(candidate: object, accumulate: int = 1) -> float:
+        time = step_time(model, trace, candidate, machine(64), parameter_bytes=2, accumulate=accumulate)  # type: ignore[arg-type]
+        return time.bytes_per_rank / (size * 63 / 64)
+
+    assert sent(SINGLE_DEVICE) == 0
+    assert sent(DDP) == pytest.approx(2)
+    assert sent(ZERO_1) == pytest.approx(2)
+    assert sent(ZERO_2) == pytest.approx(2)
+    assert sent(ZERO_3) == pytest.approx(2)  # the forward pass's parameters are kept below the reuse distance
+    assert sent(ZERO_2, 4) == pytest.approx(5)  # stage 2 reduces each micro batch
+    assert sent(DDP, 4) == pytest.approx(2)
+    big = profile(7)
+    time = step_time(big.model, big.plain[0], ZERO_3, machine(64), parameter_bytes=2, accumulate=1)
+    assert time.bytes_per_rank == pytest.approx(3 * 2 * big.model.numel * 63 / 64, rel=1e-6)
+
+
+def test_bytes_between_nodes_are_only_there_with_several_nodes_and_cost_more() -> None:
+    found = profile(7)
+    inside, across = (
+        step_time(found.model, found.plain[0], ZERO_3, machine(8, per_node=n), parameter_bytes=2, accumulate=1)
+        for n in (8, 1)
+    )
+    assert inside.bytes_across_nodes == 0
+    assert across.bytes_across_nodes == across.bytes_per_rank > 0
+    assert across.communication > inside.communication
+
+
+def test_one_device_frees_gradients_where_ddp_keeps_its_buckets() -> None:
+    model = ModelShape((ParameterShape(1000),), ((0,),))
+    trace = StepTrace(1, forward=100, backward=900, backward_with_gradients=4500, inputs=8, step=0,
+                      optimizer_states=8000, flops=1)  # fmt: skip
+    single, ddp = (estimate_memory(model, trace, c, 2, Precision.FP32_TRUE) for c in (SINGLE_DEVICE, DDP))
+    assert (single.phase, single.gradients + single.activations) == ("backward", 4500)
+    # The second forward pass has old and new buckets: 4000 twice.
+    assert (ddp.phase, ddp.gradients, ddp.buffers, ddp.activations) == ("forward", 4000, 4000, 100)
+    kept = estimate_memory(model, trace, DDP, 2, Precision.FP32_TRUE, rebuilds_buckets=False)
+    assert (kept.phase, kept.buffers) == ("backward", 0)
+    again = estimate_memory(model, trace, SINGLE_DEVICE, 1, Precision.FP32_TRUE, accumulate=2)
+    assert again.gradients + again.activations == 4900
+
+
+def test_mixed_precision_keeps_fp32_weights_without_zero_and_half_ones_with_it() -> None:
+    found = profile(1)
+    ddp, zero = (estimate_memory(found.model, found.plain[0], c, 8, BF16) for c in (DDP, ZERO_2))
+    assert ddp.parameters == 4 * found.model.numel
+    assert zero.parameters == pytest.approx(2 * found.model.numel, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (80 * GIB, "80 GiB"), (1100 * GIB, "1100 GiB")]
+)
+def test_bytes_are_told_in_words(size: int, words: str) -> None:
+    assert gib(size) == words

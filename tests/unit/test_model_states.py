@@ -1,0 +1,131 @@
+"""`strategies.model_states`: ZeRO's formulas and DeepSpeed's padding, without any process."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies.candidates import (
+    CANDIDATES,
+    DDP,
+    SINGLE_DEVICE,
+    ZERO_1,
+    ZERO_2,
+    ZERO_2_OFFLOAD,
+    ZERO_3,
+    ZERO_3_NVME,
+    ZERO_3_OFFLOAD,
+)
+from strategies.model_states import (
+    ModelShape,
+    OptimizerShape,
+    ParameterShape,
+    StateTypes,
+    ZeroSettings,
+    model_states,
+)
+
+# As ZeRO's paper counts: 2 bytes of weight, 2 of gradient, K = 12 of master copy and Adam.
+HALF = StateTypes(2)
+NO_SCALARS = OptimizerShape(state_bytes_per_tensor=0)
+
+
+def shape(*numels: int, frozen: tuple[int, ...] = (), optimizer: OptimizerShape = NO_SCALARS) -> ModelShape:
+    parameters = tuple(ParameterShape(n, i not in frozen) for i, n in enumerate(numels))
+    return ModelShape(parameters, (tuple(range(len(numels))),), optimizer)
+
+
+def test_the_papers_example_of_7_5_billion_parameters_on_64_devices() -> None:
+    # Figure 1 of Rajbhandari et al. 2020: 31.4, 16.6 and 1.9 GB with K = 12. DeepSpeed's stage 1 with one micro batch
+    # a step frees foreign gradients as stage 2 does.
+    model = shape(*[7_500_000] * 1000)
+    sums = {}
+    for candidate, batches in ((ZERO_1, 2), (ZERO_2, 1), (ZERO_3, 1)):
+        states = model_states(model, candidate, 64, HALF, accumulate_batches=batches)
+        sums[candidate.stage] = (states.parameters + states.gradients + states.optimizer_states) / 1e9
+    assert sums == pytest.approx({1: 31.4, 2: 16.6, 3: 1.9}, abs=0.07)
+
+
+def test_one_device_and_ddp_hold_everything() -> None:
+    for candidate in (SINGLE_DEVICE, DDP):
+        states = model_states(shape(10, 5), candidate, 4)
+        assert (states.parameters, states.gradients, states.optimizer_states) == (60, 60, 120)
+
+
+def test_frozen_parameters_have_no_gradient_and_no_state() -> None:
+    model = shape(10, 6, frozen=(0,))
+    for candidate in (DDP, ZERO_2, ZERO_3):
+        states = model_states(model, candidate, 1)
+        assert states.gradients == 24
+        assert states.parameters == 64
+        assert states.optimizer_states == 6 * (8 if candidate is DDP else 12)
+
+
+def test_stage_2_pads_each_group_to_two_elements_a_rank() -> None:
+    model = ModelShape((ParameterShape(9), ParameterShape(5)), ((0,), (1,)), NO_SCALARS)
+    states = model_states(model, ZERO_2, 2)
+    assert states.parameters == (12 + 8) * 4
+    assert states.optimizer_states == (6 + 4) * 12
+
+
+def test_a_rank_of_stage_2_keeps_whole_gradients_that_reach_into_its_part() -> None:
+    # 4 ranks own 26 elements each; the second parameter reaches into all parts, and the last has 4 of padding.
+    assert model_states(shape(10, 80, 10), ZERO_2, 4).gradients == 4 * (80 + 10 + 4)
+
+
+def test_stage_1_keeps_all_gradients_while_it_accumulates() -> None:
+    model = shape(*[100] * 10)
+    assert model_states(model, ZERO_1, 10, accumulate_batches=2).gradients == 4000
+    assert model_states(model, ZERO_1, 10).gradients == 4 * 100
+    assert model_states(model, ZERO_2, 10, accumulate_batches=2).gradients == 4 * 100
+
+
+def test_stage_3_pads_each_parameter_to_one_element_a_rank_and_keeps_small_ones_gathered() -> None:
+    small = ZeroSettings(persistence_threshold=10)
+    states = model_states(shape(9, 11), ZERO_3, 4, settings=small)
+    assert (states.parameters, states.gathered) == ((3 + 3) * 4, 12 * 4)
+    assert states.gradients == 24
+    assert model_states(shape(9, 11), ZERO_3, 1, settings=small).gathered == 0
+
+
+def test_the_optimizers_kind_counts() -> None:
+    sgd = OptimizerShape("SGD", 0, 0, 0)
+    assert model_states(shape(10, optimizer=sgd), DDP, 1).optimizer_states == 0
+    assert model_states(shape(12, optimizer=sgd), ZERO_2, 2).optimizer_states == 6 * 4
+
+
+def test_offload_moves_states_off_the_device_and_nowhere_else() -> None:
+    model = shape(*[1_000_000] * 8)
+    on_device, offloaded = (model_states(model, c, 2, HALF) for c in (ZERO_2, ZERO_2_OFFLOAD))
+    assert (offloaded.gradients, offloaded.optimizer_states) == (0, 0)
+    assert offloaded.parameters == on_device.parameters
+    assert offloaded.host > on_device.optimizer_states
+    small = ZeroSettings(sub_group_size=1_000_000)
+    third, nvme = (model_states(model, c, 2, HALF, small) for c in (ZERO_3_OFFLOAD, ZERO_3_NVME))
+    assert (third.parameters, third.nvme) == (0, 0)
+    assert nvme.nvme > 0
+    assert third.host > nvme.host
+
+
+def test_measured_states_go_before_the_formula() -> None:
+    assert model_states(shape(10), DDP, 2, unsharded_optimizer_bytes=7).optimizer_states == 7
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 10_000), min_size=1, max_size=20),
+    st.sampled_from([c for c in CANDIDATES if c.stage]),
+    st.integers(1, 64),
+    st.sampled_from([StateTypes(), HALF]),
+)
+def test_more_ranks_never_need_more_of_a_partitioned_part_but_for_the_padding(
+    numels: list[int], candidate: object, world: int, types: StateTypes
+) -> None:
+    few, many = (model_states(shape(*numels), candidate, n, types) for n in (world, 2 * world))  # type: ignore[arg-type]
+    padding = 2 * 2 * world * len(numels) * 16
+    for part in ("parameters", "gradients", "optimizer_states", "host"):
+        assert getattr(many, part) <= getattr(few, part) + padding
+    assert all(value >= 0 for value in dataclasses.astuple(many))

@@ -1,0 +1,163 @@
+"""`launcher.wandb_writer`: a slow or broken W&B costs rows, which are counted, and never a step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from launcher.wandb_writer import WandbWriter, log_row
+
+LONG = 60.0
+
+
+class Gate:
+    """A write that is underway until it is let through."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self) -> None:
+        self.entered.set()
+        assert self.open.wait(LONG)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open.set()
+
+
+def writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "launcher-wandb-writer"]
+
+
+def stalled(capacity: int, gate: Gate) -> WandbWriter:
+    """A writer whose thread stands in its first write."""
+    writer = WandbWriter(capacity)
+    assert writer.put(gate)
+    assert gate.entered.wait(LONG)
+    return writer
+
+
+def test_rows_are_written_in_order_by_a_thread_of_its_own() -> None:
+    writer = WandbWriter()
+    seen: list[tuple[int, bool]] = []
+    main = threading.get_ident()
+    for row in range(20):
+        assert writer.put(lambda row=row: seen.append((row, threading.get_ident() == main)))
+    assert writer.flush(LONG)
+    assert seen == [(row, False) for row in range(20)]
+    assert writer.close(LONG) == 0
+
+
+def test_a_writer_that_is_not_used_has_no_thread_and_nothing_to_wait_for() -> None:
+    before = len(writers())
+    writer = WandbWriter()
+    assert writer.flush(0)
+    assert writer.close(0) == 0
+    assert len(writers()) == before
+
+
+@pytest.mark.case(41)
+def test_a_stall_drops_exactly_what_the_queue_does_not_hold(gate: Gate) -> None:
+    writer = stalled(4, gate)
+    written: list[int] = []
+    taken = [writer.put(lambda row=row: written.append(row)) for row in range(10)]
+    assert taken == [True] * 4 + [False] * 6
+    assert writer.dropped == 6
+    assert not writer.flush(0)
+    gate.open.set()
+    assert writer.flush(LONG)
+    assert written == [0, 1, 2, 3]
+    assert writer.put(lambda: written.append(10)), "there is place again"
+    assert writer.close(LONG) == 6
+    assert written[-1] == 10
+
+
+@pytest.mark.case(41)
+def test_the_end_does_not_wait_for_a_stall_and_counts_what_is_left(gate: Gate) -> None:
+    writer = stalled(4, gate)
+    written: list[int] = []
+    for row in range(6):
+        writer.put(lambda row=row: written.append(row))
+    assert writer.close(0) == 2 + 4
+    gate.open.set()
+    # The one that was underway got through, and nothing behind it.
+    assert writer.flush(LONG)
+    assert (written, writer.dropped) == ([], 6)
+
+
+@pytest.mark.case(41)
+def test_what_raises_is_counted_told_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise ConnectionError("no route")
+
+    writer = WandbWriter()
+    written: list[int] = []
+    for _ in range(3):
+        writer.put(broken)
+        writer.put(lambda: written.append(1))
+    assert writer.close(LONG) == 3
+    assert written == [1, 1, 1]
+    assert caplog.messages == ["W&B did not take a row: ConnectionError: no route; the training goes on"]
+
+
+def test_after_its_end_a_writer_can_be_used_again() -> None:
+    writer = WandbWriter()
+    written: list[int] = []
+    for row in range(3):
+        writer.put(lambda row=row: written.append(row))
+        assert writer.close(LONG) == 0
+    assert written == [0, 1, 2]
+
+
+def test_a_later_training_is_not_held_up_by_the_one_before(gate: Gate) -> None:
+    writer = stalled(2, gate)
+    assert writer.close(0) == 0
+    written: list[int] = []
+    for row in range(2):
+        writer.put(lambda row=row: written.append(row))
+    gate.open.set()
+    assert writer.flush(LONG)
+    assert written == [0, 1]
+
+
+def test_the_thread_ends_with_the_writer_and_never_holds_the_process() -> None:
+    writer = WandbWriter()
+    assert writer.put(lambda: None)
+    (thread,) = [t for t in writers() if t is writer._thread]
+    assert thread.daemon
+    writer.close(LONG)
+    thread.join(LONG)
+    assert not thread.is_alive()
+
+
+class Recorder:
+    def __init__(self, current: object) -> None:
+        self.run = SimpleNamespace(step=current)
+        self.rows: list[tuple[dict[str, object], int]] = []
+
+    def log(self, row: dict[str, object], step: int, commit: bool) -> None:
+        assert commit, "a row that stays open gets the next one's values"
+        self.rows.append((row, step))
+
+
+@pytest.mark.parametrize(
+    ("current", "step", "at"), [(0, 50, 50), (50, 50, 50), (51, 50, 52), (200, 50, 201), (None, 50, 50), ("9", 50, 50)]
+)
+def test_a_row_has_its_true_step_and_a_step_that_wandb_takes(current: object, step: int, at: int) -> None:
+    wandb = Recorder(current)
+    log_row(wandb, {"amp/loss_scale": 8.0}, step)
+    assert wandb.rows == [({"amp/loss_scale": 8.0, "trainer/global_step": step}, at)]
+
+
+def test_a_run_that_does_not_tell_its_step_gets_the_true_one() -> None:
+    wandb = Recorder(0)
+    del wandb.run.step
+    log_row(wandb, {}, 7)
+    assert wandb.rows == [({"trainer/global_step": 7}, 7)]

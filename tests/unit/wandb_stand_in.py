@@ -1,0 +1,41 @@
+"""A module in wandb's place: keeps what it is given, as wandb's own run would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+
+class RecordingWandb(ModuleType):
+    """As much of wandb as the callback asks for.
+
+    Attributes:
+        run: the current run, or None.
+        rows: (step, row) of each call of `log` that W&B would have taken.
+        alerts: (title, text) of each alert.
+        before: called before each row; may wait or raise.
+    """
+
+    def __init__(self, *, with_run: bool = True) -> None:
+        super().__init__("wandb")
+        self.run: Any = SimpleNamespace(step=0, summary={}) if with_run else None
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.alerts: list[tuple[str, str]] = []
+        self.charts: list[tuple[str, str]] = []
+        self.before: Callable[[], object] = lambda: None
+
+    def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
+        assert commit
+        self.before()
+        # W&B drops a row below its own step.
+        if step >= self.run.step:
+            self.run.step = step
+            self.rows.append((step, dict(row)))
+
+    def alert(self, title: str, text: str, level: str) -> None:
+        assert level == "WARN"
+        self.alerts.append((title, text))
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.charts.append((name, step_metric))
