@@ -71,7 +71,7 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
         ("fitt", "did you mean fit?"),
         ("docter", "did you mean doctor?"),
         ("reprot", "did you mean report?"),
-        ("zzz", "commands are fit, plan, init, convert, doctor, report"),
+        ("zzz", "commands are fit, plan, init, convert, doctor, report, completion"),
     ],
 )
 def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, word: str, hint: str) -> None:
