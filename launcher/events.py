@@ -49,16 +49,23 @@ class EventLog:
             self.lost += 1
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a run, oldest first; lines that are cut off or foreign are passed over."""
+def read_events(path: Path, on_foreign: Callable[[], None] | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a run, oldest first; lines that are cut off or foreign are passed over.
+
+    Args:
+        path: the file.
+        on_foreign: told of each line that was passed over.
+    """
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+            except (ValueError, RecursionError):  # also a number of 5,000 digits, or brackets nested as deep
+                record = None
             if isinstance(record, dict) and "kind" in record:
                 yield record
+            elif on_foreign is not None and line.strip():
+                on_foreign()
 
 
 def _finite(value: Any) -> Any:

@@ -68,7 +68,8 @@ def _picked(
     config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, plan: Plan, found: Comparison
 ) -> Plan:
     """What the comparison says, if there are names for it."""
-    if found.pick is None:
+    taken = None if found.pick is None else found.of(found.pick)
+    if found.pick is None or taken is None:
         if found.method == "bound":
             # A bound is meant to be too high: it may warn, not refuse.
             return dataclasses.replace(
@@ -78,7 +79,6 @@ def _picked(
             f"{found.why}\n(memory_share: {config.memory_share:g} of {gib(found.memory_bytes)} may be used; memory "
             f"{found.method}; `strategy: NAME` takes one all the same)"
         )
-    taken = found.of(found.pick)
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
     if found.pick != plan.strategy.name:

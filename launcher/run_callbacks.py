@@ -18,6 +18,9 @@ from launcher.events import EventLog
 from launcher.plan import Plan
 from launcher.stop import SignalListener, StopAgreement
 
+# Layer-wise rates come in dozens; the first ones show the schedule.
+_RATES_IN_EVENT = 8
+
 
 class StopTogether(pl.Callback):
     """After a signal to any rank: all ranks save at the same optimizer step, then leave.
@@ -35,7 +38,12 @@ class StopTogether(pl.Callback):
         self._step = -1
 
     @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning sets its handlers between on_fit_start and this.
+        self._listener.install()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listener.install()
         self._step = trainer.global_step
 
@@ -148,7 +156,8 @@ class EventWriter(pl.Callback):
             self._since = (now, step)
             seconds = (now - before) / max(step - before_step, 1)
             self._events.write("step", step=step, epoch=trainer.current_epoch, seconds_per_step=seconds,
-                               metrics=as_numbers(trainer.logged_metrics))  # fmt: skip
+                               metrics=as_numbers(trainer.logged_metrics),
+                               learning_rate=learning_rates(trainer))  # fmt: skip
 
     @override
     def on_save_checkpoint(
@@ -209,6 +218,14 @@ class ProgressLines(pl.Callback):
 def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of one element as Python numbers; reads them from the device."""
     return {k: float(v) for k, v in metrics.items() if not isinstance(v, Tensor) or v.numel() == 1}
+
+
+def learning_rates(trainer: pl.Trainer) -> list[float]:
+    """Of the next step, in the order of the optimizers' parameter groups; groups with equal rates count once."""
+    rates = [
+        float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group
+    ]
+    return list(dict.fromkeys(rates))[:_RATES_IN_EVENT]
 
 
 def _interval(trainer: pl.Trainer) -> int:

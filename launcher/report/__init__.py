@@ -1,0 +1,1 @@
+"""`launcher report`: one HTML page that tells what happened in a run, or in two."""

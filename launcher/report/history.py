@@ -1,0 +1,329 @@
+"""From events to a `History`. Pure; takes whatever lies in the file: of a crashed run, an older version, or foreign."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from launcher.report.records import Alert, Attempt, Happening, History, Outcome, RankTable, Step, Validation
+
+_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
+_NUMBER_TYPES = {int, float, type(None)}
+# A step, the ranks, and a list of numbers for each of the columns.
+_Row = tuple[int, list[int], list[list[float | None]]]
+# Too many of them for a line each: the plots and tables show them.
+_QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert"})
+# Whole numbers up to here are exact as floats.
+_LARGEST_COUNT = 2**53
+# A text longer than this is cut in the list of what happened.
+_LONGEST_TEXT = 600
+
+
+class _Malformed(Exception):  # noqa: N818 -- never leaves this module
+    """An event of a known kind without the fields that it needs."""
+
+
+def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0) -> History:
+    """Sort a run's events into attempts.
+
+    Args:
+        events: in the order of the file.
+        foreign_lines: lines that were no events at all.
+    """
+    attempts: list[_Open] = []
+    plan: Mapping[str, Any] = {}
+    for event in events:
+        try:
+            time, rank, kind = _number(event.get("time")), int(_number(event.get("rank"))), event["kind"]
+            if not isinstance(kind, str):
+                raise _Malformed
+            if kind == "run_started" or not attempts:
+                attempts.append(_Open(Attempt(len(attempts) + 1, time, time)))
+            if kind == "planned":
+                plan = _mapping(event.get("plan"))
+            attempts[-1].take(event, kind, time, rank)
+        except (_Malformed, ValueError, OverflowError):
+            foreign_lines += 1
+    return History(tuple(a.close() for a in attempts), plan, foreign_lines)
+
+
+class _Open:
+    """An attempt while its events are read."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._known: dict[str, Any] = {}
+        self._attempt = attempt
+        self._steps: list[Step] = []
+        self._rows: list[_Row] = []
+        self._validations: list[Validation] = []
+        self._alerts: list[Alert] = []
+        self._checkpoints: list[tuple[int, float]] = []
+        self._happenings: list[Happening] = []
+        self._last = attempt.started
+        self._last_step: int | None = None
+
+    def take(self, event: Mapping[str, Any], kind: str, time: float, rank: int) -> None:
+        """Add one event."""
+        reader = _READERS.get(kind)
+        if reader is not None:
+            reader(self, event, time, rank)
+        self._last = max(self._last, time)
+        step = event.get("step")
+        if type(step) is int:
+            # A rank that was stopped tells the step it stopped at; the last word counts.
+            self._last_step = step
+        if kind not in _QUIET:
+            text = _told(event, kind)
+            self._happenings.append(Happening(time, rank, kind, text, step if type(step) is int else None))
+
+    def close(self) -> Attempt:
+        """The attempt as a record."""
+        return dataclasses.replace(
+            self._attempt,
+            last_event=self._last,
+            end_step=self._last_step,
+            steps=tuple(self._steps),
+            rank_table=_rank_table(self._rows),
+            validations=tuple(self._validations),
+            alerts=tuple(self._alerts),
+            checkpoints=tuple(self._checkpoints),
+            happenings=tuple(self._happenings),
+            **self._known,
+        )
+
+    def started(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del time, rank
+        versions = event.get("versions")
+        told = {k: str(v) for k, v in _mapping(versions).items() if v is not None} if versions else {}
+        count = event.get("restart_count")
+        self._known.update(
+            restart_count=count if type(count) is int else 0,
+            source=_text(event.get("source")),
+            host=_text(event.get("host")),
+            versions=told,
+        )
+
+    def training_started(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del time, rank
+        self._known["start_step"] = _count(event.get("step"))
+
+    def first_step(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del event, rank
+        self._known.setdefault("first_step_time", time)
+
+    def step(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del rank
+        seconds = event.get("seconds_per_step")
+        rates = event.get("learning_rate") or []
+        self._steps.append(
+            Step(
+                _count(event.get("step")),
+                time,
+                None if seconds is None else _number(seconds),
+                _metrics(event.get("metrics")),
+                tuple(_any_number(rate) for rate in _sequence(rates)),
+            )
+        )
+
+    def ranks(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del time, rank
+        ranks = event.get("ranks")
+        if not isinstance(ranks, list) or not ranks:
+            raise _Malformed
+        for one in ranks:
+            _count(one)
+        columns = [_column(event.get(name), len(ranks)) for name in _RANK_COLUMNS]
+        self._rows.append((_count(event.get("step")), ranks, columns))
+
+    def validation(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del rank
+        self._validations.append(Validation(_count(event.get("step")), time, _metrics(event.get("metrics"))))
+
+    def checkpoint(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del rank
+        self._checkpoints.append((_count(event.get("step")), time))
+
+    def alert(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del rank
+        step = event.get("step")
+        self._alerts.append(
+            Alert(
+                step if type(step) is int else None,
+                time,
+                _text(event.get("alert")),
+                _text(event.get("title")),
+                _text(event.get("text")),
+                tuple(_count(r) for r in _sequence(event.get("ranks") or [])),
+            )
+        )
+
+    def finished(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del time, rank
+        self._known.update(outcome="finished", detail=_told(event, "finished"), failed_rank=None)
+
+    def interrupted(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del time, rank
+        self._ended("interrupted", event)
+
+    def failed(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del time
+        if self._ended("failed", event):
+            host = _text(event.get("host"))
+            self._known["failed_rank"] = rank
+            self._known["detail"] = f"rank {rank}{f' ({host})' if host else ''}: {self._known['detail']}"
+
+    def rank_failed(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        # The agent saw all ranks: its word on who was first counts more than a rank's own.
+        if self._known.get("outcome") == "failed":
+            del self._known["outcome"]
+        self.failed(event, time, rank)
+
+    def _ended(self, outcome: Outcome, event: Mapping[str, Any]) -> bool:
+        """The first that is told of an end is its cause; what other ranks say follows from it."""
+        if "outcome" in self._known:
+            return False
+        self._known.update(outcome=outcome, detail=_told(event, outcome))
+        return True
+
+
+_READERS = {
+    "run_started": _Open.started,
+    "training_started": _Open.training_started,
+    "first_step": _Open.first_step,
+    "step": _Open.step,
+    "ranks": _Open.ranks,
+    "validation": _Open.validation,
+    "checkpoint": _Open.checkpoint,
+    "alert": _Open.alert,
+    "finished": _Open.finished,
+    "interrupted": _Open.interrupted,
+    "preempted": _Open.interrupted,
+    "failed": _Open.failed,
+    "rank_failed": _Open.rank_failed,
+}
+
+
+def _told(event: Mapping[str, Any], kind: str) -> str:
+    """An event in words; one that is not known here by its fields."""
+    if kind in ("failed", "rank_failed"):
+        why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
+        text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
+    elif kind == "notice":
+        text = _text(event.get("message"))
+    elif kind in ("interrupted", "preempted"):
+        saved = event.get("checkpoint")
+        end = "saved a checkpoint" if saved else "without a checkpoint"
+        text = f"stopped by {_signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
+    elif kind == "finished":
+        text = f"finished after step {event.get('step')}"
+    elif kind == "resumed":
+        text = f"resumed from {event.get('checkpoint')}"
+    elif kind == "first_step":
+        text = "first optimizer step done"
+    elif kind == "training_ended":
+        text = "training ended"
+    elif kind == "precision_changed":
+        text = f"the checkpoint was trained in {event.get('checkpoint')}, this run in {event.get('run')}"
+    elif kind == "run_started":
+        count = event.get("restart_count")
+        source = f"ranks made by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"
+        text = f"started: {source}" + (f", restart {count}" if count else "")
+    else:
+        fields = {k: v for k, v in event.items() if k not in ("time", "rank", "kind", "step") and v is not None}
+        text = f"{kind}: " + ", ".join(f"{k} {v}" for k, v in fields.items()) if fields else kind
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def _exit(code: Any) -> str:
+    """How a process ended that said nothing; minus a signal's number if that ended it."""
+    if type(code) is int and code < 0:
+        return f"killed by {_signal_name(-code)}"
+    return "failed" if code is None else f"ended with exit code {code}"
+
+
+def _signal_name(number: Any) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _number(value: Any) -> float:
+    """A finite number."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise _Malformed
+    return float(value)
+
+
+def _any_number(value: Any) -> float:
+    """A number, or the text that `launcher.events` writes for one that is not finite."""
+    if type(value) in (int, float):
+        return float(value)
+    if isinstance(value, str):
+        return float(value)  # a ValueError is taken as malformed
+    raise _Malformed
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
+        raise _Malformed
+    return value
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _Malformed
+    return cast("dict[str, Any]", value)
+
+
+def _sequence(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise _Malformed
+    return cast("list[Any]", value)
+
+
+def _metrics(value: Any) -> dict[str, float]:
+    return {name: _any_number(number) for name, number in _mapping(value).items()}
+
+
+def _column(value: Any, length: int) -> list[float | None]:
+    """One number a rank, None where there is none; all None if the column is missing."""
+    if value is None:
+        return [None] * length
+    column = _sequence(value)
+    if len(column) != length:
+        raise _Malformed
+    if set(map(type, column)) <= _NUMBER_TYPES and (int not in map(type, column) or max(map(_or_zero, column)) < 1e300):
+        return column
+    return [None if v is None else _any_number(v) for v in column]
+
+
+def _or_zero(value: float | None) -> float:
+    return value or 0
+
+
+def _rank_table(rows: list[_Row]) -> RankTable | None:
+    """The rows as arrays; a rank that is missing in some has NaN there."""
+    if not rows:
+        return None
+    ranks = rows[0][1]
+    if any(row[1] != ranks for row in rows):
+        ranks = sorted({rank for row in rows for rank in row[1]})
+        rows = [(step, ranks, [_spread(own, column, ranks) for column in columns]) for step, own, columns in rows]
+    # None becomes NaN.
+    grids = [np.array([row[2][i] for row in rows], dtype=float) for i in range(len(_RANK_COLUMNS))]
+    return RankTable(np.array([row[0] for row in rows], dtype=float), tuple(ranks), *grids)
+
+
+def _spread(own: list[int], column: list[float | None], ranks: list[int]) -> list[float | None]:
+    known = dict(zip(own, column, strict=True))
+    return [known.get(rank) for rank in ranks]
