@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,7 @@ def only_conflict(precision: Precision, config: Mapping[str, Any]) -> str:
         (FP16, {"fp16": {"enabled": "auto", "loss_scale": "auto", "initial_scale_power": "auto"}}),
         (FP16, {"fp16": {"loss_scale": 0}}),
         (FP16, {"fp16": {"loss_scale": 0.5}}),
+        (FP16, {"fp16": {"loss_scale": sys.float_info.max}}),
         (FP16, {"fp16": {"initial_scale_power": 127}}),
         (FP16, {"fp16": {"initial_scale_power": 0, "min_loss_scale": 1}}),
         (FP16, {"fp16": {"initial_scale_power": 3, "min_loss_scale": 8}}),
