@@ -67,6 +67,14 @@ def test_a_count_that_is_none_is_not_counted(skipped: Any) -> None:
     assert sample.skipped_steps is None
 
 
+def test_an_engine_that_lacks_an_attribute_is_no_error() -> None:
+    trainer = deepspeed_trainer(FusedOptimizer(8.0))
+    del trainer.strategy.deepspeed_engine.skipped_steps
+    assert read_loss_scale(trainer) == LossScaleSample(8.0, True, "deepspeed", None)
+    del trainer.strategy.deepspeed_engine.fp16_enabled
+    assert read_loss_scale(trainer) is None
+
+
 @pytest.mark.case(14)
 @pytest.mark.parametrize("scale", ["16384", [1.0], True])
 def test_a_scale_that_is_no_number_is_told(scale: Any) -> None:

@@ -166,8 +166,19 @@ def test_a_damaged_state_is_told_and_the_scale_starts_afresh(
     assert step(scaler, SMALL) == [True]
 
 
-def test_a_number_beyond_every_float_is_a_damaged_state() -> None:
-    assert str(state_problem({**STATE, "scale": 10**400})).startswith("scale is 1000")
+LARGEST, LARGEST_COUNT = torch.finfo(torch.float32).max, 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"),
+    [("scale", LARGEST, True), ("scale", LARGEST * 1.001, False), ("scale", 10**400, False), ("scale", 8, True),
+     ("growth_interval", LARGEST_COUNT, True), ("growth_interval", LARGEST_COUNT + 1, False),
+     ("growth_interval", 10.0, False), ("_growth_tracker", LARGEST_COUNT, True), ("_growth_tracker", 2**40, False)],
+)  # fmt: skip
+def test_a_number_that_the_device_cannot_hold_is_a_damaged_state(key: str, value: float, fits: bool) -> None:
+    problem = state_problem({**STATE, key: value})
+    assert (problem is None) is fits
+    assert fits or str(problem).startswith(f"{key} is ")
 
 
 def test_a_good_state_has_no_problem() -> None:
@@ -177,7 +188,7 @@ def test_a_good_state_has_no_problem() -> None:
 
 @pytest.mark.parametrize(
     "saved", ["text", None, [], {"skipped_steps": "many"}, {"skipped_steps": None}, {"skipped_steps": math.nan},
-              {"skipped_steps": -4}, {"other": 3}]
+              {"skipped_steps": -4}, {"skipped_steps": LARGEST_COUNT + 1}, {"other": 3}]
 )  # fmt: skip
 def test_damaged_counts_begin_at_zero_and_the_scale_goes_on(saved: Any) -> None:
     scaler = counting()
@@ -225,12 +236,21 @@ def test_a_counting_scaler_is_read_with_its_counts() -> None:
 
 
 def test_finding_the_scale_leaves_it_on_the_device() -> None:
-    scaler = counting()
-    step(scaler, BIG)
-    live = find_loss_scale(plain_trainer(scaler))
+    scaler, plain = counting(), torch.amp.GradScaler("cpu", 1024.0)
+    for each in (scaler, plain):
+        step(each, BIG)
+    live, of_plain = (find_loss_scale(plain_trainer(each)) for each in (scaler, plain))
     assert live is not None
+    assert of_plain is not None
     for value in (live.scale, live.skipped_steps, live.growth_tracker, live.floor_steps):
         assert isinstance(value, torch.Tensor)
+    assert isinstance(of_plain.scale, torch.Tensor)
+    assert isinstance(of_plain.growth_tracker, torch.Tensor)
+
+
+def test_the_counts_are_made_where_the_scale_is() -> None:
+    counts = counting()._on_device(torch.device("meta"))
+    assert {count.device.type for count in counts.values()} == {"meta"}
 
 
 @pytest.mark.case(15)
@@ -251,6 +271,7 @@ def test_a_foreign_scaler_is_asked(value: Any) -> None:
     sample = read_loss_scale(plain_trainer(FixedScaler(value)))
     assert sample is not None
     assert (sample.scale, sample.source, type(sample.scale)) == (float(value), "other", float)
+    assert sample.dynamic is True
 
 
 @pytest.mark.case(14)

@@ -97,6 +97,13 @@ def test_without_a_deepspeed_config_there_are_no_blocks() -> None:
     assert reconcile("16", H100S).deepspeed_blocks is None
 
 
+def test_an_order_is_told_as_such_granted_or_refused() -> None:
+    assert reconcile("bf16", H100S).reasons == ("precision bf16-mixed was asked for, and every rank can",)
+    with pytest.raises(PrecisionError, match=r"^precision bf16-mixed was asked for, but rank 1 ") as caught:
+        reconcile("BF16", MIXED)
+    assert caught.value.value == "BF16"
+
+
 # The checkpoint.
 
 
