@@ -1,11 +1,12 @@
 """Mutation testing of the pure modules and the callback: breaks each line in turn and runs the tests that reach it.
 
     pip install -e ".[test,mutation]"
-    python -m tests.mutation [--children 1] [--keep FOLDER] [MODULE ...]
+    python -m tests.mutation [--keep FOLDER] [MODULE ...]
 
 Works on a copy, from which `@override` is taken away: mutmut leaves decorated functions alone, and these are the heart
-of the callback. Prints the score and every survivor's change. `[tool.mutmut]` in pyproject.toml names modules and
-tests; `tests/mutation.md` has the last result, and why its survivors live.
+of the callback. mutmut makes the mutants and finds out which test reaches which function; `tests/mutant_loop.py` runs
+them. Prints the score and every survivor's change. `[tool.mutmut]` in pyproject.toml names modules and tests;
+`tests/mutation.md` has the last result, and why its survivors live.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from hypothesis import Phase, settings
 
 settings.register_profile("mutation", database=None, phases=(Phase.explicit, Phase.generate))
 """
+_FIRST = "strategies.precision_names.x_compute_effective_precision__mutmut_1"
 # What the tests noticed; a mutant that never ends counts as noticed.
 _KILLED = ("killed", "timeout", "segfault", "caught by type check")
 
@@ -59,7 +61,6 @@ def mutmut(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--children", type=int, default=1, help="mutants at a time")
     parser.add_argument(
         "--keep", type=Path, help="work here and go on with what is here, instead of a folder that goes"
     )
@@ -71,8 +72,11 @@ def main() -> None:
         if not (folder / "pyproject.toml").exists():
             folder.mkdir(parents=True, exist_ok=True)
             copy(folder)
-        patterns = [f"{module}.*" for module in options.modules]
-        print(mutmut(folder, "run", "--max-children", str(options.children), *patterns).stdout[-400:])
+        # One mutant of mutmut's own running: it makes all of them, and learns which test reaches which function.
+        mutmut(folder, "run", "--max-children", "1", _FIRST)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "mutants")}
+        command = [sys.executable, "-m", "tests.mutant_loop", *(f"{module}." for module in options.modules)]
+        subprocess.run(command, cwd=folder / "mutants", env=environment, check=True)
         report(folder, options.modules)
 
 

@@ -26,8 +26,8 @@ NOT_NATIVE = "every rank is a CUDA device, but not native in bf16: rank 1 (node1
          ("precision auto: mixed precision is not native to rank 1 (node1, EPYC), rank 2 (node2, EPYC)",)),
         ("auto", [cpu(0)], {}, ("precision auto: mixed precision is native to no rank: rank 0 (node0, EPYC)",)),
         ("auto", [cpu(n) for n in range(4)], {},
-         ("precision auto: mixed precision is native to no rank: "
-          "rank 0 (node0, EPYC), rank 1 (node1, EPYC) and 2 more",)),
+         (("precision auto: mixed precision is native to no rank: "
+           "rank 0 (node0, EPYC), rank 1 (node1, EPYC) and 2 more"),)),
         ("bf16", H100S, {}, ("precision bf16-mixed was asked for, and every rank can",)),
         ("32", [cpu(0)], {}, ("precision 32-true was asked for, and every rank can",)),
         ("16", [cpu(0)], {},
