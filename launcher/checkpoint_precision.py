@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from strategies.precision import Precision, PrecisionError, normalize_precision
 
 # The key of a checkpoint under which the launcher writes what it was trained with.
 RECORD = "launcher"
-# Where Lightning keeps the loss scale: the name of its plugin, and that of its versions before 1.6.
-SCALER_KEYS = ("MixedPrecision", "MixedPrecisionPlugin", "native_amp_scaling_state")
+# Where Lightning keeps the loss scale, and reads it back from: the name of its plugin, and that of versions before 1.6.
+RESTORED_SCALER_KEYS = ("MixedPrecision", "native_amp_scaling_state")
+# Lightning 1 kept it under its plugin's name of then, which Lightning 2 does not read.
+SCALER_KEYS = (*RESTORED_SCALER_KEYS, "MixedPrecisionPlugin")
 _TRUE = {
     "torch.float16": Precision.FP16_TRUE,
     "torch.bfloat16": Precision.BF16_TRUE,
@@ -54,7 +57,9 @@ def precision_of(content: Mapping[str, Any]) -> CheckpointPrecision:
         return CheckpointPrecision(normalize_precision(said))
     except PrecisionError:
         instead = f"its content shows {shown}" if shown else "its content does not show one"
-        return CheckpointPrecision(shown, f"the checkpoint's record of its precision is damaged ({said!r}); {instead}")
+        return CheckpointPrecision(
+            shown, f"the checkpoint's record of its precision is damaged ({reprlib.repr(said)}); {instead}"
+        )
 
 
 def _shown(content: Mapping[str, Any]) -> Precision | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.job_parser import JOB_COMMANDS
+from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.other_machines import add_options
+from launcher.rank_report import RankReport
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ exit codes:
 _COMMANDS = {
     "fit": "train (the default); with no config and no model, the built-in demo",
     "plan": "show what fit would choose, and why, without training",
+    **JOB_COMMANDS,
 }
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
@@ -51,7 +56,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         listed = "\n".join(f"  {name:12}{text}" for name, text in texts.items())
         parser = argparse.ArgumentParser(
             "launcher",
-            usage=f"launcher [{'|'.join(texts)}] [options] [--key value ...]",
+            usage="launcher [COMMAND] [options] [--key value ...]",
             description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM, from one config.\n\n"
             f"commands:\n{listed}\n\n`launcher COMMAND --help` tells more.",
             epilog=_EPILOG,
@@ -71,6 +76,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
                         help="YAML or JSON; a later file overrides an earlier one")  # fmt: skip
     parser.add_argument("--print-config", "--print_config", action="store_true", help="print the whole config and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of usage errors too")
+    if command == "fit":
+        add_launch_arguments(parser)
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
         add_options(parser)
@@ -94,17 +101,23 @@ def run(arguments: Sequence[str]) -> int:
         if {"-h", "--help", "--version"} & set(words[:1]):
             build_parser().parse_args(words)
         command = "fit"
+    if command in JOB_COMMANDS:
+        from launcher.job_commands import run_job_command
+
+        return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
         topology = Topology.from_env(os.environ, socket.gethostname())
+        launch = read_launch_options(vars(options)) if command == "fit" else LaunchOptions()
         config = _load(options, overrides, topology)
         if options.print_config:
             sys.stdout.write(config.to_yaml())
             return 0
         if command == "plan":
             return _plan(config, topology, options)
-        return _fit(config, topology, arguments)
+        return _fit(config, topology, launch, arguments)
     except Interrupted as error:
+        RankReport.from_env(os.environ).raised(error)
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
         return error.exit_code
     except KeyboardInterrupt:
@@ -112,16 +125,18 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except TrainingError as error:
         # The traceback is in this rank's log already, and rank zero's on the terminal.
-        _say(f"error: {error}")
-        _tell_torchrun(error)
+        if not RankReport.from_env(os.environ).has_agent:
+            _say(f"error: {error}")
+        _tell_agent(error)
         return error.exit_code
     except LauncherError as error:
         if options.debug:
             traceback.print_exc()
         # Every rank knows the error; rank zero tells it.
-        if os.environ.get("RANK", "0") == "0" or type(error).__name__ == "TopologyError":
+        told = RankReport.from_env(os.environ).has_agent
+        if not told and (os.environ.get("RANK", "0") == "0" or type(error).__name__ == "TopologyError"):
             _say(f"error: {error}")
-        _tell_torchrun(error)
+        _tell_agent(error)
         return error.exit_code
 
 
@@ -140,8 +155,12 @@ def _run_tool(module: str, words: Sequence[str]) -> int:
         return error.exit_code
 
 
-def _tell_torchrun(error: LauncherError) -> None:
-    """Let torchrun's own report say what went wrong, instead of only the exit code."""
+def _tell_agent(error: LauncherError) -> None:
+    """Let our agent's account, or torchrun's, say what went wrong, instead of only the exit code."""
+    report = RankReport.from_env(os.environ)
+    report.raised(error)
+    if report.has_agent:
+        return
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -150,20 +169,26 @@ def _tell_torchrun(error: LauncherError) -> None:
         handler.record_exception(error)
 
 
-def _fit(config: RunConfig, topology: Topology, arguments: Sequence[str]) -> int:
-    from launcher.ranks import check_ranks, start_ranks, wanted_ranks
+def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int:
+    if topology.source == "torchrun":
+        if not RankReport.from_env(os.environ).has_agent:
+            refuse_agents_flags(launch)
+    else:
+        from launcher.local_start import start_ranks
+        from launcher.ranks import check_ranks
 
-    if topology.source != "torchrun":
-        count = wanted_ranks(config)
-        if count > 1:
-            return start_ranks(count, arguments)
+        code = start_ranks(config, launch, arguments)
+        if code is not None:
+            return code
         check_ranks(config, topology)
     from launcher.main_path import fit
     from launcher.summary import print_summary
 
-    result = fit(config)
+    result = fit(config, terminal_ranks=launch.terminal_ranks)
     if topology.rank == 0:
-        print_summary(result)
+        # The training is done, whether or not somebody still reads.
+        with contextlib.suppress(OSError):
+            print_summary(result)
     return 0
 
 
@@ -222,5 +247,7 @@ def _unknown_command(word: str) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    # A terminal that is gone must not change the exit code.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
-from launcher.errors import MissingLibraryError
+from launcher.errors import ConfigError, MissingLibraryError, Problem, UsageError
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import end_script_ranks, forked_ranks, in_notebook, is_script_rank, script_rank
 from launcher.topology import Topology
@@ -61,7 +61,9 @@ class TrainingCoordinator:
         wandb: WandbOptions | None = None,
         on_precision_change: Literal["notice", "error"] = "notice",
     ) -> None:
-        if str(precision).strip().lower() != AUTO:
+        if isinstance(precision, str) and precision.strip().lower() == AUTO:
+            precision = AUTO
+        else:
             normalize_precision(precision)
         self._notebook_processes = notebook_processes
         self._callbacks, self._loggers, self._plugins = tuple(callbacks), tuple(loggers), tuple(plugins)
@@ -112,19 +114,21 @@ class TrainingCoordinator:
 
         Raises:
             MissingLibraryError: Lightning is not installed.
+            ConfigError: lists every argument that is none.
             UsageError, TrainingError, Interrupted: see `launcher.main_path.fit`.
         """
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
-        config = dataclasses.replace(
+        options = {"gradient_clip_val": self._config.trainer.gradient_clip_val, "max_epochs": max_epochs}
+        asked = dataclasses.replace(
             self._config,
             name=name,
             seed=seed,
             use_amp=use_amp,
             resume="none" if resume_from_checkpoint is None else os.fspath(resume_from_checkpoint),
-            trainer=dataclasses.replace(self._config.trainer, max_epochs=max_epochs, **trainer_options),
             # Where the class is, for whoever reads the run's config; the object itself is what is trained.
             model={"class_path": given.traits()["model"]},
         )
+        config = _checked(asked, {**options, **trainer_options})
         result = self._fit(config, given)
         return {
             "trainer": result.trainer,
@@ -143,8 +147,24 @@ class TrainingCoordinator:
             ) from error
         from launcher.user_objects import Loaders, UserObjects, only_precision_plugin
 
-        if isinstance(train, pl.LightningDataModule):
+        problems: list[Problem] = []
+        if not isinstance(model, pl.LightningModule):
+            problems.append(Problem("model", f"given {model!r}; expected a LightningModule"))
+        if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
+        if train is not None and datamodule is not None:
+            problems.append(
+                Problem("train_dataloaders", "given beside a datamodule, which has its own; give one of them")
+            )
+        elif train is None and validation is not None:
+            of = "the model's" if datamodule is None else "the datamodule's"
+            problems.append(
+                Problem(
+                    "val_dataloaders", f"given without train_dataloaders, where {of} own are taken; give both or none"
+                )
+            )
+        if problems:
+            raise ConfigError(problems)
         data = datamodule if train is None else Loaders(train, validation)
         return UserObjects(model, data, self._callbacks, self._loggers, only_precision_plugin(self._plugins))
 
@@ -170,6 +190,9 @@ class TrainingCoordinator:
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
         try:
             return fit(config, env=script_rank(count), given=given)
+        except UsageError:
+            # Every rank was refused, and goes on to what the script does then: another training, perhaps.
+            raise
         except BaseException:
             end_script_ranks()
             raise
@@ -182,3 +205,27 @@ class TrainingCoordinator:
         if torch.cuda.is_initialized():
             return "CUDA is in use already, and cannot be forked; restart the kernel and train first"
         return None
+
+
+# Objects of the user's own among Lightning's options, and the coordinator's name for them.
+_OBJECTS = {"callbacks": "callbacks", "logger": "loggers", "plugins": "plugins"}
+
+
+def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
+    """The config with these options of Lightning's Trainer.
+
+    Raises:
+        ConfigError: every setting that is none, as a config file's would be told.
+    """
+    from launcher.config_check import find_problems
+
+    objects = [name for name in _OBJECTS if name in trainer]
+    plain = {name: value for name, value in trainer.items() if name not in objects}
+    # What nobody said is right, and the check of every field takes its time.
+    usual = RunConfig().to_dict()
+    given = {name: value for name, value in config.to_dict().items() if value != usual[name]}
+    problems = find_problems({**given, "trainer": plain})
+    problems += [Problem(f"trainer.{n}", f"give {_OBJECTS[n]} to TrainingCoordinator, as objects") for n in objects]
+    if problems:
+        raise ConfigError(problems)
+    return dataclasses.replace(config, trainer=TrainerOptions(**plain))

@@ -3,6 +3,9 @@
 LauncherError                      exit code 1
   UsageError                       exit code 2: what was asked for cannot be done
     ConfigError                    every wrong field of a config, at once
+      LaunchError                  the flags that say how to start the ranks are wrong, all of them at once
+      SubmitError                  every option of a submission that is wrong or contradicts the config
+    NoSuchRunError                 there is no run of that name
     TopologyError                  the variables that describe this rank are half set or contradict the config
     AgreementError                 the ranks differ, or one of them never came
     PlanError                      no strategy, precision or batch split meets the config on these ranks
@@ -10,6 +13,7 @@ LauncherError                      exit code 1
     ResumeError                    the checkpoint to resume from is missing, foreign or damaged
     DataError                      the data cannot feed the planned batches
     MissingLibraryError            a library is needed that is not installed
+  QueueError                       exit code 1: SLURM, or the machine, did not take or answer what it was asked
     ReportError                    there is no such run to report on, or the report cannot be written
   TrainingError                    exit code 1: the model's or the data's own code raised
     OutOfMemoryError               the device or the host had no memory left
@@ -58,11 +62,33 @@ class ConfigError(UsageError):
         problems: at least one.
     """
 
+    what = "the config"
+
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         lines = [f"  {p.path}: {p.message}" for p in self.problems]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
-        super().__init__("\n".join([f"the config has {count}:", *lines]))
+        super().__init__("\n".join([f"{self.what} has {count}:", *lines]))
+
+
+class LaunchError(ConfigError):
+    """The flags that say how the ranks are started are wrong or contradict each other."""
+
+    what = "the command line"
+
+
+class SubmitError(ConfigError):
+    """Options of a submission that are wrong or contradict the config; nothing was queued."""
+
+    what = "nothing was queued: the submission"
+
+
+class NoSuchRunError(UsageError):
+    """There is no run of that name; says which there are."""
+
+
+class QueueError(LauncherError):
+    """SLURM, or this machine, did not take or answer what it was asked; carries its own words."""
 
 
 class TopologyError(UsageError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
+from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.terminal import make_console
 from launcher.topology import Topology
@@ -56,13 +58,20 @@ class FitResult:
     trainer: Any = None
 
 
-def fit(config: RunConfig, *, env: Mapping[str, str] | None = None, given: UserObjects | None = None) -> FitResult:
+def fit(
+    config: RunConfig,
+    *,
+    env: Mapping[str, str] | None = None,
+    given: UserObjects | None = None,
+    terminal_ranks: Collection[int] | None = (0,),
+) -> FitResult:
     """Train as one rank; the other ranks, if there are any, do the same.
 
     Args:
         config: what to train, equal on all ranks.
         env: says which rank this is; `os.environ` if not given.
         given: objects made in code, trained instead of what the config names.
+        terminal_ranks: the ranks whose output goes to the terminal too; None means all.
 
     Raises:
         UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
@@ -70,25 +79,31 @@ def fit(config: RunConfig, *, env: Mapping[str, str] | None = None, given: UserO
         Interrupted: a signal stopped the run at a step boundary, after a checkpoint.
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
+    report = RankReport.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
-    log = RankLog(Path(config.runs_dir).absolute(), topology.rank)
+    log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
     run: RunDirectory | None = None
     try:
         attach_log(log)
+        report.tell(log=log.path)
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
         decision, run = decide_together(config, topology, facts, store, made_in_code=given is not None)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
+        report.tell(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         console = make_console()
         announce(config, topology, plan, run, events, console, decision.attempt)
         with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
             from launcher.training import train
 
-            return train(config, topology, plan, run, store, decision.attempt, events, console, given)
+            return train(config, topology, plan, run, store, decision.attempt, events, console, report, given)
+    except BaseException as error:
+        report.raised(error)
+        raise
     finally:
         if run is not None:
             run.release()
@@ -138,9 +153,11 @@ def decide_together(
         agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
-        checkpoint = find_run(config, restart_of=restart_of).resume_from
+        place = find_run(config, restart_of=restart_of)
+        checkpoint = place.resume_from
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
         plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code)
+        plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
         store.set(_RUN_NAME_KEY, run.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.config import RunConfig
-from launcher.errors import UsageError
+from launcher.errors import MissingLibraryError, UsageError
 from launcher.memory_plan import machine_of, planned_precision, splits, zero_settings
 from strategies.candidates import CANDIDATES, ZERO_3_NVME
 from strategies.comparison import GIB, compare_strategies
@@ -27,6 +27,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
         path: a file that ends in .png, .svg or .pdf.
 
     Raises:
+        MissingLibraryError: matplotlib is not installed.
         UsageError: another ending, a folder that does not exist, or a module whose memory is not known.
     """
     if path.suffix.lower() not in _SUFFIXES:
@@ -35,8 +36,11 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
         raise UsageError(f"--plot: the folder {path.absolute().parent} does not exist; make it first")
     if found.profile is None:
         raise UsageError("--plot: the module could not be made without training it, so its memory is not known")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingLibraryError('--plot needs matplotlib: pip install "launcher[plot]"') from error
 
     counts, lines = memory_by_gpus(found, config)
     figure = Figure(figsize=(11, 5), layout="constrained")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from launcher.config import RunConfig
 from launcher.user_classes import UserClasses, make_data, make_model
-from strategies.model_shape import describe_model, optimizer_of
+from strategies.model_shape import OptimizerError, describe_model, optimizer_of
 from strategies.model_states import ModelShape, ParameterShape
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, StepTrace
@@ -139,11 +139,14 @@ def _bounded(
             module = make()
     except Exception:  # noqa: BLE001 -- the training itself will tell it whole
         return None
+    obstacle = None if module.automatic_optimization else "the module optimizes by hand, and ZeRO steps by itself"
     try:
         with fake:
             attach(module, trainer)
             model = describe_model(module, optimizer_of(module.configure_optimizers()))
     except Exception as error:  # noqa: BLE001 -- as above; Adam's states are assumed
+        if isinstance(error, OptimizerError):
+            obstacle = f"ZeRO takes one optimizer: {error}"
         failure += f"; no optimizer could be made ({_told(error)}): Adam's states are assumed"
         shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in module.parameters())
         model = ModelShape(shapes, (tuple(range(len(shapes))),))
@@ -166,7 +169,7 @@ def _bounded(
         flops=flops,
     )
     notes = (f"{failure}; activations are bounded by the layers' widths",)
-    return ModelProfile(model, (trace, trace), (trace, trace), "bound", notes)
+    return ModelProfile(model, (trace, trace), (trace, trace), "bound", notes, obstacle)
 
 
 def first_batch(config: RunConfig, classes: UserClasses, micro_batch_size: int | None, trainer: PlannedTrainer) -> Any:

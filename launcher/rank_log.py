@@ -1,8 +1,10 @@
 """Every rank's output in a file from the first byte; rank zero's on the terminal too.
 
-A rank's bytes go to a pending file until the run directory is known, then the file moves there. Ranks above zero lose
-the terminal. On rank zero Python's stdout stays a terminal (progress bars need one) and is copied to the file; what C
-code and stderr write goes through a `tee`, which lives on to drain the pipe if this process is killed.
+A rank's bytes go to a pending file until the run directory is known, then the file moves there. Ranks that are not to
+be shown lose the terminal. On rank zero Python's stdout stays a terminal (progress bars need one) and is copied to the
+file; what C code and stderr write goes through a `tee`, which lives on to drain the pipe if this process is killed.
+Other ranks that are shown have each line go through `sed` too, which puts the rank before it. A disk that is full and
+a terminal that is gone cost output, never the training.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
@@ -28,12 +31,20 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RankLog:
-    """Where one rank's output goes. `attach` it first thing, `move_to` the run directory when it is known."""
+    """Where one rank's output goes. `attach` it first thing, `move_to` the run directory when it is known.
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    Args:
+        folder: of the pending file.
+        rank: this rank.
+        terminal_ranks: the ranks that are shown on the terminal; None means all.
+    """
+
+    def __init__(self, folder: Path, rank: int, terminal_ranks: Collection[int] | None = (0,)) -> None:
         self._path = folder / f".pending-{os.uname().nodename}-{os.getpid()}-rank-{rank}.log"
         self._rank = rank
+        self._shown = terminal_ranks is None or rank in terminal_ranks
         self._tee: subprocess.Popen[bytes] | None = None
+        self._sed: subprocess.Popen[bytes] | None = None
         self._saved: tuple[int, int] | None = None
         self._python: tuple[TextIO, TextIO] | None = None
         self._file: TextIO | None = None
@@ -56,36 +67,55 @@ class RankLog:
         sys.stderr.flush()
         self._saved = (os.dup(1), os.dup(2))
         self._python = (sys.stdout, sys.stderr)
-        if self._rank != 0:
+        if not self._shown:
             for stream in (1, 2):
                 os.dup2(descriptor, stream)
-        else:
+            sys.stdout = _Steadfast(sys.stdout)
+        elif self._rank == 0:
             self._attach_rank_zero(self._file)
+        else:
+            self._start_tee(self._file, self._prefixed())
+            sys.stdout = _Steadfast(sys.stdout)
+        sys.stderr = _Steadfast(sys.stderr)
         if faulthandler.is_enabled() or self._rank != 0:
             faulthandler.enable(self._file)
 
     def _attach_rank_zero(self, file: TextIO) -> None:
         assert self._saved is not None  # noqa: S101 -- attach() has just set it
         terminal = os.fdopen(os.dup(self._saved[0]), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        self._start_tee(file, self._saved[1])
+        sys.stdout = _Copy(_Steadfast(terminal), file)
+
+    def _prefixed(self) -> int:
+        """A descriptor whose lines reach the terminal with the rank before them."""
+        assert self._saved is not None  # noqa: S101 -- attach() has just set it
+        sed = shutil.which("sed")
+        if sed is None:
+            return self._saved[1]
+        name = f"[rank {self._rank}]"
+        if os.isatty(self._saved[1]) and not os.environ.get("NO_COLOR"):
+            name = f"\x1b[{31 + self._rank % 6}m{name}\x1b[0m"
+        process = _start_filter([sed, "-u", f"s/^/{name} /"], self._saved[1])
+        assert process.stdin is not None  # noqa: S101 -- PIPE was asked for
+        self._sed = process
+        return process.stdin.fileno()
+
+    def _start_tee(self, file: TextIO, terminal: int) -> None:
+        """Send what C code and stderr write to the terminal and to the file."""
         tee = shutil.which("tee")
         if tee is not None:
-            # Signals to the whole group are for the trainer, which still has something to say. The file goes by its
-            # descriptor: its name may change before tee has opened it.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
-            try:
-                self._tee = subprocess.Popen(
-                    [tee, "-a", f"/dev/fd/{file.fileno()}"],
-                    stdin=subprocess.PIPE,
-                    stdout=self._saved[1],
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=(file.fileno(),),
-                )
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # The file goes by its descriptor: its name may change before tee has opened it. A reader of our output that
+            # leaves (-p) must not end the file's copy.
+            self._tee = _start_filter([tee, "-p", "-a", f"/dev/fd/{file.fileno()}"], terminal, file.fileno())
             assert self._tee.stdin is not None  # noqa: S101 -- PIPE was asked for
             for stream in (1, 2):
                 os.dup2(self._tee.stdin.fileno(), stream)
-        sys.stdout = _Copy(terminal, file)
+        elif self._rank != 0:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+        if self._sed is not None and self._sed.stdin is not None:
+            # The tee holds its end: the prefixes stop with it.
+            self._sed.stdin.close()
 
     def move_to(self, path: Path) -> None:
         """Go on in `path`; what an earlier attempt of the rank left there is kept beside it, numbered."""
@@ -106,6 +136,10 @@ class RankLog:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = self._python
+        # What a full disk refused must not be refused again at the end of the process.
+        for python in self._python:
+            with contextlib.suppress(OSError):
+                python.flush()
         for stream, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, stream)
             os.close(saved)
@@ -122,10 +156,53 @@ class RankLog:
                 self._path.unlink()
 
 
+def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.Popen[bytes]:
+    """Start a program that takes text and hands it on. Signals to the whole group are for the trainer, which still has
+    something to say.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.DEVNULL, pass_fds=passed
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Steadfast(io.TextIOBase):
+    """A stream that loses text rather than raise: on a full disk, or when the terminal or the reader is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def buffer(self) -> object:
+        return self._stream.buffer
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
 class _Copy(io.TextIOBase):
     """Writes to the terminal and to the file; looks like the terminal."""
 
-    def __init__(self, terminal: TextIO, file: TextIO) -> None:
+    def __init__(self, terminal: _Steadfast, file: TextIO) -> None:
         self._terminal = terminal
         self._copy = file
 

@@ -1,31 +1,51 @@
-"""How many ranks there are to be, and starting them on this machine where nobody else did."""
+"""How many ranks there are to be on this node."""
 
 from __future__ import annotations
 
 import os
-import secrets
-import sys
-from collections.abc import Sequence
+from pathlib import Path
 
 from launcher.config import RunConfig
 from launcher.errors import TopologyError
 from launcher.hardware import available_kind, device_count
+from launcher.launch_options import LaunchOptions
 from launcher.topology import Topology
 
 
-def wanted_ranks(config: RunConfig) -> int:
-    """Ranks on this node: what `devices` says, else one for each GPU, else one.
+def wanted_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int:
+    """Ranks on this node: what `--nproc-per-node` or `devices` says, else one for each GPU, else one.
 
     Raises:
-        TopologyError: more ranks than GPUs, or no such accelerator.
+        TopologyError: more ranks than GPUs, no such accelerator, or two different numbers.
     """
     kind = available_kind(config.accelerator)
     found = device_count(kind)
-    if config.devices == "auto":
-        return found
-    if kind != "cpu" and config.devices > found:
-        raise TopologyError(f"devices: {config.devices} was asked for, but this machine has {found} of kind {kind}")
-    return config.devices
+    asked = None if options is None else options.nproc_per_node
+    if isinstance(asked, str):
+        # torchrun's words: `auto` is a rank for each GPU, or for each CPU core where there is none.
+        cores = asked == "cpu" or (asked == "auto" and kind == "cpu")
+        asked = (os.cpu_count() or 1) if cores else device_count(available_kind("gpu"))
+    if asked is not None and config.devices not in ("auto", asked):
+        raise TopologyError(
+            f"--nproc-per-node means {asked} ranks here, but devices is {config.devices}; leave out one of them"
+        )
+    wanted = asked or (found if config.devices == "auto" else config.devices)
+    if kind != "cpu" and wanted > found:
+        raise TopologyError(f"{wanted} ranks were asked for, but this machine has {found} of kind {kind}")
+    return wanted
+
+
+def likely_ranks(config: RunConfig, options: LaunchOptions, gpus: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """The same without torch, which takes seconds to import: a guess, good enough to start the fork server early."""
+    asked = options.nproc_per_node
+    if isinstance(asked, int):
+        return asked
+    if config.devices != "auto":
+        return config.devices
+    found = len(list(gpus.iterdir())) if config.accelerator != "cpu" and asked != "cpu" and gpus.is_dir() else 0
+    if asked in ("cpu", "auto") and not found:
+        return os.cpu_count() or 1
+    return max(found, 1)
 
 
 def check_ranks(config: RunConfig, topology: Topology) -> None:
@@ -44,37 +64,3 @@ def check_ranks(config: RunConfig, topology: Topology) -> None:
             f"num_nodes: {config.num_nodes} was asked for, but {topology.source} made ranks on {topology.num_nodes}; "
             "use `num_nodes: auto`, or start torchrun on each node with --nnodes"
         )
-
-
-def start_ranks(count: int, arguments: Sequence[str]) -> int:
-    """Run `python -m launcher ARGUMENTS` as `count` ranks under torchelastic's agent, and wait for them.
-
-    Returns:
-        0, or the exit code of the first rank that failed.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # torchrun gives each rank one thread, which leaves most cores of a CPU machine idle.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=secrets.token_hex(8),
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-        local_addr="127.0.0.1",
-    )
-    try:
-        elastic_launch(settings, sys.executable)("-m", "launcher", *arguments)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        code = failure.exitcode
-        return code if code >= 0 else 128 - code
-    except SignalException as error:
-        return 128 + error.sigval
-    return 0

@@ -11,10 +11,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from launcher.checkpoint_precision import SCALER_KEYS, CheckpointPrecision, precision_of
+from launcher.checkpoint_precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
 from launcher.errors import ResumeError
 from launcher.zero_checkpoint import read_zero_outline
 from strategies.loss_scale import state_problem
+from strategies.precision import Precision
 
 # What Lightning needs to go on with a training, rather than only to load weights.
 _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
@@ -63,9 +64,14 @@ def check_checkpoint(path: Path) -> CheckpointPrecision:
 
 
 def scaler_problem(path: Path) -> str | None:
-    """Why the saved loss scale cannot be gone on with; None if it can, or if none was saved."""
+    """Why the saved loss scale cannot be gone on with; None if it can, or if there was none to save."""
+    if path.is_dir():
+        return None  # DeepSpeed's, which keeps and restores its scale itself
     content = read_checkpoint(path)
-    return state_problem(content[SCALER_KEYS[0]]) if SCALER_KEYS[0] in content else None
+    saved = [content[key] for key in RESTORED_SCALER_KEYS if key in content]
+    if not saved:
+        return "it was not saved" if precision_of(content).precision is Precision.FP16_MIXED else None
+    return next(filter(None, map(state_problem, saved)), None)
 
 
 def loader_states(path: Path) -> Sequence[Mapping[str, Any]]:

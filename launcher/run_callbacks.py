@@ -38,7 +38,12 @@ class StopTogether(pl.Callback):
         self._step = -1
 
     @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning sets its handlers between on_fit_start and this.
+        self._listener.install()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listener.install()
         self._step = trainer.global_step
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from launcher.checkpoint_files import candidates, newest_whole, problem_of
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 
@@ -32,11 +33,13 @@ class RunPlace:
         path: absolute path of its directory.
         exists: whether it is a run's directory already.
         resume_from: checkpoint that the next attempt goes on from, None for a fresh start.
+        notices: newer checkpoints that are damaged and were passed over.
     """
 
     path: Path
     exists: bool
     resume_from: Path | None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
 
     Raises:
         RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
-        ResumeError: there is no such checkpoint.
+        ResumeError: there is no such checkpoint, or none that is whole.
     """
     runs = Path(config.runs_dir).absolute()
     name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
@@ -124,17 +127,29 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
     try:
         path = runs / name if name else _fresh_path(runs, config)
         exists = (path / "config.yaml").exists()
-        own = explicit is not None and explicit.is_relative_to(path)
+        # A run that never saved has nothing to lose: a requeued job may begin it once more.
+        own = explicit is not None and (explicit.is_relative_to(path) or last_checkpoint(path / "checkpoints") is None)
         if exists and not (own or restart_of is not None or config.resume == "auto"):
             raise RunDirectoryError(
                 f"run {path.name!r} exists already at {path}; choose another --name, or go on with it: --resume auto"
             )
         # A restart has come further than the checkpoint that the launch was begun with.
         from_last = exists and (restart_of is not None or explicit is None)
-        last = last_checkpoint(path / "checkpoints") if from_last else None
+        last, passed = newest_whole(path / "checkpoints", LAST_CHECKPOINT) if from_last else (None, ())
     except OSError as error:
         raise _not_made(path, error) from error
-    return RunPlace(path, exists, explicit if last is None else last)
+    damage = [f"checkpoint {damaged.path} is passed over: {damaged.reason}" for damaged in passed]
+    if last is None and explicit is None and damage:
+        listed = "\n".join(f"  {line}" for line in damage)
+        raise ResumeError(
+            f"no checkpoint of run {path.name!r} is whole:\n{listed}\n"
+            "begin anew under another --name, or from a checkpoint elsewhere: --resume PATH"
+        )
+    chosen = explicit if last is None else last
+    problem = problem_of(explicit) if explicit is not None and chosen is explicit else None
+    if problem is not None:
+        raise ResumeError(f"resume: {explicit} is damaged: {problem}; give another checkpoint")
+    return RunPlace(path, exists, chosen, tuple(damage))
 
 
 def _not_made(path: Path, error: OSError) -> RunDirectoryError:
@@ -145,12 +160,8 @@ def _not_made(path: Path, error: OSError) -> RunDirectoryError:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that a run resumes from: `last.ckpt`, else the newest one."""
-    last = folder / LAST_CHECKPOINT
-    if last.exists():
-        return last
-    found = sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else None
+    """The checkpoint that a run resumes from if it is whole: `last.ckpt`, else the newest one."""
+    return next(iter(candidates(folder, LAST_CHECKPOINT)), None)
 
 
 def newest_run_like(config: RunConfig) -> str | None:

@@ -10,6 +10,13 @@ from rich.console import Console
 _PLAIN_WIDTH = 120
 
 
+class _Steadfast(Console):
+    """Lets a reader that leaves (`| head`) take the output with it, but not the exit code."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def make_console() -> Console:
     """A console on stdout; NO_COLOR, COLUMNS and a missing terminal are respected."""
-    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    return _Steadfast(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)

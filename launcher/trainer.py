@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from rich.console import Console
 
+from launcher.checkpoint_files import note_hashes
+from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.config import RunConfig
 from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.plan import Plan
@@ -66,7 +68,8 @@ def build_trainer(
     plugin = own_plugin or precision_plugin(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
-    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {"plugins": [plugin]}
+    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
+    plugins = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
@@ -75,18 +78,23 @@ def build_trainer(
         callbacks = [*callbacks, RichModelSummary()]
     if wants_bar and topology.rank == 0:
         callbacks = [*callbacks, RichProgressBar() if console.is_terminal else ProgressLines(console)]
+    strategy = build_strategy(
+        plan.strategy,
+        plan.device_kind,
+        place,
+        config.process_group_timeout,
+        deepspeed=plan.deepspeed,
+        pretend_fp16=pretends_cpu_fp16(os.environ),
+    )
+    if hasattr(strategy, "on_written"):
+        # DeepSpeed writes its folders itself.
+        vars(strategy)["on_written"] = note_hashes
     return pl.Trainer(
         **options,
         **precision,
+        plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
-        strategy=build_strategy(
-            plan.strategy,
-            plan.device_kind,
-            place,
-            config.process_group_timeout,
-            deepspeed=plan.deepspeed,
-            pretend_fp16=pretends_cpu_fp16(os.environ),
-        ),
+        strategy=strategy,
         devices=topology.local_world_size if plan.device_kind != "mps" else 1,
         num_nodes=topology.num_nodes,
         accumulate_grad_batches=plan.batch.accumulate,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +23,13 @@ from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
+from launcher.random_states import RandomStates
+from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
@@ -49,6 +51,7 @@ def train(
     attempt: str,
     events: EventLog,
     console: Console,
+    report: RankReport,
     given: UserObjects | None = None,
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
@@ -71,7 +74,9 @@ def train(
             wandb_logger = start_wandb(config.wandb, run, values, notice)
         exit_code = 1
         try:
-            trainer = _fit(config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, given)
+            trainer = _fit(
+                config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report, given
+            )
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
@@ -94,12 +99,13 @@ def train(
                 events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
                              expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
                              go_on=told.go_on)  # fmt: skip
-                traceback.print_exc()
+                report.trace(error)
                 raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
             events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
+            report.raised(error)
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
-            traceback.print_exc()
+            report.trace(error)
             raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
         finally:
             stop.close()
@@ -122,6 +128,7 @@ def _fit(
     events: EventLog,
     console: Console,
     notice: Callable[[str], None],
+    report: RankReport,
     given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
@@ -153,8 +160,16 @@ def _fit(
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     writer = None if wandb_logger is None else wandb_logger.writer
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
-    callbacks = [*objects.callbacks, watch, RecordPlan(plan), KeepStepBorders(), EventWriter(events)]
-    callbacks.append(StopTogether(stop, listener, checkpoint))
+    callbacks = [
+        *objects.callbacks,
+        watch,
+        RecordPlan(plan),
+        KeepStepBorders(),
+        EventWriter(events),
+        *signs_of_life(report),
+        RandomStates(notice),
+        StopTogether(stop, listener, checkpoint),
+    ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
@@ -190,6 +205,8 @@ def _quieten() -> None:
     # Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
     for message in (
         ".*Checkpoint directory .* exists and is not empty.*",
+        # The ranks are made by the launcher's agent, on SLURM too.
+        ".*`srun` command is available.*",
         # torchdata's and Lightning's own affair with torch 2.13.
         ".*set_vital.*",
         # The summary counts parameters; their size in half precision is the plan's to say.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, cast
 
 from launcher.plan import Plan
@@ -12,12 +11,26 @@ from launcher.plan import Plan
 ModelType = Literal["gpt", "bert", "t5", "custom"]
 # In this order: an encoder-decoder may have 'Bert' or 'GPT' in its name.
 _FAMILIES: tuple[tuple[ModelType, re.Pattern[str]], ...] = (
-    # A capital T: 'Net5' is none.
-    ("t5", re.compile(r"T5|(?:^|[_\W])t5|(?i:encoder_?decoder|seq2seq|sequence_?to_?sequence|bart|marian|pegasus)")),
-    ("bert", re.compile(r"(?i:bert|electra|maskedlm|masked_lm|encoder_?only)")),
+    # A capital T that begins a word: 'Net5' and 'UNET5' are none.
+    (
+        "t5",
+        re.compile(
+            r"(?<![A-Z])(?:U?M)?T5|(?:^|[_\W])(?:u?m|by|long)?t5"
+            r"|(?i:encoder_?decoder|seq2seq|sequence_?to_?sequence|bart|marian|pegasus)"
+        ),
+    ),
+    (
+        "bert",
+        # 'bert' within a word counts in the family's own names alone: 'Hilbert' and 'Liberty' are none.
+        re.compile(
+            r"Bert|BERT|(?<![A-Za-z])bert"
+            r"|(?i:(?:ro|de|al|camem|distil|mobile|flau)berta?|electra|maskedlm|masked_lm|encoder_?only)"
+        ),
+    ),
     ("gpt", re.compile(r"(?i:gpt|llama|mistral|mixtral|qwen|bloom|causallm|causal_lm|decoder_?only)")),
 )
-# What wrappers call the model that they hold: DDP and DeepSpeed, torch.compile, LightningModules by custom.
+# What wrappers call the model that they hold: DDP and DeepSpeed, torch.compile, LightningModules by custom. In a
+# LightningModule it comes before the other children, such as metrics.
 _WRAPPED = ("module", "_orig_mod", "_forward_module", "model", "net", "network", "backbone", "transformer", "lm")
 _MODEL_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_length")
 # Other spellings of the same, as the large model families have them.
@@ -51,14 +64,14 @@ def build_wandb_config(
         `vocab_size`, `hidden_size`, `num_layers`, `num_heads`, `max_length` (None where unknown), `mixed_precision`,
         `precision`, `use_amp`, and with a plan `strategy`, `world_size`, `global_batch_size`.
     """
-    given = {k: v for k, v in (hyperparameters or {}).items() if not is_secret_name(str(k))}
+    given = cast("dict[str, Any]", _without_secrets(hyperparameters or {}))
     counts = _count_parameters(model)
     planned = plan is not None and plan.precision.endswith("-mixed")
     use_amp = bool(given["use_amp"]) if given.get("use_amp") is not None else planned
     values: dict[str, Any] = {
         **given,
         "model_type": detect_model_type(model),
-        "model_class": type(next(iter(_layers(model)))).__name__,
+        "model_class": _class_of(model),
         "total_parameters": counts[0],
         "trainable_parameters": counts[1],
         **{name: _setting(config, name) for name in _MODEL_FIELDS},
@@ -109,17 +122,36 @@ def _layers(model: Any) -> Iterator[Any]:
         seen.add(id(layer))
         yield layer
         # Not every attribute is a module; a `model` that is a name or a path is none.
-        inner = (getattr(layer, name, None) for name in _WRAPPED)
+        inner = [getattr(layer, name, None) for name in _WRAPPED]
+        if any(base.__name__ == "LightningModule" for base in type(layer).__mro__):
+            inner += layer.children()
         waiting += [each for each in inner if hasattr(each, "parameters")]
 
 
+def _class_of(model: Any) -> str:
+    """Name of the user's own class; of the outermost where all are torch's, as in a plain Sequential."""
+    classes = [type(layer) for layer in _layers(model)]
+    own = (cls for cls in classes if cls.__module__.split(".")[0] not in _NOT_NAMED)
+    return next(own, classes[0]).__name__
+
+
 def _count_parameters(model: Any) -> tuple[int | None, int | None]:
-    """All and trainable parameters; None where there are none to count."""
+    """All and trainable parameters; None where there are none to count, or their shapes come with the first batch."""
     listed = getattr(model, "parameters", None)
-    parameters: list[Any] = list(cast(Any, listed)()) if callable(listed) else []
-    if not parameters:
+    parameters: list[Any] = [] if isinstance(model, type) or not callable(listed) else list(cast(Any, listed)())
+    if not parameters or any(hasattr(p, "materialize") for p in parameters):
         return None, None
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same without what is named like a secret, at any depth."""
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[Any, Any]", value).items()
+        return {k: _without_secrets(v) for k, v in pairs if not is_secret_name(str(k))}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(v) for v in cast("list[Any]", value)]
+    return value
 
 
 def _setting(config: Any, name: str) -> Any:
@@ -128,6 +160,4 @@ def _setting(config: Any, name: str) -> Any:
 
 
 def _setting_of(config: Any, name: str) -> Any:
-    if is_dataclass(config) and not isinstance(config, type):
-        config = asdict(config)
     return cast(Mapping[str, Any], config).get(name) if isinstance(config, Mapping) else getattr(config, name, None)

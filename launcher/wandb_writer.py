@@ -109,4 +109,5 @@ def log_row(wandb: Any, row: Mapping[str, Any], step: int) -> None:
     """
     current = getattr(wandb.run, "step", None)
     at = step if not isinstance(current, int) or step >= current else current + 1
-    wandb.log({**row, "trainer/global_step": step}, step=at)
+    # At once: W&B keeps a row with a step open, and Lightning's next row would be put into it, with its own true step.
+    wandb.log({**row, "trainer/global_step": step}, step=at, commit=True)

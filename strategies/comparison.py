@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from strategies.batch import BatchSplit
 from strategies.candidates import CANDIDATES, ZERO_3, Candidate
+from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.memory import MemoryEstimate, Method, estimate_memory, state_types
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
@@ -140,7 +141,7 @@ def _assess(
     settings: ZeroSettings,
     rebuilds_buckets: bool,
 ) -> Assessment:
-    obstacle = _obstacle(candidate, machine, precision)
+    obstacle = _obstacle(candidate, profile, machine, precision)
     ranks = 1 if candidate.name == "single_device" else machine.world_size
     traces = profile.sharded if candidate.stage else profile.plain
     found: tuple[BatchSplit, MemoryEstimate] | None = None
@@ -178,7 +179,7 @@ def _assess(
     return Assessment(candidate.name, memory, step, micro, split.accumulate, obstacle is None, fits, obstacle or "")
 
 
-def _obstacle(candidate: Candidate, machine: Machine, precision: Precision) -> str | None:
+def _obstacle(candidate: Candidate, profile: ModelProfile, machine: Machine, precision: Precision) -> str | None:
     """Why these ranks cannot run a candidate, whatever its memory."""
     if candidate.name == "single_device":
         return f"there are {machine.world_size} ranks" if machine.world_size > 1 else None
@@ -188,6 +189,11 @@ def _obstacle(candidate: Candidate, machine: Machine, precision: Precision) -> s
         return "with one rank it only adds the cost of its buckets" if machine.world_size == 1 else None
     if precision is Precision.FP64_TRUE:
         return "DeepSpeed does not train in 64-true"
+    if profile.zero_obstacle is not None:
+        return profile.zero_obstacle
+    optimizer = profile.model.optimizer.name
+    if optimizer in NOT_BY_ELEMENT:
+        return f"ZeRO does not take {optimizer}, which {NOT_BY_ELEMENT[optimizer]}"
     if candidate.offload and machine.device_kind == "cpu":
         return "a CPU's memory is the host's: there is nowhere to offload to"
     if candidate.offload is None and machine.world_size == 1:

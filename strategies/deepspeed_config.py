@@ -40,6 +40,18 @@ VARIANTS: Mapping[str, ZeroVariant] = {
     "deepspeed_stage_3_offload_nvme": ZeroVariant(3, NVME, NVME),
 }
 
+# ZeRO gives each rank a piece of all parameters laid end to end, whose shapes are gone.
+NOT_BY_ELEMENT: Mapping[str, str] = {
+    "LBFGS": "asks for the loss again within a step",
+    "SparseAdam": "needs sparse gradients",
+    "Adafactor": "factors each matrix's second moments, and ZeRO's pieces have no rows and columns",
+    "Muon": "orthogonalizes each matrix, and ZeRO's pieces have no rows and columns",
+    "Shampoo": "preconditions each matrix, and ZeRO's pieces have no rows and columns",
+    "Lamb": "scales by each layer's norm, and ZeRO's pieces have no layers",
+    "LAMB": "scales by each layer's norm, and ZeRO's pieces have no layers",
+    "LARS": "scales by each layer's norm, and ZeRO's pieces have no layers",
+}
+
 # Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates whole buckets: Lightning's 200 million
 # are right for a GPU, and 1.6 GB of every rank of a laptop.
 GPU_BUCKET = 200_000_000

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,21 +27,11 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from strategies.choice import StrategyError
+from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
 
 # What Lightning sets for DeepSpeed, and a later run in this process must not find.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
-# ZeRO gives each rank a piece of all parameters laid end to end, whose shapes are gone.
-_NOT_BY_ELEMENT = {
-    "LBFGS": "asks for the loss again within a step",
-    "SparseAdam": "needs sparse gradients",
-    "Adafactor": "factors each matrix's second moments, and ZeRO's pieces have no rows and columns",
-    "Muon": "orthogonalizes each matrix, and ZeRO's pieces have no rows and columns",
-    "Shampoo": "preconditions each matrix, and ZeRO's pieces have no rows and columns",
-    "Lamb": "scales by each layer's norm, and ZeRO's pieces have no layers",
-    "LAMB": "scales by each layer's norm, and ZeRO's pieces have no layers",
-    "LARS": "scales by each layer's norm, and ZeRO's pieces have no layers",
-}
 
 
 class SharedGroupDeepSpeed(DeepSpeedStrategy):
@@ -76,6 +66,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
+        # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
+        self.on_written: Callable[[Path, Path, int | None], None] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -111,6 +103,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
+            if self.on_written is not None:
+                self.on_written(fresh, path, checkpoint.get("global_step"))
             replace_folder(fresh, path)
         self.barrier()
 
@@ -238,9 +232,9 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
     if schedulers > 1:
         raise StrategyError(f"DeepSpeed takes one learning rate scheduler, {where} gave {schedulers}; use one")
     for base in type(optimizers[0]).__mro__:
-        if base.__name__ in _NOT_BY_ELEMENT:
+        if base.__name__ in NOT_BY_ELEMENT:
             raise StrategyError(
-                f"DeepSpeed cannot take {names[0]} of {where}: it {_NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
+                f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
                 "that treats every number by itself, such as AdamW or SGD, or `strategy: ddp`"
             )
 

@@ -6,7 +6,7 @@ How a dynamic scale moves: Micikevicius et al., "Mixed Precision Training", 2018
 from __future__ import annotations
 
 import logging
-import sys
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 DEFAULT_FLOOR = 1.0
 _COUNTS = ("skipped_steps", "overflows", "floor_steps")
 _STATE = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+# The device holds the scale as a float32 and counts in an int32: what is larger would be infinite, or raise.
+_COUNTED = ("growth_interval", "_growth_tracker")
+_LARGEST, _LARGEST_COUNT = torch.finfo(torch.float32).max, torch.iinfo(torch.int32).max
 
 
 class LossScaleError(ValueError):
@@ -151,7 +154,9 @@ class CountingGradScaler(torch.amp.GradScaler):
         saved = state_dict.get("counts")
         counts = cast(Mapping[str, Any], saved) if isinstance(saved, Mapping) else {}
         # The scale is what must be right; a count that is none begins anew.
-        self._loaded = {name: n if isinstance(n := counts.get(name), int) and n >= 0 else 0 for name in _COUNTS}
+        self._loaded = {
+            name: n if isinstance(n := counts.get(name), int) and 0 <= n <= _LARGEST_COUNT else 0 for name in _COUNTS
+        }
         self._counts = None
 
 
@@ -169,10 +174,9 @@ def state_problem(state: Any) -> str | None:
         return f"it lacks {', '.join(missing)}" if values else "it is empty"
     for key in _STATE:
         value = values[key]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Compared, not converted: a whole number may be beyond every float.
-        if not number or not 0 <= value <= sys.float_info.max:
-            return f"{key} is {value!r}"
+        kind, largest = (int, _LARGEST_COUNT) if key in _COUNTED else (int | float, _LARGEST)
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= largest:
+            return f"{key} is {reprlib.repr(value)}"
     if not values["scale"] or values["growth_factor"] <= 1 or not 0 < values["backoff_factor"] < 1:
         return "scale, growth_factor or backoff_factor cannot move a scale"
     return None

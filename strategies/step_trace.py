@@ -44,6 +44,7 @@ class ModelProfile:
         sharded: the same as DeepSpeed computes: in mixed precision it casts the module instead of using autocast.
         method: 'traced', 'probed' or 'bound'.
         notes: what the user should know of how it was found.
+        zero_obstacle: why DeepSpeed cannot train the module; None if nothing is known to stand in the way.
     """
 
     model: ModelShape
@@ -51,6 +52,7 @@ class ModelProfile:
     sharded: tuple[StepTrace, StepTrace]
     method: str
     notes: tuple[str, ...] = ()
+    zero_obstacle: str | None = None
 
 
 def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTrace:

@@ -88,6 +88,19 @@ def torchrun(ranks: int, *arguments: str, options: Sequence[str] = ()) -> list[s
     return [sys.executable, "-m", "torch.distributed.run", *own, "-m", "launcher", *arguments]
 
 
+def session_processes(leader: int) -> list[tuple[int, str]]:
+    """The living processes of a session: id and command line."""
+    found: list[tuple[int, str]] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if os.getsid(int(entry.name)) == leader:
+                    found.append((int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")))
+            except OSError:
+                continue  # it has just ended
+    return sorted(found)
+
+
 def kill_leftovers() -> list[str]:
     """Kill whatever still runs of the sessions that `run` started; returns its command lines."""
     left: list[str] = []

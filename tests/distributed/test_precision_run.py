@@ -33,6 +33,7 @@ def test_each_precision_that_a_cpu_can_run_is_trained_as_planned(tmp_path: Path)
         "32": ("32-true", "torch.float32"),
         "bf16": ("bf16-mixed", "torch.bfloat16"),
         "fp16": ("16-mixed", "torch.float16"),
+        "16-true": ("16-true", "torch.float16"),
         "double": ("64-true", "torch.float64"),
         "bf16-true": ("bf16-true", "torch.bfloat16"),
         "auto": ("32-true", "torch.float32"),

@@ -14,7 +14,7 @@ from strategies.candidates import CANDIDATES, DDP, SINGLE_DEVICE, ZERO_1, ZERO_2
 from strategies.comparison import MARGIN, Comparison, compare_strategies, gib
 from strategies.gpus import find_gpu
 from strategies.memory import estimate_memory
-from strategies.model_states import ModelShape, ParameterShape
+from strategies.model_states import ModelShape, OptimizerShape, ParameterShape
 from strategies.precision import Precision
 from strategies.step_time import Machine, step_time
 from strategies.step_trace import ModelProfile, StepTrace
@@ -76,6 +76,22 @@ def test_offload_is_taken_where_nothing_else_fits_and_never_on_a_cpu() -> None:
     assert found.pick.endswith("offload")
     reasons = {a.name: a.reason for a in compare(profile(1), machine(2, "cpu")).assessments if not a.eligible}
     assert "nowhere to offload" in reasons["deepspeed_stage_3_offload"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"zero_obstacle": "the module optimizes by hand"}, "the module optimizes by hand"),
+        (
+            {"model": dataclasses.replace(profile(20).model, optimizer=OptimizerShape("Adafactor"))},
+            "not take Adafactor",
+        ),
+    ],
+)
+def test_what_deepspeed_cannot_train_is_never_sharded(change: dict[str, object], says: str) -> None:
+    found = compare(dataclasses.replace(profile(20), **change), machine(64))  # type: ignore[arg-type]
+    assert found.pick is None
+    assert all(says in a.reason for a in found.assessments if a.name.startswith("deepspeed"))
 
 
 def test_every_candidate_has_its_memory_its_time_and_a_reason() -> None:

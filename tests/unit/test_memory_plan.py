@@ -48,6 +48,12 @@ class Broken(Toy):
         raise ValueError("not today")
 
 
+class ByHand(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
 class Unmakeable(Toy):
     def __init__(self) -> None:
         super().__init__()
@@ -123,6 +129,13 @@ def test_a_step_that_fails_is_bounded_from_above() -> None:
     assert found.method == "bound"
     assert "not today" in found.notes[0]
     assert found.plain[1].forward > traced.plain[1].forward
+
+
+def test_a_module_that_optimizes_by_hand_is_bounded_and_kept_from_zero() -> None:
+    found = profiled(config(here("ByHand")))
+    assert found is not None
+    assert found.method == "bound"
+    assert "by hand" in (found.zero_obstacle or "")
 
 
 def test_a_module_that_cannot_be_made_has_no_profile_and_the_plan_is_made_without() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from launcher.rank_health import Alert, Health, Limits, judge
 from launcher.rank_sample import RankSample
 
-LIMITS = Limits(floor=1.0, floor_steps=10, slow_factor=1.5, slow_share=0.1)
+LIMITS = Limits(floor=1.0, floor_steps=10, slow_factor=1.5, slow_share=0.1, slow_steps=20)
 
 
 def scales(*values: float | None) -> list[RankSample]:
@@ -236,20 +236,33 @@ def test_one_rank_is_not_compared_with_itself() -> None:
     assert (health.alerts, health.slow_rank) == ((), None)
 
 
-def test_a_rank_that_is_slow_twice_in_a_row_is_told() -> None:
-    first = at(times(0.2, 0.2, 0.5))
-    assert (first.slow_rank, kinds(first)) == (2, [])
-    second = at(times(0.2, 0.2, 0.5), step=20, before=first)
-    assert (only(second).kind, only(second).title, only(second).ranks) == ("slow_rank", "rank 2 is slow", (2,))
-    assert only(second).text == (
+def test_a_rank_that_is_slow_for_many_steps_is_told() -> None:
+    first = at(times(0.2, 0.2, 0.5), before=Health(5))
+    assert (first.slow_rank, first.slow_since, kinds(first)) == (2, 5, [])
+    second = at(times(0.2, 0.2, 0.5), step=24, before=first)
+    assert (second.slow_rank, second.slow_since, kinds(second)) == (2, 5, [])
+    third = at(times(0.2, 0.2, 0.5), step=25, before=second)
+    assert (only(third).kind, only(third).title, only(third).ranks) == ("slow_rank", "rank 2 is slow", (2,))
+    assert only(third).text == (
         "rank 2 needs 500 ms a step for data and forward pass, 2.5 times the others; all ranks wait 30% of each step "
         "for it"
     )
 
 
-def test_another_slow_rank_begins_anew() -> None:
-    health = at(times(0.5, 0.2, 0.2), step=20, before=at(times(0.2, 0.2, 0.5)))
-    assert (health.slow_rank, kinds(health)) == (0, [])
+def test_one_sample_of_many_steps_is_not_enough() -> None:
+    first = at(times(0.2, 0.2, 0.5), step=100)
+    assert (first.slow_rank, kinds(first)) == (2, [])
+    assert kinds(at(times(0.2, 0.2, 0.5), step=101, before=first)) == ["slow_rank"]
+
+
+def test_another_slow_rank_begins_anew_and_so_does_one_that_was_quick_in_between() -> None:
+    before = at(times(0.2, 0.2, 0.5), step=30)
+    other = at(times(0.5, 0.2, 0.2), step=60, before=before)
+    assert (other.slow_rank, other.slow_since, kinds(other)) == (0, 30, [])
+    quick = at(times(0.2, 0.2, 0.2), step=60, before=before)
+    assert (quick.slow_rank, quick.slow_since) == (None, 0)
+    again = at(times(0.2, 0.2, 0.5), step=90, before=quick)
+    assert (again.slow_since, kinds(again)) == (60, [])
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ class Recorder:
         self.run = SimpleNamespace(step=current)
         self.rows: list[tuple[dict[str, object], int]] = []
 
-    def log(self, row: dict[str, object], step: int) -> None:
+    def log(self, row: dict[str, object], step: int, commit: bool) -> None:
+        assert commit, "a row that stays open gets the next one's values"
         self.rows.append((row, step))
 
 

@@ -25,7 +25,8 @@ class RecordingWandb(ModuleType):
         self.charts: list[tuple[str, str]] = []
         self.before: Callable[[], object] = lambda: None
 
-    def log(self, row: dict[str, Any], step: int) -> None:
+    def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
+        assert commit
         self.before()
         # W&B drops a row below its own step.
         if step >= self.run.step:

@@ -1,0 +1,186 @@
+"""Checkpoints on disk: written whole or not at all, and known by their hashes, so that a damaged one is found.
+
+Beside each checkpoint `x.ckpt`, a file or a directory, lies `x.ckpt.manifest`: its step, and the size and SHA-256 of
+each of its files. A checkpoint that is overwritten is for a moment on disk with the next one's manifest, so a manifest
+keeps what its checkpoint was before, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+MANIFEST_SUFFIX = ".manifest"
+CHECKPOINT_PATTERN = "*.ckpt"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A checkpoint that cannot be gone on with, and why."""
+
+    path: Path
+    reason: str
+
+
+def manifest_of(checkpoint: Path) -> Path:
+    """Where a checkpoint's manifest is."""
+    return checkpoint.with_name(checkpoint.name + MANIFEST_SUFFIX)
+
+
+def publish(temporary: Path, checkpoint: Path, step: int | None) -> None:
+    """Give a finished checkpoint of one file its name, in place of the one that has it.
+
+    Args:
+        temporary: the file, complete, on the same disk.
+        checkpoint: its name.
+        step: optimizer steps that it holds; None if not known.
+
+    Raises:
+        OSError: the disk is full or read-only; what had the name before has it still.
+    """
+    note_hashes(temporary, checkpoint, step)
+    temporary.replace(checkpoint)
+    _sync(checkpoint.parent)
+
+
+def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
+    """Get a finished checkpoint, a file or a directory, onto the disk, and write the manifest for its name to be.
+
+    Args:
+        temporary: where it is.
+        checkpoint: the name that it will have.
+        step: optimizer steps that it holds; None if not known.
+    """
+    for file in _files(temporary):
+        _sync(file)
+    before = _read_manifest(checkpoint) or {}
+    versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
+    _write_synced(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint and its manifest."""
+    if checkpoint.is_dir():
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink(missing_ok=True)
+    manifest_of(checkpoint).unlink(missing_ok=True)
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are as they were written.
+
+    One without a manifest is another program's, or older: nothing is known against it.
+    """
+    try:
+        manifest = _read_manifest(checkpoint)
+        if manifest is None:
+            return None
+        found = _hashes(checkpoint)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+    versions = [version.get("files") for version in manifest.get("versions", [])]
+    if found in versions:
+        return None
+    wanted = versions[0] if versions and isinstance(versions[0], dict) else {}
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        return f"{len(missing)} of its files are missing, as {missing[0]}"
+    changed = next((name for name, value in wanted.items() if found[name] != value), None)
+    if changed is None:
+        return "its manifest is damaged"
+    (size, _), (now, _) = wanted[changed], found[changed]
+    # A checkpoint of one file has no name inside.
+    what = f"{changed} in it" if changed else "it"
+    return f"{what} has {now} bytes of {size}" if size != now else f"{what} is not what was written (SHA-256 differs)"
+
+
+def newest_whole(folder: Path, last: str) -> tuple[Path | None, tuple[Passed, ...]]:
+    """The checkpoint to go on from: `last`, else the newest one that is whole.
+
+    Returns:
+        Its path, None if there is none; and the damaged ones that were passed over on the way.
+    """
+    passed: list[Passed] = []
+    for checkpoint in candidates(folder, last):
+        problem = problem_of(checkpoint)
+        if problem is None:
+            return checkpoint, tuple(passed)
+        passed.append(Passed(checkpoint, problem))
+    return None, tuple(passed)
+
+
+def candidates(folder: Path, last: str) -> list[Path]:
+    """All checkpoints of a run, the one to go on from first."""
+    found = sorted(folder.glob(CHECKPOINT_PATTERN), key=lambda path: path.stat().st_mtime, reverse=True)
+    return sorted(found, key=lambda path: path.name != last)
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest; None without one. One that is no JSON counts as empty, and nothing fits it."""
+    name = (
+        checkpoint.name.removeprefix(".").removesuffix(".old") if checkpoint.name.startswith(".") else checkpoint.name
+    )
+    try:
+        values = json.loads(manifest_of(checkpoint.with_name(name)).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield from sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _hashes(path: Path) -> dict[str, list[Any]]:
+    """Size and SHA-256 of each file, by its path inside."""
+    single = not path.is_dir()
+    found: dict[str, list[Any]] = {}
+    for file in _files(path):
+        status = file.stat()
+        digest = _sha256(file, status.st_size, status.st_mtime_ns, status.st_ino)
+        found["" if single else str(file.relative_to(path))] = [status.st_size, digest]
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, size: int, changed: int, inode: int) -> str:
+    """Hexadecimal digits; a file that has not changed is read once."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

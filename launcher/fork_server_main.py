@@ -1,0 +1,28 @@
+"""The fork server's own start. `multiprocessing` gives it no function to call, only modules to import: this is one."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+
+from launcher import parent_death
+from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
+
+
+def become_fork_server() -> None:
+    """Die with the agent, leave the terminal's signals to it, import everything, and tell how it went."""
+    parent_death.die_with_parent()
+    parent_death.fork_server_pid = os.getpid()
+    # Out of the terminal's foreground group: Ctrl-C is for the agent, which tells the ranks.
+    os.setpgid(0, 0)
+    address = os.environ.pop(REPORT_VARIABLE, "")
+    modules = json.loads(os.environ.pop(MODULES_VARIABLE, "[]"))
+    with telling(address) as report:
+        report.update(preload(modules))
+    # What is here now is shared by all ranks: the collector shall not touch, and so copy, its pages.
+    gc.collect()
+    gc.freeze()
+
+
+become_fork_server()

@@ -1,0 +1,69 @@
+"""A run in the background of this machine, for who has no SLURM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import QueueError
+
+OUTPUT = "output.log"
+
+
+def start_detached(command: Sequence[str], cwd: Path, folder: Path) -> dict[str, Any]:
+    """Start a process that outlives this one and its terminal; what it says is in `folder`.
+
+    Returns:
+        What tells it from any later process with the same number: `pid` and `started`.
+
+    Raises:
+        QueueError: it cannot be started.
+    """
+    try:
+        descriptor = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "wb") as output:
+            process = subprocess.Popen(
+                list(command), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+    except OSError as error:
+        raise QueueError(f"{command[0]} cannot be started in {cwd}: {error.strerror or error}") from error
+    # It is not waited for: it outlives this process, which ends now.
+    process.returncode = 0
+    return {"pid": process.pid, "started": start_time(process.pid)}
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in clock ticks since the boot; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    # The state is the third field of the file and the start time the 22nd; a zombie has ended.
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_running(pid: int, started: int | None) -> bool:
+    """Whether that very process still runs."""
+    return started is not None and start_time(pid) == started
+
+
+def ask_to_stop(pid: int, started: int | None) -> bool:
+    """Ask it to save and end; False if it has ended already."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Only now is the number certain to stay that process's.
+        if not is_running(pid, started):
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,147 @@
+"""Starting ranks where nobody else did: this node's agent, from the fork server to the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.config import RunConfig
+from launcher.errors import LauncherError, TopologyError
+from launcher.fork_server import ForkServer, StartMethod, choose_start_method
+from launcher.launch_options import LaunchOptions
+from launcher.preload import USER_MODULES
+from launcher.ranks import likely_ranks, wanted_ranks
+
+# What every rank imports before it trains; all that is here is imported once, and its memory shared.
+_LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
+              "launcher.rank_process", "launcher.main_path", "launcher.hardware", "launcher.ranks",
+              "launcher.user_classes", "launcher.config_sources", "launcher.config_check", "launcher.resume",
+              "launcher.training", "launcher.summary", "docstring_parser",
+              "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
+
+
+def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[str]) -> int | None:
+    """Make this node's ranks, wait for them, restart them where that helps.
+
+    Args:
+        config: what to train.
+        options: how many ranks and nodes, and when to restart.
+        arguments: the command line, which every rank reads again.
+
+    Returns:
+        The exit code; None if one rank is wanted, which this process can be itself.
+
+    Raises:
+        TopologyError: there are fewer devices than ranks, or the nodes cannot meet.
+    """
+    likely = likely_ranks(config, options)
+    several = options.several_nodes or options.max_restarts > 0
+    with contextlib.ExitStack() as stack:
+
+        def start_server(ranks: int) -> ForkServer:
+            _set_variables(config, ranks)
+            server = ForkServer()
+            stack.callback(server.close)
+            server.start(modules_to_preload(config, os.environ))
+            return server
+
+        server = start_server(likely) if likely > 1 or several else None
+        count = wanted_ranks(config, options)
+        if count == 1 and not several:
+            return None
+        return _run_agent(server or start_server(count), count, options, arguments)
+
+
+def _set_variables(config: RunConfig, ranks: int) -> None:
+    """What the fork server and the ranks must find in their environment, unless the user has set it."""
+    # Read by torch and numpy when they are imported, so before the fork server begins.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    # c10d asks for the name of every address that it connects to; one lost answer costs the resolver 5 s by default.
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
+    if config.accelerator == "cpu":
+        # DeepSpeed looks for its accelerator once, when it is imported.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def modules_to_preload(config: RunConfig, env: Mapping[str, str]) -> list[str]:
+    """The modules that the ranks of this run will import: the libraries', a mark, the user's.
+
+    Args:
+        config: what to train.
+        env: the environment of the ranks.
+    """
+    libraries = list(_LIBRARIES)
+    if config.wandb.mode != "disabled":
+        libraries.append("wandb")
+    # Without the variable a rank decides on DeepSpeed's accelerator, and then imports it.
+    if config.strategy.startswith("deepspeed") and env.get("DS_ACCELERATOR"):
+        libraries += ["deepspeed", "lightning.pytorch.strategies.deepspeed"]
+    named = [config.model, config.data, config.trainer.callbacks, config.trainer.logger]
+    users = [path.rpartition(".")[0] for path in _class_paths(named)]
+    return [*libraries, USER_MODULES, *dict.fromkeys(filter(None, users))]
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """Every `class_path` in nested settings."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "class_path" and isinstance(inner, str):
+                yield inner
+            else:
+                yield from _class_paths(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _class_paths(inner)
+
+
+def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments: Sequence[str]) -> int:
+    # Its default handlers raise from anywhere; ours, set below, know whether ranks run.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
+
+    from launcher.agent_signals import AgentStopped
+    from launcher.elastic import TrainingAgent
+    from launcher.rendezvous import make_rendezvous
+
+    # Its account of a failure is written for its own people; the launcher gives one of its own.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    rendezvous = make_rendezvous(options)
+
+    def start_method() -> StartMethod:
+        method, notice = choose_start_method(server.wait())
+        if notice is not None:
+            sys.stderr.write(f"notice: {notice}\n")
+        return method
+
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="launcher-"))
+    except OSError as error:
+        raise TopologyError(
+            f"no temporary folder for the ranks' reports: {error}; set TMPDIR to one with space"
+        ) from error
+    try:
+        agent = TrainingAgent(rendezvous, count, arguments, options, start_method, folder)
+        with agent.signals:
+            result = agent.run()
+        if result is None:
+            raise LauncherError("another node ended the run; its own account says why")
+        return agent.exit_code
+    except AgentStopped as stopped:
+        return 128 + stopped.number
+    except RendezvousClosedError as error:
+        raise LauncherError("another node ended the run; its own account says why") from error
+    except RendezvousError as error:
+        raise TopologyError(
+            f"the nodes cannot meet at {options.endpoint_host}:{options.endpoint_port}: {error}; look whether node 0 "
+            "still runs, and whether as many nodes were started as --nnodes says"
+        ) from error
+    finally:
+        rendezvous.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,41 @@
+"""The plan of a job whose nodes nobody has looked at: they are assumed, and nothing heavy is imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.agreement import Agreement, RankFacts
+from launcher.hardware import Device, Hardware, library_versions
+from launcher.plan import Plan, make_plan
+from launcher.submission import Submission
+
+
+def preview(submission: Submission) -> Plan:
+    """What the nodes will most likely choose; they look at themselves again, and decide.
+
+    Args:
+        submission: says the nodes and ranks. GPUs are assumed to have native bf16, as all since 2020 have.
+
+    Raises:
+        PlanError: no plan meets the config on so many ranks.
+    """
+    job, config = submission.job, submission.config
+    local = config.devices if isinstance(config.devices, int) else 1
+    device = Device("cpu", 0, "CPU of the nodes", 0, ("fp32", "fp64"))
+    if config.accelerator in ("gpu", "cuda"):
+        device = Device("cuda", 0, "GPU of the nodes", 0, ("fp32", "fp64", "fp16", "bf16"))
+    hardware = Hardware(device, local, library_versions())
+    traits = _declared(config.data)
+    facts = [
+        RankFacts(rank, rank % local, local, rank // local, f"node-{rank // local}", hardware, config.digest(),
+                  traits=traits, token="")
+        for rank in range(local * job.nodes)
+    ]  # fmt: skip
+    return make_plan(config, Agreement(tuple(facts), assumed=True))
+
+
+def _declared(data: dict[str, Any] | None) -> dict[str, Any]:
+    """What the config says of the data's batches, without importing its class."""
+    arguments = (data or {}).get("init_args") or {}
+    size = arguments.get("batch_size")
+    return {"batch_size": size} if isinstance(size, int) else {}

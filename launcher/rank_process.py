@@ -1,0 +1,101 @@
+"""What a process does that the agent made to be a rank: the same as one of torchrun's, after a few preparations."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import parent_death
+from launcher.cli import run
+from launcher.rank_report import FOLDER_VARIABLE, RankReport, stacks_path
+
+# Asks a rank for its stacks: a real-time signal, as USR1 and USR2 may be the user's, NCCL's or the scheduler's.
+STACKS_SIGNAL = signal.SIGRTMAX - 2
+
+
+@dataclass(frozen=True, slots=True)
+class RankTask:
+    """What crosses from the agent to a rank.
+
+    Attributes:
+        arguments: the command line.
+        folder: where the rank tells its agent how it goes.
+    """
+
+    arguments: tuple[str, ...]
+    folder: str
+
+
+def run_rank(task: RankTask) -> None:
+    """Be one rank, from its environment to its exit code; never returns."""
+    _tie_to_agent()
+    os.environ[FOLDER_VARIABLE] = task.folder
+    _set_rank_zero(int(os.environ["RANK"]))
+    report = RankReport.from_env(os.environ)
+    _prepare_stacks(Path(task.folder), report)
+    code = 1
+    try:
+        code = run(task.arguments)
+    except SystemExit as ending:
+        # The user's code may end the process as it likes.
+        code = ending.code if isinstance(ending.code, int) else 1 if ending.code else 0
+    except BaseException as error:  # noqa: BLE001 -- the last frame of this process: told, then ended
+        report.raised(error)
+        report.trace(error)
+    _leave(code)
+
+
+def _tie_to_agent() -> None:
+    """Die with the agent, and have signals from it alone, not from the terminal."""
+    parent = multiprocessing.parent_process()
+    parent_death.die_with_parent(parent_death.fork_server_pid or (parent.pid if parent else None))
+    with contextlib.suppress(PermissionError):  # it leads a session already
+        os.setpgid(0, parent_death.fork_server_pid or 0)
+    # In the background a change of the terminal's settings would stop the process.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+
+def _set_rank_zero(rank: int) -> None:
+    """Lightning took its rank from the environment on import, and in the fork server there was none."""
+    module = sys.modules.get("lightning_utilities.core.rank_zero")
+    if module is not None:
+        vars(module)["rank_zero_only"].rank = rank
+
+
+def _prepare_stacks(folder: Path, report: RankReport) -> None:
+    # Where a rank dies of a signal is in its log.
+    faulthandler.enable()
+    with contextlib.suppress(OSError):
+        # Open as long as this process lives: faulthandler writes to its descriptor.
+        path = stacks_path(folder, int(os.environ["RANK"]))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Lightning puts back what Python knew of when its trainer ends: that must not be the default, which kills.
+        signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
+        faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True, chain=False)
+        report.can_tell_stacks()
+
+
+def _leave(code: int) -> None:
+    """End as an interpreter does: `multiprocessing` would skip what waits for the end of the process."""
+    shutdown: Callable[[], Any] = vars(threading)["_shutdown"]
+    run_exit_functions: Callable[[], Any] = vars(atexit)["_run_exitfuncs"]
+    try:
+        shutdown()
+        run_exit_functions()
+    except BaseException:  # noqa: BLE001 -- whatever an exit function raises, the exit code stays
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,67 @@
+"""The callback by which a training rank tells its agent that it lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from typing_extensions import override
+
+from launcher.rank_report import RankReport
+
+
+def signs_of_life(report: RankReport) -> list[pl.Callback]:
+    """The callback, if an agent listens."""
+    return [SignsOfLife(report)] if report.has_agent else []
+
+
+class SignsOfLife(pl.Callback):
+    """Tells each step, validation batch and checkpoint, and how many collectives this rank has entered.
+
+    Args:
+        report: what the agent reads.
+    """
+
+    def __init__(self, report: RankReport) -> None:
+        self._report = report
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._report.beat()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report.beat(trainer.global_step)
+        if dist.is_initialized():
+            group = dist.distributed_c10d._get_default_group()  # pyright: ignore[reportPrivateUsage]
+            count = group._get_sequence_number_for_group  # pyright: ignore[reportAttributeAccessIssue] -- not in the stubs
+            self._report.watch_collectives(count)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._report.beat(trainer.global_step)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._report.beat()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._report.beat()
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._report.close()

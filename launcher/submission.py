@@ -1,0 +1,157 @@
+"""From a config and a job's options to what is queued: one frozen record, for the dry run and for the real one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.config import RunConfig
+from launcher.errors import Problem, SubmitError
+from launcher.run_directory import RunPlace, find_run, write_file
+from slurm.check import find_contradictions, ranks_per_node
+from slurm.handed_on import names_to_hand_on
+from slurm.job import JobRequestError, OptionProblem, SlurmJob, read_job
+
+FOLDER = "submissions"
+RECORD = "submission.json"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run that is to be queued.
+
+    Attributes:
+        config: of the run, with everything that the job fixes: name, folder of the runs, ranks and nodes.
+        job: what SLURM is asked for.
+        place: the run's directory.
+        folder: of this submission, in the run's directory; nothing is made yet.
+        resume_from: checkpoint to begin with.
+    """
+
+    config: RunConfig
+    job: SlurmJob
+    place: RunPlace
+    folder: Path
+    resume_from: Path | None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.place.path.name
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What trains on each node; how to start ranks is added there."""
+        return (sys.executable, "-m", "launcher", "fit", "--config", str(self.folder / "config.yaml"))
+
+
+def prepare(
+    config: RunConfig,
+    given: Mapping[str, str | None],
+    env: Mapping[str, str],
+    export: Sequence[str] = (),
+    max_fruitless: int = 3,
+) -> Submission:
+    """Check everything and decide where the run goes; makes nothing.
+
+    Args:
+        config: what the user asked for.
+        given: SLURM's options, by sbatch's names.
+        env: the submitting shell's variables; their values are not looked at.
+        export: names of more of them to hand on.
+        max_fruitless: see `slurm.task.FitRequest`.
+
+    Raises:
+        SubmitError: lists every option that is wrong or contradicts the config.
+        RunDirectoryError, ResumeError: see `launcher.run_directory.find_run`.
+    """
+    problems: list[OptionProblem] = []
+    missing = [name for name in export if name not in env]
+    problems += [OptionProblem("export-env", f"given {name!r}, which is not set here") for name in missing]
+    if max_fruitless < 1:
+        problems.append(OptionProblem("max-fruitless", f"given {max_fruitless}; expected at least 1"))
+    if any(letter in config.runs_dir for letter in "%\n\r"):
+        problems.append(
+            OptionProblem("runs_dir", f"given {config.runs_dir!r}; sbatch takes '%' and line ends otherwise")
+        )
+    job = SlurmJob("unnamed")
+    try:
+        job = read_job("unnamed", given, names_to_hand_on(env, export))
+    except JobRequestError as error:
+        problems += error.problems
+    else:
+        fixed = {key: value if isinstance(value, int) else None
+                 for key, value in (("devices", config.devices), ("num_nodes", config.num_nodes))}  # fmt: skip
+        problems += find_contradictions(job, **fixed, global_batch_size=config.global_batch_size)
+    if problems:
+        raise SubmitError(Problem(f"--{p.option}", p.message) for p in problems)
+    place = find_run(config)
+    devices = config.devices if isinstance(config.devices, int) else None
+    own = dataclasses.replace(
+        config,
+        name=place.path.name,
+        runs_dir=str(place.path.parent),
+        devices=ranks_per_node(job, devices),
+        num_nodes=job.nodes,
+        accelerator="gpu" if job.gpus_per_node and config.accelerator == "auto" else config.accelerator,
+        resume="none",
+    )
+    number = 1 + sum(1 for _ in place.path.glob(f"{FOLDER}/*"))
+    return Submission(
+        config=own,
+        job=dataclasses.replace(job, name=place.path.name),
+        place=place,
+        folder=place.path / FOLDER / str(number),
+        resume_from=None if config.resume in ("none", "auto") else place.resume_from,
+    )
+
+
+def make_folder(submission: Submission) -> None:
+    """Make the submission's folder, private, with the config that the job reads.
+
+    Raises:
+        SubmitError: the disk is full or read-only.
+    """
+    try:
+        submission.place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        submission.folder.mkdir(mode=0o700, parents=True)
+        write_file(submission.folder / "config.yaml", submission.config.to_yaml())
+    except OSError as error:
+        remove_folder(submission)
+        where = f"{submission.folder} cannot be made: {error.strerror or error}"
+        raise SubmitError([Problem("runs_dir", f"{where}; choose a folder with space where you may write")]) from error
+
+
+def remove_folder(submission: Submission) -> None:
+    """Take back what a submission made that was not queued."""
+    shutil.rmtree(submission.folder, ignore_errors=True)
+    for folder in (submission.folder.parent, submission.place.path, submission.place.path.parent):
+        # With something in it, it stays.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def write_record(submission: Submission, cluster: str, **known: Any) -> None:
+    """Note what was queued, for `status`, `logs` and `cancel`."""
+    values = {"cluster": cluster, "submitted": round(time.time(), 3), "host": os.uname().nodename, **known}
+    write_file(submission.folder / RECORD, json.dumps(values) + "\n")
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """What was queued for a run, oldest first; each with its `folder`."""
+    found: list[tuple[int, dict[str, Any]]] = []
+    for file in run.glob(f"{FOLDER}/*/{RECORD}"):
+        try:
+            found.append((int(file.parent.name), {**json.loads(file.read_text()), "folder": str(file.parent)}))
+        except (OSError, ValueError, TypeError):
+            continue  # being written, or not ours
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]

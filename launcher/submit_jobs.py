@@ -1,0 +1,98 @@
+"""Queueing a submission: the one place where something outside is asked to run it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+from launcher.errors import Problem, QueueError, SubmitError
+from launcher.local_job import start_detached
+from launcher.snapshot import take_snapshot
+from launcher.submission import Submission, make_folder, remove_folder, write_record
+
+
+def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | None, max_fruitless: int) -> str:
+    """Send the job through submitit; returns a line for the user.
+
+    Raises:
+        SubmitError: there is no SLURM here, or no space.
+        QueueError: sbatch's own words.
+    """
+    from slurm.queue import has_slurm
+
+    if not has_slurm():
+        raise SubmitError([Problem("--cluster", "given slurm, but there is no sbatch on this machine; submit from a "
+                                   "login node, or use --cluster local")])  # fmt: skip
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from slurm.render import JobExecutor
+    from slurm.task import FitRequest, FitTask
+
+    before = os.umask(0o077)
+    try:
+        make_folder(submission)
+        cwd = _code(submission, snapshot=snapshot)
+        request = FitRequest(
+            run=str(submission.place.path),
+            folder=str(submission.folder),
+            command=submission.command,
+            cwd=str(cwd),
+            nodes=submission.job.nodes,
+            ranks_per_node=int(submission.config.devices),
+            signal=submission.job.signal,
+            resume_from=None if submission.resume_from is None else str(submission.resume_from),
+            fruitless_limit=max_fruitless,
+            interface=interface,
+        )
+        executor = JobExecutor(submission.job, submission.folder, sys.executable)
+        try:
+            # submitit prints sbatch's words, and raises them too.
+            with contextlib.redirect_stderr(io.StringIO()):
+                job = executor.submit(FitTask(request))
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise QueueError(f"sbatch did not take the job: {str(error).strip()}") from error
+        write_record(submission, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
+    except BaseException:
+        remove_folder(submission)
+        raise
+    finally:
+        os.umask(before)
+    return f"job {job.job_id} is queued"
+
+
+def submit_local(submission: Submission, *, snapshot: bool) -> str:
+    """Start the run in the background; returns a line for the user.
+
+    Raises:
+        SubmitError: more than one node was asked for, or no space.
+        QueueError: it cannot be started.
+    """
+    if submission.job.nodes > 1:
+        raise SubmitError([Problem("--nodes", f"given {submission.job.nodes}; --cluster local is this machine alone")])
+    before = os.umask(0o077)
+    try:
+        make_folder(submission)
+        cwd = _code(submission, snapshot=snapshot)
+        resume = "auto" if submission.resume_from is None else str(submission.resume_from)
+        known = start_detached([*submission.command, "--resume", resume], cwd, submission.folder)
+        write_record(submission, "local", **known)
+    except BaseException:
+        remove_folder(submission)
+        raise
+    finally:
+        os.umask(before)
+    return f"process {known['pid']} runs in the background"
+
+
+def _code(submission: Submission, *, snapshot: bool) -> Path:
+    """Where the ranks find the user's code."""
+    here = Path.cwd()
+    if not snapshot:
+        return here
+    copy = take_snapshot(here, submission.folder / "code", submission.place.path.parent)
+    if copy is None:
+        sys.stderr.write("notice: no snapshot of the code, as this is no git repository: later edits reach the job\n")
+    return copy or here

@@ -1,0 +1,189 @@
+"""How the nodes of one attempt find each other, before any rank runs.
+
+Node 0 reserves a port that is free there and publishes it, with a token and every name and address that it has, in a
+file on the shared disk. The other nodes try these until one answers with the token, so each knows an address of node 0
+that it reaches, and the interface that the way there leaves by; node 0 knows the interface that they came in by.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from slurm.interfaces import addresses
+
+_TOKEN_BYTES = 32
+# Seconds that one try of one address may take.
+_TRY = 3.0
+_LOOK_EVERY = 0.2
+
+
+class MeetingError(RuntimeError):
+    """The nodes did not find each other; says which are missing or what was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the ranks of an attempt meet.
+
+    Attributes:
+        host: name or address of node 0 that this node reaches.
+        port: free on node 0.
+        interface: this node's interface towards the others; None if they came by several.
+    """
+
+    host: str
+    port: int
+    interface: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What node 0 tells: its names and addresses, the ranks' port, the port that answers, and the token."""
+
+    hosts: list[str]
+    port: int
+    answers: int
+    token: str
+
+
+class PortReservation:
+    """A free port of this machine that nobody else is given, though another process of ours can listen on it.
+
+    Linux lets two sockets with SO_REUSEADDR have one port as long as only one of them listens.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("", 0))
+        self.port: int = self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+
+def host_meeting(file: Path, nodes: int, port: int, names: list[str], timeout: float) -> Place:
+    """Node 0: publish the place and wait for the other nodes.
+
+    Args:
+        file: to publish in; new for each attempt, on a disk that the nodes share.
+        nodes: number of nodes.
+        port: for the ranks, reserved on this node.
+        names: of this node, the preferred first; its addresses are added.
+        timeout: seconds to wait.
+
+    Raises:
+        MeetingError: names the nodes that did not come.
+    """
+    token = secrets.token_hex(_TOKEN_BYTES // 2)
+    own = addresses()
+    with socket.create_server(("", 0), family=_family(), dualstack_ipv6=_family() == socket.AF_INET6) as server:
+        answers = server.getsockname()[1]
+        hosts = list(dict.fromkeys([*names, *own]))
+        _publish(file, _Published(hosts, port, answers, token))
+        interfaces = _await_nodes(server, nodes, token, own, timeout)
+    file.unlink(missing_ok=True)
+    return Place(names[0], port, interfaces.pop() if len(interfaces) == 1 else None)
+
+
+def join_meeting(file: Path, node: int, timeout: float, now: Callable[[], float] = time.monotonic) -> Place:
+    """Another node: find the file, then an address of node 0 that answers.
+
+    Raises:
+        MeetingError: nothing was published, or nothing that was answered; says what was tried.
+    """
+    give_up = now() + timeout
+    tried: dict[str, str] = {}
+    while now() < give_up:
+        published = _read(file)
+        if published is not None:
+            for host in published.hosts:
+                try:
+                    local = _greet(host, published.answers, published.token, node)
+                except OSError as error:
+                    tried[host] = error.strerror or str(error)
+                else:
+                    return Place(host, published.port, addresses().get(local))
+        time.sleep(_LOOK_EVERY)
+    if not tried:
+        raise MeetingError(f"node 0 published no address in {file} within {timeout:g} s; is that folder on a disk that "
+                           "the nodes share?")  # fmt: skip
+    attempts = "; ".join(f"{host}: {why}" for host, why in tried.items())
+    raise MeetingError(f"node {node} ({socket.gethostname()}) reaches no address of node 0: {attempts}; open the ports "
+                       "between the nodes")  # fmt: skip
+
+
+def _await_nodes(
+    server: socket.socket, nodes: int, token: str, own: Mapping[str, str], timeout: float
+) -> set[str | None]:
+    """Answer each node once; returns the interfaces that they came in by."""
+    missing = set(range(1, nodes))
+    interfaces: set[str | None] = set()
+    give_up = time.monotonic() + timeout
+    while missing:
+        server.settimeout(max(give_up - time.monotonic(), 0.001))
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:
+            raise MeetingError(
+                f"node {', '.join(map(str, sorted(missing)))} of {nodes} did not come within {timeout:g} s"
+            ) from None
+        with connection:
+            connection.settimeout(_TRY)
+            try:
+                line = connection.makefile("rb").readline(200).decode(errors="replace").split()
+                if len(line) == 2 and line[1].isdecimal() and hmac.compare_digest(line[0], token):
+                    connection.sendall(f"{token}\n".encode())
+                    # A node that asks again has not heard the answer.
+                    missing.discard(int(line[1]))
+                    interfaces.add(own.get(_plain(connection.getsockname()[0])))
+            except OSError:
+                continue  # it will come again
+    return interfaces
+
+
+def _greet(host: str, port: int, token: str, node: int) -> str:
+    """Ask one address of node 0; returns the own address that the way there leaves by."""
+    with socket.create_connection((host, port), timeout=_TRY) as connection:
+        connection.sendall(f"{token} {node}\n".encode())
+        answer = connection.makefile("rb").readline(200).decode(errors="replace").strip()
+        if not hmac.compare_digest(answer, token):
+            raise OSError(f"somebody else answers at port {port}")
+        return _plain(connection.getsockname()[0])
+
+
+def _plain(address: str) -> str:
+    """A dual-stack socket writes an IPv4 address as ::ffff:10.0.0.1."""
+    return address.removeprefix("::ffff:")
+
+
+def _family() -> socket.AddressFamily:
+    return socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+
+def _publish(file: Path, values: _Published) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(asdict(values), stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _read(file: Path) -> _Published | None:
+    try:
+        # NFS clients remember that a file was missing; opening its folder makes them ask again.
+        os.listdir(file.parent)  # noqa: PTH208 -- nothing of the result is used
+        return _Published(**json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None

@@ -1,0 +1,110 @@
+"""What SLURM says of a job, and ending one: `squeue`, `sacct` and `scancel`, started without a shell."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_TIMEOUT = 60.0
+# States after which nothing more comes of a job.
+ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED",
+                   "TIMEOUT"})  # fmt: skip
+UNKNOWN = "UNKNOWN"
+
+
+class QueueCommandError(RuntimeError):
+    """A command of SLURM's is missing, failed, or did not answer; carries its own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How a job stands.
+
+    Attributes:
+        state: SLURM's word, as in RUNNING, PENDING, REQUEUED, COMPLETED; UNKNOWN if SLURM has forgotten it.
+        reason: why it waits, or its nodes.
+        exit_code: of an ended job, None where it is not known.
+    """
+
+    state: str
+    reason: str = ""
+    exit_code: int | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in ENDED or self.state == UNKNOWN
+
+
+def has_slurm() -> bool:
+    """Whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def job_state(job_id: str) -> JobState:
+    """Ask the controller, and the accounting for what the controller no longer knows.
+
+    Raises:
+        QueueCommandError: neither answers.
+    """
+    _check_id(job_id)
+    asked = _run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%R"])
+    lines = asked.stdout.strip().splitlines() if asked.returncode == 0 else []
+    if lines:
+        state, _, reason = lines[0].partition("|")
+        if state not in ENDED:
+            return JobState(state, reason)
+    elif asked.returncode and "Invalid job id" not in asked.stderr:
+        raise QueueCommandError(f"squeue: {asked.stderr.strip() or 'no answer'}")
+    return _accounted(job_id) or (JobState(lines[0].partition("|")[0]) if lines else JobState(UNKNOWN))
+
+
+def cancel_job(job_id: str) -> None:
+    """End a job, queued or running.
+
+    Raises:
+        QueueCommandError: SLURM's own words.
+    """
+    _check_id(job_id)
+    asked = _run(["scancel", job_id])
+    if asked.returncode:
+        raise QueueCommandError(f"scancel: {asked.stderr.strip()}")
+
+
+def _accounted(job_id: str) -> JobState | None:
+    if shutil.which("sacct") is None:
+        return None
+    words = [
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        f"--jobs={job_id}",
+        "--format=State,ExitCode,NodeList",
+    ]
+    asked = _run(words)
+    lines = asked.stdout.strip().splitlines()
+    if asked.returncode or not lines:
+        return None  # a cluster without accounting
+    state, code, nodes = [*lines[-1].split("|"), "", "", ""][:3]
+    found = re.match(r"(\d+):(\d+)", code)
+    exit_code = None if found is None else int(found[1]) or (128 + int(found[2]) if int(found[2]) else 0)
+    # "CANCELLED by 1000"
+    return JobState(state.split()[0] if state else UNKNOWN, nodes, exit_code)
+
+
+def _check_id(job_id: str) -> None:
+    if not re.fullmatch(r"\d+(_\d+)?", job_id, re.ASCII):
+        raise QueueCommandError(f"{job_id!r} is no job number")
+
+
+def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+    except FileNotFoundError:
+        raise QueueCommandError(f"there is no {words[0]} on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise QueueCommandError(f"{words[0]} did not answer within {_TIMEOUT:g} s") from None

@@ -1,0 +1,83 @@
+"""Peak memory: the estimate against live storages of real steps, beside DeepSpeed's own estimators.
+
+    python -m tests.benchmarks.peak_memory [--ranks 1 2] [--models mlp gpt ...] [--batch 32]
+
+Errors are (estimate - real) / real. DeepSpeed's estimators know model states alone, for Adam in 16 bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+from strategies.candidates import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
+from strategies.memory import estimate_memory
+from strategies.model_states import ZeroSettings
+from strategies.precision import Precision
+from strategies.trace import TraceTypes, trace_step
+from tests.live_peaks import BUCKET
+from tests.model_zoo import MODELS
+from tests.processes import run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS = ZeroSettings(BUCKET, overlap_comm=False, persistence_threshold=500, prefetch_bucket_size=BUCKET)
+PRECISIONS = {"fp32": Precision.FP32_TRUE, "bf16": Precision.BF16_TRUE}
+
+
+def estimate(name: str, stage: int, dtype: str, ranks: int, batch_size: int) -> tuple[int, int]:
+    """Our bytes, and DeepSpeed's."""
+    entry = MODELS[name]
+    types = TraceTypes(module=torch.bfloat16 if dtype == "bf16" else None)
+    trace, model = trace_step(entry.make, entry.batch(batch_size), batch_size, types=types)
+    candidate = {0: DDP if ranks > 1 else SINGLE_DEVICE, 1: ZERO_1, 2: ZERO_2, 3: ZERO_3}[stage]
+    ours = estimate_memory(model, trace, candidate, ranks, PRECISIONS[dtype], settings=SETTINGS).total
+    if stage == 3:
+        largest = max(p.numel for p in model.parameters)
+        theirs = estimate_zero3_model_states_mem_needs(model.numel, largest, ranks, 1, cpu_offload=False)[1]
+    else:
+        theirs = estimate_zero2_model_states_mem_needs(model.numel, ranks, 1, cpu_offload=False)[1]
+    return ours, theirs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    errors: list[float] = []
+    theirs_errors: list[float] = []
+    for ranks in options.ranks:
+        with tempfile.TemporaryDirectory() as name:
+            out = Path(name) / "peaks"
+            words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+            words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.live_peaks", str(out)]
+            words += [",".join(options.models), "0,1,2,3", "fp32,bf16", str(options.batch)]
+            env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
+            run(words, Path(name), env=env, timeout=3600).check()
+            files = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(ranks)]
+        for lines in zip(*files, strict=True):
+            cases = [json.loads(line) for line in lines]
+            case, real = cases[0], max(c["peak"] for c in cases)
+            ours, theirs = estimate(case["model"], case["stage"], case["dtype"], ranks, options.batch)
+            errors.append((ours - real) / real)
+            if case["stage"]:
+                theirs_errors.append((theirs - real) / real)
+            print(f"{ranks} ranks, {case['model']:9} stage {case['stage']} {case['dtype']}: real {real}, "
+                  f"estimate {errors[-1]:+.2%}, DeepSpeed's {(theirs - real) / real:+.0%}")  # fmt: skip
+    under = sum(error < -0.02 for error in errors) / len(errors)
+    print(f"median error {statistics.median(map(abs, errors)):.2%} (target at most 3 %); "
+          f"{under:.1%} of {len(errors)} cases under by more than 2 % (target at most 1 %); "
+          f"DeepSpeed's estimators: median error {statistics.median(map(abs, theirs_errors)):.0%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Trainings by `TrainingCoordinator` in scripts: one process, ranks of its own, and what is left when one fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.runs import events_of, only_run, read_trace, toy_env
+from tests.processes import Finished, run
+
+pytestmark = pytest.mark.slow
+
+_HEAD = """
+import json, os, sys
+import torch
+from launcher import TrainingCoordinator
+from launcher.config import WandbOptions
+from launcher.errors import LauncherError
+from tests.toy import Probe, Toy, ToyData
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+
+def coordinator(**options):
+    return TrainingCoordinator(**{"output_dir": "runs", "use_gpu": False, "wandb": WandbOptions("disabled"), **options})
+
+def found(**values):
+    print("FOUND", json.dumps(values), flush=True)
+"""
+
+
+def script(folder: Path, text: str, *words: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
+    """Run a user's script in an empty folder."""
+    (folder / "train.py").write_text(_HEAD + text)
+    whole = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
+    return run([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
+
+
+def found_in(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
+
+
+def notices_of(run_directory: Path) -> list[str]:
+    return [event["message"] for event in events_of(run_directory, "notice")]
+
+
+def probed(folder: Path) -> Sequence[Any]:
+    return json.loads((folder / "probe").read_text())
+
+
+@pytest.mark.case(18)
+def test_a_wish_for_mixed_precision_on_a_cpu_is_trained_in_32_bit_with_one_notice(tmp_path: Path) -> None:
+    output = script(tmp_path, """
+model = Toy()
+end = coordinator(callbacks=[Probe()]).train(model, ToyData(), max_epochs=1, use_amp=True, **QUIET)
+found(keys=sorted(end), precision=end["trainer"].precision, same=end["model"] is model, best=end["best_model_path"],
+      metrics=end["final_metrics"], plan=end["plan"].precision, steps=end["trainer"].global_step)
+""").output  # fmt: skip
+    (end,) = found_in(output)
+    assert end["keys"] == ["best_model_path", "final_metrics", "model", "plan", "trainer"]
+    assert (end["precision"], end["plan"], end["same"], end["steps"]) == ("32-true", "32-true", True, 16)
+    assert Path(end["best"]).is_file()
+    assert end["metrics"]["loss"] == pytest.approx(read_trace(tmp_path / "trace")[-1][2])
+    assert probed(tmp_path)[:2] == ["32-true", "torch.float32"]
+    assert output.count("notice: ") == 1
+    assert "notice: use_amp was wished for, but mixed precision is native to no rank" in output
+    assert len(notices_of(only_run(tmp_path))) == 1
+
+
+_OWN = """
+from lightning.pytorch.plugins.precision import HalfPrecision
+
+class Own(HalfPrecision):
+    made = 0
+
+    def __init__(self):
+        super().__init__("bf16-true")
+        Own.made += 1
+"""
+
+
+@pytest.mark.case(19)
+def test_a_precision_plugin_as_object_is_respected_and_not_doubled(tmp_path: Path) -> None:
+    output = script(tmp_path, _OWN + """
+own = Own()
+end = coordinator(plugins=[own], callbacks=[Probe()]).train(Toy(), ToyData(), max_steps=2, **QUIET)
+found(same=end["trainer"].precision_plugin is own, made=Own.made, plan=end["plan"].precision,
+      scale=end["plan"].has_loss_scale)
+""").output  # fmt: skip
+    assert found_in(output) == [{"same": True, "made": 1, "plan": "custom", "scale": False}]
+    assert probed(tmp_path)[:2] == ["bf16-true", "torch.bfloat16"]
+    (planned,) = events_of(only_run(tmp_path), "planned")
+    assert planned["plan"]["precision"] == "custom"
+    assert planned["plan"]["precision_reasons"] == ["the user's own __main__.Own decides"]
+    assert notices_of(only_run(tmp_path)) == [
+        "precision and use_amp are not used: the user's own __main__.Own decides"
+    ]  # fmt: skip
+
+
+@pytest.mark.case(19)
+def test_a_precision_plugin_in_a_config_file_is_respected_and_not_doubled(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(_OWN)
+    output = script(tmp_path, """
+from launcher import fit, load_config
+import theirs
+
+words = ["--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled",
+         "--trainer.max_steps", "2", "--trainer.plugins", "{class_path: theirs.Own}",
+         "--trainer.callbacks", "[{class_path: tests.toy.Probe}]"]
+result = fit(load_config(overrides=words))
+found(own=type(result.trainer.precision_plugin) is theirs.Own, made=theirs.Own.made, plan=result.plan.precision)
+""").output  # fmt: skip
+    assert found_in(output) == [{"own": True, "made": 1, "plan": "custom"}]
+    assert probed(tmp_path)[:2] == ["bf16-true", "torch.bfloat16"]
+    assert notices_of(only_run(tmp_path)) == [], "nothing else was asked for"
+
+
+@pytest.mark.case(20)
+def test_a_config_that_wandb_does_not_take_is_one_warning_and_the_training_goes_on(tmp_path: Path) -> None:
+    output = script(tmp_path, """
+import wandb
+from wandb.sdk.wandb_config import Config
+before = Config.update
+def update(self, values, *rest, **more):
+    if "model_type" in values:  # the run's own start uses the same call
+        raise wandb.Error("the service is gone")
+    return before(self, values, *rest, **more)
+Config.update = update
+
+end = coordinator(wandb=WandbOptions("offline")).train(Toy(), ToyData(), max_steps=2, **QUIET)
+found(steps=end["trainer"].global_step)
+""").output  # fmt: skip
+    assert found_in(output) == [{"steps": 2}]
+    text = "W&B did not take the model's config: Error: the service is gone"
+    assert output.count(text) == 1
+    assert notices_of(only_run(tmp_path)).count(text) == 1
+
+
+_TWO = """
+os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "elsewhere"))
+kind, name, rank = sys.argv[1:4] if len(sys.argv) > 1 else ("", "", "0")
+trains = coordinator(precision="32", devices=2)
+for each in ("first", "second"):
+    here = each == name
+    model = Toy(by_rank=int(rank), raise_at=3 if here and kind == "raise" else -1)
+    if here and kind == "leave" and os.environ.get("RANK") == rank:
+        sys.exit(7)
+    try:
+        end = trains.train(model, ToyData(), name=each,
+                           resume_from_checkpoint="missing.ckpt" if here and kind == "refuse" else None, **QUIET)
+    except LauncherError as error:
+        if kind != "refuse":
+            raise
+        found(rank=os.environ.get("RANK"), refused=str(error))
+        continue
+    found(name=each, rank=end["trainer"].global_rank, world=end["trainer"].world_size,
+          steps=end["trainer"].global_step, pid=os.getpid(), best=end["best_model_path"])
+"""
+
+
+def two(folder: Path, *words: str, code: int = 0) -> str:
+    (folder / "elsewhere").mkdir()
+    return script(folder, _TWO, *words, code=code).output
+
+
+def test_two_trainings_of_a_script_with_two_devices_one_after_the_other(tmp_path: Path) -> None:
+    found = found_in(two(tmp_path))
+    assert sorted((end["name"], end["rank"], end["world"], end["steps"]) for end in found) == [
+        ("first", 0, 2, 8), ("first", 1, 2, 8), ("second", 0, 2, 8), ("second", 1, 2, 8),
+    ]  # fmt: skip
+    assert len({end["pid"] for end in found}) == 2, "the ranks are made once"
+    for name in ("first", "second"):
+        directory = tmp_path / "elsewhere" / "runs" / name
+        assert {end["best"] for end in found if end["name"] == name} == {str(next(iter(
+            p for p in (directory / "checkpoints").iterdir() if p.name.startswith("epoch"))))}  # fmt: skip
+        assert len(events_of(directory, "finished")) == 1
+        assert sorted(p.name for p in (directory / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
+    # Every sample once in each training: the ranks share the data, and the second begins anew.
+    for rank in (0, 1):
+        steps = [step for step, _, _ in read_trace(tmp_path / "trace", rank)]
+        assert steps == [*range(8), *range(8)]
+    seen = [n for rank in (0, 1) for _, index, _ in read_trace(tmp_path / "trace", rank)[:8] for n in index]
+    assert sorted(seen) == list(range(64))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_ends_the_script_with_its_own_words_and_none_is_left(tmp_path: Path, rank: int) -> None:
+    # That no process is left is what the guard around every test looks at.
+    output = two(tmp_path, "raise", "second", str(rank), code=1)
+    assert "ValueError: the user's own mistake" in output
+    assert f"TrainingError: rank {rank} (" in output
+    assert [end["name"] for end in found_in(output)] == ["first", "first"]
+    directory = tmp_path / "elsewhere" / "runs" / "second"
+    assert "ValueError: the user's own mistake" in (directory / "logs" / f"rank-{rank}.log").read_text()
+    failed = {event["rank"]: event["error"] for event in events_of(directory, "failed")}
+    assert failed[rank] == "ValueError: the user's own mistake"
+
+
+def test_a_rank_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+    # Rank zero would wait for the other at the agreement, for five minutes.
+    output = two(tmp_path, "leave", "second", "1", code=-15)
+    assert "error: rank 1 of this script ended with exit code 7, and so does rank 0" in output
+
+
+def test_a_training_that_is_refused_leaves_the_ranks_for_the_next(tmp_path: Path) -> None:
+    found = found_in(two(tmp_path, "refuse", "first", "0"))
+    refused = [end for end in found if "refused" in end]
+    assert len(refused) == 2
+    assert all("missing.ckpt does not exist" in end["refused"] for end in refused)
+    assert sorted((end["name"], end["rank"]) for end in found if "name" in end) == [("second", 0), ("second", 1)]

@@ -1,0 +1,98 @@
+"""Every way for a rank to go: the culprit is named, the exit code is handed on, nothing hangs, nothing is left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import TOY, events_of, read_trace, toy_env
+from tests.processes import Finished, launcher, run
+
+pytestmark = pytest.mark.slow
+SETTINGS = ("--model", "tests.faulty.Faulty", *TOY[2:], "--global_batch_size", "8", "--trainer.max_epochs", "1",
+            "--name", "it", "--devices", "2")  # fmt: skip
+
+
+def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
+    return run(launcher("fit", *SETTINGS, *words), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        ("kill", 137, r"killed by SIGKILL \(signal 9\) at step 3"),
+        ("segfault", 139, r"killed by SIGSEGV \(signal 11\) at step 3"),
+        ("exit 3", 3, r"exited with code 3 at step 3"),
+        ("raise", 1, r"ValueError: the user's own mistake at step 3"),
+    ],
+)
+def test_the_first_rank_that_failed_is_named_once_with_its_log_and_its_exit_code(
+    tmp_path: Path, fault: str, code: int, told: str
+) -> None:
+    output = _fit(tmp_path, "--model.fault", fault).check(code).output
+
+    account = output[output.index("error: ") :]
+    assert re.match(rf"error: rank 1 \(\S+\) failed first: {told}\n", account), output
+    assert re.search(r"^  rank 0 \(\S+\): ", account, re.M)
+    assert output.count("failed first") == 1
+    assert "no restart: --max-restarts is 0" in account
+    (event,) = events_of(tmp_path / "runs" / "it", "rank_failed")
+    assert (event["rank"], event["step"], event["restart"]) == (1, 3, False)
+    if fault == "raise":
+        assert "| ValueError: the user's own mistake" in account
+        assert "tests/faulty.py" in account
+        assert account.count("Traceback") == 0, "the lost peer's traceback is for its log alone"
+        assert "closed by peer" in (tmp_path / "runs/it/logs/rank-0.log").read_text()
+    if fault == "segfault":
+        assert 'faulty.py", line' in account, "the log's end says where"
+
+
+def test_an_exception_before_the_process_group_exists_is_told_with_its_rank(tmp_path: Path) -> None:
+    output = _fit(tmp_path, "--model", "tests.faulty.FailsEarly").check(1).output
+
+    assert re.search(r"error: rank 1 \(\S+\) failed first: OSError: a licence server", output), output
+    assert "before the training began" in output
+
+
+def test_restarts_go_on_from_the_checkpoint_with_every_sample_seen_and_the_same_run(tmp_path: Path) -> None:
+    words = ("--model.fault", "kill", "--model.times", "3", "--max-restarts", "5", "--checkpoint.every_n_steps", "2")
+    output = _fit(tmp_path, *words).check().output
+
+    directory = tmp_path / "runs" / "it"
+    assert [e["verdict"][:12] for e in events_of(directory, "rank_failed")] == [
+        f"restart {n} of 5"[:12] for n in (1, 2, 3)
+    ]
+    assert output.count("failed first") == 3
+    started = events_of(directory, "run_started")
+    assert len({event["attempt"] for event in started}) == len(started) == 4
+    assert events_of(directory, "finished")[0]["step"] == 8
+    # Steps 2 and 3 come again after each kill in step 3, then all the rest.
+    assert [step for step, _, _ in read_trace(tmp_path / "trace", 0)][-6:] == [2, 3, 4, 5, 6, 7]
+
+
+def test_restarts_are_counted_and_end(tmp_path: Path) -> None:
+    words = ("--model.fault", "kill", "--model.times", "9", "--max-restarts", "1", "--checkpoint.every_n_steps", "2")
+    output = _fit(tmp_path, *words).check(137).output
+    assert "restart 1 of 1, from the last checkpoint" in output
+    assert "no restart: 1 of 1 restarts were used in the last 3600 s" in output
+
+
+def test_the_same_exception_at_the_same_step_is_not_tried_a_third_time(tmp_path: Path) -> None:
+    output = _fit(tmp_path, "--model.fault", "raise", "--model.times", "9", "--max-restarts", "5").check(1).output
+    assert output.count("failed first") == 2
+    assert "no restart: the attempt before ended in the same way (ValueError" in output
+
+
+def test_an_import_error_in_a_step_is_not_tried_again(tmp_path: Path) -> None:
+    output = _fit(tmp_path, "--model.fault", "import", "--max-restarts", "5").check(1).output
+    assert output.count("failed first: ModuleNotFoundError: No module named 'nowhere' at step 3") == 1
+    assert "no restart: this error would repeat" in output
+
+
+def test_what_cannot_work_on_any_rank_is_told_once_without_a_restart(tmp_path: Path) -> None:
+    output = _fit(tmp_path, "--model", "nowhere.Model", "--max-restarts", "5").check(2).output
+    assert output.startswith("error: the config has 1 problem:\n  model.class_path: nowhere.Model does not import")
+    assert "failed first" not in output
+    assert "Traceback" not in output

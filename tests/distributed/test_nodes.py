@@ -1,0 +1,88 @@
+"""Several agents, as on several nodes: they meet, keep their numbers, tell each other of failures, and shrink."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import TOY, events_of, free_port, read_trace, toy_env
+from tests.processes import Finished, launcher, run
+
+pytestmark = pytest.mark.slow
+SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1",
+            "--name", "it", "--nproc-per-node", "1", "--rdzv-conf", "join_timeout=120,last_call_timeout=1")  # fmt: skip
+
+
+def _fit_on_nodes(
+    cwd: Path, nodes: str, own: Sequence[Sequence[str]], on_line: Callable[[int, str, int], None] | None = None
+) -> list[Finished]:
+    """One agent for each entry of `own`, started at once; `on_line` hears all of them, with the node's number."""
+    endpoint = f"127.0.0.1:{free_port()}"
+
+    def one(node: int) -> Finished:
+        def hear(line: str, agent: int) -> None:
+            if on_line is not None:
+                on_line(node, line, agent)
+
+        words = ("--nnodes", nodes, "--node-rank", str(node), "--rdzv-endpoint", endpoint, *own[node])
+        command = launcher("fit", *SETTINGS, *words)
+        return run(command, cwd, env=toy_env(cwd / "trace"), timeout=200, on_line=hear)
+
+    with ThreadPoolExecutor(len(own)) as pool:
+        return list(pool.map(one, range(len(own))))
+
+
+def test_two_nodes_keep_their_numbers_and_train_as_one(tmp_path: Path) -> None:
+    zero, one = _fit_on_nodes(tmp_path, "2", [(), ()])
+
+    assert (zero.code, one.code) == (0, 0), zero.output + one.output
+    assert "2 x " in zero.output
+    assert "on 2 nodes" in zero.output
+    assert "Plan" not in one.output
+    assert len(read_trace(tmp_path / "trace", 0)) == len(read_trace(tmp_path / "trace", 1)) == 16
+
+
+def test_a_failure_on_one_node_is_named_on_both_and_both_restart(tmp_path: Path) -> None:
+    words = ("--model", "tests.faulty.Faulty", "--model.fault", "kill", "--max-restarts", "2",
+             "--checkpoint.every_n_steps", "2")  # fmt: skip
+    zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
+
+    assert (zero.code, one.code) == (0, 0), zero.output + one.output
+    for output in (zero.output, one.output):
+        assert re.search(r"error: rank 1 \(\S+\) failed first: killed by SIGKILL \(signal 9\) at step 3", output), (
+            output
+        )
+    assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 16
+
+
+def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: Path) -> None:
+    lost: list[int] = []
+
+    def lose_node_one(node: int, line: str, agent: int) -> None:
+        # Node one's agent writes its process id; rank zero's steps say when to end it.
+        if line.startswith("step 4/") and not lost:
+            lost.append(int((tmp_path / "agent-1").read_text()))
+            os.kill(lost[0], signal.SIGKILL)
+
+    (tmp_path / "mark.py").write_text(
+        "import os\nfrom pathlib import Path\nfrom tests.toy import Toy\n\n\nclass Mark(Toy):\n"
+        "    def on_fit_start(self):\n        if self.global_rank == 1:\n"
+        "            Path('agent-1').write_text(str(os.getsid(0)))\n"
+    )
+    words = ("--model", "mark.Mark", "--max-restarts", "2", "--checkpoint.every_n_steps", "1",
+             "--trainer.max_epochs", "40")  # fmt: skip
+    zero, one = _fit_on_nodes(tmp_path, "1:2", [words, words], lose_node_one)
+
+    assert one.code == -signal.SIGKILL
+    zero.check()
+    directory = tmp_path / "runs" / "it"
+    first, second = (event["plan"] for event in events_of(directory, "planned"))
+    assert (first["world_size"], second["world_size"]) == (2, 1)
+    assert first["batch"]["global_batch_size"] == second["batch"]["global_batch_size"] == 8
+    assert events_of(directory, "finished")[0]["step"] == 320

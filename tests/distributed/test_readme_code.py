@@ -1,0 +1,49 @@
+"""The README's Python, run as it stands there: scripts of a user whose own package is `my_pkg`."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import REPOSITORY, events_of, only_run, toy_env
+from tests.processes import run
+from tests.wandb_file import history_rows
+
+pytestmark = pytest.mark.slow
+
+_THEIRS = "from tests.toy import Toy as MyModule, ToyData as MyData\n"
+
+
+def block(first: str) -> str:
+    """The README's code block that begins with this line."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    lines = text[text.index(f"    {first}\n") :].splitlines()
+    end = next(n for n, line in enumerate(lines) if line and not line.startswith("    "))
+    return textwrap.dedent("\n".join(lines[:end]))
+
+
+def run_block(folder: Path, first: str) -> str:
+    (folder / "my_pkg.py").write_text(_THEIRS)
+    (folder / "train.py").write_text(block(first))
+    env = {**toy_env(folder / "trace"), "WANDB_MODE": "offline"}
+    return run([sys.executable, "train.py"], folder, env=env, timeout=240).check().output
+
+
+def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
+    output = run_block(tmp_path, "from launcher import TrainingCoordinator")
+    (planned,) = events_of(only_run(tmp_path), "planned")
+    assert planned["plan"]["world_size"] == 2
+    assert output.count("32-true /") == 2, "each rank prints its result"
+    assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()
+
+
+def test_the_callback_logs_in_a_trainer_of_ones_own(tmp_path: Path) -> None:
+    run_block(tmp_path, "import lightning.pytorch as pl")
+    rows = [row for row in history_rows(tmp_path) if row.get("amp/enabled")]
+    # Lightning turns 16-mixed on a CPU into bf16-mixed, which has no loss scale; on a GPU it has one.
+    assert rows
+    assert {row["amp/precision"] for row in rows} <= {"bf16-mixed", "16-mixed"}
+    assert all("perf/step_seconds" in row for row in rows)

@@ -1,0 +1,248 @@
+"""Signals to the agent save and stop all ranks; whatever dies, no process is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import TOY, events_of, toy_env
+from tests.processes import Finished, launcher, run, session_processes
+
+pytestmark = pytest.mark.slow
+SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "4000", "--trainer.log_every_n_steps", "1",
+            "--name", "it", "--devices", "2")  # fmt: skip
+
+
+def _send_at_step(number: int, send: Callable[[int], None]) -> Callable[[str, int], None]:
+    """On rank zero's line of step `number`, once: `send` with the agent's process id."""
+    sent: list[str] = []
+
+    def on_line(line: str, agent: int) -> None:
+        if line.startswith(f"step {number}/") and not sent:
+            sent.append(line)
+            send(agent)
+
+    return on_line
+
+
+def _fit(cwd: Path, send: Callable[[int], None], *words: str) -> Finished:
+    env = toy_env(cwd / "trace")
+    return run(launcher("fit", *SETTINGS, *words), cwd, env=env, timeout=120, on_line=_send_at_step(4, send))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGHUP, 129)],
+)
+def test_a_signal_to_the_agent_alone_saves_on_all_ranks_at_the_same_step(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    output = _fit(tmp_path, lambda agent: os.kill(agent, number)).check(code).output
+
+    directory = tmp_path / "runs" / "it"
+    interrupted = events_of(directory, "interrupted")
+    assert {event["rank"] for event in interrupted} == {0, 1}
+    assert len({event["step"] for event in interrupted}) == 1
+    assert f"stopped after step {interrupted[0]['step']}; saved" in output
+    assert (directory / "checkpoints" / "last.ckpt").exists()
+    assert "failed first" not in output
+
+
+def test_ctrl_c_at_the_terminal_reaches_the_ranks_once(tmp_path: Path) -> None:
+    output = _fit(tmp_path, lambda group: os.killpg(group, signal.SIGINT)).check(130).output
+    assert output.count("saving at the next step boundary") == 1
+    assert "ending at once" not in output
+
+
+def test_a_second_signal_ends_at_once_even_where_no_step_boundary_comes(tmp_path: Path) -> None:
+    # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
+    words = ("--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
+
+    def twice(line: str, agent: int) -> None:
+        if line.startswith("step 5/"):
+            os.kill(agent, signal.SIGINT)
+        if "saving at the next step boundary" in line:
+            # Sooner than that it would be the same Ctrl-C, sent twice.
+            subprocess.Popen(["sh", "-c", f"sleep 1; kill -INT {agent}"], start_new_session=True).wait()
+
+    env = toy_env(tmp_path / "trace")
+    finished = run(launcher("fit", *SETTINGS, *words), tmp_path, env=env, timeout=120, on_line=twice)
+    finished.check(130)
+    assert not (tmp_path / "runs/it/checkpoints/last.ckpt").exists()
+
+
+def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def kill_agent(agent: int) -> None:
+        # One of the ranks stands still, and so could not end by itself.
+        ranks = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
+        seen.append([str(pid) for pid in ranks])
+        os.kill(ranks[-1], signal.SIGSTOP)
+        os.kill(agent, signal.SIGKILL)
+
+    finished = _fit(tmp_path, kill_agent)
+    assert finished.code == -signal.SIGKILL
+    assert len(seen[0]) == 3, "the fork server and its two ranks"
+    deadline = time.monotonic() + 30
+    while (left := [p for p in map(int, seen[0]) if _runs(p)]) and time.monotonic() < deadline:
+        select.select([], [], [], 0.05)
+    assert not left
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_the_fork_server_dying_is_a_failure_like_others_and_the_restart_works(tmp_path: Path) -> None:
+    def kill_server(agent: int) -> None:
+        children = [pid for pid, command in session_processes(agent) if "forkserver" in command]
+        os.kill(min(children), signal.SIGKILL)
+
+    words = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")
+    output = _fit(tmp_path, kill_server, *words).check().output
+    assert "the fork server above it, was killed" in output
+    assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 24
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[tuple[int, int]]:
+    master, slave = pty.openpty()
+    try:
+        yield master, slave
+    finally:
+        for descriptor in (master, slave):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    with _terminal() as (master, slave):
+
+        def own_terminal() -> None:
+            os.setsid()
+            ioctl(slave, termios.TIOCSCTTY, 0)
+
+        env = {**os.environ, **toy_env(tmp_path / "trace"), "TERM": "dumb"}
+        words = ("--trainer.enable_progress_bar", "false")
+        process = subprocess.Popen(launcher("fit", *SETTINGS, *words), cwd=tmp_path, env=env, stdin=slave,
+                                   stdout=slave, stderr=slave, preexec_fn=own_terminal)  # fmt: skip
+        try:
+            os.close(slave)
+            trace = tmp_path / "trace-1"
+            while process.poll() is None and not (trace.exists() and len(trace.read_text().splitlines()) > 5):
+                if select.select([master], [], [], 0.05)[0]:
+                    os.read(master, 65536)
+            os.close(master)
+            assert process.wait(60) == 128 + signal.SIGHUP
+        finally:
+            process.kill()
+            process.wait()
+    directory = tmp_path / "runs" / "it"
+    assert {event["rank"] for event in events_of(directory, "interrupted")} == {0, 1}
+    assert (directory / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode and not os.environ.get("CI"):
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    mounted.check_returncode()
+    words = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model", "tests.faulty.Faulty",
+             "--model.fault", "fill", "--trainer.max_epochs", "1")  # fmt: skip
+    try:
+        for rank in ("0", "1"):
+            trace = tmp_path / f"trace-by-{rank}"
+            command = launcher("fit", *SETTINGS, *words, "--model.by_rank", rank, "--name", f"by-{rank}")
+            run(command, tmp_path, env=toy_env(trace)).check()
+            assert len(Path(f"{trace}-{rank}").read_text().splitlines()) == 8
+            for log in (disk / "runs" / f"by-{rank}" / "logs").iterdir():
+                log.write_text("")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "talk.py").write_text(
+        "import sys\nfrom tests.toy import Toy\n\n\nclass Talk(Toy):\n    def on_fit_start(self):\n"
+        "        print('out of', self.global_rank)\n        print('err of', self.global_rank, file=sys.stderr)\n"
+    )
+    words = ("--model", "talk.Talk", "--trainer.max_epochs", "1", "--devices", "3", "--global_batch_size", "12")
+    command = launcher("fit", *SETTINGS, *words, "--terminal-ranks", "0,2")
+    output = run(command, tmp_path, env=toy_env(tmp_path / "trace")).check().output
+
+    lines = output.splitlines()
+    for line in ("out of 0", "err of 0", "[rank 2] out of 2", "[rank 2] err of 2"):
+        assert lines.count(line) == 1, output
+    assert "of 1" not in output
+    for rank in range(3):
+        log = (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text().splitlines()
+        assert log.count(f"out of {rank}") == log.count(f"err of {rank}") == 1
+
+
+def test_every_rank_knows_from_the_first_line_that_it_is_not_rank_zero(tmp_path: Path) -> None:
+    # Lightning takes its rank on import, and the fork server that imports has none.
+    (tmp_path / "mine.py").write_text(
+        "from lightning.pytorch.utilities import rank_zero_only\nfrom tests.toy import Toy\n\n\nclass Mine(Toy):\n"
+        "    def __init__(self):\n        super().__init__()\n        print('rank_zero_only', rank_zero_only.rank)\n"
+    )
+    words = ("--model", "mine.Mine", "--trainer.max_epochs", "1")
+    run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check()
+    for rank in range(2):
+        assert f"rank_zero_only {rank}\n" in (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text()
+
+
+def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ("--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", endpoint)
+        output = run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check(2).output
+    assert f"error: --rdzv-endpoint {endpoint}: cannot serve it from" in output
+    assert "Traceback" not in output
+
+
+def test_modules_that_a_fork_does_not_survive_are_spawned_with_a_notice(tmp_path: Path) -> None:
+    (tmp_path / "threads.py").write_text(
+        "import threading\nfrom tests.toy import Toy as Threaded\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True, name='the-users-own').start()\n"
+    )
+    words = ("--model", "threads.Threaded", "--trainer.max_epochs", "1")
+    output = run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
+    assert "notice: importing the model's modules starts threads (the-users-own)" in output
+    assert events_of(tmp_path / "runs/it", "finished")[0]["step"] == 8
+
+
+@pytest.mark.parametrize("ending", ["os._exit(5)", "raise RuntimeError('no licence')", "import sys; sys.exit(4)"])
+def test_a_module_that_ends_its_process_on_import_is_reported_by_the_rank(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "ends.py").write_text(f"import os\n{ending}\n")
+    words = ("--model", "ends.Model")
+    finished = run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"))
+    if "_exit" in ending:
+        finished.check(5)
+        assert "the fork server died while it imported" in finished.output
+        assert "failed first: exited with code 5 before the training began" in finished.output
+    else:
+        finished.check(2)
+        assert "ends.Model does not import: " in finished.output

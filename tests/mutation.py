@@ -1,0 +1,89 @@
+"""Mutation testing of the pure modules and the callback: breaks each line in turn and runs the tests that reach it.
+
+    pip install -e ".[test,mutation]"
+    python -m tests.mutation [--children 1] [--keep FOLDER] [MODULE ...]
+
+Works on a copy, from which `@override` is taken away: mutmut leaves decorated functions alone, and these are the heart
+of the callback. Prints the score and every survivor's change. `[tool.mutmut]` in pyproject.toml names modules and
+tests; `tests/mutation.md` has the last result, and why its survivors live.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_FOLDERS = ("strategies", "launcher", "slurm", "tests")
+_FILES = ("pyproject.toml", "README.md")
+# What the tests noticed; a mutant that never ends counts as noticed.
+_KILLED = ("killed", "timeout", "segfault", "caught by type check")
+
+
+def copy(folder: Path) -> None:
+    """The parts of the repository that the tests need, `@override` left out of what is to be mutated."""
+    for name in _FOLDERS:
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in _FILES:
+        shutil.copy(REPOSITORY / name, folder / name)
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["mutmut"]
+    for name in settings["only_mutate"]:
+        file = folder / name
+        file.write_text(re.sub(r"^ *@override\n", "", file.read_text(), flags=re.MULTILINE))
+
+
+def mutmut(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run mutmut on the copy."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "mutmut", *words]
+    return subprocess.run(command, cwd=folder, env=env, text=True, check=True, stdout=subprocess.PIPE)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--children", type=int, default=1, help="mutants at a time")
+    parser.add_argument(
+        "--keep", type=Path, help="work here and go on with what is here, instead of a folder that goes"
+    )
+    parser.add_argument("modules", nargs="*", help="such as launcher.rank_health; all without it")
+    options = parser.parse_args()
+    os.nice(5)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        if not (folder / "pyproject.toml").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            copy(folder)
+        patterns = [f"{module}.*" for module in options.modules]
+        print(mutmut(folder, "run", "--max-children", str(options.children), *patterns).stdout[-400:])
+        report(folder, options.modules)
+
+
+def report(folder: Path, modules: list[str]) -> None:
+    """The score, by module and in all, and every mutant that no test noticed."""
+    lines = mutmut(folder, "results", "--all", "true").stdout.splitlines()
+    results = [tuple(part.strip() for part in line.rsplit(":", 1)) for line in lines if ":" in line]
+    results = [r for r in results if not modules or any(r[0].startswith(f"{module}.") for module in modules)]
+    of_module: dict[str, Counter[str]] = {}
+    for name, status in results:
+        module = name[: re.search(r"\.x[_ǁ]", name).start()]  # type: ignore[union-attr]
+        of_module.setdefault(module, Counter())[status] += 1
+    for module, counts in [*sorted(of_module.items()), ("all", sum(of_module.values(), Counter()))]:
+        killed = sum(counts[status] for status in _KILLED)
+        print(f"{module}: {killed} of {counts.total()} noticed, {killed / counts.total():.1%}; {dict(counts)}")
+    for name, status in results:
+        if status not in _KILLED:
+            print(f"\n{status}: {name}")
+            print("".join(mutmut(folder, "show", name).stdout))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Programs of SLURM's that a test writes itself: real files on PATH that note how they were called."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+_PROGRAM = """\
+#!{python}
+import json, os, pathlib, sys
+folder = pathlib.Path({folder!r})
+name = pathlib.Path(sys.argv[0]).name
+with (folder / "calls.jsonl").open("a") as calls:
+    calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+if name == "sbatch":
+    (folder / "script").write_bytes(pathlib.Path(sys.argv[1]).read_bytes())
+answer = json.loads((folder / "answers.json").read_text())[name]
+sys.stdout.write(answer[1])
+sys.stderr.write(answer[2])
+sys.exit(answer[0])
+"""
+
+
+class StandIns:
+    """A folder of programs.
+
+    Args:
+        folder: to make.
+        answers: program to (exit code, stdout, stderr).
+    """
+
+    def __init__(self, folder: Path, answers: Mapping[str, tuple[int, str, str]]) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "answers.json").write_text(json.dumps(answers))
+        for name in answers:
+            program = folder / name
+            program.write_text(_PROGRAM.format(python=sys.executable, folder=str(folder)))
+            program.chmod(0o755)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """A PATH with these programs before all others."""
+        return {"PATH": f"{self.folder}:{os.environ['PATH']}"}
+
+    def answer(self, **answers: tuple[int, str, str]) -> None:
+        """Change what programs say."""
+        known = json.loads((self.folder / "answers.json").read_text())
+        (self.folder / "answers.json").write_text(json.dumps({**known, **answers}))
+
+    def calls(self, name: str) -> list[list[str]]:
+        """The words that a program was called with, each time."""
+        try:
+            lines = (self.folder / "calls.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [words[1:] for words in map(json.loads, lines) if words[0] == name]
+
+
+TAKEN = (0, "Submitted batch job 42\n", "")

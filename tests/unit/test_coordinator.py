@@ -1,0 +1,300 @@
+"""`TrainingCoordinator`: what its arguments become. The trainings themselves are in tests/distributed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.precision import DoublePrecision
+from torch.utils.data import DataLoader
+
+import launcher.coordinator as module
+from launcher import TrainingCoordinator
+from launcher.config import RunConfig, WandbOptions
+from launcher.config_check import parse_config
+from launcher.errors import ConfigError, UsageError
+from launcher.main_path import FitResult
+from launcher.user_objects import UserObjects
+from strategies.precision import PrecisionError
+from tests.toy import Numbers, Toy, ToyData
+
+
+class Fits:
+    """Stands where `fit` would train; keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.configs: list[RunConfig] = []
+        self.given: list[UserObjects] = []
+        self.env: Any = None
+
+    def __call__(self, config: RunConfig, *, env: Any = None, given: UserObjects) -> FitResult:
+        self.configs.append(config)
+        self.given.append(given)
+        self.env = env
+        best = Path("best.ckpt") if config.name != "unsaved" else None
+        return FitResult(Path("runs/x"), "the plan", {"loss": 1.0}, 3, best, best, "the trainer")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
+    made = Fits()
+    monkeypatch.setattr(module, "fit", made)
+    monkeypatch.setattr(module, "in_notebook", lambda: False)
+    return made
+
+
+def coordinator(**options: Any) -> TrainingCoordinator:
+    return TrainingCoordinator(**{"use_gpu": False, **options})
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(Numbers(8), batch_size=4)
+
+
+def test_the_defaults_are_the_contracts(fits: Fits) -> None:
+    TrainingCoordinator(use_gpu=False).train(Toy(), loader())
+    (config,) = fits.configs
+    assert (config.runs_dir, config.precision, config.strategy) == ("runs", "16", "auto")
+    assert (config.devices, config.num_nodes, config.accelerator) == ("auto", "auto", "cpu")
+    assert (config.trainer.gradient_clip_val, config.trainer.max_epochs, config.seed) == (1.0, 1, 42)
+    assert (config.use_amp, config.resume, config.name) == (None, "none", None)
+    assert config.on_precision_change == "notice"
+    assert config.model == {"class_path": "tests.toy.Toy"}, "for whoever reads the run's config"
+
+
+def test_what_is_given_is_in_the_config(fits: Fits, tmp_path: Path) -> None:
+    made = coordinator(
+        output_dir=tmp_path, precision="bf16", gradient_clip_val=None, strategy="ddp", devices=1, num_nodes=2,
+        wandb=WandbOptions("disabled"), on_precision_change="error",
+    )  # fmt: skip
+    checkpoint = tmp_path / "a.ckpt"
+    made.train(Toy(), loader(), max_epochs=7, use_amp=True, resume_from_checkpoint=checkpoint, seed=3, name="mine",
+               log_every_n_steps=2)  # fmt: skip
+    (config,) = fits.configs
+    assert (config.runs_dir, config.precision, config.strategy) == (str(tmp_path), "bf16", "ddp")
+    assert (config.devices, config.num_nodes, config.wandb.mode) == (1, 2, "disabled")
+    assert (config.trainer.gradient_clip_val, config.trainer.max_epochs) == (None, 7)
+    assert config.trainer.log_every_n_steps == 2
+    assert (config.use_amp, config.resume, config.seed, config.name) == (True, str(checkpoint), 3, "mine")
+    assert config.on_precision_change == "error"
+    assert parse_config(config.to_dict()) == config, "a config file could say it too"
+
+
+def test_with_a_gpu_wanted_the_launcher_looks_for_one() -> None:
+    assert TrainingCoordinator()._config.accelerator == "auto"
+    assert TrainingCoordinator(use_gpu=False)._config.accelerator == "cpu"
+
+
+def test_the_result_is_the_contracts(fits: Fits) -> None:
+    model = Toy()
+    found = coordinator().train(model, loader())
+    assert set(found) == {"trainer", "model", "best_model_path", "final_metrics", "plan"}
+    assert (found["trainer"], found["plan"], found["final_metrics"]) == ("the trainer", "the plan", {"loss": 1.0})
+    assert found["model"] is model
+    assert found["best_model_path"] == "best.ckpt"
+    assert coordinator().train(model, loader(), name="unsaved")["best_model_path"] is None
+
+
+def test_two_trainings_of_one_coordinator_have_nothing_of_each_other(fits: Fits) -> None:
+    made = coordinator()
+    made.train(Toy(), loader(), name="a", max_epochs=5, use_amp=True, max_steps=3)
+    made.train(Toy(), loader(), name="b")
+    second = fits.configs[1]
+    assert (second.name, second.trainer.max_epochs, second.use_amp, second.trainer.max_steps) == ("b", 1, None, -1)
+
+
+def test_loaders_are_taken_as_they_are(fits: Fits) -> None:
+    train, validation = loader(), loader()
+    coordinator().train(Toy(), train, validation)
+    data = fits.given[0].data
+    assert data is not None
+    assert data.train_dataloader() is train
+    assert data.val_dataloader() is validation
+    assert fits.given[0].traits()["batch_size"] == 4
+    coordinator().train(Toy(), [train, loader()])
+    several = fits.given[1].data
+    assert several is not None
+    assert several.val_dataloader() == []
+    assert fits.given[1].traits()["batch_size"] is None
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_datamodule_is_taken_in_either_place(fits: Fits, by_name: bool) -> None:
+    data = ToyData(batch_size=2)
+    if by_name:
+        coordinator().train(Toy(), datamodule=data)
+    else:
+        coordinator().train(Toy(), data)
+    assert fits.given[0].data is data
+    assert fits.given[0].traits()["batch_size"] == 2
+    coordinator().train(Toy())
+    assert fits.given[1].data is None, "the model is asked"
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "datamodule", "says"),
+    [
+        (loader(), None, ToyData(), "train_dataloaders"),
+        (None, loader(), ToyData(), "val_dataloaders"),
+        (ToyData(), loader(), None, "val_dataloaders"),
+        (ToyData(), None, ToyData(), "train_dataloaders"),
+        (None, loader(), None, "val_dataloaders"),
+    ],
+)
+def test_data_that_would_be_left_out_is_refused(
+    fits: Fits, train: Any, validation: Any, datamodule: Any, says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        coordinator().train(Toy(), train, validation, datamodule=datamodule)
+    assert [problem.path for problem in caught.value.problems] == [says]
+    assert fits.configs == []
+
+
+@pytest.mark.parametrize("model", [None, "my_pkg.Model", Toy, object()])
+def test_something_that_is_no_lightning_module_is_refused(fits: Fits, model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model: given .*; expected a LightningModule"):
+        coordinator().train(model, loader())
+    assert fits.configs == []
+
+
+@pytest.mark.parametrize("precision", ["17", "fp15", "", None, 8.5, "mixed", True])
+def test_an_invalid_precision_is_told_where_it_is_given(precision: Any) -> None:
+    with pytest.raises(PrecisionError):
+        TrainingCoordinator(precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["auto", "AUTO", 16, "bf16-mixed", "64-true"])
+def test_every_spelling_of_a_precision_is_taken(precision: Any, fits: Fits) -> None:
+    coordinator(precision=precision).train(Toy(), loader())
+    assert len(fits.configs) == 1
+
+
+def test_every_wrong_setting_is_told_at_once_with_what_was_meant(fits: Fits, tmp_path: Path) -> None:
+    wrong = coordinator(output_dir=tmp_path / "runs", strategy="dpp", devices=0, gradient_clip_val=-1.0)
+    with pytest.raises(ConfigError) as caught:
+        wrong.train(Toy(), loader(), name="../elsewhere", max_epochs=-7, max_step=3, seed=-1)
+    told = {problem.path: problem.message for problem in caught.value.problems}
+    assert set(told) == {"name", "seed", "devices", "strategy", "trainer.gradient_clip_val", "trainer.max_epochs",
+                         "trainer.max_step"}  # fmt: skip
+    assert told["trainer.max_step"] == "unknown key; did you mean trainer.max_steps?"
+    assert fits.configs == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["callbacks", "logger", "plugins"])
+def test_objects_among_the_trainers_options_are_pointed_to_their_place(fits: Fits, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.{name}: give (callbacks|loggers|plugins) to TrainingCoordinator"):
+        coordinator().train(Toy(), loader(), **{name: [pl.Callback()]})
+
+
+def test_the_users_own_objects_are_handed_on(fits: Fits, tmp_path: Path) -> None:
+    callback, logger, plugin = pl.Callback(), CSVLogger(tmp_path), DoublePrecision()
+    coordinator(callbacks=[callback], loggers=[logger], plugins=[plugin]).train(Toy(), loader())
+    given = fits.given[0]
+    assert (list(given.callbacks), list(given.loggers), given.precision_plugin) == ([callback], [logger], plugin)
+
+
+@pytest.mark.case(19)
+def test_the_plan_hears_of_a_plugin_of_the_users_own(fits: Fits) -> None:
+    coordinator(plugins=[DoublePrecision()]).train(Toy(), loader())
+    traits = fits.given[0].traits()
+    assert traits["precision_plugin"] == "lightning.pytorch.plugins.precision.double.DoublePrecision"
+    coordinator().train(Toy(), loader())
+    assert fits.given[1].traits()["precision_plugin"] is None
+
+
+@pytest.mark.case(19)
+def test_two_precision_plugins_or_a_plugin_of_another_kind_are_refused(fits: Fits) -> None:
+    two = [DoublePrecision(), MixedPrecision("bf16-mixed", "cpu")]
+    with pytest.raises(ConfigError, match="given 2 precision plugins; a run has one precision"):
+        coordinator(plugins=two).train(Toy(), loader())
+    with pytest.raises(ConfigError, match=r"plugins\[0\]: given a str; expected a precision plugin"):
+        coordinator(plugins=["ddp"]).train(Toy(), loader())
+
+
+@pytest.mark.case(44)
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_notebook_trains_on_one_process_with_a_notice_unless_more_are_allowed(
+    fits: Fits, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked: list[int] = []
+
+    class Forks:
+        def __init__(self, count: int, train: Any) -> None:
+            forked.append(count)
+
+        def __enter__(self) -> dict[str, str]:
+            return {"RANK": "0"}
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(module, "in_notebook", lambda: True)
+    monkeypatch.setattr(module, "forked_ranks", Forks)
+    coordinator(devices=2, notebook_processes=allowed).train(Toy(), loader())
+    if allowed:
+        assert (forked, fits.configs[0].devices, fits.given[0].notices) == ([2], 2, ())
+        assert fits.env["RANK"] == "0"
+    else:
+        assert (forked, fits.configs[0].devices) == ([], 1)
+        (notice,) = fits.given[0].notices
+        assert notice.startswith("this is a notebook, so one process trains instead of 2: notebook_processes=True")
+
+
+@pytest.mark.case(44)
+def test_one_process_in_a_notebook_is_nothing_to_tell(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "in_notebook", lambda: True)
+    coordinator().train(Toy(), loader())
+    assert (fits.given[0].notices, fits.configs[0].devices) == ((), "auto")
+
+
+def test_under_torchrun_it_is_one_of_torchruns_ranks(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0,
+           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}  # fmt: skip
+    for name, value in own.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(module, "script_rank", lambda *_: pytest.fail("it made ranks of its own"))
+    coordinator(devices=2).train(Toy(), loader())
+    assert fits.env is None, "the environment says which rank this is"
+
+
+def script_of(monkeypatch: pytest.MonkeyPatch, ended: list[str]) -> None:
+    monkeypatch.setattr(module, "script_rank", lambda count: {"RANK": "0", "COUNT": str(count)})
+    monkeypatch.setattr(module, "end_script_ranks", lambda: ended.append("ended"))
+
+
+def test_a_script_with_several_devices_makes_its_ranks(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    script_of(monkeypatch, ended := [])
+    coordinator(devices=3).train(Toy(), loader())
+    assert (fits.env, ended) == ({"RANK": "0", "COUNT": "3"}, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"), [(ValueError("x"), True), (KeyboardInterrupt(), True), (UsageError("all refused"), False)]
+)
+def test_a_failed_training_ends_the_ranks_and_a_refused_one_leaves_them_for_the_next(
+    error: BaseException, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> FitResult:
+        raise error
+
+    script_of(monkeypatch, ended := [])
+    monkeypatch.setattr(module, "fit", fails)
+    monkeypatch.setattr(module, "in_notebook", lambda: False)
+    with pytest.raises(type(error)):
+        coordinator(devices=2).train(Toy(), loader())
+    assert ended == (["ended"] if ends else [])
+
+
+def test_making_a_coordinator_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ), set(sys.modules)
+    TrainingCoordinator()
+    assert list(tmp_path.iterdir()) == []
+    assert (dict(os.environ), set(sys.modules)) == before

@@ -1,0 +1,140 @@
+"""`WatchRanks`: events and the terminal hear of the same numbers as W&B."""
+
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launcher.config import WatchOptions
+from launcher.events import EventLog, read_events
+from launcher.rank_health import Alert
+from launcher.rank_sample import RankSample
+from launcher.rank_watch import WatchRanks
+from launcher.sample_exchange import Gathered
+
+
+class Watched:
+    """A watch with its events and its terminal."""
+
+    def __init__(self, folder: Path, precision: str = "16-mixed", **options: Any) -> None:
+        self._file = folder / "events.jsonl"
+        self._screen = io.StringIO()
+        self.notices: list[str] = []
+        console = Console(file=self._screen, width=200)
+        events = EventLog(self._file, 0)
+        self.watch = WatchRanks(WatchOptions(**options), precision, events, console, self.notices.append)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [e for e in read_events(self._file) if e["kind"] == kind] if self._file.exists() else []
+
+    def screen(self) -> str:
+        return self._screen.getvalue()
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+def test_the_limits_are_the_configs(tmp_path: Path) -> None:
+    watch = Watched(tmp_path, floor=4.0, floor_steps=7, slow_factor=3.0, slow_share=0.5, every_n_steps=9).watch
+    limits = watch.limits
+    assert (limits.floor, limits.floor_steps, limits.slow_factor, limits.slow_share) == (4.0, 7, 3.0, 0.5)
+    assert watch.every_n_steps == 9
+
+
+@pytest.mark.parametrize(("precision", "looks"), [("16-mixed", True), ("bf16-mixed", False), ("32-true", False)])
+def test_a_scale_is_looked_for_where_the_plan_has_one(tmp_path: Path, precision: str, looks: bool) -> None:
+    assert Watched(tmp_path, precision).watch.watches(SimpleNamespace(precision="16-mixed")) is looks
+
+
+@pytest.mark.case(19)
+def test_a_plugin_of_the_users_own_may_scale_the_loss_so_the_trainer_is_asked(tmp_path: Path) -> None:
+    watch = Watched(tmp_path, "custom").watch
+    assert watch.precision is None
+    assert watch.watches(SimpleNamespace(precision="16-mixed"))
+    assert watch.watches(SimpleNamespace(precision="theirs")), "nobody knows what it does"
+    assert not watch.watches(SimpleNamespace(precision="bf16-true"))
+
+
+def test_every_ranks_own_numbers_are_one_event(watched: Watched) -> None:
+    samples = (
+        RankSample(0, 1024.0, 3, 5, 0, False, 0.51234567, 0.1, 0.2, 2**30),
+        RankSample(1, None, None, None, None, True, 0.5, 0.0, 0.3, 7),
+    )
+    watched.watch.observe(Gathered(40, 2, samples))
+    (event,) = watched.events("ranks")
+    expected = {
+        "step": 40, "ranks": [0, 1], "loss_scale": [1024.0, None], "skipped_steps": [3, None],
+        "step_seconds": [0.512346, 0.5], "data_seconds": [0.1, 0.0], "own_seconds": [0.2, 0.3],
+        "peak_memory": [2**30, 7],
+    }  # fmt: skip
+    assert {key: event[key] for key in expected} == expected
+
+
+def test_a_broken_scale_is_text_in_the_event_as_json_has_no_nan(watched: Watched) -> None:
+    samples = (RankSample(0, float("nan")), RankSample(1, float("inf")), RankSample(2, 0.0))
+    watched.watch.observe(Gathered(1, 0, samples))
+    assert watched.events("ranks")[0]["loss_scale"] == ["nan", "inf", 0.0]
+
+
+def test_the_event_of_many_ranks_holds_the_first_64(watched: Watched) -> None:
+    watched.watch.observe(Gathered(1, 0, tuple(RankSample(n) for n in range(1000))))
+    (event,) = watched.events("ranks")
+    assert event["ranks"] == list(range(64))
+
+
+ALERT = Alert("ranks_diverged", "ranks differ", "rank 1 [red]is at[/red] 512", (1, 3))
+
+
+def test_an_alert_is_one_event_with_its_ranks_and_one_line_on_the_terminal(watched: Watched) -> None:
+    watched.watch.alert(ALERT, 40)
+    (event,) = watched.events("alert")
+    assert (event["alert"], event["step"], event["ranks"]) == ("ranks_diverged", 40, [1, 3])
+    assert (event["title"], event["text"]) == (ALERT.title, ALERT.text)
+    assert watched.screen() == "alert at step 40: ranks differ: rank 1 [red]is at[/red] 512\n"
+    assert watched.notices == []
+
+
+class Zero(SimpleNamespace):
+    """The little that is asked of a Trainer."""
+
+    is_global_zero = True
+    log_every_n_steps = 1
+    current_epoch = 0
+
+
+class Scaler:
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def get_scale(self) -> float:
+        return self.scale
+
+
+def test_a_step_of_a_trainer_becomes_an_event_and_a_broken_scale_an_alert_once(watched: Watched) -> None:
+    scaler = Scaler(1024.0)
+    strategy = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
+    trainer = Zero(strategy=strategy, global_step=0, precision="16-mixed")
+    watch = watched.watch
+    watch.on_train_start(trainer, None)
+    for step, scale in enumerate((1024.0, float("inf"), float("inf"), 512.0), start=1):
+        trainer.global_step, scaler.scale = step, scale
+        watch.on_train_batch_start(trainer, None, None, step)
+        watch.on_train_batch_end(trainer, None, None, None, step)
+    assert [(e["step"], e["loss_scale"]) for e in watched.events("ranks")] == [
+        (1, [1024.0]), (2, ["inf"]), (3, ["inf"]), (4, [512.0]),
+    ]  # fmt: skip
+    assert [(e["step"], e["alert"], e["ranks"]) for e in watched.events("alert")] == [(2, "scale_not_finite", [0])]
+    assert watched.screen().startswith("alert at step 2: the loss scale is not finite: ")
+
+
+def test_the_events_are_the_users_alone(watched: Watched, tmp_path: Path) -> None:
+    watched.watch.observe(Gathered(1, 0, (RankSample(0),)))
+    assert stat.S_IMODE((tmp_path / "events.jsonl").stat().st_mode) == 0o600

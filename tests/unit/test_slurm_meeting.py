@@ -1,0 +1,92 @@
+"""Nodes that find each other: real sockets, one thread for each node."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from slurm.interfaces import addresses
+from slurm.meeting import MeetingError, PortReservation, host_meeting, join_meeting
+
+
+def test_every_node_gets_an_address_that_answers_and_the_port(tmp_path: Path) -> None:
+    file = tmp_path / "meeting.json"
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(join_meeting, file, node, 30) for node in (1, 2, 3)]
+        first = pool.submit(host_meeting, file, 4, 1234, ["no-such-host.invalid", "localhost"], 30)
+        places = [other.result() for other in others]
+        assert first.result().port == 1234
+    for place in places:
+        # The name that nobody can resolve was passed over.
+        assert place.host in ("localhost", *addresses())
+        assert place.port == 1234
+    assert not file.exists(), "its token is of no more use"
+
+
+def test_a_node_that_does_not_come_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "meeting.json"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(host_meeting, file, 3, 1234, ["localhost"], 2)
+        pool.submit(join_meeting, file, 2, 30)
+        with pytest.raises(MeetingError, match=r"node 1 of 3 did not come within 2 s"):
+            first.result()
+
+
+def test_a_stranger_without_the_token_is_not_counted(tmp_path: Path) -> None:
+    file = tmp_path / "meeting.json"
+
+    def knock() -> None:
+        while not file.exists():
+            pass
+        with socket.create_connection(("127.0.0.1", json.loads(file.read_text())["answers"])) as connection:
+            connection.sendall(b"guess 1\n")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(host_meeting, file, 2, 1234, ["localhost"], 2)
+        pool.submit(knock).result()
+        with pytest.raises(MeetingError, match="node 1 of 2"):
+            first.result()
+
+
+def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MeetingError, match="disk that the nodes share"):
+        join_meeting(tmp_path / "meeting.json", 1, 0.1)
+
+
+def test_what_is_published_is_the_users_alone(tmp_path: Path) -> None:
+    file = tmp_path / "meeting.json"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(host_meeting, file, 2, 1234, ["localhost"], 1)
+        while not file.exists():
+            pass
+        mode = file.stat().st_mode & 0o777
+        with contextlib.suppress(MeetingError):
+            first.result()
+    assert mode == 0o600
+
+
+def test_a_reserved_port_is_for_our_own_server_alone() -> None:
+    reserved = PortReservation()
+    try:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("", reserved.port))
+        store = TCPStore(
+            "localhost", reserved.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20)
+        )
+        store.set("a", "b")
+        assert TCPStore("localhost", reserved.port, is_master=False, timeout=timedelta(seconds=20)).get("a") == b"b"
+    finally:
+        reserved.close()
+
+
+def test_addresses_leave_out_the_loopback() -> None:
+    found = addresses()
+    assert not any(address.startswith("127.") or address == "::1" for address in found)
+    assert set(found.values()) <= {name for _, name in socket.if_nameindex()}

@@ -1,0 +1,166 @@
+"""`launcher submit` in real processes; SLURM's programs are stand-ins on PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Finished, launcher, run
+from tests.stand_ins import TAKEN, StandIns
+
+MODEL = ("--model", "my_pkg.Model", "--name", "it")
+JOB = ("--nodes", "2", "--gpus-per-node", "8", "--time", "1:00:00", "--partition", "gpu")
+_HEAVY = re.compile(r"^import time:.*\|\s+(torch|lightning|deepspeed|wandb|pytorch_lightning)$", re.MULTILINE)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> StandIns:
+    return StandIns(tmp_path / "bin", {"sbatch": TAKEN, "squeue": (0, "RUNNING|n[1-2]\n", ""), "sacct": (0, "", ""),
+                                       "scancel": (0, "", "")})  # fmt: skip
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    (tmp_path / "cwd").mkdir()
+    return tmp_path / "cwd"
+
+
+def submit(cwd: Path, slurm: StandIns | None, *given: str, **env: str) -> Finished:
+    path = {"PATH": "/nowhere"} if slurm is None else slurm.env
+    return run(launcher("submit", *MODEL, *given), cwd, env={**path, **env}, timeout=60)
+
+
+def test_a_dry_run_prints_the_very_script_that_is_sent_and_makes_nothing(cwd: Path, slurm: StandIns) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "launcher", "submit", *MODEL, *JOB, "--dry-run"]
+    dry = subprocess.run(
+        words,
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **slurm.env},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert list(cwd.iterdir()) == []
+    assert slurm.calls("sbatch") == []
+    told = dry.stderr.decode()
+    assert "launcher.cli" in told, "the import times are there"
+    assert _HEAVY.findall(told) == []
+    assert re.search(r"ranks +16 x GPU of the nodes on 2 nodes", told)
+    assert re.search(r"strategy +ddp ", told)
+
+    submit(cwd, slurm, *JOB, "--no-snapshot").check()
+    assert (slurm.folder / "script").read_bytes() == dry.stdout
+    assert (cwd / "runs/it/submissions/1/42_submission.sh").read_bytes() == dry.stdout
+
+
+def test_what_is_queued_is_private_and_says_how_to_go_on(cwd: Path, slurm: StandIns) -> None:
+    said = submit(cwd, slurm, *JOB).check().output
+    assert "job 42 is queued\nrun it: launcher status it, logs, cancel\n" in said
+    assert "no snapshot of the code, as this is no git repository" in said
+    for path in (cwd / "runs/it", *(cwd / "runs/it").rglob("*")):
+        assert path.is_symlink() or path.stat().st_mode & 0o077 == 0, path
+    config = (cwd / "runs/it/submissions/1/config.yaml").read_text()
+    for line in ("name: it", f"runs_dir: {cwd}/runs", "devices: 8", "num_nodes: 2", "accelerator: gpu", "resume: none"):
+        assert line in config.splitlines()
+
+
+def test_no_secret_is_in_anything_that_is_written_or_started(cwd: Path, slurm: StandIns) -> None:
+    said = submit(cwd, slurm, *JOB, "--export-env", "MY_SECRET", WANDB_API_KEY="planted-key", MY_SECRET="planted-too")
+    assert "planted" not in said.check().output
+    files = [path for path in [*cwd.rglob("*"), *slurm.folder.rglob("*")] if path.is_file()]
+    assert any(path.suffix == ".pkl" for path in files)
+    assert [path for path in files if b"planted" in path.read_bytes()] == []
+    (names,) = re.findall(r"#SBATCH --export=(\S+)", (slurm.folder / "script").read_text())
+    assert {"MY_SECRET", "PATH", "WANDB_API_KEY"} <= set(names.split(","))
+
+
+def test_everything_that_is_wrong_is_told_at_once_and_nothing_made(cwd: Path, slurm: StandIns) -> None:
+    ended = submit(cwd, slurm, "--nodes", "3", "--gpus-per-node", "8", "--devices", "4", "--num_nodes", "2",
+                   "--global_batch_size", "32", "--time", "1", "--export-env", "NOT_SET").check(2)  # fmt: skip
+    told = re.findall(r"^  --([\w-]+): ", ended.output, re.MULTILINE)
+    assert told == ["export-env", "gpus-per-node", "nodes", "nodes", "time"]
+    assert list(cwd.iterdir()) == []
+    assert slurm.calls("sbatch") == []
+
+
+def test_a_value_that_a_shell_would_read_is_refused(cwd: Path, slurm: StandIns) -> None:
+    for words in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
+                  ("--runs_dir", "a%jb"), ("--account", "é")):  # fmt: skip
+        submit(cwd, slurm, *words).check(2)
+    assert list(cwd.iterdir()) == []
+
+
+def test_sbatchs_refusal_is_shown_in_its_words_and_nothing_is_left(cwd: Path, slurm: StandIns) -> None:
+    slurm.answer(sbatch=(1, "", "sbatch: error: invalid partition specified: gpu\n"))
+    ended = submit(cwd, slurm, *JOB, "--no-snapshot").check(1)
+    assert ended.output == "error: sbatch did not take the job: sbatch: error: invalid partition specified: gpu\n"
+    assert list(cwd.iterdir()) == []
+
+
+def test_without_slurm_the_way_on_is_told(cwd: Path) -> None:
+    ended = submit(cwd, None, *JOB).check(2)
+    assert "there is no sbatch on this machine" in ended.output
+    assert "--cluster local" in ended.output
+    assert list(cwd.iterdir()) == []
+
+
+def test_one_machine_cannot_be_several(cwd: Path, slurm: StandIns) -> None:
+    assert "this machine alone" in submit(cwd, slurm, *JOB, "--cluster", "local").check(2).output
+
+
+def test_a_run_that_is_queued_is_not_queued_again_and_one_that_ended_may_be(cwd: Path, slurm: StandIns) -> None:
+    submit(cwd, slurm, *JOB).check()
+    ended = submit(cwd, slurm, *JOB).check(2)
+    assert "run 'it' is running already (slurm 42)" in ended.output
+    slurm.answer(squeue=(0, "", ""), sacct=(0, "CANCELLED by 0|0:15|n1\n", ""))
+    submit(cwd, slurm, *JOB).check()
+    assert sorted(path.name for path in (cwd / "runs/it/submissions").iterdir()) == ["1", "2"]
+
+
+def _git(cwd: Path, *words: str) -> None:
+    own = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
+    subprocess.run(["git", *own, *words], cwd=cwd, check=True, capture_output=True)
+
+
+def test_the_job_gets_the_code_as_it_was(cwd: Path, slurm: StandIns) -> None:
+    here = cwd / "inner"
+    here.mkdir()
+    (cwd / ".gitignore").write_text("data/\n.env\nruns/\n")
+    (cwd / "shared.py").write_text("committed\n")
+    _git(cwd, "init")
+    _git(cwd, "add", ".")
+    _git(cwd, "commit", "-m", "first")
+    (cwd / "shared.py").write_text("edited, not committed\n")
+    (here / "new.py").write_text("not added\n")
+    (here / "data").mkdir()
+    (here / ".env").write_text("planted-key")
+
+    submit(here, slurm, *JOB).check()
+    code = here / "runs/it/submissions/1/code"
+    (cwd / "shared.py").write_text("edited later\n")
+    assert (code / "shared.py").read_text() == "edited, not committed\n"
+    assert (code / "inner/new.py").read_text() == "not added\n"
+    assert (code / "inner/data").readlink() == here / "data", "relative paths to data hold"
+    assert (code / "inner/.env").is_symlink(), "a secret is not copied"
+    assert not (code / "inner/runs").exists()
+    assert not (code / ".git").exists()
+    pickle = (here / "runs/it/submissions/1/42_submitted.pkl").read_bytes()
+    assert str(code / "inner").encode() in pickle, "that is where the ranks run"
+
+
+def test_no_snapshot_runs_the_code_where_it_is(cwd: Path, slurm: StandIns) -> None:
+    _git(cwd, "init")
+    submit(cwd, slurm, *JOB, "--no-snapshot").check()
+    assert not (cwd / "runs/it/submissions/1/code").exists()
+
+
+def test_the_record_names_the_job(cwd: Path, slurm: StandIns) -> None:
+    submit(cwd, slurm, *JOB).check()
+    record = json.loads((cwd / "runs/it/submissions/1/submission.json").read_text())
+    assert (record["cluster"], record["job_id"], record["nodes"]) == ("slurm", "42", 2)
