@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from launcher.errors import DataError
+from launcher.worker_signals import start_worker
 from strategies.batch import BatchSplit
 
 
@@ -125,7 +126,7 @@ def order_training_data(
             global_batch_size=batch.global_batch_size if fixed_global_batch else None,
             drop_last=loader.drop_last,
         )
-        stateful = _stateful(loader, sampler)
+        stateful = _stateful(loader, sampler, rank)
         if states:
             stateful.load_state_dict(dict(states.pop(0)))
         return stateful
@@ -170,7 +171,7 @@ def _why_not(loader: DataLoader[Any]) -> str | None:
     return None if type(sampler) is SequentialSampler else f"it has a {type(sampler).__name__}"
 
 
-def _stateful(loader: DataLoader[Any], sampler: GlobalOrderSampler) -> StatefulDataLoader[Any]:
+def _stateful(loader: DataLoader[Any], sampler: GlobalOrderSampler, rank: int) -> StatefulDataLoader[Any]:
     """The same loader with another sampler, able to say and restore where it is."""
     workers = loader.num_workers
     return StatefulDataLoader(
@@ -182,7 +183,7 @@ def _stateful(loader: DataLoader[Any], sampler: GlobalOrderSampler) -> StatefulD
         pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
         timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
+        worker_init_fn=functools.partial(start_worker, inner=loader.worker_init_fn, rank=rank) if workers else None,
         multiprocessing_context=loader.multiprocessing_context if workers else None,
         generator=loader.generator,
         prefetch_factor=loader.prefetch_factor if workers else None,

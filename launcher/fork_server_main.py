@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 
 from launcher import parent_death
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
@@ -12,6 +13,7 @@ from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
 
 def become_fork_server() -> None:
     """Die with the agent, leave the terminal's signals to it, import everything, and tell how it went."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, parent_death.FOR_RANKS)
     parent_death.die_with_parent()
     parent_death.fork_server_pid = os.getpid()
     # Out of the terminal's foreground group: Ctrl-C is for the agent, which tells the ranks.

@@ -7,6 +7,9 @@ import os
 import signal
 
 _PR_SET_PDEATHSIG = 1
+# A scheduler sends these to every process of a job. The fork server must outlive them, or its ranks would die with it;
+# it blocks them, and each rank takes them again, with one that came meanwhile.
+FOR_RANKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # The fork server's own process id, which its children inherit: their parent, though they were made for the agent.
 fork_server_pid: int | None = None
 

@@ -60,6 +60,7 @@ def _tie_to_agent() -> None:
     """Die with the agent, and have signals from it alone, not from the terminal."""
     parent = multiprocessing.parent_process()
     parent_death.die_with_parent(parent_death.fork_server_pid or (parent.pid if parent else None))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, parent_death.FOR_RANKS)
     with contextlib.suppress(PermissionError):  # it leads a session already
         os.setpgid(0, parent_death.fork_server_pid or 0)
     # In the background a change of the terminal's settings would stop the process.

@@ -60,8 +60,9 @@ def test_the_loaders_settings_are_kept() -> None:
     made = ordered(lambda: loader)
     assert type(made) is StatefulDataLoader
     for name in ("dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout",
-                 "worker_init_fn", "generator", "prefetch_factor", "persistent_workers"):  # fmt: skip
+                 "generator", "prefetch_factor", "persistent_workers"):  # fmt: skip
         assert getattr(made, name) is getattr(loader, name), name
+    assert made.worker_init_fn.keywords["inner"] is loader.worker_init_fn
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

@@ -11,6 +11,7 @@ import pytest
 from launcher.cli import build_parser, run
 from launcher.config_sources import load_config
 from launcher.init_command import build_parser as build_init_parser
+from launcher.job_parser import JOB_COMMANDS, build_job_parser
 from launcher.preset_files import preset_names
 from launcher.report.command import build_parser as build_report_parser
 
@@ -54,6 +55,11 @@ def test_every_launcher_command_in_the_readme_is_accepted(words: list[str], tmp_
         return
     if words[:1] == ["doctor"]:
         assert words[1:] in ([], ["--json"])
+        return
+    if words and words[0] in JOB_COMMANDS:
+        options, overrides = build_job_parser(words[0]).parse_known_args(words[1:])
+        assert getattr(options, "config", []) in ([], ["run.yaml"])
+        load_config([], overrides)
         return
     command = words.pop(0) if words and not words[0].startswith("-") else "fit"
     options, overrides = build_parser(command).parse_known_args(words)

@@ -1,0 +1,46 @@
+"""Loader workers that a scheduler's signal to the whole job does not take from a rank that is saving."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from lightning.fabric.utilities.seed import pl_worker_init_function
+
+
+def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: int) -> None:
+    """What a loader worker does first; a `worker_init_fn`.
+
+    Args:
+        worker_id: torch's number of it.
+        inner: the user's own function, None without one.
+        rank: of the training process.
+    """
+    outlive_schedulers()
+    if inner is not None:
+        inner(worker_id)
+    elif os.environ.get("PL_SEED_WORKERS") == "1":
+        # Lightning does it where a loader has no function.
+        pl_worker_init_function(worker_id, rank)
+
+
+def outlive_schedulers() -> None:
+    """From now on SIGTERM ends this process only if its parent sent it, which torch does at the end of an epoch.
+
+    SLURM sends it to every process of a job: a worker that ended then would take down a rank that still saves. The
+    worker ends with its rank all the same, which torch's own watch sees to.
+    """
+    parent = os.getppid()
+    # Threads that are started later inherit it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait, args=(parent,), name="launcher-worker-signals", daemon=True).start()
+
+
+def _wait(parent: int) -> None:
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == parent or os.getppid() != parent:
+            os._exit(0)

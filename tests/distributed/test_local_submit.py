@@ -1,0 +1,63 @@
+"""`launcher submit --cluster local`: a run in the background of this machine, looked at and ended by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from launcher.local_job import is_running
+from launcher.submission import read_records
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace
+from tests.processes import Finished, launcher, run
+from tests.slurm.cluster import wait_until
+
+pytestmark = pytest.mark.slow
+MODEL = (*TOY, "--model", "tests.slurm.paced.PacedToy", "--accelerator", "cpu", "--devices", "2", "--name", "it",
+         "--global_batch_size", "8", "--trainer.max_epochs", "3")  # fmt: skip
+
+
+def _words(cwd: Path, *given: str, pace: str = "0") -> Finished:
+    own = {"TRACE": str(cwd / "trace"), "PACE": pace, "PYTHONPATH": str(REPOSITORY)}
+    return run(launcher(*given), cwd, env=own, timeout=120)
+
+
+def _ended(cwd: Path) -> None:
+    """Wait for the background process, which no test fixture knows of; end it if it takes too long."""
+    record = read_records(cwd / "runs" / "it")[-1]
+    try:
+        wait_until("the end", lambda: not is_running(record["pid"], record["started"]), 150)
+    finally:
+        if is_running(record["pid"], record["started"]):
+            os.killpg(record["pid"], signal.SIGKILL)
+    assert (cwd / "runs" / "it" / "submissions").exists()
+
+
+def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    assert "runs in the background" in _words(whole, "submit", "--cluster", "local", *MODEL).check().output
+    _ended(whole)
+    status = json.loads(_words(whole, "status", "it", "--json").check().output)
+    assert (status["state"], status["step"], status["attempts"]) == ("done", 24, 1)
+    assert "Plan" in _words(whole, "logs", "it").check().output
+
+    _words(parts, "submit", "--cluster", "local", *MODEL, pace="0.5").check()
+    trace = parts / "trace-0"
+    wait_until("the second epoch", lambda: trace.exists() and trace.read_text().count("\n") > 9, 120)
+    assert json.loads(_words(parts, "status", "it", "--json").check().output)["state"] == "running"
+    assert "is running already" in _words(parts, "submit", "--cluster", "local", *MODEL).check(2).output
+    assert "asked to save and stop" in _words(parts, "cancel", "it").check().output
+    _ended(parts)
+    status = json.loads(_words(parts, "status", "it", "--json").check().output)
+    assert (status["state"], status["checkpoint_step"]) == ("stopped", status["step"])
+    _words(parts, "submit", "--cluster", "local", *MODEL, "--resume", "auto").check()
+    _ended(parts)
+    for rank in range(2):
+        # Dropout goes on too: the generators of both ranks were saved.
+        assert read_trace(parts / "trace", rank) == read_trace(whole / "trace", rank)
+    assert len({event["wandb_id"] for event in events_of(parts / "runs" / "it", "run_started")}) == 1
