@@ -44,6 +44,7 @@ _TOOLS = {
     "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.convert_command"),
     "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor"),
     "report": ("write a page about a run, or compare two", "launcher.report.command"),
+    "completion": ("print a script that lets bash, zsh or fish complete", "launcher.completion"),
 }
 
 
@@ -52,7 +53,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     if command is None:
         texts = _COMMANDS | {name: text for name, (text, _) in _TOOLS.items()}
-        listed = "\n".join(f"  {name:8}{text}" for name, text in texts.items())
+        listed = "\n".join(f"  {name:12}{text}" for name, text in texts.items())
         parser = argparse.ArgumentParser(
             "launcher",
             usage="launcher [COMMAND] [options] [--key value ...]",

@@ -27,6 +27,7 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
         if folder.is_dir():
             sync = "wandb sync " if folder.name.startswith("offline") else ""
             table.add_row("W&B", Text(sync + _short(folder)))
+    table.add_row("report", Text(f"python -m launcher report {_short(result.run)}"))
     if result.checkpoint is None:
         console.print(table)
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 from launcher import __version__
 from launcher.errors import ReportError
 from launcher.report.source import Run, find_run_directory, read_run, run_names
+from launcher.report.units import many, moment
 from launcher.run_directory import write_file
 
 _FILE = "report.html"
@@ -102,7 +103,6 @@ def render(runs: Sequence[Run], now: float) -> str:
     from launcher.report.markup import page
     from launcher.report.overview import header_of
     from launcher.report.sections import sections_of
-    from launcher.report.units import moment
 
     footer = f"Written by launcher {__version__} on {moment(now)}, from the events of "
     if len(runs) == 1:
@@ -124,11 +124,11 @@ def _summary(runs: Sequence[Run]) -> str:
     lines: list[str] = []
     for one in runs:
         history = one.history
-        found = [f"{history.last_step:,} steps", history.outcome if history.attempts else "nothing recorded"]
+        found = [many(history.last_step, "step"), history.outcome if history.attempts else "nothing recorded"]
         if len(history.attempts) > 1:
-            found.append(f"{len(history.attempts)} attempts")
+            found.append(many(len(history.attempts), "attempt"))
         if history.alerts:
-            found.append(f"{len(history.alerts)} alert{'s' if len(history.alerts) > 1 else ''}")
+            found.append(many(len(history.alerts), "alert"))
         lines.append(f"{one.name}: {', '.join(found)}")
         lines += [f"  notice: {problem}" for problem in one.problems]
     return "\n".join(lines)

@@ -108,7 +108,7 @@ def test_two_runs_are_compared_in_a_file_named_after_both(made: MadeRun, capsys:
     assert run(["report", "first", "second"]) == 0
     assert (made.path / "report-with-second.html").stat().st_mode & 0o777 == 0o600
     assert not (made.path / "report.html").exists()
-    assert capsys.readouterr().out.startswith("first: 20 steps, finished\nsecond: 1 steps, unknown\n")
+    assert capsys.readouterr().out.startswith("first: 20 steps, finished\nsecond: 1 step, unknown\n")
 
 
 @pytest.mark.parametrize("shown", [True, False])
