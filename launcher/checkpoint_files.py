@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import ResumeError
+
 MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"
 _CHUNK = 1 << 20
@@ -101,6 +103,38 @@ def problem_of(checkpoint: Path) -> str | None:
     # A checkpoint of one file has no name inside.
     what = f"{changed} in it" if changed else "it"
     return f"{what} has {now} bytes of {size}" if size != now else f"{what} is not what was written (SHA-256 differs)"
+
+
+def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> tuple[Path | None, tuple[str, ...]]:
+    """What to go on from.
+
+    Args:
+        folder: of a run whose own checkpoints come first, None to leave them out.
+        last: name of the one that is looked at first.
+        explicit: the checkpoint that was asked for, None if none was.
+
+    Returns:
+        Its path, None for a fresh start; and what to tell of damaged ones that were passed over.
+
+    Raises:
+        ResumeError: the run's checkpoints are all damaged, or the one that was asked for is.
+    """
+    found, passed = (None, ()) if folder is None else newest_whole(folder, last)
+    notices = tuple(f"checkpoint {damaged.path} is passed over: {damaged.reason}" for damaged in passed)
+    if found is not None:
+        return found, notices
+    if explicit is None:
+        if not notices:
+            return None, ()
+        listed = "\n".join(f"  {notice}" for notice in notices)
+        raise ResumeError(
+            f"no checkpoint in {folder} is whole:\n{listed}\n"
+            "begin anew under another --name, or from a checkpoint elsewhere: --resume PATH"
+        )
+    problem = problem_of(explicit)
+    if problem is not None:
+        raise ResumeError(f"resume: {explicit} is damaged: {problem}; give another checkpoint")
+    return explicit, notices
 
 
 def newest_whole(folder: Path, last: str) -> tuple[Path | None, tuple[Passed, ...]]:

@@ -124,7 +124,12 @@ def _is_plainly(hint: Any, value: Any) -> bool:
         return any(_is_plainly(part, value) for part in typing.get_args(hint))
     if origin is Literal:
         return any(value == each and type(value) is type(each) for each in typing.get_args(hint))
-    return type(value) is hint or (hint is float and type(value) is int)
+    if origin is dict and type(value) is dict:
+        key_hint, value_hint = typing.get_args(hint)
+        return all(_is_plainly(key_hint, key) and _is_plainly(value_hint, each) for key, each in value.items())
+    if origin is list and type(value) is list:
+        return all(_is_plainly(typing.get_args(hint)[0], each) for each in value)
+    return hint is Any or type(value) is hint or (hint is float and type(value) is int)
 
 
 def _has_type(parser: Any, path: str, value: Any) -> bool:

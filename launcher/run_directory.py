@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from launcher.checkpoint_files import candidates, newest_whole, problem_of
+from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 
@@ -134,22 +134,11 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
                 f"run {path.name!r} exists already at {path}; choose another --name, or go on with it: --resume auto"
             )
         # A restart has come further than the checkpoint that the launch was begun with.
-        from_last = exists and (restart_of is not None or explicit is None)
-        last, passed = newest_whole(path / "checkpoints", LAST_CHECKPOINT) if from_last else (None, ())
+        folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None
+        chosen, notices = choose_checkpoint(folder, LAST_CHECKPOINT, explicit)
     except OSError as error:
         raise _not_made(path, error) from error
-    damage = [f"checkpoint {damaged.path} is passed over: {damaged.reason}" for damaged in passed]
-    if last is None and explicit is None and damage:
-        listed = "\n".join(f"  {line}" for line in damage)
-        raise ResumeError(
-            f"no checkpoint of run {path.name!r} is whole:\n{listed}\n"
-            "begin anew under another --name, or from a checkpoint elsewhere: --resume PATH"
-        )
-    chosen = explicit if last is None else last
-    problem = problem_of(explicit) if explicit is not None and chosen is explicit else None
-    if problem is not None:
-        raise ResumeError(f"resume: {explicit} is damaged: {problem}; give another checkpoint")
-    return RunPlace(path, exists, chosen, tuple(damage))
+    return RunPlace(path, exists, chosen, notices)
 
 
 def _not_made(path: Path, error: OSError) -> RunDirectoryError:
