@@ -180,6 +180,17 @@ def test_a_scaler_that_recovers_is_logged_again(caplog: pytest.LogCaptureFixture
     assert len(caplog.messages) == 1
 
 
+def test_the_counts_are_those_of_the_scaler_where_it_has_some() -> None:
+    scaler = CountingGradScaler("cpu", init_scale=1.0)
+    counts = {"skipped_steps": 3, "overflows": 4, "floor_steps": 7}
+    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 5, "counts": counts})
+    monitor = Rows("16", every_n_steps=2)
+    batches(monitor, plain_trainer(scaler), 2)
+    sample, (_, row) = monitor.samples[0], monitor.rows[0]
+    assert (sample.skipped_steps, sample.growth_tracker, sample.floor_steps) == (3, 5, 7)
+    assert (row["amp/skipped_steps"], row["amp/growth_tracker"], row["amp/floor_steps"]) == (3, 5, 7)
+
+
 # The scaler that counts.
 
 
