@@ -24,6 +24,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 _FOLDERS = ("strategies", "launcher", "slurm", "tests")
 _FILES = ("pyproject.toml", "README.md")
+# A failure is enough; its smallest example is nobody's question here.
+_PROFILE = """
+
+from hypothesis import Phase, settings
+
+settings.register_profile("mutation", database=None, phases=(Phase.explicit, Phase.generate))
+"""
 # What the tests noticed; a mutant that never ends counts as noticed.
 _KILLED = ("killed", "timeout", "segfault", "caught by type check")
 
@@ -38,6 +45,8 @@ def copy(folder: Path) -> None:
     for name in settings["only_mutate"]:
         file = folder / name
         file.write_text(re.sub(r"^ *@override\n", "", file.read_text(), flags=re.MULTILINE))
+    with (folder / "tests" / "conftest.py").open("a") as conftest:
+        conftest.write(_PROFILE)
 
 
 def mutmut(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

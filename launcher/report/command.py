@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import __version__
-from launcher.errors import ReportError
+from launcher.errors import MissingLibraryError, ReportError
 from launcher.report.source import Run, find_run_directory, read_run, run_names
 from launcher.report.units import many, moment
 from launcher.run_directory import write_file
@@ -74,6 +75,7 @@ def write_report(runs: Sequence[Run], output: Path, now: float | None = None) ->
 
     Raises:
         ReportError: the file is no report, or cannot be written.
+        MissingLibraryError: matplotlib is not installed.
     """
     from launcher.report.markup import MARK
 
@@ -96,7 +98,14 @@ def render(runs: Sequence[Run], now: float) -> str:
     Args:
         runs: one, or two to compare.
         now: seconds since the epoch, for the footer.
+
+    Raises:
+        MissingLibraryError: matplotlib is not installed.
     """
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise MissingLibraryError('launcher report needs matplotlib: pip install "launcher[plot]"') from error
     # It tells of its font cache, which is nobody's concern here.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from launcher.report.compare import compared_header, compared_sections

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
 
 from launcher.report.records import Alert, Attempt, Happening, History, Outcome, RankTable, Step, Validation
+from launcher.report.wording import told_in_words
 
 _RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
 _NUMBER_TYPES = {int, float, type(None)}
@@ -20,8 +20,6 @@ _Row = tuple[int, list[int], list[list[float | None]]]
 _QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert"})
 # Whole numbers up to here are exact as floats.
 _LARGEST_COUNT = 2**53
-# A text longer than this is cut in the list of what happened.
-_LONGEST_TEXT = 600
 
 
 class _Malformed(Exception):  # noqa: N818 -- never leaves this module
@@ -78,7 +76,7 @@ class _Open:
             # A rank that was stopped tells the step it stopped at; the last word counts.
             self._last_step = step
         if kind not in _QUIET:
-            text = _told(event, kind)
+            text = told_in_words(event, kind)
             self._happenings.append(Happening(time, rank, kind, text, step if type(step) is int else None))
 
     def close(self) -> Attempt:
@@ -164,7 +162,7 @@ class _Open:
 
     def finished(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
-        self._known.update(outcome="finished", detail=_told(event, "finished"), failed_rank=None)
+        self._known.update(outcome="finished", detail=told_in_words(event, "finished"), failed_rank=None)
 
     def interrupted(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
@@ -187,7 +185,7 @@ class _Open:
         """The first that is told of an end is its cause; what other ranks say follows from it."""
         if "outcome" in self._known:
             return False
-        self._known.update(outcome=outcome, detail=_told(event, outcome))
+        self._known.update(outcome=outcome, detail=told_in_words(event, outcome))
         return True
 
 
@@ -206,51 +204,6 @@ _READERS = {
     "failed": _Open.failed,
     "rank_failed": _Open.rank_failed,
 }
-
-
-def _told(event: Mapping[str, Any], kind: str) -> str:
-    """An event in words; one that is not known here by its fields."""
-    if kind in ("failed", "rank_failed"):
-        why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
-        text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
-    elif kind == "notice":
-        text = _text(event.get("message"))
-    elif kind in ("interrupted", "preempted"):
-        saved = event.get("checkpoint")
-        end = "saved a checkpoint" if saved else "without a checkpoint"
-        text = f"stopped by {_signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
-    elif kind == "finished":
-        text = f"finished after step {event.get('step')}"
-    elif kind == "resumed":
-        text = f"resumed from {event.get('checkpoint')}"
-    elif kind == "first_step":
-        text = "first optimizer step done"
-    elif kind == "training_ended":
-        text = "training ended"
-    elif kind == "precision_changed":
-        text = f"the checkpoint was trained in {event.get('checkpoint')}, this run in {event.get('run')}"
-    elif kind == "run_started":
-        count = event.get("restart_count")
-        source = f"ranks made by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"
-        text = f"started: {source}" + (f", restart {count}" if count else "")
-    else:
-        fields = {k: v for k, v in event.items() if k not in ("time", "rank", "kind", "step") and v is not None}
-        text = f"{kind}: " + ", ".join(f"{k} {v}" for k, v in fields.items()) if fields else kind
-    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
-
-
-def _exit(code: Any) -> str:
-    """How a process ended that said nothing; minus a signal's number if that ended it."""
-    if type(code) is int and code < 0:
-        return f"killed by {_signal_name(-code)}"
-    return "failed" if code is None else f"ended with exit code {code}"
-
-
-def _signal_name(number: Any) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _number(value: Any) -> float:

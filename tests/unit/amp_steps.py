@@ -1,10 +1,16 @@
-"""`AmpWandbCallback` driven by hand over plain trainers."""
+"""`AmpWandbCallback` and its monitor driven by hand over plain trainers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from launcher import AmpWandbCallback
+from launcher.loss_scale_monitor import LossScaleMonitor
+from launcher.rank_sample import RankSample
+from launcher.sample_exchange import Gathered
 from tests.unit.wandb_stand_in import RecordingWandb
 
 # Seconds that only a fault needs.
@@ -26,3 +32,36 @@ def steps(amp: AmpWandbCallback, trainer: Any, *numbers: int) -> None:
 def only_row(wandb: RecordingWandb) -> dict[str, Any]:
     ((_, row),) = wandb.rows
     return row
+
+
+class Rows(LossScaleMonitor):
+    """Keeps what it is to write."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.samples: list[RankSample] = []
+        self.finished: list[Any] = []
+
+    @override
+    def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
+        self.rows.append((step, dict(row)))
+
+    @override
+    def observe(self, gathered: Gathered) -> None:
+        self.samples += gathered.samples
+
+    @override
+    def finish(self, trainer: Any) -> None:
+        self.finished.append(trainer)
+
+
+def batches(monitor: LossScaleMonitor, trainer: Any, *steps: int, outputs: Any = None) -> None:
+    """The end of a batch after which the trainer stands at each of these steps."""
+    for step in steps:
+        trainer.global_step = step
+        monitor.on_train_batch_end(trainer, None, outputs, None, 0)
+
+
+def written(monitor: Rows) -> list[int]:
+    return [step for step, _ in monitor.rows]

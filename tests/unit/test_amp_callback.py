@@ -98,6 +98,15 @@ def test_in_another_precision_no_scale_is_logged_even_with_a_scaler(wandb: Recor
     assert set(wandb.rows[1][1]) & SCALE_KEYS == set()
 
 
+def test_what_the_monitor_is_told_is_handed_on() -> None:
+    plain = torch.amp.GradScaler("cpu")
+    trainer = plain_trainer(plain)
+    amp = AmpWandbCallback(True, "16", count_skipped=False, group="the ranks", limits=Limits(floor=3.0))
+    amp.setup(trainer, None, "fit")
+    assert trainer.strategy.precision_plugin.scaler is plain
+    assert (amp._exchange._group, amp.limits.floor, amp.every_n_steps) == ("the ranks", 3.0, None)
+
+
 def test_a_precision_that_is_none_is_refused_at_once() -> None:
     with pytest.raises(PrecisionError, match="'fp15'"):
         AmpWandbCallback(True, "fp15")

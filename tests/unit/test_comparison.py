@@ -14,7 +14,7 @@ from strategies.candidates import CANDIDATES, DDP, SINGLE_DEVICE, ZERO_1, ZERO_2
 from strategies.comparison import MARGIN, Comparison, compare_strategies, gib
 from strategies.gpus import find_gpu
 from strategies.memory import estimate_memory
-from strategies.model_states import ModelShape, OptimizerShape, ParameterShape
+from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine, step_time
 from strategies.step_trace import ModelProfile, StepTrace
@@ -241,3 +241,31 @@ def test_mixed_precision_keeps_fp32_weights_without_zero_and_half_ones_with_it()
 )
 def test_bytes_are_told_in_words(size: int, words: str) -> None:
     assert gib(size) == words
+
+
+def test_zeros_step_holds_the_flat_fp32_gradient_the_optimizers_temporaries_and_a_second_groups_rest() -> None:
+    trace = StepTrace(1, forward=0, backward=0, backward_with_gradients=0, inputs=8, step=0, optimizer_states=0,
+                      flops=1)  # fmt: skip
+    none = ZeroSettings(reduce_bucket_size=0, persistence_threshold=0, max_live_parameters=0)
+    one = ModelShape((ParameterShape(1000), ParameterShape(1000)), ((0, 1),))
+    two = dataclasses.replace(one, groups=((0,), (1,)))
+
+    def step(model: ModelShape, candidate: object, precision: Precision) -> tuple[str, int]:
+        found = estimate_memory(model, trace, candidate, 2, precision, settings=none)  # type: ignore[arg-type]
+        return found.phase, found.activations
+
+    # A rank's part of the one group has 1000 elements: 4 bytes of flat gradient, 8 of AdamW's temporaries, the batch.
+    assert step(one, ZERO_2, Precision.FP32_TRUE) == ("step", 12_000 + 8)
+    assert step(one, ZERO_3, BF16) == ("step", 12_000 + 8)
+    # Of two groups, 500 elements each; the flat gradient is still there in its own width.
+    assert step(two, ZERO_2, Precision.FP32_TRUE) == ("step", 500 * (4 + 8 + 4) + 8)
+    assert step(two, ZERO_3, Precision.FP32_TRUE) == ("step", 500 * (4 + 8) + 8)
+
+
+def test_several_ranks_copy_a_full_bucket_to_reduce_it() -> None:
+    trace = StepTrace(1, forward=0, backward=10**9, backward_with_gradients=0, inputs=0, step=0, optimizer_states=0,
+                      flops=1)  # fmt: skip
+    model = ModelShape((ParameterShape(1000),), ((0,),))
+    settings = ZeroSettings(reduce_bucket_size=600, overlap_comm=False)
+    alone, pair = (estimate_memory(model, trace, ZERO_2, n, BF16, settings=settings).buffers for n in (1, 2))
+    assert (alone, pair) == (600 * 2, 600 * 2 + 600 * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,7 @@ def only_conflict(precision: Precision, config: Mapping[str, Any]) -> str:
         (FP16, {"fp16": {"enabled": "auto", "loss_scale": "auto", "initial_scale_power": "auto"}}),
         (FP16, {"fp16": {"loss_scale": 0}}),
         (FP16, {"fp16": {"loss_scale": 0.5}}),
+        (FP16, {"fp16": {"loss_scale": sys.float_info.max}}),
         (FP16, {"fp16": {"initial_scale_power": 127}}),
         (FP16, {"fp16": {"initial_scale_power": 0, "min_loss_scale": 1}}),
         (FP16, {"fp16": {"initial_scale_power": 3, "min_loss_scale": 8}}),
@@ -111,6 +113,10 @@ def test_a_config_that_agrees_has_no_conflict(precision: Precision, config: dict
          "fp16.min_loss_scale is 0; expected a whole number, at least 1, or 'auto'"),
         (FP16, {"fp16": {"initial_scale_power": 3, "min_loss_scale": 9}},
          "fp16.min_loss_scale is 9, above the first scale of 2**3; lower it"),
+        (FP16, {"fp16": {"initial_scale_power": 0, "min_loss_scale": 2}},
+         "fp16.min_loss_scale is 2, above the first scale of 2**0; lower it"),
+        (FP16, {"fp16": {"initial_scale_power": 127, "min_loss_scale": 2**128}},
+         f"fp16.min_loss_scale is {2**128}, above the first scale of 2**127; lower it"),
         (FP16, {"fp16": {"loss_scal": 0}}, "fp16.loss_scal does not exist; did you mean loss_scale?"),
         (BF16, {"bf16": {"zzz": 0}},
          ("bf16.zzz does not exist; valid are enabled, immediate_grad_update, check_grad_overflow, "
@@ -132,6 +138,14 @@ def test_a_config_that_agrees_has_no_conflict(precision: Precision, config: dict
 )  # fmt: skip
 def test_each_conflict_says_path_value_and_what_to_do(precision: Precision, config: dict[str, Any], said: str) -> None:
     assert only_conflict(precision, config) == said
+
+
+@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
+def test_two_enabled_blocks_are_a_conflict_by_either_name(name: str) -> None:
+    assert precision_conflicts(FP16, {"fp16": {"enabled": True}, name: {"enabled": True}}) == (
+        "fp16.enabled and bf16.enabled are both true; DeepSpeed trains in one of them: set one to false",
+        f"{name}.enabled is true, and the precision is 16-mixed: set it to false or 'auto'",
+    )
 
 
 def test_all_conflicts_are_told_at_once() -> None:

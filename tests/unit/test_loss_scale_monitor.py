@@ -1,56 +1,19 @@
-"""`launcher.loss_scale_monitor`: when it samples, what a sample holds, and to whom it speaks; from plain trainers."""
+"""`launcher.loss_scale_monitor`: when it samples, and what a sample holds; from plain trainers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from typing_extensions import override
 
 from launcher.loss_scale_monitor import LossScaleMonitor
-from launcher.rank_health import Alert, Limits
-from launcher.rank_sample import RankSample
-from launcher.sample_exchange import Gathered
+from launcher.rank_health import Limits
 from strategies.loss_scale import CountingGradScaler
+from tests.unit.amp_steps import Rows, batches, written
 from tests.unit.plain_trainer import FixedScaler, RaisingScaler, plain_trainer
-
-
-class Rows(LossScaleMonitor):
-    """Keeps what it is to write."""
-
-    def __init__(self, *words: Any, **options: Any) -> None:
-        super().__init__(*words, **options)
-        self.rows: list[tuple[int, dict[str, Any]]] = []
-        self.samples: list[RankSample] = []
-        self.finished = 0
-
-    @override
-    def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
-        self.rows.append((step, dict(row)))
-
-    @override
-    def observe(self, gathered: Gathered) -> None:
-        self.samples += gathered.samples
-
-    @override
-    def finish(self, trainer: Any) -> None:
-        self.finished += 1
-
-
-def batches(monitor: LossScaleMonitor, trainer: Any, *steps: int, outputs: Any = None) -> None:
-    """The end of a batch after which the trainer stands at each of these steps."""
-    for step in steps:
-        trainer.global_step = step
-        monitor.on_train_batch_end(trainer, None, outputs, None, 0)
-
-
-def written(monitor: Rows) -> list[int]:
-    return [step for step, _ in monitor.rows]
-
 
 # When.
 
@@ -58,7 +21,7 @@ def written(monitor: Rows) -> list[int]:
 @pytest.mark.parametrize(
     ("own", "trainers", "expected"),
     [(20, 50, [20, 40]), (None, 15, [15, 30, 45]), (0, 15, [15, 30, 45]), (None, None, [50]), (None, "5", [50]),
-     (-2, 4, [50])],
+     (-2, 4, [50]), (None, 0, [50])],
 )  # fmt: skip
 def test_the_interval_is_its_own_then_the_trainers_then_fifty(own: Any, trainers: Any, expected: list[int]) -> None:
     monitor, trainer = Rows("16", every_n_steps=own), plain_trainer(log_every_n_steps=trainers)
@@ -103,6 +66,12 @@ def test_an_epochs_end_is_logged_once_wherever_the_interval_is() -> None:
     assert written(monitor) == [4, 6, 8]
 
 
+def test_a_first_step_without_a_begin_is_logged_at_the_epochs_end() -> None:
+    monitor = Rows("16", every_n_steps=5)
+    monitor.on_train_epoch_end(plain_trainer(step=1), None)
+    assert written(monitor) == [1]
+
+
 def test_a_trainer_without_steps_is_logged_at_the_epochs_end() -> None:
     monitor = Rows("16", every_n_steps=1)
     monitor.on_train_batch_end(object(), None, None, None, 0)
@@ -140,6 +109,27 @@ def test_times_are_means_since_the_last_sample(monkeypatch: pytest.MonkeyPatch) 
     assert (first["perf/step_seconds"], first["perf/data_seconds"]) == (11 / 2, 1 / 2)
     assert monitor.samples[0].own_seconds == 5 / 2
     assert (second.step_seconds, second.data_seconds, second.own_seconds) == (5, 0, 2)
+
+
+def test_the_first_times_are_means_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monitor, trainer = Rows("16", every_n_steps=4), plain_trainer(step=0)
+    monkeypatch.setattr(monitor._clock, "_now", lambda: now[0])
+    monitor.on_train_start(trainer, None)
+    for step in range(1, 5):
+        monitor.on_train_batch_start(trainer, None, None, 0)
+        now[0] += 3
+        batches(monitor, trainer, step)
+    assert monitor.samples[0].step_seconds == 3
+
+
+def test_the_clock_is_told_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = LossScaleMonitor("16")
+    told: list[Any] = []
+    monkeypatch.setattr(monitor._clock, "batch_begins", told.append)
+    monitor.on_train_batch_start(plain_trainer(), SimpleNamespace(device="the device"), None, 0)
+    monitor.on_train_batch_start(plain_trainer(), None, None, 0)
+    assert told == ["the device", None]
 
 
 @pytest.mark.parametrize(
@@ -225,82 +215,3 @@ def test_it_is_exchanged_for_a_fit_only_where_that_is_wanted_and_by_the_active_o
     LossScaleMonitor("16").setup(trainer, None, "fit")
     assert trainer.strategy.precision_plugin.scaler is plain
     LossScaleMonitor("16").setup(object(), None, "fit")
-
-
-# To whom.
-
-
-class Logger:
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.logged: list[tuple[dict[str, float], int]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        if self.error is not None:
-            raise self.error
-        self.logged.append((metrics, step))
-
-
-def test_any_logger_gets_plain_numbers_and_one_that_raises_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    good = Logger()
-    trainer = plain_trainer(FixedScaler(8.0), epoch=2, loggers=[Logger(OSError("disk full")), good])
-    batches(LossScaleMonitor("16", every_n_steps=3), trainer, 3)
-    ((metrics, step),) = good.logged
-    assert (step, metrics["amp/loss_scale"], metrics["epoch"], metrics["amp/overflow"]) == (3, 8.0, 2.0, 0.0)
-    assert {type(value) for value in metrics.values()} == {float}
-    assert caplog.messages == ["Logger did not take the loss scale: disk full"]
-
-
-def test_without_a_logger_nothing_is_written() -> None:
-    batches(LossScaleMonitor("16", every_n_steps=1), plain_trainer(FixedScaler(8.0), loggers=None), 1)
-
-
-@pytest.mark.case(39)
-@pytest.mark.parametrize(
-    ("place", "speaks"),
-    [({}, True), ({"is_global_zero": True, "global_rank": 1}, True), ({"is_global_zero": False}, False),
-     ({"global_rank": 0}, True), ({"global_rank": 1}, False)],
-)  # fmt: skip
-def test_rank_zero_alone_speaks(place: dict[str, Any], speaks: bool) -> None:
-    monitor = Rows("16", every_n_steps=1)
-    batches(monitor, plain_trainer(FixedScaler(8.0), **place), 1)
-    assert bool(monitor.rows) is speaks
-
-
-def test_an_alert_is_told_once_until_it_is_over_and_each_kind_by_itself() -> None:
-    told: list[tuple[str, int]] = []
-
-    def tell(alert: Alert, step: int) -> None:
-        told.append((alert.kind, step))
-
-    scaler = FixedScaler(0.0)
-    monitor, trainer = Rows("16", every_n_steps=1, on_alert=tell), plain_trainer(scaler)
-    batches(monitor, trainer, 1, 2)
-    batches(monitor, trainer, 3, outputs=torch.tensor(math.nan))
-    scaler.scale = 8.0
-    batches(monitor, trainer, 4)
-    scaler.scale = 0.0
-    batches(monitor, trainer, 5)
-    assert told == [("scale_underflow", 1), ("loss_not_finite", 3), ("scale_underflow", 5)]
-
-
-@pytest.mark.case(37)
-def test_what_is_underway_at_the_end_is_waited_for_and_after_an_exception_left() -> None:
-    for end, rows in (("on_train_end", [4]), ("on_exception", [])):
-        monitor, trainer = Rows("16"), plain_trainer()
-        monitor._exchange.send(4, 0, {"has_scale": 0.0, "loss_not_finite": 0.0})
-        getattr(monitor, end)(trainer, None, *([ValueError()] if end == "on_exception" else []))
-        assert (written(monitor), monitor.finished) == (rows, 1)
-        assert monitor._exchange.take(wait=True) == []
-
-
-@pytest.mark.case(10)
-def test_of_several_only_the_first_takes_part() -> None:
-    first, second = Rows("16", every_n_steps=1), Rows("16", every_n_steps=1)
-    trainer = plain_trainer(FixedScaler(8.0), callbacks=[SimpleNamespace(), first, second])
-    for monitor in (first, second):
-        batches(monitor, trainer, 1)
-        monitor.on_train_epoch_end(trainer, None)
-        monitor.on_train_end(trainer, None)
-        monitor.on_exception(trainer, None, ValueError())
-    assert (written(first), written(second), first.finished, second.finished) == ([1], [], 2, 0)

@@ -96,7 +96,8 @@ def test_a_nan_shows_in_minimum_and_maximum_whatever_its_place() -> None:
 
 
 def test_ranks_that_are_all_nan_do_not_differ() -> None:
-    health = at(scales(math.nan, math.nan))
+    # As they come from the ranks: not the same object.
+    health = at(scales(float("nan"), float("nan")))
     assert health.metrics["amp/ranks_diverged"] == 0
     assert kinds(health) == ["scale_not_finite"]
 
@@ -133,6 +134,7 @@ def test_many_ranks_that_differ_are_named_in_the_record_and_few_in_the_text() ->
 
 
 def test_many_broken_ranks_are_counted() -> None:
+    assert only(at(scales(*[math.inf] * 8))).text.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7: ")
     health = at(scales(*[math.inf] * 10))
     assert only(health).ranks == tuple(range(10))
     assert only(health).text.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more: ")
@@ -241,12 +243,21 @@ def test_a_rank_that_is_slow_for_many_steps_is_told() -> None:
     assert (first.slow_rank, first.slow_since, kinds(first)) == (2, 5, [])
     second = at(times(0.2, 0.2, 0.5), step=24, before=first)
     assert (second.slow_rank, second.slow_since, kinds(second)) == (2, 5, [])
-    third = at(times(0.2, 0.2, 0.5), step=25, before=second)
+    third = at(times(0.256, 0.256, 0.768, step=2.0), step=25, before=second)
     assert (only(third).kind, only(third).title, only(third).ranks) == ("slow_rank", "rank 2 is slow", (2,))
     assert only(third).text == (
-        "rank 2 needs 500 ms a step for data and forward pass, 2.5 times the others; all ranks wait 30% of each step "
+        "rank 2 needs 768 ms a step for data and forward pass, 3 times the others; all ranks wait 26% of each step "
         "for it"
     )
+
+
+def test_a_slow_rank_is_no_reason_to_forget_the_skipped_steps() -> None:
+    slow = [
+        RankSample(0, 8.0, 3, step_seconds=1.0, own_seconds=0.2),
+        RankSample(1, 8.0, 3, None, None, False, 1.0, 0, 0.6),
+    ]
+    health = at(slow)
+    assert (health.slow_rank, health.skipped_steps) == (1, 3)
 
 
 def test_one_sample_of_many_steps_is_not_enough() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -120,3 +121,12 @@ def test_open_shows_the_page_or_says_that_there_is_no_browser(
     assert run(["report", "first", "--open"]) == 0
     assert asked == [(made.path / "report.html").as_uri()]
     assert ("no browser was found here" in capsys.readouterr().err) != shown
+
+
+def test_without_matplotlib_it_says_how_to_get_it(
+    made: MadeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run(["report", "first"]) == 2
+    assert capsys.readouterr().err == 'error: launcher report needs matplotlib: pip install "launcher[plot]"\n'
+    assert not (made.path / "report.html").exists()

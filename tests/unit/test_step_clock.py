@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from launcher import step_clock
 from launcher.step_clock import StepClock, StepTimes
@@ -50,8 +51,9 @@ def batch(hand: Hand, clock: StepClock) -> Callable[..., None]:
 def test_means_over_the_steps_since_the_last_reading(clock: StepClock, batch: Callable[..., None]) -> None:
     batch(100, 2, 8)
     batch(4, 2, 8)
+    batch(5, 2, 8)
     # The wait before the very first batch is the start of the training.
-    assert clock.read(2) == StepTimes(step=24 / 2, data=4 / 2, own=8 / 2)
+    assert clock.read(3) == StepTimes(step=39 / 3, data=9 / 3, own=15 / 3)
 
 
 def test_a_reading_begins_anew_but_the_wait_for_data_goes_on(clock: StepClock, batch: Callable[..., None]) -> None:
@@ -104,39 +106,72 @@ def test_a_clock_that_was_never_told_anything_reads_zero() -> None:
 
 
 class Event:
-    """As a CUDA event: over when its time has come."""
+    """As a CUDA event that keeps time: it has the time of its recording, and is over unless told otherwise."""
 
-    def __init__(self, hand: Hand) -> None:
-        self.at = hand.time
+    def __init__(self, hand: Hand, stream: object) -> None:
+        self.hand, self.stream = hand, stream
+        self.at: float | None = None
         self.over = True
+
+    def record(self, stream: object) -> None:
+        assert stream == self.stream
+        self.at = self.hand.time
 
     def query(self) -> bool:
         return self.over
 
     def elapsed_time(self, end: Event) -> float:
+        assert self.at is not None
+        assert end.at is not None
         return (end.at - self.at) * 1e3
 
 
-def test_on_a_cuda_device_the_forward_pass_is_read_one_interval_later(
-    hand: Hand, clock: StepClock, batch: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def events(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """Those that were made on the stream of the device CUDA."""
     made: list[Event] = []
 
-    def event(device: Any) -> tuple[Event, Any]:
-        made.append(Event(hand))
-        return made[-1], device
+    def event(*, enable_timing: bool) -> Event:
+        assert enable_timing is True
+        made.append(Event(hand, "its stream"))
+        return made[-1]
 
-    monkeypatch.setattr(step_clock, "_event", event)
-    cuda = SimpleNamespace(type="cuda")
-    batch(0, 3, 1, cuda)
-    batch(1, 3, 1, cuda)
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: {CUDA: "its stream"}[device])
+    return made
+
+
+CUDA = torch.device("cuda", 1)
+
+
+def test_on_a_cuda_device_the_forward_pass_is_read_one_interval_later(
+    clock: StepClock, batch: Callable[..., None], events: list[Event]
+) -> None:
+    batch(0, 3, 1, CUDA)
+    batch(1, 3, 1, CUDA)
     assert clock.read(2) == StepTimes(step=9 / 2, data=1 / 2, own=1 / 2)
-    batch(1, 5, 1, cuda)
+    batch(1, 5, 1, CUDA)
     assert clock.read(1) == StepTimes(step=7, data=1, own=1 + 6)
     # What is still in the device's queue is left out, and nobody waits for it.
-    made[-1].over = False
+    events[-1].over = False
     assert clock.read(1) == StepTimes(0, 0, 0)
     assert clock.read(1) == StepTimes(0, 0, 0)
+
+
+def test_on_a_cuda_device_several_backward_passes_are_timed_to_the_first(
+    hand: Hand, clock: StepClock, events: list[Event]
+) -> None:
+    clock.batch_begins(CUDA)
+    hand.time += 2
+    clock.backward_begins()
+    assert len(events) == 2
+    hand.time += 2
+    clock.backward_begins()
+    assert len(events) == 2
+    clock.batch_ends()
+    clock.read(1)
+    # What the host counts after the first is of no use in the next interval.
+    assert clock.read(1).own == 2
 
 
 @pytest.mark.parametrize("device", [None, "cuda", SimpleNamespace(type="cpu"), SimpleNamespace(type="mps")])

@@ -1,0 +1,59 @@
+"""One event in plain words. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+# A text longer than this is cut in the list of what happened.
+_LONGEST_TEXT = 600
+
+
+def told_in_words(event: Mapping[str, Any], kind: str) -> str:
+    """An event in words; one that is not known here by its fields."""
+    if kind in ("failed", "rank_failed"):
+        why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
+        text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
+    elif kind == "notice":
+        text = _text(event.get("message"))
+    elif kind in ("interrupted", "preempted"):
+        saved = event.get("checkpoint")
+        end = "saved a checkpoint" if saved else "without a checkpoint"
+        text = f"stopped by {_signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
+    elif kind == "finished":
+        text = f"finished after step {event.get('step')}"
+    elif kind == "resumed":
+        text = f"resumed from {event.get('checkpoint')}"
+    elif kind == "first_step":
+        text = "first optimizer step done"
+    elif kind == "training_ended":
+        text = "training ended"
+    elif kind == "precision_changed":
+        text = f"the checkpoint was trained in {event.get('checkpoint')}, this run in {event.get('run')}"
+    elif kind == "run_started":
+        count = event.get("restart_count")
+        source = f"ranks made by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"
+        text = f"started: {source}" + (f", restart {count}" if count else "")
+    else:
+        fields = {k: v for k, v in event.items() if k not in ("time", "rank", "kind", "step") and v is not None}
+        text = f"{kind}: " + ", ".join(f"{k} {v}" for k, v in fields.items()) if fields else kind
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def _exit(code: Any) -> str:
+    """How a process ended that said nothing; minus a signal's number if that ended it."""
+    if type(code) is int and code < 0:
+        return f"killed by {_signal_name(-code)}"
+    return "failed" if code is None else f"ended with exit code {code}"
+
+
+def _signal_name(number: Any) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
