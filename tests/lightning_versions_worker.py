@@ -25,7 +25,7 @@ from launcher import AmpWandbCallback  # noqa: E402
 rows: list[tuple[int, dict[str, Any]]] = []
 wandb: Any = types.ModuleType("wandb")
 wandb.run = types.SimpleNamespace(step=0, summary={})
-wandb.log = lambda row, step: rows.append((step, row))
+wandb.log = lambda row, step, commit: rows.append((step, row))
 wandb.alert = wandb.define_metric = lambda *_, **__: None
 sys.modules["wandb"] = wandb
 
