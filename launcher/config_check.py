@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -28,20 +29,22 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     problems = find_problems(values)
     if problems:
         raise ConfigError(problems)
+    leaves = dict(config_fields())
+    if all(_is_plainly(leaves[path].hint, value) for path, value in _leaves(values, leaves)):
+        return _build_plain(RunConfig, values)
     return _build(_parser(), values)
 
 
 def find_problems(values: Mapping[str, Any]) -> list[Problem]:
     """Every problem of the plain values of a config, in their order; empty if `parse_config` takes them."""
     leaves = dict(config_fields())
-    parser = _parser()
     problems: list[Problem] = []
     for path, value in _leaves(values, leaves):
         info = leaves.get(path)
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves)))
         elif (value is None and not _takes_null(info.hint)) or not (
-            _is_plainly(info.hint, value) or _has_type(parser, path, value)
+            _is_plainly(info.hint, value) or _has_type(_parser(), path, value)
         ):
             problems.append(Problem(path, f"given {value!r}; expected {_describe(info.hint)}"))
         elif info.minimum is not None and not _in_range(value, info.minimum):
@@ -148,6 +151,18 @@ def _has_type(parser: Any, path: str, value: Any) -> bool:
 def _build(parser: Any, values: Mapping[str, Any]) -> RunConfig:
     parsed = parser.instantiate(parser.parse_object(_without_empty_groups(values)))
     return RunConfig(**{entry.name: parsed[entry.name] for entry in dataclasses.fields(RunConfig)})
+
+
+def _build_plain(record: Any, values: Mapping[str, Any]) -> Any:
+    """The same where every value is of its type as it stands: jsonargparse takes 100 ms to say so."""
+    hints = typing.get_type_hints(record)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            given[key] = _build_plain(hints[key], value or {})
+        else:
+            given[key] = float(value) if hints[key] is float else copy.deepcopy(value)
+    return record(**given)
 
 
 def _without_empty_groups(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from typing import Any
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
 
+# Seconds after a scheduler's signal in which its rank has saved and left.
+_GRACE = 300.0
+
 
 def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: int) -> None:
     """What a loader worker does first; a `worker_init_fn`.
@@ -28,7 +31,7 @@ def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: in
 
 
 def outlive_schedulers() -> None:
-    """From now on SIGTERM ends this process only if its parent sent it, which torch does at the end of an epoch.
+    """From now on SIGTERM ends this process at once only if its parent sent it, which torch does to end a worker.
 
     SLURM sends it to every process of a job: a worker that ended then would take down a rank that still saves. The
     worker ends with its rank all the same, which torch's own watch sees to.
@@ -40,7 +43,8 @@ def outlive_schedulers() -> None:
 
 
 def _wait(parent: int) -> None:
-    while True:
-        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
-        if sender == parent or os.getppid() != parent:
-            os._exit(0)
+    received = signal.sigwaitinfo({signal.SIGTERM})
+    while received is not None and received.si_pid != parent and os.getppid() == parent:
+        # A second one that comes before the first is taken is lost, the parent's too: so there is an end to it.
+        received = signal.sigtimedwait({signal.SIGTERM}, _GRACE)
+    os._exit(0)

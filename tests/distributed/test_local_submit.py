@@ -50,7 +50,8 @@ def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None
     trace = parts / "trace-0"
     wait_until("the second epoch", lambda: trace.exists() and trace.read_text().count("\n") > 9, 120)
     assert json.loads(_words(parts, "status", "it", "--json").check().output)["state"] == "running"
-    assert "is running already" in _words(parts, "submit", "--cluster", "local", *MODEL).check(2).output
+    again = _words(parts, "submit", "--cluster", "local", *MODEL, "--resume", "auto").check(2)
+    assert "run 'it' is running already" in again.output
     assert "asked to save and stop" in _words(parts, "cancel", "it").check().output
     _ended(parts)
     status = json.loads(_words(parts, "status", "it", "--json").check().output)

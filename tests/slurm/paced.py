@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from torch import Tensor, nn
 
+from tests.processes import session_processes
 from tests.toy import Toy
 
 
@@ -19,4 +21,23 @@ class PacedToy(Toy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         time.sleep(float(os.environ.get("PACE", "0")))
+        return super().training_step(batch, batch_idx)
+
+
+class Scheduled(PacedToy):
+    """In step `term_at` every process of the session gets SIGTERM, as a scheduler sends it to all of a job, once."""
+
+    def __init__(self, lr: float = 0.05, term_at: int = -1) -> None:
+        super().__init__(lr)
+        self.term_at = term_at
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.global_step == self.term_at and self.global_rank == 0:
+            # A stranger to the loader workers sends it.
+            if os.fork() == 0:
+                for pid, _ in session_processes(os.getsid(0)):
+                    if pid != os.getpid():
+                        os.kill(pid, signal.SIGTERM)
+                os._exit(0)
+            os.wait()
         return super().training_step(batch, batch_idx)
