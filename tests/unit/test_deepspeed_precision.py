@@ -148,6 +148,14 @@ def test_two_enabled_blocks_are_a_conflict_by_either_name(name: str) -> None:
     )
 
 
+def test_every_place_of_a_dtype_is_looked_at() -> None:
+    config = {"data_types": {"grad_accum_dtype": "int7"}, "communication_data_type": "int9"}
+    assert precision_conflicts(FP16, config) == (
+        "data_types.grad_accum_dtype is 'int7'; expected fp32, fp16 or bf16",
+        "communication_data_type is 'int9'; expected fp32, fp16 or bf16",
+    )
+
+
 def test_all_conflicts_are_told_at_once() -> None:
     config = {
         "fp16": {"enabled": True, "loss_scale": "big", "hysteresiss": 2},

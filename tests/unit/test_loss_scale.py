@@ -196,6 +196,12 @@ def test_damaged_counts_begin_at_zero_and_the_scale_goes_on(saved: Any) -> None:
     assert (scaler.get_scale(), scaler.counts()) == (8.0, counts())
 
 
+def test_the_largest_count_goes_on() -> None:
+    scaler = counting()
+    scaler.load_state_dict({**STATE, "counts": counts(skipped=LARGEST_COUNT)})
+    assert scaler.counts() == counts(skipped=LARGEST_COUNT)
+
+
 def test_a_scaler_that_is_switched_off_scales_nothing_and_takes_its_own_state_silently(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
