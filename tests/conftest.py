@@ -16,6 +16,12 @@ _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 _FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_")
 
 
+# A job in a shell's background, or under nohup, ignores these, and so would every process that a test starts.
+for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """An environment without ranks, keys or a home of the user's, put back afterwards."""
