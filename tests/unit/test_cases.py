@@ -8,7 +8,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 ALL = range(1, 51)
 # Those of the first version; the others follow with what they are about.
-DONE = {*range(1, 49)}
+DONE = {*range(1, 49), 50}
 
 
 def marked() -> dict[int, list[str]]:
