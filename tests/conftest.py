@@ -22,8 +22,14 @@ for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _default)
 
 
+@pytest.fixture(scope="session")
+def _matplotlib_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One list of the machine's fonts for all processes: torchmetrics imports matplotlib, which else makes it anew."""
+    return tmp_path_factory.mktemp("matplotlib")
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _matplotlib_folder: Path) -> Iterator[None]:
     """An environment without ranks, keys or a home of the user's, put back afterwards."""
     before = dict(os.environ)
     for name in list(os.environ):
@@ -31,6 +37,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
             monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MPLCONFIGDIR", str(_matplotlib_folder))
     yield
     monkeypatch.undo()
     os.environ.clear()
