@@ -29,7 +29,8 @@ def coordinator(**options):
     return TrainingCoordinator(**{"output_dir": "runs", "use_gpu": False, "wandb": WandbOptions("disabled"), **options})
 
 def found(**values):
-    print("FOUND", json.dumps(values), flush=True)
+    # One write: the ranks' words must not mix within a line.
+    sys.stdout.write(f"FOUND {json.dumps(values)}\n")
 """
 
 
