@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,23 +103,36 @@ def session_processes(leader: int) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-def kill_leftovers() -> list[str]:
-    """Kill whatever still runs of the sessions that `run` started; returns its command lines."""
-    left: list[str] = []
+def kill_leftovers(grace: float = 5.0) -> list[str]:
+    """Kill whatever still runs of the sessions that `run` started; returns its command lines.
+
+    Args:
+        grace: seconds that a process which is ending has for it: it may still be told by the one that has ended.
+    """
     sessions = {process.pid for process in _started}
     _started.clear()
+    give_up = time.monotonic() + grace
+    while (left := _running(sessions)) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return [f"{pid} {command}" for pid, command in left.items()]
+
+
+def _running(sessions: set[int]) -> dict[int, str]:
+    """Process ids and command lines of the processes of some sessions."""
+    found: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
         try:
-            session = os.getsid(int(entry.name))
-            if session in sessions:
+            if os.getsid(int(entry.name)) in sessions:
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                 command = (entry / "cmdline").read_text().replace("\0", " ")
                 # A process that is ending has no command line any more.
                 if state not in "ZX" and command.strip():
-                    left.append(f"{entry.name} {command}")
-                    os.kill(int(entry.name), signal.SIGKILL)
+                    found[int(entry.name)] = command
         except (OSError, ProcessLookupError):
             continue
-    return left
+    return found

@@ -30,7 +30,7 @@ def coordinator(**options):
 
 def found(**values):
     # One write: the ranks' words must not mix within a line.
-    sys.stdout.write(f"FOUND {json.dumps(values)}\n")
+    sys.stdout.write(f"FOUND {json.dumps(values)}\\n")
 """
 
 
