@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ResumeError
+from launcher.whole_file import write_file
 
 MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"
@@ -65,7 +66,7 @@ def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
         _sync(file)
     before = _read_manifest(checkpoint) or {}
     versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
-    _write_synced(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
+    write_file(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
 
 
 def remove(checkpoint: Path) -> None:
@@ -195,20 +196,6 @@ def _sha256(file: Path, size: int, changed: int, inode: int) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _sync(path: Path) -> None:

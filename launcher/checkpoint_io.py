@@ -40,7 +40,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with open(temporary, "wb", opener=_private) as file:
                 torch.save(checkpoint, file)
             publish(temporary, target, step if isinstance(step, int) else None)
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no half-written checkpoint; raised on
             temporary.unlink(missing_ok=True)
             raise
 

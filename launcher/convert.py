@@ -92,7 +92,7 @@ def save_private(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no half-written file; raised on
         temporary.unlink(missing_ok=True)
         raise
 

@@ -193,7 +193,7 @@ class TrainingCoordinator:
         except UsageError:
             # Every rank was refused, and goes on to what the script does then: another training, perhaps.
             raise
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the others would wait in a collective; raised on
             end_script_ranks()
             raise
 

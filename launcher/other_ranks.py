@@ -139,7 +139,7 @@ def forked_ranks(world_size: int, train: Callable[[Mapping[str, str]], object]) 
     ranks = [_fork(lambda r=rank: train(rank_variables(r, world_size, port))) for rank in range(1, world_size)]
     try:
         yield rank_variables(0, world_size, port)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the forks would wait in a collective; raised on
         for process in ranks:
             _end_fork(process)
         raise

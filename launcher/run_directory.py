@@ -17,6 +17,7 @@ import yaml
 from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
+from launcher.whole_file import write_file
 
 _FOLDERS = ("logs", "checkpoints", "wandb")
 LAST_CHECKPOINT = "last.ckpt"
@@ -275,21 +276,6 @@ def write_plan(run: RunDirectory, plan: Mapping[str, Any]) -> None:
         write_file(run.path / "plan.json", json.dumps(plan, indent=1) + "\n")
     except OSError as error:
         raise RunDirectoryError(f"plan.json cannot be written in {run.path}: {error.strerror or error}") from error
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file of mode 0600 whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:  # Ctrl-C too leaves no half-written file
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _remove_empty(path: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from launcher.config import RunConfig
 from launcher.errors import Problem, SubmitError
-from launcher.run_directory import RunPlace, find_run, write_file
+from launcher.run_directory import RunPlace, find_run
+from launcher.whole_file import write_file
 from slurm.check import find_contradictions, ranks_per_node
 from slurm.handed_on import names_to_hand_on
 from slurm.job import JobRequestError, OptionProblem, SlurmJob, read_job

@@ -55,7 +55,7 @@ def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | Non
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise QueueError(f"sbatch did not take the job: {str(error).strip()}") from error
         write_record(submission, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
         remove_folder(submission)
         raise
     finally:
@@ -79,7 +79,7 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
         resume = "auto" if submission.resume_from is None else str(submission.resume_from)
         known = start_detached([*submission.command, "--resume", resume], cwd, submission.folder)
         write_record(submission, "local", **known)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
         remove_folder(submission)
         raise
     finally:

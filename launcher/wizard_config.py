@@ -15,7 +15,7 @@ from launcher.config_comments import commented_yaml
 from launcher.config_sources import all_problems, load_values, normalize_values, read_config_file
 from launcher.errors import ConfigError, Problem
 from launcher.preset_files import preset_values
-from launcher.run_directory import write_file
+from launcher.whole_file import write_file
 
 if TYPE_CHECKING:
     from launcher.hardware import Hardware

@@ -14,7 +14,7 @@ from launcher import __version__
 from launcher.errors import MissingLibraryError, ReportError
 from launcher.report.source import Run, find_run_directory, read_run, run_names
 from launcher.report.units import many, moment
-from launcher.run_directory import write_file
+from launcher.whole_file import write_file
 
 _FILE = "report.html"
 

@@ -21,9 +21,9 @@ from launcher.run_directory import (
     last_checkpoint,
     newest_run_like,
     open_run_directory,
-    write_file,
     write_plan,
 )
+from launcher.whole_file import write_file
 from tests.unit.run_directories import MODEL, config, ended, everything, make_run
 
 
