@@ -155,7 +155,11 @@ def _place(error: BaseException) -> str:
     """Where in the user's code it happened, as ' (file, line n)'."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})"
-    where = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SystemExit) and frames[-1].name == "exit":
+        # W&B puts a function of its own in the place of sys.exit.
+        frames.pop()
+    where = frames[-1]
     return "" if where.filename.startswith("<frozen") else f" ({where.filename}, line {where.lineno})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -13,15 +14,23 @@ from tests.toy import Toy
 
 
 class PacedToy(Toy):
-    """PACE: seconds that each step takes at least."""
+    """PACE: seconds that each step takes at least, or the path of a file with that number, while it is there."""
 
     def __init__(self, lr: float = 0.05) -> None:
         super().__init__(lr)
         self.net.insert(1, nn.Dropout(0.3))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        time.sleep(float(os.environ.get("PACE", "0")))
+        time.sleep(_pace(os.environ.get("PACE", "0")))
         return super().training_step(batch, batch_idx)
+
+
+def _pace(given: str) -> float:
+    try:
+        return float(given)
+    except ValueError:
+        file = Path(given)
+        return float(file.read_text()) if file.exists() else 0.0
 
 
 class Scheduled(PacedToy):

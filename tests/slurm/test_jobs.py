@@ -35,14 +35,31 @@ def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
 @pytest.fixture
 def paced(cluster: Cluster, tmp_path: Path) -> Iterator[Job]:
     """The same, slow enough to act on, in the middle of its second epoch."""
+    pace = tmp_path / "pace"
+    _set(pace, "0.3")
     job = submit(cluster, tmp_path, "paced", *MODEL, "--partition", "low", "--signal-delay", "60", "--time", "10",
-                 env={"PACE": "0.3"})  # fmt: skip
+                 env={"PACE": str(pace)})  # fmt: skip
     try:
         job.wait_for_step(9)
+        # SLURM looks at the limits of its jobs every half a minute.
+        _set(pace, "4")
         yield job
     finally:
         cluster.command("scancel", job.job_id)
         job.wait_for("the end", lambda: job.state in ("COMPLETED", "FAILED", "CANCELLED"))
+
+
+def _set(pace: Path, seconds: str) -> None:
+    """In one go: the steps read it at any time."""
+    written = pace.with_suffix(".new")
+    written.write_text(seconds)
+    written.replace(pace)
+
+
+def _wait_for_requeue(job: Job) -> None:
+    """Until SLURM starts it again; from there it goes as fast as it can."""
+    job.wait_for("the requeue", lambda: int(job.cluster.job_field(job.job_id, "Restarts")) == 1)
+    (job.cwd / "pace").unlink()
 
 
 def _curve(job: Job) -> Curve:
@@ -82,6 +99,7 @@ def test_two_nodes_train_as_one(whole: Job) -> None:
 def test_a_preempted_job_saves_and_goes_on_as_if_nothing_had_happened(cluster: Cluster, whole: Job, paced: Job) -> None:
     words = ("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     cluster.command("sbatch", *words)
+    _wait_for_requeue(paced)
     _resumed_in_order(paced, whole)
     said = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
     assert "the job is queued again" in said
@@ -92,20 +110,21 @@ def test_a_job_whose_time_is_up_saves_and_goes_on(cluster: Cluster, whole: Job, 
     # One minute more than it has run: that is within the minute of warning.
     limit = int(hours) * 60 + int(minutes) + 1
     cluster.command("scontrol", "update", f"JobId={paced.job_id}", f"TimeLimit={limit}")
-    paced.wait_for("the requeue", lambda: int(cluster.job_field(paced.job_id, "Restarts")) == 1)
+    _wait_for_requeue(paced)
     cluster.command("scontrol", "update", f"JobId={paced.job_id}", "TimeLimit=10")
     _resumed_in_order(paced, whole)
 
 
 def test_a_job_that_is_requeued_by_hand_saves_and_goes_on(cluster: Cluster, whole: Job, paced: Job) -> None:
     cluster.command("scontrol", "requeue", paced.job_id)
+    _wait_for_requeue(paced)
     _resumed_in_order(paced, whole)
 
 
 def test_a_run_whose_node_is_cut_off_goes_on_from_its_last_checkpoint(cluster: Cluster, whole: Job, paced: Job) -> None:
     cluster.unplug("n2")
     try:
-        paced.wait_for("the requeue", lambda: int(cluster.job_field(paced.job_id, "Restarts")) == 1)
+        _wait_for_requeue(paced)
     finally:
         cluster.plug_in("n2")
     assert paced.wait_for_end() == "COMPLETED", paced.said()

@@ -106,6 +106,17 @@ def test_a_class_that_is_not_there_or_of_the_wrong_kind_is_told(tmp_path: Path, 
     assert "Traceback" not in message
 
 
+def test_a_module_that_leaves_is_found_through_a_wrapped_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave = sys.exit
+
+    def exit(code: object = 0) -> None:  # noqa: A001 -- the name that W&B's has
+        leave(code)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sys, "exit", exit)
+    message = only_message(config({"class_path": "leaving.Model"}), "model.class_path")
+    assert f"SystemExit: 3 ({tmp_path}/leaving.py, line 2)" in message
+
+
 def test_a_model_in_place_of_data_is_told() -> None:
     given = config(model(width=1), {"class_path": "theirs.Alone"})
     assert only_message(given, "data.class_path").startswith("theirs.Alone is no LightningDataModule")
