@@ -17,6 +17,7 @@ from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingErr
 from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.other_machines import add_options
+from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
 from launcher.topology import Topology
 
@@ -181,8 +182,10 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
         if code is not None:
             return code
         check_ranks(config, topology)
-    from launcher.main_path import fit
-    from launcher.summary import print_summary
+    with quick_imports():
+        import launcher.training  # noqa: F401 -- Lightning, which `fit` needs anyway
+        from launcher.main_path import fit
+        from launcher.summary import print_summary
 
     result = fit(config, terminal_ranks=launch.terminal_ranks)
     if topology.rank == 0:

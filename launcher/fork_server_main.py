@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
 
 from launcher import parent_death
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
+from launcher.quick_imports import quick_imports
 
 
 def become_fork_server() -> None:
@@ -20,11 +20,9 @@ def become_fork_server() -> None:
     os.setpgid(0, 0)
     address = os.environ.pop(REPORT_VARIABLE, "")
     modules = json.loads(os.environ.pop(MODULES_VARIABLE, "[]"))
-    with telling(address) as report:
+    # What is here then is shared by all ranks: their collectors shall not touch, and so copy, its pages.
+    with telling(address) as report, quick_imports():
         report.update(preload(modules))
-    # What is here now is shared by all ranks: the collector shall not touch, and so copy, its pages.
-    gc.collect()
-    gc.freeze()
 
 
 become_fork_server()

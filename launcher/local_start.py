@@ -17,6 +17,7 @@ from launcher.errors import LauncherError, TopologyError
 from launcher.fork_server import ForkServer, StartMethod, choose_start_method
 from launcher.launch_options import LaunchOptions
 from launcher.preload import USER_MODULES
+from launcher.quick_imports import quick_imports
 from launcher.ranks import likely_ranks, wanted_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
@@ -104,11 +105,12 @@ def _class_paths(value: Any) -> Iterator[str]:
 def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments: Sequence[str]) -> int:
     # Its default handlers raise from anywhere; ours, set below, know whether ranks run.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
+    with quick_imports():
+        from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
 
-    from launcher.agent_signals import AgentStopped
-    from launcher.elastic import TrainingAgent
-    from launcher.rendezvous import make_rendezvous
+        from launcher.agent_signals import AgentStopped
+        from launcher.elastic import TrainingAgent
+        from launcher.rendezvous import make_rendezvous
 
     # Its account of a failure is written for its own people; the launcher gives one of its own.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
