@@ -21,7 +21,7 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
-from launcher.agent_signals import AgentSignals, AgentStopped
+from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped
 from launcher.attempt import Attempt
 from launcher.events import FILE_NAME, EventLog
 from launcher.failure import RankEnd, account, first_failure, shell_code
@@ -42,6 +42,8 @@ _CAUSE_WITHIN = 3.0
 _LEAVE_WITHIN = 10.0
 _STOP_WITHIN = 120.0
 _STACKS_WITHIN = 0.3
+# A rank looks once a second whether its flight record is wanted.
+_RECORDS_WITHIN = 5.0
 # torchelastic counts restarts down from here; how many there are is decided in `launcher.restarts`.
 _COUNT_FROM = 1_000_000
 
@@ -140,7 +142,8 @@ class TrainingAgent(LocalElasticAgent):
             return hung or RunResult(WorkerState.HEALTHY)
         number = self.signals.first or signal.SIGTERM
         self.exit_code = 128 + number
-        wanted = {0, *(code for n in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (128 + n, -n))}
+        # A scheduler may have sent its own signal to every process of the job.
+        wanted = {0, *(code for n in (*HANDLED, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= wanted:
             return self._after_failure(worker_group)
         return self._failed(restart=False)
@@ -188,6 +191,7 @@ class TrainingAgent(LocalElasticAgent):
         if silent is None:
             return None
         states = self._attempt.evidence.states(ranks, 10 * _STACKS_WITHIN)
+        states = self._attempt.evidence.with_flight_records(states, _RECORDS_WITHIN)
         behind = ranks_behind(states)
         # Where nobody stands out all are named: better too many than a wrong one.
         ends = self._attempt.evidence.ends(

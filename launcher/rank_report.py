@@ -22,6 +22,7 @@ from typing import Any
 
 from launcher.errors import Interrupted, TrainingError, UsageError
 from launcher.heartbeat import BEFORE_TRAINING, Heart
+from launcher.whole_file import write_file
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
 _TRACEBACK_LINES = 40
@@ -157,17 +158,27 @@ class RankReport:
         if self._heart is not None:
             self._heart.can_tell_stacks()
 
-    def watch_collectives(self, count: Callable[[], int]) -> None:
-        """Say once a second, from a thread, how many collectives this rank has entered."""
-        heart = self._heart
-        if heart is None:
+    def watch_collectives(self, count: Callable[[], int], record: Callable[[], str]) -> None:
+        """Say once a second, from a thread, how many collectives this rank has entered; once asked, say which.
+
+        Args:
+            count: collectives that the process group has entered.
+            record: what the flight recorder knows, as JSON.
+        """
+        heart, folder = self._heart, self._folder
+        if heart is None or folder is None:
             return
 
         def watch() -> None:
+            told = False
             # The group may end while it is asked.
             with contextlib.suppress(RuntimeError, ValueError):
                 while not self._watched.wait(_COLLECTIVES_EVERY):
                     heart.collectives(count())
+                    if not told and flight_request_path(folder).exists():
+                        told = True
+                        with contextlib.suppress(OSError):
+                            write_file(flight_path(folder, self._rank), record())
 
         threading.Thread(target=watch, name="launcher-collectives", daemon=True).start()
 
@@ -231,6 +242,16 @@ def report_path(folder: Path, rank: int) -> Path:
 def beat_path(folder: Path, rank: int) -> Path:
     """The file of a rank's signs of life."""
     return folder / f"rank-{rank}.beat"
+
+
+def flight_request_path(folder: Path) -> Path:
+    """The agent makes this file to ask all ranks for their flight records."""
+    return folder / "flight-wanted"
+
+
+def flight_path(folder: Path, rank: int) -> Path:
+    """The file of a rank's flight record."""
+    return folder / f"rank-{rank}.flight.json"
 
 
 def stacks_path(folder: Path, rank: int) -> Path:

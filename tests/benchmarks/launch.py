@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tests.benchmarks.launch_clock import read_marks
 from tests.benchmarks.peers import PEERS, peer_command
-from tests.processes import session_processes
+from tests.processes import descendants
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _TIMEOUT = 120.0
@@ -61,7 +61,8 @@ def running(
         try:
             yield process, marks, began
         finally:
-            for pid, _ in session_processes(process.pid):
+            # torchrun's ranks have sessions of their own, and outlive it.
+            for pid in (process.pid, *descendants(process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
@@ -113,7 +114,7 @@ def pss_mebibytes(who: str, ranks: int) -> float | None:
         if wait_for_mark(marks, process, began) is None:
             return None
         total = 0
-        for pid, _ in session_processes(process.pid):
+        for pid in (process.pid, *descendants(process.pid)):
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                     total += int(line.split()[1]) if line.startswith("Pss:") else 0
