@@ -128,8 +128,10 @@ def _run_step(words: Sequence[str], folder: Path, timeout: float) -> None:
             step.terminate()
             raise
     if not any(folder.glob("node-*.json")):
-        advice = "`sinfo` shows what is free; --wait waits longer, --partition and --nodes ask for other nodes"
-        raise QueueError(f"srun started nothing: {said.strip() or f'exit code {step.returncode}'}; {advice}")
+        raise QueueError(
+            f"srun started nothing: {said.strip() or f'exit code {step.returncode}'}; `sinfo` shows what is free; "
+            "--wait waits longer, --partition and --nodes ask for other nodes"
+        )
 
 
 def _read(folder: Path, kind: str, make: Callable[[Mapping[str, Any]], _Result]) -> list[_Result]:

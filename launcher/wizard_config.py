@@ -225,7 +225,9 @@ class WizardConfig:
             # Through a link: it is the file behind it that is replaced.
             write_file(path.resolve(), text)
         except OSError as error:
-            raise ConfigError([Problem(str(path), f"cannot be written: {error.strerror or error}")]) from error
+            raise ConfigError(
+                [Problem(str(path), f"cannot be written: {error.strerror or error}; give another path")]
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> WizardConfig:
