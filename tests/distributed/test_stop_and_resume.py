@@ -21,17 +21,25 @@ def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> st
     return run(command, cwd, env=toy_env(trace)).check(code).output
 
 
-@pytest.mark.parametrize(("ranks", "step", "workers"), [(1, 2, 0), (1, 7, 0), (1, 11, 2), (1, 15, 2), (2, 11, 0)])
+@pytest.mark.parametrize(
+    ("ranks", "step", "workers", "number"),
+    [
+        (1, 2, 0, signal.SIGINT),
+        (1, 7, 0, signal.SIGUSR1),
+        (1, 11, 2, signal.SIGHUP),
+        (1, 15, 2, signal.SIGTERM),
+        (2, 11, 0, signal.SIGINT),
+    ],
+)
 def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
-    tmp_path: Path, ranks: int, step: int, workers: int
+    tmp_path: Path, ranks: int, step: int, workers: int, number: int
 ) -> None:
     own = ("--data.workers", str(workers))
     _train(tmp_path / "whole", tmp_path / "whole-trace", ranks, *own)
     parts = tmp_path / "parts"
     # torchrun ends with 1 whatever its ranks end with.
-    stopped = _train(
-        parts, tmp_path / "trace", ranks, *own, "--model.signal_at", str(step), code=130 if ranks == 1 else 1
-    )
+    words = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
+    stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number if ranks == 1 else 1)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
     # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
@@ -49,8 +57,8 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
 
 
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
-    # Rank one gets it alone, in the middle of its own step.
-    words = ("--model.signal_at", "5", "--model.by_rank", "1")
+    # Rank one gets it alone, in the middle of its own step; a scheduler's warning, as SLURM sends it.
+    words = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
     _train(tmp_path, tmp_path / "trace", 2, *words, code=1)
 
     interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
