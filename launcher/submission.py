@@ -157,10 +157,10 @@ def remove_folder(submission: Submission) -> None:
             folder.rmdir()
 
 
-def write_record(submission: Submission, cluster: str, **known: Any) -> None:
-    """Note what was queued, for `status`, `logs` and `cancel`."""
+def write_record(folder: Path, cluster: str, **known: Any) -> None:
+    """Note in a submission's folder what was queued, for `status`, `logs` and `cancel`."""
     values = {"cluster": cluster, "submitted": round(time.time(), 3), "host": os.uname().nodename, **known}
-    write_file(submission.folder / RECORD, json.dumps(values) + "\n")
+    write_file(folder / RECORD, json.dumps(values) + "\n")
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:

@@ -71,8 +71,8 @@ def read_sweep(words: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
     """The sets of settings that `--sweep` asks for, in the order of the members.
 
     Args:
-        words: each `KEY=VALUE,VALUE,...`, or the path of a YAML or JSON file with a list of mappings. Several make a grid,
-            the last of which changes fastest.
+        words: each `KEY=VALUE,VALUE,...`, or the path of a YAML or JSON file with a list of mappings. Several make a
+            grid, the last of which changes fastest.
         given: dotted paths that the command line sets for all members.
 
     Raises:
@@ -86,12 +86,16 @@ def read_sweep(words: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
         except ConfigError as error:
             problems += error.problems
     problems += _repeated(axes, given)
-    for path, value in dict.fromkeys((p, json.dumps(v, default=str)) for axis in axes for s in axis for p, v in s.items()):
+    for path, value in dict.fromkeys(
+        (p, json.dumps(v, default=str)) for axis in axes for s in axis for p, v in s.items()
+    ):
         problems += _field_problems(path, json.loads(value))
     sets = [{path: value for part in parts for path, value in part.items()} for parts in itertools.product(*axes)]
     texts = [json.dumps(each, sort_keys=True, default=str) for each in sets]
     twice = [describe(each) for number, each in enumerate(sets) if texts[number] in texts[:number]]
-    problems += [Problem(_FLAG, f"two members are the same: {text or 'nothing is set'}") for text in dict.fromkeys(twice)]
+    problems += [
+        Problem(_FLAG, f"two members are the same: {text or 'nothing is set'}") for text in dict.fromkeys(twice)
+    ]
     if problems:
         raise SubmitError(dict.fromkeys(problems))
     return sets
@@ -122,8 +126,10 @@ def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) 
         wandb = dataclasses.replace(config.wandb, group=config.wandb.group or name)
         members.append(Member(index, dataclasses.replace(config, wandb=wandb), overrides))
     if wrong:
-        raise ConfigError(problem if len(those) == len(sets) else Problem(f"member {those[0]}: {problem.path}", problem.message)
-                          for problem, those in wrong.items())  # fmt: skip
+        raise ConfigError(
+            problem if len(those) == len(sets) else Problem(f"member {those[0]}: {problem.path}", problem.message)
+            for problem, those in wrong.items()
+        )
     return members
 
 
@@ -149,7 +155,9 @@ def _grid_axis(word: str) -> list[dict[str, Any]]:
         node = yaml.compose(f"[{text}]", Loader)
     except yaml.YAMLError as error:
         said = getattr(error, "problem", None) or str(error)
-        raise _refused(word, f"its values cannot be read as a YAML list ({said}); quote what has commas or brackets") from error
+        raise _refused(
+            word, f"its values cannot be read as a YAML list ({said}); quote what has commas or brackets"
+        ) from error
     values = node.value if isinstance(node, yaml.SequenceNode) else []
     if len(values) == 1 and isinstance(values[0], yaml.SequenceNode):
         values = values[0].value
@@ -174,7 +182,11 @@ def _file_axis(path: Path) -> list[dict[str, Any]]:
     listed = read_plain_file(path)
     if not isinstance(listed, list) or not listed:
         raise _refused(str(path), "expected a list of settings, as in `- {model.lr: 1e-3}` on each line")
-    wrong = [f"entry {number} is {entry!r}" for number, entry in enumerate(listed) if not isinstance(entry, dict) or not entry]
+    wrong = [
+        f"entry {number} is {entry!r}"
+        for number, entry in enumerate(listed)
+        if not isinstance(entry, dict) or not entry
+    ]
     if wrong:
         raise _refused(str(path), f"expected a mapping of settings for each member, but {'; '.join(wrong)}")
     return [_expanded({path_of(str(key)): value for key, value in entry.items()}, f"{path}, entry {number}")
@@ -203,7 +215,9 @@ def _repeated(axes: Sequence[Sequence[Overrides]], given: Sequence[str]) -> Iter
     seen: set[str] = set()
     for axis in axes:
         paths = {path for overrides in axis for path in overrides}
-        yield from (Problem(f"{_FLAG} {path}", "given twice; give all its values at once") for path in sorted(paths & seen))
+        yield from (
+            Problem(f"{_FLAG} {path}", "given twice; give all its values at once") for path in sorted(paths & seen)
+        )
         yield from (Problem(f"{_FLAG} {path}", f"--{path} is given for all members too; leave out one of them")
                     for path in sorted(paths & set(given)))  # fmt: skip
         seen |= paths

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from slurm.job import JobRequestError, OptionProblem
 
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?", re.ASCII)
-_EXPECTED = "expected members and how many at once, as in 0-3, 0,2,5, 0-8:2 or 0-7%2; %2 alone is all of them, two at once"
+_EXPECTED = (
+    "expected members and how many at once, as in 0-3, 0,2,5, 0-8:2 or 0-7%2; %2 alone is all of them, two at once"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ def read_array(text: str | None, members: int) -> ArrayChoice:
     indices: set[int] = set()
     for part in chosen.split(","):
         found = _PART.fullmatch(part)
-        first, last, step = (0, 0, 0) if found is None else (int(found[1]), int(found[2] or found[1]), int(found[3] or 1))
+        first, last, step = (
+            (0, 0, 0) if found is None else (int(found[1]), int(found[2] or found[1]), int(found[3] or 1))
+        )
         if found is None or first > last or step == 0:
             raise JobRequestError([OptionProblem("array", f"given {text!r}; {_EXPECTED}")])
         if last >= members:

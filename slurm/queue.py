@@ -63,7 +63,7 @@ def job_state(job_id: str) -> JobState:
 
 
 def array_states(job_id: str) -> dict[int, JobState]:
-    """The same for every member of a job array, by its index, asked once for all; those that SLURM has forgotten are left out.
+    """The same for every member of a job array, by its index, asked once for all; without what SLURM has forgotten.
 
     Raises:
         QueueCommandError: neither answers.

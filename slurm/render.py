@@ -89,7 +89,7 @@ class JobExecutor(SlurmExecutor):
 class ArrayExecutor(JobExecutor):
     """The same for a job array: one script, and a pickle for each member.
 
-    submitit's own `submit_array` numbers its members from zero without a gap, and leaves the script to another executor.
+    submitit's own `submit_array` numbers its members from zero without a gap, and leaves the script to another one.
 
     Args:
         job: what each member asks for.
