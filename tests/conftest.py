@@ -10,11 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import kill_leftovers
-
-# What torchrun, SLURM and W&B set: a test must not see it from outside.
-_FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-_FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_")
-
+from tests.warm import is_foreign
 
 # A job in a shell's background, or under nohup, ignores these, and so would every process that a test starts.
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -33,7 +29,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _matplot
     """An environment without ranks, keys or a home of the user's, put back afterwards."""
     before = dict(os.environ)
     for name in list(os.environ):
-        if name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES):
+        if is_foreign(name):
             monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.runs import events_of, only_run, read_trace, toy_env
-from tests.processes import Finished, run
+from tests.processes import Finished, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def script(folder: Path, text: str, *words: str, code: int = 0, env: dict[str, s
     """Run a user's script in an empty folder."""
     (folder / "train.py").write_text(_HEAD + text)
     whole = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
-    return run([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
+    return run_warm([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
 
 
 def found_in(output: str) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, events_of
-from tests.processes import run, torchrun
+from tests.distributed.runs import REPOSITORY, events_of, train_on
+from tests.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 # Accumulated and clipped: a gradient that were scaled otherwise than DDP's would be clipped otherwise.
@@ -21,7 +21,7 @@ def _curve(folder: Path, strategy: str, precision: str) -> list[float]:
     """The training loss of rank zero at every step, then the validation loss of the end."""
     name = f"{strategy}-{precision}"
     words = (*DEMO, "--strategy", strategy, "--precision", precision, "--name", name)
-    run(torchrun(2, *words), folder).check()
+    train_on(2, words, folder, {}, preloaded=DEEPSPEED).check()
     directory = folder / "runs" / name
     steps = [event["metrics"]["train_loss"] for event in events_of(directory, "step")]
     (finished,) = events_of(directory, "finished")

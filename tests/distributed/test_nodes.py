@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import TOY, events_of, free_port, read_trace, toy_env
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1",
@@ -32,7 +32,7 @@ def _fit_on_nodes(
 
         words = ("--nnodes", nodes, "--node-rank", str(node), "--rdzv-endpoint", endpoint, *own[node])
         command = launcher("fit", *SETTINGS, *words)
-        return run(command, cwd, env=toy_env(cwd / "trace"), timeout=200, on_line=hear)
+        return run_warm(command, cwd, env=toy_env(cwd / "trace"), timeout=200, on_line=hear)
 
     with ThreadPoolExecutor(len(own)) as pool:
         return list(pool.map(one, range(len(own))))

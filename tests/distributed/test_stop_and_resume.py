@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env
-from tests.processes import launcher, run, torchrun
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
+from tests.processes import launcher, run, run_warm, torchrun
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--name", "it")
@@ -17,21 +19,29 @@ SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--na
 
 def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
     cwd.mkdir(exist_ok=True)
-    command = launcher(*SETTINGS, *words) if ranks == 1 else torchrun(ranks, *SETTINGS, *words)
-    return run(command, cwd, env=toy_env(trace)).check(code).output
+    return train_on(ranks, (*SETTINGS, *words), cwd, toy_env(trace)).check(code).output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Where the trace lies of a run that nothing interrupted, on so many ranks; trained once for each number."""
+
+    @functools.cache
+    def trained(ranks: int) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        _train(folder, folder / "trace", ranks)
+        return folder / "trace"
+
+    return trained
 
 
 @pytest.mark.parametrize(("ranks", "step", "workers"), [(1, 2, 0), (1, 7, 0), (1, 11, 2), (1, 15, 2), (2, 11, 0)])
 def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
-    tmp_path: Path, ranks: int, step: int, workers: int
+    tmp_path: Path, whole: Callable[[int], Path], ranks: int, step: int, workers: int
 ) -> None:
     own = ("--data.workers", str(workers))
-    _train(tmp_path / "whole", tmp_path / "whole-trace", ranks, *own)
     parts = tmp_path / "parts"
-    # torchrun ends with 1 whatever its ranks end with.
-    stopped = _train(
-        parts, tmp_path / "trace", ranks, *own, "--model.signal_at", str(step), code=130 if ranks == 1 else 1
-    )
+    stopped = _train(parts, tmp_path / "trace", ranks, *own, "--model.signal_at", str(step), code=130)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
     # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
@@ -42,7 +52,7 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
     _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
 
     for rank in range(ranks):
-        assert read_trace(tmp_path / "trace", rank) == read_trace(tmp_path / "whole-trace", rank)
+        assert read_trace(tmp_path / "trace", rank) == read_trace(whole(ranks), rank)
     assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
     first, second = events_of(directory, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
@@ -51,7 +61,7 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
     # Rank one gets it alone, in the middle of its own step.
     words = ("--model.signal_at", "5", "--model.by_rank", "1")
-    _train(tmp_path, tmp_path / "trace", 2, *words, code=1)
+    _train(tmp_path, tmp_path / "trace", 2, *words, code=130)
 
     interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
     assert {event["rank"] for event in interrupted} == {0, 1}
@@ -81,9 +91,9 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
 
 def test_the_end_of_the_training_is_saved_and_more_epochs_go_on_from_there(tmp_path: Path) -> None:
     words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it")
-    run(launcher(*words), tmp_path).check()
-    run(launcher(*words, "--resume", "auto"), tmp_path).check()
-    output = run(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
+    run_warm(launcher(*words), tmp_path).check()
+    run_warm(launcher(*words, "--resume", "auto"), tmp_path).check()
+    output = run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
 
     events = [events_of(tmp_path / "runs" / "it", kind) for kind in ("finished", "checkpoint", "training_started")]
     steps = [[event["step"] for event in of_kind] for of_kind in events]

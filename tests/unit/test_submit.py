@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import cli
 from tests.processes import Finished, launcher, run
 from tests.stand_ins import TAKEN, StandIns
 
@@ -89,10 +90,18 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_made(cwd: Path, sl
     assert slurm.calls("sbatch") == []
 
 
-def test_a_value_that_a_shell_would_read_is_refused(cwd: Path, slurm: StandIns) -> None:
+def test_a_value_that_a_shell_would_read_is_refused(
+    cwd: Path, slurm: StandIns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process: what is refused starts nothing.
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
     for words in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
                   ("--runs_dir", "a%jb"), ("--account", "é")):  # fmt: skip
-        submit(cwd, slurm, *words).check(2)
+        assert cli.run(["submit", *MODEL, *words]) == 2
+        assert f"{words[1]!r}" in capsys.readouterr().err
     assert list(cwd.iterdir()) == []
 
 
