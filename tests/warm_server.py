@@ -141,7 +141,7 @@ def _set_rank_zero() -> None:
 
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
         if name in os.environ:
-            rank_zero_only.rank = int(os.environ[name])
+            vars(rank_zero_only)["rank"] = int(os.environ[name])
             return
 
 
