@@ -20,7 +20,7 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 # On top of the server's own modules; with DeepSpeed its accelerator, which it looks for once, on import.
 DEEPSPEED = ("deepspeed", "lightning.pytorch.strategies.deepspeed")
 # What the server looks for on import: everything else comes with each process's own environment.
-_ON_IMPORT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+_ON_IMPORT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 _START_TIMEOUT = 300.0
 # What torchrun, SLURM and W&B set: neither a test nor a server must see it from outside.
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")

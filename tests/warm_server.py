@@ -32,6 +32,8 @@ MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.statefu
            "launcher.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
            "launcher.elastic", "launcher.rendezvous", "launcher.local_start", "launcher.dry_run",
            "launcher.memory_profile", "rich.progress")  # fmt: skip
+# Variables that importing them sets where they are not set, which it would do in each process.
+_SET_BY_IMPORTS: dict[str, str] = {}
 _HANDLED = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
@@ -41,9 +43,11 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
 
     # The first entry is for `-m`: each process has its own.
     path = sys.path[1:]
+    before = dict(os.environ)
     with quick_imports():
         for name in modules:
             importlib.import_module(name)
+    _SET_BY_IMPORTS.update({name: value for name, value in os.environ.items() if name not in before})
     threads = os.listdir("/proc/self/task")  # noqa: PTH208 -- bare numbers are wanted
     if len(threads) > 1:
         raise RuntimeError(f"importing {modules} left {len(threads) - 1} threads, which a fork does not survive")
@@ -110,7 +114,7 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     """As `python WORDS` does, to the exit code."""
     words, folder = asked["words"], asked["cwd"]
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update({**_SET_BY_IMPORTS, **asked["env"]})
     os.chdir(folder)
     own = [entry for entry in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
     first = {"-m": folder, "-c": ""}.get(words[0], str(Path(words[0]).absolute().parent))

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mode", "disabled",
         "--data.train_stride", "480", "--data.block_size", "32", "--model.n_layer", "2", "--model.n_embd", "32",
         "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "0.3",
+        "--trainer.val_check_interval", "1.0", "--trainer.limit_val_batches", "4",
         "--trainer.log_every_n_steps", "1")  # fmt: skip
 
 
