@@ -21,6 +21,7 @@ import termios
 import threading
 import traceback
 import types
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,6 +152,8 @@ def _set_rank_zero() -> None:
 
 def _fork_the_fork_server() -> None:
     """The launcher's own fork server has its imports from here too, while this process has no threads."""
+    import multiprocessing.forkserver
+    import multiprocessing.resource_tracker
     import multiprocessing.util
 
     spawn = multiprocessing.util.spawnv_passfds
@@ -172,6 +175,11 @@ def _fork_the_fork_server() -> None:
                     os.close(int(entry))
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
+        # What the agent has begun is not this process's: its lock is held right now, its folders are its own to remove.
+        for state in (multiprocessing.forkserver.ensure_running, multiprocessing.resource_tracker.ensure_running):
+            owner = state.__self__
+            owner.__init__()
+        vars(weakref.finalize)["_registry"].clear()
         sys.argv = ["-c"]
         _leave(lambda: exec(args[-1], {"__name__": "__main__"}))  # noqa: S102 -- the words that would follow `python -c`
 
