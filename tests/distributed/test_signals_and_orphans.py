@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pty
 import select
@@ -190,16 +191,21 @@ def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_f
         assert log.count(f"out of {rank}") == log.count(f"err of {rank}") == 1
 
 
-def test_every_rank_knows_from_the_first_line_that_it_is_not_rank_zero(tmp_path: Path) -> None:
+def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_any_other_would(tmp_path: Path) -> None:
     # Lightning takes its rank on import, and the fork server that imports has none.
     (tmp_path / "mine.py").write_text(
-        "from lightning.pytorch.utilities import rank_zero_only\nfrom tests.toy import Toy\n\n\nclass Mine(Toy):\n"
+        "import multiprocessing\nfrom lightning.pytorch.utilities import rank_zero_only\n"
+        "from tests.toy import Toy\n\n\nclass Mine(Toy):\n"
         "    def __init__(self):\n        super().__init__()\n        print('rank_zero_only', rank_zero_only.rank)\n"
+        "        print('start method', multiprocessing.get_start_method())\n"
     )
     words = ("--model", "mine.Mine", "--trainer.max_epochs", "1")
     run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check()
     for rank in range(2):
-        assert f"rank_zero_only {rank}\n" in (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text()
+        log = (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text()
+        assert f"rank_zero_only {rank}\n" in log
+        # The agent's fork server is not for the loaders' workers.
+        assert f"start method {multiprocessing.get_start_method()}\n" in log
 
 
 def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
