@@ -35,13 +35,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     return trained
 
 
-@pytest.mark.parametrize(("ranks", "step", "workers"), [(1, 2, 0), (1, 7, 0), (1, 11, 2), (1, 15, 2), (2, 11, 0)])
+@pytest.mark.parametrize(
+    ("ranks", "step", "workers", "number"),
+    [
+        (1, 2, 0, signal.SIGINT),
+        (1, 7, 0, signal.SIGUSR1),
+        (1, 11, 2, signal.SIGHUP),
+        (1, 15, 2, signal.SIGTERM),
+        (2, 11, 0, signal.SIGINT),
+    ],
+)
 def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
-    tmp_path: Path, whole: Callable[[int], Path], ranks: int, step: int, workers: int
+    tmp_path: Path, whole: Callable[[int], Path], ranks: int, step: int, workers: int, number: int
 ) -> None:
     own = ("--data.workers", str(workers))
     parts = tmp_path / "parts"
-    stopped = _train(parts, tmp_path / "trace", ranks, *own, "--model.signal_at", str(step), code=130)
+    words = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
+    stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
     # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
@@ -59,9 +69,9 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
 
 
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
-    # Rank one gets it alone, in the middle of its own step.
-    words = ("--model.signal_at", "5", "--model.by_rank", "1")
-    _train(tmp_path, tmp_path / "trace", 2, *words, code=130)
+    # Rank one gets it alone, in the middle of its own step; a scheduler's warning, as SLURM sends it.
+    words = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
+    _train(tmp_path, tmp_path / "trace", 2, *words, code=128 + signal.SIGUSR2)
 
     interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
     assert {event["rank"] for event in interrupted} == {0, 1}
@@ -90,7 +100,9 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
 
 
 def test_the_end_of_the_training_is_saved_and_more_epochs_go_on_from_there(tmp_path: Path) -> None:
-    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it")
+    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it",
+             "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode", "disabled",
+             "--trainer.limit_val_batches", "4")  # fmt: skip
     run_warm(launcher(*words), tmp_path).check()
     run_warm(launcher(*words, "--resume", "auto"), tmp_path).check()
     output = run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
