@@ -181,18 +181,22 @@ def heard(meeting: Meeting, rank: int) -> tuple[Spy, threading.Event]:
 def test_a_rank_without_an_answer_waits_at_one_gate_and_trains_on(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 0.5)
-    store, asked = heard(Meeting(server), 0)
+    # Longer than a test may take: the other rank's count never comes, and a gate that waited for it would not end.
+    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 3600)
+    meeting, counting = Meeting(server), threading.Event()
+    both = ["stop/gates/0", "stop/gates/1"]
+    store = Spy(meeting.client(), lambda name, key: counting.set() if (name, key) == ("wait", both) else None)
     alone = StopAgreement(store, 0, 2)
     alone.start()
     alone.request(signal.SIGINT)
-    assert asked.wait(10)
+    assert counting.wait(10)
+    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 0.5)
     began = time.monotonic()
     assert alone.gate() is False
     assert time.monotonic() - began > 0.4
-    # A later gate that waited would take longer than a test may.
     monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 3600)
     assert [alone.gate() for _ in range(4)] == [False] * 4
+    meeting.client().set(both[1], "0")
     alone.close()
 
 
