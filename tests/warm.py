@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ DEEPSPEED = ("deepspeed", "lightning.pytorch.strategies.deepspeed")
 # What the server looks for on import: everything else comes with each process's own environment.
 _ON_IMPORT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 _START_TIMEOUT = 300.0
+# Several ranks are started by as many threads, and need one server.
+_one_at_a_time = threading.Lock()
 # What torchrun, SLURM and W&B set: neither a test nor a server must see it from outside.
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_")
@@ -78,7 +81,8 @@ def start(
         more: modules that are imported already, beside those of every server.
         terminal: `output` is a terminal, which becomes the process's own, and its stdin too.
     """
-    address, path = _server(more)
+    with _one_at_a_time:
+        address, path = _server(more)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     asked = {"words": list(words), "cwd": str(cwd), "env": dict(env), "path": path, "terminal": terminal}
