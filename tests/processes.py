@@ -109,12 +109,15 @@ def _run_to_end(
         timer = threading.Timer(timeout, give_up)
         timer.start()
         lines: list[str] = []
-        for line in stream:
-            lines.append(line)
-            if on_line is not None:
-                on_line(line, process.pid)
-    code = process.wait()
-    timer.cancel()
+        try:
+            for line in stream:
+                lines.append(line)
+                if on_line is not None:
+                    on_line(line, process.pid)
+            code = process.wait()
+        finally:
+            # An interrupted pytest would wait for it.
+            timer.cancel()
     output = "".join(lines)
     assert not timed_out.is_set(), f"did not end within {timeout} s\n{output}"
     return Finished(code, output)
