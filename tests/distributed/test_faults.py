@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import TOY, events_of, read_trace, toy_env
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = ("--model", "tests.faulty.Faulty", *TOY[2:], "--global_batch_size", "8", "--trainer.max_epochs", "1",
@@ -16,7 +16,7 @@ SETTINGS = ("--model", "tests.faulty.Faulty", *TOY[2:], "--global_batch_size", "
 
 
 def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
-    return run(launcher("fit", *SETTINGS, *words), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
+    return run_warm(launcher("fit", *SETTINGS, *words), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
 
 
 @pytest.mark.parametrize(

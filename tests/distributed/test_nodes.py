@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import TOY, events_of, free_port, read_trace, toy_env
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1",
@@ -32,7 +32,7 @@ def _fit_on_nodes(
 
         words = ("--nnodes", nodes, "--node-rank", str(node), "--rdzv-endpoint", endpoint, *own[node])
         command = launcher("fit", *SETTINGS, *words)
-        return run(command, cwd, env=toy_env(cwd / "trace"), timeout=200, on_line=hear)
+        return run_warm(command, cwd, env=toy_env(cwd / "trace"), timeout=200, on_line=hear)
 
     with ThreadPoolExecutor(len(own)) as pool:
         return list(pool.map(one, range(len(own))))
@@ -76,9 +76,9 @@ def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: P
         "            Path('agent-1').write_text(str(os.getsid(0)))\n"
     )
     words = ("--model", "mark.Mark", "--max-restarts", "2", "--checkpoint.every_n_steps", "1",
-             "--trainer.max_epochs", "40",
+             "--trainer.max_epochs", "10",
              # One node would do, so the first must wait for the second, however long its start takes.
-             "--rdzv-conf", "join_timeout=120,last_call_timeout=15")  # fmt: skip
+             "--rdzv-conf", "join_timeout=120,last_call_timeout=10")  # fmt: skip
     zero, one = _fit_on_nodes(tmp_path, "1:2", [words, words], lose_node_one)
 
     assert one.code == -signal.SIGKILL
@@ -87,4 +87,4 @@ def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: P
     first, second = (event["plan"] for event in events_of(directory, "planned"))
     assert (first["world_size"], second["world_size"]) == (2, 1)
     assert first["batch"]["global_batch_size"] == second["batch"]["global_batch_size"] == 8
-    assert events_of(directory, "finished")[0]["step"] == 320
+    assert events_of(directory, "finished")[0]["step"] == 80

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import cli
 from launcher.config import SlurmOptions
 from slurm.job import job_options
 from tests.processes import Finished, launcher, run
@@ -118,10 +119,18 @@ def test_the_config_knows_every_option_of_a_job() -> None:
     assert known == set(job_options())
 
 
-def test_a_value_that_a_shell_would_read_is_refused(cwd: Path, slurm: StandIns) -> None:
+def test_a_value_that_a_shell_would_read_is_refused(
+    cwd: Path, slurm: StandIns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process: what is refused starts nothing.
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
     for words in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
                   ("--runs_dir", "a%jb"), ("--account", "é")):  # fmt: skip
-        submit(cwd, slurm, *words).check(2)
+        assert cli.run(["submit", *MODEL, *words]) == 2
+        assert f"{words[1]!r}" in capsys.readouterr().err
     assert list(cwd.iterdir()) == []
 
 
