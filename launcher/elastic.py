@@ -32,7 +32,7 @@ from launcher.node_exchange import NodeExchange
 from launcher.rank_evidence import RankEvidence, RankProcess
 from launcher.rank_process import STACKS_SIGNAL, RankTask, run_rank
 from launcher.rendezvous import NumberedRendezvous
-from launcher.restarts import Verdict, decide
+from launcher.restarts import Verdict, decide, host_lost
 
 # Seconds between two looks at the ranks; the end of one is seen at once. Other nodes are asked at this pace.
 _LOOK_EVERY = {False: 0.2, True: 1.0}
@@ -157,6 +157,8 @@ class TrainingAgent(LocalElasticAgent):
         first = first_failure(ends)
         assert first is not None  # noqa: S101 -- the caller has seen a rank fail
         verdict = self._decide(first)
+        if first.consequence and self._options.several_nodes and not self._exchange(worker_group).reachable():
+            verdict = Verdict(False, host_lost(self._options.endpoint_host, self._options.endpoint_port))
         if not verdict.restart:
             # Rank zero may have W&B to end, and each rank its own words to write.
             self._attempt.await_end(_LEAVE_WITHIN)
@@ -183,6 +185,11 @@ class TrainingAgent(LocalElasticAgent):
         if self._options.several_nodes and any(end.failed for end in self._exchange(worker_group).others()):
             self._kill_ranks()
         self._shutdown(timeout=int(_STOP_WITHIN))
+
+    @property
+    def has_met(self) -> bool:
+        """Whether the nodes have met, and ranks were started."""
+        return self._attempts > 0
 
     def _find_hang(self, ranks: dict[int, RankProcess]) -> RunResult | None:
         """Whether no rank has shown a sign of life for too long: then collect stacks, name the ranks, and end it."""

@@ -46,6 +46,14 @@ class NodeExchange:
                 return found
             time.sleep(_PAUSE)
 
+    def reachable(self) -> bool:
+        """Whether the store still answers; it goes with the node that serves it."""
+        try:
+            self._store.check([_key(self._node)])
+        except RuntimeError:
+            return False
+        return True
+
     def _read(self) -> list[RankEnd]:
         found: list[RankEnd] = []
         with contextlib.suppress(RuntimeError):
