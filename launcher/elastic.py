@@ -20,6 +20,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped
 from launcher.attempt import Attempt
@@ -31,7 +32,6 @@ from launcher.launch_options import LaunchOptions
 from launcher.node_exchange import NodeExchange
 from launcher.rank_evidence import RankEvidence, RankProcess
 from launcher.rank_process import STACKS_SIGNAL, RankTask, run_rank
-from launcher.rendezvous import NumberedRendezvous
 from launcher.restarts import Verdict, decide, host_lost
 
 # Seconds between two looks at the ranks; the end of one is seen at once. Other nodes are asked at this pace.
@@ -62,7 +62,7 @@ class TrainingAgent(LocalElasticAgent):
 
     def __init__(
         self,
-        rendezvous: NumberedRendezvous,
+        rendezvous: RendezvousHandler,
         count: int,
         arguments: Sequence[str],
         options: LaunchOptions,
