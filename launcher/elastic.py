@@ -29,6 +29,7 @@ from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind
 from launcher.launch_options import LaunchOptions
+from launcher.next_strategy import next_strategy
 from launcher.node_exchange import NodeExchange
 from launcher.rank_evidence import RankEvidence, RankProcess
 from launcher.rank_process import STACKS_SIGNAL, RankTask, run_rank
@@ -182,8 +183,12 @@ class TrainingAgent(LocalElasticAgent):
         self, worker_group: WorkerGroup
     ) -> None:
         """Before another attempt: the ranks save if a node joins, and are ended at once if one has failed."""
-        if self._options.several_nodes and any(end.failed for end in self._exchange(worker_group).others()):
+        first = first_failure(self._exchange(worker_group).others()) if self._options.several_nodes else None
+        if first is not None:
             self._kill_ranks()
+            following = next_strategy(first, None)
+            if following is not None:
+                self._go_on_with(following)
         self._shutdown(timeout=int(_STOP_WITHIN))
 
     @property
@@ -226,7 +231,9 @@ class TrainingAgent(LocalElasticAgent):
         asked = first.error is not None and first.error.interrupted
         if asked and self._rendezvous_handler.num_nodes_waiting() > 0:
             return Verdict(True, "a node joins: saved, and restarting with it")
-        return decide(first, self._restarts, time.monotonic(), options.max_restarts, options.restart_window)
+        following = next_strategy(first, self._attempt.evidence.run_directory(self._attempt.ranks()))
+        now = time.monotonic()
+        return decide(first, self._restarts, now, options.max_restarts, options.restart_window, following)
 
     def _conclude(
         self, worker_group: WorkerGroup, first: RankEnd, ends: Sequence[RankEnd], verdict: Verdict
@@ -245,7 +252,9 @@ class TrainingAgent(LocalElasticAgent):
             _say(account(first, ends if own else [first], verdict.reason))
         self._kill_ranks()
         self._attempt.await_end(_LEAVE_WITHIN)
-        if verdict.restart and not asked:
+        if verdict.strategy is not None:
+            self._go_on_with(verdict.strategy)
+        elif verdict.restart and not asked:
             self._restarts.append((time.monotonic(), first))
         elif self.signals.first is not None:
             self.exit_code = 128 + self.signals.first
@@ -253,6 +262,10 @@ class TrainingAgent(LocalElasticAgent):
             self.exit_code = 1 if first.hung or first.exit_code is None else shell_code(first.exit_code)
         # A signal may have come in the meantime.
         return self._failed(restart=verdict.restart and self.signals.first is None)
+
+    def _go_on_with(self, strategy: str) -> None:
+        """The next attempt's strategy, whatever the config says; on a node that fails and one that only follows."""
+        self._arguments = (*self._arguments, "--strategy", strategy)
 
     def _failed(self, *, restart: bool) -> RunResult:
         if not restart:

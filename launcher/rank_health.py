@@ -159,8 +159,9 @@ def _slowest(ranks: Sequence[RankSample]) -> tuple[RankSample, float, float]:
 
 def _diverged(ranks: Sequence[RankSample]) -> tuple[int, ...]:
     """The ranks whose scale is not the most common one; rank zero's counts as that where there is a draw."""
-    keys = {s.rank: "NaN" if s.scale is not None and math.isnan(s.scale) else s.scale for s in ranks}
-    if len(set(keys.values())) == 1:
+    known = [s for s in ranks if not s.scale_unknown]
+    keys = {s.rank: "NaN" if s.scale is not None and math.isnan(s.scale) else s.scale for s in known}
+    if len(set(keys.values())) <= 1:
         return ()
     # `most_common` keeps the order of first sight, and rank zero comes first.
     common = Counter(keys.values()).most_common(1)[0][0]

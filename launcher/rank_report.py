@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Interrupted, TrainingError, UsageError
+from launcher.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
 from launcher.heartbeat import BEFORE_TRAINING, Heart
 from launcher.whole_file import write_file
 
@@ -53,6 +53,7 @@ class RankError:
         repeats: whether a second attempt would meet it again, whatever happens.
         explained: whether the message says all that there is to say.
         interrupted: whether a signal asked for it.
+        next_strategy: what the config asks to go on with, out of memory.
     """
 
     kind: str
@@ -65,11 +66,13 @@ class RankError:
     repeats: bool = False
     explained: bool = False
     interrupted: bool = False
+    next_strategy: str | None = None
 
     @classmethod
     def of(cls, error: BaseException, now: float, step: int) -> RankError:
-        """Describe what was raised; a `TrainingError` by what caused it."""
-        cause = error.__cause__ if isinstance(error, TrainingError) and error.__cause__ else error
+        """Describe what was raised; a `TrainingError` by what caused it, unless it says more."""
+        no_memory = error if isinstance(error, OutOfMemoryError) else None
+        cause = error.__cause__ if isinstance(error, TrainingError) and not no_memory and error.__cause__ else error
         frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(cause.__traceback__)]
         text = str(cause)
         lines = "".join(traceback.format_exception(cause)).rstrip().splitlines()
@@ -82,8 +85,9 @@ class RankError:
             step=step,
             lost_peer=any(word in text.lower() for word in _LOST_PEER),
             repeats=isinstance(cause, _REPEATING),
-            explained=isinstance(cause, UsageError),
+            explained=isinstance(cause, UsageError | OutOfMemoryError),
             interrupted=isinstance(cause, Interrupted),
+            next_strategy=no_memory.next_strategy if no_memory and no_memory.go_on else None,
         )
 
     @classmethod
