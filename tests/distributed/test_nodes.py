@@ -115,3 +115,14 @@ def test_the_end_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_told
     one.check(1)
     assert one.output.count("the node that serves the rendezvous at 127.0.0.1:") == 1, one.output
     assert "Traceback" not in one.output
+
+
+def test_a_hang_is_explained_alike_on_the_node_that_waits_and_on_the_one_that_sleeps(tmp_path: Path) -> None:
+    words = ("--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "30")
+    zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
+
+    told = r"error: rank 1 \(\S+\) failed first: hung at step 3: it was in .*; it did not enter all_reduce of .* waits"
+    for finished in (zero, one):
+        finished.check(1)
+        assert re.search(told, finished.output), finished.output
+    assert {tuple(event["waiting_for"]) for event in events_of(tmp_path / "runs" / "it", "hang")} == {(1,)}
