@@ -9,6 +9,7 @@ import pty
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,17 +70,29 @@ def test_a_second_signal_ends_at_once_even_where_no_step_boundary_comes(tmp_path
     # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
     words = ("--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
 
-    def twice(line: str, agent: int) -> None:
+    def again(line: str, agent: int) -> None:
         if line.startswith("step 5/"):
             os.kill(agent, signal.SIGINT)
         if "saving at the next step boundary" in line:
-            # Sooner than that it would be the same Ctrl-C, sent twice.
-            subprocess.Popen(["sh", "-c", f"sleep 1; kill -INT {agent}"], start_new_session=True).wait()
+            # One that comes too soon is taken for the same Ctrl-C, sent twice: an impatient person goes on.
+            person = threading.Thread(target=_press_until_it_ends, args=(os.pidfd_open(agent),), daemon=True)
+            person.start()
 
     env = toy_env(tmp_path / "trace")
-    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=env, timeout=120, on_line=twice)
+    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=env, timeout=120, on_line=again)
     finished.check(130)
     assert not (tmp_path / "runs/it/checkpoints/last.ckpt").exists()
+
+
+def _press_until_it_ends(agent: int) -> None:
+    """Ctrl-C again and again, to a process by its descriptor: its number may be somebody else's afterwards."""
+    try:
+        while not select.select([agent], [], [], 0.05)[0]:
+            signal.pidfd_send_signal(agent, signal.SIGINT)
+    except ProcessLookupError:
+        pass  # it ended in between
+    finally:
+        os.close(agent)
 
 
 def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
