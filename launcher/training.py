@@ -23,6 +23,7 @@ from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
+from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
@@ -168,6 +169,7 @@ def _fit(
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
+        StepPlateaus(notice),
         StopTogether(stop, listener, checkpoint),
     ]
     if checkpoint is not None:
