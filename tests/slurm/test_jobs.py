@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,12 +35,21 @@ def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.fixture
-def paced(cluster: Cluster, tmp_path: Path) -> Iterator[Job]:
-    """The same, held in a step in the middle of its second epoch."""
+def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
+    """The same, held in a step in the middle of its second epoch; a parameter is a strategy."""
     pace = tmp_path / "pace"
+    words = (
+        "--partition",
+        "low",
+        "--signal-delay",
+        "60",
+        "--time",
+        "10",
+        "--strategy",
+        getattr(request, "param", "ddp"),
+    )
     set_pace(pace, "0.3")
-    job = submit(cluster, tmp_path, "paced", *MODEL, "--partition", "low", "--signal-delay", "60", "--time", "10",
-                 env={"PACE": str(pace)})  # fmt: skip
+    job = submit(cluster, tmp_path, "paced", *MODEL, *words, env={"PACE": str(pace)})
     try:
         job.wait_for_step(9)
         set_pace(pace, _FOR_EVER)
@@ -70,10 +80,18 @@ def _last_of_each_step(job: Job) -> Curve:
             for rank, trace in _curve(job).items()}  # fmt: skip
 
 
-def _resumed_in_order(job: Job, whole: Job) -> None:
+def _nearly(curve: Curve) -> Any:
+    """What is as near to it as sums in another order come."""
+    return {
+        rank: [(step, samples, pytest.approx(loss, rel=1e-3)) for step, samples, loss in trace]
+        for rank, trace in curve.items()
+    }
+
+
+def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
     """The run is done; it was stopped once, saved, and lost no step; its loss curve is the uninterrupted run's."""
     assert job.wait_for_end() == "COMPLETED", job.said()
-    assert _curve(job) == _curve(whole), job.said()
+    assert _curve(job) == (_curve(whole) if exact else _nearly(_curve(whole))), job.said()
     first, second = events_of(job.run, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
     (resumed,) = events_of(job.run, "resumed")
@@ -110,13 +128,16 @@ def test_a_job_whose_time_is_up_saves_and_goes_on(whole: Job, paced: Job) -> Non
     _resumed_in_order(paced, whole)
 
 
+@pytest.mark.parametrize("paced", ["deepspeed_stage_2"], indirect=True)
 def test_a_job_that_is_requeued_by_hand_saves_and_goes_on(whole: Job, paced: Job) -> None:
+    """DeepSpeed's, on both nodes, whose losses are DDP's but for the last bits."""
     # It does not so much as notice that daemons end and come again.
     faults.restart_slurmd(paced)
     faults.restart_slurmctld(paced)
     faults.requeue(paced)
     _wait_for_warning(paced)
-    _resumed_in_order(paced, whole)
+    _resumed_in_order(paced, whole, exact=False)
+    assert (paced.run / "checkpoints" / "last.ckpt" / "checkpoint").is_dir()
 
 
 def test_a_run_whose_node_is_cut_off_goes_on_from_its_last_checkpoint(whole: Job, paced: Job) -> None:
