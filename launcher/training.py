@@ -21,6 +21,7 @@ from launcher.data_order import order_training_data
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.missed_validation import MakeUpForValidation
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.plateau_steps import StepPlateaus
@@ -169,6 +170,8 @@ def _fit(
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
+        # In this order: a validation draws from the generators, and the schedulers follow its metrics.
+        MakeUpForValidation(),
         StepPlateaus(notice),
         StopTogether(stop, listener, checkpoint),
     ]

@@ -108,8 +108,8 @@ class NoisyNumbers(Numbers):
 class Noisy(Toy):
     """With dropout, and a rate that falls when the validation's loss does not; traces validations as sample -1."""
 
-    def __init__(self, lr: float = 0.05, signal_at: int = -1) -> None:
-        super().__init__(lr, signal_at)
+    def __init__(self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1) -> None:
+        super().__init__(lr, signal_at, kill_at)
         self.net.insert(1, nn.Dropout(0.3))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

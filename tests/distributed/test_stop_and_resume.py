@@ -13,6 +13,8 @@ from tests.processes import launcher, run, torchrun
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--name", "it")
+NOISY = ("--model", "tests.toy.Noisy", "--data", "tests.toy.NoisyData")
+Learned = dict[tuple[int, tuple[int, ...]], float]
 
 
 def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
@@ -21,12 +23,17 @@ def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> st
     return run(command, cwd, env=toy_env(trace)).check(code).output
 
 
+def _learned(trace: Path) -> Learned:
+    """The loss of each step's samples, as it was last; validations are sample -1."""
+    return {(step, tuple(samples)): loss for step, samples, loss in read_trace(trace)}
+
+
 # Steps 7 and 15 are the last of an epoch, of which a validation and its end belong to it too.
-@pytest.mark.parametrize(("ranks", "step", "workers"), [(1, 2, 0), (1, 7, 0), (1, 11, 2), (1, 15, 2), (2, 11, 0)])
+@pytest.mark.parametrize(("ranks", "step", "workers"), [(1, 7, 0), (1, 11, 2), (1, 15, 2), (2, 11, 0)])
 def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
     tmp_path: Path, ranks: int, step: int, workers: int
 ) -> None:
-    own = ("--model", "tests.toy.Noisy", "--data", "tests.toy.NoisyData", "--data.workers", str(workers))
+    own = (*NOISY, "--data.workers", str(workers))
     _train(tmp_path / "whole", tmp_path / "whole-trace", ranks, *own)
     parts = tmp_path / "parts"
     # torchrun ends with 1 whatever its ranks end with.
@@ -48,6 +55,28 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
     assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
     first, second = events_of(directory, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
+
+
+@pytest.fixture(scope="module")
+def whole_noisy(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    folder = tmp_path_factory.mktemp("whole")
+    _train(folder, folder / "trace", 1, *NOISY)
+    return _learned(folder / "trace")
+
+
+@pytest.mark.parametrize("every", [(), ("--checkpoint.every_n_steps", "8")])
+def test_a_run_that_was_killed_goes_on_from_the_end_of_an_epoch_as_if_it_had_not_been(
+    tmp_path: Path, every: tuple[str, ...], whole_noisy: Learned
+) -> None:
+    """The checkpoint is of an epoch's last step: written after its validation, or before, which is made up for then."""
+    words = (*NOISY, *every, "--model.kill_at", "12")
+    _train(tmp_path, tmp_path / "trace", 1, *words, code=-signal.SIGKILL)
+    _train(tmp_path, tmp_path / "trace", 1, *words, "--resume", "auto")
+    directory = tmp_path / "runs" / "it"
+    assert [event["step"] for event in events_of(directory, "training_started")] == [0, 8]
+    assert _learned(tmp_path / "trace") == whole_noisy
+    validated = [event["step"] for event in events_of(directory, "validation")]
+    assert validated == ([8, 8, 16, 24] if every else [8, 16, 24])
 
 
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
