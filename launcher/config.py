@@ -116,7 +116,7 @@ class RunConfig:
         use_amp: true wishes for mixed precision, false turns it off.
         global_batch_size: samples per optimizer step, whatever the number of ranks.
         memory_share: share of each device's memory that a plan may use.
-        on_oom: what to do when a run is out of memory: `stop`, or name the `next` strategy to go on with.
+        on_oom: what to do when a run is out of memory: `stop`, or restart with the `next` strategy that needs less.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
         agreement_timeout: seconds that the ranks wait for each other at the start.

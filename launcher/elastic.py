@@ -21,13 +21,14 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 
-from launcher.agent_signals import AgentSignals, AgentStopped
+from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped
 from launcher.attempt import Attempt
 from launcher.events import FILE_NAME, EventLog
 from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind
 from launcher.launch_options import LaunchOptions
+from launcher.next_strategy import next_strategy
 from launcher.node_exchange import NodeExchange
 from launcher.rank_evidence import RankEvidence, RankProcess
 from launcher.rank_process import STACKS_SIGNAL, RankTask, run_rank
@@ -42,6 +43,8 @@ _CAUSE_WITHIN = 3.0
 _LEAVE_WITHIN = 10.0
 _STOP_WITHIN = 120.0
 _STACKS_WITHIN = 0.3
+# A rank looks once a second whether its flight record is wanted.
+_RECORDS_WITHIN = 5.0
 # torchelastic counts restarts down from here; how many there are is decided in `launcher.restarts`.
 _COUNT_FROM = 1_000_000
 
@@ -140,7 +143,8 @@ class TrainingAgent(LocalElasticAgent):
             return hung or RunResult(WorkerState.HEALTHY)
         number = self.signals.first or signal.SIGTERM
         self.exit_code = 128 + number
-        wanted = {0, *(code for n in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (128 + n, -n))}
+        # A scheduler may have sent its own signal to every process of the job.
+        wanted = {0, *(code for n in (*HANDLED, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= wanted:
             return self._after_failure(worker_group)
         return self._failed(restart=False)
@@ -177,8 +181,12 @@ class TrainingAgent(LocalElasticAgent):
         self, worker_group: WorkerGroup
     ) -> None:
         """Before another attempt: the ranks save if a node joins, and are ended at once if one has failed."""
-        if self._options.several_nodes and any(end.failed for end in self._exchange(worker_group).others()):
+        first = first_failure(self._exchange(worker_group).others()) if self._options.several_nodes else None
+        if first is not None:
             self._kill_ranks()
+            following = next_strategy(first, None)
+            if following is not None:
+                self._go_on_with(following)
         self._shutdown(timeout=int(_STOP_WITHIN))
 
     def _find_hang(self, ranks: dict[int, RankProcess]) -> RunResult | None:
@@ -188,6 +196,7 @@ class TrainingAgent(LocalElasticAgent):
         if silent is None:
             return None
         states = self._attempt.evidence.states(ranks, 10 * _STACKS_WITHIN)
+        states = self._attempt.evidence.with_flight_records(states, _RECORDS_WITHIN)
         behind = ranks_behind(states)
         # Where nobody stands out all are named: better too many than a wrong one.
         ends = self._attempt.evidence.ends(
@@ -215,7 +224,9 @@ class TrainingAgent(LocalElasticAgent):
         asked = first.error is not None and first.error.interrupted
         if asked and self._rendezvous_handler.num_nodes_waiting() > 0:
             return Verdict(True, "a node joins: saved, and restarting with it")
-        return decide(first, self._restarts, time.monotonic(), options.max_restarts, options.restart_window)
+        following = next_strategy(first, self._attempt.evidence.run_directory(self._attempt.ranks()))
+        now = time.monotonic()
+        return decide(first, self._restarts, now, options.max_restarts, options.restart_window, following)
 
     def _conclude(
         self, worker_group: WorkerGroup, first: RankEnd, ends: Sequence[RankEnd], verdict: Verdict
@@ -234,7 +245,9 @@ class TrainingAgent(LocalElasticAgent):
             _say(account(first, ends if own else [first], verdict.reason))
         self._kill_ranks()
         self._attempt.await_end(_LEAVE_WITHIN)
-        if verdict.restart and not asked:
+        if verdict.strategy is not None:
+            self._go_on_with(verdict.strategy)
+        elif verdict.restart and not asked:
             self._restarts.append((time.monotonic(), first))
         elif self.signals.first is not None:
             self.exit_code = 128 + self.signals.first
@@ -242,6 +255,10 @@ class TrainingAgent(LocalElasticAgent):
             self.exit_code = 1 if first.hung or first.exit_code is None else shell_code(first.exit_code)
         # A signal may have come in the meantime.
         return self._failed(restart=verdict.restart and self.signals.first is None)
+
+    def _go_on_with(self, strategy: str) -> None:
+        """The next attempt's strategy, whatever the config says; on a node that fails and one that only follows."""
+        self._arguments = (*self._arguments, "--strategy", strategy)
 
     def _failed(self, *, restart: bool) -> RunResult:
         if not restart:

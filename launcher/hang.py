@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launcher.flight_recorder import FlightRecord, ranks_that_did_not_enter
 from launcher.heartbeat import UNKNOWN, Beat
 
 # The default limit: this many steps' time, and never less than this many seconds.
@@ -67,11 +68,13 @@ class RankState:
         beat: what it last said.
         process_state: the kernel's letter: 'T' is stopped, 'D' waits for a disk or a device.
         stacks: what faulthandler wrote; None if it did not answer.
+        record: which collectives it has entered; None if it did not tell.
     """
 
     beat: Beat | None
     process_state: str = "S"
     stacks: str | None = None
+    record: FlightRecord | None = None
 
     @property
     def doing(self) -> str:
@@ -90,12 +93,16 @@ class RankState:
 def ranks_behind(states: Mapping[int, RankState]) -> dict[int, str]:
     """The ranks that the others wait for: rank to what it does instead of entering the collective.
 
-    A stopped process is named first; else the ranks that entered fewer collectives; else those whose stack shows them
-    outside of one. All ranks alike means that nobody can be named.
+    A stopped process is named first; else the ranks that the flight records show not to have entered a collective; else
+    those that entered fewer; else those whose stack shows them outside of one. All ranks alike means that nobody can be
+    named.
     """
     stopped = {rank: state.doing for rank, state in states.items() if state.process_state in "TD"}
     if stopped:
         return stopped
+    absent = ranks_that_did_not_enter({r: s.record for r, s in states.items() if s.record is not None})
+    if absent:
+        return {rank: f"{states[rank].doing}; {text}" for rank, text in absent.items()}
     counts = {rank: state.beat.collectives for rank, state in states.items() if state.beat is not None}
     if counts and len(counts) == len(states) and UNKNOWN not in counts.values():
         most = max(counts.values())

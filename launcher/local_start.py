@@ -43,7 +43,8 @@ def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[s
         TopologyError: there are fewer devices than ranks, or the nodes cannot meet.
     """
     likely = likely_ranks(config, options)
-    several = options.several_nodes or options.max_restarts > 0
+    # One rank has an agent too where a failure may be followed by another start.
+    several = options.several_nodes or options.max_restarts > 0 or config.on_oom == "next"
     with contextlib.ExitStack() as stack:
 
         def start_server(ranks: int) -> ForkServer:

@@ -69,7 +69,8 @@ def train(
 
     stop = StopAgreement(PrefixStore(f"launcher/{attempt}", store), topology.rank, topology.world_size)
     # Signals are taken until W&B has ended: torchrun ends the other ranks as soon as the first has left.
-    with SignalListener(stop, on_request=lambda number: _say_stopping(number, topology)) as listener:
+    taken = SignalListener(stop, lambda number: _say_stopping(number, topology), has_agent=report.has_agent)
+    with taken as listener:
         wandb_logger = None
         if topology.rank == 0:
             values = {"config": config.to_dict(), "plan": plan.to_dict()}

@@ -116,19 +116,30 @@ def compare_strategies(
         why = _what_would_do(first, profile, machine, precision, limit, settings, rebuilds_buckets)
     else:
         why = _why(pick, able, machine)
-    # After running out of memory: the fastest of those that need less on the device.
-    smaller = [a for a in able if pick is not None and a.memory.total < pick.memory.total]
-    after = _fastest(smaller, machine)
     return Comparison(
         assessed,
         None if pick is None else pick.name,
         why,
-        None if after is None else after.name,
+        None if pick is None else next_after(pick.name, assessed, machine),
         limit,
         machine.memory_bytes,
         profile.method,
         profile.notes,
     )
+
+
+def next_after(name: str, assessed: Sequence[Assessment], machine: Machine) -> str | None:
+    """What to go on with where a candidate has run out of memory: the fastest of those that need less on the device.
+
+    Args:
+        name: the candidate's; one that was not assessed has nothing after it.
+        assessed: all of them.
+        machine: the ranks.
+    """
+    own = next((a for a in assessed if a.name == name), None)
+    smaller = [a for a in assessed if own and a.eligible and a.fits and a.memory.total < own.memory.total]
+    after = _fastest(smaller, machine)
+    return None if after is None else after.name
 
 
 def _assess(

@@ -103,6 +103,20 @@ def session_processes(leader: int) -> list[tuple[int, str]]:
     return sorted(found)
 
 
+def descendants(ancestor: int) -> list[int]:
+    """The processes that a process has made, and those that they have made, by their parents."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # it has just ended
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found = [ancestor]
+    for pid in found:
+        found += children.get(pid, [])
+    return found[1:]
+
+
 def kill_leftovers(grace: float = 5.0) -> list[str]:
     """Kill whatever still runs of the sessions that `run` started; returns its command lines.
 

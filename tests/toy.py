@@ -43,17 +43,24 @@ class ToyData(pl.LightningDataModule):
 class Toy(pl.LightningModule):
     """Regression with a two-layer net.
 
-    `signal_at` and `kill_at`: the step in which rank `by_rank` gets SIGINT, or kills itself for good, once.
+    `signal_at` and `kill_at`: the step in which rank `by_rank` gets a signal, or kills itself for good, once.
     """
 
     static_graph = True
 
     def __init__(
-        self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1, raise_at: int = -1, by_rank: int = 0
+        self,
+        lr: float = 0.05,
+        signal_at: int = -1,
+        kill_at: int = -1,
+        raise_at: int = -1,
+        by_rank: int = 0,
+        signal_number: int = signal.SIGINT,
     ) -> None:
         super().__init__()
         self.lr = lr
         self.signal_at, self.kill_at, self.raise_at, self.by_rank = signal_at, kill_at, raise_at, by_rank
+        self.signal_number = signal_number
         self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -73,7 +80,7 @@ class Toy(pl.LightningModule):
 
     def _hurt(self) -> None:
         if self.global_step == self.signal_at:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal_number)
         if self.global_step == self.raise_at:
             raise ValueError("the user's own mistake")
         mark = Path(os.environ.get("TRACE", ".") + "-killed")
@@ -108,8 +115,10 @@ class NoisyNumbers(Numbers):
 class Noisy(Toy):
     """With dropout, and a rate that falls when the validation's loss does not; traces validations as sample -1."""
 
-    def __init__(self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1) -> None:
-        super().__init__(lr, signal_at, kill_at)
+    def __init__(
+        self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1, signal_number: int = signal.SIGINT
+    ) -> None:
+        super().__init__(lr, signal_at, kill_at, signal_number=signal_number)
         self.net.insert(1, nn.Dropout(0.3))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

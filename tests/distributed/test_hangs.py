@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.flight_recorder import read_flight_record
 from tests.distributed.runs import events_of, toy_env
 from tests.distributed.test_faults import SETTINGS
 from tests.processes import launcher, run
@@ -28,6 +29,10 @@ def test_a_rank_that_sleeps_for_ever_is_named_with_the_line_and_all_stacks_are_k
     (folder,) = directory.glob("hang-*")
     assert "faulty.py" in (folder / "rank-1.txt").read_text()
     assert "in backward" in (folder / "rank-0.txt").read_text()
+    # The flight recorder says which collective it is: gloo's has the same form as NCCL's.
+    absent = r"it did not enter all_reduce of \[\d+\] Float \(number \d+ of default_pg\), in which rank 0 waits"
+    assert re.search(absent, output), output
+    assert read_flight_record(folder / "rank-0.flight.json") is not None
 
 
 def test_a_stopped_rank_is_named_and_the_restart_finishes_the_run(tmp_path: Path) -> None:

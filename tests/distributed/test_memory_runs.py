@@ -56,3 +56,31 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
     assert "next: a smaller micro batch" in ended.output
     (event,) = events_of(only_run(tmp_path), "out_of_memory")
     assert (event["strategy"], event["next"], event["go_on"]) == ("single_device", None, False)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
+    words = launcher("fit", "--nproc-per-node", "2", "--model", "tests.hungry.Hungry", "--model.content_from", "3",
+                     "--model.width", "4096", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
+                     "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4")  # fmt: skip
+    ended = run(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
+    directory = only_run(tmp_path)
+    assert [event["verdict"] for event in events_of(directory, "rank_failed")] == [
+        "restart with strategy deepspeed_stage_3, from the last checkpoint",
+    ]
+    names = [event["plan"]["strategy"]["name"] for event in events_of(directory, "planned")]
+    assert names == ["ddp", "deepspeed_stage_3"]
+    assert len(events_of(directory, "resumed")) == 1
+    assert {event["step"] for event in events_of(directory, "finished")} == {4}
+    assert "is out of memory with ddp" in ended.output
+    assert "next: `strategy: deepspeed_stage_3`" in ended.output
+
+
+@pytest.mark.slow
+def test_where_nothing_needs_less_there_is_no_restart(tmp_path: Path) -> None:
+    words = launcher("fit", "--model", "tests.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next",
+                     "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
+    ended = run(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
+    assert "is out of memory with single_device" in ended.output
+    (event,) = events_of(only_run(tmp_path), "rank_failed")
+    assert not event["restart"]
