@@ -67,16 +67,16 @@ class Toy(pl.LightningModule):
         index, x = batch
         loss = ((self.net(x).squeeze(-1) - x.sum(-1)) ** 2).mean()
         self.log("loss", loss)
-        self._trace(index.tolist(), loss)
+        self._trace(index, loss)
         if self.global_rank == self.by_rank:
             self._hurt()
         return loss
 
-    def _trace(self, samples: list[int], loss: Tensor) -> None:
+    def _trace(self, samples: Tensor, loss: Tensor) -> None:
         trace = os.environ.get("TRACE")
         if trace and not self.trainer.sanity_checking:
             with Path(f"{trace}-{self.global_rank}").open("a") as file:
-                file.write(json.dumps([self.global_step, samples, loss.item()]) + "\n")
+                file.write(json.dumps([self.global_step, samples.tolist(), loss.item()]) + "\n")
 
     def _hurt(self) -> None:
         if self.global_step == self.signal_at:
@@ -124,7 +124,7 @@ class Noisy(Toy):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         loss = ((self.net(batch[1]).squeeze(-1) - batch[1].sum(-1)) ** 2).mean()
         self.log("val_loss", loss)
-        self._trace([-1], loss)
+        self._trace(torch.tensor([-1]), loss)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), self.lr)

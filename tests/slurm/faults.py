@@ -91,6 +91,14 @@ def plug_in(job: Job) -> None:
     job.cluster.plug_in(_HURT)
 
 
+def plug_in_late(job: Job) -> None:
+    """It is connected again when nothing of the job is left on the other node: nobody there could save with it."""
+    try:
+        wait_until("the other node is idle", lambda: job.cluster.node_state(NODES[0]) == "idle", 150)
+    finally:
+        job.cluster.plug_in(_HURT)
+
+
 def nothing(job: Job) -> None:
     """Nothing is to be put right."""
 
@@ -106,5 +114,6 @@ FAULTS: Mapping[str, Fault] = {
         Fault("slurmd restarted", restart_slurmd, nothing, requeues=False),
         Fault("slurmctld restarted", restart_slurmctld, nothing, requeues=False),
         Fault("node cut off", unplug, plug_in, warned=False),
+        Fault("node lost", unplug, plug_in_late, warned=False),
     )
 }
