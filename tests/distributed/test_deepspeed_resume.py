@@ -36,11 +36,16 @@ def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *words
 
 
 def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
-    """For each step the samples of all ranks and their mean loss, whatever the ranks were."""
+    """For each step the samples of all ranks and their mean loss, whatever the ranks were.
+
+    What was done again counts as it was done last.
+    """
     steps: dict[int, list[tuple[list[int], float]]] = {}
     for file in folder.glob(f"{trace}-[0-9]"):
-        for step, samples, loss in read_trace(folder / trace, int(file.name[-1])):
-            steps.setdefault(step, []).append((samples, loss))
+        seen = read_trace(folder / trace, int(file.name[-1]))
+        last = {(step, tuple(samples)): loss for step, samples, loss in seen}
+        for (step, samples), loss in last.items():
+            steps.setdefault(step, []).append((list(samples), loss))
     return [
         (
             sorted(n for samples, _ in parts for n in samples),
@@ -63,17 +68,30 @@ def assert_same(got: list[tuple[list[int], float]], expected: list[tuple[list[in
     assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "damaged"), [(2, True), (3, False)])
 def test_an_interrupted_run_goes_on_with_the_next_batch(
-    tmp_path: Path, stage: int, whole: list[tuple[list[int], float]]
+    tmp_path: Path, stage: int, damaged: bool, whole: list[tuple[list[int], float]]
 ) -> None:
+    """With one bit of one rank's piece wrong it goes on from the checkpoint before."""
     words = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
     interrupt(tmp_path, "trace", 2, "it", 6, *words)
     last = tmp_path / "runs" / "it" / "checkpoints" / "last.ckpt"
     pieces = sorted(file.name for file in (last / "checkpoint").glob("*_optim_states.pt"))
     assert len(pieces) == 2, "every rank saved its piece"
-    train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *words).check()
+    if damaged:
+        piece = last / "checkpoint" / pieces[1]
+        content = bytearray(piece.read_bytes())
+        content[len(content) // 2] ^= 1
+        piece.write_bytes(content)
+    again = train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *words).check()
 
+    (resumed,) = events_of(tmp_path / "runs" / "it", "resumed")
+    if damaged:
+        notice = f"last.ckpt is passed over: checkpoint/{pieces[1]} in it is not what was written"
+        assert notice in " ".join(again.output.split()), again.output
+        assert resumed["checkpoint"].endswith("step=6.ckpt")
+    else:
+        assert resumed["checkpoint"].endswith("last.ckpt")
     assert_same(curve(tmp_path, "trace"), whole)
     finished = events_of(tmp_path / "runs" / "it", "finished")
     assert finished[-1]["step"] == STEPS

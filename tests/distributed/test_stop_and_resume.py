@@ -15,6 +15,7 @@ from tests.processes import launcher, run, run_warm, torchrun
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--name", "it")
+NOISY = ("--model", "tests.toy.Noisy", "--data", "tests.toy.NoisyData")
 
 
 def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
@@ -23,49 +24,65 @@ def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> st
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Where the trace lies of a run that nothing interrupted, on so many ranks; trained once for each number."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """The trace of the run that nothing interrupted, by its numbers of ranks and of loader workers."""
 
     @functools.cache
-    def trained(ranks: int) -> Path:
+    def train(ranks: int, workers: int) -> Path:
         folder = tmp_path_factory.mktemp("whole")
-        _train(folder, folder / "trace", ranks)
+        _train(folder, folder / "trace", ranks, *NOISY, "--data.workers", str(workers))
         return folder / "trace"
 
-    return trained
+    return train
 
 
+def _learned(trace: Path) -> dict[tuple[int, tuple[int, ...]], float]:
+    """The loss of each step's samples, as it was last; validations are sample -1."""
+    return {(step, tuple(samples)): loss for step, samples, loss in read_trace(trace)}
+
+
+# Steps 7 and 15 are the last of an epoch, of which a validation and its end belong to it too.
 @pytest.mark.parametrize(
     ("ranks", "step", "workers", "number"),
-    [
-        (1, 2, 0, signal.SIGINT),
-        (1, 7, 0, signal.SIGUSR1),
-        (1, 11, 2, signal.SIGHUP),
-        (1, 15, 2, signal.SIGTERM),
-        (2, 11, 0, signal.SIGINT),
-    ],
+    [(1, 7, 0, signal.SIGUSR1), (1, 11, 2, signal.SIGHUP), (1, 15, 2, signal.SIGTERM), (2, 11, 0, signal.SIGINT)],
 )
 def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
-    tmp_path: Path, whole: Callable[[int], Path], ranks: int, step: int, workers: int, number: int
+    tmp_path: Path, whole: Callable[[int, int], Path], ranks: int, step: int, workers: int, number: int
 ) -> None:
-    own = ("--data.workers", str(workers))
+    own = (*NOISY, "--data.workers", str(workers))
     parts = tmp_path / "parts"
     words = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
     stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
     # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
-    assert stopped_at in ((step + 1,) if ranks == 1 else (step + 1, step + 2))
+    next_border = step + 1 + (step % 8 == 7)
+    assert stopped_at in ((next_border,) if ranks == 1 else (next_border, next_border + 1))
     assert f"stopped after step {stopped_at}; saved" in stopped
     for log in (parts / "runs" / "it" / "logs").iterdir():
         assert "Traceback" not in log.read_text()
     _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
 
     for rank in range(ranks):
-        assert read_trace(tmp_path / "trace", rank) == read_trace(whole(ranks), rank)
+        assert read_trace(tmp_path / "trace", rank) == read_trace(whole(ranks, workers), rank)
     assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
     first, second = events_of(directory, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
+
+
+@pytest.mark.parametrize("every", [(), ("--checkpoint.every_n_steps", "8")])
+def test_a_run_that_was_killed_goes_on_from_the_end_of_an_epoch_as_if_it_had_not_been(
+    tmp_path: Path, whole: Callable[[int, int], Path], every: tuple[str, ...]
+) -> None:
+    """The checkpoint is of an epoch's last step: written after its validation, or before, which is made up for then."""
+    words = (*NOISY, *every, "--model.kill_at", "12")
+    _train(tmp_path, tmp_path / "trace", 1, *words, code=-signal.SIGKILL)
+    _train(tmp_path, tmp_path / "trace", 1, *words, "--resume", "auto")
+    directory = tmp_path / "runs" / "it"
+    assert [event["step"] for event in events_of(directory, "training_started")] == [0, 8]
+    assert _learned(tmp_path / "trace") == _learned(whole(1, 0))
+    validated = [event["step"] for event in events_of(directory, "validation")]
+    assert validated == ([8, 8, 16, 24] if every else [8, 16, 24])
 
 
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
