@@ -21,8 +21,10 @@ from launcher.data_order import order_training_data
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.missed_validation import MakeUpForValidation
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
+from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
@@ -169,6 +171,9 @@ def _fit(
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
+        # In this order: a validation draws from the generators, and the schedulers follow its metrics.
+        MakeUpForValidation(),
+        StepPlateaus(notice),
         StopTogether(stop, listener, checkpoint),
     ]
     if checkpoint is not None:
