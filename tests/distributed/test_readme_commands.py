@@ -26,6 +26,7 @@ ELSEWHERE = {
     "python -m launcher fit --nproc-per-node 8": "8 ranks; test_coordinator_run.py and others have two",
     "python -m launcher fit --nnodes": "two machines; test_nodes.py has two agents on one",
     "python -m launcher submit": "queued for real by tests/slurm; its dry run is below",
+    "python -m launcher status lr": "of the sweep that was submitted: test_local_sweep.py and tests/slurm have one",
     "python -m launcher cancel": "tests/distributed/test_local_submit.py cancels a run that trains",
 }
 
