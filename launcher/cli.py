@@ -176,10 +176,13 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
         if not RankReport.from_env(os.environ).has_agent:
             refuse_agents_flags(launch)
     else:
+        from launcher.allocation import enter_allocation, nodes_of_step
         from launcher.local_start import start_ranks
         from launcher.ranks import check_ranks
 
-        code = start_ranks(config, launch, arguments)
+        enter_allocation(config, launch, arguments)
+        with nodes_of_step(config, launch, os.environ) as launch:
+            code = start_ranks(config, launch, arguments)
         if code is not None:
             return code
         check_ranks(config, topology)

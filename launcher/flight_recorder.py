@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,23 @@ class FlightRecord:
     last: Mapping[str, int] = field(default_factory=dict[str, int])
     waiting: tuple[Collective, ...] = ()
     members: Mapping[str, frozenset[int]] = field(default_factory=dict[str, frozenset[int]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "last": dict(self.last),
+            "waiting": [asdict(collective) for collective in self.waiting],
+            "members": {group: sorted(ranks) for group, ranks in self.members.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FlightRecord:
+        """The inverse of `to_dict`."""
+        waiting = tuple(
+            Collective(v["group"], v["number"], v["operation"], tuple(map(tuple, v["sizes"])), tuple(v["dtypes"]))
+            for v in values["waiting"]
+        )
+        return cls(values["last"], waiting, {group: frozenset(ranks) for group, ranks in values["members"].items()})
 
 
 def read_flight_record(path: Path) -> FlightRecord | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from launcher.flight_recorder import FlightRecord, ranks_that_did_not_enter
 from launcher.heartbeat import UNKNOWN, Beat
@@ -75,6 +76,26 @@ class RankState:
     process_state: str = "S"
     stacks: str | None = None
     record: FlightRecord | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "beat": None if self.beat is None else asdict(self.beat),
+            "process_state": self.process_state,
+            "stacks": self.stacks,
+            "record": None if self.record is None else self.record.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RankState:
+        """The inverse of `to_dict`."""
+        beat, record = values["beat"], values["record"]
+        return cls(
+            None if beat is None else Beat(**beat),
+            values["process_state"],
+            values["stacks"],
+            None if record is None else FlightRecord.from_dict(record),
+        )
 
     @property
     def doing(self) -> str:

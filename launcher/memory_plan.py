@@ -14,13 +14,14 @@ from launcher.errors import PlanError
 from launcher.plan import CUSTOM, Plan, make_plan
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
-from strategies.comparison import Comparison, compare_strategies, gib, next_after
+from strategies.comparison import Comparison, compare_strategies, next_after
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine
 from strategies.step_trace import ModelProfile
+from strategies.units import gib
 
 # A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
 _CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9

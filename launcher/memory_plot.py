@@ -10,7 +10,8 @@ from launcher.config import RunConfig
 from launcher.errors import MissingLibraryError, UsageError
 from launcher.memory_plan import machine_of, planned_precision, splits, zero_settings
 from strategies.candidates import CANDIDATES, ZERO_3_NVME
-from strategies.comparison import GIB, compare_strategies
+from strategies.comparison import compare_strategies
+from strategies.units import GIB
 
 if TYPE_CHECKING:
     from launcher.dry_run import DryRun

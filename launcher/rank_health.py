@@ -100,7 +100,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
         metrics["amp/skip_rate"] = max(skipped - known, 0) / steps
     metrics.update(_time_metrics(ranks))
     alerts += _loss_alert(ranks)
-    slow = _slow_alert(ranks, limits)
+    slow = slow_alert(ranks, limits)
     if slow is None:
         return Health(step, metrics, tuple(alerts), floor_steps, skipped)
     # Once may be a warm-up or a neighbour's job; again and again is the rank's own.
@@ -211,7 +211,8 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
     return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
 
 
-def _slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
+def slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
+    """The slowest rank, if it costs the others more than the set share of each step; None if there is no such rank."""
     if len(ranks) < 2:
         return None
     slowest, factor, more = _slowest(ranks)

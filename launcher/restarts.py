@@ -28,6 +28,14 @@ class Verdict:
     strategy: str | None = None
 
 
+def host_lost(host: str, port: int) -> str:
+    """What a person is told once the rendezvous is gone."""
+    return (
+        f"the node that serves the rendezvous at {host}:{port} is gone, and no other can take its place: the run ends "
+        "here. Start it again on all nodes; with --resume auto it goes on from its last checkpoint"
+    )
+
+
 def decide(
     failure: RankEnd,
     earlier: Sequence[tuple[float, RankEnd]],

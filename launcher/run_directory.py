@@ -22,7 +22,7 @@ from launcher.whole_file import write_file
 _FOLDERS = ("logs", "checkpoints", "wandb")
 LAST_CHECKPOINT = "last.ckpt"
 # What may change between two attempts of one run without making it another run.
-_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "wandb", "devices", "num_nodes", "agreement_timeout",
+_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "wandb", "slurm", "devices", "num_nodes", "agreement_timeout",
                    "process_group_timeout", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # fmt: skip
 
 

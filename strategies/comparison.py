@@ -14,11 +14,11 @@ from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine, StepTime, step_time
 from strategies.step_trace import ModelProfile, at_batch_size
+from strategies.units import gib, seconds
 
 # A strategy with more parts must be estimated this much faster than a simpler one that fits: the model is not finer.
 MARGIN = 0.1
 _MOST_RANKS = 1 << 17
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,19 +293,6 @@ def _what_would_do(
         ideas.append("activation checkpointing in the module, or shorter samples: activations are the largest part")
     ideas.append(f"a device of {gib(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
     return f"{text}; what would do: {'; '.join(ideas)}"
-
-
-def gib(size: int) -> str:
-    """Bytes in words: '1.50 GiB', '12.3 MiB'."""
-    for unit, scale in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if abs(size) >= scale:
-            return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size / scale:.0f} {unit}"
-    return f"{size} B"
-
-
-def seconds(value: float) -> str:
-    """Seconds in words: '1.5 s', '230 ms'."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def _plain(value: Any) -> Any:

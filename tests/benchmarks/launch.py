@@ -147,6 +147,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[:2])
     options = parser.parse_args()
+    # `timeout` ends this process with SIGTERM: the runs that it has started must end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "kill":
         times = [(kill_seconds("launcher"), kill_seconds("torchrun")) for _ in range(options.repeats)]
         report("kill to next step, 2 ranks", "s", [a for a, _ in times], {"torchrun": [b for _, b in times]})

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env
-from tests.processes import launcher, run, torchrun
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
+from tests.processes import launcher, run, run_warm, torchrun
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--name", "it")
@@ -20,8 +20,7 @@ NOISY = ("--model", "tests.toy.Noisy", "--data", "tests.toy.NoisyData")
 
 def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
     cwd.mkdir(exist_ok=True)
-    command = launcher(*SETTINGS, *words) if ranks == 1 else torchrun(ranks, *SETTINGS, *words)
-    return run(command, cwd, env=toy_env(trace)).check(code).output
+    return train_on(ranks, (*SETTINGS, *words), cwd, toy_env(trace)).check(code).output
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +51,8 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
 ) -> None:
     own = (*NOISY, "--data.workers", str(workers))
     parts = tmp_path / "parts"
-    # torchrun ends with 1 whatever its ranks end with.
     words = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
-    stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number if ranks == 1 else 1)
+    stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
     # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
@@ -90,7 +88,7 @@ def test_a_run_that_was_killed_goes_on_from_the_end_of_an_epoch_as_if_it_had_not
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
     # Rank one gets it alone, in the middle of its own step; a scheduler's warning, as SLURM sends it.
     words = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
-    _train(tmp_path, tmp_path / "trace", 2, *words, code=1)
+    _train(tmp_path, tmp_path / "trace", 2, *words, code=128 + signal.SIGUSR2)
 
     interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
     assert {event["rank"] for event in interrupted} == {0, 1}
@@ -119,10 +117,12 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
 
 
 def test_the_end_of_the_training_is_saved_and_more_epochs_go_on_from_there(tmp_path: Path) -> None:
-    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it")
-    run(launcher(*words), tmp_path).check()
-    run(launcher(*words, "--resume", "auto"), tmp_path).check()
-    output = run(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
+    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it",
+             "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode", "disabled",
+             "--trainer.limit_val_batches", "4")  # fmt: skip
+    run_warm(launcher(*words), tmp_path).check()
+    run_warm(launcher(*words, "--resume", "auto"), tmp_path).check()
+    output = run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
 
     events = [events_of(tmp_path / "runs" / "it", kind) for kind in ("finished", "checkpoint", "training_started")]
     steps = [[event["step"] for event in of_kind] for of_kind in events]

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from strategies.batch import BatchSplit
 from strategies.candidates import CANDIDATES, DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
-from strategies.comparison import MARGIN, Comparison, compare_strategies, gib, next_after
+from strategies.comparison import MARGIN, Comparison, compare_strategies, next_after
 from strategies.gpus import find_gpu
 from strategies.memory import estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine, step_time
 from strategies.step_trace import ModelProfile, StepTrace
+from strategies.units import gib
 
 GIB = 1 << 30
 BF16 = Precision.BF16_MIXED

@@ -17,6 +17,7 @@ from launcher.flight_recorder import (
 )
 from launcher.hang import RankState, ranks_behind
 from launcher.heartbeat import Beat
+from launcher.node_exchange import NodeExchange
 
 
 def _entry(number: int, operation: str = "all_reduce", *, backend: str = "nccl", done: bool = True, size: int = 97,
@@ -137,6 +138,22 @@ def test_hangs_are_explained_by_the_records_before_counts_and_stacks() -> None:
     )
     stopped = states | {0: RankState(Beat(3, 1.0, 41, True), "T", record=waits)}
     assert list(ranks_behind(stopped)) == [0]
+
+
+def test_states_cross_to_other_nodes_as_plain_values_and_all_are_judged_together() -> None:
+    import torch.distributed as dist
+
+    waits = _record(_entry(41, done=False), groups={"0": [0, 1, 2]})
+    zero = {0: RankState(Beat(3, 1.0, 41, True), "S", "the stacks", waits), 2: RankState(None, "D")}
+    one = {1: RankState(Beat(3, 1.0, 40, True), record=_record(_entry(40)))}
+    store = dist.HashStore()
+    exchanges = [NodeExchange(store, node, 2) for node in range(2)]
+    assert exchanges[0].states(zero, 0.0) == zero, "the other node has not told in time"
+    everybody = exchanges[1].states(one, 0.0)
+    assert everybody == zero | one
+    assert exchanges[0].states(zero, 0.0) == everybody
+    del everybody[2]
+    assert list(ranks_behind(everybody)) == [1], "neither node could tell this from its own ranks"
 
 
 def test_torchs_own_record_is_understood() -> None:

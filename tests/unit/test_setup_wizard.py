@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from launcher import SetupWizard, WizardConfig
+from launcher.config import RunConfig
 from launcher.errors import Problem
 from launcher.hardware import Device, Hardware
 from launcher.machine import Machine
@@ -21,6 +22,26 @@ CLUSTER = (
     Partition("cpu", False, False, "infinite", 12, 64, 256000, 0),
 )
 TOY: dict[str, Any] = {"Model": "tests.toy.Toy", "Data": "tests.toy.ToyData", "Passes": "1"}
+
+
+_profiles: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _each_model_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is shown twice in each test, of the same few models: their traces take most of the time."""
+    from launcher import memory_profile
+
+    real = memory_profile.profile_model
+
+    def once(config: RunConfig, *rest: Any, **settings: Any) -> Any:
+        precision, micro_batch_size = rest[1:]
+        asked = repr((config.model, config.data, config.trainer, precision, micro_batch_size, settings))
+        if asked not in _profiles:
+            _profiles[asked] = real(config, *rest, **settings)
+        return _profiles[asked]
+
+    monkeypatch.setattr(memory_profile, "profile_model", once)
 
 
 def wizard(
