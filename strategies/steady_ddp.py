@@ -29,10 +29,9 @@ class SteadyDistributedDataParallel(DistributedDataParallel):
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
         if not self.find_unused_parameters:
-            # torch's words for "the gradients have come in the order of the parameters".
+            # torch's words for "the gradients have come in the order of the parameters": the first forward pass
+            # rebuilds the buckets for it, on all ranks alike.
             self.reducer._push_all_rebuilt_params()
-            # Broadcasts rank zero's order: every rank is here, in the constructor.
-            self.reducer._rebuild_buckets()
 
     def _build_params_for_reducer(self) -> tuple[list[nn.Parameter], list[bool]]:
         """The parameters and whether their gradients are sparse, the last one that the model defines first."""
