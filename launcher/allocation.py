@@ -108,4 +108,6 @@ def nodes_of_step(
     except MeetingError as error:
         raise TopologyError(str(error)) from error
     except OSError as error:
-        raise TopologyError(f"the nodes cannot meet in {folder}: {error.strerror or error}") from error
+        raise TopologyError(
+            f"the nodes cannot meet in {folder}: {error.strerror or error}; set another runs_dir"
+        ) from error

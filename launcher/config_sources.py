@@ -130,7 +130,9 @@ def read_plain_file(path: Path) -> Any:
     except FileNotFoundError:
         raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` writes one")]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
+        raise ConfigError(
+            [Problem(str(path), f"cannot be read: {error}; give a text file that you may read")]
+        ) from error
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
     except json.JSONDecodeError as error:
@@ -138,10 +140,12 @@ def read_plain_file(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise ConfigError([Problem(where, f"broken YAML: {error.problem or error.context}")]) from error
+        raise ConfigError(
+            [Problem(where, f"broken YAML: {error.problem or error.context}; correct this line")]
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         # ValueError: a date or number of the right shape that does not exist.
-        raise ConfigError([Problem(str(path), f"broken YAML: {error}")]) from error
+        raise ConfigError([Problem(str(path), f"broken YAML: {error}; correct this value")]) from error
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

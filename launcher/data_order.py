@@ -124,7 +124,9 @@ def order_training_data(
         except ValueError as error:
             # torch's RandomSampler says it of an empty dataset.
             if "num_samples=0" in str(error):
-                raise DataError(f"the training data is empty: {_where(owner)} made a loader of no sample") from error
+                raise DataError(
+                    f"the training data is empty: {_where(owner)} made a loader of no sample; look at its data's path"
+                ) from error
             raise
         return apply_to_collection(loaders, DataLoader, convert)
 
@@ -159,7 +161,7 @@ def _where(owner: Any) -> str:
 def _check_size(loader: DataLoader[Any], batch: BatchSplit, fixed: bool, where: str) -> None:
     length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
     if length == 0:
-        raise DataError(f"the training data is empty: {where} made a loader of no sample")
+        raise DataError(f"the training data is empty: {where} made a loader of no sample; look at its data's path")
     if not fixed:
         return
     if loader.batch_size != batch.micro_batch_size:
@@ -170,7 +172,8 @@ def _check_size(loader: DataLoader[Any], batch: BatchSplit, fixed: bool, where: 
         )
     if length is not None and batch.global_batch_size is not None and length < batch.global_batch_size:
         raise DataError(
-            f"the training data has {length} samples, fewer than one global_batch_size {batch.global_batch_size}"
+            f"the training data has {length} samples, fewer than one global_batch_size {batch.global_batch_size}; "
+            "give more data, or set a smaller global_batch_size"
         )
 
 

@@ -171,7 +171,7 @@ def _logs(options: Namespace) -> int:
     sweep = find_sweep(Path(options.runs_dir), options.run)
     if sweep is not None:
         names = ", ".join(member["name"] for member in read_members(sweep)[:8])
-        raise NoSuchRunError(f"{options.run!r} is a sweep, and its runs have the logs: {names}")
+        raise NoSuchRunError(f"{options.run!r} is a sweep, and its runs have the logs; name one of {names}")
     run = find_run_named(Path(options.runs_dir), options.run)
     lines = read_log(run, options.rank)
     if options.follow:

@@ -36,7 +36,9 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--plot: the folder {path.absolute().parent} does not exist; make it first")
     if found.profile is None:
-        raise UsageError("--plot: the module could not be made without training it, so its memory is not known")
+        raise UsageError(
+            "--plot: the module could not be made without training it, so its memory is not known; leave out --plot"
+        )
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

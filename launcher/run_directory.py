@@ -190,7 +190,9 @@ def explicit_checkpoint(config: RunConfig) -> Path | None:
     try:
         found = path.exists()
     except OSError as error:
-        raise ResumeError(f"resume: {path} cannot be looked at: {error.strerror or error}") from error
+        raise ResumeError(
+            f"resume: {path} cannot be looked at: {error.strerror or error}; give another checkpoint"
+        ) from error
     if not found:
         raise ResumeError(f"resume: {path} does not exist; give a checkpoint, `auto` or `none`")
     return path
@@ -275,7 +277,9 @@ def write_plan(run: RunDirectory, plan: Mapping[str, Any]) -> None:
     try:
         write_file(run.path / "plan.json", json.dumps(plan, indent=1) + "\n")
     except OSError as error:
-        raise RunDirectoryError(f"plan.json cannot be written in {run.path}: {error.strerror or error}") from error
+        raise RunDirectoryError(
+            f"plan.json cannot be written in {run.path}: {error.strerror or error}; make space, or set another runs_dir"
+        ) from error
 
 
 def _remove_empty(path: Path) -> None:

@@ -64,7 +64,14 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
         QueueError: it cannot be started.
     """
     if submission.job.nodes > 1:
-        raise SubmitError([Problem("--nodes", f"given {submission.job.nodes}; --cluster local is this machine alone")])
+        raise SubmitError(
+            [
+                Problem(
+                    "--nodes",
+                    f"given {submission.job.nodes}; --cluster local is this machine alone, so leave out --nodes",
+                )
+            ]
+        )
     before = os.umask(0o077)
     try:
         make_folder(submission)

@@ -94,7 +94,8 @@ def read_sweep(words: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
     texts = [json.dumps(each, sort_keys=True, default=str) for each in sets]
     twice = [describe(each) for number, each in enumerate(sets) if texts[number] in texts[:number]]
     problems += [
-        Problem(_FLAG, f"two members are the same: {text or 'nothing is set'}") for text in dict.fromkeys(twice)
+        Problem(_FLAG, f"two members are the same, remove one: {text or 'nothing is set'}")
+        for text in dict.fromkeys(twice)
     ]
     if problems:
         raise SubmitError(dict.fromkeys(problems))

@@ -14,7 +14,7 @@ from tests.wandb_file import history_rows
 
 pytestmark = pytest.mark.slow
 
-_THEIRS = "from tests.toy import Toy as MyModule, ToyData as MyData\n"
+THEIRS = "from tests.toy import Toy as MyModule, ToyData as MyData\n"
 
 
 def block(first: str) -> str:
@@ -26,7 +26,7 @@ def block(first: str) -> str:
 
 
 def run_block(folder: Path, first: str) -> str:
-    (folder / "my_pkg.py").write_text(_THEIRS)
+    (folder / "my_pkg.py").write_text(THEIRS)
     (folder / "train.py").write_text(block(first))
     env = {**toy_env(folder / "trace"), "WANDB_MODE": "offline"}
     return run_warm([sys.executable, "train.py"], folder, env=env, timeout=240).check().output

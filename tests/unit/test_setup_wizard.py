@@ -154,7 +154,9 @@ def test_partitions_are_offered_and_bound_what_can_be_asked_of_them() -> None:
     assert "cpu (down)" in screen
     assert "devices: given 8; expected at most 4: the GPUs on a node of partition gpu" in screen
     assert "num_nodes: given 7; expected at most 6: the nodes in partition gpu" in screen
-    assert "# SLURM partition: gpu." in config.to_yaml()
+    # `submit` takes it from there.
+    assert "slurm:\n  partition: gpu\n" in config.to_yaml()
+    assert config.to_run_config().slurm.partition == "gpu"
 
 
 def test_without_slurm_no_partition_is_asked_for() -> None:

@@ -76,7 +76,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
 
 
 def test_members_that_are_the_same_are_told() -> None:
-    assert problems([f"{LR}=1,1"]) == ["--sweep: two members are the same: lr=1"]
+    assert problems([f"{LR}=1,1"]) == ["--sweep: two members are the same, remove one: lr=1"]
 
 
 @pytest.mark.parametrize("text", ["1", "{a: 1}", "[]", "- 3", "- {}"])
