@@ -241,6 +241,7 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
             if (batch_idx + 1) % case.accumulate == 0:
                 times.append((time.perf_counter() - self.began[0], time.process_time() - self.began[1]))
 
+    precision: dict[str, Any] = {"precision": case.precision} if plugin is None else {"plugins": [plugin]}
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -252,7 +253,7 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **({"precision": case.precision} if plugin is None else {"plugins": [plugin]}),
+        **precision,
     )
     trainer.fit(module, batches)
     return times

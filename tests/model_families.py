@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.demo import DemoGPT
-from tests.model_zoo import MODELS, Entry, Net, TiedGPT, adamw, mlp, two_groups
+from tests.model_zoo import MODELS, Entry, Net, TiedGPT, adamw, mlp, momentum, two_groups
 
 
 class ViT(nn.Module):
@@ -138,6 +138,8 @@ SMALL = {**MODELS, **HELD_OUT}
 # 2 to 4 million parameters: their states outweigh a process's own noise, and two ranks of two cores still train them.
 LARGE: dict[str, Entry] = {
     "mlp": Entry(lambda: Net(mlp(256, 1536, 1536, 512, 64), adamw), (256,), (64,)),
+    "deep_mlp": Entry(lambda: Net(mlp(256, *[512] * 10, 64), adamw), (256,), (64,)),
+    "momentum": Entry(lambda: Net(mlp(256, *[512] * 10, 64), momentum), (256,), (64,)),
     "gpt": Entry(lambda: Net(_gpt(), two_groups, tokens=True), (64,), (), 97),
     "tied": Entry(lambda: Net(TiedGPT(6000, 256, 2), adamw, tokens=True), (32,), (), 6000),
     "vit": Entry(lambda: Net(ViT(224, 5), two_groups), (3, 16, 16), (10,)),

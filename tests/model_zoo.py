@@ -113,7 +113,7 @@ def _sgd(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=1e-3)
 
 
-def _momentum(module: nn.Module) -> torch.optim.Optimizer:
+def momentum(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
 
 
@@ -151,7 +151,7 @@ MODELS: dict[str, Entry] = {
     "gpt": Entry(lambda: Net(_gpt(), two_groups, tokens=True), (16,), (), 97),
     "frozen": Entry(lambda: Net(_frozen(), adamw), (40,), (8,)),
     "low_rank": Entry(lambda: Net(LowRank(), adamw), (128,), (128,)),
-    "conv": Entry(lambda: Net(_convolutions(), _momentum), (3, 12, 12), (4,)),
+    "conv": Entry(lambda: Net(_convolutions(), momentum), (3, 12, 12), (4,)),
     "lstm": Entry(lambda: Net(Recurrent(), _rmsprop), (6, 13), (5,)),
     "sgd": Entry(lambda: Net(mlp(31, 500, 7), _sgd), (31,), (7,)),
     "amsgrad": Entry(lambda: Net(mlp(50, 350, 350, 2), _amsgrad), (50,), (2,)),

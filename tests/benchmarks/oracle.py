@@ -68,7 +68,7 @@ def plan(profile: ModelProfile, limit: int) -> Comparison:
 
 
 def limits(needs: Sequence[int]) -> list[int]:
-    """Three, a constant factor apart, from a fifth above what the largest candidate needs to the need of the smallest."""
+    """Three, a constant factor apart, from a fifth above the largest need to a twentieth above the least."""
     most, least = max(needs) * 1.2, min(needs) * 1.05
     return [int(most * (least / most) ** (i / 2)) for i in range(3)]
 

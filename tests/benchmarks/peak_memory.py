@@ -1,6 +1,6 @@
 """Peak memory: the estimate against live storages of real steps, beside DeepSpeed's own estimators.
 
-    python -m tests.benchmarks.peak_memory [--ranks 1 2] [--models mlp gpt ...] [--batch 32]
+    python -m tests.benchmarks.peak_memory [--ranks 1 2] [--models mlp gpt ...] [--dtypes fp32 bf16] [--batch 32]
 
 Models of `tests.model_zoo`, which the formulas were written with, and of `tests.model_families`, which are held out,
 are summed up apart. What counts as real are storages that torch's dispatcher shows: what gloo and oneDNN take by
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--models", nargs="+", default=list(SMALL), choices=list(SMALL))
+    parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=list(PRECISIONS))
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     errors: dict[bool, list[float]] = {False: [], True: []}
@@ -63,7 +64,7 @@ def main() -> None:
             out = Path(name) / "peaks"
             words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
             words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.live_peaks", str(out)]
-            words += [",".join(options.models), "0,1,2,3", "fp32,bf16", str(options.batch)]
+            words += [",".join(options.models), "0,1,2,3", ",".join(options.dtypes), str(options.batch)]
             env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
             run(words, Path(name), env=env, timeout=3600).check()
             files = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(ranks)]
