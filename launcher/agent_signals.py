@@ -56,7 +56,8 @@ class AgentSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # An impatient person's third Ctrl-C must not cut off the end of the agent, which is all that is left.
+            signal.signal(number, handler if self.first is None else signal.SIG_IGN)
 
     def handle(self, number: int, frame: FrameType | None = None) -> None:
         """Take one signal.

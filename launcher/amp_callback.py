@@ -25,7 +25,7 @@ class AmpWandbCallback(LossScaleMonitor):
     rows, which are counted, and never a step. Without a W&B run nothing is logged.
 
     Args:
-        enabled: False logs nothing at all.
+        enabled: False logs nothing at all; the same on every rank, as all take part in the exchange.
         precision: any spelling; logged as given. None asks the trainer.
         every_n_steps: optimizer steps between two rows; None takes the trainer's `log_every_n_steps`.
         limits: when something is wrong.

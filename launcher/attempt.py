@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.rank_evidence import RankEvidence, RankProcess
+from launcher.rank_process import STACKS_SIGNAL
 
 
 class Attempt:
@@ -74,3 +75,9 @@ class Attempt:
     def kill(self) -> None:
         """End all at once."""
         self.send(signal.SIGKILL)
+
+
+def ask_for_stacks(pid: int) -> None:
+    """Have a rank write its stacks; nothing if it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, STACKS_SIGNAL)

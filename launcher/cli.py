@@ -16,7 +16,6 @@ from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
-from launcher.other_machines import add_options
 from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
 from launcher.topology import Topology
@@ -80,6 +79,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     if command == "fit":
         add_launch_arguments(parser)
     if command == "plan":
+        from launcher.other_machines import add_options
+
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
         add_options(parser)
     return parser
@@ -175,10 +176,13 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
         if not RankReport.from_env(os.environ).has_agent:
             refuse_agents_flags(launch)
     else:
+        from launcher.allocation import enter_allocation, nodes_of_step
         from launcher.local_start import start_ranks
         from launcher.ranks import check_ranks
 
-        code = start_ranks(config, launch, arguments)
+        enter_allocation(config, launch, arguments)
+        with nodes_of_step(config, launch, os.environ) as launch:
+            code = start_ranks(config, launch, arguments)
         if code is not None:
             return code
         check_ranks(config, topology)

@@ -97,6 +97,29 @@ class WatchOptions:
 
 
 @dataclass(frozen=True)
+class SlurmOptions:
+    """What `launcher submit` asks SLURM for where its flags do not say it; names and meanings of sbatch's options."""
+
+    nodes: int | None = _at_least(1, None)
+    gpus_per_node: int | None = _at_least(1, None)
+    cpus_per_task: int | None = _at_least(1, None)
+    time: str | int | None = None
+    mem: str | int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    nodelist: str | None = None
+    dependency: str | None = None
+    mail_type: str | None = None
+    mail_user: str | None = None
+    signal: Literal["USR1", "USR2"] | None = None
+    signal_delay: int | None = _at_least(1, None)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One run. `model` and `data` are `class_path` and `init_args`, as LightningCLI users know them.
 
@@ -116,7 +139,7 @@ class RunConfig:
         use_amp: true wishes for mixed precision, false turns it off.
         global_batch_size: samples per optimizer step, whatever the number of ranks.
         memory_share: share of each device's memory that a plan may use.
-        on_oom: what to do when a run is out of memory: `stop`, or name the `next` strategy to go on with.
+        on_oom: what to do when a run is out of memory: `stop`, or restart with the `next` strategy that needs less.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
         agreement_timeout: seconds that the ranks wait for each other at the start.
@@ -125,6 +148,7 @@ class RunConfig:
         checkpoint: when checkpoints are written.
         wandb: Weights & Biases.
         watch: what is told of the loss scale and the speed of the ranks.
+        slurm: what `launcher submit` asks SLURM for.
         model: the LightningModule.
         data: the LightningDataModule; not needed if the model has loaders of its own.
     """
@@ -152,6 +176,7 @@ class RunConfig:
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     wandb: WandbOptions = field(default_factory=WandbOptions)
     watch: WatchOptions = field(default_factory=WatchOptions)
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
     model: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
 

@@ -11,7 +11,7 @@ from launcher.yaml_text import dump_yaml
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "Model and data": ("model", "data", "global_batch_size"),
-    "Hardware and cluster": ("accelerator", "devices", "num_nodes"),
+    "Hardware and cluster": ("accelerator", "devices", "num_nodes", "slurm"),
     "Precision and strategy": ("use_amp", "precision", "precision_fallback", "strategy", "static_graph"),
     "Training": ("trainer", "checkpoint", "resume", "seed"),
     "Run and logging": ("name", "runs_dir", "wandb"),
@@ -24,6 +24,7 @@ _COMMENTS = {
     "accelerator": "Kind of device; auto takes a GPU where there is one.",
     "devices": "Ranks on each node; auto takes all GPUs, or one process on a CPU.",
     "num_nodes": "Number of nodes; auto takes what torchrun or SLURM say.",
+    "slurm": "What `launcher submit` asks SLURM for; its flags override it.",
     "use_amp": "true: mixed precision where the hardware has it; false: none.",
     "precision": "auto, or an order that every rank must meet: 16-mixed, bf16-mixed, 32-true ...",
     "precision_fallback": "Turn that order into the best precision that all ranks share.",

@@ -36,6 +36,15 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
     Raises:
         ConfigError: every problem of every source at once.
     """
+    return build_config(read_sources(files, overrides))
+
+
+def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read and merge: normalized plain values, whose fields are not checked yet.
+
+    Raises:
+        ConfigError: a source cannot be read or contradicts itself; the fields' problems are told beside it.
+    """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     readers = [*(functools.partial(read_config_file, Path(file)) for file in files),
@@ -50,7 +59,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
             merge_values(values, source)
     if problems:
         raise ConfigError([*problems, *all_problems(values)])
-    return _parse_with_demo(values)
+    return values
 
 
 def load_values(values: Mapping[str, Any]) -> RunConfig:
@@ -62,11 +71,15 @@ def load_values(values: Mapping[str, Any]) -> RunConfig:
     normal, problems = normalize_values(copy.deepcopy(dict(values)))
     if problems:
         raise ConfigError([*problems, *all_problems(normal)])
-    return _parse_with_demo(normal)
+    return build_config(normal)
 
 
-def _parse_with_demo(values: dict[str, Any]) -> RunConfig:
-    """The config of normalized values; where they name neither model nor data, that of the demo below them."""
+def build_config(values: dict[str, Any]) -> RunConfig:
+    """The config of normalized values; where they name neither model nor data, that of the demo below them.
+
+    Raises:
+        ConfigError: every problem at once.
+    """
     if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in _CLASSES and value is None)}
         values = merge_values(read_preset("demo"), named)
@@ -98,28 +111,41 @@ def read_config_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, unreadable, broken (with the line), or no mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` writes one")]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(path), f"cannot be read: {error}")]) from error
-    try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
-    except json.JSONDecodeError as error:
-        raise ConfigError([Problem(f"{path}, line {error.lineno}", error.msg)]) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise ConfigError([Problem(where, f"broken YAML: {error.problem or error.context}")]) from error
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a date or number of the right shape that does not exist.
-        raise ConfigError([Problem(str(path), f"broken YAML: {error}")]) from error
+    values = read_plain_file(path)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([Problem(str(path), f"expected a mapping of settings, found {type(values).__name__}")])
     return {str(key): value for key, value in values.items()}
+
+
+def read_plain_file(path: Path) -> Any:
+    """Whatever a YAML or JSON file holds.
+
+    Raises:
+        ConfigError: no such file, unreadable, or broken (with the line).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` writes one")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [Problem(str(path), f"cannot be read: {error}; give a text file that you may read")]
+        ) from error
+    try:
+        return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
+    except json.JSONDecodeError as error:
+        raise ConfigError([Problem(f"{path}, line {error.lineno}", error.msg)]) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise ConfigError(
+            [Problem(where, f"broken YAML: {error.problem or error.context}; correct this line")]
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a date or number of the right shape that does not exist.
+        raise ConfigError([Problem(str(path), f"broken YAML: {error}; correct this value")]) from error
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -139,23 +165,34 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             problems.append(Problem(word, "not an option; settings are given as --key value or --key=value"))
             continue
         key, equals, text = word[2:].partition("=")
-        path = key.partition(".")[0].replace("-", "_") + key[len(key.partition(".")[0]) :]
+        path = path_of(key)
         if not equals:
             if position < len(words) and not words[position].startswith("--"):
                 text = words[position]
                 position += 1
             else:
                 text = "true"
-        _set_path(values, path.split("."), _parse_value(text, hints.get(path)))
+        set_path(values, path.split("."), _parse_value(text, hints.get(path)))
     if problems:
         raise ConfigError(problems)
     return values
 
 
+def path_of(key: str) -> str:
+    """The dotted path that a key of the command line means: its first word may have dashes."""
+    group, dot, rest = key.partition(".")
+    return group.replace("-", "_") + dot + rest
+
+
+def is_text(hint: Any) -> bool:
+    """Whether a field's every word is text, whatever YAML would read it as."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    return set(parts) <= {str, type(None)}
+
+
 def _parse_value(text: str, hint: Any) -> Any:
     """A command line word as YAML reads it, unless the field is text anyway."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if text != "null" and set(parts) <= {str, type(None)}:
+    if text != "null" and is_text(hint):
         return text
     try:
         return yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
@@ -163,7 +200,8 @@ def _parse_value(text: str, hint: Any) -> Any:
         return text
 
 
-def _set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Put a value at a dotted path, in place; `model` may be a class's name or its settings."""
     for key in keys[:-1]:
         below = values.get(key)
         if key in _CLASSES and isinstance(below, str):

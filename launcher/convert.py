@@ -68,7 +68,7 @@ def convert_checkpoint(source: Path, target: Path) -> int:
         ResumeError: `source` is no checkpoint, or `target` exists or cannot be written.
     """
     if not source.exists():
-        raise ResumeError(f"convert: {source} does not exist")
+        raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already, and is left alone; give another name")
     content = read_whole(source) if source.is_dir() else read_checkpoint(source)
@@ -78,7 +78,9 @@ def convert_checkpoint(source: Path, target: Path) -> int:
     try:
         save_private(dict(state), target)
     except OSError as error:
-        raise ResumeError(f"convert: {target} cannot be written: {error.strerror or error}") from error
+        raise ResumeError(
+            f"convert: {target} cannot be written: {error.strerror or error}; give another place"
+        ) from error
     return len(state)
 
 

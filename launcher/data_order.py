@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from launcher.errors import DataError
+from launcher.sample_seeds import SeededIndex, mixed
 from launcher.worker_signals import start_worker
 from strategies.batch import BatchSplit
 
@@ -32,6 +34,11 @@ class GlobalOrderSampler(DistributedSampler[Any]):
         seed: of the order.
         global_batch_size: leaves out the epoch's last samples that don't fill a global batch; None pads as torch does.
         drop_last: with None above: leaves out what doesn't fill every rank, instead of repeating samples.
+        seeded: hand out each index with a seed for what a worker draws at random for it.
+
+    Attributes:
+        generator: for the seed of a loader's workers, which depends on seed and epoch alone. A loader without it draws
+            from the training's own generator when an epoch begins, which a resume at that point would not repeat.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class GlobalOrderSampler(DistributedSampler[Any]):
         seed: int,
         global_batch_size: int | None,
         drop_last: bool,
+        seeded: bool = False,
     ) -> None:
         super().__init__(cast(Any, dataset), world_size, rank, shuffle, seed, drop_last)
         if global_batch_size is not None:
@@ -52,13 +60,21 @@ class GlobalOrderSampler(DistributedSampler[Any]):
             self.drop_last = True
         self._taken = 0
         self._skip = 0
+        self._seeded = seeded
+        self.generator = torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch, and the seeds that go with it."""
+        super().set_epoch(epoch)
+        self.generator.manual_seed(mixed(self.seed, epoch))
 
     def __iter__(self) -> Iterator[int]:
         # A generator: Lightning sets the epoch after it made the iterator.
         self._taken, self._skip = self._skip, 0
         for index in itertools.islice(super().__iter__(), self._taken, None):
             self._taken += 1
-            yield index
+            yield SeededIndex(index, mixed(self.seed, self.epoch, index)) if self._seeded else index
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its samples all ranks together have taken."""
@@ -70,9 +86,10 @@ class GlobalOrderSampler(DistributedSampler[Any]):
         The epoch counts too: a loader with workers draws its first samples before Lightning sets the epoch.
         """
         self._skip = state["samples"] // self.num_replicas
-        self.epoch = state["epoch"]
+        epoch = state["epoch"]
         if self._skip >= self.num_samples:
-            self._skip, self.epoch = 0, state["epoch"] + 1
+            self._skip, epoch = 0, epoch + 1
+        self.set_epoch(epoch)
 
 
 def order_training_data(
@@ -107,7 +124,9 @@ def order_training_data(
         except ValueError as error:
             # torch's RandomSampler says it of an empty dataset.
             if "num_samples=0" in str(error):
-                raise DataError(f"the training data is empty: {_where(owner)} made a loader of no sample") from error
+                raise DataError(
+                    f"the training data is empty: {_where(owner)} made a loader of no sample; look at its data's path"
+                ) from error
             raise
         return apply_to_collection(loaders, DataLoader, convert)
 
@@ -125,6 +144,7 @@ def order_training_data(
             seed=seed,
             global_batch_size=batch.global_batch_size if fixed_global_batch else None,
             drop_last=loader.drop_last,
+            seeded=loader.num_workers > 0,
         )
         stateful = _stateful(loader, sampler, rank)
         if states:
@@ -141,7 +161,7 @@ def _where(owner: Any) -> str:
 def _check_size(loader: DataLoader[Any], batch: BatchSplit, fixed: bool, where: str) -> None:
     length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
     if length == 0:
-        raise DataError(f"the training data is empty: {where} made a loader of no sample")
+        raise DataError(f"the training data is empty: {where} made a loader of no sample; look at its data's path")
     if not fixed:
         return
     if loader.batch_size != batch.micro_batch_size:
@@ -152,7 +172,8 @@ def _check_size(loader: DataLoader[Any], batch: BatchSplit, fixed: bool, where: 
         )
     if length is not None and batch.global_batch_size is not None and length < batch.global_batch_size:
         raise DataError(
-            f"the training data has {length} samples, fewer than one global_batch_size {batch.global_batch_size}"
+            f"the training data has {length} samples, fewer than one global_batch_size {batch.global_batch_size}; "
+            "give more data, or set a smaller global_batch_size"
         )
 
 
@@ -185,7 +206,7 @@ def _stateful(loader: DataLoader[Any], sampler: GlobalOrderSampler, rank: int) -
         timeout=loader.timeout,
         worker_init_fn=functools.partial(start_worker, inner=loader.worker_init_fn, rank=rank) if workers else None,
         multiprocessing_context=loader.multiprocessing_context if workers else None,
-        generator=loader.generator,
+        generator=loader.generator or sampler.generator,
         prefetch_factor=loader.prefetch_factor if workers else None,
         persistent_workers=loader.persistent_workers,
     )

@@ -44,10 +44,12 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
         problem = "no such file; give a DeepSpeed JSON file, or its settings as a mapping"
         raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(f"{FIELD} ({path})", f"cannot be read: {error}")]) from error
+        raise ConfigError(
+            [Problem(f"{FIELD} ({path})", f"cannot be read: {error}; give a text file that you may read")]
+        ) from error
     except json.JSONDecodeError as error:
         where = f"{FIELD} ({path}, line {error.lineno}, column {error.colno})"
-        raise ConfigError([Problem(where, f"broken JSON: {error.msg}")]) from error
+        raise ConfigError([Problem(where, f"broken JSON: {error.msg}; correct this line")]) from error
     except _TwiceError as error:
         problem = f"key {error.args[0]!r} is given twice; remove one of them"
         raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None

@@ -6,12 +6,15 @@ import argparse
 import dataclasses
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "warning", "failure"]
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+# Importing torch and building a font list on a slow network disk is well within it.
+_LIMIT_S = 150.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +37,51 @@ class Finding:
 Check = Callable[[], Iterable[Finding]]
 
 
-def examine(checks: Iterable[Check]) -> tuple[Finding, ...]:
-    """Run every check; one that raises is a failure of its own, and stops no other."""
-    findings: list[Finding] = []
-    for check in checks:
+def examine(checks: Iterable[Check], limit: float = _LIMIT_S) -> tuple[Finding, ...]:
+    """Run every check; one that raises or hangs is a failure of its own, and stops no other.
+
+    Args:
+        checks: what to look at.
+        limit: seconds for each.
+    """
+    return tuple(finding for check in checks for finding in _run_check(check, limit))
+
+
+def _run_check(check: Check, limit: float) -> list[Finding]:
+    name = check.__name__.removeprefix("check_").replace("_", " ")
+    found: list[Finding] = []
+
+    def look() -> None:
         try:
-            findings += check()
+            found.extend(check())
         except Exception as error:  # noqa: BLE001 -- a broken library is what is being looked for
-            name = check.__name__.removeprefix("check_").replace("_", " ")
-            found = f"{type(error).__name__}: {error}"
-            findings.append(Finding(name, "failure", found, "mend this first: the check itself could not be done"))
-    return tuple(findings)
+            said = f"{type(error).__name__}: {error}"
+            found.append(Finding(name, "failure", said, "mend this first: the check itself could not be done"))
+
+    # A name server or a network disk that does not answer holds its thread, and nothing else.
+    thread = threading.Thread(target=look, name=f"doctor {name}", daemon=True)
+    thread.start()
+    thread.join(limit)
+    if thread.is_alive():
+        said = f"no answer within {limit:g} s"
+        return [*found, Finding(name, "failure", said, "a disk, name server or driver hangs: look at it by hand")]
+    return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    from launcher.preflight_run import add_preflight_arguments
+
+    parser = argparse.ArgumentParser(
+        "launcher doctor",
+        description="Look at versions, devices, compiler, memory, disk, network, W&B and SLURM.",
+        epilog="exit codes:\n  0 sound, perhaps with warnings   1 a failure: it would stop a training   2 usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="a list of findings as JSON")
+    add_preflight_arguments(parser)
+    return parser
 
 
 def run(words: Sequence[str]) -> int:
@@ -52,15 +89,16 @@ def run(words: Sequence[str]) -> int:
 
     Returns:
         1 if something would stop a training, 0 otherwise.
-    """
-    parser = argparse.ArgumentParser(
-        "launcher doctor", description="Look at versions, devices, compiler, memory, disk, network, W&B and SLURM."
-    )
-    parser.add_argument("--json", action="store_true", help="a list of findings as JSON")
-    options = parser.parse_args(list(words))
-    from launcher.doctor_checks import CHECKS
 
-    findings = examine(CHECKS)
+    Raises:
+        SubmitError: an option of the preflight is wrong.
+        QueueError: SLURM started no preflight.
+    """
+    options = build_parser().parse_args(list(words))
+    from launcher.doctor_checks import CHECKS
+    from launcher.preflight_run import preflight
+
+    findings = (*examine(CHECKS), *preflight(options))
     if options.json:
         sys.stdout.write(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1) + "\n")
     else:

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import resource
 import shutil
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -16,7 +15,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from launcher.doctor import Check, Finding
+from launcher.doctor_gpus import gpu_findings
+from launcher.doctor_network import check_hostname, check_interfaces, read_ports
+from launcher.gpu_probe import has_nvidia_driver, probe_gpus
 from slurm.partitions import PartitionsError, read_partitions
+from slurm.version import OLDEST, WARNS_PREEMPTED, SlurmFacts, read_slurm
 
 _GIB = 2**30
 # NCCL's and the data loaders' shared memory; a container has 64 MiB unless told otherwise.
@@ -24,6 +27,9 @@ _SHARED_MEMORY_BYTES = _GIB
 _DISK_BYTES = 10 * _GIB
 # Ranks, loader workers and their pipes: 1024, the usual soft limit, is reached with 8 ranks of 16 workers.
 _OPEN_FILES = 4096
+_PROCESSES = 4096
+# A driver that hangs must not take the doctor with it; CUDA and 56 links take seconds.
+_GPU_TIMEOUT_S = 90.0
 _WANDB_TIMEOUT_S = 5.0
 
 
@@ -54,25 +60,20 @@ def version_finding(requirement: Requirement) -> Finding:
 
 
 def check_devices() -> Iterator[Finding]:
-    """Every device with its memory and what it computes natively."""
+    """Driver, CUDA, NCCL and every GPU with the links between them; where there is none, the CPU."""
+    if has_nvidia_driver():
+        facts = probe_gpus(_GPU_TIMEOUT_S)
+        yield from gpu_findings(facts)
+        if facts.gpus:
+            return
     from launcher.hardware import detect_hardware
 
-    first = detect_hardware("auto", 0)
-    for index in range(first.local_device_count):
-        device = detect_hardware("auto", index).device
-        memory = f"{device.memory_bytes / _GIB:.0f} GiB"
-        found = f"{device.name}, {memory}, native: {', '.join(device.native_dtypes)}"
-        if device.kind == "cpu":
-            yield Finding("device", "warning", found, cpu_advice())
-        else:
-            yield Finding(f"{device.kind} {index}", "ok", found)
-
-
-def cpu_advice() -> str:
-    """Why there is no GPU: none in the machine, or one that this torch build does not see."""
-    if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
-        return "an NVIDIA driver is here, but torch sees no GPU: install torch for CUDA, look at CUDA_VISIBLE_DEVICES"
-    return "no GPU: fine for debugging"
+    device = detect_hardware("auto", 0).device
+    found = f"{device.name}, {device.memory_bytes / _GIB:.0f} GiB, native: {', '.join(device.native_dtypes)}"
+    if device.kind == "cpu":
+        yield Finding("device", "warning", found, "no GPU is in use: fine for debugging")
+    else:
+        yield Finding(f"{device.kind} {device.index}", "ok", found)
 
 
 def check_compiler() -> Iterator[Finding]:
@@ -108,14 +109,36 @@ def space_finding(name: str, path: str, wanted: int, advice: str) -> Finding:
 
 
 def check_limits() -> Iterator[Finding]:
-    """How many files a rank may open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield open_files_finding(soft, hard)
+    """How many files and processes a rank may have, and how much memory it may pin."""
+    yield open_files_finding(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    yield processes_finding(*resource.getrlimit(resource.RLIMIT_NPROC))
+    yield locked_memory_finding(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], has_infiniband=bool(read_ports()))
+
+
+def processes_finding(soft: int, hard: int) -> Finding:
+    """The limit of processes and threads of this user; -1 is none."""
+    found = f"{_amount(soft)} processes and threads"
+    if soft == resource.RLIM_INFINITY or soft >= _PROCESSES:
+        return Finding("processes", "ok", found)
+    raised = hard == resource.RLIM_INFINITY or hard >= _PROCESSES
+    advice = (
+        f"ulimit -u {_PROCESSES}" if raised else f"ask for a hard limit of {_PROCESSES} (limits.conf); it is {hard}"
+    )
+    return Finding("processes", "warning", found, advice)
+
+
+def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
+    """The limit of memory that may be pinned, which InfiniBand registers its buffers with; -1 is none."""
+    found = "unlimited locked memory" if soft == resource.RLIM_INFINITY else f"{soft / 2**20:.3g} MiB of locked memory"
+    if soft == resource.RLIM_INFINITY or not has_infiniband:
+        return Finding("locked memory", "ok", found)
+    advice = "NCCL's InfiniBand needs it unlimited: ulimit -l unlimited, or limits.conf and slurmd's LimitMEMLOCK"
+    return Finding("locked memory", "failure", found, advice)
 
 
 def open_files_finding(soft: int, hard: int) -> Finding:
     """The limit of open files; -1 is none."""
-    found = f"{'unlimited' if soft == resource.RLIM_INFINITY else soft} open files"
+    found = f"{_amount(soft)} open files"
     if soft == resource.RLIM_INFINITY or soft >= _OPEN_FILES:
         return Finding("open files", "ok", found)
     raised = hard == resource.RLIM_INFINITY or hard >= _OPEN_FILES
@@ -125,24 +148,8 @@ def open_files_finding(soft: int, hard: int) -> Finding:
     return Finding("open files", "warning", found, advice)
 
 
-def check_hostname() -> Iterator[Finding]:
-    """Whether other nodes could find this one by its name."""
-    name = socket.gethostname()
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
-    except OSError as error:
-        yield Finding("hostname", "failure", f"{name} has no address: {error}", f"add {name} to /etc/hosts or DNS")
-        return
-    yield hostname_finding(name, addresses)
-
-
-def hostname_finding(name: str, addresses: set[str]) -> Finding:
-    """A name that only means this machine itself is no use to other nodes."""
-    found = f"{name} is {', '.join(sorted(addresses))}"
-    if all(address.startswith("127.") or address == "::1" for address in addresses):
-        advice = "fine on one machine; other nodes need its network address in /etc/hosts or DNS"
-        return Finding("hostname", "warning", found, advice)
-    return Finding("hostname", "ok", found)
+def _amount(limit: int) -> str:
+    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
 
 
 def check_wandb() -> Iterator[Finding]:
@@ -175,14 +182,18 @@ def reach_finding(url: str) -> Finding:
 
 
 def check_slurm() -> Iterator[Finding]:
-    """The cluster's partitions, where there is a cluster."""
+    """The cluster's version, accounting and partitions, where there is a cluster."""
+    if shutil.which("sinfo") is None:
+        yield Finding("SLURM", "ok", "no sinfo here: not a cluster's login node")
+        return
     try:
         partitions = read_partitions()
     except PartitionsError as error:
         yield Finding("SLURM", "failure", str(error), "ask the cluster's people, or try again in a minute")
         return
+    yield from slurm_findings(read_slurm())
     if not partitions:
-        yield Finding("SLURM", "ok", "no sinfo here: not a cluster's login node")
+        yield Finding("SLURM", "warning", "sinfo lists no partition", "you may submit to none: ask for an account")
     for partition in partitions:
         found = (
             f"{partition.name}: {partition.nodes} nodes, {partition.gpus_per_node} GPUs each, {partition.time_limit}"
@@ -193,13 +204,31 @@ def check_slurm() -> Iterator[Finding]:
             yield Finding("SLURM", "warning", f"{found}, down", "jobs do not start there")
 
 
-CHECKS: tuple[Check, ...] = (
+def slurm_findings(facts: SlurmFacts) -> Iterator[Finding]:
+    """Version and accounting of a cluster."""
+    version = ".".join(map(str, facts.version)) or "of unknown version"
+    if facts.version and facts.version < OLDEST:
+        yield Finding("SLURM", "failure", version, "it knows no --gpus-per-node: 19.05 or later is needed")
+    elif facts.version and facts.version < WARNS_PREEMPTED:
+        advice = "it cannot warn a job that is preempted (22.05 can): save often, checkpoint.every_n_steps"
+        yield Finding("SLURM", "warning", version, advice)
+    else:
+        yield Finding("SLURM", "ok", version)
+    if facts.accounting:
+        advice = "`launcher status` asks squeue alone, which forgets a job minutes after its end"
+        yield Finding("accounting", "warning", facts.accounting, advice)
+    else:
+        yield Finding("accounting", "ok", "sacct answers")
+
+
+# What is to be looked at on every node; the rest is the login node's.
+NODE_CHECKS: tuple[Check, ...] = (
     check_versions,
     check_devices,
     check_compiler,
     check_memory_and_disk,
     check_limits,
     check_hostname,
-    check_wandb,
-    check_slurm,
+    check_interfaces,
 )
+CHECKS: tuple[Check, ...] = (*NODE_CHECKS, check_wandb, check_slurm)

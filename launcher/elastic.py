@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -20,19 +19,20 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent_signals import AgentSignals, AgentStopped
-from launcher.attempt import Attempt
+from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped
+from launcher.attempt import Attempt, ask_for_stacks
 from launcher.events import FILE_NAME, EventLog
 from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind
 from launcher.launch_options import LaunchOptions
+from launcher.next_strategy import next_strategy
 from launcher.node_exchange import NodeExchange
 from launcher.rank_evidence import RankEvidence, RankProcess
-from launcher.rank_process import STACKS_SIGNAL, RankTask, run_rank
-from launcher.rendezvous import NumberedRendezvous
-from launcher.restarts import Verdict, decide
+from launcher.rank_process import RankTask, run_rank
+from launcher.restarts import Verdict, decide, host_lost
 
 # Seconds between two looks at the ranks; the end of one is seen at once. Other nodes are asked at this pace.
 _LOOK_EVERY = {False: 0.2, True: 1.0}
@@ -42,6 +42,10 @@ _CAUSE_WITHIN = 3.0
 _LEAVE_WITHIN = 10.0
 _STOP_WITHIN = 120.0
 _STACKS_WITHIN = 0.3
+# A rank looks once a second whether its flight record is wanted.
+_RECORDS_WITHIN = 5.0
+# Seconds in which the other nodes have found the same hang.
+_NODES_WITHIN = 15.0
 # torchelastic counts restarts down from here; how many there are is decided in `launcher.restarts`.
 _COUNT_FROM = 1_000_000
 
@@ -60,7 +64,7 @@ class TrainingAgent(LocalElasticAgent):
 
     def __init__(
         self,
-        rendezvous: NumberedRendezvous,
+        rendezvous: RendezvousHandler,
         count: int,
         arguments: Sequence[str],
         options: LaunchOptions,
@@ -103,7 +107,7 @@ class TrainingAgent(LocalElasticAgent):
         self._attempts += 1
         self._hangs = HangWatch(self._options.hang_timeout)
         worker_group.spec.args = (RankTask(self._arguments, str(folder)),)
-        evidence = RankEvidence(folder, _ask_for_stacks)
+        evidence = RankEvidence(folder, ask_for_stacks)
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         # torchelastic offers the numbers of its processes, but neither their ends nor their exit codes.
         processes = vars(self._pcontext)["_pc"].processes
@@ -140,7 +144,8 @@ class TrainingAgent(LocalElasticAgent):
             return hung or RunResult(WorkerState.HEALTHY)
         number = self.signals.first or signal.SIGTERM
         self.exit_code = 128 + number
-        wanted = {0, *(code for n in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (128 + n, -n))}
+        # A scheduler may have sent its own signal to every process of the job.
+        wanted = {0, *(code for n in (*HANDLED, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= wanted:
             return self._after_failure(worker_group)
         return self._failed(restart=False)
@@ -154,6 +159,8 @@ class TrainingAgent(LocalElasticAgent):
         first = first_failure(ends)
         assert first is not None  # noqa: S101 -- the caller has seen a rank fail
         verdict = self._decide(first)
+        if first.consequence and self._options.several_nodes and not self._exchange(worker_group).reachable():
+            verdict = Verdict(False, host_lost(self._options.endpoint_host, self._options.endpoint_port))
         if not verdict.restart:
             # Rank zero may have W&B to end, and each rank its own words to write.
             self._attempt.await_end(_LEAVE_WITHIN)
@@ -168,7 +175,8 @@ class TrainingAgent(LocalElasticAgent):
         exchange = self._exchange(worker_group)
         exchange.publish(own)
         first = first_failure(own)
-        return own + exchange.others(_CAUSE_WITHIN if first is not None and first.consequence else 0.0)
+        # Without a cause of its own this node waits for another's.
+        return own + exchange.others(_CAUSE_WITHIN if first is None or first.consequence else 0.0)
 
     def _exchange(self, worker_group: WorkerGroup) -> NodeExchange:
         return NodeExchange(worker_group.store, worker_group.group_rank or 0, worker_group.group_world_size or 1)
@@ -177,9 +185,18 @@ class TrainingAgent(LocalElasticAgent):
         self, worker_group: WorkerGroup
     ) -> None:
         """Before another attempt: the ranks save if a node joins, and are ended at once if one has failed."""
-        if self._options.several_nodes and any(end.failed for end in self._exchange(worker_group).others()):
+        first = first_failure(self._exchange(worker_group).others()) if self._options.several_nodes else None
+        if first is not None:
             self._kill_ranks()
+            following = next_strategy(first, None)
+            if following is not None:
+                self._go_on_with(following)
         self._shutdown(timeout=int(_STOP_WITHIN))
+
+    @property
+    def has_met(self) -> bool:
+        """Whether the nodes have met, and ranks were started."""
+        return self._attempts > 0
 
     def _find_hang(self, ranks: dict[int, RankProcess]) -> RunResult | None:
         """Whether no rank has shown a sign of life for too long: then collect stacks, name the ranks, and end it."""
@@ -188,13 +205,18 @@ class TrainingAgent(LocalElasticAgent):
         if silent is None:
             return None
         states = self._attempt.evidence.states(ranks, 10 * _STACKS_WITHIN)
-        behind = ranks_behind(states)
+        states = self._attempt.evidence.with_flight_records(states, _RECORDS_WITHIN)
+        everybody = states
+        if self._options.several_nodes:
+            everybody = self._exchange(self._worker_group).states(states, _NODES_WITHIN)
+        behind = ranks_behind(everybody)
         # Where nobody stands out all are named: better too many than a wrong one.
-        ends = self._attempt.evidence.ends(
-            ranks, states, behind or {rank: state.doing for rank, state in states.items()}
-        )
+        named = behind or {rank: state.doing for rank, state in everybody.items()}
+        ends = self._attempt.evidence.ends(ranks, states, {rank: named[rank] for rank in ranks if rank in named})
+        ends = self._with_other_nodes(self._worker_group, ends)
         first = first_failure(ends)
         if first is None:
+            # The rank is another node's, which has not told yet.
             return None
         run = self._attempt.evidence.run_directory(ranks)
         stacks = None if run is None else run / f"hang-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -215,7 +237,9 @@ class TrainingAgent(LocalElasticAgent):
         asked = first.error is not None and first.error.interrupted
         if asked and self._rendezvous_handler.num_nodes_waiting() > 0:
             return Verdict(True, "a node joins: saved, and restarting with it")
-        return decide(first, self._restarts, time.monotonic(), options.max_restarts, options.restart_window)
+        following = next_strategy(first, self._attempt.evidence.run_directory(self._attempt.ranks()))
+        now = time.monotonic()
+        return decide(first, self._restarts, now, options.max_restarts, options.restart_window, following)
 
     def _conclude(
         self, worker_group: WorkerGroup, first: RankEnd, ends: Sequence[RankEnd], verdict: Verdict
@@ -234,7 +258,9 @@ class TrainingAgent(LocalElasticAgent):
             _say(account(first, ends if own else [first], verdict.reason))
         self._kill_ranks()
         self._attempt.await_end(_LEAVE_WITHIN)
-        if verdict.restart and not asked:
+        if verdict.strategy is not None:
+            self._go_on_with(verdict.strategy)
+        elif verdict.restart and not asked:
             self._restarts.append((time.monotonic(), first))
         elif self.signals.first is not None:
             self.exit_code = 128 + self.signals.first
@@ -242,6 +268,10 @@ class TrainingAgent(LocalElasticAgent):
             self.exit_code = 1 if first.hung or first.exit_code is None else shell_code(first.exit_code)
         # A signal may have come in the meantime.
         return self._failed(restart=verdict.restart and self.signals.first is None)
+
+    def _go_on_with(self, strategy: str) -> None:
+        """The next attempt's strategy, whatever the config says; on a node that fails and one that only follows."""
+        self._arguments = (*self._arguments, "--strategy", strategy)
 
     def _failed(self, *, restart: bool) -> RunResult:
         if not restart:
@@ -263,11 +293,6 @@ class TrainingAgent(LocalElasticAgent):
     def _event(self, run: Path | None, rank: int, kind: str, **fields: Any) -> None:
         if run is not None:
             EventLog(run / FILE_NAME, rank).write(kind, **json.loads(json.dumps(fields, default=str)))
-
-
-def _ask_for_stacks(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, STACKS_SIGNAL)
 
 
 def _say(text: str) -> None:

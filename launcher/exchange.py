@@ -213,7 +213,9 @@ def _wait(store: Store, keys: list[str], deadline: float) -> None:
     except RuntimeError as error:
         if time.monotonic() >= deadline - 0.01:
             raise TimeoutError from error
-        raise AgreementError(f"the store that the ranks meet at is gone: {error}") from error
+        raise AgreementError(
+            f"the store that the ranks meet at is gone: {error}; look at the log of rank 0, which serves it"
+        ) from error
 
 
 def _read_facts(store: Store, attempt: str, rank: int) -> RankFacts:

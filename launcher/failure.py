@@ -113,7 +113,7 @@ def account(first: RankEnd, ends: Sequence[RankEnd], verdict: str) -> str:
         verdict: what happens now, and why.
     """
     if first.error is not None and first.error.explained:
-        return f"error: {first.error.message}"
+        return f"error: {first.error.message}" + ("" if first.error.repeats else f"\n  {verdict}")
     lines = [f"error: rank {first.rank} ({first.host}) failed first: {describe(first)}"]
     told = _evidence(first)
     if told:

@@ -20,7 +20,8 @@ def plan_for_fit(
     """What `fit` trains with.
 
     On a CPU the step is traced only if the model's states alone are a good part of the memory: a trace runs the user's
-    `training_step` once, and a debugging run should begin at once.
+    `training_step` once, and a debugging run should begin at once. With `on_oom: next` it always is: without, there is
+    nothing to go on with.
 
     Args:
         config: what the user asked for.
@@ -32,7 +33,7 @@ def plan_for_fit(
     if made_in_code:
         return plan
     classes = import_classes(config)
-    if plan.device_kind != "cuda":
+    if plan.device_kind != "cuda" and config.on_oom != "next":
         from launcher.memory_profile import parameter_bytes
 
         size = parameter_bytes(config, classes, plan.batch.micro_batch_size)

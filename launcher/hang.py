@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from launcher.flight_recorder import FlightRecord, ranks_that_did_not_enter
 from launcher.heartbeat import UNKNOWN, Beat
 
 # The default limit: this many steps' time, and never less than this many seconds.
@@ -67,11 +69,33 @@ class RankState:
         beat: what it last said.
         process_state: the kernel's letter: 'T' is stopped, 'D' waits for a disk or a device.
         stacks: what faulthandler wrote; None if it did not answer.
+        record: which collectives it has entered; None if it did not tell.
     """
 
     beat: Beat | None
     process_state: str = "S"
     stacks: str | None = None
+    record: FlightRecord | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "beat": None if self.beat is None else asdict(self.beat),
+            "process_state": self.process_state,
+            "stacks": self.stacks,
+            "record": None if self.record is None else self.record.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RankState:
+        """The inverse of `to_dict`."""
+        beat, record = values["beat"], values["record"]
+        return cls(
+            None if beat is None else Beat(**beat),
+            values["process_state"],
+            values["stacks"],
+            None if record is None else FlightRecord.from_dict(record),
+        )
 
     @property
     def doing(self) -> str:
@@ -90,12 +114,16 @@ class RankState:
 def ranks_behind(states: Mapping[int, RankState]) -> dict[int, str]:
     """The ranks that the others wait for: rank to what it does instead of entering the collective.
 
-    A stopped process is named first; else the ranks that entered fewer collectives; else those whose stack shows them
-    outside of one. All ranks alike means that nobody can be named.
+    A stopped process is named first; else the ranks that the flight records show not to have entered a collective; else
+    those that entered fewer; else those whose stack shows them outside of one. All ranks alike means that nobody can be
+    named.
     """
     stopped = {rank: state.doing for rank, state in states.items() if state.process_state in "TD"}
     if stopped:
         return stopped
+    absent = ranks_that_did_not_enter({r: s.record for r, s in states.items() if s.record is not None})
+    if absent:
+        return {rank: f"{states[rank].doing}; {text}" for rank, text in absent.items()}
     counts = {rank: state.beat.collectives for rank, state in states.items() if state.beat is not None}
     if counts and len(counts) == len(states) and UNKNOWN not in counts.values():
         most = max(counts.values())

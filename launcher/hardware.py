@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -69,6 +68,9 @@ class Hardware:
 
 def library_versions() -> dict[str, str | None]:
     """Versions of what all ranks must share, from the packages' metadata, and the paths of the build tools."""
+    # Late: the agent starts without it, and its users wait for the start.
+    import importlib.metadata
+
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _SHARED_LIBRARIES:
         try:

@@ -131,5 +131,5 @@ def _keep(output: Path) -> Path | None:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise UsageError(f"{output} cannot be kept before it is replaced: {error}") from error
+        raise UsageError(f"{output} cannot be kept before it is replaced: {error}; give another --output") from error
     raise UsageError(f"{output} has a thousand copies already; move them away, or give another --output")

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import LauncherError, QueueError, RunDirectoryError
+from launcher.errors import LauncherError, NoSuchRunError, QueueError, RunDirectoryError
 from launcher.job_parser import build_job_parser
 
 if TYPE_CHECKING:
     from launcher.run_status import RunStatus
     from launcher.submission import Submission
 
-_WATCH_EVERY = 5.0
+WATCH_EVERY = 5.0
 
 
 def run_job_command(command: str, words: Sequence[str]) -> int:
@@ -50,12 +50,16 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
     from launcher.config_sources import load_config
     from launcher.submission import prepare
 
-    config = load_config(options.config, overrides)
     given = {key.removeprefix("slurm_"): value for key, value in vars(options).items() if key.startswith("slurm_")}
+    if options.sweep or options.array is not None:
+        from launcher.sweep_commands import submit_sweep
+
+        return submit_sweep(options, overrides, given)
+    config = load_config(options.config, overrides)
     submission = prepare(config, given, os.environ, options.export_env, options.max_fruitless)
     if options.dry_run:
         return _dry_run(options, submission)
-    _refuse_second(submission)
+    refuse_second(submission)
     if options.cluster == "local":
         from launcher.submit_jobs import submit_local
 
@@ -89,7 +93,7 @@ def _dry_run(options: Namespace, submission: Submission) -> int:
     return 0
 
 
-def _refuse_second(submission: Submission) -> None:
+def refuse_second(submission: Submission) -> None:
     """One run trains once at a time."""
     from launcher.run_status import run_status
 
@@ -103,8 +107,14 @@ def _refuse_second(submission: Submission) -> None:
 
 def _status(options: Namespace) -> int:
     from launcher.run_status import find_run_named, find_runs, run_status
+    from launcher.sweep_record import find_sweep
 
     runs_dir = Path(options.runs_dir)
+    sweep = None if options.run is None else find_sweep(runs_dir, options.run)
+    if sweep is not None:
+        from launcher.sweep_commands import show_sweep
+
+        return show_sweep(sweep, watch=options.watch, as_json=options.json)
     named = None if options.run is None else find_run_named(runs_dir, options.run)
     while True:
         runs = find_runs(runs_dir) if named is None else [named]
@@ -117,7 +127,7 @@ def _status(options: Namespace) -> int:
         sys.stdout.flush()
         if not options.watch or all(status.has_ended for status in found):
             return 0
-        time.sleep(_WATCH_EVERY)
+        time.sleep(WATCH_EVERY)
 
 
 def _print_status(found: Sequence[RunStatus], *, clear: bool) -> None:
@@ -156,7 +166,12 @@ def _short(value: object) -> str:
 def _logs(options: Namespace) -> int:
     from launcher.run_logs import follow_log, read_log
     from launcher.run_status import find_run_named, run_status
+    from launcher.sweep_record import find_sweep, read_members
 
+    sweep = find_sweep(Path(options.runs_dir), options.run)
+    if sweep is not None:
+        names = ", ".join(member["name"] for member in read_members(sweep)[:8])
+        raise NoSuchRunError(f"{options.run!r} is a sweep, and its runs have the logs; name one of {names}")
     run = find_run_named(Path(options.runs_dir), options.run)
     lines = read_log(run, options.rank)
     if options.follow:
@@ -171,8 +186,14 @@ def _cancel(options: Namespace) -> int:
     from launcher.local_job import ask_to_stop
     from launcher.run_status import find_run_named, holder_of, run_status
     from launcher.submission import read_records
+    from launcher.sweep_record import find_sweep
     from slurm.queue import QueueCommandError, cancel_job
 
+    sweep = find_sweep(Path(options.runs_dir), options.run)
+    if sweep is not None:
+        from launcher.sweep_commands import cancel_sweep
+
+        return cancel_sweep(sweep)
     run = find_run_named(Path(options.runs_dir), options.run)
     status = run_status(run)
     records = read_records(run)
@@ -187,6 +208,8 @@ def _cancel(options: Namespace) -> int:
             raise QueueError(str(error)) from error
         sys.stdout.write(f"job {record['job_id']} is cancelled; its ranks save if SLURM leaves them the time\n")
         return 0
+    if record is not None and record.get("waits_in"):
+        raise QueueError(f"run {run.name!r} has not begun; cancel its sweep ({status.job}), or this run once it trains")
     if record is not None and ask_to_stop(record.get("pid", 0), record.get("started")):
         sys.stdout.write(f"process {record['pid']} is asked to save and stop\n")
         return 0

@@ -52,6 +52,9 @@ def _submit(parser: argparse.ArgumentParser) -> None:
                         help="network interface of the nodes (default: by which they reach each other)")  # fmt: skip
     parser.add_argument("--max-fruitless", type=int, default=3, metavar="N",
                         help="attempts in a row that saved no step before the job is given up (default 3)")  # fmt: skip
+    parser.add_argument("--sweep", action="append", default=[], metavar="KEY=V,V,...|FILE",
+                        help="a run for each value, or each entry of a file's list; several make a grid")  # fmt: skip
+    parser.add_argument("--array", metavar="0-3%%2", help="which members of the sweep, and how many at once")
     group = parser.add_argument_group("SLURM, with sbatch's names")
     for name, text in job_options().items():
         letter = {"partition": ["-p"], "account": ["-A"], "qos": ["-q"], "nodes": ["-N"], "time": ["-t"]}.get(name, [])
@@ -59,7 +62,7 @@ def _submit(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", metavar="RUN", help="name of one run (default: all)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="name of one run or sweep (default: all runs)")
     parser.add_argument("--watch", action="store_true", help="again every few seconds, until Ctrl-C or the end")
     parser.add_argument("--json", action="store_true", help="for programs")
     _runs_dir(parser)
@@ -73,7 +76,7 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 
 
 def _cancel(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="name of the run")
+    parser.add_argument("run", metavar="RUN", help="name of the run or sweep")
     _runs_dir(parser)
 
 

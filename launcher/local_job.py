@@ -30,7 +30,9 @@ def start_detached(command: Sequence[str], cwd: Path, folder: Path) -> dict[str,
                 list(command), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
     except OSError as error:
-        raise QueueError(f"{command[0]} cannot be started in {cwd}: {error.strerror or error}") from error
+        raise QueueError(
+            f"{command[0]} cannot be started in {cwd}: {error.strerror or error}; look at the environment"
+        ) from error
     # It is not waited for: it outlives this process, which ends now.
     process.returncode = 0
     return {"pid": process.pid, "started": start_time(process.pid)}

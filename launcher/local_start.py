@@ -43,7 +43,8 @@ def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[s
         TopologyError: there are fewer devices than ranks, or the nodes cannot meet.
     """
     likely = likely_ranks(config, options)
-    several = options.several_nodes or options.max_restarts > 0
+    # One rank has an agent too where a failure may be followed by another start.
+    several = options.several_nodes or options.max_restarts > 0 or config.on_oom == "next"
     with contextlib.ExitStack() as stack:
 
         def start_server(ranks: int) -> ForkServer:
@@ -106,11 +107,16 @@ def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments
     # Its default handlers raise from anywhere; ours, set below, know whether ranks run.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     with quick_imports():
-        from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError
+        from torch.distributed.elastic.rendezvous import (
+            RendezvousClosedError,
+            RendezvousConnectionError,
+            RendezvousError,
+        )
 
         from launcher.agent_signals import AgentStopped
         from launcher.elastic import TrainingAgent
         from launcher.rendezvous import make_rendezvous
+        from launcher.restarts import host_lost
 
     # Its account of a failure is written for its own people; the launcher gives one of its own.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -128,6 +134,7 @@ def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments
         raise TopologyError(
             f"no temporary folder for the ranks' reports: {error}; set TMPDIR to one with space"
         ) from error
+    agent: TrainingAgent | None = None
     try:
         agent = TrainingAgent(rendezvous, count, arguments, options, start_method, folder)
         with agent.signals:
@@ -139,11 +146,19 @@ def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments
         return 128 + stopped.number
     except RendezvousClosedError as error:
         raise LauncherError("another node ended the run; its own account says why") from error
+    except RendezvousConnectionError as error:
+        if agent is None or not agent.has_met:
+            raise _cannot_meet(options, error) from error
+        raise LauncherError(host_lost(options.endpoint_host, options.endpoint_port)) from error
     except RendezvousError as error:
-        raise TopologyError(
-            f"the nodes cannot meet at {options.endpoint_host}:{options.endpoint_port}: {error}; look whether node 0 "
-            "still runs, and whether as many nodes were started as --nnodes says"
-        ) from error
+        raise _cannot_meet(options, error) from error
     finally:
         rendezvous.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_meet(options: LaunchOptions, error: Exception) -> TopologyError:
+    return TopologyError(
+        f"the nodes cannot meet at {options.endpoint_host}:{options.endpoint_port}: {error}; look whether node 0 "
+        "still runs, and whether as many nodes were started as --nnodes says"
+    )

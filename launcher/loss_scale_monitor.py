@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from launcher.rank_health import Alert, Health, Limits, judge
+from launcher.rank_sample import ABSENT
 from launcher.sample_exchange import Gathered, SampleExchange
 from launcher.step_clock import StepClock
 from strategies.loss_scale import CountingGradScaler, LiveScale, LossScaleError, find_loss_scale
@@ -246,7 +247,7 @@ class LossScaleMonitor(Callback):
             if not self._scale_told:
                 self._scale_told = True
                 _log.warning("rank %d: the loss scale is not logged: %s", self._exchange.rank, error)
-            return {}
+            return {"has_scale": ABSENT}
         return {} if live is None else _values_of(live)
 
     def _report(self, trainer: Any, gathered: Gathered) -> None:

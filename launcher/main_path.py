@@ -97,7 +97,8 @@ def fit(
         events = EventLog(run.path / FILE_NAME, topology.rank)
         console = make_console()
         announce(config, topology, plan, run, events, console, decision.attempt)
-        with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
+        timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
+        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps):
             from launcher.training import train
 
             return train(config, topology, plan, run, store, decision.attempt, events, console, report, given)

@@ -14,13 +14,14 @@ from launcher.errors import PlanError
 from launcher.plan import CUSTOM, Plan, make_plan
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
-from strategies.comparison import Comparison, compare_strategies, gib
+from strategies.comparison import Comparison, compare_strategies, next_after
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine
 from strategies.step_trace import ModelProfile
+from strategies.units import gib
 
 # A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
 _CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9
@@ -61,7 +62,9 @@ def plan_with_memory(
         settings=zero_settings(plan.device_kind, plan.deepspeed),
         rebuilds_buckets=config.strategy != DDP_FIND_UNUSED,
     )
-    return _ordered(plan, found) if config.strategy != AUTO else _picked(config, agreement, checkpoint, plan, found)
+    if config.strategy != AUTO:
+        return _ordered(plan, found, machine)
+    return _picked(config, agreement, checkpoint, plan, found)
 
 
 def _picked(
@@ -100,7 +103,7 @@ def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
     return dataclasses.replace(choice, reasons=(*reasons, f"{choice.name} {found.why}"), rejected=rejected)
 
 
-def _ordered(plan: Plan, found: Comparison) -> Plan:
+def _ordered(plan: Plan, found: Comparison, machine: Machine) -> Plan:
     """A strategy that was asked for is taken; if it does not fit, a notice says so."""
     name = "ddp" if plan.strategy.name == DDP_FIND_UNUSED else plan.strategy.name
     own = found.of(name)
@@ -108,6 +111,7 @@ def _ordered(plan: Plan, found: Comparison) -> Plan:
     if own is not None and not own.fits:
         instead = f"; {found.pick} fits" if found.pick else f"; {found.why}"
         notices = (*notices, f"strategy {name} was asked for, and it {own.reason}{instead}")
+    found = dataclasses.replace(found, next=next_after(name, found.assessments, machine))
     return dataclasses.replace(plan, memory=found.to_dict(), notices=notices)
 
 

@@ -10,7 +10,8 @@ from launcher.config import RunConfig
 from launcher.errors import MissingLibraryError, UsageError
 from launcher.memory_plan import machine_of, planned_precision, splits, zero_settings
 from strategies.candidates import CANDIDATES, ZERO_3_NVME
-from strategies.comparison import GIB, compare_strategies
+from strategies.comparison import compare_strategies
+from strategies.units import GIB
 
 if TYPE_CHECKING:
     from launcher.dry_run import DryRun
@@ -35,7 +36,9 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--plot: the folder {path.absolute().parent} does not exist; make it first")
     if found.profile is None:
-        raise UsageError("--plot: the module could not be made without training it, so its memory is not known")
+        raise UsageError(
+            "--plot: the module could not be made without training it, so its memory is not known; leave out --plot"
+        )
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from typing import Any
 
 from launcher.errors import OutOfMemoryError
 from launcher.plan import Plan
-from strategies.comparison import gib
+from strategies.units import gib
 
 # What torch's CPU allocator and cuBLAS/cuDNN say; CUDA's caching allocator has an exception of its own.
 _SIGNS = (

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.plan import Plan
-from strategies.comparison import gib
+from strategies.units import gib
 
 # Fields of `strategies.memory.MemoryEstimate`, and their columns.
 _PARTS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.agreement import Agreement, RankFacts
-from launcher.hardware import Device, Hardware, library_versions
+from launcher.hardware import Device, Hardware
 from launcher.plan import Plan, make_plan
 from launcher.submission import Submission
 
@@ -24,7 +24,7 @@ def preview(submission: Submission) -> Plan:
     device = Device("cpu", 0, "CPU of the nodes", 0, ("fp32", "fp64"))
     if config.accelerator in ("gpu", "cuda"):
         device = Device("cuda", 0, "GPU of the nodes", 0, ("fp32", "fp64", "fp16", "bf16"))
-    hardware = Hardware(device, local, library_versions())
+    hardware = Hardware(device, local, {})
     traits = _declared(config.data)
     facts = [
         RankFacts(rank, rank % local, local, rank // local, f"node-{rank // local}", hardware, config.digest(),

@@ -6,9 +6,11 @@ store finds the addresses of dead ranks in it, and the restart fails or hangs. E
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import AgreementError
@@ -52,7 +54,7 @@ def open_store(topology: Topology, timeout: float) -> Store:
 
 @contextmanager
 def process_group(
-    store: Store, topology: Topology, backend: str | None, attempt: str, timeout: float
+    store: Store, topology: Topology, backend: str | None, attempt: str, timeout: float, dumps: Path | None = None
 ) -> Iterator[None]:
     """A process group that only the ranks of this attempt can meet in; nothing without a backend.
 
@@ -62,6 +64,7 @@ def process_group(
         backend: 'gloo', 'nccl' or None.
         attempt: a word that this attempt's ranks agreed on.
         timeout: seconds after which a collective that waits for a rank fails.
+        dumps: folder in which NCCL's watchdog leaves its flight record when it ends this rank, for torch's own tools.
     """
     if backend is None:
         yield
@@ -73,6 +76,10 @@ def process_group(
     if backend == "nccl":
         device = torch.device("cuda", topology.local_rank)
         torch.cuda.set_device(device)
+        if dumps is not None:
+            # Read when the group is made; torch's own place is one for all runs of the user.
+            os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+            os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(dumps / "flight-record-rank-"))
     dist.init_process_group(
         backend,
         store=dist.PrefixStore(f"launcher/{attempt}/group", store),

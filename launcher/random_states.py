@@ -20,8 +20,8 @@ KEY = "launcher_random_states"
 class RandomStates(pl.Callback):
     """Saves the states of Python's, NumPy's, torch's and CUDA's generators of all ranks, and restores them.
 
-    They are restored when the training begins, after the loaders were made: that draws from the generators too.
-    Random numbers that loader workers draw in the middle of an epoch are not repeated.
+    They are restored when the training begins, after the model and the data were made: that may draw from them too.
+    Loader workers have generators of their own, see `launcher.sample_seeds`.
 
     Args:
         notice: told if the checkpoint has no state for this rank.

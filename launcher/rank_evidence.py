@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -11,10 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.failure import RankEnd
+from launcher.flight_recorder import read_flight_record
 from launcher.hang import RankState
-from launcher.heartbeat import BEFORE_TRAINING, Beat, read_beat
+from launcher.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, read_beat
 from launcher.oom_kills import count_oom_kills, oom_kill_counters
-from launcher.rank_report import RankWords, beat_path, read_words, stacks_path
+from launcher.rank_report import (
+    RankWords,
+    beat_path,
+    flight_path,
+    flight_request_path,
+    read_words,
+    stacks_path,
+)
 
 _LAST_LINES = 16
 _TAIL_BYTES = 16384
@@ -129,10 +139,35 @@ class RankEvidence:
             )
         return found
 
+    def with_flight_records(self, states: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
+        """The same with what the ranks' flight recorders know; once for each attempt, as it ends with a hang.
+
+        Args:
+            states: of the ranks that run.
+            wait: seconds to give them to write it.
+        """
+        paths = {
+            rank: flight_path(self._folder, rank)
+            for rank, state in states.items()
+            if state.beat is not None and state.beat.collectives != UNKNOWN and state.process_state not in "TZX"
+        }
+        with contextlib.suppress(OSError):
+            flight_request_path(self._folder).touch(mode=0o600)
+        give_up = self._clock() + wait
+        while not all(path.exists() for path in paths.values()) and self._clock() < give_up:
+            time.sleep(0.05)
+        return {
+            rank: dataclasses.replace(state, record=read_flight_record(paths[rank]) if rank in paths else None)
+            for rank, state in states.items()
+        }
+
     def keep_stacks(self, states: Mapping[int, RankState], folder: Path) -> None:
-        """Write the ranks' stacks into the run's directory, for people."""
+        """Write the ranks' stacks and flight records into the run's directory, for people."""
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for rank in states:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy(flight_path(self._folder, rank), folder / f"rank-{rank}.flight.json")
             for rank, state in states.items():
                 descriptor = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:

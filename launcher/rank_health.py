@@ -100,7 +100,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
         metrics["amp/skip_rate"] = max(skipped - known, 0) / steps
     metrics.update(_time_metrics(ranks))
     alerts += _loss_alert(ranks)
-    slow = _slow_alert(ranks, limits)
+    slow = slow_alert(ranks, limits)
     if slow is None:
         return Health(step, metrics, tuple(alerts), floor_steps, skipped)
     # Once may be a warm-up or a neighbour's job; again and again is the rank's own.
@@ -159,8 +159,9 @@ def _slowest(ranks: Sequence[RankSample]) -> tuple[RankSample, float, float]:
 
 def _diverged(ranks: Sequence[RankSample]) -> tuple[int, ...]:
     """The ranks whose scale is not the most common one; rank zero's counts as that where there is a draw."""
-    keys = {s.rank: "NaN" if s.scale is not None and math.isnan(s.scale) else s.scale for s in ranks}
-    if len(set(keys.values())) == 1:
+    known = [s for s in ranks if not s.scale_unknown]
+    keys = {s.rank: "NaN" if s.scale is not None and math.isnan(s.scale) else s.scale for s in known}
+    if len(set(keys.values())) <= 1:
         return ()
     # `most_common` keeps the order of first sight, and rank zero comes first.
     common = Counter(keys.values()).most_common(1)[0][0]
@@ -210,7 +211,8 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
     return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
 
 
-def _slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
+def slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
+    """The slowest rank, if it costs the others more than the set share of each step; None if there is no such rank."""
     if len(ranks) < 2:
         return None
     slowest, factor, more = _slowest(ranks)

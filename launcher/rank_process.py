@@ -42,6 +42,8 @@ def run_rank(task: RankTask) -> None:
     _tie_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
     _set_rank_zero(int(os.environ["RANK"]))
+    # Else loader workers would come from a fork server of each rank's own, and import everything at every epoch.
+    multiprocessing.set_start_method(None, force=True)
     report = RankReport.from_env(os.environ)
     _prepare_stacks(Path(task.folder), report)
     code = 1

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Interrupted, TrainingError, UsageError
+from launcher.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
 from launcher.heartbeat import BEFORE_TRAINING, Heart
+from launcher.whole_file import write_file
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
 _TRACEBACK_LINES = 40
@@ -52,6 +53,7 @@ class RankError:
         repeats: whether a second attempt would meet it again, whatever happens.
         explained: whether the message says all that there is to say.
         interrupted: whether a signal asked for it.
+        next_strategy: what the config asks to go on with, out of memory.
     """
 
     kind: str
@@ -64,11 +66,13 @@ class RankError:
     repeats: bool = False
     explained: bool = False
     interrupted: bool = False
+    next_strategy: str | None = None
 
     @classmethod
     def of(cls, error: BaseException, now: float, step: int) -> RankError:
-        """Describe what was raised; a `TrainingError` by what caused it."""
-        cause = error.__cause__ if isinstance(error, TrainingError) and error.__cause__ else error
+        """Describe what was raised; a `TrainingError` by what caused it, unless it says more."""
+        no_memory = error if isinstance(error, OutOfMemoryError) else None
+        cause = error.__cause__ if isinstance(error, TrainingError) and not no_memory and error.__cause__ else error
         frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(cause.__traceback__)]
         text = str(cause)
         lines = "".join(traceback.format_exception(cause)).rstrip().splitlines()
@@ -81,8 +85,9 @@ class RankError:
             step=step,
             lost_peer=any(word in text.lower() for word in _LOST_PEER),
             repeats=isinstance(cause, _REPEATING),
-            explained=isinstance(cause, UsageError),
+            explained=isinstance(cause, UsageError | OutOfMemoryError),
             interrupted=isinstance(cause, Interrupted),
+            next_strategy=no_memory.next_strategy if no_memory and no_memory.go_on else None,
         )
 
     @classmethod
@@ -157,17 +162,27 @@ class RankReport:
         if self._heart is not None:
             self._heart.can_tell_stacks()
 
-    def watch_collectives(self, count: Callable[[], int]) -> None:
-        """Say once a second, from a thread, how many collectives this rank has entered."""
-        heart = self._heart
-        if heart is None:
+    def watch_collectives(self, count: Callable[[], int], record: Callable[[], str]) -> None:
+        """Say once a second, from a thread, how many collectives this rank has entered; once asked, say which.
+
+        Args:
+            count: collectives that the process group has entered.
+            record: what the flight recorder knows, as JSON.
+        """
+        heart, folder = self._heart, self._folder
+        if heart is None or folder is None:
             return
 
         def watch() -> None:
+            told = False
             # The group may end while it is asked.
             with contextlib.suppress(RuntimeError, ValueError):
                 while not self._watched.wait(_COLLECTIVES_EVERY):
                     heart.collectives(count())
+                    if not told and flight_request_path(folder).exists():
+                        told = True
+                        with contextlib.suppress(OSError):
+                            write_file(flight_path(folder, self._rank), record())
 
         threading.Thread(target=watch, name="launcher-collectives", daemon=True).start()
 
@@ -231,6 +246,16 @@ def report_path(folder: Path, rank: int) -> Path:
 def beat_path(folder: Path, rank: int) -> Path:
     """The file of a rank's signs of life."""
     return folder / f"rank-{rank}.beat"
+
+
+def flight_request_path(folder: Path) -> Path:
+    """The agent makes this file to ask all ranks for their flight records."""
+    return folder / "flight-wanted"
+
+
+def flight_path(folder: Path, rank: int) -> Path:
+    """The file of a rank's flight record."""
+    return folder / f"rank-{rank}.flight.json"
 
 
 def stacks_path(folder: Path, rank: int) -> Path:

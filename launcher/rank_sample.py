@@ -28,6 +28,7 @@ class RankSample:
     Attributes:
         rank: global rank.
         scale: its loss scale; None if nothing scales the loss, or if the scale could not be read.
+        scale_unknown: whether there may be a scale that could not be read.
         skipped_steps: optimizer steps left out since the training began; None if nobody counts them.
         growth_tracker: steps since the scale last moved; None if nobody counts them.
         floor_steps: steps in a row with the scale at its floor; None if nobody counts them.
@@ -49,6 +50,7 @@ class RankSample:
     data_seconds: float = 0.0
     own_seconds: float = 0.0
     peak_memory: int = 0
+    scale_unknown: bool = False
 
 
 def sample_of(rank: int, vector: Sequence[float]) -> RankSample:
@@ -65,7 +67,7 @@ def sample_of(rank: int, vector: Sequence[float]) -> RankSample:
 
     return RankSample(
         rank,
-        values["scale"] if values["has_scale"] else None,
+        values["scale"] if values["has_scale"] > 0 else None,
         count("skipped_steps"),
         count("growth_tracker"),
         count("floor_steps"),
@@ -74,4 +76,5 @@ def sample_of(rank: int, vector: Sequence[float]) -> RankSample:
         values["data_seconds"],
         values["own_seconds"],
         int(values["peak_memory"]),
+        values["has_scale"] == ABSENT,
     )

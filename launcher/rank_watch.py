@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 from typing_extensions import override
@@ -10,7 +11,8 @@ from typing_extensions import override
 from launcher.amp_callback import AmpWandbCallback
 from launcher.config import WatchOptions
 from launcher.events import EventLog
-from launcher.rank_health import Alert, Limits
+from launcher.mean_samples import MeanSamples
+from launcher.rank_health import Alert, Limits, slow_alert
 from launcher.sample_exchange import Gathered
 from launcher.wandb_writer import WandbWriter
 
@@ -51,9 +53,15 @@ class WatchRanks(AmpWandbCallback):
         )
         self._events = events
         self._console = console
+        self._means = MeanSamples()
+        # The first samples hold the warm-up, which is nobody's own: the means begin behind them.
+        self._seen_step: int | None = None
 
     @override
     def observe(self, gathered: Gathered) -> None:
+        if self._seen_step is not None:
+            self._means.add(gathered.samples, gathered.step - self._seen_step)
+        self._seen_step = gathered.step
         samples = gathered.samples[:_RANKS_IN_EVENT]
         self._events.write(
             "ranks",
@@ -66,6 +74,20 @@ class WatchRanks(AmpWandbCallback):
             own_seconds=[round(s.own_seconds, 6) for s in samples],
             peak_memory=[s.peak_memory for s in samples],
         )
+
+    @override
+    def finish(self, trainer: Any) -> None:
+        super().finish(trainer)
+        means = self._means.means()
+        if not means or self._means.steps < self.limits.slow_steps:
+            return
+        slow = slow_alert(means, self.limits)
+        if slow is None:
+            return
+        self._events.write("straggler", ranks=list(slow.ranks), steps=self._means.steps, text=slow.text,
+                           own_seconds={s.rank: round(s.own_seconds, 6) for s in means[:_RANKS_IN_EVENT]})  # fmt: skip
+        text = f"straggler over {self._means.steps} steps: {slow.text}"
+        self._console.print(text, style="yellow", highlight=False, markup=False)
 
     def _tell(self, alert: Alert, step: int) -> None:
         self._events.write("alert", alert=alert.kind, step=step, ranks=list(alert.ranks), title=alert.title,

@@ -31,7 +31,9 @@ def wanted_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int
         )
     wanted = asked or (found if config.devices == "auto" else config.devices)
     if kind != "cpu" and wanted > found:
-        raise TopologyError(f"{wanted} ranks were asked for, but this machine has {found} of kind {kind}")
+        raise TopologyError(
+            f"{wanted} ranks were asked for, but this machine has {found} of kind {kind}; start at most {found}"
+        )
     return wanted
 
 

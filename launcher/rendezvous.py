@@ -1,4 +1,7 @@
-"""Where the agents of all nodes meet: torchelastic's c10d rendezvous, with node numbers and one store for everything.
+"""Where the agents of all nodes meet, with one store for everything.
+
+Numbered nodes, all of which must come, have a meeting of our own; a single node, and nodes that may come and go, have
+torchelastic's c10d rendezvous.
 
 The ranks use the rendezvous' own store, on the endpoint. torchelastic would serve a second one on whichever node became
 number 0 first, and nodes that stay would look for it there after that node is gone.
@@ -8,27 +11,55 @@ from __future__ import annotations
 
 import secrets
 import socket
+from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
 from launcher.errors import TopologyError
+from launcher.fixed_rendezvous import FixedRendezvous
 from launcher.launch_options import LaunchOptions
 
 _RUN_ID = "launcher"
+# Seconds that a node tries to reach node 0.
+_CONNECT_WITHIN = 60.0
 
 
-def make_rendezvous(options: LaunchOptions) -> NumberedRendezvous:
+def make_rendezvous(options: LaunchOptions) -> RendezvousHandler:
     """Serve or reach the rendezvous of this run.
 
     Raises:
         TopologyError: the endpoint cannot be served or reached.
     """
-    own = {} if options.node_rank is None else {"is_host": options.node_rank == 0}
+    is_host = options.node_rank == 0 if options.several_nodes and options.node_rank is not None else None
     if not options.several_nodes:
-        own = {"is_host": True}
-    parameters = RendezvousParameters(
+        is_host = True
+    try:
+        if options.several_nodes and options.node_rank is not None and options.min_nodes == options.max_nodes:
+            return _fixed(options, options.node_rank)
+        return OneStoreRendezvous(registry.get_rendezvous_handler(_parameters(options, is_host)), options)
+    except Exception as error:
+        # c10d raises its own classes, or a bare RuntimeError, for a taken port and a host that is not there.
+        where = f"{options.endpoint_host}:{options.endpoint_port}"
+        what = "serve" if is_host else "reach"
+        raise TopologyError(
+            f"--rdzv-endpoint {where}: cannot {what} it from {socket.gethostname()}: {_root(error)}; is the port free "
+            "on node 0 and open between the nodes? Port 0 takes a free one on a single node"
+        ) from error
+
+
+def _fixed(options: LaunchOptions, node: int) -> FixedRendezvous:
+    host, port = options.endpoint_host, options.endpoint_port
+    store = TCPStore(host, port, is_master=node == 0, multi_tenant=True, wait_for_workers=False,
+                     timeout=timedelta(seconds=_CONNECT_WITHIN))  # fmt: skip
+    own = PrefixStore(options.run_id or _RUN_ID, store)
+    return FixedRendezvous(own, host, port, node, options.max_nodes, options.join_timeout)
+
+
+def _parameters(options: LaunchOptions, is_host: bool | None) -> RendezvousParameters:
+    """torchelastic's; it finds out itself who serves the store where that is not known."""
+    return RendezvousParameters(
         backend="c10d",
         endpoint=f"{options.endpoint_host}:{options.endpoint_port}",
         run_id=options.run_id or (_RUN_ID if options.several_nodes else secrets.token_hex(8)),
@@ -37,19 +68,8 @@ def make_rendezvous(options: LaunchOptions) -> NumberedRendezvous:
         local_addr=None if options.several_nodes else "127.0.0.1",
         join_timeout=int(options.join_timeout),
         last_call_timeout=max(1, int(options.last_call)),
-        **own,
+        **({} if is_host is None else {"is_host": is_host}),
     )
-    try:
-        handler = registry.get_rendezvous_handler(parameters)
-    except Exception as error:
-        # c10d raises its own classes, or a bare RuntimeError, for a taken port and a host that is not there.
-        where = f"{options.endpoint_host}:{options.endpoint_port}"
-        what = "serve" if own.get("is_host") else "reach"
-        raise TopologyError(
-            f"--rdzv-endpoint {where}: cannot {what} it from {socket.gethostname()}: {_root(error)}; is the port free "
-            "on node 0 and open between the nodes? Port 0 takes a free one on a single node"
-        ) from error
-    return NumberedRendezvous(handler, options)
 
 
 def _root(error: BaseException) -> str:
@@ -58,28 +78,18 @@ def _root(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-class NumberedRendezvous(RendezvousHandler):
-    """torchelastic's rendezvous; a node keeps the number that `--node-rank` gave it where the nodes are fixed."""
+class OneStoreRendezvous(RendezvousHandler):
+    """torchelastic's rendezvous, with its own store for the ranks too."""
 
     def __init__(self, inner: RendezvousHandler, options: LaunchOptions) -> None:
         self._inner = inner
         self._options = options
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Wait for the other nodes.
-
-        Raises:
-            TopologyError: two nodes have the same number.
-        """
+        """Wait for the other nodes."""
         info = self._inner.next_rendezvous()
-        rank = info.rank
-        number = self._options.node_rank
-        if number is not None and self._options.min_nodes == self._options.max_nodes:
-            if info.store.add(f"launcher/node/{number}", 1) > 1:
-                raise TopologyError(f"--node-rank {number} was given on two nodes; each node needs a number of its own")
-            rank = number
         host, port = _address(info.store)
-        return RendezvousInfo(info.store, rank, info.world_size, RendezvousStoreInfo(host, port))
+        return RendezvousInfo(info.store, info.rank, info.world_size, RendezvousStoreInfo(host, port))
 
     @property
     def use_agent_store(self) -> bool:

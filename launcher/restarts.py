@@ -15,14 +15,34 @@ _OWN_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, si
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Restart or stop, and why."""
+    """Restart or stop, and why.
+
+    Attributes:
+        restart: whether.
+        reason: why.
+        strategy: the one to restart with, if it is another one; such a restart does not count.
+    """
 
     restart: bool
     reason: str
+    strategy: str | None = None
+
+
+def host_lost(host: str, port: int) -> str:
+    """What a person is told once the rendezvous is gone."""
+    return (
+        f"the node that serves the rendezvous at {host}:{port} is gone, and no other can take its place: the run ends "
+        "here. Start it again on all nodes; with --resume auto it goes on from its last checkpoint"
+    )
 
 
 def decide(
-    failure: RankEnd, earlier: Sequence[tuple[float, RankEnd]], now: float, max_restarts: int, window: float
+    failure: RankEnd,
+    earlier: Sequence[tuple[float, RankEnd]],
+    now: float,
+    max_restarts: int,
+    window: float,
+    next_strategy: str | None = None,
 ) -> Verdict:
     """Whether a restart can help.
 
@@ -32,9 +52,13 @@ def decide(
         now: on the same clock.
         max_restarts: restarts that the window holds.
         window: seconds.
+        next_strategy: what the config asks to go on with, out of memory. Each needs less than the one before, so there
+            is an end to it.
     """
     if failure.error is not None and failure.error.interrupted:
         return Verdict(False, "a signal asked it to stop")
+    if next_strategy is not None:
+        return Verdict(True, f"restart with strategy {next_strategy}, from the last checkpoint", next_strategy)
     if failure.exit_code == _USAGE or (failure.error is not None and failure.error.repeats):
         return Verdict(False, "no restart: this error would repeat; nothing but a change of the config or code helps")
     if max_restarts == 0:

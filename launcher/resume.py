@@ -38,9 +38,11 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(f"resume: {path} is no checkpoint, or is damaged: {reason}") from error
+        raise ResumeError(
+            f"resume: {path} is no checkpoint, or is damaged: {reason}; give another checkpoint"
+        ) from error
     if not isinstance(content, dict):
-        raise ResumeError(f"resume: {path} holds a {type(content).__name__}, no Lightning checkpoint")
+        raise ResumeError(f"resume: {path} holds a {type(content).__name__}, no Lightning checkpoint; give another one")
     return content
 
 
@@ -98,5 +100,8 @@ def check_fits_model(path: Path, model: pl.LightningModule) -> None:
     if differences:
         more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise ResumeError(
-            f"resume: {path} is of another model than {type(model).__name__}: " + "; ".join(differences[:5]) + more
+            f"resume: {path} is of another model than {type(model).__name__}: "
+            + "; ".join(differences[:5])
+            + more
+            + "\nmake the model as it was, or begin anew under another --name"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ _RATES_IN_EVENT = 8
 class StopTogether(pl.Callback):
     """After a signal to any rank: all ranks save at the same optimizer step, then leave.
 
+    At the last step of an epoch, or one that a validation follows, they save in case that they are killed, and leave at
+    the end of the next step: a resume would not make up for the validation, nor for what else ends an epoch.
+
     Args:
         agreement: the ranks' common decision.
         listener: takes the signals anew once Lightning has set its own handlers.
@@ -36,6 +40,7 @@ class StopTogether(pl.Callback):
         self._listener = listener
         self._checkpoint = checkpoint
         self._step = -1
+        self._saved_at_border = False
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,6 +63,11 @@ class StopTogether(pl.Callback):
             return
         if self._checkpoint is not None:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
+        border = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        # Once: every step may be one that a validation follows.
+        if border and not self._saved_at_border:
+            self._saved_at_border = True
+            return
         saved = None if self._checkpoint is None else str(self._checkpoint)
         raise Interrupted(self._agreement.signal_number, checkpoint=saved, step=self._step)
 

@@ -22,7 +22,7 @@ from launcher.whole_file import write_file
 _FOLDERS = ("logs", "checkpoints", "wandb")
 LAST_CHECKPOINT = "last.ckpt"
 # What may change between two attempts of one run without making it another run.
-_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "wandb", "devices", "num_nodes", "agreement_timeout",
+_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "wandb", "slurm", "devices", "num_nodes", "agreement_timeout",
                    "process_group_timeout", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # fmt: skip
 
 
@@ -190,7 +190,9 @@ def explicit_checkpoint(config: RunConfig) -> Path | None:
     try:
         found = path.exists()
     except OSError as error:
-        raise ResumeError(f"resume: {path} cannot be looked at: {error.strerror or error}") from error
+        raise ResumeError(
+            f"resume: {path} cannot be looked at: {error.strerror or error}; give another checkpoint"
+        ) from error
     if not found:
         raise ResumeError(f"resume: {path} does not exist; give a checkpoint, `auto` or `none`")
     return path
@@ -275,7 +277,9 @@ def write_plan(run: RunDirectory, plan: Mapping[str, Any]) -> None:
     try:
         write_file(run.path / "plan.json", json.dumps(plan, indent=1) + "\n")
     except OSError as error:
-        raise RunDirectoryError(f"plan.json cannot be written in {run.path}: {error.strerror or error}") from error
+        raise RunDirectoryError(
+            f"plan.json cannot be written in {run.path}: {error.strerror or error}; make space, or set another runs_dir"
+        ) from error
 
 
 def _remove_empty(path: Path) -> None:

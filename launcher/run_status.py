@@ -15,6 +15,7 @@ from launcher.errors import NoSuchRunError
 from launcher.events import FILE_NAME, read_events
 from launcher.local_job import is_running
 from launcher.submission import read_records
+from launcher.sweep_record import read_array_record
 from slurm.attempts import read_attempts
 from slurm.queue import JobState, QueueCommandError, job_state
 
@@ -112,6 +113,8 @@ def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStat
         # What the events say is an earlier submission's.
         ending = ("ended", "")
     if record is None or record.get("cluster") == "local":
+        if record is not None and record.get("waits_in"):
+            return _waiting(Path(record["waits_in"]), known)
         job = None if record is None else f"local {record.get('pid')}"
         if holder_of(run) is not None or (record is not None and _local_runs(record)):
             return RunStatus(state="running", job=job, **known)
@@ -123,6 +126,14 @@ def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStat
         return RunStatus(state=ending[0], detail=f"SLURM does not say: {error}", job=job, **known)
     state, detail = _in_words(asked, *ending, starts)
     return RunStatus(state=state, detail=detail, job=job, **known)
+
+
+def _waiting(array: Path, known: Mapping[str, Any]) -> RunStatus:
+    """A member of a sweep that has not begun."""
+    job = f"sweep {array.parent.parent.name}"
+    if _local_runs(read_array_record(array)):
+        return RunStatus(state="queued", detail="waits for its turn", job=job, **known)
+    return RunStatus(state="ended", detail="its sweep ended before it began", job=job, **known)
 
 
 def _in_words(asked: JobState, ending: str, detail: str, starts: int) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.distributed as dist
 from typing_extensions import override
 
@@ -36,7 +37,7 @@ class SignsOfLife(pl.Callback):
         if dist.is_initialized():
             group = dist.distributed_c10d._get_default_group()  # pyright: ignore[reportPrivateUsage]
             count = group._get_sequence_number_for_group  # pyright: ignore[reportAttributeAccessIssue] -- not in the stubs
-            self._report.watch_collectives(count)
+            self._report.watch_collectives(count, flight_record)
 
     @override
     def on_train_batch_end(
@@ -65,3 +66,12 @@ class SignsOfLife(pl.Callback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._report.close()
+
+
+def flight_record() -> str:
+    """What torch's flight recorder knows of this rank's collectives, as JSON."""
+    c10d: Any = vars(torch._C)["_distributed_c10d"]
+    # A build with NCCL has a recorder for it, beside that of the other backends.
+    nccl = dist.get_backend() == "nccl" and hasattr(c10d, "_dump_nccl_trace_json")
+    text: bytes | str = c10d._dump_nccl_trace_json() if nccl else c10d._dump_fr_trace_json()
+    return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text

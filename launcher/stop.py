@@ -19,8 +19,9 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A second Ctrl-C sooner than this is torchrun's agent handing the first one on.
+# A person, a scheduler that warns or ends, a terminal that closes: all mean "save and stop".
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# A second one sooner than this is torchrun's agent handing the first one on.
 _SECOND_AFTER = 2.0
 # Seconds that a rank waits for the others' answers before it trains on.
 _ANSWER_TIMEOUT = 60.0
@@ -140,17 +141,25 @@ def _key(what: str, rank: int) -> str:
 class SignalListener:
     """Hands signals to a `StopAgreement`, also while the main thread is inside a collective.
 
-    The C-level handler writes the signal's number to a socket, and a thread reads it. A second Ctrl-C ends at once.
+    The C-level handler writes the signal's number to a socket, and a thread reads it. A second Ctrl-C ends at once, and
+    so does a second SIGTERM where nobody hands signals on.
+
+    Args:
+        agreement: the ranks' common decision.
+        on_request: told the first signal.
+        has_agent: whether an agent of ours hands signals on as SIGTERM, and ends its ranks itself where that is meant.
     """
 
-    def __init__(self, agreement: StopAgreement, on_request: Callable[[int], None]) -> None:
+    def __init__(self, agreement: StopAgreement, on_request: Callable[[int], None], *, has_agent: bool = False) -> None:
         self._agreement = agreement
         self._on_request = on_request
+        self._has_agent = has_agent
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before: dict[int, Any] = {}
         self._before_fd = -1
-        self._first = 0.0
+        self._first: int | None = None
+        self._since = 0.0
         self._closed = False
 
     def __enter__(self) -> SignalListener:
@@ -158,7 +167,11 @@ class SignalListener:
             # Python hands signals to the main thread alone, which is somebody else's here.
             self._closed = True
             return self
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        # What is ignored stays so: `nohup` ignores the terminal's end, a SLURM job of ours its own warning.
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        self._before = {
+            number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)
+        }
         self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self.install()
         # A data loader's worker is a fork: its signals are its own, and it must die of them.
@@ -179,12 +192,12 @@ class SignalListener:
     def _leave(self) -> None:
         if not self._closed:
             signal.set_wakeup_fd(-1)
-            for number in SIGNALS:
+            for number in self._before:
                 signal.signal(number, signal.SIG_DFL)
 
     def install(self) -> None:
         """Take the signals (again: Lightning's own SIGTERM handler starts a collective on one rank alone)."""
-        for number in () if self._closed else SIGNALS:
+        for number in () if self._closed else self._before:
             signal.signal(number, self._wake)
 
     def _wake(self, signum: int, frame: object) -> None:
@@ -194,17 +207,22 @@ class SignalListener:
     def _listen(self) -> None:
         while data := self._reader.recv(16):
             for number in data:
-                if number in SIGNALS:
+                if number in self._before:
                     self._handle(number)
         self._reader.close()
 
     def _handle(self, number: int) -> None:
         now = time.monotonic()
-        if not self._first:
-            self._first = now
+        if self._first is None:
+            self._first, self._since = number, now
             with suppress(RuntimeError):
                 self._agreement.request(number)
             self._on_request(number)
-        elif number == signal.SIGINT and now - self._first > _SECOND_AFTER:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nsecond Ctrl-C: ending at once\n")
+        elif now - self._since > _SECOND_AFTER and self._means_now(number):
+            what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nsecond {what}: ending at once\n".encode())
             os._exit(128 + number)
+
+    def _means_now(self, number: int) -> bool:
+        """A scheduler sends SIGTERM after its warning (USR1, USR2): that must not cut the saving off."""
+        return number == signal.SIGINT or (number == signal.SIGTERM == self._first and not self._has_agent)

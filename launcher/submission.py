@@ -66,7 +66,7 @@ def prepare(
 
     Args:
         config: what the user asked for.
-        given: SLURM's options, by sbatch's names.
+        given: SLURM's options, by sbatch's names; they win over the config's `slurm`.
         env: the submitting shell's variables; their values are not looked at.
         export: names of more of them to hand on.
         max_fruitless: see `slurm.task.FitRequest`.
@@ -86,7 +86,7 @@ def prepare(
         )
     job = SlurmJob("unnamed")
     try:
-        job = read_job("unnamed", given, names_to_hand_on(env, export))
+        job = read_job("unnamed", with_config(given, config), names_to_hand_on(env, export))
     except JobRequestError as error:
         problems += error.problems
     else:
@@ -94,7 +94,7 @@ def prepare(
                  for key, value in (("devices", config.devices), ("num_nodes", config.num_nodes))}  # fmt: skip
         problems += find_contradictions(job, **fixed, global_batch_size=config.global_batch_size)
     if problems:
-        raise SubmitError(Problem(f"--{p.option}", p.message) for p in problems)
+        raise SubmitError(Problem(_where(p.option, given, config), p.message) for p in problems)
     place = find_run(config)
     devices = config.devices if isinstance(config.devices, int) else None
     own = dataclasses.replace(
@@ -114,6 +114,22 @@ def prepare(
         folder=place.path / FOLDER / str(number),
         resume_from=None if config.resume in ("none", "auto") else place.resume_from,
     )
+
+
+def with_config(given: Mapping[str, str | None], config: RunConfig) -> dict[str, str | None]:
+    """SLURM's options as texts: what the flags say, else what the config says. Pure."""
+    texts: dict[str, str | None] = {}
+    for field in dataclasses.fields(config.slurm):
+        value = getattr(config.slurm, field.name)
+        texts[field.name.replace("_", "-")] = None if value is None else str(value)
+    return {**texts, **{option: text for option, text in given.items() if text is not None}}
+
+
+def _where(option: str, given: Mapping[str, str | None], config: RunConfig) -> str:
+    """Where an option was said, for a message."""
+    key = option.replace("-", "_")
+    in_config = given.get(option) is None and getattr(config.slurm, key, None) is not None
+    return f"slurm.{key}" if in_config else f"--{option}"
 
 
 def make_folder(submission: Submission) -> None:
@@ -141,10 +157,10 @@ def remove_folder(submission: Submission) -> None:
             folder.rmdir()
 
 
-def write_record(submission: Submission, cluster: str, **known: Any) -> None:
-    """Note what was queued, for `status`, `logs` and `cancel`."""
+def write_record(folder: Path, cluster: str, **known: Any) -> None:
+    """Note in a submission's folder what was queued, for `status`, `logs` and `cancel`."""
     values = {"cluster": cluster, "submitted": round(time.time(), 3), "host": os.uname().nodename, **known}
-    write_file(submission.folder / RECORD, json.dumps(values) + "\n")
+    write_file(folder / RECORD, json.dumps(values) + "\n")
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:

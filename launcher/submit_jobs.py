@@ -7,11 +7,15 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.errors import Problem, QueueError, SubmitError
 from launcher.local_job import start_detached
 from launcher.snapshot import take_snapshot
 from launcher.submission import Submission, make_folder, remove_folder, write_record
+
+if TYPE_CHECKING:
+    from slurm.task import FitRequest
 
 
 def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | None, max_fruitless: int) -> str:
@@ -29,24 +33,13 @@ def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | Non
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from slurm.render import JobExecutor
-    from slurm.task import FitRequest, FitTask
+    from slurm.task import FitTask
 
     before = os.umask(0o077)
     try:
         make_folder(submission)
-        cwd = _code(submission, snapshot=snapshot)
-        request = FitRequest(
-            run=str(submission.place.path),
-            folder=str(submission.folder),
-            command=submission.command,
-            cwd=str(cwd),
-            nodes=submission.job.nodes,
-            ranks_per_node=int(submission.config.devices),
-            signal=submission.job.signal,
-            resume_from=None if submission.resume_from is None else str(submission.resume_from),
-            fruitless_limit=max_fruitless,
-            interface=interface,
-        )
+        cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
+        request = fit_request(submission, cwd, interface, max_fruitless)
         executor = JobExecutor(submission.job, submission.folder, sys.executable)
         try:
             # submitit prints sbatch's words, and raises them too.
@@ -54,7 +47,7 @@ def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | Non
                 job = executor.submit(FitTask(request))
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise QueueError(f"sbatch did not take the job: {str(error).strip()}") from error
-        write_record(submission, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
+        write_record(submission.folder, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
     except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
         remove_folder(submission)
         raise
@@ -71,14 +64,21 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
         QueueError: it cannot be started.
     """
     if submission.job.nodes > 1:
-        raise SubmitError([Problem("--nodes", f"given {submission.job.nodes}; --cluster local is this machine alone")])
+        raise SubmitError(
+            [
+                Problem(
+                    "--nodes",
+                    f"given {submission.job.nodes}; --cluster local is this machine alone, so leave out --nodes",
+                )
+            ]
+        )
     before = os.umask(0o077)
     try:
         make_folder(submission)
-        cwd = _code(submission, snapshot=snapshot)
+        cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
         resume = "auto" if submission.resume_from is None else str(submission.resume_from)
         known = start_detached([*submission.command, "--resume", resume], cwd, submission.folder)
-        write_record(submission, "local", **known)
+        write_record(submission.folder, "local", **known)
     except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
         remove_folder(submission)
         raise
@@ -87,12 +87,43 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
     return f"process {known['pid']} runs in the background"
 
 
-def _code(submission: Submission, *, snapshot: bool) -> Path:
-    """Where the ranks find the user's code."""
+def fit_request(submission: Submission, cwd: Path, interface: str | None, max_fruitless: int) -> FitRequest:
+    """What the nodes get of a submission.
+
+    Args:
+        submission: of one run.
+        cwd: where the ranks find the user's code.
+        interface: of the network; None for the one by which the nodes reach each other.
+        max_fruitless: see `slurm.task.FitRequest`.
+    """
+    from slurm.task import FitRequest
+
+    return FitRequest(
+        run=str(submission.place.path),
+        folder=str(submission.folder),
+        command=submission.command,
+        cwd=str(cwd),
+        nodes=submission.job.nodes,
+        ranks_per_node=int(submission.config.devices),
+        signal=submission.job.signal,
+        resume_from=None if submission.resume_from is None else str(submission.resume_from),
+        fruitless_limit=max_fruitless,
+        interface=interface,
+    )
+
+
+def users_code(folder: Path, runs: Path, *, snapshot: bool) -> Path:
+    """Where the ranks find the user's code.
+
+    Args:
+        folder: of the submission, for the copy.
+        runs: folder of the runs, which is not copied.
+        snapshot: whether to copy the code as it is now.
+    """
     here = Path.cwd()
     if not snapshot:
         return here
-    copy = take_snapshot(here, submission.folder / "code", submission.place.path.parent)
+    copy = take_snapshot(here, folder / "code", runs)
     if copy is None:
         sys.stderr.write("notice: no snapshot of the code, as this is no git repository: later edits reach the job\n")
     return copy or here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +28,9 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
         if folder.is_dir():
             sync = "wandb sync " if folder.name.startswith("offline") else ""
             table.add_row("W&B", Text(sync + _short(folder)))
-    table.add_row("report", Text(f"python -m launcher report {_short(result.run)}"))
+    # Its pictures need a library that would cost every start half a second where it is installed.
+    first = "" if importlib.util.find_spec("matplotlib") else 'pip install "launcher[plot]" && '
+    table.add_row("report", Text(f"{first}python -m launcher report {_short(result.run)}"))
     if result.checkpoint is None:
         console.print(table)
         return

@@ -79,10 +79,10 @@ class Topology:
             raise TopologyError(str(error)) from error
         if task is None:
             return cls.single(host)
-        if task.tasks > 1:
+        if task.tasks > 1 and not task.one_a_node:
             raise TopologyError(
-                f"srun started {task.tasks} tasks of this step; the launcher wants one task a node, which makes the "
-                "ranks: srun --ntasks-per-node=1 torchrun --nnodes ... --nproc-per-node ... -m launcher"
+                f"srun started {task.tasks} tasks on {task.nodes} nodes; the launcher wants one task a node, which "
+                "makes the ranks: srun --ntasks-per-node=1 python -m launcher fit ..."
             )
         return cls.single(host, source="slurm", run_id=task.job_id, restart_count=task.restart_count)
 

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 
 from launcher.checkpoint_files import note_hashes
@@ -20,7 +21,7 @@ from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
 from launcher.run_directory import RunDirectory
 from launcher.topology import Topology
-from strategies.build import RankPlace, build_strategy, precision_plugin
+from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
 # Ours to decide, or handed over in another way.
@@ -69,7 +70,7 @@ def build_trainer(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
-    plugins = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
+    plugins: list[Any] = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
@@ -86,6 +87,9 @@ def build_trainer(
         deepspeed=plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
     )
+    if isinstance(strategy, SingleDeviceStrategy):
+        # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
+        plugins.append(KnownRanks(place))
     if hasattr(strategy, "on_written"):
         # DeepSpeed writes its folders itself.
         vars(strategy)["on_written"] = note_hashes

@@ -21,8 +21,10 @@ from launcher.data_order import order_training_data
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.missed_validation import MakeUpForValidation
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
+from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
@@ -67,7 +69,8 @@ def train(
 
     stop = StopAgreement(PrefixStore(f"launcher/{attempt}", store), topology.rank, topology.world_size)
     # Signals are taken until W&B has ended: torchrun ends the other ranks as soon as the first has left.
-    with SignalListener(stop, on_request=lambda number: _say_stopping(number, topology)) as listener:
+    taken = SignalListener(stop, lambda number: _say_stopping(number, topology), has_agent=report.has_agent)
+    with taken as listener:
         wandb_logger = None
         if topology.rank == 0:
             values = {"config": config.to_dict(), "plan": plan.to_dict()}
@@ -168,6 +171,9 @@ def _fit(
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
+        # In this order: a validation draws from the generators, and the schedulers follow its metrics.
+        MakeUpForValidation(),
+        StepPlateaus(notice),
         StopTogether(stop, listener, checkpoint),
     ]
     if checkpoint is not None:

@@ -142,12 +142,18 @@ def _import(path: str, base: type[Any], field: str) -> type[Any]:
         # The user's module may raise anything; the last line is what it says.
         last = traceback.format_exception_only(error)[-1].strip()
         own = _place(error)
-        raise ConfigError([Problem(field, f"{path} does not import: {last}{own}")]) from error
+        raise ConfigError(
+            [Problem(field, f"{path} does not import: {last}{own}; mend that, or give another path")]
+        ) from error
     found = getattr(module, name, None)
     if found is None:
-        raise ConfigError([Problem(field, f"module {module_name} has no {name}; it lies in {module.__file__}")])
+        raise ConfigError(
+            [Problem(field, f"module {module_name} has no {name}; it lies in {module.__file__}: correct the name")]
+        )
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ConfigError([Problem(field, f"{path} is no {base.__name__}; it is {_what(found)}")])
+        raise ConfigError(
+            [Problem(field, f"{path} is no {base.__name__}; it is {_what(found)}: give a {base.__name__}")]
+        )
     return found
 
 
@@ -191,7 +197,7 @@ def _argument_problems(cls: type[Any], key: str, spec: Mapping[str, Any]) -> lis
             problems.append(Problem(path, f"given {value!r}; expected at least 1"))
             continue
         if value is None and not _takes_null(cls, name):
-            problems.append(Problem(path, f"given null; {cls.__name__} expects a value"))
+            problems.append(Problem(path, f"given null; {cls.__name__} expects a value, so give one"))
             continue
         try:
             parser.parse_object({"it": {name: value}}, defaults=False)
@@ -202,7 +208,7 @@ def _argument_problems(cls: type[Any], key: str, spec: Mapping[str, Any]) -> lis
                 problems.append(Problem(path, f"given {value!r}; {detail or error}"))
     missing = sorted(_required(cls) - set(given))
     problems += [
-        Problem(f"{key}.init_args.{name}", f"{cls.__name__} needs it, and it was not given") for name in missing
+        Problem(f"{key}.init_args.{name}", f"{cls.__name__} needs it, and it was not given; add it") for name in missing
     ]
     return problems
 

@@ -16,9 +16,14 @@ class WandbWriter:
 
     Args:
         capacity: rows that may wait.
+
+    Raises:
+        ValueError: nothing may wait, which Python's queue would take for no bound.
     """
 
     def __init__(self, capacity: int = 256) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity={capacity}: at least one row must be able to wait; give 1 or more")
         self._waiting: queue.Queue[Callable[[], None] | None] = queue.Queue(capacity)
         self._thread: threading.Thread | None = None
         self._idle = threading.Event()

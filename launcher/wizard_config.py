@@ -38,6 +38,7 @@ _PATHS = {
     "wandb_mode": "wandb.mode",
     "wandb_project": "wandb.project",
     "name": "name",
+    "partition": "slurm.partition",
 }
 _FIRST_LINE = "# Written by `launcher init`."
 # Most cuts of a YAML file leave valid YAML: only a last line shows that it is whole.
@@ -77,7 +78,7 @@ class WizardConfig:
         wandb_mode: 'auto', 'online', 'offline' or 'disabled'.
         wandb_project: name of the W&B project.
         name: the run's name.
-        partition: SLURM's partition, for the comments: the config has no key for it.
+        partition: SLURM's partition, for `launcher submit`.
         settings: everything else of the config, by dotted path; the wizard keeps it as it is.
         preset: the preset that filled in what was not answered.
         preset_filled: the names of the answers and settings that are that preset's.
@@ -100,7 +101,7 @@ class WizardConfig:
     wandb_project: str | None = None
     name: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    partition: str | None = field(default=None, compare=False, kw_only=True)
+    partition: str | None = field(default=None, kw_only=True)
     preset: str | None = field(default=None, compare=False, kw_only=True)
     preset_filled: frozenset[str] = field(default=frozenset(), compare=False, kw_only=True)
 
@@ -206,8 +207,7 @@ class WizardConfig:
             comments: further lines at the top.
         """
         preset = (f"Preset: {self.preset}.",) if self.preset else ()
-        partition = (f"SLURM partition: {self.partition}.",) if self.partition else ()
-        header = (_FIRST_LINE.removeprefix("# "), *preset, *partition, *comments)
+        header = (_FIRST_LINE.removeprefix("# "), *preset, *comments)
         return commented_yaml(self.values(), header, (_LAST_LINE.removeprefix("# "),))
 
     def save(self, path: str | Path, comments: tuple[str, ...] = ()) -> None:
@@ -225,7 +225,9 @@ class WizardConfig:
             # Through a link: it is the file behind it that is replaced.
             write_file(path.resolve(), text)
         except OSError as error:
-            raise ConfigError([Problem(str(path), f"cannot be written: {error.strerror or error}")]) from error
+            raise ConfigError(
+                [Problem(str(path), f"cannot be written: {error.strerror or error}; give another path")]
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> WizardConfig:

@@ -1,4 +1,4 @@
-"""Loader workers that a scheduler's signal to the whole job does not take from a rank that is saving."""
+"""How a loader's worker begins: deaf to a scheduler's signal to the whole job, as its rank may be saving; seeded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
+from torch.utils.data import get_worker_info
+
+from launcher.sample_seeds import seed_each_sample
 
 # Seconds after a scheduler's signal in which its rank has saved and left.
 _GRACE = 300.0
@@ -28,6 +31,9 @@ def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: in
     elif os.environ.get("PL_SEED_WORKERS") == "1":
         # Lightning does it where a loader has no function.
         pl_worker_init_function(worker_id, rank)
+    info = get_worker_info()
+    if info is not None:
+        seed_each_sample(info.dataset)
 
 
 def outlive_schedulers() -> None:

@@ -1,4 +1,4 @@
-"""The YAML of config files: YAML 1.1, but 1e-4 is a number both ways and a key given twice is an error."""
+"""The YAML of config files: YAML 1.1, but 1e-4 is a number both ways, 12:00:00 is text, a key given twice an error."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ _WIDTH = 1_000_000
 
 class Loader(yaml.SafeLoader):
     """Reads what people write."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """The tag of a node; YAML 1.1 reads times as numbers to the base of 60, seconds where SLURM means hours."""
+        tag = super().resolve(kind, value, implicit)
+        is_number = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return "tag:yaml.org,2002:str" if is_number and ":" in value else tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping; refuses a key that is given twice."""

@@ -192,17 +192,19 @@ def _model_file(path: Path) -> Mapping[str, Any]:
     names = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
     found = [folder / name for name in names if (folder / name).exists()]
     if not found:
-        raise ResumeError(f"resume: {path} is a folder, but no DeepSpeed checkpoint: it has no {names[0]}")
+        raise ResumeError(
+            f"resume: {path} is a folder, but no DeepSpeed checkpoint: it has no {names[0]}; give another one"
+        )
     try:
         content = torch.load(found[0], map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(f"resume: {found[0]} is damaged: {reason}") from error
+        raise ResumeError(f"resume: {found[0]} is damaged: {reason}; give another checkpoint") from error
     missing = [key for key in ("param_shapes", "dp_world_size", "ds_config", "module") if key not in content]
     if missing:
-        raise ResumeError(f"resume: {found[0]} is of no ZeRO training: it lacks {', '.join(missing)}")
+        raise ResumeError(f"resume: {found[0]} is of no ZeRO training: it lacks {', '.join(missing)}; give another one")
     return cast(Mapping[str, Any], content)
 
 

@@ -7,13 +7,14 @@ that it reaches, and the interface that the way there leaves by; node 0 knows th
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,6 +70,27 @@ class PortReservation:
     def close(self) -> None:
         """Give the port back."""
         self._socket.close()
+
+
+@contextlib.contextmanager
+def meeting(file: Path, node: int, nodes: int, names: list[str], timeout: float) -> Generator[Place]:
+    """Where the nodes of an attempt meet; node 0's port stays reserved inside.
+
+    Args:
+        file: see `host_meeting`.
+        node: this node's number.
+        nodes: how many there are.
+        names: of this node, the preferred first.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        MeetingError: see `host_meeting` and `join_meeting`.
+    """
+    if node > 0:
+        yield join_meeting(file, node, timeout)
+        return
+    with contextlib.closing(PortReservation()) as reserved:
+        yield host_meeting(file, nodes, reserved.port, names, timeout)
 
 
 def host_meeting(file: Path, nodes: int, port: int, names: list[str], timeout: float) -> Place:

@@ -62,8 +62,43 @@ def job_state(job_id: str) -> JobState:
     return _accounted(job_id) or (JobState(lines[0].partition("|")[0]) if lines else JobState(UNKNOWN))
 
 
+def array_states(job_id: str) -> dict[int, JobState]:
+    """The same for every member of a job array, by its index, asked once for all; without what SLURM has forgotten.
+
+    Raises:
+        QueueCommandError: neither answers.
+    """
+    _check_id(job_id)
+    words = ["squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%i|%T|%R"]
+    asked = _run(words)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        raise QueueCommandError(f"squeue: {asked.stderr.strip() or 'no answer'}")
+    states: dict[int, JobState] = {}
+    for line in asked.stdout.splitlines() if asked.returncode == 0 else ():
+        name, state, reason = [*line.strip().split("|", 2), "", ""][:3]
+        for index in _indices(name, job_id):
+            states[index] = JobState(state, reason)
+    if not states or any(state.state in ENDED for state in states.values()):
+        for name, state in _accounted_rows(job_id):
+            for index in _indices(name, job_id):
+                # A requeued member is the controller's to tell.
+                if index not in states or states[index].state in ENDED:
+                    states[index] = state
+    return states
+
+
+def max_array_size() -> int | None:
+    """The cluster's MaxArraySize: the first index that no array may have. None where SLURM does not say."""
+    try:
+        asked = _run(["scontrol", "show", "config"])
+    except QueueCommandError:
+        return None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", asked.stdout, re.MULTILINE)
+    return None if asked.returncode or found is None else int(found[1])
+
+
 def cancel_job(job_id: str) -> None:
-    """End a job, queued or running.
+    """End a job, an array or one member of it, queued or running.
 
     Raises:
         QueueCommandError: SLURM's own words.
@@ -75,25 +110,42 @@ def cancel_job(job_id: str) -> None:
 
 
 def _accounted(job_id: str) -> JobState | None:
+    rows = _accounted_rows(job_id)
+    return rows[-1][1] if rows else None
+
+
+def _accounted_rows(job_id: str) -> list[tuple[str, JobState]]:
+    """What the accounting says: each job's, or member's, number and state; nothing on a cluster without accounting."""
     if shutil.which("sacct") is None:
-        return None
-    words = [
-        "sacct",
-        "--noheader",
-        "--parsable2",
-        "--allocations",
-        f"--jobs={job_id}",
-        "--format=State,ExitCode,NodeList",
-    ]
+        return []
+    words = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}",
+             "--format=State,ExitCode,NodeList,JobID"]  # fmt: skip
     asked = _run(words)
-    lines = asked.stdout.strip().splitlines()
-    if asked.returncode or not lines:
-        return None  # a cluster without accounting
-    state, code, nodes = [*lines[-1].split("|"), "", "", ""][:3]
-    found = re.match(r"(\d+):(\d+)", code)
-    exit_code = None if found is None else int(found[1]) or (128 + int(found[2]) if int(found[2]) else 0)
-    # "CANCELLED by 1000"
-    return JobState(state.split()[0] if state else UNKNOWN, nodes, exit_code)
+    if asked.returncode:
+        return []
+    rows: list[tuple[str, JobState]] = []
+    for line in asked.stdout.strip().splitlines():
+        state, code, nodes, name = [*line.split("|"), "", "", "", ""][:4]
+        found = re.match(r"(\d+):(\d+)", code)
+        exit_code = None if found is None else int(found[1]) or (128 + int(found[2]) if int(found[2]) else 0)
+        # "CANCELLED by 1000"
+        rows.append((name, JobState(state.split()[0] if state else UNKNOWN, nodes, exit_code)))
+    return rows
+
+
+def _indices(name: str, job_id: str) -> list[int]:
+    """The members that a line is about: `42_7`, or `42_[8,10-12%2]` of those that wait together."""
+    found = re.fullmatch(rf"{job_id}_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\])", name, re.ASCII)
+    if found is None:
+        return []
+    if found[1] is not None:
+        return [int(found[1])]
+    indices: list[int] = []
+    for part in found[2].split(","):
+        first, _, rest = part.partition("-")
+        last, _, step = rest.partition(":")
+        indices += range(int(first), int(last or first) + 1, int(step or 1))
+    return indices
 
 
 def _check_id(job_id: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
 
+from slurm.array import ArrayChoice
 from slurm.job import SlurmJob
 
 # submitit counts a preemption as a timeout and would stop at the third: what bounds requeues here is lost progress.
@@ -80,3 +84,47 @@ class JobExecutor(SlurmExecutor):
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         text = super()._make_submission_file_text(command, uid)
         return text if self._job.time else text.replace(f"#SBATCH --time={_NO_LIMIT}\n", "", 1)
+
+
+class ArrayExecutor(JobExecutor):
+    """The same for a job array: one script, and a pickle for each member.
+
+    submitit's own `submit_array` numbers its members from zero without a gap, and leaves the script to another one.
+
+    Args:
+        job: what each member asks for.
+        folder: for the script, the pickles and the tasks' output.
+        python: path of the nodes' Python.
+        choice: which members run.
+    """
+
+    def __init__(self, job: SlurmJob, folder: Path, python: str, choice: ArrayChoice) -> None:
+        super().__init__(job, folder, python)
+        self._choice = choice
+        # From here on submitit names the tasks' output by array and member.
+        self.parameters["map_count"] = len(choice.indices)
+        self.parameters["additional_parameters"]["array"] = str(choice)
+
+    def submit_members(self, tasks: Sequence[Callable[[], Any]]) -> str:
+        """Send the array.
+
+        Args:
+            tasks: of the chosen members, in the order of their indices.
+
+        Returns:
+            The array's job number; member 3 of array 42 is job 42_3.
+
+        Raises:
+            FailedJobError, FailedSubmissionError: from submitit, with sbatch's own words.
+        """
+        pickles: list[Path] = []
+        for task in tasks:
+            delayed = DelayedSubmission(task)
+            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+            pickles.append(self.folder / f"{uuid.uuid4().hex}.pkl")
+            delayed.dump(pickles[-1])
+        job_id = self._submit_command(self._submitit_command_str).job_id
+        for index, pickle in zip(self._choice.indices, pickles, strict=True):
+            # A member that begins before its pickle is in place waits for it.
+            JobPaths(self.folder, f"{job_id}_{index}").move_temporary_file(pickle, "submitted_pickle")
+        return job_id

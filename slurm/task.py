@@ -18,16 +18,15 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from slurm.attempts import fruitless, read_attempts, record_attempt, saved_step
-from slurm.environment import SlurmTask, read_slurm_task
+from slurm.environment import OF_THE_TASK, SlurmTask, read_slurm_task
 from slurm.job import SIGNALS
-from slurm.meeting import MeetingError, Place, PortReservation, host_meeting, join_meeting
+from slurm.meeting import MeetingError, Place, meeting
 
 # What a job ends with that has saved and is queued again.
 REQUEUED = 75
 _FAILED = 1
 # Seconds that the nodes wait for each other.
 _MEETING_TIMEOUT = 600.0
-_OF_THE_TASK = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NPROCS"}
 # Whoever chose interfaces by hand keeps them.
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -208,7 +207,7 @@ def agent_command(
     # A requeued job has come further than the checkpoint that it was begun with.
     words += ["--resume", "auto" if begun or request.resume_from is None else request.resume_from]
     # They say that this process is one of srun's tasks; the agent and its ranks are none.
-    variables = {name: value for name, value in env.items() if name not in _OF_THE_TASK}
+    variables = {name: value for name, value in env.items() if name not in OF_THE_TASK}
     if place is None:
         return words, variables
     words += ["--nnodes", str(request.nodes), "--node-rank", str(task.node)]
@@ -230,13 +229,10 @@ def _meeting(request: FitRequest, task: SlurmTask) -> Generator[Place | None]:
         yield None
         return
     file = Path(request.folder) / f"meeting-{task.job_id}-{task.restart_count}.json"
+    names = [os.environ.get("SLURMD_NODENAME", socket.gethostname()), socket.gethostname()]
     try:
-        if task.node > 0:
-            yield join_meeting(file, task.node, _MEETING_TIMEOUT)
-            return
-        with contextlib.closing(PortReservation()) as reserved:
-            names = [os.environ.get("SLURMD_NODENAME", socket.gethostname()), socket.gethostname()]
-            yield host_meeting(file, request.nodes, reserved.port, names, _MEETING_TIMEOUT)
+        with meeting(file, task.node, request.nodes, names, _MEETING_TIMEOUT) as place:
+            yield place
     except MeetingError as error:
         _say(f"error: {error}")
         raise SystemExit(_FAILED) from error

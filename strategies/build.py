@@ -11,13 +11,14 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from typing_extensions import override
 
 from strategies.choice import DDP, StrategyChoice
 from strategies.deepspeed_config import VARIANTS
 from strategies.loss_scale import DEFAULT_FLOOR, CountingGradScaler
 from strategies.precision import Precision
+from strategies.steady_ddp import SteadyDDPStrategy
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def build_strategy(
         return _deepspeed(choice, device_kind, place, timeout, deepspeed or {}, pretend_fp16)
     if choice.name != DDP:
         return SingleDeviceStrategy(device=_device(device_kind, place.local_rank))
-    return DDPStrategy(
+    return SteadyDDPStrategy(
         # Lightning takes this rank's by its local rank, and counts the node's ranks by them.
         parallel_devices=[_device(device_kind, n) for n in range(place.local_world_size)],
         cluster_environment=KnownRanks(place),

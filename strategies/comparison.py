@@ -14,11 +14,11 @@ from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine, StepTime, step_time
 from strategies.step_trace import ModelProfile, at_batch_size
+from strategies.units import gib, seconds
 
 # A strategy with more parts must be estimated this much faster than a simpler one that fits: the model is not finer.
 MARGIN = 0.1
 _MOST_RANKS = 1 << 17
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +116,30 @@ def compare_strategies(
         why = _what_would_do(first, profile, machine, precision, limit, settings, rebuilds_buckets)
     else:
         why = _why(pick, able, machine)
-    # After running out of memory: the fastest of those that need less on the device.
-    smaller = [a for a in able if pick is not None and a.memory.total < pick.memory.total]
-    after = _fastest(smaller, machine)
     return Comparison(
         assessed,
         None if pick is None else pick.name,
         why,
-        None if after is None else after.name,
+        None if pick is None else next_after(pick.name, assessed, machine),
         limit,
         machine.memory_bytes,
         profile.method,
         profile.notes,
     )
+
+
+def next_after(name: str, assessed: Sequence[Assessment], machine: Machine) -> str | None:
+    """What to go on with where a candidate has run out of memory: the fastest of those that need less on the device.
+
+    Args:
+        name: the candidate's; one that was not assessed has nothing after it.
+        assessed: all of them.
+        machine: the ranks.
+    """
+    own = next((a for a in assessed if a.name == name), None)
+    smaller = [a for a in assessed if own and a.eligible and a.fits and a.memory.total < own.memory.total]
+    after = _fastest(smaller, machine)
+    return None if after is None else after.name
 
 
 def _assess(
@@ -283,19 +294,6 @@ def _what_would_do(
         ideas.append("activation checkpointing in the module, or shorter samples: activations are the largest part")
     ideas.append(f"a device of {gib(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
     return f"{text}; what would do: {'; '.join(ideas)}"
-
-
-def gib(size: int) -> str:
-    """Bytes in words: '1.50 GiB', '12.3 MiB'."""
-    for unit, scale in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if abs(size) >= scale:
-            return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size / scale:.0f} {unit}"
-    return f"{size} B"
-
-
-def seconds(value: float) -> str:
-    """Seconds in words: '1.5 s', '230 ms'."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def _plain(value: Any) -> Any:

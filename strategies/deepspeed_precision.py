@@ -79,6 +79,18 @@ def ordered_precision(config: Mapping[str, Any]) -> Precision | None:
     return Precision.FP16_MIXED if fp16 else Precision.BF16_MIXED
 
 
+def switched_off(config: Mapping[str, Any]) -> frozenset[str]:
+    """Those of fp16 and bf16 that a DeepSpeed config says no to.
+
+    Args:
+        config: DeepSpeed's settings.
+    """
+    blocks = {"fp16": ("fp16",), "bf16": ("bf16", _OLD_BF16)}
+    return frozenset(
+        dtype for dtype, names in blocks.items() if any(_given(config, name, "enabled") is False for name in names)
+    )
+
+
 def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Everything in a DeepSpeed config that is broken or contradicts the agreed precision.
 

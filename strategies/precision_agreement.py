@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from strategies.deepspeed_precision import ordered_precision, precision_blocks, precision_conflicts, without_orders
+from strategies.deepspeed_precision import (
+    ordered_precision,
+    precision_blocks,
+    precision_conflicts,
+    switched_off,
+    without_orders,
+)
 from strategies.precision_names import AUTO, DTYPE, Precision, PrecisionError, normalize_precision
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
@@ -74,7 +80,7 @@ def reconcile(
     `use_amp=True` is a wish: granted if every rank's device has it natively, 32-true otherwise. Any other explicit
     `request` is an order: granted, or refused by name of the ranks that cannot. 'auto' takes what the DeepSpeed config
     orders, else the checkpoint's precision if every rank can run it, else bf16-mixed if every rank is native in it,
-    else 16-mixed if every rank is a CUDA device, else 32-true.
+    else 16-mixed if every rank is a CUDA device, else 32-true; what the DeepSpeed config switches off is not taken.
 
     Args:
         request: 'auto' or any spelling of a precision.
@@ -101,10 +107,11 @@ def reconcile(
     if order is None and deepspeed_config is not None:
         order = ordered_precision(deepspeed_config)
         source = f"the DeepSpeed config orders {order}"
+    off = switched_off(deepspeed_config) if is_auto and deepspeed_config is not None else frozenset[str]()
     if use_amp is not None or order is not None or before is None:
-        agreed = _decide(order, source, request, ranks, use_amp, fallback)
+        agreed = _decide(order, source, request, ranks, use_amp, fallback, off)
     else:
-        agreed = _as_before(before, ranks)
+        agreed = _as_before(before, ranks, off)
     if deepspeed_config is not None and fallback and use_amp is None and order not in (None, agreed.precision):
         # The fallback was allowed to outweigh the order, wherever that stands.
         deepspeed_config = without_orders(deepspeed_config)
@@ -138,9 +145,10 @@ def _decide(
     ranks: list[RankCapability],
     use_amp: bool | None,
     fallback: bool,
+    off: frozenset[str],
 ) -> AgreedPrecision:
     """A wish, an order or 'auto', on these ranks."""
-    best, best_reason = _best_shared(ranks)
+    best, best_reason = _best_shared(ranks, off)
     if use_amp is False:
         return AgreedPrecision(Precision.FP32_TRUE, ("use_amp is false: no mixed precision",))
     if use_amp:
@@ -179,14 +187,15 @@ def _grant_wish(
     return AgreedPrecision(Precision.FP16_MIXED, ("use_amp: every rank is a CUDA device",))
 
 
-def _as_before(before: Precision, ranks: list[RankCapability]) -> AgreedPrecision:
+def _as_before(before: Precision, ranks: list[RankCapability], off: frozenset[str]) -> AgreedPrecision:
     """'auto' on a resume: the loss curve should not bend because the machine is another one."""
     unable = _unable(before, ranks)
-    if not unable:
+    if not unable and DTYPE[before] not in off:
         reason = f"precision auto: the checkpoint was trained in {before}, and every rank can"
         return AgreedPrecision(before, (reason, *_cpu_note(before, ranks)))
-    best, best_reason = _best_shared(ranks)
-    reason = f"precision auto: not the checkpoint's {before}, which {_name(unable)} cannot run; {best_reason}"
+    best, best_reason = _best_shared(ranks, off)
+    why = f"{_name(unable)} cannot run" if unable else "the DeepSpeed config switches off"
+    reason = f"precision auto: not the checkpoint's {before}, which {why}; {best_reason}"
     return AgreedPrecision(best, (reason,))
 
 
@@ -226,14 +235,17 @@ def _with_deepspeed(agreed: AgreedPrecision, config: Mapping[str, Any] | None) -
     return AgreedPrecision(agreed.precision, agreed.reasons, agreed.notices, blocks, agreed.changed_from)
 
 
-def _best_shared(ranks: list[RankCapability]) -> tuple[Precision, str]:
-    """The 'auto' rule. One rank without a capability decides for all."""
+def _best_shared(ranks: list[RankCapability], off: frozenset[str] = frozenset()) -> tuple[Precision, str]:
+    """The 'auto' rule. One rank without a capability decides for all; `off` are dtypes that are not wanted."""
     without_bf16 = _unable_natively(Precision.BF16_MIXED, ranks)
-    if not without_bf16:
+    if not without_bf16 and "bf16" not in off:
         return Precision.BF16_MIXED, "every rank computes bf16 natively"
     not_cuda = [c for c in ranks if c.device_kind != "cuda"]
-    if not not_cuda:
-        return Precision.FP16_MIXED, f"every rank is a CUDA device, but not native in bf16: {_name(without_bf16)}"
+    why = f"not native in bf16: {_name(without_bf16)}" if without_bf16 else "the DeepSpeed config switches bf16 off"
+    if not not_cuda and "fp16" not in off:
+        return Precision.FP16_MIXED, f"every rank is a CUDA device, but {why}"
+    if not not_cuda or not without_bf16:
+        return Precision.FP32_TRUE, f"the DeepSpeed config switches {' and '.join(sorted(off))} off"
     return Precision.FP32_TRUE, _not_native(not_cuda, ranks)
 
 

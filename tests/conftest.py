@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -10,11 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import kill_leftovers
-
-# What torchrun, SLURM and W&B set: a test must not see it from outside.
-_FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-_FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_")
-
+from tests.warm import is_foreign
 
 # A job in a shell's background, or under nohup, ignores these, and so would every process that a test starts.
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -28,15 +25,26 @@ def _matplotlib_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("matplotlib")
 
 
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for each test's HOME: `tmp_path` for every test would take a millisecond of each."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, _matplotlib_folder: Path) -> Iterator[None]:
+def _clean_environment(
+    monkeypatch: pytest.MonkeyPatch, _homes: Iterator[Path], _matplotlib_folder: Path
+) -> Iterator[None]:
     """An environment without ranks, keys or a home of the user's, put back afterwards."""
     before = dict(os.environ)
     for name in list(os.environ):
-        if name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES):
+        if is_foreign(name):
             monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    home = next(_homes)
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("MPLCONFIGDIR", str(_matplotlib_folder))
     yield
     monkeypatch.undo()

@@ -50,6 +50,14 @@ def _fill_the_disk() -> None:
         os.write(1, b"z" * 100_000)
 
 
+def _eat_memory() -> None:
+    """In a control group of the test's, so that the kernel takes this process and no other."""
+    (Path(os.environ["MEMORY_GROUP"]) / "cgroup.procs").write_text(str(os.getpid()))
+    eaten: list[bytearray] = []
+    while True:
+        eaten.append(bytearray(b"x") * 2**22)
+
+
 FAULTS: dict[str, Any] = {
     "none": lambda: None,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -60,6 +68,7 @@ FAULTS: dict[str, Any] = {
     "import": lambda: __import__("nowhere"),
     "sleep": lambda: threading.Event().wait(),
     "fill": _fill_the_disk,
+    "eat memory": _eat_memory,
 }
 
 

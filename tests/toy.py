@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -41,34 +43,44 @@ class ToyData(pl.LightningDataModule):
 class Toy(pl.LightningModule):
     """Regression with a two-layer net.
 
-    `signal_at` and `kill_at`: the step in which rank `by_rank` gets SIGINT, or kills itself for good, once.
+    `signal_at` and `kill_at`: the step in which rank `by_rank` gets a signal, or kills itself for good, once.
     """
 
     static_graph = True
 
     def __init__(
-        self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1, raise_at: int = -1, by_rank: int = 0
+        self,
+        lr: float = 0.05,
+        signal_at: int = -1,
+        kill_at: int = -1,
+        raise_at: int = -1,
+        by_rank: int = 0,
+        signal_number: int = signal.SIGINT,
     ) -> None:
         super().__init__()
         self.lr = lr
         self.signal_at, self.kill_at, self.raise_at, self.by_rank = signal_at, kill_at, raise_at, by_rank
+        self.signal_number = signal_number
         self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         index, x = batch
         loss = ((self.net(x).squeeze(-1) - x.sum(-1)) ** 2).mean()
         self.log("loss", loss)
-        trace = os.environ.get("TRACE")
-        if trace:
-            with Path(f"{trace}-{self.global_rank}").open("a") as file:
-                file.write(json.dumps([self.global_step, index.tolist(), loss.item()]) + "\n")
+        self._trace(index, loss)
         if self.global_rank == self.by_rank:
             self._hurt()
         return loss
 
+    def _trace(self, samples: Tensor, loss: Tensor) -> None:
+        trace = os.environ.get("TRACE")
+        if trace and not self.trainer.sanity_checking:
+            with Path(f"{trace}-{self.global_rank}").open("a") as file:
+                file.write(json.dumps([self.global_step, samples.tolist(), loss.item()]) + "\n")
+
     def _hurt(self) -> None:
         if self.global_step == self.signal_at:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.signal_number)
         if self.global_step == self.raise_at:
             raise ValueError("the user's own mistake")
         mark = Path(os.environ.get("TRACE", ".") + "-killed")
@@ -82,6 +94,42 @@ class Toy(pl.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), self.lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.5 * step / max(float(total), 1))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class NoisyData(ToyData):
+    """Adds to each sample what three generators draw; has eight samples to validate with."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(NoisyNumbers(self.size), batch_size=self.batch_size, shuffle=True, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Numbers(8), batch_size=4)
+
+
+class NoisyNumbers(Numbers):
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        number, x = super().__getitem__(index)
+        return number, x + torch.rand(8) + random.random() + np.random.rand()  # noqa: S311 -- no secret
+
+
+class Noisy(Toy):
+    """With dropout, and a rate that falls when the validation's loss does not; traces validations as sample -1."""
+
+    def __init__(
+        self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1, signal_number: int = signal.SIGINT
+    ) -> None:
+        super().__init__(lr, signal_at, kill_at, signal_number=signal_number)
+        self.net.insert(1, nn.Dropout(0.3))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        loss = ((self.net(batch[1]).squeeze(-1) - batch[1].sum(-1)) ** 2).mean()
+        self.log("val_loss", loss)
+        self._trace(torch.tensor([-1]), loss)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), self.lr)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
 
 class NoModule:

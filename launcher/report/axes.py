@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,17 @@ def label_rows(axes: Any, labels: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def scale_by_twos(axes: Any) -> None:
+    """A logarithmic vertical axis for loss scales, which are halved and doubled."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e6 else f"2^{math.log2(value):.0f}")
+    )
 
 
 def choose_scale(axes: Any, finite: Numbers, floor: float | None) -> None:

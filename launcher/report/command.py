@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import sys
 import time
@@ -12,8 +13,10 @@ from pathlib import Path
 
 from launcher import __version__
 from launcher.errors import MissingLibraryError, ReportError
+from launcher.quick_imports import quick_imports
 from launcher.report.source import Run, find_run_directory, read_run, run_names
 from launcher.report.units import many, moment
+from launcher.report.values import to_values
 from launcher.whole_file import write_file
 
 _FILE = "report.html"
@@ -33,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="folder of the runs (default: runs)")  # fmt: skip
     parser.add_argument("--output", "-o", type=Path, metavar="FILE",
                         help="where to write (default: report.html in the run's directory)")  # fmt: skip
+    parser.add_argument("--json", action="store_true",
+                        help="print outcome, figures and attempts as JSON, and write no page")  # fmt: skip
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     return parser
 
@@ -56,7 +61,19 @@ def run(arguments: Sequence[str]) -> int:
             f"the runs in {options.runs_dir}, newest first: {', '.join(names[:8])}" if names else "there is none yet"
         )
         raise ReportError(f"given {len(options.runs)} runs; expected one, or two to compare; {known}")
+    # A long run's events are a million objects, all of which stay: the collector would walk them over and over.
+    with quick_imports():
+        return _report(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    if options.json and (options.open or options.output is not None):
+        raise ReportError("given --json with --open or --output; --json writes no page, so leave out one of them")
     runs = [read_run(find_run_directory(word, options.runs_dir)) for word in options.runs]
+    if options.json:
+        told = [to_values(one) for one in runs]
+        sys.stdout.write(json.dumps(told if len(told) > 1 else told[0], allow_nan=False) + "\n")
+        return 0
     output = options.output or runs[0].path / (_FILE if len(runs) == 1 else f"report-with-{runs[1].name}.html")
     write_report(runs, output)
     sys.stdout.write(f"{_summary(runs)}\n{output}\n")

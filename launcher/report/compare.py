@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from launcher.report.markup import Html, Section, badge, element, figure, folded, join, listed, paragraph, table, text
 from launcher.report.overview import BADGES, Figure, figures_of
 from launcher.report.plain import flatten, shown
@@ -117,7 +115,8 @@ def _curves(names: tuple[str, str], histories: tuple[History, History]) -> Secti
     for anchor, title, said, unit, curves, from_zero in pictures:
         if any(len(line.steps) for curve in curves for line in curve.lines):
             height = 3.0 if anchor == "loss" else 2.3
-            drawn = draw_curves(anchor, title, said, unit, curves, height=height, from_zero=from_zero)
+            drawn = draw_curves(anchor, title, said, unit, curves, height=height, from_zero=from_zero,
+                                by_twos=anchor == "scale")  # fmt: skip
             parts.append(figure(drawn, said))
     return Section("curves", "Loss, learning rate and speed", join(*parts) or paragraph("Neither run logged a step."))
 
@@ -146,8 +145,8 @@ def _scale(attempt: Attempt) -> Line:
     if table is None or 0 not in table.ranks:
         return metric_line(attempt, "")
     steps, values = table.steps, table.column("loss_scale")[0]
-    # NaN is where nothing scales.
-    told = ~np.isnan(values)
+    # NaN is where nothing scales; the axis is logarithmic.
+    told = values > 0
     return Line(steps[told], values[told])
 
 

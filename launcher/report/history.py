@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from array import array
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 
-from launcher.report.records import Alert, Attempt, Happening, History, Outcome, RankTable, Step, Validation
+from launcher.report.records import Alert, Attempt, Happening, History, Numbers, Outcome, RankTable, Step, Validation
 from launcher.report.wording import told_in_words
 
 _RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
-_NUMBER_TYPES = {int, float, type(None)}
-# A step, the ranks, and a list of numbers for each of the columns.
-_Row = tuple[int, list[int], list[list[float | None]]]
+_FAST_TYPES = {int, float, type(None)}
+# A whole number may be too large for a float.
+_LARGEST_FAST = 1e300
+_NAN = math.nan
 # Too many of them for a line each: the plots and tables show them.
 _QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert"})
 # Whole numbers up to here are exact as floats.
@@ -50,6 +53,21 @@ def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0)
     return History(tuple(a.close() for a in attempts), plan, foreign_lines)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Rows:
+    """Intervals with the same ranks, as plain numbers: a long run logs millions, and objects of them take seconds.
+
+    Attributes:
+        ranks: of every interval.
+        steps: of shape (intervals,).
+        values: of shape (intervals, columns, ranks); NaN where there is none.
+    """
+
+    ranks: list[int]
+    steps: array[float] = dataclasses.field(default_factory=lambda: array("d"))
+    values: array[float] = dataclasses.field(default_factory=lambda: array("d"))
+
+
 class _Open:
     """An attempt while its events are read."""
 
@@ -57,7 +75,7 @@ class _Open:
         self._known: dict[str, Any] = {}
         self._attempt = attempt
         self._steps: list[Step] = []
-        self._rows: list[_Row] = []
+        self._rows: list[_Rows] = []
         self._validations: list[Validation] = []
         self._alerts: list[Alert] = []
         self._checkpoints: list[tuple[int, float]] = []
@@ -131,12 +149,16 @@ class _Open:
     def ranks(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
         ranks = event.get("ranks")
-        if not isinstance(ranks, list) or not ranks:
-            raise _Malformed
-        for one in ranks:
-            _count(one)
-        columns = [_column(event.get(name), len(ranks)) for name in _RANK_COLUMNS]
-        self._rows.append((_count(event.get("step")), ranks, columns))
+        if not self._rows or self._rows[-1].ranks != ranks:
+            if not isinstance(ranks, list) or not ranks:
+                raise _Malformed
+            checked = [_count(one) for one in cast("list[Any]", ranks)]
+            step, numbers = _count(event.get("step")), _columns(event, len(checked))
+            self._rows.append(_Rows(checked))
+        else:
+            step, numbers = _count(event.get("step")), _columns(event, len(self._rows[-1].ranks))
+        self._rows[-1].steps.append(step)
+        self._rows[-1].values.extend(numbers)
 
     def validation(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
@@ -244,39 +266,49 @@ def _sequence(value: Any) -> list[Any]:
     return cast("list[Any]", value)
 
 
-def _metrics(value: Any) -> dict[str, float]:
+def _metrics(value: Any) -> Mapping[str, float]:
+    metrics = _mapping(value)
+    if set(map(type, metrics.values())) == {float}:
+        return metrics  # as good as all are
     return {name: _any_number(number) for name, number in _mapping(value).items()}
 
 
-def _column(value: Any, length: int) -> list[float | None]:
-    """One number a rank, None where there is none; all None if the column is missing."""
+def _columns(event: Mapping[str, Any], ranks: int) -> list[float]:
+    """The columns one after the other, a number a rank."""
+    columns = [event.get(name) for name in _RANK_COLUMNS]
+    if set(map(type, columns)) == {list} and set(map(len, columns)) == {ranks}:  # type: ignore[arg-type] -- all lists
+        numbers = list(chain.from_iterable(cast("list[list[Any]]", columns)))
+        types = set(map(type, numbers))
+        if types <= _FAST_TYPES and max(filter(None, numbers), default=0.0) < _LARGEST_FAST:
+            return [_NAN if value is None else value for value in numbers] if type(None) in types else numbers
+    return list(chain.from_iterable(_column(column, ranks) for column in columns))
+
+
+def _column(value: Any, length: int) -> list[float]:
+    """One number a rank, NaN where there is none; all NaN if the column is missing."""
     if value is None:
-        return [None] * length
+        return [_NAN] * length
     column = _sequence(value)
     if len(column) != length:
         raise _Malformed
-    if set(map(type, column)) <= _NUMBER_TYPES and (int not in map(type, column) or max(map(_or_zero, column)) < 1e300):
-        return column
-    return [None if v is None else _any_number(v) for v in column]
+    return [_NAN if v is None else _any_number(v) for v in column]
 
 
-def _or_zero(value: float | None) -> float:
-    return value or 0
-
-
-def _rank_table(rows: list[_Row]) -> RankTable | None:
+def _rank_table(rows: list[_Rows]) -> RankTable | None:
     """The rows as arrays; a rank that is missing in some has NaN there."""
     if not rows:
         return None
-    ranks = rows[0][1]
-    if any(row[1] != ranks for row in rows):
-        ranks = sorted({rank for row in rows for rank in row[1]})
-        rows = [(step, ranks, [_spread(own, column, ranks) for column in columns]) for step, own, columns in rows]
-    # None becomes NaN.
-    grids = [np.array([row[2][i] for row in rows], dtype=float) for i in range(len(_RANK_COLUMNS))]
-    return RankTable(np.array([row[0] for row in rows], dtype=float), tuple(ranks), *grids)
+    ranks = sorted({rank for part in rows for rank in part.ranks}) if len(rows) > 1 else rows[0].ranks
+    grids = np.concatenate([_spread(part, ranks) for part in rows])
+    steps = np.concatenate([np.array(part.steps, dtype=float) for part in rows])
+    return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))
 
 
-def _spread(own: list[int], column: list[float | None], ranks: list[int]) -> list[float | None]:
-    known = dict(zip(own, column, strict=True))
-    return [known.get(rank) for rank in ranks]
+def _spread(part: _Rows, ranks: list[int]) -> Numbers:
+    """Shape (intervals, columns, ranks), for these ranks; a rank that is named twice counts as it was named last."""
+    own = np.array(part.values, dtype=float).reshape(len(part.steps), len(_RANK_COLUMNS), len(part.ranks))
+    if part.ranks == ranks:
+        return own
+    grid = np.full((*own.shape[:2], len(ranks)), np.nan)
+    grid[:, :, [ranks.index(rank) for rank in part.ranks]] = own
+    return grid

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from launcher.report.axes import choose_scale, cut_outliers, mark_not_finite, mark_restarts, name_steps, new_figure
+from launcher.report.axes import (
+    choose_scale,
+    cut_outliers,
+    mark_not_finite,
+    mark_restarts,
+    name_steps,
+    new_figure,
+    scale_by_twos,
+)
 from launcher.report.series import Line, decimate, medians, smooth
 from launcher.report.svg import BAD, DASHES, SERIES, SURFACE, Key, plot_style, to_svg
 
@@ -54,6 +62,7 @@ def draw_curves(
     restarts: Sequence[float] = (),
     height: float = 3.0,
     from_zero: bool = False,
+    by_twos: bool = False,
 ) -> Picture:
     """Curves over optimizer steps.
 
@@ -65,6 +74,7 @@ def draw_curves(
         curves: at most six.
         restarts: steps at which another attempt went on.
         height: in units of 72 points.
+        by_twos: whether the values are loss scales.
         from_zero: whether the vertical axis begins at zero and leaves out rare high values, as times need it.
     """
     keys: list[Key] = []
@@ -73,7 +83,10 @@ def draw_curves(
         name_steps(axes)
         axes.set_ylabel(unit)
         values = np.concatenate([line.values for c in curves for line in c.lines] or [np.array([])])
-        choose_scale(axes, values[np.isfinite(values)], 0.0 if from_zero else None)
+        if by_twos:
+            scale_by_twos(axes)
+        else:
+            choose_scale(axes, values[np.isfinite(values)], 0.0 if from_zero else None)
         broken = 0
         for index, curve in enumerate(curves):
             color, dash = SERIES[index % len(SERIES)], DASHES[index % len(DASHES)]

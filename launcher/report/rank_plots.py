@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from launcher.report.axes import cut_outliers, every, label_rows, mark_not_finite, mark_restarts, name_steps, new_figure
+from launcher.report.axes import (
+    cut_outliers,
+    every,
+    label_rows,
+    mark_not_finite,
+    mark_restarts,
+    name_steps,
+    new_figure,
+    scale_by_twos,
+)
 from launcher.report.plots import Picture
 from launcher.report.records import Numbers
 from launcher.report.series import Line, Skip, decimate
@@ -37,17 +45,13 @@ def draw_loss_scale(
         restarts: steps at which another attempt went on.
         floor: a loss scale at or below it has collapsed; drawn where it is in sight.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     keys: list[Key] = []
     with plot_style(name):
         figure, (axes, below) = new_figure(3.6, rows=(3.2, 1), sharex=True)
-        axes.set_yscale("log", base=2)
+        scale_by_twos(axes)
         axes.set_ylabel("loss scale")
-        axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e6 else f"2^{math.log2(value):.0f}")
-        )
         for index, (label, lines) in enumerate(groups[:_MOST_LINES]):
             for line in lines:
                 shown = decimate(line)

@@ -54,7 +54,10 @@ def scale_section(run: Run) -> Section:
     finite = scales[np.isfinite(scales)]
     said = f"{units.many(count, 'optimizer step')} skipped because gradients were not finite"
     if len(finite):
-        said += f"; the scale was between {units.number(finite.min(), 8)} and {units.number(finite.max(), 8)}"
+        least, most = units.number(finite.min(), 8), units.number(finite.max(), 8)
+        said += (
+            f"; the scale was {least} throughout" if least == most else f"; the scale was between {least} and {most}"
+        )
     same = len(groups) == 1
     said += "; all ranks had the same scale throughout." if same and _world(told) > 1 else "."
     parts: list[Any] = []

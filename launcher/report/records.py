@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,8 @@ Numbers = NDArray[np.float64]
 Outcome = Literal["finished", "failed", "interrupted", "running", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Rank zero's account at a logging interval.
+class Step(NamedTuple):
+    """Rank zero's account at a logging interval; a tuple, as a long run has 100,000 of them.
 
     Attributes:
         step: optimizer steps done.

@@ -74,7 +74,9 @@ def find_run_directory(word: str, runs_dir: Path) -> Path:
                 return path.absolute()
         found = next((p for p in (Path(word), runs_dir / word) if p.exists()), None)
     except OSError as error:
-        raise ReportError(f"{word} cannot be read: {error.strerror or error}") from error
+        raise ReportError(
+            f"{word} cannot be read: {error.strerror or error}; give a run's name or directory"
+        ) from error
     if found is None:
         near = difflib.get_close_matches(word, run_names(runs_dir), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -151,7 +153,9 @@ def _history(path: Path, problems: list[str]) -> History:
         problems.append(f"{FILE_NAME} is missing: the run ended before it could tell anything")
         return History()
     except OSError as error:
-        raise ReportError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise ReportError(
+            f"{file} cannot be read: {error.strerror or error}; ask who owns the run to make it readable"
+        ) from error
     total = history.foreign_lines + len(foreign)
     if total:
         plural = "s" if total > 1 else ""

@@ -1,16 +1,18 @@
-"""Many agents through the rendezvous: seconds and store operations. `agreement_scale.py` does the ranks' agreement.
+"""Many simulated agents through rendezvous and agreement: seconds and store operations.
 
-    python -m tests.benchmarks.agents [--sizes 8 16 32 64] [--extrapolate 1000]
+    python -m tests.benchmarks.agents [--sizes 16 64 256 1000] [--torch-sizes 16 32 64 128] [--extrapolate 1000]
 
-The agents are threads of one process; the store, its sockets and torchelastic's rendezvous are the real ones. Threads
-share one interpreter, so the seconds are an upper bound of what as many machines would take. The last lines are a power
-law fitted to the sizes.
+The agents are threads of one process, each with a connection of its own to a real TCPStore; what they run is the
+product's own code. They share one interpreter and the machine's cores, so the seconds are an upper bound of what as
+many machines would take. `torch` is torchelastic's rendezvous, which torchrun uses, in the same threads. To connect is
+timed apart: the names of addresses are looked up there. The last lines are power laws fitted to the sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +23,12 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+
+from launcher.exchange import exchange
+from launcher.fixed_rendezvous import FixedRendezvous
+from tests.unit.rank_threads import facts
+
+_TIMEOUT = 900.0
 
 
 class Counting:
@@ -40,19 +48,26 @@ class Counting:
         return count
 
 
-def serve() -> tuple[Any, Callable[[], Any]]:
-    """A real store, and what makes one more client of it."""
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300))
+class Clients:
+    """A real store, and as many clients as are wanted, kept from size to size."""
 
-    def client() -> Any:
-        return dist.TCPStore(
-            "127.0.0.1", server.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=300)
-        )
+    def __init__(self) -> None:
+        self._server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._clients: list[Any] = []
+        self._scopes = 0
 
-    return server, client
+    def take(self, size: int) -> list[Any]:
+        """`size` clients that see nothing of what was done before."""
+        while len(self._clients) < size:
+            client = dist.TCPStore(
+                "127.0.0.1", self._server.port, wait_for_workers=False, timeout=timedelta(seconds=_TIMEOUT)
+            )
+            self._clients.append(client)
+        self._scopes += 1
+        return [dist.PrefixStore(str(self._scopes), client) for client in self._clients[:size]]
 
 
-def all_at_once(size: int, work: Callable[[int], None]) -> float:
+def all_at_once(size: int, work: Callable[[int], object]) -> float:
     """Seconds until `size` threads that begin together have done their work."""
     barrier = threading.Barrier(size + 1)
 
@@ -69,22 +84,41 @@ def all_at_once(size: int, work: Callable[[int], None]) -> float:
         return time.perf_counter() - began
 
 
-def rendezvous(size: int) -> tuple[float, int]:
-    """Seconds and store operations of `size` agents that meet."""
-    server, client = serve()
-    clients = [client() for _ in range(size)]
-    counting = [Counting(one) for one in clients]
+def fixed_rendezvous(stores: Sequence[Any]) -> tuple[float, int]:
+    """Seconds and store operations of numbered agents that meet in the launcher's way."""
+    size = len(stores)
+    handlers = [FixedRendezvous(store, "127.0.0.1", 1, number, size, _TIMEOUT) for number, store in enumerate(stores)]
+    counting = [Counting(store) for store in stores]
+    for handler, counted in zip(handlers, counting, strict=True):
+        handler._store = counted
+    seconds = all_at_once(size, lambda number: handlers[number].next_rendezvous())
+    return seconds, sum(counted.operations for counted in counting)
+
+
+def agreement(stores: Sequence[Any]) -> tuple[float, int]:
+    """Seconds and store operations of the agreement, with one rank for each agent."""
+    size = len(stores)
+    counting: list[Any] = [Counting(store) for store in stores]
+    seconds = all_at_once(
+        size, lambda rank: exchange(counting[rank], size, facts(rank), {}, lambda all_: {"n": len(all_)}, _TIMEOUT)
+    )
+    return seconds, sum(counted.operations for counted in counting)
+
+
+def torch_rendezvous(stores: Sequence[Any]) -> tuple[float, int]:
+    """Seconds and store operations of agents that meet in torchelastic's way."""
+    size = len(stores)
+    counting: list[Any] = [Counting(store) for store in stores]
     handlers = [
         DynamicRendezvousHandler.from_backend(
-            "run", own, C10dRendezvousBackend(counted, "run"), size, size, "127.0.0.1"
-        )  # type: ignore[arg-type]
-        for own, counted in zip(clients, counting, strict=True)
+            "run", store, C10dRendezvousBackend(counted, "run"), size, size, "127.0.0.1"
+        )
+        for store, counted in zip(stores, counting, strict=True)
     ]
-    seconds = all_at_once(size, lambda number: handlers[number].next_rendezvous() and None)
+    seconds = all_at_once(size, lambda number: handlers[number].next_rendezvous())
     operations = sum(counted.operations for counted in counting)
     for handler in handlers:
         handler._stop_heartbeats()
-    del server
     return seconds, operations
 
 
@@ -96,19 +130,39 @@ def power_law(sizes: Sequence[int], values: Sequence[float], at: int) -> tuple[f
     return slope, math.exp(mean_y + slope * (math.log(at) - mean_x))
 
 
+def measure(
+    what: str, run: Callable[[Sequence[Any]], tuple[float, int]], sizes: Sequence[int], clients: Clients, at: int
+) -> None:
+    """Run each size once, and print what it took and what it would take for `at` agents."""
+    rows: list[tuple[float, int]] = []
+    for size in sizes:
+        began = time.perf_counter()
+        stores = clients.take(size)
+        connected = time.perf_counter() - began
+        rows.append(run(stores))
+        seconds, operations = rows[-1]
+        print(f"{what}: {size:5} agents {seconds:8.2f} s {operations:8} store operations, {operations / size:.1f} for "
+              f"each (connecting {connected:.1f} s)", flush=True)  # fmt: skip
+    if len(sizes) > 1:
+        for unit, values in (("s", [row[0] for row in rows]), ("operations", [float(row[1]) for row in rows])):
+            exponent, value = power_law(sizes, values, at)
+            label = "fitted" if at <= max(sizes) else "extrapolated"
+            print(f"{what}: {label} for {at} agents (exponent {exponent:.2f}): {value:.1f} {unit}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 64, 256, 1000])
+    parser.add_argument("--torch-sizes", type=int, nargs="*", default=[16, 32, 64, 128])
     parser.add_argument("--extrapolate", type=int, default=1000)
     options = parser.parse_args()
-    rows: list[tuple[float, int]] = []
-    for size in options.sizes:
-        rows.append(rendezvous(size))
-        print(f"{size:5} agents {rows[-1][0]:8.2f} s {rows[-1][1]:8} store operations", flush=True)
-    if len(options.sizes) > 1:
-        for what, values in (("s", [row[0] for row in rows]), ("operations", [float(row[1]) for row in rows])):
-            exponent, value = power_law(options.sizes, values, options.extrapolate)
-            print(f"extrapolated to {options.extrapolate} agents (exponent {exponent:.2f}): {value:.1f} {what}")
+    # As the launcher does it: c10d asks for the name of every address that it connects to.
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
+    clients = Clients()
+    measure("rendezvous", fixed_rendezvous, options.sizes, clients, options.extrapolate)
+    measure("agreement", agreement, options.sizes, clients, options.extrapolate)
+    if options.torch_sizes:
+        measure("torch's rendezvous", torch_rendezvous, options.torch_sizes, clients, options.extrapolate)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Start, restart and memory against torchrun and Lightning's own launcher, with the same toy, in turns.
+"""Start, restart and memory against torchrun and other launchers, with the same toy, in turns.
 
-    python -m tests.benchmarks.launch start [--ranks 2 8] [--repeats 5]    command to first optimizer step
+    python -m tests.benchmarks.launch start [--ranks 2 8] [--repeats 5] [--peers torchrun lightning accelerate torchx]
+                                                                           command to first optimizer step
     python -m tests.benchmarks.launch kill [--repeats 20]                  SIGKILL of a rank to the next optimizer step
     python -m tests.benchmarks.launch memory [--ranks 8]                   PSS of all processes after the start
 
-`torchrun` runs a plain Lightning script (`launch_clock.py`); so does `lightning`, where the script makes its ranks.
+The peers run a plain Lightning script (`launch_clock.py`), as `peers.py` says; with `lightning` the script makes ranks.
 W&B is off on all sides. Medians, and the median of the pairs' ratios.
 """
 
@@ -23,7 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.benchmarks.launch_clock import read_marks
-from tests.processes import session_processes
+from tests.benchmarks.peers import PEERS, peer_command
+from tests.processes import descendants
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _TIMEOUT = 120.0
@@ -38,11 +40,7 @@ def command(who: str, ranks: int, steps: int, restarts: int, pause: float) -> li
                 "--data.batch_size", "2", "--wandb.mode", "disabled", "--trainer.max_steps", str(steps),
                 "--trainer.max_epochs", "-1", "--checkpoint.every_n_steps", "1", "--trainer.callbacks",
                 marks]  # fmt: skip
-    script = ["-m", "tests.benchmarks.launch_clock"]
-    if who == "lightning":
-        return [sys.executable, str(REPOSITORY / "tests/benchmarks/launch_clock.py")]
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d",
-            "--rdzv-endpoint", "127.0.0.1:0", "--max-restarts", str(restarts), *script]  # fmt: skip
+    return peer_command(who, ranks, restarts)
 
 
 @contextlib.contextmanager
@@ -53,7 +51,9 @@ def running(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         marks = Path(folder) / "marks"
         env = {**os.environ, "MARKS": str(marks), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
-               "STEPS": str(steps), "PAUSE": str(pause), "DEVICES": str(ranks)}  # fmt: skip
+               "STEPS": str(steps), "PAUSE": str(pause), "DEVICES": str(ranks),
+               # torchx and NeMo-Run look for torchrun there.
+               "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
         began = time.time()
         words = command(who, ranks, steps, restarts, pause)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -61,7 +61,8 @@ def running(
         try:
             yield process, marks, began
         finally:
-            for pid, _ in session_processes(process.pid):
+            # torchrun's ranks have sessions of their own, and outlive it.
+            for pid in (process.pid, *descendants(process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
@@ -113,7 +114,7 @@ def pss_mebibytes(who: str, ranks: int) -> float | None:
         if wait_for_mark(marks, process, began) is None:
             return None
         total = 0
-        for pid, _ in session_processes(process.pid):
+        for pid in (process.pid, *descendants(process.pid)):
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
                     total += int(line.split()[1]) if line.startswith("Pss:") else 0
@@ -144,7 +145,10 @@ def main() -> None:
     parser.add_argument("what", choices=("start", "kill", "memory"))
     parser.add_argument("--ranks", type=int, nargs="+", default=None)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[:2])
     options = parser.parse_args()
+    # `timeout` ends this process with SIGTERM: the runs that it has started must end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "kill":
         times = [(kill_seconds("launcher"), kill_seconds("torchrun")) for _ in range(options.repeats)]
         report("kill to next step, 2 ranks", "s", [a for a, _ in times], {"torchrun": [b for _, b in times]})
@@ -154,10 +158,9 @@ def main() -> None:
             report(f"PSS of {ranks} ranks", "MiB", [ours], {"torchrun": [theirs]})
     else:
         for ranks in options.ranks or [2, 8]:
-            peers = ("torchrun", "lightning")
-            rows = [(start_seconds("launcher", ranks), *(start_seconds(peer, ranks) for peer in peers))
+            rows = [(start_seconds("launcher", ranks), *(start_seconds(peer, ranks) for peer in options.peers))
                     for _ in range(options.repeats)]  # fmt: skip
-            columns = {peer: [row[n + 1] for row in rows] for n, peer in enumerate(peers)}
+            columns = {peer: [row[n + 1] for row in rows] for n, peer in enumerate(options.peers)}
             report(f"start, {ranks} ranks", "s", [row[0] for row in rows], columns)
 
 

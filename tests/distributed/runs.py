@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.events import read_events
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled")
@@ -27,7 +27,8 @@ def start_by_hand(
     env: Mapping[str, str],
     *,
     world_size: int | None = None,
-    timeout: float = 90,
+    timeout: float = 120,
+    preloaded: Sequence[str] = (),
 ) -> list[Finished]:
     """Ranks without an agent: rank n gets `words[n]`, and torchrun's variables. Rank zero serves the store."""
     size = world_size or len(words)
@@ -37,10 +38,24 @@ def start_by_hand(
         own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         variables = {**env, **{name: str(value) for name, value in own.items()}}
-        return run(launcher(*words[rank]), cwd, env=variables, timeout=timeout)
+        return run_warm(launcher(*words[rank]), cwd, env=variables, timeout=timeout, preloaded=preloaded)
 
     with ThreadPoolExecutor(len(words)) as pool:
         return list(pool.map(one, range(len(words))))
+
+
+def train_on(
+    ranks: int, words: Sequence[str], cwd: Path, env: Mapping[str, str], *, preloaded: Sequence[str] = ()
+) -> Finished:
+    """One run on some ranks, all with the same words; several are as torchrun makes them, without the start it takes.
+
+    Returns:
+        What all of them said, and the exit code of the first that has another than 0.
+    """
+    if ranks == 1:
+        return run_warm(launcher(*words), cwd, env=env, preloaded=preloaded)
+    ended = start_by_hand([words] * ranks, cwd, env, preloaded=preloaded)
+    return Finished(next((each.code for each in ended if each.code), 0), "".join(each.output for each in ended))
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import REPOSITORY, TOY, toy_env
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "1")
 
 
 def _refused(cwd: Path, *words: str, env: dict[str, str] | None = None) -> str:
-    finished = run(launcher(*words), cwd, env={**toy_env(cwd / "trace"), **(env or {})}).check(2)
+    finished = run_warm(launcher(*words), cwd, env={**toy_env(cwd / "trace"), **(env or {})}).check(2)
     assert "Traceback" not in finished.output
     assert finished.output.startswith("error: ") or "\nerror: " in finished.output
     assert not list(cwd.glob("trace-*")), "nothing was trained"
@@ -38,7 +39,7 @@ def _contents(folder: Path) -> dict[str, str]:
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with one finished run, `earlier`; checked to be untouched at the end."""
     folder = tmp_path_factory.mktemp("earlier")
-    run(launcher(*SETTINGS, "--name", "earlier"), folder, env={"PYTHONPATH": str(REPOSITORY)}).check()
+    run_warm(launcher(*SETTINGS, "--name", "earlier"), folder, env={"PYTHONPATH": str(REPOSITORY)}).check()
     before = _contents(folder)
     yield folder
     assert _contents(folder) == before
@@ -103,14 +104,14 @@ def test_a_name_that_is_taken(earlier: Path) -> None:
 def test_a_run_that_is_training_right_now_is_left_alone(tmp_path: Path) -> None:
     second: list[Finished] = []
 
-    def start_second(line: str, _: int) -> None:
+    def start_second(line: str, first: int) -> None:
         if line.startswith("step 2/") and not second:
-            second.append(run(launcher(*SETTINGS, "--name", "busy", "--resume", "auto"), tmp_path, env=env))
+            second.append(run_warm(launcher(*SETTINGS, "--name", "busy", "--resume", "auto"), tmp_path, env=env))
+            os.kill(first, signal.SIGINT)
 
     env = {"PYTHONPATH": str(REPOSITORY)}
     words = (*SETTINGS, "--name", "busy", "--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "4000")
-    words += ("--trainer.max_time", '{"seconds": 15}')
-    run(launcher(*words), tmp_path, env=env, on_line=start_second).check()
+    run_warm(launcher(*words), tmp_path, env=env, on_line=start_second).check(130)
     assert second[0].check(2).output.count("run 'busy' is training right now (process ") == 1
 
 
@@ -169,13 +170,15 @@ def test_a_full_disk_for_runs(tmp_path: Path) -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    output = run(launcher("--config", "nowhere.yaml", "--debug"), tmp_path).check(2).output
+    output = run_warm(launcher("--config", "nowhere.yaml", "--debug"), tmp_path).check(2).output
     assert "Traceback" in output
     assert "error: the config has 1 problem" in output
 
 
 def test_the_users_own_exception_is_a_training_failure_with_rank_and_traceback(tmp_path: Path) -> None:
-    finished = run(launcher(*SETTINGS, "--model.raise_at", "3", "--name", "r"), tmp_path, env=toy_env(tmp_path / "t"))
+    finished = run_warm(
+        launcher(*SETTINGS, "--model.raise_at", "3", "--name", "r"), tmp_path, env=toy_env(tmp_path / "t")
+    )
     finished.check(1)
     assert "tests/toy.py" in finished.output
     assert "error: rank 0 (" in finished.output

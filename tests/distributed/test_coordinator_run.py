@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.runs import events_of, only_run, read_trace, toy_env
-from tests.processes import Finished, run
+from tests.processes import Finished, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def script(folder: Path, text: str, *words: str, code: int = 0, env: dict[str, s
     """Run a user's script in an empty folder."""
     (folder / "train.py").write_text(_HEAD + text)
     whole = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
-    return run([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
+    return run_warm([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
 
 
 def found_in(output: str) -> list[dict[str, Any]]:
@@ -145,16 +145,18 @@ _TWO = """
 os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "elsewhere"))
 kind, name, rank = sys.argv[1:4] if len(sys.argv) > 1 else ("", "", "0")
 trains = coordinator(precision="32", devices=2)
-for each in ("first", "second"):
+for each in ("refused", "first", "second"):
     here = each == name
+    if each == "refused" and kind:
+        continue
     model = Toy(by_rank=int(rank), raise_at=3 if here and kind == "raise" else -1)
     if here and kind == "leave" and os.environ.get("RANK") == rank:
         sys.exit(7)
     try:
         end = trains.train(model, ToyData(), name=each,
-                           resume_from_checkpoint="missing.ckpt" if here and kind == "refuse" else None, **QUIET)
+                           resume_from_checkpoint="missing.ckpt" if each == "refused" else None, **QUIET)
     except LauncherError as error:
-        if kind != "refuse":
+        if each != "refused":
             raise
         found(rank=os.environ.get("RANK"), refused=str(error))
         continue
@@ -168,8 +170,13 @@ def two(folder: Path, *words: str, code: int = 0) -> str:
     return script(folder, _TWO, *words, code=code).output
 
 
-def test_two_trainings_of_a_script_with_two_devices_one_after_the_other(tmp_path: Path) -> None:
-    found = found_in(two(tmp_path))
+def test_trainings_of_a_script_with_two_devices_one_after_the_other_and_one_refused(tmp_path: Path) -> None:
+    told = found_in(two(tmp_path))
+    # One that is refused comes first: the ranks are there for the next.
+    assert sorted(
+        end["rank"] for end in told if "refused" in end and "missing.ckpt does not exist" in end["refused"]
+    ) == ["0", "1"]
+    found = [end for end in told if "refused" not in end]
     assert sorted((end["name"], end["rank"], end["world"], end["steps"]) for end in found) == [
         ("first", 0, 2, 8), ("first", 1, 2, 8), ("second", 0, 2, 8), ("second", 1, 2, 8),
     ]  # fmt: skip
@@ -205,11 +212,3 @@ def test_a_rank_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_pa
     # Rank zero would wait for the other at the agreement, for five minutes.
     output = two(tmp_path, "leave", "second", "1", code=-15)
     assert "error: rank 1 of this script ended with exit code 7, and so does rank 0" in output
-
-
-def test_a_training_that_is_refused_leaves_the_ranks_for_the_next(tmp_path: Path) -> None:
-    found = found_in(two(tmp_path, "refuse", "first", "0"))
-    refused = [end for end in found if "refused" in end]
-    assert len(refused) == 2
-    assert all("missing.ckpt does not exist" in end["refused"] for end in refused)
-    assert sorted((end["name"], end["rank"]) for end in found if "name" in end) == [("second", 0), ("second", 1)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, toy_env
-from tests.processes import run, torchrun
+from tests.distributed.runs import TOY, events_of, toy_env, train_on
+from tests.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def test_an_overflow_under_zero_is_skipped_halves_the_scale_and_is_told_for_both
              "--strategy", f"deepspeed_stage_{stage}", "--name", "it")  # fmt: skip
     # DeepSpeed takes fp16 on a CPU only where that has the instructions for it; the arithmetic is the same without.
     env = {**toy_env(tmp_path / "trace"), "LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
-    run(torchrun(2, *words), tmp_path, env=env, timeout=200).check()
+    train_on(2, words, tmp_path, env, preloaded=DEEPSPEED).check()
 
     seen = events_of(tmp_path / "runs" / "it", "ranks")
     assert [event["step"] for event in seen] == list(range(1, 17))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env
-from tests.processes import Finished, launcher, run, torchrun
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
+from tests.processes import Finished, launcher, run, run_warm, torchrun
+from tests.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 # 64 samples are 5 global batches of 12: two epochs are 10 steps, on 1, 2 and 3 ranks alike.
@@ -20,24 +21,31 @@ INTERRUPTED = 130
 
 
 def train(folder: Path, trace: str, ranks: int, *words: str, options: Sequence[str] = ()) -> Finished:
-    command = launcher(*SETTINGS, *words) if ranks == 1 else torchrun(ranks, *SETTINGS, *words, options=options)
-    return run(command, folder, env=toy_env(folder / trace))
+    env = toy_env(folder / trace)
+    if options:
+        return run(torchrun(ranks, *SETTINGS, *words, options=options), folder, env=env)
+    return train_on(ranks, (*SETTINGS, *words), folder, env, preloaded=DEEPSPEED)
 
 
 def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *words: str) -> None:
-    """Train until SIGINT in `step`; torchrun has exit codes of its own."""
+    """Train until SIGINT in `step`."""
     finished = train(folder, trace, ranks, "--name", name, "--model.signal_at", str(step), *words)
-    assert finished.code == (INTERRUPTED if ranks == 1 else 1), finished.output
+    finished.check(INTERRUPTED)
     steps = {event["step"] for event in events_of(folder / "runs" / name, "interrupted")}
     assert steps == {step + 1}, finished.output
 
 
 def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
-    """For each step the samples of all ranks and their mean loss, whatever the ranks were."""
+    """For each step the samples of all ranks and their mean loss, whatever the ranks were.
+
+    What was done again counts as it was done last.
+    """
     steps: dict[int, list[tuple[list[int], float]]] = {}
     for file in folder.glob(f"{trace}-[0-9]"):
-        for step, samples, loss in read_trace(folder / trace, int(file.name[-1])):
-            steps.setdefault(step, []).append((samples, loss))
+        seen = read_trace(folder / trace, int(file.name[-1]))
+        last = {(step, tuple(samples)): loss for step, samples, loss in seen}
+        for (step, samples), loss in last.items():
+            steps.setdefault(step, []).append((list(samples), loss))
     return [
         (
             sorted(n for samples, _ in parts for n in samples),
@@ -51,7 +59,7 @@ def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
     """The run that nothing interrupted, on one rank without DeepSpeed."""
     folder = tmp_path_factory.mktemp("whole")
-    train(folder, "trace", 1).check()
+    train_on(1, SETTINGS, folder, toy_env(folder / "trace")).check()
     return curve(folder, "trace")
 
 
@@ -60,17 +68,30 @@ def assert_same(got: list[tuple[list[int], float]], expected: list[tuple[list[in
     assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "damaged"), [(2, True), (3, False)])
 def test_an_interrupted_run_goes_on_with_the_next_batch(
-    tmp_path: Path, stage: int, whole: list[tuple[list[int], float]]
+    tmp_path: Path, stage: int, damaged: bool, whole: list[tuple[list[int], float]]
 ) -> None:
+    """With one bit of one rank's piece wrong it goes on from the checkpoint before."""
     words = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
     interrupt(tmp_path, "trace", 2, "it", 6, *words)
     last = tmp_path / "runs" / "it" / "checkpoints" / "last.ckpt"
     pieces = sorted(file.name for file in (last / "checkpoint").glob("*_optim_states.pt"))
     assert len(pieces) == 2, "every rank saved its piece"
-    train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *words).check()
+    if damaged:
+        piece = last / "checkpoint" / pieces[1]
+        content = bytearray(piece.read_bytes())
+        content[len(content) // 2] ^= 1
+        piece.write_bytes(content)
+    again = train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *words).check()
 
+    (resumed,) = events_of(tmp_path / "runs" / "it", "resumed")
+    if damaged:
+        notice = f"last.ckpt is passed over: checkpoint/{pieces[1]} in it is not what was written"
+        assert notice in " ".join(again.output.split()), again.output
+        assert resumed["checkpoint"].endswith("step=6.ckpt")
+    else:
+        assert resumed["checkpoint"].endswith("last.ckpt")
     assert_same(curve(tmp_path, "trace"), whole)
     finished = events_of(tmp_path / "runs" / "it", "finished")
     assert finished[-1]["step"] == STEPS
@@ -95,13 +116,13 @@ def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
 
     plain = tmp_path / "weights.pt"
     source = tmp_path / "runs" / "end" / "checkpoints" / "last.ckpt"
-    run(launcher("convert", str(source), str(plain)), tmp_path).check()
+    run_warm(launcher("convert", str(source), str(plain)), tmp_path).check()
     state = torch.load(plain, weights_only=True)
     assert {name: tuple(value.shape) for name, value in state.items()} == {
         "net.0.weight": (16, 8), "net.0.bias": (16,), "net.2.weight": (1, 16), "net.2.bias": (1,)
     }  # fmt: skip
     assert plain.stat().st_mode & 0o777 == 0o600
-    again = run(launcher("convert", str(source), str(plain)), tmp_path).check(2)
+    again = run_warm(launcher("convert", str(source), str(plain)), tmp_path).check(2)
     assert "exists already, and is left alone" in again.output
 
 

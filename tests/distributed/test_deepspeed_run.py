@@ -10,9 +10,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, toy_env
-from tests.processes import Finished, launcher, run, torchrun
+from tests.distributed.runs import REPOSITORY, TOY, events_of, toy_env, train_on
+from tests.processes import Finished, launcher, run_warm
 from tests.toy import Toy
+from tests.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 PRETEND_FP16 = {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
@@ -50,7 +51,8 @@ class ByHand(Toy):
 
 def _train(folder: Path, *words: str, env: dict[str, str] | None = None) -> Finished:
     probe = ("--trainer.callbacks", "[{class_path: tests.distributed.test_deepspeed_run.EngineProbe}]")
-    return run(torchrun(2, *TOY, *probe, *words), folder, env={**toy_env(folder / "trace"), **(env or {})})
+    whole = {**toy_env(folder / "trace"), **(env or {})}
+    return train_on(2, (*TOY, *probe, *words), folder, whole, preloaded=DEEPSPEED)
 
 
 def _engine(finished: Finished) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def test_a_model_that_deepspeed_cannot_train_is_told_by_one_line(tmp_path: Path,
     path = f"tests.distributed.test_deepspeed_run.{model}"
     words = ("--model", path, "--data", "tests.toy.ToyData", "--wandb.mode", "disabled", "--devices", "2",
              "--strategy", "deepspeed_stage_1")  # fmt: skip
-    finished = run(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check(2)
+    finished = run_warm(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check(2)
     assert f"error: {told}" in finished.output
     assert not list(tmp_path.glob("trace-*")), "nothing was trained"
 
@@ -110,11 +112,11 @@ def test_every_problem_is_told_before_ranks_start(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}, "train_batch_size": 7}')
     words = (*TOY, "--strategy", "deepspeed_stage_2", "--global_batch_size", "8")
     env = {"PYTHONPATH": str(REPOSITORY)}
-    alone = run(launcher("plan", *words), tmp_path, env=env).check(2).output
+    alone = run_warm(launcher("plan", *words), tmp_path, env=env).check(2).output
     assert "there is one rank; start several (`devices: 2`, or torchrun)" in alone
-    both = run(launcher("plan", *words, "--devices", "2", "--deepspeed_config", "ds.json"), tmp_path, env=env)
+    both = run_warm(launcher("plan", *words, "--devices", "2", "--deepspeed_config", "ds.json"), tmp_path, env=env)
     for part in ("train_batch_size: given 7, but the plan has 8", "use `strategy: deepspeed_stage_3`"):
         assert part in both.check(2).output
-    fp16 = run(launcher("plan", *words, "--devices", "2", "--precision", "16-mixed"), tmp_path, env=env)
+    fp16 = run_warm(launcher("plan", *words, "--devices", "2", "--precision", "16-mixed"), tmp_path, env=env)
     if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         assert "only where that has AVX512-FP16" in fp16.check(2).output

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, events_of
-from tests.processes import run, torchrun
+from tests.distributed.runs import REPOSITORY, events_of, train_on
+from tests.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 # Accumulated and clipped: a gradient that were scaled otherwise than DDP's would be clipped otherwise.
 DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mode", "disabled",
         "--data.train_stride", "480", "--data.block_size", "32", "--model.n_layer", "2", "--model.n_embd", "32",
         "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "0.3",
+        "--trainer.val_check_interval", "1.0", "--trainer.limit_val_batches", "4",
         "--trainer.log_every_n_steps", "1")  # fmt: skip
 
 
@@ -21,7 +22,7 @@ def _curve(folder: Path, strategy: str, precision: str) -> list[float]:
     """The training loss of rank zero at every step, then the validation loss of the end."""
     name = f"{strategy}-{precision}"
     words = (*DEMO, "--strategy", strategy, "--precision", precision, "--name", name)
-    run(torchrun(2, *words), folder).check()
+    train_on(2, words, folder, {}, preloaded=DEEPSPEED).check()
     directory = folder / "runs" / name
     steps = [event["metrics"]["train_loss"] for event in events_of(directory, "step")]
     (finished,) = events_of(directory, "finished")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.runs import TOY, events_of, read_trace, toy_env
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = ("--model", "tests.faulty.Faulty", *TOY[2:], "--global_batch_size", "8", "--trainer.max_epochs", "1",
@@ -16,7 +18,7 @@ SETTINGS = ("--model", "tests.faulty.Faulty", *TOY[2:], "--global_batch_size", "
 
 
 def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
-    return run(launcher("fit", *SETTINGS, *words), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
+    return run_warm(launcher("fit", *SETTINGS, *words), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,43 @@ def test_the_first_rank_that_failed_is_named_once_with_its_log_and_its_exit_code
         assert "closed by peer" in (tmp_path / "runs/it/logs/rank-0.log").read_text()
     if fault == "segfault":
         assert 'faulty.py", line' in account, "the log's end says where"
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group that holds 64 MiB, of either version."""
+    tried: list[str] = []
+    for parent, limit in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
+        group = Path(parent) / f"launcher-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError as error:
+            tried.append(str(error))
+            continue
+        try:
+            # In a folder that is no control group, or hands on no memory, there is no such file.
+            if (group / limit).exists():
+                (group / limit).write_text(str(64 * 2**20))
+                yield group
+                return
+            tried.append(f"no {limit} in {parent}")
+        finally:
+            group.rmdir()
+    reason = f"no control group with a limit can be made here: {'; '.join(tried)}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def test_a_rank_that_the_kernel_kills_for_memory_is_named_as_that(tmp_path: Path, memory_group: Path) -> None:
+    env = {**toy_env(tmp_path / "trace"), "MEMORY_GROUP": str(memory_group)}
+    command = launcher("fit", *SETTINGS, "--model.fault", "eat memory")
+    output = run_warm(command, tmp_path, env=env, timeout=150).check(137).output
+
+    told = r"error: rank 1 \(\S+\) failed first: killed by the kernel because the memory was full \(SIGKILL\) at step 3"
+    assert re.search(told, output), output
+    (event,) = events_of(tmp_path / "runs" / "it", "rank_failed")
+    assert event["out_of_memory"] is True
 
 
 def test_an_exception_before_the_process_group_exists_is_told_with_its_rank(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from launcher.local_job import is_running
 from launcher.submission import read_records
 from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 from tests.slurm.cluster import wait_until
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ MODEL = (*TOY, "--model", "tests.slurm.paced.PacedToy", "--accelerator", "cpu", 
 
 def _words(cwd: Path, *given: str, pace: str = "0") -> Finished:
     own = {"TRACE": str(cwd / "trace"), "PACE": pace, "PYTHONPATH": str(REPOSITORY)}
-    return run(launcher(*given), cwd, env=own, timeout=120)
+    return run_warm(launcher(*given), cwd, env=own, timeout=120)
 
 
 def _ended(cwd: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import REPOSITORY, TOY, events_of, only_run, toy_env
-from tests.processes import launcher, run
+from tests.processes import launcher, run_warm
 
 H100S = ("--gpus", "64", "--gpus-per-node", "8", "--gpu", "h100")
 
@@ -16,7 +16,7 @@ H100S = ("--gpus", "64", "--gpus-per-node", "8", "--gpu", "h100")
 @pytest.mark.slow
 def test_a_plan_for_gpus_that_are_not_here_has_every_candidate_and_a_picture(tmp_path: Path) -> None:
     words = launcher("plan", *TOY, *H100S, "--json", "--plot", "memory.svg", "--global-batch-size", "256")
-    ended = run(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check()
+    ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check()
     plan = json.loads(ended.output[ended.output.index("{") :])
     assert (plan["world_size"], plan["num_nodes"], plan["precision"]) == (64, 8, "bf16-mixed")
     assert plan["strategy"]["name"] == plan["memory"]["pick"] == "ddp"
@@ -29,7 +29,7 @@ def test_a_plan_for_gpus_that_are_not_here_has_every_candidate_and_a_picture(tmp
 @pytest.mark.slow
 def test_wrong_options_are_told_at_once_and_nothing_is_planned(tmp_path: Path) -> None:
     words = launcher("plan", *TOY, "--gpus", "12", "--gpus-per-node", "8", "--gpu", "h10")
-    ended = run(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
+    ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
     assert "the config has 2 problems" in ended.output
     assert "did you mean h100?" in ended.output
     assert "Traceback" not in ended.output
@@ -40,19 +40,47 @@ def test_a_model_too_large_for_anything_is_refused_before_a_run_is_made(tmp_path
     words = launcher("fit", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9", "--devices", "1")
     plan = launcher("plan", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9")
     env = toy_env(tmp_path / "trace")
-    ended = run(plan, tmp_path, env=env, timeout=60).check(2)
+    ended = run_warm(plan, tmp_path, env=env, timeout=60).check(2)
     assert "no strategy fits: single_device needs least" in ended.output
     assert "what would do" in ended.output
     # A run of so small a model begins without a look at memory.
-    run([*words, "--trainer.max_steps", "1"], tmp_path, env=env, timeout=90).check()
+    run_warm([*words, "--trainer.max_steps", "1"], tmp_path, env=env, timeout=90).check()
 
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> None:
     words = launcher("--model", "tests.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--trainer.max_steps", "4")
-    ended = run(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=90).check(1)
+    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=90).check(1)
     assert "rank 0" in ended.output
     assert "is out of memory with single_device" in ended.output
     assert "next: a smaller micro batch" in ended.output
     (event,) = events_of(only_run(tmp_path), "out_of_memory")
     assert (event["strategy"], event["next"], event["go_on"]) == ("single_device", None, False)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
+    words = launcher("fit", "--nproc-per-node", "2", "--model", "tests.hungry.Hungry", "--model.content_from", "3",
+                     "--model.width", "4096", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
+                     "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4")  # fmt: skip
+    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
+    directory = only_run(tmp_path)
+    assert [event["verdict"] for event in events_of(directory, "rank_failed")] == [
+        "restart with strategy deepspeed_stage_3, from the last checkpoint",
+    ]
+    names = [event["plan"]["strategy"]["name"] for event in events_of(directory, "planned")]
+    assert names == ["ddp", "deepspeed_stage_3"]
+    assert len(events_of(directory, "resumed")) == 1
+    assert {event["step"] for event in events_of(directory, "finished")} == {4}
+    assert "is out of memory with ddp" in ended.output
+    assert "next: `strategy: deepspeed_stage_3`" in ended.output
+
+
+@pytest.mark.slow
+def test_where_nothing_needs_less_there_is_no_restart(tmp_path: Path) -> None:
+    words = launcher("fit", "--model", "tests.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next",
+                     "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
+    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
+    assert "is out of memory with single_device" in ended.output
+    (event,) = events_of(only_run(tmp_path), "rank_failed")
+    assert not event["restart"]

@@ -12,11 +12,24 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import TOY, events_of, free_port, read_trace, toy_env
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1",
             "--name", "it", "--nproc-per-node", "1", "--rdzv-conf", "join_timeout=120,last_call_timeout=1")  # fmt: skip
+
+
+# Node one's agent, or zero's, writes its process id where the test finds it.
+_MARK = """\
+import os
+from pathlib import Path
+from tests.toy import Toy
+
+
+class Mark(Toy):
+    def on_fit_start(self):
+        Path(f"agent-{self.global_rank}").write_text(str(os.getsid(0)))
+"""
 
 
 def _fit_on_nodes(
@@ -32,7 +45,7 @@ def _fit_on_nodes(
 
         words = ("--nnodes", nodes, "--node-rank", str(node), "--rdzv-endpoint", endpoint, *own[node])
         command = launcher("fit", *SETTINGS, *words)
-        return run(command, cwd, env=toy_env(cwd / "trace"), timeout=200, on_line=hear)
+        return run_warm(command, cwd, env=toy_env(cwd / "trace"), timeout=200, on_line=hear)
 
     with ThreadPoolExecutor(len(own)) as pool:
         return list(pool.map(one, range(len(own))))
@@ -65,20 +78,16 @@ def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: P
     lost: list[int] = []
 
     def lose_node_one(node: int, line: str, agent: int) -> None:
-        # Node one's agent writes its process id; rank zero's steps say when to end it.
+        # Rank zero's steps say when to end it.
         if line.startswith("step 4/") and not lost:
             lost.append(int((tmp_path / "agent-1").read_text()))
             os.kill(lost[0], signal.SIGKILL)
 
-    (tmp_path / "mark.py").write_text(
-        "import os\nfrom pathlib import Path\nfrom tests.toy import Toy\n\n\nclass Mark(Toy):\n"
-        "    def on_fit_start(self):\n        if self.global_rank == 1:\n"
-        "            Path('agent-1').write_text(str(os.getsid(0)))\n"
-    )
+    (tmp_path / "mark.py").write_text(_MARK)
     words = ("--model", "mark.Mark", "--max-restarts", "2", "--checkpoint.every_n_steps", "1",
-             "--trainer.max_epochs", "40",
+             "--trainer.max_epochs", "10",
              # One node would do, so the first must wait for the second, however long its start takes.
-             "--rdzv-conf", "join_timeout=120,last_call_timeout=15")  # fmt: skip
+             "--rdzv-conf", "join_timeout=120,last_call_timeout=10")  # fmt: skip
     zero, one = _fit_on_nodes(tmp_path, "1:2", [words, words], lose_node_one)
 
     assert one.code == -signal.SIGKILL
@@ -87,4 +96,33 @@ def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: P
     first, second = (event["plan"] for event in events_of(directory, "planned"))
     assert (first["world_size"], second["world_size"]) == (2, 1)
     assert first["batch"]["global_batch_size"] == second["batch"]["global_batch_size"] == 8
-    assert events_of(directory, "finished")[0]["step"] == 320
+    assert events_of(directory, "finished")[0]["step"] == 80
+
+
+def test_the_end_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_told(tmp_path: Path) -> None:
+    lost: list[int] = []
+
+    def lose_node_zero(node: int, line: str, agent: int) -> None:
+        if line.startswith("step 4/") and not lost:
+            lost.append(int((tmp_path / "agent-0").read_text()))
+            os.kill(lost[0], signal.SIGKILL)
+
+    (tmp_path / "mark.py").write_text(_MARK)
+    words = ("--model", "mark.Mark", "--max-restarts", "2", "--trainer.max_epochs", "400")
+    zero, one = _fit_on_nodes(tmp_path, "2", [words, words], lose_node_zero)
+
+    assert zero.code == -signal.SIGKILL
+    one.check(1)
+    assert one.output.count("the node that serves the rendezvous at 127.0.0.1:") == 1, one.output
+    assert "Traceback" not in one.output
+
+
+def test_a_hang_is_explained_alike_on_the_node_that_waits_and_on_the_one_that_sleeps(tmp_path: Path) -> None:
+    words = ("--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "30")
+    zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
+
+    told = r"error: rank 1 \(\S+\) failed first: hung at step 3: it was in .*; it did not enter all_reduce of .* waits"
+    for finished in (zero, one):
+        finished.check(1)
+        assert re.search(told, finished.output), finished.output
+    assert {tuple(event["waiting_for"]) for event in events_of(tmp_path / "runs" / "it", "hang")} == {(1,)}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.runs import TOY, toy_env
-from tests.processes import launcher, run
+from tests.processes import launcher, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def output(folder: Path) -> str:
     command = [sys.executable, "-c", _SCRIPT, json.dumps(DAMAGED), json.dumps(RECORDS)]
     env = {**toy_env(folder / "trace"), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    return run(command, folder, env=env, timeout=280).check().output
+    return run_warm(command, folder, env=env, timeout=280).check().output
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
 def test_on_the_command_line_it_is_exit_code_2_and_the_run_stays_as_it_was(folder: Path) -> None:
     before = contents(folder / "runs")
     words = (*TOY, "--name", "fp16", "--resume", "auto", "--precision", "bf16-mixed", "--on_precision_change", "error")
-    text = run(launcher(*words), folder, env=toy_env(folder / "trace-of-none")).check(2).output
+    text = run_warm(launcher(*words), folder, env=toy_env(folder / "trace-of-none")).check(2).output
     assert "the checkpoint was trained in 16-mixed, this run trains in bf16-mixed" in text
     assert "Traceback" not in text
     assert contents(folder / "runs") == before

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, only_run, toy_env
-from tests.processes import launcher, run, torchrun
+from tests.distributed.runs import TOY, events_of, only_run, toy_env, train_on
+from tests.processes import launcher, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def test_each_precision_that_a_cpu_can_run_is_trained_as_planned(tmp_path: Path)
         "auto": ("32-true", "torch.float32"),
     }
     env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
-    output = run([sys.executable, "-c", _SCRIPT, *expected], tmp_path, env=env).check().output
+    output = run_warm([sys.executable, "-c", _SCRIPT, *expected], tmp_path, env=env).check().output
 
     found = [line.split(" ", 1)[1] for line in output.splitlines() if line.startswith("FOUND")]
     decoder = json.JSONDecoder()
@@ -63,7 +63,7 @@ def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> Non
         "[{class_path: tests.toy.Probe}]",
     )
     env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
-    output = run(torchrun(2, *words), tmp_path, env=env).check().output
+    output = train_on(2, words, tmp_path, env).check().output
 
     precision, dtype, scale, strategy = json.loads((tmp_path / "probe").read_text())
     assert (precision, dtype, strategy) == ("16-mixed", "torch.float16", "DDPStrategy")
@@ -74,7 +74,7 @@ def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> Non
 
 def test_a_wish_for_mixed_precision_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
     words = (*TOY, "--use_amp", "true", "--trainer.max_steps", "2")
-    output = run(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
+    output = run_warm(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
 
     assert output.count("notice: use_amp was wished for") == 1
     (planned,) = events_of(only_run(tmp_path), "planned")

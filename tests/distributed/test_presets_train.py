@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from launcher.preset_files import preset_names
-from tests.distributed.runs import events_of, only_run, toy_env
-from tests.processes import launcher, run, torchrun
+from tests.distributed.runs import events_of, only_run, toy_env, train_on
+from tests.processes import launcher, run_warm
+from tests.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 
@@ -17,21 +18,20 @@ _FEW = ("--accelerator", "cpu", "--wandb.mode", "disabled", "--trainer.max_epoch
 _MODEL = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData")
 
 
-# DeepSpeed's presets come in as soon as `strategies.choice.NAMES` has their strategies.
 @pytest.mark.case(45)
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_preset_is_written_and_trains(tmp_path: Path, preset: str) -> None:
     env = toy_env(tmp_path / "trace")
-    run(launcher("init", "--yes", "--preset", preset, *_MODEL, *_FEW), tmp_path, env=env).check()
+    run_warm(launcher("init", "--yes", "--preset", preset, *_MODEL, *_FEW), tmp_path, env=env).check()
     ranks = _RANKS.get(preset, 2)
     words = ("fit", "--config", "run.yaml")
-    run(launcher(*words) if ranks == 1 else torchrun(ranks, *words), tmp_path, env=env, timeout=240).check()
+    train_on(ranks, words, tmp_path, env, preloaded=DEEPSPEED if preset.startswith("zero") else ()).check()
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["world_size"] == ranks
 
 
 def test_debug_without_a_model_trains_the_demo(tmp_path: Path) -> None:
-    run(launcher("init", "--yes", "--preset", "debug"), tmp_path).check()
-    output = run(launcher("fit", "--config", "run.yaml", "--accelerator", "cpu"), tmp_path).check().output
+    run_warm(launcher("init", "--yes", "--preset", "debug"), tmp_path).check()
+    output = run_warm(launcher("fit", "--config", "run.yaml", "--accelerator", "cpu"), tmp_path).check().output
     assert "val_loss" in output
     assert "steps       20 " in output

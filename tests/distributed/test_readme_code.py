@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import REPOSITORY, events_of, only_run, toy_env
-from tests.processes import run
+from tests.processes import run_warm
 from tests.wandb_file import history_rows
 
 pytestmark = pytest.mark.slow
 
-_THEIRS = "from tests.toy import Toy as MyModule, ToyData as MyData\n"
+THEIRS = "from tests.toy import Toy as MyModule, ToyData as MyData\n"
 
 
 def block(first: str) -> str:
@@ -26,10 +26,10 @@ def block(first: str) -> str:
 
 
 def run_block(folder: Path, first: str) -> str:
-    (folder / "my_pkg.py").write_text(_THEIRS)
+    (folder / "my_pkg.py").write_text(THEIRS)
     (folder / "train.py").write_text(block(first))
     env = {**toy_env(folder / "trace"), "WANDB_MODE": "offline"}
-    return run([sys.executable, "train.py"], folder, env=env, timeout=240).check().output
+    return run_warm([sys.executable, "train.py"], folder, env=env, timeout=240).check().output
 
 
 def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.browser import Page, browser
-from tests.distributed.runs import TOY, events_of, toy_env
+from tests.distributed.runs import TOY, events_of, toy_env, train_on
 from tests.made_run import MadeRun
-from tests.processes import launcher, run, torchrun
+from tests.processes import launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--name", "it", "--global_batch_size", "8", "--trainer.log_every_n_steps", "1")
@@ -20,7 +20,7 @@ NASTY = '"><script>document.title="run"</script><img src="http://192.0.2.1/x" on
 
 
 def _report(cwd: Path, *words: str) -> Path:
-    output = run(launcher("report", *words), cwd).check().output
+    output = run_warm(launcher("report", *words), cwd).check().output
     return Path(output.splitlines()[-1])
 
 
@@ -63,9 +63,8 @@ def _pictures(page: Page, file: Path) -> list[float]:
 def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_browser(tmp_path: Path) -> None:
     words = (*SETTINGS, "--precision", "16-mixed", "--trainer.max_epochs", "3")
     env = toy_env(tmp_path / "trace")
-    # torchrun ends with 1 whatever its ranks end with.
-    run(torchrun(2, *words, "--model.signal_at", "7"), tmp_path, env=env).check(1)
-    run(torchrun(2, *words, "--resume", "auto"), tmp_path, env=env).check()
+    train_on(2, (*words, "--model.signal_at", "7"), tmp_path, env).check(130)
+    train_on(2, (*words, "--resume", "auto"), tmp_path, env).check()
     directory = tmp_path / "runs" / "it"
     skipped = events_of(directory, "ranks")[-1]["skipped_steps"][0]
     assert skipped > 0, "the toy overflows"
@@ -109,7 +108,7 @@ def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_brow
 
 def test_a_run_that_failed_and_a_run_with_markup_in_its_names_are_compared_in_a_browser(tmp_path: Path) -> None:
     words = (*SETTINGS, "--trainer.max_epochs", "1", "--model.raise_at", "3", "--model.by_rank", "1")
-    run(torchrun(2, *words), tmp_path, env=toy_env(tmp_path / "trace")).check(1)
+    train_on(2, words, tmp_path, toy_env(tmp_path / "trace")).check(1)
     made = MadeRun(tmp_path / "runs" / "<b>made", model={"class_path": NASTY})
     made.start(versions={NASTY: NASTY}, host=NASTY)
     for step in (10, 20, 30):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, read_trace, toy_env
-from tests.processes import launcher, run, torchrun
+from tests.distributed.runs import TOY, read_trace, toy_env, train_on
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "12", "--data.size", "66", "--trainer.max_epochs", "3")
@@ -29,8 +28,7 @@ def test_the_loss_curve_is_the_same_on_one_two_and_three_ranks(tmp_path: Path) -
     curves: dict[int, list[tuple[set[int], float]]] = {}
     for ranks in (1, 2, 3):
         trace = tmp_path / f"trace{ranks}"
-        command = launcher(*SETTINGS) if ranks == 1 else torchrun(ranks, *SETTINGS)
-        run(command, tmp_path, env=toy_env(trace)).check()
+        train_on(ranks, SETTINGS, tmp_path, toy_env(trace)).check()
         curves[ranks] = _steps(trace, ranks)
 
     # 66 samples are 5 global batches of 12; batch_size 4 lets a rank take 4 at once, so one rank accumulates 3 times.

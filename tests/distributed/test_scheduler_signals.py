@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import TOY, events_of, read_trace, toy_env
-from tests.processes import launcher, run
+from tests.processes import launcher, run_warm
 
 pytestmark = pytest.mark.slow
 MODEL = ("fit", *TOY, "--model", "tests.slurm.paced.Scheduled", "--data.workers", "1", "--accelerator", "cpu",
@@ -18,7 +18,7 @@ def test_neither_the_fork_server_nor_loader_workers_take_the_ranks_with_them(tmp
     def train(folder: str, *words: str, code: int = 0) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
         env = toy_env(tmp_path / f"trace-{folder}")
-        run(launcher(*MODEL, *words), tmp_path / folder, env=env, timeout=150).check(code)
+        run_warm(launcher(*MODEL, *words), tmp_path / folder, env=env, timeout=150).check(code)
 
     train("whole")
     train("parts", "--model.term_at", "9", code=143)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pty
 import select
 import signal
 import subprocess
-import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
-from fcntl import ioctl
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.distributed.runs import TOY, events_of, toy_env
-from tests.processes import Finished, launcher, run, session_processes
+from tests.processes import Finished, launcher, run, run_warm, session_processes
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "4000", "--trainer.log_every_n_steps", "1",
@@ -36,9 +37,9 @@ def _send_at_step(number: int, send: Callable[[int], None]) -> Callable[[str, in
     return on_line
 
 
-def _fit(cwd: Path, send: Callable[[int], None], *words: str) -> Finished:
+def _fit(cwd: Path, send: Callable[[int], None], *words: str, start: Callable[..., Finished] = run_warm) -> Finished:
     env = toy_env(cwd / "trace")
-    return run(launcher("fit", *SETTINGS, *words), cwd, env=env, timeout=120, on_line=_send_at_step(4, send))
+    return start(launcher("fit", *SETTINGS, *words), cwd, env=env, timeout=120, on_line=_send_at_step(4, send))
 
 
 @pytest.mark.parametrize(
@@ -69,17 +70,29 @@ def test_a_second_signal_ends_at_once_even_where_no_step_boundary_comes(tmp_path
     # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
     words = ("--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
 
-    def twice(line: str, agent: int) -> None:
+    def again(line: str, agent: int) -> None:
         if line.startswith("step 5/"):
             os.kill(agent, signal.SIGINT)
         if "saving at the next step boundary" in line:
-            # Sooner than that it would be the same Ctrl-C, sent twice.
-            subprocess.Popen(["sh", "-c", f"sleep 1; kill -INT {agent}"], start_new_session=True).wait()
+            # One that comes too soon is taken for the same Ctrl-C, sent twice: an impatient person goes on.
+            person = threading.Thread(target=_press_until_it_ends, args=(os.pidfd_open(agent),), daemon=True)
+            person.start()
 
     env = toy_env(tmp_path / "trace")
-    finished = run(launcher("fit", *SETTINGS, *words), tmp_path, env=env, timeout=120, on_line=twice)
+    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=env, timeout=120, on_line=again)
     finished.check(130)
     assert not (tmp_path / "runs/it/checkpoints/last.ckpt").exists()
+
+
+def _press_until_it_ends(agent: int) -> None:
+    """Ctrl-C again and again, to a process by its descriptor: its number may be somebody else's afterwards."""
+    try:
+        while not select.select([agent], [], [], 0.05)[0]:
+            signal.pidfd_send_signal(agent, signal.SIGINT)
+    except ProcessLookupError:
+        pass  # it ended in between
+    finally:
+        os.close(agent)
 
 
 def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
@@ -92,7 +105,7 @@ def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
         os.kill(ranks[-1], signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL)
 
-    finished = _fit(tmp_path, kill_agent)
+    finished = _fit(tmp_path, kill_agent, start=run)
     assert finished.code == -signal.SIGKILL
     assert len(seen[0]) == 3, "the fork server and its two ranks"
     deadline = time.monotonic() + 30
@@ -114,7 +127,7 @@ def test_the_fork_server_dying_is_a_failure_like_others_and_the_restart_works(tm
         os.kill(min(children), signal.SIGKILL)
 
     words = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")
-    output = _fit(tmp_path, kill_server, *words).check().output
+    output = _fit(tmp_path, kill_server, *words, start=run).check().output
     assert "the fork server above it, was killed" in output
     assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 24
 
@@ -132,15 +145,9 @@ def _terminal() -> Iterator[tuple[int, int]]:
 
 def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     with _terminal() as (master, slave):
-
-        def own_terminal() -> None:
-            os.setsid()
-            ioctl(slave, termios.TIOCSCTTY, 0)
-
         env = {**os.environ, **toy_env(tmp_path / "trace"), "TERM": "dumb"}
         words = ("--trainer.enable_progress_bar", "false")
-        process = subprocess.Popen(launcher("fit", *SETTINGS, *words), cwd=tmp_path, env=env, stdin=slave,
-                                   stdout=slave, stderr=slave, preexec_fn=own_terminal)  # fmt: skip
+        process = warm.start(launcher("fit", *SETTINGS, *words)[1:], tmp_path, env, slave, terminal=True)
         try:
             os.close(slave)
             trace = tmp_path / "trace-1"
@@ -151,7 +158,6 @@ def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path
             assert process.wait(60) == 128 + signal.SIGHUP
         finally:
             process.kill()
-            process.wait()
     directory = tmp_path / "runs" / "it"
     assert {event["rank"] for event in events_of(directory, "interrupted")} == {0, 1}
     assert (directory / "checkpoints" / "last.ckpt").exists()
@@ -172,7 +178,7 @@ def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Pat
         for rank in ("0", "1"):
             trace = tmp_path / f"trace-by-{rank}"
             command = launcher("fit", *SETTINGS, *words, "--model.by_rank", rank, "--name", f"by-{rank}")
-            run(command, tmp_path, env=toy_env(trace)).check()
+            run_warm(command, tmp_path, env=toy_env(trace)).check()
             assert len(Path(f"{trace}-{rank}").read_text().splitlines()) == 8
             for log in (disk / "runs" / f"by-{rank}" / "logs").iterdir():
                 log.write_text("")
@@ -187,7 +193,7 @@ def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_f
     )
     words = ("--model", "talk.Talk", "--trainer.max_epochs", "1", "--devices", "3", "--global_batch_size", "12")
     command = launcher("fit", *SETTINGS, *words, "--terminal-ranks", "0,2")
-    output = run(command, tmp_path, env=toy_env(tmp_path / "trace")).check().output
+    output = run_warm(command, tmp_path, env=toy_env(tmp_path / "trace")).check().output
 
     lines = output.splitlines()
     for line in ("out of 0", "err of 0", "[rank 2] out of 2", "[rank 2] err of 2"):
@@ -198,16 +204,21 @@ def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_f
         assert log.count(f"out of {rank}") == log.count(f"err of {rank}") == 1
 
 
-def test_every_rank_knows_from_the_first_line_that_it_is_not_rank_zero(tmp_path: Path) -> None:
+def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_any_other_would(tmp_path: Path) -> None:
     # Lightning takes its rank on import, and the fork server that imports has none.
     (tmp_path / "mine.py").write_text(
-        "from lightning.pytorch.utilities import rank_zero_only\nfrom tests.toy import Toy\n\n\nclass Mine(Toy):\n"
+        "import multiprocessing\nfrom lightning.pytorch.utilities import rank_zero_only\n"
+        "from tests.toy import Toy\n\n\nclass Mine(Toy):\n"
         "    def __init__(self):\n        super().__init__()\n        print('rank_zero_only', rank_zero_only.rank)\n"
+        "        print('start method', multiprocessing.get_start_method())\n"
     )
     words = ("--model", "mine.Mine", "--trainer.max_epochs", "1")
     run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check()
     for rank in range(2):
-        assert f"rank_zero_only {rank}\n" in (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text()
+        log = (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text()
+        assert f"rank_zero_only {rank}\n" in log
+        # The agent's fork server is not for the loaders' workers.
+        assert f"start method {multiprocessing.get_start_method()}\n" in log
 
 
 def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
@@ -218,7 +229,7 @@ def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
         taken.listen()
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
         words = ("--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", endpoint)
-        output = run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check(2).output
+        output = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check(2).output
     assert f"error: --rdzv-endpoint {endpoint}: cannot serve it from" in output
     assert "Traceback" not in output
 
@@ -238,7 +249,9 @@ def test_modules_that_a_fork_does_not_survive_are_spawned_with_a_notice(tmp_path
 def test_a_module_that_ends_its_process_on_import_is_reported_by_the_rank(tmp_path: Path, ending: str) -> None:
     (tmp_path / "ends.py").write_text(f"import os\n{ending}\n")
     words = ("--model", "ends.Model")
-    finished = run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"))
+    # A fresh fork server shows that its death while it imports is seen.
+    start = run if "_exit" in ending else run_warm
+    finished = start(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"))
     if "_exit" in ending:
         finished.check(5)
         assert "the fork server died while it imported" in finished.output

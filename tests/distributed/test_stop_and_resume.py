@@ -2,56 +2,93 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env
-from tests.processes import launcher, run, torchrun
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
+from tests.processes import launcher, run, run_warm, torchrun
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--name", "it")
+NOISY = ("--model", "tests.toy.Noisy", "--data", "tests.toy.NoisyData")
 
 
 def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
     cwd.mkdir(exist_ok=True)
-    command = launcher(*SETTINGS, *words) if ranks == 1 else torchrun(ranks, *SETTINGS, *words)
-    return run(command, cwd, env=toy_env(trace)).check(code).output
+    return train_on(ranks, (*SETTINGS, *words), cwd, toy_env(trace)).check(code).output
 
 
-@pytest.mark.parametrize(("ranks", "step", "workers"), [(1, 2, 0), (1, 7, 0), (1, 11, 2), (1, 15, 2), (2, 11, 0)])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """The trace of the run that nothing interrupted, by its numbers of ranks and of loader workers."""
+
+    @functools.cache
+    def train(ranks: int, workers: int) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        _train(folder, folder / "trace", ranks, *NOISY, "--data.workers", str(workers))
+        return folder / "trace"
+
+    return train
+
+
+def _learned(trace: Path) -> dict[tuple[int, tuple[int, ...]], float]:
+    """The loss of each step's samples, as it was last; validations are sample -1."""
+    return {(step, tuple(samples)): loss for step, samples, loss in read_trace(trace)}
+
+
+# Steps 7 and 15 are the last of an epoch, of which a validation and its end belong to it too.
+@pytest.mark.parametrize(
+    ("ranks", "step", "workers", "number"),
+    [(1, 7, 0, signal.SIGUSR1), (1, 11, 2, signal.SIGHUP), (1, 15, 2, signal.SIGTERM), (2, 11, 0, signal.SIGINT)],
+)
 def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
-    tmp_path: Path, ranks: int, step: int, workers: int
+    tmp_path: Path, whole: Callable[[int, int], Path], ranks: int, step: int, workers: int, number: int
 ) -> None:
-    own = ("--data.workers", str(workers))
-    _train(tmp_path / "whole", tmp_path / "whole-trace", ranks, *own)
+    own = (*NOISY, "--data.workers", str(workers))
     parts = tmp_path / "parts"
-    # torchrun ends with 1 whatever its ranks end with.
-    stopped = _train(
-        parts, tmp_path / "trace", ranks, *own, "--model.signal_at", str(step), code=130 if ranks == 1 else 1
-    )
+    words = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
+    stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
     # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
-    assert stopped_at in ((step + 1,) if ranks == 1 else (step + 1, step + 2))
+    next_border = step + 1 + (step % 8 == 7)
+    assert stopped_at in ((next_border,) if ranks == 1 else (next_border, next_border + 1))
     assert f"stopped after step {stopped_at}; saved" in stopped
     for log in (parts / "runs" / "it" / "logs").iterdir():
         assert "Traceback" not in log.read_text()
     _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
 
     for rank in range(ranks):
-        assert read_trace(tmp_path / "trace", rank) == read_trace(tmp_path / "whole-trace", rank)
+        assert read_trace(tmp_path / "trace", rank) == read_trace(whole(ranks, workers), rank)
     assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
     first, second = events_of(directory, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
 
 
+@pytest.mark.parametrize("every", [(), ("--checkpoint.every_n_steps", "8")])
+def test_a_run_that_was_killed_goes_on_from_the_end_of_an_epoch_as_if_it_had_not_been(
+    tmp_path: Path, whole: Callable[[int, int], Path], every: tuple[str, ...]
+) -> None:
+    """The checkpoint is of an epoch's last step: written after its validation, or before, which is made up for then."""
+    words = (*NOISY, *every, "--model.kill_at", "12")
+    _train(tmp_path, tmp_path / "trace", 1, *words, code=-signal.SIGKILL)
+    _train(tmp_path, tmp_path / "trace", 1, *words, "--resume", "auto")
+    directory = tmp_path / "runs" / "it"
+    assert [event["step"] for event in events_of(directory, "training_started")] == [0, 8]
+    assert _learned(tmp_path / "trace") == _learned(whole(1, 0))
+    validated = [event["step"] for event in events_of(directory, "validation")]
+    assert validated == ([8, 8, 16, 24] if every else [8, 16, 24])
+
+
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
-    # Rank one gets it alone, in the middle of its own step.
-    words = ("--model.signal_at", "5", "--model.by_rank", "1")
-    _train(tmp_path, tmp_path / "trace", 2, *words, code=1)
+    # Rank one gets it alone, in the middle of its own step; a scheduler's warning, as SLURM sends it.
+    words = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
+    _train(tmp_path, tmp_path / "trace", 2, *words, code=128 + signal.SIGUSR2)
 
     interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
     assert {event["rank"] for event in interrupted} == {0, 1}
@@ -80,10 +117,12 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
 
 
 def test_the_end_of_the_training_is_saved_and_more_epochs_go_on_from_there(tmp_path: Path) -> None:
-    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it")
-    run(launcher(*words), tmp_path).check()
-    run(launcher(*words, "--resume", "auto"), tmp_path).check()
-    output = run(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
+    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it",
+             "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode", "disabled",
+             "--trainer.limit_val_batches", "4")  # fmt: skip
+    run_warm(launcher(*words), tmp_path).check()
+    run_warm(launcher(*words, "--resume", "auto"), tmp_path).check()
+    output = run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
 
     events = [events_of(tmp_path / "runs" / "it", kind) for kind in ("finished", "checkpoint", "training_started")]
     steps = [[event["step"] for event in of_kind] for of_kind in events]

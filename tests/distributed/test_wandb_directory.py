@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.runs import events_of, toy_env
-from tests.processes import run
+from tests.processes import run, run_warm
 from tests.wandb_file import config_of, history_rows, records, summary_of
 from tests.wandb_server import WandbServer, wandb_server
 
@@ -74,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with wandb_server() as server:
         env = {**toy_env(folder / "trace"), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "HOME": str(folder),
                "OMP_NUM_THREADS": "1"}  # fmt: skip
-        output = run([sys.executable, "-c", _SCRIPT], folder, env=env, timeout=240).check().output
+        output = run_warm([sys.executable, "-c", _SCRIPT], folder, env=env, timeout=240).check().output
     (file,) = (folder / "runs" / "offline" / "wandb").glob("offline-run-*/run-*.wandb")
     scales = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
     return Trained(folder, server, read_wandb_file(file), scales)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
+import pty
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
+from pexpect.fdpexpect import fdspawn
 
 from launcher.config_sources import load_config
+from tests import warm
 from tests.distributed.runs import REPOSITORY, events_of, only_run
-from tests.processes import launcher, run
+from tests.processes import launcher, run_warm
 from tests.unit.test_partitions import fake_sinfo
 
 pytestmark = pytest.mark.slow
@@ -31,10 +34,14 @@ class Terminal:
         fake_sinfo(programs, "exit 0")
         path = f"{programs}:{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "TERM": term, "PYTHONPATH": str(REPOSITORY), "PROMPT_TOOLKIT_NO_CPR": "1"}
-        self.child = pexpect.spawn(
-            sys.executable, ["-m", "launcher", "init", *words], cwd=str(folder), env=env, encoding="utf-8",
-            dimensions=(50, columns), timeout=_TIMEOUT_S,
-        )  # fmt: skip
+        master, slave = pty.openpty()
+        try:
+            termios.tcsetwinsize(slave, (50, columns))
+            words = ("-m", "launcher", "init", *words)
+            self.process = warm.start(words, folder, env, slave, terminal=True)
+        finally:
+            os.close(slave)
+        self.child = fdspawn(master, encoding="utf-8", timeout=_TIMEOUT_S)
 
     def answer(self, question: str, keys: str = "") -> None:
         """Wait for a question, then press the keys and Enter."""
@@ -48,9 +55,13 @@ class Terminal:
     def ends(self, code: int) -> str:
         """Wait for the end; returns what was said since the last question."""
         self.child.expect(pexpect.EOF)
-        self.child.close()
-        assert self.child.exitstatus == code, self.child.before
+        assert self.process.wait() == code, self.child.before
         return self.child.before or ""
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        self.process.kill()
+        self.child.close()
 
 
 @pytest.fixture
@@ -58,7 +69,7 @@ def terminals() -> Iterator[list[Terminal]]:
     opened: list[Terminal] = []
     yield opened
     for terminal in opened:
-        terminal.child.close(force=True)
+        terminal.close()
 
 
 @pytest.mark.case(45)
@@ -97,7 +108,7 @@ def test_five_steps_on_a_terminal_make_a_config_that_trains(
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["run.yaml"]
 
     env = {"PYTHONPATH": str(REPOSITORY), "TRACE": str(tmp_path / "trace")}
-    run(launcher("fit", "--config", "run.yaml"), tmp_path, env=env).check()
+    run_warm(launcher("fit", "--config", "run.yaml"), tmp_path, env=env).check()
     finished = only_run(tmp_path)
     assert finished.name == "from-wizard"
     (planned,) = events_of(finished, "planned")

@@ -124,6 +124,10 @@ class Cluster:
             return set()
         return set(listed.split())
 
+    def node_state(self, node: str) -> str:
+        """One node's state, with its marks."""
+        return self.command("sinfo", "--noheader", "--Node", f"--nodes={node}", "--partition=low", "--format=%t")
+
     def job_field(self, job_id: str, field: str) -> str:
         """One field of `scontrol show job`."""
         text = self.command("scontrol", "--oneliner", "show", "job", job_id)

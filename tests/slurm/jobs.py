@@ -78,6 +78,11 @@ class Job:
         except (OSError, IndexError, ValueError):
             return 0
 
+    def rank_log(self, rank: int) -> str:
+        """What a rank has said so far, in all attempts."""
+        file = self.run / "logs" / f"rank-{rank}.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
     def said(self) -> str:
         """All that the job's tasks and ranks have said, and SLURM of it."""
         files = [*sorted(self.run.glob("submissions/*/*_log.*")), *sorted(self.run.glob("logs/*.log"))]
@@ -102,3 +107,10 @@ def submit(cluster: Cluster, folder: Path, name: str, *given: str, env: dict[str
     found = re.search(r"job (\d+) is queued", said)
     assert found is not None, said
     return Job(cluster, folder, name, found[1], trace)
+
+
+def set_pace(pace: Path, seconds: str) -> None:
+    """Set how long the paced toy's steps take; in one go, as they read it at any time."""
+    written = pace.with_suffix(".new")
+    written.write_text(seconds)
+    written.replace(pace)

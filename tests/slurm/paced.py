@@ -14,14 +14,19 @@ from tests.toy import Toy
 
 
 class PacedToy(Toy):
-    """PACE: seconds that each step takes at least, or the path of a file with that number, while it is there."""
+    """PACE: seconds that each step takes at least, or the path of a file with that number, while it is there.
+
+    The file is read anew all the time: a step that is held ends as soon as it says so.
+    """
 
     def __init__(self, lr: float = 0.05) -> None:
         super().__init__(lr)
         self.net.insert(1, nn.Dropout(0.3))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        time.sleep(_pace(os.environ.get("PACE", "0")))
+        began = time.monotonic()
+        while (left := _pace(os.environ.get("PACE", "0")) - (time.monotonic() - began)) > 0:
+            time.sleep(min(left, 0.05))
         return super().training_step(batch, batch_idx)
 
 
@@ -29,8 +34,10 @@ def _pace(given: str) -> float:
     try:
         return float(given)
     except ValueError:
-        file = Path(given)
-        return float(file.read_text()) if file.exists() else 0.0
+        try:
+            return float(Path(given).read_text())
+        except FileNotFoundError:
+            return 0.0
 
 
 class Scheduled(PacedToy):

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped, for_ranks, means_now
 
 INT, TERM, USR2, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP
+
+
+@pytest.fixture(autouse=True)
+def _handlers_put_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +46,8 @@ def test_the_first_is_handed_on_and_the_second_kills() -> None:
             os.kill(os.getpid(), INT)
     assert said == [INT, "kill"]
     assert signals.first == INT
+    # What comes now finds an agent that is ending already.
+    assert {signal.getsignal(number) for number in HANDLED} == {signal.SIG_IGN}
 
 
 def test_without_ranks_the_agent_itself_ends() -> None:

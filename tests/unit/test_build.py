@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.choice import DDP_FIND_UNUSED, choose_strategy
 from strategies.precision import Precision
+from strategies.steady_ddp import SteadyDDPStrategy
 
 PLACE = RankPlace(
     rank=5, world_size=8, local_rank=1, local_world_size=4, node_rank=1, main_address="node0", main_port=29511
@@ -61,7 +62,7 @@ def test_one_rank_trains_on_its_device() -> None:
 def test_ddp_gets_every_flag_of_the_choice(requested: str, static: bool, find_unused: bool) -> None:
     choice = choose_strategy(requested, world_size=8, device_kind="cpu", accumulate=1, model_has_static_graph=static)
     strategy = build_strategy(choice, "cpu", PLACE, timeout=77)
-    assert isinstance(strategy, DDPStrategy)
+    assert isinstance(strategy, SteadyDDPStrategy)
     assert strategy._ddp_kwargs == {
         "gradient_as_bucket_view": True,
         "static_graph": static,

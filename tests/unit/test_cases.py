@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 ALL = range(1, 51)
 
 
+@functools.cache
 def marked() -> dict[int, list[str]]:
     """Number of a case to the places that name it: read from the source, so no choice of tests hides one."""
     places: dict[int, list[str]] = {}
     for file in sorted(TESTS.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        text = file.read_text(encoding="utf-8")
+        # Parsing takes most of the time, and few files have a mark.
+        for node in ast.walk(ast.parse(text)) if "mark.case" in text else ():
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.case"):
                 place = f"{file.relative_to(TESTS)}:{node.lineno}"
                 (number,) = (ast.literal_eval(argument) for argument in node.args)

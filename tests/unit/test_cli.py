@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launcher import __version__
-from tests.processes import Finished, launcher, run
+from tests.processes import Finished, launcher, run, run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData")
@@ -119,34 +119,33 @@ def test_a_later_config_file_and_the_command_line_override(tmp_path: Path) -> No
     assert (values["seed"], values["name"], values["runs_dir"]) == (3, "b", "a")
 
 
+def plan(*given: str) -> Finished:
+    return run_warm(launcher("plan", *given), REPOSITORY, timeout=60)
+
+
 @pytest.mark.slow
 def test_plan_prints_a_table_and_starts_nothing(tmp_path: Path) -> None:
-    ended = words("plan", *TOY, "--global-batch-size", "8", "--runs_dir", str(tmp_path), cwd=REPOSITORY).check()
+    ended = plan(*TOY, "--global-batch-size", "8", "--runs_dir", str(tmp_path)).check()
     assert "single_device" in ended.output
     assert "global_batch_size 8" in ended.output
-    assert _runs(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_plan_as_json_is_the_plan_for_the_users_own_classes(tmp_path: Path) -> None:
     options = ("--accelerator", "cpu", "--devices", "2", "--data.batch_size", "3", "--runs_dir", str(tmp_path))
-    ended = words("plan", "--json", *TOY, *options, "--global-batch-size", "8", cwd=REPOSITORY).check()
-    plan = json.loads(ended.output)
-    assert plan["strategy"]["name"] == "ddp"
-    assert plan["world_size"] == 2
-    assert plan["batch"] == {"world_size": 2, "micro_batch_size": 2, "accumulate": 2, "global_batch_size": 8}
-    assert plan["assumed"] is True
-    assert _runs(tmp_path) == []
-
-
-def _runs(folder: Path) -> list[Path]:
-    """What lies there but for the settings and caches that libraries keep in HOME, which it is too."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    ended = plan("--json", *TOY, *options, "--global-batch-size", "8").check()
+    planned = json.loads(ended.output)
+    assert planned["strategy"]["name"] == "ddp"
+    assert planned["world_size"] == 2
+    assert planned["batch"] == {"world_size": 2, "micro_batch_size": 2, "accumulate": 2, "global_batch_size": 8}
+    assert planned["assumed"] is True
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_a_class_of_the_wrong_kind_is_a_usage_error(tmp_path: Path) -> None:
     given = ("--model", "tests.toy.NoModule", "--runs_dir", str(tmp_path))
-    ended = words("plan", *given, cwd=REPOSITORY).check(2)
+    ended = plan(*given).check(2)
     assert "model.class_path: tests.toy.NoModule is no LightningModule" in ended.output
     assert "Traceback" not in ended.output

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from strategies.batch import BatchSplit
 from strategies.candidates import CANDIDATES, DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
-from strategies.comparison import MARGIN, Comparison, compare_strategies, gib
+from strategies.comparison import MARGIN, Comparison, compare_strategies, next_after
 from strategies.gpus import find_gpu
 from strategies.memory import estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine, step_time
 from strategies.step_trace import ModelProfile, StepTrace
+from strategies.units import gib
 
 GIB = 1 << 30
 BF16 = Precision.BF16_MIXED
@@ -144,6 +145,17 @@ def test_after_running_out_of_memory_the_next_needs_less() -> None:
     assert following is not None
     assert following.memory.total < pick.memory.total
     assert following.fits
+
+
+def test_each_next_candidate_needs_less_until_there_is_none() -> None:
+    found = compare(profile(7), machine(8))
+    name, needs = "ddp", []
+    while (following := next_after(name, found.assessments, machine(8))) is not None:
+        name = following
+        needs.append(next(a.memory.total for a in found.assessments if a.name == name))
+    assert len(needs) > 1
+    assert needs == sorted(needs, reverse=True)
+    assert next_after("fsdp", found.assessments, machine(8)) is None
 
 
 def test_a_comparison_is_plain_json() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError
 from launcher.plan import make_plan
 from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, TOP, ZERO, broken_keys
+from tests.processes import run_warm
 from tests.unit.rank_threads import CPU, H100, facts
 from tests.unit.test_plan import ranks, refusal
+from tests.warm import DEEPSPEED
 
 _OF_DEEPSPEED = """
 import json
@@ -42,10 +43,10 @@ def with_config(deepspeed: dict[str, Any], **options: Any) -> RunConfig:
     return RunConfig(**{"strategy": "deepspeed_stage_2", "deepspeed_config": deepspeed, **options})
 
 
-def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
+@pytest.mark.slow
+def test_the_known_keys_are_those_of_the_installed_deepspeed(tmp_path: Path) -> None:
     # In a process of its own: DeepSpeed's import changes warnings and logging for good.
-    command = [sys.executable, "-W", "ignore", "-c", _OF_DEEPSPEED]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    output = run_warm([sys.executable, "-c", _OF_DEEPSPEED], tmp_path, preloaded=DEEPSPEED).check().output
     theirs = json.loads(output.splitlines()[-1])
     assert set(ZERO) == set(theirs["zero"])
     assert set(OFFLOAD_PARAM) == set(theirs["param"])

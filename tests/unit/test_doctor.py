@@ -5,8 +5,9 @@ from __future__ import annotations
 import http.server
 import json
 import resource
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from packaging.requirements import Requirement
 
 from launcher import cli, doctor, doctor_checks
 from launcher.doctor import Finding, examine
+from launcher.doctor_gpus import GpuFacts
+from slurm.version import SlurmFacts, parse_version, read_slurm
 from tests.processes import launcher, run
 from tests.unit.test_partitions import fake_sinfo
 
@@ -97,21 +100,6 @@ def test_open_files(soft: int, hard: int, status: str, advice: str) -> None:
     assert (finding.status, finding.advice) == (status, advice)
 
 
-@pytest.mark.parametrize(
-    ("addresses", "status"),
-    [({"10.0.0.3"}, "ok"), ({"127.0.1.1"}, "warning"), ({"::1", "127.0.0.1"}, "warning"), ({"::1", "10.0.0.3"}, "ok")],
-)
-def test_a_hostname_that_only_this_machine_knows_is_doubtful(addresses: set[str], status: str) -> None:
-    assert doctor_checks.hostname_finding("n1", addresses).status == status
-
-
-def test_a_hostname_without_an_address_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "no-such-host.invalid")
-    (finding,) = doctor_checks.check_hostname()
-    assert finding.status == "failure"
-    assert "add no-such-host.invalid to /etc/hosts" in finding.advice
-
-
 def test_a_missing_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(iter(doctor_checks.check_compiler())).status == "ok"
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -159,15 +147,105 @@ def test_wandb_without_a_key_is_a_warning_and_switched_off_is_fine(monkeypatch: 
 @pytest.mark.parametrize(
     ("script", "statuses"),
     [
-        ("echo 'gpu*|up|1:00|2|8|64000|gpu:4'; echo 'old|down|1:00|2|8|64000|(null)'", ["ok", "warning"]),
-        ("echo 'Unable to contact slurm controller' >&2; exit 1", ["failure"]),
-        ("exit 0", ["ok"]),
+        ("echo 'gpu*|up|1:00|2|8|64000|gpu:4'; echo 'old|down|1:00|2|8|64000|(null)'",
+         ["SLURM ok", "accounting ok", "SLURM ok", "SLURM warning"]),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", ["SLURM failure"]),
+        ("exit 0", ["SLURM ok", "accounting ok", "SLURM warning"]),
+    ],
+)  # fmt: skip
+def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, statuses: list[str]) -> None:
+    fake_sinfo(tmp_path, f'[ "$1" = --version ] && echo "slurm-wlm 22.05.8" && exit 0\n{script}')
+    (tmp_path / "sacct").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert [f"{finding.name} {finding.status}" for finding in doctor_checks.check_slurm()] == statuses
+
+
+def test_without_slurm_there_is_nothing_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [(f.status, f.found) for f in doctor_checks.check_slurm()] == [
+        ("ok", "no sinfo here: not a cluster's login node")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "accounting", "statuses"),
+    [
+        ((22, 5, 8), "", ["ok", "ok"]),
+        ((20, 11, 9), "", ["warning", "ok"]),
+        ((18, 8, 7), "", ["failure", "ok"]),
+        ((), "Slurm accounting storage is disabled", ["ok", "warning"]),
     ],
 )
-def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, statuses: list[str]) -> None:
-    fake_sinfo(tmp_path, script)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert [finding.status for finding in doctor_checks.check_slurm()] == statuses
+def test_slurms_version_and_accounting(version: tuple[int, ...], accounting: str, statuses: list[str]) -> None:
+    findings = list(doctor_checks.slurm_findings(SlurmFacts(version, accounting)))
+    assert [f.status for f in findings] == statuses
+    assert all(bool(f.advice) == (f.status != "ok") for f in findings)
+
+
+def test_accounting_that_is_missing_fails_or_hangs_is_told_in_its_own_words() -> None:
+    def answer(sacct: BaseException | subprocess.CompletedProcess[str]) -> SlurmFacts:
+        def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+            if words[0] == "sinfo":
+                return subprocess.CompletedProcess(words, 0, "slurm 23.11.4\n", "")
+            if isinstance(sacct, BaseException):
+                raise sacct
+            return sacct
+
+        return read_slurm(run)
+
+    assert answer(subprocess.CompletedProcess([], 0, "", "")) == SlurmFacts((23, 11, 4), "")
+    assert answer(FileNotFoundError()).accounting == "there is no sacct"
+    assert answer(subprocess.TimeoutExpired("sacct", 10)).accounting == "sacct did not answer within 10 s"
+    assert answer(PermissionError("no")).accounting == "sacct could not be run: no"
+    disabled = subprocess.CompletedProcess([], 1, "", "Slurm accounting storage is disabled\n")
+    assert answer(disabled).accounting == "Slurm accounting storage is disabled"
+    assert answer(subprocess.CompletedProcess([], 2, "", "")).accounting == "sacct ended with exit code 2"
+    assert parse_version("nothing") == ()
+
+
+@pytest.mark.parametrize(
+    ("limit", "infiniband", "status"),
+    [(resource.RLIM_INFINITY, True, "ok"), (8 * 2**20, True, "failure"), (8 * 2**20, False, "ok")],
+)
+def test_infiniband_needs_locked_memory(limit: int, infiniband: bool, status: str) -> None:
+    assert doctor_checks.locked_memory_finding(limit, has_infiniband=infiniband).status == status
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "advice"),
+    [
+        (96365, 96365, ""),
+        (1024, 96365, "ulimit -u 4096"),
+        (512, 1024, "ask for a hard limit of 4096 (limits.conf)"),
+    ],
+)
+def test_processes(soft: int, hard: int, advice: str) -> None:
+    finding = doctor_checks.processes_finding(soft, hard)
+    assert finding.advice.startswith(advice)
+    assert (finding.status == "ok") == (not advice)
+
+
+def test_a_machine_with_a_driver_is_looked_at_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = GpuFacts("470.223.02", (11, 4), "2.10.0+cu128", "12.8")
+    monkeypatch.setattr(doctor_checks, "has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(doctor_checks, "probe_gpus", lambda timeout: facts)
+    cuda, device = doctor_checks.check_devices()
+    assert (cuda.name, cuda.status) == ("CUDA", "failure")
+    assert (device.name, device.status) == ("device", "warning")
+
+
+def test_a_check_that_hangs_is_a_failure_and_stops_no_other() -> None:
+    held = threading.Event()
+
+    def check_slow_disk() -> Iterator[Finding]:
+        yield Finding("one", "ok", "half of it")
+        held.wait(60)
+
+    findings = examine([check_slow_disk, check_sound], limit=0.2)
+    held.set()
+    assert [(f.name, f.status) for f in findings][-2:] == [("slow disk", "failure"), ("one", "ok")]
+    assert findings[-2].found == "no answer within 0.2 s"
 
 
 @pytest.mark.slow

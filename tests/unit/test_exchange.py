@@ -119,7 +119,17 @@ def test_what_rank_zeros_decision_raises_is_raised_everywhere(meeting: Meeting) 
 
 
 def test_a_rank_that_never_arrives_is_named_to_all_that_did(meeting: Meeting) -> None:
-    results = run_ranks([rank(meeting.client(), facts(n), 4, timeout=1) for n in (0, 1, 3)])
+    arrived = {n: threading.Event() for n in (1, 3)}
+
+    def waits(n: int) -> Callable[[str, Any], None]:
+        return lambda name, key: arrived[n].set() if name == "wait" else None
+
+    def lead() -> Decision:
+        # Its time begins when the others are there, however slow the machine is.
+        assert all_set(list(arrived.values()))
+        return exchange(meeting.client(), 4, facts(0), {}, decide, 1)
+
+    results = run_ranks([lead, *(rank(Spy(meeting.client(), waits(n)), facts(n), 4) for n in arrived)])
     (text,) = texts(results)
     assert text.startswith("rank 2 (node 2) never arrived: rank 0 (node0) waited in vain")
     assert {error.ranks for error in results} == {(2,)}
@@ -236,9 +246,9 @@ def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
 
     def lead() -> Decision:
         assert late.wait(10)
-        return exchange(meeting.client(), 3, facts(0), {}, decide, 0.5)
+        return exchange(meeting.client(), 3, facts(0), {}, decide, 1)
 
-    results = run_ranks([lead, rank(Spy(meeting.client(), look), facts(1), 3, timeout=0.5)])
+    results = run_ranks([lead, rank(Spy(meeting.client(), look), facts(1), 3, timeout=1)])
     (text,) = texts(results)
     assert text.startswith("rank 2 (node 2) never arrived: ")
     assert {error.ranks for error in results} == {(2,)}

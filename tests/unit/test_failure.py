@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from launcher.errors import ConfigError, Interrupted, Problem, TrainingError
+from launcher.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
 from launcher.failure import RankEnd, account, describe, first_failure, shell_code
 from launcher.rank_report import RankError
 
@@ -82,8 +82,27 @@ def test_the_traceback_is_shown_where_the_log_does_not_have_it() -> None:
 
 
 def test_an_error_that_explains_itself_is_told_as_it_is() -> None:
-    first = ended(1, 2, error=error(message="the config has 1 problem:\n  a: b", explained=True))
+    first = ended(1, 2, error=error(message="the config has 1 problem:\n  a: b", explained=True, repeats=True))
     assert account(first, [first], "no restart") == "error: the config has 1 problem:\n  a: b"
+
+
+def test_an_error_that_explains_itself_and_need_not_repeat_has_the_verdict() -> None:
+    first = ended(1, 1, error=error(message="rank 1 is out of memory", explained=True))
+    assert account(first, [first], "restart with strategy x") == (
+        "error: rank 1 is out of memory\n  restart with strategy x"
+    )
+
+
+@pytest.mark.parametrize(("go_on", "following"), [(True, "deepspeed_stage_3"), (False, None)])
+def test_out_of_memory_is_told_in_the_plans_words_and_names_what_to_go_on_with(
+    go_on: bool, following: str | None
+) -> None:
+    told = OutOfMemoryError("rank 0 is out of memory with ddp", expected_bytes=1, allocated_bytes=None,
+                            next_strategy="deepspeed_stage_3", go_on=go_on)  # fmt: skip
+    told.__cause__ = MemoryError("no room")
+    described = _raised(told)
+    assert described.message == "rank 0 is out of memory with ddp"
+    assert (described.explained, described.repeats, described.next_strategy) == (True, False, following)
 
 
 def test_hundreds_of_ranks_are_one_line() -> None:

@@ -12,7 +12,7 @@ import yaml
 from launcher.config import RunConfig
 from launcher.config_sources import load_config
 from launcher.lightning_cli_keys import translate_lightning_cli
-from tests.processes import run
+from tests.processes import run_warm
 
 _WRITE_BOTH = """
 import contextlib, pathlib, sys
@@ -36,7 +36,7 @@ _DEMOS = "lightning.pytorch.demos.boring_classes"
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what LightningCLI's `--print_config` writes, with fixed classes and in subclass mode."""
     folder = tmp_path_factory.mktemp("lightning_cli")
-    run([sys.executable, "-c", _WRITE_BOTH], folder).check()
+    run_warm([sys.executable, "-c", _WRITE_BOTH], folder).check()
     return folder
 
 

@@ -123,7 +123,7 @@ def test_less_data_than_one_global_batch_is_refused(size: int, enough: bool) -> 
     if enough:
         assert len(ordered(shuffled(size), accumulate=2)) == 2
         return
-    with pytest.raises(DataError, match=r"has 7 samples, fewer than one global_batch_size 8$"):
+    with pytest.raises(DataError, match=r"has 7 samples, fewer than one global_batch_size 8; give more data"):
         ordered(shuffled(size), accumulate=2)
 
 

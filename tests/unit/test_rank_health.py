@@ -54,6 +54,12 @@ def test_the_scale_of_all_ranks_is_one_row() -> None:
     assert at(samples).alerts == ()
 
 
+def test_a_rank_whose_scale_cannot_be_read_has_not_diverged_and_one_without_a_scale_has() -> None:
+    unknown = RankSample(1, scale_unknown=True)
+    assert kinds(at([RankSample(0, 8.0), unknown, RankSample(2, 8.0)])) == []
+    assert only(at([RankSample(0, 8.0), RankSample(1), RankSample(2, 8.0)])).ranks == (1,)
+
+
 @pytest.mark.case(38)
 def test_without_a_scale_there_is_no_scale_key() -> None:
     metrics = at(scales(None, None)).metrics

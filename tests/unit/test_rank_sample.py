@@ -27,6 +27,12 @@ def test_a_scale_of_0_is_there_and_a_missing_one_is_none(has_scale: float) -> No
     assert sample_of(0, vector).scale == (0.0 if has_scale else None)
 
 
+def test_a_scale_that_could_not_be_read_is_another_thing_than_none() -> None:
+    none, unknown = (sample_of(0, [has_scale, *FULL[1:]]) for has_scale in (0.0, ABSENT))
+    assert (none.scale, none.scale_unknown) == (None, False)
+    assert (unknown.scale, unknown.scale_unknown) == (None, True)
+
+
 def test_what_nobody_counts_is_none_and_no_number() -> None:
     vector = [0.0, *[ABSENT] * 4, 0.0, *FULL[6:]]
     sample = sample_of(1, vector)

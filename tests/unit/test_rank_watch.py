@@ -138,3 +138,49 @@ def test_a_step_of_a_trainer_becomes_an_event_and_a_broken_scale_an_alert_once(w
 def test_the_events_are_the_users_alone(watched: Watched, tmp_path: Path) -> None:
     watched.watch.observe(Gathered(1, 0, (RankSample(0),)))
     assert stat.S_IMODE((tmp_path / "events.jsonl").stat().st_mode) == 0o600
+
+
+def _steps(slow: float, usual: float = 0.02) -> tuple[RankSample, ...]:
+    return tuple(RankSample(n, step_seconds=0.1, own_seconds=slow if n == 2 else usual) for n in range(4))
+
+
+def test_the_end_of_a_run_names_the_rank_that_cost_more_than_its_share(watched: Watched) -> None:
+    # Slow in the warm-up, where it does not count, and then again and again.
+    watched.watch.observe(Gathered(10, 0, _steps(9.0)))
+    for step in range(20, 80, 10):
+        watched.watch.observe(Gathered(step, 0, _steps(0.05)))
+    watched.watch.finish(Zero(callbacks=[]))
+    (event,) = watched.events("straggler")
+    assert (event["ranks"], event["steps"]) == ([2], 60)
+    assert event["own_seconds"] == {"0": 0.02, "1": 0.02, "2": 0.05, "3": 0.02}
+    assert watched.screen() == (
+        "straggler over 60 steps: rank 2 needs 50 ms a step for data and forward pass, 2.5 times the others; all ranks "
+        "wait 30% of each step for it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("slow", "until", "options"),
+    [
+        pytest.param((0.05,) * 6, 50, {}, id="too few steps"),
+        pytest.param((0.02,) * 6, 80, {}, id="nobody slower"),
+        pytest.param((0.05, 0.02, 0.02, 0.02, 0.02, 0.02), 80, {}, id="slow once"),
+        pytest.param((0.05,) * 6, 80, {"slow_share": 0.4}, id="less than the set share"),
+        pytest.param((0.05,) * 6, 80, {"slow_factor": 3.0}, id="not that many times the others"),
+    ],
+)
+def test_nobody_is_named_at_the_end_without_a_reason(
+    tmp_path: Path, slow: tuple[float, ...], until: int, options: dict[str, Any]
+) -> None:
+    watched = Watched(tmp_path, **options)
+    watched.watch.observe(Gathered(10, 0, _steps(0.02)))
+    for own, step in zip(slow, range(20, until, 10), strict=False):
+        watched.watch.observe(Gathered(step, 0, _steps(own)))
+    watched.watch.finish(Zero(callbacks=[]))
+    assert watched.events("straggler") == []
+    assert watched.screen() == ""
+
+
+def test_a_run_without_a_sample_ends_without_a_word(watched: Watched) -> None:
+    watched.watch.finish(Zero(callbacks=[]))
+    assert watched.screen() == ""

@@ -57,6 +57,33 @@ def test_an_explicit_precision_against_the_deepspeed_config_lists_every_conflict
     assert caught.value.value == "16-mixed"
 
 
+@pytest.mark.parametrize(
+    ("ranks", "off", "precision", "reason"),
+    [
+        (H100S, ("bf16",), FP16, "every rank is a CUDA device, but the DeepSpeed config switches bf16 off"),
+        (H100S, ("fp16",), BF16, "every rank computes bf16 natively"),
+        (H100S, ("bf16", "fp16"), FP32, "the DeepSpeed config switches bf16 and fp16 off"),
+        (MIXED, ("fp16",), FP32, "the DeepSpeed config switches fp16 off"),
+        ([cpu(0)], ("fp16",), FP32, "mixed precision is native to no rank"),
+    ],
+)
+def test_auto_does_not_take_what_the_deepspeed_config_switches_off(
+    ranks: list[RankCapability], off: tuple[str, ...], precision: Precision, reason: str
+) -> None:
+    agreed = reconcile("auto", ranks, deepspeed_config={dtype: {"enabled": False} for dtype in off})
+    assert agreed.precision is precision
+    assert agreed.reasons[0].startswith(f"precision auto: {reason}")
+
+
+def test_auto_leaves_the_checkpoints_precision_where_the_deepspeed_config_switches_it_off() -> None:
+    agreed = reconcile("auto", H100S, checkpoint="bf16-mixed", deepspeed_config={"bf16": {"enabled": False}})
+    assert agreed.precision is FP16
+    assert agreed.reasons[0].startswith(
+        "precision auto: not the checkpoint's bf16-mixed, which the DeepSpeed config switches off"
+    )
+    assert agreed.changed_from is BF16
+
+
 def test_both_blocks_enabled_is_refused_whatever_was_asked_for() -> None:
     config = {"fp16": {"enabled": True}, "bf16": {"enabled": True}}
     for request in ("auto", "16", "bf16", "32"):

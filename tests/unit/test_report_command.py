@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sys
 import webbrowser
@@ -130,3 +131,31 @@ def test_without_matplotlib_it_says_how_to_get_it(
     assert run(["report", "first"]) == 2
     assert capsys.readouterr().err == 'error: launcher report needs matplotlib: pip install "launcher[plot]"\n'
     assert not (made.path / "report.html").exists()
+
+
+def test_json_tells_a_program_and_writes_nothing(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    second = MadeRun(made.path.parent / "second")
+    second.start()
+    second.tell("step", 1, step=2, seconds_per_step=0.1, metrics={"loss": "nan"}, learning_rate=[0.1])
+    second.tell("alert", alert="not_finite", title="loss", text="look at it", ranks=[1], step=2)
+    second.tell("failed", error="boom", host="n1")
+    before = everything(made.path.parent)
+    assert run(["report", "first", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["name"], first["outcome"], first["steps"]) == ("first", "finished", 20)
+    assert first["figures"]["time a step"] == 0.1
+    assert first["figures"]["precision"] == "bf16-mixed"
+    assert [(a["number"], a["start_step"], a["end_step"]) for a in first["attempts"]] == [(1, 0, 20)]
+    assert run(["report", "first", "second", "--json"]) == 0
+    _, other = json.loads(capsys.readouterr().out)
+    assert other["attempts"][0]["detail"] == "rank 0 (n1): boom"
+    assert other["alerts"][0]["ranks"] == [1]
+    assert other["figures"]["loss"] is None, "JSON has no NaN"
+    assert everything(made.path.parent) == before
+    assert run(["report", "first", "--json", "--open"]) == 2
+    assert "leave out one of them" in capsys.readouterr().err
+
+
+def test_json_needs_no_matplotlib(made: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run(["report", "first", "--json"]) == 0

@@ -24,6 +24,13 @@ def test_a_killed_rank_is_replaced_up_to_the_limit() -> None:
     assert _decide(KILLED, limit=0) == (False, "no restart: --max-restarts is 0")
 
 
+def test_out_of_memory_goes_on_with_the_next_strategy_without_using_a_restart_up() -> None:
+    verdict = decide(KILLED, [(99.0, KILLED)], 100.0, 0, 60.0, "deepspeed_stage_3")
+    assert (verdict.restart, verdict.strategy) == (True, "deepspeed_stage_3")
+    assert verdict.reason == "restart with strategy deepspeed_stage_3, from the last checkpoint"
+    assert decide(KILLED, (), 100.0, 1, 60.0).strategy is None
+
+
 def test_restarts_out_of_the_window_are_forgiven() -> None:
     assert _decide(KILLED, *[(30.0, KILLED)] * 3)[0]
     assert not _decide(KILLED, *[(41.0, KILLED)] * 3)[0]

@@ -155,7 +155,7 @@ def test_the_checkpoint_of_another_model_names_what_differs(real: Path) -> None:
 
 def test_many_differences_are_counted_after_the_first_five(tmp_path: Path) -> None:
     file = saved(tmp_path, {**NEEDED, "state_dict": {f"w{n}": torch.zeros(1) for n in range(7)}})
-    with pytest.raises(ResumeError, match=r"w0 is only in the checkpoint; .*w4 is only in the checkpoint and 5 more$"):
+    with pytest.raises(ResumeError, match=r"w0 is only in the checkpoint; .*w4 is only in the checkpoint and 5 more\n"):
         check_fits_model(file, Other(3))
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from launcher import cli
 from launcher.errors import NoSuchRunError
 from launcher.events import EventLog
 from launcher.local_job import ask_to_stop, is_running, start_detached, start_time
 from launcher.run_logs import follow_log, log_files, read_log
 from launcher.run_status import find_run_named, find_runs, run_status, tell
 from slurm.queue import JobState, QueueCommandError, cancel_job, job_state
-from tests.processes import launcher, run
+from tests.processes import launcher
 from tests.stand_ins import StandIns
 from tests.unit.run_directories import config, make_run
 
@@ -214,32 +215,36 @@ def test_only_a_job_number_is_handed_to_slurm(slurm: StandIns, job_id: str) -> N
     assert slurm.calls("scancel") == []
 
 
-def test_the_commands_by_name(tmp_path: Path, slurm: StandIns) -> None:
+def test_the_commands_by_name(
+    tmp_path: Path, slurm: StandIns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*words: str, code: int = 0) -> str:
+        assert cli.run(words) == code
+        shown = capsys.readouterr()
+        return shown.out + shown.err
+
+    monkeypatch.chdir(tmp_path)
     path = _submitted(tmp_path / "runs", attempts=1)
     _events(path, STARTED, ("step", {"step": 3, "metrics": {"[red]loss": 0.25}}))
     (path / "logs").mkdir()
     (path / "logs" / "rank-0.log").write_text("what it said\n")
     slurm.answer(squeue=(0, "RUNNING|n[1-2]\n", ""))
 
-    shown = run(launcher("status"), tmp_path, timeout=60).check().output
+    shown = said("status")
     assert "running" in shown
     assert "[red]loss 0.25" in shown, "no markup is read out of a name"
-    asked = json.loads(run(launcher("status", "it", "--json"), tmp_path, timeout=60).check().output)
+    asked = json.loads(said("status", "it", "--json"))
     assert (asked["name"], asked["state"], asked["job"], asked["step"]) == ("it", "running", "slurm 42", 3)
-    assert run(launcher("logs", "it"), tmp_path, timeout=60).check().output == "what it said\n"
-    assert (
-        "no log; ranks with a log: 0"
-        in run(launcher("logs", "it", "--rank", "5"), tmp_path, timeout=60).check(2).output
-    )
-    assert "is cancelled" in run(launcher("cancel", "it"), tmp_path, timeout=60).check().output
+    assert said("logs", "it") == "what it said\n"
+    assert "no log; ranks with a log: 0" in said("logs", "it", "--rank", "5", code=2)
+    assert "is cancelled" in said("cancel", "it")
     assert slurm.calls("scancel") == [["42"]]
     for command in ("status", "logs", "cancel"):
-        ended = run(launcher(command, "nope"), tmp_path, timeout=60).check(2)
-        assert ended.output == "error: there is no run 'nope' in runs; the newest are it\n"
+        assert said(command, "nope", code=2) == "error: there is no run 'nope' in runs; the newest are it\n"
     slurm.answer(scancel=(1, "", "scancel: error: Kill job error on job id 42: Access denied"))
-    assert "Access denied" in run(launcher("cancel", "it"), tmp_path, timeout=60).check(1).output
+    assert "Access denied" in said("cancel", "it", code=1)
     slurm.answer(squeue=(0, "", ""))
-    assert "is not running" in run(launcher("cancel", "it"), tmp_path, timeout=60).check().output
+    assert "is not running" in said("cancel", "it")
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from launcher import SetupWizard, WizardConfig
+from launcher.config import RunConfig
 from launcher.errors import Problem
 from launcher.hardware import Device, Hardware
 from launcher.machine import Machine
@@ -21,6 +22,26 @@ CLUSTER = (
     Partition("cpu", False, False, "infinite", 12, 64, 256000, 0),
 )
 TOY: dict[str, Any] = {"Model": "tests.toy.Toy", "Data": "tests.toy.ToyData", "Passes": "1"}
+
+
+_profiles: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _each_model_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is shown twice in each test, of the same few models: their traces take most of the time."""
+    from launcher import memory_profile
+
+    real = memory_profile.profile_model
+
+    def once(config: RunConfig, *rest: Any, **settings: Any) -> Any:
+        precision, micro_batch_size = rest[1:]
+        asked = repr((config.model, config.data, config.trainer, precision, micro_batch_size, settings))
+        if asked not in _profiles:
+            _profiles[asked] = real(config, *rest, **settings)
+        return _profiles[asked]
+
+    monkeypatch.setattr(memory_profile, "profile_model", once)
 
 
 def wizard(
@@ -133,7 +154,9 @@ def test_partitions_are_offered_and_bound_what_can_be_asked_of_them() -> None:
     assert "cpu (down)" in screen
     assert "devices: given 8; expected at most 4: the GPUs on a node of partition gpu" in screen
     assert "num_nodes: given 7; expected at most 6: the nodes in partition gpu" in screen
-    assert "# SLURM partition: gpu." in config.to_yaml()
+    # `submit` takes it from there.
+    assert "slurm:\n  partition: gpu\n" in config.to_yaml()
+    assert config.to_run_config().slurm.partition == "gpu"
 
 
 def test_without_slurm_no_partition_is_asked_for() -> None:

@@ -55,7 +55,7 @@ def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = No
     return run([sys.executable, "-W", "ignore", "-c", _PRELUDE + body], folder, timeout=30, on_line=on_line)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_the_first_signal_is_told_and_asks_for_a_stop(tmp_path: Path, number: int) -> None:
     body = """
 with listener:
@@ -98,18 +98,54 @@ with listener:
     assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
 
 
-@pytest.mark.parametrize(("second", "after"), [(signal.SIGINT, 3600.0), (signal.SIGTERM, 0.0)])
-def test_a_signal_handed_on_at_once_and_a_second_sigterm_end_nothing(tmp_path: Path, second: int, after: float) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "after", "has_agent"),
+    [
+        pytest.param(signal.SIGINT, signal.SIGINT, 3600.0, False, id="handed on at once"),
+        pytest.param(signal.SIGINT, signal.SIGTERM, 0.0, False, id="another signal"),
+        pytest.param(signal.SIGUSR1, signal.SIGTERM, 0.0, False, id="a scheduler that warned"),
+        pytest.param(signal.SIGUSR2, signal.SIGUSR2, 0.0, False, id="a warning twice"),
+        pytest.param(signal.SIGTERM, signal.SIGTERM, 0.0, True, id="an agent hands on what it means"),
+    ],
+)
+def test_a_second_signal_that_does_not_mean_now_ends_nothing(
+    tmp_path: Path, first: int, second: int, after: float, has_agent: bool
+) -> None:
     body = f"""
 launcher.stop._SECOND_AFTER = {after}
+listener = Listener(agreement, lambda number: say("requested", number), has_agent={has_agent})
 with listener:
     say("ready")
     for _ in range(2):
         assert handled.acquire(timeout=20)
 say("went on")
 """
-    ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": second}).check()
-    assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", f"handled {int(second)}", "went on"]
+    one, two = int(first), int(second)
+    ended = run_listener(body, tmp_path, {"ready": first, f"handled {one}": second}).check()
+    assert ended.output.splitlines() == ["ready", f"requested {one}", f"handled {one}", f"handled {two}", "went on"]
+
+
+def test_a_second_sigterm_ends_at_once_where_no_agent_of_ours_does(tmp_path: Path) -> None:
+    body = """
+launcher.stop._SECOND_AFTER = 0.0
+with listener:
+    say("ready")
+    threading.Event().wait()
+"""
+    ended = run_listener(body, tmp_path, {"ready": signal.SIGTERM, "handled 15": signal.SIGTERM}).check(143)
+    assert ended.output.splitlines() == ["ready", "requested 15", "handled 15", "", "second SIGTERM: ending at once"]
+
+
+def test_what_is_ignored_stays_ignored_as_under_nohup(tmp_path: Path) -> None:
+    body = """
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with listener:
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert handled.acquire(timeout=20)
+say(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines() == ["requested 10", "handled 10", "True"]
 
 
 @pytest.mark.parametrize(
@@ -152,17 +188,17 @@ reader, writer = socket.socketpair()
 writer.setblocking(False)
 signal.set_wakeup_fd(writer.fileno())
 signal.signal(signal.SIGINT, mine)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 with listener:
-    say([signal.getsignal(number) in (mine, signal.SIG_IGN) for number in launcher.stop.SIGNALS])
-say(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
+    say([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.stop.SIGNALS])
+say(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 child = fork(lambda: os.kill(os.getpid(), signal.SIGINT))
 child.join(20)
 say("child", child.exitcode)
 say(signal.set_wakeup_fd(-1) == writer.fileno())
 """
     assert run_listener(body, tmp_path).check().output.splitlines() == [
-        "[False, False]",
+        "[False, False, False, False, False]",
         "True True",
         "child 7",
         "True",

@@ -24,7 +24,7 @@ def test_outside_of_a_step_there_is_no_task(env: dict[str, str]) -> None:
 
 
 def test_a_step_tells_its_task() -> None:
-    assert read_slurm_task(STEP) == SlurmTask(job_id="4711", task=3, tasks=4, node=1, restart_count=2)
+    assert read_slurm_task(STEP) == SlurmTask(job_id="4711", task=3, tasks=4, node=1, restart_count=2, step="0")
 
 
 def test_a_job_that_was_never_requeued_has_no_restart() -> None:

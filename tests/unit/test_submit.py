@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher import cli
+from launcher.config import SlurmOptions
+from slurm.job import job_options
 from tests.processes import Finished, launcher, run
 from tests.stand_ins import TAKEN, StandIns
 
@@ -89,10 +93,44 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_made(cwd: Path, sl
     assert slurm.calls("sbatch") == []
 
 
-def test_a_value_that_a_shell_would_read_is_refused(cwd: Path, slurm: StandIns) -> None:
+def test_what_the_config_asks_of_slurm_counts_where_no_flag_says_otherwise(cwd: Path, slurm: StandIns) -> None:
+    (cwd / "run.yaml").write_text(
+        "slurm: {partition: slow, account: us, time: 12:00:00, mem: 64G, nodes: 2, gpus_per_node: 8, mail_type: END}\n"
+    )
+    done = submit(cwd, slurm, "--config", "run.yaml", "--partition", "gpu", "--slurm.qos", "high", "--dry-run").check()
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", done.output, re.MULTILINE))
+    wanted = {"partition": "gpu", "account": "us", "time": "720", "mem": "64G", "nodes": "2", "gpus-per-node": "8",
+              "mail-type": "END", "qos": "high"}  # fmt: skip
+    assert {name: asked.get(name) for name in wanted} == wanted
+
+    (cwd / "run.yaml").write_text("slurm: {partition: a b, time: soon, signal_delay: 60}\n")
+    ended = submit(cwd, slurm, "--config", "run.yaml", "--time", "1").check(2)
+    assert re.findall(r"^  (\S+): ", ended.output, re.MULTILINE) == ["slurm.partition"]
+    ended = submit(cwd, slurm, "--config", "run.yaml", "--partition", "gpu", "--time", "1").check(2)
+    assert re.findall(r"^  (\S+): ", ended.output, re.MULTILINE) == ["--time"]
+    (cwd / "run.yaml").write_text("slurm: {partitions: a, signal: TERM}\n")
+    ended = submit(cwd, slurm, "--config", "run.yaml").check(2)
+    assert "slurm.partitions: unknown key; did you mean slurm.partition?" in ended.output
+    assert "slurm.signal: given 'TERM'; expected one of USR1, USR2" in ended.output
+
+
+def test_the_config_knows_every_option_of_a_job() -> None:
+    known = {field.name.replace("_", "-") for field in dataclasses.fields(SlurmOptions)}
+    assert known == set(job_options())
+
+
+def test_a_value_that_a_shell_would_read_is_refused(
+    cwd: Path, slurm: StandIns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process: what is refused starts nothing.
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
     for words in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
                   ("--runs_dir", "a%jb"), ("--account", "é")):  # fmt: skip
-        submit(cwd, slurm, *words).check(2)
+        assert cli.run(["submit", *MODEL, *words]) == 2
+        assert f"{words[1]!r}" in capsys.readouterr().err
     assert list(cwd.iterdir()) == []
 
 

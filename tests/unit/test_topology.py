@@ -124,7 +124,7 @@ def test_a_job_that_slurm_requeued_counts_as_restarted() -> None:
 def test_ranks_that_srun_made_itself_are_refused_with_the_right_command() -> None:
     with pytest.raises(TopologyError, match="srun started 4 tasks") as caught:
         Topology.from_env({**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "n1")
-    assert "srun --ntasks-per-node=1 torchrun" in str(caught.value)
+    assert "srun --ntasks-per-node=1 python -m launcher" in str(caught.value)
 
 
 def test_half_set_slurm_variables_are_a_topology_error() -> None:

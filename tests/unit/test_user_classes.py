@@ -154,7 +154,7 @@ def test_a_wrong_argument_type_says_what_was_given_and_expected(name: str, value
 def test_null_for_an_argument_that_needs_a_value_is_told(path: str, name: str) -> None:
     spec = model(path, **({"width": 1} if path == "theirs.Model" else {}) | {name: None})
     message = only_message(config(spec), f"model.init_args.{name}")
-    assert message == f"given null; {path.partition('.')[2]} expects a value"
+    assert message == f"given null; {path.partition('.')[2]} expects a value, so give one"
 
 
 def test_no_model_at_all_is_told() -> None:
@@ -162,7 +162,7 @@ def test_no_model_at_all_is_told() -> None:
 
 
 def test_a_missing_required_argument_is_told() -> None:
-    assert only_message(config(model()), "model.init_args.width") == "Model needs it, and it was not given"
+    assert only_message(config(model()), "model.init_args.width") == "Model needs it, and it was not given; add it"
 
 
 def test_arguments_that_are_no_mapping_are_told() -> None:

@@ -64,6 +64,12 @@ def test_a_writer_that_is_not_used_has_no_thread_and_nothing_to_wait_for() -> No
 
 
 @pytest.mark.case(41)
+@pytest.mark.parametrize("capacity", [0, -1])
+def test_a_queue_without_room_is_refused_for_it_would_have_no_bound(capacity: int) -> None:
+    with pytest.raises(ValueError, match=f"capacity={capacity}"):
+        WandbWriter(capacity)
+
+
 def test_a_stall_drops_exactly_what_the_queue_does_not_hold(gate: Gate) -> None:
     writer = stalled(4, gate)
     written: list[int] = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.processes import run
+import pytest
+
+from tests.processes import run_warm
 
 # In a process of its own: a fork of the tests' process would have the locks of its threads.
 _PARENT = """
@@ -39,5 +41,6 @@ print("as it should be")
 """
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_a_strangers_signal_and_obeys_its_parents(tmp_path: Path) -> None:
-    assert "as it should be" in run([sys.executable, "-c", _PARENT], tmp_path, timeout=60).check().output
+    assert "as it should be" in run_warm([sys.executable, "-c", _PARENT], tmp_path, timeout=60).check().output

@@ -1,0 +1,59 @@
+"""The pictures of the README, of a real run and a real plan.
+
+    python -m launcher fit --nproc-per-node 2 --precision 16-mixed --trainer.max_steps 60 --name picture
+    python -m docs.pictures runs/picture
+
+writes docs/plan.svg and docs/report.png; needs Chromium and the test dependencies.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import socket
+import sys
+import tempfile
+from io import BytesIO, StringIO
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from launcher.cli import build_parser
+from launcher.config_sources import load_config
+from launcher.dry_run import plan_here
+from launcher.other_machines import read_options
+from launcher.plan_table import print_memory, print_plan
+from launcher.report.command import write_report
+from launcher.report.source import find_run_directory, read_run
+from tests.browser import browser
+
+HERE = Path(__file__).parent
+# Of the page: figures, loss and the first plots of the ranks.
+_WIDTH, _HEIGHT = 1000, 1500
+
+
+def main() -> None:
+    """Draw both."""
+    console = Console(record=True, width=128, file=StringIO())
+    words = ["--gpus", "8", "--gpu", "h100"]
+    found = plan_here(load_config([], []), socket.gethostname(), read_options(build_parser("plan").parse_args(words)))
+    print_plan(found.plan, console)
+    print_memory(found.plan, console)
+    drawn = console.export_svg(title=f"launcher plan {' '.join(words)}")
+    # Nothing is to be loaded from elsewhere: the reader's own monospace font does.
+    (HERE / "plan.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))
+    with tempfile.TemporaryDirectory() as folder:
+        page_file = Path(folder) / "report.html"
+        write_report([read_run(find_run_directory(sys.argv[1], Path("runs")))], page_file)
+        with browser(Path(folder) / "profile") as page:
+            page.open(page_file)
+            page.show_as("light", width=_WIDTH)
+            clip = {"x": 0, "y": 0, "width": _WIDTH, "height": _HEIGHT, "scale": 1}
+            shot = page.ask("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+    picture = Image.open(BytesIO(base64.b64decode(shot["data"])))
+    picture.convert("RGB").quantize(64).save(HERE / "report.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What to go on with after running out of memory, for `on_oom: next`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.failure import RankEnd
+
+
+def next_strategy(failure: RankEnd, run: Path | None) -> str | None:
+    """The strategy to restart with; None if memory was not short, nothing needs less, or the config says to stop.
+
+    Args:
+        failure: the first failure of the attempt.
+        run: the run's directory, for what a rank that the kernel killed could not say.
+    """
+    if failure.error is not None and failure.error.next_strategy is not None:
+        return failure.error.next_strategy
+    if not failure.out_of_memory or run is None:
+        return None
+    try:
+        config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        memory = json.loads((run / "plan.json").read_text(encoding="utf-8"))["memory"]
+        return memory["next"] if memory and config["on_oom"] == "next" else None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        # What cannot be read says nothing of where to go on.
+        return None

@@ -1,0 +1,78 @@
+"""Schedulers that follow a metric take the same steps in a resumed run as in one that nothing interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+KEY = "launcher_monitored"
+
+
+class StepPlateaus(pl.Callback):
+    """Makes up for the steps of ReduceLROnPlateau that Lightning leaves out around a resume.
+
+    These are the one at the end of an epoch that was resumed in its middle, and the one of an epoch whose end was just
+    being saved. Lightning does not save the metrics that they need; here they are in the checkpoint.
+
+    Args:
+        notice: told if a step is left out all the same.
+    """
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._notice = notice
+        self._saved: Mapping[str, float] = {}
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        known = trainer.callback_metrics
+        checkpoint[KEY] = {config.monitor: float(known[config.monitor]) for config in _plateaus(trainer)
+                           if config.monitor in known}  # fmt: skip
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saved = checkpoint.get(KEY, {})
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        after_last_batch = loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
+        if not (after_last_batch or trainer.fit_loop.resumed_on_epoch_end):
+            return
+        # A validation that was made up for has the newer ones.
+        known = {**self._saved, **trainer.callback_metrics}
+        for config in _plateaus(trainer):
+            if config.monitor not in known:
+                self._tell(config.monitor)
+            elif trainer.current_epoch % config.frequency == 0:
+                pl_module.lr_scheduler_step(config.scheduler, known[config.monitor])
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.fit_loop.restarting:
+            return
+        monitors = {config.monitor for config in _plateaus(trainer)}
+        known: dict[str, Any] = trainer.callback_metrics
+        known.update({name: self._saved[name] for name in monitors if name not in known and name in self._saved})
+        unknown = sorted(monitors - set(known))
+        if unknown:
+            self._tell(", ".join(unknown))
+        elif monitors:
+            # The setter would say yes again where the number of steps ends the training.
+            vars(trainer.fit_loop)["_restarting"] = False
+
+    def _tell(self, metric: str) -> None:
+        self._notice(f"the learning rate does not follow {metric} at the end of the epoch that was resumed: the "
+                     "checkpoint does not hold it")  # fmt: skip
+
+
+def _plateaus(trainer: pl.Trainer) -> list[Any]:
+    """Lightning's configs of those that step at the end of an epoch."""
+    return [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau
+            and config.interval == "epoch" and config.monitor]  # fmt: skip

@@ -1,0 +1,246 @@
+"""A sweep: one run for each set of settings of a grid or a list. Pure, but for reading the file that has the list."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config import RunConfig, config_fields
+from launcher.config_check import find_problems
+from launcher.config_sources import (
+    build_config,
+    is_text,
+    merge_values,
+    normalize_values,
+    path_of,
+    read_plain_file,
+    set_path,
+)
+from launcher.errors import ConfigError, Problem, SubmitError
+from launcher.yaml_text import Loader
+
+Overrides = Mapping[str, Any]
+# What all members of one job array have in common, and what the sweep itself decides.
+_SAME_FOR_ALL = {
+    "name": "the members are named after the sweep: --name NAME gives NAME-0, NAME-1, ...",
+    "runs_dir": "all members lie in one folder of runs",
+    "devices": "all members of a job array have as many ranks",
+    "num_nodes": "all members of a job array have as many nodes",
+    "accelerator": "all members of a job array run on the same kind of device",
+    "slurm": "all members of a job array ask for the same",
+}
+_FLAG = "--sweep"
+_GROUPS = {path.rpartition(".")[0] for path, _ in config_fields()} | {
+    f"{key}{inner}" for key in ("model", "data") for inner in ("", ".init_args")
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep.
+
+    Attributes:
+        index: its number in the job array.
+        config: of the run, with its name.
+        overrides: what sets it apart: dotted path to value.
+    """
+
+    index: int
+    config: RunConfig
+    overrides: Overrides
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.config.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, without the config, which lies in the member's run directory."""
+        return {"index": self.index, "name": self.name, "overrides": dict(self.overrides)}
+
+
+def read_sweep(words: Sequence[str], given: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The sets of settings that `--sweep` asks for, in the order of the members.
+
+    Args:
+        words: each `KEY=VALUE,VALUE,...`, or the path of a YAML or JSON file with a list of mappings. Several make a
+            grid, the last of which changes fastest.
+        given: dotted paths that the command line sets for all members.
+
+    Raises:
+        SubmitError: every unknown, contradicting or repeated key and set.
+    """
+    problems: list[Problem] = []
+    axes: list[list[dict[str, Any]]] = []
+    for word in words:
+        try:
+            axes.append(_grid_axis(word) if "=" in word else _file_axis(Path(word)))
+        except ConfigError as error:
+            problems += error.problems
+    problems += _repeated(axes, given)
+    for path, value in dict.fromkeys(
+        (p, json.dumps(v, default=str)) for axis in axes for s in axis for p, v in s.items()
+    ):
+        problems += _field_problems(path, json.loads(value))
+    sets = [{path: value for part in parts for path, value in part.items()} for parts in itertools.product(*axes)]
+    texts = [json.dumps(each, sort_keys=True, default=str) for each in sets]
+    twice = [describe(each) for number, each in enumerate(sets) if texts[number] in texts[:number]]
+    problems += [
+        Problem(_FLAG, f"two members are the same, remove one: {text or 'nothing is set'}")
+        for text in dict.fromkeys(twice)
+    ]
+    if problems:
+        raise SubmitError(dict.fromkeys(problems))
+    return sets
+
+
+def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) -> list[Member]:
+    """The members' configs.
+
+    Args:
+        base: normalized plain values of what all have in common.
+        sets: from `read_sweep`.
+        name: of the sweep, and the W&B group of its runs unless the config says another.
+
+    Raises:
+        ConfigError: every problem of every member; what all have is told once.
+    """
+    members: list[Member] = []
+    wrong: dict[Problem, list[int]] = {}
+    for index, overrides in enumerate(sets):
+        values = copy.deepcopy(dict(base))
+        merge_values(values, nested(overrides))
+        try:
+            config = build_config({**values, "name": f"{name}-{index}"})
+        except ConfigError as error:
+            for problem in error.problems:
+                wrong.setdefault(problem, []).append(index)
+            continue
+        wandb = dataclasses.replace(config.wandb, group=config.wandb.group or name)
+        members.append(Member(index, dataclasses.replace(config, wandb=wandb), overrides))
+    if wrong:
+        raise ConfigError(
+            problem if len(those) == len(sets) else Problem(f"member {those[0]}: {problem.path}", problem.message)
+            for problem, those in wrong.items()
+        )
+    return members
+
+
+def describe(overrides: Overrides) -> str:
+    """A member's settings in one line: the shortest ends of the paths that tell them apart."""
+    ends = {path: _short(path, overrides) for path in overrides}
+    return ", ".join(f"{ends[path]}={_as_word(value)}" for path, value in overrides.items())
+
+
+def nested(overrides: Overrides) -> dict[str, Any]:
+    """Dotted paths as nested values."""
+    values: dict[str, Any] = {}
+    for path, value in overrides.items():
+        set_path(values, path.split("."), copy.deepcopy(value))
+    return values
+
+
+def _grid_axis(word: str) -> list[dict[str, Any]]:
+    """The sets of `KEY=VALUE,VALUE`: one setting each."""
+    key, _, text = word.partition("=")
+    key = path_of(key.strip().removeprefix("--"))
+    try:
+        node = yaml.compose(f"[{text}]", Loader)
+    except yaml.YAMLError as error:
+        said = getattr(error, "problem", None) or str(error)
+        raise _refused(
+            word, f"its values cannot be read as a YAML list ({said}); quote what has commas or brackets"
+        ) from error
+    values = node.value if isinstance(node, yaml.SequenceNode) else []
+    if len(values) == 1 and isinstance(values[0], yaml.SequenceNode):
+        values = values[0].value
+    if not key or not values:
+        raise _refused(word, "expected KEY=VALUE,VALUE,... or the path of a file with a list of settings")
+    hint = {path: info.hint for path, info in config_fields()}.get(key, object)
+    return [_expanded({key: _value(node, text=is_text(hint))}, word) for node in values]
+
+
+def _value(node: yaml.Node, *, text: bool) -> Any:
+    if text and isinstance(node, yaml.ScalarNode) and node.value != "null":
+        return node.value
+    loader = Loader("")
+    try:
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _file_axis(path: Path) -> list[dict[str, Any]]:
+    """The sets of a file."""
+    listed = read_plain_file(path)
+    if not isinstance(listed, list) or not listed:
+        raise _refused(str(path), "expected a list of settings, as in `- {model.lr: 1e-3}` on each line")
+    wrong = [
+        f"entry {number} is {entry!r}"
+        for number, entry in enumerate(listed)
+        if not isinstance(entry, dict) or not entry
+    ]
+    if wrong:
+        raise _refused(str(path), f"expected a mapping of settings for each member, but {'; '.join(wrong)}")
+    return [_expanded({path_of(str(key)): value for key, value in entry.items()}, f"{path}, entry {number}")
+            for number, entry in enumerate(listed)]  # fmt: skip
+
+
+def _expanded(settings: Overrides, where: str) -> dict[str, Any]:
+    """The same under the launcher's own keys, each down to the depth that the config knows."""
+    values, problems = normalize_values(nested(settings))
+    if problems:
+        raise SubmitError(Problem(f"{_FLAG} {where}: {p.path}", p.message) for p in problems)
+    return dict(_leaves(values))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if path in _GROUPS and isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _repeated(axes: Sequence[Sequence[Overrides]], given: Sequence[str]) -> Iterator[Problem]:
+    """Keys that two axes set, or an axis and the command line."""
+    seen: set[str] = set()
+    for axis in axes:
+        paths = {path for overrides in axis for path in overrides}
+        yield from (
+            Problem(f"{_FLAG} {path}", "given twice; give all its values at once") for path in sorted(paths & seen)
+        )
+        yield from (Problem(f"{_FLAG} {path}", f"--{path} is given for all members too; leave out one of them")
+                    for path in sorted(paths & set(given)))  # fmt: skip
+        seen |= paths
+
+
+def _field_problems(path: str, value: Any) -> Iterator[Problem]:
+    for same, why in _SAME_FOR_ALL.items():
+        if path == same or path.startswith(f"{same}."):
+            yield Problem(f"{_FLAG} {path}", f"cannot differ: {why}")
+            return
+    yield from (Problem(f"{_FLAG} {problem.path}", problem.message) for problem in find_problems(nested({path: value})))
+
+
+def _refused(what: str, message: str) -> SubmitError:
+    return SubmitError([Problem(f"{_FLAG} {what}", message)])
+
+
+def _short(path: str, among: Overrides) -> str:
+    words = path.split(".")
+    ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
+    return next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in among) == 1)
+
+
+def _as_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,64 @@
+"""What a sweep keeps beside its runs: who its members are, and what was queued."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from launcher.whole_file import write_file
+
+if TYPE_CHECKING:
+    from launcher.sweep import Member
+
+MEMBERS = "sweep.json"
+ARRAYS = "arrays"
+ARRAY = "array.json"
+
+
+def write_members(sweep: Path, members: Sequence[Member]) -> None:
+    """Note all members, whether or not they are queued by now."""
+    write_file(sweep / MEMBERS, json.dumps([member.to_dict() for member in members], indent=1, default=str) + "\n")
+
+
+def read_members(sweep: Path) -> list[dict[str, Any]]:
+    """`index`, `name` and `overrides` of each member; empty if that is no sweep's folder."""
+    try:
+        found = json.loads((sweep / MEMBERS).read_text(encoding="utf-8"))
+        return [{"index": int(each["index"]), "name": str(each["name"]), "overrides": dict(each["overrides"])}
+                for each in found]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_array(folder: Path, **known: Any) -> None:
+    """Note what was queued, in the submission's folder: `cluster`, `indices`, and `job_id` or `pid` and `started`."""
+    before = read_array_record(folder)
+    values = {"submitted": round(time.time(), 3), "host": os.uname().nodename, **before, **known}
+    write_file(folder / ARRAY, json.dumps(values) + "\n")
+
+
+def read_array_record(folder: Path) -> dict[str, Any]:
+    """What was noted in one folder; empty if nothing is."""
+    try:
+        found = json.loads((folder / ARRAY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, Mapping) else {}
+
+
+def read_arrays(sweep: Path) -> list[dict[str, Any]]:
+    """All submissions of a sweep, oldest first."""
+    folders = sorted((f for f in sweep.glob(f"{ARRAYS}/*") if f.name.isdecimal()), key=lambda f: int(f.name))
+    return [record for folder in folders if (record := read_array_record(folder))]
+
+
+def find_sweep(runs_dir: Path, name: str) -> Path | None:
+    """The folder of a sweep; None if there is none of that name."""
+    # A name is one folder's: no path leads out of the runs.
+    path = runs_dir / name
+    return path if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) and read_members(path) else None

@@ -1,0 +1,64 @@
+"""Which SLURM this is, and whether its accounting answers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_TIMEOUT_S = 10.0
+# --gpus-per-node came with 19.05; preempt_send_user_signal, by which a preempted job is warned, with 22.05.
+OLDEST = (19, 5)
+WARNS_PREEMPTED = (22, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmFacts:
+    """What a login node says of its SLURM.
+
+    Attributes:
+        version: as in (22, 5, 8); empty where it could not be read.
+        accounting: empty if `sacct` answers; its own words otherwise.
+    """
+
+    version: tuple[int, ...]
+    accounting: str
+
+
+def read_slurm(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]] | None = None) -> SlurmFacts:
+    """Ask `sinfo` and `sacct`; what does not answer is left empty or told in its own words.
+
+    Args:
+        run: runs a command to its end; raises as `subprocess.run` does.
+    """
+    run = run or _run
+    try:
+        version = parse_version(run(["sinfo", "--version"]).stdout)
+    except (OSError, subprocess.TimeoutExpired):
+        version = ()
+    return SlurmFacts(version, _accounting(run))
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """(22, 5, 8) of 'slurm-wlm 22.05.8'."""
+    found = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part) for part in found.groups() if part is not None) if found else ()
+
+
+def _accounting(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]]) -> str:
+    try:
+        asked = run(["sacct", "--noheader", "--allocations", "--starttime=now", "--format=jobid"])
+    except FileNotFoundError:
+        return "there is no sacct"
+    except subprocess.TimeoutExpired as error:
+        return f"sacct did not answer within {error.timeout:g} s"
+    except OSError as error:
+        return f"sacct could not be run: {error}"
+    if asked.returncode:
+        return (asked.stderr or asked.stdout).strip() or f"sacct ended with exit code {asked.returncode}"
+    return ""
+
+
+def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)

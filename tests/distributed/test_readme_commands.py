@@ -1,0 +1,82 @@
+"""Every command line of the README: run as a new user would run it, or listed with why it is not run here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from launcher import cli
+from tests.distributed.runs import REPOSITORY, toy_env
+from tests.distributed.test_readme_code import THEIRS
+from tests.processes import launcher, run
+
+pytestmark = pytest.mark.slow
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# What a command line begins with: why it is not run by the test below.
+ELSEWHERE = {
+    "python3 -m venv": ".ci/run makes the environment",
+    'pip install -e ".[test]"': ".ci/run does it",
+    "pip install -e . &&": "the second command's install is .ci/run's; tests/distributed/test_demo.py is its training",
+    "torchrun --nproc-per-node 8": "8 ranks; test_agreement_run.py has two of torchrun's",
+    "python -m launcher fit --nproc-per-node 8": "8 ranks; test_coordinator_run.py and others have two",
+    "python -m launcher fit --nnodes": "two machines; test_nodes.py has two agents on one",
+    "python -m launcher submit": "queued for real by tests/slurm; its dry run is below",
+    "python -m launcher cancel": "tests/distributed/test_local_submit.py cancels a run that trains",
+}
+
+
+def commands() -> list[str]:
+    found = re.findall(r"^    ((?:python3?|pip|torchrun|launcher) .*?)(?: +# .*)?$", README, re.M)
+    assert len(found) > 15
+    return found
+
+
+def test_what_a_new_user_types_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the README's order, with its own `run.yaml`; a training of the toy stands for the user's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    for name, value in {**toy_env(tmp_path / "trace"), "WANDB_MODE": "offline"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "my_pkg.py").write_text(THEIRS)
+    text = README.partition("    # run.yaml\n")[2].partition("\n\n")[0]
+    (tmp_path / "run.yaml").write_text(textwrap.dedent(text) + "\nwandb: {mode: disabled}\n")
+    done: set[str] = set()
+    names = ["my-run", "another-run"]
+    for command in commands():
+        if command in done or any(command.startswith(start) for start in ELSEWHERE):
+            continue
+        done.add(command)
+        words = shlex.split(command)[3:]
+        if words[0] == "fit":
+            # The toy has 64 samples, on one process here.
+            small = ("--trainer.max_steps", "2", "--global_batch_size", "8")
+            own = () if "--name" in words else ("--name", names.pop(0))
+            run(launcher(*words, *own, *small), tmp_path).check()
+            continue
+        if "--open" in words:
+            words.remove("--open")  # no browser for a person here
+        if words[0] == "logs":
+            # A run of one rank, which has ended.
+            words = [word if word != "3" else "0" for word in words]
+        assert cli.run(words) == 0, f"{command}\n{capsys.readouterr()}"
+    # Quoted in the text, and quick.
+    for quoted in ("init --yes --preset debug --output debug.yaml", "plan --config run.yaml", "report my-run --json",
+                   "submit --config run.yaml --nodes 2 --gpus-per-node 8 --partition gpu --dry-run",
+                   "completion bash", "fit --print-config"):  # fmt: skip
+        assert cli.run(quoted.split()) == 0, quoted
+    assert (tmp_path / "memory.png").stat().st_size > 1000
+    assert (tmp_path / "runs" / "scale" / "report.html").is_file()
+
+
+def test_what_is_not_run_here_still_stands_in_the_readme() -> None:
+    lines = commands()
+    gone = [start for start in ELSEWHERE if not any(line.startswith(start) for line in lines)]
+    assert gone == [], "the README has changed: these reasons are nobody's"

@@ -1,0 +1,67 @@
+"""A process that `tests.warm_server` forked is what a fresh interpreter would be, but for its imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import run, run_warm
+
+pytestmark = pytest.mark.slow
+
+_SAY = """
+import json, os, signal, sys
+import __main__
+loaded = "torch" in sys.modules
+from lightning.pytorch.utilities import rank_zero_only
+print(json.dumps({
+    "argv": sys.argv[1:], "cwd": os.getcwd(), "path": sys.path, "rank": rank_zero_only.rank,
+    "env": {name: value for name, value in os.environ.items() if name != "_"}, "file": getattr(__main__, "__file__", None),
+    "leader": os.getsid(0) == os.getpid(), "unbuffered": sys.stdout.write_through, "terminal": sys.stdin.isatty(),
+    "signals": {n: str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)},
+    "descriptors": sorted(os.listdir("/proc/self/fd"))[:3], "toy": "tests.toy" in sys.modules,
+}))
+print("loaded", loaded, file=sys.stderr)
+sys.exit(7)
+"""  # noqa: E501 -- a script
+
+
+@pytest.mark.parametrize("how", ["text", "file", "module"])
+def test_it_has_the_same_arguments_environment_paths_and_signals(tmp_path: Path, how: str) -> None:
+    (tmp_path / "say_it.py").write_text(_SAY)
+    start = {"text": ["-c", _SAY], "file": ["say_it.py"], "module": ["-m", "say_it"]}[how]
+    env = {"RANK": "3", "MINE": "ä", "PYTHONPATH": str(tmp_path / "more")}
+    said = []
+    for each in (run, run_warm):
+        output = each([sys.executable, *start, "--a", "b c"], tmp_path, env=env).check(7).output
+        lines = output.splitlines()
+        assert f"loaded {each is run_warm}" in lines
+        said.append(json.loads(next(line for line in lines if line.startswith("{"))))
+    fresh, warm = said
+    assert warm == fresh
+    assert (warm["rank"], warm["toy"]) == (3, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("raise ValueError('mine')", 1, "ValueError: mine"),
+        ("import sys; sys.exit('in words')", 1, "in words"),
+        ("import os; os._exit(5)", 5, ""),
+        ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL, ""),
+        ("import atexit; atexit.register(print, 'last words')", 0, "last words"),
+    ],
+)
+def test_it_ends_as_others_do(tmp_path: Path, text: str, code: int, says: str) -> None:
+    assert says in run_warm([sys.executable, "-c", text], tmp_path).check(code).output
+
+
+def test_a_signal_reaches_it_while_it_runs(tmp_path: Path) -> None:
+    text = "import signal; print('ready', flush=True); signal.pause()"
+    ended = run_warm([sys.executable, "-c", text], tmp_path, on_line=lambda _, pid: os.kill(pid, signal.SIGINT))
+    assert "KeyboardInterrupt" in ended.output

@@ -1,0 +1,50 @@
+"""NCCL's flight recorder: the form that is read, and a rank that never enters a collective."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.flight_recorder import read_flight_record
+from tests.distributed.runs import TOY, events_of, toy_env
+from tests.processes import launcher, run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+_ONE_RANK = """
+import torch, torch.distributed as dist
+from launcher.flight_recorder import parse_flight_record
+from launcher.signs_of_life import flight_record
+
+torch.cuda.set_device(0)
+dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+dist.all_reduce(torch.ones(3, device="cuda"))
+torch.cuda.synchronize()
+record = parse_flight_record(flight_record())
+assert record.last == {"default_pg": 1}, record
+assert all(collective.operation == "all_reduce" for collective in record.waiting), record
+dist.destroy_process_group()
+"""
+
+
+def test_nccls_own_record_is_understood(tmp_path: Path) -> None:
+    run([sys.executable, "-c", _ONE_RANK], tmp_path).check()
+
+
+def test_a_rank_that_never_enters_an_nccl_collective_is_named_with_it(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices; torch.cuda.device_count() is below 2")
+    words = (*TOY[2:], "--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--global_batch_size", "8",
+             "--trainer.max_epochs", "1", "--name", "it", "--devices", "2", "--hang-timeout", "30")  # fmt: skip
+    output = run(launcher("fit", *words), tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check(1).output
+
+    absent = r"failed first: hung at step 3: .*it did not enter \w+ of .* of default_pg\), in which rank 0 waits"
+    assert re.search(absent, output), output
+    directory = tmp_path / "runs" / "it"
+    assert events_of(directory, "hang")[0]["waiting_for"] == [1]
+    (folder,) = directory.glob("hang-*")
+    assert read_flight_record(folder / "rank-0.flight.json") is not None

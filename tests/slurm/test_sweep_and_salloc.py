@@ -1,0 +1,52 @@
+"""A job array and an allocation by hand, on a real SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import REPOSITORY, TOY, events_of
+from tests.processes import launcher, run
+from tests.slurm.cluster import NODES, Cluster, wait_until
+from tests.slurm.jobs import PATIENCE, words
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_sweep_is_a_job_array_whose_members_are_runs_of_their_own(cluster: Cluster, tmp_path: Path) -> None:
+    own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    said = words(cluster, tmp_path, "submit", *TOY, "--accelerator", "cpu", "--devices", "1", "--cpus-per-task", "4",
+                 "--name", "s", "--trainer.max_steps", "4", "--checkpoint.monitor", "loss",
+                 "--sweep", "model.init_args.lr=0.01,0.05,0.1", "--array", "0,2", env=own).output  # fmt: skip
+    assert "of 2 jobs is queued" in said
+
+    def members() -> list[dict[str, object]]:
+        return json.loads(words(cluster, tmp_path, "status", "s", "--json").output)
+
+    ended = ("done", "failed", "cancelled", "ended")
+    wait_until("the end", lambda: all(m["run"]["state"] in ended for m in members() if m["run"]), PATIENCE)  # type: ignore[index]
+    first, left_out, last = members()
+    assert [member["run"]["state"] for member in (first, last)] == ["done", "done"], first  # type: ignore[index]
+    assert left_out["run"] is None
+    assert first["last"] != last["last"]
+
+
+def test_inside_an_allocation_the_agents_are_started_on_its_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    env = {**cluster.env, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    fit = launcher(
+        "fit", *TOY, "--accelerator", "cpu", "--nproc-per-node", "2", "--name", "a", "--trainer.max_steps", "4"
+    )
+    allocate = ["salloc", "--nodes=2", "--cpus-per-task=4", "--ntasks-per-node=1", *fit]
+    ended = run(allocate, tmp_path, env=env, timeout=PATIENCE).check()
+    assert "has 2 nodes: starting on them through srun" in ended.output
+    plan = events_of(tmp_path / "runs" / "a", "planned")[0]["plan"]
+    assert (plan["world_size"], plan["num_nodes"], sorted(plan["hosts"])) == (4, 2, list(NODES))
+    assert list((tmp_path / "runs").glob(".meeting*")) == []
+
+    # More than one task a node is told how to start instead.
+    wrong = ["srun", "--nodes=1", "--ntasks=2", "--cpus-per-task=2", sys.executable, "-m", "launcher", "fit", *TOY]
+    assert "one task a node" in run(wrong, tmp_path, env=env, timeout=PATIENCE).output

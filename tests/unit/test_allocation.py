@@ -1,0 +1,82 @@
+"""Inside a SLURM allocation that is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.allocation import nodes_of_step, srun_words
+from launcher.config import RunConfig
+from launcher.errors import TopologyError
+from launcher.launch_options import LaunchOptions
+from slurm.environment import SlurmAllocation, read_slurm_allocation
+
+PLAIN = LaunchOptions()
+CONFIG = RunConfig()
+TWO = SlurmAllocation("7", 2, "n[1-2]", None)
+ONE = SlurmAllocation("7", 1, "n1", None)
+SHELL = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "4"}
+
+
+def test_an_allocation_is_seen_from_its_shell_and_its_batch_script_but_not_from_a_task() -> None:
+    whole = dataclasses.replace(TWO, cpus_per_task="4")
+    assert read_slurm_allocation(SHELL) == whole
+    assert read_slurm_allocation({**SHELL, "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967291"}) == whole
+    assert read_slurm_allocation({**SHELL, "SLURM_STEP_ID": "0"}) is None
+    assert read_slurm_allocation({}) is None
+
+
+@pytest.mark.parametrize(
+    ("allocation", "num_nodes", "host", "starts"),
+    [
+        (TWO, "auto", "login", 2),
+        (TWO, "auto", "n1", 2),
+        (TWO, 2, "n1.cluster.org", 2),
+        (TWO, 1, "n1", None),
+        (TWO, 1, "login", 1),
+        (ONE, "auto", "n1", None),
+        (ONE, "auto", "login", 1),
+        (dataclasses.replace(ONE, nodelist=""), "auto", "n1", None),
+    ],
+)
+def test_one_agent_on_each_node_unless_this_is_the_only_one(
+    allocation: SlurmAllocation, num_nodes: int | str, host: str, starts: int | None
+) -> None:
+    config = dataclasses.replace(CONFIG, num_nodes=num_nodes)  # type: ignore[arg-type]
+    words = srun_words(allocation, config, PLAIN, host)
+    expected = ("srun", f"--nodes={starts}", f"--ntasks={starts}", "--ntasks-per-node=1", "--export=ALL")
+    assert words == (None if starts is None else expected)
+
+
+def test_the_cpus_of_a_task_are_handed_on_which_srun_does_not_do_by_itself() -> None:
+    words = srun_words(dataclasses.replace(TWO, cpus_per_task="4"), CONFIG, PLAIN, "n1")
+    assert words is not None
+    assert words[-1] == "--cpus-per-task=4"
+
+
+def test_nodes_named_by_hand_are_the_users_own_and_more_than_there_are_is_an_error() -> None:
+    by_hand = dataclasses.replace(PLAIN, min_nodes=2, max_nodes=2, endpoint_host="n1", endpoint_port=1)
+    assert srun_words(TWO, CONFIG, by_hand, "n1") is None
+    with pytest.raises(TopologyError, match="num_nodes is 3, and job 7 has 2"):
+        srun_words(TWO, dataclasses.replace(CONFIG, num_nodes=3), PLAIN, "n1")
+
+
+def test_outside_of_a_step_of_several_nodes_the_options_stay(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, runs_dir=str(tmp_path / "runs"))
+    task = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    for env in ({}, SHELL, task):
+        with nodes_of_step(config, PLAIN, env) as options:
+            assert options is PLAIN
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_node_that_nobody_meets_says_who_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    env = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2",
+           "SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "0"}  # fmt: skip
+    config = dataclasses.replace(CONFIG, runs_dir=str(tmp_path / "runs"))
+    with pytest.raises(TopologyError, match="1"), nodes_of_step(config, PLAIN, env, timeout=0.2):
+        pass

@@ -1,0 +1,42 @@
+"""submitit alone requeues a job: Lightning, which would by itself where it sees SLURM's variables, sets no handler."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from rich.console import Console
+
+from launcher.config import RunConfig
+from launcher.config_check import parse_config
+from launcher.topology import Topology
+from launcher.trainer import build_trainer
+from strategies.choice import choose_strategy
+
+
+@pytest.mark.parametrize("strategy", ["single_device", "ddp"])
+def test_a_training_inside_a_job_is_not_requeued_by_lightning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    # As a script of a user's own has them.
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}.items():
+        monkeypatch.setenv(name, value)
+    assert SLURMEnvironment.detect(), "without the launcher Lightning would take itself for the owner"
+    config: RunConfig = parse_config({"trainer": {"enable_checkpointing": False, "enable_progress_bar": False}})
+    choice = choose_strategy(strategy, world_size=1, device_kind="cpu", accumulate=1, model_has_static_graph=False)
+    plan: Any = SimpleNamespace(
+        precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
+    )
+    run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
+    trainer = build_trainer(config, plan, Topology.from_env({}, "here"), run, [], [], Console())
+    before = signal.getsignal(signal.SIGUSR1)
+    connector = cast(Any, trainer)._signal_connector
+    connector.register_signal_handlers()
+    try:
+        assert signal.getsignal(signal.SIGUSR1) is before
+    finally:
+        connector.teardown()

@@ -1,0 +1,35 @@
+"""The end of a run, as a person reads it."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launcher.main_path import FitResult
+from launcher.summary import print_summary
+
+
+def said(tmp_path: Path) -> str:
+    stream = io.StringIO()
+    none: Any = None  # the plan is not looked at
+    result = FitResult(run=tmp_path / "runs" / "it", plan=none, steps=3, metrics={"loss": 0.5}, checkpoint=None)
+    print_summary(result, Console(file=stream, width=200))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_command_for_the_report_can_be_pasted_with_and_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    (line,) = [line for line in said(tmp_path).splitlines() if line.startswith("report")]
+    command = "python -m launcher report runs/it"
+    assert line.split(maxsplit=1)[1].rstrip() == (
+        command if installed else f'pip install "launcher[plot]" && {command}'
+    )
