@@ -134,19 +134,7 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
     host = None if host_memory_bytes is None else host_memory_bytes // ranks_per_node
     if kind != "cuda":
         # The ranks of a node share its memory.
-        return Machine(
-            kind,
-            agreement.world_size,
-            ranks_per_node,
-            memory // ranks_per_node,
-            _CPU_FLOPS,
-            _CPU_MEMORY_BANDWIDTH,
-            _CPU_LINK,
-            _CPU_LINK,
-            _CPU_MEMORY_BANDWIDTH,
-            host,
-            known=False,
-        )
+        return cpu_machine(agreement.world_size, ranks_per_node, memory // ranks_per_node, host, kind=kind)
     gpus = [recognize_gpu(d.name) for d in devices]
     slowest = min((g or TYPICAL for g in gpus), key=lambda g: g.half_flops)
     flops = slowest.fp32_flops if precision in (Precision.FP32_TRUE, Precision.FP64_TRUE) else slowest.half_flops
@@ -162,6 +150,33 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
         slowest.host_bandwidth,
         host,
         known=None not in gpus,
+    )
+
+
+def cpu_machine(
+    world_size: int, ranks_per_node: int, memory_bytes: int, host_memory_bytes: int | None = None, *, kind: str = "cpu"
+) -> Machine:
+    """Ranks without a GPU of a known kind.
+
+    Args:
+        world_size: number of ranks.
+        ranks_per_node: ranks on one node.
+        memory_bytes: of one rank.
+        host_memory_bytes: host memory of one rank; None if not known.
+        kind: 'cpu' or 'mps'.
+    """
+    return Machine(
+        kind,
+        world_size,
+        ranks_per_node,
+        memory_bytes,
+        _CPU_FLOPS,
+        _CPU_MEMORY_BANDWIDTH,
+        _CPU_LINK,
+        _CPU_LINK,
+        _CPU_MEMORY_BANDWIDTH,
+        host_memory_bytes,
+        known=False,
     )
 
 

@@ -169,6 +169,7 @@ def _assess(
             accumulate=split.accumulate,
             method=cast("Method", profile.method),
             rebuilds_buckets=rebuilds_buckets,
+            over_gloo=machine.device_kind == "cpu",
         )
         found = split, memory
         fits = memory.total <= limit and (machine.host_memory_bytes is None or memory.host <= machine.host_memory_bytes)

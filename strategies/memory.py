@@ -75,6 +75,7 @@ def estimate_memory(
     accumulate: int = 1,
     method: Method = "traced",
     rebuilds_buckets: bool = True,
+    over_gloo: bool = False,
 ) -> MemoryEstimate:
     """Bytes per rank, by part, at the step's peak.
 
@@ -89,6 +90,7 @@ def estimate_memory(
         method: how `trace` was found.
         rebuilds_buckets: whether DDP orders its buckets anew after the first step; it does unless it looks for unused
             parameters.
+        over_gloo: whether gloo carries the tensors, which ZeRO's collectives then copy.
     """
     measured = trace.optimizer_states if candidate.stage == 0 and method != "bound" else None
     states = model_states(
@@ -101,6 +103,9 @@ def estimate_memory(
         unsharded_optimizer_bytes=measured,
     )
     phases = _phases(model, trace, candidate, world_size, precision, states, settings, accumulate, rebuilds_buckets)
+    if over_gloo and candidate.stage and world_size > 1:
+        width = state_types(candidate, precision).parameter_bytes
+        phases = _with_copies(phases, _gloo_copies(model, candidate, settings, width))
     phase, (gradients, activations, buffers) = max(phases.items(), key=lambda item: sum(item[1]))
     return MemoryEstimate(
         states.parameters,
@@ -143,14 +148,15 @@ def _phases(
         }
     types = state_types(candidate, precision)
     step = trace.inputs
+    oversized = _oversized(model, settings) * types.parameter_bytes
+    # With several ranks a full bucket is copied to be reduced.
+    copied = min(settings.reduce_bucket_size, model.trainable_numel) * types.parameter_bytes if world_size > 1 else 0
     if not candidate.offload:
-        step += _zero_step(model, candidate, states, types)
+        step += _zero_step(model, candidate, world_size, states, types)
     if candidate.stage < 3:
-        # With several ranks a full bucket is copied to be reduced.
-        copied = min(settings.reduce_bucket_size, model.trainable_numel) * types.parameter_bytes
         return {
             "forward": (0, trace.forward, 0),
-            "backward": (whole, trace.backward, states.bucket + (copied if world_size > 1 else 0)),
+            "backward": (whole, trace.backward, states.bucket + copied + oversized),
             "step": (whole, step, 0),
         }
     gathered = states.gathered
@@ -158,9 +164,36 @@ def _phases(
         gathered = max(gathered, min(model.numel, settings.max_live_parameters) * types.parameter_bytes)
     return {
         "forward": (whole, trace.forward, states.bucket + gathered),
-        "backward": (whole, trace.backward, states.bucket + gathered),
+        "backward": (whole, trace.backward, states.bucket + copied + oversized + gathered),
         "step": (whole, step, states.bucket + states.gathered),
     }
+
+
+def _gloo_copies(model: ModelShape, candidate: Candidate, settings: ZeroSettings, width: int) -> dict[str, int]:
+    """What gloo makes beside the tensors, by phase: none of it is seen by torch's dispatcher.
+
+    A reduction to one rank has a buffer of its whole size (gloo's `reduce.cc`), a reduce-scatter is an all-reduce of a
+    copy, and an all-gather goes through a flat copy of all ranks' parts (torch's `ProcessGroupGloo.cpp`).
+    """
+    reduced = max(min(settings.reduce_bucket_size, model.trainable_numel), _oversized(model, settings)) * width
+    if candidate.stage < 3:
+        return {"forward": 0, "backward": reduced, "step": 0}
+    largest = max((p.numel for p in model.parameters), default=0)
+    gathered = max(largest, min(settings.prefetch_bucket_size, model.numel)) * width
+    return {"forward": gathered, "backward": max(gathered, reduced), "step": 0}
+
+
+def _with_copies(phases: dict[str, tuple[int, int, int]], copies: dict[str, int]) -> dict[str, tuple[int, int, int]]:
+    return {name: (g, a, buffers + copies[name]) for name, (g, a, buffers) in phases.items()}
+
+
+def _oversized(model: ModelShape, settings: ZeroSettings) -> int:
+    """Elements of the largest gradient if no bucket takes it: it stays whole while the next one is made.
+
+    DeepSpeed's `stage_1_and_2.py`, `extra_large_param_to_reduce`, and `stage3.py`, `__add_grad_to_ipg_bucket`.
+    """
+    largest = max((p.numel for p in model.parameters if p.trainable), default=0)
+    return largest if largest > settings.reduce_bucket_size else 0
 
 
 def _split_peak(both: int, whole: int) -> tuple[int, int, int]:
@@ -169,11 +202,13 @@ def _split_peak(both: int, whole: int) -> tuple[int, int, int]:
     return gradients, both - gradients, 0
 
 
-def _zero_step(model: ModelShape, candidate: Candidate, states: ModelStates, types: StateTypes) -> int:
+def _zero_step(model: ModelShape, candidate: Candidate, world_size: int, states: ModelStates, types: StateTypes) -> int:
     """What ZeRO's step and the optimizer allocate for the largest group, its gradients flat and in fp32."""
     elements = states.flat // FP32
     narrow = elements * types.parameter_bytes if types.parameter_bytes != FP32 else 0
-    # The flat gradient in its own width is gone when the optimizer computes, unless another group follows.
-    temporary = max(narrow, elements * model.optimizer.temporary_bytes_per_element)
+    # The flat gradient in its own width is gone when the optimizer computes, unless another group follows; of several
+    # ranks in stages 1 and 2 it was seen to stay.
+    temporary = elements * model.optimizer.temporary_bytes_per_element
+    temporary = narrow + temporary if world_size > 1 and candidate.stage < 3 else max(narrow, temporary)
     kept = elements * types.parameter_bytes if candidate.stage < 3 and len(model.trained_groups()) > 1 else 0
     return states.flat + temporary + kept

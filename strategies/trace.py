@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
+from strategies.cpu_workspaces import CpuWorkspaces
 from strategies.model_shape import describe_model, optimizer_of, use_foreach
 from strategies.model_states import ModelShape
 from strategies.step_trace import StepTrace
@@ -113,6 +114,8 @@ def trace_step(
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
     within: Callable[[], AbstractContextManager[Any]] = nullcontext if mode is None else (lambda: mode)
     tracker, count = StorageTracker(granularity), _FlopCount()
+    # A real step on real tensors has its own.
+    workspaces: AbstractContextManager[Any] = CpuWorkspaces() if fake and device == "cpu" else nullcontext()
     with _quiet(), within():
         with torch.device(device):
             module = make_module()
@@ -126,7 +129,7 @@ def trace_step(
         inputs = [leaf for leaf in tree_iter(fed) if isinstance(leaf, Tensor)]
         tracker.ignore([*module.parameters(), *module.buffers(), *inputs])
         hooks = [p.register_post_accumulate_grad_hook(_gradient_counter(tracker)) for p in _trained(module)]
-        with tracker, count if whole else nullcontext():
+        with tracker, workspaces, count if whole else nullcontext():
             forward, backward, both = _forward_and_backward(module, fed, types, tracker, device)
         with tracker:
             temporary = _optimizer_step(optimizer, tracker) if whole else 0

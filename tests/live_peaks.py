@@ -25,7 +25,7 @@ from torch import nn
 
 from strategies.storage_tracker import StorageTracker
 from tests.live_states import DTYPES, Stepping
-from tests.model_zoo import MODELS
+from tests.model_families import SMALL
 
 BUCKET = 1_200_000
 
@@ -33,7 +33,7 @@ BUCKET = 1_200_000
 def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
     """The most bytes in the second and third step."""
     torch.manual_seed(0)
-    entry = MODELS[name]
+    entry = SMALL[name]
 
     def prepare() -> Any:
         batch = entry.batch(batch_size, DTYPES[dtype])

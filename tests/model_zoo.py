@@ -77,7 +77,7 @@ class LowRank(nn.Module):
         return self.base(x) + self.up(self.down(x))
 
 
-def _mlp(*widths: int) -> nn.Sequential:
+def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.Tanh()]
@@ -85,7 +85,7 @@ def _mlp(*widths: int) -> nn.Sequential:
 
 
 def _frozen() -> nn.Module:
-    body = _mlp(40, 300, 300, 8)
+    body = mlp(40, 300, 300, 8)
     body[0].requires_grad_(False)
     return body
 
@@ -99,13 +99,13 @@ def _convolutions() -> nn.Module:
     return net
 
 
-def _two_groups(module: nn.Module) -> torch.optim.Optimizer:
+def two_groups(module: nn.Module) -> torch.optim.Optimizer:
     matrices = [p for p in module.parameters() if p.ndim > 1]
     vectors = [p for p in module.parameters() if p.ndim <= 1]
     return torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=1e-3)
 
 
-def _adamw(module: nn.Module) -> torch.optim.Optimizer:
+def adamw(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=1e-3)
 
 
@@ -113,7 +113,7 @@ def _sgd(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=1e-3)
 
 
-def _momentum(module: nn.Module) -> torch.optim.Optimizer:
+def momentum(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
 
 
@@ -144,18 +144,18 @@ class Entry:
 
 
 MODELS: dict[str, Entry] = {
-    "mlp": Entry(lambda: Net(_mlp(64, 512, 512, 8), _adamw), (64,), (8,)),
-    "odd": Entry(lambda: Net(_mlp(33, 57, 401, 301, 3), _adamw), (33,), (3,)),
-    "tiny": Entry(lambda: Net(_mlp(1, 1), _adamw), (1,), (1,)),
-    "tied": Entry(lambda: Net(TiedGPT(), _adamw, tokens=True), (12,), (), 211),
-    "gpt": Entry(lambda: Net(_gpt(), _two_groups, tokens=True), (16,), (), 97),
-    "frozen": Entry(lambda: Net(_frozen(), _adamw), (40,), (8,)),
-    "low_rank": Entry(lambda: Net(LowRank(), _adamw), (128,), (128,)),
-    "conv": Entry(lambda: Net(_convolutions(), _momentum), (3, 12, 12), (4,)),
+    "mlp": Entry(lambda: Net(mlp(64, 512, 512, 8), adamw), (64,), (8,)),
+    "odd": Entry(lambda: Net(mlp(33, 57, 401, 301, 3), adamw), (33,), (3,)),
+    "tiny": Entry(lambda: Net(mlp(1, 1), adamw), (1,), (1,)),
+    "tied": Entry(lambda: Net(TiedGPT(), adamw, tokens=True), (12,), (), 211),
+    "gpt": Entry(lambda: Net(_gpt(), two_groups, tokens=True), (16,), (), 97),
+    "frozen": Entry(lambda: Net(_frozen(), adamw), (40,), (8,)),
+    "low_rank": Entry(lambda: Net(LowRank(), adamw), (128,), (128,)),
+    "conv": Entry(lambda: Net(_convolutions(), momentum), (3, 12, 12), (4,)),
     "lstm": Entry(lambda: Net(Recurrent(), _rmsprop), (6, 13), (5,)),
-    "sgd": Entry(lambda: Net(_mlp(31, 500, 7), _sgd), (31,), (7,)),
-    "amsgrad": Entry(lambda: Net(_mlp(50, 350, 350, 2), _amsgrad), (50,), (2,)),
-    "large": Entry(lambda: Net(_mlp(257, 1031, 1031, 17), _two_groups), (257,), (17,)),
+    "sgd": Entry(lambda: Net(mlp(31, 500, 7), _sgd), (31,), (7,)),
+    "amsgrad": Entry(lambda: Net(mlp(50, 350, 350, 2), _amsgrad), (50,), (2,)),
+    "large": Entry(lambda: Net(mlp(257, 1031, 1031, 17), two_groups), (257,), (17,)),
 }
 
 

@@ -274,10 +274,20 @@ def test_zeros_step_holds_the_flat_fp32_gradient_the_optimizers_temporaries_and_
     assert step(two, ZERO_3, Precision.FP32_TRUE) == ("step", 500 * (4 + 8) + 8)
 
 
-def test_several_ranks_copy_a_full_bucket_to_reduce_it() -> None:
+def _buffers(*numel: int, bucket: int, ranks: int, over_gloo: bool = False) -> int:
     trace = StepTrace(1, forward=0, backward=10**9, backward_with_gradients=0, inputs=0, step=0, optimizer_states=0,
                       flops=1)  # fmt: skip
-    model = ModelShape((ParameterShape(1000),), ((0,),))
-    settings = ZeroSettings(reduce_bucket_size=600, overlap_comm=False)
-    alone, pair = (estimate_memory(model, trace, ZERO_2, n, BF16, settings=settings).buffers for n in (1, 2))
-    assert (alone, pair) == (600 * 2, 600 * 2 + 600 * 2)
+    model = ModelShape(tuple(ParameterShape(n) for n in numel), (tuple(range(len(numel))),))
+    settings = ZeroSettings(reduce_bucket_size=bucket, overlap_comm=False)
+    return estimate_memory(model, trace, ZERO_2, ranks, BF16, settings=settings, over_gloo=over_gloo).buffers
+
+
+def test_several_ranks_copy_a_full_bucket_to_reduce_it() -> None:
+    assert _buffers(500, 500, bucket=600, ranks=1) == 600 * 2
+    assert _buffers(500, 500, bucket=600, ranks=2) == 600 * 2 + 600 * 2
+
+
+def test_a_gradient_larger_than_the_bucket_stays_whole_beside_it_and_gloo_copies_what_it_reduces() -> None:
+    assert _buffers(1000, 10, bucket=600, ranks=1) == 600 * 2 + 1000 * 2
+    assert _buffers(500, 500, bucket=600, ranks=2, over_gloo=True) == 3 * 600 * 2
+    assert _buffers(1000, 10, bucket=600, ranks=2, over_gloo=True) == 2 * 600 * 2 + 2 * 1000 * 2
