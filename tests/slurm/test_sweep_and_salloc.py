@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +34,24 @@ def test_a_sweep_is_a_job_array_whose_members_are_runs_of_their_own(cluster: Clu
     assert [member["run"]["state"] for member in (first, last)] == ["done", "done"], first  # type: ignore[index]
     assert left_out["run"] is None
     assert first["last"] != last["last"]
+
+
+def test_a_job_gets_the_gpus_that_were_asked_for_and_a_torch_without_cuda_is_told(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The cluster's GPUs are device files, which SLURM counts and hands out; torch here has no CUDA."""
+    own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    said = words(cluster, tmp_path, "submit", *TOY, "--nodes", "1", "--gpus-per-node", "2", "--cpus-per-task", "4",
+                 "--name", "g", env=own).output  # fmt: skip
+    (job_id,) = re.findall(r"job (\d+) is queued", said)
+    assert cluster.job_field(job_id, "TresPerNode") == "gres:gpu:2"
+    wait_until("the end", lambda: cluster.job_field(job_id, "JobState") in ("COMPLETED", "FAILED"), PATIENCE)
+    folder = tmp_path / "runs" / "g" / "submissions" / "1"
+    told = "".join(file.read_text() for file in folder.glob("*_log.*"))
+    assert "accelerator 'gpu' was asked for, but this machine has only cpu" in told, told
+    assert "exit code 2" in told
+    status = json.loads(words(cluster, tmp_path, "status", "g", "--json").output)
+    assert status["state"] == "failed"
 
 
 def test_inside_an_allocation_the_agents_are_started_on_its_nodes(cluster: Cluster, tmp_path: Path) -> None:

@@ -141,6 +141,20 @@ def test_sbatchs_refusal_is_shown_in_its_words_and_nothing_is_left(cwd: Path, sl
     assert list(cwd.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["file/runs", "/proc/runs"])
+@pytest.mark.parametrize("sweep", [(), ("--sweep", "seed=1,2")])
+def test_where_no_run_can_be_made_nothing_is_queued(
+    cwd: Path, slurm: StandIns, place: str, sweep: tuple[str, ...]
+) -> None:
+    (cwd / "file").write_text("not a folder")
+    ended = submit(cwd, slurm, *JOB, *sweep, "--runs_dir", place, "--no-snapshot").check(2)
+    assert "cannot be made" in ended.output
+    assert "where you may write" in ended.output
+    assert "Traceback" not in ended.output
+    assert slurm.calls("sbatch") == []
+    assert [path.name for path in cwd.iterdir()] == ["file"]
+
+
 def test_without_slurm_the_way_on_is_told(cwd: Path) -> None:
     ended = submit(cwd, None, *JOB).check(2)
     assert "there is no sbatch on this machine" in ended.output
