@@ -61,19 +61,20 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
     words = launcher("fit", "--nproc-per-node", "2", "--model", "tests.hungry.Hungry", "--model.content_from", "3",
-                     "--model.width", "4096", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
+                     "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
                      "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4")  # fmt: skip
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
     directory = only_run(tmp_path)
     assert [event["verdict"] for event in events_of(directory, "rank_failed")] == [
+        "restart with strategy deepspeed_stage_1, from the last checkpoint",
         "restart with strategy deepspeed_stage_3, from the last checkpoint",
     ]
     names = [event["plan"]["strategy"]["name"] for event in events_of(directory, "planned")]
-    assert names == ["ddp", "deepspeed_stage_3"]
-    assert len(events_of(directory, "resumed")) == 1
+    assert names == ["ddp", "deepspeed_stage_1", "deepspeed_stage_3"]
+    assert len(events_of(directory, "resumed")) == 2
     assert {event["step"] for event in events_of(directory, "finished")} == {4}
     assert "is out of memory with ddp" in ended.output
-    assert "next: `strategy: deepspeed_stage_3`" in ended.output
+    assert "next: `strategy: deepspeed_stage_1`" in ended.output
 
 
 @pytest.mark.slow
