@@ -162,8 +162,8 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SystemExit) and frames[-1].name == "exit":
-        # W&B puts a function of its own in the place of sys.exit.
+    while isinstance(error, SystemExit) and len(frames) > 1 and frames[-1].name == "exit":
+        # W&B, and whoever else, puts a function of its own in the place of sys.exit.
         frames.pop()
     where = frames[-1]
     return "" if where.filename.startswith("<frozen") else f" ({where.filename}, line {where.lineno})"
