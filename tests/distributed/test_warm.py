@@ -63,5 +63,11 @@ def test_it_ends_as_others_do(tmp_path: Path, text: str, code: int, says: str) -
 
 def test_a_signal_reaches_it_while_it_runs(tmp_path: Path) -> None:
     text = "import signal; print('ready', flush=True); signal.pause()"
-    ended = run_warm([sys.executable, "-c", text], tmp_path, on_line=lambda _, pid: os.kill(pid, signal.SIGINT))
+
+    def interrupt(line: str, pid: int) -> None:
+        # Once: what it says then are lines, too.
+        if line == "ready\n":
+            os.kill(pid, signal.SIGINT)
+
+    ended = run_warm([sys.executable, "-c", text], tmp_path, on_line=interrupt)
     assert "KeyboardInterrupt" in ended.output
