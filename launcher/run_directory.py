@@ -17,6 +17,7 @@ import yaml
 from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
+from launcher.sweep_record import MEMBERS
 from launcher.whole_file import write_file
 
 _FOLDERS = ("logs", "checkpoints", "wandb")
@@ -128,6 +129,8 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
     try:
         path = runs / name if name else _fresh_path(runs, config)
         exists = (path / "config.yaml").exists()
+        if (path / MEMBERS).exists():
+            raise RunDirectoryError(f"{path.name!r} is a sweep at {path}; choose another --name for a run")
         # A run that never saved has nothing to lose: a requeued job may begin it once more.
         own = explicit is not None and (explicit.is_relative_to(path) or last_checkpoint(path / "checkpoints") is None)
         if exists and not (own or restart_of is not None or config.resume == "auto"):

@@ -6,15 +6,17 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import Problem, QueueError, SubmitError
-from launcher.local_job import start_detached
+from launcher.local_job import ask_to_stop, start_detached
 from launcher.snapshot import take_snapshot
 from launcher.submission import Submission, make_folder, remove_folder, write_record
 
 if TYPE_CHECKING:
+    from slurm.render import JobExecutor
     from slurm.task import FitRequest
 
 
@@ -25,13 +27,7 @@ def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | Non
         SubmitError: there is no SLURM here, or no space.
         QueueError: sbatch's own words.
     """
-    from slurm.queue import has_slurm
-
-    if not has_slurm():
-        raise SubmitError([Problem("--cluster", "given slurm, but there is no sbatch on this machine; submit from a "
-                                   "login node, or use --cluster local")])  # fmt: skip
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
+    check_slurm()
     from slurm.render import JobExecutor
     from slurm.task import FitTask
 
@@ -41,13 +37,9 @@ def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | Non
         cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
         request = fit_request(submission, cwd, interface, max_fruitless)
         executor = JobExecutor(submission.job, submission.folder, sys.executable)
-        try:
-            # submitit prints sbatch's words, and raises them too.
-            with contextlib.redirect_stderr(io.StringIO()):
-                job = executor.submit(FitTask(request))
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            raise QueueError(f"sbatch did not take the job: {str(error).strip()}") from error
-        write_record(submission.folder, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
+        with sending(executor, submission.folder, "the job"):
+            job = executor.submit(FitTask(request))
+            write_record(submission.folder, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
     except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
         remove_folder(submission)
         raise
@@ -78,13 +70,92 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
         cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
         resume = "auto" if submission.resume_from is None else str(submission.resume_from)
         known = start_detached([*submission.command, "--resume", resume], cwd, submission.folder)
-        write_record(submission.folder, "local", **known)
+        with noting(submission.folder, known):
+            write_record(submission.folder, "local", **known)
     except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
         remove_folder(submission)
         raise
     finally:
         os.umask(before)
     return f"process {known['pid']} runs in the background"
+
+
+def check_slurm() -> None:
+    """Whether jobs can be queued from here.
+
+    Raises:
+        SubmitError: there is no SLURM.
+    """
+    from slurm.queue import has_slurm
+
+    if not has_slurm():
+        raise SubmitError([Problem("--cluster", "given slurm, but there is no sbatch on this machine; submit from a "
+                                   "login node, or use --cluster local")])  # fmt: skip
+
+
+@contextlib.contextmanager
+def sending(executor: JobExecutor, folder: Path, what: str) -> Generator[None]:
+    """Around sending and noting a job: one that SLURM took and that cannot be noted here is cancelled again.
+
+    Args:
+        executor: that sends it.
+        folder: of the submission.
+        what: the job, in a message.
+
+    Raises:
+        QueueError: sbatch's own words.
+        SubmitError: no space for what belongs to the job.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from slurm.queue import QueueCommandError, cancel_job
+
+    try:
+        # submitit prints sbatch's words, and raises them too.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except BaseException as error:  # Ctrl-C too leaves no job that nobody knows of; raised on
+        became = ""
+        if executor.taken is not None:
+            try:
+                cancel_job(executor.taken)
+                became = f"; job {executor.taken} was queued already and is cancelled again"
+            except QueueCommandError as failed:
+                raise QueueError(
+                    f"job {executor.taken} is queued, but cannot be noted in {folder} ({error}) nor cancelled "
+                    f"({failed}); run: scancel {executor.taken}"
+                ) from error
+        if isinstance(error, FailedJobError | FailedSubmissionError):
+            raise QueueError(f"sbatch did not take {what}: {str(error).strip()}{became}") from error
+        if isinstance(error, OSError):
+            raise no_space(folder, error, became) from error
+        raise
+
+
+@contextlib.contextmanager
+def noting(folder: Path, known: Mapping[str, Any]) -> Generator[None]:
+    """Around noting a process that was started: one that cannot be noted is ended again.
+
+    Args:
+        folder: of the submission.
+        known: from `launcher.local_job.start_detached`.
+
+    Raises:
+        SubmitError: no space for the note.
+    """
+    try:
+        yield
+    except BaseException as error:  # Ctrl-C too leaves no process that nobody knows of; raised on
+        ask_to_stop(known["pid"], known["started"])
+        if isinstance(error, OSError):
+            raise no_space(folder, error, f"; process {known['pid']} is ended again") from error
+        raise
+
+
+def no_space(folder: Path, error: OSError, became: str = "") -> SubmitError:
+    """What to tell of a disk that is full or read-only, and what became of what had begun."""
+    where = f"{folder} cannot be written: {error.strerror or error}"
+    return SubmitError([Problem("runs_dir", f"{where}{became}; choose a folder with space where you may write")])
 
 
 def fit_request(submission: Submission, cwd: Path, interface: str | None, max_fruitless: int) -> FitRequest:

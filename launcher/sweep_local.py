@@ -53,6 +53,9 @@ class LocalSweep:
         with os.fdopen(descriptor, "wb") as output:
             process = subprocess.Popen(member["command"], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self._running.append(process)
+        if self._stopped:
+            # The signal came before this one was known.
+            process.send_signal(signal.SIGTERM)
         write_record(folder, "local", pid=process.pid, started=start_time(process.pid))
 
     def _stop(self, number: int, frame: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
+import json
 import os
 import shutil
 import sys
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config_sources import build_config, path_of, read_sources
-from launcher.errors import Problem, QueueError, RunDirectoryError, SubmitError
-from launcher.submission import Submission, make_folder, prepare, remove_folder, write_record
-from launcher.submit_jobs import fit_request, users_code
-from launcher.sweep import Member, make_members, read_sweep
-from launcher.sweep_record import ARRAYS, write_array, write_members
+from launcher.errors import Problem, RunDirectoryError, SubmitError
+from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, write_record
+from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
+from launcher.sweep import Member, describe, make_members, read_sweep
+from launcher.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
 from slurm.array import ArrayChoice, read_array
 from slurm.job import JobRequestError
 
@@ -88,10 +88,24 @@ def prepare_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[s
     if taken:
         raise RunDirectoryError("\n".join(taken))
     path = submissions[0].place.path.parent / name
-    if (path / "config.yaml").exists():
+    # One that is queued has no config yet.
+    if (path / "config.yaml").exists() or (path / FOLDER).exists():
         raise RunDirectoryError(f"{name!r} is a run already at {path}; choose another --name for the sweep")
+    _refuse_others(path, members)
     folder = path / ARRAYS / str(1 + sum(1 for _ in path.glob(f"{ARRAYS}/*")))
     return SweepSubmission(path, tuple(members), choice, tuple(submissions), folder)
+
+
+def _refuse_others(path: Path, members: Sequence[Member]) -> None:
+    """A sweep that is there already may get more members; those that it has stay what they are."""
+    known = {each["index"]: each["overrides"] for each in read_members(path)}
+    now = {member.index: json.loads(json.dumps(dict(member.overrides), default=str)) for member in members}
+    changed = [index for index, overrides in known.items() if now.get(index) != overrides]
+    if changed:
+        raise RunDirectoryError(
+            f"sweep {path.name!r} exists already at {path}, and its member {changed[0]} is "
+            f"{describe(known[changed[0]])}; choose another --name, or give its values in the same order, new ones last"
+        )
 
 
 def _check_size(choice: ArrayChoice) -> None:
@@ -119,26 +133,17 @@ def submit_array(sweep: SweepSubmission, *, snapshot: bool, interface: str | Non
         SubmitError: there is no SLURM here, or no space.
         QueueError: sbatch's own words.
     """
-    from slurm.queue import has_slurm
-
-    if not has_slurm():
-        raise SubmitError([Problem("--cluster", "given slurm, but there is no sbatch on this machine; submit from a "
-                                   "login node, or use --cluster local")])  # fmt: skip
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
+    check_slurm()
     from slurm.task import FitTask
 
     with _made(sweep, snapshot=snapshot) as (folder, cwd):
         tasks = [FitTask(fit_request(each, cwd, interface, max_fruitless)) for each in sweep.submissions]
-        try:
-            # submitit prints sbatch's words, and raises them too.
-            with contextlib.redirect_stderr(io.StringIO()):
-                job_id = array_executor(sweep).submit_members(tasks)
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            raise QueueError(f"sbatch did not take the array: {str(error).strip()}") from error
-        for index, each in zip(sweep.choice.indices, sweep.submissions, strict=True):
-            write_record(each.folder, "slurm", job_id=f"{job_id}_{index}", nodes=each.job.nodes, sweep=sweep.name)
-        write_array(folder, cluster="slurm", job_id=job_id, indices=list(sweep.choice.indices))
+        executor = array_executor(sweep)
+        with sending(executor, folder, "the array"):
+            job_id = executor.submit_members(tasks)
+            for index, each in zip(sweep.choice.indices, sweep.submissions, strict=True):
+                write_record(each.folder, "slurm", job_id=f"{job_id}_{index}", nodes=each.job.nodes, sweep=sweep.name)
+            write_array(folder, cluster="slurm", job_id=job_id, indices=list(sweep.choice.indices))
     return f"array {job_id} of {len(sweep.submissions)} jobs is queued"
 
 
@@ -160,7 +165,8 @@ def submit_here(sweep: SweepSubmission, *, snapshot: bool) -> str:
         for each in sweep.submissions:
             write_record(each.folder, "local", waits_in=str(folder))
         known = start_detached([sys.executable, "-m", "launcher.sweep_local", str(folder)], cwd, folder)
-        write_array(folder, **known)
+        with noting(folder, known):
+            write_array(folder, **known)
     return f"process {known['pid']} runs {len(sweep.submissions)} members in the background"
 
 
@@ -175,24 +181,27 @@ def _made(sweep: SweepSubmission, *, snapshot: bool) -> Generator[tuple[Path, Pa
     """All folders, private; taken back if the sweep is not queued."""
     folder = sweep.folder
     before = os.umask(0o077)
+    is_new = not read_members(sweep.path)
     try:
+        for each in sweep.submissions:
+            make_folder(each)
         try:
-            for each in sweep.submissions:
-                make_folder(each)
             folder.mkdir(mode=0o700, parents=True)
             write_members(sweep.path, sweep.members)
+            yield folder, users_code(folder, sweep.path.parent, snapshot=snapshot)
         except OSError as error:
-            where = f"{folder} cannot be made: {error.strerror or error}"
-            raise SubmitError(
-                [Problem("runs_dir", f"{where}; choose a folder with space where you may write")]
-            ) from error
-        yield folder, users_code(folder, sweep.path.parent, snapshot=snapshot)
+            raise no_space(folder, error) from error
     except BaseException:  # Ctrl-C too leaves no folder of what is not queued; raised on
         shutil.rmtree(folder, ignore_errors=True)
-        if not any(sweep.path.glob(f"{ARRAYS}/*")):
-            shutil.rmtree(sweep.path, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                (sweep.path / MEMBERS).unlink()
         for each in sweep.submissions:
             remove_folder(each)
+        for emptied in (folder.parent, sweep.path, sweep.path.parent):
+            # With something in it, it stays.
+            with contextlib.suppress(OSError):
+                emptied.rmdir()
         raise
     finally:
         os.umask(before)

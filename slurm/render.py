@@ -69,6 +69,8 @@ class JobExecutor(SlurmExecutor):
 
     def __init__(self, job: SlurmJob, folder: Path, python: str) -> None:
         super().__init__(folder, max_num_timeout=_TIMEOUTS, python=shlex.quote(python))
+        # Number of the job once sbatch has taken it, also where submitit then fails to put its files in place.
+        self.taken: str | None = None
         self._job = job
         self.update_parameters(**submission_parameters(job))
 
@@ -80,6 +82,12 @@ class JobExecutor(SlurmExecutor):
     def batch_script(self) -> str:
         """The script, byte for byte as `sbatch` will get it."""
         return self._make_submission_file_text(self._submitit_command_str, "")
+
+    def _get_job_id_from_submission_command(  # pyright: ignore[reportIncompatibleMethodOverride] -- called on self
+        self, string: bytes | str
+    ) -> str:
+        self.taken = super()._get_job_id_from_submission_command(string)
+        return self.taken
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         text = super()._make_submission_file_text(command, uid)

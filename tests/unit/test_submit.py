@@ -17,6 +17,7 @@ from launcher.config import SlurmOptions
 from slurm.job import job_options
 from tests.processes import Finished, launcher, run
 from tests.stand_ins import TAKEN, StandIns
+from tests.unit.run_directories import fill, small_disk
 
 MODEL = ("--model", "my_pkg.Model", "--name", "it")
 JOB = ("--nodes", "2", "--gpus-per-node", "8", "--time", "1:00:00", "--partition", "gpu")
@@ -128,6 +129,7 @@ def test_a_value_that_a_shell_would_read_is_refused(
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
     for words in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
+                  ("--name", "a;touch x"), ("--name", "$(touch x)"), ("--name", "a'b"), ("--name", 'a"b'), ("--name", "né"),
                   ("--runs_dir", "a%jb"), ("--account", "é")):  # fmt: skip
         assert cli.run(["submit", *MODEL, *words]) == 2
         assert f"{words[1]!r}" in capsys.readouterr().err
@@ -153,6 +155,50 @@ def test_where_no_run_can_be_made_nothing_is_queued(
     assert "Traceback" not in ended.output
     assert slurm.calls("sbatch") == []
     assert [path.name for path in cwd.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("more", [(), ("--sweep", "seed=1,2")], ids=["job", "array"])
+def test_a_job_that_cannot_be_noted_is_cancelled_again(tmp_path: Path, slurm: StandIns, more: tuple[str, ...]) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, "256k"):
+        # The disk is full by the time that SLURM has taken the job.
+        takes = slurm.folder / "sbatch"
+        takes.write_text(f"#!/bin/sh\ncat /dev/zero > {disk}/filler 2>/dev/null\necho Submitted batch job 42\n")
+        ended = submit(disk, slurm, "--no-snapshot", *more).check(2)
+        assert "No space left on device; job 42 was queued already and is cancelled again; choose" in ended.output
+        assert slurm.calls("scancel") == [["42"]]
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+
+        (disk / "filler").unlink()
+        slurm.answer(scancel=(1, "", "scancel: error: Access denied"))
+        ended = submit(disk, slurm, "--no-snapshot", *more).check(1)
+        assert "job 42 is queued, but cannot be noted" in ended.output
+        assert ended.output.endswith("(scancel: scancel: error: Access denied); run: scancel 42\n")
+
+
+def test_on_a_full_or_read_only_disk_nothing_is_queued_and_nothing_lost(tmp_path: Path, slurm: StandIns) -> None:
+    disk = tmp_path / "disk"
+    (tmp_path / "cwd").mkdir()
+
+    def refused(*more: str) -> str:
+        told = submit(tmp_path / "cwd", slurm, "--no-snapshot", "--runs_dir", str(disk / "runs"), *more).check(2).output
+        assert "choose a folder with space where you may write" in told
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+        return told
+
+    with small_disk(disk, "64k"):
+        fill(disk)
+        for more in (
+            (),
+            ("--sweep", "seed=1,2"),
+            ("--cluster", "local"),
+            ("--cluster", "local", "--sweep", "seed=1,2"),
+        ):
+            assert "No space left on device" in refused(*more)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for more in ((), ("--sweep", "seed=1,2")):
+            assert "Read-only file system" in refused(*more)
+    assert slurm.calls("sbatch") == []
 
 
 def test_without_slurm_the_way_on_is_told(cwd: Path) -> None:

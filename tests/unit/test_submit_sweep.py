@@ -102,6 +102,32 @@ def test_sbatchs_refusal_leaves_nothing(cwd: Path, slurm: StandIns) -> None:
     assert list(cwd.iterdir()) == []
 
 
+def test_a_sweep_touches_nothing_that_has_its_name_already(cwd: Path, slurm: StandIns) -> None:
+    slurm.answer(sbatch=(1, "", "sbatch: error: no\n"))
+    (cwd / "runs" / "grid").mkdir(parents=True)
+    (cwd / "runs" / "grid" / "notes.txt").write_text("mine")
+    say("submit", cwd, slurm, *WORDS, "--no-snapshot").check(1)
+    assert [path.name for path in (cwd / "runs").rglob("*")] == ["grid", "notes.txt"]
+
+    slurm.answer(sbatch=TAKEN)
+    say("submit", cwd, slurm, "--model", "my_pkg.Model", "--name", "queued", "--no-snapshot").check()
+    words = ("--model", "my_pkg.Model", "--no-snapshot")
+    assert (
+        "is a run already" in say("submit", cwd, slurm, *words, "--name", "queued", "--sweep", "seed=1").check(2).output
+    )
+
+    say("submit", cwd, slurm, *words, "--name", "s", "--sweep", "seed=1,2").check()
+    slurm.answer(squeue=(0, "", ""), sacct=(0, "CANCELLED|0:15|n1|42_1\n", ""))
+    for other in ("seed=1,3", "seed=1", "seed=2,1"):
+        told = say("submit", cwd, slurm, *words, "--name", "s", "--sweep", other, "--array", "0").check(2).output
+        assert "sweep 's' exists already" in told
+        assert "choose another --name, or give its values in the same order, new ones last" in told
+    assert "is a sweep at" in say("submit", cwd, slurm, *words, "--name", "s").check(2).output
+    before = (cwd / "runs/s/sweep.json").read_text()
+    say("submit", cwd, slurm, *words, "--name", "s", "--sweep", "seed=1,2,3", "--array", "2").check()
+    assert json.loads((cwd / "runs/s/sweep.json").read_text())[:2] == json.loads(before)
+
+
 def test_members_that_are_queued_are_not_queued_again_and_those_that_ended_may_be(cwd: Path, slurm: StandIns) -> None:
     say("submit", cwd, slurm, *WORDS, "--no-snapshot").check()
     slurm.answer(squeue=(0, "RUNNING|n1\n", ""))
