@@ -7,10 +7,11 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of
+from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace
 from tests.processes import launcher, run
 from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.jobs import PATIENCE, words
@@ -18,22 +19,46 @@ from tests.slurm.jobs import PATIENCE, words
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_sweep_is_a_job_array_whose_members_are_runs_of_their_own(cluster: Cluster, tmp_path: Path) -> None:
-    own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
-    said = words(cluster, tmp_path, "submit", *TOY, "--accelerator", "cpu", "--devices", "1", "--cpus-per-task", "4",
-                 "--name", "s", "--trainer.max_steps", "4", "--checkpoint.monitor", "loss",
-                 "--sweep", "model.init_args.lr=0.01,0.05,0.1", "--array", "0,2", env=own).output  # fmt: skip
+def test_a_sweep_is_a_job_array_whose_members_are_requeued_by_themselves(cluster: Cluster, tmp_path: Path) -> None:
+    pace, trace = tmp_path / "pace", tmp_path / "trace"
+    pace.write_text("1")
+    own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "PACE": str(pace), "TRACE": str(trace)}
+    said = words(cluster, tmp_path, "submit", *TOY, "--model", "tests.slurm.paced.PacedToy", "--accelerator", "cpu",
+                 "--devices", "1", "--cpus-per-task", "4", "--name", "s", "--trainer.max_steps", "16",
+                 "--checkpoint.monitor", "loss", "--export-env", "PACE", "--export-env", "TRACE",
+                 "--sweep", "model.init_args.lr=0.01,0.05,0.1", "--array", "0,2%1", env=own).output  # fmt: skip
     assert "of 2 jobs is queued" in said
+    (array,) = re.findall(r"array (\d+) of", said)
 
-    def members() -> list[dict[str, object]]:
+    def members() -> list[dict[str, Any]]:
         return json.loads(words(cluster, tmp_path, "status", "s", "--json").output)
 
-    ended = ("done", "failed", "cancelled", "ended")
-    wait_until("the end", lambda: all(m["run"]["state"] in ended for m in members() if m["run"]), PATIENCE)  # type: ignore[index]
+    def told() -> str:
+        logs = [*tmp_path.glob("runs/s/arrays/*/*_log.*"), *tmp_path.glob("runs/s-*/logs/*.log")]
+        return "\n".join(f"== {log}\n{log.read_text()[-3000:]}" for log in logs) + cluster.log_tails()
+
+    try:
+        # The first one trains, the other waits for its end: one at once.
+        wait_until("a step", lambda: Path(f"{trace}-0").exists(), PATIENCE)
+        cluster.command("scontrol", "requeue", f"{array}_0")
+        events = tmp_path / "runs" / "s-0" / "events.jsonl"
+        wait_until("the stop", lambda: '"interrupted"' in events.read_text(), PATIENCE)
+        pace.unlink()
+        ended = ("done", "failed", "cancelled", "ended")
+        wait_until("the end", lambda: all(m["run"]["state"] in ended for m in members() if m["run"]), PATIENCE)
+    except TimeoutError as error:
+        raise AssertionError(f"{error}\n{told()}") from None
     first, left_out, last = members()
-    assert [member["run"]["state"] for member in (first, last)] == ["done", "done"], first  # type: ignore[index]
+    assert [member["run"]["state"] for member in (first, last)] == ["done", "done"], told()
+    assert [member["run"]["attempts"] for member in (first, last)] == [2, 1], told()
     assert left_out["run"] is None
     assert first["last"] != last["last"]
+    # Each of the two has done its 16 steps once; the one that was stopped has lost none.
+    steps = [step for step, _, _ in read_trace(trace)]
+    assert sorted(steps) == sorted([*range(16)] * 2), told()
+    ids = [event["wandb_id"] for n in (0, 2) for event in events_of(tmp_path / "runs" / f"s-{n}", "run_started")]
+    assert len(ids) == 3
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_job_gets_the_gpus_that_were_asked_for_and_a_torch_without_cuda_is_told(
