@@ -87,27 +87,29 @@ def nodes_of_step(
     folder = Path(config.runs_dir).absolute()
     name = f"{task.job_id}-{task.step}-{task.restart_count}"
     names = [env.get("SLURMD_NODENAME", socket.gethostname()), socket.gethostname()]
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with meeting(folder / f".meeting-{name}.json", task.node, task.nodes, names, timeout) as place:
-            for variable in OF_THE_TASK:
-                # They say that this process is one of srun's tasks; the agent's ranks are none.
-                os.environ.pop(variable, None)
-            for variable in _INTERFACE_VARIABLES if place.interface is not None else ():
-                # Whoever chose interfaces by hand keeps them.
-                os.environ.setdefault(variable, str(place.interface))
-            yield dataclasses.replace(
-                options,
-                min_nodes=task.nodes,
-                max_nodes=task.nodes,
-                node_rank=task.node,
-                endpoint_host=place.host,
-                endpoint_port=place.port,
-                run_id=name,
-            )
-    except MeetingError as error:
-        raise TopologyError(str(error)) from error
-    except OSError as error:
-        raise TopologyError(
-            f"the nodes cannot meet in {folder}: {error.strerror or error}; set another runs_dir"
-        ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = folder / f".meeting-{name}.json"
+            place = stack.enter_context(meeting(file, task.node, task.nodes, names, timeout))
+        except MeetingError as error:
+            raise TopologyError(str(error)) from error
+        except OSError as error:
+            raise TopologyError(
+                f"the nodes cannot meet in {folder}: {error.strerror or error}; set another runs_dir"
+            ) from error
+        for variable in OF_THE_TASK:
+            # They say that this process is one of srun's tasks; the agent's ranks are none.
+            os.environ.pop(variable, None)
+        for variable in _INTERFACE_VARIABLES if place.interface is not None else ():
+            # Whoever chose interfaces by hand keeps them.
+            os.environ.setdefault(variable, str(place.interface))
+        yield dataclasses.replace(
+            options,
+            min_nodes=task.nodes,
+            max_nodes=task.nodes,
+            node_rank=task.node,
+            endpoint_host=place.host,
+            endpoint_port=place.port,
+            run_id=name,
+        )
