@@ -129,8 +129,8 @@ class AmpWandbCallback(LossScaleMonitor):
             import wandb
 
             run = wandb.run
-        # A broken installation raises anything; without one, a folder `wandb/` of old runs is a module with no `run`.
-        except Exception as error:  # noqa: BLE001
+        # Without an installation a folder `wandb/` of old runs is a module with no `run`.
+        except Exception as error:  # noqa: BLE001 -- a broken installation raises anything; told, and trained without
             if not self._told_missing:
                 self._told_missing = True
                 self._notice(f"the loss scale is not logged: {error}; pip install wandb")

@@ -117,14 +117,7 @@ def check_limits() -> Iterator[Finding]:
 
 def processes_finding(soft: int, hard: int) -> Finding:
     """The limit of processes and threads of this user; -1 is none."""
-    found = f"{_amount(soft)} processes and threads"
-    if soft == resource.RLIM_INFINITY or soft >= _PROCESSES:
-        return Finding("processes", "ok", found)
-    raised = hard == resource.RLIM_INFINITY or hard >= _PROCESSES
-    advice = (
-        f"ulimit -u {_PROCESSES}" if raised else f"ask for a hard limit of {_PROCESSES} (limits.conf); it is {hard}"
-    )
-    return Finding("processes", "warning", found, advice)
+    return _limit_finding("processes", f"{_amount(soft)} processes and threads", "u", _PROCESSES, soft, hard)
 
 
 def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
@@ -138,14 +131,16 @@ def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
 
 def open_files_finding(soft: int, hard: int) -> Finding:
     """The limit of open files; -1 is none."""
-    found = f"{_amount(soft)} open files"
-    if soft == resource.RLIM_INFINITY or soft >= _OPEN_FILES:
-        return Finding("open files", "ok", found)
-    raised = hard == resource.RLIM_INFINITY or hard >= _OPEN_FILES
-    advice = (
-        f"ulimit -n {_OPEN_FILES}" if raised else f"ask for a hard limit of {_OPEN_FILES} (limits.conf); it is {hard}"
-    )
-    return Finding("open files", "warning", found, advice)
+    return _limit_finding("open files", f"{_amount(soft)} open files", "n", _OPEN_FILES, soft, hard)
+
+
+def _limit_finding(name: str, found: str, letter: str, wanted: int, soft: int, hard: int) -> Finding:
+    """A limit that `ulimit -LETTER` raises, as far as the hard one lets it."""
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return Finding(name, "ok", found)
+    raised = hard == resource.RLIM_INFINITY or hard >= wanted
+    advice = f"ulimit -{letter} {wanted}" if raised else f"ask for a hard limit of {wanted} (limits.conf); it is {hard}"
+    return Finding(name, "warning", found, advice)
 
 
 def _amount(limit: int) -> str:

@@ -88,10 +88,11 @@ def look() -> GpuFacts:
 
 def _smi_complaint() -> str:
     """What `nvidia-smi` says where it fails, as of a driver that was updated under the running kernel."""
-    if shutil.which("nvidia-smi") is None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
         return ""
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_SMI_TIMEOUT_S, check=False)  # noqa: S607
+        done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=_SMI_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"nvidia-smi: {error}"
     return "" if done.returncode == 0 else (done.stdout + done.stderr).strip().partition("\n")[0]

@@ -58,7 +58,12 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
     config = load_config(options.config, overrides)
     submission = prepare(config, given, os.environ, options.export_env, options.max_fruitless)
     if options.dry_run:
-        return _dry_run(options, submission)
+        from launcher.preview import show
+        from launcher.submit_jobs import batch_script
+
+        # The script alone is on stdout: `launcher submit --dry-run > job.sh` is what sbatch would get.
+        show(submission, None if options.cluster == "local" else batch_script(submission))
+        return 0
     refuse_second(submission)
     if options.cluster == "local":
         from launcher.submit_jobs import submit_local
@@ -72,24 +77,6 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
     name = submission.name
     where = "" if config.runs_dir == "runs" else f" --runs-dir {config.runs_dir}"
     sys.stdout.write(f"{said}\nrun {name}: launcher status {name}{where}, logs, cancel\n")
-    return 0
-
-
-def _dry_run(options: Namespace, submission: Submission) -> int:
-    from launcher.plan_table import print_plan
-    from launcher.preview import preview
-    from launcher.terminal import make_console
-
-    plan = preview(submission)
-    if options.cluster == "slurm":
-        from slurm.render import JobExecutor
-
-        # The script alone is on stdout: `launcher submit --dry-run > job.sh` is what sbatch would get.
-        sys.stdout.write(JobExecutor(submission.job, submission.folder, sys.executable).batch_script())
-        sys.stdout.flush()
-    console = make_console()
-    console.file = sys.stderr
-    print_plan(plan, console)
     return 0
 
 

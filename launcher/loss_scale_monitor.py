@@ -5,9 +5,7 @@ It needs torch and one of Lightning's packages, and nothing else of the launcher
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import resource
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from launcher.rank_health import Alert, Health, Limits, judge
 from launcher.rank_sample import ABSENT
 from launcher.sample_exchange import Gathered, SampleExchange
 from launcher.step_clock import StepClock
+from launcher.trainer_facts import attribute, is_rank_zero, loss_not_finite, peak_memory, steps_done
 from strategies.loss_scale import CountingGradScaler, LiveScale, LossScaleError, find_loss_scale
 from strategies.precision_names import DTYPE, PrecisionError, normalize_precision
 
@@ -87,8 +86,8 @@ class LossScaleMonitor(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let the scaler count, before a checkpoint is loaded into it."""
         del pl_module
-        plugin = _get(_get(trainer, "strategy"), "precision_plugin")
-        scaler = _get(plugin, "scaler")
+        plugin = attribute(attribute(trainer, "strategy"), "precision_plugin")
+        scaler = attribute(plugin, "scaler")
         # A subclass knows better than we do.
         plain = type(scaler) in (torch.amp.GradScaler, torch.cuda.amp.GradScaler)
         if stage == "fit" and self._count_skipped and plain and scaler.is_enabled() and self._is_active(trainer):
@@ -97,13 +96,13 @@ class LossScaleMonitor(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to count from here."""
         del pl_module
-        self._passed_step = self._sampled_step = _step(trainer)
-        self._health = Health(_step(trainer))
+        self._passed_step = self._sampled_step = steps_done(trainer)
+        self._health = Health(steps_done(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         """Time the batch."""
         del trainer, batch, batch_idx
-        self._clock.batch_begins(_get(pl_module, "device"))
+        self._clock.batch_begins(attribute(pl_module, "device"))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Time the forward pass."""
@@ -116,7 +115,7 @@ class LossScaleMonitor(Callback):
         """At the interval: read what the last one gathered, and start the next."""
         del pl_module, batch, batch_idx
         self._clock.batch_ends()
-        step, passed = _step(trainer), self._passed_step
+        step, passed = steps_done(trainer), self._passed_step
         self._passed_step = step
         interval = self._interval(trainer)
         # Manual optimization may move by several steps at once.
@@ -126,7 +125,7 @@ class LossScaleMonitor(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Each epoch's end is logged, wherever the interval is."""
         del pl_module
-        if _step(trainer) != self._sampled_step:
+        if steps_done(trainer) != self._sampled_step:
             self._sample(trainer, None)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -170,7 +169,7 @@ class LossScaleMonitor(Callback):
             step: optimizer steps done when they were taken.
         """
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-        for logger in _get(trainer, "loggers") or ():
+        for logger in attribute(trainer, "loggers") or ():
             try:
                 logger.log_metrics(numbers, step=step)
             except Exception as error:  # noqa: BLE001 -- a logger's trouble is none of the training's
@@ -204,35 +203,35 @@ class LossScaleMonitor(Callback):
     # The rest.
 
     def _precision_of(self, trainer: Any) -> Any:
-        return self.precision if self.precision is not None else _get(trainer, "precision")
+        return self.precision if self.precision is not None else attribute(trainer, "precision")
 
     def _is_active(self, trainer: Any) -> bool:
         """Only the first of several in one trainer gathers and logs; one that is switched off does not count."""
-        others = _get(trainer, "callbacks") or ()
+        others = attribute(trainer, "callbacks") or ()
         return next((c for c in others if isinstance(c, LossScaleMonitor) and c.enabled), self) is self
 
     def _interval(self, trainer: Any) -> int:
-        asked = self.every_n_steps or _get(trainer, "log_every_n_steps")
+        asked = self.every_n_steps or attribute(trainer, "log_every_n_steps")
         return asked if isinstance(asked, int) and asked > 0 else _DEFAULT_INTERVAL
 
     def _sample(self, trainer: Any, outputs: Any) -> None:
         if not self._is_active(trainer):
             return
-        step = _step(trainer)
+        step = steps_done(trainer)
         for gathered in self._exchange.take():
             self._report(trainer, gathered)
         times = self._clock.read(step - max(self._sampled_step, 0))
         self._sampled_step = step
         values: dict[str, float | Tensor] = {
             "has_scale": 0.0,
-            "loss_not_finite": _not_finite(outputs),
+            "loss_not_finite": loss_not_finite(outputs),
             "step_seconds": times.step,
             "data_seconds": times.data,
             "own_seconds": times.own,
-            "peak_memory": _peak_memory(),
+            "peak_memory": peak_memory(),
         }
         values.update(self._scale_values(trainer))
-        self._exchange.send(step, _get(trainer, "current_epoch"), values)
+        self._exchange.send(step, attribute(trainer, "current_epoch"), values)
         if self._exchange.world_size == 1:
             # Nobody to wait for: what is on the host is reported at once.
             for gathered in self._exchange.take():
@@ -251,7 +250,7 @@ class LossScaleMonitor(Callback):
         return {} if live is None else _values_of(live)
 
     def _report(self, trainer: Any, gathered: Gathered) -> None:
-        if not gathered.samples or not _is_rank_zero(trainer):
+        if not gathered.samples or not is_rank_zero(trainer):
             return
         self._health = judge(gathered.samples, gathered.step, self._health, self.limits)
         self.observe(gathered)
@@ -270,36 +269,3 @@ def _values_of(live: LiveScale) -> dict[str, float | Tensor]:
     counts = {"skipped_steps": live.skipped_steps, "growth_tracker": live.growth_tracker,
               "floor_steps": live.floor_steps}  # fmt: skip
     return {"has_scale": 1.0, "scale": live.scale, **{name: n for name, n in counts.items() if n is not None}}
-
-
-def _get(owner: Any, name: str) -> Any:
-    """An attribute; None if it is missing or its getter raises, as Lightning's do outside of a fit."""
-    with contextlib.suppress(Exception):
-        return getattr(owner, name, None)
-    return None
-
-
-def _step(trainer: Any) -> int:
-    step = _get(trainer, "global_step")
-    return step if isinstance(step, int) else 0
-
-
-def _is_rank_zero(trainer: Any) -> bool:
-    zero = _get(trainer, "is_global_zero")
-    return bool(zero) if isinstance(zero, bool) else not _get(trainer, "global_rank")
-
-
-def _not_finite(outputs: Any) -> float | Tensor:
-    """Whether the step's loss is infinite or NaN; stays on the loss's device."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    if not isinstance(loss, Tensor) or not loss.is_floating_point():
-        return 0.0
-    return ~torch.isfinite(loss.detach()).all()
-
-
-def _peak_memory() -> int:
-    """Bytes; neither of the two asks the device."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.agreement import Agreement, RankFacts
 from launcher.hardware import Device, Hardware
 from launcher.plan import Plan, make_plan
 from launcher.submission import Submission
+
+
+def show(submission: Submission, script: str | None, notes: Sequence[str] = ()) -> None:
+    """Print what would be queued: the batch script on stdout, and the plan on stderr.
+
+    Args:
+        submission: of one run, or of the first of a sweep.
+        script: None where nothing goes to SLURM.
+        notes: lines before the plan.
+    """
+    from launcher.plan_table import print_plan
+    from launcher.terminal import make_console
+
+    plan = preview(submission)
+    if script is not None:
+        sys.stdout.write(script)
+        sys.stdout.flush()
+    console = make_console()
+    console.file = sys.stderr
+    for note in notes:
+        sys.stderr.write(f"{note}\n")
+    print_plan(plan, console)
 
 
 def preview(submission: Submission) -> Plan:

@@ -90,7 +90,7 @@ def process_group(
     )
     try:
         yield
-    except BaseException:
+    except BaseException:  # Ctrl-C too: a group that is left must not outlive the run; raised on
         # The others may be in a collective that this rank never joins, and NCCL would wait for them; gloo does not.
         if backend != "nccl":
             dist.destroy_process_group()

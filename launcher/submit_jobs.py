@@ -80,6 +80,13 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
     return f"process {known['pid']} runs in the background"
 
 
+def batch_script(submission: Submission) -> str:
+    """The script that sbatch would get, byte for byte."""
+    from slurm.render import JobExecutor
+
+    return JobExecutor(submission.job, submission.folder, sys.executable).batch_script()
+
+
 def check_slurm() -> None:
     """Whether jobs can be queued from here.
 

@@ -31,20 +31,12 @@ def submit_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[st
         )
     sweep = prepare_sweep(options, overrides, given)
     if options.dry_run:
-        from launcher.plan_table import print_plan
-        from launcher.preview import preview
-        from launcher.terminal import make_console
+        from launcher.preview import show
 
-        plan = preview(sweep.submissions[0])
-        if options.cluster == "slurm":
-            sys.stdout.write(array_executor(sweep).batch_script())
-            sys.stdout.flush()
-        console = make_console()
-        console.file = sys.stderr
-        for member in sweep.members:
-            chosen = "" if member.index in sweep.choice.indices else " (not now)"
-            sys.stderr.write(f"{member.name}: {describe(member.overrides)}{chosen}\n")
-        print_plan(plan, console)
+        chosen = dict.fromkeys(sweep.choice.indices, "")
+        notes = [f"{m.name}: {describe(m.overrides)}{chosen.get(m.index, ' (not now)')}" for m in sweep.members]
+        script = None if options.cluster == "local" else array_executor(sweep).batch_script()
+        show(sweep.submissions[0], script, notes)
         return 0
     for submission in sweep.submissions:
         refuse_second(submission)

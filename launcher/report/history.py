@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from array import array
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any, cast
 
-import numpy as np
-
-from launcher.report.records import Alert, Attempt, Happening, History, Numbers, Outcome, RankTable, Step, Validation
+from launcher.report.event_fields import (
+    Malformed,
+    as_any_number,
+    as_count,
+    as_mapping,
+    as_metrics,
+    as_number,
+    as_sequence,
+    as_text,
+)
+from launcher.report.rank_rows import RankRows, rank_columns, rank_table
+from launcher.report.records import Alert, Attempt, Happening, History, Outcome, Step, Validation
 from launcher.report.wording import told_in_words
 
-_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
-_FAST_TYPES = {int, float, type(None)}
-# A whole number may be too large for a float.
-_LARGEST_FAST = 1e300
-_NAN = math.nan
 # Too many of them for a line each: the plots and tables show them.
 _QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert"})
-# Whole numbers up to here are exact as floats.
-_LARGEST_COUNT = 2**53
-
-
-class _Malformed(Exception):  # noqa: N818 -- never leaves this module
-    """An event of a known kind without the fields that it needs."""
 
 
 def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0) -> History:
@@ -40,32 +35,17 @@ def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0)
     plan: Mapping[str, Any] = {}
     for event in events:
         try:
-            time, rank, kind = _number(event.get("time")), int(_number(event.get("rank"))), event["kind"]
+            time, rank, kind = as_number(event.get("time")), int(as_number(event.get("rank"))), event["kind"]
             if not isinstance(kind, str):
-                raise _Malformed
+                raise Malformed
             if kind == "run_started" or not attempts:
                 attempts.append(_Open(Attempt(len(attempts) + 1, time, time)))
             if kind == "planned":
-                plan = _mapping(event.get("plan"))
+                plan = as_mapping(event.get("plan"))
             attempts[-1].take(event, kind, time, rank)
-        except (_Malformed, ValueError, OverflowError):
+        except (Malformed, ValueError, OverflowError):
             foreign_lines += 1
     return History(tuple(a.close() for a in attempts), plan, foreign_lines)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Rows:
-    """Intervals with the same ranks, as plain numbers: a long run logs millions, and objects of them take seconds.
-
-    Attributes:
-        ranks: of every interval.
-        steps: of shape (intervals,).
-        values: of shape (intervals, columns, ranks); NaN where there is none.
-    """
-
-    ranks: list[int]
-    steps: array[float] = dataclasses.field(default_factory=lambda: array("d"))
-    values: array[float] = dataclasses.field(default_factory=lambda: array("d"))
 
 
 class _Open:
@@ -75,7 +55,7 @@ class _Open:
         self._known: dict[str, Any] = {}
         self._attempt = attempt
         self._steps: list[Step] = []
-        self._rows: list[_Rows] = []
+        self._rows: list[RankRows] = []
         self._validations: list[Validation] = []
         self._alerts: list[Alert] = []
         self._checkpoints: list[tuple[int, float]] = []
@@ -104,7 +84,7 @@ class _Open:
             last_event=self._last,
             end_step=self._last_step,
             steps=tuple(self._steps),
-            rank_table=_rank_table(self._rows),
+            rank_table=rank_table(self._rows),
             validations=tuple(self._validations),
             alerts=tuple(self._alerts),
             checkpoints=tuple(self._checkpoints),
@@ -115,18 +95,18 @@ class _Open:
     def started(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
         versions = event.get("versions")
-        told = {k: str(v) for k, v in _mapping(versions).items() if v is not None} if versions else {}
+        told = {k: str(v) for k, v in as_mapping(versions).items() if v is not None} if versions else {}
         count = event.get("restart_count")
         self._known.update(
             restart_count=count if type(count) is int else 0,
-            source=_text(event.get("source")),
-            host=_text(event.get("host")),
+            source=as_text(event.get("source")),
+            host=as_text(event.get("host")),
             versions=told,
         )
 
     def training_started(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
-        self._known["start_step"] = _count(event.get("step"))
+        self._known["start_step"] = as_count(event.get("step"))
 
     def first_step(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del event, rank
@@ -138,11 +118,11 @@ class _Open:
         rates = event.get("learning_rate") or []
         self._steps.append(
             Step(
-                _count(event.get("step")),
+                as_count(event.get("step")),
                 time,
-                None if seconds is None else _number(seconds),
-                _metrics(event.get("metrics")),
-                tuple(_any_number(rate) for rate in _sequence(rates)),
+                None if seconds is None else as_number(seconds),
+                as_metrics(event.get("metrics")),
+                tuple(as_any_number(rate) for rate in as_sequence(rates)),
             )
         )
 
@@ -151,22 +131,22 @@ class _Open:
         ranks = event.get("ranks")
         if not self._rows or self._rows[-1].ranks != ranks:
             if not isinstance(ranks, list) or not ranks:
-                raise _Malformed
-            checked = [_count(one) for one in cast("list[Any]", ranks)]
-            step, numbers = _count(event.get("step")), _columns(event, len(checked))
-            self._rows.append(_Rows(checked))
+                raise Malformed
+            checked = [as_count(one) for one in cast("list[Any]", ranks)]
+            step, numbers = as_count(event.get("step")), rank_columns(event, len(checked))
+            self._rows.append(RankRows(checked))
         else:
-            step, numbers = _count(event.get("step")), _columns(event, len(self._rows[-1].ranks))
+            step, numbers = as_count(event.get("step")), rank_columns(event, len(self._rows[-1].ranks))
         self._rows[-1].steps.append(step)
         self._rows[-1].values.extend(numbers)
 
     def validation(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
-        self._validations.append(Validation(_count(event.get("step")), time, _metrics(event.get("metrics"))))
+        self._validations.append(Validation(as_count(event.get("step")), time, as_metrics(event.get("metrics"))))
 
     def checkpoint(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
-        self._checkpoints.append((_count(event.get("step")), time))
+        self._checkpoints.append((as_count(event.get("step")), time))
 
     def alert(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
@@ -175,10 +155,10 @@ class _Open:
             Alert(
                 step if type(step) is int else None,
                 time,
-                _text(event.get("alert")),
-                _text(event.get("title")),
-                _text(event.get("text")),
-                tuple(_count(r) for r in _sequence(event.get("ranks") or [])),
+                as_text(event.get("alert")),
+                as_text(event.get("title")),
+                as_text(event.get("text")),
+                tuple(as_count(r) for r in as_sequence(event.get("ranks") or [])),
             )
         )
 
@@ -193,7 +173,7 @@ class _Open:
     def failed(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time
         if self._ended("failed", event):
-            host = _text(event.get("host"))
+            host = as_text(event.get("host"))
             self._known["failed_rank"] = rank
             self._known["detail"] = f"rank {rank}{f' ({host})' if host else ''}: {self._known['detail']}"
 
@@ -226,89 +206,3 @@ _READERS = {
     "failed": _Open.failed,
     "rank_failed": _Open.rank_failed,
 }
-
-
-def _number(value: Any) -> float:
-    """A finite number."""
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise _Malformed
-    return float(value)
-
-
-def _any_number(value: Any) -> float:
-    """A number, or the text that `launcher.events` writes for one that is not finite."""
-    if type(value) in (int, float):
-        return float(value)
-    if isinstance(value, str):
-        return float(value)  # a ValueError is taken as malformed
-    raise _Malformed
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
-        raise _Malformed
-    return value
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _Malformed
-    return cast("dict[str, Any]", value)
-
-
-def _sequence(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Malformed
-    return cast("list[Any]", value)
-
-
-def _metrics(value: Any) -> Mapping[str, float]:
-    metrics = _mapping(value)
-    if set(map(type, metrics.values())) == {float}:
-        return metrics  # as good as all are
-    return {name: _any_number(number) for name, number in _mapping(value).items()}
-
-
-def _columns(event: Mapping[str, Any], ranks: int) -> list[float]:
-    """The columns one after the other, a number a rank."""
-    columns = [event.get(name) for name in _RANK_COLUMNS]
-    if set(map(type, columns)) == {list} and set(map(len, columns)) == {ranks}:  # type: ignore[arg-type] -- all lists
-        numbers = list(chain.from_iterable(cast("list[list[Any]]", columns)))
-        types = set(map(type, numbers))
-        if types <= _FAST_TYPES and max(filter(None, numbers), default=0.0) < _LARGEST_FAST:
-            return [_NAN if value is None else value for value in numbers] if type(None) in types else numbers
-    return list(chain.from_iterable(_column(column, ranks) for column in columns))
-
-
-def _column(value: Any, length: int) -> list[float]:
-    """One number a rank, NaN where there is none; all NaN if the column is missing."""
-    if value is None:
-        return [_NAN] * length
-    column = _sequence(value)
-    if len(column) != length:
-        raise _Malformed
-    return [_NAN if v is None else _any_number(v) for v in column]
-
-
-def _rank_table(rows: list[_Rows]) -> RankTable | None:
-    """The rows as arrays; a rank that is missing in some has NaN there."""
-    if not rows:
-        return None
-    ranks = sorted({rank for part in rows for rank in part.ranks}) if len(rows) > 1 else rows[0].ranks
-    grids = np.concatenate([_spread(part, ranks) for part in rows])
-    steps = np.concatenate([np.array(part.steps, dtype=float) for part in rows])
-    return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))
-
-
-def _spread(part: _Rows, ranks: list[int]) -> Numbers:
-    """Shape (intervals, columns, ranks), for these ranks; a rank that is named twice counts as it was named last."""
-    own = np.array(part.values, dtype=float).reshape(len(part.steps), len(_RANK_COLUMNS), len(part.ranks))
-    if part.ranks == ranks:
-        return own
-    grid = np.full((*own.shape[:2], len(ranks)), np.nan)
-    grid[:, :, [ranks.index(rank) for rank in part.ranks]] = own
-    return grid

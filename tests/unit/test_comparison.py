@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies.assessment import MARGIN
 from strategies.batch import BatchSplit
 from strategies.candidates import CANDIDATES, DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
-from strategies.comparison import MARGIN, Comparison, compare_strategies, next_after
+from strategies.comparison import Comparison, compare_strategies, next_after
 from strategies.gpus import find_gpu
 from strategies.memory import estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from launcher.demo import DemoGPT, DemoReport, DemoText, TextWindows, lr_factor
+from launcher.demo import DemoGPT, DemoReport, lr_factor
+from launcher.demo_text import DemoText, TextWindows
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""The values of an event's fields, checked: of a crashed run, an older version, or foreign. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+# Whole numbers up to here are exact as floats.
+_LARGEST_COUNT = 2**53
+
+
+class Malformed(Exception):  # noqa: N818 -- a reader passes over the event; nobody else sees it
+    """An event of a known kind without the fields that it needs."""
+
+
+def as_number(value: Any) -> float:
+    """A finite number."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise Malformed
+    return float(value)
+
+
+def as_any_number(value: Any) -> float:
+    """A number, or the text that `launcher.events` writes for one that is not finite."""
+    if type(value) in (int, float):
+        return float(value)
+    if isinstance(value, str):
+        return float(value)  # a ValueError is taken as malformed
+    raise Malformed
+
+
+def as_count(value: Any) -> int:
+    """A whole number that a float holds exactly, at least 0."""
+    if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
+        raise Malformed
+    return value
+
+
+def as_text(value: Any) -> str:
+    """Whatever it is, in words; nothing for None."""
+    return "" if value is None else str(value)
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise Malformed
+    return cast("dict[str, Any]", value)
+
+
+def as_sequence(value: Any) -> list[Any]:
+    """A JSON list."""
+    if not isinstance(value, list):
+        raise Malformed
+    return cast("list[Any]", value)
+
+
+def as_metrics(value: Any) -> Mapping[str, float]:
+    """Numbers by name."""
+    metrics = as_mapping(value)
+    if set(map(type, metrics.values())) == {float}:
+        return metrics  # as good as all are
+    return {name: as_any_number(number) for name, number in metrics.items()}

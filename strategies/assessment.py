@@ -1,0 +1,112 @@
+"""One candidate's memory and time on the ranks at hand, and the words for why it was or was not taken. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from strategies.candidates import ZERO_3
+from strategies.memory import MemoryEstimate, estimate_memory
+from strategies.model_states import ZeroSettings
+from strategies.precision import Precision
+from strategies.step_time import Machine, StepTime
+from strategies.step_trace import ModelProfile, at_batch_size
+from strategies.units import gib, seconds
+
+# A strategy with more parts must be estimated this much faster than a simpler one that fits: the model is not finer.
+MARGIN = 0.1
+_MOST_RANKS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """One candidate on these ranks.
+
+    Attributes:
+        name: Lightning's spelling.
+        memory: bytes of the rank that holds most.
+        step: seconds and bytes of an optimizer step.
+        micro_batch_size: the largest micro batch that fits, or the smallest there is if none does.
+        accumulate: micro batches per optimizer step.
+        eligible: whether these ranks can run it at all.
+        fits: whether its memory is within the limit.
+        reason: why it was or was not taken.
+    """
+
+    name: str
+    memory: MemoryEstimate
+    step: StepTime
+    micro_batch_size: int
+    accumulate: int
+    eligible: bool
+    fits: bool
+    reason: str
+
+
+def reason_for(pick: Assessment, able: Sequence[Assessment], machine: Machine) -> str:
+    """Why the pick is the pick, among those that these ranks can run and that fit."""
+    needs = f"needs {gib(pick.memory.total)} of {gib(machine.memory_bytes)}"
+    if len(able) == 1:
+        return f"{needs}; nothing else fits"
+    if machine.device_kind == "cpu":
+        return f"{needs}; the simplest that fits: on a CPU ZeRO is for debugging"
+    rivals = [a for a in able if a is not pick]
+    nearest = min(rivals, key=lambda a: a.step.seconds)
+    if nearest.step.seconds < pick.step.seconds:
+        return (
+            f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, which the estimate does not settle: "
+            "the simpler one is taken"
+        )
+    return f"{needs}; estimated {seconds(pick.step.seconds)} a step, {nearest.name} {seconds(nearest.step.seconds)}"
+
+
+def with_reason(assessed: Assessment, pick: Assessment | None, limit: int) -> Assessment:
+    """The same with its reason, if it has none by now."""
+    if assessed.reason:
+        return assessed
+    memory = assessed.memory
+    if pick is not None and assessed.name == pick.name:
+        reason = "taken"
+    elif not assessed.fits and memory.total > limit:
+        reason = f"does not fit: {gib(memory.total)}, {gib(memory.total - limit)} above the limit of {gib(limit)}"
+    elif not assessed.fits:
+        reason = f"does not fit: {gib(memory.host)} of host memory a rank"
+    else:
+        reason = f"fits; estimated {seconds(assessed.step.seconds)} a step"
+        if pick is not None and assessed.step.seconds >= pick.step.seconds:
+            reason += f", not faster than {pick.name}"
+    return replace(assessed, reason=reason)
+
+
+def what_would_do(
+    assessed: Sequence[Assessment],
+    profile: ModelProfile,
+    machine: Machine,
+    precision: Precision,
+    limit: int,
+    settings: ZeroSettings,
+    rebuilds_buckets: bool,
+) -> str:
+    """By how much the model is too big, and what would make it fit."""
+    able = [a for a in assessed if a.eligible]
+    least = min(able or assessed, key=lambda a: a.memory.total)
+    parts = least.memory
+    text = (
+        f"no strategy fits: {least.name} needs least, {gib(parts.total)} with a micro batch of "
+        f"{least.micro_batch_size}, {gib(parts.total - limit)} more than the limit of {gib(limit)}"
+    )
+    ideas: list[str] = []
+    ranks = max(machine.world_size, 1)
+    while ranks < _MOST_RANKS and precision is not Precision.FP64_TRUE and machine.device_kind == "cuda":
+        ranks *= 2
+        trace = at_batch_size(*profile.sharded, 1)
+        needed = estimate_memory(
+            profile.model, trace, ZERO_3, ranks, precision, settings=settings, rebuilds_buckets=rebuilds_buckets
+        )
+        if needed.total <= limit:
+            ideas.append(f"{ranks} ranks with {ZERO_3.name} and a micro batch of 1 ({gib(needed.total)})")
+            break
+    if parts.activations > parts.total // 2:
+        ideas.append("activation checkpointing in the module, or shorter samples: activations are the largest part")
+    ideas.append(f"a device of {gib(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
+    return f"{text}; what would do: {'; '.join(ideas)}"
