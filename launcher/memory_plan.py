@@ -60,7 +60,6 @@ def plan_with_memory(
         splits(config, plan),
         memory_share=config.memory_share,
         settings=zero_settings(plan.device_kind, plan.deepspeed),
-        rebuilds_buckets=config.strategy != DDP_FIND_UNUSED,
     )
     if config.strategy != AUTO:
         return _ordered(plan, found, machine)

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from launcher.config import RunConfig
 from launcher.user_classes import UserClasses, make_data, make_model
+from strategies.fake_mode import FakeMode
 from strategies.model_shape import OptimizerError, describe_model, optimizer_of
 from strategies.model_states import ModelShape, ParameterShape
 from strategies.precision import Precision
@@ -125,7 +125,7 @@ def _traced(
 
 def _with_workspaces(make: Callable[[], LightningModule]) -> list[str]:
     """The kinds of layers whose workspaces no trace sees."""
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+    with FakeMode(), torch.random.fork_rng(devices=[]):
         # torch's base class of its convolutions has no public name.
         kinds = {type(part).__name__ for part in make().modules() if isinstance(part, nn.modules.conv._ConvNd)}
     return sorted(kinds)
@@ -135,7 +135,7 @@ def _bounded(
     make: Callable[[], LightningModule], batch: Any, size: int, trainer: PlannedTrainer, failure: str
 ) -> ModelProfile | None:
     """Activations from the widths of the layers and the rows of the batch alone: crude, and meant to be too high."""
-    fake = FakeTensorMode()
+    fake = FakeMode()
     try:
         with fake, torch.random.fork_rng(devices=[]):
             module = make()
@@ -182,7 +182,7 @@ def first_batch(config: RunConfig, classes: UserClasses, micro_batch_size: int |
     with torch.random.fork_rng(devices=[]):
         data = make_data(config, classes, micro_batch_size)
         if data is None:
-            with FakeTensorMode():
+            with FakeMode():
                 source: Any = make_model(config, classes, micro_batch_size)
             attach(source, trainer)
         else:

@@ -85,7 +85,6 @@ def what_would_do(
     precision: Precision,
     limit: int,
     settings: ZeroSettings,
-    rebuilds_buckets: bool,
 ) -> str:
     """By how much the model is too big, and what would make it fit."""
     able = [a for a in assessed if a.eligible]
@@ -100,9 +99,7 @@ def what_would_do(
     while ranks < _MOST_RANKS and precision is not Precision.FP64_TRUE and machine.device_kind == "cuda":
         ranks *= 2
         trace = at_batch_size(*profile.sharded, 1)
-        needed = estimate_memory(
-            profile.model, trace, ZERO_3, ranks, precision, settings=settings, rebuilds_buckets=rebuilds_buckets
-        )
+        needed = estimate_memory(profile.model, trace, ZERO_3, ranks, precision, settings=settings)
         if needed.total <= limit:
             ideas.append(f"{ranks} ranks with {ZERO_3.name} and a micro batch of 1 ({gib(needed.total)})")
             break

@@ -62,7 +62,6 @@ def compare_strategies(
     *,
     memory_share: float = 0.92,
     settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
-    rebuilds_buckets: bool = True,
 ) -> Comparison:
     """Assess every candidate and pick the fastest that fits.
 
@@ -73,18 +72,14 @@ def compare_strategies(
         splits: ways to share the global batch, the largest micro batch first; at least one.
         memory_share: share of the device's memory that a rank may use, in (0, 1].
         settings: DeepSpeed's buckets.
-        rebuilds_buckets: see `estimate_memory`.
     """
     limit = int(machine.memory_bytes * memory_share)
-    first = [
-        _assess(candidate, profile, machine, precision, splits, limit, settings, rebuilds_buckets)
-        for candidate in CANDIDATES
-    ]
+    first = [_assess(candidate, profile, machine, precision, splits, limit, settings) for candidate in CANDIDATES]
     able = [a for a in first if a.eligible and a.fits]
     pick = _fastest(able, machine)
     assessed = tuple(with_reason(a, pick, limit) for a in first)
     if pick is None:
-        why = what_would_do(first, profile, machine, precision, limit, settings, rebuilds_buckets)
+        why = what_would_do(first, profile, machine, precision, limit, settings)
     else:
         why = reason_for(pick, able, machine)
     return Comparison(
@@ -121,7 +116,6 @@ def _assess(
     splits: Sequence[BatchSplit],
     limit: int,
     settings: ZeroSettings,
-    rebuilds_buckets: bool,
 ) -> Assessment:
     obstacle = _obstacle(candidate, profile, machine, precision)
     ranks = 1 if candidate.name == "single_device" else machine.world_size
@@ -139,7 +133,6 @@ def _assess(
             settings=settings,
             accumulate=split.accumulate,
             method=cast("Method", profile.method),
-            rebuilds_buckets=rebuilds_buckets,
             over_gloo=machine.device_kind == "cpu",
         )
         found = split, memory

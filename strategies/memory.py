@@ -28,7 +28,7 @@ class MemoryEstimate:
         gradients: what is alive of them in that phase.
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
         activations: what the step allocates: saved for backward, the batch, temporaries of ops and optimizer.
-        buffers: the strategy's own: DDP's second set of buckets, DeepSpeed's buckets and gathered parameters.
+        buffers: the strategy's own: DeepSpeed's buckets and gathered parameters.
         host: bytes in host memory for each rank (offload); on a CPU these are the device's.
         nvme: bytes on NVMe for each rank (offload).
         phase: 'forward', 'backward' or 'step'.
@@ -74,7 +74,6 @@ def estimate_memory(
     settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
     accumulate: int = 1,
     method: Method = "traced",
-    rebuilds_buckets: bool = True,
     over_gloo: bool = False,
 ) -> MemoryEstimate:
     """Bytes per rank, by part, at the step's peak.
@@ -88,8 +87,6 @@ def estimate_memory(
         settings: DeepSpeed's buckets.
         accumulate: micro batches per optimizer step.
         method: how `trace` was found.
-        rebuilds_buckets: whether DDP orders its buckets anew after the first step; it does unless it looks for unused
-            parameters.
         over_gloo: whether gloo carries the tensors, which ZeRO's collectives then copy.
     """
     measured = trace.optimizer_states if candidate.stage == 0 and method != "bound" else None
@@ -102,7 +99,7 @@ def estimate_memory(
         accumulate_batches=accumulate,
         unsharded_optimizer_bytes=measured,
     )
-    phases = _phases(model, trace, candidate, world_size, precision, states, settings, accumulate, rebuilds_buckets)
+    phases = _phases(model, trace, candidate, world_size, precision, states, settings, accumulate)
     if over_gloo and candidate.stage and world_size > 1:
         width = state_types(candidate, precision).parameter_bytes
         phases = _with_copies(phases, _gloo_copies(model, candidate, settings, width))
@@ -129,7 +126,6 @@ def _phases(
     states: ModelStates,
     settings: ZeroSettings,
     accumulate: int,
-    rebuilds_buckets: bool,
 ) -> dict[str, tuple[int, int, int]]:
     """Gradients, activations and strategy buffers that are alive together in each phase."""
     whole = states.gradients
@@ -139,10 +135,9 @@ def _phases(
         grown = (whole, trace.backward, 0) if accumulate > 1 else _split_peak(both, whole)
         return {"forward": (whole, trace.forward, 0), "backward": grown, "step": (whole, trace.step + trace.inputs, 0)}
     if candidate.stage == 0:
-        # The second forward pass makes new buckets while the last gradients still lie in the old ones.
-        second = whole if rebuilds_buckets else 0
+        # The buckets have their final form before there are gradients (`strategies.steady_ddp`), and stay.
         return {
-            "forward": (whole, trace.forward, second),
+            "forward": (whole, trace.forward, 0),
             "backward": (whole, trace.backward, 0),
             "step": (whole, trace.step + trace.inputs, 0),
         }

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
+from strategies.fake_mode import FakeMode
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape
 from strategies.storage_tracker import StorageTracker
 
@@ -78,7 +78,7 @@ def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> Optimizer
         Adam's numbers under the optimizer's own name if it cannot step on such a tensor (LBFGS needs a closure).
     """
     name = type(optimizer).__name__
-    fake = FakeTensorMode()
+    fake = FakeMode()
     tracker = StorageTracker()
     with fake:
         flat = nn.Parameter(torch.zeros(_PROBE_NUMEL))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
@@ -19,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from strategies.cpu_workspaces import CpuWorkspaces
+from strategies.fake_mode import FakeMode
 from strategies.model_shape import describe_model, optimizer_of, use_foreach
 from strategies.model_states import ModelShape
 from strategies.step_trace import StepTrace
@@ -111,7 +111,7 @@ def trace_step(
         device: 'cpu', or 'cuda' where this torch sees one: then its own kernels' workspaces are traced.
         whole: trace the optimizer's step and count operations too; else `step`, `optimizer_states` and `flops` are 0.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+    mode = FakeMode(allow_non_fake_inputs=True) if fake else None
     within: Callable[[], AbstractContextManager[Any]] = nullcontext if mode is None else (lambda: mode)
     tracker, count = StorageTracker(granularity), _FlopCount()
     # A real step on real tensors has its own.
@@ -228,7 +228,7 @@ def _gradient_counter(tracker: StorageTracker) -> Callable[[Tensor], None]:
     return count
 
 
-def _fed(leaf: Any, mode: FakeTensorMode | None, dtype: torch.dtype | None, device: str) -> Any:
+def _fed(leaf: Any, mode: FakeMode | None, dtype: torch.dtype | None, device: str) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     tensor = leaf if mode is None else mode.from_tensor(leaf)

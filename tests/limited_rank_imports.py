@@ -1,14 +1,8 @@
 """What the fork server of `tests.limited_runs` imports once for all ranks."""
 
-import resource
-
 import deepspeed as deepspeed
 import lightning.pytorch as lightning_pytorch  # noqa: F401
 
 import strategies.deepspeed_strategy as deepspeed_strategy  # noqa: F401
 import tests.limited_runs as limited_runs  # noqa: F401
 import tests.model_families as model_families  # noqa: F401
-
-# The threads' stacks are small; the main thread's may grow again.
-_, _most = resource.getrlimit(resource.RLIMIT_STACK)
-resource.setrlimit(resource.RLIMIT_STACK, (8 << 20 if _most == resource.RLIM_INFINITY else _most, _most))

@@ -1,14 +1,12 @@
 """Trains with one strategy on real gloo ranks under a limit of memory, as `fit` would: Lightning and our strategies.
 
-A rank's limit is `RLIMIT_DATA` (getrlimit(2): private writable pages), set to what the rank had before the model was
-built, after a small training with the same strategy had brought up threads, gloo's connections and libraries, plus the
-given bytes. Over it an allocation fails at once and in the rank that made it. `RLIMIT_AS` would count mapped libraries
-and reserved address space; a cgroup's limit would kill the rank, and count file pages too.
+A rank enters a control group of its own when a small training with the same strategy has brought up threads, gloo's
+connections and libraries, right before the model is built. So what counts are the pages that it touches from then on,
+and above the limit the kernel kills it. `RLIMIT_DATA` would count pages that were never touched, as most of a thread's
+stack, and what glibc has freed and kept.
 
-A thread's stack counts whole, 8 MiB unless told otherwise, though a few pages of it are used, and DeepSpeed's groups
-have several threads each: here it is 1 MiB. Tensors above a few pages are mapped and unmapped one by one
-(`MALLOC_MMAP_THRESHOLD_`), so that the limit counts live bytes and not the holes of glibc's heap; the page faults of it
-make steps slower than they are in a training.
+Tensors above a few pages are mapped and unmapped one by one, so that the limit counts live bytes and not the holes of
+glibc's heap; the page faults of it make steps slower than they are in a training, so that times are taken without.
 """
 
 from __future__ import annotations
@@ -16,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 import traceback
@@ -31,18 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from strategies.candidates import Candidate
+from tests.memory_group import MemoryGroup, memory_group
 
 WARM_UP = 1
 # Elements: DeepSpeed's buckets are as small against these models as they are against large ones.
-BUCKET = 500_000
-_THREAD_STACK = 1 << 20
+BUCKET = 4_000_000
 # Of each rank, before any of them is started; the fork server hands them on.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "DS_ACCELERATOR": "cpu",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 10),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 10),
-}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+# mallopt(3), malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,7 @@ class Case:
         precision: Lightning's name.
         limit_bytes: of each rank, beside what it had before the model; None for none.
         steps: optimizer steps.
+        timed: leave glibc's heap as it is in a training: its holes count then.
     """
 
     family: str
@@ -66,6 +63,7 @@ class Case:
     precision: str = "32-true"
     limit_bytes: int | None = None
     steps: int = 5
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,14 @@ class Outcome:
         reason: of the first rank that did not; '' if all did.
         step_seconds: each optimizer step behind the first, of the slowest rank; none if it does not live.
         cpu_seconds: processor time of a step, the mean over them and the ranks: a machine's other load moves it least.
-        resident_bytes: most resident bytes that training added to a rank's, the most of all ranks.
+        peak_bytes: the most that training added to a rank's memory, the most of all ranks.
     """
 
     lives: bool
     reason: str
     step_seconds: tuple[float, ...]
     cpu_seconds: float
-    resident_bytes: int
+    peak_bytes: int
 
 
 @contextlib.contextmanager
@@ -92,16 +90,12 @@ def ranks_ready() -> Iterator[ForkServerContext]:
     """A fork server that has torch, Lightning and DeepSpeed imported: a rank begins in a moment."""
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
-    # glibc takes it as the size of a thread's stack when a program starts: that of the fork server.
-    stack = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (_THREAD_STACK, stack[1]))
     context = multiprocessing.get_context("forkserver")
     # The program itself too, which each child would import anew.
     context.set_forkserver_preload(["__main__", "tests.limited_rank_imports"])
     try:
         yield context
     finally:
-        resource.setrlimit(resource.RLIMIT_STACK, stack)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name)
@@ -111,7 +105,33 @@ def ranks_ready() -> Iterator[ForkServerContext]:
 
 def run_case(context: ForkServerContext, case: Case, folder: Path, *, ranks: int = 2, timeout: float = 180) -> Outcome:
     """Train it; `folder` is empty, and this case's alone."""
-    processes = [context.Process(target=train_rank, args=(case, rank, ranks, str(folder))) for rank in range(ranks)]
+    with contextlib.ExitStack() as stack:
+        number = f"launcher-rank-{os.getpid()}-{next(_numbers)}"
+        groups = [stack.enter_context(memory_group(f"{number}-{r}", case.limit_bytes)) for r in range(ranks)]
+        codes = _run_ranks(context, case, folder, groups, timeout)
+        full = [group.killed() > 0 for group in groups]
+        peaks = [group.peak() for group in groups]
+    told: list[dict[str, Any]] = []
+    for rank, code in enumerate(codes):
+        path = folder / f"rank-{rank}"
+        told.append(json.loads(path.read_text()) if path.exists() else {"reason": f"exit code {code}"})
+    if any(full):
+        return Outcome(False, f"out of memory: ranks {[r for r, k in enumerate(full) if k]}", (), 0.0, max(peaks))
+    reason = next((entry["reason"] for entry in told if entry.get("reason")), "")
+    if reason:
+        return Outcome(False, reason, (), 0.0, 0)
+    steps = tuple(max(times) for times in zip(*(e["step_seconds"] for e in told), strict=True))
+    return Outcome(True, "", steps, statistics.mean(e["cpu_seconds"] for e in told), max(peaks))
+
+
+def _run_ranks(
+    context: ForkServerContext, case: Case, folder: Path, groups: list[MemoryGroup], timeout: float
+) -> list[int | None]:
+    """The exit codes; when one has failed, the others' after some seconds more."""
+    ranks = len(groups)
+    processes = [
+        context.Process(target=train_rank, args=(case, rank, ranks, str(folder), groups[rank])) for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     give_up = time.monotonic() + timeout
@@ -126,22 +146,10 @@ def run_case(context: ForkServerContext, case: Case, folder: Path, *, ranks: int
         if process.is_alive():
             process.kill()
         process.join()
-    told: list[dict[str, Any]] = []
-    for rank, process in enumerate(processes):
-        path = folder / f"rank-{rank}"
-        entry = json.loads(path.read_text()) if path.exists() else {"reason": f"exit code {process.exitcode}"}
-        told.append(entry)
-    failed = [entry["reason"] for entry in told if entry.get("reason")]
-    # Of several failures the one that is no echo of another rank's.
-    reason = next((r for r in failed if "memory" in r or "bad_alloc" in r), failed[0] if failed else "")
-    if reason:
-        return Outcome(False, reason, (), 0.0, 0)
-    steps = tuple(max(times) for times in zip(*(e["step_seconds"] for e in told), strict=True))
-    cpu = statistics.mean(e["cpu_seconds"] for e in told)
-    return Outcome(True, "", steps, cpu, max(e["resident_bytes"] for e in told))
+    return [process.exitcode for process in processes]
 
 
-def train_rank(case: Case, rank: int, ranks: int, folder: str) -> None:
+def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGroup) -> None:
     """One rank's whole life; writes what became of it, and leaves without the interpreter's last work."""
     import torch
     import torch.distributed as dist
@@ -149,6 +157,10 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str) -> None:
     from launcher.out_of_memory import is_out_of_memory
 
     torch.set_num_threads(1)
+    libc = ctypes.CDLL(None)
+    if not case.timed:
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 10)
+        libc.mallopt(_M_TRIM_THRESHOLD, 128 << 10)
     code = 1
     told: dict[str, Any]
     with (Path(folder) / f"log-{rank}").open("w") as log:
@@ -159,28 +171,23 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str) -> None:
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
             )  # fmt: skip
-            told, code = _train(case, rank, ranks), 0
+            told, code = _train(case, rank, ranks, group), 0
         except Exception as error:  # noqa: BLE001 -- whatever the rank dies of is the outcome
             reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}"
             traceback.print_exc()
             told = {"reason": f"{reason}: {str(error)[:200]}"}
-    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     (Path(folder) / f"rank-{rank}").write_text(json.dumps(told))
     os._exit(code)
 
 
-def _train(case: Case, rank: int, ranks: int) -> dict[str, Any]:
+def _train(case: Case, rank: int, ranks: int, group: MemoryGroup) -> dict[str, Any]:
     from tests.model_families import HELD_OUT, LARGE
 
     tiny = HELD_OUT["mixer"]
     _fit(tiny.make(), _Batches(tiny, 2, 3 * case.accumulate), case, rank, ranks, 3)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    _status_reset_peak()
-    before = _status()
-    if case.limit_bytes is not None:
-        soft = before["VmData"] + case.limit_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.RLIM_INFINITY))
+    group.enter()
     entry = {**HELD_OUT, **LARGE}[case.family]
     # Made anew for each micro batch, as a loader does.
     batches = _Batches(entry, case.micro_batch_size, case.steps * case.accumulate)
@@ -188,7 +195,6 @@ def _train(case: Case, rank: int, ranks: int) -> dict[str, Any]:
     return {
         "step_seconds": [wall for wall, _ in times],
         "cpu_seconds": statistics.mean(cpu for _, cpu in times),
-        "resident_bytes": _status()["VmHWM"] - before["VmRSS"],
     }
 
 
@@ -257,14 +263,3 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
     )
     trainer.fit(module, batches)
     return times
-
-
-def _status() -> dict[str, int]:
-    """Of this process, in bytes: /proc/PID/status, proc(5)."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines if words[-1] == "kB"}
-
-
-def _status_reset_peak() -> None:
-    """VmHWM begins anew: proc(5), clear_refs."""
-    Path("/proc/self/clear_refs").write_text("5")

@@ -21,8 +21,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import logger
-from torch import nn
 
+from strategies.steady_ddp import SteadyDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
 from tests.live_states import DTYPES, Stepping
 from tests.model_families import SMALL
@@ -44,7 +44,7 @@ def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
         net: Any = Stepping(module)
         if stage == 0:
             if dist.get_world_size() > 1:
-                net = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+                net = SteadyDistributedDataParallel(net, gradient_as_bucket_view=True)
         else:
             net, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=_config(stage, dtype, batch_size))
         _step(net, optimizer, batch, stage)

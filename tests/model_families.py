@@ -135,20 +135,20 @@ HELD_OUT: dict[str, Entry] = {
 
 SMALL = {**MODELS, **HELD_OUT}
 
-# 2 to 4 million parameters: their states outweigh a process's own noise, and two ranks of two cores still train them.
+# 8 to 25 million parameters: beside them a process's own few MiB count little, and two ranks of two cores train them.
 LARGE: dict[str, Entry] = {
-    "mlp": Entry(lambda: Net(mlp(256, 1536, 1536, 512, 64), adamw), (256,), (64,)),
-    "deep_mlp": Entry(lambda: Net(mlp(256, *[512] * 10, 64), adamw), (256,), (64,)),
-    "momentum": Entry(lambda: Net(mlp(256, *[512] * 10, 64), momentum), (256,), (64,)),
+    "mlp": Entry(lambda: Net(mlp(256, 4096, 4096, 1536, 64), adamw), (256,), (64,)),
+    "deep_mlp": Entry(lambda: Net(mlp(256, *[1536] * 10, 64), adamw), (256,), (64,)),
+    "momentum": Entry(lambda: Net(mlp(256, *[1536] * 10, 64), momentum), (256,), (64,)),
     "gpt": Entry(lambda: Net(_gpt(), two_groups, tokens=True), (64,), (), 97),
-    "tied": Entry(lambda: Net(TiedGPT(6000, 256, 2), adamw, tokens=True), (32,), (), 6000),
-    "vit": Entry(lambda: Net(ViT(224, 5), two_groups), (3, 16, 16), (10,)),
-    "mixer": Entry(lambda: Net(Mixer(256, 5), adamw), (3, 16, 16), (10,)),
-    "unet": Entry(lambda: Net(UNet(80), adamw), (3, 16, 16), (3, 16, 16)),
-    "deep_lstm": Entry(lambda: Net(DeepLSTM(512, 2), adamw), (20, 24), (5,)),
-    "encoder_decoder": Entry(lambda: Net(EncoderDecoder(192, 3, 1500), adamw, tokens=True), (32,), (), 1500),
+    "tied": Entry(lambda: Net(TiedGPT(30000, 512, 2), adamw, tokens=True), (32,), (), 30000),
+    "vit": Entry(lambda: Net(ViT(512, 6), two_groups), (3, 16, 16), (10,)),
+    "mixer": Entry(lambda: Net(Mixer(768, 4), adamw), (3, 16, 16), (10,)),
+    "unet": Entry(lambda: Net(UNet(128), adamw), (3, 16, 16), (3, 16, 16)),
+    "deep_lstm": Entry(lambda: Net(DeepLSTM(1024, 3), adamw), (20, 24), (5,)),
+    "encoder_decoder": Entry(lambda: Net(EncoderDecoder(512, 2, 4000), adamw, tokens=True), (32,), (), 4000),
 }
 
 
 def _gpt() -> nn.Module:
-    return DemoGPT(block_size=64, n_layer=4, n_head=4, n_embd=240)
+    return DemoGPT(block_size=64, n_layer=6, n_head=8, n_embd=512)

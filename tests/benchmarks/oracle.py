@@ -28,11 +28,12 @@ from pathlib import Path
 from launcher.memory_plan import cpu_machine
 from strategies.batch import BatchSplit
 from strategies.candidates import DDP, ZERO_1, ZERO_2, ZERO_3, Candidate
-from strategies.comparison import Comparison, compare_strategies, gib
+from strategies.comparison import Comparison, compare_strategies
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile
 from strategies.trace import trace_step
+from strategies.units import gib
 from tests.limited_runs import BUCKET, Case, Outcome, ranks_ready, run_case
 from tests.model_families import LARGE
 
@@ -91,7 +92,7 @@ def run_family(
     for candidate, outcome in zip(CANDIDATES, free, strict=True):
         assert outcome.lives, f"{family} with {candidate.name} fails without a limit: {outcome.reason}"
     pairs: list[Pair] = []
-    for limit in limits([outcome.resident_bytes for outcome in free]):
+    for limit in limits([outcome.peak_bytes for outcome in free]):
         found = plan(profile, limit)
         estimates = {a.name: a.memory.total for a in found.assessments}
         outcomes = {candidate.name: measure(context, case(candidate, limit)) for candidate in CANDIDATES}
@@ -103,8 +104,8 @@ def run_family(
                 print(f"  {name}: {outcome.reason}")
     for candidate, outcome in zip(CANDIDATES, free, strict=True):
         estimate = pairs[0].estimates[candidate.name]
-        error = estimate / outcome.resident_bytes - 1
-        print(f"  {candidate.name}: resident {gib(outcome.resident_bytes)}, estimate {gib(estimate)} ({error:+.1%})")
+        error = estimate / outcome.peak_bytes - 1
+        print(f"  {candidate.name}: resident {gib(outcome.peak_bytes)}, estimate {gib(estimate)} ({error:+.1%})")
     return pairs, free
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import TOY, events_of, read_trace, toy_env
+from tests.memory_group import NoMemoryGroupError, memory_group
 from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
@@ -52,33 +53,19 @@ def test_the_first_rank_that_failed_is_named_once_with_its_log_and_its_exit_code
 
 
 @pytest.fixture
-def memory_group() -> Iterator[Path]:
-    """A control group that holds 64 MiB, of either version."""
-    tried: list[str] = []
-    for parent, limit in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
-        group = Path(parent) / f"launcher-test-{os.getpid()}"
-        try:
-            group.mkdir()
-        except OSError as error:
-            tried.append(str(error))
-            continue
-        try:
-            # In a folder that is no control group, or hands on no memory, there is no such file.
-            if (group / limit).exists():
-                (group / limit).write_text(str(64 * 2**20))
-                yield group
-                return
-            tried.append(f"no {limit} in {parent}")
-        finally:
-            group.rmdir()
-    reason = f"no control group with a limit can be made here: {'; '.join(tried)}"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+def full_group() -> Iterator[Path]:
+    """A control group that holds 64 MiB."""
+    try:
+        with memory_group(f"launcher-test-{os.getpid()}", 64 * 2**20) as group:
+            yield group.path
+    except NoMemoryGroupError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
-def test_a_rank_that_the_kernel_kills_for_memory_is_named_as_that(tmp_path: Path, memory_group: Path) -> None:
-    env = {**toy_env(tmp_path / "trace"), "MEMORY_GROUP": str(memory_group)}
+def test_a_rank_that_the_kernel_kills_for_memory_is_named_as_that(tmp_path: Path, full_group: Path) -> None:
+    env = {**toy_env(tmp_path / "trace"), "MEMORY_GROUP": str(full_group)}
     command = launcher("fit", *SETTINGS, "--model.fault", "eat memory")
     output = run_warm(command, tmp_path, env=env, timeout=150).check(137).output
 
