@@ -133,7 +133,7 @@ def _assess(
             settings=settings,
             accumulate=split.accumulate,
             method=cast("Method", profile.method),
-            over_gloo=machine.device_kind == "cpu",
+            whole_process=machine.device_kind == "cpu",
         )
         found = split, memory
         fits = memory.total <= limit and (machine.host_memory_bytes is None or memory.host <= machine.host_memory_bytes)
