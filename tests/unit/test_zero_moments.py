@@ -53,7 +53,7 @@ def test_stage_1_keeps_all_gradients_until_the_end_where_nothing_overlaps() -> N
     model = model_of(1000, 1000)
     trace = trace_of(model, 0, 0, 10)
     # The second gradient, the buffer of a rank alone, and the bucket with the first.
-    together = 4000 + 8000 + 4000 + 10
+    together = 4000 + 8000 + 4000
     assert beside_states(model, trace, ZERO_1, bucket=1000) == ("backward", together)
     # With a second stream it reduces as they come.
     overlapped = beside_states(model, trace, ZERO_1, bucket=1000, overlap=True)
