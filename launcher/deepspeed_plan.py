@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.agreement import Agreement
+from launcher.agreement import Agreement, RankFacts, hosts_of
 from launcher.config import RunConfig
 from launcher.hardware import BUILD_TOOLS
+from strategies.alike import where
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
 from strategies.deepspeed_config import NVME, VARIANTS, BatchAndClip, ZeroVariant, zero_config
@@ -95,18 +96,22 @@ def plan_deepspeed(
 
 def _without_tools(agreement: Agreement) -> str:
     """Which hosts lack what DeepSpeed compiles its ops with, and the packages; empty if none does."""
-    hosts: dict[str, None] = {}
-    tools: dict[str, None] = {}
-    for fact in agreement.facts:
-        versions = fact.hardware.versions if fact.hardware else {}
-        lacking = [tool for tool in BUILD_TOOLS if versions.get(tool, "unknown") is None]
-        tools.update(dict.fromkeys(lacking))
-        hosts.update(dict.fromkeys([fact.host] if lacking else []))
+    tools = dict.fromkeys(tool for fact, _ in agreement.kinds() for tool in _lacking(fact))
     if not tools:
         return ""
-    where = ", ".join([*hosts][:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
     install = " and ".join(BUILD_TOOLS[tool] for tool in tools)
-    return f"{' and '.join(tools)} not on the PATH of {where}; install {install}"
+    hosts = some(hosts_of(where(agreement.facts, lambda fact: bool(_lacking(fact)))))
+    return f"{' and '.join(tools)} not on the PATH of {hosts}; install {install}"
+
+
+def some(names: Sequence[str], limit: int = 8) -> str:
+    """At most `limit` of the names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _lacking(fact: RankFacts) -> list[str]:
+    versions = fact.hardware.versions if fact.hardware else {}
+    return [tool for tool in BUILD_TOOLS if versions.get(tool, "unknown") is None]
 
 
 def _needless_settings(config: RunConfig) -> list[str]:

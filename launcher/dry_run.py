@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from launcher.agreement import Agreement, RankFacts
+from launcher.agreement import Agreement, RankFacts, alike_ranks
 from launcher.config import RunConfig
 from launcher.deepspeed_ready import check_cpu_fp16
 from launcher.deepspeed_source import with_deepspeed_file
@@ -78,7 +78,7 @@ def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
         config_digest=config.digest(),
         traits=classes.traits(),
     )
-    return _repeated(first, local * nodes, local)
+    return Agreement(alike_ranks(first, local * nodes), assumed=local * nodes > 1)
 
 
 def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> Agreement:
@@ -92,20 +92,4 @@ def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> A
         config_digest=config.digest(),
         traits=classes.traits(),
     )
-    agreement = _repeated(first, others.gpus, others.gpus_per_node)
-    return dataclasses.replace(agreement, assumed=True)
-
-
-def _repeated(first: RankFacts, ranks: int, local: int) -> Agreement:
-    """As many ranks like the first."""
-    facts = [
-        dataclasses.replace(
-            first,
-            rank=rank,
-            local_rank=rank % local,
-            node_rank=rank // local,
-            host=first.host if rank < local else f"node-{rank // local}",
-        )
-        for rank in range(ranks)
-    ]
-    return Agreement(tuple(facts), assumed=len(facts) > 1)
+    return Agreement(alike_ranks(first, others.gpus), assumed=True)

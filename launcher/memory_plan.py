@@ -12,6 +12,7 @@ from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.errors import PlanError
 from launcher.plan import CUSTOM, Plan, make_plan
+from strategies.alike import Alike
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
 from strategies.comparison import Comparison, compare_strategies, next_after
@@ -126,8 +127,8 @@ def splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
 
 def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: int | None = None) -> Machine:
     """The ranks as the cost model sees them; the weakest rank counts."""
-    ranks_per_node = max(f.local_world_size for f in agreement.facts)
-    devices = {f.hardware.device for f in agreement.facts if f.hardware}
+    ranks_per_node = max(f.local_world_size for f, _ in agreement.kinds())
+    devices = {f.hardware.device for f, _ in agreement.kinds() if f.hardware}
     kind = next(iter(devices)).kind
     memory = min(d.memory_bytes for d in devices)
     host = None if host_memory_bytes is None else host_memory_bytes // ranks_per_node
@@ -209,6 +210,7 @@ def host_memory() -> int:
 
 
 def _with_batch_size(agreement: Agreement, batch_size: int) -> Agreement:
-    first, *rest = agreement.facts
-    first = dataclasses.replace(first, traits={**first.traits, "batch_size": batch_size})
-    return dataclasses.replace(agreement, facts=(first, *rest))
+    facts = agreement.facts
+    first = dataclasses.replace(facts[0], traits={**facts[0].traits, "batch_size": batch_size})
+    changed = dataclasses.replace(facts, first=first) if isinstance(facts, Alike) else (first, *facts[1:])
+    return dataclasses.replace(agreement, facts=changed)
