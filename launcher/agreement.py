@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.errors import AgreementError
 from launcher.hardware import Hardware
+from launcher.nvme import NvmeFolder
 from launcher.topology import Topology
 from strategies.alike import Alike, counted
 from strategies.precision import RankCapability
@@ -26,6 +27,8 @@ class RankFacts:
         config_digest: `RunConfig.digest()`; None if it has no valid config.
         config: dotted path to value, only if the digest differs from rank zero's.
         traits: what its classes say of themselves, equal on all ranks with equal code.
+        deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
+        nvme: the folders that ZeRO may offload to, as it found them; those it did not look at are not in it.
         error: why this rank cannot train.
         token: tells this process from an earlier one of the same rank.
     """
@@ -39,6 +42,8 @@ class RankFacts:
     config_digest: str | None = None
     config: Mapping[str, Any] | None = None
     traits: Mapping[str, Any] = field(default_factory=dict)
+    deepspeed_fp16: bool = True
+    nvme: tuple[NvmeFolder, ...] = ()
     error: str | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -64,6 +69,7 @@ class RankFacts:
         values = json.loads(text)
         if values["hardware"]:
             values["hardware"] = Hardware.from_dict(values["hardware"])
+        values["nvme"] = tuple(NvmeFolder(**folder) for folder in values["nvme"])
         return cls(**values)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.agreement import Agreement, RankFacts, hosts_of
+from launcher.agreement import Agreement
 from launcher.config import RunConfig
-from launcher.hardware import BUILD_TOOLS
-from strategies.alike import where
+from launcher.zero_obstacles import assumed_folders, without_tools, zero_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
-from strategies.deepspeed_config import NVME, VARIANTS, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import VARIANTS, BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_merge import merge_config
 from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import AgreedPrecision
@@ -84,34 +83,16 @@ def plan_deepspeed(
     clip_is_set = config.trainer.gradient_clip_val is not None
     merged, conflicts = merge_config(user, planned, name, clip_is_set=clip_is_set)
     problems += [f"deepspeed_config.{conflict}" for conflict in conflicts]
-    lacking = _without_tools(agreement)
-    if lacking and NVME in (variant.offload_optimizer, variant.offload_parameters):
-        problems.append(f"{name} compiles DeepSpeed's async_io at its first start, but {lacking}")
-    notices = [f"DeepSpeed's own CPU Adam cannot be compiled: {lacking}"] if lacking and variant.offloads else []
+    agreed = None if precision is None else precision.precision
+    problems += map(str, zero_obstacles(name, agreement, agreed, user))
+    lacking = without_tools(agreement) if variant.offloads else None
+    notices = [f"DeepSpeed's own CPU Adam cannot be compiled: {'; '.join(lacking)}"] if lacking else []
+    if folders := assumed_folders(name, agreement, user):
+        notices.append(f"no node was asked: {name} assumes that {' and '.join(folders)} is there and has room")
     if strategy is None:
         return DeepSpeedPlan(None, tuple(problems))
     blocks = {} if precision is None else precision.deepspeed_blocks or precision_blocks(precision.precision, user)
     return DeepSpeedPlan({**merged, **blocks}, tuple(problems), tuple(notices))
-
-
-def _without_tools(agreement: Agreement) -> str:
-    """Which hosts lack what DeepSpeed compiles its ops with, and the packages; empty if none does."""
-    tools = dict.fromkeys(tool for fact, _ in agreement.kinds() for tool in _lacking(fact))
-    if not tools:
-        return ""
-    install = " and ".join(BUILD_TOOLS[tool] for tool in tools)
-    hosts = some(hosts_of(where(agreement.facts, lambda fact: bool(_lacking(fact)))))
-    return f"{' and '.join(tools)} not on the PATH of {hosts}; install {install}"
-
-
-def some(names: Sequence[str], limit: int = 8) -> str:
-    """At most `limit` of the names, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _lacking(fact: RankFacts) -> list[str]:
-    versions = fact.hardware.versions if fact.hardware else {}
-    return [tool for tool in BUILD_TOOLS if versions.get(tool, "unknown") is None]
 
 
 def _needless_settings(config: RunConfig) -> list[str]:

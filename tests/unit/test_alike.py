@@ -1,4 +1,4 @@
-"""Ranks that are alike are planned for as one, whatever their number, and in the words that each by itself would get."""
+"""Ranks that are alike are planned for as one, whatever their number, in the words that each alone would get."""
 
 from __future__ import annotations
 
