@@ -12,7 +12,10 @@ from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.errors import PlanError
 from launcher.plan import CUSTOM, Plan, make_plan
+from launcher.zero_obstacles import assumed_folders, candidate_obstacles, nvme_room
+from strategies.alike import Alike
 from strategies.batch import BatchSplit
+from strategies.candidates import ZERO_3_NVME
 from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
 from strategies.comparison import Comparison, compare_strategies, next_after
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
@@ -52,7 +55,9 @@ def plan_with_memory(
     plan = make_plan(config, agreement, checkpoint)
     if profile is None:
         return plan
+    user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
     machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
+    machine = dataclasses.replace(machine, nvme_bytes=nvme_room(ZERO_3_NVME.name, agreement, user))
     found = compare_strategies(
         profile,
         machine,
@@ -60,10 +65,22 @@ def plan_with_memory(
         splits(config, plan),
         memory_share=config.memory_share,
         settings=zero_settings(plan.device_kind, plan.deepspeed),
+        obstacles=candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
     )
+    found = _with_assumptions(found, agreement, user)
     if config.strategy != AUTO:
         return _ordered(plan, found, machine)
     return _picked(config, agreement, checkpoint, plan, found)
+
+
+def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str, Any]) -> Comparison:
+    """With a note of what nobody looked at."""
+    nvme = found.of(ZERO_3_NVME.name)
+    folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
+    if nvme is None or not nvme.eligible or not folders:
+        return found
+    note = f"no node was asked: {nvme.name} assumes {gib(nvme.memory.nvme)} for each rank on {' and '.join(folders)}"
+    return dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def _picked(
@@ -126,8 +143,8 @@ def splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
 
 def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: int | None = None) -> Machine:
     """The ranks as the cost model sees them; the weakest rank counts."""
-    ranks_per_node = max(f.local_world_size for f in agreement.facts)
-    devices = {f.hardware.device for f in agreement.facts if f.hardware}
+    ranks_per_node = max(f.local_world_size for f, _ in agreement.kinds())
+    devices = {f.hardware.device for f, _ in agreement.kinds() if f.hardware}
     kind = next(iter(devices)).kind
     memory = min(d.memory_bytes for d in devices)
     host = None if host_memory_bytes is None else host_memory_bytes // ranks_per_node
@@ -209,6 +226,7 @@ def host_memory() -> int:
 
 
 def _with_batch_size(agreement: Agreement, batch_size: int) -> Agreement:
-    first, *rest = agreement.facts
-    first = dataclasses.replace(first, traits={**first.traits, "batch_size": batch_size})
-    return dataclasses.replace(agreement, facts=(first, *rest))
+    facts = agreement.facts
+    first = dataclasses.replace(facts[0], traits={**facts[0].traits, "batch_size": batch_size})
+    changed = dataclasses.replace(facts, first=first) if isinstance(facts, Alike) else (first, *facts[1:])
+    return dataclasses.replace(agreement, facts=changed)
