@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.errors import PlanError
+from launcher.memory_record import Exhausted, MemoryRecord
 from launcher.plan import CUSTOM, Plan, make_plan
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
@@ -36,6 +37,7 @@ def plan_with_memory(
     checkpoint: CheckpointPrecision | None = None,
     *,
     host_memory_bytes: int | None = None,
+    record: MemoryRecord | None = None,
 ) -> Plan:
     """`make_plan`, and with `strategy: auto` the fastest strategy that fits the memory at hand.
 
@@ -45,6 +47,7 @@ def plan_with_memory(
         profile: of the user's module; None leaves the plan as it is without.
         checkpoint: what the checkpoint to resume from was trained in; None without one.
         host_memory_bytes: memory of a node's host, for offload; None if not known.
+        record: what ran out of memory in the run that this goes on with, to be passed over; None looks at none.
 
     Raises:
         PlanError: these ranks cannot do what was asked for, or no strategy fits: by how much, and what would do.
@@ -62,8 +65,42 @@ def plan_with_memory(
         settings=zero_settings(plan.device_kind, plan.deepspeed),
     )
     if config.strategy != AUTO:
-        return _ordered(plan, found, machine)
-    return _picked(config, agreement, checkpoint, plan, found)
+        chosen = _ordered(plan, found, machine)
+    else:
+        chosen = _picked(config, agreement, checkpoint, plan, found)
+    ran_out: tuple[str, ...] = ()
+    while record and (gone := record.ran_out(Exhausted.of(config.to_dict(), chosen.to_dict()))):
+        if chosen.strategy.name not in gone:
+            break
+        ran_out = tuple(dict.fromkeys((*ran_out, *gone)))
+        found = _passed_over(found, ran_out, machine)
+        chosen = _picked(config, agreement, checkpoint, plan, found)
+    if not ran_out:
+        return chosen
+    notice = f"{' and '.join(ran_out)} ran out of memory in this run: it goes on with {chosen.strategy.name}"
+    return dataclasses.replace(chosen, ran_out=ran_out, notices=(*chosen.notices, notice))
+
+
+def _passed_over(found: Comparison, ran_out: Sequence[str], machine: Machine) -> Comparison:
+    """The comparison without what ran out of memory: the fastest that needs less than all of it.
+
+    Raises:
+        PlanError: nothing does.
+    """
+    tried = [a for a in found.assessments if a.name in ran_out]
+    least = min(tried, key=lambda a: a.memory.total).name
+    following = next_after(least, found.assessments, machine)
+    if following is None:
+        raise PlanError(
+            f"{' and '.join(ran_out)} ran out of memory in this run, and nothing that fits needs less; take a smaller "
+            "micro batch (the data's batch_size) or more memory, or try again with `on_oom: stop`"
+        )
+    return dataclasses.replace(
+        found,
+        pick=following,
+        why=f"needs less than {least}, which ran out of memory in this run",
+        next=next_after(following, found.assessments, machine),
+    )
 
 
 def _picked(
