@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.agreement import Agreement
@@ -12,10 +13,11 @@ from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.errors import PlanError
 from launcher.memory_record import Exhausted, MemoryRecord
+from launcher.next_candidate import passed_over, why_not_planned, with_next
 from launcher.plan import CUSTOM, Plan, make_plan
 from strategies.batch import BatchSplit
-from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
-from strategies.comparison import Comparison, compare_strategies, next_after
+from strategies.choice import AUTO, DDP, DDP_FIND_UNUSED, Rejected, StrategyChoice
+from strategies.comparison import Comparison, compare_strategies
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.model_states import ZeroSettings
@@ -64,43 +66,24 @@ def plan_with_memory(
         memory_share=config.memory_share,
         settings=zero_settings(plan.device_kind, plan.deepspeed),
     )
+    why_not = functools.partial(why_not_planned, config, agreement, checkpoint)
     if config.strategy != AUTO:
-        chosen = _ordered(plan, found, machine)
+        found = with_next(found, _assessed_name(plan), machine, why_not)
+        chosen = _ordered(plan, found)
     else:
+        found = with_next(found, found.pick or plan.strategy.name, machine, why_not)
         chosen = _picked(config, agreement, checkpoint, plan, found)
     ran_out: tuple[str, ...] = ()
     while record and (gone := record.ran_out(Exhausted.of(config.to_dict(), chosen.to_dict()))):
         if chosen.strategy.name not in gone:
             break
         ran_out = tuple(dict.fromkeys((*ran_out, *gone)))
-        found = _passed_over(found, ran_out, machine)
+        found = passed_over(found, ran_out, machine, why_not)
         chosen = _picked(config, agreement, checkpoint, plan, found)
     if not ran_out:
         return chosen
     notice = f"{' and '.join(ran_out)} ran out of memory in this run: it goes on with {chosen.strategy.name}"
     return dataclasses.replace(chosen, ran_out=ran_out, notices=(*chosen.notices, notice))
-
-
-def _passed_over(found: Comparison, ran_out: Sequence[str], machine: Machine) -> Comparison:
-    """The comparison without what ran out of memory: the fastest that needs less than all of it.
-
-    Raises:
-        PlanError: nothing does.
-    """
-    tried = [a for a in found.assessments if a.name in ran_out]
-    least = min(tried, key=lambda a: a.memory.total).name
-    following = next_after(least, found.assessments, machine)
-    if following is None:
-        raise PlanError(
-            f"{' and '.join(ran_out)} ran out of memory in this run, and nothing that fits needs less; take a smaller "
-            "micro batch (the data's batch_size) or more memory, or try again with `on_oom: stop`"
-        )
-    return dataclasses.replace(
-        found,
-        pick=following,
-        why=f"needs less than {least}, which ran out of memory in this run",
-        next=next_after(following, found.assessments, machine),
-    )
 
 
 def _picked(
@@ -139,15 +122,18 @@ def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
     return dataclasses.replace(choice, reasons=(*reasons, f"{choice.name} {found.why}"), rejected=rejected)
 
 
-def _ordered(plan: Plan, found: Comparison, machine: Machine) -> Plan:
+def _assessed_name(plan: Plan) -> str:
+    return DDP if plan.strategy.name == DDP_FIND_UNUSED else plan.strategy.name
+
+
+def _ordered(plan: Plan, found: Comparison) -> Plan:
     """A strategy that was asked for is taken; if it does not fit, a notice says so."""
-    name = "ddp" if plan.strategy.name == DDP_FIND_UNUSED else plan.strategy.name
+    name = _assessed_name(plan)
     own = found.of(name)
     notices = plan.notices
     if own is not None and not own.fits:
         instead = f"; {found.pick} fits" if found.pick else f"; {found.why}"
         notices = (*notices, f"strategy {name} was asked for, and it {own.reason}{instead}")
-    found = dataclasses.replace(found, next=next_after(name, found.assessments, machine))
     return dataclasses.replace(plan, memory=found.to_dict(), notices=notices)
 
 

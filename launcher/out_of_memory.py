@@ -58,6 +58,8 @@ def out_of_memory(
     if following:
         needs = planned_memory(plan, following) or {"total": 0}
         lines.append(f"next: `strategy: {following}`, which is expected to need {gib(needs['total'])}")
+    elif plan.memory and plan.memory["next_obstacle"]:
+        lines.append(plan.memory["next_obstacle"])
     elif (plan.batch.micro_batch_size or 2) > 1:
         lines.append("next: a smaller micro batch (the data's batch_size; global_batch_size keeps the step the same)")
     else:

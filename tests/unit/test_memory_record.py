@@ -173,3 +173,11 @@ def test_the_status_of_a_run_says_that_memory_ran_out(tmp_path: Path) -> None:
     events.write_text(json.dumps({"time": 1.0, "rank": 0, "kind": "out_of_memory", "strategy": "ddp"}) + os.linesep)
     told = tell(events)
     assert (told.ending, told.detail) == ("failed", "out of memory with ddp")
+
+
+def test_what_ran_out_is_not_followed_by_what_the_config_rules_out() -> None:
+    zero = {"zero_optimization": {"stage": 1}}
+    given = asked(strategy="deepspeed_stage_1", deepspeed_config=zero)
+    first = planned(given)
+    with pytest.raises(PlanError, match="ran out of memory in this run: `strategy: deepspeed_stage_3` needs less, but"):
+        planned(given, record_of(given, first))
