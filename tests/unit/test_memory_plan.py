@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 from pathlib import Path
@@ -33,6 +34,12 @@ from tests.toy import Toy, ToyData
 from tests.unit.rank_threads import CPU, H100, facts
 
 TOY: dict[str, Any] = {"model": {"class_path": "tests.toy.Toy"}, "data": {"class_path": "tests.toy.ToyData"}}
+
+
+NCCL = """NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, unhandled cuda error, NCCL version 2.20.5
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+{}"""
 
 
 class ReadsNumbers(Toy):
@@ -315,6 +322,17 @@ def test_this_machines_plan_is_dry_and_has_memory() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("cuda runtime error (2) : out of memory at THC/THCCachingHostAllocator.cpp:278"), True),
+        (torch.distributed.DistBackendError(NCCL.format("Cuda failure 2 'out of memory'")), True),
+        (torch.distributed.DistBackendError(NCCL.format("Cuda failure 'out of memory'")), True),
+        (torch.distributed.DistBackendError(NCCL.format("Cuda failure 1 'invalid argument'")), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
     ],
