@@ -11,7 +11,7 @@ from launcher.memory_plan import host_memory, machine_of, plan_with_memory, plan
 from launcher.memory_record import MemoryRecord
 from launcher.plan import Plan, make_plan
 from launcher.user_classes import UserClasses, import_classes
-from strategies.step_trace import ModelProfile
+from strategies.step_trace import ModelProfile, Unprofiled
 
 # Of a CPU's memory: with less than this in model states a run begins without a trace.
 _SHARE_WITHOUT_TRACE = 0.1
@@ -62,7 +62,7 @@ def plan_for_fit(
     return plan if record.problem is None else dataclasses.replace(plan, notices=(*plan.notices, record.problem))
 
 
-def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | None:
+def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | Unprofiled:
     """The module's profile in the plan's precision and micro batch."""
     from launcher.memory_profile import profile_model
 

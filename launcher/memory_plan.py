@@ -23,7 +23,7 @@ from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine
-from strategies.step_trace import ModelProfile
+from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import gib
 
 # A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
@@ -35,7 +35,7 @@ NODE_BANDWIDTH = 25e9
 def plan_with_memory(
     config: RunConfig,
     agreement: Agreement,
-    profile: ModelProfile | None,
+    profile: ModelProfile | Unprofiled,
     checkpoint: CheckpointPrecision | None = None,
     *,
     host_memory_bytes: int | None = None,
@@ -46,7 +46,7 @@ def plan_with_memory(
     Args:
         config: what the user asked for.
         agreement: what the ranks are.
-        profile: of the user's module; None leaves the plan as it is without.
+        profile: of the user's module; where there is none the plan is as without, and says so.
         checkpoint: what the checkpoint to resume from was trained in; None without one.
         host_memory_bytes: memory of a node's host, for offload; None if not known.
         record: what ran out of memory in the run that this goes on with, to be passed over; None looks at none.
@@ -55,8 +55,10 @@ def plan_with_memory(
         PlanError: these ranks cannot do what was asked for, or no strategy fits: by how much, and what would do.
     """
     plan = make_plan(config, agreement, checkpoint)
-    if profile is None:
-        return plan
+    if isinstance(profile, Unprofiled):
+        unseen = "; the strategy was chosen without it" if config.strategy == AUTO else ""
+        notice = f"memory is not known, as the module could not be made without memory ({profile.why}){unseen}"
+        return dataclasses.replace(plan, notices=(*plan.notices, notice))
     machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
     found = compare_strategies(
         profile,

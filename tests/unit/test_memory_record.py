@@ -38,7 +38,7 @@ def asked(**given: Any) -> RunConfig:
 
 
 @functools.cache
-def profile() -> ModelProfile | None:
+def profile() -> ModelProfile:
     return profiled(asked())
 
 
