@@ -30,6 +30,7 @@ class Comparison:
         memory_bytes: bytes that its device has.
         method: how activations were found.
         notes: what the user should know of the numbers.
+        next_obstacle: what keeps the config from the candidate that would be next, and what to change; None if nothing.
     """
 
     assessments: tuple[Assessment, ...]
@@ -40,6 +41,7 @@ class Comparison:
     memory_bytes: int
     method: str
     notes: tuple[str, ...]
+    next_obstacle: str | None = None
 
     def of(self, name: str) -> Assessment | None:
         """The assessment of that name."""

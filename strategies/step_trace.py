@@ -74,6 +74,17 @@ class ModelProfile:
     zero_obstacle: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Unprofiled:
+    """A module of which nothing could be learned.
+
+    Attributes:
+        why: what its constructor raised, in one line.
+    """
+
+    why: str
+
+
 def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTrace:
     """The trace at another batch size, on the straight line through both.
 
