@@ -30,6 +30,7 @@ class Comparison:
         memory_bytes: bytes that its device has.
         method: how activations were found.
         notes: what the user should know of the numbers.
+        machine: the ranks that they were estimated for.
     """
 
     assessments: tuple[Assessment, ...]
@@ -40,6 +41,7 @@ class Comparison:
     memory_bytes: int
     method: str
     notes: tuple[str, ...]
+    machine: Machine
 
     def of(self, name: str) -> Assessment | None:
         """The assessment of that name."""
@@ -105,6 +107,7 @@ def compare_strategies(
         machine.memory_bytes,
         profile.method,
         profile.notes,
+        machine,
     )
 
 
