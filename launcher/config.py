@@ -166,7 +166,7 @@ class RunConfig:
     use_amp: bool | None = None
     on_precision_change: Literal["notice", "error"] = "notice"
     global_batch_size: int | None = _at_least(1, None)
-    memory_share: float = _at_least(0, 0.92)
+    memory_share: float = 0.92
     on_oom: Literal["stop", "next"] = "stop"
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"

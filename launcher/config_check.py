@@ -85,11 +85,18 @@ def _strategy_problems(strategy: Any) -> Iterator[str]:
         yield f"given {strategy!r}; expected one of {', '.join(STRATEGY_NAMES)}"
 
 
+def _share_problems(share: Any) -> Iterator[str]:
+    # A quoted number is one too.
+    if not 0 < float(share) <= 1:
+        yield f"given {share!r}; expected a share of each device's memory, more than 0 and at most 1, as in 0.92"
+
+
 # Fields whose type alone does not say what is valid.
 _MEANING: dict[str, Callable[[Any], Iterator[str]]] = {
     "name": _name_problems,
     "precision": _precision_problems,
     "strategy": _strategy_problems,
+    "memory_share": _share_problems,
 }
 
 

@@ -17,7 +17,7 @@ from launcher.plan import Plan, make_plan
 from launcher.ranks import wanted_ranks
 from launcher.run_directory import find_run
 from launcher.user_classes import UserClasses, import_classes
-from strategies.step_trace import ModelProfile
+from strategies.step_trace import ModelProfile, Unprofiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
     profile = profile_for(config, classes, plain)
     known = None if others else host_memory()
     plan = plan_with_memory(config, agreement, profile, checkpoint, host_memory_bytes=known)
-    return DryRun(plan, agreement, profile)
+    return DryRun(plan, agreement, None if isinstance(profile, Unprofiled) else profile)
 
 
 def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:

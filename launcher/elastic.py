@@ -28,7 +28,7 @@ from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind
 from launcher.launch_options import LaunchOptions
-from launcher.next_strategy import next_strategy
+from launcher.next_strategy import next_strategy, remember_failure
 from launcher.node_exchange import NodeExchange
 from launcher.rank_evidence import RankEvidence, RankProcess
 from launcher.rank_process import RankTask, run_rank
@@ -90,6 +90,7 @@ class TrainingAgent(LocalElasticAgent):
         self._current: Attempt | None = None
         self._hangs = HangWatch(options.hang_timeout)
         self._stop_deadline: float | None = None
+        self._gone_on_with: set[str] = set()
         self.signals = AgentSignals(self._signal_ranks, self._kill_ranks)
         self.exit_code = 0
 
@@ -188,9 +189,7 @@ class TrainingAgent(LocalElasticAgent):
         first = first_failure(self._exchange(worker_group).others()) if self._options.several_nodes else None
         if first is not None:
             self._kill_ranks()
-            following = next_strategy(first, None)
-            if following is not None:
-                self._go_on_with(following)
+            self._remember(first)
         self._shutdown(timeout=int(_STOP_WITHIN))
 
     @property
@@ -238,6 +237,9 @@ class TrainingAgent(LocalElasticAgent):
         if asked and self._rendezvous_handler.num_nodes_waiting() > 0:
             return Verdict(True, "a node joins: saved, and restarting with it")
         following = next_strategy(first, self._attempt.evidence.run_directory(self._attempt.ranks()))
+        if following in self._gone_on_with:
+            # The record was not written, or not read: the same would come again.
+            following = None
         now = time.monotonic()
         return decide(first, self._restarts, now, options.max_restarts, options.restart_window, following)
 
@@ -258,8 +260,9 @@ class TrainingAgent(LocalElasticAgent):
             _say(account(first, ends if own else [first], verdict.reason))
         self._kill_ranks()
         self._attempt.await_end(_LEAVE_WITHIN)
+        self._remember(first)
         if verdict.strategy is not None:
-            self._go_on_with(verdict.strategy)
+            self._gone_on_with.add(verdict.strategy)
         elif verdict.restart and not asked:
             self._restarts.append((time.monotonic(), first))
         elif self.signals.first is not None:
@@ -269,9 +272,11 @@ class TrainingAgent(LocalElasticAgent):
         # A signal may have come in the meantime.
         return self._failed(restart=verdict.restart and self.signals.first is None)
 
-    def _go_on_with(self, strategy: str) -> None:
-        """The next attempt's strategy, whatever the config says; on a node that fails and one that only follows."""
-        self._arguments = (*self._arguments, "--strategy", strategy)
+    def _remember(self, first: RankEnd) -> None:
+        """Keep in the run's directory what ran out of memory: the next attempt's plan passes it over."""
+        notice = remember_failure(first, self._attempt.evidence.run_directory(self._attempt.ranks()))
+        if notice is not None:
+            _say(notice)
 
     def _failed(self, *, restart: bool) -> RunResult:
         if not restart:

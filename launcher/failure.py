@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from launcher.errors import OutOfMemoryError
 from launcher.heartbeat import BEFORE_TRAINING
 from launcher.rank_report import RankError
 
@@ -46,6 +47,12 @@ class RankEnd:
     def failed(self) -> bool:
         """Whether it ended otherwise than well."""
         return self.hung or self.exit_code not in (0, None)
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed it for memory, or it was refused memory itself."""
+        refused = self.error is not None and self.error.kind == OutOfMemoryError.__name__
+        return self.out_of_memory or refused
 
     @property
     def consequence(self) -> bool:

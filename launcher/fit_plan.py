@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.memory_plan import host_memory, machine_of, plan_with_memory, planned_precision
+from launcher.memory_record import MemoryRecord
 from launcher.plan import Plan, make_plan
 from launcher.user_classes import UserClasses, import_classes
-from strategies.step_trace import ModelProfile
+from strategies.step_trace import ModelProfile, Unprofiled
 
 # Of a CPU's memory: with less than this in model states a run begins without a trace.
 _SHARE_WITHOUT_TRACE = 0.1
 
 
 def plan_for_fit(
-    config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, *, made_in_code: bool
+    config: RunConfig,
+    agreement: Agreement,
+    checkpoint: CheckpointPrecision | None,
+    *,
+    made_in_code: bool,
+    record: MemoryRecord = MemoryRecord(),  # noqa: B008 -- frozen
 ) -> Plan:
     """What `fit` trains with.
 
@@ -28,6 +36,7 @@ def plan_for_fit(
         agreement: what the ranks are.
         checkpoint: what the checkpoint to resume from was trained in.
         made_in_code: whether model and data are objects of the caller's, which cannot be made anew for a trace.
+        record: what ran out of memory in the run that this goes on with; only `on_oom: next` acts upon it.
     """
     plan = make_plan(config, agreement, checkpoint)
     if made_in_code:
@@ -42,10 +51,18 @@ def plan_for_fit(
         if size is None or 4 * size < _SHARE_WITHOUT_TRACE * room:
             return plan
     profile = profile_for(config, classes, plan)
-    return plan_with_memory(config, agreement, profile, checkpoint, host_memory_bytes=host_memory())
+    plan = plan_with_memory(
+        config,
+        agreement,
+        profile,
+        checkpoint,
+        host_memory_bytes=host_memory(),
+        record=record if config.on_oom == "next" else None,
+    )
+    return plan if record.problem is None else dataclasses.replace(plan, notices=(*plan.notices, record.problem))
 
 
-def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | None:
+def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | Unprofiled:
     """The module's profile in the plan's precision and micro batch."""
     from launcher.memory_profile import profile_model
 

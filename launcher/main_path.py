@@ -20,6 +20,7 @@ from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
+from launcher.memory_record import MemoryRecord, read_memory_record
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
@@ -156,7 +157,8 @@ def decide_together(
         place = find_run(config, restart_of=restart_of)
         checkpoint = place.resume_from
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
-        plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code)
+        record = read_memory_record(place.path) if place.exists else MemoryRecord()
+        plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
@@ -202,6 +204,8 @@ def announce(
     events.write("planned", plan=plan.to_dict())
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)
+    if plan.ran_out:
+        events.write("strategy_changed", ran_out=plan.ran_out, strategy=plan.strategy.name)
     for notice in plan.notices:
         events.write("notice", message=notice)
     print_plan(plan, console)

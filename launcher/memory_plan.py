@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +12,21 @@ from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
 from launcher.errors import PlanError
+from launcher.memory_record import Exhausted, MemoryRecord
+from launcher.next_candidate import passed_over, why_not_planned, with_next
 from launcher.plan import CUSTOM, Plan, make_plan
 from launcher.zero_obstacles import assumed_folders, candidate_obstacles, nvme_room
 from strategies.alike import Alike
 from strategies.batch import BatchSplit
 from strategies.candidates import ZERO_3_NVME
-from strategies.choice import AUTO, DDP_FIND_UNUSED, Rejected, StrategyChoice
-from strategies.comparison import Comparison, compare_strategies, next_after
+from strategies.choice import AUTO, DDP, DDP_FIND_UNUSED, Rejected, StrategyChoice
+from strategies.comparison import Comparison, compare_strategies
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import Machine
-from strategies.step_trace import ModelProfile
+from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import gib
 
 # A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
@@ -35,26 +38,30 @@ NODE_BANDWIDTH = 25e9
 def plan_with_memory(
     config: RunConfig,
     agreement: Agreement,
-    profile: ModelProfile | None,
+    profile: ModelProfile | Unprofiled,
     checkpoint: CheckpointPrecision | None = None,
     *,
     host_memory_bytes: int | None = None,
+    record: MemoryRecord | None = None,
 ) -> Plan:
     """`make_plan`, and with `strategy: auto` the fastest strategy that fits the memory at hand.
 
     Args:
         config: what the user asked for.
         agreement: what the ranks are.
-        profile: of the user's module; None leaves the plan as it is without.
+        profile: of the user's module; where there is none the plan is as without, and says so.
         checkpoint: what the checkpoint to resume from was trained in; None without one.
         host_memory_bytes: memory of a node's host, for offload; None if not known.
+        record: what ran out of memory in the run that this goes on with, to be passed over; None looks at none.
 
     Raises:
         PlanError: these ranks cannot do what was asked for, or no strategy fits: by how much, and what would do.
     """
     plan = make_plan(config, agreement, checkpoint)
-    if profile is None:
-        return plan
+    if isinstance(profile, Unprofiled):
+        unseen = "; the strategy was chosen without it" if config.strategy == AUTO else ""
+        notice = f"memory is not known, as the module could not be made without memory ({profile.why}){unseen}"
+        return dataclasses.replace(plan, notices=(*plan.notices, notice))
     user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
     machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
     machine = dataclasses.replace(machine, nvme_bytes=nvme_room(ZERO_3_NVME.name, agreement, user))
@@ -68,9 +75,24 @@ def plan_with_memory(
         obstacles=candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
     )
     found = _with_assumptions(found, agreement, user)
+    why_not = functools.partial(why_not_planned, config, agreement, checkpoint)
     if config.strategy != AUTO:
-        return _ordered(plan, found, machine)
-    return _picked(config, agreement, checkpoint, plan, found)
+        found = with_next(found, _assessed_name(plan), machine, why_not)
+        chosen = _ordered(plan, found)
+    else:
+        found = with_next(found, found.pick or plan.strategy.name, machine, why_not)
+        chosen = _picked(config, agreement, checkpoint, plan, found)
+    ran_out: tuple[str, ...] = ()
+    while record and (gone := record.ran_out(Exhausted.of(config.to_dict(), chosen.to_dict()))):
+        if chosen.strategy.name not in gone:
+            break
+        ran_out = tuple(dict.fromkeys((*ran_out, *gone)))
+        found = passed_over(found, ran_out, machine, why_not)
+        chosen = _picked(config, agreement, checkpoint, plan, found)
+    if not ran_out:
+        return chosen
+    notice = f"{' and '.join(ran_out)} ran out of memory in this run: it goes on with {chosen.strategy.name}"
+    return dataclasses.replace(chosen, ran_out=ran_out, notices=(*chosen.notices, notice))
 
 
 def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str, Any]) -> Comparison:
@@ -119,15 +141,18 @@ def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
     return dataclasses.replace(choice, reasons=(*reasons, f"{choice.name} {found.why}"), rejected=rejected)
 
 
-def _ordered(plan: Plan, found: Comparison, machine: Machine) -> Plan:
+def _assessed_name(plan: Plan) -> str:
+    return DDP if plan.strategy.name == DDP_FIND_UNUSED else plan.strategy.name
+
+
+def _ordered(plan: Plan, found: Comparison) -> Plan:
     """A strategy that was asked for is taken; if it does not fit, a notice says so."""
-    name = "ddp" if plan.strategy.name == DDP_FIND_UNUSED else plan.strategy.name
+    name = _assessed_name(plan)
     own = found.of(name)
     notices = plan.notices
     if own is not None and not own.fits:
         instead = f"; {found.pick} fits" if found.pick else f"; {found.why}"
         notices = (*notices, f"strategy {name} was asked for, and it {own.reason}{instead}")
-    found = dataclasses.replace(found, next=next_after(name, found.assessments, machine))
     return dataclasses.replace(plan, memory=found.to_dict(), notices=notices)
 
 

@@ -18,7 +18,7 @@ from strategies.fake_mode import FakeMode
 from strategies.model_shape import OptimizerError, describe_model, optimizer_of
 from strategies.model_states import ModelShape, ParameterShape
 from strategies.precision import Precision
-from strategies.step_trace import ModelProfile, StepTrace
+from strategies.step_trace import ModelProfile, StepTrace, Unprofiled
 from strategies.trace import PlannedTrainer, TraceTypes, attach, trace_step
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def profile_model(
     *,
     world_size: int,
     device_kind: str,
-) -> ModelProfile | None:
+) -> ModelProfile | Unprofiled:
     """Learn what every strategy's memory depends on, without the device and, where tracing works, without memory.
 
     The user's code runs: its constructors, the data's `setup`, `training_step` and `configure_optimizers`.
@@ -51,7 +51,7 @@ def profile_model(
         device_kind: 'cpu', 'cuda' or 'mps': whose allocator and optimizer implementation count.
 
     Returns:
-        None if not even the module could be made; the plan then says that memory is not known.
+        `Unprofiled` if not even the module could be made; the plan then says that memory is not known, and why.
     """
     trainer = PlannedTrainer(world_size, config.trainer.max_epochs or 1, config.trainer.max_steps)
 
@@ -133,14 +133,14 @@ def _with_workspaces(make: Callable[[], LightningModule]) -> list[str]:
 
 def _bounded(
     make: Callable[[], LightningModule], batch: Any, size: int, trainer: PlannedTrainer, failure: str
-) -> ModelProfile | None:
+) -> ModelProfile | Unprofiled:
     """Activations from the widths of the layers and the rows of the batch alone: crude, and meant to be too high."""
     fake = FakeMode()
     try:
         with fake, torch.random.fork_rng(devices=[]):
             module = make()
-    except Exception:  # noqa: BLE001 -- the training itself will tell it whole
-        return None
+    except Exception as error:  # noqa: BLE001 -- the training itself will tell it whole
+        return Unprofiled(_told(error))
     obstacle = None if module.automatic_optimization else "the module optimizes by hand, and ZeRO steps by itself"
     try:
         with fake:

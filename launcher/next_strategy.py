@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from launcher.failure import RankEnd
+from launcher.memory_record import FILE_NAME, remember_attempt
 
 
 def next_strategy(failure: RankEnd, run: Path | None) -> str | None:
@@ -29,3 +30,19 @@ def next_strategy(failure: RankEnd, run: Path | None) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         # What cannot be read says nothing of where to go on.
         return None
+
+
+def remember_failure(failure: RankEnd, run: Path | None) -> str | None:
+    """Keep in the run's directory that its strategy ran out of memory: the next attempt's plan passes it over.
+
+    Args:
+        failure: the first failure of the attempt; one that is not of memory is not kept.
+        run: the run's directory, None if no rank came so far.
+
+    Returns:
+        What to tell if it could not be kept.
+    """
+    # The directory of another node's ranks may lie on that node alone.
+    if run is None or not failure.ran_out_of_memory or not (run / "plan.json").exists() or remember_attempt(run):
+        return None
+    return f"notice: {run / FILE_NAME} cannot be written: the next start will not know that memory ran out"

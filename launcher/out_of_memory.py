@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from launcher.errors import OutOfMemoryError
 from launcher.plan import Plan
 from strategies.units import gib
 
-# What torch's CPU allocator and cuBLAS/cuDNN say; CUDA's caching allocator has an exception of its own.
+# CUDA's caching allocator has an exception of its own; this is what the others say.
 _SIGNS = (
+    # torch's allocators of a CPU and of Apple's GPU, and C++ that was handed on.
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+    "std::bad_alloc",
     "CUDA out of memory",
+    # cudaMalloc past the caching allocator; cudaHostAlloc too, which is how DeepSpeed's offload pins host memory.
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "cuda runtime error (2) : out of memory",
+    # NCCL's own buffers, with the error's number since 2.19.
+    "Cuda failure 'out of memory'",
+    "Cuda failure 2 'out of memory'",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
@@ -25,6 +36,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, MemoryError | torch.OutOfMemoryError):
+            return True
+        # What the kernel refuses to mmap and fork.
+        if isinstance(seen, OSError) and seen.errno == errno.ENOMEM:
             return True
         if isinstance(seen, RuntimeError) and any(sign in str(seen) for sign in _SIGNS):
             return True
@@ -58,6 +72,8 @@ def out_of_memory(
     if following:
         needs = planned_memory(plan, following) or {"total": 0}
         lines.append(f"next: `strategy: {following}`, which is expected to need {gib(needs['total'])}")
+    elif plan.memory and plan.memory["next_obstacle"]:
+        lines.append(plan.memory["next_obstacle"])
     elif (plan.batch.micro_batch_size or 2) > 1:
         lines.append("next: a smaller micro batch (the data's batch_size; global_batch_size keeps the step the same)")
     else:

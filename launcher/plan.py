@@ -41,6 +41,7 @@ class Plan:
         memory: every strategy's memory and time, as `strategies.comparison.Comparison.to_dict` gives it; None if the
             module was not looked at.
         deepspeed: DeepSpeed's whole config, every 'auto' filled; None without DeepSpeed.
+        ran_out: strategies that ran out of memory in this run before, and were passed over.
     """
 
     strategy: StrategyChoice
@@ -59,6 +60,7 @@ class Plan:
     assumed: bool = False
     memory: Mapping[str, Any] | None = None
     deepspeed: Mapping[str, Any] | None = None
+    ran_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; `global_batch_size` is added for readers."""
@@ -74,7 +76,7 @@ class Plan:
         strategy["rejected"] = tuple(Rejected(**r) for r in strategy["rejected"])
         batch = {k: v for k, v in values["batch"].items() if k != "global_batch_size"}
         fields: dict[str, Any] = dict(values)
-        for name in ("precision_reasons", "batch_reasons", "hosts", "notices"):
+        for name in ("precision_reasons", "batch_reasons", "hosts", "notices", "ran_out"):
             fields[name] = tuple(values[name])
         fields.update(strategy=StrategyChoice(**strategy), batch=BatchSplit(**batch))
         return cls(**fields)

@@ -53,7 +53,7 @@ def print_memory(plan: Plan, console: Console) -> None:
     """Print every strategy's memory by part, its traffic, its time, and why it was or was not taken."""
     memory = plan.memory
     if memory is None:
-        console.print("memory: not known, the module could not be made without training it", highlight=False)
+        console.print("memory: not known", highlight=False)
         return
     entries = memory["assessments"]
     unit, scale = ("GiB", 1 << 30) if _largest(entries) >= 1 << 30 else ("MiB", 1 << 20)

@@ -53,7 +53,7 @@ def decide(
         max_restarts: restarts that the window holds.
         window: seconds.
         next_strategy: what the config asks to go on with, out of memory. Each needs less than the one before, so there
-            is an end to it.
+            is an end to it. The next attempt's plan comes to it by itself: see `launcher.memory_record`.
     """
     if failure.error is not None and failure.error.interrupted:
         return Verdict(False, "a signal asked it to stop")

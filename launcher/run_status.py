@@ -179,6 +179,8 @@ def _after(told: Told, event: Mapping[str, Any]) -> Told:
         change.update(ending="stopped", detail=f"by signal {event.get('signal')} after step {event.get('step')}")
     elif kind == "failed":
         change.update(ending="failed", detail=str(event.get("error", "")))
+    elif kind == "out_of_memory":
+        change.update(ending="failed", detail=f"out of memory with {event.get('strategy')}")
     return dataclasses.replace(told, **change)
 
 

@@ -22,6 +22,7 @@ from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.measured_memory import MeasuredMemory, TellMemory
+from launcher.memory_record import Exhausted, remember
 from launcher.missed_validation import MakeUpForValidation
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
@@ -103,6 +104,7 @@ def train(
                 events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
                              expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
                              go_on=told.go_on)  # fmt: skip
+                remember(run.path, Exhausted.of(config.to_dict(), plan.to_dict()))
                 report.trace(error)
                 raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.

@@ -31,6 +31,7 @@ class Comparison:
         method: how activations were found.
         notes: what the user should know of the numbers.
         machine: the ranks that they were estimated for.
+        next_obstacle: what keeps the config from the candidate that would be next, and what to change; None if nothing.
     """
 
     assessments: tuple[Assessment, ...]
@@ -42,6 +43,7 @@ class Comparison:
     method: str
     notes: tuple[str, ...]
     machine: Machine
+    next_obstacle: str | None = None
 
     def of(self, name: str) -> Assessment | None:
         """The assessment of that name."""
@@ -150,7 +152,7 @@ def _assess(
             settings=settings,
             accumulate=split.accumulate,
             method=cast("Method", profile.method),
-            over_gloo=machine.device_kind == "cpu",
+            whole_process=machine.device_kind == "cpu",
         )
         found = split, memory
         fits = shortage(memory, machine, limit) is None

@@ -29,6 +29,7 @@ from typing_extensions import override
 from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
+from strategies.module_order import keep_module_order
 
 # What Lightning sets for DeepSpeed, and a later run in this process must not find.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -91,6 +92,11 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
         return optimizers[0], schedulers[0] if schedulers else None
+
+    @override
+    def init_deepspeed(self) -> None:
+        super().init_deepspeed()
+        keep_module_order(self.model)
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
-from typing_extensions import override
 
 
 class FakeMode(FakeTensorMode):
@@ -15,6 +14,5 @@ class FakeMode(FakeTensorMode):
     of it each time, so that the weights of `nn.TransformerEncoder`, which copies its layer, seem to be activations.
     """
 
-    @override
     def __deepcopy__(self, memo: dict[int, Any]) -> FakeMode:
         return self

@@ -31,6 +31,9 @@ def told_in_words(event: Mapping[str, Any], kind: str) -> str:
         text = "training ended"
     elif kind == "precision_changed":
         text = f"the checkpoint was trained in {event.get('checkpoint')}, this run in {event.get('run')}"
+    elif kind == "strategy_changed":
+        before = " and ".join(map(str, event.get("ran_out") or ()))
+        text = f"{before} ran out of memory in this run; it goes on with {event.get('strategy')}"
     elif kind == "run_started":
         count = event.get("restart_count")
         source = f"ranks made by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"

@@ -38,6 +38,24 @@ class EngineProbe(pl.Callback):
             print("ENGINE " + json.dumps(told), flush=True)
 
 
+class OrderProbe(pl.Callback):
+    """Rank zero prints whether stage 3 still had its record of the modules' order in each step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        engine: Any = trainer.model
+        if trainer.is_global_zero:
+            kept = engine.optimizer.parameter_offload.get_param_coordinator().is_complete_trace()
+            print(f"ORDER {trainer.global_step} {kept}", flush=True)
+
+
+class CallsItself(Toy):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return ((self(batch[1]).squeeze(-1) - batch[1].sum(-1)) ** 2).mean()
+
+
 class TwoOptimizers(Toy):
     def configure_optimizers(self) -> Any:
         return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.net[0], self.net[2])]
@@ -90,6 +108,16 @@ def test_fp16_has_a_real_loss_scale_where_a_test_asks_for_it(tmp_path: Path) -> 
              "--deepspeed_config", "{fp16: {enabled: auto, initial_scale_power: 8}}")  # fmt: skip
     told = _engine(_train(tmp_path, *words, env=PRETEND_FP16).check())
     assert (told["dtype"], told["scale"]) == ("torch.float16", 256.0)
+
+
+def test_stage_3_keeps_its_record_of_the_modules_of_a_step_that_calls_the_module_itself(tmp_path: Path) -> None:
+    words = ("--model", "tests.distributed.test_deepspeed_run.CallsItself", *TOY[2:], "--strategy", "deepspeed_stage_3",
+             "--trainer.callbacks", "[{class_path: tests.distributed.test_deepspeed_run.OrderProbe}]",
+             "--trainer.max_steps", "5")  # fmt: skip
+    output = train_on(2, words, tmp_path, toy_env(tmp_path / "trace"), preloaded=DEEPSPEED).check().output
+    told = [line.split()[1:] for line in output.splitlines() if line.startswith("ORDER ")]
+    # The first step is recorded.
+    assert told == [["1", "False"], ["2", "True"], ["3", "True"], ["4", "True"], ["5", "True"]]
 
 
 @pytest.mark.parametrize(

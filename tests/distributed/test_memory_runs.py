@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
 
+from launcher.memory_record import FILE_NAME, read_memory_record
 from tests.distributed.runs import REPOSITORY, TOY, events_of, only_run, toy_env
-from tests.processes import launcher, run_warm
+from tests.processes import launcher, run, run_warm, torchrun
 
 H100S = ("--gpus", "64", "--gpus-per-node", "8", "--gpu", "h100")
+
+
+def strategies_in_record(directory: Path) -> list[str]:
+    return [entry.strategy for entry in read_memory_record(directory).entries]
 
 
 @pytest.mark.slow
@@ -56,21 +62,22 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
     assert "next: a smaller micro batch" in ended.output
     (event,) = events_of(only_run(tmp_path), "out_of_memory")
     assert (event["strategy"], event["next"], event["go_on"]) == ("single_device", None, False)
+    assert strategies_in_record(only_run(tmp_path)) == ["single_device"], "kept, if not acted upon"
 
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
-    words = launcher("fit", "--nproc-per-node", "2", "--model", "tests.hungry.Hungry", "--model.content_from", "3",
+    words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.hungry.Hungry", "--model.content_from", "2",
                      "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
                      "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4")  # fmt: skip
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
     directory = only_run(tmp_path)
     assert [event["verdict"] for event in events_of(directory, "rank_failed")] == [
         "restart with strategy deepspeed_stage_1, from the last checkpoint",
-        "restart with strategy deepspeed_stage_3, from the last checkpoint",
+        "restart with strategy deepspeed_stage_2, from the last checkpoint",
     ]
     names = [event["plan"]["strategy"]["name"] for event in events_of(directory, "planned")]
-    assert names == ["ddp", "deepspeed_stage_1", "deepspeed_stage_3"]
+    assert names == ["ddp", "deepspeed_stage_1", "deepspeed_stage_2"]
     assert len(events_of(directory, "resumed")) == 2
     assert {event["step"] for event in events_of(directory, "finished")} == {4}
     assert "is out of memory with ddp" in ended.output
@@ -79,14 +86,38 @@ def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path
     # loaded late and the allocator's slack come on top.
     (memory,) = events_of(directory, "memory")
     last = events_of(directory, "planned")[-1]["plan"]["memory"]["assessments"]
-    assert memory["planned"] == next(a["memory"] for a in last if a["name"] == "deepspeed_stage_3")
-    assert memory["ranks"] == [0, 1]
+    assert memory["planned"] == next(a["memory"] for a in last if a["name"] == "deepspeed_stage_2")
+    assert memory["ranks"] == [0, 1, 2]
     planned = memory["planned"]["total"]
     assert all(0.7 * planned < peak < planned + (500 << 20) for peak in memory["measured"])
     told = run_warm(launcher("report", directory.name, "--json"), tmp_path).check().output
     found = json.loads(told[told.index("{") :])["attempts"][-1]["memory"]
     assert found["measured"] == {str(rank): peak for rank, peak in enumerate(memory["measured"])}
     assert found["planned"] == planned
+    assert strategies_in_record(directory) == ["ddp", "deepspeed_stage_1"]
+    assert [event["ran_out"] for event in events_of(directory, "strategy_changed")] == [
+        ["ddp"],
+        ["ddp", "deepspeed_stage_1"],
+    ]
+    # What the user asked for stays in the run's config, by which `--resume auto` finds the run.
+    assert "strategy: ddp\n" in (directory / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) -> None:
+    words = ("fit", "--model", "tests.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448", *TOY[2:],
+             "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
+             "--trainer.max_steps", "4")  # fmt: skip
+    command = torchrun(2, *words, options=("--max-restarts", "1"))
+    ended = run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check()
+    directory = only_run(tmp_path)
+    names = [event["plan"]["strategy"]["name"] for event in events_of(directory, "planned")]
+    assert names == ["ddp", "deepspeed_stage_1"]
+    (changed,) = events_of(directory, "strategy_changed")
+    assert (changed["ran_out"], changed["strategy"]) == (["ddp"], "deepspeed_stage_1")
+    assert ended.output.count("ddp ran out of memory in this run: it goes on with deepspeed_stage_1") == 1
+    assert {event["step"] for event in events_of(directory, "finished")} == {4}
+    assert stat.S_IMODE((directory / FILE_NAME).stat().st_mode) == 0o600
 
 
 @pytest.mark.slow

@@ -134,6 +134,17 @@ def test_the_smallest_number_is_taken_and_the_next_below_is_not(path: str) -> No
     assert only_problem(path, smallest - 1).message == f"given {smallest - 1}; expected at least {smallest}"
 
 
+@pytest.mark.parametrize("share", [0, 0.0, -0.5, 1.01, 92, float("nan"), float("inf"), "1.5"])
+def test_a_share_of_memory_that_is_none_is_refused(share: Any) -> None:
+    message = f"given {share!r}; expected a share of each device's memory, more than 0 and at most 1, as in 0.92"
+    assert only_problem("memory_share", share) == Problem("memory_share", message)
+
+
+@pytest.mark.parametrize("share", [1, 1.0, 0.92, 1e-9])
+def test_a_share_of_memory_up_to_all_of_it_is_taken(share: float) -> None:
+    assert parse_config({"memory_share": share}).memory_share == share
+
+
 @pytest.mark.parametrize("path", ["devices", "num_nodes", "global_batch_size", "trainer.accumulate_grad_batches"])
 @pytest.mark.parametrize("size", [0, -1, -64])
 def test_a_size_of_zero_or_less_is_refused(path: str, size: int) -> None:

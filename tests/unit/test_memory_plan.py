@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 from pathlib import Path
@@ -27,12 +28,18 @@ from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory, print_plan
 from launcher.user_classes import import_classes
 from strategies.precision import Precision
-from strategies.step_trace import ModelProfile
+from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.trace import PlannedTrainer
 from tests.toy import Toy, ToyData
 from tests.unit.rank_threads import CPU, H100, facts
 
 TOY: dict[str, Any] = {"model": {"class_path": "tests.toy.Toy"}, "data": {"class_path": "tests.toy.ToyData"}}
+
+
+NCCL = """NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, unhandled cuda error, NCCL version 2.20.5
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+{}"""
 
 
 class ReadsNumbers(Toy):
@@ -96,13 +103,14 @@ def ranks(count: int, device: Any = CPU, batch_size: int | None = 4) -> Agreemen
     return Agreement(tuple(dataclasses.replace(f, local_world_size=count, node_rank=0) for f in alike))
 
 
-def profiled(given: RunConfig, kind: str = "cpu", precision: Precision = Precision.FP32_TRUE) -> ModelProfile | None:
-    return profile_model(given, import_classes(given), precision, 4, world_size=1, device_kind=kind)
+def profiled(given: RunConfig, kind: str = "cpu", precision: Precision = Precision.FP32_TRUE) -> ModelProfile:
+    found = profile_model(given, import_classes(given), precision, 4, world_size=1, device_kind=kind)
+    assert isinstance(found, ModelProfile)
+    return found
 
 
 def test_a_module_is_traced() -> None:
     found = profiled(config())
-    assert found is not None
     assert (found.method, found.notes) == ("traced", ())
     assert found.model.numel == 8 * 16 + 16 + 16 + 1
     assert [trace.batch_size for trace in found.plain] == [2, 4]
@@ -111,21 +119,17 @@ def test_a_module_is_traced() -> None:
 
 def test_mixed_precision_is_traced_as_each_kind_of_strategy_computes_it() -> None:
     found = profiled(config(), precision=Precision.BF16_MIXED)
-    assert found is not None
     assert found.plain != found.sharded
 
 
 def test_a_step_that_looks_at_values_is_measured_for_real_and_the_plan_says_why() -> None:
     found = profiled(config(here("ReadsNumbers")))
-    assert found is not None
     assert found.method == "probed"
     assert "could not be traced" in found.notes[0]
 
 
 def test_a_step_that_fails_is_bounded_from_above() -> None:
     found, traced = profiled(config(here("Broken"))), profiled(config())
-    assert found is not None
-    assert traced is not None
     assert found.method == "bound"
     assert "not today" in found.notes[0]
     assert found.plain[1].forward > traced.plain[1].forward
@@ -133,17 +137,31 @@ def test_a_step_that_fails_is_bounded_from_above() -> None:
 
 def test_a_module_that_optimizes_by_hand_is_bounded_and_kept_from_zero() -> None:
     found = profiled(config(here("ByHand")))
-    assert found is not None
     assert found.method == "bound"
     assert "by hand" in (found.zero_obstacle or "")
 
 
 def test_a_module_that_cannot_be_made_has_no_profile_and_the_plan_is_made_without() -> None:
     given = config(here("Unmakeable"))
-    assert profiled(given) is None
-    plan = plan_with_memory(given, ranks(1), None)
-    assert plan == make_plan(given, ranks(1))
+    found = profile_model(given, import_classes(given), Precision.FP32_TRUE, 4, world_size=1, device_kind="cpu")
+    assert found == Unprofiled("ValueError: no constructor")
+    plan, bare = plan_with_memory(given, ranks(2), found), make_plan(given, ranks(2))
     assert plan.memory is None
+    assert dataclasses.replace(plan, notices=bare.notices) == bare
+    notice = plan.notices[-1]
+    assert notice.startswith("memory is not known, as the module could not be made without memory (ValueError: no con")
+    assert notice.endswith("the strategy was chosen without it")
+    ordered = plan_with_memory(dataclasses.replace(given, strategy="ddp"), ranks(2), found)
+    assert "chosen" not in ordered.notices[-1]
+
+
+def test_the_dry_plan_of_a_module_that_cannot_be_made_says_why_memory_is_not_known() -> None:
+    found = plan_here(config(here("Unmakeable"), accelerator="cpu", devices=1), "host")
+    assert found.profile is None
+    out = io.StringIO()
+    print_plan(found.plan, Console(file=out, width=200))
+    assert "notice: memory is not known" in out.getvalue()
+    assert "ValueError: no constructor" in out.getvalue()
 
 
 def test_batches_come_from_the_datas_or_the_models_own_loader() -> None:
@@ -254,7 +272,9 @@ def test_a_run_on_a_cpu_begins_without_a_trace_unless_the_states_are_large() -> 
     assert plan_for_fit(config(), ranks(1), None, made_in_code=False).memory is None
     small = dataclasses.replace(CPU, memory_bytes=20_000)
     agreement = ranks(1, small)
-    assert plan_for_fit(config(), agreement, None, made_in_code=False).memory is not None
+    # Asked for, as nothing fits.
+    given = config(strategy="single_device")
+    assert plan_for_fit(given, agreement, None, made_in_code=False).memory is not None
     assert plan_for_fit(config(), agreement, None, made_in_code=True).memory is None
 
 
@@ -315,6 +335,17 @@ def test_this_machines_plan_is_dry_and_has_memory() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("cuda runtime error (2) : out of memory at THC/THCCachingHostAllocator.cpp:278"), True),
+        (torch.distributed.DistBackendError(NCCL.format("Cuda failure 2 'out of memory'")), True),
+        (torch.distributed.DistBackendError(NCCL.format("Cuda failure 'out of memory'")), True),
+        (torch.distributed.DistBackendError(NCCL.format("Cuda failure 1 'invalid argument'")), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shape mismatch"), False),
         (ValueError("out of memory"), False),
     ],
