@@ -191,6 +191,7 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
         slowest.host_bandwidth,
         host,
         known=None not in gpus,
+        source=slowest.source if None not in gpus else None,
     )
 
 

@@ -87,6 +87,8 @@ def print_memory(plan: Plan, console: Console) -> None:
     for entry in entries:
         if entry["name"] != memory["pick"]:
             console.print(f"{entry['name']}: {entry['reason']}", style="dim", highlight=False, markup=False)
+    if source := memory["machine"]["source"]:
+        console.print(f"numbers of the device: {source}", style="dim", highlight=False, markup=False, soft_wrap=True)
     for note in memory["notes"]:
         console.print(f"note: {note}", style="dim", highlight=False, markup=False)
 

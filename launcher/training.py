@@ -21,6 +21,7 @@ from launcher.data_order import order_training_data
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
 from launcher.missed_validation import MakeUpForValidation
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
@@ -139,6 +140,7 @@ def _fit(
     """Make the objects and train; whatever they raise comes out as it is."""
     _quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    measured = MeasuredMemory(plan.device_kind)
     objects = given or make_user_objects(config, plan.batch.micro_batch_size)
     for text in objects.notices:
         notice(text)
@@ -176,6 +178,7 @@ def _fit(
         # In this order: a validation draws from the generators, and the schedulers follow its metrics.
         MakeUpForValidation(),
         StepPlateaus(notice),
+        TellMemory(plan, measured, events),
         StopTogether(stop, listener, checkpoint),
     ]
     if checkpoint is not None:

@@ -30,6 +30,7 @@ class Comparison:
         memory_bytes: bytes that its device has.
         method: how activations were found.
         notes: what the user should know of the numbers.
+        machine: the ranks that they were estimated for.
         next_obstacle: what keeps the config from the candidate that would be next, and what to change; None if nothing.
     """
 
@@ -41,6 +42,7 @@ class Comparison:
     memory_bytes: int
     method: str
     notes: tuple[str, ...]
+    machine: Machine
     next_obstacle: str | None = None
 
     def of(self, name: str) -> Assessment | None:
@@ -107,6 +109,7 @@ def compare_strategies(
         machine.memory_bytes,
         profile.method,
         profile.notes,
+        machine,
     )
 
 

@@ -2,6 +2,8 @@
 
 Numbers are the vendors' peaks from the data sheet named beside each: dense (no sparsity), tensor cores for fp16 and
 bf16 with fp32 accumulation, plain cores for fp32 (torch does not use TF32 by default). Links count in one direction.
+Where a sheet has sparse numbers alone (H100, H200, L4), or those of several dies or GPUs together (MI250X, HGX B200),
+they are divided. `tests/benchmarks/RESULTS.md` says which were compared with what.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class Gpu:
         memory_bandwidth: bytes/s of its own memory.
         link_bandwidth: bytes/s to the GPUs of the same node, one direction.
         host_bandwidth: bytes/s to host memory, one direction.
-        source: where the numbers stand.
+        source: address of the vendor's data sheet, white paper or product page that the numbers are from.
     """
 
     key: str
@@ -45,6 +47,26 @@ class Gpu:
 _FP16 = ("fp16", "fp32", "fp64")
 _BF16 = ("bf16", "fp16", "fp32", "fp64")
 _PCIE3, _PCIE4, _PCIE5 = 16, 32, 64  # x16, GB/s in one direction
+
+_NVIDIA = "https://www.nvidia.com/content/dam/en-zz/Solutions/"
+_V100 = "https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf"
+_T4 = f"{_NVIDIA}Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf"
+_A10 = f"{_NVIDIA}Data-Center/a10/pdf/a10-datasheet.pdf"
+_A30 = f"{_NVIDIA}data-center/products/a30-gpu/pdf/a30-datasheet.pdf"
+_A40 = "https://images.nvidia.com/content/Solutions/data-center/a40/nvidia-a40-datasheet.pdf"
+_A100_40 = f"{_NVIDIA}Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
+_A100_80 = f"{_NVIDIA}Data-Center/a100/pdf/nvidia-a100-datasheet-nvidia-us-2188504-web.pdf"
+_L4 = "https://www.nvidia.com/en-us/data-center/l4/"
+_L40S = "https://www.nvidia.com/en-us/data-center/l40s/"
+_GA102 = "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
+_ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+_H100 = "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet"
+_H200 = "https://www.nvidia.com/en-us/data-center/h200/"
+_B200 = "https://images.nvidia.com/aem-dam/Solutions/documents/HGX-B200-PCF-Summary.pdf"
+_MI250X = "https://www.amd.com/en/products/server-accelerators/instinct-mi250x"
+_MI300X = (
+    "https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/data-sheets/amd-instinct-mi300x-data-sheet.pdf"
+)
 
 
 def _gpu(
@@ -65,25 +87,25 @@ def _gpu(
 
 
 GPUS: tuple[Gpu, ...] = (
-    _gpu("v100", "Tesla V100-SXM2-32GB", 32, _FP16, 125, 15.7, 900, 150, _PCIE3, "NVIDIA V100 data sheet"),
-    _gpu("v100-16gb", "Tesla V100-SXM2-16GB", 16, _FP16, 125, 15.7, 900, 150, _PCIE3, "NVIDIA V100 data sheet"),
-    _gpu("t4", "Tesla T4", 15, _FP16, 65, 8.1, 300, _PCIE3, _PCIE3, "NVIDIA T4 data sheet"),
-    _gpu("a10", "NVIDIA A10", 24, _BF16, 125, 31.2, 600, _PCIE4, _PCIE4, "NVIDIA A10 data sheet"),
-    _gpu("a30", "NVIDIA A30", 24, _BF16, 165, 10.3, 933, 100, _PCIE4, "NVIDIA A30 data sheet"),
-    _gpu("a40", "NVIDIA A40", 48, _BF16, 149.7, 37.4, 696, 56, _PCIE4, "NVIDIA A40 data sheet"),
-    _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 40, _BF16, 312, 19.5, 1555, 300, _PCIE4, "NVIDIA A100 data sheet"),
-    _gpu("a100", "NVIDIA A100-SXM4-80GB", 80, _BF16, 312, 19.5, 2039, 300, _PCIE4, "NVIDIA A100 data sheet"),
-    _gpu("l4", "NVIDIA L4", 24, _BF16, 121, 30.3, 300, _PCIE4, _PCIE4, "NVIDIA L4 data sheet"),
-    _gpu("l40s", "NVIDIA L40S", 48, _BF16, 362, 91.6, 864, _PCIE4, _PCIE4, "NVIDIA L40S data sheet"),
-    _gpu("rtx3090", "NVIDIA GeForce RTX 3090", 24, _BF16, 71, 35.6, 936, _PCIE4, _PCIE4, "NVIDIA GA102 white paper"),
-    _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 24, _BF16, 165, 82.6, 1008, _PCIE4, _PCIE4, "NVIDIA Ada white paper"),
-    _gpu("h100", "NVIDIA H100 80GB HBM3", 80, _BF16, 989, 67, 3350, 450, _PCIE5, "NVIDIA H100 data sheet, SXM"),
-    _gpu("h100-pcie", "NVIDIA H100 PCIe", 80, _BF16, 756, 51, 2000, 300, _PCIE5, "NVIDIA H100 data sheet, PCIe"),
-    _gpu("h200", "NVIDIA H200", 141e9 / GIB, _BF16, 989, 67, 4800, 450, _PCIE5, "NVIDIA H200 data sheet, SXM"),
-    _gpu("b200", "NVIDIA B200", 180e9 / GIB, _BF16, 2250, 75, 7700, 900, _PCIE5, "NVIDIA DGX B200 data sheet"),
+    _gpu("v100", "Tesla V100-SXM2-32GB", 32, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
+    _gpu("v100-16gb", "Tesla V100-SXM2-16GB", 16, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
+    _gpu("t4", "Tesla T4", 15, _FP16, 65, 8.1, 300, _PCIE3, _PCIE3, _T4),
+    _gpu("a10", "NVIDIA A10", 24, _BF16, 125, 31.2, 600, _PCIE4, _PCIE4, _A10),
+    _gpu("a30", "NVIDIA A30", 24, _BF16, 165, 10.3, 933, 100, _PCIE4, _A30),
+    _gpu("a40", "NVIDIA A40", 48, _BF16, 149.7, 37.4, 696, 56, _PCIE4, _A40),
+    _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 40, _BF16, 312, 19.5, 1555, 300, _PCIE4, _A100_40),
+    _gpu("a100", "NVIDIA A100-SXM4-80GB", 80, _BF16, 312, 19.5, 2039, 300, _PCIE4, _A100_80),
+    _gpu("l4", "NVIDIA L4", 24, _BF16, 121, 30.3, 300, _PCIE4, _PCIE4, _L4),
+    _gpu("l40s", "NVIDIA L40S", 48, _BF16, 362, 91.6, 864, _PCIE4, _PCIE4, _L40S),
+    _gpu("rtx3090", "NVIDIA GeForce RTX 3090", 24, _BF16, 71, 35.6, 936, _PCIE4, _PCIE4, _GA102),
+    _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 24, _BF16, 165, 82.6, 1008, _PCIE4, _PCIE4, _ADA),
+    _gpu("h100", "NVIDIA H100 80GB HBM3", 80, _BF16, 989, 67, 3350, 450, _PCIE5, _H100),
+    _gpu("h100-pcie", "NVIDIA H100 PCIe", 80, _BF16, 756, 51, 2000, 300, _PCIE5, _H100),
+    _gpu("h200", "NVIDIA H200", 141e9 / GIB, _BF16, 989, 67, 4800, 450, _PCIE5, _H200),
+    _gpu("b200", "NVIDIA B200", 180e9 / GIB, _BF16, 2250, 75, 7750, 900, _PCIE5, _B200),
     _gpu("mi250x", "AMD Instinct MI250X (one die)", 64, _BF16, 191.5, 23.9, 1638, 100, _PCIE4,
-         "AMD MI250X data sheet, halved"),
-    _gpu("mi300x", "AMD Instinct MI300X", 192, _BF16, 1307, 163.4, 5300, 448, _PCIE5, "AMD MI300X data sheet"),
+         _MI250X),
+    _gpu("mi300x", "AMD Instinct MI300X", 192, _BF16, 1307, 163.4, 5300, 448, _PCIE5, _MI300X),
 )  # fmt: skip
 # What a plan uses for a GPU that is not in the table.
 TYPICAL = next(gpu for gpu in GPUS if gpu.key == "a100")

@@ -44,6 +44,7 @@ class Machine:
         host_bandwidth: bytes/s to host memory, one direction.
         host_memory_bytes: host memory of one rank; None if not known.
         nvme_bytes: room on NVMe for one rank; None if not known.
+        source: address of what the device's numbers are from; None if they are only typical ones.
         known: whether the numbers are this device's, or only typical ones.
     """
 
@@ -59,6 +60,7 @@ class Machine:
     host_memory_bytes: int | None = None
     known: bool = True
     nvme_bytes: int | None = None
+    source: str | None = None
 
     @property
     def num_nodes(self) -> int:

@@ -17,11 +17,11 @@ from launcher.report.event_fields import (
     as_text,
 )
 from launcher.report.rank_rows import RankRows, rank_columns, rank_table
-from launcher.report.records import Alert, Attempt, Happening, History, Outcome, Step, Validation
+from launcher.report.records import Alert, Attempt, Happening, History, MemoryEnd, Outcome, Step, Validation
 from launcher.report.wording import told_in_words
 
 # Too many of them for a line each: the plots and tables show them.
-_QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert"})
+_QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert", "memory"})
 
 
 def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0) -> History:
@@ -162,6 +162,19 @@ class _Open:
             )
         )
 
+    def memory(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        del time, rank
+        ranks, peaks = as_sequence(event.get("ranks")), as_sequence(event.get("measured"))
+        if len(ranks) != len(peaks):
+            raise Malformed
+        planned = as_mapping(event.get("planned") or {})
+        total = planned.get("total")
+        self._known["memory"] = MemoryEnd(
+            {as_count(r): as_count(p) for r, p in zip(ranks, peaks, strict=True)},
+            as_text(event.get("measured_by")),
+            None if total is None else as_count(total),
+        )
+
     def finished(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
         self._known.update(outcome="finished", detail=told_in_words(event, "finished"), failed_rank=None)
@@ -200,6 +213,7 @@ _READERS = {
     "validation": _Open.validation,
     "checkpoint": _Open.checkpoint,
     "alert": _Open.alert,
+    "memory": _Open.memory,
     "finished": _Open.finished,
     "interrupted": _Open.interrupted,
     "preempted": _Open.interrupted,

@@ -14,6 +14,7 @@ from launcher.report.markup import Section, badge, element, figure, folded, join
 from launcher.report.plain import items, mapping, number
 from launcher.report.plots import Curve, draw_curves
 from launcher.report.rank_plots import draw_loss_scale, draw_memory, draw_rank_bars, draw_rank_times
+from launcher.report.records import MemoryEnd
 from launcher.report.series import (
     Line,
     RankSummary,
@@ -106,9 +107,12 @@ def memory_section(run: Run) -> Section:
     summaries = [s for s in summarize_ranks(run.history) if s.peak_memory is not None]
     memory = mapping(plan.get("memory"))
     planned = planned_parts(plan)
-    if not summaries and not planned:
+    end = next((a.memory for a in reversed(run.history.attempts) if a.memory is not None), None)
+    if not summaries and not planned and end is None:
         return Section("memory", title, paragraph("No memory was planned or measured."))
     peaks = {s.rank: float(s.peak_memory or 0) for s in summaries}
+    if end is not None:
+        peaks = {rank: float(peak) for rank, peak in end.measured.items()}
     total = sum(planned.values())
     unit, size = units.size_unit(max([total, *peaks.values()]))
     limit = number(memory.get("limit_bytes"))
@@ -124,7 +128,9 @@ def memory_section(run: Run) -> Section:
     if len(peaks) > _MOST_BARS:
         caption += f" The {_MOST_BARS} highest of {len(peaks)} ranks."
     notes: list[Any] = []
-    if plan.get("device_kind") == "cpu" and peaks:
+    if end is not None:
+        notes += _against_plan(end)
+    elif plan.get("device_kind") == "cpu" and peaks:
         notes.append(paragraph("On a CPU what is measured is the whole process (Python, libraries, loaders), which the "
                                "plan of a rank's tensors does not count."))  # fmt: skip
     if not planned:
@@ -132,6 +138,21 @@ def memory_section(run: Run) -> Section:
     parts = [(_PARTS.get(name, name), amount / size) for name, amount in planned.items() if amount]
     drawn = draw_memory("memory-plot", caption, parts, bars, None if limit is None else limit / size, unit)
     return Section("memory", title, join(figure(drawn, caption), *notes))
+
+
+def _against_plan(end: MemoryEnd) -> list[Any]:
+    """A row for each rank, and what was measured."""
+    rows = [
+        (
+            f"rank {rank}",
+            units.size(end.planned),
+            units.size(peak),
+            f"{peak / end.planned:.0%}" if end.planned else "\u2013",
+        )
+        for rank, peak in list(end.measured.items())[:_MOST_ROWS]
+    ]
+    caption = f"Measured: {end.method}"
+    return [table(("rank", "planned", "measured", "of the plan"), rows, caption, numeric=range(1, 4))]
 
 
 def planned_parts(plan: Mapping[str, Any]) -> dict[str, float]:

@@ -83,6 +83,21 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryEnd:
+    """What the ranks needed, told at the end of an attempt.
+
+    Attributes:
+        measured: rank to its peak in bytes.
+        method: what was measured, in words.
+        planned: bytes that the plan expected of a rank; None if it did not look.
+    """
+
+    measured: Mapping[int, int]
+    method: str
+    planned: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Happening:
     """A line of the run's history.
 
@@ -119,6 +134,7 @@ class Attempt:
         first_step_time: when the first optimizer step was done; None if none was.
         start_step: optimizer steps that were done before it; None if the training never began.
         rank_table: what all ranks told; None if they told nothing.
+        memory: what the ranks needed beside what was planned; None if the training did not end.
         steps, validations, alerts: in the order they were told.
         checkpoints: step and time of each.
         happenings: everything that is worth a line.
@@ -137,6 +153,7 @@ class Attempt:
     first_step_time: float | None = None
     start_step: int | None = None
     end_step: int | None = None
+    memory: MemoryEnd | None = None
     steps: tuple[Step, ...] = ()
     rank_table: RankTable | None = None
     validations: tuple[Validation, ...] = ()

@@ -45,6 +45,13 @@ def _attempt(attempt: Attempt, lost: int) -> dict[str, Any]:
         "start_step": attempt.start_step,
         "end_step": attempt.end_step,
         "steps_done_again": lost,
+        "memory": None
+        if attempt.memory is None
+        else {
+            "planned": attempt.memory.planned,
+            "measured": {str(rank): peak for rank, peak in attempt.memory.measured.items()},
+            "measured_by": attempt.memory.method,
+        },
     }
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
 
 from launcher.errors import ConfigError
 from launcher.other_machines import OtherMachines, parse_size, read_options
 from strategies.gpus import GIB, GPUS, find_gpu, recognize_gpu
+
+_TENSOR_RATIO = {("v100", "t4", "mi"): 8, ("a100", "a30", "h"): 16, ("a10", "a40", "l4"): 4, ("rtx",): 2}
 
 
 def read(**given: Any) -> OtherMachines | None:
@@ -77,7 +80,12 @@ def test_the_table_is_whole() -> None:
         assert gpu.half_flops > gpu.fp32_flops > 1e12
         assert 10 * GIB < gpu.memory_bytes < 400 * GIB
         assert gpu.memory_bandwidth > gpu.link_bandwidth >= gpu.host_bandwidth > 1e9
-        assert gpu.source
+        address = urlparse(gpu.source)
+        assert address.scheme == "https"
+        assert (address.hostname or "").endswith((".nvidia.com", ".amd.com"))
+        # Tensor cores against plain ones, dense, as the architecture has them: a sparse peak would be twice that.
+        expected = 30 if gpu.key == "b200" else next(n for keys, n in _TENSOR_RATIO.items() if gpu.key.startswith(keys))
+        assert gpu.half_flops / gpu.fp32_flops == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
