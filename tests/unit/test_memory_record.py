@@ -65,7 +65,7 @@ def test_a_damaged_record_is_told_and_knows_nothing(tmp_path: Path, text: str) -
     record = read_memory_record(tmp_path)
     assert record.entries == ()
     assert "is not known" in (record.problem or "")
-    plan = plan_for_fit(asked(), ranks(2), None, made_in_code=False, record=record)
+    plan = plan_for_fit(asked(), ranks(2), None, record=record)
     assert plan.notices[-1] == record.problem
     assert plan.strategy.name == "ddp"
 
@@ -146,7 +146,7 @@ def test_a_requeued_job_takes_the_record_of_its_run(tmp_path: Path) -> None:
     """What a rank or an agent left is what the next start of the same run finds, as rank zero reads it."""
     given = asked(name="it", runs_dir=str(tmp_path))
     run = unlocked(open_run_directory(given))
-    first = plan_for_fit(given, ranks(2), None, made_in_code=False)
+    first = plan_for_fit(given, ranks(2), None)
     write_plan(run, first.to_dict())
     assert remember_failure(KILLED, run.path) is None
     again = dataclasses.replace(given, resume="auto")
@@ -154,11 +154,11 @@ def test_a_requeued_job_takes_the_record_of_its_run(tmp_path: Path) -> None:
     assert place.exists
     record = read_memory_record(place.path)
     assert record == record_of(again, first), "config.yaml and plan.json say what the rank itself knows"
-    second = plan_for_fit(again, ranks(2), None, made_in_code=False, record=record)
+    second = plan_for_fit(again, ranks(2), None, record=record)
     assert second.ran_out == ("ddp",)
     assert second.strategy.name != "ddp"
     stop = dataclasses.replace(again, on_oom="stop")
-    assert plan_for_fit(stop, ranks(2), None, made_in_code=False, record=record).strategy.name == "ddp"
+    assert plan_for_fit(stop, ranks(2), None, record=record).strategy.name == "ddp"
 
 
 def test_a_rank_that_was_refused_memory_counts_as_one_that_was_killed_for_it() -> None:
