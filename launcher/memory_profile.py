@@ -73,24 +73,22 @@ def profile_of(
     device_kind: str,
     *,
     device: str | None = None,
-    probe: bool = True,
 ) -> ModelProfile | Unprofiled:
     """The profile of a module that can be made anew, and a batch.
 
     Args:
-        make: makes the module, under a fake mode too.
+        make: makes the module anew, under a fake mode too; what it raises outside of one rules a real step out.
         batch: of the user's loader.
         precision: what it will compute in.
         trainer: what the module may ask of its Trainer.
         device_kind: see `profile_model`.
         device: where the traced step computes, 'cpu' or 'cuda'; None takes the GPU's own kernels where there are any.
-        probe: whether a step that cannot be traced may be run for real.
     """
     size = samples_in(batch)
     failure = ""
     if device is None:
         device = "cuda" if device_kind == "cuda" and torch.cuda.is_available() else "cpu"
-    for fake in (True, False) if probe else (True,):
+    for fake in (True, False):
         try:
             return _traced(make, batch, size, precision, trainer, fake, device_kind, device, failure)
         except Exception as error:  # noqa: BLE001 -- the user's module; the next method is tried, and told

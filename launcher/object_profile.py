@@ -71,6 +71,7 @@ def _profiled(
         return Unprofiled(str(reason))
 
     def make() -> LightningModule:
+        # No real step: outside of a fake mode there is no copy.
         return fake_copy(given.model)
 
     try:
@@ -79,7 +80,7 @@ def _profiled(
         why = str(error) if isinstance(error, _NotCopied) else told(error)
         return bounded(make, None, 1, trainer, f"no batch was read ({why})")
     on_gpu = any(p.is_cuda for p in given.model.parameters())
-    return profile_of(make, batch, precision, trainer, device_kind, device="cuda" if on_gpu else "cpu", probe=False)
+    return profile_of(make, batch, precision, trainer, device_kind, device="cuda" if on_gpu else "cpu")
 
 
 def _first_batch(given: UserObjects, trainer: PlannedTrainer) -> Any:
