@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,9 @@ from typing import Any
 
 from launcher.errors import AgreementError
 from launcher.hardware import Hardware
+from launcher.nvme import NvmeFolder
 from launcher.topology import Topology
+from strategies.alike import Alike, counted
 from strategies.precision import RankCapability
 
 
@@ -24,6 +27,8 @@ class RankFacts:
         config_digest: `RunConfig.digest()`; None if it has no valid config.
         config: dotted path to value, only if the digest differs from rank zero's.
         traits: what its classes say of themselves, equal on all ranks with equal code.
+        deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
+        nvme: the folders that ZeRO may offload to, as it found them; those it did not look at are not in it.
         error: why this rank cannot train.
         token: tells this process from an earlier one of the same rank.
     """
@@ -37,6 +42,8 @@ class RankFacts:
     config_digest: str | None = None
     config: Mapping[str, Any] | None = None
     traits: Mapping[str, Any] = field(default_factory=dict)
+    deepspeed_fp16: bool = True
+    nvme: tuple[NvmeFolder, ...] = ()
     error: str | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -62,6 +69,7 @@ class RankFacts:
         values = json.loads(text)
         if values["hardware"]:
             values["hardware"] = Hardware.from_dict(values["hardware"])
+        values["nvme"] = tuple(NvmeFolder(**folder) for folder in values["nvme"])
         return cls(**values)
 
 
@@ -70,11 +78,11 @@ class Agreement:
     """Every rank's facts, in the order of the ranks; no rank differs where it must not.
 
     Attributes:
-        facts: one record per rank.
+        facts: one record per rank; of ranks that don't run yet, and are alike, one for all (`alike_ranks`).
         assumed: whether the ranks are only assumed to be like this one (a plan for ranks that don't run yet).
     """
 
-    facts: tuple[RankFacts, ...]
+    facts: Sequence[RankFacts]
     assumed: bool = False
 
     @property
@@ -85,15 +93,58 @@ class Agreement:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Host names, in the order of the ranks, each once."""
-        return tuple(dict.fromkeys(f.host for f in self.facts))
+        return hosts_of(self.facts)
 
-    def capabilities(self) -> list[RankCapability]:
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        if isinstance(self.facts, Alike):
+            return self.facts[-1].node_rank + 1
+        return len({f.node_rank for f in self.facts})
+
+    def kinds(self) -> Sequence[tuple[RankFacts, int]]:
+        """A rank of each kind, and how many there are like it."""
+        return counted(self.facts)
+
+    def capabilities(self) -> Sequence[RankCapability]:
         """What each rank's device computes."""
-        return [
-            RankCapability(f.rank, f.host, f.hardware.device.kind, f.hardware.device.name,
-                           frozenset(f.hardware.device.native_dtypes))
-            for f in self.facts if f.hardware is not None
-        ]  # fmt: skip
+        facts = self.facts
+        if isinstance(facts, Alike):
+            first = _capability(facts.first)
+            return () if first is None else Alike(first, facts.number, _numbered_capability(facts))
+        return [known for known in map(_capability, facts) if known is not None]
+
+
+def alike_ranks(first: RankFacts, count: int) -> Alike[RankFacts]:
+    """The facts of `count` ranks like the first, its `local_world_size` on each node."""
+    return Alike(first, count, _numbered)
+
+
+def hosts_of(facts: Sequence[RankFacts]) -> tuple[str, ...]:
+    """Host names, in the order of the ranks, each once."""
+    if isinstance(facts, Alike):
+        return tuple(_host(facts.first, rank) for rank in range(0, facts.number, facts.first.local_world_size))
+    return tuple(dict.fromkeys(f.host for f in facts))
+
+
+def _numbered(first: RankFacts, rank: int) -> RankFacts:
+    node, local = divmod(rank, first.local_world_size)
+    return dataclasses.replace(first, rank=rank, local_rank=local, node_rank=node, host=_host(first, rank))
+
+
+def _host(first: RankFacts, rank: int) -> str:
+    return first.host if rank < first.local_world_size else f"node-{rank // first.local_world_size}"
+
+
+def _capability(facts: RankFacts) -> RankCapability | None:
+    if facts.hardware is None:
+        return None
+    device = facts.hardware.device
+    return RankCapability(facts.rank, facts.host, device.kind, device.name, frozenset(device.native_dtypes))
+
+
+def _numbered_capability(facts: Alike[RankFacts]) -> Callable[[RankCapability, int], RankCapability]:
+    return lambda first, rank: dataclasses.replace(first, rank=rank, host=_host(facts.first, rank))
 
 
 def agree_on(facts: Sequence[RankFacts]) -> Agreement:

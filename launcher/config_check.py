@@ -18,6 +18,7 @@ from launcher.config import FieldInfo, RunConfig, config_fields
 from launcher.errors import ConfigError, Problem
 from strategies import precision as precision_names
 from strategies.choice import NAMES as STRATEGY_NAMES
+from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -55,7 +56,14 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems += deepspeed_source.deepspeed_problems(value)
         elif path in _MEANING:
             problems += [Problem(path, message) for message in _MEANING[path](value)]
-    return problems
+    return [*problems, *_contradictions(values)]
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Settings that are each right, and wrong together."""
+    trainer = values.get("trainer")
+    if isinstance(trainer, Mapping) and trainer.get("plugins") and values.get("strategy") in VARIANTS:
+        yield Problem("trainer.plugins", f"{BESIDE_DEEPSPEED}; remove it and set `precision`, or use `strategy: ddp`")
 
 
 def _name_problems(name: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ from launcher.errors import ConfigError, MissingLibraryError, Problem, UsageErro
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import end_script_ranks, forked_ranks, in_notebook, is_script_rank, script_rank
 from launcher.topology import Topology
+from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class TrainingCoordinator:
             problems.append(Problem("model", f"given {model!r}; expected a LightningModule"))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
+        if self._plugins and self._config.strategy in VARIANTS:
+            problems.append(Problem("plugins", f"{BESIDE_DEEPSPEED}; remove it and set precision, or use ddp"))
         if train is not None and datamodule is not None:
             problems.append(
                 Problem("train_dataloaders", "given beside a datamodule, which has its own; give one of them")

@@ -8,10 +8,10 @@ from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.config import RunConfig
-from launcher.hardware import BUILD_TOOLS
+from launcher.zero_obstacles import assumed_folders, without_tools, zero_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
-from strategies.deepspeed_config import NVME, VARIANTS, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import VARIANTS, BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_merge import merge_config
 from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import AgreedPrecision
@@ -83,30 +83,16 @@ def plan_deepspeed(
     clip_is_set = config.trainer.gradient_clip_val is not None
     merged, conflicts = merge_config(user, planned, name, clip_is_set=clip_is_set)
     problems += [f"deepspeed_config.{conflict}" for conflict in conflicts]
-    lacking = _without_tools(agreement)
-    if lacking and NVME in (variant.offload_optimizer, variant.offload_parameters):
-        problems.append(f"{name} compiles DeepSpeed's async_io at its first start, but {lacking}")
-    notices = [f"DeepSpeed's own CPU Adam cannot be compiled: {lacking}"] if lacking and variant.offloads else []
+    agreed = None if precision is None else precision.precision
+    problems += map(str, zero_obstacles(name, agreement, agreed, user))
+    lacking = without_tools(agreement) if variant.offloads else None
+    notices = [f"DeepSpeed's own CPU Adam cannot be compiled: {'; '.join(lacking)}"] if lacking else []
+    if folders := assumed_folders(name, agreement, user):
+        notices.append(f"no node was asked: {name} assumes that {' and '.join(folders)} is there and has room")
     if strategy is None:
         return DeepSpeedPlan(None, tuple(problems))
     blocks = {} if precision is None else precision.deepspeed_blocks or precision_blocks(precision.precision, user)
     return DeepSpeedPlan({**merged, **blocks}, tuple(problems), tuple(notices))
-
-
-def _without_tools(agreement: Agreement) -> str:
-    """Which hosts lack what DeepSpeed compiles its ops with, and the packages; empty if none does."""
-    hosts: dict[str, None] = {}
-    tools: dict[str, None] = {}
-    for fact in agreement.facts:
-        versions = fact.hardware.versions if fact.hardware else {}
-        lacking = [tool for tool in BUILD_TOOLS if versions.get(tool, "unknown") is None]
-        tools.update(dict.fromkeys(lacking))
-        hosts.update(dict.fromkeys([fact.host] if lacking else []))
-    if not tools:
-        return ""
-    where = ", ".join([*hosts][:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
-    install = " and ".join(BUILD_TOOLS[tool] for tool in tools)
-    return f"{' and '.join(tools)} not on the PATH of {where}; install {install}"
 
 
 def _needless_settings(config: RunConfig) -> list[str]:

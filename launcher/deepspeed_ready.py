@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.config import RunConfig
 from launcher.errors import PlanError
+from launcher.nvme import look_at, offload_folders
 from strategies.deepspeed_config import VARIANTS
-from strategies.deepspeed_precision import ordered_precision
-from strategies.precision import AUTO, Precision, PrecisionError, normalize_precision
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -24,25 +23,16 @@ def pretends_cpu_fp16(env: Mapping[str, str]) -> bool:
     return env.get(_PRETEND_FP16) == "1"
 
 
-def check_cpu_fp16(config: RunConfig, device_kind: str, env: Mapping[str, str]) -> None:
-    """DeepSpeed trains in fp16 on such CPUs alone that compute in it.
+def deepspeed_facts(config: RunConfig, device_kind: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """What this rank tells the others of its node for DeepSpeed, by the names of `RankFacts`.
 
-    Raises:
-        PlanError: it was asked for, and this CPU does not.
+    Args:
+        config: a file of DeepSpeed's settings is read in already.
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        env: this process's variables.
     """
-    if config.strategy not in VARIANTS or device_kind != "cpu" or pretends_cpu_fp16(env):
-        return
-    try:
-        order = None if config.precision == AUTO else normalize_precision(config.precision)
-    except PrecisionError:
-        return  # told by the plan
-    if order is None and isinstance(config.deepspeed_config, Mapping):
-        order = ordered_precision(config.deepspeed_config)
-    if order in (Precision.FP16_MIXED, Precision.FP16_TRUE) and not _has_fp16():
-        raise PlanError(
-            f"precision {order} was asked for, but DeepSpeed trains in fp16 on a CPU only where that has "
-            "AVX512-FP16; use bf16-mixed, or debug fp16 with `strategy: ddp`"
-        )
+    fp16 = device_kind != "cpu" or pretends_cpu_fp16(env) or _has_fp16()
+    return {"deepspeed_fp16": fp16, "nvme": look_at(offload_folders(config))}
 
 
 def _has_fp16() -> bool:

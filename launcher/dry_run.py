@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from launcher.agreement import Agreement, RankFacts
+from launcher.agreement import Agreement, RankFacts, alike_ranks
 from launcher.config import RunConfig
-from launcher.deepspeed_ready import check_cpu_fp16
+from launcher.deepspeed_ready import deepspeed_facts
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.fit_plan import profile_for
 from launcher.hardware import detect_hardware
@@ -49,9 +49,6 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
     config = with_deepspeed_file(config)
     classes = import_classes(config)
     agreement = _others(config, classes, others) if others else _alike(config, classes, host)
-    hardware = agreement.facts[0].hardware
-    if hardware is not None:
-        check_cpu_fp16(config, hardware.device.kind, os.environ)
     checkpoint = None
     if config.resume != "none":
         from launcher.resume import check_checkpoint
@@ -68,17 +65,19 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
 def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
     local = wanted_ranks(config)
     nodes = 1 if config.num_nodes == "auto" else config.num_nodes
+    hardware = detect_hardware(config.accelerator, 0)
     first = RankFacts(
         rank=0,
         local_rank=0,
         local_world_size=local,
         node_rank=0,
         host=host,
-        hardware=detect_hardware(config.accelerator, 0),
+        hardware=hardware,
         config_digest=config.digest(),
         traits=classes.traits(),
+        **deepspeed_facts(config, hardware.device.kind, os.environ),
     )
-    return _repeated(first, local * nodes, local)
+    return Agreement(alike_ranks(first, local * nodes), assumed=local * nodes > 1)
 
 
 def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> Agreement:
@@ -92,20 +91,4 @@ def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> A
         config_digest=config.digest(),
         traits=classes.traits(),
     )
-    agreement = _repeated(first, others.gpus, others.gpus_per_node)
-    return dataclasses.replace(agreement, assumed=True)
-
-
-def _repeated(first: RankFacts, ranks: int, local: int) -> Agreement:
-    """As many ranks like the first."""
-    facts = [
-        dataclasses.replace(
-            first,
-            rank=rank,
-            local_rank=rank % local,
-            node_rank=rank // local,
-            host=first.host if rank < local else f"node-{rank // local}",
-        )
-        for rank in range(ranks)
-    ]
-    return Agreement(tuple(facts), assumed=len(facts) > 1)
+    return Agreement(alike_ranks(first, others.gpus), assumed=True)

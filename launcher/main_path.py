@@ -125,21 +125,20 @@ def attach_log(log: RankLog) -> None:
 def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
-        from launcher.deepspeed_ready import check_cpu_fp16
+        from launcher.deepspeed_ready import deepspeed_facts
         from launcher.hardware import detect_hardware
         from launcher.ranks import check_ranks
         from launcher.user_classes import import_classes
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
-        check_cpu_fp16(config, hardware.device.kind, os.environ)
+        known = deepspeed_facts(config, hardware.device.kind, os.environ)
         traits = import_classes(config).traits() if given is None else given.traits()
     except LauncherError as error:
         if topology.world_size == 1:
             raise
         return RankFacts.of(topology, error=str(error), config_digest=config.digest())
-    known = {"hardware": hardware, "config_digest": config.digest(), "traits": traits}
-    return RankFacts.of(topology, **known)
+    return RankFacts.of(topology, hardware=hardware, config_digest=config.digest(), traits=traits, **known)
 
 
 def decide_together(

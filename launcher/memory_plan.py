@@ -15,7 +15,10 @@ from launcher.errors import PlanError
 from launcher.memory_record import Exhausted, MemoryRecord
 from launcher.next_candidate import passed_over, why_not_planned, with_next
 from launcher.plan import CUSTOM, Plan, make_plan
+from launcher.zero_obstacles import assumed_folders, candidate_obstacles, nvme_room
+from strategies.alike import Alike
 from strategies.batch import BatchSplit
+from strategies.candidates import ZERO_3_NVME
 from strategies.choice import AUTO, DDP, DDP_FIND_UNUSED, Rejected, StrategyChoice
 from strategies.comparison import Comparison, compare_strategies
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
@@ -59,7 +62,9 @@ def plan_with_memory(
         unseen = "; the strategy was chosen without it" if config.strategy == AUTO else ""
         notice = f"memory is not known, as the module could not be made without memory ({profile.why}){unseen}"
         return dataclasses.replace(plan, notices=(*plan.notices, notice))
+    user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
     machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
+    machine = dataclasses.replace(machine, nvme_bytes=nvme_room(ZERO_3_NVME.name, agreement, user))
     found = compare_strategies(
         profile,
         machine,
@@ -67,7 +72,9 @@ def plan_with_memory(
         splits(config, plan),
         memory_share=config.memory_share,
         settings=zero_settings(plan.device_kind, plan.deepspeed),
+        obstacles=candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
     )
+    found = _with_assumptions(found, agreement, user)
     why_not = functools.partial(why_not_planned, config, agreement, checkpoint)
     if config.strategy != AUTO:
         found = with_next(found, _assessed_name(plan), machine, why_not)
@@ -86,6 +93,16 @@ def plan_with_memory(
         return chosen
     notice = f"{' and '.join(ran_out)} ran out of memory in this run: it goes on with {chosen.strategy.name}"
     return dataclasses.replace(chosen, ran_out=ran_out, notices=(*chosen.notices, notice))
+
+
+def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str, Any]) -> Comparison:
+    """With a note of what nobody looked at."""
+    nvme = found.of(ZERO_3_NVME.name)
+    folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
+    if nvme is None or not nvme.eligible or not folders:
+        return found
+    note = f"no node was asked: {nvme.name} assumes {gib(nvme.memory.nvme)} for each rank on {' and '.join(folders)}"
+    return dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def _picked(
@@ -151,8 +168,8 @@ def splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
 
 def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: int | None = None) -> Machine:
     """The ranks as the cost model sees them; the weakest rank counts."""
-    ranks_per_node = max(f.local_world_size for f in agreement.facts)
-    devices = {f.hardware.device for f in agreement.facts if f.hardware}
+    ranks_per_node = max(f.local_world_size for f, _ in agreement.kinds())
+    devices = {f.hardware.device for f, _ in agreement.kinds() if f.hardware}
     kind = next(iter(devices)).kind
     memory = min(d.memory_bytes for d in devices)
     host = None if host_memory_bytes is None else host_memory_bytes // ranks_per_node
@@ -234,6 +251,7 @@ def host_memory() -> int:
 
 
 def _with_batch_size(agreement: Agreement, batch_size: int) -> Agreement:
-    first, *rest = agreement.facts
-    first = dataclasses.replace(first, traits={**first.traits, "batch_size": batch_size})
-    return dataclasses.replace(agreement, facts=(first, *rest))
+    facts = agreement.facts
+    first = dataclasses.replace(facts[0], traits={**facts[0].traits, "batch_size": batch_size})
+    changed = dataclasses.replace(facts, first=first) if isinstance(facts, Alike) else (first, *facts[1:])
+    return dataclasses.replace(agreement, facts=changed)

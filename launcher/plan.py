@@ -133,15 +133,15 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         problems.append(str(error))
     deepspeed = plan_deepspeed(config, strategy, precision, batch, agreement)
     problems += deepspeed.problems
-    kinds = sorted({f.hardware.device.kind for f in agreement.facts if f.hardware})
+    kinds = sorted({f.hardware.device.kind for f, _ in agreement.kinds() if f.hardware})
     if len(kinds) > 1:
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
     if strategy is None or problems:
         raise PlanError("no plan meets the config:\n" + "\n".join(f"  {p}" for p in problems))
     devices: dict[str, int] = {}
-    for fact in agreement.facts:
+    for fact, count in agreement.kinds():
         name = fact.hardware.device.name if fact.hardware else "unknown"
-        devices[name] = devices.get(name, 0) + 1
+        devices[name] = devices.get(name, 0) + count
     return Plan(
         strategy=strategy,
         precision=CUSTOM if precision is None else precision.precision.value,
@@ -152,7 +152,7 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         device_kind=kind,
         devices=devices,
         world_size=agreement.world_size,
-        num_nodes=len({f.node_rank for f in agreement.facts}),
+        num_nodes=agreement.num_nodes,
         hosts=agreement.hosts,
         precision_before=None if precision is None or precision.changed_from is None else precision.changed_from.value,
         notices=(*_notices(config, plugin, precision, checkpoint), *deepspeed.notices),

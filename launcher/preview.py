@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.agreement import Agreement, RankFacts
+from launcher.agreement import Agreement, RankFacts, alike_ranks
 from launcher.hardware import Device, Hardware
 from launcher.plan import Plan, make_plan
 from launcher.submission import Submission
@@ -50,12 +50,8 @@ def preview(submission: Submission) -> Plan:
         device = Device("cuda", 0, "GPU of the nodes", 0, ("fp32", "fp64", "fp16", "bf16"))
     hardware = Hardware(device, local, {})
     traits = _declared(config.data)
-    facts = [
-        RankFacts(rank, rank % local, local, rank // local, f"node-{rank // local}", hardware, config.digest(),
-                  traits=traits, token="")
-        for rank in range(local * job.nodes)
-    ]  # fmt: skip
-    return make_plan(config, Agreement(tuple(facts), assumed=True))
+    first = RankFacts(0, 0, local, 0, "node-0", hardware, config.digest(), traits=traits, token="")
+    return make_plan(config, Agreement(alike_ranks(first, local * job.nodes), assumed=True))
 
 
 def _declared(data: dict[str, Any] | None) -> dict[str, Any]:

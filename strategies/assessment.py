@@ -60,17 +60,31 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: Machine) -
     return f"{needs}; estimated {seconds(pick.step.seconds)} a step, {nearest.name} {seconds(nearest.step.seconds)}"
 
 
-def with_reason(assessed: Assessment, pick: Assessment | None, limit: int) -> Assessment:
+def shortage(memory: MemoryEstimate, machine: Machine, limit: int) -> str | None:
+    """What there is too little of, by how much; None if it suffices.
+
+    Args:
+        memory: of one rank.
+        machine: the ranks; memory of the host and room on NVMe count where they are known.
+        limit: bytes of the device that a rank may use.
+    """
+    if memory.total > limit:
+        return f"{gib(memory.total)}, {gib(memory.total - limit)} above the limit of {gib(limit)}"
+    if machine.host_memory_bytes is not None and memory.host > machine.host_memory_bytes:
+        return f"{gib(memory.host)} of host memory a rank, {gib(memory.host - machine.host_memory_bytes)} too much"
+    if machine.nvme_bytes is not None and memory.nvme > machine.nvme_bytes:
+        return f"{gib(memory.nvme)} on NVMe a rank, where there is room for {gib(machine.nvme_bytes)}"
+    return None
+
+
+def with_reason(assessed: Assessment, pick: Assessment | None, machine: Machine, limit: int) -> Assessment:
     """The same with its reason, if it has none by now."""
     if assessed.reason:
         return assessed
-    memory = assessed.memory
     if pick is not None and assessed.name == pick.name:
         reason = "taken"
-    elif not assessed.fits and memory.total > limit:
-        reason = f"does not fit: {gib(memory.total)}, {gib(memory.total - limit)} above the limit of {gib(limit)}"
     elif not assessed.fits:
-        reason = f"does not fit: {gib(memory.host)} of host memory a rank"
+        reason = f"does not fit: {shortage(assessed.memory, machine, limit)}"
     else:
         reason = f"fits; estimated {seconds(assessed.step.seconds)} a step"
         if pick is not None and assessed.step.seconds >= pick.step.seconds:
@@ -94,6 +108,9 @@ def what_would_do(
         f"no strategy fits: {least.name} needs least, {gib(parts.total)} with a micro batch of "
         f"{least.micro_batch_size}, {gib(parts.total - limit)} more than the limit of {gib(limit)}"
     )
+    on_device = parts.total > limit
+    if not on_device:
+        text = f"no strategy fits: {least.name} needs least of the device, but {shortage(parts, machine, limit)}"
     ideas: list[str] = []
     ranks = max(machine.world_size, 1)
     while ranks < _MOST_RANKS and precision is not Precision.FP64_TRUE and machine.device_kind == "cuda":
@@ -105,5 +122,8 @@ def what_would_do(
             break
     if parts.activations > parts.total // 2:
         ideas.append("activation checkpointing in the module, or shorter samples: activations are the largest part")
-    ideas.append(f"a device of {gib(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
+    if not on_device:
+        ideas.append("nodes with more memory, or more room on NVMe")
+    else:
+        ideas.append(f"a device of {gib(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
     return f"{text}; what would do: {'; '.join(ideas)}"

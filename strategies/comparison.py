@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from strategies.assessment import MARGIN, Assessment, reason_for, what_would_do, with_reason
+from strategies.assessment import MARGIN, Assessment, reason_for, shortage, what_would_do, with_reason
 from strategies.batch import BatchSplit
 from strategies.candidates import CANDIDATES, Candidate
 from strategies.deepspeed_config import NOT_BY_ELEMENT
@@ -64,6 +64,7 @@ def compare_strategies(
     *,
     memory_share: float = 0.92,
     settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
+    obstacles: Mapping[str, str] = {},
 ) -> Comparison:
     """Assess every candidate and pick the fastest that fits.
 
@@ -74,12 +75,25 @@ def compare_strategies(
         splits: ways to share the global batch, the largest micro batch first; at least one.
         memory_share: share of the device's memory that a rank may use, in (0, 1].
         settings: DeepSpeed's buckets.
+        obstacles: name of a candidate to why these ranks cannot run it, beyond what is seen here.
     """
     limit = int(machine.memory_bytes * memory_share)
-    first = [_assess(candidate, profile, machine, precision, splits, limit, settings) for candidate in CANDIDATES]
+    first = [
+        _assess(
+            candidate,
+            profile,
+            machine,
+            precision,
+            splits,
+            limit,
+            settings,
+            _obstacle(candidate, profile, machine, precision) or obstacles.get(candidate.name),
+        )
+        for candidate in CANDIDATES
+    ]
     able = [a for a in first if a.eligible and a.fits]
     pick = _fastest(able, machine)
-    assessed = tuple(with_reason(a, pick, limit) for a in first)
+    assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
         why = what_would_do(first, profile, machine, precision, limit, settings)
     else:
@@ -118,8 +132,8 @@ def _assess(
     splits: Sequence[BatchSplit],
     limit: int,
     settings: ZeroSettings,
+    obstacle: str | None,
 ) -> Assessment:
-    obstacle = _obstacle(candidate, profile, machine, precision)
     ranks = 1 if candidate.name == "single_device" else machine.world_size
     traces = profile.sharded if candidate.stage else profile.plain
     found: tuple[BatchSplit, MemoryEstimate] | None = None
@@ -135,10 +149,10 @@ def _assess(
             settings=settings,
             accumulate=split.accumulate,
             method=cast("Method", profile.method),
-            over_gloo=machine.device_kind == "cpu",
+            whole_process=machine.device_kind == "cpu",
         )
         found = split, memory
-        fits = memory.total <= limit and (machine.host_memory_bytes is None or memory.host <= machine.host_memory_bytes)
+        fits = shortage(memory, machine, limit) is None
         if fits:
             break
     if found is None:

@@ -52,6 +52,9 @@ NOT_BY_ELEMENT: Mapping[str, str] = {
     "LARS": "scales by each layer's norm, and ZeRO's pieces have no layers",
 }
 
+# Lightning's DeepSpeedStrategy takes its own DeepSpeedPrecision alone.
+BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine computes by one of its own"
+
 # Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates whole buckets: Lightning's 200 million
 # are right for a GPU, and 1.6 GB of every rank of a laptop.
 GPU_BUCKET = 200_000_000

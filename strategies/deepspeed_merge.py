@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from strategies.deepspeed_config import VARIANTS, ZeroVariant
+from strategies.deepspeed_config import NVME, VARIANTS, BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_precision import AUTO
 
 # The run config's place of what DeepSpeed's key says too.
@@ -27,6 +27,7 @@ _REFUSED = {
 }
 # Filled by strategies.deepspeed_precision.
 _PRECISION_BLOCKS = ("fp16", "bf16", "bfloat16")
+_OFFLOADS = ("offload_optimizer", "offload_param")
 
 
 def merge_config(
@@ -55,7 +56,21 @@ def merge_config(
         problems += _batches_of_the_loader(user)
     problems += _variant_conflicts(_block(user.get("zero_optimization")), strategy)
     merged = _lay_over(planned, user)
+    problems += _without_folder(_block(merged["zero_optimization"]))
     return {key: value for key, value in merged.items() if key not in (*_REFUSED, *_PRECISION_BLOCKS)}, problems
+
+
+def nvme_paths(strategy: str, user: Mapping[str, Any]) -> tuple[str, ...]:
+    """The folders on NVMe that a strategy offloads to, with the user's own in their place; each once.
+
+    Args:
+        strategy: one of `VARIANTS`.
+        user: the user's settings.
+    """
+    planned = zero_config(VARIANTS[strategy], "cuda", BatchAndClip(1, None, 1, 0.0))
+    zero = _block(_lay_over(planned, user)["zero_optimization"])
+    blocks = (_block(zero.get(name)) for name in _OFFLOADS)
+    return tuple(dict.fromkeys(str(b["nvme_path"]) for b in blocks if b.get("device") == NVME and b.get("nvme_path")))
 
 
 def _lay_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,6 +111,15 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     )
     advice = f"use `strategy: {named}`" if named else "let both say the same stage"
     return [f"zero_optimization: given {what}, but the strategy is {strategy}; {advice}, or set these to 'auto'"]
+
+
+def _without_folder(zero: Mapping[str, Any]) -> list[str]:
+    """Offload to NVMe of the user's own making that does not say where."""
+    return [
+        f"zero_optimization.{name}: given device nvme without nvme_path; name a folder on the node's NVMe"
+        for name in _OFFLOADS
+        if _block(zero.get(name)).get("device") == NVME and not _block(zero.get(name)).get("nvme_path")
+    ]
 
 
 def _device(zero: Mapping[str, Any], block: str, default: str | None) -> str | None:

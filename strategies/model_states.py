@@ -132,7 +132,6 @@ class ModelStates:
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
         gathered: stage 3's small parameters that stay whole.
         bucket: DeepSpeed's reduction buckets.
-        flat: fp32 copy of one group's gradients that the optimizer step of stages 1 to 3 makes.
         host: bytes in the host's memory (offload).
         nvme: bytes on NVMe (offload).
     """
@@ -142,7 +141,6 @@ class ModelStates:
     optimizer_states: int
     gathered: int = 0
     bucket: int = 0
-    flat: int = 0
     host: int = 0
     nvme: int = 0
 
@@ -154,7 +152,6 @@ def model_states(
     types: StateTypes = StateTypes(),
     settings: ZeroSettings = ZeroSettings(),
     *,
-    accumulate_batches: int = 1,
     unsharded_optimizer_bytes: int | None = None,
 ) -> ModelStates:
     """What the rank that holds most keeps.
@@ -165,7 +162,6 @@ def model_states(
         world_size: number of ranks.
         types: widths of parameter and states.
         settings: DeepSpeed's buckets.
-        accumulate_batches: micro batches per optimizer step; stage 1 keeps all gradients in between.
         unsharded_optimizer_bytes: the optimizer's states if they were measured; else from `model.optimizer`.
     """
     if candidate.stage == 0:
@@ -178,7 +174,20 @@ def model_states(
         )
     if candidate.stage == 3:
         return _stage_3(model, candidate, world_size, types, settings)
-    return _stage_1_or_2(model, candidate, world_size, types, settings, accumulate_batches)
+    return _stage_1_or_2(model, candidate, world_size, types, settings)
+
+
+def owned_parts(model: ModelShape, stage: int, world_size: int) -> tuple[int, ...]:
+    """Elements of each optimizer group whose states one rank owns, padding counted.
+
+    In stages 1 and 2 a group lies in one flat buffer, padded to 2 elements a rank; in stage 3 each parameter is cut by
+    itself, padded to one element a rank.
+    """
+    groups = model.trained_groups()
+    if stage == 3:
+        return tuple(sum(-(-numel // world_size) for numel in group) for group in groups)
+    unit = 2 * world_size
+    return tuple(-(-sum(group) // unit) * 2 for group in groups)
 
 
 def _optimizer_bytes(model: ModelShape, types: StateTypes) -> int:
@@ -194,35 +203,28 @@ def _stage_1_or_2(
     world_size: int,
     types: StateTypes,
     settings: ZeroSettings,
-    accumulate_batches: int,
 ) -> ModelStates:
     """Each optimizer group lies in one flat buffer, padded to 2 elements a rank; a rank owns one part of each."""
     groups = model.trained_groups()
-    unit = 2 * world_size
-    padded = [-(-sum(group) // unit) * unit for group in groups]
-    parts = [size // world_size for size in padded]
+    parts = owned_parts(model, candidate.stage, world_size)
     # What no optimizer group holds, or is frozen, stays where it is.
     outside = model.numel - sum(map(sum, groups))
     states = sum(
         part * (FP32 + model.optimizer.state_bytes_per_element) + model.optimizer.state_bytes_per_tensor
         for part in parts
     )
-    if candidate.stage == 1 and accumulate_batches > 1:
-        kept = sum(map(sum, groups))
-    else:
-        kept = max(_owned_gradients(groups, parts, world_size))
+    kept = max(_owned_gradients(groups, parts, world_size))
     bucket = settings.reduce_bucket_size * types.parameter_bytes * (2 if settings.overlap_comm else 1)
-    flat = max(parts, default=0)
-    parameters = (sum(padded) + outside) * types.parameter_bytes + types.buffers(model)
+    parameters = (sum(parts) * world_size + outside) * types.parameter_bytes + types.buffers(model)
     if candidate.offload:
         # fp32 master, states and a fp32 gradient of each part in host memory, and one part in the parameters' width.
         host = states + sum(parts) * (FP32 + types.parameter_bytes)
         largest = max((p.numel for p in model.parameters), default=0) * types.parameter_bytes
         return ModelStates(parameters, 0, 0, bucket=bucket + largest, host=host + largest)
-    return ModelStates(parameters, kept * types.parameter_bytes, states, bucket=bucket, flat=flat * FP32)
+    return ModelStates(parameters, kept * types.parameter_bytes, states, bucket=bucket)
 
 
-def _owned_gradients(groups: list[list[int]], parts: list[int], world_size: int) -> list[int]:
+def _owned_gradients(groups: list[list[int]], parts: tuple[int, ...], world_size: int) -> list[int]:
     """Elements of gradients that each rank keeps: whole tensors that reach into its part, and the padding."""
     kept = [0] * min(world_size, _RANKS_LOOKED_AT)
     for group, part in zip(groups, parts, strict=True):
@@ -256,18 +258,15 @@ def _stage_3(
         small = [part * world_size for part, p in zip(parts, model.parameters, strict=True)
                  if p.numel <= settings.persistence_threshold]  # fmt: skip
         gathered = sum(small) * types.parameter_bytes
-    # The step makes the flat gradient of one group in fp32.
-    flat = max((sum(parts[i] for i in group) for group in groups), default=0)
     bucket = settings.reduce_bucket_size * types.parameter_bytes
     kept = sum(parts) * types.parameter_bytes
     gradients = owned * types.parameter_bytes
     if not candidate.offload:
-        return ModelStates(
-            kept + types.buffers(model), gradients, states, gathered=gathered, bucket=bucket, flat=flat * FP32
-        )
+        return ModelStates(kept + types.buffers(model), gradients, states, gathered=gathered, bucket=bucket)
     moved = states + owned * FP32  # with the fp32 gradient
     on_nvme = candidate.offload == "nvme"
-    in_flight = min(flat, settings.sub_group_size) * settings.nvme_buffers * FP32
+    largest = max(owned_parts(model, 3, world_size), default=0)
+    in_flight = min(largest, settings.sub_group_size) * settings.nvme_buffers * FP32
     host = kept + gradients + (in_flight if on_nvme else moved)
     return ModelStates(
         types.buffers(model), 0, 0, gathered=gathered, bucket=bucket, host=host, nvme=moved if on_nvme else 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from strategies.alike import Alike, counted, where
 from strategies.deepspeed_precision import (
     ordered_precision,
     precision_blocks,
@@ -118,7 +119,9 @@ def reconcile(
     return _with_deepspeed(_with_change(agreed, before, on_change), deepspeed_config)
 
 
-def _complete(capabilities: Iterable[RankCapability], world_size: int | None) -> list[RankCapability]:
+def _complete(capabilities: Iterable[RankCapability], world_size: int | None) -> Sequence[RankCapability]:
+    if isinstance(capabilities, Alike) and capabilities and world_size in (None, len(capabilities)):
+        return capabilities  # numbered from 0 as they are made
     ranks = sorted(capabilities, key=lambda c: c.rank)
     if not ranks:
         raise ValueError("reconcile needs the capability of at least one rank, none was given")
@@ -142,7 +145,7 @@ def _decide(
     order: Precision | None,
     source: str,
     request: object,
-    ranks: list[RankCapability],
+    ranks: Sequence[RankCapability],
     use_amp: bool | None,
     fallback: bool,
     off: frozenset[str],
@@ -171,13 +174,13 @@ def _decide(
 
 
 def _grant_wish(
-    order: Precision | None, ranks: list[RankCapability], best: Precision, best_reason: str
+    order: Precision | None, ranks: Sequence[RankCapability], best: Precision, best_reason: str
 ) -> AgreedPrecision:
     """Mixed precision if every device has it natively, 32-true with a notice otherwise."""
     wants_bf16 = order is None or DTYPE[order] == "bf16"
     if wants_bf16 and best is Precision.BF16_MIXED:
         return AgreedPrecision(best, (f"use_amp: {best_reason}",))
-    not_cuda = [c for c in ranks if c.device_kind != "cuda"]
+    not_cuda = where(ranks, lambda c: c.device_kind != "cuda")
     if not_cuda:
         notice = f"use_amp was wished for, but {_not_native(not_cuda, ranks)}; training in 32-true"
         return AgreedPrecision(Precision.FP32_TRUE, (notice,), (notice,))
@@ -187,7 +190,7 @@ def _grant_wish(
     return AgreedPrecision(Precision.FP16_MIXED, ("use_amp: every rank is a CUDA device",))
 
 
-def _as_before(before: Precision, ranks: list[RankCapability], off: frozenset[str]) -> AgreedPrecision:
+def _as_before(before: Precision, ranks: Sequence[RankCapability], off: frozenset[str]) -> AgreedPrecision:
     """'auto' on a resume: the loss curve should not bend because the machine is another one."""
     unable = _unable(before, ranks)
     if not unable and DTYPE[before] not in off:
@@ -235,12 +238,12 @@ def _with_deepspeed(agreed: AgreedPrecision, config: Mapping[str, Any] | None) -
     return AgreedPrecision(agreed.precision, agreed.reasons, agreed.notices, blocks, agreed.changed_from)
 
 
-def _best_shared(ranks: list[RankCapability], off: frozenset[str] = frozenset()) -> tuple[Precision, str]:
+def _best_shared(ranks: Sequence[RankCapability], off: frozenset[str] = frozenset()) -> tuple[Precision, str]:
     """The 'auto' rule. One rank without a capability decides for all; `off` are dtypes that are not wanted."""
     without_bf16 = _unable_natively(Precision.BF16_MIXED, ranks)
     if not without_bf16 and "bf16" not in off:
         return Precision.BF16_MIXED, "every rank computes bf16 natively"
-    not_cuda = [c for c in ranks if c.device_kind != "cuda"]
+    not_cuda = where(ranks, lambda c: c.device_kind != "cuda")
     why = f"not native in bf16: {_name(without_bf16)}" if without_bf16 else "the DeepSpeed config switches bf16 off"
     if not not_cuda and "fp16" not in off:
         return Precision.FP16_MIXED, f"every rank is a CUDA device, but {why}"
@@ -249,35 +252,39 @@ def _best_shared(ranks: list[RankCapability], off: frozenset[str] = frozenset())
     return Precision.FP32_TRUE, _not_native(not_cuda, ranks)
 
 
-def _not_native(unable: list[RankCapability], ranks: list[RankCapability]) -> str:
+def _not_native(unable: Sequence[RankCapability], ranks: Sequence[RankCapability]) -> str:
     if len(unable) == len(ranks):
         return f"mixed precision is native to no rank: {_name(unable, limit=2)}"
     return f"mixed precision is not native to {_name(unable)}"
 
 
-def _unable(order: Precision, ranks: list[RankCapability]) -> list[RankCapability]:
+def _unable(order: Precision, ranks: Sequence[RankCapability]) -> Sequence[RankCapability]:
     """The ranks that cannot run `order`. A run on CPUs alone may: torch autocasts there, which is for debugging."""
-    if order is Precision.FP32_TRUE or all(c.device_kind == "cpu" for c in ranks):
+    if order is Precision.FP32_TRUE or _only_cpus(ranks):
         return []
     return _unable_natively(order, ranks)
 
 
-def _unable_natively(order: Precision, ranks: list[RankCapability]) -> list[RankCapability]:
+def _unable_natively(order: Precision, ranks: Sequence[RankCapability]) -> Sequence[RankCapability]:
     """The ranks whose device does not have `order` in hardware, as 'auto' and an order alike count it."""
     if order is Precision.FP16_MIXED:
         # Every CUDA device that torch still supports computes fp16; Lightning has no autocast for Apple's GPUs.
-        return [c for c in ranks if c.device_kind != "cuda"]
+        return where(ranks, lambda c: c.device_kind != "cuda")
     no_autocast = "mps" if order is Precision.BF16_MIXED else None
-    return [c for c in ranks if DTYPE[order] not in c.native_dtypes or c.device_kind == no_autocast]
+    return where(ranks, lambda c: DTYPE[order] not in c.native_dtypes or c.device_kind == no_autocast)
 
 
-def _cpu_note(order: Precision, ranks: list[RankCapability]) -> tuple[str, ...]:
-    if order is not Precision.FP32_TRUE and all(c.device_kind == "cpu" for c in ranks):
+def _only_cpus(ranks: Sequence[RankCapability]) -> bool:
+    return all(c.device_kind == "cpu" for c, _ in counted(ranks))
+
+
+def _cpu_note(order: Precision, ranks: Sequence[RankCapability]) -> tuple[str, ...]:
+    if order is not Precision.FP32_TRUE and _only_cpus(ranks):
         return (f"on a CPU {order} is for debugging: it shows the same numbers, not the same speed",)
     return ()
 
 
-def _name(ranks: list[RankCapability], limit: int = 8) -> str:
+def _name(ranks: Sequence[RankCapability], limit: int = 8) -> str:
     """'rank 3 (node7, Tesla V100)', at most `limit` of them."""
     named = ", ".join(f"rank {c.rank} ({c.host}, {c.device_name})" for c in ranks[:limit])
     return named if len(ranks) <= limit else f"{named} and {len(ranks) - limit} more"

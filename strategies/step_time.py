@@ -43,6 +43,7 @@ class Machine:
         node_bandwidth: bytes/s of one rank's share of its node's network, one direction.
         host_bandwidth: bytes/s to host memory, one direction.
         host_memory_bytes: host memory of one rank; None if not known.
+        nvme_bytes: room on NVMe for one rank; None if not known.
         known: whether the numbers are this device's, or only typical ones.
     """
 
@@ -57,6 +58,7 @@ class Machine:
     host_bandwidth: float
     host_memory_bytes: int | None = None
     known: bool = True
+    nvme_bytes: int | None = None
 
     @property
     def num_nodes(self) -> int:

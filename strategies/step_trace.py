@@ -8,6 +8,23 @@ from strategies.model_states import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
+class Landing:
+    """What a gradient finds in the backward pass when it is done, or what the pass's end finds.
+
+    Attributes:
+        gradients: bytes of the gradients that came before it.
+        peak: most bytes of activations since the one before it, its own until it is accumulated.
+        live: bytes of activations at this moment, its own among them.
+        parameter: whose gradient it is, as an index into the model's parameters; None at the end.
+    """
+
+    gradients: int
+    peak: int
+    live: int
+    parameter: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepTrace:
     """Bytes that live at the peaks of a training step's phases, parameters and optimizer states not counted.
 
@@ -21,6 +38,7 @@ class StepTrace:
         step: bytes that the optimizer's step allocates and frees again, without the batch.
         optimizer_states: bytes of the optimizer's states.
         flops: floating point operations of forward and backward, matrix products and convolutions alone.
+        course: the backward pass, gradient by gradient, and its end; the batch is counted. Empty where it was not seen.
     """
 
     batch_size: int
@@ -31,6 +49,7 @@ class StepTrace:
     step: int
     optimizer_states: int
     flops: int
+    course: tuple[Landing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +98,23 @@ def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTr
     """
     if batch_size == large.batch_size:
         return large
-    values: dict[str, int] = {"batch_size": batch_size}
     between = large.batch_size - small.batch_size
-    for name in ("forward", "backward", "backward_with_gradients", "inputs", "flops"):
-        low, high = getattr(small, name), getattr(large, name)
+
+    def at(low: int, high: int) -> int:
         slope = (high - low) / between if between else high / max(large.batch_size, 1)
-        values[name] = max(0, round(high + slope * (batch_size - large.batch_size)))
-    return StepTrace(**values, step=large.step, optimizer_states=large.optimizer_states)
+        return max(0, round(high + slope * (batch_size - large.batch_size)))
+
+    values: dict[str, int] = {
+        name: at(getattr(small, name), getattr(large, name))
+        for name in ("forward", "backward", "backward_with_gradients", "inputs", "flops")
+    }
+    course: tuple[Landing, ...] = ()
+    # A step that takes another way with another number of samples has no course in between.
+    if [(c.gradients, c.parameter) for c in small.course] == [(c.gradients, c.parameter) for c in large.course]:
+        course = tuple(
+            Landing(high.gradients, at(low.peak, high.peak), at(low.live, high.live), high.parameter)
+            for low, high in zip(small.course, large.course, strict=True)
+        )
+    return StepTrace(
+        batch_size=batch_size, step=large.step, optimizer_states=large.optimizer_states, course=course, **values
+    )

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from typing_extensions import override
 
+from strategies.step_trace import Landing
+
 
 class StorageTracker(TorchDispatchMode):
     """A dispatch mode that knows which storages made under it are alive, and the most bytes that were alive at once.
@@ -28,6 +30,7 @@ class StorageTracker(TorchDispatchMode):
         gradients: live bytes of gradients.
         peak_activations: the most of the first since `reset_peak`.
         peak_total: the most of both together since `reset_peak`.
+        course: what each gradient found when it was counted.
     """
 
     def __init__(self, granularity: int = 1) -> None:
@@ -39,6 +42,8 @@ class StorageTracker(TorchDispatchMode):
         self.gradients = 0
         self.peak_activations = 0
         self.peak_total = 0
+        self.course: list[Landing] = []
+        self._peak_since_gradient = 0
 
     @override
     def __torch_dispatch__(
@@ -61,13 +66,15 @@ class StorageTracker(TorchDispatchMode):
             self._drop(key)
             self._ignored[key] = weakref.ref(storage, lambda _, key=key: self._ignored.pop(key, None))
 
-    def count_as_gradient(self, tensor: Tensor) -> None:
-        """From now on this tensor's storage is a gradient's."""
+    def count_as_gradient(self, tensor: Tensor, parameter: int = 0) -> None:
+        """From now on this tensor's storage is a gradient's: that of the parameter with this number."""
         key = id(tensor.untyped_storage())
         known = self._live.get(key)
         if known is None or known[2]:
             return
         reference, size, _ = known
+        self.course.append(self.landing(parameter))
+        self._peak_since_gradient = self.activations - size
         self._live[key] = (reference, size, True)
         self.activations -= size
         self.gradients += size
@@ -76,10 +83,18 @@ class StorageTracker(TorchDispatchMode):
         """Begin a new phase: the peaks start from what is alive now."""
         self.peak_activations = self.activations
         self.peak_total = self.activations + self.gradients
+        self._peak_since_gradient = self.activations
+        self.course = []
+
+    def landing(self, parameter: int | None = None) -> Landing:
+        """What a gradient finds that is counted now; without a parameter, what the end of the pass finds."""
+        return Landing(self.gradients, self._peak_since_gradient, self.activations, parameter)
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.layout is not torch.strided:
             return  # a sparse tensor's indices and values come by as tensors of their own
+        if tensor.device.type == "meta":
+            return  # a shape alone; a fake tensor has the device that it stands for
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._live or key in self._ignored:
@@ -90,6 +105,7 @@ class StorageTracker(TorchDispatchMode):
         self._live[key] = (weakref.ref(storage, lambda _: self._drop(key)), size, False)
         self.activations += size
         self.peak_activations = max(self.peak_activations, self.activations)
+        self._peak_since_gradient = max(self._peak_since_gradient, self.activations)
         self.peak_total = max(self.peak_total, self.activations + self.gradients)
 
     def _drop(self, key: int) -> None:

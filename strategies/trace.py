@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from strategies.cpu_workspaces import CpuWorkspaces
 from strategies.fake_mode import FakeMode
 from strategies.model_shape import describe_model, optimizer_of, use_foreach
 from strategies.model_states import ModelShape
-from strategies.step_trace import StepTrace
+from strategies.step_trace import Landing, StepTrace
 from strategies.storage_tracker import StorageTracker
 
 
@@ -128,9 +128,13 @@ def trace_step(
             use_foreach(optimizer)
         inputs = [leaf for leaf in tree_iter(fed) if isinstance(leaf, Tensor)]
         tracker.ignore([*module.parameters(), *module.buffers(), *inputs])
-        hooks = [p.register_post_accumulate_grad_hook(_gradient_counter(tracker)) for p in _trained(module)]
+        hooks = [
+            p.register_post_accumulate_grad_hook(_gradient_counter(tracker, number))
+            for number, p in enumerate(module.parameters())
+            if p.requires_grad
+        ]
         with tracker, workspaces, count if whole else nullcontext():
-            forward, backward, both = _forward_and_backward(module, fed, types, tracker, device)
+            forward, backward, both, course = _forward_and_backward(module, fed, types, tracker, device)
         with tracker:
             temporary = _optimizer_step(optimizer, tracker) if whole else 0
         for hook in hooks:
@@ -148,14 +152,15 @@ def trace_step(
         step=temporary,
         optimizer_states=states,
         flops=count.flops,
+        course=tuple(replace(c, peak=c.peak + fed_bytes, live=c.live + fed_bytes) for c in course),
     )
     return trace, shape
 
 
 def _forward_and_backward(
     module: LightningModule, batch: Any, types: TraceTypes, tracker: StorageTracker, device: str
-) -> tuple[int, int, int]:
-    """Peaks of forward, of backward, and of backward with gradients."""
+) -> tuple[int, int, int, list[Landing]]:
+    """Peaks of forward, of backward, and of backward with gradients; the course of the backward pass."""
     tracker.reset_peak()
     autocast = nullcontext() if types.autocast is None else torch.autocast(device, types.autocast)
     with autocast:
@@ -163,7 +168,7 @@ def _forward_and_backward(
     forward = tracker.peak_activations
     tracker.reset_peak()
     loss.backward()
-    return forward, tracker.peak_activations, tracker.peak_total
+    return forward, tracker.peak_activations, tracker.peak_total, [*tracker.course, tracker.landing()]
 
 
 def _optimizer_step(optimizer: Optimizer, tracker: StorageTracker) -> int:
@@ -216,14 +221,10 @@ def _log_nothing(*_: Any, **__: Any) -> None:
     """Metrics of a traced step go nowhere."""
 
 
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
-
-
-def _gradient_counter(tracker: StorageTracker) -> Callable[[Tensor], None]:
+def _gradient_counter(tracker: StorageTracker, number: int) -> Callable[[Tensor], None]:
     def count(parameter: Tensor) -> None:
         if parameter.grad is not None:
-            tracker.count_as_gradient(parameter.grad)
+            tracker.count_as_gradient(parameter.grad, number)
 
     return count
 

@@ -258,7 +258,9 @@ def test_a_run_of_objects_has_a_plan_with_memory_under_the_same_rule() -> None:
     given = UserObjects(Drawing(), ToyData())
     plain = RunConfig(model={"class_path": "tests.toy.Toy"})
     assert plan_for_fit(plain, ranks(2), None, given=given).memory is None, "small on a CPU: it begins at once"
-    small = plan_for_fit(plain, ranks(2, dataclasses.replace(CPU, memory_bytes=40_000)), None, given=given)
+    # Asked for, as nothing fits.
+    asked = dataclasses.replace(plain, strategy="ddp")
+    small = plan_for_fit(asked, ranks(2, dataclasses.replace(CPU, memory_bytes=40_000)), None, given=given)
     with_next = plan_for_fit(dataclasses.replace(plain, on_oom="next"), ranks(2), None, given=given)
     for plan in (small, with_next):
         assert plan.memory is not None

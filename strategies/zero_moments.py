@@ -1,0 +1,211 @@
+"""What is alive of gradients, activations and buffers at each moment of a ZeRO step. Pure.
+
+The order of things is DeepSpeed 0.19's: `runtime/zero/stage_1_and_2.py` (`reduce_independent_p_g_buckets_and_remove_
+grads`, `reduce_ipg_grads`, `copy_grads_in_partition`, `step`), `runtime/zero/stage3.py` (`__add_grad_to_ipg_bucket`,
+`__reduce_and_partition_ipg_grads`) and `partitioned_param_coordinator.py`. Sizes are bytes where nothing else is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_parts
+from strategies.step_trace import Landing, StepTrace
+from strategies.zero_reduction import Reduction, parameter_places, reduction_of
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What is alive at once, beside parameters and optimizer states.
+
+    Attributes:
+        phase: 'forward', 'backward' or 'step'.
+        gradients: kept by this rank.
+        activations: with the batch and what ops and the optimizer hold for a moment.
+        buffers: the strategy's.
+    """
+
+    phase: str
+    gradients: int
+    activations: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """Bytes together."""
+        return self.gradients + self.activations + self.buffers
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroStep:
+    """What the moments of a step follow from.
+
+    Attributes:
+        stage: 1, 2 or 3.
+        model: parameters and optimizer.
+        trace: of one micro batch, in the types that DeepSpeed computes in.
+        states: of the rank that holds most.
+        settings: DeepSpeed's buckets.
+        world_size: number of ranks.
+        width: bytes of a parameter.
+        accumulate: micro batches per optimizer step.
+        offloads: whether optimizer states and gradients lie in host memory.
+        whole_process: count what a CPU's process has: gloo's buffers, and of DeepSpeed's only pages that were touched.
+    """
+
+    stage: int
+    model: ModelShape
+    trace: StepTrace
+    states: ModelStates
+    settings: ZeroSettings
+    world_size: int
+    width: int
+    accumulate: int = 1
+    offloads: bool = False
+    whole_process: bool = False
+
+    def moments(self) -> Iterator[Moment]:
+        """Of the last micro batch of a step, which holds most; at least one of each phase."""
+        if self.stage == 3:
+            yield self._forward_3()
+        else:
+            yield Moment("forward", self._accumulated(), self.trace.forward, 0)
+        late = self.stage == 1 and not self.settings.overlap_comm
+        yield from self._late() if late else self._backward()
+        yield from self._step()
+
+    @property
+    def _bucket(self) -> int:
+        return self.settings.reduce_bucket_size * self.width
+
+    @property
+    def _all_gradients(self) -> int:
+        return self.model.trainable_numel * self.width
+
+    def _course(self) -> tuple[Landing, ...]:
+        """The backward pass; where it was not seen, the last parameter's gradient comes first and the peak lasts."""
+        if self.trace.course:
+            return self.trace.course
+        peak, gradients, course = self.trace.backward, 0, list[Landing]()
+        for number, parameter in reversed(list(enumerate(self.model.parameters))):
+            if parameter.trainable:
+                course.append(Landing(gradients, peak, peak, number))
+                gradients += parameter.numel * self.width
+        return (*course, Landing(gradients, peak, peak, None))
+
+    def _accumulated(self) -> int:
+        """Gradients of earlier micro batches."""
+        if self.accumulate == 1 or self.offloads:
+            return 0
+        return self._all_gradients if self.stage == 1 else self.states.gradients
+
+    def _buckets(self) -> int:
+        """DeepSpeed's contiguous buckets: whole on a GPU, of a CPU's process the pages that gradients came to."""
+        if not self.whole_process:
+            return self.states.bucket
+        fitting = sum(p.numel for p in self.model.parameters if p.trainable) * self.width
+        fitting -= sum(n for p in self.model.parameters if (n := p.numel * self.width) > self._bucket and p.trainable)
+        return min(self._bucket, fitting)
+
+    def _copies(self, content: Reduction) -> int:
+        """What exists beside a bucket while it is reduced: DeepSpeed's copy of scattered pieces, and gloo's."""
+        if self.world_size == 1:
+            return 0
+        if self.stage == 3:
+            joined, sent = content.numel * self.width, content.numel * self.width
+        else:
+            joined, sent = content.joined * self.width, content.sent * self.width
+        return joined + (sent if self.whole_process else 0)
+
+    def _backward(self) -> Iterator[Moment]:
+        """Gradients land in a bucket, which is reduced when the next one finds no room: stages 1 to 3."""
+        places = parameter_places(self.model, self.world_size) if self.stage < 3 else {}
+        kept = self.states.gradients if self.stage == 3 else self._accumulated()
+        before, buckets, course = kept, self._buckets(), self._course()
+        filled: list[tuple[int | None, int]] = []
+        size = oversized = reduced = 0
+        for now, then in zip(course, (*course[1:], None), strict=True):
+            beside = buckets + oversized + self._gathered(now.gradients)
+            yield Moment("backward", kept, now.peak, beside)
+            coming = 0 if then is None else then.gradients - now.gradients
+            if filled and (then is None or size + coming > self._bucket):
+                content = reduction_of(filled, places, self.width)
+                yield Moment("backward", kept, now.live, beside + self._copies(content))
+                reduced += size
+                kept = kept if self.stage == 3 else before + self._owned(reduced)
+                yield Moment("backward", kept, now.live, beside)
+                filled, size, oversized = [], 0, 0
+            if then is not None:
+                filled.append((now.parameter, coming))
+                size += coming
+                oversized = coming if coming > self._bucket else oversized
+
+    def _owned(self, reduced: int) -> int:
+        """What a rank keeps once so much was reduced: the buffer for it is made at once, its pages come one by one."""
+        if self.offloads:
+            return 0
+        return min(self.states.gradients, reduced) if self.whole_process else self.states.gradients
+
+    def _late(self) -> Iterator[Moment]:
+        """Stage 1 without a second stream: gradients stay where they are until all have come, then go in order."""
+        course, buckets = self._course(), self._buckets()
+        for landing in course:
+            # A bucket is made when the first gradient has come; nothing is written to it before the end.
+            made = buckets if landing.gradients and not self.whole_process else 0
+            yield Moment("backward", max(landing.gradients, self._accumulated()), landing.peak, made)
+        end, left, kept, reduced = course[-1].live, self._all_gradients, 0, 0
+        places = parameter_places(self.model, self.world_size)
+        order = [(i, self.model.parameters[i]) for group in self.model.groups for i in group]
+        filled: list[tuple[int | None, int]] = []
+        size = 0
+        for number, parameter in [*((i, p.numel * self.width) for i, p in order if p.trainable), (None, 0)]:
+            if filled and (number is None or size + parameter > self._bucket):
+                yield Moment(
+                    "backward", left + kept, end, buckets + self._copies(reduction_of(filled, places, self.width))
+                )
+                reduced += size
+                kept = self._owned(reduced)
+                yield Moment("backward", left + kept, end, buckets)
+                # What no bucket took is let go when the rank has its copy.
+                left -= size if size > self._bucket else 0
+                filled, size = [], 0
+            if number is not None:
+                filled.append((number, parameter))
+                size += parameter
+                left -= parameter if parameter <= self._bucket else 0
+
+    def _gathered(self, gradients: int) -> int:
+        """Whole parameters that stage 3 has when so many gradients have come: a layer's are let go behind it."""
+        if self.stage < 3:
+            return 0
+        if self.world_size == 1 and not self.offloads:
+            return self.states.gathered
+        left = self.model.numel * self.width - gradients
+        return max(self.states.gathered, min(left, self.settings.max_live_parameters * self.width))
+
+    def _forward_3(self) -> Moment:
+        """At its end all parameters are there, up to the limit; one fetch is copied out of what was gathered."""
+        gathered = self._gathered(0)
+        fetched = 0
+        if gathered > self.states.gathered:
+            largest = max((p.numel for p in self.model.parameters), default=0)
+            fetched = min(self.settings.prefetch_bucket_size + largest, self.model.numel) * self.width
+        return Moment("forward", self.states.gradients, self.trace.forward, self._buckets() + gathered + fetched)
+
+    def _step(self) -> Iterator[Moment]:
+        """Group by group: its gradients flat, then in fp32 for the optimizer, beside those of the groups behind it."""
+        buffers = self._buckets() + self.states.gathered if self.stage == 3 else 0
+        if self.offloads:
+            yield Moment("step", 0, self.trace.inputs, buffers)
+            return
+        gradients = self.states.gradients
+        parts = owned_parts(self.model, self.stage, self.world_size)
+        for number, owned in enumerate(parts):
+            part = min(owned, self.settings.sub_group_size) if self.stage == 3 else owned
+            narrow = 0 if self.width == FP32 else part * self.width
+            flat = part * FP32
+            yield Moment("step", gradients, self.trace.inputs + narrow + flat, buffers)
+            kept = 0 if number == len(parts) - 1 and self.stage < 3 else gradients
+            temporary = part * self.model.optimizer.temporary_bytes_per_element
+            yield Moment("step", kept, self.trace.inputs + flat + temporary, buffers)

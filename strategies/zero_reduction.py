@@ -1,0 +1,77 @@
+"""How DeepSpeed's stages 1 and 2 reduce the content of a bucket: each rank's pieces by themselves. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from strategies.model_states import ModelShape, owned_parts
+
+# With more ranks a bucket has pieces of so many that nearly all of it may be copied for one of them.
+_RANKS_LOOKED_AT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """The largest things that exist beside a bucket while its content is reduced, in elements.
+
+    Attributes:
+        numel: the whole content.
+        joined: copy of the pieces of one rank, which is made where they do not lie side by side.
+        sent: what goes to one rank at once.
+    """
+
+    numel: int
+    joined: int
+    sent: int
+
+
+def parameter_places(model: ModelShape, world_size: int) -> dict[int, tuple[int, int]]:
+    """By parameter: where it begins in its group's flat buffer, and how much of that one rank owns, in elements.
+
+    Empty with more ranks than are looked at.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    if world_size > _RANKS_LOOKED_AT:
+        return places
+    groups = [[i for i in group if model.parameters[i].trainable] for group in model.groups]
+    for group, part in zip([g for g in groups if g], owned_parts(model, 1, world_size), strict=True):
+        begin = 0
+        for number in group:
+            places[number] = begin, part
+            begin += model.parameters[number].numel
+    return places
+
+
+def reduction_of(
+    content: Sequence[tuple[int | None, int]], places: Mapping[int, tuple[int, int]], width: int
+) -> Reduction:
+    """What reducing a bucket takes.
+
+    Args:
+        content: number of the parameter and bytes of its gradient, in the order in which they came.
+        places: from `parameter_places`; a parameter that is not there may lie anywhere.
+        width: bytes of an element.
+    """
+    numel = sum(size for _, size in content) // width
+    if len(content) == 1 and content[0][0] not in places:
+        return Reduction(numel, 0, numel)
+    # For each rank the lengths of its pieces; those that follow each other are one.
+    pieces: defaultdict[int, list[int]] = defaultdict(list)
+    last: int | None = None
+    for number, size in content:
+        if number is None or number not in places:
+            return Reduction(numel, numel, numel)
+        begin, part = places[number]
+        end = begin + size // width
+        while begin < end:
+            rank = begin // part
+            until = min(end, (rank + 1) * part)
+            if rank == last:
+                pieces[rank][-1] += until - begin
+            else:
+                pieces[rank].append(until - begin)
+            begin, last = until, rank
+    joined = max((sum(lengths) for lengths in pieces.values() if len(lengths) > 1), default=0)
+    return Reduction(numel, joined, max((sum(lengths) for lengths in pieces.values()), default=0))

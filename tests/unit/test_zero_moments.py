@@ -1,0 +1,129 @@
+"""The moments of a ZeRO step, and what its reductions copy, on models of a few numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from strategies.candidates import ZERO_1, ZERO_2, ZERO_3, Candidate
+from strategies.memory import PROCESS, estimate_memory
+from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
+from strategies.precision import Precision
+from strategies.step_trace import Landing, StepTrace, at_batch_size
+from strategies.zero_reduction import Reduction, parameter_places, reduction_of
+
+PLAIN = OptimizerShape("SGD", 0, 0, 0)
+
+
+def model_of(*numels: int) -> ModelShape:
+    return ModelShape(tuple(ParameterShape(n) for n in numels), (tuple(range(len(numels))),), PLAIN)
+
+
+def trace_of(model: ModelShape, *peaks: int, live: int = 0, forward: int = 0) -> StepTrace:
+    """Gradients come from the last parameter to the first; one peak for each, and one for the end."""
+    course, gradients = [], 0
+    for number, peak in zip([*reversed(range(len(model.parameters))), None], peaks, strict=True):
+        course.append(Landing(gradients, peak, live, number))
+        gradients += 0 if number is None else 4 * model.parameters[number].numel
+    return StepTrace(1, forward, max(peaks), 0, 0, 0, 0, 1, tuple(course))
+
+
+def beside_states(
+    model: ModelShape, trace: StepTrace, candidate: Candidate, ranks: int = 1, bucket: int = 0, *,
+    process: bool = False, overlap: bool = False, accumulate: int = 1,
+) -> tuple[str, int]:  # fmt: skip
+    settings = ZeroSettings(bucket, overlap, persistence_threshold=0, prefetch_bucket_size=0)
+    found = estimate_memory(model, trace, candidate, ranks, Precision.FP32_TRUE, settings=settings,
+                            whole_process=process, accumulate=accumulate)  # fmt: skip
+    return found.phase, found.gradients + found.activations + found.buffers - (PROCESS if process else 0)
+
+
+def test_activations_and_gradients_that_are_never_there_together_do_not_add_up() -> None:
+    model = model_of(1000, 1000)
+    # The peak comes before any gradient has, and the end has all gradients.
+    trace = trace_of(model, 50_000, 0, 0)
+    assert beside_states(model, trace, ZERO_2, bucket=1000) == ("backward", 50_000 + 4000)
+    # When the last one has come the first was reduced, and the buffer for all of them was made.
+    low = trace_of(model, 0, 0, 20_000)
+    assert beside_states(model, low, ZERO_2, bucket=1000) == ("backward", 8000 + 4000 + 20_000)
+
+
+def test_stage_1_keeps_all_gradients_until_the_end_where_nothing_overlaps() -> None:
+    model = model_of(1000, 1000)
+    trace = trace_of(model, 0, 0, 10)
+    # The second gradient, the buffer of a rank alone, and the bucket with the first.
+    together = 4000 + 8000 + 4000
+    assert beside_states(model, trace, ZERO_1, bucket=1000) == ("backward", together)
+    # With a second stream it reduces as they come.
+    overlapped = beside_states(model, trace, ZERO_1, bucket=1000, overlap=True)
+    assert overlapped == beside_states(model, trace, ZERO_2, bucket=1000, overlap=True)
+
+
+def test_accumulated_gradients_are_there_from_the_start_of_the_last_micro_batch() -> None:
+    model = model_of(1000, 1000)
+    trace = trace_of(model, 0, 0, 0, forward=100_000)
+    assert beside_states(model, trace, ZERO_2, bucket=1000) == ("forward", 100_000)
+    assert beside_states(model, trace, ZERO_2, bucket=1000, accumulate=2) == ("forward", 100_000 + 8000)
+    assert beside_states(model, trace, ZERO_1, 2, bucket=1000, accumulate=2) == ("forward", 100_000 + 8000)
+
+
+def test_a_gradient_that_no_bucket_takes_is_whole_until_the_next_one_has_come() -> None:
+    model = model_of(10, 1000)
+    # The large gradient comes first; the peak is in between.
+    trace = trace_of(model, 0, 30_000, 0)
+    assert beside_states(model, trace, ZERO_2, bucket=600) == ("backward", 30_000 + 600 * 4 + 4000)
+
+
+def test_stage_3_lets_parameters_go_behind_the_backward_pass() -> None:
+    model = model_of(1000, 1000)
+    gradients = 4 * (500 + 500)
+    early = beside_states(model, trace_of(model, 90_000, 0, 0), ZERO_3, 2, bucket=1000)
+    late = beside_states(model, trace_of(model, 0, 0, 90_000), ZERO_3, 2, bucket=1000)
+    assert early == ("backward", 90_000 + 8000 + 4000 + gradients)
+    assert late == ("backward", 90_000 + 4000 + gradients)
+
+
+def test_a_process_has_gloos_copies_and_of_a_bucket_only_what_was_written() -> None:
+    model = model_of(1000, 1000)
+    trace = trace_of(model, 0, 0, 0)
+    allocated = beside_states(model, trace, ZERO_2, 2, bucket=100_000)
+    written = beside_states(model, trace, ZERO_2, 2, bucket=100_000, process=True)
+    assert allocated == ("backward", 400_000 + 4000)
+    # The whole model's gradients in the bucket; gloo copies what goes to one rank, and no gradient is kept by then.
+    assert written == ("backward", 8000 + 4000)
+    whole = estimate_memory(model, trace, ZERO_2, 2, Precision.FP32_TRUE, whole_process=True)
+    assert whole.buffers == 8000 + 4000 + PROCESS
+
+
+def test_pieces_of_one_rank_are_joined_only_where_another_ranks_lie_between() -> None:
+    model = model_of(60, 100, 40)
+    assert owned_parts(model, 1, 2) == (100,)
+    places = parameter_places(model, 2)
+    assert places == {0: (0, 100), 1: (60, 100), 2: (160, 100)}
+    # In the order of the model every rank's piece is one.
+    assert reduction_of([(0, 240), (1, 400), (2, 160)], places, 4) == Reduction(200, 0, 100)
+    # Backwards the second parameter's first part lies between those of the second rank.
+    assert reduction_of([(2, 160), (1, 400), (0, 240)], places, 4) == Reduction(200, 100, 100)
+    assert reduction_of([(2, 160)], places, 4) == Reduction(40, 0, 40)
+    # A parameter whose place is not known may lie anywhere.
+    assert reduction_of([(2, 160), (9, 40)], places, 4) == Reduction(50, 50, 50)
+    assert parameter_places(model, 65) == {}
+
+
+def test_a_course_lies_on_the_line_between_two_batch_sizes() -> None:
+    small, large = (
+        dataclasses.replace(trace_of(model_of(5), peak, 0, live=peak // 2), batch_size=size)
+        for size, peak in ((1, 100), (3, 300))
+    )
+    assert at_batch_size(small, large, 2).course == (Landing(0, 200, 100, 0), Landing(20, 0, 100, None))
+    # Other gradients with another number of samples: no line.
+    assert at_batch_size(dataclasses.replace(small, course=()), large, 2).course == ()
+
+
+@pytest.mark.parametrize("candidate", [ZERO_1, ZERO_2, ZERO_3])
+def test_a_backward_pass_that_was_not_seen_is_taken_to_be_at_its_peak_all_the_time(candidate: Candidate) -> None:
+    model = model_of(1000, 1000)
+    seen = trace_of(model, 7000, 7000, 7000, live=7000)
+    unseen = dataclasses.replace(seen, course=())
+    assert beside_states(model, unseen, candidate, 2, 1000) == beside_states(model, seen, candidate, 2, 1000)
