@@ -184,7 +184,5 @@ def test_what_ran_out_is_not_followed_by_what_the_config_rules_out() -> None:
     zero = {"zero_optimization": {"stage": 1}}
     given = asked(strategy="deepspeed_stage_1", deepspeed_config=zero)
     first = planned(given)
-    with pytest.raises(
-        PlanError, match=r"in this run: `strategy: deepspeed_stage_\d` needs less, but"
-    ):
+    with pytest.raises(PlanError, match=r"in this run: `strategy: deepspeed_stage_\d` needs less, but"):
         planned(given, record_of(given, first))
