@@ -54,7 +54,7 @@ class Case:
         limit_bytes: of each rank, beside what it had before the model; None for none.
         steps: optimizer steps.
         timed: leave glibc's heap as it is in a training: its holes count then.
-        keeps_order: as the launcher has it; else ZeRO 3 records its modules anew in each step, as under Lightning alone.
+        keeps_order: as the launcher does; else ZeRO 3 records its modules anew in each step, as under Lightning alone.
     """
 
     family: str
