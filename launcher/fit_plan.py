@@ -11,6 +11,7 @@ from launcher.memory_plan import host_memory, machine_of, plan_with_memory, plan
 from launcher.memory_record import MemoryRecord
 from launcher.plan import Plan, make_plan
 from launcher.user_classes import UserClasses, import_classes
+from launcher.user_objects import UserObjects
 from strategies.step_trace import ModelProfile, Unprofiled
 
 # Of a CPU's memory: with less than this in model states a run begins without a trace.
@@ -22,7 +23,7 @@ def plan_for_fit(
     agreement: Agreement,
     checkpoint: CheckpointPrecision | None,
     *,
-    made_in_code: bool,
+    given: UserObjects | None = None,
     record: MemoryRecord = MemoryRecord(),  # noqa: B008 -- frozen
 ) -> Plan:
     """What `fit` trains with.
@@ -35,22 +36,18 @@ def plan_for_fit(
         config: what the user asked for.
         agreement: what the ranks are.
         checkpoint: what the checkpoint to resume from was trained in.
-        made_in_code: whether model and data are objects of the caller's, which cannot be made anew for a trace.
+        given: objects made in code, which are trained instead of what the config names.
         record: what ran out of memory in the run that this goes on with; only `on_oom: next` acts upon it.
     """
     plan = make_plan(config, agreement, checkpoint)
-    if made_in_code:
-        return plan
-    classes = import_classes(config)
+    classes = import_classes(config) if given is None else None
     if plan.device_kind != "cuda" and config.on_oom != "next":
-        from launcher.memory_profile import parameter_bytes
-
-        size = parameter_bytes(config, classes, plan.batch.micro_batch_size)
+        size = _parameter_bytes(config, classes, given, plan)
         # Weight, gradient and two states of Adam.
         room = machine_of(agreement, planned_precision(plan)).memory_bytes
         if size is None or 4 * size < _SHARE_WITHOUT_TRACE * room:
             return plan
-    profile = profile_for(config, classes, plan)
+    profile = profile_for(config, classes, plan, given)
     plan = plan_with_memory(
         config,
         agreement,
@@ -62,15 +59,34 @@ def plan_for_fit(
     return plan if record.problem is None else dataclasses.replace(plan, notices=(*plan.notices, record.problem))
 
 
-def profile_for(config: RunConfig, classes: UserClasses, plan: Plan) -> ModelProfile | Unprofiled:
-    """The module's profile in the plan's precision and micro batch."""
+def profile_for(
+    config: RunConfig, classes: UserClasses | None, plan: Plan, given: UserObjects | None = None
+) -> ModelProfile | Unprofiled:
+    """The module's profile in the plan's precision and micro batch.
+
+    Args:
+        config: what to train.
+        classes: what it names; None where there are objects.
+        plan: without memory.
+        given: objects made in code.
+    """
+    precision, kind = planned_precision(plan), plan.device_kind
+    if given is not None:
+        from launcher.object_profile import profile_objects
+
+        return profile_objects(config, given, precision, world_size=plan.world_size, device_kind=kind)
     from launcher.memory_profile import profile_model
 
-    return profile_model(
-        config,
-        classes,
-        planned_precision(plan),
-        plan.batch.micro_batch_size,
-        world_size=plan.world_size,
-        device_kind=plan.device_kind,
-    )
+    classes = classes or import_classes(config)
+    micro = plan.batch.micro_batch_size
+    return profile_model(config, classes, precision, micro, world_size=plan.world_size, device_kind=kind)
+
+
+def _parameter_bytes(
+    config: RunConfig, classes: UserClasses | None, given: UserObjects | None, plan: Plan
+) -> int | None:
+    if given is not None:
+        return sum(p.numel() * p.element_size() for p in given.model.parameters())
+    from launcher.memory_profile import parameter_bytes
+
+    return parameter_bytes(config, classes or import_classes(config), plan.batch.micro_batch_size)

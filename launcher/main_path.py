@@ -91,7 +91,7 @@ def fit(
         report.tell(log=log.path)
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
-        decision, run = decide_together(config, topology, facts, store, made_in_code=given is not None)
+        decision, run = decide_together(config, topology, facts, store, given)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
         report.tell(log=log.path, run=run.path)
@@ -142,7 +142,7 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
 
 
 def decide_together(
-    config: RunConfig, topology: Topology, facts: RankFacts, store: Any, *, made_in_code: bool = False
+    config: RunConfig, topology: Topology, facts: RankFacts, store: Any, given: UserObjects | None = None
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
     from launcher.fit_plan import plan_for_fit
@@ -158,7 +158,7 @@ def decide_together(
         checkpoint = place.resume_from
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
         record = read_memory_record(place.path) if place.exists else MemoryRecord()
-        plan = plan_for_fit(config, agreement, trained_in, made_in_code=made_in_code, record=record)
+        plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -61,15 +61,39 @@ def profile_model(
     try:
         batch = first_batch(config, classes, micro_batch_size, trainer)
     except Exception as error:  # noqa: BLE001 -- the user's data; the training itself will tell it whole
-        return _bounded(make, None, 1, trainer, f"no batch could be read ({_told(error)})")
+        return bounded(make, None, 1, trainer, f"no batch could be read ({told(error)})")
+    return profile_of(make, batch, precision, trainer, device_kind)
+
+
+def profile_of(
+    make: Callable[[], LightningModule],
+    batch: Any,
+    precision: Precision,
+    trainer: PlannedTrainer,
+    device_kind: str,
+    *,
+    device: str | None = None,
+) -> ModelProfile | Unprofiled:
+    """The profile of a module that can be made anew, and a batch.
+
+    Args:
+        make: makes the module anew, under a fake mode too; what it raises outside of one rules a real step out.
+        batch: of the user's loader.
+        precision: what it will compute in.
+        trainer: what the module may ask of its Trainer.
+        device_kind: see `profile_model`.
+        device: where the traced step computes, 'cpu' or 'cuda'; None takes the GPU's own kernels where there are any.
+    """
     size = samples_in(batch)
     failure = ""
+    if device is None:
+        device = "cuda" if device_kind == "cuda" and torch.cuda.is_available() else "cpu"
     for fake in (True, False):
         try:
-            return _traced(make, batch, size, precision, trainer, fake, device_kind, failure)
+            return _traced(make, batch, size, precision, trainer, fake, device_kind, device, failure)
         except Exception as error:  # noqa: BLE001 -- the user's module; the next method is tried, and told
-            failure = failure or f"the step could not be traced ({_told(error)})"
-    return _bounded(make, batch, size, trainer, failure)
+            failure = failure or f"the step could not be traced ({told(error)})"
+    return bounded(make, batch, size, trainer, failure)
 
 
 def _traced(
@@ -80,10 +104,11 @@ def _traced(
     trainer: PlannedTrainer,
     fake: bool,
     device_kind: str,
+    device: str,
     failure: str,
 ) -> ModelProfile:
     on_cuda = device_kind == "cuda"
-    device = "cuda" if on_cuda and fake and torch.cuda.is_available() else "cpu"
+    device = device if fake else "cpu"
     half = _HALF.get(precision) or (torch.float64 if precision is Precision.FP64_TRUE else None)
     plain = TraceTypes(half, _AUTOCAST.get(precision))
     sharded = TraceTypes(half or _AUTOCAST.get(precision))
@@ -131,7 +156,7 @@ def _with_workspaces(make: Callable[[], LightningModule]) -> list[str]:
     return sorted(kinds)
 
 
-def _bounded(
+def bounded(
     make: Callable[[], LightningModule], batch: Any, size: int, trainer: PlannedTrainer, failure: str
 ) -> ModelProfile | Unprofiled:
     """Activations from the widths of the layers and the rows of the batch alone: crude, and meant to be too high."""
@@ -140,7 +165,7 @@ def _bounded(
         with fake, torch.random.fork_rng(devices=[]):
             module = make()
     except Exception as error:  # noqa: BLE001 -- the training itself will tell it whole
-        return Unprofiled(_told(error))
+        return Unprofiled(told(error))
     obstacle = None if module.automatic_optimization else "the module optimizes by hand, and ZeRO steps by itself"
     try:
         with fake:
@@ -149,11 +174,27 @@ def _bounded(
     except Exception as error:  # noqa: BLE001 -- as above; Adam's states are assumed
         if isinstance(error, OptimizerError):
             obstacle = f"ZeRO takes one optimizer: {error}"
-        failure += f"; no optimizer could be made ({_told(error)}): Adam's states are assumed"
+        failure += f"; no optimizer could be made ({told(error)}): Adam's states are assumed"
         shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in module.parameters())
         model = ModelShape(shapes, (tuple(range(len(shapes))),))
+    return bound_of(module.parameters(), model, batch, size, failure, obstacle)
+
+
+def bound_of(
+    parameters: Iterable[Tensor], model: ModelShape, batch: Any, size: int, failure: str, obstacle: str | None
+) -> ModelProfile:
+    """The bound by the shapes of parameters and batch.
+
+    Args:
+        parameters: the module's; only their shapes are read.
+        model: the same with the optimizer.
+        batch: of the user's loader; None if none could be read.
+        size: its samples.
+        failure: why there is no better way.
+        obstacle: see `ModelProfile.zero_obstacle`.
+    """
     rows = max((_rows(t) for t in tree_iter(batch) if isinstance(t, Tensor)), default=size)
-    matrices = [p for p in module.parameters() if p.ndim > 1]
+    matrices = [p for p in parameters if p.ndim > 1]
     outputs = sum(max(p.shape) for p in matrices)
     activations = _KEPT_PER_OUTPUT * 4 * rows * outputs
     gradients = 4 * model.trainable_numel
@@ -170,7 +211,8 @@ def _bounded(
         optimizer_states=0,
         flops=flops,
     )
-    notes = (f"{failure}; activations are bounded by the layers' widths",)
+    known = "bounded by the layers' widths" if batch is not None else "not known, and not counted"
+    notes = (f"{failure}; activations are {known}",)
     return ModelProfile(model, (trace, trace), (trace, trace), "bound", notes, obstacle)
 
 
@@ -230,6 +272,7 @@ def _rows(tensor: Tensor) -> int:
     return tensor.numel() // max(tensor.shape[-1], 1)
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """An error's kind and the first line of its text."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__

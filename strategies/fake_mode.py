@@ -1,10 +1,14 @@
-"""A fake mode in which modules may copy their parts."""
+"""A fake mode in which modules may copy their parts, and copies of modules that are at hand."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class FakeMode(FakeTensorMode):
@@ -16,3 +20,17 @@ class FakeMode(FakeTensorMode):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FakeMode:
         return self
+
+
+def fake_copy(module: M) -> M:
+    """A deep copy whose tensors are fake and take no memory; the module stays as it is.
+
+    Raises:
+        RuntimeError: no fake mode is active here.
+    """
+    # Real tensors are read on the way, which the mode itself does not allow.
+    with unset_fake_temporarily() as mode:
+        if not isinstance(mode, FakeTensorMode):
+            raise RuntimeError("fake_copy was called outside of a fake mode; call it within `with FakeMode():`")
+        with FakeCopyMode(mode):
+            return copy.deepcopy(module)

@@ -54,6 +54,7 @@ class Case:
         limit_bytes: of each rank, beside what it had before the model; None for none.
         steps: optimizer steps.
         timed: leave glibc's heap as it is in a training: its holes count then.
+        keeps_order: as the launcher does; else ZeRO 3 records its modules anew in each step, as under Lightning alone.
     """
 
     family: str
@@ -64,6 +65,7 @@ class Case:
     limit_bytes: int | None = None
     steps: int = 5
     timed: bool = False
+    keeps_order: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,10 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGrou
     if not case.timed:
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 10)
         libc.mallopt(_M_TRIM_THRESHOLD, 128 << 10)
+    if not case.keeps_order:
+        import strategies.deepspeed_strategy as ours
+
+        ours.keep_module_order = lambda engine: None
     code = 1
     told: dict[str, Any]
     with (Path(folder) / f"log-{rank}").open("w") as log:

@@ -121,7 +121,7 @@ def _amsgrad(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr=1e-3, amsgrad=True)
 
 
-def _rmsprop(module: nn.Module) -> torch.optim.Optimizer:
+def rmsprop(module: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(module.parameters(), lr=1e-3)
 
 
@@ -152,7 +152,7 @@ MODELS: dict[str, Entry] = {
     "frozen": Entry(lambda: Net(_frozen(), adamw), (40,), (8,)),
     "low_rank": Entry(lambda: Net(LowRank(), adamw), (128,), (128,)),
     "conv": Entry(lambda: Net(_convolutions(), momentum), (3, 12, 12), (4,)),
-    "lstm": Entry(lambda: Net(Recurrent(), _rmsprop), (6, 13), (5,)),
+    "lstm": Entry(lambda: Net(Recurrent(), rmsprop), (6, 13), (5,)),
     "sgd": Entry(lambda: Net(mlp(31, 500, 7), _sgd), (31,), (7,)),
     "amsgrad": Entry(lambda: Net(mlp(50, 350, 350, 2), _amsgrad), (50,), (2,)),
     "large": Entry(lambda: Net(mlp(257, 1031, 1031, 17), two_groups), (257,), (17,)),

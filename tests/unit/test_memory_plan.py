@@ -269,13 +269,12 @@ def test_a_batch_that_the_user_fixed_has_one_split() -> None:
 
 
 def test_a_run_on_a_cpu_begins_without_a_trace_unless_the_states_are_large() -> None:
-    assert plan_for_fit(config(), ranks(1), None, made_in_code=False).memory is None
+    assert plan_for_fit(config(), ranks(1), None).memory is None
     small = dataclasses.replace(CPU, memory_bytes=20_000)
     agreement = ranks(1, small)
     # Asked for, as nothing fits.
     given = config(strategy="single_device")
-    assert plan_for_fit(given, agreement, None, made_in_code=False).memory is not None
-    assert plan_for_fit(config(), agreement, None, made_in_code=True).memory is None
+    assert plan_for_fit(given, agreement, None).memory is not None
 
 
 def _dry_run(given: RunConfig, count: int = 2) -> DryRun:

@@ -23,6 +23,7 @@ from launcher.plan import Plan
 from launcher.run_directory import find_run, open_run_directory, write_plan
 from launcher.run_status import tell
 from strategies.step_trace import ModelProfile
+from tests.unit.rank_threads import CPU
 from tests.unit.run_directories import ended as unlocked
 from tests.unit.test_failure import ended, error
 from tests.unit.test_memory_plan import config, profiled, ranks
@@ -65,7 +66,7 @@ def test_a_damaged_record_is_told_and_knows_nothing(tmp_path: Path, text: str) -
     record = read_memory_record(tmp_path)
     assert record.entries == ()
     assert "is not known" in (record.problem or "")
-    plan = plan_for_fit(asked(), ranks(2), None, made_in_code=False, record=record)
+    plan = plan_for_fit(asked(), ranks(2), None, record=record)
     assert plan.notices[-1] == record.problem
     assert plan.strategy.name == "ddp"
 
@@ -144,9 +145,11 @@ def test_an_order_on_the_new_command_line_is_kept_and_so_is_another_number_of_ra
 
 def test_a_requeued_job_takes_the_record_of_its_run(tmp_path: Path) -> None:
     """What a rank or an agent left is what the next start of the same run finds, as rank zero reads it."""
+    # So little that the step is traced, whatever on_oom says.
+    agreement = ranks(3, dataclasses.replace(CPU, memory_bytes=3 << 30))
     given = asked(name="it", runs_dir=str(tmp_path))
     run = unlocked(open_run_directory(given))
-    first = plan_for_fit(given, ranks(2), None, made_in_code=False)
+    first = plan_for_fit(given, agreement, None)
     write_plan(run, first.to_dict())
     assert remember_failure(KILLED, run.path) is None
     again = dataclasses.replace(given, resume="auto")
@@ -154,11 +157,13 @@ def test_a_requeued_job_takes_the_record_of_its_run(tmp_path: Path) -> None:
     assert place.exists
     record = read_memory_record(place.path)
     assert record == record_of(again, first), "config.yaml and plan.json say what the rank itself knows"
-    second = plan_for_fit(again, ranks(2), None, made_in_code=False, record=record)
+    second = plan_for_fit(again, agreement, None, record=record)
     assert second.ran_out == ("ddp",)
     assert second.strategy.name != "ddp"
     stop = dataclasses.replace(again, on_oom="stop")
-    assert plan_for_fit(stop, ranks(2), None, made_in_code=False, record=record).strategy.name == "ddp"
+    plain = plan_for_fit(stop, agreement, None, record=record)
+    assert plain.memory is not None
+    assert (plain.strategy.name, plain.ran_out) == ("ddp", ())
 
 
 def test_a_rank_that_was_refused_memory_counts_as_one_that_was_killed_for_it() -> None:
@@ -179,5 +184,5 @@ def test_what_ran_out_is_not_followed_by_what_the_config_rules_out() -> None:
     zero = {"zero_optimization": {"stage": 1}}
     given = asked(strategy="deepspeed_stage_1", deepspeed_config=zero)
     first = planned(given)
-    with pytest.raises(PlanError, match="ran out of memory in this run: `strategy: deepspeed_stage_2` needs less, but"):
+    with pytest.raises(PlanError, match=r"in this run: `strategy: deepspeed_stage_\d` needs less, but"):
         planned(given, record_of(given, first))
