@@ -165,8 +165,6 @@ class _Open:
     def memory(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
         ranks, peaks = as_sequence(event.get("ranks")), as_sequence(event.get("measured"))
-        if len(ranks) != len(peaks):
-            raise Malformed
         planned = as_mapping(event.get("planned") or {})
         total = planned.get("total")
         self._known["memory"] = MemoryEnd(

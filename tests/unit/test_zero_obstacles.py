@@ -19,7 +19,10 @@ from launcher.errors import ConfigError, PlanError
 from launcher.memory_plan import plan_with_memory
 from launcher.nvme import NvmeFolder, look_at, offload_folders
 from launcher.plan import Plan, make_plan
+from launcher.plan_table import print_memory
+from launcher.terminal import make_console
 from strategies.deepspeed_config import NVME_PATH, VARIANTS
+from strategies.gpus import find_gpu
 from tests.toy import Toy
 from tests.unit.rank_threads import CPU, H100, facts
 from tests.unit.test_comparison import GIB, profile
@@ -149,6 +152,11 @@ class TestNvme:
         assert plan.memory is not None
         assert f"no node was asked: {NVME} assumes" in plan.memory["notes"][-1]
         assert f"for each rank on {NVME_PATH}" in plan.memory["notes"][-1]
+        assert plan.memory["machine"]["source"] == find_gpu("h100").source
+        console = make_console()
+        with console.capture() as printed:
+            print_memory(plan, console)
+        assert f"numbers of the device: {find_gpu('h100').source}" in printed.get()
         asked = make_plan(RunConfig(strategy=NVME), there)
         assert asked.notices == (f"no node was asked: {NVME} assumes that {NVME_PATH} is there and has room",)
         assert not any(NVME in n for n in (planned(seen(0, 10**15), seen(1, 10**15)).memory or {})["notes"])
@@ -180,7 +188,8 @@ class TestOwnPrecisionPlugin:
         assert not find_problems({"strategy": "ddp", **plugins})
         assert not find_problems({"strategy": "deepspeed_stage_2", "trainer": {"plugins": None}})
 
-    def test_a_coordinator_with_both_starts_no_rank(self, tmp_path: Path) -> None:
+    def test_a_coordinator_with_both_starts_no_rank(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(TrainingCoordinator, "_fit", lambda *_: pytest.fail("ranks were started"))
         coordinator = TrainingCoordinator(
             tmp_path, strategy="deepspeed_stage_2", devices=2, plugins=[DoublePrecision()]
         )  # fmt: skip
