@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ class MeasuredMemory:
             lines = self._status.read_text(encoding="ascii", errors="replace").splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
         except (OSError, StopIteration):
-            # Not Linux: the highest so far is all that is known.
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            # Not Linux: the highest so far is all that is known. macOS counts in bytes.
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return most if sys.platform == "darwin" else most * 1024
 
 
 class TellMemory(pl.Callback):

@@ -19,7 +19,7 @@ from launcher.zero_obstacles import assumed_folders, candidate_obstacles, nvme_r
 from strategies.alike import Alike
 from strategies.batch import BatchSplit
 from strategies.candidates import ZERO_3_NVME
-from strategies.choice import AUTO, DDP, DDP_FIND_UNUSED, Rejected, StrategyChoice
+from strategies.choice import AUTO, Rejected, StrategyChoice
 from strategies.comparison import Comparison, compare_strategies
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
@@ -77,7 +77,7 @@ def plan_with_memory(
     found = _with_assumptions(found, agreement, user)
     why_not = functools.partial(why_not_planned, config, agreement, checkpoint)
     if config.strategy != AUTO:
-        found = with_next(found, _assessed_name(plan), machine, why_not)
+        found = with_next(found, plan.strategy.name, machine, why_not)
         chosen = _ordered(plan, found)
     else:
         found = with_next(found, found.pick or plan.strategy.name, machine, why_not)
@@ -141,13 +141,9 @@ def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
     return dataclasses.replace(choice, reasons=(*reasons, f"{choice.name} {found.why}"), rejected=rejected)
 
 
-def _assessed_name(plan: Plan) -> str:
-    return DDP if plan.strategy.name == DDP_FIND_UNUSED else plan.strategy.name
-
-
 def _ordered(plan: Plan, found: Comparison) -> Plan:
     """A strategy that was asked for is taken; if it does not fit, a notice says so."""
-    name = _assessed_name(plan)
+    name = plan.strategy.name
     own = found.of(name)
     notices = plan.notices
     if own is not None and not own.fits:

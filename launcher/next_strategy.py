@@ -26,6 +26,9 @@ def next_strategy(failure: RankEnd, run: Path | None) -> str | None:
     try:
         config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         memory = json.loads((run / "plan.json").read_text(encoding="utf-8"))["memory"]
+        # The kernel kills for the host's memory: what needs less on a GPU may need more there.
+        if _on_gpus(run):
+            return None
         return memory["next"] if memory and config["on_oom"] == "next" else None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         # What cannot be read says nothing of where to go on.
@@ -43,6 +46,17 @@ def remember_failure(failure: RankEnd, run: Path | None) -> str | None:
         What to tell if it could not be kept.
     """
     # The directory of another node's ranks may lie on that node alone.
-    if run is None or not failure.ran_out_of_memory or not (run / "plan.json").exists() or remember_attempt(run):
+    if run is None or not failure.ran_out_of_memory or not (run / "plan.json").exists():
+        return None
+    if failure.out_of_memory and _on_gpus(run):
+        return None  # killed for the host's memory, of which the strategy on the GPU says nothing
+    if remember_attempt(run):
         return None
     return f"notice: {run / FILE_NAME} cannot be written: the next start will not know that memory ran out"
+
+
+def _on_gpus(run: Path) -> bool:
+    try:
+        return json.loads((run / "plan.json").read_text(encoding="utf-8"))["device_kind"] == "cuda"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -20,11 +20,13 @@ class NvmeFolder:
         path: as the config has it.
         free_bytes: room for this user; 0 if it cannot be used.
         problem: why it cannot be used; None if it can.
+        device: number of the file system that it lies on: folders of one share its room.
     """
 
     path: str
     free_bytes: int = 0
     problem: str | None = None
+    device: int = 0
 
 
 def offload_folders(config: RunConfig) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ def _look_at(path: str) -> NvmeFolder:
             return NvmeFolder(path, problem="is no folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             return NvmeFolder(path, problem="cannot be written")
-        status = os.statvfs(folder)
+        status, device = os.statvfs(folder), folder.stat().st_dev
     except OSError as error:
         return NvmeFolder(path, problem=f"cannot be looked at ({error.strerror})")
-    return NvmeFolder(path, status.f_bavail * status.f_frsize)
+    return NvmeFolder(path, status.f_bavail * status.f_frsize, device=device)

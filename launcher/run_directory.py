@@ -17,14 +17,16 @@ import yaml
 from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
+from launcher.memory_record import FILE_NAME
 from launcher.sweep_record import MEMBERS
 from launcher.whole_file import write_file
 
 _FOLDERS = ("logs", "checkpoints", "wandb")
 LAST_CHECKPOINT = "last.ckpt"
 # What may change between two attempts of one run without making it another run.
-_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "wandb", "slurm", "devices", "num_nodes", "agreement_timeout",
-                   "process_group_timeout", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time")  # fmt: skip
+_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "on_oom", "wandb", "slurm", "devices", "num_nodes",
+                   "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
+                   "trainer.max_time")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def newest_run_like(config: RunConfig) -> str | None:
-    """Name of the newest run with this config that has a checkpoint to go on from."""
+    """Name of the newest run with this config to go on from: it has a checkpoint, or a record of what ran out."""
     runs = Path(config.runs_dir)
     # Through YAML, as the other side went: a tuple given in code comes back as a list.
     wanted = _identity(yaml.safe_load(config.to_yaml()))
@@ -168,7 +170,7 @@ def newest_run_like(config: RunConfig) -> str | None:
             same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
         except (OSError, yaml.YAMLError, AttributeError, TypeError):
             continue  # not ours, or being written: no run to go on with
-        if same and last_checkpoint(file.parent / "checkpoints"):
+        if same and (last_checkpoint(file.parent / "checkpoints") or (file.parent / FILE_NAME).exists()):
             found.append((file.stat().st_mtime, file.parent.name))
     return max(found)[1] if found else None
 

@@ -77,7 +77,7 @@ def nvme_room(name: str, agreement: Agreement, user: Mapping[str, Any]) -> int |
     """Bytes on NVMe that each rank has where it has least; None if the variant takes none, or no rank looked."""
     paths = nvme_paths(name, user)
     rooms = [
-        sum(folder.free_bytes for folder in fact.nvme if folder.path in paths) // fact.local_world_size
+        sum({f.device: f.free_bytes for f in fact.nvme if f.path in paths}.values()) // fact.local_world_size
         for fact, _ in agreement.kinds()
         if any(folder.path in paths for folder in fact.nvme)
     ]

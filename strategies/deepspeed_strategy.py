@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy, St
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from strategies.choice import StrategyError
@@ -67,6 +68,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
+        self._order_hook: RemovableHandle | None = None
         # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
         self.on_written: Callable[[Path, Path, int | None], None] | None = None
 
@@ -96,7 +98,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     @override
     def init_deepspeed(self) -> None:
         super().init_deepspeed()
-        keep_module_order(self.model)
+        self._order_hook = keep_module_order(self.model)
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -128,6 +130,9 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     @override
     def teardown(self) -> None:
         super().teardown()
+        if self._order_hook is not None:
+            self._order_hook.remove()
+            self._order_hook = None
         for name, value in self._variables_before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 class OutermostCall:
@@ -36,18 +37,21 @@ class OutermostCall:
         self._depth = max(0, self._depth - 1)
 
 
-def keep_module_order(engine: Any) -> None:
+def keep_module_order(engine: Any) -> RemovableHandle | None:
     """Let an engine of stage 3 begin a step where Lightning calls the module, not where the module calls itself.
 
     Args:
         engine: a `DeepSpeedEngine` of any stage; others have nothing to keep.
+
+    Returns:
+        Removes what it leaves on the module beside DeepSpeed's own hook; None if it leaves nothing.
     """
     offload = getattr(engine.optimizer, "parameter_offload", None)
     handle = getattr(offload, "fwd_pre_hook", None)
     if offload is None or handle is None:
-        return
+        return None
     module: nn.Module = offload.module
     call = OutermostCall(module._forward_pre_hooks[handle.id])
     # In its place, so that DeepSpeed's own handle removes it.
     module._forward_pre_hooks[handle.id] = call.enter
-    module.register_forward_hook(call.leave, always_call=True)
+    return module.register_forward_hook(call.leave, always_call=True)

@@ -66,7 +66,7 @@ class ZeroStep:
     whole_process: bool = False
 
     def moments(self) -> Iterator[Moment]:
-        """Of the last micro batch of a step, which holds most; at least one of each phase."""
+        """Of the last micro batch of a step, which holds most; no step where nothing is trained."""
         if self.stage == 3:
             yield self._forward_3()
         else:
@@ -133,7 +133,9 @@ class ZeroStep:
                 content = reduction_of(filled, places, self.width)
                 yield Moment("backward", kept, now.live, beside + self._copies(content))
                 reduced += size
-                kept = kept if self.stage == 3 else before + self._owned(reduced)
+                # In stage 1 what was accumulated is what is reduced: it goes as the rank's own part comes.
+                left = max(0, before - reduced) if self.stage == 1 else before
+                kept = kept if self.stage == 3 else left + self._owned(reduced)
                 yield Moment("backward", kept, now.live, beside)
                 filled, size, oversized = [], 0, 0
             if then is not None:

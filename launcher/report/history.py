@@ -188,6 +188,10 @@ class _Open:
             self._known["failed_rank"] = rank
             self._known["detail"] = f"rank {rank}{f' ({host})' if host else ''}: {self._known['detail']}"
 
+    def out_of_memory(self, event: Mapping[str, Any], time: float, rank: int) -> None:
+        error = f"out of memory with {as_text(event.get('strategy'))}"
+        self.failed({"host": event.get("host"), "error": error}, time, rank)
+
     def rank_failed(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         # The agent saw all ranks: its word on who was first counts more than a rank's own.
         if self._known.get("outcome") == "failed":
@@ -216,5 +220,6 @@ _READERS = {
     "interrupted": _Open.interrupted,
     "preempted": _Open.interrupted,
     "failed": _Open.failed,
+    "out_of_memory": _Open.out_of_memory,
     "rank_failed": _Open.rank_failed,
 }

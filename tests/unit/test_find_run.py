@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import ResumeError, RunDirectoryError
+from launcher.memory_record import FILE_NAME
 from launcher.run_directory import find_run, open_run_directory
 from tests.unit.run_directories import config, ended, everything, make_run
 
@@ -70,6 +71,15 @@ def test_a_run_that_was_never_saved_has_nothing_to_go_on_from(runs: Path) -> Non
     path = make_run(runs, checkpoint=None)
     place = find_run(config(runs, resume="auto"))
     assert (place.path, place.exists, place.resume_from) == (path, True, None)
+
+
+def test_a_run_without_a_name_that_ran_out_of_memory_before_it_was_saved_is_gone_on_with(runs: Path) -> None:
+    first = ended(open_run_directory(config(runs, None, resume="auto")))
+    again = config(runs, None, resume="auto", on_oom="next")
+    assert not find_run(again).exists
+    (first.path / FILE_NAME).write_text("[]")
+    found = find_run(again)
+    assert (found.path, found.exists, found.resume_from) == (first.path, True, None)
 
 
 def test_a_taken_name_is_refused(runs: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.next_strategy import next_strategy
+from launcher.memory_record import FILE_NAME
+from launcher.next_strategy import next_strategy, remember_failure
 from tests.unit.test_failure import ended, error
 
 KILLED = ended(1, -9, out_of_memory=True)
@@ -31,6 +32,15 @@ def test_for_a_rank_that_the_kernel_killed_the_run_directory_says_it(tmp_path: P
     assert next_strategy(KILLED, run) == "deepspeed_stage_3"
     assert next_strategy(ended(1, -9), run) is None
     assert next_strategy(KILLED, None) is None
+
+
+def test_a_rank_of_a_gpu_that_the_kernel_killed_ran_out_of_the_hosts_memory(tmp_path: Path) -> None:
+    run = run_directory(tmp_path, memory={"next": "deepspeed_stage_3_offload"})
+    plan = {**json.loads((run / "plan.json").read_text()), "device_kind": "cuda"}
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert next_strategy(KILLED, run) is None
+    assert remember_failure(KILLED, run) is None
+    assert not (run / FILE_NAME).exists()
 
 
 @pytest.mark.parametrize(("on_oom", "memory"), [("stop", {"next": "ddp"}), ("next", None), ("next", {"next": None})])

@@ -68,6 +68,14 @@ def test_accumulated_gradients_are_there_from_the_start_of_the_last_micro_batch(
     assert beside_states(model, trace, ZERO_1, 2, bucket=1000, accumulate=2) == ("forward", 100_000 + 8000)
 
 
+def test_what_stage_1_accumulated_goes_as_it_is_reduced() -> None:
+    model = model_of(*[1000] * 10)
+    trace = trace_of(model, *[0] * 11)
+    # All gradients, the bucket, and in the end a rank's own half of them.
+    phase, most = beside_states(model, trace, ZERO_1, 2, bucket=1000, overlap=True, accumulate=4)
+    assert (phase, most) == ("backward", 40_000 - 4000 + 20_000 + 2 * 4000)
+
+
 def test_a_gradient_that_no_bucket_takes_is_whole_until_the_next_one_has_come() -> None:
     model = model_of(10, 1000)
     # The large gradient comes first; the peak is in between.

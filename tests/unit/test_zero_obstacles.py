@@ -21,6 +21,7 @@ from launcher.nvme import NvmeFolder, look_at, offload_folders
 from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory
 from launcher.terminal import make_console
+from launcher.zero_obstacles import nvme_room
 from strategies.deepspeed_config import NVME_PATH, VARIANTS
 from strategies.gpus import find_gpu
 from tests.toy import Toy
@@ -144,6 +145,14 @@ class TestNvme:
             planned(*narrow, billions=20, host=256 * GIB)
         asked = planned(*narrow, billions=20, host=256 * GIB, strategy=NVME)
         assert "does not fit: 149 GiB on NVMe a rank, where there is room for 100 GiB" in asked.notices[-1]
+
+    def test_two_folders_of_one_disk_have_its_room_once(self) -> None:
+        folders = tuple(NvmeFolder(path, 100, device=7) for path in ("/nvme/a", "/nvme/b"))
+        user = {"zero_optimization": {f"offload_{part}": {"device": "nvme", "nvme_path": f.path}
+                                      for part, f in zip(("optimizer", "param"), folders, strict=True)}}  # fmt: skip
+        assert nvme_room(NVME, Agreement((facts(0, H100, nvme=folders),)), user) == 100
+        apart = (folders[0], dataclasses.replace(folders[1], device=8))
+        assert nvme_room(NVME, Agreement((facts(0, H100, nvme=apart),)), user) == 200
 
     def test_machines_that_are_not_here_are_assumed_to_have_it(self) -> None:
         first = dataclasses.replace(facts(0, H100), local_world_size=8)
