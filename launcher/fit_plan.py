@@ -86,7 +86,9 @@ def _parameter_bytes(
     config: RunConfig, classes: UserClasses | None, given: UserObjects | None, plan: Plan
 ) -> int | None:
     if given is not None:
-        return sum(p.numel() * p.element_size() for p in given.model.parameters())
+        from launcher.memory_profile import sum_of_bytes
+
+        return sum_of_bytes(given.model)
     from launcher.memory_profile import parameter_bytes
 
     return parameter_bytes(config, classes or import_classes(config), plan.batch.micro_batch_size)

@@ -157,7 +157,9 @@ def decide_together(
         place = find_run(config, restart_of=restart_of)
         checkpoint = place.resume_from
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
-        record = read_memory_record(place.path) if place.exists else MemoryRecord()
+        # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
+        known = place.exists and (given is None or restart_of is not None)
+        record = read_memory_record(place.path) if known else MemoryRecord()
         plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         run = open_run_directory(config, restart_of=restart_of)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -261,6 +262,13 @@ def parameter_bytes(config: RunConfig, classes: UserClasses, micro_batch_size: i
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             module = make_model(config, classes, micro_batch_size)
     except Exception:  # noqa: BLE001 -- the training itself will tell it whole
+        return None
+    return sum_of_bytes(module)
+
+
+def sum_of_bytes(module: nn.Module) -> int | None:
+    """Bytes of the module's parameters; None if it has some that get their shape with the first batch."""
+    if any(is_lazy(p) for p in module.parameters()):
         return None
     return sum(p.numel() * p.element_size() for p in module.parameters())
 

@@ -1,23 +1,26 @@
-"""A `ModelProfile` of a model and data that are objects of the caller's, which stay exactly as they are.
+"""A `ModelProfile` of a model and data that are objects of the caller's, and stay as they are.
 
 The step is traced on a copy of the module whose tensors are fake, with a batch from a copy of the data. What cannot be
-copied, or might reach the caller's objects in spite of the copy, is not run: then its parameters alone are known.
+copied, or might reach the caller's objects in spite of the copy, is not run: then its parameters alone are known. What
+the caller's code prints or writes to files comes once more.
 """
 
 from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from launcher.config import RunConfig
-from launcher.memory_profile import bound_of, bounded, profile_of, told
+from launcher.memory_profile import bound_of, bounded, profile_of, sum_of_bytes, told
 from launcher.random_states import capture, restore
 from launcher.user_objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
@@ -30,6 +33,9 @@ from strategies.trace import PlannedTrainer, attach
 _MOST_OBJECTS = 100_000
 _MOST_BYTES = 256 << 20
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Filled by whoever has a reference.
+_SHARED = (list, dict, set, bytearray, deque, Tensor)
+_LIBRARIES = ("torch", "lightning", "torchmetrics", "builtins", "typing", "launcher")
 # What a deep copy shares.
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.FunctionType, types.ModuleType)
 
@@ -40,7 +46,7 @@ class _NotCopied(Exception):  # noqa: N818 -- says why the caller's objects are 
 
 def profile_objects(
     config: RunConfig, given: UserObjects, precision: Precision, *, world_size: int, device_kind: str
-) -> ModelProfile:
+) -> ModelProfile | Unprofiled:
     """Learn what every strategy's memory depends on, and leave the objects and all random generators as they are.
 
     Args:
@@ -49,10 +55,18 @@ def profile_objects(
         precision: what will be computed in.
         world_size: what the module may ask of its Trainer.
         device_kind: 'cpu', 'cuda' or 'mps': whose allocator and optimizer implementation count.
+
+    Returns:
+        Why nothing is known if not even the parameters have a shape.
     """
+    if sum_of_bytes(given.model) is None:
+        return Unprofiled("it has parameters that get their shape with the first batch")
     trainer = PlannedTrainer(world_size, config.trainer.max_epochs or 1, config.trainer.max_steps)
     with _untouched(given.model):
-        found = _profiled(given, precision, trainer, device_kind)
+        try:
+            found = _profiled(given, precision, trainer, device_kind)
+        except Exception as error:  # noqa: BLE001 -- whatever the caller's objects do when they are looked at
+            found = Unprofiled(told(error))
     if isinstance(found, ModelProfile):
         return found
     shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in given.model.parameters())
@@ -121,11 +135,33 @@ def _check_module(module: nn.Module) -> None:
         _NotCopied: a hook may tell of it, or see `_check_copyable`.
     """
     for part in module.modules():
+        _check_class(type(part))
         for hook in (each for name in _HOOKS for each in getattr(part, name).values()):
             # A callable object is copied with the module; a function is not, nor is what it writes to.
-            if isinstance(hook, types.FunctionType) and not hook.__module__.startswith("torch."):
+            if isinstance(hook, types.FunctionType) and not _of_libraries(hook.__module__):
                 raise _NotCopied(f"its hook {hook.__qualname__} may write to your own objects")
     _check_copyable(module, "it", tensors=False)
+
+
+def _check_class(kind: type) -> None:
+    """Whether a class of the caller's has, or its methods name, something that all its objects share and may fill.
+
+    Raises:
+        _NotCopied: it has.
+    """
+    for owner in (each for each in kind.__mro__ if not _of_libraries(each.__module__)):
+        for name, value in vars(owner).items():
+            if isinstance(value, types.FunctionType):
+                used = (n for n in value.__code__.co_names if isinstance(value.__globals__.get(n), _SHARED))
+                for outside in used:
+                    raise _NotCopied(f"{owner.__name__}.{name} uses {outside}, which is outside of it")
+            elif isinstance(value, _SHARED) and not name.startswith("__"):
+                raise _NotCopied(f"its class attribute {owner.__name__}.{name} is one for all objects")
+
+
+def _of_libraries(module: str | None) -> bool:
+    """Whether what a Python module defines holds nothing of the caller's."""
+    return (module or "").partition(".")[0] in _LIBRARIES
 
 
 def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
@@ -144,7 +180,7 @@ def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
     rest, size = [thing], 0
     while rest:
         value = rest.pop()
-        if isinstance(value, types.FunctionType) and value.__closure__:
+        if isinstance(value, types.FunctionType) and value.__closure__ and not _of_libraries(value.__module__):
             raise _NotCopied(f"{name} has a function ({value.__qualname__}) that may hold your own objects")
         if id(value) in seen:
             continue
@@ -157,13 +193,17 @@ def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
 
 
 def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor) and value.layout is not torch.strided:
+        return 0  # its indices and values are small against what it stands for
     count = getattr(value, "nbytes", 0)
     return count if isinstance(count, int) else 0
 
 
 def _inside(value: Any) -> list[Any]:
     """What a deep copy of it copies too."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Tensor):
+        return []
+    if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set | frozenset):
         return [*value]

@@ -242,6 +242,57 @@ def test_a_step_that_reaches_the_callers_parameters_all_the_same_leaves_no_gradi
 GLOBALS: dict[str, Any] = {}
 
 
+class Collecting(Toy):
+    losses: list[Tensor] = []  # noqa: RUF012 -- one for all objects is the fault that is looked for
+
+
+class Noting(Toy):
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        GLOBALS["loss"] = loss = super().training_step(batch, batch_idx)
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Collecting, "its class attribute Collecting.losses is one for all objects"),
+        (Noting, "Noting.training_step uses GLOBALS, which is outside of it"),
+    ],
+)
+def test_a_step_that_may_fill_what_all_objects_share_is_not_run(model: type[Toy], says: str) -> None:
+    GLOBALS.clear()
+    found = profile(model(), ToyData())
+    assert found.method == "bound"
+    assert f"the module was not copied for a trace ({says})" in found.notes[0]
+    assert not GLOBALS
+
+
+def test_functions_of_torch_and_sparse_buffers_are_no_obstacle() -> None:
+    model = Toy()
+    model.pool = nn.functional.max_pool2d  # pyright: ignore[reportAttributeAccessIssue]
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    assert profile_objects(
+        config(), UserObjects(model, ToyData()), Precision.FP32_TRUE, world_size=1, device_kind="cpu"
+    )
+    model = Toy()
+    model.pool = nn.functional.max_pool2d  # pyright: ignore[reportAttributeAccessIssue]
+    assert profile(model, ToyData()).method == "traced"
+
+
+def test_parameters_without_a_shape_are_told_and_stop_no_run() -> None:
+    class Lazy(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.LazyLinear(2)
+
+    given = UserObjects(Lazy(), ToyData())
+    plain = RunConfig(model={"class_path": "tests.toy.Toy"})
+    assert plan_for_fit(plain, ranks(2), None, given=given).memory is None
+    always = dataclasses.replace(plain, on_oom="next")
+    (notice,) = [n for n in plan_for_fit(always, ranks(2), None, given=given).notices if "memory" in n]
+    assert "parameters that get their shape with the first batch" in notice
+
+
 def test_a_step_that_looks_at_values_is_not_run_for_real() -> None:
     class Looks(Toy):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
