@@ -142,19 +142,9 @@ def _traced(
     if sharded != plain:
         halved = completed(traced(sharded, small)[0]), completed(traced(sharded, large)[0])
     notes = [] if fake else [f"{failure}; one real step was measured instead"]
-    if device_kind == "cpu" and fake and (layers := _with_workspaces(make)):
-        notes.append(f"workspaces of convolutions on a CPU are not counted ({', '.join(layers)}): expect more")
     if on_cuda and device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")
     return ModelProfile(model, traces, halved, "traced" if fake else "probed", tuple(notes))
-
-
-def _with_workspaces(make: Callable[[], LightningModule]) -> list[str]:
-    """The kinds of layers whose workspaces no trace sees."""
-    with FakeMode(), torch.random.fork_rng(devices=[]):
-        # torch's base class of its convolutions has no public name.
-        kinds = {type(part).__name__ for part in make().modules() if isinstance(part, nn.modules.conv._ConvNd)}
-    return sorted(kinds)
 
 
 def bounded(

@@ -1,4 +1,4 @@
-"""What oneDNN takes beside tensors on a CPU, made visible to a trace: the LSTM's workspace and its packed weights.
+"""What oneDNN takes beside tensors on a CPU, made visible to a trace: workspaces of LSTMs and convolutions.
 
 Under fake tensors `aten::mkldnn_rnn_layer` gives an empty workspace, as only oneDNN knows its size; torch keeps the
 real one from forward to backward (ATen/native/mkldnn/RNN.cpp).
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 _LINE = 64  # bytes
 _FORWARD, _BACKWARD = "aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward"
+_CONVOLUTION, _CONVOLUTION_BACKWARD = "aten::convolution", "aten::convolution_backward"
 
 
 class CpuWorkspaces(TorchDispatchMode):
@@ -24,6 +25,11 @@ class CpuWorkspaces(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func._schema.name
+        if name in (_CONVOLUTION, _CONVOLUTION_BACKWARD):
+            out = func(*args, **(kwargs or {}))
+            reordered = torch.empty(_reordered(name, args, out), dtype=torch.uint8)
+            del reordered
+            return out
         if name not in (_FORWARD, _BACKWARD):
             return func(*args, **(kwargs or {}))
         # input, the two weights: the same places in both.
@@ -53,6 +59,18 @@ def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -
     gates = steps * _row(4 * hidden, element_size)
     states = (steps + 1) * _row(hidden, element_size)
     return batch * (2 * gates + 8 * states)
+
+
+def _reordered(name: str, args: tuple[Any, ...], out: Any) -> int:
+    """Bytes of a convolution's tensors in oneDNN's own layout, from above: some kernels take them as they are.
+
+    Backward computes the input's gradient first and the weight's after it (ATen/native/mkldnn/Conv.cpp).
+    """
+    if name == _CONVOLUTION:
+        return sum(map(_bytes, (*args[:2], out)))
+    arriving, inputs, weight = args[:3]
+    of_input, of_weight = (0 if found is None else _bytes(found) for found in out[:2])
+    return _bytes(arriving) + max(_bytes(weight) + of_input if of_input else 0, _bytes(inputs) + of_weight)
 
 
 def _row(width: int, element_size: int) -> int:
