@@ -104,9 +104,8 @@ class ZeroStep:
         """DeepSpeed's contiguous buckets: whole on a GPU, of a CPU's process the pages that gradients came to."""
         if not self.whole_process:
             return self.states.bucket
-        fitting = sum(p.numel for p in self.model.parameters if p.trainable) * self.width
-        fitting -= sum(n for p in self.model.parameters if (n := p.numel * self.width) > self._bucket and p.trainable)
-        return min(self._bucket, fitting)
+        sizes = (p.numel * self.width for p in self.model.parameters if p.trainable)
+        return min(self._bucket, sum(size for size in sizes if size <= self._bucket))
 
     def _copies(self, content: Reduction) -> int:
         """What exists beside a bucket while it is reduced: DeepSpeed's copy of scattered pieces, and gloo's."""

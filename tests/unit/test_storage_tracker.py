@@ -72,3 +72,12 @@ def test_torchs_own_memory_tracker_sees_the_same_peak_of_a_fake_step() -> None:
         net(x).sum().backward()
     states = sum(p.nbytes for p in net.parameters()) + x.nbytes
     assert ours.peak_total + states == peak
+
+
+def test_a_shape_without_memory_is_not_counted() -> None:
+    with StorageTracker() as tracker:
+        shape = torch.zeros(1000, device="meta")
+        assert tracker.activations == 0
+        kept = torch.zeros(shape.numel())
+        assert tracker.activations == 4000
+    del kept

@@ -18,7 +18,7 @@ from strategies.precision import Precision
 from strategies.step_trace import at_batch_size
 from strategies.trace import PlannedTrainer, TraceTypes, attach, trace_step
 from tests.allocator_peak import peak_of
-from tests.model_zoo import MODELS
+from tests.model_zoo import MODELS, Net, adamw
 
 TYPES = {
     "32-true": TraceTypes(),
@@ -90,6 +90,17 @@ def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
 def test_a_fake_step_and_a_real_one_are_traced_alike(name: str) -> None:
     entry = MODELS[name]
     fake, real = (trace_step(entry.make, entry.batch(4), 4, fake=fake) for fake in (True, False))
+    assert fake == real
+
+
+def test_weights_of_copied_layers_are_no_activations() -> None:
+    # nn.TransformerEncoder copies its layer as often as it is told.
+    def make() -> pl.LightningModule:
+        layer = nn.TransformerEncoderLayer(16, 2, 64, 0.0, batch_first=True)
+        return Net(nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), adamw)
+
+    batch = torch.randn(4, 5, 16), torch.zeros(4, 5, 16)
+    fake, real = (trace_step(make, batch, 4, fake=fake)[0] for fake in (True, False))
     assert fake == real
 
 
