@@ -88,8 +88,21 @@ class OneStoreRendezvous(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait for the other nodes."""
         info = self._inner.next_rendezvous()
+        rank = self._in_order_of_numbers(info) if self._options.several_nodes else info.rank
         host, port = _address(info.store)
-        return RendezvousInfo(info.store, info.rank, info.world_size, RendezvousStoreInfo(host, port))
+        return RendezvousInfo(info.store, rank, info.world_size, RendezvousStoreInfo(host, port))
+
+    def _in_order_of_numbers(self, info: RendezvousInfo) -> int:
+        """This node's place among those that came.
+
+        torchelastic orders them by host name and process id, so that rank 0 would be anywhere. The node that serves
+        the rendezvous cannot be lost, so the run's files and log lines are best made there. Nodes without a number
+        come last.
+        """
+        number = self._options.max_nodes if self._options.node_rank is None else self._options.node_rank
+        info.store.set(f"launcher/number/{info.rank}", str(number))
+        numbers = [int(info.store.get(f"launcher/number/{rank}")) for rank in range(info.world_size)]
+        return sum((other, rank) < (number, info.rank) for rank, other in enumerate(numbers))
 
     @property
     def use_agent_store(self) -> bool:
