@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_parts
 from strategies.step_trace import Landing, StepTrace
-from strategies.zero_reduction import Reduction, parameter_places, reduction_of
+from strategies.zero_reduction import Reduction, largest_piece, parameter_places, reduction_of
+
+# DeepSpeed adds up a norm in fp64, from a copy of one piece after the other (`runtime/zero/utils.py`, `get_norm_dtype`).
+_NORM = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ class ZeroStep:
         before, buckets, course = kept, self._buckets(), self._course()
         filled: list[tuple[int | None, int]] = []
         size = oversized = reduced = 0
+        # Of what goes to host memory it is taken on the way; of what stays, at the beginning of the step.
+        norm = self._norm() if self.offloads else 0
         for now, then in zip(course, (*course[1:], None), strict=True):
             beside = buckets + oversized + self._gathered(now.gradients)
             yield Moment("backward", kept, now.peak, beside)
@@ -135,7 +140,7 @@ class ZeroStep:
                 # In stage 1 what was accumulated is what is reduced: it goes as the rank's own part comes.
                 left = max(0, before - reduced) if self.stage == 1 else before
                 kept = kept if self.stage == 3 else left + self._owned(reduced)
-                yield Moment("backward", kept, now.live, beside)
+                yield Moment("backward", kept, now.live + norm, beside)
                 filled, size, oversized = [], 0, 0
             if then is not None:
                 filled.append((now.parameter, coming))
@@ -148,6 +153,10 @@ class ZeroStep:
             return 0
         return min(self.states.gradients, reduced) if self.whole_process else self.states.gradients
 
+    def _norm(self) -> int:
+        """The copy that the norm is taken of."""
+        return _NORM * largest_piece(self.model, self.stage, self.world_size)
+
     def _late(self) -> Iterator[Moment]:
         """Stage 1 without a second stream: gradients stay where they are until all have come, then go in order."""
         course, buckets = self._course(), self._buckets()
@@ -157,6 +166,7 @@ class ZeroStep:
             yield Moment("backward", max(landing.gradients, self._accumulated()), landing.peak, made)
         end, left, kept, reduced = course[-1].live, self._all_gradients, 0, 0
         places = parameter_places(self.model, self.world_size)
+        norm = self._norm() if self.offloads else 0
         order = [(i, self.model.parameters[i]) for group in self.model.groups for i in group]
         filled: list[tuple[int | None, int]] = []
         size = 0
@@ -167,7 +177,7 @@ class ZeroStep:
                 )
                 reduced += size
                 kept = self._owned(reduced)
-                yield Moment("backward", left + kept, end, buckets)
+                yield Moment("backward", left + kept, end + norm, buckets)
                 # What no bucket took is let go when the rank has its copy.
                 left -= size if size > self._bucket else 0
                 filled, size = [], 0
@@ -195,12 +205,13 @@ class ZeroStep:
         return Moment("forward", self.states.gradients, self.trace.forward, self._buckets() + gathered + fetched)
 
     def _step(self) -> Iterator[Moment]:
-        """Group by group: its gradients flat, then in fp32 for the optimizer, beside those of the groups behind it."""
+        """The norm; then group by group: its gradients flat, then in fp32 for the optimizer, beside those of the groups behind it."""
         buffers = self._buckets() + self.states.gathered if self.stage == 3 else 0
         if self.offloads:
             yield Moment("step", 0, self.trace.inputs, buffers)
             return
         gradients = self.states.gradients
+        yield Moment("step", gradients, self.trace.inputs + self._norm(), buffers)
         parts = owned_parts(self.model, self.stage, self.world_size)
         for number, owned in enumerate(parts):
             part = min(owned, self.settings.sub_group_size) if self.stage == 3 else owned

@@ -1,4 +1,4 @@
-"""How DeepSpeed's stages 1 and 2 reduce the content of a bucket: each rank's pieces by themselves. Pure."""
+"""How DeepSpeed cuts gradients into ranks' pieces, and what stages 1 and 2 copy to reduce those of a bucket. Pure."""
 
 from __future__ import annotations
 
@@ -42,6 +42,21 @@ def parameter_places(model: ModelShape, world_size: int) -> dict[int, tuple[int,
             places[number] = begin, part
             begin += model.parameters[number].numel
     return places
+
+
+def largest_piece(model: ModelShape, stage: int, world_size: int) -> int:
+    """The most elements of one parameter's gradient that a rank keeps."""
+    trained = [[model.parameters[i].numel for i in group if model.parameters[i].trainable] for group in model.groups]
+    if stage == 3:
+        return max((-(-numel // world_size) for sizes in trained for numel in sizes), default=0)
+    largest = 0
+    for sizes, part in zip([sizes for sizes in trained if sizes], owned_parts(model, 1, world_size), strict=True):
+        begin = 0
+        for numel in sizes:
+            first = min(numel, part - begin % part)
+            largest = max(largest, first, min(part, numel - first))
+            begin += numel
+    return largest
 
 
 def reduction_of(

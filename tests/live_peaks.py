@@ -28,10 +28,15 @@ from tests.live_states import DTYPES, Stepping
 from tests.model_families import SMALL
 
 BUCKET = 1_200_000
+_STEPS = 6
 
 
 def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
-    """The most bytes in the second and third step."""
+    """The most bytes in a step after the first; of several equal ones that with the least.
+
+    gloo's threads let go of what they have sent when they next come to run, which may be in the middle of the
+    optimizer's step. A GPU has none, and most steps here do not show it.
+    """
     torch.manual_seed(0)
     entry = SMALL[name]
 
@@ -50,16 +55,14 @@ def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
         _step(net, optimizer, batch, stage)
         return net, optimizer, batch
 
-    def steps(made: Any) -> None:
-        for _ in range(2):
-            _step(*made, stage)
-
-    tracker = StorageTracker()
+    tracker, peaks = StorageTracker(), list[int]()
     with tracker:
         made = prepare()
-        tracker.reset_peak()
-        steps(made)
-    return tracker.peak_total
+        for _ in range(_STEPS):
+            tracker.reset_peak()
+            _step(*made, stage)
+            peaks.append(tracker.peak_total)
+    return min(peaks)
 
 
 def _step(net: Any, optimizer: Any, batch: Any, stage: int) -> None:

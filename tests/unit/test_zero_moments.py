@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from strategies.candidates import ZERO_1, ZERO_2, ZERO_3, Candidate
+from strategies.candidates import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, Candidate
 from strategies.memory import PROCESS, estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
 from strategies.precision import Precision
 from strategies.step_trace import Landing, StepTrace, at_batch_size
-from strategies.zero_reduction import Reduction, parameter_places, reduction_of
+from strategies.zero_reduction import Reduction, largest_piece, parameter_places, reduction_of
 
 PLAIN = OptimizerShape("SGD", 0, 0, 0)
 
@@ -135,3 +135,30 @@ def test_a_backward_pass_that_was_not_seen_is_taken_to_be_at_its_peak_all_the_ti
     seen = trace_of(model, 7000, 7000, 7000, live=7000)
     unseen = dataclasses.replace(seen, course=())
     assert beside_states(model, unseen, candidate, 2, 1000) == beside_states(model, seen, candidate, 2, 1000)
+
+
+def test_the_norm_of_gradients_is_taken_of_a_copy_in_fp64_of_one_piece_after_the_other() -> None:
+    # Plain SGD's step itself needs but the gradient again, flat.
+    assert beside_states(model_of(1000), trace_of(model_of(1000), 0, 0), ZERO_2) == ("step", 4000 + 8000)
+    halves = model_of(500, 500)
+    assert beside_states(halves, trace_of(halves, 0, 0, 0), ZERO_2) == ("step", 4000 + max(4000, 8 * 500))
+    # On the way to host memory, beside the bucket with all gradients and the copy of one that goes.
+    offloaded = beside_states(halves, trace_of(halves, 0, 0, 0), ZERO_2_OFFLOAD, bucket=1000)
+    assert offloaded == ("backward", 4000 + 2000 + 8 * 500)
+
+
+@pytest.mark.parametrize(
+    ("numels", "stage", "ranks", "piece"),
+    [
+        ((100, 1000), 2, 1, 1000),
+        ((100, 1000), 2, 2, 550),
+        ((100, 1000), 3, 2, 500),
+        ((7,), 3, 2, 4),
+        ((10, 10, 10), 1, 2, 10),
+        ((), 3, 4, 0),
+    ],
+)
+def test_the_largest_piece_of_one_gradient_that_a_rank_has(
+    numels: tuple[int, ...], stage: int, ranks: int, piece: int
+) -> None:
+    assert largest_piece(model_of(*numels), stage, ranks) == piece
