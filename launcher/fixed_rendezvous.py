@@ -37,6 +37,20 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.2
 _ANSWER_WITHIN = 15.0
 
 
+class NodesMissingError(RendezvousTimeoutError):
+    """Some nodes never came.
+
+    Args:
+        nodes: their numbers.
+        timeout: seconds in which they should have.
+    """
+
+    def __init__(self, nodes: Sequence[int], timeout: float) -> None:
+        named = ", ".join(map(str, nodes[:8])) + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "")
+        super().__init__(f"node{'s' if len(nodes) > 1 else ''} {named} never came within {timeout:g} s")
+        self.nodes = tuple(nodes)
+
+
 class FixedRendezvous(RendezvousHandler):
     """One node's side.
 
@@ -79,7 +93,8 @@ class FixedRendezvous(RendezvousHandler):
         """Wait for all nodes.
 
         Raises:
-            RendezvousTimeoutError: a node never came; says which.
+            NodesMissingError: this is node 0, and others never came.
+            RendezvousTimeoutError: on the others; says which never came.
             RendezvousClosedError: another node has ended the run.
             RendezvousConnectionError: the store is gone, and with it node 0.
             TopologyError: another node has the same number.
@@ -138,11 +153,10 @@ class FixedRendezvous(RendezvousHandler):
             call += 1
 
     def _give_up(self, meeting: str, call: int, missing: Sequence[int]) -> None:
-        named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        message = f"node{'s' if len(missing) > 1 else ''} {named} never came within {self._timeout:g} s"
-        self._decide(meeting, call, message)
+        error = NodesMissingError(missing, self._timeout)
+        self._decide(meeting, call, str(error))
         self._call(lambda: self._store.set(f"{meeting}/call/{call}", ""))
-        raise RendezvousTimeoutError(message)
+        raise error
 
     def _decide(self, meeting: str, call: int, verdict: str) -> None:
         self._call(lambda: self._store.set(f"{meeting}/verdict/{call}", json.dumps(verdict)))

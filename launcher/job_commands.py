@@ -48,7 +48,7 @@ def run_job_command(command: str, words: Sequence[str]) -> int:
 
 def _submit(options: Namespace, overrides: Sequence[str]) -> int:
     from launcher.config_sources import load_config
-    from launcher.submission import prepare
+    from launcher.submission import prepare, terms_of
 
     given = {key.removeprefix("slurm_"): value for key, value in vars(options).items() if key.startswith("slurm_")}
     if options.sweep or options.array is not None:
@@ -56,7 +56,7 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
 
         return submit_sweep(options, overrides, given)
     config = load_config(options.config, overrides)
-    submission = prepare(config, given, os.environ, options.export_env, options.max_fruitless)
+    submission = prepare(config, given, os.environ, options.export_env, terms_of(options))
     if options.dry_run:
         from launcher.preview import show
         from launcher.submit_jobs import batch_script
@@ -72,8 +72,7 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
     else:
         from launcher.submit_jobs import submit_slurm
 
-        said = submit_slurm(submission, snapshot=not options.no_snapshot, interface=options.interface,
-                            max_fruitless=options.max_fruitless)  # fmt: skip
+        said = submit_slurm(submission, snapshot=not options.no_snapshot)
     name = submission.name
     where = "" if config.runs_dir == "runs" else f" --runs-dir {config.runs_dir}"
     sys.stdout.write(f"{said}\nrun {name}: launcher status {name}{where}, logs, cancel\n")

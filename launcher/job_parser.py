@@ -52,6 +52,8 @@ def _submit(parser: argparse.ArgumentParser) -> None:
                         help="network interface of the nodes (default: by which they reach each other)")  # fmt: skip
     parser.add_argument("--max-fruitless", type=int, default=3, metavar="N",
                         help="attempts in a row that saved no step before the job is given up (default 3)")  # fmt: skip
+    parser.add_argument("--join-timeout", type=float, default=600.0, metavar="SECONDS",
+                        help="how long the nodes wait for each other (default 600)")  # fmt: skip
     parser.add_argument("--sweep", action="append", default=[], metavar="KEY=V,V,...|FILE",
                         help="a run for each value, or each entry of a file's list; several make a grid")  # fmt: skip
     parser.add_argument("--array", metavar="0-3%%2", help="which members of the sweep, and how many at once")

@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.config import RunConfig
 from launcher.errors import LauncherError, TopologyError
+from launcher.events import FILE_NAME, EventLog
 from launcher.fork_server import ForkServer, StartMethod, choose_start_method
 from launcher.launch_options import LaunchOptions
 from launcher.preload import USER_MODULES
@@ -58,7 +59,7 @@ def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[s
         count = wanted_ranks(config, options)
         if count == 1 and not several:
             return None
-        return _run_agent(server or start_server(count), count, options, arguments)
+        return _run_agent(server or start_server(count), count, config, options, arguments)
 
 
 def _set_variables(config: RunConfig, ranks: int) -> None:
@@ -103,7 +104,9 @@ def _class_paths(value: Any) -> Iterator[str]:
             yield from _class_paths(inner)
 
 
-def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments: Sequence[str]) -> int:
+def _run_agent(
+    server: ForkServer, count: int, config: RunConfig, options: LaunchOptions, arguments: Sequence[str]
+) -> int:
     # Its default handlers raise from anywhere; ours, set below, know whether ranks run.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     with quick_imports():
@@ -115,6 +118,7 @@ def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments
 
         from launcher.agent_signals import AgentStopped
         from launcher.elastic import TrainingAgent
+        from launcher.fixed_rendezvous import NodesMissingError
         from launcher.rendezvous import make_rendezvous
         from launcher.restarts import host_lost
 
@@ -150,11 +154,20 @@ def _run_agent(server: ForkServer, count: int, options: LaunchOptions, arguments
         if agent is None or not agent.has_met:
             raise _cannot_meet(options, error) from error
         raise LauncherError(host_lost(options.endpoint_host, options.endpoint_port)) from error
+    except NodesMissingError as error:
+        _note_missing(config, error.nodes)
+        raise _cannot_meet(options, error) from error
     except RendezvousError as error:
         raise _cannot_meet(options, error) from error
     finally:
         rendezvous.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note_missing(config: RunConfig, nodes: Sequence[int]) -> None:
+    """For `status`, and for the SLURM job, which may be requeued: in a run's directory that is there already."""
+    if config.name and (run := Path(config.runs_dir) / config.name).is_dir():
+        EventLog(run / FILE_NAME, rank=0).write("nodes_missing", nodes=list(nodes))
 
 
 def _cannot_meet(options: LaunchOptions, error: Exception) -> TopologyError:

@@ -181,6 +181,8 @@ def _after(told: Told, event: Mapping[str, Any]) -> Told:
         change.update(ending="failed", detail=str(event.get("error", "")))
     elif kind == "out_of_memory":
         change.update(ending="failed", detail=f"out of memory with {event.get('strategy')}")
+    elif kind == "nodes_missing" and isinstance(event.get("nodes"), list):
+        change.update(ending="failed", detail=f"node {', '.join(map(str, event['nodes']))} never came")
     return dataclasses.replace(told, **change)
 
 

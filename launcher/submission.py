@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
@@ -26,6 +28,31 @@ FOLDER = "submissions"
 RECORD = "submission.json"
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptTerms:
+    """What is agreed for every attempt of a job.
+
+    Attributes:
+        interface: of the network; None for the one by which the nodes reach each other.
+        max_fruitless: attempts in a row without a saved step, after which the job is given up.
+        join_timeout: seconds that the nodes wait for each other.
+    """
+
+    interface: str | None = None
+    max_fruitless: int = 3
+    join_timeout: float = 600.0
+
+    def problems(self) -> list[OptionProblem]:
+        """What no job can be given."""
+        found: list[OptionProblem] = []
+        if self.max_fruitless < 1:
+            found.append(OptionProblem("max-fruitless", f"given {self.max_fruitless}; expected at least 1"))
+        if not 0 < self.join_timeout < math.inf:
+            message = f"given {self.join_timeout:g}; expected seconds, more than 0"
+            found.append(OptionProblem("join-timeout", message))
+        return found
+
+
 @dataclass(frozen=True)
 class Submission:
     """A run that is to be queued.
@@ -36,6 +63,7 @@ class Submission:
         place: the run's directory.
         folder: of this submission, in the run's directory; nothing is made yet.
         resume_from: checkpoint to begin with.
+        terms: of its attempts.
     """
 
     config: RunConfig
@@ -43,6 +71,7 @@ class Submission:
     place: RunPlace
     folder: Path
     resume_from: Path | None
+    terms: AttemptTerms = AttemptTerms()
 
     @property
     def name(self) -> str:
@@ -55,12 +84,17 @@ class Submission:
         return (sys.executable, "-m", "launcher", "fit", "--config", str(self.folder / "config.yaml"))
 
 
+def terms_of(options: argparse.Namespace) -> AttemptTerms:
+    """What `launcher submit` was asked for."""
+    return AttemptTerms(options.interface, options.max_fruitless, options.join_timeout)
+
+
 def prepare(
     config: RunConfig,
     given: Mapping[str, str | None],
     env: Mapping[str, str],
     export: Sequence[str] = (),
-    max_fruitless: int = 3,
+    terms: AttemptTerms = AttemptTerms(),
 ) -> Submission:
     """Check everything and decide where the run goes; makes nothing.
 
@@ -69,7 +103,7 @@ def prepare(
         given: SLURM's options, by sbatch's names; they win over the config's `slurm`.
         env: the submitting shell's variables; their values are not looked at.
         export: names of more of them to hand on.
-        max_fruitless: see `slurm.task.FitRequest`.
+        terms: of the job's attempts.
 
     Raises:
         SubmitError: lists every option that is wrong or contradicts the config.
@@ -78,8 +112,7 @@ def prepare(
     problems: list[OptionProblem] = []
     missing = [name for name in export if name not in env]
     problems += [OptionProblem("export-env", f"given {name!r}, which is not set here") for name in missing]
-    if max_fruitless < 1:
-        problems.append(OptionProblem("max-fruitless", f"given {max_fruitless}; expected at least 1"))
+    problems += terms.problems()
     if any(letter in config.runs_dir for letter in "%\n\r"):
         problems.append(
             OptionProblem("runs_dir", f"given {config.runs_dir!r}; sbatch takes '%' and line ends otherwise")
@@ -113,6 +146,7 @@ def prepare(
         place=place,
         folder=place.path / FOLDER / str(number),
         resume_from=None if config.resume in ("none", "auto") else place.resume_from,
+        terms=terms,
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slurm.task import FitRequest
 
 
-def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | None, max_fruitless: int) -> str:
+def submit_slurm(submission: Submission, *, snapshot: bool) -> str:
     """Send the job through submitit; returns a line for the user.
 
     Raises:
@@ -35,7 +35,7 @@ def submit_slurm(submission: Submission, *, snapshot: bool, interface: str | Non
     try:
         make_folder(submission)
         cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
-        request = fit_request(submission, cwd, interface, max_fruitless)
+        request = fit_request(submission, cwd)
         executor = JobExecutor(submission.job, submission.folder, sys.executable)
         with sending(executor, submission.folder, "the job"):
             job = executor.submit(FitTask(request))
@@ -165,14 +165,12 @@ def no_space(folder: Path, error: OSError, became: str = "") -> SubmitError:
     return SubmitError([Problem("runs_dir", f"{where}{became}; choose a folder with space where you may write")])
 
 
-def fit_request(submission: Submission, cwd: Path, interface: str | None, max_fruitless: int) -> FitRequest:
+def fit_request(submission: Submission, cwd: Path) -> FitRequest:
     """What the nodes get of a submission.
 
     Args:
         submission: of one run.
         cwd: where the ranks find the user's code.
-        interface: of the network; None for the one by which the nodes reach each other.
-        max_fruitless: see `slurm.task.FitRequest`.
     """
     from slurm.task import FitRequest
 
@@ -185,8 +183,9 @@ def fit_request(submission: Submission, cwd: Path, interface: str | None, max_fr
         ranks_per_node=int(submission.config.devices),
         signal=submission.job.signal,
         resume_from=None if submission.resume_from is None else str(submission.resume_from),
-        fruitless_limit=max_fruitless,
-        interface=interface,
+        fruitless_limit=submission.terms.max_fruitless,
+        interface=submission.terms.interface,
+        join_timeout=submission.terms.join_timeout,
     )
 
 

@@ -44,7 +44,7 @@ def submit_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[st
     if options.cluster == "local":
         said = submit_here(sweep, snapshot=snapshot)
     else:
-        said = submit_array(sweep, snapshot=snapshot, interface=options.interface, max_fruitless=options.max_fruitless)
+        said = submit_array(sweep, snapshot=snapshot)
     runs_dir = sweep.members[0].config.runs_dir
     where = "" if runs_dir == "runs" else f" --runs-dir {runs_dir}"
     sys.stdout.write(f"{said}\nsweep {sweep.name}: launcher status {sweep.name}{where}, cancel\n")

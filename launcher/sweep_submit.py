@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config_sources import build_config, path_of, read_sources
 from launcher.errors import Problem, RunDirectoryError, SubmitError
-from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, write_record
+from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
 from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
 from launcher.sweep import Member, describe, make_members, read_sweep
 from launcher.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
@@ -77,11 +77,12 @@ def prepare_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[s
         raise SubmitError(Problem(f"--{p.option}", p.message) for p in error.problems) from error
     if options.cluster == "slurm":
         _check_size(choice)
+    terms = terms_of(options)
     submissions: list[Submission] = []
     taken: list[str] = []
     for index in choice.indices:
         try:
-            submission = prepare(members[index].config, given, os.environ, options.export_env, options.max_fruitless)
+            submission = prepare(members[index].config, given, os.environ, options.export_env, terms)
             submissions.append(submission)
         except RunDirectoryError as error:
             taken.append(f"member {index}: {error}")
@@ -126,7 +127,7 @@ def array_executor(sweep: SweepSubmission) -> ArrayExecutor:
     return ArrayExecutor(job, sweep.folder, sys.executable, sweep.choice)
 
 
-def submit_array(sweep: SweepSubmission, *, snapshot: bool, interface: str | None, max_fruitless: int) -> str:
+def submit_array(sweep: SweepSubmission, *, snapshot: bool) -> str:
     """Send the array; returns a line for the user.
 
     Raises:
@@ -137,7 +138,7 @@ def submit_array(sweep: SweepSubmission, *, snapshot: bool, interface: str | Non
     from slurm.task import FitTask
 
     with _made(sweep, snapshot=snapshot) as (folder, cwd):
-        tasks = [FitTask(fit_request(each, cwd, interface, max_fruitless)) for each in sweep.submissions]
+        tasks = [FitTask(fit_request(each, cwd)) for each in sweep.submissions]
         executor = array_executor(sweep)
         with sending(executor, folder, "the array"):
             job_id = executor.submit_members(tasks)

@@ -27,7 +27,16 @@ _LOOK_EVERY = 0.2
 
 
 class MeetingError(RuntimeError):
-    """The nodes did not find each other; says which are missing or what was tried."""
+    """The nodes did not find each other; says which are missing or what was tried.
+
+    Args:
+        message: the same in words.
+        missing: numbers of the nodes that did not come, where that is known.
+    """
+
+    def __init__(self, message: str, missing: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +165,9 @@ def _await_nodes(
         try:
             connection, _ = server.accept()
         except TimeoutError:
+            numbers = tuple(sorted(missing))
             raise MeetingError(
-                f"node {', '.join(map(str, sorted(missing)))} of {nodes} did not come within {timeout:g} s"
+                f"node {', '.join(map(str, numbers))} of {nodes} did not come within {timeout:g} s", numbers
             ) from None
         with connection:
             connection.settimeout(_TRY)

@@ -109,6 +109,32 @@ def cancel_job(job_id: str) -> None:
         raise QueueCommandError(f"scancel: {asked.stderr.strip()}")
 
 
+def requeue_job(job_id: str) -> None:
+    """Put a running job, or one member of an array, back into the queue; its processes are ended.
+
+    Raises:
+        QueueCommandError: SLURM's own words.
+    """
+    _check_id(job_id)
+    asked = _run(["scontrol", "requeue", job_id])
+    if asked.returncode:
+        raise QueueCommandError(f"scontrol requeue: {asked.stderr.strip()}")
+
+
+def cancel_step(job_id: str, step: str | None) -> None:
+    """End all tasks of one step of a job.
+
+    Raises:
+        QueueCommandError: SLURM's own words.
+    """
+    _check_id(job_id)
+    if step is None or not step.isdecimal():
+        raise QueueCommandError(f"{step!r} is no number of a step")
+    asked = _run(["scancel", f"{job_id}.{step}"])
+    if asked.returncode:
+        raise QueueCommandError(f"scancel: {asked.stderr.strip()}")
+
+
 def _accounted(job_id: str) -> JobState | None:
     rows = _accounted_rows(job_id)
     return rows[-1][1] if rows else None

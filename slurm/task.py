@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
-import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +14,15 @@ from pathlib import Path
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
+from slurm.agent import FAILED, Agent
 from slurm.attempts import fruitless, read_attempts, record_attempt, saved_step
 from slurm.environment import OF_THE_TASK, SlurmTask, read_slurm_task
-from slurm.job import SIGNALS
 from slurm.meeting import MeetingError, Place, meeting
+from slurm.queue import QueueCommandError, cancel_step, requeue_job
+from slurm.unmet import missing_nodes
 
 # What a job ends with that has saved and is queued again.
 REQUEUED = 75
-_FAILED = 1
-# Seconds that the nodes wait for each other.
-_MEETING_TIMEOUT = 600.0
 # Whoever chose interfaces by hand keeps them.
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -46,6 +42,7 @@ class FitRequest:
         resume_from: checkpoint to begin with, None for a fresh start or to go on with the run itself.
         fruitless_limit: attempts in a row without a saved step, after which the job is not requeued.
         interface: network interface to use, None for the one that the nodes reach each other by.
+        join_timeout: seconds that the nodes wait for each other.
     """
 
     run: str
@@ -58,6 +55,7 @@ class FitRequest:
     resume_from: str | None = None
     fruitless_limit: int = 3
     interface: str | None = None
+    join_timeout: float = 600.0
 
 
 class FitTask:
@@ -84,12 +82,16 @@ class FitTask:
             SystemExit: with the job's exit code, where that is not 0.
         """
         request, task = self._request, _this_task()
+        began, missing = time.time(), ()
         try:
             try:
                 code = self._train(task)
+            except MeetingError as error:
+                _say(f"error: {error}")
+                code, missing = FAILED, error.missing
             except UncompletedJobError:
                 # submitit's words for a job that it was told not to requeue; the agent has ended.
-                code = _FAILED if self._agent is None else self._agent.code
+                code = FAILED if self._agent is None else self._agent.code
         except SystemExit:
             # submitit ends a job that it has requeued with a code of its own.
             if self._requeued:
@@ -98,6 +100,11 @@ class FitTask:
         if task.node > 0 and self._agent is not None and self._agent.stopped_in_order:
             # Some clusters kill the whole job when a task ends with an error: node 0 may be requeueing right now.
             code = 0
+        missing = missing or missing_nodes(Path(request.run), began)
+        if code and task.node == 0 and missing:
+            if self._begins_again(task, missing):
+                raise SystemExit(REQUEUED)
+            _end_others(task)
         if code:
             _say(f"run {Path(request.run).name} ended with exit code {code} on node {task.node}")
             raise SystemExit(code)
@@ -128,6 +135,23 @@ class FitTask:
         self._requeued = True
         return DelayedSubmission(FitTask(request))
 
+    def _begins_again(self, task: SlurmTask, missing: Sequence[int]) -> bool:
+        """Requeue a job whose nodes have met before, but not this time: SLURM may choose others."""
+        step = saved_step(Path(self._request.run))
+        if task.restart_count == 0 and step == 0:
+            return False
+        count = fruitless(read_attempts(Path(self._request.folder)), task.job_id, step)
+        if count >= self._request.fruitless_limit:
+            _say(_no_progress(count, step))
+            return False
+        try:
+            requeue_job(task.job_id)
+        except QueueCommandError as error:
+            _say(f"the job cannot be queued again: {error}; submit again with --resume auto")
+            return False
+        _say(f"node {', '.join(map(str, missing))} never came; the job is queued again")
+        return True
+
     def _train(self, task: SlurmTask) -> int:
         request = self._request
         run, folder = Path(request.run), Path(request.folder)
@@ -136,59 +160,12 @@ class FitTask:
             count = fruitless(read_attempts(folder), task.job_id, step)
             if count >= request.fruitless_limit:
                 _say(_no_progress(count, step))
-                return _FAILED
+                return FAILED
             record_attempt(folder, task.job_id, task.restart_count, step, socket.gethostname())
         with _meeting(request, task) as place:
             words, variables = agent_command(request, task, place, os.environ)
             self._agent = Agent(words, request.cwd, variables, request.signal)
             return self._agent.wait()
-
-
-class Agent:
-    """The launcher's agent on this node, as a process of its own.
-
-    Args:
-        command: its words.
-        cwd: its working directory.
-        env: its environment.
-        warning: name of the signal that SLURM warns with; it reaches every process of the job, and is only ours.
-    """
-
-    def __init__(self, command: list[str], cwd: str, env: Mapping[str, str], warning: str) -> None:
-        number = signal.Signals[f"SIG{warning}"]
-        # The agent hears of the stop by the other one.
-        (other,) = (name for name in SIGNALS if name != warning)
-        self._stop_signal = signal.Signals[f"SIG{other}"]
-        with _shielded(number):
-            self._process = subprocess.Popen(command, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL)
-        # `Popen.wait` holds a lock, which a signal handler on the same thread would wait for for ever.
-        self._descriptor = os.pidfd_open(self._process.pid)
-
-    @property
-    def code(self) -> int:
-        """Its exit code as a shell has it; 1 while it runs."""
-        code = self._process.returncode
-        return _FAILED if code is None else code if code >= 0 else 128 - code
-
-    @property
-    def stopped_in_order(self) -> bool:
-        """Whether it ended because its ranks were asked to save and stop."""
-        asked = (self._stop_signal, signal.SIGTERM, signal.SIGINT)
-        return self.code in {128 + number for number in asked}
-
-    def wait(self) -> int:
-        """Until it has ended; returns its exit code. A signal handler may call it too, inside another call."""
-        watch = select.poll()
-        watch.register(self._descriptor, select.POLLIN)
-        watch.poll()
-        self._process.poll()
-        return self.code
-
-    def stop(self) -> int:
-        """Ask the ranks to save and stop, and wait; returns its exit code."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(self._stop_signal)
-        return self.wait()
 
 
 def agent_command(
@@ -211,6 +188,7 @@ def agent_command(
     if place is None:
         return words, variables
     words += ["--nnodes", str(request.nodes), "--node-rank", str(task.node)]
+    words += ["--rdzv-conf", f"join_timeout={request.join_timeout:g}"]
     words += ["--rdzv-endpoint", f"{place.host}:{place.port}", "--rdzv-id", f"{task.job_id}-{task.restart_count}"]
     interface = request.interface or place.interface
     if interface is not None:
@@ -230,24 +208,16 @@ def _meeting(request: FitRequest, task: SlurmTask) -> Generator[Place | None]:
         return
     file = Path(request.folder) / f"meeting-{task.job_id}-{task.restart_count}.json"
     names = [os.environ.get("SLURMD_NODENAME", socket.gethostname()), socket.gethostname()]
-    try:
-        with meeting(file, task.node, request.nodes, names, _MEETING_TIMEOUT) as place:
-            yield place
-    except MeetingError as error:
-        _say(f"error: {error}")
-        raise SystemExit(_FAILED) from error
+    with meeting(file, task.node, request.nodes, names, request.join_timeout) as place:
+        yield place
 
 
-@contextmanager
-def _shielded(number: int) -> Generator[None]:
-    """Processes started here, and theirs, are deaf to a signal; one that comes meanwhile is kept for this process."""
-    before_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    before = signal.signal(number, signal.SIG_IGN)
+def _end_others(task: SlurmTask) -> None:
+    """Srun would wait for the tasks of missing nodes, and the job keep its nodes until its time is up."""
     try:
-        yield
-    finally:
-        signal.signal(number, before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before_mask)
+        cancel_step(task.job_id, task.step)
+    except QueueCommandError as error:
+        _say(f"the job step cannot be ended: {error}")
 
 
 def _this_task() -> SlurmTask:

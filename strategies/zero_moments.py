@@ -14,7 +14,7 @@ from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings,
 from strategies.step_trace import Landing, StepTrace
 from strategies.zero_reduction import Reduction, largest_piece, parameter_places, reduction_of
 
-# DeepSpeed adds up a norm in fp64, from a copy of one piece after the other (`runtime/zero/utils.py`, `get_norm_dtype`).
+# DeepSpeed adds up a norm in fp64, on a copy of one piece after the other (`runtime/zero/utils.py`: `get_norm_dtype`).
 _NORM = 8
 
 
@@ -205,7 +205,10 @@ class ZeroStep:
         return Moment("forward", self.states.gradients, self.trace.forward, self._buckets() + gathered + fetched)
 
     def _step(self) -> Iterator[Moment]:
-        """The norm; then group by group: its gradients flat, then in fp32 for the optimizer, beside those of the groups behind it."""
+        """The norm; then group by group.
+
+        Its gradients flat, then in fp32 for the optimizer, beside those of the groups behind it.
+        """
         buffers = self._buckets() + self.states.gathered if self.stage == 3 else 0
         if self.offloads:
             yield Moment("step", 0, self.trace.inputs, buffers)

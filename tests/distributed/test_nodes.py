@@ -99,6 +99,17 @@ def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: P
     assert events_of(directory, "finished")[0]["step"] == 80
 
 
+def test_a_node_that_never_comes_is_named_and_noted_in_the_run_that_waited(tmp_path: Path) -> None:
+    (run,) = _fit_on_nodes(tmp_path, "2", [("--trainer.max_steps", "1", "--rdzv-conf", "join_timeout=1")])
+    run.check(2)
+    assert "node 1 never came within 1 s" in run.output
+    assert not (tmp_path / "runs").exists(), "a run that did not begin leaves nothing"
+    (tmp_path / "runs" / "it").mkdir(parents=True)
+    (run,) = _fit_on_nodes(tmp_path, "2", [("--trainer.max_steps", "1", "--rdzv-conf", "join_timeout=1")])
+    run.check(2)
+    assert [event["nodes"] for event in events_of(tmp_path / "runs" / "it", "nodes_missing")] == [[1]]
+
+
 def test_the_end_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_told(tmp_path: Path) -> None:
     lost: list[int] = []
 

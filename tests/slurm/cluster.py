@@ -164,6 +164,17 @@ class Cluster:
         files = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
         return "\n".join(f"== {f.name}\n{_tail(f)}" for f in files)
 
+    def hold_tasks(self, node: str) -> None:
+        """From now on no task begins on a node."""
+        self._held(node).touch()
+
+    def let_tasks_begin(self, node: str) -> None:
+        """Those that are held begin, too."""
+        self._held(node).unlink(missing_ok=True)
+
+    def _held(self, node: str) -> Path:
+        return self.folder / f"held-{node}"
+
     def _make_network(self) -> None:
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("addr", "add", f"{self._subnet}.1/24", "dev", self._bridge)
@@ -209,6 +220,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+TaskProlog={folder}/prolog
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
@@ -232,6 +244,9 @@ JobAcctGatherType=jobacct_gather/none
 PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 GraceTime=60 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=off MaxTime=INFINITE State=UP
 """)
+        prolog = folder / "prolog"
+        prolog.write_text(f'#!/bin/sh\nwhile [ -e "{folder}/held-$SLURMD_NODENAME" ]; do sleep 0.2; done\n')
+        prolog.chmod(0o755)
         (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null,/dev/zero\n")
         self._daemons["slurmctld"] = (["slurmctld", "-D", "-f", str(self.conf)], self.env)
         for node in NODES:

@@ -43,6 +43,9 @@ def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> I
         "low",
         "--signal-delay",
         "60",
+        # SLURM may end tasks of the new attempt on a node that was cut off, for those of the old one.
+        "--join-timeout",
+        "30",
         "--time",
         "10",
         "--strategy",
@@ -138,6 +141,33 @@ def test_a_job_that_is_requeued_by_hand_saves_and_goes_on(whole: Job, paced: Job
     _wait_for_warning(paced)
     _resumed_in_order(paced, whole, exact=False)
     assert (paced.run / "checkpoints" / "last.ckpt" / "checkpoint").is_dir()
+
+
+def test_a_job_whose_second_node_does_not_come_back_is_queued_once_more(whole: Job, paced: Job) -> None:
+    cluster = paced.cluster
+    cluster.hold_tasks(NODES[1])
+    try:
+        faults.requeue(paced)
+        _wait_for_warning(paced)
+        paced.wait_for("the second requeue", lambda: int(cluster.job_field(paced.job_id, "Restarts")) >= 2)
+    finally:
+        cluster.let_tasks_begin(NODES[1])
+    _resumed_in_order(paced, whole)
+    said = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
+    assert "node 1 of 2 did not come within 30 s" in said
+    assert "node 1 never came; the job is queued again" in said
+
+
+def test_a_job_whose_second_node_never_comes_ends_instead_of_waiting_for_it(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.hold_tasks(NODES[1])
+    try:
+        job = submit(cluster, tmp_path, "alone", *MODEL, "--time", "10", "--join-timeout", "2")
+        assert job.wait_for_end() == "FAILED", job.said()
+    finally:
+        cluster.let_tasks_begin(NODES[1])
+    said = "".join(file.read_text() for file in job.run.glob("submissions/1/*_0_log.err"))
+    assert "error: node 1 of 2 did not come within 2 s" in said
+    assert int(cluster.job_field(job.job_id, "Restarts")) == 0
 
 
 def test_a_run_whose_node_is_cut_off_goes_on_from_its_last_checkpoint(whole: Job, paced: Job) -> None:

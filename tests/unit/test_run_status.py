@@ -46,6 +46,7 @@ def _events(run: Path, *kinds: tuple[str, dict[str, Any]]) -> None:
 STARTED = ("run_started", {})
 FINISHED = ("finished", {"step": 9, "metrics": {"loss": 0.5}})
 FAILED = ("failed", {"error": "nan"})
+MISSING = ("nodes_missing", {"nodes": [1, 3]})
 STOPPED = ("interrupted", {"signal": 15, "step": 5})
 
 
@@ -58,6 +59,7 @@ STOPPED = ("interrupted", {"signal": 15, "step": 5})
         (JobState("COMPLETED", exit_code=0), 1, [STARTED, FINISHED], "done", ""),
         (JobState("FAILED", exit_code=1), 1, [STARTED, FAILED], "failed", "FAILED, exit code 1: nan"),
         (JobState("CANCELLED"), 1, [STARTED, STOPPED], "cancelled", "CANCELLED: by signal 15 after step 5"),
+        (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed", "FAILED, exit code 2: node 1, 3 never came"),
         (JobState("NODE_FAIL"), 1, [STARTED], "failed", "NODE_FAIL"),
         (JobState("UNKNOWN"), 1, [STARTED, FINISHED], "done", "SLURM has forgotten the job"),
         (JobState("UNKNOWN"), 1, [STARTED], "ended", "SLURM has forgotten the job"),

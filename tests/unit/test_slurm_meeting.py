@@ -45,8 +45,9 @@ def test_a_node_that_does_not_come_is_named_and_a_stranger_is_not_counted_for_it
         first = pool.submit(host_meeting, file, 3, 1234, ["localhost"], 2)
         pool.submit(join_meeting, file, 2, 30)
         assert pool.submit(knock).result() == 0o600, "what is published is the user's alone"
-        with pytest.raises(MeetingError, match=r"node 1 of 3 did not come within 2 s"):
+        with pytest.raises(MeetingError, match=r"node 1 of 3 did not come within 2 s") as raised:
             first.result()
+        assert raised.value.missing == (1,)
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:

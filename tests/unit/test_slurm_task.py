@@ -22,7 +22,7 @@ from tests.stand_ins import TAKEN, StandIns
 
 # Says that it runs, notes what it was started with, and ends as STEP and CODE say when it is asked to stop.
 _AGENT = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, signal, sys, time
 run, step, code = pathlib.Path(sys.argv[1]), int(os.environ["STEP"]), int(os.environ["CODE"])
 def stop(number, frame):
     (run / "checkpoints").mkdir(exist_ok=True)
@@ -33,6 +33,9 @@ deaf = signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
 (run / "started.json").write_text(json.dumps([sys.argv[2:], sorted(os.environ), deaf]))
 print("agent runs", flush=True)
 os.kill(os.getpid(), signal.SIGUSR2)  # SLURM signals every process of the job
+if os.environ.get("MISSING"):
+    with (run / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"time": time.time(), "kind": "nodes_missing", "nodes": [1]}) + "\\n")
 if os.environ.get("AT_ONCE"):
     sys.exit(code)
 while True:
@@ -49,7 +52,8 @@ class Node:
         self.folder.mkdir(parents=True)
         agent = folder / "agent.py"
         agent.write_text(_AGENT)
-        self.slurm = StandIns(folder / "bin", {"sbatch": (0, TAKEN[1].replace("42", "7"), ""), "scontrol": (0, "", "")})
+        self.slurm = StandIns(folder / "bin", {"sbatch": (0, TAKEN[1].replace("42", "7"), ""), "scontrol": (0, "", ""),
+                                                "scancel": (0, "", "")})  # fmt: skip
         request = FitRequest(
             run=str(self.run),
             folder=str(self.folder),
@@ -68,13 +72,20 @@ class Node:
             os.environ["PATH"] = before
 
     def attempt(
-        self, *, restarts: int = 0, step: int = 0, code: int = -1, warn: bool = True, at_once: bool = False
+        self,
+        *,
+        restarts: int = 0,
+        step: int = 0,
+        code: int = -1,
+        warn: bool = True,
+        at_once: bool = False,
+        missing: bool = False,
     ) -> int:
         """One attempt of the job, warned once the agent runs; its exit code, 1 for an error."""
         env = {**os.environ, **self.slurm.env, "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NODEID": "0",
                "SLURM_STEP_ID": "0", "SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": str(restarts),
                "SUBMITIT_EXECUTOR": "slurm", "STEP": str(step), "CODE": str(code),
-               "AT_ONCE": "1" if at_once else ""}  # fmt: skip
+               "AT_ONCE": "1" if at_once else "", "MISSING": "1" if missing else ""}  # fmt: skip
         words = [sys.executable, "-u", "-m", "submitit.core._submit", str(self.folder)]
         self.said = ""
         with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -136,6 +147,33 @@ def test_without_a_warning_the_agents_exit_code_is_the_jobs(tmp_path: Path, code
     assert node.slurm.calls("scontrol") == []
 
 
+def test_a_job_that_ran_before_and_whose_nodes_do_not_all_come_is_requeued(tmp_path: Path) -> None:
+    node = Node(tmp_path, fruitless_limit=2)
+    assert node.attempt(restarts=1, warn=False, at_once=True, code=2, missing=True) == 75, node.said
+    assert node.slurm.calls("scontrol") == [["requeue", "7"]]
+    assert "node 1 never came; the job is queued again" in node.said
+    # An event of an earlier attempt is no reason.
+    assert node.attempt(restarts=2, warn=False, at_once=True, code=2) == 2
+    assert len(node.slurm.calls("scontrol")) == 1
+
+
+def test_missing_nodes_are_no_reason_to_requeue_without_end_nor_at_the_first_start(tmp_path: Path) -> None:
+    first = Node(tmp_path / "first")
+    assert first.attempt(warn=False, at_once=True, code=2, missing=True) == 2, first.said
+    assert (first.slurm.calls("scontrol"), first.slurm.calls("scancel")) == ([], [["7.0"]])
+    fruitless = Node(tmp_path / "fruitless", fruitless_limit=2)
+    assert fruitless.attempt(restarts=1, warn=False, at_once=True, code=2, missing=True) == 75, fruitless.said
+    assert fruitless.attempt(restarts=2, warn=False, at_once=True, code=2, missing=True) == 2, fruitless.said
+    assert "no progress: the last 2 attempts" in fruitless.said
+    refused = Node(tmp_path / "refused")
+    refused.slurm = StandIns(
+        tmp_path / "other-bin", {"scontrol": (1, "", "Job is not requeueable"), "scancel": (1, "", "no")}
+    )
+    assert refused.attempt(restarts=1, warn=False, at_once=True, code=2, missing=True) == 2
+    assert "cannot be queued again: scontrol requeue: Job is not requeueable; submit again" in refused.said
+    assert "the job step cannot be ended: scancel: no" in refused.said
+
+
 def test_an_attempt_that_was_killed_while_submitit_saved_does_not_stand_in_the_way(tmp_path: Path) -> None:
     node = Node(tmp_path)
     (node.folder / "7_submitted.pkl.save_tmp").write_bytes(b"half")
@@ -152,8 +190,9 @@ def _command(request: FitRequest, env: Mapping[str, str]) -> tuple[list[str], di
 
 def test_several_nodes_meet_at_the_published_place_by_the_interface_that_works() -> None:
     words, env = _command(_REQUEST, {"HOME": "/h", "SLURM_PROCID": "1"})
-    assert words == ["launcher", "fit", "--nproc-per-node", "8", "--resume", "auto", "--nnodes", "2", "--node-rank",
-                     "1", "--rdzv-endpoint", "n1:4711", "--rdzv-id", "7-3"]  # fmt: skip
+    assert words == ["launcher", "fit", "--nproc-per-node", "8", "--resume", "auto",
+                     "--nnodes", "2", "--node-rank", "1", "--rdzv-conf", "join_timeout=600",
+                     "--rdzv-endpoint", "n1:4711", "--rdzv-id", "7-3"]  # fmt: skip
     assert env == {"HOME": "/h", "GLOO_SOCKET_IFNAME": "ib0", "NCCL_SOCKET_IFNAME": "ib0"}
 
 
