@@ -56,6 +56,12 @@ class CallsItself(Toy):
         return ((self(batch[1]).squeeze(-1) - batch[1].sum(-1)) ** 2).mean()
 
 
+class BatchNormed(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
+
+
 class TwoOptimizers(Toy):
     def configure_optimizers(self) -> Any:
         return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.net[0], self.net[2])]
@@ -118,6 +124,15 @@ def test_stage_3_keeps_its_record_of_the_modules_of_a_step_that_calls_the_module
     told = [line.split()[1:] for line in output.splitlines() if line.startswith("ORDER ")]
     # The first step is recorded.
     assert told == [["1", "False"], ["2", "True"], ["3", "True"], ["4", "True"], ["5", "True"]]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_batch_norm_trains_in_16_bits_and_the_type_of_its_statistics_is_told(tmp_path: Path, stage: int) -> None:
+    words = ("--model", "tests.distributed.test_deepspeed_run.BatchNormed", "--strategy", f"deepspeed_stage_{stage}",
+             "--precision", "bf16-mixed", "--trainer.max_steps", "2")  # fmt: skip
+    finished = _train(tmp_path, *words).check()
+    assert _engine(finished)["dtype"] == "torch.bfloat16"
+    assert finished.output.count("the running statistics of 1 batch norms are kept in them too") == 1
 
 
 @pytest.mark.parametrize(
