@@ -113,7 +113,7 @@ def estimate_memory(
     else:
         moments = _unsharded(candidate, trace, states.gradients, accumulate)
     most = max(moments, key=lambda moment: moment.total)
-    own = PROCESS if whole_process else 0
+    own = PROCESS + trace.kernels if whole_process else 0
     return MemoryEstimate(
         states.parameters,
         most.gradients,

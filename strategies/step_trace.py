@@ -39,6 +39,7 @@ class StepTrace:
         optimizer_states: bytes of the optimizer's states.
         flops: floating point operations of forward and backward, matrix products and convolutions alone.
         course: the backward pass, gradient by gradient, and its end; the batch is counted. Empty where it was not seen.
+        kernels: bytes of code that a CPU's library makes for the step's matrix products and keeps.
     """
 
     batch_size: int
@@ -50,6 +51,7 @@ class StepTrace:
     optimizer_states: int
     flops: int
     course: tuple[Landing, ...] = ()
+    kernels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +118,10 @@ def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTr
             for low, high in zip(small.course, large.course, strict=True)
         )
     return StepTrace(
-        batch_size=batch_size, step=large.step, optimizer_states=large.optimizer_states, course=course, **values
+        batch_size=batch_size,
+        step=large.step,
+        optimizer_states=large.optimizer_states,
+        course=course,
+        kernels=large.kernels,
+        **values,
     )

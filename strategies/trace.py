@@ -115,7 +115,8 @@ def trace_step(
     within: Callable[[], AbstractContextManager[Any]] = nullcontext if mode is None else (lambda: mode)
     tracker, count = StorageTracker(granularity), _FlopCount()
     # A real step on real tensors has its own.
-    workspaces: AbstractContextManager[Any] = CpuWorkspaces() if fake and device == "cpu" else nullcontext()
+    onednn = CpuWorkspaces()
+    workspaces: AbstractContextManager[Any] = onednn if fake and device == "cpu" else nullcontext()
     with _quiet(), within():
         with torch.device(device):
             module = make_module()
@@ -152,6 +153,7 @@ def trace_step(
         step=temporary,
         optimizer_states=states,
         flops=count.flops,
+        kernels=onednn.kernels,
         course=tuple(replace(c, peak=c.peak + fed_bytes, live=c.live + fed_bytes) for c in course),
     )
     return trace, shape

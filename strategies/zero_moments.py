@@ -130,7 +130,9 @@ class ZeroStep:
         # Of what goes to host memory it is taken on the way; of what stays, at the beginning of the step.
         norm = self._norm() if self.offloads else 0
         for now, then in zip(course, (*course[1:], None), strict=True):
-            beside = buckets + oversized + self._gathered(now.gradients)
+            # Stages 1 and 2 make a bucket when the first gradient has come, and let it go when the last one has.
+            made = buckets if self.stage == 3 or now.gradients else 0
+            beside = made + oversized + self._gathered(now.gradients)
             yield Moment("backward", kept, now.peak, beside)
             coming = 0 if then is None else then.gradients - now.gradients
             if filled and (then is None or size + coming > self._bucket):

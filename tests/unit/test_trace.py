@@ -18,6 +18,7 @@ from strategies.precision import Precision
 from strategies.step_trace import at_batch_size
 from strategies.trace import PlannedTrainer, TraceTypes, attach, trace_step
 from tests.allocator_peak import peak_of
+from tests.model_families import SMALL
 from tests.model_zoo import MODELS, Net, adamw
 
 TYPES = {
@@ -66,12 +67,24 @@ def test_the_estimate_is_the_allocators_peak_to_a_few_hundred_bytes(name: str, p
     assert estimate.total == pytest.approx(_real_peak(name, types, 8), rel=0.0005)
 
 
-def test_the_workspace_of_an_lstm_is_counted_from_above() -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_workspace_of_an_lstm_is_counted_from_above(precision: str) -> None:
     # A trace of fake tensors alone is under by 70 %: oneDNN's workspace is empty there.
-    entry = MODELS["lstm"]
-    real = trace_step(entry.make, entry.batch(8), 8, fake=False)[0]
-    fake = trace_step(entry.make, entry.batch(8), 8)[0]
+    entry = SMALL["deep_lstm"]
+    real, fake = (trace_step(entry.make, entry.batch(8), 8, types=TYPES[precision], fake=f)[0] for f in (False, True))
     assert real.backward <= fake.backward <= 1.35 * real.backward
+
+
+def test_code_for_products_in_16_bits_is_counted_once_a_shape() -> None:
+    def make() -> pl.LightningModule:
+        # Forward 3 shapes, of two layers the same; backward as many for weights, 2 for inputs.
+        return Net(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)), adamw)
+
+    batch = torch.randn(4, 8), torch.zeros(4, 4)
+    found = {name: trace_step(make, batch, 4, types=types)[0].kernels for name, types in TYPES.items()}
+    assert found == {"32-true": 0, "bf16-true": 8 * 600 * 1024, "bf16-mixed": 8 * 600 * 1024}
+    plain, _ = trace_step(make, batch, 4, types=TYPES["bf16-true"], fake=False)
+    assert plain.kernels == 0, "a real step has them in its process already"
 
 
 def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
