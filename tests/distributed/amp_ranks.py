@@ -18,8 +18,9 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
 from launcher import AmpWandbCallback
 from strategies.build import RankPlace, build_strategy
@@ -54,13 +55,31 @@ class SkewScale(pl.Callback):
             scaler._scale.mul_(0.25)
 
 
+class Ops(TorchDispatchMode):
+    """Counts the ops of the thread that trains.
+
+    torch's profiler crashes, now and then, where one of gloo's threads ends its work as the profiler begins or ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
 class Watched:
-    """What the profiler sees of each batch, from before the other callbacks' begin to after their end."""
+    """The ops of each batch, from before the other callbacks' begin to after their end."""
 
     def __init__(self) -> None:
         self.syncs: list[int] = []
         self.collectives: list[dict[str, int]] = []
-        self._profile: Any = None
+        self._ops = Ops()
 
         class First(pl.Callback):
             def on_train_batch_start(_, *__: Any) -> None:  # noqa: N805 -- `self` is the watch
@@ -73,12 +92,12 @@ class Watched:
         self.first, self.last = First(), Last()
 
     def _begin(self) -> None:
-        self._profile = profile(activities=[ProfilerActivity.CPU])
-        self._profile.__enter__()
+        self._ops = Ops()
+        self._ops.__enter__()
 
     def _end(self) -> None:
-        self._profile.__exit__(None, None, None)
-        names = Counter(event.name for event in self._profile.events())
+        self._ops.__exit__(None, None, None)
+        names = self._ops.names
         self.syncs.append(names["aten::_local_scalar_dense"])
         self.collectives.append({name: n for name, n in sorted(names.items()) if name.startswith("c10d::")})
 
