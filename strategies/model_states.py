@@ -213,7 +213,7 @@ def _stage_1_or_2(
         part * (FP32 + model.optimizer.state_bytes_per_element) + model.optimizer.state_bytes_per_tensor
         for part in parts
     )
-    kept = max(_owned_gradients(groups, parts, world_size))
+    kept = max(owned_gradients(groups, parts, world_size))
     bucket = settings.reduce_bucket_size * types.parameter_bytes * (2 if settings.overlap_comm else 1)
     parameters = (sum(parts) * world_size + outside) * types.parameter_bytes + types.buffers(model)
     if candidate.offload:
@@ -224,9 +224,12 @@ def _stage_1_or_2(
     return ModelStates(parameters, kept * types.parameter_bytes, states, bucket=bucket)
 
 
-def _owned_gradients(groups: list[list[int]], parts: tuple[int, ...], world_size: int) -> list[int]:
-    """Elements of gradients that each rank keeps: whole tensors that reach into its part, and the padding."""
-    kept = [0] * min(world_size, _RANKS_LOOKED_AT)
+def owned_gradients(groups: list[list[int]], parts: tuple[int, ...], world_size: int) -> list[int]:
+    """Elements of gradients that each rank keeps in stages 1 and 2, of the first `RANKS_LOOKED_AT` ranks.
+
+    Whole tensors that reach into its part, and the padding.
+    """
+    kept = [0] * min(world_size, RANKS_LOOKED_AT)
     for group, part in zip(groups, parts, strict=True):
         ends = list(accumulate(group))
         for rank in range(len(kept)):
@@ -240,7 +243,7 @@ def _owned_gradients(groups: list[list[int]], parts: tuple[int, ...], world_size
 
 
 # With more ranks than this a part is smaller than most tensors, and its rank keeps one or two of them.
-_RANKS_LOOKED_AT = 4096
+RANKS_LOOKED_AT = 4096
 
 
 def _stage_3(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_parts
+from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_gradients, owned_parts
 from strategies.step_trace import Landing, StepTrace
-from strategies.zero_reduction import Reduction, largest_piece, parameter_places, reduction_of
+from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
 
 # DeepSpeed adds up a norm in fp64, on a copy of one piece after the other (`runtime/zero/utils.py`: `get_norm_dtype`).
 _NORM = 8
@@ -128,7 +128,7 @@ class ZeroStep:
         filled: list[tuple[int | None, int]] = []
         size = oversized = reduced = 0
         # Of what goes to host memory it is taken on the way; of what stays, at the beginning of the step.
-        norm = self._norm() if self.offloads else 0
+        norm = self._largest_norm() if self.offloads else 0
         for now, then in zip(course, (*course[1:], None), strict=True):
             # Stages 1 and 2 make a bucket when the first gradient has come, and let it go when the last one has.
             made = buckets if self.stage == 3 or now.gradients else 0
@@ -155,9 +155,19 @@ class ZeroStep:
             return 0
         return min(self.states.gradients, reduced) if self.whole_process else self.states.gradients
 
-    def _norm(self) -> int:
-        """The copy that the norm is taken of."""
-        return _NORM * largest_piece(self.model, self.stage, self.world_size)
+    def _largest_norm(self) -> int:
+        """The largest copy that the norm is taken of, on any rank."""
+        return _NORM * max(largest_pieces(self.model, self.stage, self.world_size))
+
+    def _norm(self) -> tuple[int, int]:
+        """Gradients and the copy, of the rank where they are most together."""
+        pieces = largest_pieces(self.model, self.stage, self.world_size)
+        kept = [self.states.gradients] * len(pieces)
+        if self.stage < 3:
+            parts = owned_parts(self.model, self.stage, self.world_size)
+            owned = owned_gradients(self.model.trained_groups(), parts, self.world_size)
+            kept = [elements * self.width for elements in owned]
+        return max(((own, _NORM * piece) for own, piece in zip(kept, pieces, strict=True)), key=sum)
 
     def _late(self) -> Iterator[Moment]:
         """Stage 1 without a second stream: gradients stay where they are until all have come, then go in order."""
@@ -168,7 +178,7 @@ class ZeroStep:
             yield Moment("backward", max(landing.gradients, self._accumulated()), landing.peak, made)
         end, left, kept, reduced = course[-1].live, self._all_gradients, 0, 0
         places = parameter_places(self.model, self.world_size)
-        norm = self._norm() if self.offloads else 0
+        norm = self._largest_norm() if self.offloads else 0
         order = [(i, self.model.parameters[i]) for group in self.model.groups for i in group]
         filled: list[tuple[int | None, int]] = []
         size = 0
@@ -216,7 +226,8 @@ class ZeroStep:
             yield Moment("step", 0, self.trace.inputs, buffers)
             return
         gradients = self.states.gradients
-        yield Moment("step", gradients, self.trace.inputs + self._norm(), buffers)
+        owned, norm = self._norm()
+        yield Moment("step", owned, self.trace.inputs + norm, buffers)
         parts = owned_parts(self.model, self.stage, self.world_size)
         for number, owned in enumerate(parts):
             part = min(owned, self.settings.sub_group_size) if self.stage == 3 else owned

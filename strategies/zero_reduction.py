@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from strategies.model_states import ModelShape, owned_parts
+from strategies.model_states import RANKS_LOOKED_AT, ModelShape, owned_parts
 
 # With more ranks a bucket has pieces of so many that nearly all of it may be copied for one of them.
 _RANKS_LOOKED_AT = 64
@@ -44,18 +44,21 @@ def parameter_places(model: ModelShape, world_size: int) -> dict[int, tuple[int,
     return places
 
 
-def largest_piece(model: ModelShape, stage: int, world_size: int) -> int:
-    """The most elements of one parameter's gradient that a rank keeps."""
-    trained = [[model.parameters[i].numel for i in group if model.parameters[i].trainable] for group in model.groups]
+def largest_pieces(model: ModelShape, stage: int, world_size: int) -> list[int]:
+    """The most elements of one parameter's gradient that each rank owns; of the first `RANKS_LOOKED_AT` ranks."""
+    groups = model.trained_groups()
+    ranks = min(world_size, RANKS_LOOKED_AT)
     if stage == 3:
-        return max((-(-numel // world_size) for sizes in trained for numel in sizes), default=0)
-    largest = 0
-    for sizes, part in zip([sizes for sizes in trained if sizes], owned_parts(model, 1, world_size), strict=True):
+        return [max((-(-numel // world_size) for sizes in groups for numel in sizes), default=0)] * ranks
+    largest = [0] * ranks
+    for sizes, part in zip(groups, owned_parts(model, stage, world_size), strict=True):
         begin = 0
         for numel in sizes:
-            first = min(numel, part - begin % part)
-            largest = max(largest, first, min(part, numel - first))
-            begin += numel
+            end = begin + numel
+            for rank in range(begin // part, min((end - 1) // part + 1, ranks)):
+                piece = min(end, (rank + 1) * part) - max(begin, rank * part)
+                largest[rank] = max(largest[rank], piece)
+            begin = end
     return largest
 
 

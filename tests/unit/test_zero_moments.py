@@ -11,7 +11,7 @@ from strategies.memory import PROCESS, estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
 from strategies.precision import Precision
 from strategies.step_trace import Landing, StepTrace, at_batch_size
-from strategies.zero_reduction import Reduction, largest_piece, parameter_places, reduction_of
+from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
 
 PLAIN = OptimizerShape("SGD", 0, 0, 0)
 
@@ -142,23 +142,27 @@ def test_the_norm_of_gradients_is_taken_of_a_copy_in_fp64_of_one_piece_after_the
     assert beside_states(model_of(1000), trace_of(model_of(1000), 0, 0), ZERO_2) == ("step", 4000 + 8000)
     halves = model_of(500, 500)
     assert beside_states(halves, trace_of(halves, 0, 0, 0), ZERO_2) == ("step", 4000 + max(4000, 8 * 500))
+    # Rank 0 owns 600 and 250, rank 1 750 and 100, and each keeps whole gradients: no rank has the most of both.
+    uneven = model_of(600, 1000, 100)
+    apart = beside_states(uneven, trace_of(uneven, 0, 0, 0, 0), ZERO_2, 2)
+    assert apart == ("step", max(6400 + 8 * 600, 4400 + 8 * 750))
     # On the way to host memory, beside the bucket with all gradients and the copy of one that goes.
     offloaded = beside_states(halves, trace_of(halves, 0, 0, 0), ZERO_2_OFFLOAD, bucket=1000)
     assert offloaded == ("backward", 4000 + 2000 + 8 * 500)
 
 
 @pytest.mark.parametrize(
-    ("numels", "stage", "ranks", "piece"),
+    ("numels", "stage", "ranks", "pieces"),
     [
-        ((100, 1000), 2, 1, 1000),
-        ((100, 1000), 2, 2, 550),
-        ((100, 1000), 3, 2, 500),
-        ((7,), 3, 2, 4),
-        ((10, 10, 10), 1, 2, 10),
-        ((), 3, 4, 0),
+        ((100, 1000), 2, 1, [1000]),
+        ((100, 1000), 2, 2, [450, 550]),
+        ((100, 1000), 3, 2, [500, 500]),
+        ((7,), 3, 2, [4, 4]),
+        ((10, 10, 10), 1, 2, [10, 10]),
+        ((), 3, 4, [0] * 4),
     ],
 )
 def test_the_largest_piece_of_one_gradient_that_a_rank_has(
-    numels: tuple[int, ...], stage: int, ranks: int, piece: int
+    numels: tuple[int, ...], stage: int, ranks: int, pieces: list[int]
 ) -> None:
-    assert largest_piece(model_of(*numels), stage, ranks) == piece
+    assert largest_pieces(model_of(*numels), stage, ranks) == pieces
