@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
+from launcher.errors import Interrupted
 from launcher.events import EventLog
 from launcher.out_of_memory import planned_memory
 from launcher.plan import Plan
@@ -75,7 +76,9 @@ class MeasuredMemory:
 
 
 class TellMemory(pl.Callback):
-    """At the end of the training rank zero tells the events what the plan expected and what each rank needed.
+    """Rank zero tells the events what the plan expected and what each rank needed.
+
+    At the end of the training, or where a signal stops it on all ranks at one step.
 
     Args:
         plan: what was trained with.
@@ -90,6 +93,15 @@ class TellMemory(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._tell(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # After anything else the ranks may not come together.
+        if isinstance(exception, Interrupted):
+            self._tell(trainer, pl_module)
+
+    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         peaks = _of_all_ranks(self._measured.peak(), pl_module.device)
         if trainer.global_rank == 0:
             shown = sorted(sorted(range(len(peaks)), key=lambda rank: -peaks[rank])[:_RANKS_IN_EVENT])

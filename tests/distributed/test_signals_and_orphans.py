@@ -55,6 +55,8 @@ def test_a_signal_to_the_agent_alone_saves_on_all_ranks_at_the_same_step(
     interrupted = events_of(directory, "interrupted")
     assert {event["rank"] for event in interrupted} == {0, 1}
     assert len({event["step"] for event in interrupted}) == 1
+    (memory,) = events_of(directory, "memory")
+    assert (sorted(memory["ranks"]), memory["step"]) == ([0, 1], interrupted[0]["step"])
     assert f"stopped after step {interrupted[0]['step']}; saved" in output
     assert (directory / "checkpoints" / "last.ckpt").exists()
     assert "failed first" not in output

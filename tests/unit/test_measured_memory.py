@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from launcher.errors import Interrupted
 from launcher.events import EventLog, read_events
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.report.history import read_history
@@ -67,14 +68,17 @@ def test_rank_zero_tells_it_beside_the_plans_parts(tmp_path: Path) -> None:
     memory = {"assessments": [{"name": "ddp", "memory": parts}]}
     plan = cast(Any, SimpleNamespace(memory=memory, strategy=SimpleNamespace(name="ddp")))
     measured = cast(Any, SimpleNamespace(peak=lambda: 5, method="so"))
+    module = cast(Any, SimpleNamespace(device=torch.device("cpu")))
     for rank in (1, 0):
         told = TellMemory(plan, measured, EventLog(tmp_path / "events.jsonl", rank))
-        told.on_train_end(cast(Any, SimpleNamespace(global_rank=rank, global_step=9)),
-                          cast(Any, SimpleNamespace(device=torch.device("cpu"))))  # fmt: skip
-    (event,) = read_events(tmp_path / "events.jsonl")
+        trainer = cast(Any, SimpleNamespace(global_rank=rank, global_step=9))
+        told.on_train_end(trainer, module)
+        told.on_exception(trainer, module, Interrupted(15, checkpoint=None, step=9))
+        told.on_exception(trainer, module, RuntimeError("the others do not know"))
     expected = {"rank": 0, "kind": "memory", "step": 9, "planned": parts, "ranks": [0], "measured": [5],
                 "measured_by": "so"}  # fmt: skip
-    assert {name: event[name] for name in expected} == expected
+    found = [{name: event[name] for name in expected} for event in read_events(tmp_path / "events.jsonl")]
+    assert found == [expected, expected], "at the end, and after a signal"
 
 
 def test_the_page_has_a_row_for_each_rank(tmp_path: Path) -> None:
