@@ -165,8 +165,8 @@ def _run_agent(
 
 
 def _note_missing(config: RunConfig, nodes: Sequence[int]) -> None:
-    """For `status`, and for the SLURM job, which may be requeued: in a run's directory that is there already."""
-    if config.name and (run := Path(config.runs_dir) / config.name).is_dir():
+    """For `status`, and for the SLURM job, which may be requeued: in the directory of a run that goes on."""
+    if config.resume != "none" and config.name and (run := Path(config.runs_dir) / config.name).is_dir():
         EventLog(run / FILE_NAME, rank=0).write("nodes_missing", nodes=list(nodes))
 
 

@@ -27,6 +27,7 @@ class SlurmTask:
         restart_count: how often SLURM requeued the job.
         nodes: number of nodes of the step.
         step: the step's number, as text; None in a batch script or a shell.
+        member: ARRAY_INDEX of a member of a job array; None of any other job.
     """
 
     job_id: str
@@ -36,6 +37,12 @@ class SlurmTask:
     restart_count: int
     nodes: int = 1
     step: str | None = None
+    member: str | None = None
+
+    @property
+    def queue_id(self) -> str:
+        """By what scontrol and scancel know this job alone: one member's number is its whole array's, too."""
+        return self.member or self.job_id
 
     @property
     def one_a_node(self) -> bool:
@@ -101,6 +108,7 @@ def read_slurm_task(env: Mapping[str, str]) -> SlurmTask | None:
             values[name] = int(text)
     if wrong:
         raise SlurmEnvironmentError(f"SLURM_JOB_ID is set, but {', '.join(wrong)}; expected whole numbers")
+    array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     return SlurmTask(
         job_id=env["SLURM_JOB_ID"],
         task=values["SLURM_PROCID"],
@@ -109,4 +117,5 @@ def read_slurm_task(env: Mapping[str, str]) -> SlurmTask | None:
         restart_count=values["SLURM_RESTART_COUNT"],
         nodes=values["SLURM_STEP_NUM_NODES"],
         step=env.get("SLURM_STEP_ID"),
+        member=f"{array}_{index}" if array and index else None,
     )

@@ -147,7 +147,7 @@ def join_meeting(file: Path, node: int, timeout: float, now: Callable[[], float]
         time.sleep(_LOOK_EVERY)
     if not tried:
         raise MeetingError(f"node 0 published no address in {file} within {timeout:g} s; is that folder on a disk that "
-                           "the nodes share?")  # fmt: skip
+                           "the nodes share?", missing=(0,))  # fmt: skip
     attempts = "; ".join(f"{host}: {why}" for host, why in tried.items())
     raise MeetingError(f"node {node} ({socket.gethostname()}) reaches no address of node 0: {attempts}; open the ports "
                        "between the nodes")  # fmt: skip

@@ -101,12 +101,14 @@ class FitTask:
             # Some clusters kill the whole job when a task ends with an error: node 0 may be requeueing right now.
             code = 0
         missing = missing or missing_nodes(Path(request.run), began)
-        if code and task.node == 0 and missing:
-            if self._begins_again(task, missing):
-                raise SystemExit(REQUEUED)
-            _end_others(task)
+        # Node 0 sees to it, and where it is missing itself, node 1.
+        acts = bool(code and missing) and task.node == (1 if 0 in missing else 0)
+        if acts and self._begins_again(task, missing):
+            raise SystemExit(REQUEUED)
         if code:
             _say(f"run {Path(request.run).name} ended with exit code {code} on node {task.node}")
+            if acts:
+                _end_others(task)
             raise SystemExit(code)
         return code
 
@@ -136,16 +138,19 @@ class FitTask:
         return DelayedSubmission(FitTask(request))
 
     def _begins_again(self, task: SlurmTask, missing: Sequence[int]) -> bool:
-        """Requeue a job whose nodes have met before, but not this time: SLURM may choose others."""
-        step = saved_step(Path(self._request.run))
-        if task.restart_count == 0 and step == 0:
+        """Requeue a job that was requeued before, and whose nodes do not all come now: SLURM may choose others."""
+        if task.restart_count == 0:
             return False
-        count = fruitless(read_attempts(Path(self._request.folder)), task.job_id, step)
+        step, folder = saved_step(Path(self._request.run)), Path(self._request.folder)
+        if task.node > 0:
+            # Node 0 has not: without it there would be no end of requeues.
+            record_attempt(folder, task.job_id, task.restart_count, step, socket.gethostname())
+        count = fruitless(read_attempts(folder), task.job_id, step)
         if count >= self._request.fruitless_limit:
             _say(_no_progress(count, step))
             return False
         try:
-            requeue_job(task.job_id)
+            requeue_job(task.queue_id)
         except QueueCommandError as error:
             _say(f"the job cannot be queued again: {error}; submit again with --resume auto")
             return False
@@ -160,6 +165,8 @@ class FitTask:
             count = fruitless(read_attempts(folder), task.job_id, step)
             if count >= request.fruitless_limit:
                 _say(_no_progress(count, step))
+                if request.nodes > 1:
+                    _end_others(task)
                 return FAILED
             record_attempt(folder, task.job_id, task.restart_count, step, socket.gethostname())
         with _meeting(request, task) as place:
@@ -213,9 +220,9 @@ def _meeting(request: FitRequest, task: SlurmTask) -> Generator[Place | None]:
 
 
 def _end_others(task: SlurmTask) -> None:
-    """Srun would wait for the tasks of missing nodes, and the job keep its nodes until its time is up."""
+    """Else srun waits for tasks that wait for this one or never begin, and the job keeps its nodes all its time."""
     try:
-        cancel_step(task.job_id, task.step)
+        cancel_step(task.queue_id, task.step)
     except QueueCommandError as error:
         _say(f"the job step cannot be ended: {error}")
 

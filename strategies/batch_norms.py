@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
 
 
-def statistics_in_the_type_of_weights(module: nn.Module) -> int:
-    """Cast running statistics to their layer's weights' type; returns the number of layers that were changed.
+def compute_with_fp32_weights(module: nn.Module) -> int:
+    """Let norms whose running statistics stayed in fp32 compute with their weights in fp32; returns how many there are.
 
-    DeepSpeed casts parameters and, since 0.19, leaves buffers in fp32 (`_cast_module_mixed_precision`); torch's batch
-    norm refuses weights in 16 bits beside statistics in 32, on CPUs and on GPUs.
+    DeepSpeed casts parameters and, since 0.19, leaves buffers as they are (`_cast_module_mixed_precision`). torch's
+    batch norm takes an input in 16 bits with weights and statistics in fp32, as under autocast, but no mixture of these
+    two. Statistics in 16 bits are no way out: bf16 loses the small steps of a running mean, fp16 overflows at 65,504.
     """
-    changed = 0
-    for layer in module.modules():
-        # Instance norms that keep statistics are of this class too.
-        if not isinstance(layer, nn.modules.batchnorm._NormBase) or layer.weight is None:
-            continue
-        statistics = {name: getattr(layer, name) for name in ("running_mean", "running_var")}
-        if any(value is not None and value.dtype != layer.weight.dtype for value in statistics.values()):
-            for name, value in statistics.items():
-                setattr(layer, name, value.to(layer.weight.dtype))
-            changed += 1
-    return changed
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    mixed = [n for n in norms if n.weight is not None and n.running_mean is not None
+             and n.weight.dtype != n.running_mean.dtype]  # fmt: skip
+    for layer in mixed:
+        # A bound method could not be pickled.
+        layer.forward = partial(_forward, layer)
+    return len(mixed)
+
+
+def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    return type(layer).forward(_InFp32(layer), *args, **kwargs)
+
+
+class _InFp32:
+    """A norm seen with its weights in fp32, by the code of its own class."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        # Copies that autograd follows: their gradients arrive at the parameters in the parameters' type.
+        self.weight = layer.weight.float()
+        self.bias = None if layer.bias is None else layer.bias.float()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)

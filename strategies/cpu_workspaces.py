@@ -46,7 +46,7 @@ class CpuWorkspaces(TorchDispatchMode):
             del reordered
             return out
         if name in _PRODUCTS:
-            left, right = args[-2:]
+            left, right = args[:2] if name == "aten::mm" else args[1:3]
             if left.element_size() < _FP32:
                 self._products.add((left.shape, left.stride(), right.shape, right.stride()))
         if name not in (_FORWARD, _BACKWARD):

@@ -21,14 +21,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, ParallelStrategy, Strategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from strategies.batch_norms import statistics_in_the_type_of_weights
+from strategies.batch_norms import compute_with_fp32_weights
 from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
@@ -101,12 +100,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     def init_deepspeed(self) -> None:
         super().init_deepspeed()
         assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        count = statistics_in_the_type_of_weights(self.lightning_module)
-        if count:
-            rank_zero_warn(
-                f"DeepSpeed computes in 16 bits: the running statistics of {count} batch norms are kept in them too, "
-                "and are less exact. Group norms have none; --strategy ddp keeps them in fp32"
-            )
+        compute_with_fp32_weights(self.lightning_module)
         self._order_hook = keep_module_order(self.model)
 
     @override

@@ -16,6 +16,8 @@ from strategies.zero_reduction import Reduction, largest_pieces, parameter_place
 
 # DeepSpeed adds up a norm in fp64, on a copy of one piece after the other (`runtime/zero/utils.py`: `get_norm_dtype`).
 _NORM = 8
+# Elements of what stage 3 offloads that go into one such copy (`stage3.py`: `_constant_buffered_norm2`).
+_NORM_AT_ONCE = 250_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +128,12 @@ class ZeroStep:
         kept = self.states.gradients if self.stage == 3 else self._accumulated()
         before, buckets, course = kept, self._buckets(), self._course()
         filled: list[tuple[int | None, int]] = []
-        size = oversized = reduced = 0
+        size = oversized = reduced = touched = 0
         # Of what goes to host memory it is taken on the way; of what stays, at the beginning of the step.
         norm = self._largest_norm() if self.offloads else 0
         for now, then in zip(course, (*course[1:], None), strict=True):
-            # Stages 1 and 2 make a bucket when the first gradient has come, and let it go when the last one has.
-            made = buckets if self.stage == 3 or now.gradients else 0
+            touched = max(touched, size - oversized)
+            made = buckets if self.stage == 3 else self._made(buckets, touched, begun=now.gradients > 0)
             beside = made + oversized + self._gathered(now.gradients)
             yield Moment("backward", kept, now.peak, beside)
             coming = 0 if then is None else then.gradients - now.gradients
@@ -149,6 +151,11 @@ class ZeroStep:
                 size += coming
                 oversized = coming if coming > self._bucket else oversized
 
+    def _made(self, buckets: int, touched: int, *, begun: bool) -> int:
+        """Stages 1 and 2 make a bucket anew when a step's first gradient has come; a process has pages it wrote to."""
+        whole = buckets if begun else 0
+        return min(whole, touched) if self.whole_process else whole
+
     def _owned(self, reduced: int) -> int:
         """What a rank keeps once so much was reduced: the buffer for it is made at once, its pages come one by one."""
         if self.offloads:
@@ -156,8 +163,9 @@ class ZeroStep:
         return min(self.states.gradients, reduced) if self.whole_process else self.states.gradients
 
     def _largest_norm(self) -> int:
-        """The largest copy that the norm is taken of, on any rank."""
-        return _NORM * max(largest_pieces(self.model, self.stage, self.world_size))
+        """The largest copy that the norm is taken of, on any rank, of what goes to host memory."""
+        piece = max(largest_pieces(self.model, self.stage, self.world_size))
+        return _NORM * (min(piece, _NORM_AT_ONCE) if self.stage == 3 else piece)
 
     def _norm(self) -> tuple[int, int]:
         """Gradients and the copy, of the rank where they are most together."""

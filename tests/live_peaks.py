@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import logger
 
-from strategies.batch_norms import statistics_in_the_type_of_weights
+from strategies.batch_norms import compute_with_fp32_weights
 from strategies.steady_ddp import SteadyDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
 from tests.live_states import DTYPES, Stepping
@@ -53,7 +53,7 @@ def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
                 net = SteadyDistributedDataParallel(net, gradient_as_bucket_view=True)
         else:
             net, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=_config(stage, dtype, batch_size))
-            statistics_in_the_type_of_weights(module)
+            compute_with_fp32_weights(module)
         _step(net, optimizer, batch, stage)
         return net, optimizer, batch
 

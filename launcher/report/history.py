@@ -68,7 +68,8 @@ class _Open:
         reader = _READERS.get(kind)
         if reader is not None:
             reader(self, event, time, rank)
-        self._last = max(self._last, time)
+        if kind not in _BETWEEN_ATTEMPTS:
+            self._last = max(self._last, time)
         step = event.get("step")
         if type(step) is int:
             # A rank that was stopped tells the step it stopped at; the last word counts.
@@ -206,6 +207,8 @@ class _Open:
         return True
 
 
+# An attempt that did not begin has no start of its own, and the one before it had ended.
+_BETWEEN_ATTEMPTS = frozenset({"nodes_missing"})
 _READERS = {
     "run_started": _Open.started,
     "training_started": _Open.training_started,

@@ -34,6 +34,8 @@ def told_in_words(event: Mapping[str, Any], kind: str) -> str:
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it goes on with {event.get('strategy')}"
+    elif kind == "nodes_missing":
+        text = f"node {', '.join(map(str, event.get('nodes') or ()))} never came"
     elif kind == "run_started":
         count = event.get("restart_count")
         source = f"ranks made by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"

@@ -105,8 +105,10 @@ def test_a_node_that_never_comes_is_named_and_noted_in_the_run_that_waited(tmp_p
     assert "node 1 never came within 1 s" in run.output
     assert not (tmp_path / "runs").exists(), "a run that did not begin leaves nothing"
     (tmp_path / "runs" / "it").mkdir(parents=True)
-    (run,) = _fit_on_nodes(tmp_path, "2", [("--trainer.max_steps", "1", "--rdzv-conf", "join_timeout=1")])
-    run.check(2)
+    for more in ((), ("--resume", "auto")):
+        words = ("--trainer.max_steps", "1", "--rdzv-conf", "join_timeout=1", *more)
+        _fit_on_nodes(tmp_path, "2", [words])[0].check(2)
+    # Without --resume the run that is there is somebody else's.
     assert [event["nodes"] for event in events_of(tmp_path / "runs" / "it", "nodes_missing")] == [[1]]
 
 

@@ -1,12 +1,15 @@
-"""Batch norms whose weights DeepSpeed has cast: they take statistics of one type with them."""
+"""Batch norms whose weights DeepSpeed has cast train as they do in fp32, and keep their statistics."""
 
 from __future__ import annotations
+
+import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from strategies.batch_norms import statistics_in_the_type_of_weights
+from strategies.batch_norms import compute_with_fp32_weights
 
 
 def _cast_as_deepspeed_does(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -16,16 +19,41 @@ def _cast_as_deepspeed_does(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_cast_batch_norm_trains(dtype: torch.dtype) -> None:
-    net = _cast_as_deepspeed_does(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), dtype)
-    batch = torch.randn(8, 4, dtype=dtype)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(4),
+        nn.BatchNorm1d(4, momentum=0.003),
+        nn.SyncBatchNorm(4),
+    ],
+)
+def test_a_cast_norm_computes_and_remembers_as_in_fp32(norm: nn.Module, dtype: torch.dtype) -> None:
+    # Of a scale whose variance fp16 does not hold.
+    batches = [(300 * torch.randn(16, 4, 8)).to(dtype) for _ in range(20)]
+    exact, layer = copy.deepcopy(norm), _cast_as_deepspeed_does(copy.deepcopy(norm), dtype)
     with pytest.raises(RuntimeError, match="expected scalar type"):
-        net(batch)
-    assert statistics_in_the_type_of_weights(net) == 1
-    net(batch).sum().backward()
-    assert net[1].running_var.dtype == dtype
-    assert "1.running_var" in net.state_dict()
-    assert statistics_in_the_type_of_weights(net) == 0
+        layer(batches[0])
+    layer = _cast_as_deepspeed_does(copy.deepcopy(norm), dtype)
+    assert compute_with_fp32_weights(nn.Sequential(layer)) == 1
+    for batch in batches:
+        layer(batch).sum().backward()
+        exact(batch.float())
+    assert layer.weight.grad.dtype == dtype
+    assert layer.running_var.dtype == torch.float32
+    torch.testing.assert_close(layer.state_dict()["running_var"], exact.running_var)
+    layer.eval()
+    exact.eval()
+    torch.testing.assert_close(layer(batches[0]).float(), exact(batches[0].float()), rtol=0.02, atol=0.02)
+
+
+def test_it_stays_a_module_that_can_be_copied_and_pickled() -> None:
+    layer = _cast_as_deepspeed_does(nn.BatchNorm1d(4), torch.bfloat16)
+    compute_with_fp32_weights(layer)
+    batch = torch.randn(8, 4, dtype=torch.bfloat16)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301 -- our own, of this moment
+        copied(batch)
+        assert copied.num_batches_tracked == 1
+    assert layer.num_batches_tracked == 0, "a copy's forward is its own"
 
 
 @pytest.mark.parametrize(
@@ -33,14 +61,12 @@ def test_a_cast_batch_norm_trains(dtype: torch.dtype) -> None:
     [
         nn.BatchNorm1d(4, affine=False),
         nn.BatchNorm1d(4, track_running_stats=False),
-        nn.InstanceNorm1d(4),
+        nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
         nn.GroupNorm(2, 4),
         nn.LayerNorm(3),
     ],
 )
 def test_layers_that_take_their_input_as_they_are_stay_so(layer: nn.Module) -> None:
     _cast_as_deepspeed_does(layer, torch.bfloat16)
-    before = {name: value.dtype for name, value in layer.named_buffers()}
-    assert statistics_in_the_type_of_weights(layer) == 0
-    assert {name: value.dtype for name, value in layer.named_buffers()} == before
+    assert compute_with_fp32_weights(layer) == 0
     layer(torch.randn(8, 4, 3, dtype=torch.bfloat16))

@@ -60,6 +60,13 @@ def test_the_first_rank_that_failed_is_the_cause_and_the_agents_word_outweighs_a
     assert attempt.detail == "rank 3 (n2): killed by SIGKILL"
 
 
+def test_nodes_that_never_came_do_not_make_the_attempt_before_them_longer() -> None:
+    stopped = event("interrupted", START + 9, step=9, signal=15, checkpoint="c")
+    (attempt,) = read_history([*begun(), stopped, event("nodes_missing", START + 9000, nodes=[1])]).attempts
+    assert (attempt.outcome, attempt.seconds) == ("interrupted", 9)
+    assert attempt.happenings[-1].text == "node 1 never came"
+
+
 def test_a_new_start_is_a_new_attempt_and_what_it_does_again_is_counted() -> None:
     events = [
         *begun(),

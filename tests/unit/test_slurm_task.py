@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,10 +60,9 @@ class Node:
             folder=str(self.folder),
             command=(sys.executable, str(agent), str(self.run)),
             cwd=str(folder),
-            nodes=1,
             ranks_per_node=2,
             signal="USR2",
-            **more,
+            **{"nodes": 1, **more},
         )  # type: ignore[arg-type]
         before = os.environ["PATH"]
         os.environ["PATH"] = self.slurm.env["PATH"]
@@ -80,12 +80,13 @@ class Node:
         warn: bool = True,
         at_once: bool = False,
         missing: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> int:
         """One attempt of the job, warned once the agent runs; its exit code, 1 for an error."""
         env = {**os.environ, **self.slurm.env, "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NODEID": "0",
                "SLURM_STEP_ID": "0", "SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": str(restarts),
                "SUBMITIT_EXECUTOR": "slurm", "STEP": str(step), "CODE": str(code),
-               "AT_ONCE": "1" if at_once else "", "MISSING": "1" if missing else ""}  # fmt: skip
+               "AT_ONCE": "1" if at_once else "", "MISSING": "1" if missing else "", **(env or {})}  # fmt: skip
         words = [sys.executable, "-u", "-m", "submitit.core._submit", str(self.folder)]
         self.said = ""
         with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -155,6 +156,26 @@ def test_a_job_that_ran_before_and_whose_nodes_do_not_all_come_is_requeued(tmp_p
     # An event of an earlier attempt is no reason.
     assert node.attempt(restarts=2, warn=False, at_once=True, code=2) == 2
     assert len(node.slurm.calls("scontrol")) == 1
+
+
+def test_a_member_of_an_array_is_requeued_or_ended_without_the_others(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    # The number of one member is the array's, too.
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    shutil.copy(node.folder / "7_submitted.pkl", node.folder / "7_3_submitted.pkl")
+    assert node.attempt(restarts=1, warn=False, at_once=True, code=2, missing=True, env=array) == 75, node.said
+    assert node.attempt(warn=False, at_once=True, code=2, missing=True, env=array) == 2, node.said
+    assert (node.slurm.calls("scontrol"), node.slurm.calls("scancel")) == ([["requeue", "7_3"]], [["7_3.0"]])
+
+
+def test_where_node_0_never_comes_node_1_requeues_the_job_or_ends_it(tmp_path: Path) -> None:
+    node = Node(tmp_path, fruitless_limit=2, nodes=2, join_timeout=0.2)
+    for restarts, code in ((0, 1), (1, 75), (2, 1)):
+        for number in ("2", "1"):
+            ended = node.attempt(restarts=restarts, warn=False, env={"SLURM_NODEID": number, "SLURM_PROCID": number})
+            assert ended == (code if number == "1" else 1), node.said
+    assert (node.slurm.calls("scontrol"), node.slurm.calls("scancel")) == ([["requeue", "7"]], [["7.0"], ["7.0"]])
+    assert "no progress: the last 2 attempts" in node.said
 
 
 def test_missing_nodes_are_no_reason_to_requeue_without_end_nor_at_the_first_start(tmp_path: Path) -> None:

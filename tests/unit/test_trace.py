@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from strategies.candidates import SINGLE_DEVICE
+from strategies.cpu_workspaces import CpuWorkspaces
+from strategies.fake_mode import FakeMode
 from strategies.memory import estimate_memory
 from strategies.model_shape import OptimizerError, describe_model, optimizer_of, probe_optimizer
 from strategies.model_states import OptimizerShape
@@ -73,6 +75,15 @@ def test_the_workspace_of_an_lstm_is_counted_from_above(precision: str) -> None:
     entry = SMALL["deep_lstm"]
     real, fake = (trace_step(entry.make, entry.batch(8), 8, types=TYPES[precision], fake=f)[0] for f in (False, True))
     assert real.backward <= fake.backward <= 1.35 * real.backward
+
+
+def test_a_product_with_a_type_of_its_own_for_the_result_is_counted_too() -> None:
+    with FakeMode(), CpuWorkspaces() as onednn:
+        left, right = torch.empty(2, 3, dtype=torch.bfloat16), torch.empty(3, 4, dtype=torch.bfloat16)
+        torch.mm(left, right, out_dtype=torch.float32)
+        torch.addmm(torch.empty(4, dtype=torch.bfloat16), left, right)
+    # The same product to oneDNN.
+    assert onednn.kernels == 600 * 1024
 
 
 def test_code_for_products_in_16_bits_is_counted_once_a_shape() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from strategies.candidates import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, Candidate
+from strategies.candidates import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD, Candidate
 from strategies.memory import PROCESS, estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
 from strategies.precision import Precision
@@ -44,6 +44,10 @@ def test_activations_and_gradients_that_are_never_there_together_do_not_add_up()
     # The peak comes before any gradient has, and the end has all gradients.
     trace = trace_of(model, 50_000, 0, 0)
     assert beside_states(model, trace, ZERO_2, bucket=1000) == ("backward", 50_000), "nor is there a bucket yet"
+    # After the first one there is the whole bucket, of which a process has the pages that it came to.
+    middle = trace_of(model, 0, 50_000, 0)
+    assert beside_states(model, middle, ZERO_2, bucket=5000) == ("backward", 50_000 + 20_000)
+    assert beside_states(model, middle, ZERO_2, bucket=5000, process=True) == ("backward", 50_000 + 4000)
     # When the last one has come the first was reduced, and the buffer for all of them was made.
     low = trace_of(model, 0, 0, 20_000)
     assert beside_states(model, low, ZERO_2, bucket=1000) == ("backward", 8000 + 4000 + 20_000)
@@ -146,6 +150,11 @@ def test_the_norm_of_gradients_is_taken_of_a_copy_in_fp64_of_one_piece_after_the
     uneven = model_of(600, 1000, 100)
     apart = beside_states(uneven, trace_of(uneven, 0, 0, 0, 0), ZERO_2, 2)
     assert apart == ("step", max(6400 + 8 * 600, 4400 + 8 * 750))
+    # What stage 3 sends to host memory goes in parts of 250 million elements.
+    huge = model_of(400_000_000)
+    assert beside_states(huge, trace_of(huge, 0, 0), ZERO_3)[1] == (4 + 8) * 400_000_000
+    offloaded = beside_states(huge, trace_of(huge, 0, 0), ZERO_3_OFFLOAD)
+    assert offloaded == ("backward", 4 * 400_000_000 + 8 * 250_000_000)
     # On the way to host memory, beside the bucket with all gradients and the copy of one that goes.
     offloaded = beside_states(halves, trace_of(halves, 0, 0, 0), ZERO_2_OFFLOAD, bucket=1000)
     assert offloaded == ("backward", 4000 + 2000 + 8 * 500)
