@@ -101,7 +101,7 @@ def test_the_engine_runs_with_what_the_plan_and_the_users_file_say(tmp_path: Pat
     # 16 samples over 2 ranks, at most 4 at once: accumulated twice; 64 samples are 4 steps.
     assert told == {
         "stage": 2, "batch": [16, 4, 2], "clipping": 0.7, "steps": [4, 4], "dtype": "torch.bfloat16", "scale": 1.0,
-        "optimizer": "AdamW",
+        "optimizer": "AdamW", "statistics": [],
     }  # fmt: skip
     assert file.read_bytes() == before
     (planned,) = events_of(tmp_path / "runs" / "it", "planned")
