@@ -14,6 +14,7 @@ from typing import Any
 from launcher.errors import NoSuchRunError
 from launcher.events import FILE_NAME, read_events
 from launcher.local_job import is_running
+from launcher.report.wording import told_in_words
 from launcher.submission import read_records
 from launcher.sweep_record import read_array_record
 from slurm.attempts import read_attempts
@@ -181,8 +182,8 @@ def _after(told: Told, event: Mapping[str, Any]) -> Told:
         change.update(ending="failed", detail=str(event.get("error", "")))
     elif kind == "out_of_memory":
         change.update(ending="failed", detail=f"out of memory with {event.get('strategy')}")
-    elif kind == "nodes_missing" and isinstance(event.get("nodes"), list):
-        change.update(ending="failed", detail=f"node {', '.join(map(str, event['nodes']))} never came")
+    elif kind == "nodes_missing":
+        change.update(ending="failed", detail=told_in_words(event, kind))
     return dataclasses.replace(told, **change)
 
 

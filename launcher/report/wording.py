@@ -35,7 +35,8 @@ def told_in_words(event: Mapping[str, Any], kind: str) -> str:
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it goes on with {event.get('strategy')}"
     elif kind == "nodes_missing":
-        text = f"node {', '.join(map(str, event.get('nodes') or ()))} never came"
+        nodes = event.get("nodes")
+        text = f"{'node ' + ', '.join(map(str, nodes)) if isinstance(nodes, list) and nodes else 'a node'} never came"
     elif kind == "run_started":
         count = event.get("restart_count")
         source = f"ranks made by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"

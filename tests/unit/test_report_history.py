@@ -67,6 +67,12 @@ def test_nodes_that_never_came_do_not_make_the_attempt_before_them_longer() -> N
     assert attempt.happenings[-1].text == "node 1 never came"
 
 
+@pytest.mark.parametrize("nodes", [None, 3, "ab", [], {"a": 1}])
+def test_nodes_that_are_no_list_leave_the_report_and_are_not_named(nodes: object) -> None:
+    (attempt,) = read_history([*begun(), event("nodes_missing", START + 9, nodes=nodes)]).attempts
+    assert attempt.happenings[-1].text == "a node never came"
+
+
 def test_a_new_start_is_a_new_attempt_and_what_it_does_again_is_counted() -> None:
     events = [
         *begun(),
