@@ -25,7 +25,8 @@ class RankFacts:
         rank, local_rank, local_world_size, node_rank, host: its place.
         hardware: its device and versions; None if it failed before it looked.
         config_digest: `RunConfig.digest()`; None if it has no valid config.
-        config: dotted path to value, only if the digest differs from rank zero's.
+        config: dotted path to value, only if the digest differs from rank zero's; without its secrets.
+        secrets: dotted path to digest of the config's secrets.
         traits: what its classes say of themselves, equal on all ranks with equal code.
         deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
         nvme: the folders that ZeRO may offload to, as it found them; those it did not look at are not in it.
@@ -41,6 +42,7 @@ class RankFacts:
     hardware: Hardware | None = None
     config_digest: str | None = None
     config: Mapping[str, Any] | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict)
     traits: Mapping[str, Any] = field(default_factory=dict)
     deepspeed_fp16: bool = True
     nvme: tuple[NvmeFolder, ...] = ()
@@ -174,6 +176,7 @@ def agree_on(facts: Sequence[RankFacts]) -> Agreement:
             lines.append(f"{what}: " + "; ".join(f"{value} on {_name(members)}" for value, members in groups_by_size))
             ranks.update(f.rank for _, members in groups_by_size[1:] for f in members)
     lines += _config_differences(ordered)
+    lines += _secret_differences(ordered)
     if lines:
         raise AgreementError(
             "the ranks differ, so they would not train the same model:\n"
@@ -211,6 +214,16 @@ def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
             if fact.config.get(path) != base.get(path)
         ]
     return lines[:20]
+
+
+def _secret_differences(facts: Sequence[RankFacts]) -> list[str]:
+    """Which secrets differ from rank zero's; what they are is nobody's to read."""
+    lines: list[str] = []
+    for path in sorted({path for fact in facts for path in fact.secrets}):
+        others = [fact for fact in facts if fact.secrets.get(path) != facts[0].secrets.get(path)]
+        if others:
+            lines.append(f"{path}: differs on {_name(others)} from {_name(facts[:1])}; it is a secret, and not shown")
+    return lines
 
 
 def _name(facts: Sequence[RankFacts], limit: int = 8) -> str:

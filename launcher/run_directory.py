@@ -18,6 +18,7 @@ from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.memory_record import FILE_NAME
+from launcher.secret_values import redact
 from launcher.sweep_record import MEMBERS
 from launcher.whole_file import write_file
 
@@ -176,6 +177,8 @@ def newest_run_like(config: RunConfig) -> str | None:
 
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    # A run with another password is the same run.
+    values = redact(values)
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for path in _FREE_TO_CHANGE:
         group, _, key = path.rpartition(".")
@@ -251,7 +254,7 @@ def _lock(path: Path) -> int:
 
 def _keep_config(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
-    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml()
+    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml(os.environ)
     before = file.read_text(encoding="utf-8") if file.exists() else text
     if before != text:
         # A copy first: a full disk must not leave the run without a config.

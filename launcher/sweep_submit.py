@@ -100,7 +100,7 @@ def prepare_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[s
 def _refuse_others(path: Path, members: Sequence[Member]) -> None:
     """A sweep that is there already may get more members; those that it has stay what they are."""
     known = {each["index"]: each["overrides"] for each in read_members(path)}
-    now = {member.index: json.loads(json.dumps(dict(member.overrides), default=str)) for member in members}
+    now = {member.index: json.loads(json.dumps(member.to_dict()["overrides"], default=str)) for member in members}
     changed = [index for index, overrides in known.items() if now.get(index) != overrides]
     if changed:
         raise RunDirectoryError(

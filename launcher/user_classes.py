@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import Precision
 
 from launcher.config import RunConfig
 from launcher.errors import ConfigError, Problem
+from launcher.secret_values import find_secrets, scrub
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def import_classes(config: RunConfig) -> UserClasses:
             Problem("model", "no model was given; add class_path, or start from load_config(), which has the demo")
         )
     if problems:
-        raise ConfigError(problems)
+        secrets = find_secrets(config.to_dict()).values()
+        raise ConfigError(Problem(p.path, scrub(p.message, secrets)) for p in problems)
     owner, batch_size = _find_batch_size(config, found)
     plugin = _import(plugins[0]["class_path"], Precision, "trainer.plugins") if plugins else None
     return UserClasses(found["model"], found.get("data"), owner, batch_size, plugin)

@@ -19,10 +19,9 @@ from launcher.errors import ReportError
 from launcher.events import FILE_NAME, read_events
 from launcher.report.history import read_history
 from launcher.report.records import History
-from launcher.wandb_config import is_secret_name
+from launcher.secret_values import redact
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
-_HIDDEN = "(hidden)"
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
 _NAMES_TOLD = 8
@@ -115,21 +114,7 @@ def read_run(path: Path) -> Run:
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
     log, log_file = _failure_log(path, history)
-    return Run(path, history, hide_secrets(config), tuple(problems), log, log_file)
-
-
-def hide_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values; those whose name says that they are secret are replaced."""
-    return {
-        str(key): _HIDDEN if is_secret_name(str(key)) and value is not None else _hidden_inside(value)
-        for key, value in values.items()
-    }
-
-
-def _hidden_inside(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return hide_secrets(value)
-    return [_hidden_inside(v) for v in value] if isinstance(value, list | tuple) else value
+    return Run(path, history, redact(config), tuple(problems), log, log_file)
 
 
 def _is_run(path: Path) -> bool:
