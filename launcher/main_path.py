@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,7 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         from launcher.hardware import detect_hardware
         from launcher.ranks import check_ranks
         from launcher.user_classes import import_classes
+        from launcher.user_sources import digest_of, user_sources
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
@@ -140,9 +142,17 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         if topology.world_size == 1:
             raise
         return RankFacts.of(topology, error=str(error), config_digest=config.digest())
-    secrets = digests(config.to_dict())
+    # One rank has nobody to differ from.
+    sources = user_sources(sys.modules) if topology.world_size > 1 else {}
     return RankFacts.of(
-        topology, hardware=hardware, config_digest=config.digest(), secrets=secrets, traits=traits, **known
+        topology,
+        hardware=hardware,
+        config_digest=config.digest(),
+        secrets=digests(config.to_dict()),
+        traits=traits,
+        sources_digest=digest_of(sources),
+        sources=sources,
+        **known,
     )
 
 
