@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config_sources import build_config, path_of, read_sources
 from launcher.errors import Problem, RunDirectoryError, SubmitError
+from launcher.run_trust import check_run_folder
 from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
 from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
 from launcher.sweep import Member, describe, make_members, read_sweep
@@ -89,6 +90,7 @@ def prepare_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[s
     if taken:
         raise RunDirectoryError("\n".join(taken))
     path = submissions[0].place.path.parent / name
+    check_run_folder(path)
     # One that is queued has no config yet.
     if (path / "config.yaml").exists() or (path / FOLDER).exists():
         raise RunDirectoryError(f"{name!r} is a run already at {path}; choose another --name for the sweep")

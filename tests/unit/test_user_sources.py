@@ -80,7 +80,7 @@ def test_only_what_python_reads_otherwise_makes_a_difference(folder: Path) -> No
 
 def test_the_error_names_the_ranks_and_the_files_and_nothing_of_their_text() -> None:
     base = {f"pkg/m{n}.py": "same" for n in range(12)}
-    other = {name: "other" for name in base}
+    other = dict.fromkeys(base, "other")
     one = {**base, "pkg/m3.py": "stale", "own.py": "x"}
     sources = [base, base, one, other, other]
     facts = [
