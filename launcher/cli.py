@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.foreign_ranks import in_torchruns_words, without_starters
 from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.quick_imports import quick_imports
@@ -109,7 +110,10 @@ def run(arguments: Sequence[str]) -> int:
         return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
-        topology = Topology.from_env(os.environ, socket.gethostname())
+        env = without_starters(os.environ) if getattr(options, "nnodes", None) else os.environ
+        topology = Topology.from_env(env, socket.gethostname())
+        # Lightning, DeepSpeed and the user's modules look there for the rank, too.
+        os.environ.update(in_torchruns_words(env))
         launch = read_launch_options(vars(options)) if command == "fit" else LaunchOptions()
         config = _load(options, overrides, topology)
         if options.print_config:
