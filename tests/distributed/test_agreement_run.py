@@ -118,9 +118,10 @@ def test_ranks_that_mpirun_made_are_one_world_and_the_users_modules_see_their_ra
     words = ("fit", "--model", "mine.Mine", *SETTINGS[2:])
 
     def one(rank: int) -> tuple[int, str]:
-        own = {"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2}
+        places = {"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2}
+        own = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in places.items()}
         env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}", "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(port), **{f"OMPI_COMM_WORLD_{name}": str(value) for name, value in own.items()}}  # fmt: skip
+               "MASTER_PORT": str(port), **own}  # fmt: skip
         done = run_warm(launcher(*words), tmp_path, env=env)
         return done.code, done.output
 
