@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
 from launcher.checkpoint_files import publish, remove
+from launcher.checkpoint_secrets import hide_hyperparameters
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -36,6 +37,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
+        # Of weights alone the callbacks are not told.
+        hide_hyperparameters(checkpoint)
         try:
             with open(temporary, "wb", opener=_private) as file:
                 torch.save(checkpoint, file)

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed import PrefixStore
 
+from launcher.checkpoint_secrets import HideSecrets
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.data_order import order_training_data
@@ -177,6 +178,7 @@ def _fit(
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
+        HideSecrets(notice),
         # In this order: a validation draws from the generators, and the schedulers follow its metrics.
         MakeUpForValidation(),
         StepPlateaus(notice),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.agreement import RankFacts, agree_on
+from launcher.checkpoint_secrets import hide_hyperparameters
 from launcher.config import RunConfig, config_fields
 from launcher.config_sources import load_values
 from launcher.errors import AgreementError, ConfigError
@@ -157,3 +158,17 @@ def test_an_error_of_the_users_own_code_is_told_without_the_secret(capsys: pytes
     told = capsys.readouterr().err
     assert f"ValueError: 401 for {HIDDEN}" in told
     assert CANARY not in told.replace('f"401 for {CANARY}"', "")
+
+
+def test_checkpoints_keep_the_hyperparameters_that_are_no_secret_as_they_are() -> None:
+    optimizer, tensor = object(), [1, 2]
+    values = {"hf_token": CANARY, "lr": optimizer, "hub": {"password": CANARY, "name": "n"}, "layers": tensor}
+    checkpoint: dict[str, Any] = {"hyper_parameters": values, "datamodule_hyper_parameters": {"size": 3}, "state": 1}
+    untouched = checkpoint["datamodule_hyper_parameters"]
+    assert hide_hyperparameters(checkpoint) == ["hf_token", "hub.password"]
+    kept = checkpoint["hyper_parameters"]
+    assert (kept["lr"], kept["layers"]) == (optimizer, tensor)
+    assert (kept["hf_token"], kept["hub"]) == (HIDDEN, {"password": HIDDEN, "name": "n"})
+    assert checkpoint["datamodule_hyper_parameters"] is untouched
+    assert values["hf_token"] == CANARY, "the model's own stay"
+    assert hide_hyperparameters(checkpoint) == []
