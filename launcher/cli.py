@@ -117,7 +117,7 @@ def run(arguments: Sequence[str]) -> int:
         launch = read_launch_options(vars(options)) if command == "fit" else LaunchOptions()
         config = _load(options, overrides, topology)
         if options.print_config:
-            sys.stdout.write(config.to_yaml())
+            sys.stdout.write(config.to_yaml(os.environ))
             return 0
         if command == "plan":
             return _plan(config, topology, options)

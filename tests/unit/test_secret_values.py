@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from launcher.checkpoint_secrets import hide_hyperparameters
 from launcher.config import RunConfig, config_fields
 from launcher.config_sources import load_values
 from launcher.errors import AgreementError, ConfigError
+from launcher.memory_record import Exhausted
 from launcher.rank_report import RankReport
+from launcher.run_directory import newest_run_like, open_run_directory
 from launcher.secret_values import (
     HIDDEN,
     digests,
@@ -29,6 +32,7 @@ from launcher.secret_values import (
     with_references,
     without_secrets,
 )
+from tests.unit.run_directories import config, ended
 
 CANARY = "CANARY-x9"
 SECRET_NAMES = [
@@ -108,22 +112,22 @@ def test_a_stored_config_holds_no_secret_and_is_read_back_by_its_variables(tree:
 
 
 def test_a_config_is_stored_with_a_variable_that_holds_the_secret_already() -> None:
-    config = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY, "api_key": "k9"}})
-    text = config.to_yaml({"HF_TOKEN": CANARY, "HOSTNAME": "k9"})
+    made = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY, "api_key": "k9"}})
+    text = made.to_yaml({"HF_TOKEN": CANARY, "HOSTNAME": "k9"})
     assert yaml.safe_load(text)["model"]["init_args"] == {
         "hf_token": "${oc.env:HF_TOKEN}", "api_key": "${oc.env:LAUNCHER_SECRET_MODEL_INIT_ARGS_API_KEY}",
     }  # fmt: skip
 
 
 def test_a_stored_config_says_what_has_to_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY}})
-    stored = yaml.safe_load(config.to_yaml())
+    made = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY}})
+    stored = yaml.safe_load(made.to_yaml())
     with pytest.raises(ConfigError) as refused:
         load_values(stored)
     assert "model.init_args.hf_token: its value is a secret" in str(refused.value)
     assert "LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN is not set" in str(refused.value)
     monkeypatch.setenv("LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN", CANARY)
-    assert load_values(stored) == config
+    assert load_values(stored) == made
 
 
 def test_a_secret_is_no_identity_of_a_config_but_ranks_must_have_the_same() -> None:
@@ -172,3 +176,18 @@ def test_checkpoints_keep_the_hyperparameters_that_are_no_secret_as_they_are() -
     assert checkpoint["datamodule_hyper_parameters"] is untouched
     assert values["hf_token"] == CANARY, "the model's own stay"
     assert hide_hyperparameters(checkpoint) == []
+
+
+def test_a_run_is_found_again_with_another_secret_and_so_is_what_ran_out_of_memory(tmp_path: Path) -> None:
+    def given(token: str) -> RunConfig:
+        arguments = {"hf_token": token, "uri": f"db://me:{token}@host", "lr": 0.1}
+        return config(tmp_path, name=None, resume="auto", model={"class_path": "a.B", "init_args": arguments})
+
+    run = ended(open_run_directory(given(CANARY)))
+    (run.checkpoints / "last.ckpt").write_bytes(b"")
+    assert CANARY not in (run.path / "config.yaml").read_text()
+    assert newest_run_like(given("another")) == run.name
+    plan = {"strategy": {"name": "ddp"}, "precision": "32-true", "world_size": 1, "memory": None,
+            "batch": {"micro_batch_size": 4}}  # fmt: skip
+    stored = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert Exhausted.of(given("another").to_dict(), plan) == Exhausted.of(stored, plan)
