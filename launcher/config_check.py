@@ -18,6 +18,7 @@ from launcher.config import FieldInfo, RunConfig, config_fields
 from launcher.errors import ConfigError, Problem
 from strategies import precision as precision_names
 from strategies.choice import NAMES as STRATEGY_NAMES
+from strategies.choice import SINGLE_DEVICE
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 
 
@@ -59,6 +60,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     trainer = values.get("trainer")
     if isinstance(trainer, Mapping) and trainer.get("plugins") and values.get("strategy") in VARIANTS:
         yield Problem("trainer.plugins", f"{BESIDE_DEEPSPEED}; remove it and set `precision`, or use `strategy: ddp`")
+    if values.get("ddp") and values.get("strategy") in (*VARIANTS, SINGLE_DEVICE):
+        yield Problem("ddp", f"given, but the strategy is {values['strategy']}; remove it, or use `strategy: ddp`")
 
 
 def _name_problems(name: Any) -> Iterator[str]:
@@ -86,12 +89,33 @@ def _share_problems(share: Any) -> Iterator[str]:
         yield f"given {share!r}; expected a share of each device's memory, more than 0 and at most 1, as in 0.92"
 
 
+# Of Lightning's DDPStrategy, and those of DistributedDataParallel that it hands on. The plan decides the rest.
+_DDP_OPTIONS = (
+    "ddp_comm_state",
+    "ddp_comm_hook",
+    "ddp_comm_wrapper",
+    "model_averaging_period",
+    "bucket_cap_mb",
+    "broadcast_buffers",
+    "gradient_as_bucket_view",
+    "init_sync",
+    "skip_all_reduce_unused_params",
+)
+
+
+def _ddp_problems(options: Any) -> Iterator[str]:
+    for key in options or {}:
+        if key not in _DDP_OPTIONS:
+            yield f"{key} is no option of it; valid are {', '.join(_DDP_OPTIONS)}"
+
+
 # Fields whose type alone does not say what is valid.
 _MEANING: dict[str, Callable[[Any], Iterator[str]]] = {
     "name": _name_problems,
     "precision": _precision_problems,
     "strategy": _strategy_problems,
     "memory_share": _share_problems,
+    "ddp": _ddp_problems,
 }
 
 

@@ -21,6 +21,7 @@ from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
 from launcher.run_directory import RunDirectory
 from launcher.topology import Topology
+from launcher.user_classes import make_ddp_options, make_profiler
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
@@ -32,6 +33,7 @@ _NOT_PASSED_ON = (
     "accumulate_grad_batches",
     "enable_progress_bar",
     "enable_model_summary",
+    "profiler",
 )
 
 
@@ -86,6 +88,7 @@ def build_trainer(
         config.process_group_timeout,
         deepspeed=plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
+        ddp=make_ddp_options(config),
     )
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
@@ -96,6 +99,7 @@ def build_trainer(
     return pl.Trainer(
         **options,
         **precision,
+        profiler=make_profiler(config),
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
         strategy=strategy,
