@@ -101,8 +101,8 @@ def _hidden_folder(package: str) -> str | None:
         for place in (folder / package, folder / f"{package}.py"):
             if place.exists() and not (place.is_dir() and place.resolve() == own.resolve()):
                 return (
-                    f"{place} has the name of a package of the launcher's, which Python finds first: rename it and "
-                    f"its imports"
+                    f"{place} has the name of one of the launcher's own packages, so its modules cannot be imported "
+                    "beside it: rename it, and correct the imports of it"
                 )
     return None
 
