@@ -61,4 +61,4 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -7,8 +7,10 @@ import hashlib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
+from launcher.secret_values import redact, with_references
 from launcher.yaml_text import dump_yaml
 
 
@@ -190,13 +192,17 @@ class RunConfig:
         """As plain YAML values; `parse_config` takes it back."""
         return dataclasses.asdict(self)
 
-    def to_yaml(self) -> str:
-        """As a config file that `--config` takes."""
-        return dump_yaml(self.to_dict())
+    def to_yaml(self, env: Mapping[str, str] = MappingProxyType({})) -> str:
+        """As a config file that `--config` takes; a secret is in it as a reference to a variable.
+
+        Args:
+            env: see `launcher.secret_values.references`.
+        """
+        return dump_yaml(with_references(self.to_dict(), env))
 
     def digest(self) -> str:
-        """SHA-256 over every field, as hexadecimal digits: equal on two ranks exactly if their configs are."""
-        return hashlib.sha256(repr(_sorted(self.to_dict())).encode()).hexdigest()
+        """SHA-256 over every field but the secrets, as hexadecimal digits: equal exactly if the configs are."""
+        return hashlib.sha256(repr(_sorted(redact(self.to_dict()))).encode()).hexdigest()
 
 
 def _sorted(value: Any) -> Any:

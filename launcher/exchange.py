@@ -106,7 +106,10 @@ def _lead(
     deadline: float,
 ) -> Decision:
     attempt = secrets.token_hex(8)
-    store.set(_CHALLENGE, json.dumps({"attempt": attempt, "config_digest": own.config_digest}))
+    store.set(
+        _CHALLENGE,
+        json.dumps({"attempt": attempt, "config_digest": own.config_digest, "sources_digest": own.sources_digest}),
+    )
     keys = [_facts_key(attempt, rank) for rank in range(1, world_size)]
     decision: dict[str, Any] = {"tokens": [], "values": None, "error": None}
     failure: LauncherError | None = None
@@ -159,6 +162,8 @@ def _follow(
                 differs = challenge["config_digest"] != facts.config_digest
                 # Rank zero may have begun to wait for the others only now.
                 answer = dataclasses.replace(facts, config=flat_config) if differs else facts
+                if challenge["sources_digest"] == facts.sources_digest:
+                    answer = dataclasses.replace(answer, sources=None)
                 store.set(_facts_key(attempt, facts.rank), answer.to_json())
                 answered = attempt
                 deadline = time.monotonic() + timeout + _GRACE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.secret_values import digests, find_secrets, redact
 from launcher.terminal import make_console
 from launcher.topology import Topology
 
@@ -82,6 +84,7 @@ def fit(
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     report = RankReport.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
+    report.keep_secret(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
@@ -129,6 +132,7 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         from launcher.hardware import detect_hardware
         from launcher.ranks import check_ranks
         from launcher.user_classes import import_classes
+        from launcher.user_sources import digest_of, user_sources
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
@@ -138,7 +142,18 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         if topology.world_size == 1:
             raise
         return RankFacts.of(topology, error=str(error), config_digest=config.digest())
-    return RankFacts.of(topology, hardware=hardware, config_digest=config.digest(), traits=traits, **known)
+    # One rank has nobody to differ from.
+    sources = user_sources(sys.modules) if topology.world_size > 1 else {}
+    return RankFacts.of(
+        topology,
+        hardware=hardware,
+        config_digest=config.digest(),
+        secrets=digests(config.to_dict()),
+        traits=traits,
+        sources_digest=digest_of(sources),
+        sources=sources,
+        **known,
+    )
 
 
 def decide_together(
@@ -165,10 +180,11 @@ def decide_together(
         run = open_run_directory(config, restart_of=restart_of)
         opened.append(run)
         store.set(_RUN_NAME_KEY, run.name)
-        write_plan(run, plan.to_dict())
+        write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(store, topology.world_size, facts, flatten(config.to_dict()), decide, config.agreement_timeout)
+    decision = exchange(store, topology.world_size, facts, flatten(redact(config.to_dict())), decide,
+                        config.agreement_timeout)  # fmt: skip
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 
@@ -203,7 +219,7 @@ def announce(
     events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
                  source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id,
                  host=topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
-    events.write("planned", plan=plan.to_dict())
+    events.write("planned", plan=redact(plan.to_dict()))
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)
     if plan.ran_out:

@@ -15,6 +15,7 @@ import fcntl
 import io
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,8 @@ class RankLog:
     """
 
     def __init__(self, folder: Path, rank: int, terminal_ranks: Collection[int] | None = (0,)) -> None:
-        self._path = folder / f".pending-{os.uname().nodename}-{os.getpid()}-rank-{rank}.log"
+        name = f".pending-{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}-rank-{rank}.log"
+        self._path = folder / name
         self._rank = rank
         self._shown = terminal_ranks is None or rank in terminal_ranks
         self._tee: subprocess.Popen[bytes] | None = None
@@ -61,7 +63,8 @@ class RankLog:
             OSError: the folder cannot be made or written.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # New: in a folder that others share, one of them may have laid a link there.
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
         self._file = os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
         sys.stdout.flush()
         sys.stderr.flush()

@@ -18,6 +18,8 @@ from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.memory_record import FILE_NAME
+from launcher.run_trust import check_run_folder, run_folder_problem
+from launcher.secret_values import redact
 from launcher.sweep_record import MEMBERS
 from launcher.whole_file import write_file
 
@@ -130,6 +132,7 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
     path = runs / (name or config.digest()[:6])
     try:
         path = runs / name if name else _fresh_path(runs, config)
+        check_run_folder(path)
         exists = (path / "config.yaml").exists()
         if (path / MEMBERS).exists():
             raise RunDirectoryError(f"{path.name!r} is a sweep at {path}; choose another --name for a run")
@@ -167,6 +170,8 @@ def newest_run_like(config: RunConfig) -> str | None:
     found: list[tuple[float, str]] = []
     for file in runs.glob("*/config.yaml"):
         try:
+            if run_folder_problem(file.parent) is not None:
+                continue  # in a shared folder, somebody else's
             same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
         except (OSError, yaml.YAMLError, AttributeError, TypeError):
             continue  # not ours, or being written: no run to go on with
@@ -176,6 +181,8 @@ def newest_run_like(config: RunConfig) -> str | None:
 
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    # A run with another password is the same run.
+    values = redact(values)
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for path in _FREE_TO_CHANGE:
         group, _, key = path.rpartition(".")
@@ -213,6 +220,8 @@ def _open(where: RunPlace, config: RunConfig) -> RunDirectory:
     path = where.path
     made = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Once more: it may have been made between the look and now.
+    check_run_folder(path)
     lock: int | None = None
     try:
         lock = _lock(path)
@@ -231,7 +240,7 @@ def _open(where: RunPlace, config: RunConfig) -> RunDirectory:
 
 def _lock(path: Path) -> int:
     """Keep other runs out of `path` until this process ends, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -251,7 +260,7 @@ def _lock(path: Path) -> int:
 
 def _keep_config(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
-    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml()
+    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml(os.environ)
     before = file.read_text(encoding="utf-8") if file.exists() else text
     if before != text:
         # A copy first: a full disk must not leave the run without a config.

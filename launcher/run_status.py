@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.errors import NoSuchRunError
 from launcher.events import FILE_NAME, read_events
+from launcher.job_output import output_of
 from launcher.local_job import is_running
 from launcher.report.wording import told_in_words
 from launcher.submission import read_records
@@ -112,7 +113,8 @@ def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStat
     record = records[-1] if records else None
     if record is not None and record.get("submitted", 0) > (told.updated or 0):
         # What the events say is an earlier submission's.
-        ending = ("ended", "")
+        said = output_of(run, record)
+        ending = ("ended", "") if said is None or said.reason is None else ("failed", f"{said.reason} ({said.file})")
     if record is None or record.get("cluster") == "local":
         if record is not None and record.get("waits_in"):
             return _waiting(Path(record["waits_in"]), known)

@@ -33,6 +33,7 @@ from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
@@ -75,7 +76,7 @@ def train(
     with taken as listener:
         wandb_logger = None
         if topology.rank == 0:
-            values = {"config": config.to_dict(), "plan": plan.to_dict()}
+            values = redact({"config": config.to_dict(), "plan": plan.to_dict()})
             wandb_logger = start_wandb(config.wandb, run, values, notice)
         exit_code = 1
         try:
@@ -108,11 +109,12 @@ def train(
                 report.trace(error)
                 raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
-            events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
+            text = scrub(f"{type(error).__name__}: {error}", find_secrets(config.to_dict()).values())
+            events.write("failed", host=topology.host, error=text)
             report.raised(error)
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
             report.trace(error)
-            raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
+            raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}") from error
         finally:
             stop.close()
             if wandb_logger is not None:

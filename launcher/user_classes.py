@@ -18,6 +18,7 @@ from launcher.class_import import import_class
 from launcher.config import RunConfig
 from launcher.configured_optimizers import add_configure_optimizers, optimizer_problems
 from launcher.errors import ConfigError, Problem
+from launcher.secret_values import find_secrets, scrub
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def import_classes(config: RunConfig) -> UserClasses:
             Problem("model", "no model was given; add class_path, or start from load_config(), which has the demo")
         )
     if problems:
-        raise ConfigError(problems)
+        secrets = find_secrets(config.to_dict()).values()
+        raise ConfigError(Problem(p.path, scrub(p.message, secrets)) for p in problems)
     owner, batch_size = _find_batch_size(config, found)
     plugin = import_class(plugins[0]["class_path"], Precision, "trainer.plugins") if plugins else None
     return UserClasses(found["model"], found.get("data"), owner, batch_size, plugin)

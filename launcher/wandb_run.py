@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import netrc
 import os
+import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from typing_extensions import override
 
 from launcher.config import WandbOptions
 from launcher.run_directory import RunDirectory
+from launcher.secret_values import hide_in_arguments, redact
 from launcher.wandb_writer import WandbWriter
 
 
@@ -64,7 +67,23 @@ class QueuedWandbLogger(WandbLogger):
         write = super().log_metrics
         self.writer.put(lambda: write(row, step))
 
+    @override
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace) -> None:
+        super().log_hyperparams(redact(params if isinstance(params, Mapping) else vars(params)))
 
+
+@contextlib.contextmanager
+def _arguments_without_secrets() -> Generator[None]:
+    """W&B writes the command line into its run."""
+    before = sys.argv
+    sys.argv = hide_in_arguments(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@_arguments_without_secrets()
 def start_wandb(
     options: WandbOptions, run: RunDirectory, values: Mapping[str, Any], notice: Callable[[str], None]
 ) -> QueuedWandbLogger | None:
