@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
 
 _RUN_NAME_KEY = "launcher/run_name"
+_OWNER_KEY = "launcher/run_owner"
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,13 @@ def decide_together(
         record = read_memory_record(place.path) if known else MemoryRecord()
         plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
-        run = open_run_directory(config, restart_of=restart_of)
+        previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
+        run = open_run_directory(config, restart_of=restart_of, previous_owner=previous)
         opened.append(run)
+        if run.lock is not None:
+            store.set(_OWNER_KEY, run.lock.owner.token)
+            if run.lock.notice is not None:
+                plan = dataclasses.replace(plan, notices=(*plan.notices, run.lock.notice))
         store.set(_RUN_NAME_KEY, run.name)
         write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -18,6 +17,7 @@ from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.memory_record import FILE_NAME
+from launcher.run_lock import DirectoryOwnedError, RunLock, acquire, remove_lock
 from launcher.run_trust import check_run_folder, run_folder_problem
 from launcher.secret_values import redact
 from launcher.sweep_record import MEMBERS
@@ -57,14 +57,14 @@ class RunDirectory:
         resume_from: checkpoint that this attempt goes on from, None for a fresh start.
         wandb_id: id of the W&B run; the same for every attempt.
         is_new: whether this attempt made the directory.
-        lock: open file that keeps other runs out while it lives; None on ranks other than zero.
+        lock: keeps other runs out; None on ranks other than zero.
     """
 
     path: Path
     resume_from: Path | None
     wandb_id: str
     is_new: bool
-    lock: int | None = None
+    lock: RunLock | None = None
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ class RunDirectory:
     def release(self) -> None:
         """Let other runs in; the end of the process does it too."""
         if self.lock is not None:
-            os.close(self.lock)
+            self.lock.release()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the lock."""
@@ -97,12 +97,15 @@ class RunDirectory:
         return cls(Path(values["path"]), None if resume is None else Path(resume), values["wandb_id"], values["is_new"])
 
 
-def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> RunDirectory:
+def open_run_directory(
+    config: RunConfig, *, restart_of: str | None = None, previous_owner: str | None = None
+) -> RunDirectory:
     """Make the run's directory, or open it to go on with the run.
 
     Args:
         config: says the name and what to resume.
         restart_of: name of the run that an earlier attempt of this same launch made.
+        previous_owner: token of that attempt's lock.
 
     Raises:
         RunDirectoryError: the name is taken, the run is training right now, or the disk is full or read-only.
@@ -110,7 +113,7 @@ def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> R
     """
     where = find_run(config, restart_of=restart_of)
     try:
-        return _open(where, config)
+        return _open(where, config, previous_owner)
     except OSError as error:
         raise _not_made(where.path, error) from error
 
@@ -216,46 +219,42 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _open(where: RunPlace, config: RunConfig) -> RunDirectory:
+def _open(where: RunPlace, config: RunConfig, previous_owner: str | None) -> RunDirectory:
     path = where.path
     made = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Once more: it may have been made between the look and now.
     check_run_folder(path)
-    lock: int | None = None
+    lock: RunLock | None = None
     try:
-        lock = _lock(path)
+        lock = _lock(path, previous_owner)
         for folder in _FOLDERS:
             (path / folder).mkdir(mode=0o700, exist_ok=True)
         _keep_config(path, config)
         wandb_id = _wandb_id(path)
     except OSError:
         if lock is not None:
-            os.close(lock)
+            lock.release()
         if made:
             _remove_empty(path)
         raise
     return RunDirectory(path, where.resume_from, wandb_id, is_new=not where.exists, lock=lock)
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, previous_owner: str | None) -> RunLock:
     """Keep other runs out of `path` until this process ends, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
+        return acquire(path, os.environ, previous=previous_owner)
+    except DirectoryOwnedError as error:
+        if error.state == "unknown":
+            raise RunDirectoryError(
+                f"run {path.name!r} is held by {error.owner}, and {os.uname().nodename} cannot find out whether that "
+                f"still trains; choose another --name, or remove {error.path} if it has ended"
+            ) from error
+        holder = error.owner or "another process begins it"
         raise RunDirectoryError(
             f"run {path.name!r} is training right now ({holder}); choose another --name, or stop that one first"
-        ) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+        ) from error
 
 
 def _keep_config(path: Path, config: RunConfig) -> None:
@@ -298,7 +297,8 @@ def write_plan(run: RunDirectory, plan: Mapping[str, Any]) -> None:
 
 def _remove_empty(path: Path) -> None:
     """Take back what a failed start left: its own few files, then the folders if nothing else is in them."""
-    for file in (path / ".lock", path / "config.yaml", path / "wandb" / "run_id"):
+    remove_lock(path)
+    for file in (path / "config.yaml", path / "wandb" / "run_id"):
         file.unlink(missing_ok=True)
     for folder in (*(path / f for f in _FOLDERS), path):
         if folder.exists() and not any(folder.iterdir()):

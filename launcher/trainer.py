@@ -7,12 +7,13 @@ import os
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 
+from launcher.batch_end import CheckpointAfterBatch
 from launcher.checkpoint_files import note_hashes
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.config import RunConfig
@@ -119,9 +120,9 @@ def _options(config: RunConfig) -> dict[str, Any]:
     return {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
 
 
-def _checkpointing(config: RunConfig, run: RunDirectory) -> ModelCheckpoint:
+def _checkpointing(config: RunConfig, run: RunDirectory) -> CheckpointAfterBatch:
     options = config.checkpoint
-    return ModelCheckpoint(
+    return CheckpointAfterBatch(
         dirpath=run.checkpoints,
         filename="{epoch}-{step}",
         monitor=options.monitor,
