@@ -35,9 +35,10 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
                 problems += _move(result, f"trainer.{key}", key, "auto" if key == "devices" and given == -1 else given)
         # A bare true or null asks for the default logger, which is W&B here; false asks for none.
         logger = trainer.get("logger")
-        if logger in (True, False, None):
+        if isinstance(logger, bool) or logger is None:
             trainer.pop("logger", None)
         if logger is False:
+            trainer["logger"] = []
             problems += _turn_wandb_off(result)
         result["trainer"] = trainer
     if result.get("devices") in (-1, "-1"):
