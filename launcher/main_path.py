@@ -49,8 +49,10 @@ class FitResult:
         metrics: the last value of every metric.
         steps: optimizer steps done.
         checkpoint: the checkpoint to go on from, None if none was written.
-        best: the best checkpoint by `checkpoint.monitor`, else the last; None if none was written.
+        best: the best checkpoint by the monitor of the user's own ModelCheckpoint, else by `checkpoint.monitor`, else
+            the last; a URL where it was saved to one; None if none was written.
         trainer: Lightning's, after the fit.
+        monitor: what `best` is the best by, None where it is the last.
     """
 
     run: Path
@@ -58,8 +60,9 @@ class FitResult:
     metrics: Mapping[str, float]
     steps: int
     checkpoint: Path | None
-    best: Path | None = None
+    best: Path | str | None = None
     trainer: Any = None
+    monitor: str | None = None
 
 
 def fit(
@@ -170,7 +173,9 @@ def decide_together(
         agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
-        place = find_run(config, restart_of=restart_of)
+        # SLURM counts it for all processes of a job, whoever makes the ranks.
+        is_requeued = topology.restart_count > 0 or os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
         checkpoint = place.resume_from
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
@@ -179,7 +184,8 @@ def decide_together(
         plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
-        run = open_run_directory(config, restart_of=restart_of, previous_owner=previous)
+        run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
+                                 wandb_id=os.environ.get("WANDB_RUN_ID"))  # fmt: skip
         opened.append(run)
         if run.lock is not None:
             store.set(_OWNER_KEY, run.lock.owner.token)

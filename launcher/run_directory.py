@@ -17,6 +17,7 @@ from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.memory_record import FILE_NAME
+from launcher.nothing_saved import nothing_saved, trained_to
 from launcher.run_lock import DirectoryOwnedError, RunLock, acquire, remove_lock
 from launcher.run_trust import check_run_folder, run_folder_problem
 from launcher.secret_values import redact
@@ -28,7 +29,7 @@ LAST_CHECKPOINT = "last.ckpt"
 # What may change between two attempts of one run without making it another run.
 _FREE_TO_CHANGE = ("name", "runs_dir", "resume", "on_oom", "wandb", "slurm", "devices", "num_nodes",
                    "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
-                   "trainer.max_time")  # fmt: skip
+                   "trainer.max_time", "trainer.logger")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,12 @@ class RunDirectory:
 
 
 def open_run_directory(
-    config: RunConfig, *, restart_of: str | None = None, previous_owner: str | None = None
+    config: RunConfig,
+    *,
+    restart_of: str | None = None,
+    is_requeued: bool = False,
+    previous_owner: str | None = None,
+    wandb_id: str | None = None,
 ) -> RunDirectory:
     """Make the run's directory, or open it to go on with the run.
 
@@ -106,28 +112,31 @@ def open_run_directory(
         config: says the name and what to resume.
         restart_of: name of the run that an earlier attempt of this same launch made.
         previous_owner: token of that attempt's lock.
+        is_requeued: see `find_run`.
+        wandb_id: id of the W&B run that the user fixed; kept for later attempts.
 
     Raises:
         RunDirectoryError: the name is taken, the run is training right now, or the disk is full or read-only.
         ResumeError: there is no such checkpoint.
     """
-    where = find_run(config, restart_of=restart_of)
+    where = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
     try:
-        return _open(where, config, previous_owner)
+        return _open(where, config, previous_owner, wandb_id)
     except OSError as error:
         raise _not_made(where.path, error) from error
 
 
-def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
+def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: bool = False) -> RunPlace:
     """Where the run's directory is or would be, and what it would resume from; makes nothing.
 
     Args:
         config: says the name and what to resume.
         restart_of: see `open_run_directory`.
+        is_requeued: a scheduler started this job again, which may begin its run once more.
 
     Raises:
         RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
-        ResumeError: there is no such checkpoint, or none that is whole.
+        ResumeError: there is no such checkpoint, none that is whole, or none of a run that has trained.
     """
     runs = Path(config.runs_dir).absolute()
     name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
@@ -148,6 +157,10 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
         # A restart has come further than the checkpoint that the launch was begun with.
         folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None
         chosen, notices = choose_checkpoint(folder, LAST_CHECKPOINT, explicit)
+        if exists and chosen is None:
+            # One that ran out of memory is gone on with for what it says of that.
+            may_begin_again = is_requeued or restart_of is not None or (path / FILE_NAME).exists()
+            notices = (*notices, *nothing_saved(path, may_begin_again))
     except OSError as error:
         raise _not_made(path, error) from error
     return RunPlace(path, exists, chosen, notices)
@@ -166,7 +179,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def newest_run_like(config: RunConfig) -> str | None:
-    """Name of the newest run with this config to go on from: it has a checkpoint, or a record of what ran out."""
+    """Name of the newest run with this config that has trained, or has a record of what ran out of memory."""
     runs = Path(config.runs_dir)
     # Through YAML, as the other side went: a tuple given in code comes back as a list.
     wanted = _identity(yaml.safe_load(config.to_yaml()))
@@ -178,7 +191,8 @@ def newest_run_like(config: RunConfig) -> str | None:
             same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
         except (OSError, yaml.YAMLError, AttributeError, TypeError):
             continue  # not ours, or being written: no run to go on with
-        if same and (last_checkpoint(file.parent / "checkpoints") or (file.parent / FILE_NAME).exists()):
+        path = file.parent
+        if same and (last_checkpoint(path / "checkpoints") or (path / FILE_NAME).exists() or trained_to(path)):
             found.append((file.stat().st_mtime, file.parent.name))
     return max(found)[1] if found else None
 
@@ -219,7 +233,7 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _open(where: RunPlace, config: RunConfig, previous_owner: str | None) -> RunDirectory:
+def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_wandb_id: str | None) -> RunDirectory:
     path = where.path
     made = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -231,7 +245,7 @@ def _open(where: RunPlace, config: RunConfig, previous_owner: str | None) -> Run
         for folder in _FOLDERS:
             (path / folder).mkdir(mode=0o700, exist_ok=True)
         _keep_config(path, config)
-        wandb_id = _wandb_id(path)
+        wandb_id = _wandb_id(path, fixed_wandb_id)
     except OSError:
         if lock is not None:
             lock.release()
@@ -272,11 +286,12 @@ def _named(config: RunConfig, name: str) -> RunConfig:
                         "name": name, "resume": "none"})  # fmt: skip
 
 
-def _wandb_id(path: Path) -> str:
+def _wandb_id(path: Path, fixed: str | None) -> str:
     file = path / "wandb" / "run_id"
-    if file.exists():
-        return file.read_text(encoding="utf-8").strip()
-    made = secrets.token_hex(4)
+    kept = file.read_text(encoding="utf-8").strip() if file.exists() else None
+    if kept is not None and (not fixed or fixed == kept):
+        return kept
+    made = fixed or secrets.token_hex(4)
     write_file(file, made + "\n")
     return made
 

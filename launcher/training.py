@@ -6,12 +6,10 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.distributed import PrefixStore
 
@@ -32,15 +30,18 @@ from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
+from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.run_loggers import logs_to_wandb, make_wandb_logger, run_loggers, wants_no_logger
 from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects
+from launcher.wandb_callback import BeginWandb
 from launcher.wandb_config import build_wandb_config
-from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
+from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 from strategies.choice import StrategyError
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def train(
     # Signals are taken until W&B has ended: torchrun ends the other ranks as soon as the first has left.
     taken = SignalListener(stop, lambda number: _say_stopping(number, topology), has_agent=report.has_agent)
     with taken as listener:
-        wandb_logger = None
-        if topology.rank == 0:
-            values = redact({"config": config.to_dict(), "plan": plan.to_dict()})
-            wandb_logger = start_wandb(config.wandb, run, values, notice)
+        # Lightning took its rank from the environment on import; objects made before the Trainer may ask for it.
+        vars(rank_zero_only)["rank"] = topology.rank
+        values = redact({"config": config.to_dict(), "plan": plan.to_dict()})
+        wandb_logger = make_wandb_logger(config.wandb, run, values, notice)
         exit_code = 1
         try:
             trainer = _fit(
@@ -148,9 +149,9 @@ def _fit(
         notice(text)
     model, data = objects.model, objects.data
     check_model(model, plan, notice)
-    if wandb_logger is not None:
-        wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
-        describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
+    wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
+    # Now: a strategy may divide the parameters that are counted.
+    described = build_wandb_config(model, getattr(model, "config", None), wishes, plan)
     resume = run.resume_from
     if resume is not None:
         check_fits_model(resume, model)
@@ -167,10 +168,14 @@ def _fit(
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    writer = None if wandb_logger is None else wandb_logger.writer
+    loggers = run_loggers(objects.loggers, wandb_logger, run, is_off=wants_no_logger(config))
+    if checkpoint is None and not (config.trainer.barebones or config.trainer.fast_dev_run):
+        notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
+    writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) else None
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
     callbacks = [
         *objects.callbacks,
+        *([] if wandb_logger is None else [BeginWandb(wandb_logger.values, described, notice)]),
         watch,
         RecordPlan(plan),
         KeepStepBorders(),
@@ -185,7 +190,6 @@ def _fit(
     ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
     trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
@@ -201,9 +205,8 @@ def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:
 
     metrics = as_numbers(trainer.callback_metrics)
     last = last_checkpoint(run.checkpoints)
-    keeper = trainer.checkpoint_callback
-    best = Path(keeper.best_model_path) if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path else last
-    return FitResult(run.path, plan, metrics, trainer.global_step, last, best, trainer)
+    best, monitor = best_checkpoint(trainer)
+    return FitResult(run.path, plan, metrics, trainer.global_step, last, best or last, trainer, monitor)
 
 
 def _say_stopping(number: int, topology: Topology) -> None:
