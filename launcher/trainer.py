@@ -71,7 +71,6 @@ def build_trainer(
     )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     plugins: list[Any] = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
-    options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
         callbacks = [*callbacks, _checkpointing(config, run)]
@@ -94,7 +93,7 @@ def build_trainer(
         # DeepSpeed writes its folders itself.
         vars(strategy)["on_written"] = note_hashes
     return pl.Trainer(
-        **options,
+        **plain_options(config),
         **precision,
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
@@ -111,8 +110,10 @@ def build_trainer(
     )
 
 
-def _options(config: RunConfig) -> dict[str, Any]:
-    return {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
+def plain_options(config: RunConfig) -> dict[str, Any]:
+    """The settings of `config.trainer` that Lightning's Trainer takes as they are."""
+    names = [entry.name for entry in dataclasses.fields(config.trainer) if entry.name not in _NOT_PASSED_ON]
+    return {name: getattr(config.trainer, name) for name in names}
 
 
 def _checkpointing(config: RunConfig, run: RunDirectory) -> ModelCheckpoint:
