@@ -19,6 +19,9 @@ from launcher.sample_seeds import SeededIndex, mixed
 from launcher.worker_signals import start_worker
 from strategies.batch import BatchSplit
 
+# The user's own method, kept with the one that takes its place.
+_ORIGINAL = "launcher_original"
+
 
 class GlobalOrderSampler(DistributedSampler[Any]):
     """Deals one global order of the samples to the ranks, like cards.
@@ -114,7 +117,8 @@ def order_training_data(
             `configure_optimizers` asks for `trainer.estimated_stepping_batches`, which makes the loaders.
         notice: told when a loader has to be left as it is.
     """
-    original = owner.train_dataloader
+    # An earlier training of this process may have been given the same object.
+    original = getattr(owner.train_dataloader, _ORIGINAL, owner.train_dataloader)
     states = list(resume_states)
 
     @functools.wraps(original)
@@ -151,6 +155,7 @@ def order_training_data(
             stateful.load_state_dict(dict(states.pop(0)))
         return stateful
 
+    vars(train_dataloader)[_ORIGINAL] = original
     object.__setattr__(owner, "train_dataloader", train_dataloader)
 
 

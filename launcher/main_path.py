@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -21,6 +22,7 @@ from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
+from launcher.left_open import close_left_open
 from launcher.memory_record import MemoryRecord, read_memory_record
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 _RUN_NAME_KEY = "launcher/run_name"
 _OWNER_KEY = "launcher/run_owner"
+# Rank zero alone acts upon these: a script may make them of the time, or hydra of each rank's own start.
+_RANK_ZEROS = ("name", "runs_dir", "wandb")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def fit(
     env: Mapping[str, str] | None = None,
     given: UserObjects | None = None,
     terminal_ranks: Collection[int] | None = (0,),
+    stays_open: bool = True,
 ) -> FitResult:
     """Train as one rank; the other ranks, if there are any, do the same.
 
@@ -79,6 +84,8 @@ def fit(
         env: says which rank this is; `os.environ` if not given.
         given: objects made in code, trained instead of what the config names.
         terminal_ranks: the ranks whose output goes to the terminal too; None means all.
+        stays_open: whether the process group and the W&B run stay for the Trainer that is returned; the next training
+            closes them, or the end of the interpreter.
 
     Raises:
         UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
@@ -101,15 +108,19 @@ def fit(
         decision, run = decide_together(config, topology, facts, store, given)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
+        _remove_own_folder(Path(config.runs_dir).absolute(), run)
         report.tell(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         console = make_console()
         announce(config, topology, plan, run, events, console, decision.attempt)
         timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
-        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps):
+        close_left_open()
+        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
             from launcher.training import train
 
-            return train(config, topology, plan, run, store, decision.attempt, events, console, report, given)
+            return train(
+                config, topology, plan, run, store, decision.attempt, events, console, report, given, stays_open
+            )
     except BaseException as error:
         report.raised(error)
         raise
@@ -119,6 +130,13 @@ def fit(
         log.detach()
         log.discard_pending()
         os.umask(umask)
+
+
+def _remove_own_folder(runs: Path, run: RunDirectory) -> None:
+    """Where a rank was given another folder than rank zero, nothing of it stays."""
+    if runs != run.path.parent:
+        with contextlib.suppress(OSError):  # something else is in it
+            runs.rmdir()
 
 
 def attach_log(log: RankLog) -> None:
@@ -145,13 +163,13 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
     except LauncherError as error:
         if topology.world_size == 1:
             raise
-        return RankFacts.of(topology, error=str(error), config_digest=config.digest())
+        return RankFacts.of(topology, error=str(error), config_digest=_agreed(config).digest())
     # One rank has nobody to differ from.
     sources = user_sources(sys.modules) if topology.world_size > 1 else {}
     return RankFacts.of(
         topology,
         hardware=hardware,
-        config_digest=config.digest(),
+        config_digest=_agreed(config).digest(),
         secrets=digests(config.to_dict()),
         traits=traits,
         sources_digest=digest_of(sources),
@@ -195,9 +213,15 @@ def decide_together(
         write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(store, topology.world_size, facts, flatten(redact(config.to_dict())), decide,
+    decision = exchange(store, topology.world_size, facts, flatten(redact(_agreed(config).to_dict())), decide,
                         config.agreement_timeout)  # fmt: skip
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
+
+
+def _agreed(config: RunConfig) -> RunConfig:
+    """What must be equal on all ranks."""
+    usual = RunConfig()
+    return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:

@@ -74,7 +74,6 @@ def build_trainer(
     )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     plugins: list[Any] = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
-    options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     # Lightning refuses a second one, and one without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
@@ -102,7 +101,7 @@ def build_trainer(
         # DeepSpeed writes its folders itself.
         vars(strategy)["on_written"] = note_hashes
     return pl.Trainer(
-        **options,
+        **plain_options(config),
         **precision,
         profiler=make_profiler(config),
         plugins=plugins,
@@ -120,5 +119,7 @@ def build_trainer(
     )
 
 
-def _options(config: RunConfig) -> dict[str, Any]:
-    return {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
+def plain_options(config: RunConfig) -> dict[str, Any]:
+    """The settings of `config.trainer` that Lightning's Trainer takes as they are."""
+    names = [entry.name for entry in dataclasses.fields(config.trainer) if entry.name not in _NOT_PASSED_ON]
+    return {name: getattr(config.trainer, name) for name in names}

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from launcher.data_order import order_training_data
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.left_open import leave_open
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
 from launcher.missed_validation import MakeUpForValidation
@@ -59,8 +61,11 @@ def train(
     console: Console,
     report: RankReport,
     given: UserObjects | None = None,
+    stays_open: bool = False,
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
+
+    With `stays_open` the W&B run of a training that ended well is left to `launcher.left_open`.
 
     Raises:
         TrainingError, Interrupted, DataError, ResumeError: see `launcher.main_path.fit`.
@@ -119,7 +124,10 @@ def train(
         finally:
             stop.close()
             if wandb_logger is not None:
-                finish_wandb(wandb_logger, exit_code, notice)
+                if stays_open and exit_code == 0:
+                    leave_open(partial(finish_wandb, wandb_logger, 0, notice))
+                else:
+                    finish_wandb(wandb_logger, exit_code, notice)
     result = _result(trainer, plan, run)
     if topology.rank == 0:
         events.write("finished", step=result.steps, metrics=dict(result.metrics), checkpoint=result.checkpoint)
