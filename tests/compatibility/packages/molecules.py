@@ -9,7 +9,8 @@ from chemprop import data, nn
 from chemprop.models import MPNN
 
 _SMILES = ("CCO", "CCN", "c1ccccc1", "CC(=O)O", "CCCC", "C1CCCCC1", "CO", "CN", "CCCl", "CCBr", "c1ccncc1", "CC#N",
-           "CS", "CCS", "CC=O", "C=C", "C#C", "CC(C)O", "CCOC", "OCCO", "NCCN", "c1ccsc1", "c1ccoc1", "O=C=O")  # fmt: skip
+           "CS", "CCS", "CC=O", "C=C", "C#C",
+           "CC(C)O", "CCOC", "OCCO", "NCCN", "c1ccsc1", "c1ccoc1", "O=C=O")  # fmt: skip
 
 
 class Data(pl.LightningDataModule):
