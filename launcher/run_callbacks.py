@@ -132,32 +132,6 @@ class RecordPlan(pl.Callback):
         checkpoint[RECORD] = dict(self._record)
 
 
-class KeepStepBorders(pl.Callback):
-    """Lets a run go on that accumulates another number of batches than before, as on another number of ranks.
-
-    Lightning counts an epoch's batches and steps at every n-th: the count is put into batches of this run.
-    """
-
-    _KEY = "launcher_accumulate_grad_batches"
-
-    @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint[self._KEY] = trainer.accumulate_grad_batches
-
-    @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        before, now = checkpoint.get(self._KEY), trainer.accumulate_grad_batches
-        if before is None or before == now:
-            return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts.update({name: count // before * now for name, count in counts.items()})
-
-
 class EventWriter(pl.Callback):
     """Rank zero's account of the training: steps at the logging interval, validations, checkpoints."""
 

@@ -16,22 +16,21 @@ from torch.distributed import PrefixStore
 
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
-from launcher.data_order import order_training_data
+from launcher.data_order import DataOrder
 from launcher.deepspeed_ready import check_model
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.left_open import leave_open
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
-from launcher.missed_validation import MakeUpForValidation
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
-from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
-from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
+from launcher.resume import check_fits_model, read_checkpoint, scaler_problem
+from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.run_loggers import logs_to_wandb, make_wandb_logger, run_loggers, wants_no_logger
@@ -40,6 +39,7 @@ from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
+from launcher.training_loops import use_resumable_loops
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_callback import BeginWandb
 from launcher.wandb_config import build_wandb_config
@@ -166,13 +166,12 @@ def _fit(
         damaged = scaler_problem(resume) if plan.has_loss_scale else None
         if damaged is not None:
             notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
-    order_training_data(
-        data if data is not None else model,
+    order = DataOrder(
         plan.batch,
         rank=topology.rank,
         seed=config.seed,
         fixed_global_batch=config.global_batch_size is not None,
-        resume_states=() if resume is None else loader_states(resume),
+        distribute=config.trainer.use_distributed_sampler is not False,
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
@@ -186,12 +185,9 @@ def _fit(
         *([] if wandb_logger is None else [BeginWandb(wandb_logger.values, described, notice)]),
         watch,
         RecordPlan(plan),
-        KeepStepBorders(),
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
-        # In this order: a validation draws from the generators, and the schedulers follow its metrics.
-        MakeUpForValidation(),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
         StopTogether(stop, listener, checkpoint),
@@ -199,6 +195,7 @@ def _fit(
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
+    use_resumable_loops(trainer, order)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:
@@ -238,8 +235,6 @@ def _quieten() -> None:
         ".*LeafSpec.*",
         # DeepSpeed's own affair with torch 2.13.
         ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
-        # The loader's position is saved: it is a StatefulDataLoader.
-        ".*resumed from a checkpoint that ended before the epoch ended.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.strategies.deepspeed"):

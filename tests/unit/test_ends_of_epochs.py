@@ -20,9 +20,6 @@ class _Resumed:
                 restarting=False,
                 _restarting=True,
                 resumed_on_epoch_end=False,
-                epoch_loop=SimpleNamespace(
-                    restarted_on_train_batch_end=False, batch_progress=SimpleNamespace(is_last_batch=False)
-                ),
             ),
             current_epoch=3,
             lr_scheduler_configs=[SimpleNamespace(scheduler="plateau", **config)],
@@ -61,21 +58,17 @@ def test_a_plateau_scheduler_takes_its_step_at_the_end_of_a_resumed_epoch(
 @pytest.mark.parametrize(
     ("saved", "known", "value"), [({"val_loss": 2.0}, {}, 2.0), ({"val_loss": 2.0}, {"val_loss": 1.0}, 1.0)]
 )
-@pytest.mark.parametrize("after_last_batch", [False, True])
 def test_the_step_of_an_epoch_that_was_being_saved_is_made_up_for(
-    saved: dict[str, float], known: dict[str, float], value: float, after_last_batch: bool
+    saved: dict[str, float], known: dict[str, float], value: float
 ) -> None:
     resumed = _Resumed(saved, known)
-    loop = resumed.trainer.fit_loop
-    loop.resumed_on_epoch_end = not after_last_batch
-    loop.epoch_loop.restarted_on_train_batch_end = loop.epoch_loop.batch_progress.is_last_batch = after_last_batch
+    resumed.trainer.fit_loop.resumed_on_epoch_end = True
     resumed.start()
     assert resumed.steps == [("plateau", value)]
 
 
 def test_nothing_is_made_up_for_in_the_middle_of_an_epoch_or_between_two_steps_of_a_rare_one() -> None:
     resumed = _Resumed({"val_loss": 2.0})
-    resumed.trainer.fit_loop.epoch_loop.restarted_on_train_batch_end = True
     resumed.start()
     rare = _Resumed({"val_loss": 2.0}, frequency=2)
     rare.trainer.fit_loop.resumed_on_epoch_end = True
