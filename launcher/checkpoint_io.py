@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
 from launcher.checkpoint_files import publish, remove
@@ -23,7 +25,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save to a local path.
+        """Save to a local path, or as Lightning does to another URL, without hashes.
 
         Args:
             checkpoint: what to save.
@@ -33,7 +35,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: the disk is full or read-only; an earlier checkpoint of that name is still there.
         """
-        target = Path(path).absolute()
+        if not _is_local_file_protocol(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = _local(path)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
@@ -60,7 +65,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it with what was noted of it."""
-        remove(Path(path))
+        if _is_local_file_protocol(path):
+            remove(_local(path))
+        else:
+            super().remove_checkpoint(path)
+
+
+def _local(path: str | Path) -> Path:
+    return Path(LocalFileSystem._strip_protocol(str(path))).absolute()  # pyright: ignore[reportPrivateUsage]
 
 
 def _private(path: str, flags: int) -> int:

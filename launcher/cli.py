@@ -195,7 +195,7 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
         from launcher.main_path import fit
         from launcher.summary import print_summary
 
-    result = fit(config, terminal_ranks=launch.terminal_ranks)
+    result = fit(config, terminal_ranks=launch.terminal_ranks, stays_open=False)
     if topology.rank == 0:
         # The training is done, whether or not somebody still reads.
         with contextlib.suppress(OSError):

@@ -52,7 +52,7 @@ class TrainerOptions:
     benchmark: bool | None = None
     inference_mode: bool = True
     use_distributed_sampler: bool = True
-    profiler: str | None = None
+    profiler: str | dict[str, Any] | None = None
     detect_anomaly: bool = False
     barebones: bool = False
     sync_batchnorm: bool = False
@@ -142,6 +142,7 @@ class RunConfig:
         global_batch_size: samples per optimizer step, whatever the number of ranks.
         memory_share: share of each device's memory that a plan may use.
         on_oom: what to do when a run is out of memory: `stop`, or restart with the `next` strategy that needs less.
+        ddp: further arguments of Lightning's DDPStrategy, such as `bucket_cap_mb` or `ddp_comm_hook`.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
         agreement_timeout: seconds that the ranks wait for each other at the start.
@@ -153,6 +154,8 @@ class RunConfig:
         slurm: what `launcher submit` asks SLURM for.
         model: the LightningModule.
         data: the LightningDataModule; not needed if the model has loaders of its own.
+        optimizer: made instead of what the model's configure_optimizers returns.
+        lr_scheduler: the schedule of that optimizer.
     """
 
     name: str | None = None
@@ -170,6 +173,7 @@ class RunConfig:
     global_batch_size: int | None = _at_least(1, None)
     memory_share: float = 0.92
     on_oom: Literal["stop", "next"] = "stop"
+    ddp: dict[str, Any] | None = None
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"
     agreement_timeout: float = _at_least(1, 300.0)
@@ -181,6 +185,8 @@ class RunConfig:
     slurm: SlurmOptions = field(default_factory=SlurmOptions)
     model: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
+    lr_scheduler: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain YAML values; `parse_config` takes it back."""

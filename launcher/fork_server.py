@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from launcher.own_modules import without_working_directory
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE
 
 # Seconds until the server must have begun, and until its imports must have ended.
@@ -84,7 +85,8 @@ class ForkServer:
         # They stay: a server that has to be started again does the same.
         os.environ.update(variables)
         multiprocessing.forkserver.set_forkserver_preload(["launcher.fork_server_main"])
-        multiprocessing.forkserver.ensure_running()
+        with without_working_directory():
+            multiprocessing.forkserver.ensure_running()
 
     def wait(self) -> PreloadReport | None:
         """Wait until everything is imported; None if the server died on the way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -21,6 +22,7 @@ from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
+from launcher.left_open import close_left_open
 from launcher.memory_record import MemoryRecord, read_memory_record
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
 
 _RUN_NAME_KEY = "launcher/run_name"
+_OWNER_KEY = "launcher/run_owner"
+# Rank zero alone acts upon these: a script may make them of the time, or hydra of each rank's own start.
+_RANK_ZEROS = ("name", "runs_dir", "wandb")
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,10 @@ class FitResult:
         metrics: the last value of every metric.
         steps: optimizer steps done.
         checkpoint: the checkpoint to go on from, None if none was written.
-        best: the best checkpoint by `checkpoint.monitor`, else the last; None if none was written.
+        best: the best checkpoint by the monitor of the user's own ModelCheckpoint, else by `checkpoint.monitor`, else
+            the last; a URL where it was saved to one; None if none was written.
         trainer: Lightning's, after the fit.
+        monitor: what `best` is the best by, None where it is the last.
     """
 
     run: Path
@@ -57,8 +64,9 @@ class FitResult:
     metrics: Mapping[str, float]
     steps: int
     checkpoint: Path | None
-    best: Path | None = None
+    best: Path | str | None = None
     trainer: Any = None
+    monitor: str | None = None
 
 
 def fit(
@@ -67,6 +75,7 @@ def fit(
     env: Mapping[str, str] | None = None,
     given: UserObjects | None = None,
     terminal_ranks: Collection[int] | None = (0,),
+    stays_open: bool = True,
 ) -> FitResult:
     """Train as one rank; the other ranks, if there are any, do the same.
 
@@ -75,6 +84,8 @@ def fit(
         env: says which rank this is; `os.environ` if not given.
         given: objects made in code, trained instead of what the config names.
         terminal_ranks: the ranks whose output goes to the terminal too; None means all.
+        stays_open: whether the process group and the W&B run stay for the Trainer that is returned; the next training
+            closes them, or the end of the interpreter.
 
     Raises:
         UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
@@ -97,15 +108,19 @@ def fit(
         decision, run = decide_together(config, topology, facts, store, given)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
+        _remove_own_folder(Path(config.runs_dir).absolute(), run)
         report.tell(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         console = make_console()
         announce(config, topology, plan, run, events, console, decision.attempt)
         timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
-        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps):
+        close_left_open()
+        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
             from launcher.training import train
 
-            return train(config, topology, plan, run, store, decision.attempt, events, console, report, given)
+            return train(
+                config, topology, plan, run, store, decision.attempt, events, console, report, given, stays_open
+            )
     except BaseException as error:
         report.raised(error)
         raise
@@ -115,6 +130,13 @@ def fit(
         log.detach()
         log.discard_pending()
         os.umask(umask)
+
+
+def _remove_own_folder(runs: Path, run: RunDirectory) -> None:
+    """Where a rank was given another folder than rank zero, nothing of it stays."""
+    if runs != run.path.parent:
+        with contextlib.suppress(OSError):  # something else is in it
+            runs.rmdir()
 
 
 def attach_log(log: RankLog) -> None:
@@ -141,13 +163,13 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
     except LauncherError as error:
         if topology.world_size == 1:
             raise
-        return RankFacts.of(topology, error=str(error), config_digest=config.digest())
+        return RankFacts.of(topology, error=str(error), config_digest=_agreed(config).digest())
     # One rank has nobody to differ from.
     sources = user_sources(sys.modules) if topology.world_size > 1 else {}
     return RankFacts.of(
         topology,
         hardware=hardware,
-        config_digest=config.digest(),
+        config_digest=_agreed(config).digest(),
         secrets=digests(config.to_dict()),
         traits=traits,
         sources_digest=digest_of(sources),
@@ -169,7 +191,9 @@ def decide_together(
         agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
-        place = find_run(config, restart_of=restart_of)
+        # SLURM counts it for all processes of a job, whoever makes the ranks.
+        is_requeued = topology.restart_count > 0 or os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
         checkpoint = place.resume_from
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
@@ -177,15 +201,27 @@ def decide_together(
         record = read_memory_record(place.path) if known else MemoryRecord()
         plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
-        run = open_run_directory(config, restart_of=restart_of)
+        previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
+        run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
+                                 wandb_id=os.environ.get("WANDB_RUN_ID"))  # fmt: skip
         opened.append(run)
+        if run.lock is not None:
+            store.set(_OWNER_KEY, run.lock.owner.token)
+            if run.lock.notice is not None:
+                plan = dataclasses.replace(plan, notices=(*plan.notices, run.lock.notice))
         store.set(_RUN_NAME_KEY, run.name)
         write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(store, topology.world_size, facts, flatten(redact(config.to_dict())), decide,
+    decision = exchange(store, topology.world_size, facts, flatten(redact(_agreed(config).to_dict())), decide,
                         config.agreement_timeout)  # fmt: skip
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
+
+
+def _agreed(config: RunConfig) -> RunConfig:
+    """What must be equal on all ranks."""
+    usual = RunConfig()
+    return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:

@@ -41,7 +41,7 @@ def run_rank(task: RankTask) -> None:
     """Be one rank, from its environment to its exit code; never returns."""
     _tie_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
-    _set_rank_zero(int(os.environ["RANK"]))
+    set_rank_zero(int(os.environ["RANK"]))
     # Else loader workers would come from a fork server of each rank's own, and import everything at every epoch.
     multiprocessing.set_start_method(None, force=True)
     report = RankReport.from_env(os.environ)
@@ -69,7 +69,7 @@ def _tie_to_agent() -> None:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
-def _set_rank_zero(rank: int) -> None:
+def set_rank_zero(rank: int) -> None:
     """Lightning took its rank from the environment on import, and in the fork server there was none."""
     module = sys.modules.get("lightning_utilities.core.rank_zero")
     if module is not None:

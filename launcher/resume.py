@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,6 @@ def scaler_problem(path: Path) -> str | None:
     if not saved:
         return "it was not saved" if precision_of(content).precision is Precision.FP16_MIXED else None
     return next(filter(None, map(state_problem, saved)), None)
-
-
-def loader_states(path: Path) -> Sequence[Mapping[str, Any]]:
-    """Where the training loaders were, in their order, as Lightning saved it; empty if they could not say."""
-    fit_loop = read_checkpoint(path)["loops"].get("fit_loop", {})
-    return fit_loop.get("state_dict", {}).get("combined_loader", [])
 
 
 def check_fits_model(path: Path, model: pl.LightningModule) -> None:

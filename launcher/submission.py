@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from launcher.config import RunConfig
 from launcher.errors import Problem, SubmitError
+from launcher.own_modules import module_command
 from launcher.run_directory import RunPlace, find_run
 from launcher.secret_values import references
 from launcher.whole_file import write_file
@@ -82,7 +82,7 @@ class Submission:
     @property
     def command(self) -> tuple[str, ...]:
         """What trains on each node; how to start ranks is added there."""
-        return (sys.executable, "-m", "launcher", "fit", "--config", str(self.folder / "config.yaml"))
+        return module_command("launcher", "fit", "--config", str(self.folder / "config.yaml"))
 
 
 def terms_of(options: argparse.Namespace) -> AttemptTerms:

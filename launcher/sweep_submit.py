@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config_sources import build_config, path_of, read_sources
 from launcher.errors import Problem, RunDirectoryError, SubmitError
+from launcher.own_modules import module_command
 from launcher.run_trust import check_run_folder
 from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
 from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
@@ -167,7 +168,7 @@ def submit_here(sweep: SweepSubmission, *, snapshot: bool) -> str:
                     members=[_local_member(each) for each in sweep.submissions])  # fmt: skip
         for each in sweep.submissions:
             write_record(each.folder, "local", waits_in=str(folder))
-        known = start_detached([sys.executable, "-m", "launcher.sweep_local", str(folder)], cwd, folder)
+        known = start_detached(module_command("launcher.sweep_local", str(folder)), cwd, folder)
         with noting(folder, known):
             write_array(folder, **known)
     return f"process {known['pid']} runs {len(sweep.submissions)} members in the background"

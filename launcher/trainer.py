@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -19,8 +19,10 @@ from launcher.config import RunConfig
 from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
+from launcher.run_checkpoint import RunCheckpoint, take_file_urls
 from launcher.run_directory import RunDirectory
 from launcher.topology import Topology
+from launcher.user_classes import make_ddp_options, make_profiler
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
@@ -32,6 +34,7 @@ _NOT_PASSED_ON = (
     "accumulate_grad_batches",
     "enable_progress_bar",
     "enable_model_summary",
+    "profiler",
 )
 
 
@@ -53,7 +56,7 @@ def build_trainer(
         topology: this rank's place.
         run: where checkpoints go.
         callbacks: the launcher's and the user's.
-        loggers: W&B and the user's.
+        loggers: of every rank; see `launcher.run_loggers`.
         console: rank zero's terminal, for the progress.
         own_plugin: the user's, where the plan says 'custom'.
     """
@@ -71,13 +74,16 @@ def build_trainer(
     )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     plugins: list[Any] = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
-    options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
+    # Lightning refuses a second one, and one without the flag.
+    has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
+    has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
-        callbacks = [*callbacks, _checkpointing(config, run)]
-    if config.trainer.enable_model_summary is not False and not config.trainer.barebones:
+        take_file_urls(callbacks)
+        callbacks = [*callbacks, RunCheckpoint(config.checkpoint, run.checkpoints)]
+    if config.trainer.enable_model_summary is not False and not config.trainer.barebones and not has_summary:
         callbacks = [*callbacks, RichModelSummary()]
-    if wants_bar and topology.rank == 0:
+    if wants_bar and topology.rank == 0 and not has_bar:
         callbacks = [*callbacks, RichProgressBar() if console.is_terminal else ProgressLines(console)]
     strategy = build_strategy(
         plan.strategy,
@@ -86,6 +92,7 @@ def build_trainer(
         config.process_group_timeout,
         deepspeed=plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
+        ddp=make_ddp_options(config),
     )
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
@@ -94,8 +101,9 @@ def build_trainer(
         # DeepSpeed writes its folders itself.
         vars(strategy)["on_written"] = note_hashes
     return pl.Trainer(
-        **options,
+        **plain_options(config),
         **precision,
+        profiler=make_profiler(config),
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
         strategy=strategy,
@@ -106,26 +114,12 @@ def build_trainer(
         logger=False if config.trainer.barebones else loggers or False,
         default_root_dir=str(run.path),
         # Bar and summary of its own would be added beside ours.
-        enable_progress_bar=wants_bar and topology.rank == 0 and console.is_terminal,
+        enable_progress_bar=wants_bar and (has_bar or (topology.rank == 0 and console.is_terminal)),
         enable_model_summary=False,
     )
 
 
-def _options(config: RunConfig) -> dict[str, Any]:
-    return {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
-
-
-def _checkpointing(config: RunConfig, run: RunDirectory) -> ModelCheckpoint:
-    options = config.checkpoint
-    return ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="{epoch}-{step}",
-        monitor=options.monitor,
-        mode=options.mode,
-        save_top_k=options.save_top_k,
-        save_last=True,
-        every_n_train_steps=options.every_n_steps,
-        every_n_epochs=options.every_n_epochs,
-        # One `last.ckpt`, overwritten: that is where a resume looks.
-        enable_version_counter=False,
-    )
+def plain_options(config: RunConfig) -> dict[str, Any]:
+    """The settings of `config.trainer` that Lightning's Trainer takes as they are."""
+    names = [entry.name for entry in dataclasses.fields(config.trainer) if entry.name not in _NOT_PASSED_ON]
+    return {name: getattr(config.trainer, name) for name in names}

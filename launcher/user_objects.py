@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADER
 from typing_extensions import override
 
 from launcher.config import RunConfig
+from launcher.configured_optimizers import optimizer_notice
 from launcher.errors import ConfigError, Problem
 from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects, make_plugins, name_of
 
@@ -81,7 +82,15 @@ def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserOb
     """
     model, data = make_objects(config, import_classes(config), micro_batch_size)
     plugins = make_plugins(config)
-    return UserObjects(model, data, make_callbacks(config), make_loggers(config), plugins[0] if plugins else None)
+    notice = optimizer_notice(model, config)
+    return UserObjects(
+        model,
+        data,
+        make_callbacks(config),
+        make_loggers(config),
+        plugins[0] if plugins else None,
+        [] if notice is None else [notice],
+    )
 
 
 def only_precision_plugin(plugins: Sequence[Any]) -> Precision | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from launcher.events import FILE_NAME, read_events
 from launcher.job_output import silent_job
 from launcher.report.history import read_history
 from launcher.report.records import History
+from launcher.run_lock import owner_of
 from launcher.secret_values import redact
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
@@ -115,7 +115,7 @@ def read_run(path: Path) -> Run:
     config = _read(path / "config.yaml", problems)
     if not history.plan:
         history = dataclasses.replace(history, plan=_read(path / "plan.json", problems))
-    if history.attempts and history.outcome == "unknown" and _is_training(path):
+    if history.attempts and history.outcome == "unknown" and owner_of(path)[1] != "ended":
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
     said = silent_job(path)
@@ -177,24 +177,6 @@ def _read(file: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{file.name} is damaged: it holds no settings")
         return {}
     return values
-
-
-def _is_training(path: Path) -> bool:
-    """Whether a run holds this directory's lock."""
-    try:
-        descriptor = os.open(path / ".lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        # Shared, so that two reports at once don't take each other for the run.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _failure_log(path: Path, history: History) -> tuple[tuple[str, ...], Path | None]:
