@@ -19,6 +19,7 @@ from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
+from launcher.secret_values import hide_in_arguments
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -195,6 +196,8 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
         from launcher.main_path import fit
         from launcher.summary import print_summary
 
+    # The user's own loggers may write the command line down, as W&B's does.
+    sys.argv = hide_in_arguments(sys.argv)
     result = fit(config, terminal_ranks=launch.terminal_ranks, stays_open=False)
     if topology.rank == 0:
         # The training is done, whether or not somebody still reads.

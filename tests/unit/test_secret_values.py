@@ -19,6 +19,7 @@ from launcher.errors import AgreementError, ConfigError
 from launcher.memory_record import Exhausted
 from launcher.rank_report import RankReport
 from launcher.run_directory import newest_run_like, open_run_directory
+from launcher.run_loggers import run_loggers
 from launcher.secret_values import (
     HIDDEN,
     digests,
@@ -179,15 +180,26 @@ def test_checkpoints_keep_the_hyperparameters_that_are_no_secret_as_they_are() -
 
 
 def test_a_run_is_found_again_with_another_secret_and_so_is_what_ran_out_of_memory(tmp_path: Path) -> None:
-    def given(token: str) -> RunConfig:
+    def with_token(token: str) -> RunConfig:
         arguments = {"hf_token": token, "uri": f"db://me:{token}@host", "lr": 0.1}
         return config(tmp_path, name=None, resume="auto", model={"class_path": "a.B", "init_args": arguments})
 
-    run = ended(open_run_directory(given(CANARY)))
+    run = ended(open_run_directory(with_token(CANARY)))
     (run.checkpoints / "last.ckpt").write_bytes(b"")
     assert CANARY not in (run.path / "config.yaml").read_text()
-    assert newest_run_like(given("another")) == run.name
+    assert newest_run_like(with_token("another")) == run.name
     plan = {"strategy": {"name": "ddp"}, "precision": "32-true", "world_size": 1, "memory": None,
             "batch": {"micro_batch_size": 4}}  # fmt: skip
     stored = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert Exhausted.of(given("another").to_dict(), plan) == Exhausted.of(stored, plan)
+    assert Exhausted.of(with_token("another").to_dict(), plan) == Exhausted.of(stored, plan)
+
+
+def test_the_loggers_that_the_launcher_makes_keep_no_secret(tmp_path: Path) -> None:
+    run = ended(open_run_directory(config(tmp_path)))
+    (logger,) = run_loggers([], None, run, is_off=False)
+    for params in ({"hf_token": CANARY, "lr": 0.1}, Namespace(hub={"password": CANARY}, size=3)):
+        logger.log_hyperparams(params)  # pyright: ignore[reportArgumentType] -- Lightning's own signature is narrower
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.save()
+    (stored,) = run.path.rglob("hparams.yaml")
+    assert yaml.safe_load(stored.read_text()) == {"hf_token": HIDDEN, "lr": 0.1, "hub": {"password": HIDDEN}, "size": 3}
