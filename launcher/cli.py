@@ -19,7 +19,7 @@ from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
-from launcher.secret_values import hide_in_arguments
+from launcher.secret_values import hide_in_arguments, redact
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     if options.json:
         import json
 
-        sys.stdout.write(json.dumps(found.plan.to_dict(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
         return 0
     from launcher.plan_table import print_memory, print_plan
     from launcher.terminal import make_console

@@ -22,11 +22,11 @@ class JobOutput:
 
     Attributes:
         file: where it is.
-        reason: the error in it on one line; None if it has none.
+        reason: the error in it on one line, else its last line.
     """
 
     file: Path
-    reason: str | None
+    reason: str
 
 
 def silent_job(run: Path) -> JobOutput | None:
@@ -44,8 +44,17 @@ def output_of(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
         run: the run's directory.
         record: from `launcher.submission.read_records`.
     """
-    found = [JobOutput(file, error_in(_tail(file))) for file in _files(run, record)]
-    return next((each for each in found if each.reason is not None), found[0] if found else None)
+    said = {file: _tail(file) for file in _files(run, record)}
+    for file, text in said.items():
+        error = error_in(text)
+        if error is not None:
+            return JobOutput(file, error)
+    for file, text in said.items():
+        lines = text.split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), None)
+        if last is not None:
+            return JobOutput(file, f"its last words: {last}")
+    return None
 
 
 def error_in(text: str) -> str | None:

@@ -112,7 +112,7 @@ def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStat
     if record is not None and record.get("submitted", 0) > (told.updated or 0):
         # What the events say is an earlier submission's.
         said = output_of(run, record)
-        ending = ("ended", "") if said is None or said.reason is None else ("failed", f"{said.reason} ({said.file})")
+        ending = ("ended", "") if said is None else ("failed", f"{said.reason} ({said.file})")
     if record is None or record.get("cluster") == "local":
         if record is not None and record.get("waits_in"):
             return _waiting(Path(record["waits_in"]), known)

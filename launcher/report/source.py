@@ -85,7 +85,7 @@ def find_run_directory(word: str, runs_dir: Path) -> Path:
         )
     said = silent_job(found)
     if said is not None:
-        raise ReportError(f"run {found.name!r} has not begun to train: {said.reason or 'its job told no error'}; "
+        raise ReportError(f"run {found.name!r} has not begun to train: {said.reason}; "
                           f"what its job said is in {said.file}")  # fmt: skip
     if found.is_dir() and run_names(found):
         raise ReportError(f"{found} holds runs and is none itself; {_known(found)}")
@@ -120,7 +120,7 @@ def read_run(path: Path) -> Run:
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
     said = silent_job(path)
     if said is not None:
-        problems.append(f"the newest job has not begun to train: {said.reason or 'it told no error'} ({said.file})")
+        problems.append(f"the newest job has not begun to train: {said.reason} ({said.file})")
     log, log_file = _failure_log(path, history)
     return Run(path, history, redact(config), tuple(problems), log, log_file)
 

@@ -329,11 +329,17 @@ def test_a_job_whose_ranks_have_begun_is_told_by_its_events_alone(tmp_path: Path
     assert (run_status(run).detail, b"".join(read_log(run, 0))) == ("nan", b"trained\n")
 
 
+def test_a_job_that_told_no_error_is_told_with_its_last_words(tmp_path: Path) -> None:
+    run, file = _silent(tmp_path, "local")
+    file.write_text("Traceback (most recent call last):\n  here\nImportError: no launcher\n\n")
+    status = run_status(run)
+    assert (status.state, status.detail) == ("failed", f"its last words: ImportError: no launcher ({file})")
+
+
 def test_a_job_that_said_nothing_has_ended_without_a_reason(tmp_path: Path) -> None:
     run, file = _silent(tmp_path, "local")
-    file.write_text("Killed\n")
+    file.write_text("")
     status = run_status(run)
     assert (status.state, status.detail) == ("ended", "")
-    file.write_text("")
     with pytest.raises(NoSuchRunError, match="no rank has begun yet"):
         list(read_log(run, 0))
