@@ -145,6 +145,7 @@ def decide_together(
     config: RunConfig, topology: Topology, facts: RankFacts, store: Any, given: UserObjects | None = None
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.checkpoint_reader import Trust
     from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
@@ -156,7 +157,8 @@ def decide_together(
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
         place = find_run(config, restart_of=restart_of)
         checkpoint = place.resume_from
-        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        trust = Trust(place.path, everywhere=config.resume_trust)
+        trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
         known = place.exists and (given is None or restart_of is not None)
         record = read_memory_record(place.path) if known else MemoryRecord()

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed import PrefixStore
 
+from launcher.checkpoint_reader import Trust
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.data_order import order_training_data
@@ -30,7 +31,7 @@ from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
-from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
+from launcher.resume import loader_states, other_model_told, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.signs_of_life import signs_of_life
@@ -150,8 +151,8 @@ def _fit(
         wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
         describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
     resume = run.resume_from
+    trust = Trust(run.path, everywhere=config.resume_trust)
     if resume is not None:
-        check_fits_model(resume, model)
         damaged = scaler_problem(resume) if plan.has_loss_scale else None
         if damaged is not None:
             notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
@@ -161,7 +162,7 @@ def _fit(
         rank=topology.rank,
         seed=config.seed,
         fixed_global_batch=config.global_batch_size is not None,
-        resume_states=() if resume is None else loader_states(resume),
+        resume_states=() if resume is None else loader_states(resume, trust),
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
@@ -184,10 +185,13 @@ def _fit(
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
-    with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:
+    with (
+        loadable_checkpoint(resume, plan, run, topology.rank, notice, trust) as loadable,
+        other_model_told(resume, model, trainer),
+    ):
         trainer.fit(model, datamodule=data, ckpt_path=None if loadable is None else str(loadable), weights_only=True)
     if resume is not None and trainer.global_step == resumed_at:
         notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
