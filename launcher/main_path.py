@@ -182,6 +182,7 @@ def decide_together(
     config: RunConfig, topology: Topology, facts: RankFacts, store: Any, given: UserObjects | None = None
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.checkpoint_reader import Trust
     from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
@@ -195,7 +196,8 @@ def decide_together(
         is_requeued = topology.restart_count > 0 or os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
         place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
         checkpoint = place.resume_from
-        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        trust = Trust(place.path, everywhere=config.resume_trust)
+        trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
         known = place.exists and (given is None or restart_of is not None)
         record = read_memory_record(place.path) if known else MemoryRecord()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,9 +18,12 @@ from rich.console import Console
 
 from launcher.checkpoint_files import note_hashes
 from launcher.checkpoint_io import WholeCheckpointIO
+from launcher.checkpoint_reader import Trust, loads_of
 from launcher.config import RunConfig
 from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.plan import Plan
+from launcher.read_back import ReadBack
+from launcher.resume import check_fits_model
 from launcher.run_callbacks import ProgressLines
 from launcher.run_checkpoint import RunCheckpoint, take_file_urls
 from launcher.run_directory import RunDirectory
@@ -47,6 +53,7 @@ def build_trainer(
     loggers: list[Logger],
     console: Console,
     own_plugin: PrecisionPlugin | None = None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
@@ -59,6 +66,7 @@ def build_trainer(
         loggers: of every rank; see `launcher.run_loggers`.
         console: rank zero's terminal, for the progress.
         own_plugin: the user's, where the plan says 'custom'.
+        notice: told of a checkpoint that no resume can read.
     """
     place = RankPlace(
         topology.rank,
@@ -73,7 +81,9 @@ def build_trainer(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
-    plugins: list[Any] = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
+    trust = Trust(run.path, everywhere=config.resume_trust)
+    read_back = ReadBack(trust, notice)
+    plugins: list[Any] = [WholeCheckpointIO(trust, read_back), *([] if plugin is None else [plugin])]
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     # Lightning refuses a second one, and one without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
@@ -97,9 +107,8 @@ def build_trainer(
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
         plugins.append(KnownRanks(place))
-    if hasattr(strategy, "on_written"):
-        # DeepSpeed writes its folders itself.
-        vars(strategy)["on_written"] = note_hashes
+    if plan.deepspeed is not None:
+        _read_and_write_as_others(strategy, trust, read_back, run.resume_from)
     return pl.Trainer(
         **plain_options(config),
         **precision,
@@ -117,6 +126,19 @@ def build_trainer(
         enable_progress_bar=wants_bar and (has_bar or (topology.rank == 0 and console.is_terminal)),
         enable_model_summary=False,
     )
+
+
+def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, resume_from: Path | None) -> None:
+    """DeepSpeed reads and writes its folders itself, and looks at nothing."""
+
+    def written(fresh: Path, name: Path, step: int | None) -> None:
+        read_back(fresh, name)
+        note_hashes(fresh, name, step)
+
+    strategy.on_written = written
+    strategy.reading = functools.partial(loads_of, trust=trust)
+    if resume_from is not None:
+        strategy.check_model = functools.partial(check_fits_model, resume_from)
 
 
 def plain_options(config: RunConfig) -> dict[str, Any]:
