@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from launcher.checkpoint_files import publish, remove
 from launcher.checkpoint_reader import Trust, read_file
+from launcher.checkpoint_secrets import hide_hyperparameters
 from launcher.read_back import ReadBack
 
 
@@ -51,6 +52,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
+        # Of weights alone the callbacks are not told.
+        hide_hyperparameters(checkpoint)
         try:
             with open(temporary, "wb", opener=_private) as file:
                 torch.save(checkpoint, file)

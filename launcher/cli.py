@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.foreign_ranks import in_torchruns_words, without_starters
 from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
+from launcher.secret_values import hide_in_arguments
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -109,11 +111,14 @@ def run(arguments: Sequence[str]) -> int:
         return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
-        topology = Topology.from_env(os.environ, socket.gethostname())
+        env = without_starters(os.environ) if getattr(options, "nnodes", None) else os.environ
+        topology = Topology.from_env(env, socket.gethostname())
+        # Lightning, DeepSpeed and the user's modules look there for the rank, too.
+        os.environ.update(in_torchruns_words(env))
         launch = read_launch_options(vars(options)) if command == "fit" else LaunchOptions()
         config = _load(options, overrides, topology)
         if options.print_config:
-            sys.stdout.write(config.to_yaml())
+            sys.stdout.write(config.to_yaml(os.environ))
             return 0
         if command == "plan":
             return _plan(config, topology, options)
@@ -191,6 +196,8 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments
         from launcher.main_path import fit
         from launcher.summary import print_summary
 
+    # The user's own loggers may write the command line down, as W&B's does.
+    sys.argv = hide_in_arguments(sys.argv)
     result = fit(config, terminal_ranks=launch.terminal_ranks, stays_open=False)
     if topology.rank == 0:
         # The training is done, whether or not somebody still reads.

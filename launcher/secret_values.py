@@ -173,7 +173,7 @@ def _strength(name: str) -> int:
 
 
 def _is_secret(name: str, value: Any, strength: int) -> bool:
-    if value is None or isinstance(value, bool) or value == "" or (strength == 2 and name == "class_path"):
+    if value is None or isinstance(value, bool) or value in ("", HIDDEN) or (strength == 2 and name == "class_path"):
         return False
     if isinstance(value, str) and (_IN_URL.search(value) or str(_variable_of(value)).startswith(VARIABLE_PREFIX)):
         return True

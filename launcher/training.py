@@ -15,6 +15,7 @@ from rich.console import Console
 from torch.distributed import PrefixStore
 
 from launcher.checkpoint_reader import Trust
+from launcher.checkpoint_secrets import HideSecrets
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.data_order import DataOrder
@@ -189,6 +190,7 @@ def _fit(
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
+        HideSecrets(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
         StopTogether(stop, listener, checkpoint),

@@ -14,7 +14,7 @@ from types import ModuleType
 # The launcher's own packages: their version is compared, and the user's folder may have packages of these names.
 _OWN = Path(__file__).resolve().parents[1]
 _OWN_PACKAGES = tuple(str(_OWN / name) + os.sep for name in ("launcher", "strategies", "slurm"))
-_INSTALLED = ("site-packages", "dist-packages")
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 # Written by build tools: two nodes may have installed one commit at two times.
 _GENERATED = ("_version.py", "__version__.py", "version.py", "_build_info.py")
 # A package with more files than this is compared by those that are imported.
@@ -88,12 +88,10 @@ def _library_folders() -> tuple[str, ...]:
 
 
 def _is_library(file: str, library: tuple[str, ...]) -> bool:
-    real = os.path.realpath(file)
-    return (
-        file.startswith(library)
-        or real.startswith((*library, *_OWN_PACKAGES))
-        or any(name in Path(file).parts for name in _INSTALLED)
-    )
+    if file.startswith(library) or any(name in file for name in _INSTALLED):
+        return True
+    # Few come so far: to follow links costs a look at each folder.
+    return os.path.realpath(file).startswith((*library, *_OWN_PACKAGES))
 
 
 def _digest(path: Path) -> str | None:

@@ -106,3 +106,27 @@ def test_ranks_with_other_files_under_the_same_name_are_named(tmp_path: Path, di
     file = "mine.py" if differs == "module" else "train.py"
     assert re.search(rf"code: {re.escape(file)} differs on rank 1 \(.+\) from rank 0 \(", said), said
     assert not list(tmp_path.glob("runs/*/checkpoints"))
+
+
+def test_ranks_that_mpirun_made_are_one_world_and_the_users_modules_see_their_rank(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom tests.toy import Toy, ToyData\nRANK = os.environ.get('RANK')\nclass Mine(Toy):\n"
+        "    def on_fit_start(self):\n        open(f'seen-{self.global_rank}', 'w').write(f'{RANK} of "
+        "{self.trainer.world_size}')\n"
+    )
+    words = ("fit", "--model", "mine.Mine", *SETTINGS[2:])
+
+    def one(rank: int) -> tuple[int, str]:
+        places = {"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2}
+        own = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in places.items()}
+        env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": str(port), **own}  # fmt: skip
+        done = run_warm(launcher(*words), tmp_path, env=env)
+        return done.code, done.output
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(one, range(2)))
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(2)] == ["0 of 2", "1 of 2"]
+    assert ended[1][1] == "", "rank zero alone speaks on the terminal"

@@ -13,7 +13,6 @@ from tests.processes import launcher, run_warm
 
 CANARY = "CANARY-x9-token"
 MODULE = """
-import os
 from tests.toy import Toy, ToyData
 from lightning.pytorch.callbacks import Callback
 class Model(Toy):
@@ -21,13 +20,7 @@ class Model(Toy):
         super().__init__()
         if fail:
             raise ValueError("refused: " + hf_token)
-        # What Lightning hands to every logger.
-        self._set_hparams({"hf_token": hf_token, "hub": hub, "lr": self.lr})
-        self._hparams_initial = self._hparams
-        self._log_hyperparams = True
-    def on_save_checkpoint(self, checkpoint):
-        # Lightning's own file keeps the hyperparameters as they are.
-        del checkpoint["hyper_parameters"]
+        self.save_hyperparameters()
 class Count(Callback):
     def __init__(self, api_key: int = 0) -> None:
         pass
@@ -62,6 +55,7 @@ def test_a_secret_is_nowhere_in_a_run(cwd: Path, ranks: int) -> None:
     done = train_on(ranks, ["fit", *words], cwd, env).check()
     assert CANARY not in done.output
     assert holders(cwd) == []
+    assert "hyperparameter hf_token, hub.password, hub.uri is hidden in them" in " ".join(done.output.split())
     assert wandb_file.files(cwd), "W&B ran"
     stored = (cwd / "runs/a/config.yaml").read_text()
     assert "hf_token: ${oc.env:LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN}" in stored

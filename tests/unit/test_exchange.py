@@ -94,6 +94,20 @@ def test_configs_are_not_sent_where_they_are_equal(meeting: Meeting) -> None:
     assert [fact.config for fact in seen] == [None, None]
 
 
+@pytest.mark.parametrize("other", ["same", "another"])
+def test_digests_of_files_are_sent_where_one_differs_alone(meeting: Meeting, other: str) -> None:
+    sent: list[Mapping[str, str] | None] = []
+
+    def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        sent.append(everybody[1].sources)
+        return {}
+
+    files = [{"m.py": digest, "n.py": "same"} for digest in ("same", other)]
+    run_ranks([rank(meeting.client(), facts(n, sources_digest=str(files[n]), sources=files[n]), 2, deciding=look)
+               for n in range(2)])  # fmt: skip
+    assert sent == [None if other == "same" else files[1]]
+
+
 def test_another_torch_is_named_on_every_rank(meeting: Meeting) -> None:
     everybody = [facts(0), facts(1, versions={"torch": "2.10.0"}), facts(2)]
     (text,) = texts(run_ranks([rank(meeting.client(), own, 3) for own in everybody]))

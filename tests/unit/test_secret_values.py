@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.agreement import RankFacts, agree_on
+from launcher.checkpoint_secrets import hide_hyperparameters
 from launcher.config import RunConfig, config_fields
 from launcher.config_sources import load_values
 from launcher.errors import AgreementError, ConfigError
+from launcher.memory_record import Exhausted
 from launcher.rank_report import RankReport
+from launcher.run_directory import newest_run_like, open_run_directory
+from launcher.run_loggers import run_loggers
 from launcher.secret_values import (
     HIDDEN,
     digests,
@@ -28,6 +33,7 @@ from launcher.secret_values import (
     with_references,
     without_secrets,
 )
+from tests.unit.run_directories import config, ended
 
 CANARY = "CANARY-x9"
 SECRET_NAMES = [
@@ -107,22 +113,22 @@ def test_a_stored_config_holds_no_secret_and_is_read_back_by_its_variables(tree:
 
 
 def test_a_config_is_stored_with_a_variable_that_holds_the_secret_already() -> None:
-    config = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY, "api_key": "k9"}})
-    text = config.to_yaml({"HF_TOKEN": CANARY, "HOSTNAME": "k9"})
+    made = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY, "api_key": "k9"}})
+    text = made.to_yaml({"HF_TOKEN": CANARY, "HOSTNAME": "k9"})
     assert yaml.safe_load(text)["model"]["init_args"] == {
         "hf_token": "${oc.env:HF_TOKEN}", "api_key": "${oc.env:LAUNCHER_SECRET_MODEL_INIT_ARGS_API_KEY}",
     }  # fmt: skip
 
 
 def test_a_stored_config_says_what_has_to_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY}})
-    stored = yaml.safe_load(config.to_yaml())
+    made = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY}})
+    stored = yaml.safe_load(made.to_yaml())
     with pytest.raises(ConfigError) as refused:
         load_values(stored)
     assert "model.init_args.hf_token: its value is a secret" in str(refused.value)
     assert "LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN is not set" in str(refused.value)
     monkeypatch.setenv("LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN", CANARY)
-    assert load_values(stored) == config
+    assert load_values(stored) == made
 
 
 def test_a_secret_is_no_identity_of_a_config_but_ranks_must_have_the_same() -> None:
@@ -157,3 +163,43 @@ def test_an_error_of_the_users_own_code_is_told_without_the_secret(capsys: pytes
     told = capsys.readouterr().err
     assert f"ValueError: 401 for {HIDDEN}" in told
     assert CANARY not in told.replace('f"401 for {CANARY}"', "")
+
+
+def test_checkpoints_keep_the_hyperparameters_that_are_no_secret_as_they_are() -> None:
+    optimizer, tensor = object(), [1, 2]
+    values = {"hf_token": CANARY, "lr": optimizer, "hub": {"password": CANARY, "name": "n"}, "layers": tensor}
+    checkpoint: dict[str, Any] = {"hyper_parameters": values, "datamodule_hyper_parameters": {"size": 3}, "state": 1}
+    untouched = checkpoint["datamodule_hyper_parameters"]
+    assert hide_hyperparameters(checkpoint) == ["hf_token", "hub.password"]
+    kept = checkpoint["hyper_parameters"]
+    assert (kept["lr"], kept["layers"]) == (optimizer, tensor)
+    assert (kept["hf_token"], kept["hub"]) == (HIDDEN, {"password": HIDDEN, "name": "n"})
+    assert checkpoint["datamodule_hyper_parameters"] is untouched
+    assert values["hf_token"] == CANARY, "the model's own stay"
+    assert hide_hyperparameters(checkpoint) == []
+
+
+def test_a_run_is_found_again_with_another_secret_and_so_is_what_ran_out_of_memory(tmp_path: Path) -> None:
+    def with_token(token: str) -> RunConfig:
+        arguments = {"hf_token": token, "uri": f"db://me:{token}@host", "lr": 0.1}
+        return config(tmp_path, name=None, resume="auto", model={"class_path": "a.B", "init_args": arguments})
+
+    run = ended(open_run_directory(with_token(CANARY)))
+    (run.checkpoints / "last.ckpt").write_bytes(b"")
+    assert CANARY not in (run.path / "config.yaml").read_text()
+    assert newest_run_like(with_token("another")) == run.name
+    plan = {"strategy": {"name": "ddp"}, "precision": "32-true", "world_size": 1, "memory": None,
+            "batch": {"micro_batch_size": 4}}  # fmt: skip
+    stored = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert Exhausted.of(with_token("another").to_dict(), plan) == Exhausted.of(stored, plan)
+
+
+def test_the_loggers_that_the_launcher_makes_keep_no_secret(tmp_path: Path) -> None:
+    run = ended(open_run_directory(config(tmp_path)))
+    (logger,) = run_loggers([], None, run, is_off=False)
+    for params in ({"hf_token": CANARY, "lr": 0.1}, Namespace(hub={"password": CANARY}, size=3)):
+        logger.log_hyperparams(params)  # pyright: ignore[reportArgumentType] -- Lightning's own signature is narrower
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.save()
+    (stored,) = run.path.rglob("hparams.yaml")
+    assert yaml.safe_load(stored.read_text()) == {"hf_token": HIDDEN, "lr": 0.1, "hub": {"password": HIDDEN}, "size": 3}
