@@ -260,9 +260,9 @@ def test_all_ranks_stop_at_one_gate_or_none_does_whatever_is_late(
     chance = dice("late", seed)
     world = chance.choice((2, 3, 5))
     # About as long as the operations take: the ranks give up before, while and after the others tell.
-    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", chance.choice((0.01, 0.03, 0.06)))
+    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", chance.choice((0.02, 0.05, 0.1, 1.0)))
     meeting, collective = Meeting(server), threading.Barrier(world)
-    ranks = [StopAgreement(Late(meeting.client(), dice(seed, n), 0.03), n, world) for n in range(world)]
+    ranks = [StopAgreement(Late(meeting.client(), dice(seed, n), 0.01), n, world) for n in range(world)]
     asked = {rank: chance.randrange(1, 25) for rank in chance.sample(range(world), chance.randrange(1, world + 1))}
     threads: list[threading.Thread] = []
 
