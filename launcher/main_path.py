@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from launcher import __version__
+from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
 from launcher.deepspeed_source import with_deepspeed_file
@@ -157,11 +159,13 @@ def decide_together(
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
         place = find_run(config, restart_of=restart_of)
         checkpoint = place.resume_from
-        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        with doing("reading the checkpoint"):
+            trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
         known = place.exists and (given is None or restart_of is not None)
         record = read_memory_record(place.path) if known else MemoryRecord()
-        plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
+        with doing("choosing strategy and precision"):
+            plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
         run = open_run_directory(config, restart_of=restart_of, previous_owner=previous)
@@ -174,8 +178,14 @@ def decide_together(
         write_plan(run, plan.to_dict())
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(store, topology.world_size, facts, flatten(config.to_dict()), decide, config.agreement_timeout)
+    flat, timeout = flatten(config.to_dict()), config.agreement_timeout
+    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
+
+
+def _say_waiting(text: str) -> None:
+    sys.stderr.write(f"notice: {text}\n")
+    sys.stderr.flush()
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:
