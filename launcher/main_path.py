@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from launcher import __version__
+from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
 from launcher.deepspeed_source import with_deepspeed_file
@@ -197,11 +198,13 @@ def decide_together(
         place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
         checkpoint = place.resume_from
         trust = Trust(place.path, everywhere=config.resume_trust)
-        trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
+        with doing("reading the checkpoint"):
+            trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
         known = place.exists and (given is None or restart_of is not None)
         record = read_memory_record(place.path) if known else MemoryRecord()
-        plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
+        with doing("choosing strategy and precision"):
+            plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
         run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
@@ -215,8 +218,8 @@ def decide_together(
         write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(store, topology.world_size, facts, flatten(redact(_agreed(config).to_dict())), decide,
-                        config.agreement_timeout)  # fmt: skip
+    flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
+    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 
@@ -224,6 +227,11 @@ def _agreed(config: RunConfig) -> RunConfig:
     """What must be equal on all ranks."""
     usual = RunConfig()
     return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
+
+
+def _say_waiting(text: str) -> None:
+    sys.stderr.write(f"notice: {text}\n")
+    sys.stderr.flush()
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:
