@@ -20,6 +20,7 @@ from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.data_order import DataOrder
 from launcher.deepspeed_ready import check_model
+from launcher.epoch_metrics import EpochMetrics
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.left_open import leave_open
@@ -191,6 +192,7 @@ def _fit(
         *signs_of_life(report),
         RandomStates(notice),
         HideSecrets(notice),
+        EpochMetrics(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
         StopTogether(stop, listener, checkpoint),
