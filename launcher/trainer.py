@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 
@@ -45,6 +49,9 @@ def build_trainer(
     loggers: list[Logger],
     console: Console,
     own_plugin: PrecisionPlugin | None = None,
+    *,
+    own_plugins: Sequence[Any] = (),
+    own_profiler: Profiler | None = None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
@@ -57,6 +64,8 @@ def build_trainer(
         loggers: of every rank; see `launcher.run_loggers`.
         console: rank zero's terminal, for the progress.
         own_plugin: the user's, where the plan says 'custom'.
+        own_plugins: the user's of other kinds.
+        own_profiler: the user's, instead of the one that the config names.
     """
     place = RankPlace(
         topology.rank,
@@ -71,8 +80,10 @@ def build_trainer(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
-    plugins: list[Any] = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
+    plugins: list[Any] = [*_with_checkpoint_io(own_plugins), *([] if plugin is None else [plugin])]
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
+    if own_profiler is not None:
+        options["profiler"] = own_profiler
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     # Lightning refuses a second one, and one without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
@@ -118,3 +129,12 @@ def build_trainer(
 
 def _options(config: RunConfig) -> dict[str, Any]:
     return {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
+
+
+def _with_checkpoint_io(own: Sequence[Any]) -> list[Any]:
+    """The user's plugins, and the launcher's way to the disk unless one of them is another; one may go around it."""
+    ways = [each for each in own if isinstance(each, CheckpointIO)]
+    for each in ways:
+        if isinstance(each, _WrappingCheckpointIO) and each.checkpoint_io is None:
+            each.checkpoint_io = WholeCheckpointIO()
+    return [*own, *([] if ways else [WholeCheckpointIO()])]

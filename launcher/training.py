@@ -188,7 +188,8 @@ def _fit(
     ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin,
+                            own_plugins=objects.plugins, own_profiler=objects.profiler)  # fmt: skip
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:

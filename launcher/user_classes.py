@@ -7,17 +7,20 @@ import importlib
 import inspect
 import traceback
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 
 from launcher.config import RunConfig
 from launcher.errors import ConfigError, Problem
+
+# The plugins that may be the user's own; the launcher makes the environment of the ranks.
+PLUGINS = (Precision, CheckpointIO, LayerSync)
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,9 @@ def import_classes(config: RunConfig) -> UserClasses:
             problems += _argument_problems(found[key], key, spec)
         except ConfigError as error:
             problems += error.problems
-    for key, base in (("callbacks", pl.Callback), ("logger", Logger), ("plugins", Precision)):
+    for key, base in (("callbacks", pl.Callback), ("logger", Logger), ("plugins", PLUGINS)):
         problems += _list_problems(getattr(config.trainer, key), base, f"trainer.{key}")
     plugins = _as_list(config.trainer.plugins)
-    if len(plugins) > 1:
-        problems.append(Problem("trainer.plugins", f"given {len(plugins)} precision plugins; a run has one precision"))
     if not config.model:
         problems.append(
             Problem("model", "no model was given; add class_path, or start from load_config(), which has the demo")
@@ -77,8 +78,23 @@ def import_classes(config: RunConfig) -> UserClasses:
     if problems:
         raise ConfigError(problems)
     owner, batch_size = _find_batch_size(config, found)
-    plugin = _import(plugins[0]["class_path"], Precision, "trainer.plugins") if plugins else None
-    return UserClasses(found["model"], found.get("data"), owner, batch_size, plugin)
+    kinds = [_import(spec["class_path"], PLUGINS, "trainer.plugins") for spec in plugins]
+    doubled = doubled_plugins(kinds, "trainer.plugins")
+    if doubled:
+        raise ConfigError(doubled)
+    own = [kind for kind in kinds if issubclass(kind, Precision)]
+    return UserClasses(found["model"], found.get("data"), owner, batch_size, own[0] if own else None)
+
+
+def doubled_plugins(kinds: Sequence[type[Any]], field: str) -> list[Problem]:
+    """What to tell of plugins of which a run has one and several were given."""
+    counts = {
+        "precision plugins; a run has one precision": Precision,
+        "CheckpointIO plugins; a run has one way to save": CheckpointIO,
+        "LayerSync plugins; a run has one": LayerSync,
+    }
+    found = {text: sum(issubclass(kind, base) for kind in kinds) for text, base in counts.items()}
+    return [Problem(field, f"given {count} {text}") for text, count in found.items() if count > 1]
 
 
 def make_objects(
@@ -120,9 +136,9 @@ def make_loggers(config: RunConfig) -> list[Logger]:
     return [_instantiate(Logger, spec) for spec in _as_list(config.trainer.logger)]
 
 
-def make_plugins(config: RunConfig) -> list[Precision]:
-    """The user's own precision plugin, if there is one."""
-    return [_instantiate(Precision, spec) for spec in _as_list(config.trainer.plugins)]
+def make_plugins(config: RunConfig) -> list[Any]:
+    """The user's own plugins."""
+    return [_instantiate(PLUGINS, spec) for spec in _as_list(config.trainer.plugins)]
 
 
 def name_of(cls: type[Any]) -> str:
@@ -134,7 +150,7 @@ def _as_list(value: list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[s
     return [] if value is None else [value] if isinstance(value, dict) else value
 
 
-def _import(path: str, base: type[Any], field: str) -> type[Any]:
+def _import(path: str, base: type[Any] | tuple[type[Any], ...], field: str) -> type[Any]:
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -151,9 +167,8 @@ def _import(path: str, base: type[Any], field: str) -> type[Any]:
             [Problem(field, f"module {module_name} has no {name}; it lies in {module.__file__}: correct the name")]
         )
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ConfigError(
-            [Problem(field, f"{path} is no {base.__name__}; it is {_what(found)}: give a {base.__name__}")]
-        )
+        wanted = " or ".join(each.__name__ for each in (base if isinstance(base, tuple) else (base,)))
+        raise ConfigError([Problem(field, f"{path} is no {wanted}; it is {_what(found)}: give a {wanted}")])
     return found
 
 
@@ -243,7 +258,7 @@ def _required(cls: type[Any]) -> set[str]:
     return {p.name for p in parameters if p.default is p.empty and p.kind in kinds and p.name != "self"}
 
 
-def _list_problems(given: Any, base: type[Any], path: str) -> list[Problem]:
+def _list_problems(given: Any, base: type[Any] | tuple[type[Any], ...], path: str) -> list[Problem]:
     problems: list[Problem] = []
     for position, spec in enumerate(_as_list(given)):
         field = f"{path}[{position}]"
@@ -272,7 +287,7 @@ def _find_batch_size(config: RunConfig, classes: Mapping[str, type[Any]]) -> tup
     return None, None
 
 
-def _instantiate(base: type[Any], spec: Mapping[str, Any]) -> Any:
+def _instantiate(base: type[Any] | tuple[type[Any], ...], spec: Mapping[str, Any]) -> Any:
     """The object, nested `class_path`s made first; what its constructor raises comes out as it is."""
     cls = _import(spec["class_path"], base, "class_path")
     parser = _class_parser(cls)
