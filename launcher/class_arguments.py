@@ -74,7 +74,9 @@ def read_argument(cls: type[Any], name: str, value: Any) -> Any:
     return vars(_parser(cls, frozenset()).parse_object({"it": {name: value}}, defaults=False)["it"])[name]
 
 
-def make_object(base: type[Any], spec: Mapping[str, Any], *, as_hyperparameters: bool = False) -> Any:
+def make_object(
+    base: type[Any] | tuple[type[Any], ...], spec: Mapping[str, Any], *, as_hyperparameters: bool = False
+) -> Any:
     """The object, nested `class_path`s made first; what its constructor raises comes out as it is.
 
     Args:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 
@@ -54,6 +57,9 @@ def build_trainer(
     console: Console,
     own_plugin: PrecisionPlugin | None = None,
     notice: Callable[[str], None] = lambda _: None,
+    *,
+    own_plugins: Sequence[Any] = (),
+    own_profiler: Profiler | None = None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
@@ -67,6 +73,8 @@ def build_trainer(
         console: rank zero's terminal, for the progress.
         own_plugin: the user's, where the plan says 'custom'.
         notice: told of a checkpoint that no resume can read.
+        own_plugins: the user's of other kinds.
+        own_profiler: the user's, instead of the one that the config names.
     """
     place = RankPlace(
         topology.rank,
@@ -83,7 +91,10 @@ def build_trainer(
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     trust = Trust(run.path, everywhere=config.resume_trust)
     read_back = ReadBack(trust, notice)
-    plugins: list[Any] = [WholeCheckpointIO(trust, read_back), *([] if plugin is None else [plugin])]
+    plugins: list[Any] = [
+        *_with_checkpoint_io(own_plugins, WholeCheckpointIO(trust, read_back)),
+        *([] if plugin is None else [plugin]),
+    ]
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     # Lightning refuses a second one, and one without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
@@ -112,7 +123,7 @@ def build_trainer(
     return pl.Trainer(
         **plain_options(config),
         **precision,
-        profiler=make_profiler(config),
+        profiler=own_profiler or make_profiler(config),
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
         strategy=strategy,
@@ -145,3 +156,12 @@ def plain_options(config: RunConfig) -> dict[str, Any]:
     """The settings of `config.trainer` that Lightning's Trainer takes as they are."""
     names = [entry.name for entry in dataclasses.fields(config.trainer) if entry.name not in _NOT_PASSED_ON]
     return {name: getattr(config.trainer, name) for name in names}
+
+
+def _with_checkpoint_io(own: Sequence[Any], ours: WholeCheckpointIO) -> list[Any]:
+    """The user's plugins, and the launcher's way to the disk unless one of them is another; one may go around it."""
+    ways = [each for each in own if isinstance(each, CheckpointIO)]
+    for each in ways:
+        if isinstance(each, _WrappingCheckpointIO) and each.checkpoint_io is None:
+            each.checkpoint_io = ours
+    return [*own, *([] if ways else [ours])]

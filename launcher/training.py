@@ -199,7 +199,8 @@ def _fit(
     ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice)
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice,
+                            own_plugins=objects.plugins, own_profiler=objects.profiler)  # fmt: skip
     use_resumable_loops(trainer, order)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
