@@ -7,7 +7,7 @@ import dataclasses
 import os
 import socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,6 +221,18 @@ def decide_together(
     flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
     decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
+
+
+def ask_rank_zero(
+    config: RunConfig,
+    topology: Topology,
+    facts: RankFacts,
+    store: Any,
+    decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
+) -> Decision:
+    """Have rank zero decide with everybody's facts; see `launcher.exchange.exchange`."""
+    compared = flatten(_agreed(config).to_dict())
+    return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
 
 
 def _agreed(config: RunConfig) -> RunConfig:

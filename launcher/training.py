@@ -152,7 +152,7 @@ def _fit(
     given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
-    _quieten()
+    quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     measured = MeasuredMemory(plan.device_kind)
     objects = given or make_user_objects(config, plan.batch.micro_batch_size)
@@ -230,7 +230,7 @@ def _say_stopping(number: int, topology: Topology) -> None:
         sys.stdout.flush()
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning says of things that the plan has said already."""
     # Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
     for message in (
