@@ -273,4 +273,4 @@ def _import_path_of(path: Any) -> str:
         module = ".".join(file.absolute().relative_to(Path.cwd()).with_suffix("").parts)
     except (OSError, ValueError, SyntaxError):
         return "expected an import path like my_pkg.MyClass, not a file"
-    return f"a file; give a class in it: {' or '.join(f'{module}.{name}' for name in classes or ['MyClass'])}"
+    return f"that is a file; give a class in it: {' or '.join(f'{module}.{name}' for name in classes or ['MyClass'])}"

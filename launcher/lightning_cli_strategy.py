@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.deepspeed_source import read_deepspeed_file
 from launcher.errors import ConfigError, Problem
+from strategies.choice import DDP_OPTIONS
 from strategies.deepspeed_config import VARIANTS, ZeroVariant
 
 _PACKAGE = "lightning.pytorch.strategies"
@@ -141,7 +142,8 @@ def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, An
     # The launcher makes the processes.
     arguments.pop("start_method", None)
     _check_backend(arguments.pop("process_group_backend", None), path, accelerator)
-    more = {key: value for key, value in arguments.items() if value is not None}
+    # LightningCLI writes DistributedDataParallel's defaults, too.
+    more = {key: value for key, value in arguments.items() if value or (value is not None and key in DDP_OPTIONS)}
     return {**found, "ddp": more} if more else found
 
 
