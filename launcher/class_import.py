@@ -70,7 +70,10 @@ def _by_short_name(name: str, bases: tuple[type[Any], ...], kind: str, field: st
         cls
         for base in bases
         for cls in _subclasses(base)
-        if cls.__name__ == name and cls.__module__.partition(".")[0] not in ("launcher", "pytorch_lightning")
+        if cls.__name__ == name
+        and cls.__module__.partition(".")[0] not in ("launcher", "pytorch_lightning")
+        # Not one that an older version of its module has left.
+        and getattr(sys.modules.get(cls.__module__), name, None) is cls
     }
     # LightningCLI's own ReduceLROnPlateau before torch's, which it is a class of.
     found = {base for base in bases if base.__name__ == name} or found

@@ -25,10 +25,12 @@ def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     place = values
     for key in keys[:-1]:
         name = f"{key}+" if place.get(f"{key}+") else key
-        below = _spec(place.get(name)) if isinstance(place.get(name), str | list) else place.get(name)
+        below = {"class_path": place[name]} if isinstance(place.get(name), str) else place.get(name)
         place[name] = below if isinstance(below, dict | list) else {}
         place = place[name]
         if isinstance(place, list):
+            if not place:
+                place.append({})
             place[-1] = place[-1] if isinstance(place[-1], dict) else {"class_path": place[-1]}
             place = place[-1]
     last = keys[-1]
@@ -61,8 +63,8 @@ def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any
             base[key] = {"class_path": below, **copy.deepcopy(dict(value))}
         elif isinstance(below, dict) and "class_path" in below:
             base[key] = _merged_class(below, value)
-        elif isinstance(below, dict) and isinstance(value, Mapping):
-            merge_values(below, value)
+        elif isinstance(value, Mapping):
+            base[key] = merge_values(below if isinstance(below, dict) else {}, value)
         else:
             base[key] = copy.deepcopy(value)
     return base

@@ -108,10 +108,11 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
         return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; {advice}")]
     if name in _REFUSED_NAMES:
         return {}, [Problem(f"{path}.class_path", f"given {name}; {_REFUSED_NAMES[name]}")]
+    made_here = {key: arguments.pop(key) for key in _MADE_HERE if key in arguments}
     problems = [
-        Problem(f"{path}.init_args.{key}", f"given {arguments[key]!r}; the launcher makes it itself: remove it")
-        for key in _MADE_HERE
-        if arguments.pop(key, None) is not None
+        Problem(f"{path}.init_args.{key}", f"given {value!r}; the launcher makes it itself: remove it")
+        for key, value in made_here.items()
+        if value is not None
     ]
     try:
         if name == "DDPStrategy":
