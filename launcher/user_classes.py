@@ -195,7 +195,6 @@ def _find_batch_size(config: RunConfig, classes: Mapping[str, type[Any]]) -> tup
         if parameter is None:
             continue
         default = None if parameter.default is parameter.empty else parameter.default
-        given = getattr(config, key).get("init_args") or {}
-        value = read_argument(classes[key], "batch_size", given["batch_size"]) if "batch_size" in given else default
+        value = read_argument(classes[key], getattr(config, key), "batch_size", default)
         return key, value if isinstance(value, int) else None
     return None, None
