@@ -15,7 +15,8 @@ import yaml
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from launcher.class_import import import_class
-from launcher.errors import Problem
+from launcher.config_merge import FORMER
+from launcher.errors import ConfigError, Problem
 
 # What makes a model anew of the hyperparameters in a checkpoint: LightningCLI's own, which knows nested classes.
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -69,12 +70,17 @@ def argument_problems(
     return problems
 
 
-def read_argument(cls: type[Any], name: str, value: Any) -> Any:
-    """One valid argument in the form of its type: a quoted number is a number."""
-    return vars(_parser(cls, frozenset()).parse_object({"it": {name: value}}, defaults=False)["it"])[name]
+def read_argument(cls: type[Any], spec: Mapping[str, Any], name: str, default: Any) -> Any:
+    """One valid argument in the form of its type: a quoted number is a number; `default` if it is not given."""
+    given, _ = _split(spec, _known(cls))
+    if name not in given:
+        return default
+    return vars(_parser(cls, frozenset()).parse_object({"it": {name: given[name]}}, defaults=False)["it"])[name]
 
 
-def make_object(base: type[Any], spec: Mapping[str, Any], *, as_hyperparameters: bool = False) -> Any:
+def make_object(
+    base: type[Any] | tuple[type[Any], ...], spec: Mapping[str, Any], *, as_hyperparameters: bool = False
+) -> Any:
     """The object, nested `class_path`s made first; what its constructor raises comes out as it is.
 
     Args:
@@ -87,7 +93,7 @@ def make_object(base: type[Any], spec: Mapping[str, Any], *, as_hyperparameters:
     given, more = _split(spec, _known(cls))
     parser = _parser(cls, frozenset())
     parsed = parser.parse_object({"it": given})
-    arguments = parser.instantiate(parsed, instantiate_groups=False).get("it") or {}
+    arguments = parser.instantiate(parsed).get("it") or {}
     saved = contextlib.nullcontext()
     if as_hyperparameters and _names_a_class(parsed.get("it")):
         settings = yaml.safe_load(parser.dump(parsed, skip_unset=False)).get("it") or {}
@@ -111,7 +117,7 @@ def make_arguments(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     known, more = _split({"dict_kwargs": given}, _known(cls))
     parser = _parser(cls, frozenset())
     parsed = parser.parse_object({"it": known}, defaults=False)
-    made = parser.instantiate(parsed, instantiate_groups=False).get("it")
+    made = parser.instantiate(parsed).get("it")
     return {**{name: vars(made)[name] for name in known}, **more}
 
 
@@ -126,7 +132,26 @@ def _split(spec: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, A
     """The arguments that the signature knows, and those that only its `**kwargs` take."""
     more = dict(spec.get("dict_kwargs") or {})
     given = {name: more.pop(name) for name in [*more] if name in known}
-    return {**given, **(spec.get("init_args") or {})}, more
+    former = {name: value for name, value in (spec.get(FORMER) or {}).items() if name in known and name not in more}
+    return {k: _settled(v) for k, v in {**former, **given, **(spec.get("init_args") or {})}.items()}, more
+
+
+def _settled(value: Any) -> Any:
+    """Nested specs with what their class takes of the arguments of the one before it."""
+    if isinstance(value, list | tuple):
+        return [_settled(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    if FORMER not in value or "class_path" not in value:
+        return {key: _settled(each) for key, each in value.items()}
+    try:
+        cls = import_class(str(value["class_path"]), object, "class_path")
+    except ConfigError:
+        known: set[str] = set()  # told when it is made
+    else:
+        known = _known(cls)
+    own = {key: each for key, each in value.items() if key not in (FORMER, "init_args")}
+    return {**own, "init_args": _split({**value, "dict_kwargs": None}, known)[0]}
 
 
 def _did_you_mean(name: str, known: Collection[str]) -> str:
@@ -138,7 +163,8 @@ def _did_you_mean(name: str, known: Collection[str]) -> str:
 @functools.lru_cache(maxsize=64)
 def _parser(cls: type[Any], skip: frozenset[str]) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "it", fail_untyped=False, skip=set(skip))
+    # No group: the object is made here, and only what its arguments are made of by jsonargparse.
+    parser.add_class_arguments(cls, "it", fail_untyped=False, skip=set(skip), as_group=False)
     return parser
 
 

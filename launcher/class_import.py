@@ -58,10 +58,10 @@ def foreign_lightning(found: Any) -> str | None:
     old = next((each for each in cls.__mro__ if each.__module__.partition(".")[0] == "pytorch_lightning"), None)
     if old is None:
         return None
-    place = cls.__module__
     return (
-        f"{place}.{cls.__name__} is a {old.__name__} of the package pytorch_lightning, and the launcher trains with "
-        f"`lightning`: in {place}, write `import lightning.pytorch as pl` instead of `import pytorch_lightning as pl`"
+        f"{cls.__module__}.{cls.__name__} is a {old.__name__} of the package pytorch_lightning, and the launcher "
+        f"trains with the package lightning, which has the same: in {cls.__module__}, write `lightning.pytorch` "
+        "instead of `pytorch_lightning`"
     )
 
 
@@ -70,8 +70,13 @@ def _by_short_name(name: str, bases: tuple[type[Any], ...], kind: str, field: st
         cls
         for base in bases
         for cls in _subclasses(base)
-        if cls.__name__ == name and cls.__module__.partition(".")[0] not in ("launcher", "pytorch_lightning")
+        if cls.__name__ == name
+        and cls.__module__.partition(".")[0] not in ("launcher", "pytorch_lightning")
+        # Not one that an older version of its module has left.
+        and getattr(sys.modules.get(cls.__module__), name, None) is cls
     }
+    # LightningCLI's own ReduceLROnPlateau before torch's, which it is a class of.
+    found = {base for base in bases if base.__name__ == name} or found
     if len(found) == 1:
         return found.pop()
     if found:
@@ -82,7 +87,7 @@ def _by_short_name(name: str, bases: tuple[type[Any], ...], kind: str, field: st
 
 
 def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
-    for each in cls.__subclasses__():
+    for each in type.__subclasses__(cls):
         yield each
         yield from _subclasses(each)
 

@@ -38,8 +38,23 @@ exit codes:
 _COMMANDS = {
     "fit": "train (the default); with no config and no model, the built-in demo",
     "plan": "show what fit would choose, and why, without training",
+    "validate": "evaluate a checkpoint of a run on its validation data",
+    "test": "evaluate a checkpoint of a run on its test data",
+    "predict": "write a run's predictions to its directory",
     **JOB_COMMANDS,
 }
+_EVALUATIONS = {
+    "validate": "The metrics are printed, and go to the run's W&B run and its other loggers.",
+    "test": "The metrics are printed, and go to the run's W&B run and its other loggers.",
+    "predict": "Each rank writes predictions/rank-<r>.pt in the run's directory: torch.load() gives `predictions`, a "
+    "list of\nwhat predict_step returned, and `batch_indices`, the numbers of the samples in each batch. A "
+    "BasePredictionWriter\namong the callbacks writes instead. Nothing is printed.",
+}
+_OF_A_RUN = """
+
+The run must be there: it is named by --name, by --config runs/NAME/config.yaml, or it is the newest run with the given
+config. No run directory is made. On several ranks each sample is evaluated once. A checkpoint of any strategy is taken,
+ZeRO's too; the evaluation has the whole module on every rank."""
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
@@ -69,7 +84,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"launcher {command}",
         usage=f"launcher {command} [options] [--key value ...]",
-        description=_COMMANDS[command],
+        description=_COMMANDS[command] + (f".\n{_EVALUATIONS[command]}{_OF_A_RUN}" if command in _EVALUATIONS else ""),
         epilog=_EPILOG,
         formatter_class=formatter,
         allow_abbrev=False,
@@ -78,7 +93,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
                         help="YAML or JSON; a later file overrides an earlier one")  # fmt: skip
     parser.add_argument("--print-config", "--print_config", action="store_true", help="print the whole config and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of usage errors too")
-    if command == "fit":
+    if command in _EVALUATIONS:
+        parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH",
+                            help="what to evaluate (default: best, by the run's ModelCheckpoint)")  # fmt: skip
+    if command == "fit" or command in _EVALUATIONS:
         add_launch_arguments(parser)
     if command == "plan":
         from launcher.other_machines import add_options
@@ -115,14 +133,22 @@ def run(arguments: Sequence[str]) -> int:
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules look there for the rank, too.
         os.environ.update(in_torchruns_words(env))
-        launch = read_launch_options(vars(options)) if command == "fit" else LaunchOptions()
+        launch = LaunchOptions() if command == "plan" else read_launch_options(vars(options))
         config = _load(options, overrides, topology)
         if options.print_config:
             sys.stdout.write(config.to_yaml(os.environ))
             return 0
         if command == "plan":
             return _plan(config, topology, options)
-        return _fit(config, topology, launch, arguments)
+        code = _start_ranks(config, topology, launch, arguments)
+        if code is not None:
+            return code
+        if command == "fit":
+            return _fit(config, topology, launch)
+        from launcher.evaluate import evaluate
+
+        evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
+        return 0
     except Interrupted as error:
         RankReport.from_env(os.environ).raised(error)
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
@@ -176,21 +202,25 @@ def _tell_agent(error: LauncherError) -> None:
         handler.record_exception(error)
 
 
-def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int:
+def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int | None:
+    """The exit code of this node's ranks; None if this process is a rank itself."""
     if topology.source == "torchrun":
         if not RankReport.from_env(os.environ).has_agent:
             refuse_agents_flags(launch)
-    else:
-        from launcher.allocation import enter_allocation, nodes_of_step
-        from launcher.local_start import start_ranks
-        from launcher.ranks import check_ranks
+        return None
+    from launcher.allocation import enter_allocation, nodes_of_step
+    from launcher.local_start import start_ranks
+    from launcher.ranks import check_ranks
 
-        enter_allocation(config, launch, arguments)
-        with nodes_of_step(config, launch, os.environ) as launch:
-            code = start_ranks(config, launch, arguments)
-        if code is not None:
-            return code
+    enter_allocation(config, launch, arguments)
+    with nodes_of_step(config, launch, os.environ) as launch:
+        code = start_ranks(config, launch, arguments)
+    if code is None:
         check_ranks(config, topology)
+    return code
+
+
+def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions) -> int:
     with quick_imports():
         import launcher.training  # noqa: F401 -- Lightning, which `fit` needs anyway
         from launcher.main_path import fit

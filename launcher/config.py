@@ -145,6 +145,8 @@ class RunConfig:
         ddp: further arguments of Lightning's DDPStrategy, such as `bucket_cap_mb` or `ddp_comm_hook`.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
+        resume_trust: whether that checkpoint may run code when it is loaded, as objects of foreign classes do; a run's
+            own checkpoints may, as long as nobody else can write to its directory.
         agreement_timeout: seconds that the ranks wait for each other at the start.
         process_group_timeout: seconds after which a collective that waits for a rank fails.
         trainer: Lightning's Trainer arguments.
@@ -176,6 +178,7 @@ class RunConfig:
     ddp: dict[str, Any] | None = None
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"
+    resume_trust: bool = False
     agreement_timeout: float = _at_least(1, 300.0)
     process_group_timeout: float = _at_least(1, 1800.0)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)

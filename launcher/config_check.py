@@ -18,8 +18,8 @@ from launcher.config import FieldInfo, RunConfig, config_fields
 from launcher.errors import ConfigError, Problem
 from launcher.secret_values import redact
 from strategies import precision as precision_names
+from strategies.choice import DDP_OPTIONS, SINGLE_DEVICE
 from strategies.choice import NAMES as STRATEGY_NAMES
-from strategies.choice import SINGLE_DEVICE
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 
 
@@ -90,24 +90,10 @@ def _share_problems(share: Any) -> Iterator[str]:
         yield f"given {share!r}; expected a share of each device's memory, more than 0 and at most 1, as in 0.92"
 
 
-# Of Lightning's DDPStrategy, and those of DistributedDataParallel that it hands on. The plan decides the rest.
-_DDP_OPTIONS = (
-    "ddp_comm_state",
-    "ddp_comm_hook",
-    "ddp_comm_wrapper",
-    "model_averaging_period",
-    "bucket_cap_mb",
-    "broadcast_buffers",
-    "gradient_as_bucket_view",
-    "init_sync",
-    "skip_all_reduce_unused_params",
-)
-
-
 def _ddp_problems(options: Any) -> Iterator[str]:
     for key in options or {}:
-        if key not in _DDP_OPTIONS:
-            yield f"{key} is no option of it; valid are {', '.join(_DDP_OPTIONS)}"
+        if key not in DDP_OPTIONS:
+            yield f"{key} is no option of it; valid are {', '.join(DDP_OPTIONS)}"
 
 
 # Fields whose type alone does not say what is valid.

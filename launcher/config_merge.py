@@ -11,6 +11,9 @@ from typing import Any
 CLASS_FIELDS = ("model", "data", "optimizer", "lr_scheduler")
 CLASS_LISTS = ("callbacks", "logger", "plugins")
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+# Arguments of the class that another one was put in the place of: those that the new class takes, too, stay.
+FORMER = "former_args"
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _OLD_PATH = re.compile(r"pytorch_lightning(\.\w+)+")
 
 
@@ -22,15 +25,19 @@ def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     place = values
     for key in keys[:-1]:
         name = f"{key}+" if place.get(f"{key}+") else key
-        below = _spec(place.get(name)) if isinstance(place.get(name), str | list) else place.get(name)
+        below = {"class_path": place[name]} if isinstance(place.get(name), str) else place.get(name)
         place[name] = below if isinstance(below, dict | list) else {}
         place = place[name]
         if isinstance(place, list):
+            if not place:
+                place.append({})
             place[-1] = place[-1] if isinstance(place[-1], dict) else {"class_path": place[-1]}
             place = place[-1]
     last = keys[-1]
     if isinstance(value, str) and isinstance(place.get(last), dict) and last in CLASS_FIELDS:
         place[last]["class_path"] = value
+    elif "class_path" in place and last not in _CLASS_KEYS and len(keys) > (2 if keys[0] in CLASS_FIELDS else 3):
+        place["init_args"] = {**(place.get("init_args") or {}), last: value}
     elif last.endswith("+"):
         place[last] = [*place.get(last, []), *_as_list(value)]
     else:
@@ -39,26 +46,46 @@ def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`, in place. Another class brings its own arguments; `callbacks+` adds to `callbacks`."""
+    """Lay `over` on `base`, in place, as LightningCLI does.
+
+    Another class keeps the earlier arguments that it takes, too, which shows when it is imported; `callbacks+` adds to
+    `callbacks`; settings without a class are those of the last of several.
+    """
     for key, value in over.items():
         name = key.removesuffix("+") if isinstance(key, str) else key
         below = base.get(name)
         if name != key and name in CLASS_LISTS:
             base[name] = [*_as_list(below), *copy.deepcopy(_as_list(value))]
-            continue
-        if isinstance(value, Mapping) and "class_path" not in value:
-            if name in CLASS_LISTS and isinstance(below, list) and below:
-                # As LightningCLI: settings without a class are those of the last one.
-                below = below[-1] = _spec(below[-1])
-            elif isinstance(below, str) and {*value} <= {*_CLASS_KEYS}:
-                below = base[key] = {"class_path": below}
-        if not (isinstance(below, dict) and isinstance(value, Mapping)):
-            base[key] = copy.deepcopy(value)
-        elif value.get("class_path", below.get("class_path")) != below.get("class_path") and "class_path" in below:
-            base[key] = copy.deepcopy(dict(value))
+        elif name in CLASS_LISTS and isinstance(below, list) and below and _is_part(value):
+            below[-1] = _spec(below[-1])
+            merge_values(below[-1], _spec(dict(value)))
+        elif isinstance(below, str) and _is_part(value) and {*value} <= {*_CLASS_KEYS}:
+            base[key] = {"class_path": below, **copy.deepcopy(dict(value))}
+        elif isinstance(below, dict) and "class_path" in below:
+            base[key] = _merged_class(below, value)
+        elif isinstance(value, Mapping):
+            base[key] = merge_values(below if isinstance(below, dict) else {}, value)
         else:
-            merge_values(below, _spec(dict(value)) if "class_path" in below else value)
+            base[key] = copy.deepcopy(value)
     return base
+
+
+def _is_part(value: Any) -> bool:
+    """Whether these are settings of a class that is named elsewhere."""
+    return isinstance(value, Mapping) and "class_path" not in value
+
+
+def _merged_class(below: dict[str, Any], value: Any) -> Any:
+    """A class spec with another, a part of one, or a name laid on it."""
+    if isinstance(value, str) and _IMPORT_PATH.fullmatch(value):
+        value = {"class_path": value}
+    if not isinstance(value, Mapping):
+        return copy.deepcopy(value)
+    over = copy.deepcopy(_spec(dict(value)))
+    if over.get("class_path", below["class_path"]) == below["class_path"]:
+        return merge_values(below, {k: v for k, v in over.items() if k != "class_path"})
+    former = {**(below.get(FORMER) or {}), **(below.get("init_args") or {})}
+    return {**over, FORMER: former} if former else over
 
 
 def with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
@@ -86,8 +113,8 @@ def _spec(given: Any) -> Any:
         return {"class_path": given}
     if not isinstance(given, dict):
         return given
-    own = {k: v for k, v in given.items() if k in _CLASS_KEYS}
-    arguments = {k: v for k, v in given.items() if k not in _CLASS_KEYS}
+    own = {k: v for k, v in given.items() if k in (*_CLASS_KEYS, FORMER)}
+    arguments = {k: v for k, v in given.items() if k not in own}
     inner = own.get("init_args") or {}
     # Something else than a mapping is left for the check to tell.
     if arguments and isinstance(inner, Mapping):

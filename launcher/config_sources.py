@@ -19,7 +19,7 @@ import yaml
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
-from launcher.config_merge import CLASS_FIELDS, merge_values, set_path, with_class_specs
+from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
@@ -28,7 +28,7 @@ from launcher.yaml_text import Loader
 
 _FILES = (".yaml", ".yml", ".json")
 # Where LightningCLI takes a file for a part of the config.
-_PARTS = (*CLASS_FIELDS, "trainer", "trainer.callbacks", "trainer.logger")
+_PARTS = (*CLASS_FIELDS, "trainer", *(f"trainer.{key}" for key in CLASS_LISTS))
 
 
 def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
@@ -141,21 +141,17 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([Problem(str(path), f"expected a mapping of settings, found {type(values).__name__}")])
-    values = {str(key): value for key, value in values.items()}
-    _read_parts(values, path.parent)
-    return values
+    return {str(key): _read_part(each, path.parent, key) if key in _PARTS else each for key, each in values.items()}
 
 
-def _read_parts(values: dict[str, Any], folder: Path) -> None:
-    """Put the content of files in the place of their names, as in `model: model.yaml`."""
-    for part in _PARTS:
-        *groups, key = part.split(".")
-        place: Any = values
-        for group in groups:
-            place = place.get(group)
-        given = place.get(key) if isinstance(place, dict) else None
-        if isinstance(given, str) and given.endswith(_FILES):
-            place[key] = read_plain_file(folder / given)
+def _read_part(given: Any, folder: Path, part: str) -> Any:
+    """The content of a file in the place of its name, as in `model: model.yaml`; anything else as it is."""
+    if isinstance(given, str) and given.endswith(_FILES):
+        file = folder / given
+        given, folder = read_plain_file(file), file.parent
+    if part == "trainer" and isinstance(given, dict):
+        return {key: _read_part(each, folder, key) if key in CLASS_LISTS else each for key, each in given.items()}
+    return given
 
 
 def read_plain_file(path: Path) -> Any:
@@ -211,10 +207,10 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
                 position += 1
             else:
                 text = "true"
-        set_path(values, path.split("."), _parse_value(text, hints.get(path)))
+        value = _parse_value(text, hints.get(path))
+        set_path(values, path.split("."), _read_part(value, Path(), path) if path in _PARTS else value)
     if problems:
         raise ConfigError(problems)
-    _read_parts(values, Path())
     return values
 
 
@@ -278,4 +274,4 @@ def _import_path_of(path: Any) -> str:
         module = ".".join(file.absolute().relative_to(Path.cwd()).with_suffix("").parts)
     except (OSError, ValueError, SyntaxError):
         return "expected an import path like my_pkg.MyClass, not a file"
-    return f"a file; give a class in it: {' or '.join(f'{module}.{name}' for name in classes or ['MyClass'])}"
+    return f"that is a file; give a class in it: {' or '.join(f'{module}.{name}' for name in classes or ['MyClass'])}"

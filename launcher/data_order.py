@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
-from torchdata.stateful_dataloader.sampler import BatchSampler as StatefulBatchSampler
 from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRandomSampler
 
 from launcher.errors import DataError
@@ -114,14 +113,16 @@ class DataOrder:
         # torch forbids to set these on a loader that is ready.
         values = vars(made)
         values[_FROM] = loader
-        if _is_default(loader.batch_sampler):
+        if _is_default(loader):
             sampler: PlaceableSampler = self._sampler(loader, overfit)
             if loader.batch_sampler is not None:
                 values["batch_sampler"] = BatchSampler(sampler, cast(int, loader.batch_size), loader.drop_last)
         else:
             batches: Any = copy.copy(loader.batch_sampler)
-            if self._ranks[0] > 1:
-                vars(batches)["sampler"] = self._order_of(loader, type(batches.sampler) is RandomSampler, seeded=False)
+            if _is_known(getattr(batches, "sampler", None)):
+                vars(batches)["sampler"] = self._order_of(
+                    loader, isinstance(batches.sampler, RandomSampler), seeded=False
+                )
             self._tell_of_own(batches)
             sampler = PlacedBatches(batches, seed=self._seed, seeded=loader.num_workers > 0)
             values["batch_sampler"] = sampler
@@ -133,7 +134,7 @@ class DataOrder:
 
     def _sampler(self, loader: DataLoader[Any], overfit: bool) -> PlaceableSampler:
         own, seeded = loader.sampler, loader.num_workers > 0
-        if overfit or type(own) is SequentialSampler or _draws_each_once(own, len(cast(Sized, loader.dataset))):
+        if overfit or _is_known(own):
             return self._order_of(loader, type(own) is not SequentialSampler and not overfit, seeded=seeded)
         self._tell_of_own(own)
         # Such a one knows the ranks by itself.
@@ -166,7 +167,8 @@ class DataOrder:
         length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
         if length == 0:
             raise DataError(f"the training data is empty: {owner} made a loader of no sample; look at its data's path")
-        planned, taken, ranks = self.batch.global_batch_size, loader.batch_size, self.batch.world_size
+        planned, ranks = self.batch.global_batch_size, self.batch.world_size
+        taken = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         if not self._fixed:
             if planned is not None and taken is not None and taken != self.batch.micro_batch_size:
                 self.tell(f"the plan's batch is {planned} samples a step, but {owner} made a loader of {taken}: a step "
@@ -188,13 +190,12 @@ class DataOrder:
         """Why a loader cannot be placed; None if it can."""
         if isinstance(loader.dataset, IterableDataset):
             return "its dataset is iterable"
-        drawn = loader.sampler if _is_default(loader.batch_sampler) else loader.batch_sampler
+        drawn = loader.sampler if _is_default(loader) else loader.batch_sampler
         if sized_len(drawn) is None:
             return f"its {type(drawn).__name__} has no length"
-        if _is_default(loader.batch_sampler):
+        if _is_default(loader):
             return None
-        own = getattr(drawn, "sampler", None)
-        if overfit or (self._ranks[0] > 1 and type(own) not in (RandomSampler, SequentialSampler)):
+        if overfit or (self._ranks[0] > 1 and not _is_known(getattr(drawn, "sampler", None))):
             return f"it has a {type(drawn).__name__} of its own"
         return None
 
@@ -225,11 +226,13 @@ def place(combined: CombinedLoader, epoch: int, batches: int) -> None:
         sampler.place(epoch, iteration, given * size)
 
 
-def _is_default(batch_sampler: Any) -> bool:
-    """Whether torch made it, of the loader's sampler and batch size."""
-    return batch_sampler is None or type(batch_sampler) in (BatchSampler, StatefulBatchSampler)
+def _is_default(loader: DataLoader[Any]) -> bool:
+    """Whether torch made the batch sampler, of the loader's sampler and batch size."""
+    return loader.batch_sampler is None or loader.batch_size is not None
 
 
-def _draws_each_once(sampler: Any, size: int) -> bool:
-    kind = type(sampler) in (RandomSampler, StatefulRandomSampler)
-    return kind and not sampler.replacement and sampler.num_samples == size
+def _is_known(sampler: Any) -> bool:
+    """Whether it gives each sample once, in order or shuffled."""
+    if type(sampler) in (RandomSampler, StatefulRandomSampler):
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) is SequentialSampler

@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.deepspeed_source import read_deepspeed_file
 from launcher.errors import ConfigError, Problem
+from strategies.choice import DDP_OPTIONS
 from strategies.deepspeed_config import VARIANTS, ZeroVariant
 
 _PACKAGE = "lightning.pytorch.strategies"
@@ -107,10 +108,11 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
         return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; {advice}")]
     if name in _REFUSED_NAMES:
         return {}, [Problem(f"{path}.class_path", f"given {name}; {_REFUSED_NAMES[name]}")]
+    made_here = {key: arguments.pop(key) for key in _MADE_HERE if key in arguments}
     problems = [
-        Problem(f"{path}.init_args.{key}", f"given {arguments[key]!r}; the launcher makes it itself: remove it")
-        for key in _MADE_HERE
-        if arguments.pop(key, None) is not None
+        Problem(f"{path}.init_args.{key}", f"given {value!r}; the launcher makes it itself: remove it")
+        for key, value in made_here.items()
+        if value is not None
     ]
     try:
         if name == "DDPStrategy":
@@ -141,7 +143,8 @@ def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, An
     # The launcher makes the processes.
     arguments.pop("start_method", None)
     _check_backend(arguments.pop("process_group_backend", None), path, accelerator)
-    more = {key: value for key, value in arguments.items() if value is not None}
+    # LightningCLI writes DistributedDataParallel's defaults, too.
+    more = {key: value for key, value in arguments.items() if value or (value is not None and key in DDP_OPTIONS)}
     return {**found, "ddp": more} if more else found
 
 

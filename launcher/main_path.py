@@ -7,7 +7,7 @@ import dataclasses
 import os
 import socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from launcher import __version__
+from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
 from launcher.deepspeed_source import with_deepspeed_file
@@ -182,6 +183,7 @@ def decide_together(
     config: RunConfig, topology: Topology, facts: RankFacts, store: Any, given: UserObjects | None = None
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.checkpoint_reader import Trust
     from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
@@ -195,11 +197,14 @@ def decide_together(
         is_requeued = topology.restart_count > 0 or os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
         place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
         checkpoint = place.resume_from
-        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        trust = Trust(place.path, everywhere=config.resume_trust)
+        with doing("reading the checkpoint"):
+            trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
         known = place.exists and (given is None or restart_of is not None)
         record = read_memory_record(place.path) if known else MemoryRecord()
-        plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
+        with doing("choosing strategy and precision"):
+            plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
         previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
         run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
@@ -213,15 +218,32 @@ def decide_together(
         write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(store, topology.world_size, facts, flatten(redact(_agreed(config).to_dict())), decide,
-                        config.agreement_timeout)  # fmt: skip
+    flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
+    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
+
+
+def ask_rank_zero(
+    config: RunConfig,
+    topology: Topology,
+    facts: RankFacts,
+    store: Any,
+    decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
+) -> Decision:
+    """Have rank zero decide with everybody's facts; see `launcher.exchange.exchange`."""
+    compared = flatten(_agreed(config).to_dict())
+    return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
 
 
 def _agreed(config: RunConfig) -> RunConfig:
     """What must be equal on all ranks."""
     usual = RunConfig()
     return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
+
+
+def _say_waiting(text: str) -> None:
+    sys.stderr.write(f"notice: {text}\n")
+    sys.stderr.flush()
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:

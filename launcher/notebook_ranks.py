@@ -5,6 +5,7 @@ As with Lightning's `ddp_notebook`, what is defined in cells is there in every r
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import multiprocessing
 import os
@@ -132,6 +133,7 @@ def _be_rank(config: RunConfig, given: UserObjects, rank: int, count: int, port:
     parent_death.die_with_parent()
     os.environ.update({**rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _one_thread()
+    _leave_notebook()
     set_rank_zero(rank)
     code = 1
     try:
@@ -147,6 +149,14 @@ def _be_rank(config: RunConfig, given: UserObjects, rank: int, count: int, port:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def _leave_notebook() -> None:
+    """Let the libraries know that a rank is no prompt: a fork cannot display in the notebook, only print."""
+    from lightning.pytorch.trainer.connectors import accelerator_connector
+
+    vars(builtins).pop("get_ipython", None)
+    vars(accelerator_connector)["_IS_INTERACTIVE"] = False
 
 
 def _one_thread() -> None:

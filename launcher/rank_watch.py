@@ -32,6 +32,9 @@ class WatchRanks(AmpWandbCallback):
         writer: of the run's W&B; None if nothing is logged there.
     """
 
+    # A logger of the user's, or their own code, does.
+    _at_next = True
+
     def __init__(
         self,
         options: WatchOptions,

@@ -27,7 +27,7 @@ from launcher.whole_file import write_file
 _FOLDERS = ("logs", "checkpoints", "wandb")
 LAST_CHECKPOINT = "last.ckpt"
 # What may change between two attempts of one run without making it another run.
-_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "on_oom", "wandb", "slurm", "devices", "num_nodes",
+_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "resume_trust", "on_oom", "wandb", "slurm", "devices", "num_nodes",
                    "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
                    "trainer.max_time", "trainer.logger")  # fmt: skip
 
@@ -283,7 +283,7 @@ def _keep_config(path: Path, config: RunConfig) -> None:
 
 def _named(config: RunConfig, name: str) -> RunConfig:
     return RunConfig(**{**{k: getattr(config, k) for k in RunConfig.__dataclass_fields__},
-                        "name": name, "resume": "none"})  # fmt: skip
+                        "name": name, "resume": "none", "resume_trust": False})  # fmt: skip
 
 
 def _wandb_id(path: Path, fixed: str | None) -> str:

@@ -14,11 +14,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.distributed import PrefixStore
 
+from launcher.checkpoint_reader import Trust
 from launcher.checkpoint_secrets import HideSecrets
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.data_order import DataOrder
 from launcher.deepspeed_ready import check_model
+from launcher.epoch_metrics import EpochMetrics
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
 from launcher.left_open import leave_open
@@ -30,7 +32,7 @@ from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
-from launcher.resume import check_fits_model, read_checkpoint, scaler_problem
+from launcher.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
@@ -150,7 +152,7 @@ def _fit(
     given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
-    _quieten()
+    quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     measured = MeasuredMemory(plan.device_kind)
     objects = given or make_user_objects(config, plan.batch.micro_batch_size)
@@ -162,8 +164,8 @@ def _fit(
     # Now: a strategy may divide the parameters that are counted.
     described = build_wandb_config(model, getattr(model, "config", None), wishes, plan)
     resume = run.resume_from
+    trust = Trust(run.path, everywhere=config.resume_trust)
     if resume is not None:
-        check_fits_model(resume, model)
         damaged = scaler_problem(resume) if plan.has_loss_scale else None
         if damaged is not None:
             notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
@@ -190,17 +192,22 @@ def _fit(
         *signs_of_life(report),
         RandomStates(notice),
         HideSecrets(notice),
+        EpochMetrics(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
         StopTogether(stop, listener, checkpoint),
     ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice,
+                            own_plugins=objects.plugins, own_profiler=objects.profiler)  # fmt: skip
     use_resumable_loops(trainer, order)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
-    with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:
+    with (
+        loadable_checkpoint(resume, plan, run, topology.rank, notice, trust) as loadable,
+        other_model_told(resume, model, trainer),
+    ):
         trainer.fit(model, datamodule=data, ckpt_path=None if loadable is None else str(loadable), weights_only=True)
     if resume is not None and trainer.global_step == resumed_at:
         notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
@@ -223,7 +230,7 @@ def _say_stopping(number: int, topology: Topology) -> None:
         sys.stdout.flush()
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning says of things that the plan has said already."""
     # Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
     for message in (

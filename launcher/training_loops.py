@@ -12,17 +12,24 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from launcher.data_order import DataOrder, is_placeable, place
 from launcher.position import KEY, Position, changes_of, moved, read_position, rewound
+
+# Marks a loader whose generator is not the user's.
+_OURS = "_launcher_generator"
 
 
 def use_resumable_loops(trainer: pl.Trainer, order: DataOrder) -> None:
@@ -38,6 +45,11 @@ def use_resumable_loops(trainer: pl.Trainer, order: DataOrder) -> None:
     trainer.fit_loop = loop
 
 
+def _set_restarting(loop: _Loop, restarting: bool) -> None:
+    """Of the loop and those in it."""
+    cast(Any, _Loop.restarting).fset(loop, restarting)
+
+
 class _OrderedSource(_DataLoaderSource):
     """Where the training loaders come from, put into their order."""
 
@@ -49,7 +61,7 @@ class _OrderedSource(_DataLoaderSource):
     @override
     def dataloader(self) -> Any:
         owner = f"{type(self.instance).__name__}.train_dataloader" if self.is_module() else "fit"
-        return self._order.apply(super().dataloader, owner, overfit=self._trainer.overfit_batches > 0)
+        return self._order.apply(super().dataloader, owner, overfit=getattr(self._trainer, "overfit_batches", 0) > 0)
 
 
 class FitLoop(_FitLoop):
@@ -67,9 +79,18 @@ class FitLoop(_FitLoop):
         self._order = order
         self._position: Position | None = None
         self._saved: Position | None = None
+        # Of loaders that save a state of their own, by their number.
+        self._loader_states: Mapping[str, Any] = {}
 
-    # Lightning's setter says yes wherever max_steps is given.
-    restarting = property(_Loop.restarting.fget, _Loop.restarting.fset)
+    @property
+    @override
+    def restarting(self) -> bool:
+        return self._restarting
+
+    @restarting.setter
+    def restarting(self, restarting: bool) -> None:
+        # Lightning's says yes wherever max_steps is given.
+        _set_restarting(self, restarting)
 
     @property
     def position(self) -> Position | None:
@@ -97,7 +118,8 @@ class FitLoop(_FitLoop):
 
     def _now(self) -> Position:
         loop = cast(EpochLoop, self.epoch_loop)
-        batches, epochs = loop.batch_progress, self.epoch_progress.current
+        batches: Any = loop.batch_progress
+        epochs = self.epoch_progress.current
         loaders = [] if self._combined_loader is None else self._combined_loader.flattened
         return read_position(
             vars(epochs),
@@ -117,13 +139,13 @@ class FitLoop(_FitLoop):
     def load_state_dict(self, state_dict: dict[str, Any], prefix: str = "") -> None:
         super().load_state_dict(state_dict, prefix)
         own: Mapping[str, Any] = state_dict.get(f"{prefix}state_dict", {})
-        counts = self.epoch_loop.batch_progress
+        counts: Any = self.epoch_loop.batch_progress
         saved = Position.from_dict(own[KEY]) if KEY in own else read_position(
             vars(self.epoch_progress.current), vars(counts.current),
             counts.total.completed + counts.current.processed - counts.current.completed,
             last=counts.is_last_batch, stage=None,
         )  # fmt: skip
-        self._combined_loader_states_to_load = own.get("loader_states", {})
+        self._loader_states = own.get("loader_states", {})
         self._saved, self._position = saved, rewound(saved)
         self._set_counters(self._position)
         if not self._position.in_epoch:
@@ -164,11 +186,11 @@ class FitLoop(_FitLoop):
             self._set_counters(now)
             self._saved = None
         position = self._position
-        place(combined, self.epoch_progress.current.processed, 0 if position is None else position.batches)
-        states, self._combined_loader_states_to_load = self._combined_loader_states_to_load or {}, {}
+        place(combined, self._epoch, 0 if position is None else position.batches)
+        states, self._loader_states = self._loader_states, {}
         if position is None or position.last:
             return
-        for number, state in dict(states).items():
+        for number, state in states.items():
             loader = combined.flattened[int(number)] if int(number) < len(combined.flattened) else None
             if isinstance(loader, _Stateful) and not is_placeable(loader):
                 loader.load_state_dict(state)
@@ -180,12 +202,34 @@ class FitLoop(_FitLoop):
             self._order.tell("training_step takes dataloader_iter: batches that it fetched ahead are lost in a resume")
         # The first iterator of a run was made with the loaders, where they were placed.
         if self.trainer.current_epoch > 0 and not self.is_resuming and not self.restarting:
-            place(cast(CombinedLoader, self._combined_loader), self.epoch_progress.current.processed, 0)
+            place(cast(CombinedLoader, self._combined_loader), self._epoch, 0)
+
+    @property
+    def _epoch(self) -> int:
+        return cast(Any, self.epoch_progress.current).processed
 
     def take_position(self) -> Position | None:
         """The position that the epoch goes on from, once; None at an epoch's beginning."""
         position, self._position = self._position, None
         return position
+
+
+class ValidationLoop(_EvaluationLoop):
+    """Validations that draw nothing from the training's generators when they begin their loaders.
+
+    One more or less, as where a run is told to stop, leaves the training as it is.
+    """
+
+    @override
+    def reset(self) -> None:
+        for loader in cast(CombinedLoader, self._combined_loader).flattened:
+            if isinstance(loader, DataLoader):
+                if loader.generator is None:
+                    loader.generator = torch.Generator()
+                    vars(loader)[_OURS] = True
+                if _OURS in vars(loader):
+                    loader.generator.manual_seed(self.trainer.global_step)
+        super().reset()
 
 
 class EpochLoop(_TrainingEpochLoop):
@@ -197,6 +241,9 @@ class EpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: pl.Trainer, **limits: Any) -> None:
         super().__init__(trainer, **limits)
+        self.val_loop = ValidationLoop(
+            trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
+        )
         self._ending_batch = False
         self._position: Position | None = None
         self._validated_batches = 0
@@ -204,14 +251,14 @@ class EpochLoop(_TrainingEpochLoop):
     @property
     def stage(self) -> Any:
         """See the class."""
-        counts = self.batch_progress.current
+        counts: Any = self.batch_progress.current
         if counts.processed > counts.completed:
             return "batch_end"
         if not self._ending_batch:
             return "between"
         # Its counters are begun anew only by the next validation.
-        counts = self.val_loop.batch_progress
-        ran = self.val_loop._has_run and counts.is_last_batch and counts.current.completed == counts.current.ready
+        val = self.val_loop.batch_progress
+        ran = self.val_loop._has_run and val.is_last_batch and val.current.completed == val.current.ready
         return "validated" if self.trainer.validating and ran else "batch_end"
 
     @override
@@ -221,7 +268,7 @@ class EpochLoop(_TrainingEpochLoop):
         self._position = position
         self._ending_batch = False
         self._validated_batches = 0 if position is None else position.validated_batches
-        _Loop.restarting.fset(self, False)
+        _set_restarting(self, False)
         if position is None:
             return super().reset()
         optimizer, manual = self.automatic_optimization.optim_progress.optimizer, self.manual_optimization

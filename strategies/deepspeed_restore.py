@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 @contextlib.contextmanager
-def weights_only_loads() -> Iterator[None]:
+def weights_only_loads(_: Path) -> Iterator[None]:
     """Every `torch.load` within is `weights_only`, DeepSpeed's own too, which asks for the opposite.
 
     Of DeepSpeed's classes those are let through that its checkpoints hold; they only keep values.

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._order_hook: RemovableHandle | None = None
         # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
         self.on_written: Callable[[Path, Path, int | None], None] | None = None
+        # DeepSpeed's own reading of a folder happens within.
+        self.reading: Callable[[Path], AbstractContextManager[None]] = weights_only_loads
+        # Raises if the weights are another model's; without weights they are the folder's.
+        self.check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None
+        self._whole: Mapping[str, Any] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -122,13 +128,31 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """A folder of DeepSpeed's that is cut as this training is, or a file that Lightning saved in one piece."""
-        if Path(checkpoint_path).is_dir():
-            with weights_only_loads():
-                return super().load_checkpoint(checkpoint_path, weights_only)
-        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only=True)
-        restore_whole(self.model, checkpoint, self._names, strict=self.lightning_module.strict_loading)
+        if not Path(checkpoint_path).is_dir():
+            # Its weights go in when the model's hooks have seen them.
+            self._whole = checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+            return checkpoint
+        if self.check_model is not None:
+            self.check_model(self._module, None)
+        with self.reading(Path(checkpoint_path)):
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        # DeepSpeed has put the weights in; a hook may still want to add some.
+        checkpoint.setdefault("state_dict", {})
         return checkpoint
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        if self._whole is None:
+            return
+        self._whole = None
+        if self.check_model is not None:
+            self.check_model(self._module, checkpoint["state_dict"])
+        restore_whole(self.model, checkpoint, self._names, strict=strict)
+
+    @property
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
+        return self.lightning_module
 
     @override
     def teardown(self) -> None:

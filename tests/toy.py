@@ -30,14 +30,19 @@ class Numbers(Dataset[tuple[Tensor, Tensor]]):
 
 
 class ToyData(pl.LightningDataModule):
-    def __init__(self, batch_size: int = 4, size: int = 64, workers: int = 0) -> None:
+    def __init__(self, batch_size: int = 4, size: int = 64, workers: int = 0, persistent: bool = False) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.size = size
         self.workers = workers
+        self.persistent = persistent
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Numbers(self.size), batch_size=self.batch_size, shuffle=True, num_workers=self.workers)
+        return self._shuffled(Numbers(self.size))
+
+    def _shuffled(self, dataset: Numbers) -> DataLoader[Any]:
+        return DataLoader(dataset, batch_size=self.batch_size, shuffle=True, num_workers=self.workers,
+                          persistent_workers=self.persistent)  # fmt: skip
 
 
 class Toy(pl.LightningModule):
@@ -100,7 +105,7 @@ class NoisyData(ToyData):
     """Adds to each sample what three generators draw; has eight samples to validate with."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(NoisyNumbers(self.size), batch_size=self.batch_size, shuffle=True, num_workers=self.workers)
+        return self._shuffled(NoisyNumbers(self.size))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(Numbers(8), batch_size=4)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 
 from launcher.config import RunConfig
 from launcher.config_sources import load_config
-from launcher.lightning_cli_keys import translate_lightning_cli
+from launcher.errors import ConfigError, Problem
+from launcher.lightning_cli_keys import _REMOVED, translate_lightning_cli
 from tests.processes import run_warm
 
 _WRITE_BOTH = """
@@ -208,3 +211,64 @@ def test_the_given_values_are_left_as_they_were() -> None:
     values = {"trainer": {"devices": 2, "logger": False}, "seed_everything": 3}
     translate_lightning_cli(values)
     assert values == {"trainer": {"devices": 2, "logger": False}, "seed_everything": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [
+        ([0], 1),
+        ([0, 1], 2),
+        ("0,", 1),
+        ("0,1", 2),
+        ("0, 1,", 2),
+        ("2", "2"),
+        (3, 3),
+        ("auto", "auto"),
+        ("x,", "x,"),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("place", ["trainer", "top"])
+def test_the_first_gpus_by_number_are_so_many(given: Any, devices: Any, place: str) -> None:
+    values = {"devices": given}
+    result = translated({"trainer": values} if place == "trainer" else values)
+    assert result.get("devices", "auto") == devices
+
+
+@pytest.mark.parametrize(("given", "numbers"), [([1], "1"), ([2, 3], "2,3"), ([1, 0], "1,0"), ("3,", "3")])
+def test_other_gpus_are_chosen_by_their_variable(given: Any, numbers: str) -> None:
+    _, (problem,) = translate_lightning_cli({"trainer": {"devices": given}})
+    assert problem.path == "trainer.devices"
+    assert f"CUDA_VISIBLE_DEVICES={numbers} before the command" in problem.message
+
+
+@pytest.mark.parametrize("key", sorted(_REMOVED))
+def test_a_setting_of_lightning_1_says_what_to_write(key: str) -> None:
+    assert key not in inspect.signature(Trainer).parameters
+    _, (problem,) = translate_lightning_cli({"trainer": {key: True}})
+    assert problem == Problem(f"trainer.{key}", f"Lightning 2 has no such setting; {_REMOVED[key]}")
+    assert translated({"trainer": {key: None}}) == {"trainer": {}}, "a file of Lightning 1 has them all"
+
+
+def test_a_file_for_several_subcommands_is_read_for_fit() -> None:
+    values = {"fit": {"seed_everything": 3, "trainer": {"devices": 2}}, "test": {"verbose": True}, "name": "it"}
+    assert translated(values) == {"name": "it", "seed": 3, "devices": 2, "trainer": {}}
+
+
+def test_a_part_may_have_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "model.yaml").write_text("class_path: pkg.Net\ninit_args: {lr: 0.5}\n")
+    (parts / "trainer.yaml").write_text("{max_epochs: 3, callbacks: callbacks.json}\n")
+    (parts / "callbacks.json").write_text('[{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}]')
+    (parts / "run.yaml").write_text("model: model.yaml\ntrainer: trainer.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    by_file = load_config(["parts/run.yaml"])
+    assert by_file.model == {"class_path": "pkg.Net", "init_args": {"lr": 0.5}}
+    assert by_file.trainer.callbacks == [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}]
+    words = ["--model", "parts/model.yaml", "--model.lr", "0.25", "--trainer=parts/trainer.yaml"]
+    by_words = load_config([], words)
+    assert by_words.model == {"class_path": "pkg.Net", "init_args": {"lr": 0.25}}
+    assert by_words.trainer == by_file.trainer
+    with pytest.raises(ConfigError, match=r"callbacks\.yaml: no such file"):
+        load_config([], ["--model", "a.B", "--trainer.callbacks", "callbacks.yaml"])

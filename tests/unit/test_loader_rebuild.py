@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -67,12 +67,12 @@ def test_the_loaders_settings_are_kept() -> None:
         prefetch_factor=3,
         persistent_workers=True,
     )
-    made = ordered(lambda: loader)
+    made: Any = ordered(lambda: loader)
     assert type(made) is DataLoader
     for name in ("dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout",
                  "generator", "prefetch_factor", "persistent_workers"):  # fmt: skip
         assert getattr(made, name) is getattr(loader, name), name
-    assert made.worker_init_fn.keywords["inner"] is loader.worker_init_fn
+    assert cast(Any, made.worker_init_fn).keywords["inner"] is loader.worker_init_fn
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -178,11 +178,11 @@ def test_loaders_of_a_rank_are_left_to_it_without_the_distributed_sampler() -> N
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_to_overfit_every_epoch_has_the_same_batches_in_the_datas_order(world_size: int) -> None:
-    loader = ordered(shuffled(num_workers=1), world_size=world_size, overfit=True)
+    loader: Any = ordered(shuffled(num_workers=1), world_size=world_size, overfit=True)
     assert isinstance(loader.sampler, SequentialSampler), "Lightning leaves it as it is"
     batches = list(loader)
     assert [n for batch in batches for n in batch] == list(range(0, 24, world_size))
-    loader.sampler.set_epoch(1)
+    cast(Any, loader.sampler).set_epoch(1)
     assert list(loader) == batches
 
 

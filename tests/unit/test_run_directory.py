@@ -81,6 +81,14 @@ def test_resume_auto_goes_on_with_the_named_run_and_its_wandb_run(runs: Path) ->
     assert again.resume_from == first.checkpoints / "last.ckpt"
 
 
+def test_a_wandb_run_that_the_user_fixed_is_kept_for_later_attempts(runs: Path) -> None:
+    first = ended(open_run_directory(config(runs), wandb_id="fixed"))
+    again = ended(open_run_directory(config(runs, resume="auto")))
+    other = ended(open_run_directory(config(runs, resume="auto"), wandb_id="another"))
+    assert [run.wandb_id for run in (first, again, other)] == ["fixed", "fixed", "another"]
+    assert ended(open_run_directory(config(runs, resume="auto"))).wandb_id == "another"
+
+
 def test_resume_auto_of_a_name_that_is_new_starts_it(runs: Path) -> None:
     run = ended(open_run_directory(config(runs, resume="auto")))
     assert (run.is_new, run.resume_from) == (True, None)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from launcher.checkpoint_reader import Trust
 from launcher.convert import convert_checkpoint
 from launcher.errors import ResumeError
 from launcher.resume import check_checkpoint
@@ -87,15 +88,17 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     path = write(tmp_path / "model.ckpt", hyper_parameters=RunsCode(mark))
-    with pytest.raises(ResumeError, match="holds objects whose loading would run code"):
-        check_checkpoint(path)
+    check_checkpoint(path, Trust())
+    path = write(tmp_path / "state.ckpt", callbacks={"Mine": RunsCode(mark)})
+    with pytest.raises(ResumeError, match=r"would run code: callbacks.Mine \(posix.mkdir\)"):
+        check_checkpoint(path, Trust())
 
     # In a piece of a rank, which only DeepSpeed's own functions open, with weights_only=False.
     path = write(tmp_path / "piece.ckpt", ranks=1)
     piece = next((path / "checkpoint").glob("*_optim_states.pt"))
     torch.save({"optimizer_state_dict": {"zero_stage": 2, "it": RunsCode(mark)}}, piece)
     with pytest.raises(ResumeError, match="holds objects whose loading would run code"):
-        read_whole(path)
+        read_whole(path, Trust())
     assert not mark.exists()
 
 
