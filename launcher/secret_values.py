@@ -34,6 +34,11 @@ _SYMBOLS = {"pad", "padding", "bos", "eos", "mask", "masked", "cls", "sep", "unk
             "class", "register", "query", "prefix", "suffix", "eot", "eod", "sos", "go", "blank", "additional", "num",
             "n", "max", "min", "total", "sub", "word", "dist", "distillation", "label", "separator", "new", "added",
             "extra", "input", "output", "target"}  # fmt: skip
+# What stands before 'key' where it names an entry of a batch, a table or a state.
+_ENTRIES = {"label", "image", "img", "target", "input", "output", "batch", "text", "data", "feature", "features",
+            "sort", "group", "index", "id", "join", "metric", "monitor", "loss", "score", "state", "dict", "value",
+            "mask", "time", "sample", "item", "class", "column", "source", "src", "tgt", "dst", "node", "edge", "graph", "x",
+            "y", "pred", "prediction", "caption", "audio", "video", "map", "cond", "conditioning", "query"}  # fmt: skip
 _SYMBOL = re.compile(r"[<\[|].*[>\]|]", re.DOTALL)
 # A column, a metric, an entry of a batch: what `label_key`, `keys` and `monitor_key` name; or `auth: basic`.
 _ENTRY = re.compile(r"(?=.{1,40}$)[a-z]+([_./ -]?[a-z]+)*[_-]?\d{0,2}")
@@ -167,9 +172,9 @@ def _strength(name: str) -> int:
         return 2
     if words[-1] == "auth" or words[-2:] == ["auth", "header"]:
         return 1
-    if words[-1] in ("token", "tokens", "key", "keys"):
-        return 0 if words[-1].startswith("token") and words[-2:-1] and words[-2] in _SYMBOLS else 1
-    return 0
+    # Several keys are entries of a batch, unless a word before says more.
+    ordinary = {"token": _SYMBOLS, "tokens": _SYMBOLS, "key": _ENTRIES}.get(words[-1])
+    return 0 if ordinary is None or (words[-2:-1] and words[-2] in ordinary) else 1
 
 
 def _is_secret(name: str, value: Any, strength: int) -> bool:

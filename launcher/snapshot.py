@@ -48,8 +48,8 @@ def take_snapshot(cwd: Path, folder: Path, leave_out: Path) -> Path | None:
         _link_the_rest(root, folder, here, leave_out)
     except OSError as error:
         raise QueueError(
-            f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; make space or "
-            "that file readable, or use --no-snapshot"
+            f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; make "
+            "space, or that file readable, or use --no-snapshot"
         ) from error
     return here
 

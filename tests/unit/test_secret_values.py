@@ -56,7 +56,7 @@ def test_a_secret_is_known_by_the_words_of_its_key_at_any_depth(name: str) -> No
 ORDINARY: dict[str, Any] = {
     "num_tokens": 3, "max_tokens": 5, "tokens_per_batch": 4096, "tokenizer": "BPE9", "key_dim": 8, "monkey": "George7",
     "key_padding_mask": "X9", "keyboard": "X9", "label_key": "label", "image_key": "image_2",
-    "keys": ["image", "label"],
+    "keys": ["Image9", "label"], "target_key": "SMILES9", "inputKey": "X9",
     "pad_token": "[PAD]", "eos_token": "</s>", "image_token": "IMG9", "pad_token_id": 0, "token_type": "BPE-9",
     "ntoken": 33278, "secretary": "S9", "author": "A9", "authors": ["A9"], "use_auth_token": True, "token": None,
     "password": "", "password_file": "/run/secrets/B9", "auth": "basic", "uri": "s3://bucket/X9",
