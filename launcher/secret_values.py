@@ -38,7 +38,7 @@ _SYMBOLS = {"pad", "padding", "bos", "eos", "mask", "masked", "cls", "sep", "unk
 _ENTRIES = {"label", "image", "img", "target", "input", "output", "batch", "text", "data", "feature", "features",
             "sort", "group", "index", "id", "join", "metric", "monitor", "loss", "score", "state", "dict", "value",
             "mask", "time", "sample", "item", "class", "column", "source", "src", "tgt", "dst", "node", "edge", "graph",
-            "x", "y", "pred", "prediction", "caption", "audio", "video", "map", "cond", "conditioning", "query"}  # fmt: skip
+            "x", "y", "pred", "prediction", "caption", "audio", "video", "map", "cond", "query"}  # fmt: skip
 _SYMBOL = re.compile(r"[<\[|].*[>\]|]", re.DOTALL)
 # A column, a metric, an entry of a batch: what `label_key`, `keys` and `monitor_key` name; or `auth: basic`.
 _ENTRY = re.compile(r"(?=.{1,40}$)[a-z]+([_./ -][a-z]+)*[_-]?\d{0,2}")
