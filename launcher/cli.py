@@ -172,6 +172,13 @@ def _tell_agent(error: LauncherError) -> None:
 
 
 def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int:
+    from launcher.socket_folder import socket_folder
+
+    with socket_folder():
+        return _fit_here(config, topology, launch, arguments)
+
+
+def _fit_here(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int:
     if topology.source == "torchrun":
         if not RankReport.from_env(os.environ).has_agent:
             refuse_agents_flags(launch)
