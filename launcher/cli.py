@@ -140,15 +140,18 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         if command == "plan":
             return _plan(config, topology, options)
-        code = _start_ranks(config, topology, launch, arguments)
-        if code is not None:
-            return code
-        if command == "fit":
-            return _fit(config, topology, launch)
-        from launcher.evaluate import evaluate
+        from launcher.socket_folder import socket_folder
 
-        evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
-        return 0
+        with socket_folder():
+            code = _start_ranks(config, topology, launch, arguments)
+            if code is not None:
+                return code
+            if command == "fit":
+                return _fit(config, topology, launch)
+            from launcher.evaluate import evaluate
+
+            evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
+            return 0
     except Interrupted as error:
         RankReport.from_env(os.environ).raised(error)
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))

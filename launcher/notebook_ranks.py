@@ -134,7 +134,7 @@ def _be_rank(config: RunConfig, given: UserObjects, rank: int, count: int, port:
     os.environ.update({**rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _one_thread()
     _leave_notebook()
-    set_rank_zero(rank)
+    set_rank_zero(os.environ)
     code = 1
     try:
         result = fit(config, given=given, stays_open=False)
