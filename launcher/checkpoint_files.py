@@ -53,8 +53,15 @@ def publish(temporary: Path, checkpoint: Path, step: int | None) -> None:
         OSError: the disk is full or read-only; what had the name before has it still.
     """
     note_hashes(temporary, checkpoint, step)
+    # DeepSpeed's folder of that name, if the run has trained with another strategy before.
+    before = checkpoint.with_name(f"{checkpoint.stem}-before{checkpoint.suffix}") if checkpoint.is_dir() else None
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
+        checkpoint.rename(before)
     temporary.replace(checkpoint)
     _sync(checkpoint.parent)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from launcher.checkpoint_reader import Trust, as_mapping, loads_of, plain, read_file
 from launcher.errors import ResumeError
+from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
 # DeepSpeed's part of a file; the rest is what Lightning had it save.
 _OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
@@ -48,8 +49,18 @@ class ZeroLayout:
         zero = config.get("zero_optimization", {})
         dtypes = [name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled")]
         offload = zero.get("offload_optimizer") or {}
-        cut = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"))
+        cut = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"),
+               _gradients_in_fp32(config))  # fmt: skip
         return cls(zero.get("stage", 0), world_size, dtypes[0] if dtypes else "fp32", cut)
+
+
+def _gradients_in_fp32(config: Mapping[str, Any]) -> bool:
+    """Whether DeepSpeed takes its optimizer of stage 1 for bf16 weights with fp32 gradients, as it decides itself."""
+    zero = config.get("zero_optimization", {})
+    asked = config.get("data_types", {}).get("grad_accum_dtype")
+    offload = (zero.get("offload_optimizer") or {}).get("device", "none")
+    is_bf16 = config.get("bf16", {}).get("enabled") is True
+    return asked == "fp32" and is_bf16 and zero.get("stage", 0) == 1 and offload == "none"
 
 
 def zero_layout(path: Path) -> ZeroLayout:
@@ -122,6 +133,8 @@ def read_whole(path: Path, trust: Trust | None = None) -> dict[str, Any]:
             whole = _Whole(models, pieces)
             state = whole.join(whole.fp32_pieces(), with_buffers=True)
             optimizer, names = whole.optimizer_state()
+        settings = content.get(EMPTY_GROUPS, {})
+        optimizer["param_groups"] = with_empty_groups(optimizer["param_groups"], settings)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
         raise ResumeError(f"resume: {path} cannot be put together: {plain(error)}") from error
     return {**_of_lightning(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
@@ -133,7 +146,8 @@ class _Whole:
     def __init__(self, models: Sequence[Any], pieces: Sequence[Mapping[str, Any]]) -> None:
         self._models = models
         self._pieces = pieces
-        self._stage = int(pieces[0]["zero_stage"])
+        # The optimizer of bf16 weights with fp32 gradients in stage 1 does not name it.
+        self._stage = int(pieces[0].get("zero_stage", 1))
         self._shapes = [dict(group) for group in models[0].param_shapes]
 
     def fp32_pieces(self) -> list[list[Tensor]]:
