@@ -53,8 +53,8 @@ _EVALUATIONS = {
 _OF_A_RUN = """
 
 The run must be there: it is named by --name, by --config runs/NAME/config.yaml, or it is the newest run with the given
-config. No run directory is made. On several ranks each sample is evaluated once. A checkpoint of any strategy is taken,
-ZeRO's too; the evaluation has the whole module on every rank."""
+config. No run directory is made. A checkpoint of any strategy is taken, ZeRO's too; the evaluation has the whole module
+on every rank. On several ranks each sample counts once; a warning tells where Lightning has to repeat some."""
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
