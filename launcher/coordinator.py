@@ -169,7 +169,7 @@ class TrainingCoordinator:
         from launcher.user_objects import Loaders, UserObjects, sort_plugins
 
         if isinstance(model, OptimizedModule) and isinstance(model._orig_mod, pl.LightningModule):
-            model = cast("pl.LightningModule", from_compiled(model))
+            model = from_compiled(model)
         problems: list[Problem] = []
         if not isinstance(model, pl.LightningModule):
             problems.append(Problem("model", f"given {model!r}; expected a LightningModule"))
@@ -192,7 +192,8 @@ class TrainingCoordinator:
             raise ConfigError(problems)
         data = datamodule if train is None else Loaders(train, validation)
         precision, others = sort_plugins(self._plugins)
-        return UserObjects(model, data, self._callbacks, self._loggers, precision, plugins=others)
+        module = cast("pl.LightningModule", model)
+        return UserObjects(module, data, self._callbacks, self._loggers, precision, plugins=others)
 
     def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
         from launcher.ranks import wanted_ranks
