@@ -38,6 +38,7 @@ from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.training_loops import use_resumable_loops
+from launcher.tuned_values import TunedValues
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_config import build_wandb_config
 from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
@@ -167,8 +168,10 @@ def _fit(
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     writer = None if wandb_logger is None else wandb_logger.writer
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
+    tuned = TunedValues(objects.callbacks, resumes=resume is not None, notice=notice)
     callbacks = [
-        *objects.callbacks,
+        *tuned.kept,
+        tuned,
         watch,
         RecordPlan(plan),
         EventWriter(events),
