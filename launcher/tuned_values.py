@@ -33,6 +33,7 @@ class TunedValues(pl.Callback):
         finders = [callback for callback in callbacks if type(callback).on_fit_start in _SEARCHES]
         self.kept = [callback for callback in callbacks if not resumes or callback not in finders]
         self._finders = finders
+        self._resumes = resumes
         if resumes and finders:
             names = " and ".join(type(finder).__name__ for finder in finders)
             notice(f"{names} does not search again: the run goes on with the learning rate and batch size it had")
@@ -49,7 +50,9 @@ class TunedValues(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        for name, value in checkpoint.get(KEY, {}).items():
+        # A finder ends by restoring a checkpoint from before its search.
+        found, self._resumes = checkpoint.get(KEY, {}) if self._resumes else {}, False
+        for name, value in found.items():
             if lightning_hasattr(pl_module, name):
                 lightning_setattr(pl_module, name, value)
 

@@ -301,7 +301,7 @@ def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
         _fit(program, parts, second, last if last.exists() else None, False, steps)
     merged = Trace({**first.batches, **second.batches}, {**first.validations, **second.validations}, second.notices,
                    second.end)  # fmt: skip
-    if first.end and not second.batches:
+    if "steps" in first.end and not second.batches:
         merged.end = first.end  # nothing was left to train
     return whole, merged, second
 
