@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ class EpochMetrics(pl.Callback):
     """Saves and restores what `self.log(..., on_epoch=True)` and the module's torchmetrics have added up.
 
     Lightning begins them anew, so that a metric of a resumed epoch is of its last batches alone: EarlyStopping,
-    ModelCheckpoint and ReduceLROnPlateau would follow that.
+    ModelCheckpoint and ReduceLROnPlateau would follow that. Of an epoch that the Trainer ended early they are saved as
+    before its end, and so is EarlyStopping.
 
     Args:
         notice: told if the checkpoint is of another number of ranks.
@@ -34,15 +36,21 @@ class EpochMetrics(pl.Callback):
         self._notice = notice
         self._saved: Sequence[Mapping[str, Any]] = ()
         self._ended: dict[str, Any] | None = None
+        self._stopping: dict[str, dict[str, Any]] = {}
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._ended = None
+        self._ended, self._stopping = None, {}
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # After this they begin anew, but an epoch that the Trainer ended is gone on with by a resume.
         self._ended = _capture(trainer, pl_module)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if not (progress.is_last_batch or progress.current.ready == trainer.num_training_batches):
+            # It checks here, and again where the epoch ends.
+            self._stopping = {stopping.state_key: copy.deepcopy(stopping.state_dict())
+                              for stopping in trainer.early_stopping_callbacks}  # fmt: skip
 
     @override
     def on_save_checkpoint(
@@ -50,6 +58,7 @@ class EpochMetrics(pl.Callback):
     ) -> None:
         own = self._ended or _capture(trainer, pl_module)
         checkpoint[KEY] = gather_states(own, trainer.strategy.root_device)
+        checkpoint.get("callbacks", {}).update(self._stopping)
 
     @override
     def on_load_checkpoint(

@@ -46,7 +46,7 @@ class Position:
     @property
     def in_epoch(self) -> bool:
         """Whether the epoch has begun and its end has not run."""
-        return self.batches > 0 and self.stage != "epoch_end"
+        return (self.batches > 0 or self.validated_batches > 0) and self.stage != "epoch_end"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""

@@ -43,6 +43,7 @@ from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.training_loops import use_resumable_loops
+from launcher.tuned_values import TunedValues
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_callback import BeginWandb
 from launcher.wandb_config import build_wandb_config
@@ -183,8 +184,10 @@ def _fit(
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) else None
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
+    tuned = TunedValues(objects.callbacks, resumes=resume is not None, notice=notice)
     callbacks = [
-        *objects.callbacks,
+        *tuned.kept,
+        tuned,
         *([] if wandb_logger is None else [BeginWandb(wandb_logger.values, described, notice)]),
         watch,
         RecordPlan(plan),

@@ -95,7 +95,7 @@ class FitLoop(_FitLoop):
     @property
     def position(self) -> Position | None:
         """What the next epoch begins with; None for its beginning."""
-        return self._position
+        return self._position if self._position is not None and self._position.in_epoch else None
 
     @property
     @override
@@ -148,9 +148,7 @@ class FitLoop(_FitLoop):
         self._loader_states = own.get("loader_states", {})
         self._saved, self._position = saved, rewound(saved)
         self._set_counters(self._position)
-        if not self._position.in_epoch:
-            self._position = None
-        self.restarting = self._position is not None
+        self.restarting = self._position.in_epoch
         if self._combined_loader is not None and self._data_fetcher is not None:
             # `configure_optimizers` made the loaders to count their batches.
             self._load_combined_loader_states()
@@ -178,11 +176,11 @@ class FitLoop(_FitLoop):
         if self._saved is not None:
             sizes = [getattr(loader, "batch_size", None) for loader in combined.flattened]
             batch = self._order.batch
-            now = moved(self._position or self._saved, batch.world_size, batch.accumulate, sizes)
+            now = moved(self._position or rewound(self._saved), batch.world_size, batch.accumulate, sizes)
             for text in changes_of(self._saved, now):
                 self._order.tell(text)
-            if self._position is not None:
-                self._position = now if now.in_epoch else None
+            self._position = now if now.in_epoch else None
+            self.restarting = now.in_epoch
             self._set_counters(now)
             self._saved = None
         position = self._position
@@ -210,7 +208,7 @@ class FitLoop(_FitLoop):
 
     def take_position(self) -> Position | None:
         """The position that the epoch goes on from, once; None at an epoch's beginning."""
-        position, self._position = self._position, None
+        position, self._position = self.position, None
         return position
 
 

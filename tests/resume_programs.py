@@ -238,7 +238,7 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
     if breaks and program.end == "max_epochs":
         options.update(max_epochs=1 + program.at % 2, max_steps=-1)
     elif breaks and program.end == "max_steps":
-        options["max_steps"] = program.at
+        options["max_steps"] = min(program.at, whole_steps or program.at)
     elif breaks:
         callbacks.insert(0, _Breaker(program.end, program.at, last))
     if isinstance(program.accumulate, dict):
@@ -301,7 +301,7 @@ def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
         _fit(program, parts, second, last if last.exists() else None, False, steps)
     merged = Trace({**first.batches, **second.batches}, {**first.validations, **second.validations}, second.notices,
                    second.end)  # fmt: skip
-    if first.end and not second.batches:
+    if "steps" in first.end and not second.batches:
         merged.end = first.end  # nothing was left to train
     return whole, merged, second
 
@@ -325,7 +325,8 @@ def differences(program: Program, folder: Path) -> list[str]:
     ignored = {"waits"} if program.end == "stop" else set()
     found += [f"{key}: {value} whole, {merged.end.get(key)} in parts" for key, value in whole.end.items()
               if merged.end.get(key) != value and key not in ignored]  # fmt: skip
-    may_tell = program.loader in UNPLACED or program.accumulate != 1
+    overfit_batches = ("overfit_batches", 3) in program.limit and program.loader == "own batches"
+    may_tell = program.loader in UNPLACED or program.accumulate != 1 or overfit_batches
     if second.notices and not may_tell:
         return [f"notice: {text}" for text in second.notices]
     return [] if second.notices else found

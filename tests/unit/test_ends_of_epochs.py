@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from launcher.plateau_steps import StepPlateaus
 
@@ -22,6 +23,7 @@ class _Resumed:
                 resumed_on_epoch_end=False,
             ),
             current_epoch=3,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
             lr_scheduler_configs=[SimpleNamespace(scheduler="plateau", **config)],
             callback_metrics=known or {},
         )
@@ -50,8 +52,11 @@ def test_a_plateau_scheduler_takes_its_step_at_the_end_of_a_resumed_epoch(
     saved: dict[str, float], known: dict[str, float]
 ) -> None:
     resumed = _Resumed(saved, known)
+    resumed.start()
     assert not resumed.end_epoch()
     assert resumed.trainer.callback_metrics == {**saved, **known}
+    assert all(isinstance(value, torch.Tensor) for name, value in resumed.trainer.callback_metrics.items()
+               if name not in known), "EarlyStopping takes no number"  # fmt: skip
     assert not resumed.notices
 
 
