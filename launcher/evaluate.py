@@ -34,6 +34,7 @@ from launcher.rank_report import RankReport
 from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
 from launcher.run_loggers import make_wandb_logger, run_loggers
+from launcher.secret_values import find_secrets, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.terminal import make_console
 from launcher.topology import Topology
@@ -76,6 +77,8 @@ def evaluate(
     env = os.environ if env is None else env
     topology = Topology.from_env(env, socket.gethostname())
     report = RankReport.from_env(env)
+    secrets = tuple(find_secrets(config.to_dict()).values())
+    report.keep_secret(secrets)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     try:
         attach_log(log)
@@ -104,7 +107,8 @@ def evaluate(
         # The user's code may raise anything; it is told with this rank's name and handed on whole.
         report.raised(error)
         report.trace(error)
-        raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
+        text = scrub(f"{type(error).__name__}: {error}", secrets)
+        raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}") from error
     finally:
         log.detach()
         log.discard_pending()

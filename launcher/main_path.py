@@ -231,7 +231,7 @@ def ask_rank_zero(
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
 ) -> Decision:
     """Have rank zero decide with everybody's facts; see `launcher.exchange.exchange`."""
-    compared = flatten(_agreed(config).to_dict())
+    compared = flatten(redact(_agreed(config).to_dict()))
     return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
 
 

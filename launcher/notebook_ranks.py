@@ -156,7 +156,7 @@ def _leave_notebook() -> None:
     from lightning.pytorch.trainer.connectors import accelerator_connector
 
     if hasattr(builtins, "get_ipython"):
-        delattr(builtins, "get_ipython")  # noqa: B043 -- not for type checkers
+        delattr(builtins, "get_ipython")
     setattr(accelerator_connector, "_IS_INTERACTIVE", False)  # noqa: B010 -- not for type checkers
 
 

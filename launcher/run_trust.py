@@ -16,7 +16,7 @@ from slurm.ownership import is_own, name_of_owner
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # Files of the launcher's own; a user's link is followed nowhere, so that nobody's is.
-_FILES = (".lock", "events.jsonl", "config.yaml", "plan.json", "out_of_memory.json", "wandb/run_id")
+_FILES = ("events.jsonl", "config.yaml", "plan.json", "out_of_memory.json", "wandb/run_id")
 # These may be links to another disk, if they are this user's own.
 _FOLDERS = ("logs", "checkpoints", "wandb", "submissions")
 

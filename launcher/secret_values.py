@@ -178,14 +178,15 @@ def _strength(name: str) -> int:
 
 
 def _is_secret(name: str, value: Any, strength: int) -> bool:
-    if value is None or isinstance(value, bool) or value in ("", HIDDEN) or (strength == 2 and name == "class_path"):
+    # An array is not compared with a text.
+    if not isinstance(value, str):
+        return strength == 2 and value is not None and not isinstance(value, bool)
+    if value in ("", HIDDEN) or (strength == 2 and name == "class_path"):
         return False
-    if isinstance(value, str) and (_IN_URL.search(value) or str(_variable_of(value)).startswith(VARIABLE_PREFIX)):
+    if _IN_URL.search(value) or str(_variable_of(value)).startswith(VARIABLE_PREFIX):
         return True
-    if strength == 1:
-        is_entry = "token" not in name.lower() and _ENTRY.fullmatch(str(value))
-        return isinstance(value, str) and not (is_entry or _SYMBOL.fullmatch(value))
-    return strength == 2
+    is_entry = "token" not in name.lower() and _ENTRY.fullmatch(value)
+    return strength == 2 or (strength == 1 and not (is_entry or _SYMBOL.fullmatch(value)))
 
 
 def _changed(value: Any, change: Callable[[_Path, Any, bool], Any], path: _Path = (), strength: int = 0) -> Any:
@@ -205,8 +206,12 @@ def _changed(value: Any, change: Callable[[_Path, Any, bool], Any], path: _Path 
 
 def _without(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _without(v) for k, v in cast("Mapping[Any, Any]", value).items() if v != HIDDEN}
-    return [_without(v) for v in value if v != HIDDEN] if isinstance(value, list) else value
+        return {k: _without(v) for k, v in cast("Mapping[Any, Any]", value).items() if not _is_hidden(v)}
+    return [_without(v) for v in value if not _is_hidden(v)] if isinstance(value, list) else value
+
+
+def _is_hidden(value: Any) -> bool:
+    return isinstance(value, str) and value == HIDDEN
 
 
 def _variable_of(value: Any) -> str | None:

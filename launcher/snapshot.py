@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from launcher.errors import QueueError
+from launcher.secret_files import secrets_in
 
 # A repository larger than this holds data, not code.
 _MOST_BYTES = 500_000_000
@@ -17,7 +18,9 @@ _MOST_LINKS = 1000
 
 
 def take_snapshot(cwd: Path, folder: Path, leave_out: Path) -> Path | None:
-    """Copy what git knows or would take, as it is on disk now, submodules too; what git ignores is linked, not copied.
+    """Copy what git knows or would take, as it is on disk now, submodules too.
+
+    What git ignores is linked, not copied, and so are files with secrets.
 
     submitit's `RsyncSnapshot` takes checked-in files alone, and needs rsync; a file that is not added yet would be
     missing on the nodes.
@@ -85,6 +88,11 @@ def _copy(root: Path, folder: Path, names: list[str], leave_out: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():
             target.symlink_to(_same_place(source, root, folder, leave_out))
+        elif secrets := secrets_in(source):
+            sys.stderr.write(
+                f"notice: {name} holds a secret ({secrets[0]}): the job gets it as a link, not as a copy\n"
+            )
+            target.symlink_to(source)
         else:
             shutil.copy2(source, target, follow_symlinks=False)
 

@@ -6,7 +6,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +83,13 @@ def test_a_url_with_credentials_is_a_secret_under_any_key(url: str) -> None:
     assert hide_in_arguments(["fit", "--data.uri", url, f"--data.x={url}"]) == [
         "fit", "--data.uri", HIDDEN, f"--data.x={HIDDEN}",
     ]  # fmt: skip
+
+
+def test_values_of_any_kind_are_left_as_they_are() -> None:
+    arrays = {"weights": np.ones(3), "key": np.array(["X9"]), "tokens": torch.ones(2), "records": np.zeros(2, "i4,f4")}
+    for values in (redact(arrays), without_secrets(arrays), with_references(arrays, {})):
+        assert all(values[name] is arrays[name] for name in arrays)
+    assert find_secrets(arrays) == {}
 
 
 def test_what_is_below_a_secret_is_secret() -> None:

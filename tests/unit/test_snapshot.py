@@ -96,6 +96,30 @@ def test_later_edits_of_code_do_not_reach_it(root: Path) -> None:
         assert (copy / name).read_text() == CODE, name
 
 
+def test_files_with_secrets_are_links_and_the_notice_names_the_key_alone(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary = "CANARY-x9"
+    secret = {
+        "train.yaml": f"model: {{init_args: {{hf_token: {canary}}}}}\n", "pkg/.env": f"X={canary}\n",
+        "conf/db.toml": f'uri = "db://me:{canary}@host"\n', "conf/hub.json": f'[{{"password": "{canary}"}}]',
+    }  # fmt: skip
+    plain = {"plain.yaml": "a: {pad_token: '[PAD]', label_key: y}\n", "conf/damaged.yaml": "token: {{ x }\n",
+             "conf/template.json": '{"token": <<x>>}', "conf/empty.yaml": "", "tokens.py": "token = 1\n"}  # fmt: skip
+    fill(root, {**secret, **plain})
+    runs = root / "runs"
+    copy = take_snapshot(root, runs / "x" / "code", runs)
+    assert copy is not None
+    assert {name: (copy / name).is_symlink() for name in (*secret, *plain)} == {
+        **dict.fromkeys(secret, True), **dict.fromkeys(plain, False),
+    }  # fmt: skip
+    assert [path for path in copy.rglob("*") if path.is_file() and not path.is_symlink()
+            and canary in path.read_text()] == []  # fmt: skip
+    told = capsys.readouterr().err
+    assert "notice: train.yaml holds a secret (model.init_args.hf_token)" in told
+    assert canary not in told
+
+
 def test_a_folder_of_many_data_files_is_linked_as_a_whole_with_a_notice(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
