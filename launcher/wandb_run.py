@@ -113,7 +113,11 @@ class SwitchedOff:
     def __getattr__(self, name: str) -> Any:
         if self._run is None:
             self._run = _switched_off_run(self._arguments)
-        return getattr(self._run, name)
+        try:
+            return getattr(self._run, name)
+        except AttributeError:
+            # Code for another tracker: nothing is kept of what it logs, as on the other ranks.
+            return getattr(DummyLogger().experiment, name)
 
 
 def _switched_off_run(arguments: Mapping[str, Any]) -> Any:
