@@ -12,10 +12,11 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from launcher.batch_end import CheckpointAfterBatch
 from launcher.config import CheckpointOptions
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(CheckpointAfterBatch):
     """Keeps what a run resumes from, whatever checkpoint callbacks the user has.
 
     A type of its own: Lightning takes the Trainer's callbacks of a type away if the model's `configure_callbacks`

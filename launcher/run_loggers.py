@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from typing_extensions import override
 
 from launcher.config import RunConfig, WandbOptions
 from launcher.run_directory import RunDirectory
+from launcher.secret_values import redact
 from launcher.wandb_run import QueuedWandbLogger, first_line
+
+
+class FileLogger(CSVLogger):
+    """Lightning's logger to a CSV file, which keeps no secret."""
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        given = params if isinstance(params, Mapping) else vars(params or Namespace())
+        super().log_hyperparams(redact(given))
 
 
 def make_wandb_logger(
@@ -53,7 +67,7 @@ def run_loggers(own: Sequence[Logger], ours: QueuedWandbLogger | None, run: RunD
         _continue_run(theirs, run)
         return list(own)
     if ours is None:
-        return list(own) or [CSVLogger(str(run.path))]
+        return list(own) or [FileLogger(str(run.path))]
     # One that is switched off is there for code that wants a logger.
     return list(own) if own and ours.mode == "disabled" else [*own, ours]
 

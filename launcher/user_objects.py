@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADER
 from typing_extensions import override
 
 from launcher.config import RunConfig
+from launcher.configured_optimizers import optimizer_notice
 from launcher.errors import ConfigError, Problem
 from launcher.user_classes import (
     PLUGINS,
@@ -95,7 +96,16 @@ def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserOb
     """
     model, data = make_objects(config, import_classes(config), micro_batch_size)
     precision, others = sort_plugins(make_plugins(config), "trainer.plugins")
-    return UserObjects(model, data, make_callbacks(config), make_loggers(config), precision, plugins=others)
+    notice = optimizer_notice(model, config)
+    return UserObjects(
+        model,
+        data,
+        make_callbacks(config),
+        make_loggers(config),
+        precision,
+        [] if notice is None else [notice],
+        plugins=others,
+    )
 
 
 def sort_plugins(plugins: Sequence[Any], field: str = "plugins") -> tuple[Precision | None, tuple[Any, ...]]:

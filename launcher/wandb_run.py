@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from launcher.config import WandbOptions
 from launcher.run_directory import RunDirectory
+from launcher.secret_values import hide_in_arguments, redact
 from launcher.wandb_writer import WandbWriter
 
 
@@ -94,6 +95,17 @@ def init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, s
     }
     left = {name: value for name, value in ours.items() if value is not None and not env.get(_VARIABLES[name])}
     return {k: v for k, v in left.items() if not (env.get("WANDB_SWEEP_ID") and k in _OF_A_SWEEP)}
+
+
+@contextlib.contextmanager
+def _arguments_without_secrets() -> Generator[None]:
+    """W&B writes the command line into its run."""
+    before = sys.argv
+    sys.argv = hide_in_arguments(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 class SwitchedOff:
@@ -193,7 +205,7 @@ class QueuedWandbLogger(WandbLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
         if self.mode != "disabled":
-            super().log_hyperparams(params)
+            super().log_hyperparams(redact(params if isinstance(params, Mapping) else vars(params)))
 
     def _begin(self) -> Any:
         """The script's run, or one that begins now; None if there cannot be one."""
@@ -223,7 +235,8 @@ class QueuedWandbLogger(WandbLogger):
         ours = {"init_timeout": self._options.init_timeout, "silent": True, "console": "off"}
         settings = {name: value for name, value in ours.items() if not self._env.get(_SETTINGS[name])}
         try:
-            run = wandb.init(**self._asked, config=self.values, mode=mode, settings=wandb.Settings(**settings))
+            with _arguments_without_secrets():
+                run = wandb.init(**self._asked, config=self.values, mode=mode, settings=wandb.Settings(**settings))
         except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
             wandb.teardown()
             self._notice(f"W&B {mode} failed: {first_line(error)}")
