@@ -250,7 +250,13 @@ def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
     """
     from launcher.config_check import find_problems
 
-    objects = [name for name in _OBJECTS if name in trainer]
+    trainer = dict(trainer)
+    if trainer.get("logger", False) in (True, None):
+        trainer.pop("logger", None)  # the default, as in a config file
+    elif trainer.get("logger") is False:
+        trainer["logger"] = []
+        config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
+    objects = [name for name in _OBJECTS if trainer.get(name)]
     plain = {name: value for name, value in trainer.items() if name not in objects}
     # What nobody said is right, and the check of every field takes its time.
     usual = RunConfig().to_dict()

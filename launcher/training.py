@@ -180,9 +180,11 @@ def _fit(
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     loggers = run_loggers(objects.loggers, wandb_logger, run, is_off=wants_no_logger(config))
-    if checkpoint is None and not (config.trainer.barebones or config.trainer.fast_dev_run):
+    # Lightning itself takes the loggers and the checkpoints away.
+    is_trial = bool(config.trainer.barebones or config.trainer.fast_dev_run)
+    if checkpoint is None and not is_trial:
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
-    writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) else None
+    writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) and not is_trial else None
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
     tuned = TunedValues(objects.callbacks, resumes=resume is not None, notice=notice)
     callbacks = [

@@ -71,6 +71,8 @@ _VARIABLES = {
 _SETTINGS = {"init_timeout": "WANDB_INIT_TIMEOUT", "silent": "WANDB_SILENT", "console": "WANDB_CONSOLE"}
 # A sweep of W&B's says itself to which project a run belongs, and which one it is.
 _OF_A_SWEEP = ("project", "entity", "id")
+# Seconds that the end of a training may wait for W&B.
+_END_TIMEOUT = 60.0
 # Runs that this process began: the next training must not take one for the script's.
 _begun_here: set[str] = set()
 
@@ -125,7 +127,11 @@ class SwitchedOff:
     def __getattr__(self, name: str) -> Any:
         if self._run is None:
             self._run = _switched_off_run(self._arguments)
-        return getattr(self._run, name)
+        try:
+            return getattr(self._run, name)
+        except AttributeError:
+            # Code for another tracker: nothing is kept of what it logs, as on the other ranks.
+            return getattr(DummyLogger().experiment, name)
 
 
 def _switched_off_run(arguments: Mapping[str, Any]) -> Any:
@@ -203,6 +209,14 @@ class QueuedWandbLogger(WandbLogger):
         if self.mode != "disabled":
             super().log_hyperparams(redact(params if isinstance(params, Mapping) else vars(params)))
 
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if not self.is_own:
+            # The script may end its run next.
+            self.writer.flush(_END_TIMEOUT)
+        super().finalize(status)
+
     def _begin(self) -> Any:
         """The script's run, or one that begins now; None if there cannot be one."""
         try:
@@ -244,7 +258,7 @@ class QueuedWandbLogger(WandbLogger):
 
 
 def finish_wandb(
-    logger: QueuedWandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = 60.0
+    logger: QueuedWandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = _END_TIMEOUT
 ) -> None:
     """Write what is queued, and end the run if it began here; if the upload does not end in time, `wandb sync` is left.
 

@@ -70,6 +70,7 @@ for epochs in (1, 2):
     assert end["trainer"].logger.experiment is run
     assert wandb.run is run
     wandb.log({f"after_{epochs}": 0.9})
+    end["trainer"].validate(end["model"], datamodule=Data(), verbose=False)
 wandb.finish()
 """)
     run_warm([sys.executable, "train.py"], tmp_path, env=_ENV).check()
@@ -78,6 +79,8 @@ wandb.finish()
     rows = history_rows(tmp_path)
     assert (steps_of(rows, "loss"), steps_of(rows, "perf/step_seconds")) == ([3, 7, 3, 7, 11, 15], [4, 8, 4, 8, 12, 16])
     assert [sum(f"after_{n}" in row for row in rows) for n in (1, 2)] == [1, 1]
+    # At the end of each of three epochs, and twice afterwards.
+    assert sum("val_loss" in row for row in rows) == 5, "what was logged last is written before the script ends its run"
 
 
 def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path: Path) -> None:
