@@ -146,11 +146,13 @@ class TrainingCoordinator:
             raise MissingLibraryError(
                 f"training needs Lightning, which does not import here ({error}); pip install 'lightning>=2.6'"
             ) from error
+        from launcher.class_import import foreign_lightning
         from launcher.user_objects import Loaders, UserObjects, only_precision_plugin
 
         problems: list[Problem] = []
         if not isinstance(model, pl.LightningModule):
-            problems.append(Problem("model", f"given {model!r}; expected a LightningModule"))
+            other = f"given {model!r}; expected a LightningModule"
+            problems.append(Problem("model", foreign_lightning(model) or other))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
         if self._plugins and self._config.strategy in VARIANTS:
