@@ -79,7 +79,9 @@ def read_argument(cls: type[Any], spec: Mapping[str, Any], name: str, default: A
     return vars(_parser(cls, frozenset()).parse_object({"it": {name: given[name]}}, defaults=False)["it"])[name]
 
 
-def make_object(base: type[Any], spec: Mapping[str, Any], *, as_hyperparameters: bool = False) -> Any:
+def make_object(
+    base: type[Any] | tuple[type[Any], ...], spec: Mapping[str, Any], *, as_hyperparameters: bool = False
+) -> Any:
     """The object, nested `class_path`s made first; what its constructor raises comes out as it is.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from launcher import deepspeed_source
 from launcher.config import FieldInfo, RunConfig, config_fields
 from launcher.errors import ConfigError, Problem
+from launcher.secret_values import redact
 from strategies import precision as precision_names
 from strategies.choice import DDP_OPTIONS, SINGLE_DEVICE
 from strategies.choice import NAMES as STRATEGY_NAMES
@@ -43,7 +44,7 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves)))
         elif (value is None and not _takes_null(info.hint)) or not _has_type(info.hint, value):
-            problems.append(Problem(path, f"given {value!r}; expected {_describe(info.hint)}"))
+            problems.append(Problem(path, f"given {redact(value)!r}; expected {_describe(info.hint)}"))
         elif info.minimum is not None and not _in_range(value, info.minimum):
             finite = not isinstance(value, float) or math.isfinite(value)
             wanted = f"at least {info.minimum:g}" if finite else "a finite number"
@@ -118,7 +119,7 @@ def _leaves(values: Mapping[str, Any], known: Mapping[str, FieldInfo], prefix: s
 
 def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
     if any(name.startswith(f"{path}.") for name in leaves):
-        return f"given {value!r}; expected a mapping of settings"
+        return f"given {redact(value)!r}; expected a mapping of settings"
     name = path.rpartition(".")[2]
     by_name: dict[str, list[str]] = {}
     for known in leaves:

@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib.resources
 import json
+import os
 import re
 import types
 import typing
@@ -22,6 +23,7 @@ from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_p
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
+from launcher.secret_values import resolve_references
 from launcher.yaml_text import Loader
 
 _FILES = (".yaml", ".yml", ".json")
@@ -103,7 +105,10 @@ def build_config(values: dict[str, Any]) -> RunConfig:
     if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in CLASS_FIELDS and value is None)}
         values = merge_values(read_preset("demo"), named)
-    problems = all_problems(values)
+    values, missing = resolve_references(values, os.environ)
+    problems = [Problem(path, f"its value is a secret, which no file keeps: {name} is not set; set it, or give "
+                        f"--{path} again") for path, name in missing.items()]  # fmt: skip
+    problems += all_problems(values)
     if problems:
         raise ConfigError(problems)
     return with_deepspeed_file(parse_config(values))

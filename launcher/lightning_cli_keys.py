@@ -77,9 +77,10 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
         problems += _move_strategy(result, trainer, "trainer.strategy")
         # A bare true or null asks for the default logger, which is W&B here; false asks for none.
         logger = trainer.get("logger")
-        if logger in (True, False, None):
+        if isinstance(logger, bool) or logger is None:
             trainer.pop("logger", None)
         if logger is False:
+            trainer["logger"] = []
             problems += _turn_wandb_off(result)
         result["trainer"] = trainer
     seed = result.pop("seed_everything", None)

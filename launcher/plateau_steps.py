@@ -41,11 +41,8 @@ class StepPlateaus(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        after_last_batch = loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
-        if not (after_last_batch or trainer.fit_loop.resumed_on_epoch_end):
+        if not trainer.fit_loop.resumed_on_epoch_end:
             return
-        # A validation that was made up for has the newer ones.
         known = {**self._saved, **trainer.callback_metrics}
         for config in _plateaus(trainer):
             if config.monitor not in known:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -18,6 +18,10 @@ from launcher.class_import import import_class
 from launcher.config import RunConfig
 from launcher.configured_optimizers import add_configure_optimizers, optimizer_problems
 from launcher.errors import ConfigError, Problem
+from launcher.secret_values import find_secrets, scrub
+
+# The plugins that may be the user's own; the launcher makes the environment of the ranks.
+PLUGINS = (Precision, CheckpointIO, LayerSync)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def import_classes(config: RunConfig) -> UserClasses:
             problems += argument_problems(found[key], key, spec)
         except ConfigError as error:
             problems += error.problems
-    for key, base in (("callbacks", pl.Callback), ("logger", Logger), ("plugins", Precision)):
+    for key, base in (("callbacks", pl.Callback), ("logger", Logger), ("plugins", PLUGINS)):
         problems += _list_problems(getattr(config.trainer, key), base, f"trainer.{key}")
     if isinstance(config.trainer.profiler, dict):
         problems += _class_problems(config.trainer.profiler, Profiler, "trainer.profiler")
@@ -73,17 +77,31 @@ def import_classes(config: RunConfig) -> UserClasses:
         problems += argument_problems(DDPStrategy, "ddp", {"dict_kwargs": config.ddp})
     problems += optimizer_problems(config)
     plugins = _as_list(config.trainer.plugins)
-    if len(plugins) > 1:
-        problems.append(Problem("trainer.plugins", f"given {len(plugins)} precision plugins; a run has one precision"))
     if not config.model:
         problems.append(
             Problem("model", "no model was given; add class_path, or start from load_config(), which has the demo")
         )
     if problems:
-        raise ConfigError(problems)
+        secrets = find_secrets(config.to_dict()).values()
+        raise ConfigError(Problem(p.path, scrub(p.message, secrets)) for p in problems)
     owner, batch_size = _find_batch_size(config, found)
-    plugin = import_class(plugins[0]["class_path"], Precision, "trainer.plugins") if plugins else None
-    return UserClasses(found["model"], found.get("data"), owner, batch_size, plugin)
+    kinds = [import_class(spec["class_path"], PLUGINS, "trainer.plugins") for spec in plugins]
+    doubled = doubled_plugins(kinds, "trainer.plugins")
+    if doubled:
+        raise ConfigError(doubled)
+    own = [kind for kind in kinds if issubclass(kind, Precision)]
+    return UserClasses(found["model"], found.get("data"), owner, batch_size, own[0] if own else None)
+
+
+def doubled_plugins(kinds: Sequence[type[Any]], field: str) -> list[Problem]:
+    """What to tell of plugins of which a run has one and several were given."""
+    counts = {
+        "precision plugins; a run has one precision": Precision,
+        "CheckpointIO plugins; a run has one way to save": CheckpointIO,
+        "LayerSync plugins; a run has one": LayerSync,
+    }
+    found = {text: sum(issubclass(kind, base) for kind in kinds) for text, base in counts.items()}
+    return [Problem(field, f"given {count} {text}") for text, count in found.items() if count > 1]
 
 
 def make_objects(
@@ -128,9 +146,9 @@ def make_loggers(config: RunConfig) -> list[Logger]:
     return [make_object(Logger, spec) for spec in _as_list(config.trainer.logger)]
 
 
-def make_plugins(config: RunConfig) -> list[Precision]:
-    """The user's own precision plugin, if there is one."""
-    return [make_object(Precision, spec) for spec in _as_list(config.trainer.plugins)]
+def make_plugins(config: RunConfig) -> list[Any]:
+    """The user's own plugins."""
+    return [make_object(PLUGINS, spec) for spec in _as_list(config.trainer.plugins)]
 
 
 def make_profiler(config: RunConfig) -> Profiler | str | None:
@@ -153,12 +171,12 @@ def _as_list(value: list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[s
     return [] if value is None else [value] if isinstance(value, dict) else value
 
 
-def _list_problems(given: Any, base: type[Any], path: str) -> list[Problem]:
+def _list_problems(given: Any, base: type[Any] | tuple[type[Any], ...], path: str) -> list[Problem]:
     specs = enumerate(_as_list(given))
     return [problem for position, spec in specs for problem in _class_problems(spec, base, f"{path}[{position}]")]
 
 
-def _class_problems(spec: Mapping[str, Any], base: type[Any], field: str) -> list[Problem]:
+def _class_problems(spec: Mapping[str, Any], base: type[Any] | tuple[type[Any], ...], field: str) -> list[Problem]:
     class_path = spec.get("class_path")
     if not isinstance(class_path, str) or not class_path:
         return [Problem(f"{field}.class_path", f"given {class_path!r}; expected an import path")]

@@ -50,3 +50,10 @@ class SteadyDDPStrategy(DDPStrategy):
         # As Lightning does it: DDP's constructor wants a stream of its own, see torch's notes on CUDA and DDP.
         with torch.cuda.stream(torch.cuda.Stream()) if devices is not None else nullcontext():
             return SteadyDistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """The mean of whole numbers is none: Lightning rounds it, and weighs a mean over unequal batches wrongly."""
+        if isinstance(tensor, torch.Tensor) and reduce_op in ("mean", "avg") and not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+        return super().reduce(tensor, group, reduce_op)

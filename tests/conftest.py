@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import locale
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,20 @@ from tests.warm import is_foreign
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _default)
+
+
+def _use_a_locale_that_is_here() -> None:
+    """Else every shell that a test starts complains of the user's."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, "")
+    except locale.Error:
+        os.environ["LC_ALL"] = "C.UTF-8"
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+_use_a_locale_that_is_here()
 
 
 @pytest.fixture(scope="session")

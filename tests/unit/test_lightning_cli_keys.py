@@ -160,7 +160,10 @@ def test_every_contradiction_and_refusal_is_told_at_once() -> None:
 
 
 def test_logger_false_turns_wandb_off_and_keeps_its_other_settings() -> None:
-    assert translated({"trainer": {"logger": False}}) == {"trainer": {}, "wandb": {"mode": "disabled"}}
+    assert translated({"trainer": {"logger": False}}) == {
+        "trainer": {"logger": []},
+        "wandb": {"mode": "disabled"},
+    }
     assert translated({"trainer": {"logger": False}, "wandb": {"project": "p"}})["wandb"] == {
         "mode": "disabled",
         "project": "p",
