@@ -43,7 +43,8 @@ def argument_problems(
     for name, value in given.items():
         path = f"{key}.init_args.{name}"
         if name not in known:
-            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_did_you_mean(name, known)}"))
+            more = "; for its **kwargs give it under dict_kwargs" if _takes_anything(cls) else ""
+            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_did_you_mean(name, known)}{more}"))
             continue
         if name == "batch_size" and isinstance(value, int) and value < 1:
             problems.append(Problem(path, f"given {value!r}; expected at least 1"))

@@ -166,13 +166,15 @@ class TrainingCoordinator:
         from lightning.pytorch.utilities.compile import from_compiled
         from torch._dynamo import OptimizedModule
 
+        from launcher.class_import import foreign_lightning
         from launcher.user_objects import Loaders, UserObjects, sort_plugins
 
         if isinstance(model, OptimizedModule) and isinstance(model._orig_mod, pl.LightningModule):
             model = from_compiled(model)
         problems: list[Problem] = []
         if not isinstance(model, pl.LightningModule):
-            problems.append(Problem("model", f"given {model!r}; expected a LightningModule"))
+            other = f"given {model!r}; expected a LightningModule"
+            problems.append(Problem("model", foreign_lightning(model) or other))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
         if any(isinstance(p, Precision) for p in self._plugins) and self._config.strategy in VARIANTS:

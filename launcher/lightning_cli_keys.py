@@ -158,5 +158,5 @@ def _refuse(result: dict[str, Any], trainer: dict[str, Any] | None) -> list[Prob
             problems.append(Problem(path, f"has no meaning here: {advice}"))
     for key, advice in _REMOVED.items():
         if trainer is not None and key in trainer and trainer.pop(key) is not None:
-            problems.append(Problem(f"trainer.{key}", f"Lightning 2 has no such setting; {advice}"))
+            problems.append(Problem(f"trainer.{key}", f"Lightning 2 has no such setting: remove it, and {advice}"))
     return problems
