@@ -21,6 +21,7 @@ from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
 from launcher.run_directory import RunDirectory
 from launcher.topology import Topology
+from launcher.zero_checkpoint import read_whole
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
@@ -91,7 +92,7 @@ def build_trainer(
         plugins.append(KnownRanks(place))
     if hasattr(strategy, "on_written"):
         # DeepSpeed writes its folders itself.
-        vars(strategy)["on_written"] = note_hashes
+        vars(strategy).update(on_written=note_hashes, read_whole=read_whole)
     return pl.Trainer(
         **plain_options(config),
         **precision,

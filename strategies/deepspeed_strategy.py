@@ -30,7 +30,7 @@ from typing_extensions import override
 from strategies.batch_norms import compute_with_fp32_weights
 from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
-from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
+from strategies.deepspeed_restore import parameter_names, restore_weights, restore_whole, weights_only_loads
 from strategies.module_order import keep_module_order
 
 # What Lightning sets for DeepSpeed, and a later run in this process must not find.
@@ -72,6 +72,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._order_hook: RemovableHandle | None = None
         # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
         self.on_written: Callable[[Path, Path, int | None], None] | None = None
+        # Puts the pieces of a folder together, for an evaluation in stage 3, where DeepSpeed loads what is wrong.
+        self.read_whole: Callable[[Path], dict[str, Any]] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -122,10 +124,12 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """A folder of DeepSpeed's that is cut as this training is, or a file that Lightning saved in one piece."""
+        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
         if Path(checkpoint_path).is_dir():
+            if self.zero_stage_3 and self.read_whole is not None and not self.lightning_module.trainer.training:
+                return restore_weights(self.model, self.read_whole, Path(checkpoint_path))
             with weights_only_loads():
                 return super().load_checkpoint(checkpoint_path, weights_only)
-        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
         checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only=True)
         restore_whole(self.model, checkpoint, self._names, strict=self.lightning_module.strict_loading)
         return checkpoint
