@@ -32,6 +32,7 @@ from launcher.run_checkpoint import RunCheckpoint, take_file_urls
 from launcher.run_directory import RunDirectory
 from launcher.topology import Topology
 from launcher.user_classes import make_ddp_options, make_profiler
+from launcher.zero_checkpoint import read_whole
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
@@ -147,6 +148,7 @@ def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, 
         note_hashes(fresh, name, step)
 
     strategy.on_written = written
+    strategy.read_whole = read_whole
     strategy.reading = functools.partial(loads_of, trust=trust)
     if resume_from is not None:
         strategy.check_model = functools.partial(check_fits_model, resume_from)

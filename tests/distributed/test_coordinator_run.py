@@ -262,6 +262,9 @@ def expected(model):
 
 def trained(model, data, name, **options):
     clip = options.pop("clip", {})
+    if os.environ["SLURM_PROCID"] != "0":
+        # As a name of the time, or hydra's folder: rank zero's counts.
+        clip, name = {**clip, "output_dir": "elsewhere"}, f"{name}-later"
     return coordinator(precision="32", wandb=WandbOptions("offline"), **clip).train(model, data, name=name, **QUIET,
                                                                                    **options)
 
@@ -329,8 +332,38 @@ def test_a_trainer_that_comes_back_goes_on_and_a_second_training_is_like_the_fir
         (file,) = wandb_file.files(tmp_path / "runs" / name)
         kinds = [record.WhichOneof("record_type") for record in wandb_file.records(file)]
         assert kinds.count("exit") == 1, "every W&B run is ended"
+    assert not (tmp_path / "elsewhere").exists(), "what only rank zero uses is rank zero's"
     # W&B stays open for what comes after the training, and the next training has a run of its own.
     rows = wandb_file.history_rows(tmp_path / "runs" / "first")
     assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["first"]["test"])]
     rows = wandb_file.history_rows(tmp_path / "runs" / "second")
     assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["second"]["test"])]
+
+
+_HYDRA = """
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(config):
+    folder = HydraConfig.get().runtime.output_dir
+    trains = coordinator(precision="32", devices=2, output_dir=folder + "/runs")
+    trainer = trains.train(Toy(lr=config.lr), ToyData(size=16), name="only", **QUIET)["trainer"]
+    found(lr=config.lr, rank=trainer.global_rank, world=trainer.world_size, folder=folder, at=os.getcwd())
+
+main()
+"""
+
+
+def test_each_job_of_a_sweep_of_hydras_is_one_training_of_two_ranks(tmp_path: Path) -> None:
+    words = ["-m", "+lr=0.1,0.2", "hydra.sweep.dir=sweep", "hydra.job.chdir=true"]
+    told = found_in(script(tmp_path, _HYDRA, *words).output)
+    folders = {0.1: str(tmp_path / "sweep" / "0"), 0.2: str(tmp_path / "sweep" / "1")}
+    assert sorted(told, key=lambda end: (end["lr"], end["rank"])) == [
+        {"lr": lr, "rank": rank, "world": 2, "folder": folders[lr], "at": folders[lr]}
+        for lr in (0.1, 0.2) for rank in (0, 1)
+    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
+    for folder in folders.values():
+        assert [path.name for path in Path(folder).iterdir() if path.is_dir()].count("runs") == 1
+        assert len(events_of(Path(folder) / "runs" / "only", "finished")) == 1

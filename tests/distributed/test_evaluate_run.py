@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from launcher.other_ranks import rank_variables
 from launcher.zero_checkpoint import read_whole
 from tests import wandb_file
-from tests.distributed.runs import REPOSITORY, events_of, train_on
-from tests.processes import Finished, launcher, run
+from tests.distributed.runs import REPOSITORY, events_of, free_port, train_on
+from tests.processes import Finished, launcher, run, run_warm
 from tests.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
@@ -128,16 +132,56 @@ def test_the_agents_ranks_evaluate_too_and_the_metrics_are_printed_once(folder: 
     assert f"{plain(folder, checkpoints(folder)[0]):.5f}" in output
 
 
-def test_a_checkpoint_of_zero_3_is_evaluated_without_deepspeed(folder: Path) -> None:
-    words = [*_TRAINED, "--name", "zero", "--strategy", "deepspeed_stage_3", "--wandb.mode", "disabled"]
-    train_on(2, words, folder, env_of(folder), preloaded=DEEPSPEED).check()
-    output = evaluate(folder, 1, "test", name="zero").output
+_ZERO = """
+import json, sys
+import deepspeed, torch
+import theirs
+from launcher import TrainingCoordinator
+from launcher.config import WandbOptions
+
+model, data = theirs.Model(), theirs.Data()
+coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", devices=2, strategy="deepspeed_stage_3",
+                                  wandb=WandbOptions("disabled"))
+trainer = coordinator.train(model, data, name="zero", enable_progress_bar=False)["trainer"]
+found = [trainer.test(model, datamodule=data, verbose=False)[0]["test"]]
+with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+    for parameter in model.parameters():
+        parameter.data.zero_()
+found.append(trainer.test(model, datamodule=data, verbose=False, ckpt_path="best")[0]["test"])
+sys.stdout.write(f"FOUND {json.dumps(found)}\\n")
+"""
+
+
+def test_a_checkpoint_of_zero_3_is_evaluated_by_its_trainer_and_without_deepspeed(folder: Path) -> None:
+    (folder / "zero.py").write_text(_ZERO)
+    outputs = script_on_two_ranks(folder, "zero.py")
     best, _ = checkpoints(folder, "zero")
     assert best.is_dir()
+    right = plain(folder, best)
+    for output in outputs:
+        (line,) = (line for line in output.splitlines() if line.startswith("FOUND"))
+        now, restored = json.loads(line.removeprefix("FOUND "))
+        # Lightning's sampler repeats the first sample on the second rank.
+        assert restored == pytest.approx(now, rel=1e-6)
+        assert now == pytest.approx(right, rel=0.2)
+    output = evaluate(folder, 1, "test", "--data", "theirs.Data", "--devices", "1", name="zero").output
     (event,) = events_of(folder / "runs" / "zero", "evaluated")
-    assert event["metrics"] == [{"test": pytest.approx(plain(folder, best), rel=1e-6)}]
+    assert event["metrics"] == [{"test": pytest.approx(right, rel=1e-6)}]
     assert "saved by ZeRO stage 3 in fp32 on 2 ranks: it is put together for single_device" in output
     assert not list((folder / "runs" / "zero").glob(".*.ckpt")), "what was made for it is gone"
+
+
+def script_on_two_ranks(folder: Path, script: str) -> list[str]:
+    """What both say."""
+    port = free_port()
+
+    def one(rank: int) -> str:
+        env = {**env_of(folder), **rank_variables(rank, 2, port)}
+        command = [sys.executable, script]
+        return run_warm(command, folder, env=env, timeout=200, preloaded=DEEPSPEED).check().output
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
 
 
 def test_what_cannot_be_evaluated_is_told_in_words(folder: Path) -> None:
