@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -44,6 +45,7 @@ def build_trainer(
     loggers: list[Logger],
     console: Console,
     own_plugin: PrecisionPlugin | None = None,
+    on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
@@ -56,6 +58,7 @@ def build_trainer(
         loggers: W&B and the user's.
         console: rank zero's terminal, for the progress.
         own_plugin: the user's, where the plan says 'custom'.
+        on_unused: called with the names of parameters that DDP gets no gradient for; None refuses them.
     """
     place = RankPlace(
         topology.rank,
@@ -86,6 +89,7 @@ def build_trainer(
         config.process_group_timeout,
         deepspeed=plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
+        on_unused=on_unused,
     )
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.

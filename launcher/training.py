@@ -32,7 +32,7 @@ from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
 from launcher.resume import check_fits_model, loader_states, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
-from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint, write_plan
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
@@ -40,7 +40,7 @@ from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_config import build_wandb_config
 from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
-from strategies.choice import StrategyError
+from strategies.choice import AUTO, StrategyError
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -184,7 +184,28 @@ def _fit(
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
     loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
+
+    def look_for_unused(names: tuple[str, ...]) -> None:
+        if topology.rank != 0:
+            return
+        changed = plan.looking_for_unused(names)
+        write_plan(run, changed.to_dict())
+        events.write("unused_parameters", names=names)
+        notice(
+            f"{changed.strategy.reasons[-1]}: DDP looks for such parameters in every step, which takes a little time"
+        )
+
+    trainer = build_trainer(
+        config,
+        plan,
+        topology,
+        run,
+        callbacks,
+        loggers,
+        console,
+        objects.precision_plugin,
+        on_unused=look_for_unused if config.strategy == AUTO else None,
+    )
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     with loadable_checkpoint(resume, plan, run, topology.rank, notice) as loadable:
