@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from torch.distributed import PrefixStore
 
+from launcher.buffer_watch import WatchBuffers
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.data_order import order_training_data
@@ -170,6 +171,7 @@ def _fit(
     callbacks = [
         *objects.callbacks,
         watch,
+        WatchBuffers(watch.alert, events, notice),
         RecordPlan(plan),
         KeepStepBorders(),
         EventWriter(events),
