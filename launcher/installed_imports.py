@@ -179,6 +179,8 @@ def _is_installed(spec: ModuleSpec) -> bool:
         return False
     if spec.origin in ("built-in", "frozen") or not Path(spec.origin).is_absolute():
         return spec.origin in ("built-in", "frozen")
+    if {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
+        return True  # another interpreter's, by PYTHONPATH
     return os.path.realpath(spec.origin).startswith(_installed_folders())
 
 

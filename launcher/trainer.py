@@ -61,6 +61,7 @@ def build_trainer(
     *,
     own_plugins: Sequence[Any] = (),
     own_profiler: Profiler | None = None,
+    on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
@@ -76,6 +77,7 @@ def build_trainer(
         notice: told of a checkpoint that no resume can read.
         own_plugins: the user's of other kinds.
         own_profiler: the user's, instead of the one that the config names.
+        on_unused: called with the names of parameters that DDP gets no gradient for; None refuses them.
     """
     place = RankPlace(
         topology.rank,
@@ -115,6 +117,7 @@ def build_trainer(
         deepspeed=plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
         ddp=make_ddp_options(config),
+        on_unused=on_unused,
     )
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.

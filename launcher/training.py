@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.distributed import PrefixStore
 
+from launcher.buffer_watch import WatchBuffers
 from launcher.checkpoint_reader import Trust
 from launcher.checkpoint_secrets import HideSecrets
 from launcher.config import RunConfig
@@ -35,7 +36,7 @@ from launcher.rank_watch import WatchRanks
 from launcher.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
-from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint, write_plan
 from launcher.run_loggers import logs_to_wandb, make_wandb_logger, run_loggers, wants_no_logger
 from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
@@ -48,7 +49,7 @@ from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_callback import BeginWandb
 from launcher.wandb_config import build_wandb_config
 from launcher.wandb_run import QueuedWandbLogger, finish_wandb
-from strategies.choice import StrategyError
+from strategies.choice import AUTO, StrategyError
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -192,6 +193,7 @@ def _fit(
         tuned,
         *([] if wandb_logger is None else [BeginWandb(wandb_logger.values, described, notice)]),
         watch,
+        WatchBuffers(watch.alert, events, notice),
         RecordPlan(plan),
         EventWriter(events),
         *signs_of_life(report),
@@ -204,8 +206,31 @@ def _fit(
     ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice,
-                            own_plugins=objects.plugins, own_profiler=objects.profiler)  # fmt: skip
+
+    def look_for_unused(names: tuple[str, ...]) -> None:
+        if topology.rank != 0:
+            return
+        changed = plan.looking_for_unused(names)
+        write_plan(run, redact(changed.to_dict()))
+        events.write("unused_parameters", names=names)
+        notice(
+            f"{changed.strategy.reasons[-1]}: DDP looks for such parameters in every step, which takes a little time"
+        )
+
+    trainer = build_trainer(
+        config,
+        plan,
+        topology,
+        run,
+        callbacks,
+        loggers,
+        console,
+        objects.precision_plugin,
+        notice,
+        own_plugins=objects.plugins,
+        own_profiler=objects.profiler,
+        on_unused=look_for_unused if config.strategy == AUTO else None,
+    )
     use_resumable_loops(trainer, order)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,11 +25,38 @@ DDP_OPTIONS = (
     "init_sync",
     "skip_all_reduce_unused_params",
 )
+# Names of parameters that a message shows.
+_SHOWN = 8
 NAMES = (AUTO, SINGLE_DEVICE, DDP, DDP_FIND_UNUSED, *VARIANTS)
 
 
 class StrategyError(ValueError):
     """A strategy that does not exist or does not fit the number of ranks."""
+
+
+class UnusedParametersError(StrategyError):
+    """DDP met parameters without a gradient.
+
+    Attributes:
+        names: of the parameters, as in `named_parameters()`.
+    """
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        many = len(names) != 1
+        super().__init__(
+            f"{listed(names)} got no gradient in {where}, and DDP would go on with gradients that are not summed over "
+            f"the ranks; set `strategy: {DDP_FIND_UNUSED}`, or freeze {'them' if many else 'it'} with "
+            "requires_grad_(False)"
+        )
+        self.names = tuple(names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The parameters in words: all names of a few, the first of many."""
+    if not names:
+        return "some parameters"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"parameter{'' if len(names) == 1 else 's'} {', '.join(names[:_SHOWN])}{more}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.processes import kill_leftovers
 from tests.warm import is_foreign
@@ -18,6 +19,10 @@ from tests.warm import is_foreign
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _default)
+
+# No folder of examples: the tree may be another user's.
+settings.register_profile("anywhere", database=None)
+settings.load_profile("anywhere")
 
 
 def _use_a_locale_that_is_here() -> None:
