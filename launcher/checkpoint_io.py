@@ -18,7 +18,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, syncs it, notes its hashes, and only then gives it its name.
 
     Lightning's own writes whole files too, but does not wait for the disk and keeps no hash.
+
+    Args:
+        run: the run's directory, in which files are private; elsewhere the user's umask decides. None: all are private.
     """
+
+    def __init__(self, run: Path | None = None) -> None:
+        super().__init__()
+        self._run = run
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -33,11 +40,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
             OSError: the disk is full or read-only; an earlier checkpoint of that name is still there.
         """
         target = Path(path).absolute()
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private = self._run is None or target.is_relative_to(self._run)
+        target.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
         try:
-            with open(temporary, "wb", opener=_private) as file:
+            with open(temporary, "wb", opener=_private if private else None) as file:
                 torch.save(checkpoint, file)
             publish(temporary, target, step if isinstance(step, int) else None)
         except BaseException:  # Ctrl-C too leaves no half-written checkpoint; raised on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -31,6 +32,7 @@ from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.terminal import make_console
 from launcher.topology import Topology
+from launcher.whole_file import make_private
 
 if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
@@ -86,8 +88,6 @@ def fit(
     report = RankReport.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
-    # Whatever is written for this run, by whichever library, is the user's alone.
-    umask = os.umask(0o077)
     run: RunDirectory | None = None
     try:
         attach_log(log)
@@ -111,10 +111,17 @@ def fit(
         raise
     finally:
         if run is not None:
-            run.release()
+            _close(run)
         log.detach()
         log.discard_pending()
-        os.umask(umask)
+
+
+def _close(run: RunDirectory) -> None:
+    if run.lock is not None:
+        # The directory has kept others out; whoever opens it keeps nothing open that a library wrote.
+        with contextlib.suppress(OSError):
+            make_private(run.path)
+    run.release()
 
 
 def attach_log(log: RankLog) -> None:

@@ -71,7 +71,7 @@ def build_trainer(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
-    plugins: list[Any] = [WholeCheckpointIO(), *([] if plugin is None else [plugin])]
+    plugins: list[Any] = [WholeCheckpointIO(run.path), *([] if plugin is None else [plugin])]
     options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:

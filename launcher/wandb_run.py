@@ -18,6 +18,7 @@ from typing_extensions import override
 from launcher.config import WandbOptions
 from launcher.run_directory import RunDirectory
 from launcher.wandb_writer import WandbWriter
+from launcher.whole_file import private_umask
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:
@@ -88,7 +89,8 @@ def start_wandb(
         return None
     for attempt in (mode, "offline") if mode == "online" else (mode,):
         try:
-            experiment = wandb.init(
+            # W&B's own process writes until after the run's end.
+            experiment = private_umask()(wandb.init)(
                 project=options.project,
                 entity=options.entity,
                 group=options.group,
