@@ -48,14 +48,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = _local(path)
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target, run = _local(path), self._trust.run
+        # Elsewhere the user's umask decides.
+        private = run is None or target.is_relative_to(run.absolute())
+        target.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
         # Of weights alone the callbacks are not told.
         hide_hyperparameters(checkpoint)
         try:
-            with open(temporary, "wb", opener=_private) as file:
+            with open(temporary, "wb", opener=_private if private else None) as file:
                 torch.save(checkpoint, file)
             if self._read_back is not None:
                 self._read_back(temporary, target)
