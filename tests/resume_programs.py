@@ -236,7 +236,7 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
     if program.by_steps and whole_steps:
         options.update(max_epochs=-1, max_steps=whole_steps)
     if breaks and program.end == "max_epochs":
-        options.update(max_epochs=1 + program.at % 2, max_steps=-1)
+        options.update(max_epochs=1 + program.at % 2, max_steps=whole_steps or -1)
     elif breaks and program.end == "max_steps":
         options["max_steps"] = min(program.at, whole_steps or program.at)
     elif breaks:
