@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from launcher.config import RunConfig
 from launcher.errors import TopologyError
+from launcher.foreign_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, SlurmTask, read_slurm_task
 from slurm.nodelist import expand_nodes
 
@@ -43,7 +44,9 @@ def outside_rank(config: RunConfig, env: Mapping[str, str]) -> dict[str, str] | 
     if task is not None and task.tasks > 1:
         return None if env.get("SLURM_JOB_NAME") in _INTERACTIVE else _of_slurm(task, config, env)
     if any(env.get(name, "1") not in ("", "0", "1") for name in _MPI_SIZES):
-        return _of_mpi(env)
+        # With an address MPI's own variables say enough.
+        has_address = env.get("MASTER_ADDR") and env.get("MASTER_PORT")
+        return in_torchruns_words(env) if has_address else _of_mpi(env)
     return None
 
 
