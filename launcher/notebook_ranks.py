@@ -220,7 +220,8 @@ def _trainer_here(
     from strategies.build import precision_plugin
     from strategies.precision import Precision
 
-    plugin = given.precision_plugin or precision_plugin(Precision(plan.precision), plan.device_kind)
+    plugin: Any = given.precision_plugin or precision_plugin(Precision(plan.precision), plan.device_kind)
+    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {"plugins": [plugin]}
     callbacks = list(given.callbacks)
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
         keeper = ModelCheckpoint(dirpath=values["run"] / "checkpoints", enable_version_counter=False)
@@ -228,7 +229,7 @@ def _trainer_here(
         callbacks.append(keeper)
     trainer = pl.Trainer(
         **plain_options(config),
-        **({"precision": plan.precision} if plugin is None else {"plugins": [plugin]}),  # type: ignore[arg-type]
+        **precision,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
         devices=count,
         strategy="ddp_notebook",
