@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.foreign_ranks import in_torchruns_words, without_starters
 from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
+from launcher.secret_values import hide_in_arguments, redact
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -127,23 +129,29 @@ def run(arguments: Sequence[str]) -> int:
         return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
-        topology = Topology.from_env(os.environ, socket.gethostname())
+        env = without_starters(os.environ) if getattr(options, "nnodes", None) else os.environ
+        topology = Topology.from_env(env, socket.gethostname())
+        # Lightning, DeepSpeed and the user's modules look there for the rank, too.
+        os.environ.update(in_torchruns_words(env))
         launch = LaunchOptions() if command == "plan" else read_launch_options(vars(options))
         config = _load(options, overrides, topology)
         if options.print_config:
-            sys.stdout.write(config.to_yaml())
+            sys.stdout.write(config.to_yaml(os.environ))
             return 0
         if command == "plan":
             return _plan(config, topology, options)
-        code = _start_ranks(config, topology, launch, arguments)
-        if code is not None:
-            return code
-        if command == "fit":
-            return _fit(config, topology, launch)
-        from launcher.evaluate import evaluate
+        from launcher.socket_folder import socket_folder
 
-        evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
-        return 0
+        with socket_folder():
+            code = _start_ranks(config, topology, launch, arguments)
+            if code is not None:
+                return code
+            if command == "fit":
+                return _fit(config, topology, launch)
+            from launcher.evaluate import evaluate
+
+            evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
+            return 0
     except Interrupted as error:
         RankReport.from_env(os.environ).raised(error)
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
@@ -221,6 +229,8 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions) -> int:
         from launcher.main_path import fit
         from launcher.summary import print_summary
 
+    # The user's own loggers may write the command line down, as W&B's does.
+    sys.argv = hide_in_arguments(sys.argv)
     result = fit(config, terminal_ranks=launch.terminal_ranks, stays_open=False)
     if topology.rank == 0:
         # The training is done, whether or not somebody still reads.
@@ -241,7 +251,7 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     if options.json:
         import json
 
-        sys.stdout.write(json.dumps(found.plan.to_dict(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
         return 0
     from launcher.plan_table import print_memory, print_plan
     from launcher.terminal import make_console

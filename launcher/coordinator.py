@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
 from launcher.errors import ConfigError, MissingLibraryError, Problem, UsageError
@@ -45,7 +45,7 @@ class TrainingCoordinator:
             weights and metrics come back into this process.
         callbacks: Lightning's callbacks of every training.
         loggers: Lightning's loggers beside W&B.
-        plugins: a precision plugin of your own, which then decides the precision.
+        plugins: a precision plugin of your own, which then decides the precision; a CheckpointIO; a LayerSync.
         wandb: settings of W&B.
         on_precision_change: see `RunConfig`.
 
@@ -115,7 +115,8 @@ class TrainingCoordinator:
             resume_from_checkpoint: a checkpoint to go on from.
             seed: of every random generator and of the order of the data.
             name: the run's name; made from the date if not given.
-            trainer_options: further arguments of Lightning's Trainer, as `RunConfig.trainer` has them.
+            trainer_options: further arguments of Lightning's Trainer, as `RunConfig.trainer` has them; a `profiler` may
+                be an object.
 
         Returns:
             `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`
@@ -131,6 +132,9 @@ class TrainingCoordinator:
         if clip == _USUAL_CLIP and not given.model.automatic_optimization:
             # Lightning refuses to clip for a model that steps by itself; nobody may have asked for it.
             clip = None
+        profiler = trainer_options.get("profiler")
+        if profiler is not None and not isinstance(profiler, str):
+            given = dataclasses.replace(given, profiler=trainer_options.pop("profiler"))
         options = {"gradient_clip_val": clip, "max_epochs": max_epochs}
         asked = dataclasses.replace(
             self._config,
@@ -154,6 +158,7 @@ class TrainingCoordinator:
     def _given(self, model: Any, train: Any, validation: Any, datamodule: Any) -> UserObjects:
         try:
             import lightning.pytorch as pl
+            from lightning.pytorch.plugins import Precision
         except ImportError as error:
             raise MissingLibraryError(
                 f"training needs Lightning, which does not import here ({error}); pip install 'lightning>=2.6'"
@@ -161,16 +166,18 @@ class TrainingCoordinator:
         from lightning.pytorch.utilities.compile import from_compiled
         from torch._dynamo import OptimizedModule
 
-        from launcher.user_objects import Loaders, UserObjects, only_precision_plugin
+        from launcher.class_import import foreign_lightning
+        from launcher.user_objects import Loaders, UserObjects, sort_plugins
 
         if isinstance(model, OptimizedModule) and isinstance(model._orig_mod, pl.LightningModule):
             model = from_compiled(model)
         problems: list[Problem] = []
         if not isinstance(model, pl.LightningModule):
-            problems.append(Problem("model", f"given {model!r}; expected a LightningModule"))
+            other = f"given {model!r}; expected a LightningModule"
+            problems.append(Problem("model", foreign_lightning(model) or other))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
-        if self._plugins and self._config.strategy in VARIANTS:
+        if any(isinstance(p, Precision) for p in self._plugins) and self._config.strategy in VARIANTS:
             problems.append(Problem("plugins", f"{BESIDE_DEEPSPEED}; remove it and set precision, or use ddp"))
         if train is not None and datamodule is not None:
             problems.append(
@@ -186,7 +193,9 @@ class TrainingCoordinator:
         if problems:
             raise ConfigError(problems)
         data = datamodule if train is None else Loaders(train, validation)
-        return UserObjects(model, data, self._callbacks, self._loggers, only_precision_plugin(self._plugins))
+        precision, others = sort_plugins(self._plugins)
+        module = cast("pl.LightningModule", model)
+        return UserObjects(module, data, self._callbacks, self._loggers, precision, plugins=others)
 
     def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
         from launcher.ranks import wanted_ranks
@@ -243,7 +252,13 @@ def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
     """
     from launcher.config_check import find_problems
 
-    objects = [name for name in _OBJECTS if name in trainer]
+    trainer = dict(trainer)
+    if trainer.get("logger", False) in (True, None):
+        trainer.pop("logger", None)  # the default, as in a config file
+    elif trainer.get("logger") is False:
+        trainer["logger"] = []
+        config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
+    objects = [name for name in _OBJECTS if trainer.get(name)]
     plain = {name: value for name, value in trainer.items() if name not in objects}
     # What nobody said is right, and the check of every field takes its time.
     usual = RunConfig().to_dict()

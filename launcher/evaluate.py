@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from launcher.agreement import RankFacts, agree_on
+from launcher.checkpoint_reader import Trust
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint, save_private
 from launcher.errors import LauncherError, TrainingError, UsageError
@@ -32,13 +33,15 @@ from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
+from launcher.run_loggers import make_wandb_logger, run_loggers
+from launcher.secret_values import find_secrets, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.terminal import make_console
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.training import quieten
 from launcher.user_objects import UserObjects, make_user_objects
-from launcher.wandb_run import QueuedWandbLogger, finish_wandb, start_wandb
+from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 
 # The step that a LightningModule needs, and the loaders that may be divided; predictions Lightning divides well itself.
 _STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
@@ -74,6 +77,8 @@ def evaluate(
     env = os.environ if env is None else env
     topology = Topology.from_env(env, socket.gethostname())
     report = RankReport.from_env(env)
+    secrets = tuple(find_secrets(config.to_dict()).values())
+    report.keep_secret(secrets)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     try:
         attach_log(log)
@@ -102,7 +107,8 @@ def evaluate(
         # The user's code may raise anything; it is told with this rank's name and handed on whole.
         report.raised(error)
         report.trace(error)
-        raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
+        text = scrub(f"{type(error).__name__}: {error}", secrets)
+        raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}") from error
     finally:
         log.detach()
         log.discard_pending()
@@ -134,11 +140,13 @@ def _evaluate(
     owner = objects.model if objects.data is None else objects.data
     if command in _LOADERS and topology.world_size > 1 and config.trainer.use_distributed_sampler:
         share_evaluation_data(owner, _LOADERS[command], topology.world_size, topology.rank)
-    ours = _wandb(config, run, notice) if topology.rank == 0 and command != "predict" else None
-    loggers: list[Logger] = [*([ours] if ours else []), *objects.loggers]
+    ours = None if command == "predict" else _wandb(config, run, notice)
+    loggers: list[Logger] = run_loggers(objects.loggers, ours, run, is_off=command == "predict")
     callbacks = [*objects.callbacks, *signs_of_life(report), *_writers(command, objects, run)]
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin)
-    content = read_checkpoint(checkpoint)
+    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice,
+                            own_plugins=objects.plugins, own_profiler=objects.profiler)  # fmt: skip
+    trust = Trust(run.path, everywhere=config.resume_trust)
+    content = read_checkpoint(checkpoint, trust, outline=True)
     if "loops" in content:
         # The metrics belong to the step of the checkpoint; where the loaders were is for a resume.
         trainer.fit_loop.load_state_dict({**content["loops"]["fit_loop"], "state_dict": {}})
@@ -146,7 +154,7 @@ def _evaluate(
         console.print(f"{command}: {checkpoint}", highlight=False, markup=False, soft_wrap=True)
     code = 1
     try:
-        with loadable_checkpoint(checkpoint, plan, run, topology.rank, notice) as loadable:
+        with loadable_checkpoint(checkpoint, plan, run, topology.rank, notice, trust) as loadable:
             found = _run(trainer, command, objects, str(loadable))
         code = 0
     finally:
@@ -203,7 +211,7 @@ def _writers(command: str, objects: UserObjects, run: RunDirectory) -> list[pl.C
 
 def _wandb(config: RunConfig, run: RunDirectory, notice: Callable[[str], None]) -> QueuedWandbLogger | None:
     """The run's own W&B run goes on, if it has one."""
-    return start_wandb(config.wandb, run, {}, notice) if run.wandb_id else None
+    return make_wandb_logger(config.wandb, run, {}, notice) if run.wandb_id else None
 
 
 def _micro_batch_size(run: RunDirectory) -> int | None:

@@ -11,6 +11,7 @@ from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.resume import read_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like
+from launcher.run_trust import check_run_folder
 
 BEST, LAST = "best", "last"
 
@@ -40,6 +41,8 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
                 f"{runs}/NAME/config.yaml"
             )
         path = runs / name
+    # What lies there is loaded, and written to.
+    check_run_folder(path)
     if not (path / "config.yaml").exists():
         raise RunDirectoryError(f"there is no run {path.name!r} at {path}; give the name of one that was trained")
     notices: tuple[str, ...] = ()

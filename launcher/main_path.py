@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import socket
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from launcher import __version__
+from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
 from launcher.deepspeed_source import with_deepspeed_file
@@ -29,6 +31,7 @@ from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.secret_values import digests, find_secrets, redact
 from launcher.terminal import make_console
 from launcher.topology import Topology
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
 
 _RUN_NAME_KEY = "launcher/run_name"
+_OWNER_KEY = "launcher/run_owner"
 # Rank zero alone acts upon these: a script may make them of the time, or hydra of each rank's own start.
 _RANK_ZEROS = ("name", "runs_dir", "wandb")
 
@@ -50,8 +54,10 @@ class FitResult:
         metrics: the last value of every metric.
         steps: optimizer steps done.
         checkpoint: the checkpoint to go on from, None if none was written.
-        best: the best checkpoint by `checkpoint.monitor`, else the last; None if none was written.
+        best: the best checkpoint by the monitor of the user's own ModelCheckpoint, else by `checkpoint.monitor`, else
+            the last; a URL where it was saved to one; None if none was written.
         trainer: Lightning's, after the fit.
+        monitor: what `best` is the best by, None where it is the last.
     """
 
     run: Path
@@ -59,8 +65,9 @@ class FitResult:
     metrics: Mapping[str, float]
     steps: int
     checkpoint: Path | None
-    best: Path | None = None
+    best: Path | str | None = None
     trainer: Any = None
+    monitor: str | None = None
 
 
 def fit(
@@ -89,6 +96,7 @@ def fit(
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     report = RankReport.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
+    report.keep_secret(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     # Whatever is written for this run, by whichever library, is the user's alone.
     umask = os.umask(0o077)
@@ -147,6 +155,7 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         from launcher.hardware import detect_hardware
         from launcher.ranks import check_ranks
         from launcher.user_classes import import_classes
+        from launcher.user_sources import digest_of, user_sources
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
@@ -156,13 +165,25 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         if topology.world_size == 1:
             raise
         return RankFacts.of(topology, error=str(error), config_digest=_agreed(config).digest())
-    return RankFacts.of(topology, hardware=hardware, config_digest=_agreed(config).digest(), traits=traits, **known)
+    # One rank has nobody to differ from.
+    sources = user_sources(sys.modules) if topology.world_size > 1 else {}
+    return RankFacts.of(
+        topology,
+        hardware=hardware,
+        config_digest=_agreed(config).digest(),
+        secrets=digests(config.to_dict()),
+        traits=traits,
+        sources_digest=digest_of(sources),
+        sources=sources,
+        **known,
+    )
 
 
 def decide_together(
     config: RunConfig, topology: Topology, facts: RankFacts, store: Any, given: UserObjects | None = None
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
+    from launcher.checkpoint_reader import Trust
     from launcher.fit_plan import plan_for_fit
     from launcher.resume import check_checkpoint
 
@@ -172,23 +193,33 @@ def decide_together(
         agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
-        place = find_run(config, restart_of=restart_of)
+        # SLURM counts it for all processes of a job, whoever makes the ranks.
+        is_requeued = topology.restart_count > 0 or os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
         checkpoint = place.resume_from
-        trained_in = None if checkpoint is None else check_checkpoint(checkpoint)
+        trust = Trust(place.path, everywhere=config.resume_trust)
+        with doing("reading the checkpoint"):
+            trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
         known = place.exists and (given is None or restart_of is not None)
         record = read_memory_record(place.path) if known else MemoryRecord()
-        plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
+        with doing("choosing strategy and precision"):
+            plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
-        run = open_run_directory(config, restart_of=restart_of)
+        previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
+        run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
+                                 wandb_id=os.environ.get("WANDB_RUN_ID"))  # fmt: skip
         opened.append(run)
+        if run.lock is not None:
+            store.set(_OWNER_KEY, run.lock.owner.token)
+            if run.lock.notice is not None:
+                plan = dataclasses.replace(plan, notices=(*plan.notices, run.lock.notice))
         store.set(_RUN_NAME_KEY, run.name)
-        write_plan(run, plan.to_dict())
+        write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(
-        store, topology.world_size, facts, flatten(_agreed(config).to_dict()), decide, config.agreement_timeout
-    )
+    flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
+    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 
@@ -200,7 +231,7 @@ def ask_rank_zero(
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
 ) -> Decision:
     """Have rank zero decide with everybody's facts; see `launcher.exchange.exchange`."""
-    compared = flatten(_agreed(config).to_dict())
+    compared = flatten(redact(_agreed(config).to_dict()))
     return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
 
 
@@ -208,6 +239,11 @@ def _agreed(config: RunConfig) -> RunConfig:
     """What must be equal on all ranks."""
     usual = RunConfig()
     return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
+
+
+def _say_waiting(text: str) -> None:
+    sys.stderr.write(f"notice: {text}\n")
+    sys.stderr.flush()
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:
@@ -241,7 +277,7 @@ def announce(
     events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
                  source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id,
                  host=topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
-    events.write("planned", plan=plan.to_dict())
+    events.write("planned", plan=redact(plan.to_dict()))
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)
     if plan.ran_out:

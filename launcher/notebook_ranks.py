@@ -134,7 +134,7 @@ def _be_rank(config: RunConfig, given: UserObjects, rank: int, count: int, port:
     os.environ.update({**rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _one_thread()
     _leave_notebook()
-    set_rank_zero(rank)
+    set_rank_zero(os.environ)
     code = 1
     try:
         result = fit(config, given=given, stays_open=False)
@@ -155,8 +155,9 @@ def _leave_notebook() -> None:
     """Let the libraries know that a rank is no prompt: a fork cannot display in the notebook, only print."""
     from lightning.pytorch.trainer.connectors import accelerator_connector
 
-    vars(builtins).pop("get_ipython", None)
-    vars(accelerator_connector)["_IS_INTERACTIVE"] = False
+    if hasattr(builtins, "get_ipython"):
+        delattr(builtins, "get_ipython")
+    setattr(accelerator_connector, "_IS_INTERACTIVE", False)  # noqa: B010 -- not for type checkers
 
 
 def _one_thread() -> None:
@@ -227,6 +228,7 @@ def _trainer_here(
         keeper = ModelCheckpoint(dirpath=values["run"] / "checkpoints", enable_version_counter=False)
         keeper.best_model_path = "" if values["best"] is None else str(values["best"])
         callbacks.append(keeper)
+    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {"plugins": [plugin]}
     trainer = pl.Trainer(
         **plain_options(config),
         **precision,

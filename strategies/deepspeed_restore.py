@@ -18,7 +18,7 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 @contextlib.contextmanager
-def weights_only_loads() -> Iterator[None]:
+def weights_only_loads(_: Path) -> Iterator[None]:
     """Every `torch.load` within is `weights_only`, DeepSpeed's own too, which asks for the opposite.
 
     Of DeepSpeed's classes those are let through that its checkpoints hold; they only keep values.
@@ -129,7 +129,9 @@ def _restore_optimizer(
     zero: Any, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Any], names: Sequence[str]
 ) -> None:
     """The states of torch's optimizer inside ZeRO's."""
-    for group, theirs in zip(zero.param_groups, saved["param_groups"], strict=True):
+    # DeepSpeed has none that are empty.
+    groups = [group for group in saved["param_groups"] if group["params"]]
+    for group, theirs in zip(zero.param_groups, groups, strict=True):
         group.update({key: value for key, value in theirs.items() if key != "params"})
     states: dict[str, Mapping[str, Any]] = {
         name: saved["state"][n] for n, name in enumerate(names) if n in saved["state"]
@@ -155,9 +157,9 @@ def _make_states(zero: Any, example: Mapping[str, Any], numel: int) -> None:
         example: the states of one parameter.
         numel: numbers in that parameter.
     """
-    pieces = zero.fp32_partitioned_groups_flat if hasattr(zero, "fp32_partitioned_groups_flat") else (
-        zero.single_partition_of_fp32_groups)  # fmt: skip
-    for piece in pieces:
+    # Of stage 3, of bf16 weights with fp32 gradients in stage 1, and of stages 1 and 2.
+    names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+    for piece in next(getattr(zero, name) for name in names if hasattr(zero, name)):
         own = zero.optimizer.state[piece]
         for key, value in example.items():
             if not isinstance(value, Tensor):
