@@ -221,7 +221,8 @@ def _trainer_here(
     from strategies.build import precision_plugin
     from strategies.precision import Precision
 
-    plugin = given.precision_plugin or precision_plugin(Precision(plan.precision), plan.device_kind)
+    plugin: Any = given.precision_plugin or precision_plugin(Precision(plan.precision), plan.device_kind)
+    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {"plugins": [plugin]}
     callbacks = list(given.callbacks)
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
         keeper = ModelCheckpoint(dirpath=values["run"] / "checkpoints", enable_version_counter=False)

@@ -129,7 +129,8 @@ def rank_command(rank: int) -> tuple[list[str], str | None]:
     job = HydraConfig.get()
     words = sys.argv[1:]
     if job.mode == RunMode.MULTIRUN:
-        words = [*_hydra_flags(words), *job.overrides.task]
+        ours = [word for word in job.overrides.hydra if not word.startswith("hydra.mode=")]
+        words = [*_hydra_flags(words), *job.overrides.task, *ours]
     words += [f'hydra.run.dir="{job.runtime.output_dir}"', f"hydra.job.name={job.job.name}_rank_{rank}",
               "hydra.output_subdir=null", "hydra.mode=RUN"]  # fmt: skip
     return [*_program(), *words], job.runtime.cwd

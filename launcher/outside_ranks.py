@@ -44,9 +44,10 @@ def outside_rank(config: RunConfig, env: Mapping[str, str]) -> dict[str, str] | 
     if task is not None and task.tasks > 1:
         return None if env.get("SLURM_JOB_NAME") in _INTERACTIVE else _of_slurm(task, config, env)
     if any(env.get(name, "1") not in ("", "0", "1") for name in _MPI_SIZES):
-        # With an address MPI's own variables say enough.
-        has_address = env.get("MASTER_ADDR") and env.get("MASTER_PORT")
-        return in_torchruns_words(env) if has_address else _of_mpi(env)
+        if env.get("MASTER_ADDR") and env.get("MASTER_PORT"):
+            return in_torchruns_words(env)
+        # Without mpi4py `launcher.foreign_ranks` says what is missing.
+        return _of_mpi() if importlib.util.find_spec("mpi4py") else None
     return None
 
 
@@ -118,21 +119,12 @@ def _first_node(env: Mapping[str, str]) -> str:
     return first
 
 
-def _of_mpi(env: Mapping[str, str]) -> dict[str, str]:
-    """By Lightning's own environment for MPI, which asks mpi4py."""
-    size = next(f"{name}={env[name]}" for name in _MPI_SIZES if name in env)
-    if importlib.util.find_spec("mpi4py") is None:
-        raise TopologyError(
-            f"{size}: this script is one of several processes of MPI's, and Lightning knows their ranks by mpi4py, "
-            "which is not installed; pip install mpi4py, or start the script with torchrun"
-        )
+def _of_mpi() -> dict[str, str] | None:
+    """By Lightning's own environment for MPI, which asks mpi4py; None if that knows of no other process."""
     from lightning.fabric.plugins.environments import MPIEnvironment
 
     if not MPIEnvironment.detect():
-        raise TopologyError(
-            f"{size}, but mpi4py knows of one process only: it belongs to another MPI than the one that started this "
-            "script; install mpi4py for that one, or start the script with torchrun"
-        )
+        return None
     ranks = MPIEnvironment()
     local_rank = ranks.local_rank()
     return _variables(

@@ -148,7 +148,8 @@ def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
         GlobalHydra.instance().clear()
         with initialize(version_base="1.3", config_path=None):
-            overrides = [word for word in words if "=" in word] if number is None else [f"+lr={number}"]
+            own = [word for word in words if word.startswith("hydra.")]
+            overrides = [word for word in words if "=" in word] if number is None else [f"+lr={number}", *own]
             config = compose(overrides=overrides, return_hydra_config=True)
         with open_dict(config.hydra):
             config.hydra.mode = RunMode.RUN if number is None else RunMode.MULTIRUN
@@ -179,9 +180,9 @@ def test_a_rank_of_a_sweep_of_hydras_has_the_overrides_of_its_job_alone(
     main: types.ModuleType, hydra: Any, tmp_path: Path
 ) -> None:
     main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
-    hydra(["-m", "-cn=other", "--config-path", "conf", "+lr=1,2"], 2)
+    hydra(["-m", "-cn=other", "--config-path", "conf", "+lr=1,2", "hydra.job.chdir=true"], 2)
     command, _ = module.rank_command(1)
-    assert command[2:6] == ["-cn=other", "--config-path", "conf", "+lr=2"]
+    assert command[2:7] == ["-cn=other", "--config-path", "conf", "+lr=2", "hydra.job.chdir=true"]
     assert command[-1] == "hydra.mode=RUN"
     assert not {"-m", "+lr=1,2"} & set(command)
 
