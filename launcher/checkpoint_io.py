@@ -8,21 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
 from launcher.checkpoint_files import publish, remove
+from launcher.checkpoint_reader import Trust, read_file
+from launcher.checkpoint_secrets import hide_hyperparameters
+from launcher.read_back import ReadBack
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, syncs it, notes its hashes, and only then gives it its name.
 
     Lightning's own writes whole files too, but does not wait for the disk and keeps no hash.
+
+    Args:
+        trust: which checkpoints may run code when they are loaded.
+        read_back: looks at the first one that is written.
     """
+
+    def __init__(self, trust: Trust = Trust(), read_back: ReadBack | None = None) -> None:  # noqa: B008 -- frozen
+        self._trust = trust
+        self._read_back = read_back
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save to a local path.
+        """Save to a local path, or as Lightning does to another URL, without hashes.
 
         Args:
             checkpoint: what to save.
@@ -32,13 +45,20 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: the disk is full or read-only; an earlier checkpoint of that name is still there.
         """
-        target = Path(path).absolute()
+        if not _is_local_file_protocol(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = _local(path)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
+        # Of weights alone the callbacks are not told.
+        hide_hyperparameters(checkpoint)
         try:
             with open(temporary, "wb", opener=_private) as file:
                 torch.save(checkpoint, file)
+            if self._read_back is not None:
+                self._read_back(temporary, target)
             publish(temporary, target, step if isinstance(step, int) else None)
         except BaseException:  # Ctrl-C too leaves no half-written checkpoint; raised on
             temporary.unlink(missing_ok=True)
@@ -51,14 +71,31 @@ class WholeCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load; nothing in the file is run, whoever asks."""
-        return super().load_checkpoint(path, map_location, weights_only=True)
+        """Load from a local path.
+
+        Args:
+            path: the checkpoint.
+            map_location: as for `torch.load`.
+            weights_only: False if the caller trusts the file.
+
+        Raises:
+            ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
+        """
+        trust = Trust(everywhere=True) if weights_only is False else self._trust
+        return read_file(Path(path), trust, map_location=map_location, mmap=False)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it with what was noted of it."""
-        remove(Path(path))
+        if _is_local_file_protocol(path):
+            remove(_local(path))
+        else:
+            super().remove_checkpoint(path)
+
+
+def _local(path: str | Path) -> Path:
+    return Path(LocalFileSystem._strip_protocol(str(path))).absolute()  # pyright: ignore[reportPrivateUsage]
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

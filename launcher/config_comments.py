@@ -13,7 +13,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "Model and data": ("model", "data", "global_batch_size"),
     "Hardware and cluster": ("accelerator", "devices", "num_nodes", "slurm"),
     "Precision and strategy": ("use_amp", "precision", "precision_fallback", "strategy", "static_graph"),
-    "Training": ("trainer", "checkpoint", "resume", "seed"),
+    "Training": ("trainer", "checkpoint", "resume", "resume_trust", "seed"),
     "Run and logging": ("name", "runs_dir", "wandb"),
 }
 _OTHER = "More settings"
@@ -40,6 +40,7 @@ _COMMENTS = {
     "checkpoint.every_n_steps": "How many steps a crash may cost.",
     "checkpoint.monitor": "The metric by which the best are kept.",
     "resume": "none, auto (this run's last checkpoint, if it has one) or the path of a checkpoint.",
+    "resume_trust": "Whether it may run code when it is loaded; only if you trust who has written it.",
     "seed": "Seed of every random generator and of the order of the data.",
     "name": "The run's name and its folder.",
     "runs_dir": "Folder of all runs.",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from launcher.checkpoint_reader import PUT_TOGETHER, Trust
 from launcher.errors import LauncherError, ResumeError
 from launcher.plan import Plan
 from launcher.resume import read_checkpoint
@@ -20,7 +21,7 @@ from launcher.zero_checkpoint import ZeroLayout, read_whole, zero_layout
 
 @contextlib.contextmanager
 def loadable_checkpoint(
-    resume: Path | None, plan: Plan, run: RunDirectory, rank: int, notice: Callable[[str], None]
+    resume: Path | None, plan: Plan, run: RunDirectory, rank: int, notice: Callable[[str], None], trust: Trust
 ) -> Iterator[Path | None]:
     """The checkpoint as the planned strategy can load it; a file that had to be made for it is gone afterwards.
 
@@ -32,6 +33,7 @@ def loadable_checkpoint(
         run: where a file is made.
         rank: this rank.
         notice: told of a change.
+        trust: which checkpoints may run code when they are loaded.
 
     Raises:
         ResumeError: the pieces cannot be put together.
@@ -40,8 +42,8 @@ def loadable_checkpoint(
         yield resume
         return
     notice(f"{resume.name} was saved by {_described(zero_layout(resume))}: it is put together for {plan.strategy.name}")
-    whole = run.path / ".resume-whole.ckpt"
-    _on_rank_zero(rank, lambda: save_private(read_whole(resume), whole))
+    whole = run.path / PUT_TOGETHER
+    _on_rank_zero(rank, lambda: save_private(read_whole(resume, trust), whole))
     try:
         yield whole
     finally:
@@ -87,7 +89,7 @@ def convert_checkpoint(source: Path, target: Path) -> int:
 def save_private(content: Any, path: Path) -> None:
     """`torch.save` to a file of mode 0600, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             torch.save(content, file)

@@ -51,10 +51,12 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
     agreement = _others(config, classes, others) if others else _alike(config, classes, host)
     checkpoint = None
     if config.resume != "none":
+        from launcher.checkpoint_reader import Trust
         from launcher.resume import check_checkpoint
 
-        found = find_run(config).resume_from
-        checkpoint = None if found is None else check_checkpoint(found)
+        place = find_run(config)
+        trust = Trust(place.path, everywhere=config.resume_trust)
+        checkpoint = None if place.resume_from is None else check_checkpoint(place.resume_from, trust)
     plain = make_plan(config, agreement, checkpoint)
     profile = profile_for(config, classes, plain)
     known = None if others else host_memory()

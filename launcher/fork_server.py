@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.own_modules import without_working_directory
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
 from launcher.socket_folder import folder_of_sockets
 
@@ -117,7 +118,8 @@ class ForkServer:
         # They stay: a server that has to be started again does the same.
         os.environ.update(variables)
         multiprocessing.forkserver.set_forkserver_preload(["launcher.fork_server_main"])
-        multiprocessing.forkserver.ensure_running()
+        with without_working_directory():
+            multiprocessing.forkserver.ensure_running()
 
     def start_method(self, tell: Callable[[str], object]) -> StartMethod:
         """Wait until everything is imported, by a second server if need be, and say how ranks are made.

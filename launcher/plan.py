@@ -12,7 +12,7 @@ from launcher.config import RunConfig
 from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed
 from launcher.errors import PlanError
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
-from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed
+from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_own_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
 
 # A precision plugin of the user's own: it may do anything.
@@ -138,6 +138,7 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
             accumulate=batch.accumulate,
             model_has_static_graph=bool(static),
         )
+        strategy = with_own_options(strategy, config.ddp or {})
     except StrategyError as error:
         strategy = None
         problems.append(str(error))

@@ -41,7 +41,7 @@ def run_rank(task: RankTask) -> None:
     """Be one rank, from its environment to its exit code; never returns."""
     _tie_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
-    _set_rank_zero(os.environ)
+    set_rank_zero(os.environ)
     # Else loader workers would come from a fork server of each rank's own, and import everything at every epoch.
     multiprocessing.set_start_method(None, force=True)
     report = RankReport.from_env(os.environ)
@@ -69,7 +69,7 @@ def _tie_to_agent() -> None:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
-def _set_rank_zero(env: Mapping[str, str]) -> None:
+def set_rank_zero(env: Mapping[str, str]) -> None:
     """Lightning and torchmetrics took their rank from the environment on import: in the fork server there was none."""
     for name, variable in (
         ("lightning_utilities.core.rank_zero", "RANK"),

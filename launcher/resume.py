@@ -1,17 +1,18 @@
-"""Whether a checkpoint is one to go on from. Nothing in the file is ever run: it is read with `weights_only`."""
+"""Whether a checkpoint is one to go on from."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from launcher.checkpoint_precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
+from launcher.checkpoint_reader import Trust, as_mapping, read_file
 from launcher.errors import ResumeError
 from launcher.zero_checkpoint import read_zero_outline
 from strategies.loss_scale import state_problem
@@ -19,43 +20,40 @@ from strategies.precision import Precision
 
 # What Lightning needs to go on with a training, rather than only to load weights.
 _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
+# How torch begins its list of what does not fit; the class's name follows.
+_REFUSED_BY_TORCH = "Error(s) in loading state_dict for "
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
+def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
     """The checkpoint's content, its tensors left on disk; of a DeepSpeed one the shapes alone.
 
+    Args:
+        path: the checkpoint.
+        trust: see `launcher.checkpoint_reader.read_file`.
+        outline: see there.
+
     Raises:
-        ResumeError: no checkpoint, a damaged one, or one whose loading would run code.
+        ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
     """
     if path.is_dir():
-        return read_zero_outline(path)
-    try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ResumeError(
-            f"resume: {path} is no checkpoint, or holds objects whose loading would run code, which is never done: "
-            f"{str(error).splitlines()[0]}; keep such objects out of save_hyperparameters and state dicts"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(
-            f"resume: {path} is no checkpoint, or is damaged: {reason}; give another checkpoint"
-        ) from error
-    if not isinstance(content, dict):
-        raise ResumeError(f"resume: {path} holds a {type(content).__name__}, no Lightning checkpoint; give another one")
-    return content
+        return read_zero_outline(path, trust, outline=outline)
+    return as_mapping(read_file(path, trust, outline=outline), path)
 
 
-def check_checkpoint(path: Path) -> CheckpointPrecision:
+def check_checkpoint(path: Path, trust: Trust | None = None) -> CheckpointPrecision:
     """Read the file's outline.
+
+    Args:
+        path: the checkpoint.
+        trust: whether what it holds may run code when it is loaded; None leaves that open.
 
     Returns:
         The precision that it was trained in.
 
     Raises:
-        ResumeError: it is no Lightning checkpoint of a training.
+        ResumeError: it is no Lightning checkpoint of a training, or would run code that nobody trusts.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, trust, outline=True)
     missing = [key for key in _NEEDED if key not in content]
     if missing:
         raise ResumeError(
@@ -76,32 +74,57 @@ def scaler_problem(path: Path) -> str | None:
     return next(filter(None, map(state_problem, saved)), None)
 
 
-def loader_states(path: Path) -> Sequence[Mapping[str, Any]]:
-    """Where the training loaders were, in their order, as Lightning saved it; empty if they could not say."""
-    fit_loop = read_checkpoint(path)["loops"].get("fit_loop", {})
-    return fit_loop.get("state_dict", {}).get("combined_loader", [])
+def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, Any] | None = None) -> None:
+    """Compare names and shapes with the model's, once it is as it will be trained.
 
-
-def check_fits_model(path: Path, model: pl.LightningModule) -> None:
-    """Compare names and shapes with the model's.
+    Args:
+        path: the checkpoint.
+        model: as its `setup` and `configure_model` have left it.
+        saved: the weights, as the model's `on_load_checkpoint` has left them; None reads them.
 
     Raises:
         ResumeError: the checkpoint is of another model; says what differs.
     """
-    if is_overridden("configure_model", model) or not model.strict_loading:
-        return  # its parameters are not all there yet, or may differ on purpose
-    saved = {name: tuple(value.shape) for name, value in read_checkpoint(path)["state_dict"].items()
-             if hasattr(value, "shape")}  # fmt: skip
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items() if hasattr(value, "shape")}
-    differences = [f"{n} is only in the checkpoint" for n in saved if n not in own]
-    differences += [f"{n} is only in the model" for n in own if n not in saved]
-    differences += [f"{n} is {saved[n]} in the checkpoint, {own[n]} in the model"
-                    for n in own if n in saved and saved[n] != own[n]]  # fmt: skip
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise ResumeError(
-            f"resume: {path} is of another model than {type(model).__name__}: "
-            + "; ".join(differences[:5])
-            + more
-            + "\nmake the model as it was, or begin anew under another --name"
-        )
+    if model.strict_loading and (found := _differences(saved or read_checkpoint(path)["state_dict"], model)):
+        raise _other_model(path, model, found)
+
+
+@contextlib.contextmanager
+def other_model_told(path: Path | None, model: pl.LightningModule, trainer: pl.Trainer) -> Iterator[None]:
+    """While Lightning restores: torch's refusal of the weights becomes an error that says what differs.
+
+    Lightning has the last word, as the model's hooks and its layers may change names and shapes until then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        loaded = trainer._checkpoint_connector._loaded_checkpoint
+        if path is None or not loaded or not str(error).startswith(_REFUSED_BY_TORCH + type(model).__name__):
+            raise
+        of_torch = [line.strip() for line in str(error).splitlines()[1:]]
+        raise _other_model(path, model, _differences(loaded["state_dict"], model) or of_torch) from error
+
+
+def _differences(state: Mapping[str, Any], model: pl.LightningModule) -> list[str]:
+    saved, own = _shapes(state), _shapes(model.state_dict(keep_vars=True))
+    return [
+        *(f"{name} is only in the checkpoint" for name in saved if name not in own),
+        *(f"{name} is only in the model" for name in own if name not in saved),
+        *(f"{name} is {saved[name]} in the checkpoint, {own[name]} in the model"
+          for name in own if name in saved and None not in (own[name], saved[name]) and saved[name] != own[name]),
+    ]  # fmt: skip
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """By name; None for a layer that takes its shape from its first batch."""
+    # ZeRO 3 keeps the shape of what it has cut.
+    return {name: None if is_lazy(value) else tuple(getattr(value, "ds_shape", value.shape))
+            for name, value in state.items() if isinstance(value, Tensor)}  # fmt: skip
+
+
+def _other_model(path: Path, model: pl.LightningModule, differences: Sequence[str]) -> ResumeError:
+    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+    return ResumeError(
+        f"resume: {path} is of another model than {type(model).__name__}: {'; '.join(differences[:5])}{more}\n"
+        "make the model as it was, or begin anew under another --name"
+    )

@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints: a folder with files of every rank. Always read with `weights_only`: nothing in them is run.
+"""DeepSpeed's checkpoints: a folder with files of every rank, read as `launcher.checkpoint_reader` reads any.
 
 The layout is DeepSpeed's own (deepspeed/utils/zero_to_fp32.py, whose functions put the pieces together here too).
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from launcher.checkpoint_reader import Trust, as_mapping, loads_of, plain, read_file
 from launcher.errors import ResumeError
-from strategies.deepspeed_restore import weights_only_loads
+from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
 # DeepSpeed's part of a file; the rest is what Lightning had it save.
 _OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
@@ -49,8 +49,18 @@ class ZeroLayout:
         zero = config.get("zero_optimization", {})
         dtypes = [name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled")]
         offload = zero.get("offload_optimizer") or {}
-        cut = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"))
+        cut = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"),
+               _gradients_in_fp32(config))  # fmt: skip
         return cls(zero.get("stage", 0), world_size, dtypes[0] if dtypes else "fp32", cut)
+
+
+def _gradients_in_fp32(config: Mapping[str, Any]) -> bool:
+    """Whether DeepSpeed takes its optimizer of stage 1 for bf16 weights with fp32 gradients, as it decides itself."""
+    zero = config.get("zero_optimization", {})
+    asked = config.get("data_types", {}).get("grad_accum_dtype")
+    offload = (zero.get("offload_optimizer") or {}).get("device", "none")
+    is_bf16 = config.get("bf16", {}).get("enabled") is True
+    return asked == "fp32" and is_bf16 and zero.get("stage", 0) == 1 and offload == "none"
 
 
 def zero_layout(path: Path) -> ZeroLayout:
@@ -63,13 +73,18 @@ def zero_layout(path: Path) -> ZeroLayout:
     return ZeroLayout.of(content["ds_config"], content["dp_world_size"])
 
 
-def read_zero_outline(path: Path) -> Mapping[str, Any]:
+def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
     """What Lightning had saved, and in place of weights tensors without content that have their shapes.
+
+    Args:
+        path: the checkpoint.
+        trust: see `launcher.checkpoint_reader.read_file`.
+        outline: see there.
 
     Raises:
         ResumeError: no DeepSpeed checkpoint, a damaged one, or one that lacks the files of a rank.
     """
-    content = _model_file(path)
+    content = _model_file(path, trust, outline=outline)
     folder = _folder(path)
     pieces = len(list(folder.glob("*_optim_states.pt")))
     if pieces != content["dp_world_size"]:
@@ -87,34 +102,41 @@ def read_zero_outline(path: Path) -> Mapping[str, Any]:
     return {**_of_lightning(content), "state_dict": state, "optimizer_states": []}
 
 
-def read_whole(path: Path) -> dict[str, Any]:
+def read_whole(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     """A DeepSpeed checkpoint as the one that Lightning would have saved without it: fp32 weights, optimizer states.
+
+    Args:
+        path: the checkpoint.
+        trust: see `launcher.checkpoint_reader.read_file`.
 
     Returns:
         A Lightning checkpoint. `optimizer_states` holds one state dict as torch's optimizers make it, for parameters in
         the order of `parameter_names`.
 
     Raises:
-        ResumeError: no DeepSpeed checkpoint, a damaged one, or one whose loading would run code.
+        ResumeError: no DeepSpeed checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
     """
     from deepspeed.utils import zero_to_fp32
 
-    content = _model_file(path)
+    content = _model_file(path, trust)
     folder = str(_folder(path))
     try:
         # DeepSpeed's functions tell their progress on stdout and stderr.
-        with weights_only_loads(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            loads_of(path, trust),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(folder))
-            pieces = [torch.load(file, map_location="cpu", mmap=True, weights_only=True)["optimizer_state_dict"]
+            pieces = [read_file(Path(file), trust, of=path)["optimizer_state_dict"]
                       for file in zero_to_fp32.get_optim_files(folder)]  # fmt: skip
             whole = _Whole(models, pieces)
             state = whole.join(whole.fp32_pieces(), with_buffers=True)
             optimizer, names = whole.optimizer_state()
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from error
+        settings = content.get(EMPTY_GROUPS, {})
+        optimizer["param_groups"] = with_empty_groups(optimizer["param_groups"], settings)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(f"resume: {path} cannot be put together: {reason}") from error
+        raise ResumeError(f"resume: {path} cannot be put together: {plain(error)}") from error
     return {**_of_lightning(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
 
 
@@ -124,7 +146,8 @@ class _Whole:
     def __init__(self, models: Sequence[Any], pieces: Sequence[Mapping[str, Any]]) -> None:
         self._models = models
         self._pieces = pieces
-        self._stage = int(pieces[0]["zero_stage"])
+        # The optimizer of bf16 weights with fp32 gradients in stage 1 does not name it.
+        self._stage = int(pieces[0].get("zero_stage", 1))
         self._shapes = [dict(group) for group in models[0].param_shapes]
 
     def fp32_pieces(self) -> list[list[Tensor]]:
@@ -187,7 +210,7 @@ class _Whole:
                 and value.dim() > 0]  # fmt: skip
 
 
-def _model_file(path: Path) -> Mapping[str, Any]:
+def _model_file(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
     folder = _folder(path)
     names = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
     found = [folder / name for name in names if (folder / name).exists()]
@@ -195,17 +218,11 @@ def _model_file(path: Path) -> Mapping[str, Any]:
         raise ResumeError(
             f"resume: {path} is a folder, but no DeepSpeed checkpoint: it has no {names[0]}; give another one"
         )
-    try:
-        content = torch.load(found[0], map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ResumeError(f"resume: {found[0]} is damaged: {reason}; give another checkpoint") from error
+    content = as_mapping(read_file(found[0], trust, of=path, outline=outline), path)
     missing = [key for key in ("param_shapes", "dp_world_size", "ds_config", "module") if key not in content]
     if missing:
         raise ResumeError(f"resume: {found[0]} is of no ZeRO training: it lacks {', '.join(missing)}; give another one")
-    return cast(Mapping[str, Any], content)
+    return content
 
 
 def _folder(path: Path) -> Path:
@@ -219,10 +236,3 @@ def _folder(path: Path) -> Path:
 
 def _of_lightning(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in _OF_DEEPSPEED}
-
-
-def _refusal(path: Path, error: Exception) -> ResumeError:
-    return ResumeError(
-        f"resume: {path} holds objects whose loading would run code, which is never done: "
-        f"{str(error).splitlines()[0]}; keep such objects out of save_hyperparameters and state dicts"
-    )

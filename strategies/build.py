@@ -106,6 +106,7 @@ def build_strategy(
     *,
     deepspeed: Mapping[str, Any] | None = None,
     pretend_fp16: bool = False,
+    ddp: Mapping[str, Any] | None = None,
     on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> Strategy:
     """The strategy as Lightning's object.
@@ -117,6 +118,7 @@ def build_strategy(
         timeout: seconds after which a collective fails; only used if Lightning itself makes a process group.
         deepspeed: DeepSpeed's whole config, for one of its variants.
         pretend_fp16: for tests: DeepSpeed takes fp16 on a CPU.
+        ddp: the user's own arguments of Lightning's DDPStrategy.
         on_unused: see `SteadyDDPStrategy`.
     """
     if choice.name in VARIANTS:
@@ -130,9 +132,9 @@ def build_strategy(
         cluster_environment=KnownRanks(place),
         process_group_backend=choice.backend,
         timeout=timedelta(seconds=timeout),
-        gradient_as_bucket_view=choice.gradient_as_bucket_view,
         static_graph=choice.static_graph,
         find_unused_parameters=choice.find_unused_parameters,
+        **{"gradient_as_bucket_view": choice.gradient_as_bucket_view, **(ddp or {})},
     )
 
 

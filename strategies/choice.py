@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from strategies.deepspeed_config import VARIANTS
 
@@ -12,6 +13,18 @@ DDP = "ddp"
 # Lightning's spelling for a DDP that looks for unused parameters in every step.
 DDP_FIND_UNUSED = "ddp_find_unused_parameters_true"
 AUTO = "auto"
+# Of Lightning's DDPStrategy, and those of DistributedDataParallel that it hands on. The plan decides the rest.
+DDP_OPTIONS = (
+    "ddp_comm_state",
+    "ddp_comm_hook",
+    "ddp_comm_wrapper",
+    "model_averaging_period",
+    "bucket_cap_mb",
+    "broadcast_buffers",
+    "gradient_as_bucket_view",
+    "init_sync",
+    "skip_all_reduce_unused_params",
+)
 # Names of parameters that a message shows.
 _SHOWN = 8
 NAMES = (AUTO, SINGLE_DEVICE, DDP, DDP_FIND_UNUSED, *VARIANTS)
@@ -108,6 +121,21 @@ def choose_strategy(
     if requested in VARIANTS:
         return _deepspeed(requested, world_size, device_kind)
     return _ddp(requested, world_size, device_kind, accumulate, model_has_static_graph)
+
+
+def with_own_options(choice: StrategyChoice, options: Mapping[str, Any]) -> StrategyChoice:
+    """The same choice with what the user said of DDP; only what the plan itself knows of is changed.
+
+    Args:
+        choice: of `choose_strategy`.
+        options: the user's own arguments of Lightning's DDPStrategy.
+    """
+    if choice.name != DDP or not options:
+        return choice
+    views = bool(options.get("gradient_as_bucket_view", choice.gradient_as_bucket_view))
+    reasons = [reason for reason in choice.reasons if views or not reason.startswith("gradient_as_bucket_view")]
+    reasons.append(f"own options of DDP: {', '.join(options)}")
+    return replace(choice, gradient_as_bucket_view=views, reasons=tuple(reasons))
 
 
 def _ddp(requested: str, world_size: int, device_kind: str, accumulate: int, declared_static: bool) -> StrategyChoice:

@@ -26,7 +26,7 @@ TOP: Mapping[str, str] = {
     **dict.fromkeys(("communication_data_type", "seq_parallel_communication_data_type", "gradient_allreduce_op",
                      "log_level"), "str"),
     **dict.fromkeys(("zero_optimization", "activation_checkpointing", "aio", "checkpoint", "data_types", "fp16", "bf16",
-                     "bfloat16", "amp", "torch_autocast", "optimizer", "scheduler", "flops_profiler", "comms_logger",
+                     "bfloat16", "torch_autocast", "optimizer", "scheduler", "flops_profiler", "comms_logger",
                      "autotuning", "hybrid_engine", "pipeline", "data_efficiency", "datastates_ckpt",
                      "weight_quantization", "compile", "timers", "tensor_parallel", "expert_parallel", "tensorboard",
                      "wandb", "csv_monitor", "comet"), "block"),
@@ -108,6 +108,16 @@ _BLOCKS: Mapping[str, Mapping[str, str]] = {
     "aio": _AIO,
 }
 _DEVICES = ("none", "cpu", "nvme")
+# What DeepSpeed had once and refuses now, by path: what to do instead.
+REMOVED: Mapping[str, str] = {
+    **dict.fromkeys(("nebula", "compression_training", "quantize_training", "sparse_gradients", "eigenvalue",
+                     "sparse_attention", "graph_harvesting", "progressive_layer_drop",
+                     "zero_optimization.mics_shard_size", "zero_optimization.mics_hierarchical_params_gather",
+                     "zero_optimization.zeropp_loco_param"), "remove it"),
+    "amp": "remove it, and set `precision`",
+    "elasticity": "remove it; `global_batch_size` keeps the batch on any number of ranks",
+    "curriculum_learning": "use data_efficiency.data_sampling.curriculum_learning",
+}  # fmt: skip
 
 
 def broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tuple[str, str]]:
@@ -126,7 +136,9 @@ def broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tuple[st
     for key, value in config.items():
         path = f"{block}.{key}" if block else str(key)
         kind = known.get(key)
-        if kind is None:
+        if path in REMOVED:
+            yield path, f"DeepSpeed 0.19 does not have it any more: {REMOVED[path]}"
+        elif kind is None:
             yield path, _unknown(str(key), known, block)
         elif value != AUTO and value is not None:
             yield from _broken_value(path, kind, value)

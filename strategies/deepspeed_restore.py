@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 @contextlib.contextmanager
-def weights_only_loads() -> Iterator[None]:
+def weights_only_loads(_: Path) -> Iterator[None]:
     """Every `torch.load` within is `weights_only`, DeepSpeed's own too, which asks for the opposite.
 
     Of DeepSpeed's classes those are let through that its checkpoints hold; they only keep values.
@@ -83,11 +84,54 @@ def restore_whole(engine: Any, checkpoint: Mapping[str, Any], names: Sequence[st
     engine.global_steps = checkpoint["global_step"]
 
 
+def restore_weights(engine: Any, read_whole: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Put the weights of a folder into the pieces of every rank, for an evaluation in stage 3. Every rank calls it.
+
+    Args:
+        engine: DeepSpeed's, without an optimizer.
+        read_whole: gives Lightning's checkpoint with whole weights; called on rank zero alone.
+        path: the folder.
+
+    Returns:
+        What else is in the checkpoint.
+
+    Raises:
+        StrategyError: rank zero cannot read it.
+    """
+    import deepspeed
+
+    module: nn.Module = engine.module
+    state: Mapping[str, Tensor] = {}
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            whole = read_whole(path)
+            state = whole.pop("state_dict")
+            content = {key: value for key, value in whole.items() if key != "optimizer_states"}
+            told = [(None, content, {name: state[name] for name, _ in module.named_buffers() if name in state})]
+        except Exception as error:  # noqa: BLE001 -- raised below, on every rank: the others wait for an answer
+            told = [(str(error), {}, {})]
+    dist.broadcast_object_list(told, src=0)
+    failure, content, buffers = told[0]
+    if failure is not None:
+        raise StrategyError(failure)
+    for name, buffer in module.named_buffers():
+        if name in buffers:
+            buffer.data.copy_(buffers[name])
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if name in state:
+                parameter.data.copy_(state[name])
+    return {**content, "state_dict": {}}
+
+
 def _restore_optimizer(
     zero: Any, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Any], names: Sequence[str]
 ) -> None:
     """The states of torch's optimizer inside ZeRO's."""
-    for group, theirs in zip(zero.param_groups, saved["param_groups"], strict=True):
+    # DeepSpeed has none that are empty.
+    groups = [group for group in saved["param_groups"] if group["params"]]
+    for group, theirs in zip(zero.param_groups, groups, strict=True):
         group.update({key: value for key, value in theirs.items() if key != "params"})
     states: dict[str, Mapping[str, Any]] = {
         name: saved["state"][n] for n, name in enumerate(names) if n in saved["state"]
@@ -113,9 +157,9 @@ def _make_states(zero: Any, example: Mapping[str, Any], numel: int) -> None:
         example: the states of one parameter.
         numel: numbers in that parameter.
     """
-    pieces = zero.fp32_partitioned_groups_flat if hasattr(zero, "fp32_partitioned_groups_flat") else (
-        zero.single_partition_of_fp32_groups)  # fmt: skip
-    for piece in pieces:
+    # Of stage 3, of bf16 weights with fp32 gradients in stage 1, and of stages 1 and 2.
+    names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+    for piece in next(getattr(zero, name) for name in names if hasattr(zero, name)):
         own = zero.optimizer.state[piece]
         for key, value in example.items():
             if not isinstance(value, Tensor):

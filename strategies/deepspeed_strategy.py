@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from typing_extensions import override
 from strategies.batch_norms import compute_with_fp32_weights
 from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
-from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
+from strategies.deepspeed_restore import parameter_names, restore_weights, restore_whole, weights_only_loads
+from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
 from strategies.module_order import keep_module_order
 
 # What Lightning sets for DeepSpeed, and a later run in this process must not find.
@@ -69,9 +71,17 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
+        self._groups: GroupsOfBoth | None = None
         self._order_hook: RemovableHandle | None = None
         # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
         self.on_written: Callable[[Path, Path, int | None], None] | None = None
+        # DeepSpeed's own reading of a folder happens within.
+        self.reading: Callable[[Path], AbstractContextManager[None]] = weights_only_loads
+        # Raises if the weights are another model's; without weights they are the folder's.
+        self.check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None
+        self._whole: Mapping[str, Any] | None = None
+        # Puts the pieces of a folder together, for an evaluation in stage 3, where DeepSpeed loads what is wrong.
+        self.read_whole: Callable[[Path], dict[str, Any]] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -94,7 +104,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
-        return optimizers[0], schedulers[0] if schedulers else None
+        self._groups = GroupsOfBoth(optimizers[0])
+        return self._groups.optimizer, schedulers[0] if schedulers else None
 
     @override
     def init_deepspeed(self) -> None:
@@ -111,6 +122,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         if self.is_global_zero:
             shutil.rmtree(fresh, ignore_errors=True)
         self.barrier()
+        if self._groups is not None and (settings := self._groups.settings()):
+            checkpoint[EMPTY_GROUPS] = settings
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
@@ -122,13 +135,39 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """A folder of DeepSpeed's that is cut as this training is, or a file that Lightning saved in one piece."""
-        if Path(checkpoint_path).is_dir():
-            with weights_only_loads():
-                return super().load_checkpoint(checkpoint_path, weights_only)
-        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only=True)
-        restore_whole(self.model, checkpoint, self._names, strict=self.lightning_module.strict_loading)
+        if not Path(checkpoint_path).is_dir():
+            # Its weights go in when the model's hooks have seen them.
+            self._whole = checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+            return checkpoint
+        if self.check_model is not None:
+            self.check_model(self._module, None)
+        if self.zero_stage_3 and self.read_whole is not None and not self._module.trainer.training:
+            return restore_weights(self.model, self.read_whole, Path(checkpoint_path))
+        with self.reading(Path(checkpoint_path)):
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        if self._groups is not None:
+            self._groups.restored(checkpoint.get(EMPTY_GROUPS, {}))
+        # DeepSpeed has put the weights in; a hook may still want to add some.
+        checkpoint.setdefault("state_dict", {})
         return checkpoint
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        if self._whole is None:
+            return
+        self._whole = None
+        if self.check_model is not None:
+            self.check_model(self._module, checkpoint["state_dict"])
+        restore_whole(self.model, checkpoint, self._names, strict=strict)
+        if self._groups is not None:
+            saved = checkpoint["optimizer_states"][0]["param_groups"]
+            empty = {n: group for n, group in enumerate(saved) if not group["params"]}
+            self._groups.restored(empty)
+
+    @property
+    def _module(self) -> LightningModule:
+        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
+        return self.lightning_module
 
     @override
     def teardown(self) -> None:

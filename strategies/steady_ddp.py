@@ -113,6 +113,13 @@ class SteadyDDPStrategy(DDPStrategy):
             return SteadyDistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
 
     @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """The mean of whole numbers is none: Lightning rounds it, and weighs a mean over unequal batches wrongly."""
+        if isinstance(tensor, torch.Tensor) and reduce_op in ("mean", "avg") and not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+        return super().reduce(tensor, group, reduce_op)
+
+    @override
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Before the first gradients are exchanged, find out whether all will come."""
         super().pre_backward(closure_loss)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
-from tests.distributed.runs import TOY, events_of, toy_env
+from tests.distributed.runs import PERSISTENT, TOY, events_of, toy_env
 from tests.processes import Finished, launcher, run, run_warm, session_processes
 
 pytestmark = pytest.mark.slow
@@ -102,14 +102,15 @@ def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
 
     def kill_agent(agent: int) -> None:
         # One of the ranks stands still, and so could not end by itself.
-        ranks = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
-        seen.append([str(pid) for pid in ranks])
-        os.kill(ranks[-1], signal.SIGSTOP)
+        below = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
+        seen.append([str(pid) for pid in below])
+        # The workers are the youngest.
+        os.kill(below[2], signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL)
 
-    finished = _fit(tmp_path, kill_agent, start=run)
+    finished = _fit(tmp_path, kill_agent, *PERSISTENT, start=run)
     assert finished.code == -signal.SIGKILL
-    assert len(seen[0]) == 3, "the fork server and its two ranks"
+    assert len(seen[0]) == 7, "the fork server, its two ranks, and two loader workers of each"
     deadline = time.monotonic() + 30
     while (left := [p for p in map(int, seen[0]) if _runs(p)]) and time.monotonic() < deadline:
         select.select([], [], [], 0.05)

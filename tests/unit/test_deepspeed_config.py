@@ -16,7 +16,7 @@ from launcher.config_sources import load_config
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError
 from launcher.plan import make_plan
-from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, TOP, ZERO, broken_keys
+from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, broken_keys
 from tests.processes import run_warm
 from tests.unit.rank_threads import CPU, H100, facts
 from tests.unit.test_plan import ranks, refusal
@@ -30,7 +30,11 @@ from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerC
 def keys(model):
     fields = model.model_fields
     return sorted({*fields, *(field.alias for field in fields.values() if field.alias)})
+from deepspeed.runtime import config
+removed = [*config._REMOVED_TOP_LEVEL_CONFIG_KEYS,
+           *(f"zero_optimization.{key}" for key in config._REMOVED_ZERO_CONFIG_KEYS)]
 print(json.dumps({
+    "removed": removed,
     "zero": keys(DeepSpeedZeroConfig),
     "param": keys(DeepSpeedZeroOffloadParamConfig),
     "optimizer": keys(DeepSpeedZeroOffloadOptimizerConfig),
@@ -49,10 +53,18 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed(tmp_path: Path) -> 
     output = run_warm([sys.executable, "-c", _OF_DEEPSPEED], tmp_path, preloaded=DEEPSPEED).check().output
     theirs = json.loads(output.splitlines()[-1])
     assert set(ZERO) == set(theirs["zero"])
+    assert set(REMOVED) == set(theirs["removed"])
     assert set(OFFLOAD_PARAM) == set(theirs["param"])
     assert set(OFFLOAD_OPTIMIZER) == set(theirs["optimizer"])
     scalars = {key for key, kind in TOP.items() if kind != "block"}
     assert scalars <= set(theirs["constants"])
+
+
+@pytest.mark.parametrize("path", REMOVED)
+def test_a_key_that_deepspeed_had_once_is_told_as_such(path: str) -> None:
+    block, _, key = path.rpartition(".")
+    given = {block: {key: {}}} if block else {key: {}}
+    assert list(broken_keys(given)) == [(path, f"DeepSpeed 0.19 does not have it any more: {REMOVED[path]}")]
 
 
 def test_unknown_keys_wrong_kinds_and_misplaced_keys_are_all_told_with_their_paths() -> None:

@@ -76,13 +76,14 @@ def test_what_is_queued_is_private_and_says_how_to_go_on(cwd: Path, slurm: Stand
 
 
 def test_no_secret_is_in_anything_that_is_written_or_started(cwd: Path, slurm: StandIns) -> None:
-    said = submit(cwd, slurm, *JOB, "--export-env", "MY_SECRET", WANDB_API_KEY="planted-key", MY_SECRET="planted-too")
+    said = submit(cwd, slurm, *JOB, "--export-env", "MY_SECRET", "--model.hf_token", "planted-three",
+                  WANDB_API_KEY="planted-key", MY_SECRET="planted-too")  # fmt: skip
     assert "planted" not in said.check().output
     files = [path for path in [*cwd.rglob("*"), *slurm.folder.rglob("*")] if path.is_file()]
     assert any(path.suffix == ".pkl" for path in files)
     assert [path for path in files if b"planted" in path.read_bytes()] == []
     (names,) = re.findall(r"#SBATCH --export=(\S+)", (slurm.folder / "script").read_text())
-    assert {"MY_SECRET", "PATH", "WANDB_API_KEY"} <= set(names.split(","))
+    assert {"MY_SECRET", "PATH", "WANDB_API_KEY", "LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN"} <= set(names.split(","))
 
 
 def test_everything_that_is_wrong_is_told_at_once_and_nothing_made(cwd: Path, slurm: StandIns) -> None:

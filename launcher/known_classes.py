@@ -1,0 +1,249 @@
+"""The classes whose objects a checkpoint may hold wherever it comes from: making them runs none of a file's choice.
+
+torch's own list for `weights_only`, what the user has added to it, and values such as numbers, paths and dates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import copyreg
+import datetime
+import decimal
+import enum
+import fractions
+import functools
+import importlib
+import pathlib
+import pickle
+import sys
+import types
+import uuid
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.data import AttributeDict
+from torch import _weights_only_unpickler as torchs
+from torch._tensor import _rebuild_from_type_v2
+
+from launcher.pickle_nodes import Global
+
+
+class NotLoaded:
+    """Stands for an object of a checkpoint whose making would run code; it has nothing of it but the name."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __repr__(self) -> str:
+        return f"<{self._what}, not loaded>"
+
+    def __getattr__(self, name: str) -> Any:
+        what = self.__dict__.get("_what", "an object")
+        raise AttributeError(f"{name}: {what} of the checkpoint was not loaded, as this could run code of the file")
+
+
+_VALUES = (
+    *(NotLoaded, argparse.Namespace, types.SimpleNamespace, AttributeDict, collections.deque, uuid.UUID),
+    *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
+    *(decimal.Decimal, fractions.Fraction, np.ndarray),
+    *(frozenset, slice, range, int, float, bool, str, bytes, list, dict, tuple, object, type(None)),
+    *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path, pathlib.PosixPath),
+)
+# A path of another system is one that files cannot be opened by here.
+_ALIASES: dict[str, Any] = {"pathlib.WindowsPath": pathlib.PureWindowsPath}
+# Modules whose classes are made like plain values, each with what is one; imported only if a file names them.
+_LIBRARIES = {
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "omegaconf.base": ("ContainerMetadata", "Metadata"),
+    "omegaconf.nodes": ("AnyNode", "BooleanNode", "BytesNode", "EnumNode", "FloatNode", "IntegerNode", "PathNode",
+                        "StringNode"),
+    "typing": ("Any",),
+    "deepspeed.runtime.fp16.loss_scaler": ("DynamicLossScaler", "LossScaler"),
+    "deepspeed.utils.tensor_fragment": ("fragment_address",),
+}  # fmt: skip
+_RECONSTRUCTOR: Any = vars(copyreg)["_reconstructor"]
+# Named, never called from here: an optimizer's or a layer's class, or a function between them.
+_NAMED = ("torch.nn.", "torch.optim.")
+
+
+def known(named: Global) -> Any:
+    """What a name stands for.
+
+    Returns:
+        The class or function; `NotImplemented` if it is none of those that may come from anywhere.
+    """
+    path = str(named) if named.module != "builtins" else f"builtins.{named.name}"
+    for table in (_table(), torchs._get_allowed_globals(), torchs._get_user_allowed_globals()):
+        if path in table:
+            return table[path]
+    if named.name in _LIBRARIES.get(named.module, ()):
+        try:
+            return getattr(importlib.import_module(named.module), named.name)
+        except ImportError:
+            return NotImplemented
+    found = _imported(named)
+    if isinstance(found, type) and issubclass(found, enum.Enum):
+        return found
+    if (
+        named.module.startswith(_NAMED)
+        and isinstance(found, type | types.FunctionType)
+        # Not a name that the module has only taken from elsewhere.
+        and (found.__module__, found.__qualname__) == (named.module, named.name)
+    ):
+        return found
+    return NotImplemented
+
+
+def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, new: bool) -> Any:
+    """Make an object of a known class.
+
+    Raises:
+        pickle.UnpicklingError: it is none that may be called.
+    """
+    if isinstance(function, enum.EnumType):
+        return _member(function, *args)
+    if not isinstance(function, type | types.FunctionType | types.BuiltinFunctionType):
+        raise pickle.UnpicklingError(f"a {type(function).__name__} is not to be called")
+    if (own := _CALLS.get(function)) is not None:
+        return own(*args, **kwargs)
+    if not _is_of_torchs_list(function) and function not in _makers():
+        raise pickle.UnpicklingError(f"{function.__module__}.{function.__qualname__} is not to be called")
+    if function is _rebuild_from_type_v2:
+        _check_rebuilt(*args)
+    if new and function is not torch.nn.Parameter:
+        return cast(Any, function).__new__(function, *args, **kwargs)
+    return function(*args, **kwargs)
+
+
+def may_change(made: Any, step: str) -> bool:
+    """Whether a file may change a known object after it was made: not one that is there once for all, as of an enum.
+
+    Args:
+        made: the object.
+        step: of `launcher.pickle_nodes.Call`.
+    """
+    kind = type(made)
+    if _is_of_torchs_list(kind):
+        return True
+    if step == "state":
+        return kind in _makers() or kind in (functools.partial, collections.defaultdict) or isinstance(made, np.dtype)
+    return isinstance(made, {"update": dict, "extend": collections.deque, "add": set}[step])
+
+
+def _check_rebuilt(function: Any, kind: Any, *_: Any) -> None:
+    if function not in torchs._tensor_rebuild_functions() or not _is_of_torchs_list(kind):
+        raise pickle.UnpicklingError(f"{function} makes no tensor")
+
+
+def _is_of_torchs_list(function: Any) -> bool:
+    """By identity: what a file holds may compare equal to anything."""
+    tables = (torchs._get_allowed_globals(), torchs._get_user_allowed_globals())
+    return any(function is each for table in tables for each in table.values())
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    """Classes and functions by the names under which they are pickled, whichever version has done it."""
+    table: dict[str, Any] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _VALUES}
+    for module in ("pathlib", "pathlib._local"):
+        names = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath")
+        table.update({f"{module}.{name}": getattr(pathlib, name) for name in names})
+        table[f"{module}.WindowsPath"] = _ALIASES["pathlib.WindowsPath"]
+    table.update({"functools.partial": functools.partial, "collections.defaultdict": collections.defaultdict,
+                  "copyreg._reconstructor": _RECONSTRUCTOR, "builtins.getattr": getattr,
+                  "numpy.dtype": np.dtype})  # fmt: skip
+    for name in ("numpy.core", "numpy._core"):
+        table[f"{name}.multiarray._reconstruct"] = _empty_array
+        table[f"{name}.multiarray.scalar"] = _number
+        table[f"{name}.numeric._frombuffer"] = _frombuffer
+    table.update({f"numpy.dtypes.{kind.__name__}": kind for kind in vars(np.dtypes).values() if isinstance(kind, type)})
+    return table
+
+
+def _makers() -> frozenset[Any]:
+    """What may be called as it is, besides torch's."""
+    libraries = {getattr(sys.modules[module], name) for module, names in _LIBRARIES.items() if module in sys.modules
+                 for name in names if hasattr(sys.modules[module], name)}  # fmt: skip
+    return frozenset({*_VALUES, *libraries, _empty_array, _number, _frombuffer})
+
+
+def _imported(named: Global) -> Any:
+    """What a name stands for in a module that this program has imported; nothing of the module runs."""
+    found: Any = sys.modules.get(named.module)
+    for part in named.name.split("."):
+        try:
+            found = vars(found).get(part)
+        except TypeError:
+            return None
+    return found
+
+
+def _member(kind: enum.EnumType, *args: Any) -> Any:
+    """A member by its value; the class's own code is not asked."""
+    members: list[Any] = list(kind.__members__.values())
+    found = [member for member in members if len(args) == 1 and member._value_ == args[0]]
+    if found:
+        return found[0]
+    if issubclass(kind, enum.Flag) and len(args) == 1 and isinstance(args[0], int):
+        return enum.Flag._missing_.__func__(kind, args[0])  # type: ignore[attr-defined]
+    raise pickle.UnpicklingError(f"{kind.__module__}.{kind.__qualname__} has no member of the value {args!r:.100}")
+
+
+def _attribute(kind: Any, name: Any) -> Any:
+    """How Python 3.11 pickles a member of an enum."""
+    if isinstance(kind, enum.EnumType) and name in kind.__members__:
+        return kind.__members__[name]
+    raise pickle.UnpicklingError(f"attribute {name!r:.100} of {type(kind).__name__}")
+
+
+def _old_style(kind: Any, base: Any, state: Any) -> Any:
+    if base is not object or kind not in _makers():
+        raise pickle.UnpicklingError(f"{kind} is not to be called")
+    return object.__new__(kind)
+
+
+def _partial(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return functools.partial(function, *args, **kwargs)
+
+
+def _default_dict(factory: Any = None, *args: Any) -> Any:
+    # It is called whenever a key is missing.
+    if factory not in (None, list, dict, set, int, float, str, tuple, bool, collections.OrderedDict):
+        raise pickle.UnpicklingError(f"{factory} makes the values of a defaultdict")
+    return collections.defaultdict(factory, *args)
+
+
+def _dtype(of: Any, *_: Any) -> np.dtype[Any]:
+    if not isinstance(of, str | np.dtype | type):
+        raise pickle.UnpicklingError("a NumPy dtype of something else than a name")
+    # A copy always: its state is set next, and NumPy has one of each for everybody.
+    return np.dtype(of, False, True)  # type: ignore[call-overload]
+
+
+def _empty_array(kind: Any, shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
+    if kind is not np.ndarray:
+        raise pickle.UnpicklingError(f"{kind} is no NumPy array")
+    return np.empty((0,), dtype="b")
+
+
+def _number(dtype: Any, content: Any) -> Any:
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes):
+        raise pickle.UnpicklingError("a NumPy number that is none")
+    return np.frombuffer(content, dtype, 1)[0]
+
+
+def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray[Any, Any]:
+    return np.frombuffer(content, dtype=dtype).reshape(shape, order=order)
+
+
+_CALLS: dict[Any, Callable[..., Any]] = {
+    functools.partial: _partial,
+    collections.defaultdict: _default_dict,
+    _RECONSTRUCTOR: _old_style,
+    getattr: _attribute,
+    np.dtype: _dtype,
+}

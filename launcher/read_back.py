@@ -1,0 +1,55 @@
+"""Whether a run can go on from what it saves: found at the first checkpoint, while something can be done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher.checkpoint_reader import Trust, foreign_objects, listed, plain, read_file
+from launcher.errors import ResumeError
+
+
+class ReadBack:
+    """Reads the first checkpoint in each folder as a resume would.
+
+    Args:
+        trust: which checkpoints may run code when they are loaded.
+        notice: told of what a resume could not read.
+    """
+
+    def __init__(self, trust: Trust, notice: Callable[[str], None]) -> None:
+        self._trust = trust
+        self._notice = notice
+        self._done: set[Path] = set()
+
+    def __call__(self, written: Path, name: Path) -> None:
+        """Look at a checkpoint.
+
+        Args:
+            written: where it is: its file, or DeepSpeed's folder.
+            name: the path that it will have.
+        """
+        if name.parent in self._done:
+            return
+        self._done.add(name.parent)
+        # Of DeepSpeed's pieces one says it for all.
+        pieces = (sorted(written.rglob(f"*_{kind}_states.pt"))[:1] for kind in ("model", "optim"))
+        try:
+            for file in [file for found in pieces for file in found] if written.is_dir() else [written]:
+                self._look(file, name)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the training goes on, as plain Lightning's does
+            reason = plain(error.__cause__ if isinstance(error, ResumeError) and error.__cause__ else error)
+            self._notice(f"the checkpoint {name} cannot be read back: {reason}; no resume or restart can go on from it")
+
+    def _look(self, file: Path, name: Path) -> None:
+        foreign = foreign_objects(file)
+        if not foreign:
+            return
+        objection = self._trust.objection(name, is_written=False)
+        if objection is None:
+            read_file(file, Trust(everywhere=True))
+            return
+        self._notice(
+            f"the checkpoint {name} holds objects whose loading runs code: {listed(foreign)}; a resume from it needs "
+            f"--resume-trust, as {objection}"
+        )
