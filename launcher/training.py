@@ -21,6 +21,7 @@ from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.data_order import DataOrder
 from launcher.deepspeed_ready import check_model
+from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
@@ -200,6 +201,7 @@ def _fit(
         RandomStates(notice),
         HideSecrets(notice),
         EpochMetrics(notice),
+        TellBeginnings(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
         StopTogether(stop, listener, checkpoint),

@@ -1,0 +1,94 @@
+"""What a resume in the middle of an epoch leaves out is told before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
+from torch.utils.data import DataLoader, TensorDataset
+
+from launcher.data_order import DataOrder
+from launcher.epoch_beginnings import TellBeginnings, hooks_left_out
+from launcher.training_loops import use_resumable_loops
+from strategies.batch import BatchSplit
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class _Plain(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+        self.seen = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.seen += 1
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(torch.arange(8.0)[:, None]), batch_size=2)
+
+
+class _Begins(_Plain):
+    def on_train_epoch_start(self) -> None:
+        self.seen = 0
+
+
+class _Unfreezes(pl.Callback):
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None: ...
+
+
+class _Silent(pl.Callback):
+    pass
+
+
+def _fit(folder: Path, module: pl.LightningModule, steps: int, ckpt: Path | None, *callbacks: pl.Callback) -> list[str]:
+    notices: list[str] = []
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, max_steps=steps, max_epochs=3, default_root_dir=folder,
+        callbacks=[*callbacks, TellBeginnings(notices.append)],
+    )  # fmt: skip
+    order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=print)
+    use_resumable_loops(trainer, order)
+    trainer.fit(module, ckpt_path=ckpt, weights_only=True)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return notices
+
+
+def test_the_hooks_of_the_user_are_named_and_those_of_lightning_are_not() -> None:
+    callbacks = [_Unfreezes(), _Silent(), _Unfreezes(), LearningRateMonitor(), TellBeginnings(print)]
+    assert hooks_left_out(_Begins(), callbacks) == [
+        "_Begins.on_train_epoch_start",
+        "_Unfreezes.on_train_epoch_start",
+    ]
+    assert hooks_left_out(_Plain(), [_Silent()]) == []
+
+
+@pytest.mark.parametrize(("steps", "in_its_middle"), [(5, True), (4, False)])
+def test_a_resume_tells_where_an_epoch_goes_on_in_its_middle(tmp_path: Path, steps: int, in_its_middle: bool) -> None:
+    assert _fit(tmp_path, _Begins(), steps, None, _Unfreezes()) == []
+    told = _fit(tmp_path, again := _Begins(), 12, tmp_path / "last.ckpt", _Unfreezes())
+    assert again.seen == 4  # the last epoch's
+    assert len(told) == in_its_middle
+    if in_its_middle:
+        assert told[0].startswith("epoch 1 goes on in its middle, so that _Begins.on_train_epoch_start and _Unfreezes.")
+    assert _fit(tmp_path, _Plain(), steps, None) == []
+    assert _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt") == []
+
+
+@pytest.mark.parametrize(("start", "told"), [(1, 1), (2, 1), (3, 0)])
+def test_averaging_that_has_begun_is_told(tmp_path: Path, start: int, told: int) -> None:
+    def averaging() -> pl.Callback:
+        return StochasticWeightAveraging(0.1, swa_epoch_start=start)
+
+    assert _fit(tmp_path, _Plain(), 5, None, averaging()) == []
+    notices = _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt", averaging())
+    assert [text.partition(" ")[0] for text in notices] == ["StochasticWeightAveraging"] * told
