@@ -70,7 +70,11 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
         ("plam", "did you mean plan?"),
         ("fitt", "did you mean fit?"),
         ("docter", "did you mean doctor?"),
-        ("zzz", "commands are fit, plan, validate, test, predict, submit, status, logs, cancel, init, convert, doctor, report, completion"),
+        (
+            "zzz",
+            "commands are fit, plan, validate, test, predict, submit, status, logs, cancel, init, convert, doctor, "
+            "report, completion",
+        ),
         ("reprot", "did you mean report?"),
     ],
 )
