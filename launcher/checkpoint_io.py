@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing_extensions import override
 
 from launcher.checkpoint_files import publish, remove
 from launcher.checkpoint_reader import Trust, read_file
-from launcher.read_back import ReadBack
+from launcher.errors import TrainingError
+from launcher.read_back import ReadBack, unsaveable
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -41,6 +43,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: the disk is full or read-only; an earlier checkpoint of that name is still there.
+            TrainingError: something in it cannot be pickled; says where it is.
         """
         target = Path(path).absolute()
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -48,7 +51,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         step = checkpoint.get("global_step")
         try:
             with open(temporary, "wb", opener=_private) as file:
-                torch.save(checkpoint, file)
+                _save(checkpoint, file)
             if self._read_back is not None:
                 self._read_back(temporary, target)
             publish(temporary, target, step if isinstance(step, int) else None)
@@ -80,6 +83,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it with what was noted of it."""
         remove(Path(path))
+
+
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        found = unsaveable(checkpoint)
+        if found is None:
+            raise
+        raise TrainingError(f"the checkpoint cannot be saved: {found}: {error}; keep it out of the state") from error
 
 
 def _private(path: str, flags: int) -> int:
