@@ -6,6 +6,9 @@ The public names load on first use, so that `import launcher` imports neither to
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +26,36 @@ if TYPE_CHECKING:
     from strategies.precision import compute_effective_precision as compute_effective_precision
 
 __version__ = "0.1.0"
+
+# The packages of this distribution. They lie side by side.
+OWN_PACKAGES = ("launcher", "strategies", "slurm")
+
+
+def _import_own_packages() -> None:
+    """Import ours before anything else can: the user's folder, first on the path, may have others of the same names.
+
+    Raises:
+        ImportError: another package of that name is imported already.
+    """
+    for name in OWN_PACKAGES[1:]:
+        file = Path(__file__).resolve().parents[1] / name / "__init__.py"
+        if name in sys.modules:
+            there = getattr(sys.modules[name], "__file__", None)
+            if there is None or Path(there).resolve() != file:
+                raise ImportError(
+                    f"the module {name!r} that is imported already ({there}) has the name of a package of the "
+                    "launcher's: rename it, or import launcher first"
+                )
+            continue
+        spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{file} is missing: install launcher again")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+
+
+_import_own_packages()
 
 _LAZY = {
     "AmpWandbCallback": "launcher.amp_callback",

@@ -13,6 +13,7 @@ from launcher.errors import AgreementError
 from launcher.hardware import Hardware
 from launcher.nvme import NvmeFolder
 from launcher.topology import Topology
+from launcher.user_sources import differing
 from strategies.alike import Alike, counted
 from strategies.precision import RankCapability
 
@@ -25,8 +26,11 @@ class RankFacts:
         rank, local_rank, local_world_size, node_rank, host: its place.
         hardware: its device and versions; None if it failed before it looked.
         config_digest: `RunConfig.digest()`; None if it has no valid config.
-        config: dotted path to value, only if the digest differs from rank zero's.
+        config: dotted path to value, only if the digest differs from rank zero's; without its secrets.
+        secrets: dotted path to digest of the config's secrets.
         traits: what its classes say of themselves, equal on all ranks with equal code.
+        sources_digest: of the user's own source files; None if it has not imported them.
+        sources: file to digest, only if that digest differs from rank zero's.
         deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
         nvme: the folders that ZeRO may offload to, as it found them; those it did not look at are not in it.
         error: why this rank cannot train.
@@ -41,7 +45,10 @@ class RankFacts:
     hardware: Hardware | None = None
     config_digest: str | None = None
     config: Mapping[str, Any] | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict)
     traits: Mapping[str, Any] = field(default_factory=dict)
+    sources_digest: str | None = None
+    sources: Mapping[str, str] | None = None
     deepspeed_fp16: bool = True
     nvme: tuple[NvmeFolder, ...] = ()
     error: str | None = None
@@ -174,6 +181,8 @@ def agree_on(facts: Sequence[RankFacts]) -> Agreement:
             lines.append(f"{what}: " + "; ".join(f"{value} on {_name(members)}" for value, members in groups_by_size))
             ranks.update(f.rank for _, members in groups_by_size[1:] for f in members)
     lines += _config_differences(ordered)
+    lines += _secret_differences(ordered)
+    lines += _source_differences(ordered)
     if lines:
         raise AgreementError(
             "the ranks differ, so they would not train the same model:\n"
@@ -211,6 +220,30 @@ def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
             if fact.config.get(path) != base.get(path)
         ]
     return lines[:20]
+
+
+def _secret_differences(facts: Sequence[RankFacts]) -> list[str]:
+    """Which secrets differ from rank zero's; what they are is nobody's to read."""
+    lines: list[str] = []
+    for path in sorted({path for fact in facts for path in fact.secrets}):
+        others = [fact for fact in facts if fact.secrets.get(path) != facts[0].secrets.get(path)]
+        if others:
+            lines.append(f"{path}: differs on {_name(others)} from {_name(facts[:1])}; it is a secret, and not shown")
+    return lines
+
+
+def _source_differences(facts: Sequence[RankFacts]) -> list[str]:
+    """Which files differ from rank zero's: the ranks would run different code."""
+    base = facts[0].sources or {}
+    by_files: dict[tuple[str, ...], list[RankFacts]] = {}
+    for fact in facts[1:]:
+        if fact.sources_digest != facts[0].sources_digest and (files := differing(base, fact.sources or {})):
+            by_files.setdefault(tuple(files), []).append(fact)
+    return [
+        f"code: {', '.join(files[:8])}{f' and {len(files) - 8} more' if len(files) > 8 else ''} differ"
+        f"{'s' if len(files) == 1 else ''} on {_name(members)} from {_name(facts[:1])}"
+        for files, members in by_files.items()
+    ]
 
 
 def _name(facts: Sequence[RankFacts], limit: int = 8) -> str:

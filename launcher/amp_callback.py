@@ -40,6 +40,9 @@ class AmpWandbCallback(LossScaleMonitor):
         PrecisionError: `precision` is none.
     """
 
+    # Whether others log to the same run from another thread.
+    _at_next = False
+
     def __init__(
         self,
         enabled: bool = True,
@@ -149,4 +152,4 @@ class AmpWandbCallback(LossScaleMonitor):
             with contextlib.suppress(Exception):
                 for name in ("amp/*", "perf/*"):
                     wandb.define_metric(name, step_metric="trainer/global_step")
-        log_row(wandb, row, step)
+        log_row(wandb, row, step, at_next=self._at_next)

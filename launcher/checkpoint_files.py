@@ -11,18 +11,22 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from launcher.activity import doing
 from launcher.errors import ResumeError
 from launcher.whole_file import write_file
 
 MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"
-_CHUNK = 1 << 20
+# Disks give more to several readers, up to a point.
+_HASHED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
     before = _read_manifest(checkpoint) or {}
     versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
     write_file(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
+    # Whoever may read a checkpoint in a folder of the user's may check it, too.
+    manifest_of(checkpoint).chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)
 
 
 def remove(checkpoint: Path) -> None:
@@ -94,7 +100,8 @@ def problem_of(checkpoint: Path) -> str | None:
         manifest = _read_manifest(checkpoint)
         if manifest is None:
             return None
-        found = _hashes(checkpoint)
+        with doing(f"checking the hashes of {checkpoint}"):
+            found = _hashes(checkpoint)
     except OSError as error:
         return f"it cannot be read: {error.strerror or error}"
     versions = [version.get("files") for version in manifest.get("versions", [])]
@@ -185,24 +192,25 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _hashes(path: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of each file, by its path inside."""
+    """Size and SHA-256 of each file, by its path inside; several files at once, as hashing leaves other threads run."""
+    files = list(_files(path))
+    with ThreadPoolExecutor(min(len(files), _HASHED_AT_ONCE, len(os.sched_getaffinity(0))) or 1) as pool:
+        hashes = list(pool.map(_size_and_hash, files))
     single = not path.is_dir()
-    found: dict[str, list[Any]] = {}
-    for file in _files(path):
-        status = file.stat()
-        digest = _sha256(file, status.st_size, status.st_mtime_ns, status.st_ino)
-        found["" if single else str(file.relative_to(path))] = [status.st_size, digest]
-    return found
+    return {"" if single else str(file.relative_to(path)): found for file, found in zip(files, hashes, strict=True)}
 
 
-@lru_cache(maxsize=1024)
+def _size_and_hash(file: Path) -> list[Any]:
+    status = file.stat()
+    return [status.st_size, _sha256(file, status.st_size, status.st_mtime_ns, status.st_ino)]
+
+
+# Without a bound: a sharded checkpoint has a few files of each rank, and all are looked at again.
+@cache
 def _sha256(file: Path, size: int, changed: int, inode: int) -> str:
     """Hexadecimal digits; a file that has not changed is read once."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
 from launcher.checkpoint_files import publish, remove
 from launcher.checkpoint_reader import Trust, read_file
+from launcher.checkpoint_secrets import hide_hyperparameters
 from launcher.errors import TrainingError
 from launcher.read_back import ReadBack, unsaveable
 
@@ -34,7 +37,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save to a local path.
+        """Save to a local path, or as Lightning does to another URL, without hashes.
 
         Args:
             checkpoint: what to save.
@@ -45,12 +48,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
             OSError: the disk is full or read-only; an earlier checkpoint of that name is still there.
             TrainingError: something in it cannot be pickled; says where it is.
         """
-        target = Path(path).absolute()
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_local_file_protocol(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target, run = _local(path), self._trust.run
+        # Elsewhere the user's umask decides.
+        private = run is None or target.is_relative_to(run.absolute())
+        target.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
+        # Of weights alone the callbacks are not told.
+        hide_hyperparameters(checkpoint)
         try:
-            with open(temporary, "wb", opener=_private) as file:
+            with open(temporary, "wb", opener=_private if private else None) as file:
                 _save(checkpoint, file)
             if self._read_back is not None:
                 self._read_back(temporary, target)
@@ -66,7 +76,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load from a local path.
+        """Load from a local path, or from another URL, of which only trust runs anything.
 
         Args:
             path: the checkpoint.
@@ -76,13 +86,23 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
         """
+        if not _is_local_file_protocol(path):
+            safe = weights_only is not False and not self._trust.everywhere
+            return super().load_checkpoint(path, map_location, weights_only=safe)
         trust = Trust(everywhere=True) if weights_only is False else self._trust
-        return read_file(Path(path), trust, map_location=map_location, mmap=False)
+        return read_file(_local(path), trust, map_location=map_location, mmap=False)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove it with what was noted of it."""
-        remove(Path(path))
+        if _is_local_file_protocol(path):
+            remove(_local(path))
+        else:
+            super().remove_checkpoint(path)
+
+
+def _local(path: str | Path) -> Path:
+    return Path(LocalFileSystem._strip_protocol(str(path))).absolute()  # pyright: ignore[reportPrivateUsage]
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:
@@ -96,4 +116,4 @@ def _save(checkpoint: dict[str, Any], file: Any) -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.foreign_ranks import in_torchruns_words, without_starters
 from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
+from launcher.secret_values import hide_in_arguments, redact
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -36,8 +38,23 @@ exit codes:
 _COMMANDS = {
     "fit": "train (the default); with no config and no model, the built-in demo",
     "plan": "show what fit would choose, and why, without training",
+    "validate": "evaluate a checkpoint of a run on its validation data",
+    "test": "evaluate a checkpoint of a run on its test data",
+    "predict": "write a run's predictions to its directory",
     **JOB_COMMANDS,
 }
+_EVALUATIONS = {
+    "validate": "The metrics are printed, and go to the run's W&B run and its other loggers.",
+    "test": "The metrics are printed, and go to the run's W&B run and its other loggers.",
+    "predict": "Each rank writes predictions/rank-<r>.pt in the run's directory: torch.load() gives `predictions`, a "
+    "list of\nwhat predict_step returned, and `batch_indices`, the numbers of the samples in each batch. A "
+    "BasePredictionWriter\namong the callbacks writes instead. Nothing is printed.",
+}
+_OF_A_RUN = """
+
+The run must be there: it is named by --name, by --config runs/NAME/config.yaml, or it is the newest run with the given
+config. No run directory is made. A checkpoint of any strategy is taken, ZeRO's too; the evaluation has the whole module
+on every rank. On several ranks each sample counts once; a warning tells where Lightning has to repeat some."""
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
@@ -67,7 +84,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"launcher {command}",
         usage=f"launcher {command} [options] [--key value ...]",
-        description=_COMMANDS[command],
+        description=_COMMANDS[command] + (f".\n{_EVALUATIONS[command]}{_OF_A_RUN}" if command in _EVALUATIONS else ""),
         epilog=_EPILOG,
         formatter_class=formatter,
         allow_abbrev=False,
@@ -76,7 +93,10 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
                         help="YAML or JSON; a later file overrides an earlier one")  # fmt: skip
     parser.add_argument("--print-config", "--print_config", action="store_true", help="print the whole config and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of usage errors too")
-    if command == "fit":
+    if command in _EVALUATIONS:
+        parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH",
+                            help="what to evaluate (default: best, by the run's ModelCheckpoint)")  # fmt: skip
+    if command == "fit" or command in _EVALUATIONS:
         add_launch_arguments(parser)
     if command == "plan":
         from launcher.other_machines import add_options
@@ -109,15 +129,29 @@ def run(arguments: Sequence[str]) -> int:
         return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
-        topology = Topology.from_env(os.environ, socket.gethostname())
-        launch = read_launch_options(vars(options)) if command == "fit" else LaunchOptions()
+        env = without_starters(os.environ) if getattr(options, "nnodes", None) else os.environ
+        topology = Topology.from_env(env, socket.gethostname())
+        # Lightning, DeepSpeed and the user's modules look there for the rank, too.
+        os.environ.update(in_torchruns_words(env))
+        launch = LaunchOptions() if command == "plan" else read_launch_options(vars(options))
         config = _load(options, overrides, topology)
         if options.print_config:
-            sys.stdout.write(config.to_yaml())
+            sys.stdout.write(config.to_yaml(os.environ))
             return 0
         if command == "plan":
             return _plan(config, topology, options)
-        return _fit(config, topology, launch, arguments)
+        from launcher.socket_folder import socket_folder
+
+        with socket_folder():
+            code = _start_ranks(config, topology, launch, arguments)
+            if code is not None:
+                return code
+            if command == "fit":
+                return _fit(config, topology, launch)
+            from launcher.evaluate import evaluate
+
+            evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
+            return 0
     except Interrupted as error:
         RankReport.from_env(os.environ).raised(error)
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
@@ -171,27 +205,33 @@ def _tell_agent(error: LauncherError) -> None:
         handler.record_exception(error)
 
 
-def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int:
+def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int | None:
+    """The exit code of this node's ranks; None if this process is a rank itself."""
     if topology.source == "torchrun":
         if not RankReport.from_env(os.environ).has_agent:
             refuse_agents_flags(launch)
-    else:
-        from launcher.allocation import enter_allocation, nodes_of_step
-        from launcher.local_start import start_ranks
-        from launcher.ranks import check_ranks
+        return None
+    from launcher.allocation import enter_allocation, nodes_of_step
+    from launcher.local_start import start_ranks
+    from launcher.ranks import check_ranks
 
-        enter_allocation(config, launch, arguments)
-        with nodes_of_step(config, launch, os.environ) as launch:
-            code = start_ranks(config, launch, arguments)
-        if code is not None:
-            return code
+    enter_allocation(config, launch, arguments)
+    with nodes_of_step(config, launch, os.environ) as launch:
+        code = start_ranks(config, launch, arguments)
+    if code is None:
         check_ranks(config, topology)
+    return code
+
+
+def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions) -> int:
     with quick_imports():
         import launcher.training  # noqa: F401 -- Lightning, which `fit` needs anyway
         from launcher.main_path import fit
         from launcher.summary import print_summary
 
-    result = fit(config, terminal_ranks=launch.terminal_ranks)
+    # The user's own loggers may write the command line down, as W&B's does.
+    sys.argv = hide_in_arguments(sys.argv)
+    result = fit(config, terminal_ranks=launch.terminal_ranks, stays_open=False)
     if topology.rank == 0:
         # The training is done, whether or not somebody still reads.
         with contextlib.suppress(OSError):
@@ -211,7 +251,7 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     if options.json:
         import json
 
-        sys.stdout.write(json.dumps(found.plan.to_dict(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
         return 0
     from launcher.plan_table import print_memory, print_plan
     from launcher.terminal import make_console

@@ -7,8 +7,10 @@ import hashlib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
+from launcher.secret_values import redact, with_references
 from launcher.yaml_text import dump_yaml
 
 
@@ -50,7 +52,7 @@ class TrainerOptions:
     benchmark: bool | None = None
     inference_mode: bool = True
     use_distributed_sampler: bool = True
-    profiler: str | None = None
+    profiler: str | dict[str, Any] | None = None
     detect_anomaly: bool = False
     barebones: bool = False
     sync_batchnorm: bool = False
@@ -140,6 +142,7 @@ class RunConfig:
         global_batch_size: samples per optimizer step, whatever the number of ranks.
         memory_share: share of each device's memory that a plan may use.
         on_oom: what to do when a run is out of memory: `stop`, or restart with the `next` strategy that needs less.
+        ddp: further arguments of Lightning's DDPStrategy, such as `bucket_cap_mb` or `ddp_comm_hook`.
         static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
         resume_trust: whether that checkpoint may run code when it is loaded, as objects of foreign classes do; a run's
@@ -153,6 +156,8 @@ class RunConfig:
         slurm: what `launcher submit` asks SLURM for.
         model: the LightningModule.
         data: the LightningDataModule; not needed if the model has loaders of its own.
+        optimizer: made instead of what the model's configure_optimizers returns.
+        lr_scheduler: the schedule of that optimizer.
     """
 
     name: str | None = None
@@ -170,6 +175,7 @@ class RunConfig:
     global_batch_size: int | None = _at_least(1, None)
     memory_share: float = 0.92
     on_oom: Literal["stop", "next"] = "stop"
+    ddp: dict[str, Any] | None = None
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"
     resume_trust: bool = False
@@ -182,18 +188,24 @@ class RunConfig:
     slurm: SlurmOptions = field(default_factory=SlurmOptions)
     model: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
+    lr_scheduler: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain YAML values; `parse_config` takes it back."""
         return dataclasses.asdict(self)
 
-    def to_yaml(self) -> str:
-        """As a config file that `--config` takes."""
-        return dump_yaml(self.to_dict())
+    def to_yaml(self, env: Mapping[str, str] = MappingProxyType({})) -> str:
+        """As a config file that `--config` takes; a secret is in it as a reference to a variable.
+
+        Args:
+            env: see `launcher.secret_values.references`.
+        """
+        return dump_yaml(with_references(self.to_dict(), env))
 
     def digest(self) -> str:
-        """SHA-256 over every field, as hexadecimal digits: equal on two ranks exactly if their configs are."""
-        return hashlib.sha256(repr(_sorted(self.to_dict())).encode()).hexdigest()
+        """SHA-256 over every field but the secrets, as hexadecimal digits: equal exactly if the configs are."""
+        return hashlib.sha256(repr(_sorted(redact(self.to_dict()))).encode()).hexdigest()
 
 
 def _sorted(value: Any) -> Any:

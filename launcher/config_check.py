@@ -16,7 +16,9 @@ from typing import Any, Literal
 from launcher import deepspeed_source
 from launcher.config import FieldInfo, RunConfig, config_fields
 from launcher.errors import ConfigError, Problem
+from launcher.secret_values import redact
 from strategies import precision as precision_names
+from strategies.choice import DDP_OPTIONS, SINGLE_DEVICE
 from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 
@@ -30,10 +32,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     problems = find_problems(values)
     if problems:
         raise ConfigError(problems)
-    leaves = dict(config_fields())
-    if all(_is_plainly(leaves[path].hint, value) for path, value in _leaves(values, leaves)):
-        return _build_plain(RunConfig, values)
-    return _build(_parser(), values)
+    return _build(RunConfig, values)
 
 
 def find_problems(values: Mapping[str, Any]) -> list[Problem]:
@@ -44,10 +43,8 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
         info = leaves.get(path)
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves)))
-        elif (value is None and not _takes_null(info.hint)) or not (
-            _is_plainly(info.hint, value) or _has_type(_parser(), path, value)
-        ):
-            problems.append(Problem(path, f"given {value!r}; expected {_describe(info.hint)}"))
+        elif (value is None and not _takes_null(info.hint)) or not _has_type(info.hint, value):
+            problems.append(Problem(path, f"given {redact(value)!r}; expected {_describe(info.hint)}"))
         elif info.minimum is not None and not _in_range(value, info.minimum):
             finite = not isinstance(value, float) or math.isfinite(value)
             wanted = f"at least {info.minimum:g}" if finite else "a finite number"
@@ -64,6 +61,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     trainer = values.get("trainer")
     if isinstance(trainer, Mapping) and trainer.get("plugins") and values.get("strategy") in VARIANTS:
         yield Problem("trainer.plugins", f"{BESIDE_DEEPSPEED}; remove it and set `precision`, or use `strategy: ddp`")
+    if values.get("ddp") and values.get("strategy") in (*VARIANTS, SINGLE_DEVICE):
+        yield Problem("ddp", f"given, but the strategy is {values['strategy']}; remove it, or use `strategy: ddp`")
 
 
 def _name_problems(name: Any) -> Iterator[str]:
@@ -91,12 +90,19 @@ def _share_problems(share: Any) -> Iterator[str]:
         yield f"given {share!r}; expected a share of each device's memory, more than 0 and at most 1, as in 0.92"
 
 
+def _ddp_problems(options: Any) -> Iterator[str]:
+    for key in options or {}:
+        if key not in DDP_OPTIONS:
+            yield f"{key} is no option of it; valid are {', '.join(DDP_OPTIONS)}"
+
+
 # Fields whose type alone does not say what is valid.
 _MEANING: dict[str, Callable[[Any], Iterator[str]]] = {
     "name": _name_problems,
     "precision": _precision_problems,
     "strategy": _strategy_problems,
     "memory_share": _share_problems,
+    "ddp": _ddp_problems,
 }
 
 
@@ -113,7 +119,7 @@ def _leaves(values: Mapping[str, Any], known: Mapping[str, FieldInfo], prefix: s
 
 def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
     if any(name.startswith(f"{path}.") for name in leaves):
-        return f"given {value!r}; expected a mapping of settings"
+        return f"given {redact(value)!r}; expected a mapping of settings"
     name = path.rpartition(".")[2]
     by_name: dict[str, list[str]] = {}
     for known in leaves:
@@ -127,11 +133,11 @@ def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
 
 
 @functools.cache
-def _parser() -> Any:
+def _parser(hint: Any) -> Any:
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RunConfig, None)
+    parser.add_argument("--it", type=hint)
     return parser
 
 
@@ -150,39 +156,48 @@ def _is_plainly(hint: Any, value: Any) -> bool:
     return hint is Any or type(value) is hint or (hint is float and type(value) is int)
 
 
-def _has_type(parser: Any, path: str, value: Any) -> bool:
+def _has_type(hint: Any, value: Any) -> bool:
     import jsonargparse
 
-    nested: Any = value
-    for key in reversed(path.split(".")):
-        nested = {key: nested}
+    if _is_plainly(hint, value):
+        return True
     try:
-        parser.parse_object(nested)
+        _read(hint, value)
     except (jsonargparse.ArgumentError, TypeError, ValueError):
         return False
     return True
 
 
-def _build(parser: Any, values: Mapping[str, Any]) -> RunConfig:
-    parsed = parser.instantiate(parser.parse_object(_without_empty_groups(values)))
-    return RunConfig(**{entry.name: parsed[entry.name] for entry in dataclasses.fields(RunConfig)})
+def _read(hint: Any, value: Any) -> Any:
+    """A value in the form of its type: a quoted number is a number.
+
+    Raises:
+        jsonargparse.ArgumentError, TypeError, ValueError: it is not of that type.
+    """
+    if hint is float and type(value) is int:
+        return float(value)
+    if _is_plainly(hint, value):
+        return copy.deepcopy(value)
+    if _holds_anything(hint):
+        # What a class is made of stays as it was given: jsonargparse makes an object of every class_path in it.
+        raise TypeError(f"{value!r} is no {hint}")
+    return _parser(hint).parse_object({"it": value})["it"]
 
 
-def _build_plain(record: Any, values: Mapping[str, Any]) -> Any:
-    """The same where every value is of its type as it stands: jsonargparse takes 100 ms to say so."""
+def _holds_anything(hint: Any) -> bool:
+    return hint is Any or any(map(_holds_anything, typing.get_args(hint)))
+
+
+def _build(record: Any, values: Mapping[str, Any]) -> Any:
+    """The record, value by value: jsonargparse takes 100 ms for the whole."""
     hints = typing.get_type_hints(record)
     given: dict[str, Any] = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
-            given[key] = _build_plain(hints[key], value or {})
+            given[key] = _build(hints[key], value or {})
         else:
-            given[key] = float(value) if hints[key] is float else copy.deepcopy(value)
+            given[key] = _read(hints[key], value)
     return record(**given)
-
-
-def _without_empty_groups(values: Mapping[str, Any]) -> dict[str, Any]:
-    groups = {path.partition(".")[0] for path, _ in config_fields() if "." in path}
-    return {key: value for key, value in values.items() if not (key in groups and value is None)}
 
 
 def _takes_null(hint: Any) -> bool:

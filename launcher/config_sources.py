@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import importlib.resources
 import json
+import os
 import re
 import types
 import typing
@@ -17,13 +19,16 @@ import yaml
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
+from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
+from launcher.secret_values import resolve_references
 from launcher.yaml_text import Loader
 
-_CLASSES = ("model", "data")
-_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_FILES = (".yaml", ".yml", ".json")
+# Where LightningCLI takes a file for a part of the config.
+_PARTS = (*CLASS_FIELDS, "trainer", *(f"trainer.{key}" for key in CLASS_LISTS))
 
 
 def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
@@ -49,9 +54,12 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
     problems: list[Problem] = []
     readers = [*(functools.partial(read_config_file, Path(file)) for file in files),
                functools.partial(parse_overrides, overrides)]  # fmt: skip
+    strategy: Any = None
     for read in readers:
         try:
-            source, contradictions = normalize_values(read())
+            raw = read()
+            strategy = _whole_strategy(raw, strategy)
+            source, contradictions = normalize_values(raw)
         except ConfigError as error:
             problems += error.problems
         else:
@@ -60,6 +68,20 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
     if problems:
         raise ConfigError([*problems, *all_problems(values)])
     return values
+
+
+def _whole_strategy(source: dict[str, Any], earlier: Any) -> Any:
+    """Complete a strategy's arguments that are given without its class by an earlier source's; returns the latest."""
+    trainer = source.get("trainer")
+    given = trainer.get("strategy") if isinstance(trainer, dict) else None
+    if (
+        isinstance(trainer, dict)
+        and isinstance(given, dict)
+        and "class_path" not in given
+        and isinstance(earlier, dict)
+    ):
+        given = trainer["strategy"] = merge_values(copy.deepcopy(earlier), given)
+    return earlier if given is None else given
 
 
 def load_values(values: Mapping[str, Any]) -> RunConfig:
@@ -81,9 +103,12 @@ def build_config(values: dict[str, Any]) -> RunConfig:
         ConfigError: every problem at once.
     """
     if not values.get("model") and not values.get("data"):
-        named = {key: value for key, value in values.items() if not (key in _CLASSES and value is None)}
+        named = {key: value for key, value in values.items() if not (key in CLASS_FIELDS and value is None)}
         values = merge_values(read_preset("demo"), named)
-    problems = all_problems(values)
+    values, missing = resolve_references(values, os.environ)
+    problems = [Problem(path, f"its value is a secret, which no file keeps: {name} is not set; set it, or give "
+                        f"--{path} again") for path, name in missing.items()]  # fmt: skip
+    problems += all_problems(values)
     if problems:
         raise ConfigError(problems)
     return with_deepspeed_file(parse_config(values))
@@ -91,7 +116,7 @@ def build_config(values: dict[str, Any]) -> RunConfig:
 
 def normalize_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """One source's values in the long form and under the launcher's keys, and what contradicts in it."""
-    return translate_lightning_cli(_with_class_specs(values))
+    return translate_lightning_cli(with_class_specs(values))
 
 
 def all_problems(values: Mapping[str, Any]) -> list[Problem]:
@@ -116,7 +141,17 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([Problem(str(path), f"expected a mapping of settings, found {type(values).__name__}")])
-    return {str(key): value for key, value in values.items()}
+    return {str(key): _read_part(each, path.parent, key) if key in _PARTS else each for key, each in values.items()}
+
+
+def _read_part(given: Any, folder: Path, part: str) -> Any:
+    """The content of a file in the place of its name, as in `model: model.yaml`; anything else as it is."""
+    if isinstance(given, str) and given.endswith(_FILES):
+        file = folder / given
+        given, folder = read_plain_file(file), file.parent
+    if part == "trainer" and isinstance(given, dict):
+        return {key: _read_part(each, folder, key) if key in CLASS_LISTS else each for key, each in given.items()}
+    return given
 
 
 def read_plain_file(path: Path) -> Any:
@@ -172,7 +207,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
                 position += 1
             else:
                 text = "true"
-        set_path(values, path.split("."), _parse_value(text, hints.get(path)))
+        value = _parse_value(text, hints.get(path))
+        set_path(values, path.split("."), _read_part(value, Path(), path) if path in _PARTS else value)
     if problems:
         raise ConfigError(problems)
     return values
@@ -200,57 +236,12 @@ def _parse_value(text: str, hint: Any) -> Any:
         return text
 
 
-def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Put a value at a dotted path, in place; `model` may be a class's name or its settings."""
-    for key in keys[:-1]:
-        below = values.get(key)
-        if key in _CLASSES and isinstance(below, str):
-            below = {"class_path": below}
-        values[key] = below if isinstance(below, dict) else {}
-        values = values[key]
-    last = keys[-1]
-    if last in _CLASSES and isinstance(value, str) and isinstance(values.get(last), dict):
-        values[last]["class_path"] = value
-    else:
-        values[last] = value
-
-
-def _with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
-    """`model: pkg.Class` and `model: {lr: 1}` in the long form with `class_path` and `init_args`."""
-    for key in _CLASSES:
-        given = values.get(key)
-        if isinstance(given, str):
-            values[key] = {"class_path": given}
-        elif isinstance(given, dict):
-            own = {k: v for k, v in given.items() if k in _CLASS_KEYS}
-            arguments = {k: v for k, v in given.items() if k not in _CLASS_KEYS}
-            inner = own.get("init_args") or {}
-            # Something else than a mapping is left for the check to tell.
-            if arguments and isinstance(inner, Mapping):
-                own["init_args"] = {**inner, **arguments}
-            values[key] = own
-    return values
-
-
-def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`, in place. Another class brings its own arguments."""
-    for key, value in over.items():
-        below = base.get(key)
-        if not (isinstance(below, dict) and isinstance(value, Mapping)):
-            base[key] = copy.deepcopy(value)
-        elif value.get("class_path", below.get("class_path")) != below.get("class_path") and "class_path" in below:
-            base[key] = copy.deepcopy(dict(value))
-        else:
-            merge_values(below, value)
-    return base
-
-
 def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
     """What can be said of the classes without importing them."""
     problems: list[Problem] = []
     if values.get("data") and not values.get("model"):
         problems.append(Problem("model", "data was given, but no model; add `model: {class_path: my_pkg.MyModule}`"))
-    for key in _CLASSES:
+    for key in CLASS_FIELDS:
         spec = values.get(key)
         if not isinstance(spec, dict) or not spec:
             continue
@@ -262,8 +253,25 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems.append(
                 Problem(key, f"arguments {given} of which class? add class_path, or --{key} my_pkg.MyClass")
             )
-        elif not isinstance(path, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
-            problems.append(
-                Problem(f"{key}.class_path", f"given {path!r}; expected an import path like my_pkg.MyClass")
-            )
+        elif not _names_class(path, short=key not in ("model", "data")):
+            problems.append(Problem(f"{key}.class_path", f"given {path!r}; {_import_path_of(path)}"))
     return problems
+
+
+def _names_class(path: Any, *, short: bool) -> bool:
+    """Whether a value looks like an import path; LightningCLI's short names are for classes that are imported."""
+    return isinstance(path, str) and re.fullmatch(rf"[^\W\d]\w*(\.[^\W\d]\w*){'*' if short else '+'}", path) is not None
+
+
+def _import_path_of(path: Any) -> str:
+    """What to write instead of a file's name."""
+    if not isinstance(path, str) or not path.endswith(".py"):
+        return "expected an import path like my_pkg.MyClass"
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+        classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+        module = ".".join(file.absolute().relative_to(Path.cwd()).with_suffix("").parts)
+    except (OSError, ValueError, SyntaxError):
+        return "expected an import path like my_pkg.MyClass, not a file"
+    return f"that is a file; give a class in it: {' or '.join(f'{module}.{name}' for name in classes or ['MyClass'])}"

@@ -89,7 +89,7 @@ def convert_checkpoint(source: Path, target: Path) -> int:
 def save_private(content: Any, path: Path) -> None:
     """`torch.save` to a file of mode 0600, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             torch.save(content, file)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
 from launcher.errors import ConfigError, MissingLibraryError, Problem, UsageError
 from launcher.main_path import FitResult, fit
-from launcher.other_ranks import end_script_ranks, forked_ranks, in_notebook, is_script_rank, script_rank
+from launcher.other_ranks import end_script_ranks, in_notebook, is_script_rank, script_rank
+from launcher.outside_ranks import outside_rank
 from launcher.topology import Topology
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
@@ -18,26 +19,33 @@ from strategies.precision import AUTO, normalize_precision
 if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
 
+_USUAL_CLIP = 1.0
+
 
 class TrainingCoordinator:
     """Trains models with the launcher's agreement, plan and watch, from a script or a notebook.
 
-    Under torchrun or SLURM it is one of their ranks. Started alone with several devices, this process is rank zero and
-    the script is run again for each other rank, as Lightning does it. A notebook trains on one process unless
-    `notebook_processes` allows to fork it.
+    Under torchrun, SLURM's srun or MPI it is one of their ranks. Started alone with several devices, this process is
+    rank zero and the script is run again for each other rank, as Lightning does it. A notebook trains on one process
+    unless `notebook_processes` allows to fork it.
+
+    The Trainer that `train` returns can go on with `test`, `validate`, `predict` and `fit`; the process group and the
+    W&B run stay for it until the next training or the end of the script.
 
     Args:
         output_dir: folder of the run directories.
         use_gpu: take a GPU where there is one; False trains on the CPU.
         precision: any spelling, or 'auto'. It is an order; `use_amp=True` in `train` makes it a wish.
-        gradient_clip_val: largest norm of the gradients; None doesn't clip.
+        gradient_clip_val: largest norm of the gradients; None doesn't clip, and a model that optimizes by hand isn't
+            clipped at the default.
         strategy: see `RunConfig`.
         devices: ranks on each node; None takes all GPUs, or one process on a CPU.
         num_nodes: number of nodes.
-        notebook_processes: whether a notebook may be forked for several ranks.
+        notebook_processes: whether a notebook may be forked for several ranks, as Lightning's `ddp_notebook` does it:
+            weights and metrics come back into this process.
         callbacks: Lightning's callbacks of every training.
         loggers: Lightning's loggers beside W&B.
-        plugins: a precision plugin of your own, which then decides the precision.
+        plugins: a precision plugin of your own, which then decides the precision; a CheckpointIO; a LayerSync.
         wandb: settings of W&B.
         on_precision_change: see `RunConfig`.
 
@@ -50,7 +58,7 @@ class TrainingCoordinator:
         output_dir: str | os.PathLike[str] = "runs",
         use_gpu: bool = True,
         precision: str | int = "16",
-        gradient_clip_val: float | None = 1.0,
+        gradient_clip_val: float | None = _USUAL_CLIP,
         strategy: str = "auto",
         devices: int | None = None,
         num_nodes: int = 1,
@@ -98,7 +106,7 @@ class TrainingCoordinator:
         """Train to the end.
 
         Args:
-            model: a LightningModule.
+            model: a LightningModule, or what `torch.compile` made of one.
             train_dataloaders: a loader or several; a LightningDataModule is taken too. None asks the model.
             val_dataloaders: loaders of the validation.
             datamodule: a LightningDataModule, instead of the loaders.
@@ -107,7 +115,8 @@ class TrainingCoordinator:
             resume_from_checkpoint: a checkpoint to go on from.
             seed: of every random generator and of the order of the data.
             name: the run's name; made from the date if not given.
-            trainer_options: further arguments of Lightning's Trainer, as `RunConfig.trainer` has them.
+            trainer_options: further arguments of Lightning's Trainer, as `RunConfig.trainer` has them; a `profiler` may
+                be an object.
 
         Returns:
             `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`
@@ -119,7 +128,14 @@ class TrainingCoordinator:
             UsageError, TrainingError, Interrupted: see `launcher.main_path.fit`.
         """
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
-        options = {"gradient_clip_val": self._config.trainer.gradient_clip_val, "max_epochs": max_epochs}
+        clip = self._config.trainer.gradient_clip_val
+        if clip == _USUAL_CLIP and not given.model.automatic_optimization:
+            # Lightning refuses to clip for a model that steps by itself; nobody may have asked for it.
+            clip = None
+        profiler = trainer_options.get("profiler")
+        if profiler is not None and not isinstance(profiler, str):
+            given = dataclasses.replace(given, profiler=trainer_options.pop("profiler"))
+        options = {"gradient_clip_val": clip, "max_epochs": max_epochs}
         asked = dataclasses.replace(
             self._config,
             name=name,
@@ -133,7 +149,7 @@ class TrainingCoordinator:
         result = self._fit(config, given)
         return {
             "trainer": result.trainer,
-            "model": given.model,
+            "model": model,
             "best_model_path": None if result.best is None else str(result.best),
             "final_metrics": dict(result.metrics),
             "plan": result.plan,
@@ -142,18 +158,26 @@ class TrainingCoordinator:
     def _given(self, model: Any, train: Any, validation: Any, datamodule: Any) -> UserObjects:
         try:
             import lightning.pytorch as pl
+            from lightning.pytorch.plugins import Precision
         except ImportError as error:
             raise MissingLibraryError(
                 f"training needs Lightning, which does not import here ({error}); pip install 'lightning>=2.6'"
             ) from error
-        from launcher.user_objects import Loaders, UserObjects, only_precision_plugin
+        from lightning.pytorch.utilities.compile import from_compiled
+        from torch._dynamo import OptimizedModule
 
+        from launcher.class_import import foreign_lightning
+        from launcher.user_objects import Loaders, UserObjects, sort_plugins
+
+        if isinstance(model, OptimizedModule) and isinstance(model._orig_mod, pl.LightningModule):
+            model = from_compiled(model)
         problems: list[Problem] = []
         if not isinstance(model, pl.LightningModule):
-            problems.append(Problem("model", f"given {model!r}; expected a LightningModule"))
+            other = f"given {model!r}; expected a LightningModule"
+            problems.append(Problem("model", foreign_lightning(model) or other))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
-        if self._plugins and self._config.strategy in VARIANTS:
+        if any(isinstance(p, Precision) for p in self._plugins) and self._config.strategy in VARIANTS:
             problems.append(Problem("plugins", f"{BESIDE_DEEPSPEED}; remove it and set precision, or use ddp"))
         if train is not None and datamodule is not None:
             problems.append(
@@ -169,13 +193,18 @@ class TrainingCoordinator:
         if problems:
             raise ConfigError(problems)
         data = datamodule if train is None else Loaders(train, validation)
-        return UserObjects(model, data, self._callbacks, self._loggers, only_precision_plugin(self._plugins))
+        precision, others = sort_plugins(self._plugins)
+        module = cast("pl.LightningModule", model)
+        return UserObjects(module, data, self._callbacks, self._loggers, precision, plugins=others)
 
     def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
         from launcher.ranks import wanted_ranks
 
         if is_script_rank():
             return self._fit_script(config, given, 0)
+        outside = outside_rank(config, os.environ)
+        if outside is not None:
+            return fit(config, env={**os.environ, **outside}, given=given)
         if Topology.from_env(os.environ, os.uname().nodename).source == "torchrun":
             return fit(config, given=given)
         count = wanted_ranks(config)
@@ -187,8 +216,9 @@ class TrainingCoordinator:
         if reason is not None:
             notice = f"this is a notebook, so one process trains instead of {count}: {reason}"
             return fit(dataclasses.replace(config, devices=1), given=dataclasses.replace(given, notices=(notice,)))
-        with forked_ranks(count, lambda env: fit(config, env={**os.environ, **env}, given=given)) as env:
-            return fit(config, env={**os.environ, **env}, given=given)
+        from launcher.notebook_ranks import fit_in_forks
+
+        return fit_in_forks(config, given, count)
 
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
         try:
@@ -222,7 +252,13 @@ def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
     """
     from launcher.config_check import find_problems
 
-    objects = [name for name in _OBJECTS if name in trainer]
+    trainer = dict(trainer)
+    if trainer.get("logger", False) in (True, None):
+        trainer.pop("logger", None)  # the default, as in a config file
+    elif trainer.get("logger") is False:
+        trainer["logger"] = []
+        config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
+    objects = [name for name in _OBJECTS if trainer.get(name)]
     plain = {name: value for name, value in trainer.items() if name not in objects}
     # What nobody said is right, and the check of every field takes its time.
     usual = RunConfig().to_dict()

@@ -1,212 +1,238 @@
-"""The order of the training data: the same on any number of ranks, and resumable in the middle of an epoch."""
+"""The order of the training data: the same on any number of ranks, and placed anywhere in an epoch at no cost."""
 
 from __future__ import annotations
 
+import copy
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Sized
 from typing import Any, cast
 
-import lightning.pytorch as pl
-import torch
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from lightning.fabric.utilities.data import sized_len
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRandomSampler
 
 from launcher.errors import DataError
-from launcher.sample_seeds import SeededIndex, mixed
+from launcher.order_samplers import GlobalOrderSampler, PlaceableSampler, PlacedBatches, PlacedSampler, SequentialOrder
 from launcher.worker_signals import start_worker
 from strategies.batch import BatchSplit
 
-
-class GlobalOrderSampler(DistributedSampler[Any]):
-    """Deals one global order of the samples to the ranks, like cards.
-
-    The order depends on seed and epoch alone, so block k of `global_batch_size` samples is optimizer step k on any
-    number of ranks. Its state counts samples over all ranks.
-
-    Args:
-        dataset: has a length.
-        world_size: number of ranks.
-        rank: this rank.
-        shuffle: a new order in each epoch, or the dataset's own.
-        seed: of the order.
-        global_batch_size: leaves out the epoch's last samples that don't fill a global batch; None pads as torch does.
-        drop_last: with None above: leaves out what doesn't fill every rank, instead of repeating samples.
-        seeded: hand out each index with a seed for what a worker draws at random for it.
-
-    Attributes:
-        generator: for the seed of a loader's workers, which depends on seed and epoch alone. A loader without it draws
-            from the training's own generator when an epoch begins, which a resume at that point would not repeat.
-    """
-
-    def __init__(
-        self,
-        dataset: Sized,
-        *,
-        world_size: int,
-        rank: int,
-        shuffle: bool,
-        seed: int,
-        global_batch_size: int | None,
-        drop_last: bool,
-        seeded: bool = False,
-    ) -> None:
-        super().__init__(cast(Any, dataset), world_size, rank, shuffle, seed, drop_last)
-        if global_batch_size is not None:
-            self.total_size = len(dataset) // global_batch_size * global_batch_size
-            self.num_samples = self.total_size // world_size
-            self.drop_last = True
-        self._taken = 0
-        self._skip = 0
-        self._seeded = seeded
-        self.generator = torch.Generator()
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, and the seeds that go with it."""
-        super().set_epoch(epoch)
-        self.generator.manual_seed(mixed(self.seed, epoch))
-
-    def __iter__(self) -> Iterator[int]:
-        # A generator: Lightning sets the epoch after it made the iterator.
-        self._taken, self._skip = self._skip, 0
-        for index in itertools.islice(super().__iter__(), self._taken, None):
-            self._taken += 1
-            yield SeededIndex(index, mixed(self.seed, self.epoch, index)) if self._seeded else index
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its samples all ranks together have taken."""
-        return {"epoch": self.epoch, "samples": self._taken * self.num_replicas}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration behind the samples that were taken; in the next epoch if that was all of them.
-
-        The epoch counts too: a loader with workers draws its first samples before Lightning sets the epoch.
-        """
-        self._skip = state["samples"] // self.num_replicas
-        epoch = state["epoch"]
-        if self._skip >= self.num_samples:
-            self._skip, epoch = 0, epoch + 1
-        self.set_epoch(epoch)
+# The user's loader of which ours is a copy.
+_FROM = "_launcher_made_from"
 
 
-def order_training_data(
-    owner: pl.LightningDataModule | pl.LightningModule,
-    batch: BatchSplit,
-    *,
-    rank: int,
-    seed: int,
-    fixed_global_batch: bool,
-    resume_states: Sequence[Mapping[str, Any]] = (),
-    notice: Callable[[str], None],
-) -> None:
-    """Make `owner.train_dataloader()` return loaders in the global order that can be resumed within an epoch.
+class DataOrder:
+    """Puts training loaders into one global order that can be gone on with at any batch.
+
+    A loader keeps its class and everything but its sampler. What the order of a loader that draws from a sampler or
+    batch sampler of the user's own depends on is theirs: it is drawn from generators that are seeded for each epoch.
 
     Args:
-        owner: whose `train_dataloader` feeds the training.
         batch: the planned split.
         rank: this rank.
         seed: of the order.
         fixed_global_batch: whether the user fixed `global_batch_size`.
-        resume_states: where the loaders were, in their order. Lightning restores it too, but too late if
-            `configure_optimizers` asks for `trainer.estimated_stepping_batches`, which makes the loaders.
-        notice: told when a loader has to be left as it is.
+        distribute: whether each rank takes a share of the samples (`use_distributed_sampler`); otherwise the loaders
+            are a rank's own.
+        notice: told when a loader's place in an epoch cannot be restored.
     """
-    original = owner.train_dataloader
-    states = list(resume_states)
 
-    @functools.wraps(original)
-    def train_dataloader() -> Any:
+    def __init__(
+        self,
+        batch: BatchSplit,
+        *,
+        rank: int,
+        seed: int,
+        fixed_global_batch: bool,
+        distribute: bool = True,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.batch = batch
+        self._rank = rank
+        self._seed = seed
+        self._fixed = fixed_global_batch
+        self._ranks = (batch.world_size, rank) if distribute else (1, 0)
+        self._distribute = distribute
+        self._notice = notice
+        self._told: set[str] = set()
+
+    def tell(self, text: str) -> None:
+        """Tell the user, once."""
+        if text not in self._told:
+            self._told.add(text)
+            self._notice(text)
+
+    def apply(self, make: Callable[[], Any], owner: str, *, overfit: bool = False) -> Any:
+        """The loaders that `make` gives, in their order.
+
+        Args:
+            make: the user's `train_dataloader`.
+            owner: its name.
+            overfit: whether every epoch is to have the same batches, in the dataset's own order.
+
+        Raises:
+            DataError: there is no data, or not the planned batch.
+        """
         try:
-            loaders = original()
+            loaders = make()
         except ValueError as error:
             # torch's RandomSampler says it of an empty dataset.
             if "num_samples=0" in str(error):
                 raise DataError(
-                    f"the training data is empty: {_where(owner)} made a loader of no sample; look at its data's path"
+                    f"the training data is empty: {owner} made a loader of no sample; look at its data's path"
                 ) from error
             raise
-        return apply_to_collection(loaders, DataLoader, convert)
+        combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
+        found = [self._convert(loader, owner, overfit) for loader in combined.flattened]
+        if combined is loaders:
+            # A copy: the user's object may be asked for again, in another run of this process.
+            combined = copy.copy(combined)
+        combined.flattened = found
+        return combined if isinstance(loaders, CombinedLoader) else combined.iterables
 
-    def convert(loader: DataLoader[Any]) -> DataLoader[Any]:
-        _check_size(loader, batch, fixed_global_batch, _where(owner))
-        reason = _why_not(loader)
-        if reason is not None:
-            notice(f"the training loader is left as it is ({reason}): a resume begins its epoch anew")
+    def _convert(self, loader: Any, owner: str, overfit: bool) -> Any:
+        loader = vars(loader).get(_FROM, loader) if isinstance(loader, DataLoader) else loader
+        if not isinstance(loader, DataLoader):
+            kind = type(loader).__name__
+            if self._fixed:
+                self.tell(f"global_batch_size cannot be compared with what {owner} gives: a {kind}, no DataLoader")
+            self._leave(kind if isinstance(loader, CombinedLoader) else f"{kind}, no DataLoader", loader)
             return loader
-        sampler = GlobalOrderSampler(
+        self._check_size(loader, owner)
+        reason = self._why_not(loader, overfit)
+        if reason is not None:
+            self._leave(reason, loader)
+            return loader
+        if type(loader).__iter__ not in (DataLoader.__iter__, StatefulDataLoader.__iter__):
+            self.tell(f"{type(loader).__name__} iterates in a way of its own: a resume is exact only if it draws from "
+                      "its sampler")  # fmt: skip
+        made = copy.copy(loader)
+        # torch forbids to set these on a loader that is ready.
+        values = vars(made)
+        values[_FROM] = loader
+        if _is_default(loader):
+            sampler: PlaceableSampler = self._sampler(loader, overfit)
+            if loader.batch_sampler is not None:
+                values["batch_sampler"] = BatchSampler(sampler, cast(int, loader.batch_size), loader.drop_last)
+        else:
+            batches: Any = copy.copy(loader.batch_sampler)
+            if _is_known(getattr(batches, "sampler", None)):
+                vars(batches)["sampler"] = self._order_of(
+                    loader, isinstance(batches.sampler, RandomSampler), seeded=False
+                )
+            self._tell_of_own(batches)
+            sampler = PlacedBatches(batches, seed=self._seed, seeded=loader.num_workers > 0)
+            values["batch_sampler"] = sampler
+        values["sampler"] = sampler
+        values["generator"] = loader.generator or sampler.generator
+        if loader.num_workers:
+            values["worker_init_fn"] = functools.partial(start_worker, inner=loader.worker_init_fn, rank=self._rank)
+        return made
+
+    def _sampler(self, loader: DataLoader[Any], overfit: bool) -> PlaceableSampler:
+        own, seeded = loader.sampler, loader.num_workers > 0
+        if overfit or _is_known(own):
+            return self._order_of(loader, type(own) is not SequentialSampler and not overfit, seeded=seeded)
+        self._tell_of_own(own)
+        # Such a one knows the ranks by itself.
+        world_size, rank = (1, 0) if isinstance(own, DistributedSampler) else self._ranks
+        return PlacedSampler(own, world_size, rank, seed=self._seed, seeded=seeded, drop_last=loader.drop_last)
+
+    def _order_of(self, loader: DataLoader[Any], shuffle: bool, *, seeded: bool) -> GlobalOrderSampler:
+        return (GlobalOrderSampler if shuffle else SequentialOrder)(
             cast(Sized, loader.dataset),
-            world_size=batch.world_size,
-            rank=rank,
-            shuffle=isinstance(loader.sampler, RandomSampler),
-            seed=seed,
-            global_batch_size=batch.global_batch_size if fixed_global_batch else None,
+            world_size=self._ranks[0],
+            rank=self._ranks[1],
+            shuffle=shuffle,
+            seed=self._seed,
+            global_batch_size=self.batch.global_batch_size if self._fixed and self._distribute else None,
             drop_last=loader.drop_last,
-            seeded=loader.num_workers > 0,
-        )
-        stateful = _stateful(loader, sampler, rank)
-        if states:
-            stateful.load_state_dict(dict(states.pop(0)))
-        return stateful
-
-    object.__setattr__(owner, "train_dataloader", train_dataloader)
-
-
-def _where(owner: Any) -> str:
-    return f"{type(owner).__name__}.train_dataloader"
-
-
-def _check_size(loader: DataLoader[Any], batch: BatchSplit, fixed: bool, where: str) -> None:
-    length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
-    if length == 0:
-        raise DataError(f"the training data is empty: {where} made a loader of no sample; look at its data's path")
-    if not fixed:
-        return
-    if loader.batch_size != batch.micro_batch_size:
-        raise DataError(
-            f"global_batch_size {batch.global_batch_size} needs {batch.micro_batch_size} samples at once on each of "
-            f"{batch.world_size} ranks, but {where} made a loader of {loader.batch_size}; give that class an argument "
-            f"`batch_size` and use it, or choose another global_batch_size or trainer.accumulate_grad_batches"
-        )
-    if length is not None and batch.global_batch_size is not None and length < batch.global_batch_size:
-        raise DataError(
-            f"the training data has {length} samples, fewer than one global_batch_size {batch.global_batch_size}; "
-            "give more data, or set a smaller global_batch_size"
+            seeded=seeded,
         )
 
+    def _tell_of_own(self, sampler: Any) -> None:
+        if type(sampler).__module__.partition(".")[0] != "torch":
+            self.tell(f"the training data comes in the order of {type(sampler).__name__}: a resume repeats it if it "
+                      "depends on set_epoch and on the generators of Python, NumPy and torch alone")  # fmt: skip
 
-def _why_not(loader: DataLoader[Any]) -> str | None:
-    """Why a loader cannot be made anew with another sampler; None if it can."""
-    if type(loader) not in (DataLoader, StatefulDataLoader):
-        return f"it is a {type(loader).__name__} of its own"
-    if isinstance(loader.dataset, IterableDataset):
-        return "its dataset is iterable"
-    if loader.batch_size is None:
-        return "it has a batch sampler of its own"
-    sampler = loader.sampler
-    if type(sampler) is RandomSampler:
-        whole = not sampler.replacement and sampler.num_samples == len(cast(Sized, loader.dataset))
-        return None if whole else "its sampler draws with replacement or a part of the data"
-    return None if type(sampler) is SequentialSampler else f"it has a {type(sampler).__name__}"
+    def _leave(self, reason: str, loader: Any) -> None:
+        # Lightning saves and restores the state of such a one.
+        if not isinstance(loader, _Stateful):
+            self.tell(f"the training loader is left as it is ({reason}): a resume begins its epoch anew")
+
+    def _check_size(self, loader: DataLoader[Any], owner: str) -> None:
+        length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
+        if length == 0:
+            raise DataError(f"the training data is empty: {owner} made a loader of no sample; look at its data's path")
+        planned, ranks = self.batch.global_batch_size, self.batch.world_size
+        taken = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+        if not self._fixed:
+            if planned is not None and taken is not None and taken != self.batch.micro_batch_size:
+                self.tell(f"the plan's batch is {planned} samples a step, but {owner} made a loader of {taken}: a step "
+                          f"trains {taken * ranks * self.batch.accumulate} samples of it")  # fmt: skip
+            return
+        if taken != self.batch.micro_batch_size:
+            raise DataError(
+                f"global_batch_size {planned} needs {self.batch.micro_batch_size} samples at once on each of "
+                f"{ranks} ranks, but {owner} made a loader of {taken}; give that class an argument "
+                f"`batch_size` and use it, or choose another global_batch_size or trainer.accumulate_grad_batches"
+            )
+        if length is not None and planned is not None and length < planned:
+            raise DataError(
+                f"the training data has {length} samples, fewer than one global_batch_size {planned}; "
+                "give more data, or set a smaller global_batch_size"
+            )
+
+    def _why_not(self, loader: DataLoader[Any], overfit: bool) -> str | None:
+        """Why a loader cannot be placed; None if it can."""
+        if isinstance(loader.dataset, IterableDataset):
+            return "its dataset is iterable"
+        drawn = loader.sampler if _is_default(loader) else loader.batch_sampler
+        if sized_len(drawn) is None:
+            return f"its {type(drawn).__name__} has no length"
+        if _is_default(loader):
+            return None
+        if overfit or (self._ranks[0] > 1 and not _is_known(getattr(drawn, "sampler", None))):
+            return f"it has a {type(drawn).__name__} of its own"
+        return None
 
 
-def _stateful(loader: DataLoader[Any], sampler: GlobalOrderSampler, rank: int) -> StatefulDataLoader[Any]:
-    """The same loader with another sampler, able to say and restore where it is."""
-    workers = loader.num_workers
-    return StatefulDataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-        timeout=loader.timeout,
-        worker_init_fn=functools.partial(start_worker, inner=loader.worker_init_fn, rank=rank) if workers else None,
-        multiprocessing_context=loader.multiprocessing_context if workers else None,
-        generator=loader.generator or sampler.generator,
-        prefetch_factor=loader.prefetch_factor if workers else None,
-        persistent_workers=loader.persistent_workers,
-    )
+def is_placeable(loader: Any) -> bool:
+    """Whether the loader can begin anywhere in an epoch."""
+    return isinstance(loader, DataLoader) and isinstance(loader.sampler, PlaceableSampler)
+
+
+def place(combined: CombinedLoader, epoch: int, batches: int) -> None:
+    """Let the next pass over the loaders begin behind a number of the epoch's batches.
+
+    Args:
+        combined: the loaders, of which those that cannot be placed are left alone.
+        epoch: from 0.
+        batches: that the combination has given in this epoch.
+    """
+    for loader in combined.flattened:
+        if not is_placeable(loader):
+            continue
+        iteration, given = 0, batches
+        if combined._mode == "max_size_cycle":
+            # At its end a loader is begun again with the next batch only, if there is one.
+            iteration = max(batches - 1, 0) // max(len(loader), 1)
+            given = batches - iteration * len(loader)
+        sampler = loader.sampler
+        size = 1 if isinstance(sampler, PlacedBatches) else loader.batch_size or 1
+        sampler.place(epoch, iteration, given * size)
+
+
+def _is_default(loader: DataLoader[Any]) -> bool:
+    """Whether torch made the batch sampler, of the loader's sampler and batch size."""
+    return loader.batch_sampler is None or loader.batch_size is not None
+
+
+def _is_known(sampler: Any) -> bool:
+    """Whether it gives each sample once, in order or shuffled."""
+    if type(sampler) in (RandomSampler, StatefulRandomSampler):
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) is SequentialSampler

@@ -38,7 +38,7 @@ class EventLog:
         line = ("\n" if self._cut else "") + json.dumps(record, separators=(",", ":"), default=str) + "\n"
         data = line.encode()
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
                 # A disk that gets full may take a part: the next line must not be glued to it.
                 self._cut = os.write(descriptor, data) < len(data)

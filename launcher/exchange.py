@@ -4,6 +4,9 @@ The exchange also gives the attempt a name of its own: torchelastic's store outl
 what they left in it must not be taken for this attempt's. So rank zero publishes a fresh word (the challenge), every
 rank answers under it, and the decision lists the answers' tokens: a rank that read an old challenge does not find its
 own token in the old decision and asks again. Five store operations a rank, whatever the number of ranks.
+
+Rank zero plans meanwhile, which may take long. It reports that it lives and what it does, and the others wait as long
+as it does; without a sign of life they give up.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
+from launcher.activity import ActivityReporter, ActivityWatch, doing
 from launcher.agreement import RankFacts
 from launcher.errors import AgreementError, LauncherError
 
@@ -76,6 +80,7 @@ def exchange(
     flat_config: Mapping[str, Any],
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
     timeout: float,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Decision:
     """Give this rank's facts to rank zero and get its decision.
 
@@ -85,16 +90,17 @@ def exchange(
         facts: this rank's.
         flat_config: dotted path to value; sent only where it differs from rank zero's.
         decide: called on rank zero with everybody's facts; what it raises as `LauncherError` is raised on every rank.
-        timeout: seconds to wait for the others.
+        timeout: seconds to wait for the others; for rank zero's decision, without a sign of life from it.
+        tell: told what rank zero is doing, if that takes long.
 
     Raises:
-        AgreementError: a rank never arrived, or `decide` found that the ranks differ.
+        AgreementError: a rank never arrived or died, or `decide` found that the ranks differ.
         LauncherError: what `decide` raised.
     """
     deadline = time.monotonic() + timeout
     if facts.rank == 0:
-        return _lead(store, world_size, facts, flat_config, decide, deadline)
-    return _follow(store, facts, flat_config, deadline, timeout)
+        return _lead(store, world_size, facts, flat_config, decide, deadline, timeout, tell)
+    return _follow(store, facts, flat_config, deadline, timeout, tell)
 
 
 def _lead(
@@ -104,14 +110,40 @@ def _lead(
     flat_config: Mapping[str, Any],
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
     deadline: float,
+    timeout: float,
+    tell: Callable[[str], None],
 ) -> Decision:
     attempt = secrets.token_hex(8)
-    store.set(_CHALLENGE, json.dumps({"attempt": attempt, "config_digest": own.config_digest}))
+    store.set(
+        _CHALLENGE,
+        json.dumps({"attempt": attempt, "config_digest": own.config_digest, "sources_digest": own.sources_digest}),
+    )
+    with ActivityReporter(store if world_size > 1 else None, _sign_key(attempt), tell, timeout):
+        decision, failure = _decide(store, world_size, own, flat_config, decide, deadline, attempt)
+    store.set(_decision_key(attempt), json.dumps(decision, default=str))
+    if failure is not None:
+        # Rank zero may serve the store: the others must have read its answer before it ends.
+        _await_count(store, _seen_key(attempt), sum(map(bool, decision["tokens"][1:])))
+        raise failure
+    return Decision(attempt, decision["values"])
+
+
+def _decide(
+    store: Store,
+    world_size: int,
+    own: RankFacts,
+    flat_config: Mapping[str, Any],
+    decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
+    deadline: float,
+    attempt: str,
+) -> tuple[dict[str, Any], LauncherError | None]:
+    """Rank zero's decision once all have answered, and the error that it is."""
     keys = [_facts_key(attempt, rank) for rank in range(1, world_size)]
     decision: dict[str, Any] = {"tokens": [], "values": None, "error": None}
     failure: LauncherError | None = None
     try:
-        _wait(store, keys, deadline)
+        with doing("waiting for the facts of all ranks"):
+            _wait(store, keys, deadline)
     except TimeoutError:
         missing = [rank for rank in range(1, world_size) if not store.check([_facts_key(attempt, rank)])]
         # The ranks that did come wait for an answer too.
@@ -130,12 +162,7 @@ def _lead(
             failure = error
     if failure is not None:
         decision["error"] = {"message": str(failure), "ranks": list(getattr(failure, "ranks", ()))}
-    store.set(_decision_key(attempt), json.dumps(decision, default=str))
-    if failure is not None:
-        # Rank zero may serve the store: the others must have read its answer before it ends.
-        _await_count(store, _seen_key(attempt), sum(map(bool, decision["tokens"][1:])))
-        raise failure
-    return Decision(attempt, decision["values"])
+    return decision, failure
 
 
 def _await_count(store: Store, key: str, count: int) -> None:
@@ -145,52 +172,74 @@ def _await_count(store: Store, key: str, count: int) -> None:
 
 
 def _follow(
-    store: Store, facts: RankFacts, flat_config: Mapping[str, Any], deadline: float, timeout: float
+    store: Store,
+    facts: RankFacts,
+    flat_config: Mapping[str, Any],
+    deadline: float,
+    timeout: float,
+    tell: Callable[[str], None],
 ) -> Decision:
-    never = f"rank 0 never arrived: rank {facts.rank} ({facts.host}) waited for it in vain; look at rank 0's log"
-    answered: str | None = None
+    problem = f"rank 0 never arrived: rank {facts.rank} ({facts.host}) waited for it in vain; look at rank 0's log"
+    leader: _Leader | None = None
     earlier = ""
     try:
         _wait(store, [_CHALLENGE], deadline)
         while True:
             challenge = json.loads(store.get(_CHALLENGE))
             attempt = challenge["attempt"]
-            if attempt != answered:
+            if leader is None or attempt != leader.attempt:
                 differs = challenge["config_digest"] != facts.config_digest
                 # Rank zero may have begun to wait for the others only now.
                 answer = dataclasses.replace(facts, config=flat_config) if differs else facts
+                if challenge["sources_digest"] == facts.sources_digest:
+                    answer = dataclasses.replace(answer, sources=None)
                 store.set(_facts_key(attempt, facts.rank), answer.to_json())
-                answered = attempt
-                deadline = time.monotonic() + timeout + _GRACE
-            decision = _decision_or_newer_challenge(store, attempt, deadline)
+                leader = _Leader(store, attempt, timeout + _GRACE, tell)
+            decision = leader.decision_or_newer_challenge()
             if decision is not None and decision["tokens"][facts.rank : facts.rank + 1] == [facts.token]:
                 break
             # An earlier attempt's challenge: rank zero of this attempt is not here yet.
             if decision is not None and decision["error"] is not None:
                 earlier = f"; an earlier attempt ended with: {decision['error']['message']}"
-            if time.monotonic() > deadline:
+            if time.monotonic() > leader.deadline:
                 raise TimeoutError
             time.sleep(_STALE_PAUSE)
     except TimeoutError:
-        raise AgreementError(never + earlier, [0]) from None
+        if leader is not None and leader.watch.activity:
+            problem = (
+                f"rank 0 died or hangs while {leader.watch.activity}: rank {facts.rank} ({facts.host}) had no sign of "
+                f"life from it for {timeout:g} s (agreement_timeout); look at rank 0's log"
+            )
+        raise AgreementError(problem + earlier, [0]) from None
     if decision["error"] is not None:
         store.add(_seen_key(attempt), 1)
         raise AgreementError(decision["error"]["message"], decision["error"]["ranks"])
     return Decision(attempt, decision["values"])
 
 
-def _decision_or_newer_challenge(store: Store, attempt: str, deadline: float) -> dict[str, Any] | None:
-    """The decision under this challenge, or None if another challenge has taken its place."""
-    while True:
-        try:
-            _wait(store, [_decision_key(attempt)], min(deadline, time.monotonic() + _RECHECK))
-        except TimeoutError:
-            if time.monotonic() >= deadline:
-                raise
-            if json.loads(store.get(_CHALLENGE))["attempt"] != attempt:
-                return None
-        else:
-            return json.loads(store.get(_decision_key(attempt)))
+class _Leader:
+    """Rank zero of one challenge, as another rank sees it: waited for while it gives signs of life."""
+
+    def __init__(self, store: Store, attempt: str, patience: float, tell: Callable[[str], None]) -> None:
+        self.attempt = attempt
+        self.watch = ActivityWatch(store, _sign_key(attempt), tell)
+        self.deadline = time.monotonic() + patience
+        self._store, self._patience = store, patience
+
+    def decision_or_newer_challenge(self) -> dict[str, Any] | None:
+        """The decision under this challenge, or None if another challenge has taken its place."""
+        while True:
+            try:
+                _wait(self._store, [_decision_key(self.attempt)], min(self.deadline, time.monotonic() + _RECHECK))
+            except TimeoutError:
+                if json.loads(self._store.get(_CHALLENGE))["attempt"] != self.attempt:
+                    return None
+                if self.watch.has_moved():
+                    self.deadline = time.monotonic() + self._patience
+                if time.monotonic() >= self.deadline:
+                    raise
+            else:
+                return json.loads(self._store.get(_decision_key(self.attempt)))
 
 
 def _never_arrived(missing: Sequence[int], own: RankFacts) -> AgreementError:
@@ -224,6 +273,10 @@ def _read_facts(store: Store, attempt: str, rank: int) -> RankFacts:
 
 def _facts_key(attempt: str, rank: int) -> str:
     return f"launcher/{attempt}/facts/{rank}"
+
+
+def _sign_key(attempt: str) -> str:
+    return f"launcher/{attempt}/sign"
 
 
 def _decision_key(attempt: str) -> str:

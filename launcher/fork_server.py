@@ -1,7 +1,8 @@
-"""The fork server: a process that has imported everything and makes ranks by forking.
+"""The fork server: a process that has imported what is installed and makes ranks by forking.
 
 It is started first thing, so that it imports while the agent still does; it tells what came of it over a socket. What
-it must not do is initialise CUDA or start threads, which a fork does not survive: then the ranks are spawned instead.
+it must not do is initialise CUDA, start threads or read a rank's variables: a package of which importing does so is
+left to the ranks, by a server that is started again without it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import contextlib
 import json
 import multiprocessing.forkserver
 import os
+import signal
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE
+from launcher.own_modules import without_working_directory
+from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
+from launcher.socket_folder import folder_of_sockets
 
 # Seconds until the server must have begun, and until its imports must have ended.
 _BEGIN_TIMEOUT = 120.0
@@ -33,14 +37,14 @@ class PreloadReport:
     Attributes:
         seconds: what the imports took.
         failed: module name to the last line of what it raised; the ranks will meet and report it themselves.
-        cuda: whether an import initialised CUDA.
-        threads: names of the threads that importing the user's modules left running.
+        cuda: whether importing the libraries initialised CUDA.
+        unsafe: package that the user's files name to what importing it does that a fork does not survive.
     """
 
     seconds: float = 0.0
     failed: tuple[tuple[str, str], ...] = ()
     cuda: bool = False
-    threads: tuple[str, ...] = ()
+    unsafe: tuple[tuple[str, str], ...] = ()
 
 
 def choose_start_method(report: PreloadReport | None) -> tuple[StartMethod, str | None]:
@@ -51,13 +55,39 @@ def choose_start_method(report: PreloadReport | None) -> tuple[StartMethod, str 
     """
     slow = "ranks are spawned, which is slower to start"
     if report is None:
-        return "spawn", f"the fork server died while it imported the model's modules; {slow}"
+        return "spawn", f"the fork server died while it imported installed packages; {slow}"
     if report.cuda:
-        return "spawn", f"importing the model's modules initialises CUDA, which a fork does not survive; {slow}"
-    if report.threads:
-        names = ", ".join(report.threads)
-        return "spawn", f"importing the model's modules starts threads ({names}), which a fork does not survive; {slow}"
+        return "spawn", f"importing torch or Lightning initialises CUDA, which a fork does not survive; {slow}"
+    if report.unsafe:
+        doing = "; ".join(f"importing {package} {doing}" for package, doing in report.unsafe)
+        return "spawn", f"{doing}, which a fork does not survive; {slow}"
     return "forkserver", None
+
+
+def without_unsafe(modules: Sequence[str], report: PreloadReport | None) -> tuple[list[str], str] | None:
+    """What another server should import, and the notice to give; None if this one will do.
+
+    Args:
+        modules: what the server was to import.
+        report: the fork server's; None if it died.
+    """
+    users = modules.index(USER_MODULES) + 1
+    left = "each rank imports {} by itself, which is slower to start"
+    if report is None:
+        if users == len(modules):
+            return None
+        packages = ", ".join(dict.fromkeys(map(_package, modules[users:])))
+        return list(modules[:users]), f"the fork server died while it imported packages; {left.format(packages)}"
+    if not report.unsafe:
+        return None
+    unsafe = dict(report.unsafe)
+    kept = [name for name in modules[users:] if _package(name) not in unsafe]
+    doing = "; ".join(f"importing {package} {doing}" for package, doing in report.unsafe)
+    return [*modules[:users], *kept], f"{doing}: {left.format('it' if len(unsafe) == 1 else 'them')}"
+
+
+def _package(name: str) -> str:
+    return name.partition(":")[0].partition(".")[0]
 
 
 class ForkServer:
@@ -66,14 +96,18 @@ class ForkServer:
     def __init__(self) -> None:
         self._listener: socket.socket | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._modules: list[str] = []
 
     def start(self, modules: Sequence[str]) -> None:
         """Begin to import `modules` in the fork server; returns at once.
 
         Args:
-            modules: the libraries', then the user's after a ':'.
+            modules: the libraries, then the packages that the user's files name after a ':'.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="launcher-", ignore_cleanup_errors=True)
+        self._modules = list(modules)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="launcher-", dir=folder_of_sockets(), ignore_cleanup_errors=True
+        )
         address = str(Path(self._folder.name) / "preload")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(address)
@@ -84,7 +118,27 @@ class ForkServer:
         # They stay: a server that has to be started again does the same.
         os.environ.update(variables)
         multiprocessing.forkserver.set_forkserver_preload(["launcher.fork_server_main"])
-        multiprocessing.forkserver.ensure_running()
+        with without_working_directory():
+            multiprocessing.forkserver.ensure_running()
+
+    def start_method(self, tell: Callable[[str], object]) -> StartMethod:
+        """Wait until everything is imported, by a second server if need be, and say how ranks are made.
+
+        Args:
+            tell: gets a notice.
+        """
+        report = self.wait()
+        again = without_unsafe(self._modules, report)
+        if again is not None:
+            modules, notice = again
+            tell(notice)
+            self.end()
+            self.start(modules)
+            report = self.wait()
+        method, notice = choose_start_method(report)
+        if notice is not None:
+            tell(notice)
+        return method
 
     def wait(self) -> PreloadReport | None:
         """Wait until everything is imported; None if the server died on the way."""
@@ -101,9 +155,19 @@ class ForkServer:
                 seconds=values["seconds"],
                 failed=tuple((name, error) for name, error in values["failed"]),
                 cuda=values["cuda"],
-                threads=tuple(values["threads"]),
+                unsafe=tuple((package, doing) for package, doing in values["unsafe"]),
             )
         return None
+
+    def end(self) -> None:
+        """End the server; `multiprocessing` begins another when it is asked to."""
+        self.close()
+        server: Any = vars(multiprocessing.forkserver)["_forkserver"]
+        pid = server._forkserver_pid
+        if pid is not None:
+            # Threads that a package left would keep it from ending by itself.
+            os.kill(pid, signal.SIGKILL)
+            server._stop()
 
     def close(self) -> None:
         """Remove the files; the server ends with this process."""

@@ -7,6 +7,7 @@ import os
 import signal
 
 from launcher import parent_death
+from launcher.own_modules import forget_safe_path
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
 from launcher.quick_imports import quick_imports
 
@@ -15,6 +16,7 @@ def become_fork_server() -> None:
     """Die with the agent, leave the terminal's signals to it, import everything, and tell how it went."""
     signal.pthread_sigmask(signal.SIG_BLOCK, parent_death.FOR_RANKS)
     parent_death.die_with_parent()
+    forget_safe_path()
     parent_death.fork_server_pid = os.getpid()
     # Out of the terminal's foreground group: Ctrl-C is for the agent, which tells the ranks.
     os.setpgid(0, 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.doctor_gpus import Gpu, GpuFacts, Link
+from launcher.own_modules import module_command
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _SMI_TIMEOUT_S = 20.0
@@ -42,7 +43,7 @@ def probe_gpus(timeout: float) -> GpuFacts:
         TimeoutError: the driver did not answer.
         RuntimeError: the other process ended without an answer; with its last line.
     """
-    words = [sys.executable, "-m", "launcher.gpu_probe"]
+    words = module_command("launcher.gpu_probe")
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:

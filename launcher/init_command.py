@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.config_sources import merge_values, normalize_values, parse_overrides
-from launcher.errors import ConfigError, UsageError
+from launcher.config_sources import read_sources
+from launcher.errors import UsageError
 from launcher.preset_files import preset_names, preset_summary
 from launcher.wizard_config import WizardConfig
 
@@ -79,11 +79,10 @@ def run(words: Sequence[str]) -> int:
 
 def _start(source: Path | None, preset: str | None, overrides: Sequence[str]) -> WizardConfig:
     """The file, the settings on top of it, and the preset below both."""
-    values = WizardConfig.load(source).values() if source else {}
-    given, problems = normalize_values(parse_overrides(overrides))
-    if problems:
-        raise ConfigError(problems)
-    config = WizardConfig.from_values(merge_values(values, given))
+    if source is not None:
+        config = WizardConfig.load(source, overrides)
+    else:
+        config = WizardConfig.from_values(read_sources([], overrides))
     return config.with_preset(preset) if preset else config
 
 

@@ -170,7 +170,8 @@ def _logs(options: Namespace) -> int:
 
 def _cancel(options: Namespace) -> int:
     from launcher.local_job import ask_to_stop
-    from launcher.run_status import find_run_named, holder_of, run_status
+    from launcher.run_lock import owner_of
+    from launcher.run_status import find_run_named, run_status
     from launcher.submission import read_records
     from launcher.sweep_record import find_sweep
     from slurm.queue import QueueCommandError, cancel_job
@@ -200,6 +201,6 @@ def _cancel(options: Namespace) -> int:
         sys.stdout.write(f"process {record['pid']} is asked to save and stop\n")
         return 0
     raise QueueError(
-        f"run {run.name!r} was not submitted and is trained by {holder_of(run) or 'nobody any more'}; "
+        f"run {run.name!r} was not submitted and is trained by {owner_of(run)[0] or 'nobody any more'}; "
         "Ctrl-C there, or SIGTERM to that process, saves and stops it"
     )

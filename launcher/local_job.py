@@ -24,7 +24,7 @@ def start_detached(command: Sequence[str], cwd: Path, folder: Path) -> dict[str,
         QueueError: it cannot be started.
     """
     try:
-        descriptor = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as output:
             process = subprocess.Popen(
                 list(command), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import RunConfig
+from launcher.cpus import usable_cpus
 from launcher.errors import LauncherError, TopologyError
 from launcher.events import FILE_NAME, EventLog
-from launcher.fork_server import ForkServer, StartMethod, choose_start_method
+from launcher.fork_server import ForkServer, StartMethod
+from launcher.installed_imports import installed_imports
 from launcher.launch_options import LaunchOptions
 from launcher.preload import USER_MODULES
 from launcher.quick_imports import quick_imports
@@ -49,32 +53,54 @@ def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[s
     with contextlib.ExitStack() as stack:
 
         def start_server(ranks: int) -> ForkServer:
-            _set_variables(config, ranks)
+            _raise_descriptor_limit()
+            os.environ.update(_variables(config, ranks, os.environ))
             server = ForkServer()
             stack.callback(server.close)
             server.start(modules_to_preload(config, os.environ))
             return server
 
+        before = dict(os.environ)
         server = start_server(likely) if likely > 1 or several else None
         count = wanted_ranks(config, options)
-        if count == 1 and not several:
+        alone = count == 1 and not several
+        guessed_wrong = _variables(config, likely, before) != _variables(config, count, before)
+        if server is not None and (alone or guessed_wrong):
+            # torch has read its number of threads there.
+            server.end()
+            server = None
+            os.environ.clear()
+            os.environ.update(before)
+        if alone:
             return None
         return _run_agent(server or start_server(count), count, config, options, arguments)
 
 
-def _set_variables(config: RunConfig, ranks: int) -> None:
-    """What the fork server and the ranks must find in their environment, unless the user has set it."""
-    # Read by torch and numpy when they are imported, so before the fork server begins.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    # c10d asks for the name of every address that it connects to; one lost answer costs the resolver 5 s by default.
-    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
+def _variables(config: RunConfig, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
+    """What the fork server and the ranks must find in their environment beside what the user has set."""
+    wanted = {
+        # Read by torch and numpy when they are imported, so before the fork server begins.
+        "OMP_NUM_THREADS": str(max(1, usable_cpus() // ranks)),
+        # c10d asks for the name of every address that it connects to; a lost answer costs the resolver 5 s by default.
+        "RES_OPTIONS": "timeout:1 attempts:3",
+    }
     if config.accelerator == "cpu":
         # DeepSpeed looks for its accelerator once, when it is imported.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        wanted["DS_ACCELERATOR"] = "cpu"
+    return {name: value for name, value in wanted.items() if name not in env}
+
+
+def _raise_descriptor_limit() -> None:
+    """Connections of many ranks and loader workers take more than the 1024 that many systems allow by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # A system may refuse to go as far as its own limit says.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def modules_to_preload(config: RunConfig, env: Mapping[str, str]) -> list[str]:
-    """The modules that the ranks of this run will import: the libraries', a mark, the user's.
+    """What the ranks of this run will import and is installed: the libraries, a mark, what the user's files name.
 
     Args:
         config: what to train.
@@ -86,9 +112,8 @@ def modules_to_preload(config: RunConfig, env: Mapping[str, str]) -> list[str]:
     # Without the variable a rank decides on DeepSpeed's accelerator, and then imports it.
     if config.strategy.startswith("deepspeed") and env.get("DS_ACCELERATOR"):
         libraries += ["deepspeed", "lightning.pytorch.strategies.deepspeed"]
-    named = [config.model, config.data, config.trainer.callbacks, config.trainer.logger]
-    users = [path.rpartition(".")[0] for path in _class_paths(named)]
-    return [*libraries, USER_MODULES, *dict.fromkeys(filter(None, users))]
+    named = [config.model, config.data, dataclasses.asdict(config.trainer)]
+    return [*libraries, USER_MODULES, *installed_imports(_class_paths(named))]
 
 
 def _class_paths(value: Any) -> Iterator[str]:
@@ -127,10 +152,7 @@ def _run_agent(
     rendezvous = make_rendezvous(options)
 
     def start_method() -> StartMethod:
-        method, notice = choose_start_method(server.wait())
-        if notice is not None:
-            sys.stderr.write(f"notice: {notice}\n")
-        return method
+        return server.start_method(lambda notice: sys.stderr.write(f"notice: {notice}\n"))
 
     try:
         folder = Path(tempfile.mkdtemp(prefix="launcher-"))

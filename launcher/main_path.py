@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from launcher import __version__
+from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
 from launcher.deepspeed_source import with_deepspeed_file
@@ -20,6 +23,7 @@ from launcher.errors import LauncherError
 from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
+from launcher.left_open import close_left_open
 from launcher.memory_record import MemoryRecord, read_memory_record
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
@@ -27,13 +31,18 @@ from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.secret_values import digests, find_secrets, redact
 from launcher.terminal import make_console
 from launcher.topology import Topology
+from launcher.whole_file import make_private
 
 if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
 
 _RUN_NAME_KEY = "launcher/run_name"
+_OWNER_KEY = "launcher/run_owner"
+# Rank zero alone acts upon these: a script may make them of the time, or hydra of each rank's own start.
+_RANK_ZEROS = ("name", "runs_dir", "wandb")
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,10 @@ class FitResult:
         metrics: the last value of every metric.
         steps: optimizer steps done.
         checkpoint: the checkpoint to go on from, None if none was written.
-        best: the best checkpoint by `checkpoint.monitor`, else the last; None if none was written.
+        best: the best checkpoint by the monitor of the user's own ModelCheckpoint, else by `checkpoint.monitor`, else
+            the last; a URL where it was saved to one; None if none was written.
         trainer: Lightning's, after the fit.
+        monitor: what `best` is the best by, None where it is the last.
     """
 
     run: Path
@@ -55,8 +66,9 @@ class FitResult:
     metrics: Mapping[str, float]
     steps: int
     checkpoint: Path | None
-    best: Path | None = None
+    best: Path | str | None = None
     trainer: Any = None
+    monitor: str | None = None
 
 
 def fit(
@@ -65,6 +77,7 @@ def fit(
     env: Mapping[str, str] | None = None,
     given: UserObjects | None = None,
     terminal_ranks: Collection[int] | None = (0,),
+    stays_open: bool = True,
 ) -> FitResult:
     """Train as one rank; the other ranks, if there are any, do the same.
 
@@ -73,6 +86,8 @@ def fit(
         env: says which rank this is; `os.environ` if not given.
         given: objects made in code, trained instead of what the config names.
         terminal_ranks: the ranks whose output goes to the terminal too; None means all.
+        stays_open: whether the process group and the W&B run stay for the Trainer that is returned; the next training
+            closes them, or the end of the interpreter.
 
     Raises:
         UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
@@ -82,9 +97,8 @@ def fit(
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     report = RankReport.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
+    report.keep_secret(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
-    # Whatever is written for this run, by whichever library, is the user's alone.
-    umask = os.umask(0o077)
     run: RunDirectory | None = None
     try:
         attach_log(log)
@@ -94,24 +108,42 @@ def fit(
         decision, run = decide_together(config, topology, facts, store, given)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
+        _remove_own_folder(Path(config.runs_dir).absolute(), run)
         report.tell(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         console = make_console()
         announce(config, topology, plan, run, events, console, decision.attempt)
         timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
-        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps):
+        close_left_open()
+        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
             from launcher.training import train
 
-            return train(config, topology, plan, run, store, decision.attempt, events, console, report, given)
+            return train(
+                config, topology, plan, run, store, decision.attempt, events, console, report, given, stays_open
+            )
     except BaseException as error:
         report.raised(error)
         raise
     finally:
         if run is not None:
-            run.release()
+            _close(run)
         log.detach()
         log.discard_pending()
-        os.umask(umask)
+
+
+def _close(run: RunDirectory) -> None:
+    if run.lock is not None:
+        # The directory has kept others out; whoever opens it keeps nothing open that a library wrote.
+        with contextlib.suppress(OSError):
+            make_private(run.path)
+    run.release()
+
+
+def _remove_own_folder(runs: Path, run: RunDirectory) -> None:
+    """Where a rank was given another folder than rank zero, nothing of it stays."""
+    if runs != run.path.parent:
+        with contextlib.suppress(OSError):  # something else is in it
+            runs.rmdir()
 
 
 def attach_log(log: RankLog) -> None:
@@ -129,6 +161,7 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         from launcher.hardware import detect_hardware
         from launcher.ranks import check_ranks
         from launcher.user_classes import import_classes
+        from launcher.user_sources import digest_of, user_sources
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
@@ -137,8 +170,19 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
     except LauncherError as error:
         if topology.world_size == 1:
             raise
-        return RankFacts.of(topology, error=str(error), config_digest=config.digest())
-    return RankFacts.of(topology, hardware=hardware, config_digest=config.digest(), traits=traits, **known)
+        return RankFacts.of(topology, error=str(error), config_digest=_agreed(config).digest())
+    # One rank has nobody to differ from.
+    sources = user_sources(sys.modules) if topology.world_size > 1 else {}
+    return RankFacts.of(
+        topology,
+        hardware=hardware,
+        config_digest=_agreed(config).digest(),
+        secrets=digests(config.to_dict()),
+        traits=traits,
+        sources_digest=digest_of(sources),
+        sources=sources,
+        **known,
+    )
 
 
 def decide_together(
@@ -155,23 +199,57 @@ def decide_together(
         agreement = agree_on(everybody)
         # An agent's store outlives a failed attempt: what is in it is this launch's own run.
         restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
-        place = find_run(config, restart_of=restart_of)
+        # SLURM counts it for all processes of a job, whoever makes the ranks.
+        is_requeued = topology.restart_count > 0 or os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
         checkpoint = place.resume_from
         trust = Trust(place.path, everywhere=config.resume_trust)
-        trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
+        with doing("reading the checkpoint"):
+            trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
         # Models made in code have no name by which a later launch could tell them apart: a restart has the same one.
         known = place.exists and (given is None or restart_of is not None)
         record = read_memory_record(place.path) if known else MemoryRecord()
-        plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
+        with doing("choosing strategy and precision"):
+            plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
         plan = dataclasses.replace(plan, notices=(*place.notices, *plan.notices))
-        run = open_run_directory(config, restart_of=restart_of)
+        previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
+        run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
+                                 wandb_id=os.environ.get("WANDB_RUN_ID"))  # fmt: skip
         opened.append(run)
+        if run.lock is not None:
+            store.set(_OWNER_KEY, run.lock.owner.token)
+            if run.lock.notice is not None:
+                plan = dataclasses.replace(plan, notices=(*plan.notices, run.lock.notice))
         store.set(_RUN_NAME_KEY, run.name)
-        write_plan(run, plan.to_dict())
+        write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    decision = exchange(store, topology.world_size, facts, flatten(config.to_dict()), decide, config.agreement_timeout)
+    flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
+    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
+
+
+def ask_rank_zero(
+    config: RunConfig,
+    topology: Topology,
+    facts: RankFacts,
+    store: Any,
+    decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
+) -> Decision:
+    """Have rank zero decide with everybody's facts; see `launcher.exchange.exchange`."""
+    compared = flatten(redact(_agreed(config).to_dict()))
+    return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
+
+
+def _agreed(config: RunConfig) -> RunConfig:
+    """What must be equal on all ranks."""
+    usual = RunConfig()
+    return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
+
+
+def _say_waiting(text: str) -> None:
+    sys.stderr.write(f"notice: {text}\n")
+    sys.stderr.flush()
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:
@@ -205,7 +283,7 @@ def announce(
     events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
                  source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id,
                  host=topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
-    events.write("planned", plan=plan.to_dict())
+    events.write("planned", plan=redact(plan.to_dict()))
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)
     if plan.ran_out:

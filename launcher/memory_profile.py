@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
+from launcher.activity import doing
 from launcher.config import RunConfig
 from launcher.user_classes import UserClasses, make_data, make_model
 from strategies.fake_mode import FakeMode
@@ -24,6 +25,7 @@ from strategies.trace import PlannedTrainer, TraceTypes, attach, trace_step
 
 T = TypeVar("T")
 _CUDA_GRANULARITY = 512  # torch's caching allocator rounds up to it
+SETTING_UP = "setting up the data (its `setup`) and reading a batch"
 # A traced element of a layer's output is kept about this often: the product, its norm, activation and residual.
 _KEPT_PER_OUTPUT = 4
 _HALF = {Precision.FP16_TRUE: torch.float16, Precision.BF16_TRUE: torch.bfloat16}
@@ -60,7 +62,8 @@ def profile_model(
         return make_model(config, classes, micro_batch_size)
 
     try:
-        batch = first_batch(config, classes, micro_batch_size, trainer)
+        with doing(SETTING_UP):
+            batch = first_batch(config, classes, micro_batch_size, trainer)
     except Exception as error:  # noqa: BLE001 -- the user's data; the training itself will tell it whole
         return bounded(make, None, 1, trainer, f"no batch could be read ({told(error)})")
     return profile_of(make, batch, precision, trainer, device_kind)
@@ -91,7 +94,8 @@ def profile_of(
         device = "cuda" if device_kind == "cuda" and torch.cuda.is_available() else "cpu"
     for fake in (True, False):
         try:
-            return _traced(make, batch, size, precision, trainer, fake, device_kind, device, failure)
+            with doing("tracing a training step"):
+                return _traced(make, batch, size, precision, trainer, fake, device_kind, device, failure)
         except Exception as error:  # noqa: BLE001 -- the user's module; the next method is tried, and told
             failure = failure or f"the step could not be traced ({told(error)})"
     return bounded(make, batch, size, trainer, failure)
@@ -249,7 +253,7 @@ def resized(batch: Any, size: int, wanted: int) -> Any:
 def parameter_bytes(config: RunConfig, classes: UserClasses, micro_batch_size: int | None) -> int | None:
     """Bytes of the module's parameters, made without memory; None if it cannot be made so."""
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with doing("counting the model's parameters"), torch.device("meta"), torch.random.fork_rng(devices=[]):
             module = make_model(config, classes, micro_batch_size)
     except Exception:  # noqa: BLE001 -- the training itself will tell it whole
         return None

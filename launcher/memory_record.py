@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from launcher.secret_values import redact
 from launcher.whole_file import write_file
 
 FILE_NAME = "out_of_memory.json"
@@ -58,7 +59,7 @@ class Exhausted:
             plan: `Plan.to_dict()`, or `plan.json`.
         """
         # As JSON, where tuples and lists are one.
-        settings = json.dumps([config.get(name) for name in _SETTINGS], sort_keys=True, default=str)
+        settings = json.dumps(redact([config.get(name) for name in _SETTINGS]), sort_keys=True, default=str)
         return cls(
             strategy=plan["strategy"]["name"],
             asked=config["strategy"],

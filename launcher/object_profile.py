@@ -19,8 +19,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from launcher.activity import doing
 from launcher.config import RunConfig
-from launcher.memory_profile import bound_of, bounded, profile_of, sum_of_bytes, told
+from launcher.memory_profile import SETTING_UP, bound_of, bounded, profile_of, sum_of_bytes, told
 from launcher.random_states import capture, restore
 from launcher.user_objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
@@ -89,7 +90,8 @@ def _profiled(
         return fake_copy(given.model)
 
     try:
-        batch = _first_batch(given, trainer)
+        with doing(SETTING_UP):
+            batch = _first_batch(given, trainer)
     except Exception as error:  # noqa: BLE001 -- the caller's data; the training itself will tell it whole
         why = str(error) if isinstance(error, _NotCopied) else told(error)
         return bounded(make, None, 1, trainer, f"no batch was read ({why})")

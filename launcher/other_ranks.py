@@ -1,10 +1,8 @@
-"""The other ranks of a training that a script or a notebook starts itself; the calling process is rank zero."""
+"""The other ranks of a training that a script starts itself; the calling process is rank zero."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import functools
 import os
 import signal
 import socket
@@ -12,16 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.errors import TopologyError, TrainingError
-
-# Ports of the trainings of a script that is run once for each rank.
-_PORTS = "LAUNCHER_SCRIPT_PORTS"
-_TRAININGS = 32
+# Set in the environment of every rank of a script that is run once for each; its value is the job of hydra's, if any.
+_MARK = "LAUNCHER_SCRIPT_RANKS"
+_HYDRA_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
 # Seconds that a rank has to end by itself, in its own words, after another one failed, and after SIGTERM.
 _GRACE = 10.0
 # The same after the script of rank zero has ended.
@@ -58,36 +52,38 @@ def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def script_rank(world_size: int) -> dict[str, str]:
-    """This process's variables for the next training of a script that is run once for each rank.
+    """This process's variables for a training of a script that is run once for each rank.
 
     The first call runs the script again for the further ranks, and marks this process as rank zero in its environment,
-    as they all go through the same trainings. Each training gets a port of its own: the store of the one before may
-    not be gone yet.
+    as they all go through the same trainings.
 
     Args:
         world_size: ranks in all.
-
-    Raises:
-        TopologyError: more trainings than ports were put aside.
     """
-    if _PORTS not in os.environ:
-        ports = ",".join(str(free_port()) for _ in range(_TRAININGS))
+    if not is_script_rank():
+        port = free_port()
+        mark = {_MARK: hydra_job()}
         for rank in range(1, world_size):
-            own = {**rank_variables(rank, world_size, int(ports.split(",")[0])), _PORTS: ports}
-            process = subprocess.Popen(_this_command(), env={**os.environ, **own})
+            command, folder = rank_command(rank)
+            env = {**os.environ, **rank_variables(rank, world_size, port), **mark}
+            process = subprocess.Popen(command, env=env, cwd=folder)
             _started.append(process)
             threading.Thread(target=_end_with, args=(rank, process), name=f"rank-{rank}", daemon=True).start()
         atexit.register(end_script_ranks, _GRACE_AT_EXIT)
-        os.environ.update({**rank_variables(0, world_size, int(ports.split(",")[0])), _PORTS: ports})
-    port = next(_ports(os.environ[_PORTS]), None)
-    if port is None:
-        raise TopologyError(f"a script trains at most {_TRAININGS} times on several ranks; start it with torchrun")
-    return {**os.environ, "MASTER_PORT": port}
+        os.environ.update({**rank_variables(0, world_size, port), **mark})
+    return dict(os.environ)
 
 
 def is_script_rank() -> bool:
-    """Whether this process is one of those that `script_rank` made."""
-    return _PORTS in os.environ
+    """Whether this process is one of those that `script_rank` made.
+
+    The other ranks of one job of a hydra sweep end with it: in the next job this process is none of them any more.
+    """
+    if os.environ.get("RANK") == "0" and os.environ.get(_MARK, "") not in ("", hydra_job()):
+        end_script_ranks(_GRACE_AT_EXIT)
+        for name in (_MARK, *rank_variables(0, 1, 0)):
+            os.environ.pop(name, None)
+    return _MARK in os.environ
 
 
 def end_script_ranks(grace: float = _GRACE) -> None:
@@ -119,83 +115,59 @@ def _end_with(rank: int, process: subprocess.Popen[bytes]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@functools.cache
-def _ports(listed: str) -> Iterator[str]:
-    return iter(listed.split(","))
+def rank_command(rank: int) -> tuple[list[str], str | None]:
+    """The words that run this script as another rank, and the folder to do it in; None for the one that this is in.
 
-
-@contextmanager
-def forked_ranks(world_size: int, train: Callable[[Mapping[str, str]], object]) -> Iterator[Mapping[str, str]]:
-    """Fork this process for each further rank; the variables of rank zero.
-
-    Args:
-        world_size: ranks in all.
-        train: what a further rank does, with its variables.
-
-    Raises:
-        TrainingError: a further rank failed, and this one did not.
+    A script of hydra's gets the output folder of this process, as Lightning's ranks do, and a job of a sweep the
+    job's own overrides.
     """
-    port = free_port()
-    ranks = [_fork(lambda r=rank: train(rank_variables(r, world_size, port))) for rank in range(1, world_size)]
-    try:
-        yield rank_variables(0, world_size, port)
-    except BaseException:  # Ctrl-C too: the forks would wait in a collective; raised on
-        for process in ranks:
-            _end_fork(process)
-        raise
-    codes = {rank: os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for rank, process in enumerate(ranks, 1)}
-    failed = [f"rank {rank} ended with exit code {code}" for rank, code in codes.items() if code]
-    if failed:
-        raise TrainingError(f"{', '.join(failed)}; the run's logs/rank-<r>.log say why")
+    if not hydra_job():
+        return [*_program(), *sys.argv[1:]], None
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    words = sys.argv[1:]
+    if job.mode == RunMode.MULTIRUN:
+        words = [*_hydra_flags(words), *job.overrides.task]
+    words += [f'hydra.run.dir="{job.runtime.output_dir}"', f"hydra.job.name={job.job.name}_rank_{rank}",
+              "hydra.output_subdir=null", "hydra.mode=RUN"]  # fmt: skip
+    return [*_program(), *words], job.runtime.cwd
 
 
-def _end_fork(process: int) -> None:
-    """As `end_script_ranks`, for a process that `os.fork` made."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        give_up = time.monotonic() + _GRACE
-        while time.monotonic() < give_up:
-            if os.waitpid(process, os.WNOHANG)[0]:
-                return
-            time.sleep(0.05)
-        os.kill(process, number)
-    os.waitpid(process, 0)
+def hydra_job() -> str:
+    """Which job of hydra's this process runs now: 'only', its number in a sweep, or nothing without hydra."""
+    if "hydra.core.hydra_config" not in sys.modules:
+        return ""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    if not HydraConfig.initialized():
+        return ""
+    job = HydraConfig.get().job
+    return "only" if OmegaConf.is_missing(job, "num") else f"job {job.num}"
 
 
-def _fork(work: Callable[[], object]) -> int:
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        _one_thread()
-        work()
-        code = 0
-    except BaseException:  # noqa: BLE001 -- the fork must never go on with its parent's work
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+def _hydra_flags(words: Sequence[str]) -> list[str]:
+    """Of a sweep's words those that its jobs need: which config is meant."""
+    kept: list[str] = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, _ = word.partition("=")
+        if name in _HYDRA_FLAGS:
+            kept += [word] if equals else [word, after]
+    return kept
 
 
-def _one_thread() -> None:
-    """GNU OpenMP's threads are not forked, and a fork that wants several waits for them for ever."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
-
-
-def _this_command() -> list[str]:
-    """The words that started this process."""
+def _program() -> list[str]:
+    """The words that started this process, without its arguments."""
     import __main__
 
     spec = getattr(__main__, "__spec__", None)
     if spec is not None:
         name = spec.name.removesuffix(".__main__") if spec.name != "__main__" else spec.name
-        return [sys.executable, "-m", name, *sys.argv[1:]]
+        return [sys.executable, "-m", name]
     # Python makes it absolute, so it holds after the script has gone to another folder.
-    return [sys.executable, str(Path(__main__.__file__ or sys.argv[0]).absolute()), *sys.argv[1:]]
+    return [sys.executable, str(Path(__main__.__file__ or sys.argv[0]).absolute())]
 
 
 def free_port() -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from launcher.agreement import Agreement
@@ -12,7 +12,7 @@ from launcher.config import RunConfig
 from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed
 from launcher.errors import PlanError
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
-from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
+from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_own_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
 
 # A precision plugin of the user's own: it may do anything.
@@ -67,6 +67,16 @@ class Plan:
         values = asdict(self)
         values["batch"]["global_batch_size"] = self.batch.global_batch_size
         return values
+
+    def looking_for_unused(self, names: Sequence[str]) -> Plan:
+        """The plan once some parameters turned out to get no gradient.
+
+        Args:
+            names: theirs.
+        """
+        reason = f"find_unused_parameters on: {listed(names)} got no gradient in the first step"
+        reasons = (*self.strategy.reasons, reason)
+        return replace(self, strategy=replace(self.strategy, find_unused_parameters=True, reasons=reasons))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
@@ -128,6 +138,7 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
             accumulate=batch.accumulate,
             model_has_static_graph=bool(static),
         )
+        strategy = with_own_options(strategy, config.ddp or {})
     except StrategyError as error:
         strategy = None
         problems.append(str(error))

@@ -1,4 +1,4 @@
-"""Schedulers that follow a metric take the same steps in a resumed run as in one that nothing interrupted."""
+"""What follows a metric does in a resumed run what it does in one that nothing interrupted."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from typing_extensions import override
+
+from launcher.run_callbacks import as_numbers
 
 KEY = "launcher_monitored"
 
 
 class StepPlateaus(pl.Callback):
-    """Makes up for the steps of ReduceLROnPlateau that Lightning leaves out around a resume.
+    """Keeps the callback metrics, and the steps of ReduceLROnPlateau that Lightning leaves out around a resume.
 
     These are the one at the end of an epoch that was resumed in its middle, and the one of an epoch whose end was just
-    being saved. Lightning does not save the metrics that they need; here they are in the checkpoint.
+    being saved. Lightning does not save the metrics that they and EarlyStopping need; here they are in the checkpoint.
 
     Args:
         notice: told if a step is left out all the same.
@@ -29,9 +32,7 @@ class StepPlateaus(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        known = trainer.callback_metrics
-        checkpoint[KEY] = {config.monitor: float(known[config.monitor]) for config in _plateaus(trainer)
-                           if config.monitor in known}  # fmt: skip
+        checkpoint[KEY] = as_numbers(trainer.callback_metrics)
 
     @override
     def on_load_checkpoint(
@@ -41,12 +42,13 @@ class StepPlateaus(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        after_last_batch = loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
-        if not (after_last_batch or trainer.fit_loop.resumed_on_epoch_end):
+        known: dict[str, Any] = trainer.callback_metrics
+        device = trainer.strategy.root_device
+        known.update({name: torch.tensor(value, device=device) for name, value in self._saved.items()
+                      if name not in known})  # fmt: skip
+        self._saved = {}
+        if not trainer.fit_loop.resumed_on_epoch_end:
             return
-        # A validation that was made up for has the newer ones.
-        known = {**self._saved, **trainer.callback_metrics}
         for config in _plateaus(trainer):
             if config.monitor not in known:
                 self._tell(config.monitor)
@@ -58,9 +60,7 @@ class StepPlateaus(pl.Callback):
         if not trainer.fit_loop.restarting:
             return
         monitors = {config.monitor for config in _plateaus(trainer)}
-        known: dict[str, Any] = trainer.callback_metrics
-        known.update({name: self._saved[name] for name in monitors if name not in known and name in self._saved})
-        unknown = sorted(monitors - set(known))
+        unknown = sorted(monitors - set(trainer.callback_metrics))
         if unknown:
             self._tell(", ".join(unknown))
         elif monitors:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.doctor import examine
+from launcher.own_modules import module_command
 from launcher.preflight import NodeResult
 from launcher.preflight_rank import RankPlace
 from launcher.whole_file import write_file
@@ -28,7 +29,7 @@ from slurm.meeting import MeetingError, Place, PortReservation, host_meeting, jo
 from slurm.task import INTERFACE_VARIABLES
 
 # What runs a rank; its place as JSON is added.
-RANK_COMMAND = (sys.executable, "-m", "launcher.preflight_rank")
+RANK_COMMAND = module_command("launcher.preflight_rank")
 _LAST_LINES = 6
 _LAST_BYTES = 8192
 # Seconds that the others have once a rank has failed: what they have measured so far is in their files.

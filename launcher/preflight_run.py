@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from launcher.doctor import Finding
 from launcher.errors import Problem, QueueError, SubmitError
+from launcher.own_modules import module_command
 from launcher.preflight import NodeResult, RankResult, preflight_findings
 from launcher.preflight_node import RANK_COMMAND, NodeRequest, run_node
 from slurm.job import JobRequestError, job_options, read_job
@@ -77,7 +77,7 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
         if options.nodes is None:
             run_node(request, 0, rank_command)
         else:
-            command = [sys.executable, "-m", "launcher.preflight_node", json.dumps(dataclasses.asdict(request))]
+            command = module_command("launcher.preflight_node", json.dumps(dataclasses.asdict(request)))
             _run_step(step_words(job, command, options.wait, os.environ), folder, options.wait + 60 * (job.time or 5))
         found = _read(folder, "node", NodeResult.from_dict), _read(folder, "rank", RankResult.from_dict)
     finally:

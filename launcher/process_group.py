@@ -13,15 +13,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import AgreementError
+from launcher.errors import AgreementError, TopologyError
+from launcher.left_open import leave_open
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+# The stores that this process is connected to, and how many trainings each has had.
+_stores: dict[tuple[str, int, int], tuple[Store, int]] = {}
+
 
 def open_store(topology: Topology, timeout: float) -> Store:
     """Connect to the store of this run's ranks; rank zero serves it where no agent does.
+
+    A process that trains again keeps its connection: the server of the training before could be gone in the middle of
+    this one. Each training has a prefix of its own.
 
     Args:
         topology: this rank's place.
@@ -34,9 +41,15 @@ def open_store(topology: Topology, timeout: float) -> Store:
 
     if topology.master_addr is None or topology.master_port is None:
         return dist.HashStore()
+    place = (topology.master_addr, topology.master_port, topology.rank)
+    if place in _stores:
+        store, trainings = _stores[place]
+        _stores[place] = (store, trainings + 1)
+        store.set_timeout(timedelta(seconds=timeout))
+        return dist.PrefixStore(f"training-{trainings}", store)
     serves = topology.rank == 0 and not topology.agent_store
     try:
-        return dist.TCPStore(
+        store = dist.TCPStore(
             topology.master_addr,
             topology.master_port,
             is_master=serves,
@@ -50,13 +63,24 @@ def open_store(topology: Topology, timeout: float) -> Store:
             f"{topology.master_port}: {error}; look at rank 0's log, and whether that port is open between the nodes",
             [0],
         ) from error
+    _stores[place] = (store, 1)
+    return store
 
 
 @contextmanager
 def process_group(
-    store: Store, topology: Topology, backend: str | None, attempt: str, timeout: float, dumps: Path | None = None
+    store: Store,
+    topology: Topology,
+    backend: str | None,
+    attempt: str,
+    timeout: float,
+    dumps: Path | None = None,
+    *,
+    stays: bool = False,
 ) -> Iterator[None]:
     """A process group that only the ranks of this attempt can meet in; nothing without a backend.
+
+    One that the user's code has made is taken as it is, as Lightning does, and stays.
 
     Args:
         store: shared by the ranks.
@@ -65,6 +89,10 @@ def process_group(
         attempt: a word that this attempt's ranks agreed on.
         timeout: seconds after which a collective that waits for a rank fails.
         dumps: folder in which NCCL's watchdog leaves its flight record when it ends this rank, for torch's own tools.
+        stays: whether it is left open after a training that ended well, for the Trainer that is returned.
+
+    Raises:
+        TopologyError: the user's own group is of other ranks.
     """
     if backend is None:
         yield
@@ -72,6 +100,15 @@ def process_group(
     import torch
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        found = (dist.get_rank(), dist.get_world_size())
+        if found != (topology.rank, topology.world_size):
+            raise TopologyError(
+                f"this process is rank {found[0]} of {found[1]} in a process group that was there already, and rank "
+                f"{topology.rank} of {topology.world_size} in this training; end that group first"
+            )
+        yield
+        return
     device = None
     if backend == "nccl":
         device = torch.device("cuda", topology.local_rank)
@@ -95,4 +132,15 @@ def process_group(
         if backend != "nccl":
             dist.destroy_process_group()
         raise
-    dist.destroy_process_group()
+    if stays:
+        leave_open(_destroy)
+    else:
+        _destroy()
+
+
+def _destroy() -> None:
+    import torch.distributed as dist
+
+    # The script may have done so itself.
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -169,7 +169,9 @@ class RankEvidence:
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copy(flight_path(self._folder, rank), folder / f"rank-{rank}.flight.json")
             for rank, state in states.items():
-                descriptor = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                descriptor = os.open(
+                    folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
+                )
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                     collectives = state.beat.collectives if state.beat else "unknown"
                     file.write(f"{state.doing}\ncollectives entered: {collectives}\n\n{state.stacks or ''}")

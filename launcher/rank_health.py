@@ -12,7 +12,13 @@ from typing import Literal
 from launcher.rank_sample import RankSample
 
 AlertKind = Literal[
-    "scale_not_finite", "scale_underflow", "scale_at_floor", "ranks_diverged", "loss_not_finite", "slow_rank"
+    "scale_not_finite",
+    "scale_underflow",
+    "scale_at_floor",
+    "ranks_diverged",
+    "loss_not_finite",
+    "slow_rank",
+    "buffers_not_finite",
 ]
 
 

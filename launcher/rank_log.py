@@ -9,12 +9,14 @@ a terminal that is gone cost output, never the training.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import faulthandler
 import fcntl
 import io
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,9 @@ import termios
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
+
+from typing_extensions import Buffer
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
 _FOR_THE_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -40,7 +44,8 @@ class RankLog:
     """
 
     def __init__(self, folder: Path, rank: int, terminal_ranks: Collection[int] | None = (0,)) -> None:
-        self._path = folder / f".pending-{os.uname().nodename}-{os.getpid()}-rank-{rank}.log"
+        name = f".pending-{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}-rank-{rank}.log"
+        self._path = folder / name
         self._rank = rank
         self._shown = terminal_ranks is None or rank in terminal_ranks
         self._tee: subprocess.Popen[bytes] | None = None
@@ -61,7 +66,8 @@ class RankLog:
             OSError: the folder cannot be made or written.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # New: in a folder that others share, one of them may have laid a link there.
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
         self._file = os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -70,21 +76,23 @@ class RankLog:
         if not self._shown:
             for stream in (1, 2):
                 os.dup2(descriptor, stream)
-            sys.stdout = _Steadfast(sys.stdout)
+            sys.stdout = _steadfast(sys.stdout)
         elif self._rank == 0:
             self._attach_rank_zero(self._file)
         else:
             self._start_tee(self._file, self._prefixed())
-            sys.stdout = _Steadfast(sys.stdout)
-        sys.stderr = _Steadfast(sys.stderr)
+            sys.stdout = _steadfast(sys.stdout)
+        sys.stderr = _steadfast(sys.stderr)
         if faulthandler.is_enabled() or self._rank != 0:
             faulthandler.enable(self._file)
 
     def _attach_rank_zero(self, file: TextIO) -> None:
         assert self._saved is not None  # noqa: S101 -- attach() has just set it
-        terminal = os.fdopen(os.dup(self._saved[0]), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        terminal = os.fdopen(os.dup(self._saved[0]), "wb")
         self._start_tee(file, self._saved[1])
-        sys.stdout = _Copy(_Steadfast(terminal), file)
+        # Whole writes, as what redraws the terminal is left out of the file.
+        sys.stdout = io.TextIOWrapper(_Copy(terminal, file), encoding="utf-8", errors="backslashreplace",
+                                      line_buffering=True, write_through=True)  # fmt: skip
 
     def _prefixed(self) -> int:
         """A descriptor whose lines reach the terminal with the rank before them."""
@@ -169,20 +177,41 @@ def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.P
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Steadfast(io.TextIOBase):
-    """A stream that loses text rather than raise: on a full disk, or when the terminal or the reader is gone."""
+def _steadfast(stream: TextIO) -> TextIO:
+    """The same stream, which loses text rather than raise. One that is no file, as a notebook's, is left as it is."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    return io.TextIOWrapper(_Steadfast(stream.buffer), encoding=stream.encoding, errors=stream.errors,
+                            line_buffering=stream.line_buffering, write_through=True)  # fmt: skip
 
-    def __init__(self, stream: TextIO) -> None:
+
+class _Steadfast(io.BufferedIOBase):
+    """The bytes of a standard stream; they are lost on a full disk, or when the terminal or the reader is gone.
+
+    It stays open: the process's own stream below comes back, and a wrapper of the user's would close it when it goes.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
-    def write(self, text: str, /) -> int:
+    def write(self, data: Buffer, /) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
         with contextlib.suppress(OSError):
-            return self._stream.write(text)
-        return len(text)
+            # An unbuffered one may take a part, or nothing while its reader is slow.
+            while left and (written := self._stream.write(left)):
+                left = left[written:]
+        return size
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # it may be closed already
             self._stream.flush()
+
+    def close(self) -> None:
+        self.flush()
+
+    def writable(self) -> bool:
+        return True
 
     def isatty(self) -> bool:
         return self._stream.isatty()
@@ -191,40 +220,29 @@ class _Steadfast(io.TextIOBase):
         return self._stream.fileno()
 
     @property
-    def buffer(self) -> object:
-        return self._stream.buffer
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
+    def name(self) -> object:
+        return getattr(self._stream, "name", None)
 
 
-class _Copy(io.TextIOBase):
+class _Copy(_Steadfast):
     """Writes to the terminal and to the file; looks like the terminal."""
 
-    def __init__(self, terminal: _Steadfast, file: TextIO) -> None:
-        self._terminal = terminal
+    def __init__(self, terminal: BinaryIO, file: TextIO) -> None:
+        super().__init__(terminal)
         self._copy = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
-    def write(self, text: str, /) -> int:
+    def write(self, data: Buffer, /) -> int:
+        text = self._decoder.decode(bytes(data))
         # A progress bar redraws itself: that is for the terminal alone. A full disk must not take the terminal away.
         if not _REDRAW.search(text):
             with contextlib.suppress(OSError):
                 self._copy.write(_COLOUR.sub("", text))
-        return self._terminal.write(text)
-
-    def flush(self) -> None:
-        self._terminal.flush()
-
-    def isatty(self) -> bool:
-        return self._terminal.isatty()
+        return super().write(data)
 
     def fileno(self) -> int:
-        return self._terminal.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8"
+        # What a child writes there is to be in the file too. A terminal is asked for its size.
+        return super().fileno() if self.isatty() else 1
 
 
 def _await_drained(pipe: int, limit: float = 1.0) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def run_rank(task: RankTask) -> None:
     """Be one rank, from its environment to its exit code; never returns."""
     _tie_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
-    _set_rank_zero(int(os.environ["RANK"]))
+    set_rank_zero(os.environ)
     # Else loader workers would come from a fork server of each rank's own, and import everything at every epoch.
     multiprocessing.set_start_method(None, force=True)
     report = RankReport.from_env(os.environ)
@@ -69,11 +69,15 @@ def _tie_to_agent() -> None:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
-def _set_rank_zero(rank: int) -> None:
-    """Lightning took its rank from the environment on import, and in the fork server there was none."""
-    module = sys.modules.get("lightning_utilities.core.rank_zero")
-    if module is not None:
-        vars(module)["rank_zero_only"].rank = rank
+def set_rank_zero(env: Mapping[str, str]) -> None:
+    """Lightning and torchmetrics took their rank from the environment on import: in the fork server there was none."""
+    for name, variable in (
+        ("lightning_utilities.core.rank_zero", "RANK"),
+        ("torchmetrics.utilities.prints", "LOCAL_RANK"),
+    ):
+        module = sys.modules.get(name)
+        if module is not None:
+            vars(module)["rank_zero_only"].rank = int(env[variable])
 
 
 def _prepare_stacks(folder: Path, report: RankReport) -> None:

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
 from launcher.heartbeat import BEFORE_TRAINING, Heart
+from launcher.secret_values import scrub
 from launcher.whole_file import write_file
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
@@ -112,6 +113,7 @@ class RankReport:
         self._values: dict[str, Any] = {}
         self._heart: Heart | None = None
         self._watched = threading.Event()
+        self._secrets: tuple[Any, ...] = ()
         if folder is not None:
             # Without a sign of life the agent cannot see a hang; the training itself can go on.
             with contextlib.suppress(OSError):
@@ -133,24 +135,32 @@ class RankReport:
         self._write()
         self.beat()
 
+    def keep_secret(self, values: Iterable[Any]) -> None:
+        """Leave these values out of what is told of errors from now on."""
+        self._secrets = tuple(values)
+
     def raised(self, error: BaseException) -> None:
         """Tell what was raised; the first error stays."""
         if "error" in self._values or self._folder is None:
             return
         step = BEFORE_TRAINING if self._heart is None else self._heart.step
-        self._values["error"] = asdict(RankError.of(error, self._clock(), step))
+        told = RankError.of(error, self._clock(), step)
+        lines = tuple(scrub(line, self._secrets) for line in told.traceback)
+        told = replace(told, message=scrub(told.message, self._secrets), traceback=lines)
+        self._values["error"] = asdict(told)
         self._write()
 
     def trace(self, error: BaseException) -> None:
         """Write the traceback into this rank's log; on the terminal too if no agent tells people what went wrong."""
         log = self._values.get("log")
+        text = scrub("".join(traceback.format_exception(error)), self._secrets)
         if log is None or not self.has_agent:
-            traceback.print_exception(error)
+            sys.stderr.write(text)
             return
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
-            traceback.print_exception(error, file=file)
+            file.write(text)
 
     def beat(self, step: int | None = None) -> None:
         """A sign of life."""

@@ -29,8 +29,11 @@ class WatchRanks(AmpWandbCallback):
         events: the run's.
         console: rank zero's terminal.
         notice: told what does not work with W&B.
-        writer: of the run's W&B; None if there is none.
+        writer: of the run's W&B; None if nothing is logged there.
     """
+
+    # A logger of the user's, or their own code, does.
+    _at_next = True
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class WatchRanks(AmpWandbCallback):
             on_notice=notice,
             writer=writer,
         )
+        self._to_wandb = writer is not None
         self._events = events
         self._console = console
         self._means = MeanSamples()
@@ -88,6 +92,10 @@ class WatchRanks(AmpWandbCallback):
                            own_seconds={s.rank: round(s.own_seconds, 6) for s in means[:_RANKS_IN_EVENT]})  # fmt: skip
         text = f"straggler over {self._means.steps} steps: {slow.text}"
         self._console.print(text, style="yellow", highlight=False, markup=False)
+
+    @override
+    def _wandb(self) -> Any:
+        return super()._wandb() if self._to_wandb else None
 
     def _tell(self, alert: Alert, step: int) -> None:
         self._events.write("alert", alert=alert.kind, step=step, ranks=list(alert.ranks), title=alert.title,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 from launcher.config import RunConfig
+from launcher.cpus import usable_cpus
 from launcher.errors import TopologyError
 from launcher.hardware import available_kind, device_count
 from launcher.launch_options import LaunchOptions
@@ -22,9 +24,9 @@ def wanted_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int
     found = device_count(kind)
     asked = None if options is None else options.nproc_per_node
     if isinstance(asked, str):
-        # torchrun's words: `auto` is a rank for each GPU, or for each CPU core where there is none.
+        # torchrun's words: `auto` is a rank for each GPU, or for each usable CPU core where there is none.
         cores = asked == "cpu" or (asked == "auto" and kind == "cpu")
-        asked = (os.cpu_count() or 1) if cores else device_count(available_kind("gpu"))
+        asked = usable_cpus() if cores else device_count(available_kind("gpu"))
     if asked is not None and config.devices not in ("auto", asked):
         raise TopologyError(
             f"--nproc-per-node means {asked} ranks here, but devices is {config.devices}; leave out one of them"
@@ -45,9 +47,18 @@ def likely_ranks(config: RunConfig, options: LaunchOptions, gpus: Path = Path("/
     if config.devices != "auto":
         return config.devices
     found = len(list(gpus.iterdir())) if config.accelerator != "cpu" and asked != "cpu" and gpus.is_dir() else 0
+    found = min(found, _visible(os.environ.get("CUDA_VISIBLE_DEVICES"), found))
     if asked in ("cpu", "auto") and not found:
-        return os.cpu_count() or 1
+        return usable_cpus()
     return max(found, 1)
+
+
+def _visible(variable: str | None, found: int) -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES lets through: CUDA ends its list at the first number that is none."""
+    if variable is None:
+        return found
+    listed = [word.strip() for word in variable.split(",")]
+    return len(list(itertools.takewhile(lambda word: word and not word.startswith("-"), listed)))
 
 
 def check_ranks(config: RunConfig, topology: Topology) -> None:

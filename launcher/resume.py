@@ -74,12 +74,6 @@ def scaler_problem(path: Path) -> str | None:
     return next(filter(None, map(state_problem, saved)), None)
 
 
-def loader_states(path: Path, trust: Trust | None = None) -> Sequence[Mapping[str, Any]]:
-    """Where the training loaders were, in their order, as Lightning saved it; empty if they could not say."""
-    fit_loop = read_checkpoint(path, trust)["loops"].get("fit_loop", {})
-    return fit_loop.get("state_dict", {}).get("combined_loader", [])
-
-
 def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, Any] | None = None) -> None:
     """Compare names and shapes with the model's, once it is as it will be trained.
 

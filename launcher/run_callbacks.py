@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from typing_extensions import override
 
+from launcher.batch_end import after_batch
 from launcher.checkpoint_precision import RECORD, record_of
 from launcher.errors import Interrupted
 from launcher.events import EventLog
@@ -24,7 +25,7 @@ _RATES_IN_EVENT = 8
 
 
 class StopTogether(pl.Callback):
-    """After a signal to any rank: all ranks save at the same optimizer step, then leave.
+    """After a signal to any rank: all ranks save at the end of the same optimizer step, then leave.
 
     At the last step of an epoch, or one that a validation follows, they save in case that they are killed, and leave at
     the end of the next step: a resume would not make up for the validation, nor for what else ends an epoch.
@@ -59,17 +60,40 @@ class StopTogether(pl.Callback):
         if trainer.global_step == self._step:
             return  # in the middle of an accumulation
         self._step = trainer.global_step
-        if not self._agreement.gate():
-            return
+        if self._agreement.gate():
+            # The module's own hook comes after all callbacks', and belongs to this step.
+            after_batch(trainer, lambda: self._save_and_leave(trainer, batch_idx))
+
+    def _save_and_leave(self, trainer: pl.Trainer, batch_idx: int) -> None:
         if self._checkpoint is not None:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
-        border = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        if _is_last_step(trainer):
+            return  # the training ends here by itself
+        border = trainer.is_last_batch or _validates_after(trainer, batch_idx)
         # Once: every step may be one that a validation follows.
         if border and not self._saved_at_border:
             self._saved_at_border = True
             return
         saved = None if self._checkpoint is None else str(self._checkpoint)
         raise Interrupted(self._agreement.signal_number, checkpoint=saved, step=self._step)
+
+
+def _is_last_step(trainer: pl.Trainer) -> bool:
+    """Whether the training ends with this step, as far as a callback can tell."""
+    loop, epochs = trainer.fit_loop, trainer.max_epochs
+    if trainer.should_stop and loop._can_stop_early:
+        return True
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return True
+    return trainer.is_last_batch and epochs not in (None, -1) and trainer.current_epoch + 1 >= epochs
+
+
+def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a validation may follow this batch; the same on every rank."""
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        return True  # it depends on each rank's clock
+    batches = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    return (batches + 1) % (trainer.val_check_batch or math.inf) == 0
 
 
 class KeepLast(pl.Callback):
@@ -106,32 +130,6 @@ class RecordPlan(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[RECORD] = dict(self._record)
-
-
-class KeepStepBorders(pl.Callback):
-    """Lets a run go on that accumulates another number of batches than before, as on another number of ranks.
-
-    Lightning counts an epoch's batches and steps at every n-th: the count is put into batches of this run.
-    """
-
-    _KEY = "launcher_accumulate_grad_batches"
-
-    @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint[self._KEY] = trainer.accumulate_grad_batches
-
-    @override
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        before, now = checkpoint.get(self._KEY), trainer.accumulate_grad_batches
-        if before is None or before == now:
-            return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts.update({name: count // before * now for name, count in counts.items()})
 
 
 class EventWriter(pl.Callback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -18,6 +17,10 @@ from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.memory_record import FILE_NAME
+from launcher.nothing_saved import nothing_saved, trained_to
+from launcher.run_lock import DirectoryOwnedError, RunLock, acquire, remove_lock
+from launcher.run_trust import check_run_folder, run_folder_problem
+from launcher.secret_values import redact
 from launcher.sweep_record import MEMBERS
 from launcher.whole_file import write_file
 
@@ -26,7 +29,7 @@ LAST_CHECKPOINT = "last.ckpt"
 # What may change between two attempts of one run without making it another run.
 _FREE_TO_CHANGE = ("name", "runs_dir", "resume", "resume_trust", "on_oom", "wandb", "slurm", "devices", "num_nodes",
                    "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
-                   "trainer.max_time")  # fmt: skip
+                   "trainer.max_time", "trainer.logger")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +58,14 @@ class RunDirectory:
         resume_from: checkpoint that this attempt goes on from, None for a fresh start.
         wandb_id: id of the W&B run; the same for every attempt.
         is_new: whether this attempt made the directory.
-        lock: open file that keeps other runs out while it lives; None on ranks other than zero.
+        lock: keeps other runs out; None on ranks other than zero.
     """
 
     path: Path
     resume_from: Path | None
     wandb_id: str
     is_new: bool
-    lock: int | None = None
+    lock: RunLock | None = None
 
     @property
     def name(self) -> str:
@@ -81,7 +84,7 @@ class RunDirectory:
     def release(self) -> None:
         """Let other runs in; the end of the process does it too."""
         if self.lock is not None:
-            os.close(self.lock)
+            self.lock.release()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the lock."""
@@ -95,34 +98,45 @@ class RunDirectory:
         return cls(Path(values["path"]), None if resume is None else Path(resume), values["wandb_id"], values["is_new"])
 
 
-def open_run_directory(config: RunConfig, *, restart_of: str | None = None) -> RunDirectory:
+def open_run_directory(
+    config: RunConfig,
+    *,
+    restart_of: str | None = None,
+    is_requeued: bool = False,
+    previous_owner: str | None = None,
+    wandb_id: str | None = None,
+) -> RunDirectory:
     """Make the run's directory, or open it to go on with the run.
 
     Args:
         config: says the name and what to resume.
         restart_of: name of the run that an earlier attempt of this same launch made.
+        previous_owner: token of that attempt's lock.
+        is_requeued: see `find_run`.
+        wandb_id: id of the W&B run that the user fixed; kept for later attempts.
 
     Raises:
         RunDirectoryError: the name is taken, the run is training right now, or the disk is full or read-only.
         ResumeError: there is no such checkpoint.
     """
-    where = find_run(config, restart_of=restart_of)
+    where = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
     try:
-        return _open(where, config)
+        return _open(where, config, previous_owner, wandb_id)
     except OSError as error:
         raise _not_made(where.path, error) from error
 
 
-def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
+def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: bool = False) -> RunPlace:
     """Where the run's directory is or would be, and what it would resume from; makes nothing.
 
     Args:
         config: says the name and what to resume.
         restart_of: see `open_run_directory`.
+        is_requeued: a scheduler started this job again, which may begin its run once more.
 
     Raises:
         RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
-        ResumeError: there is no such checkpoint, or none that is whole.
+        ResumeError: there is no such checkpoint, none that is whole, or none of a run that has trained.
     """
     runs = Path(config.runs_dir).absolute()
     name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
@@ -130,6 +144,7 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
     path = runs / (name or config.digest()[:6])
     try:
         path = runs / name if name else _fresh_path(runs, config)
+        check_run_folder(path)
         exists = (path / "config.yaml").exists()
         if (path / MEMBERS).exists():
             raise RunDirectoryError(f"{path.name!r} is a sweep at {path}; choose another --name for a run")
@@ -142,6 +157,10 @@ def find_run(config: RunConfig, *, restart_of: str | None = None) -> RunPlace:
         # A restart has come further than the checkpoint that the launch was begun with.
         folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None
         chosen, notices = choose_checkpoint(folder, LAST_CHECKPOINT, explicit)
+        if exists and chosen is None:
+            # One that ran out of memory is gone on with for what it says of that.
+            may_begin_again = is_requeued or restart_of is not None or (path / FILE_NAME).exists()
+            notices = (*notices, *nothing_saved(path, may_begin_again))
     except OSError as error:
         raise _not_made(path, error) from error
     return RunPlace(path, exists, chosen, notices)
@@ -160,22 +179,27 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def newest_run_like(config: RunConfig) -> str | None:
-    """Name of the newest run with this config to go on from: it has a checkpoint, or a record of what ran out."""
+    """Name of the newest run with this config that has trained, or has a record of what ran out of memory."""
     runs = Path(config.runs_dir)
     # Through YAML, as the other side went: a tuple given in code comes back as a list.
     wanted = _identity(yaml.safe_load(config.to_yaml()))
     found: list[tuple[float, str]] = []
     for file in runs.glob("*/config.yaml"):
         try:
+            if run_folder_problem(file.parent) is not None:
+                continue  # in a shared folder, somebody else's
             same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
         except (OSError, yaml.YAMLError, AttributeError, TypeError):
             continue  # not ours, or being written: no run to go on with
-        if same and (last_checkpoint(file.parent / "checkpoints") or (file.parent / FILE_NAME).exists()):
+        path = file.parent
+        if same and (last_checkpoint(path / "checkpoints") or (path / FILE_NAME).exists() or trained_to(path)):
             found.append((file.stat().st_mtime, file.parent.name))
     return max(found)[1] if found else None
 
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    # A run with another password is the same run.
+    values = redact(values)
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for path in _FREE_TO_CHANGE:
         group, _, key = path.rpartition(".")
@@ -209,49 +233,47 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def _open(where: RunPlace, config: RunConfig) -> RunDirectory:
+def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_wandb_id: str | None) -> RunDirectory:
     path = where.path
     made = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock: int | None = None
+    # Once more: it may have been made between the look and now.
+    check_run_folder(path)
+    lock: RunLock | None = None
     try:
-        lock = _lock(path)
+        lock = _lock(path, previous_owner)
         for folder in _FOLDERS:
             (path / folder).mkdir(mode=0o700, exist_ok=True)
         _keep_config(path, config)
-        wandb_id = _wandb_id(path)
+        wandb_id = _wandb_id(path, fixed_wandb_id)
     except OSError:
         if lock is not None:
-            os.close(lock)
+            lock.release()
         if made:
             _remove_empty(path)
         raise
     return RunDirectory(path, where.resume_from, wandb_id, is_new=not where.exists, lock=lock)
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, previous_owner: str | None) -> RunLock:
     """Keep other runs out of `path` until this process ends, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
+        return acquire(path, os.environ, previous=previous_owner)
+    except DirectoryOwnedError as error:
+        if error.state == "unknown":
+            raise RunDirectoryError(
+                f"run {path.name!r} is held by {error.owner}, and {os.uname().nodename} cannot find out whether that "
+                f"still trains; choose another --name, or remove {error.path} if it has ended"
+            ) from error
+        holder = error.owner or "another process begins it"
         raise RunDirectoryError(
             f"run {path.name!r} is training right now ({holder}); choose another --name, or stop that one first"
-        ) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+        ) from error
 
 
 def _keep_config(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
-    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml()
+    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml(os.environ)
     before = file.read_text(encoding="utf-8") if file.exists() else text
     if before != text:
         # A copy first: a full disk must not leave the run without a config.
@@ -264,11 +286,12 @@ def _named(config: RunConfig, name: str) -> RunConfig:
                         "name": name, "resume": "none", "resume_trust": False})  # fmt: skip
 
 
-def _wandb_id(path: Path) -> str:
+def _wandb_id(path: Path, fixed: str | None) -> str:
     file = path / "wandb" / "run_id"
-    if file.exists():
-        return file.read_text(encoding="utf-8").strip()
-    made = secrets.token_hex(4)
+    kept = file.read_text(encoding="utf-8").strip() if file.exists() else None
+    if kept is not None and (not fixed or fixed == kept):
+        return kept
+    made = fixed or secrets.token_hex(4)
     write_file(file, made + "\n")
     return made
 
@@ -289,7 +312,8 @@ def write_plan(run: RunDirectory, plan: Mapping[str, Any]) -> None:
 
 def _remove_empty(path: Path) -> None:
     """Take back what a failed start left: its own few files, then the folders if nothing else is in them."""
-    for file in (path / ".lock", path / "config.yaml", path / "wandb" / "run_id"):
+    remove_lock(path)
+    for file in (path / "config.yaml", path / "wandb" / "run_id"):
         file.unlink(missing_ok=True)
     for folder in (*(path / f for f in _FOLDERS), path):
         if folder.exists() and not any(folder.iterdir()):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.errors import NoSuchRunError
+from launcher.job_output import JobOutput, silent_job
 
 _LOOK_EVERY = 0.5
 
@@ -30,7 +31,8 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
         NoSuchRunError: no such rank has said anything.
     """
     files = log_files(run, rank)
-    if not files:
+    said = silent_job(run)
+    if not files and said is None:
         ranks = sorted(
             {int(m[1]) for f in (run / "logs").glob("rank-*.log") if (m := re.match(r"rank-(\d+)\.", f.name))}
         )
@@ -38,6 +40,8 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
         raise NoSuchRunError(f"rank {rank} of run {run.name!r} has no log; {known}")
     for file in files:
         yield file.read_bytes()
+    if said is not None:
+        yield _headed(said)
 
 
 def follow_log(
@@ -68,5 +72,12 @@ def follow_log(
             if new:
                 yield new
         if ended:
+            said = silent_job(run)
+            if said is not None:
+                yield _headed(said)
             return
         sleep(_LOOK_EVERY)
+
+
+def _headed(said: JobOutput) -> bytes:
+    return f"no rank of the newest job has begun; it said, in {said.file}:\n".encode() + said.file.read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,14 +12,14 @@ from typing import Any
 
 from launcher.errors import NoSuchRunError
 from launcher.events import FILE_NAME, read_events
+from launcher.job_output import output_of
 from launcher.local_job import is_running
 from launcher.report.wording import told_in_words
+from launcher.run_lock import owner_of
 from launcher.submission import read_records
 from launcher.sweep_record import read_array_record
 from slurm.attempts import read_attempts
 from slurm.queue import JobState, QueueCommandError, job_state
-
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +111,16 @@ def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStat
     record = records[-1] if records else None
     if record is not None and record.get("submitted", 0) > (told.updated or 0):
         # What the events say is an earlier submission's.
-        ending = ("ended", "")
+        said = output_of(run, record)
+        ending = ("ended", "") if said is None else ("failed", f"{said.reason} ({said.file})")
     if record is None or record.get("cluster") == "local":
         if record is not None and record.get("waits_in"):
             return _waiting(Path(record["waits_in"]), known)
         job = None if record is None else f"local {record.get('pid')}"
-        if holder_of(run) is not None or (record is not None and _local_runs(record)):
+        _, lock = owner_of(run)
+        # Where only the run's host could say, the events do.
+        held = lock == "running" or (lock == "unknown" and told.ending is None)
+        if held or (record is not None and _local_runs(record)):
             return RunStatus(state="running", job=job, **known)
         return RunStatus(state=ending[0], detail=ending[1], job=job, **known)
     job = f"slurm {record.get('job_id')}"
@@ -185,23 +188,6 @@ def _after(told: Told, event: Mapping[str, Any]) -> Told:
     elif kind == "nodes_missing":
         change.update(ending="failed", detail=told_in_words(event, kind))
     return dataclasses.replace(told, **change)
-
-
-def holder_of(run: Path) -> str | None:
-    """Who trains the run right now, as its lock says; None if nobody does."""
-    try:
-        descriptor = os.open(run / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.read(descriptor, 200).decode(errors="replace").strip()
-    except OSError:
-        return None  # a disk without locks
-    finally:
-        os.close(descriptor)
-    return None
 
 
 def _local_runs(record: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 
 _MASK = 2**64 - 1
 
@@ -51,8 +52,9 @@ def mixed(*numbers: int) -> int:
 def seed_each_sample(dataset: Any) -> None:
     """In a loader's worker: from now on the worker's generators are set before each sample is read.
 
-    A dataset that reads a whole batch at once (`__getitems__`) has them set before each batch. One that takes no
-    attribute, such as a list, draws nothing and is left as it is. Generators that the dataset made itself are its own.
+    A dataset that reads a whole batch at once (`__getitems__`) has them set before each batch; torch's `Subset` only
+    hands its indices on, so it reads sample by sample if the dataset below does. One that takes no attribute, such as a
+    list, draws nothing and is left as it is. Generators that the dataset made itself are its own.
 
     Args:
         dataset: the worker's own copy.
@@ -60,23 +62,41 @@ def seed_each_sample(dataset: Any) -> None:
     if not hasattr(dataset, "__dict__"):
         return
     own: Callable[[list[int]], Sequence[Any]] | None = getattr(dataset, "__getitems__", None)
+    by_sample = own is None or _only_hands_on(dataset)
 
-    def read(indices: list[SeededIndex]) -> Sequence[Any]:
-        if own is not None:
-            _seed(indices[0].seed)
-            return own([int(index) for index in indices])
-        return [_read_one(dataset, index) for index in indices]
+    def read(indices: list[int]) -> Sequence[Any]:
+        if own is None or by_sample:
+            return [_read_one(dataset, index) for index in indices]
+        _set(indices[0])
+        return own([int(index) if isinstance(index, SeededIndex) else index for index in indices])
 
     # torch looks here first.
     vars(dataset)["__getitems__"] = read
 
 
-def _read_one(dataset: Any, index: SeededIndex) -> Any:
-    _seed(index.seed)
-    return dataset[int(index)]
+def _only_hands_on(dataset: Any) -> bool:
+    """Whether the dataset is a `Subset` of one that reads sample by sample."""
+    while type(dataset).__getitem__ is Subset.__getitem__ and type(dataset).__getitems__ is Subset.__getitems__:
+        dataset = dataset.dataset
+        if not hasattr(dataset, "__getitems__"):
+            return True
+        if not isinstance(dataset, Subset):
+            return False
+    return False
 
 
-def _seed(seed: int) -> None:
+def _read_one(dataset: Any, index: Any) -> Any:
+    _set(index)
+    return dataset[int(index) if isinstance(index, SeededIndex) else index]
+
+
+def _set(index: Any) -> None:
+    # An index without a seed comes from a sampler that was put in place of ours.
+    if isinstance(index, SeededIndex):
+        seed_all(index.seed)
+
+
+def seed_all(seed: int) -> None:
     """Set this process's three generators; `torch.manual_seed` would look for devices, too."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)

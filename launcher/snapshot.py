@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from launcher.errors import QueueError
+from launcher.secret_files import secrets_in
 
 # A repository larger than this holds data, not code.
 _MOST_BYTES = 500_000_000
+# A folder without code and with more ignored entries is one of data, in which git knows a file or two.
+_MOST_LINKS = 1000
 
 
 def take_snapshot(cwd: Path, folder: Path, leave_out: Path) -> Path | None:
-    """Copy what git knows or would take, as it is on disk now; what git ignores (data, `.env`) is linked, not copied.
+    """Copy what git knows or would take, as it is on disk now, submodules too.
+
+    What git ignores is linked, not copied, and so are files with secrets.
 
     submitit's `RsyncSnapshot` takes checked-in files alone, and needs rsync; a file that is not added yet would be
     missing on the nodes.
@@ -36,25 +42,40 @@ def take_snapshot(cwd: Path, folder: Path, leave_out: Path) -> Path | None:
     if asked is None:
         return None
     root = Path(os.fsdecode(asked).rstrip("\n"))
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
+    # As git writes its folder: without links above it.
+    leave_out = leave_out.parent.resolve() / leave_out.name
     try:
-        _copy(root, folder, [os.fsdecode(name) for name in listed.split(b"\0") if name], leave_out)
+        _copy(root, folder, _listed(root), leave_out)
         here = folder / cwd.resolve().relative_to(root.resolve())
         here.mkdir(parents=True, exist_ok=True)
-        for original, copy in {root: folder, cwd: here}.items():
-            _link_the_rest(original, copy, leave_out)
+        _link_the_rest(root, folder, here, leave_out)
     except OSError as error:
         raise QueueError(
-            f"the code cannot be copied to {folder}: {error.strerror or error}; make space, or use --no-snapshot"
+            f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; make "
+            "space, or that file readable, or use --no-snapshot"
         ) from error
     return here
 
 
+def _listed(root: Path, prefix: str = "") -> list[str]:
+    """Files that git knows or would take, those of submodules and of repositories inside too."""
+    listed = _git(root / prefix, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
+    names: list[str] = []
+    for name in dict.fromkeys(prefix + os.fsdecode(each) for each in listed.split(b"\0") if each):
+        inner = root / name
+        if inner.is_dir() and not inner.is_symlink():
+            # Of a submodule that is not checked out there are no files.
+            names += _listed(root, f"{name.rstrip('/')}/") if (inner / ".git").exists() else []
+        else:
+            names.append(name)
+    return names
+
+
 def _copy(root: Path, folder: Path, names: list[str], leave_out: Path) -> None:
     total = 0
-    for name in dict.fromkeys(names):
+    for name in names:
         source = root / name
-        # A deleted file that is not committed yet, or a submodule.
+        # A deleted file that is not committed yet.
         if not (source.is_file() or source.is_symlink()) or source.is_relative_to(leave_out):
             continue
         total += source.lstat().st_size
@@ -65,16 +86,48 @@ def _copy(root: Path, folder: Path, names: list[str], leave_out: Path) -> None:
             )
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target, follow_symlinks=False)
+        if source.is_symlink():
+            target.symlink_to(_same_place(source, root, folder, leave_out))
+        elif secrets := secrets_in(source):
+            sys.stderr.write(
+                f"notice: {name} holds a secret ({secrets[0]}): the job gets it as a link, not as a copy\n"
+            )
+            target.symlink_to(source)
+        else:
+            shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _link_the_rest(original: Path, copy: Path, leave_out: Path) -> None:
-    """Relative paths to data must hold in the copy too."""
-    for entry in original.iterdir():
-        target = copy / entry.name
-        if entry.name in (".git", "__pycache__") or entry == leave_out or target.exists() or target.is_symlink():
+def _same_place(link: Path, root: Path, folder: Path, leave_out: Path) -> Path:
+    """Where a link of the original leads in the copy; out of the code, to where it led."""
+    to = link.readlink()
+    place = Path(os.path.normpath(link.parent / to))
+    if not place.is_relative_to(root) or place.is_relative_to(leave_out):
+        return place
+    return folder / place.relative_to(root) if to.is_absolute() else to
+
+
+def _link_the_rest(root: Path, folder: Path, here: Path, leave_out: Path) -> None:
+    """What git ignores, at any depth: compiled modules, generated files and data must be found in the copy too."""
+    for parent, folders, _ in os.walk(folder):
+        copy = Path(parent)
+        original = root / copy.relative_to(folder)
+        missing = [entry for entry in original.iterdir() if _is_missing(entry, copy, leave_out)]
+        if len(missing) > _MOST_LINKS and not here.is_relative_to(copy) and not any(copy.rglob("*.py")):
+            sys.stderr.write(
+                f"notice: {original} has {len(missing)} entries that git ignores: the job gets that folder as a "
+                "link, so later edits in it reach the job\n"
+            )
+            shutil.rmtree(copy)
+            copy.symlink_to(original)
+            folders.clear()
             continue
-        target.symlink_to(entry)
+        for entry in missing:
+            (copy / entry.name).symlink_to(entry)
+
+
+def _is_missing(entry: Path, copy: Path, leave_out: Path) -> bool:
+    is_code = entry.name not in (".git", "__pycache__") and entry != leave_out
+    return is_code and not os.path.lexists(copy / entry.name)
 
 
 def _git(cwd: Path, *words: str) -> bytes | None:

@@ -4,6 +4,10 @@ A rank passes a gate at the end of each optimizer step. When one rank gets a sig
 each rank then tells how many gates it has passed and waits at its next gate until it knows the largest such number.
 That is where all of them stop: a rank that is ahead is in a step whose collectives need the others, and they come, as
 their gates let them through up to that number. The threads wait inside the store's C code; a step costs one lock.
+
+The decision is one key that is written once, by whoever comes first: the last rank to tell its number, which knows all
+of them; or a rank that has waited too long for another, or ends, which writes that nobody stops. Whatever comes late
+finds that decision. All ranks wait for the same two keys and write one of their own.
 """
 
 from __future__ import annotations
@@ -23,13 +27,16 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # A second one sooner than this is torchrun's agent handing the first one on.
 _SECOND_AFTER = 2.0
-# Seconds that a rank waits for the others' answers before it trains on.
+# Seconds that a rank waits at a gate for the decision before it decides that nobody stops.
 _ANSWER_TIMEOUT = 60.0
 # Seconds that the end of a run waits for the listening thread; it needs a moment unless the store is gone.
 _END_TIMEOUT = 5.0
 _FOREVER = timedelta(days=365)
-# A gate that no training reaches.
+# A gate that no training reaches: nobody stops.
 _NEVER = 2**62
+_ASKED, _STOP_AT, _TOLD = "stop/asked", "stop/at", "stop/told"
+# Instead of a signal's number: a rank has ended, so there is nothing to ask any more.
+_ENDED = "0"
 
 
 class StopAgreement:
@@ -51,6 +58,7 @@ class StopAgreement:
         self._answered = False
         self._stop_at: int | None = None
         self._closed = False
+        self._store_lost = False
         self._own_client: Any = None
         self._watcher: threading.Thread | None = None
         self.signal_number: int = signal.SIGTERM
@@ -74,68 +82,79 @@ class StopAgreement:
             return
         # The main thread may be blocking the store's own connection, and a new one may take seconds.
         client = self._own_client or self._store.clone()
-        for rank in range(self._world_size):
-            client.set(_key("asked", rank), str(signal_number))
+        client.compare_set(_ASKED, "", str(signal_number))
 
     def gate(self) -> bool:
         """Pass the end of an optimizer step; True: stop here. The main thread calls it, on every rank equally often."""
         with self._changed:
             if self._asked and not self._answered:
-                self._changed.wait_for(lambda: self._answered, _ANSWER_TIMEOUT)
-                # Without an answer the training goes on, and no later gate waits again.
-                self._answered = True
+                self._changed.wait_for(lambda: self._answered or self._store_lost, _ANSWER_TIMEOUT)
+                if not self._answered:
+                    # No later gate waits again.
+                    self._stop_at, self._answered = self._decide_late(), True
             if self._stop_at is not None and self._gates >= self._stop_at:
                 return True
             self._gates += 1
             return False
 
+    def _decide_late(self) -> int | None:
+        """What was decided meanwhile, else that nobody stops. It takes as long as it takes: the others rely on it."""
+        # A lost store means that the run is ending: nothing is left to agree on.
+        with suppress(RuntimeError):
+            # Only the thread that is to write it may be late: what all have told makes the decision.
+            everybody = self._store.check([_TOLD]) and int(self._store.add(_TOLD, 0)) == self._world_size
+            return self._decide(self._store, self._common_gate(self._store) if everybody else _NEVER)
+
     def close(self) -> None:
-        """End the listening thread."""
+        """End the listening thread; the others' gates do not wait for this rank any more."""
         self._closed = True
         if self._store is not None:
             with suppress(RuntimeError):
-                # A rank that is still before a gate must not wait for this one's answer.
-                self._store.set(_key("gates", self._rank), str(self._gates))
-                if self._rank == 0:
-                    self._store.compare_set("stop/at", "", str(_NEVER))
-                self._store.set(_key("asked", self._rank), "0")
+                self._decide(self._store, _NEVER)
+                self._store.compare_set(_ASKED, "", _ENDED)
         if self._watcher is not None:
             # A thread that wakes inside the store's C++ code after Python has ended aborts the process.
             self._watcher.join(_END_TIMEOUT)
 
     def _watch(self) -> None:
-        """Wait until somebody asks, then find the common gate."""
-        # A lost store means that the run is ending: nothing is left to agree on.
-        with suppress(RuntimeError):
+        """Wait until somebody asks, then for the decision."""
+        try:
             self._own_client = self._store.clone()
-            client = self._store.clone()
-            client.wait([_key("asked", self._rank)], _FOREVER)
-            if self._closed:
-                return
+            stop_at = self._agree(self._store.clone())
+        except RuntimeError:
+            # Its server has ended, or this connection: the gate finds out.
+            with self._changed:
+                self._store_lost = True
+                self._changed.notify_all()
+            return
+        with self._changed:
+            self._stop_at, self._answered = stop_at, True
+            self._changed.notify_all()
+
+    def _agree(self, client: Any) -> int:
+        client.wait([_ASKED], _FOREVER)
+        asked = client.get(_ASKED).decode()
+        if asked != _ENDED and not self._closed:
             with self._changed:
                 self._asked = True
-                self.signal_number = int(client.get(_key("asked", self._rank)))
-                client.set(_key("gates", self._rank), str(self._gates))
-            stop_at: int | None = None
-            try:
-                stop_at = self._common_gate(client)
-            finally:
-                with self._changed:
-                    self._stop_at, self._answered = stop_at, True
-                    self._changed.notify_all()
+                self.signal_number = int(asked)
+                client.set(_gates_key(self._rank), str(self._gates))
+            if client.add(_TOLD, 1) == self._world_size:
+                self._decide(client, self._common_gate(client))
+        client.wait([_STOP_AT], _FOREVER)
+        return int(client.get(_STOP_AT))
 
     def _common_gate(self, client: Any) -> int:
-        """The largest number of gates that a rank has passed; rank zero finds it for all."""
-        if self._rank == 0:
-            keys = [_key("gates", rank) for rank in range(self._world_size)]
-            client.wait(keys, timedelta(seconds=_ANSWER_TIMEOUT))
-            client.set("stop/at", str(max(int(value) for value in client.multi_get(keys))))
-        client.wait(["stop/at"], timedelta(seconds=_ANSWER_TIMEOUT))
-        return int(client.get("stop/at"))
+        """The largest number of gates that a rank has passed, once all have told theirs."""
+        return max(int(value) for value in client.multi_get([_gates_key(rank) for rank in range(self._world_size)]))
+
+    def _decide(self, client: Any, stop_at: int) -> int:
+        """Decide unless somebody has; returns what is decided."""
+        return int(client.compare_set(_STOP_AT, "", str(stop_at)))
 
 
-def _key(what: str, rank: int) -> str:
-    return f"stop/{what}/{rank}"
+def _gates_key(rank: int) -> str:
+    return f"stop/gates/{rank}"
 
 
 class SignalListener:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from typing import Any
 
 from launcher.config import RunConfig
 from launcher.errors import Problem, SubmitError
+from launcher.own_modules import module_command
 from launcher.run_directory import RunPlace, find_run
+from launcher.secret_values import references
 from launcher.whole_file import write_file
 from slurm.check import find_contradictions, ranks_per_node
 from slurm.handed_on import names_to_hand_on
@@ -81,7 +82,7 @@ class Submission:
     @property
     def command(self) -> tuple[str, ...]:
         """What trains on each node; how to start ranks is added there."""
-        return (sys.executable, "-m", "launcher", "fit", "--config", str(self.folder / "config.yaml"))
+        return module_command("launcher", "fit", "--config", str(self.folder / "config.yaml"))
 
 
 def terms_of(options: argparse.Namespace) -> AttemptTerms:
@@ -119,7 +120,8 @@ def prepare(
         )
     job = SlurmJob("unnamed")
     try:
-        job = read_job("unnamed", with_config(given, config), names_to_hand_on(env, export))
+        variables = names_to_hand_on(env, [*export, *references(config.to_dict(), env)])
+        job = read_job("unnamed", with_config(given, config), variables)
     except JobRequestError as error:
         problems += error.problems
     else:
@@ -172,14 +174,23 @@ def make_folder(submission: Submission) -> None:
     Raises:
         SubmitError: the disk is full or read-only.
     """
+    _hand_on_secrets(submission.config)
     try:
         submission.place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         submission.folder.mkdir(mode=0o700, parents=True)
-        write_file(submission.folder / "config.yaml", submission.config.to_yaml())
+        write_file(submission.folder / "config.yaml", submission.config.to_yaml(os.environ))
     except OSError as error:
         remove_folder(submission)
         where = f"{submission.folder} cannot be made: {error.strerror or error}"
         raise SubmitError([Problem("runs_dir", f"{where}; choose a folder with space where you may write")]) from error
+
+
+def _hand_on_secrets(config: RunConfig) -> None:
+    """Put the config's secrets where sbatch and the job's process find them: in variables, never in a file."""
+    for name, value in references(config.to_dict(), os.environ).items():
+        if os.environ.setdefault(name, value) != value:
+            raise SubmitError([Problem(name, "two values are given for one secret, which a job gets by this variable; "
+                                       "unset it, and give all members of a sweep the same")])  # fmt: skip
 
 
 def remove_folder(submission: Submission) -> None:

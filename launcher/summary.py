@@ -24,6 +24,9 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
     table.add_row("metrics", Text(metrics or "none logged"))
     table.add_row("run", Text(_short(result.run)))
     table.add_row("checkpoint", Text(_short(result.checkpoint) if result.checkpoint else "none"))
+    if result.best is not None and result.monitor is not None:
+        place = _short(result.best) if isinstance(result.best, Path) else result.best
+        table.add_row("best", Text(f"{place} ({result.monitor})"))
     for folder in sorted((result.run / "wandb").glob("*run-*")):
         if folder.is_dir():
             sync = "wandb sync " if folder.name.startswith("offline") else ""

@@ -25,6 +25,7 @@ from launcher.config_sources import (
     set_path,
 )
 from launcher.errors import ConfigError, Problem, SubmitError
+from launcher.secret_values import redact
 from launcher.yaml_text import Loader
 
 Overrides = Mapping[str, Any]
@@ -64,7 +65,7 @@ class Member:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, without the config, which lies in the member's run directory."""
-        return {"index": self.index, "name": self.name, "overrides": dict(self.overrides)}
+        return {"index": self.index, "name": self.name, "overrides": redact(dict(self.overrides))}
 
 
 def read_sweep(words: Sequence[str], given: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -137,7 +138,7 @@ def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) 
 def describe(overrides: Overrides) -> str:
     """A member's settings in one line: the shortest ends of the paths that tell them apart."""
     ends = {path: _short(path, overrides) for path in overrides}
-    return ", ".join(f"{ends[path]}={_as_word(value)}" for path, value in overrides.items())
+    return ", ".join(f"{ends[path]}={_as_word(value)}" for path, value in redact(overrides).items())
 
 
 def nested(overrides: Overrides) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class LocalSweep:
 
     def _start(self, member: dict[str, Any]) -> None:
         folder = Path(member["folder"])
-        descriptor = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as output:
             process = subprocess.Popen(member["command"], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self._running.append(process)

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config_sources import build_config, path_of, read_sources
 from launcher.errors import Problem, RunDirectoryError, SubmitError
+from launcher.own_modules import module_command
+from launcher.run_trust import check_run_folder
 from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
 from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
 from launcher.sweep import Member, describe, make_members, read_sweep
 from launcher.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
+from launcher.whole_file import make_private
 from slurm.array import ArrayChoice, read_array
 from slurm.job import JobRequestError
 
@@ -89,6 +92,7 @@ def prepare_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[s
     if taken:
         raise RunDirectoryError("\n".join(taken))
     path = submissions[0].place.path.parent / name
+    check_run_folder(path)
     # One that is queued has no config yet.
     if (path / "config.yaml").exists() or (path / FOLDER).exists():
         raise RunDirectoryError(f"{name!r} is a run already at {path}; choose another --name for the sweep")
@@ -100,7 +104,7 @@ def prepare_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[s
 def _refuse_others(path: Path, members: Sequence[Member]) -> None:
     """A sweep that is there already may get more members; those that it has stay what they are."""
     known = {each["index"]: each["overrides"] for each in read_members(path)}
-    now = {member.index: json.loads(json.dumps(dict(member.overrides), default=str)) for member in members}
+    now = {member.index: json.loads(json.dumps(member.to_dict()["overrides"], default=str)) for member in members}
     changed = [index for index, overrides in known.items() if now.get(index) != overrides]
     if changed:
         raise RunDirectoryError(
@@ -165,7 +169,7 @@ def submit_here(sweep: SweepSubmission, *, snapshot: bool) -> str:
                     members=[_local_member(each) for each in sweep.submissions])  # fmt: skip
         for each in sweep.submissions:
             write_record(each.folder, "local", waits_in=str(folder))
-        known = start_detached([sys.executable, "-m", "launcher.sweep_local", str(folder)], cwd, folder)
+        known = start_detached(module_command("launcher.sweep_local", str(folder)), cwd, folder)
         with noting(folder, known):
             write_array(folder, **known)
     return f"process {known['pid']} runs {len(sweep.submissions)} members in the background"
@@ -189,7 +193,11 @@ def _made(sweep: SweepSubmission, *, snapshot: bool) -> Generator[tuple[Path, Pa
         try:
             folder.mkdir(mode=0o700, parents=True)
             write_members(sweep.path, sweep.members)
-            yield folder, users_code(folder, sweep.path.parent, snapshot=snapshot)
+            cwd = users_code(folder, sweep.path.parent, snapshot=snapshot)
+            # What is started here inherits it, and runs the user's code.
+            os.umask(before)
+            yield folder, cwd
+            make_private(folder)
         except OSError as error:
             raise no_space(folder, error) from error
     except BaseException:  # Ctrl-C too leaves no folder of what is not queued; raised on

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import TopologyError
+from launcher.foreign_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, read_slurm_task
 
 Source = Literal["torchrun", "slurm", "single"]
@@ -69,8 +70,10 @@ class Topology:
             host: name of this machine.
 
         Raises:
-            TopologyError: half-set or contradicting variables, all named; or ranks that `srun` made itself.
+            TopologyError: half-set or contradicting variables, all named; ranks that `srun` made itself; or of mpirun
+                or Kubeflow that cannot find each other.
         """
+        env = {**env, **in_torchruns_words(env)}
         if any(name in env for name in _TELLING):
             return _from_torchrun(env, host)
         try:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins import Precision as PrecisionPlugin
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 
@@ -25,8 +28,11 @@ from launcher.plan import Plan
 from launcher.read_back import ReadBack
 from launcher.resume import check_fits_model
 from launcher.run_callbacks import ProgressLines
+from launcher.run_checkpoint import RunCheckpoint, take_file_urls
 from launcher.run_directory import RunDirectory
 from launcher.topology import Topology
+from launcher.user_classes import make_ddp_options, make_profiler
+from launcher.zero_checkpoint import read_whole
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
@@ -38,6 +44,7 @@ _NOT_PASSED_ON = (
     "accumulate_grad_batches",
     "enable_progress_bar",
     "enable_model_summary",
+    "profiler",
 )
 
 
@@ -51,6 +58,10 @@ def build_trainer(
     console: Console,
     own_plugin: PrecisionPlugin | None = None,
     notice: Callable[[str], None] = lambda _: None,
+    *,
+    own_plugins: Sequence[Any] = (),
+    own_profiler: Profiler | None = None,
+    on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
@@ -60,10 +71,13 @@ def build_trainer(
         topology: this rank's place.
         run: where checkpoints go.
         callbacks: the launcher's and the user's.
-        loggers: W&B and the user's.
+        loggers: of every rank; see `launcher.run_loggers`.
         console: rank zero's terminal, for the progress.
         own_plugin: the user's, where the plan says 'custom'.
         notice: told of a checkpoint that no resume can read.
+        own_plugins: the user's of other kinds.
+        own_profiler: the user's, instead of the one that the config names.
+        on_unused: called with the names of parameters that DDP gets no gradient for; None refuses them.
     """
     place = RankPlace(
         topology.rank,
@@ -80,14 +94,20 @@ def build_trainer(
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     trust = Trust(run.path, everywhere=config.resume_trust)
     read_back = ReadBack(trust, notice)
-    plugins: list[Any] = [WholeCheckpointIO(trust, read_back), *([] if plugin is None else [plugin])]
-    options = {k: v for k, v in _options(config).items() if k not in _NOT_PASSED_ON}
+    plugins: list[Any] = [
+        *_with_checkpoint_io(own_plugins, WholeCheckpointIO(trust, read_back)),
+        *([] if plugin is None else [plugin]),
+    ]
     wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
+    # Lightning refuses a second one, and one without the flag.
+    has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
+    has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
-        callbacks = [*callbacks, _checkpointing(config, run)]
-    if config.trainer.enable_model_summary is not False and not config.trainer.barebones:
+        take_file_urls(callbacks)
+        callbacks = [*callbacks, RunCheckpoint(config.checkpoint, run.checkpoints)]
+    if config.trainer.enable_model_summary is not False and not config.trainer.barebones and not has_summary:
         callbacks = [*callbacks, RichModelSummary()]
-    if wants_bar and topology.rank == 0:
+    if wants_bar and topology.rank == 0 and not has_bar:
         callbacks = [*callbacks, RichProgressBar() if console.is_terminal else ProgressLines(console)]
     strategy = build_strategy(
         plan.strategy,
@@ -96,6 +116,8 @@ def build_trainer(
         config.process_group_timeout,
         deepspeed=plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
+        ddp=make_ddp_options(config),
+        on_unused=on_unused,
     )
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
@@ -103,8 +125,9 @@ def build_trainer(
     if plan.deepspeed is not None:
         _read_and_write_as_others(strategy, trust, read_back, run.resume_from)
     return pl.Trainer(
-        **options,
+        **plain_options(config),
         **precision,
+        profiler=own_profiler or make_profiler(config),
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
         strategy=strategy,
@@ -115,7 +138,7 @@ def build_trainer(
         logger=False if config.trainer.barebones else loggers or False,
         default_root_dir=str(run.path),
         # Bar and summary of its own would be added beside ours.
-        enable_progress_bar=wants_bar and topology.rank == 0 and console.is_terminal,
+        enable_progress_bar=wants_bar and (has_bar or (topology.rank == 0 and console.is_terminal)),
         enable_model_summary=False,
     )
 
@@ -128,26 +151,22 @@ def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, 
         note_hashes(fresh, name, step)
 
     strategy.on_written = written
+    strategy.read_whole = read_whole
     strategy.reading = functools.partial(loads_of, trust=trust)
     if resume_from is not None:
         strategy.check_model = functools.partial(check_fits_model, resume_from)
 
 
-def _options(config: RunConfig) -> dict[str, Any]:
-    return {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
+def plain_options(config: RunConfig) -> dict[str, Any]:
+    """The settings of `config.trainer` that Lightning's Trainer takes as they are."""
+    names = [entry.name for entry in dataclasses.fields(config.trainer) if entry.name not in _NOT_PASSED_ON]
+    return {name: getattr(config.trainer, name) for name in names}
 
 
-def _checkpointing(config: RunConfig, run: RunDirectory) -> ModelCheckpoint:
-    options = config.checkpoint
-    return ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="{epoch}-{step}",
-        monitor=options.monitor,
-        mode=options.mode,
-        save_top_k=options.save_top_k,
-        save_last=True,
-        every_n_train_steps=options.every_n_steps,
-        every_n_epochs=options.every_n_epochs,
-        # One `last.ckpt`, overwritten: that is where a resume looks.
-        enable_version_counter=False,
-    )
+def _with_checkpoint_io(own: Sequence[Any], ours: WholeCheckpointIO) -> list[Any]:
+    """The user's plugins, and the launcher's way to the disk unless one of them is another; one may go around it."""
+    ways = [each for each in own if isinstance(each, CheckpointIO)]
+    for each in ways:
+        if isinstance(each, _WrappingCheckpointIO) and each.checkpoint_io is None:
+            each.checkpoint_io = ours
+    return [*own, *([] if ways else [ours])]

@@ -6,42 +6,50 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.distributed import PrefixStore
 
+from launcher.buffer_watch import WatchBuffers
 from launcher.checkpoint_reader import Trust
+from launcher.checkpoint_secrets import HideSecrets
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
-from launcher.data_order import order_training_data
+from launcher.data_order import DataOrder
 from launcher.deepspeed_ready import check_model
+from launcher.epoch_metrics import EpochMetrics
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.left_open import leave_open
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
-from launcher.missed_validation import MakeUpForValidation
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
-from launcher.resume import loader_states, other_model_told, read_checkpoint, scaler_problem
-from launcher.run_callbacks import EventWriter, KeepLast, KeepStepBorders, RecordPlan, StopTogether, as_numbers
-from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.resume import other_model_told, read_checkpoint, scaler_problem
+from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
+from launcher.run_checkpoint import best_checkpoint
+from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint, write_plan
+from launcher.run_loggers import logs_to_wandb, make_wandb_logger, run_loggers, wants_no_logger
+from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
+from launcher.training_loops import use_resumable_loops
+from launcher.tuned_values import TunedValues
 from launcher.user_objects import UserObjects, make_user_objects
+from launcher.wandb_callback import BeginWandb
 from launcher.wandb_config import build_wandb_config
-from launcher.wandb_run import QueuedWandbLogger, describe_run, finish_wandb, start_wandb
-from strategies.choice import StrategyError
+from launcher.wandb_run import QueuedWandbLogger, finish_wandb
+from strategies.choice import AUTO, StrategyError
 
 if TYPE_CHECKING:
     from launcher.main_path import FitResult
@@ -58,8 +66,11 @@ def train(
     console: Console,
     report: RankReport,
     given: UserObjects | None = None,
+    stays_open: bool = False,
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
+
+    With `stays_open` the W&B run of a training that ended well is left to `launcher.left_open`.
 
     Raises:
         TrainingError, Interrupted, DataError, ResumeError: see `launcher.main_path.fit`.
@@ -74,10 +85,10 @@ def train(
     # Signals are taken until W&B has ended: torchrun ends the other ranks as soon as the first has left.
     taken = SignalListener(stop, lambda number: _say_stopping(number, topology), has_agent=report.has_agent)
     with taken as listener:
-        wandb_logger = None
-        if topology.rank == 0:
-            values = {"config": config.to_dict(), "plan": plan.to_dict()}
-            wandb_logger = start_wandb(config.wandb, run, values, notice)
+        # Lightning took its rank from the environment on import; objects made before the Trainer may ask for it.
+        vars(rank_zero_only)["rank"] = topology.rank
+        values = redact({"config": config.to_dict(), "plan": plan.to_dict()})
+        wandb_logger = make_wandb_logger(config.wandb, run, values, notice)
         exit_code = 1
         try:
             trainer = _fit(
@@ -109,15 +120,19 @@ def train(
                 report.trace(error)
                 raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
-            events.write("failed", host=topology.host, error=f"{type(error).__name__}: {error}")
+            text = scrub(f"{type(error).__name__}: {error}", find_secrets(config.to_dict()).values())
+            events.write("failed", host=topology.host, error=text)
             report.raised(error)
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
             report.trace(error)
-            raise TrainingError(f"rank {topology.rank} ({topology.host}): {type(error).__name__}: {error}") from error
+            raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}") from error
         finally:
             stop.close()
             if wandb_logger is not None:
-                finish_wandb(wandb_logger, exit_code, notice)
+                if stays_open and exit_code == 0:
+                    leave_open(partial(finish_wandb, wandb_logger, 0, notice))
+                else:
+                    finish_wandb(wandb_logger, exit_code, notice)
     result = _result(trainer, plan, run)
     if topology.rank == 0:
         events.write("finished", step=result.steps, metrics=dict(result.metrics), checkpoint=result.checkpoint)
@@ -139,7 +154,7 @@ def _fit(
     given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
-    _quieten()
+    quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     measured = MeasuredMemory(plan.device_kind)
     objects = given or make_user_objects(config, plan.batch.micro_batch_size)
@@ -147,45 +162,76 @@ def _fit(
         notice(text)
     model, data = objects.model, objects.data
     check_model(model, plan, notice)
-    if wandb_logger is not None:
-        wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
-        describe_run(wandb_logger, build_wandb_config(model, getattr(model, "config", None), wishes, plan), notice)
+    wishes = {} if config.use_amp is None else {"use_amp": config.use_amp}
+    # Now: a strategy may divide the parameters that are counted.
+    described = build_wandb_config(model, getattr(model, "config", None), wishes, plan)
     resume = run.resume_from
     trust = Trust(run.path, everywhere=config.resume_trust)
     if resume is not None:
         damaged = scaler_problem(resume) if plan.has_loss_scale else None
         if damaged is not None:
             notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
-    order_training_data(
-        data if data is not None else model,
+    order = DataOrder(
         plan.batch,
         rank=topology.rank,
         seed=config.seed,
         fixed_global_batch=config.global_batch_size is not None,
-        resume_states=() if resume is None else loader_states(resume, trust),
+        distribute=config.trainer.use_distributed_sampler is not False,
         notice=notice,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    writer = None if wandb_logger is None else wandb_logger.writer
+    loggers = run_loggers(objects.loggers, wandb_logger, run, is_off=wants_no_logger(config))
+    # Lightning itself takes the loggers and the checkpoints away.
+    is_trial = bool(config.trainer.barebones or config.trainer.fast_dev_run)
+    if checkpoint is None and not is_trial:
+        notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
+    writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) and not is_trial else None
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
+    tuned = TunedValues(objects.callbacks, resumes=resume is not None, notice=notice)
     callbacks = [
-        *objects.callbacks,
+        *tuned.kept,
+        tuned,
+        *([] if wandb_logger is None else [BeginWandb(wandb_logger.values, described, notice)]),
         watch,
+        WatchBuffers(watch.alert, events, notice),
         RecordPlan(plan),
-        KeepStepBorders(),
         EventWriter(events),
         *signs_of_life(report),
         RandomStates(notice),
-        # In this order: a validation draws from the generators, and the schedulers follow its metrics.
-        MakeUpForValidation(),
+        HideSecrets(notice),
+        EpochMetrics(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
         StopTogether(stop, listener, checkpoint),
     ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-    loggers: list[Logger] = [*([wandb_logger] if wandb_logger else []), *objects.loggers]
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice)
+
+    def look_for_unused(names: tuple[str, ...]) -> None:
+        if topology.rank != 0:
+            return
+        changed = plan.looking_for_unused(names)
+        write_plan(run, redact(changed.to_dict()))
+        events.write("unused_parameters", names=names)
+        notice(
+            f"{changed.strategy.reasons[-1]}: DDP looks for such parameters in every step, which takes a little time"
+        )
+
+    trainer = build_trainer(
+        config,
+        plan,
+        topology,
+        run,
+        callbacks,
+        loggers,
+        console,
+        objects.precision_plugin,
+        notice,
+        own_plugins=objects.plugins,
+        own_profiler=objects.profiler,
+        on_unused=look_for_unused if config.strategy == AUTO else None,
+    )
+    use_resumable_loops(trainer, order)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     with (
@@ -203,9 +249,8 @@ def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:
 
     metrics = as_numbers(trainer.callback_metrics)
     last = last_checkpoint(run.checkpoints)
-    keeper = trainer.checkpoint_callback
-    best = Path(keeper.best_model_path) if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path else last
-    return FitResult(run.path, plan, metrics, trainer.global_step, last, best, trainer)
+    best, monitor = best_checkpoint(trainer)
+    return FitResult(run.path, plan, metrics, trainer.global_step, last, best or last, trainer, monitor)
 
 
 def _say_stopping(number: int, topology: Topology) -> None:
@@ -215,7 +260,7 @@ def _say_stopping(number: int, topology: Topology) -> None:
         sys.stdout.flush()
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning says of things that the plan has said already."""
     # Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
     for message in (
@@ -229,8 +274,6 @@ def _quieten() -> None:
         ".*LeafSpec.*",
         # DeepSpeed's own affair with torch 2.13.
         ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
-        # The loader's position is saved: it is a StatefulDataLoader.
-        ".*resumed from a checkpoint that ended before the epoch ended.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.strategies.deepspeed"):

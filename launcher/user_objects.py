@@ -9,12 +9,23 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 from typing_extensions import override
 
 from launcher.config import RunConfig
+from launcher.configured_optimizers import optimizer_notice
 from launcher.errors import ConfigError, Problem
-from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects, make_plugins, name_of
+from launcher.user_classes import (
+    PLUGINS,
+    doubled_plugins,
+    import_classes,
+    make_callbacks,
+    make_loggers,
+    make_objects,
+    make_plugins,
+    name_of,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class UserObjects:
         loggers: beside W&B.
         precision_plugin: decides the precision instead of the plan; None without one.
         notices: what the user should be told of how they came to be trained.
+        plugins: of other kinds, which stand for the launcher's.
+        profiler: None for what the config names.
     """
 
     model: pl.LightningModule
@@ -36,6 +49,8 @@ class UserObjects:
     loggers: Sequence[Logger] = ()
     precision_plugin: Precision | None = None
     notices: Sequence[str] = ()
+    plugins: Sequence[Any] = ()
+    profiler: Profiler | None = None
 
     def traits(self) -> dict[str, Any]:
         """What they say of themselves, as plain JSON values; see `launcher.user_classes.UserClasses.traits`."""
@@ -80,25 +95,40 @@ def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserOb
         micro_batch_size: samples that a rank takes at once, None for what the data has.
     """
     model, data = make_objects(config, import_classes(config), micro_batch_size)
-    plugins = make_plugins(config)
-    return UserObjects(model, data, make_callbacks(config), make_loggers(config), plugins[0] if plugins else None)
+    precision, others = sort_plugins(make_plugins(config), "trainer.plugins")
+    notice = optimizer_notice(model, config)
+    return UserObjects(
+        model,
+        data,
+        make_callbacks(config),
+        make_loggers(config),
+        precision,
+        [] if notice is None else [notice],
+        plugins=others,
+    )
 
 
-def only_precision_plugin(plugins: Sequence[Any]) -> Precision | None:
-    """The precision plugin among plugins handed over in code.
+def sort_plugins(plugins: Sequence[Any], field: str = "plugins") -> tuple[Precision | None, tuple[Any, ...]]:
+    """The precision plugin among the user's own, and the others: one that reads and writes checkpoints, a layer sync.
+
+    Args:
+        plugins: of Lightning's.
+        field: where they were given.
 
     Raises:
-        ConfigError: there are others, or several.
+        ConfigError: one is of another kind, or several are of one.
     """
     problems = [
         Problem(
-            f"plugins[{n}]", f"given a {type(p).__name__}; expected a precision plugin, as the launcher makes the rest"
+            f"{field}[{n}]",
+            f"given a {type(p).__name__}; expected a precision plugin, a CheckpointIO or a LayerSync, as the launcher "
+            "makes the rest",
         )
         for n, p in enumerate(plugins)
-        if not isinstance(p, Precision)
+        if not isinstance(p, PLUGINS)
     ]
-    if len(plugins) > 1 and not problems:
-        problems.append(Problem("plugins", f"given {len(plugins)} precision plugins; a run has one precision"))
+    problems += doubled_plugins([type(p) for p in plugins], field)
     if problems:
         raise ConfigError(problems)
-    return plugins[0] if plugins else None
+    precision = next((p for p in plugins if isinstance(p, Precision)), None)
+    return precision, tuple(p for p in plugins if p is not precision)

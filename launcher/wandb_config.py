@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 from launcher.plan import Plan
+from launcher.secret_values import without_secrets
 
 ModelType = Literal["gpt", "bert", "t5", "custom"]
 # In this order: an encoder-decoder may have 'Bert' or 'GPT' in its name.
@@ -40,12 +41,6 @@ _SPELLINGS = {
     "num_heads": ("num_heads", "num_attention_heads", "n_head", "n_heads"),
     "max_length": ("max_length", "max_position_embeddings", "n_positions", "block_size", "max_seq_len"),
 }
-_SECRET = re.compile(r"(?i)(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|auth_token|token)$")
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a setting of this name is kept out of what others may read."""
-    return bool(_SECRET.search(name))
 
 
 def build_wandb_config(
@@ -64,7 +59,7 @@ def build_wandb_config(
         `vocab_size`, `hidden_size`, `num_layers`, `num_heads`, `max_length` (None where unknown), `mixed_precision`,
         `precision`, `use_amp`, and with a plan `strategy`, `world_size`, `global_batch_size`.
     """
-    given = cast("dict[str, Any]", _without_secrets(hyperparameters or {}))
+    given = cast("dict[str, Any]", without_secrets(hyperparameters or {}))
     counts = _count_parameters(model)
     planned = plan is not None and plan.precision.endswith("-mixed")
     use_amp = bool(given["use_amp"]) if given.get("use_amp") is not None else planned
@@ -142,16 +137,6 @@ def _count_parameters(model: Any) -> tuple[int | None, int | None]:
     if not parameters or any(hasattr(p, "materialize") for p in parameters):
         return None, None
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-
-
-def _without_secrets(value: Any) -> Any:
-    """The same without what is named like a secret, at any depth."""
-    if isinstance(value, Mapping):
-        pairs = cast("Mapping[Any, Any]", value).items()
-        return {k: _without_secrets(v) for k, v in pairs if not is_secret_name(str(k))}
-    if isinstance(value, list | tuple):
-        return [_without_secrets(v) for v in cast("list[Any]", value)]
-    return value
 
 
 def _setting(config: Any, name: str) -> Any:

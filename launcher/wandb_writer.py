@@ -101,8 +101,8 @@ class WandbWriter:
                     self._idle.set()
 
 
-def log_row(wandb: Any, row: Mapping[str, Any], step: int) -> None:
-    """One row at an explicit step that W&B takes.
+def log_row(wandb: Any, row: Mapping[str, Any], step: int, *, at_next: bool = False) -> None:
+    """One row at a step that W&B takes.
 
     W&B drops a row below its own step, which Lightning's logger moves by one with each of its calls. The true step is
     in the row, and the charts are drawn against it.
@@ -111,7 +111,12 @@ def log_row(wandb: Any, row: Mapping[str, Any], step: int) -> None:
         wandb: the module.
         row: metrics by name.
         step: optimizer steps done.
+        at_next: let W&B count the row as the next one. Between asking for its step and naming one, another thread may
+            log a row, and this one would be dropped.
     """
+    if at_next:
+        wandb.log({**row, "trainer/global_step": step}, commit=True)
+        return
     current = getattr(wandb.run, "step", None)
     at = step if not isinstance(current, int) or step >= current else current + 1
     # At once: W&B keeps a row with a step open, and Lightning's next row would be put into it, with its own true step.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_comments import commented_yaml
-from launcher.config_sources import all_problems, load_values, normalize_values, read_config_file
+from launcher.config_sources import all_problems, load_values, normalize_values, read_sources
 from launcher.errors import ConfigError, Problem
 from launcher.preset_files import preset_values
 from launcher.whole_file import write_file
@@ -230,8 +230,12 @@ class WizardConfig:
             ) from error
 
     @classmethod
-    def load(cls, path: str | Path) -> WizardConfig:
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> WizardConfig:
         """Read any config file.
+
+        Args:
+            path: the file.
+            overrides: command line words on top of it.
 
         Raises:
             ConfigError: no such file, a file that was cut off (with the line), unknown keys and wrong values.
@@ -241,7 +245,7 @@ class WizardConfig:
         if lines is not None:
             message = f"the file is cut off here: its last line, {_LAST_LINE!r}, is missing"
             raise ConfigError([Problem(f"{path}, line {lines}", message)])
-        return cls.from_values(read_config_file(path))
+        return cls.from_values(read_sources([path], overrides))
 
 
 def _lines_if_cut_off(path: Path) -> int | None:

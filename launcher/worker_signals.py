@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import get_worker_info
 
+from launcher.parent_death import die_with_parent
 from launcher.sample_seeds import seed_each_sample
 
 # Seconds after a scheduler's signal in which its rank has saved and left.
@@ -25,6 +27,7 @@ def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: in
         inner: the user's own function, None without one.
         rank: of the training process.
     """
+    _end_with_rank()
     outlive_schedulers()
     if inner is not None:
         inner(worker_id)
@@ -34,6 +37,17 @@ def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: in
     info = get_worker_info()
     if info is not None:
         seed_each_sample(info.dataset)
+
+
+def _end_with_rank() -> None:
+    """End at once when the rank dies. Without this, a worker notices it only between two samples.
+
+    Until then it would hold what it has of the rank: memory, ports, the pipe of its log.
+    """
+    # The kernel watches the thread that made this process: one that ends earlier must not end the worker.
+    if threading.current_thread().name == "MainThread":
+        with contextlib.suppress(OSError):
+            die_with_parent()
 
 
 def outlive_schedulers() -> None:

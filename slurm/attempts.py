@@ -53,7 +53,7 @@ def fruitless(attempts: Sequence[Attempt], job_id: str, step: int) -> int:
 def record_attempt(folder: Path, job_id: str, number: int, step: int, host: str) -> None:
     """Note that an attempt begins."""
     line = json.dumps(asdict(Attempt(job_id, number, step, round(time.time(), 3), host))) + "\n"
-    descriptor = os.open(folder / FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(folder / FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
         os.write(descriptor, line.encode())
     finally:

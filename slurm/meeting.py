@@ -8,6 +8,7 @@ that it reaches, and the interface that the way there leaves by; node 0 knows th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import json
 import os
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slurm.interfaces import addresses
+from slurm.ownership import is_own, name_of_owner
 
 _TOKEN_BYTES = 32
 # Seconds that one try of one address may take.
@@ -146,6 +148,12 @@ def join_meeting(file: Path, node: int, timeout: float, now: Callable[[], float]
                     return Place(host, published.port, addresses().get(local))
         time.sleep(_LOOK_EVERY)
     if not tried:
+        with contextlib.suppress(OSError):
+            found = file.lstat()
+            if file.is_symlink() or not is_own(found, file.parent):
+                what = f"{'a link' if file.is_symlink() else 'a file'} of {name_of_owner(found)}"
+                raise MeetingError(f"{file} is {what}, and is not trusted; have it removed, or set another runs_dir",
+                                   missing=(0,))  # fmt: skip
         raise MeetingError(f"node 0 published no address in {file} within {timeout:g} s; is that folder on a disk that "
                            "the nodes share?", missing=(0,))  # fmt: skip
     attempts = "; ".join(f"{host}: {why}" for host, why in tried.items())
@@ -203,8 +211,8 @@ def _family() -> socket.AddressFamily:
 
 
 def _publish(file: Path, values: _Published) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         json.dump(asdict(values), stream)
         stream.flush()
@@ -216,6 +224,18 @@ def _read(file: Path) -> _Published | None:
     try:
         # NFS clients remember that a file was missing; opening its folder makes them ask again.
         os.listdir(file.parent)  # noqa: PTH208 -- nothing of the result is used
-        return _Published(**json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        with open(file, encoding="utf-8", opener=_no_link) as stream:
+            # Whoever else publishes here would be the one that all ranks come to.
+            if not is_own(os.fstat(stream.fileno()), file.parent):
+                return None
+            return _Published(**json.load(stream))
+    except OSError as error:
+        if error.errno != errno.ELOOP and not isinstance(error, FileNotFoundError | PermissionError):
+            raise
         return None
+    except (ValueError, TypeError):
+        return None
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)

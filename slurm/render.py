@@ -68,7 +68,8 @@ class JobExecutor(SlurmExecutor):
     """
 
     def __init__(self, job: SlurmJob, folder: Path, python: str) -> None:
-        super().__init__(folder, max_num_timeout=_TIMEOUTS, python=shlex.quote(python))
+        # -P: a package of the user's with the name of one of ours, in the working directory, is not found first.
+        super().__init__(folder, max_num_timeout=_TIMEOUTS, python=f"{shlex.quote(python)} -P")
         # Number of the job once sbatch has taken it, also where submitit then fails to put its files in place.
         self.taken: str | None = None
         self._job = job

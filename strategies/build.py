@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -106,6 +106,8 @@ def build_strategy(
     *,
     deepspeed: Mapping[str, Any] | None = None,
     pretend_fp16: bool = False,
+    ddp: Mapping[str, Any] | None = None,
+    on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> Strategy:
     """The strategy as Lightning's object.
 
@@ -116,20 +118,23 @@ def build_strategy(
         timeout: seconds after which a collective fails; only used if Lightning itself makes a process group.
         deepspeed: DeepSpeed's whole config, for one of its variants.
         pretend_fp16: for tests: DeepSpeed takes fp16 on a CPU.
+        ddp: the user's own arguments of Lightning's DDPStrategy.
+        on_unused: see `SteadyDDPStrategy`.
     """
     if choice.name in VARIANTS:
         return _deepspeed(choice, device_kind, place, timeout, deepspeed or {}, pretend_fp16)
     if choice.name != DDP:
         return SingleDeviceStrategy(device=_device(device_kind, place.local_rank))
     return SteadyDDPStrategy(
+        on_unused=on_unused,
         # Lightning takes this rank's by its local rank, and counts the node's ranks by them.
         parallel_devices=[_device(device_kind, n) for n in range(place.local_world_size)],
         cluster_environment=KnownRanks(place),
         process_group_backend=choice.backend,
         timeout=timedelta(seconds=timeout),
-        gradient_as_bucket_view=choice.gradient_as_bucket_view,
         static_graph=choice.static_graph,
         find_unused_parameters=choice.find_unused_parameters,
+        **{"gradient_as_bucket_view": choice.gradient_as_bucket_view, **(ddp or {})},
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from strategies.deepspeed_config import VARIANTS
 
@@ -11,11 +13,50 @@ DDP = "ddp"
 # Lightning's spelling for a DDP that looks for unused parameters in every step.
 DDP_FIND_UNUSED = "ddp_find_unused_parameters_true"
 AUTO = "auto"
+# Of Lightning's DDPStrategy, and those of DistributedDataParallel that it hands on. The plan decides the rest.
+DDP_OPTIONS = (
+    "ddp_comm_state",
+    "ddp_comm_hook",
+    "ddp_comm_wrapper",
+    "model_averaging_period",
+    "bucket_cap_mb",
+    "broadcast_buffers",
+    "gradient_as_bucket_view",
+    "init_sync",
+    "skip_all_reduce_unused_params",
+)
+# Names of parameters that a message shows.
+_SHOWN = 8
 NAMES = (AUTO, SINGLE_DEVICE, DDP, DDP_FIND_UNUSED, *VARIANTS)
 
 
 class StrategyError(ValueError):
     """A strategy that does not exist or does not fit the number of ranks."""
+
+
+class UnusedParametersError(StrategyError):
+    """DDP met parameters without a gradient.
+
+    Attributes:
+        names: of the parameters, as in `named_parameters()`.
+    """
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        many = len(names) != 1
+        super().__init__(
+            f"{listed(names)} got no gradient in {where}, and DDP would go on with gradients that are not summed over "
+            f"the ranks; set `strategy: {DDP_FIND_UNUSED}`, or freeze {'them' if many else 'it'} with "
+            "requires_grad_(False)"
+        )
+        self.names = tuple(names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The parameters in words: all names of a few, the first of many."""
+    if not names:
+        return "some parameters"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"parameter{'' if len(names) == 1 else 's'} {', '.join(names[:_SHOWN])}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +121,21 @@ def choose_strategy(
     if requested in VARIANTS:
         return _deepspeed(requested, world_size, device_kind)
     return _ddp(requested, world_size, device_kind, accumulate, model_has_static_graph)
+
+
+def with_own_options(choice: StrategyChoice, options: Mapping[str, Any]) -> StrategyChoice:
+    """The same choice with what the user said of DDP; only what the plan itself knows of is changed.
+
+    Args:
+        choice: of `choose_strategy`.
+        options: the user's own arguments of Lightning's DDPStrategy.
+    """
+    if choice.name != DDP or not options:
+        return choice
+    views = bool(options.get("gradient_as_bucket_view", choice.gradient_as_bucket_view))
+    reasons = [reason for reason in choice.reasons if views or not reason.startswith("gradient_as_bucket_view")]
+    reasons.append(f"own options of DDP: {', '.join(options)}")
+    return replace(choice, gradient_as_bucket_view=views, reasons=tuple(reasons))
 
 
 def _ddp(requested: str, world_size: int, device_kind: str, accumulate: int, declared_static: bool) -> StrategyChoice:

@@ -1,12 +1,17 @@
 """What oneDNN takes beside tensors on a CPU: workspaces of LSTMs and convolutions, and code for products in 16 bits.
 
+Sizes of workspaces are bounds from above that hold on every CPU; the code's size is measured on the one at hand, as
+oneDNN picks its kernels by the instruction set.
+
 Under fake tensors `aten::mkldnn_rnn_layer` gives an empty workspace, as only oneDNN knows its size; torch keeps the
 real one from forward to backward (ATen/native/mkldnn/RNN.cpp).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +22,8 @@ _LINE = 64  # bytes
 _FP32 = 4
 _FORWARD, _BACKWARD = "aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward"
 _PRODUCTS = ("aten::mm", "aten::addmm")
-# oneDNN generates code for each shape of a product in 16 bits: 560 to 640 KiB for most of 150 shapes in bf16 and fp16
-# (torch 2.13, a Xeon with AMX); none to speak of in fp32.
-_KERNEL = 600 << 10
+# Of the parts of an LSTM's workspace, each of which begins on a page of its own.
+_PARTS, _PAGE = 7, 4096
 _CONVOLUTION, _CONVOLUTION_BACKWARD = "aten::convolution", "aten::convolution_backward"
 
 
@@ -28,12 +32,12 @@ class CpuWorkspaces(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._products: set[Hashable] = set()
+        self._products: set[tuple[torch.dtype, Hashable]] = set()
 
     @property
     def kernels(self) -> int:
         """Bytes of code for the matrix products in 16 bits that were seen; it stays for the life of the process."""
-        return len(self._products) * _KERNEL
+        return sum(product_code(dtype) for dtype, _ in self._products)
 
     @override
     def __torch_dispatch__(
@@ -48,7 +52,7 @@ class CpuWorkspaces(TorchDispatchMode):
         if name in _PRODUCTS:
             left, right = args[:2] if name == "aten::mm" else args[1:3]
             if left.element_size() < _FP32:
-                self._products.add((left.shape, left.stride(), right.shape, right.stride()))
+                self._products.add((left.dtype, (left.shape, left.stride(), right.shape, right.stride())))
         if name not in (_FORWARD, _BACKWARD):
             return func(*args, **(kwargs or {}))
         # input, the two weights: the same places in both.
@@ -63,12 +67,11 @@ class CpuWorkspaces(TorchDispatchMode):
 
 
 def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -> int:
-    """Bytes that oneDNN keeps of one LSTM layer in one direction, from above but for half a percent.
+    """Bytes that oneDNN keeps of one LSTM layer in one direction, from above.
 
     Gates and their differences, four rows of states on each of the two sides of the layer, rows padded to cache lines
     and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are in fp32 all the same, and one
-    row less. Against torch 2.13's real workspaces: 2 to 19 % too high in fp32 (8 shapes), from 0.5 % too low to 12 %
-    too high in bf16 (9 shapes).
+    row less. The layout does not depend on the instruction set.
 
     Args:
         steps: length of the sequence.
@@ -78,7 +81,37 @@ def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -
     """
     gates = steps * _row(4 * hidden, element_size)
     states = (steps + 1) * _row(hidden, max(element_size, _FP32))
-    return batch * (2 * gates + (8 if element_size >= _FP32 else 7) * states)
+    return batch * (2 * gates + (8 if element_size >= _FP32 else 7) * states) + _PARTS * _PAGE
+
+
+@functools.cache
+def product_code(dtype: torch.dtype) -> int:
+    """Bytes of code that oneDNN generates on this CPU for one shape of a matrix product, and keeps.
+
+    Two small real products: the first brings up what all shapes share. 0 where oneDNN computes none in this type, and
+    where there is no `/proc` to see it in.
+
+    Args:
+        dtype: of the operands.
+    """
+    found = 0
+    for rows, inner, columns in ((61, 67, 71), (73, 79, 83)):
+        left, right = (torch.zeros(s, dtype=dtype, device="cpu") for s in ((rows, inner), (inner, columns)))
+        before = _generated_code()
+        torch.mm(left, right)
+        found = _generated_code() - before
+    return max(0, found)
+
+
+def _generated_code() -> int:
+    """Bytes of this process's executable memory that comes from no file."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return 0
+    mapped = [line.split() for line in lines]
+    ranges = [fields[0].split("-") for fields in mapped if "x" in fields[1] and len(fields) == 5]
+    return sum(int(end, 16) - int(begin, 16) for begin, end in ranges)
 
 
 def _reordered(name: str, args: tuple[Any, ...], out: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,47 @@ def restore_whole(engine: Any, checkpoint: Mapping[str, Any], names: Sequence[st
         raise StrategyError(f"the checkpoint has the states of {len(saved)} optimizers; DeepSpeed takes one")
     _restore_optimizer(engine.optimizer, parameters, saved[0], checkpoint.get("parameter_names") or names)
     engine.global_steps = checkpoint["global_step"]
+
+
+def restore_weights(engine: Any, read_whole: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Put the weights of a folder into the pieces of every rank, for an evaluation in stage 3. Every rank calls it.
+
+    Args:
+        engine: DeepSpeed's, without an optimizer.
+        read_whole: gives Lightning's checkpoint with whole weights; called on rank zero alone.
+        path: the folder.
+
+    Returns:
+        What else is in the checkpoint.
+
+    Raises:
+        StrategyError: rank zero cannot read it.
+    """
+    import deepspeed
+
+    module: nn.Module = engine.module
+    state: Mapping[str, Tensor] = {}
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            whole = read_whole(path)
+            state = whole.pop("state_dict")
+            content = {key: value for key, value in whole.items() if key != "optimizer_states"}
+            told = [(None, content, {name: state[name] for name, _ in module.named_buffers() if name in state})]
+        except Exception as error:  # noqa: BLE001 -- raised below, on every rank: the others wait for an answer
+            told = [(str(error), {}, {})]
+    dist.broadcast_object_list(told, src=0)
+    failure, content, buffers = told[0]
+    if failure is not None:
+        raise StrategyError(failure)
+    for name, buffer in module.named_buffers():
+        if name in buffers:
+            buffer.data.copy_(buffers[name])
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if name in state:
+                parameter.data.copy_(state[name])
+    return {**content, "state_dict": {}}
 
 
 def _restore_optimizer(

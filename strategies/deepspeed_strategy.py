@@ -31,7 +31,7 @@ from strategies.batch_norms import compute_with_fp32_weights
 from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.deepspeed_process import forget_earlier_groups, use_deepspeeds_cpu_accelerator
-from strategies.deepspeed_restore import parameter_names, restore_whole, weights_only_loads
+from strategies.deepspeed_restore import parameter_names, restore_weights, restore_whole, weights_only_loads
 from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
 from strategies.module_order import keep_module_order
 
@@ -80,6 +80,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         # Raises if the weights are another model's; without weights they are the folder's.
         self.check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None
         self._whole: Mapping[str, Any] | None = None
+        # Puts the pieces of a folder together, for an evaluation in stage 3, where DeepSpeed loads what is wrong.
+        self.read_whole: Callable[[Path], dict[str, Any]] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -139,6 +141,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             return checkpoint
         if self.check_model is not None:
             self.check_model(self._module, None)
+        if self.zero_stage_3 and self.read_whole is not None and not self._module.trainer.training:
+            return restore_weights(self.model, self.read_whole, Path(checkpoint_path))
         with self.reading(Path(checkpoint_path)):
             checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         if self._groups is not None:

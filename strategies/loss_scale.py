@@ -76,6 +76,8 @@ class CountingGradScaler(torch.amp.GradScaler):
     def __init__(self, device: str = "cuda", *, floor: float = DEFAULT_FLOOR, **options: Any) -> None:
         super().__init__(device, **options)
         self.floor = floor
+        # What torch's own look at the overflow has brought to the host; a fused optimizer skips on the device.
+        self.seen_skips = 0
         # Until the device is known: what a checkpoint brought.
         self._loaded = dict.fromkeys(_COUNTS, 0)
         self._counts: dict[str, Tensor] | None = None
@@ -114,6 +116,16 @@ class CountingGradScaler(torch.amp.GradScaler):
             counts["overflows"].add_(overflows)
         super().update()
         counts["floor_steps"].add_(1).mul_(self._scale <= self.floor)
+
+    @override
+    def _maybe_opt_step(
+        self, optimizer: torch.optim.Optimizer, optimizer_state: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> float | None:
+        """As torch's, and remember what came of it."""
+        if sum(found.item() for found in optimizer_state["found_inf_per_device"].values()):
+            self.seen_skips += 1
+            return None
+        return optimizer.step(*args, **kwargs)
 
     def _on_device(self, device: torch.device) -> dict[str, Tensor]:
         if self._counts is None:

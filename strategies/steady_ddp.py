@@ -6,18 +6,26 @@ the last bit with more than two ranks: the first step after a start would differ
 never stopped. Here the buckets have their final form before the first step. A layer's gradient is taken to come before
 those of the layers that the model defines before it, as it is in all models that run their layers in that order;
 others get the same sums, with less of the exchange hidden behind the backward pass.
+
+It also looks, before the first exchange, for parameters that get no gradient: torch's DDP would take that step with
+gradients of one rank alone, and fail in the next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
+
+from strategies.choice import UnusedParametersError
+from strategies.unused_parameters import unused_on_any_rank
 
 
 class SteadyDistributedDataParallel(DistributedDataParallel):
@@ -26,6 +34,8 @@ class SteadyDistributedDataParallel(DistributedDataParallel):
     With `find_unused_parameters` torch never rebuilds the buckets, and nothing changes.
     """
 
+    _reduced: tuple[list[nn.Parameter], list[bool]] | None = None
+
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
         if not self.find_unused_parameters:
@@ -33,16 +43,67 @@ class SteadyDistributedDataParallel(DistributedDataParallel):
             # rebuilds the buckets for it, on all ranks alike.
             self.reducer._push_all_rebuilt_params()
 
+    def reduced_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters whose gradients are exchanged, by name."""
+        known = set(map(id, self._build_params_for_reducer()[0]))
+        return {name: p for name, p in self.module.named_parameters() if id(p) in known}
+
+    def look_for_unused(self, loss: Tensor) -> None:
+        """Look for parameters without a gradient from this backward pass on. All ranks do, before any exchange."""
+        names = {id(p): name for name, p in self.reduced_parameters().items()}
+        self.find_unused_parameters = True
+        parameters, sparse = self._build_params_for_reducer()
+        frozen = [p for p in parameters if not p.requires_grad]
+        for parameter in frozen:
+            # The reducer takes hold of what adds up its gradient, which a frozen one has not.
+            parameter.requires_grad_(True)
+        # The old reducer's hooks go with it.
+        vars(self).update(reducer=None, logger=None)
+        self._ddp_init_helper(
+            parameters, sparse, {at: names[id(p)] for at, p in enumerate(parameters)}, self.static_graph
+        )
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        self.reducer.prepare_for_backward([loss])
+
+    def check_gradients(self) -> None:
+        """Whether the gradients of this backward pass are summed over the ranks.
+
+        Raises:
+            UnusedParametersError: some have not come on this rank.
+        """
+        try:
+            self._check_reducer_finalized()
+        except RuntimeError as error:
+            names = [name for name, p in self.reduced_parameters().items() if p.requires_grad and p.grad is None]
+            raise UnusedParametersError(names, f"a later step on rank {dist.get_rank()}") from error
+
     def _build_params_for_reducer(self) -> tuple[list[nn.Parameter], list[bool]]:
-        """The parameters and whether their gradients are sparse, the last one that the model defines first."""
-        parameters, sparse = super()._build_params_for_reducer()
+        """The parameters and whether their gradients are sparse, the last one that the model defines first.
+
+        What counts is what was trainable when this was made: a GAN freezes one half for the other's turn.
+        """
+        if self._reduced is None:
+            self._reduced = super()._build_params_for_reducer()
+        parameters, sparse = self._reduced
         if not self.find_unused_parameters:
             parameters, sparse = parameters[::-1], sparse[::-1]
         return parameters, sparse
 
 
 class SteadyDDPStrategy(DDPStrategy):
-    """Lightning's strategy for it."""
+    """Lightning's strategy for it.
+
+    Args:
+        on_unused: called with the names of the parameters that get no gradient in the first step; from then on DDP
+            looks for them in every step. None refuses them.
+        options: Lightning's.
+    """
+
+    def __init__(self, *, on_unused: Callable[[tuple[str, ...]], None] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._on_unused = on_unused
+        self._has_looked = False
 
     @override
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
@@ -50,3 +111,38 @@ class SteadyDDPStrategy(DDPStrategy):
         # As Lightning does it: DDP's constructor wants a stream of its own, see torch's notes on CUDA and DDP.
         with torch.cuda.stream(torch.cuda.Stream()) if devices is not None else nullcontext():
             return SteadyDistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """The mean of whole numbers is none: Lightning rounds it, and weighs a mean over unequal batches wrongly."""
+        if isinstance(tensor, torch.Tensor) and reduce_op in ("mean", "avg") and not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+        return super().reduce(tensor, group, reduce_op)
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Before the first gradients are exchanged, find out whether all will come."""
+        super().pre_backward(closure_loss)
+        model = self.model
+        if self._has_looked or not isinstance(model, SteadyDistributedDataParallel):
+            return
+        if not model.require_backward_grad_sync:
+            return  # a micro batch whose gradients are only added up
+        self._has_looked = True
+        if model.find_unused_parameters or model.static_graph:
+            return
+        names = unused_on_any_rank(closure_loss, model.reduced_parameters(), model.process_group)
+        if not names:
+            return
+        if self._on_unused is None:
+            raise UnusedParametersError(names, "the first step")
+        model.look_for_unused(closure_loss)
+        self._on_unused(names)
+
+    @override
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Before the optimizer takes a step."""
+        super().post_backward(closure_loss)
+        model = self.model
+        if isinstance(model, SteadyDistributedDataParallel) and model.require_backward_grad_sync:
+            model.check_gradients()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import locale
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.processes import kill_leftovers
 from tests.warm import is_foreign
@@ -17,6 +19,24 @@ from tests.warm import is_foreign
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _default)
+
+# No folder of examples: the tree may be another user's.
+settings.register_profile("anywhere", database=None)
+settings.load_profile("anywhere")
+
+
+def _use_a_locale_that_is_here() -> None:
+    """Else every shell that a test starts complains of the user's."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, "")
+    except locale.Error:
+        os.environ["LC_ALL"] = "C.UTF-8"
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+_use_a_locale_that_is_here()
 
 
 @pytest.fixture(scope="session")

@@ -30,14 +30,19 @@ class Numbers(Dataset[tuple[Tensor, Tensor]]):
 
 
 class ToyData(pl.LightningDataModule):
-    def __init__(self, batch_size: int = 4, size: int = 64, workers: int = 0) -> None:
+    def __init__(self, batch_size: int = 4, size: int = 64, workers: int = 0, persistent: bool = False) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.size = size
         self.workers = workers
+        self.persistent = persistent
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Numbers(self.size), batch_size=self.batch_size, shuffle=True, num_workers=self.workers)
+        return self._shuffled(Numbers(self.size))
+
+    def _shuffled(self, dataset: Numbers) -> DataLoader[Any]:
+        return DataLoader(dataset, batch_size=self.batch_size, shuffle=True, num_workers=self.workers,
+                          persistent_workers=self.persistent)  # fmt: skip
 
 
 class Toy(pl.LightningModule):
@@ -100,7 +105,7 @@ class NoisyData(ToyData):
     """Adds to each sample what three generators draw; has eight samples to validate with."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(NoisyNumbers(self.size), batch_size=self.batch_size, shuffle=True, num_workers=self.workers)
+        return self._shuffled(NoisyNumbers(self.size))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(Numbers(8), batch_size=4)
@@ -113,16 +118,25 @@ class NoisyNumbers(Numbers):
 
 
 class Noisy(Toy):
-    """With dropout, and a rate that falls when the validation's loss does not; traces validations as sample -1."""
+    """With dropout, an average of its own hook's, and a rate that falls when the validation's loss does not.
+
+    Traces validations as sample -1.
+    """
+
+    average: Tensor
 
     def __init__(
         self, lr: float = 0.05, signal_at: int = -1, kill_at: int = -1, signal_number: int = signal.SIGINT
     ) -> None:
         super().__init__(lr, signal_at, kill_at, signal_number=signal_number)
         self.net.insert(1, nn.Dropout(0.3))
+        self.register_buffer("average", torch.zeros(()))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.average.lerp_(self.net[-1].bias.detach().mean(), 0.5)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        loss = ((self.net(batch[1]).squeeze(-1) - batch[1].sum(-1)) ** 2).mean()
+        loss = ((self.net(batch[1]).squeeze(-1) - batch[1].sum(-1)) ** 2).mean() + self.average
         self.log("val_loss", loss)
         self._trace(torch.tensor([-1]), loss)
 

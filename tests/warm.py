@@ -96,7 +96,9 @@ def start(
 @functools.cache
 def _server(more: Sequence[str]) -> tuple[str, list[str]]:
     """One server for the whole session: its address, and the search path that follows a process's own."""
-    folder = tempfile.TemporaryDirectory(prefix="launcher-tests-")
+    # The address of a Unix socket holds 107 bytes, and TMPDIR may have more.
+    place = tempfile.gettempdir()
+    folder = tempfile.TemporaryDirectory(prefix="launcher-tests-", dir=place if len(place) < 60 else "/tmp")
     address = str(Path(folder.name) / "warm")
     said = Path(folder.name) / "said"
     listener = socket.socket(socket.AF_UNIX)

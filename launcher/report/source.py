@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -17,12 +16,13 @@ import yaml
 
 from launcher.errors import ReportError
 from launcher.events import FILE_NAME, read_events
+from launcher.job_output import silent_job
 from launcher.report.history import read_history
 from launcher.report.records import History
-from launcher.wandb_config import is_secret_name
+from launcher.run_lock import owner_of
+from launcher.secret_values import redact
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
-_HIDDEN = "(hidden)"
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
 _NAMES_TOLD = 8
@@ -83,6 +83,10 @@ def find_run_directory(word: str, runs_dir: Path) -> Path:
         raise ReportError(
             f"there is no run {word!r}, neither as a directory nor in {runs_dir}; {hint}{_known(runs_dir)}"
         )
+    said = silent_job(found)
+    if said is not None:
+        raise ReportError(f"run {found.name!r} has not begun to train: {said.reason}; "
+                          f"what its job said is in {said.file}")  # fmt: skip
     if found.is_dir() and run_names(found):
         raise ReportError(f"{found} holds runs and is none itself; {_known(found)}")
     raise ReportError(f"{found} is no run's directory: it has none of {', '.join(_FILES)}; {_known(runs_dir)}")
@@ -111,25 +115,14 @@ def read_run(path: Path) -> Run:
     config = _read(path / "config.yaml", problems)
     if not history.plan:
         history = dataclasses.replace(history, plan=_read(path / "plan.json", problems))
-    if history.attempts and history.outcome == "unknown" and _is_training(path):
+    if history.attempts and history.outcome == "unknown" and owner_of(path)[1] != "ended":
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
+    said = silent_job(path)
+    if said is not None:
+        problems.append(f"the newest job has not begun to train: {said.reason} ({said.file})")
     log, log_file = _failure_log(path, history)
-    return Run(path, history, hide_secrets(config), tuple(problems), log, log_file)
-
-
-def hide_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values; those whose name says that they are secret are replaced."""
-    return {
-        str(key): _HIDDEN if is_secret_name(str(key)) and value is not None else _hidden_inside(value)
-        for key, value in values.items()
-    }
-
-
-def _hidden_inside(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return hide_secrets(value)
-    return [_hidden_inside(v) for v in value] if isinstance(value, list | tuple) else value
+    return Run(path, history, redact(config), tuple(problems), log, log_file)
 
 
 def _is_run(path: Path) -> bool:
@@ -184,24 +177,6 @@ def _read(file: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{file.name} is damaged: it holds no settings")
         return {}
     return values
-
-
-def _is_training(path: Path) -> bool:
-    """Whether a run holds this directory's lock."""
-    try:
-        descriptor = os.open(path / ".lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        # Shared, so that two reports at once don't take each other for the run.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _failure_log(path: Path, history: History) -> tuple[tuple[str, ...], Path | None]:

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from strategies.choice import listed
+
 # A text longer than this is cut in the list of what happened.
 _LONGEST_TEXT = 600
 
@@ -34,6 +36,8 @@ def told_in_words(event: Mapping[str, Any], kind: str) -> str:
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it goes on with {event.get('strategy')}"
+    elif kind == "unused_parameters":
+        text = f"{listed(event.get('names') or ())} got no gradient; DDP looks for such parameters from here on"
     elif kind == "nodes_missing":
         nodes = event.get("nodes")
         text = f"{'node ' + ', '.join(map(str, nodes)) if isinstance(nodes, list) and nodes else 'a node'} never came"

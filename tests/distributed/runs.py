@@ -15,6 +15,10 @@ from tests.processes import Finished, launcher, run_warm
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled")
 
+# A real training's data come from worker processes; they must not stand in the way of a restart.
+WORKERS = ("--data.workers", "2")
+PERSISTENT = (*WORKERS, "--data.persistent", "true")
+
 
 def toy_env(trace: Path) -> dict[str, str]:
     """Where the toy writes what it saw, and where its module lies."""

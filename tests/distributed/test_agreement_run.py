@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, start_by_hand, toy_env
+from tests.distributed.runs import REPOSITORY, TOY, free_port, start_by_hand, toy_env
+from tests.processes import launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "1")
@@ -63,3 +67,66 @@ def test_a_rank_that_never_arrives_is_named_within_the_limit(tmp_path: Path) -> 
     assert [finished.code for finished in outputs] == [2, 2]
     assert re.search(r"rank 2 \(node 0\) never arrived: rank 0 \(.+\) waited", outputs[0].output)
     assert _nothing_trained(tmp_path)
+
+
+SCRIPT = """
+import mine
+from launcher import TrainingCoordinator
+from launcher.config import WandbOptions
+TrainingCoordinator("runs", use_gpu=False, precision="32", wandb=WandbOptions(mode="disabled")).train(
+    mine.Mine(), datamodule=mine.ToyData(), max_epochs=1, num_sanity_val_steps=STEPS, name="a")
+"""
+
+
+@pytest.mark.parametrize("differs", ["module", "script"])
+def test_ranks_with_other_files_under_the_same_name_are_named(tmp_path: Path, differs: str) -> None:
+    port = free_port()
+
+    def one(rank: int) -> tuple[int, str]:
+        node = tmp_path / f"node-{rank}"
+        node.mkdir()
+        factor = 1 + rank * (differs == "module")
+        (node / "mine.py").write_text(
+            "from tests.toy import Toy, ToyData\nclass Mine(Toy):\n    def training_step(self, batch, i):\n"
+            f"        return {factor} * super().training_step(batch, i)\n"
+        )
+        (node / "train.py").write_text(SCRIPT.replace("STEPS", str(rank * (differs == "script"))))
+        words = launcher("fit", "--model", "mine.Mine", *SETTINGS[2:], "--runs_dir", str(tmp_path / "runs"))
+        own = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": rank,
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        env = {"PYTHONPATH": f"{node}{os.pathsep}{REPOSITORY}", **{name: str(value) for name, value in own.items()}}
+        if differs == "script":
+            words = [sys.executable, "train.py"]
+        done = run_warm(words, node, env=env)
+        return done.code, done.output
+
+    with ThreadPoolExecutor(2) as pool:
+        (code, said), (other, _) = pool.map(one, range(2))
+    assert 0 not in (code, other), said
+    file = "mine.py" if differs == "module" else "train.py"
+    assert re.search(rf"code: {re.escape(file)} differs on rank 1 \(.+\) from rank 0 \(", said), said
+    assert not list(tmp_path.glob("runs/*/checkpoints"))
+
+
+def test_ranks_that_mpirun_made_are_one_world_and_the_users_modules_see_their_rank(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "mine.py").write_text(
+        "import os\nfrom tests.toy import Toy, ToyData\nRANK = os.environ.get('RANK')\nclass Mine(Toy):\n"
+        "    def on_fit_start(self):\n        open(f'seen-{self.global_rank}', 'w').write(f'{RANK} of "
+        "{self.trainer.world_size}')\n"
+    )
+    words = ("fit", "--model", "mine.Mine", *SETTINGS[2:])
+
+    def one(rank: int) -> tuple[int, str]:
+        places = {"RANK": rank, "SIZE": 2, "LOCAL_RANK": rank, "LOCAL_SIZE": 2}
+        own = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in places.items()}
+        env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": str(port), **own}  # fmt: skip
+        done = run_warm(launcher(*words), tmp_path, env=env)
+        return done.code, done.output
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(one, range(2)))
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(2)] == ["0 of 2", "1 of 2"]
+    assert ended[1][1] == "", "rank zero alone speaks on the terminal"

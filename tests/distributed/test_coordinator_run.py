@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.runs import events_of, only_run, read_trace, toy_env
+from tests import wandb_file
+from tests.distributed.runs import events_of, free_port, only_run, read_trace, toy_env
 from tests.processes import Finished, run_warm
 
 pytestmark = pytest.mark.slow
@@ -212,3 +214,156 @@ def test_a_rank_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_pa
     # Rank zero would wait for the other at the agreement, for five minutes.
     output = two(tmp_path, "leave", "second", "1", code=-15)
     assert "error: rank 1 of this script ended with exit code 7, and so does rank 0" in output
+
+
+_AFTER = """
+import copy
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+from tests.toy import Numbers
+
+class Whole(Toy):
+    def error(self, batch):
+        return (self.net(batch[1]).squeeze(-1) - batch[1].sum(-1)) ** 2
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self.error(batch).mean(), sync_dist=True)
+    def test_step(self, batch, batch_idx):
+        self.log("test", self.error(batch).mean(), sync_dist=True)
+    def predict_step(self, batch, batch_idx):
+        return batch[0].tolist()
+
+class Data(ToyData):
+    def val_dataloader(self):
+        return DataLoader(Numbers(16), batch_size=self.batch_size)
+    test_dataloader = predict_dataloader = val_dataloader
+
+class ByHand(Whole):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = torch.nn.Linear(8, 1)
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.error(batch).mean() + self.other(batch[1]).pow(2).mean())
+            optimizer.step()
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), 0.01) for part in (self.net, self.other)]
+
+class Silent(Whole):
+    # torch's compiler does not take Lightning's `self.log`.
+    def training_step(self, batch, batch_idx):
+        return self.error(batch).mean()
+
+def expected(model):
+    # By hand, over every sample once.
+    with torch.no_grad():
+        return model.error(next(iter(DataLoader(Numbers(16), batch_size=16)))).mean().item()
+
+def trained(model, data, name, **options):
+    clip = options.pop("clip", {})
+    if os.environ["SLURM_PROCID"] != "0":
+        # As a name of the time, or hydra's folder: rank zero's counts.
+        clip, name = {**clip, "output_dir": "elsewhere"}, f"{name}-later"
+    return coordinator(precision="32", wandb=WandbOptions("offline"), **clip).train(model, data, name=name, **QUIET,
+                                                                                   **options)
+
+model, data = Whole(), Data()
+start = copy.deepcopy(model.state_dict())
+first = trained(model, data, "first", clip={"gradient_clip_val": None})
+trainer = first["trainer"]
+validated = trainer.validate(model, datamodule=data, verbose=False)
+tested = trainer.test(model, datamodule=data, verbose=False, ckpt_path="best")
+predicted = trainer.predict(model, datamodule=data)
+right = expected(model)
+trainer.fit_loop.max_epochs = 2
+trainer.fit(model, datamodule=data)
+found(what="first", rank=trainer.global_rank, world=trainer.world_size, val=validated[0]["val"],
+      test=tested[0]["test"], right=right, predicted=sum(predicted, []), steps=trainer.global_step)
+# The same objects once more, from the same weights.
+model.load_state_dict(start)
+second = trained(model, data, "second", clip={"gradient_clip_val": None})
+tested = second["trainer"].test(model, datamodule=data, verbose=False)
+found(what="second", test=tested[0]["test"], right=expected(model))
+end = trained(by_hand := ByHand(), data, "by-hand", limit_train_batches=2)
+found(what="by hand", steps=end["trainer"].global_step, clip=end["trainer"].gradient_clip_val)
+compiled = torch.compile(Silent(), backend="eager")
+end = trained(compiled, data, "compiled", limit_train_batches=2, limit_val_batches=0)
+found(what="compiled", steps=end["trainer"].global_step, same=end["model"] is compiled)
+"""
+
+
+def slurm_task(rank: int, tasks: int) -> dict[str, str]:
+    """What `srun --ntasks-per-node=N python train.py` sets in one node's tasks."""
+    values = {"JOB_ID": 4711, "JOB_NAME": "train", "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "NNODES": 1,
+              "STEP_ID": 0, "STEP_NUM_TASKS": tasks, "STEP_NUM_NODES": 1, "JOB_NODELIST": "n1",
+              "PROCID": rank, "LOCALID": rank, "NODEID": 0}  # fmt: skip
+    return {f"SLURM_{name}": str(value) for name, value in values.items()}
+
+
+def as_slurm_tasks(folder: Path, text: str, *words: str, tasks: int) -> list[Finished]:
+    """A script as `srun` starts it: all its tasks at once, one of which is enough without ranks."""
+    port = {"MASTER_PORT": str(free_port())}
+
+    def one(rank: int) -> Finished:
+        return script(folder, text, *words, env={**slurm_task(rank, tasks), **port})
+
+    with ThreadPoolExecutor(tasks) as pool:
+        return list(pool.map(one, range(tasks)))
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_trainer_that_comes_back_goes_on_and_a_second_training_is_like_the_first(tmp_path: Path, tasks: int) -> None:
+    outputs = [ended.output for ended in as_slurm_tasks(tmp_path, _AFTER, tasks=tasks)]
+    told = [{end["what"]: end for end in found_in(output)} for output in outputs]
+    assert sorted((end["first"]["rank"], end["first"]["world"]) for end in told) == [(n, tasks) for n in range(tasks)]
+    for end in told:
+        first, second = end["first"], end["second"]
+        assert first["val"] == pytest.approx(first["right"])
+        assert first["test"] == pytest.approx(first["right"])
+        assert first["steps"] == 2 * 16 // tasks, "the second epoch of `trainer.fit`"
+        assert second["test"] == pytest.approx(second["right"])
+        assert second["right"] == first["right"], "the same order of the data, and nothing left of the first training"
+        assert (end["by hand"]["steps"], end["by hand"]["clip"]) == (4, None)
+        assert (end["compiled"]["steps"], end["compiled"]["same"]) == (2, True)
+    assert sorted(number for end in told for number in end["first"]["predicted"]) == list(range(16))
+    for name in ("first", "second", "by-hand", "compiled"):
+        assert not [text for text in notices_of(tmp_path / "runs" / name) if "left as it is" in text]
+        (file,) = wandb_file.files(tmp_path / "runs" / name)
+        kinds = [record.WhichOneof("record_type") for record in wandb_file.records(file)]
+        assert kinds.count("exit") == 1, "every W&B run is ended"
+    assert not (tmp_path / "elsewhere").exists(), "what only rank zero uses is rank zero's"
+    # W&B stays open for what comes after the training, and the next training has a run of its own.
+    rows = wandb_file.history_rows(tmp_path / "runs" / "first")
+    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["first"]["test"])]
+    rows = wandb_file.history_rows(tmp_path / "runs" / "second")
+    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["second"]["test"])]
+
+
+_HYDRA = """
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(config):
+    folder = HydraConfig.get().runtime.output_dir
+    trains = coordinator(precision="32", devices=2, output_dir=folder + "/runs")
+    trainer = trains.train(Toy(lr=config.lr), ToyData(size=16), name="only", **QUIET)["trainer"]
+    found(lr=config.lr, rank=trainer.global_rank, world=trainer.world_size, folder=folder, at=os.getcwd())
+
+main()
+"""
+
+
+def test_each_job_of_a_sweep_of_hydras_is_one_training_of_two_ranks(tmp_path: Path) -> None:
+    words = ["-m", "+lr=0.1,0.2", "hydra.sweep.dir=sweep", "hydra.job.chdir=true"]
+    told = found_in(script(tmp_path, _HYDRA, *words).output)
+    folders = {0.1: str(tmp_path / "sweep" / "0"), 0.2: str(tmp_path / "sweep" / "1")}
+    assert sorted(told, key=lambda end: (end["lr"], end["rank"])) == [
+        {"lr": lr, "rank": rank, "world": 2, "folder": folders[lr], "at": folders[lr]}
+        for lr in (0.1, 0.2) for rank in (0, 1)
+    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
+    for folder in folders.values():
+        assert [path.name for path in Path(folder).iterdir() if path.is_dir()].count("runs") == 1
+        assert len(events_of(Path(folder) / "runs" / "only", "finished")) == 1

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, read_trace, toy_env
+from tests.distributed.runs import PERSISTENT, TOY, events_of, read_trace, toy_env
 from tests.memory_group import NoMemoryGroupError, memory_group
 from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
 SETTINGS = ("--model", "tests.faulty.Faulty", *TOY[2:], "--global_batch_size", "8", "--trainer.max_epochs", "1",
-            "--name", "it", "--devices", "2")  # fmt: skip
+            "--name", "it", "--devices", "2", *PERSISTENT)  # fmt: skip
 
 
 def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
@@ -83,7 +83,8 @@ def test_an_exception_before_the_process_group_exists_is_told_with_its_rank(tmp_
 
 
 def test_restarts_go_on_from_the_checkpoint_with_every_sample_seen_and_the_same_run(tmp_path: Path) -> None:
-    words = ("--model.fault", "kill", "--model.times", "3", "--max-restarts", "5", "--checkpoint.every_n_steps", "2")
+    words = ("--model.fault", "kill", "--model.by_rank", "0", "--model.times", "3", "--max-restarts", "5",
+             "--checkpoint.every_n_steps", "2")  # fmt: skip
     output = _fit(tmp_path, *words).check().output
 
     directory = tmp_path / "runs" / "it"
@@ -95,7 +96,7 @@ def test_restarts_go_on_from_the_checkpoint_with_every_sample_seen_and_the_same_
     assert len({event["attempt"] for event in started}) == len(started) == 4
     assert events_of(directory, "finished")[0]["step"] == 8
     # Steps 2 and 3 come again after each kill in step 3, then all the rest.
-    assert [step for step, _, _ in read_trace(tmp_path / "trace", 0)][-6:] == [2, 3, 4, 5, 6, 7]
+    assert [step for step, _, _ in read_trace(tmp_path / "trace", 1)][-6:] == [2, 3, 4, 5, 6, 7]
 
 
 def test_restarts_are_counted_and_end(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None
     status = json.loads(_words(whole, "status", "it", "--json").check().output)
     assert (status["state"], status["step"], status["attempts"]) == ("done", 24, 1)
     assert "Plan" in _words(whole, "logs", "it").check().output
+    # The user's code in it has the rights that it has here.
+    (here := tmp_path / "here").touch()
+    assert (whole / "trace-0").stat().st_mode == here.stat().st_mode
 
     _words(parts, "submit", "--cluster", "local", *MODEL, pace="0.5").check()
     trace = parts / "trace-0"
@@ -62,3 +65,15 @@ def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None
         # Dropout goes on too: the generators of both ranks were saved.
         assert read_trace(parts / "trace", rank) == read_trace(whole / "trace", rank)
     assert len({event["wandb_id"] for event in events_of(parts / "runs" / "it", "run_started")}) == 1
+
+
+def test_a_job_that_dies_on_its_config_says_why_wherever_it_is_looked_for(tmp_path: Path) -> None:
+    _words(tmp_path, "submit", "--cluster", "local", *MODEL, "--model.nope", "3").check()
+    _ended(tmp_path)
+    reason, file = "model.init_args.nope: PacedToy takes no nope", "runs/it/submissions/1/output.log"
+    status = json.loads(_words(tmp_path, "status", "it", "--json").check().output)
+    assert status["state"] == "failed"
+    for told in (status["detail"], _words(tmp_path, "logs", "it").check().output,
+                 _words(tmp_path, "report", "it").check(2).output):  # fmt: skip
+        assert reason in told
+        assert file in told

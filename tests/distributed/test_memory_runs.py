@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.memory_record import FILE_NAME, read_memory_record
-from tests.distributed.runs import REPOSITORY, TOY, events_of, only_run, toy_env
+from tests.distributed.runs import PERSISTENT, REPOSITORY, TOY, WORKERS, events_of, only_run, toy_env
 from tests.processes import launcher, run, run_warm, torchrun
 
 H100S = ("--gpus", "64", "--gpus-per-node", "8", "--gpu", "h100")
@@ -69,7 +69,7 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
 def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
     words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.hungry.Hungry", "--model.content_from", "2",
                      "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
-                     "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4")  # fmt: skip
+                     "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4", *WORKERS)  # fmt: skip
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
     directory = only_run(tmp_path)
     plans = [event["plan"] for event in events_of(directory, "planned")]
@@ -106,7 +106,7 @@ def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path
 def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) -> None:
     words = ("fit", "--model", "tests.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448", *TOY[2:],
              "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
-             "--trainer.max_steps", "4")  # fmt: skip
+             "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
     command = torchrun(2, *words, options=("--max-restarts", "1"))
     ended = run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check()
     directory = only_run(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, free_port, read_trace, toy_env
+from tests.distributed.runs import PERSISTENT, TOY, events_of, free_port, read_trace, toy_env
 from tests.processes import Finished, launcher, run_warm
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def test_two_nodes_keep_their_numbers_and_train_as_one(tmp_path: Path) -> None:
 
 def test_a_failure_on_one_node_is_named_on_both_and_both_restart(tmp_path: Path) -> None:
     words = ("--model", "tests.faulty.Faulty", "--model.fault", "kill", "--max-restarts", "2",
-             "--checkpoint.every_n_steps", "2")  # fmt: skip
+             "--checkpoint.every_n_steps", "2", *PERSISTENT)  # fmt: skip
     zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
 
     assert (zero.code, one.code) == (0, 0), zero.output + one.output

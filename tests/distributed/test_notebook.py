@@ -1,87 +1,141 @@
-"""The coordinator where there is no script: code that is piped to Python, as a notebook's kernel gets it."""
+"""The coordinator in a notebook: cells in a real Jupyter kernel, and code that is piped to Python."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.runs import events_of, read_trace, toy_env
+from tests.distributed.runs import REPOSITORY, events_of, toy_env
 from tests.processes import run
 
 pytestmark = pytest.mark.slow
 
-# A notebook has computed something, with threads, before it trains.
-_CELLS = """
+_PIPED = """
 import json, os
-import torch
-torch.set_num_threads({threads})
-torch.randn(600, 600) @ torch.randn(600, 600)
 from launcher import TrainingCoordinator
 from launcher.config import WandbOptions
 from tests.toy import Toy, ToyData
 
-model = Toy(by_rank=1, raise_at={raise_at})
-coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", devices=2, notebook_processes={allowed},
-                                  wandb=WandbOptions("disabled"))
-before = {{name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}}
-for name in {names}:
-    end = coordinator.train(model, ToyData(), name=name, enable_progress_bar=False, enable_model_summary=False)
-    print("FOUND", json.dumps([name, end["plan"].world_size, end["trainer"].global_step, os.getpid()]), flush=True)
-print("NEXT CELL", len(before), {{k for k in os.environ if k in ("RANK", "WORLD_SIZE")}}, flush=True)
+coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", devices=2, wandb=WandbOptions("disabled"))
+end = coordinator.train(Toy(), ToyData(), name="only", enable_progress_bar=False, enable_model_summary=False)
+print("FOUND", json.dumps([end["plan"].world_size, end["trainer"].global_step]), flush=True)
 """
-
-
-def notebook(folder: Path, *, code: int = 0, **settings: Any) -> str:
-    cells = _CELLS.format(**{"threads": 1, "raise_at": -1, "allowed": True, "names": ["only"], **settings})
-    (folder / "cells").write_text(cells)
-    command = ["sh", "-c", 'exec "$0" - < cells', sys.executable]
-    return run(command, folder, env=toy_env(folder / "trace"), timeout=240).check(code).output
-
-
-def found_in(output: str) -> list[Any]:
-    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
 @pytest.mark.case(44)
 def test_a_notebook_trains_on_one_process_with_one_notice(tmp_path: Path) -> None:
-    output = notebook(tmp_path, allowed=False)
-    ((_, world, steps, _),) = found_in(output)
-    assert (world, steps) == (1, 16)
+    (tmp_path / "cells").write_text(_PIPED)
+    command = ["sh", "-c", 'exec "$0" - < cells', sys.executable]
+    output = run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check(0).output
+    assert found_in(output) == [[1, 16]]
     assert output.count("notice: this is a notebook, so one process trains instead of 2") == 1
     (notice,) = events_of(tmp_path / "runs" / "only", "notice")
     assert "notebook_processes=True" in notice["message"]
     assert not Path(f"{tmp_path}/trace-1").exists()
 
 
+def found_in(output: str) -> list[Any]:
+    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
+
+
+# A notebook has computed something, with threads, before it trains; its model is defined in a cell.
+_MODEL = """
+import copy, json, os
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from launcher import TrainingCoordinator
+from launcher.config import WandbOptions
+
+torch.set_num_threads(2)
+torch.randn(600, 600) @ torch.randn(600, 600)
+
+class Net(pl.LightningModule):
+    def __init__(self, fails_at=-1):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 1)
+        self.fails_at = fails_at
+        self.pids = [os.getpid()]
+    def training_step(self, batch, batch_idx):
+        if self.global_rank == 1 and self.global_step == self.fails_at:
+            raise ValueError("the cell's own mistake")
+        loss = self.net(batch[0]).pow(2).mean()
+        self.log("loss", loss, on_epoch=True, sync_dist=True)
+        return loss
+    def test_step(self, batch, batch_idx):
+        self.log("test", self.net(batch[0]).pow(2).mean(), sync_dist=True)
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+data = DataLoader(TensorDataset(x), batch_size=4)
+model = Net()
+plain = copy.deepcopy(model)
+before = dict(os.environ)
+coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", gradient_clip_val=None, devices=2,
+                                  notebook_processes=True, wandb=WandbOptions("disabled"))
+"""
+_TRAIN = 'end = coordinator.train(model, data, name="first", enable_progress_bar=False)'
+_LOOK = """
+kept = torch.load(end["best_model_path"], weights_only=True)["state_dict"]
+print("FOUND", json.dumps({
+    "world": end["trainer"].world_size, "steps": end["trainer"].global_step, "epoch": end["trainer"].current_epoch,
+    "metrics": sorted(end["final_metrics"]), "same": end["model"] is model, "cuda": torch.cuda.is_initialized(),
+    "weights": all(torch.equal(kept[name], value) for name, value in model.state_dict().items()),
+    "best": end["trainer"].checkpoint_callback.best_model_path == end["best_model_path"],
+    "loss": float(end["trainer"].callback_metrics["loss_epoch"]) == end["final_metrics"]["loss_epoch"],
+    "environment": sorted(set(os.environ) - set(before)), "group": torch.distributed.is_initialized()}))
+"""
+_TEST = """
+tested = end["trainer"].test(model, data, verbose=False)
+print("FOUND", json.dumps([tested[0]["test"], model.net(x).pow(2).mean().item()]))
+"""
+_BY_HAND = """
+optimizer = torch.optim.SGD(plain.parameters(), 0.1)
+for batch in x.split(8):
+    optimizer.zero_grad()
+    plain.net(batch).pow(2).mean().backward()
+    optimizer.step()
+print("FOUND", json.dumps(torch.allclose(plain.net.weight, model.net.weight, atol=1e-6)))
+"""
+_FAIL = 'coordinator.train(Net(fails_at=3), data, name="fails", enable_progress_bar=False)'
+_REFUSED = 'coordinator.train(Net(), data, name="first", enable_progress_bar=False)'
+_AGAIN = """
+end = coordinator.train(model, data, name="second", enable_progress_bar=False)
+print("FOUND", json.dumps(end["trainer"].global_step))
+"""
+
+
 @pytest.mark.case(44)
-def test_a_notebook_that_may_trains_on_two_forked_ranks_and_goes_on_as_one(tmp_path: Path) -> None:
-    output = notebook(tmp_path, names=["first", "second"], threads=2)
-    found = found_in(output)
-    assert [(name, world, steps) for name, world, steps, _ in found] == [("first", 2, 8), ("second", 2, 8)]
-    assert len({pid for *_, pid in found}) == 1
-    assert output.count("NEXT CELL") == 1
-    assert output.rstrip().endswith("set()"), "nothing of the ranks is left in the environment"
-    assert "this is a notebook" not in output
-    for rank in (0, 1):
-        assert [step for step, _, _ in read_trace(tmp_path / "trace", rank)] == [*range(8), *range(8)]
-    seen = [n for rank in (0, 1) for _, index, _ in read_trace(tmp_path / "trace", rank)[:8] for n in index]
-    assert sorted(seen) == list(range(64))
+def test_a_notebook_trains_on_two_ranks_in_a_real_kernel(tmp_path: Path) -> None:
+    cells = [_MODEL, _TRAIN, _LOOK, _TEST, _BY_HAND, _FAIL, _REFUSED, _AGAIN]
+    (tmp_path / "cells").write_text(json.dumps(cells))
+    folders = {name: str(tmp_path / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
+    env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2", **folders}
+    command = [sys.executable, "-m", "tests.notebook_kernel", "cells"]
+    told = run(command, tmp_path, env=env, timeout=280).check(0).output
+    outputs = [re.sub(r"\x1b\[[\d;]*m", "", "".join(cell)) for cell in json.loads((tmp_path / "cells").read_text())]
+    _, trained, looked, tested, by_hand, failed, refused, again = outputs
+    assert "2 x " in trained, told
+    assert "ranks" in trained
+    assert "this is a notebook" not in trained
+    assert found_in(looked) == [
+        {"world": 2, "steps": 8, "epoch": 1, "metrics": ["loss", "loss_epoch", "loss_step"], "same": True,
+         "cuda": False, "weights": True, "best": True, "loss": True, "environment": [], "group": False}
+    ], looked  # fmt: skip
+    ((found, right),) = found_in(tested)
+    assert found == pytest.approx(right), "the Trainer that came back evaluates on two ranks"
+    assert found_in(by_hand) == [True], "each sample once, the gradients averaged over the ranks"
+    # The traceback of the rank is in the cell, to the line of the user's own.
+    assert "TrainingError: rank 1 (" in failed
+    assert 'raise ValueError("the cell\'s own mistake")' in failed
+    assert "UsageError: run 'first' exists already" in refused
+    assert found_in(again) == [8], again
     for name in ("first", "second"):
         logs = (tmp_path / "runs" / name / "logs").iterdir()
         assert sorted(log.name for log in logs) == ["rank-0.log", "rank-1.log"]
-        (planned,) = events_of(tmp_path / "runs" / name, "planned")
-        assert planned["plan"]["strategy"]["name"] == "ddp"
-
-
-@pytest.mark.case(44)
-def test_a_forked_rank_that_fails_ends_the_cell_with_its_words_and_none_is_left(tmp_path: Path) -> None:
-    output = notebook(tmp_path, raise_at=3, code=1)
-    assert "ValueError: the user's own mistake" in output
-    assert "TrainingError: rank 1 (" in output
-    assert "NEXT CELL" not in output
-    failed = {event["rank"]: event["error"] for event in events_of(tmp_path / "runs" / "only", "failed")}
-    assert failed[1] == "ValueError: the user's own mistake"

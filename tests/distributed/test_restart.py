@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, only_run, read_trace, toy_env
+from tests.distributed.runs import PERSISTENT, TOY, WORKERS, events_of, only_run, read_trace, toy_env
 from tests.processes import run, torchrun
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_is_replaced_and_the_run_goes_on_in_its_own_directory(tmp_path: Path, victim: int) -> None:
     words = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--checkpoint.every_n_steps", "2",
-             "--model.kill_at", "5", "--model.by_rank", str(victim))  # fmt: skip
+             "--model.kill_at", "5", "--model.by_rank", str(victim),
+             *(PERSISTENT if victim else WORKERS))  # fmt: skip
     command = torchrun(2, *words, options=("--max-restarts", "1"))
     run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
-from tests.distributed.runs import TOY, events_of, toy_env
+from tests.distributed.runs import PERSISTENT, TOY, events_of, toy_env
 from tests.processes import Finished, launcher, run, run_warm, session_processes
 
 pytestmark = pytest.mark.slow
@@ -102,14 +102,15 @@ def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
 
     def kill_agent(agent: int) -> None:
         # One of the ranks stands still, and so could not end by itself.
-        ranks = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
-        seen.append([str(pid) for pid in ranks])
-        os.kill(ranks[-1], signal.SIGSTOP)
+        below = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
+        seen.append([str(pid) for pid in below])
+        # The workers are the youngest.
+        os.kill(below[2], signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL)
 
-    finished = _fit(tmp_path, kill_agent, start=run)
+    finished = _fit(tmp_path, kill_agent, *PERSISTENT, start=run)
     assert finished.code == -signal.SIGKILL
-    assert len(seen[0]) == 3, "the fork server and its two ranks"
+    assert len(seen[0]) == 7, "the fork server, its two ranks, and two loader workers of each"
     deadline = time.monotonic() + 30
     while (left := [p for p in map(int, seen[0]) if _runs(p)]) and time.monotonic() < deadline:
         select.select([], [], [], 0.05)
@@ -208,19 +209,33 @@ def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_f
 
 def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_any_other_would(tmp_path: Path) -> None:
     # Lightning takes its rank on import, and the fork server that imports has none.
-    (tmp_path / "mine.py").write_text(
-        "import multiprocessing\nfrom lightning.pytorch.utilities import rank_zero_only\n"
-        "from tests.toy import Toy\n\n\nclass Mine(Toy):\n"
-        "    def __init__(self):\n        super().__init__()\n        print('rank_zero_only', rank_zero_only.rank)\n"
-        "        print('start method', multiprocessing.get_start_method())\n"
+    (tmp_path / "helper.py").write_text(
+        "import os\nfrom launcher.preload import RANK_VARIABLES\n"
+        "SEEN = {name: os.environ.get(name) for name in RANK_VARIABLES}\n"
     )
-    words = ("--model", "mine.Mine", "--trainer.max_epochs", "1")
+    (tmp_path / "mine.py").write_text(
+        "import multiprocessing, os\nimport torchmetrics.utilities.prints as prints\nimport helper\n"
+        "from lightning.pytorch.utilities import rank_zero_only\nfrom tests.toy import Toy, ToyData\n"
+        "RANK, LOCAL_RANK = (int(os.environ.get(name, 0)) for name in ('RANK', 'LOCAL_RANK'))\n\n\n"
+        "class Mine(Toy):\n    def __init__(self):\n        super().__init__()\n"
+        "        print('rank_zero_only', rank_zero_only.rank, prints.rank_zero_only.rank)\n"
+        "        print('start method', multiprocessing.get_start_method())\n"
+        "        print('module', RANK, LOCAL_RANK)\n"
+        "        print('helper', {name: os.environ.get(name) for name in helper.SEEN} == helper.SEEN)\n"
+    )
+    (tmp_path / "theirs.py").write_text(
+        "import os\nfrom tests.toy import ToyData\nRANK = os.environ['RANK']\n\n\n"
+        "class Data(ToyData):\n    def setup(self, stage):\n        super().setup(stage)\n        print('data', RANK)\n"
+    )
+    words = ("--model", "mine.Mine", "--data", "theirs.Data", "--trainer.max_epochs", "1")
     run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check()
     for rank in range(2):
-        log = (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text()
-        assert f"rank_zero_only {rank}\n" in log
+        log = (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text().splitlines()
+        assert f"rank_zero_only {rank} {rank}" in log
+        for line in (f"module {rank} {rank}", f"data {rank}", "helper True"):
+            assert line in log
         # The agent's fork server is not for the loaders' workers.
-        assert f"start method {multiprocessing.get_start_method()}\n" in log
+        assert f"start method {multiprocessing.get_start_method()}" in log
 
 
 def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
@@ -236,14 +251,15 @@ def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
-def test_modules_that_a_fork_does_not_survive_are_spawned_with_a_notice(tmp_path: Path) -> None:
+def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_path: Path) -> None:
     (tmp_path / "threads.py").write_text(
-        "import threading\nfrom tests.toy import Toy as Threaded\n"
-        "threading.Thread(target=threading.Event().wait, daemon=True, name='the-users-own').start()\n"
+        "import threading\nfrom tests.toy import Toy\n"
+        "own = threading.Thread(target=threading.Event().wait, daemon=True, name='the-users-own')\nown.start()\n\n\n"
+        "class Threaded(Toy):\n    def on_train_start(self):\n        assert own.is_alive()\n"
     )
     words = ("--model", "threads.Threaded", "--trainer.max_epochs", "1")
-    output = run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
-    assert "notice: importing the model's modules starts threads (the-users-own)" in output
+    output = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
+    assert "notice: importing" not in output
     assert events_of(tmp_path / "runs/it", "finished")[0]["step"] == 8
 
 
@@ -251,12 +267,9 @@ def test_modules_that_a_fork_does_not_survive_are_spawned_with_a_notice(tmp_path
 def test_a_module_that_ends_its_process_on_import_is_reported_by_the_rank(tmp_path: Path, ending: str) -> None:
     (tmp_path / "ends.py").write_text(f"import os\n{ending}\n")
     words = ("--model", "ends.Model")
-    # A fresh fork server shows that its death while it imports is seen.
-    start = run if "_exit" in ending else run_warm
-    finished = start(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"))
+    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"))
     if "_exit" in ending:
         finished.check(5)
-        assert "the fork server died while it imported" in finished.output
         assert "failed first: exited with code 5 before the training began" in finished.output
     else:
         finished.check(2)

@@ -25,7 +25,7 @@ def config(runs: Path, name: str | None = "first", **more: Any) -> RunConfig:
 def ended(run: RunDirectory) -> RunDirectory:
     """The run's process has ended: what that does to its lock."""
     assert run.lock is not None
-    os.close(run.lock)
+    run.release()
     return run
 
 

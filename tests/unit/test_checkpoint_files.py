@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import launcher.checkpoint_files
 from launcher.checkpoint_files import candidates, manifest_of, newest_whole, note_hashes, problem_of, publish, remove
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.errors import ResumeError
@@ -121,6 +123,25 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path: Path) -> N
     path.write_bytes(b"weighTs")
     with pytest.raises(ResumeError, match=r"mine.ckpt is damaged: it is not what was written"):
         find_run(config(tmp_path, name="other", resume=str(path)))
+
+
+def test_each_file_of_a_checkpoint_of_many_ranks_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So many files would each wait for the disk.
+    monkeypatch.setattr(launcher.checkpoint_files, "_sync", lambda path: None)
+    path = _save_folder(tmp_path / "a.ckpt", **{f"rank-{n}": b"%d" % n for n in range(1030)})
+    # As in a process that begins.
+    launcher.checkpoint_files._sha256.cache_clear()
+    read: list[str] = []
+    digest = hashlib.file_digest
+
+    def counting(file: Any, kind: str) -> Any:
+        read.append(file.name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    for _ in range(2):
+        assert problem_of(path) is None
+    assert len(read) == len(set(read)) == 1030
 
 
 def test_removal_takes_the_manifest_too(tmp_path: Path) -> None:

@@ -66,7 +66,6 @@ def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("model: {class_path: a.B, since: 2024-13-45}", "month must be in 1..12"),
         ("seed: 0x_", "invalid literal for int()"),
     ],
 )
@@ -207,6 +206,48 @@ def test_only_another_class_drops_the_earlier_arguments(
     model = load_config([write(tmp_path, MODEL)], words).model
     assert model is not None
     assert model.get("init_args") == init_args
+    # Which of them the other class takes, too, shows when it is imported.
+    assert model.get("former_args") == (None if model["class_path"] == "pkg.Model" else {"lr": 0.1, "width": 8})
+
+
+def test_a_file_in_the_place_of_a_class_is_told_with_the_classes_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "net.py").write_text("class A: pass\nclass B: pass\n")
+    with pytest.raises(ConfigError, match=r"that is a file; give a class in it: pkg\.net\.A or pkg\.net\.B"):
+        load_config([], ["--model", "pkg/net.py"])
+    with pytest.raises(ConfigError, match=r"expected an import path like my_pkg\.MyClass, not a file"):
+        load_config([], ["--model", "pkg/none.py"])
+
+
+def test_callbacks_are_set_added_and_changed_in_words() -> None:
+    def callbacks(*words: str) -> Any:
+        return load_config([], ["--model", "a.B", *words]).trainer.callbacks
+
+    added = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train_loss"]
+    stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "train_loss"}}
+    assert callbacks(*added) == [stopping]
+    assert callbacks(
+        "--trainer.callbacks+=a.C", *added, "--trainer.callbacks.part=b.D", "--trainer.callbacks.part.n=1"
+    ) == [
+        {"class_path": "a.C"},
+        {**stopping, "init_args": {"monitor": "train_loss", "part": {"class_path": "b.D", "init_args": {"n": 1}}}},
+    ]
+    assert callbacks(*added, "--trainer.callbacks=a.C") == {"class_path": "a.C"}
+
+
+def test_classes_of_the_old_package_are_read_where_they_are_today() -> None:
+    words = [
+        "--model",
+        "a.B",
+        "--model.note=pytorch_lightning is old",
+        "--trainer.logger=pytorch_lightning.loggers.CSVLogger",
+    ]
+    config = load_config([], words)
+    assert config.trainer.logger == {"class_path": "lightning.pytorch.loggers.CSVLogger"}
+    assert config.model == {"class_path": "a.B", "init_args": {"note": "pytorch_lightning is old"}}
 
 
 @pytest.mark.parametrize("text", ["model: pkg.Model\n", "model: {class_path: pkg.Model}\n"])

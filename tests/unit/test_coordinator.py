@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.precision import DoublePrecision
@@ -225,22 +226,15 @@ def test_a_notebook_trains_on_one_process_with_a_notice_unless_more_are_allowed(
 ) -> None:
     forked: list[int] = []
 
-    class Forks:
-        def __init__(self, count: int, train: Any) -> None:
-            forked.append(count)
-
-        def __enter__(self) -> dict[str, str]:
-            return {"RANK": "0"}
-
-        def __exit__(self, *_: object) -> None:
-            pass
+    def fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResult:
+        forked.append(count)
+        return fits(config, given=given)
 
     monkeypatch.setattr(module, "in_notebook", lambda: True)
-    monkeypatch.setattr(module, "forked_ranks", Forks)
+    monkeypatch.setattr("launcher.notebook_ranks.fit_in_forks", fit_in_forks)
     coordinator(devices=2, notebook_processes=allowed).train(Toy(), loader())
     if allowed:
         assert (forked, fits.configs[0].devices, fits.given[0].notices) == ([2], 2, ())
-        assert fits.env["RANK"] == "0"
     else:
         assert (forked, fits.configs[0].devices) == ([], 1)
         (notice,) = fits.given[0].notices
@@ -262,6 +256,25 @@ def test_under_torchrun_it_is_one_of_torchruns_ranks(fits: Fits, monkeypatch: py
     monkeypatch.setattr(module, "script_rank", lambda *_: pytest.fail("it made ranks of its own"))
     coordinator(devices=2).train(Toy(), loader())
     assert fits.env is None, "the environment says which rank this is"
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.5])
+def test_a_model_that_optimizes_by_hand_is_not_clipped_by_default(fits: Fits, clip: float) -> None:
+    model = Toy()
+    model.automatic_optimization = False
+    coordinator(gradient_clip_val=clip).train(model, loader())
+    # A number that somebody chose goes to Lightning, which says why it cannot be.
+    assert fits.configs[0].trainer.gradient_clip_val == (None if clip == 1.0 else clip)
+
+
+def test_what_torch_compile_made_of_a_module_is_trained_and_given_back(fits: Fits) -> None:
+    model = Toy()
+    compiled = torch.compile(model, backend="eager")
+    found = coordinator().train(compiled, loader())
+    assert fits.given[0].model is model
+    assert found["model"] is compiled
+    with pytest.raises(ConfigError, match="expected a LightningModule"):
+        coordinator().train(torch.compile(model.net, backend="eager"), loader())
 
 
 def script_of(monkeypatch: pytest.MonkeyPatch, ended: list[str]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchdata.stateful_dataloader import StatefulDataLoader
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-from launcher.data_order import GlobalOrderSampler
+from launcher.order_samplers import GlobalOrderSampler
+from launcher.position import Position, moved
 from tests.unit.training_loaders import ordered, shuffled
 
 # torchdata calls what torch 2.13 deprecates.
@@ -75,49 +77,64 @@ def test_without_a_fixed_global_batch_no_sample_is_left_out(size: int, world_siz
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("taken", [1, 3])
+@pytest.mark.parametrize("taken", [1, 3, 6])
 def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_next_batch(workers: int, taken: int) -> None:
     make = shuffled(num_workers=workers)
-    loader = ordered(make)
-    iterator = iter(loader)
-    before = [next(iterator) for _ in range(taken)]
-    state = loader.state_dict()
-    rest = list(iterator)
-    second_epoch = [] if workers else _next_epoch(loader)
+    loader = ordered(make, at=(2, 0))
+    batches = list(loader)
 
-    again = ordered(make, resume=[state])
+    again = ordered(make, at=(2, taken))
 
-    assert list(again) == rest
-    assert sorted(n for batch in before + rest for n in batch) == list(range(24))
-    if not workers:
-        assert _next_epoch(again) == second_epoch, "the epoch after it is whole again"
-
-
-def _next_epoch(loader: StatefulDataLoader[Any]) -> list[Any]:
-    sampler: Any = loader.sampler
-    sampler.set_epoch(1)
-    return list(loader)
+    assert list(again) == batches[taken:]
+    assert sorted(n for batch in batches for n in batch) == list(range(24))
+    for each in (loader, again):
+        each.sampler.set_epoch(3)
+    assert list(again) == list(loader) != batches, "the epoch after it is whole again"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (2, 4)])
 def test_a_resume_on_another_number_of_ranks_goes_on_with_the_same_samples(workers: int, old: int, new: int) -> None:
-    total, taken = 8, 2
-    make = {n: shuffled(48, total // n, num_workers=workers) for n in (old, new)}
-    loader = ordered(make[old], micro=total // old, world_size=old)
-    iterator = iter(loader)
-    for _ in range(taken):
-        next(iterator)
-    state = loader.state_dict()
-    del iterator
+    total, steps = 8, 2
+    position = Position(0, steps, total=steps, world_size=old, batch_sizes=(total // old,))
+    now = moved(position, new, 1, [total // new])
 
     parts = [
-        list(ordered(make[new], micro=total // new, world_size=new, rank=rank, resume=[state])) for rank in range(new)
+        list(
+            ordered(
+                shuffled(48, total // new, num_workers=workers),
+                micro=total // new,
+                world_size=new,
+                rank=rank,
+                at=(0, now.batches),
+            )
+        )
+        for rank in range(new)
     ]
 
     (order,) = deal(48, 5, 0, 1, total)
     went_on = [{n for part in parts for n in part[step]} for step in range(len(parts[0]))]
-    assert went_on == [set(order[at : at + total]) for at in range(taken * total, 48, total)]
+    assert went_on == [set(order[at : at + total]) for at in range(steps * total, 48, total)]
+
+
+_SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_SIZES, st.sampled_from(["min_size", "max_size", "max_size_cycle"]), st.integers(0, 3), st.data())
+def test_loaders_of_any_lengths_go_on_together_in_every_mode(
+    sizes: list[int], mode: Any, epoch: int, data: st.DataObject
+) -> None:
+    def batches(taken: int) -> list[Any]:
+        loaders = {str(n): shuffled(size)() for n, size in enumerate(sizes)}
+        made = ordered(lambda: CombinedLoader(loaders, mode), fixed=False, at=(epoch, taken))
+        passed = iter(made)
+        # Lightning counts; the iterator of `max_size_cycle` alone does not know that it was placed.
+        return [batch for batch, _, _ in itertools.islice(passed, len(made) - taken)]
+
+    whole = batches(0)
+    taken = data.draw(st.integers(0, len(whole)))
+    assert batches(taken) == whole[taken:]
 
 
 @pytest.mark.parametrize("collection", [list, dict])
@@ -126,33 +143,17 @@ def test_each_of_several_loaders_is_ordered_and_resumed_in_its_place(collection:
         first, second = shuffled(24)(), shuffled(40)()
         return [first, second] if collection is list else {"a": first, "b": second}
 
-    def loaders(made: Any) -> list[StatefulDataLoader[Any]]:
+    def loaders(made: Any) -> list[Any]:
         assert type(made) is collection
-        return list(made.values()) if isinstance(made, dict) else made
+        return [list(loader) for loader in (made.values() if isinstance(made, dict) else made)]
 
-    states, rests = [], []
-    for taken, loader in zip((1, 2), loaders(ordered(make)), strict=True):
-        iterator = iter(loader)
-        for _ in range(taken):
-            next(iterator)
-        states.append(loader.state_dict())
-        rests.append(list(iterator))
-    assert [list(loader) for loader in loaders(ordered(make, resume=states))] == rests
-    assert [len(rest) for rest in rests] == [5, 8]
+    whole, rest = loaders(ordered(make)), loaders(ordered(make, at=(0, 2)))
+    assert rest == [batches[2:] for batches in whole]
+    assert [len(batches) for batches in rest] == [4, 8]
 
 
-@settings(max_examples=20)
-@given(st.sampled_from([1, 2, 4]), st.integers(0, 20))
-def test_the_state_counts_the_samples_of_all_ranks(world_size: int, taken: int) -> None:
-    def sampler() -> GlobalOrderSampler:
-        return GlobalOrderSampler(
-            range(100), world_size=world_size, rank=0, shuffle=True, seed=1, global_batch_size=4, drop_last=False
-        )
-
-    one, two = sampler(), sampler()
-    iterator = iter(one)
-    for _ in range(taken):
-        next(iterator)
-    assert one.state_dict()["samples"] == taken * world_size
-    two.load_state_dict(one.state_dict())
-    assert list(two) == list(iterator)
+def test_a_loader_that_is_begun_again_within_an_epoch_has_another_order() -> None:
+    loader = ordered(shuffled())
+    first, second = list(loader), list(loader)
+    assert first != second
+    assert sorted(n for batch in second for n in batch) == list(range(24))

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+import launcher.activity
 import launcher.exchange
+from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.errors import AgreementError, LauncherError, PlanError
 from launcher.exchange import Decision, exchange
@@ -92,6 +94,20 @@ def test_configs_are_not_sent_where_they_are_equal(meeting: Meeting) -> None:
 
     run_ranks([rank(meeting.client(), facts(n), 2, config={"seed": 1}, deciding=look) for n in range(2)])
     assert [fact.config for fact in seen] == [None, None]
+
+
+@pytest.mark.parametrize("other", ["same", "another"])
+def test_digests_of_files_are_sent_where_one_differs_alone(meeting: Meeting, other: str) -> None:
+    sent: list[Mapping[str, str] | None] = []
+
+    def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        sent.append(everybody[1].sources)
+        return {}
+
+    files = [{"m.py": digest, "n.py": "same"} for digest in ("same", other)]
+    run_ranks([rank(meeting.client(), facts(n, sources_digest=str(files[n]), sources=files[n]), 2, deciding=look)
+               for n in range(2)])  # fmt: skip
+    assert sent == [None if other == "same" else files[1]]
 
 
 def test_another_torch_is_named_on_every_rank(meeting: Meeting) -> None:
@@ -263,3 +279,63 @@ def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -
         counts[world] = [len(spy.operations) for spy in spies]
     assert {count for world in counts.values() for count in world[1:]} == {5}
     assert len({world[0] for world in counts.values()}) == 1
+
+
+def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
+    # The others would have given up before that: they wait 0.4 s for a sign.
+    monkeypatch.setattr(launcher.activity, "_NOTICE_AFTER", 1.0)
+    told: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    all_told = threading.Event()
+
+    def tell(n: int) -> Callable[[str], None]:
+        def keep(text: str) -> None:
+            told[n].append(text)
+            if all(told.values()):
+                all_told.set()
+
+        return keep
+
+    def plan(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        with doing("planning"), doing("counting sheep"):
+            assert all_told.wait(10)
+        return {"a": 1}
+
+    bodies = [
+        lambda n=n: exchange(meeting.client(), 3, facts(n), {}, plan, 0.3 if n else 10, tell(n)) for n in range(3)
+    ]
+    # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
+    monkeypatch.setattr(launcher.activity, "_INTERVAL", 0.05)
+    assert [result.values for result in run_ranks(bodies)] == [{"a": 1}] * 3
+    assert told == {
+        0: ["planning takes a while: rank 0 is counting sheep"],
+        1: ["waiting for rank 0, which is counting sheep"],
+        2: ["waiting for rank 0, which is counting sheep"],
+    }
+
+
+def test_rank_zero_that_dies_while_it_plans_is_found(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
+    monkeypatch.setattr(launcher.activity, "_INTERVAL", 0.05)
+    seen = threading.Event()
+    spy = Spy(meeting.client(), lambda name, key: seen.set() if name == "get" and key.endswith("/sign") else None)
+
+    def die(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        with doing("counting sheep"):
+            assert seen.wait(10)
+            raise MemoryError
+
+    killed, error = run_ranks([rank(meeting.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=1)])
+    assert isinstance(killed, MemoryError)
+    assert isinstance(error, AgreementError)
+    assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) had no sign of life")
+    assert error.ranks == (0,)
+
+
+def test_no_thread_reports_once_the_ranks_have_agreed(meeting: Meeting) -> None:
+    run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
+    assert "launcher-activity" not in {thread.name for thread in threading.enumerate()}

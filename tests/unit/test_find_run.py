@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import ResumeError, RunDirectoryError
+from launcher.events import EventLog
 from launcher.memory_record import FILE_NAME
 from launcher.run_directory import find_run, open_run_directory
 from tests.unit.run_directories import config, ended, everything, make_run
@@ -80,6 +81,36 @@ def test_a_run_without_a_name_that_ran_out_of_memory_before_it_was_saved_is_gone
     (first.path / FILE_NAME).write_text("[]")
     found = find_run(again)
     assert (found.path, found.exists, found.resume_from) == (first.path, True, None)
+
+
+@pytest.mark.parametrize("kind", ["first_step", "step", "validation", "checkpoint", "training_ended"])
+@pytest.mark.parametrize("name", ["first", None])
+def test_a_run_that_trained_and_has_no_checkpoint_is_not_begun_again_without_a_word(
+    runs: Path, kind: str, name: str | None
+) -> None:
+    path = make_run(runs, checkpoint=None)
+    EventLog(path / "events.jsonl", 0).write(kind, step=7)
+    wanted = config(runs, name, resume="auto")
+    with pytest.raises(ResumeError, match=r"run 'first' trained to step 7, but .*/checkpoints holds no checkpoint"):
+        find_run(wanted)
+    # Nobody asked for these starts: there is nothing to lose.
+    notices = ("the run trained to step 7 before, and saved nothing: it begins again at step 0",)
+    for more in ({"is_requeued": True}, {"restart_of": "first"}):
+        place = find_run(wanted, **more)
+        assert (place.path, place.resume_from, place.notices) == (path, None, notices)
+    (path / FILE_NAME).write_text("[]")
+    assert find_run(wanted).notices == notices
+    last(path).write_bytes(b"weights")
+    assert find_run(wanted).notices == ()
+
+
+@pytest.mark.parametrize("step", [0, None, "7", True])
+def test_a_run_that_did_no_step_may_begin(runs: Path, step: Any) -> None:
+    path = make_run(runs, checkpoint=None)
+    log = EventLog(path / "events.jsonl", 0)
+    log.write("training_ended", step=step)
+    log.write("notice", message="7", step=7)
+    assert find_run(config(runs, resume="auto")).notices == ()
 
 
 def test_a_taken_name_is_refused(runs: Path) -> None:

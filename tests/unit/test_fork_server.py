@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config import RunConfig, TrainerOptions
+from launcher.cpus import usable_cpus
 from launcher.errors import TopologyError
 from launcher.fork_server import PreloadReport, choose_start_method
 from launcher.launch_options import LaunchOptions
@@ -21,7 +24,7 @@ def test_ranks_are_forked_unless_that_would_break_them() -> None:
     for report, word in (
         (None, "died"),
         (PreloadReport(cuda=True), "initialises CUDA"),
-        (PreloadReport(threads=("mine",)), "starts threads (mine)"),
+        (PreloadReport(unsafe=(("theirs", "starts threads (one)"),)), "importing theirs starts threads (one)"),
     ):
         method, notice = choose_start_method(report)
         assert method == "spawn"
@@ -38,29 +41,86 @@ def test_a_module_that_fails_is_noted_and_the_next_is_imported(tmp_path: Path, m
     assert [name for name, _ in report["failed"]] == ["fails_on_import", "exits_on_import", "nowhere_at_all"]
     assert report["failed"][0][1] == "ValueError: mine"
     assert "works_on_import" in sys.modules
-    assert report["threads"] == []
+    assert report["unsafe"] == []
 
 
-def test_threads_of_the_users_modules_count_and_those_of_libraries_do_not(tmp_path: Path) -> None:
-    # In a process of its own: a thread started on import cannot be taken back.
-    thread = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True, name='{}').start()\n"
-    (tmp_path / "library.py").write_text(thread.format("theirs"))
-    (tmp_path / "users.py").write_text(thread.format("mine"))
-    script = "from launcher.preload import preload; print(preload(['library', ':', 'users'])['threads'])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "['mine']\n"
+_UNSAFE = {
+    "threaded": "import threading\nthreading.Thread(target=threading.Event().wait, name='theirs').start()\n",
+    "ranked": "import os\nRANK = int(os.environ.get('RANK', 0))\nLOCAL = os.getenv('LOCAL_RANK')\n",
+    "nested": "import ranked_inside\n",
+    "ranked_inside": "import os\nHERE = 'RANK' in os.environ\n",
+    "harmless": "import os\nHERE = os.environ.get('HOME')\n",
+    "crashing": "import os\nos.kill(os.getpid(), 9)\n",
+}
+# What a fork server says, and what it has imported after that.
+_SERVE = """
+import json, multiprocessing, os, sys
+from launcher.fork_server import ForkServer
+
+def loaded(names, queue):
+    queue.put([name for name in names if name in sys.modules])
+
+if __name__ == "__main__":
+    modules = json.loads(sys.argv[1])
+    server, notices = ForkServer(), []
+    server.start(modules)
+    method = server.start_method(notices.append)
+    context = multiprocessing.get_context("forkserver")
+    queue = context.SimpleQueue()
+    process = context.Process(target=loaded, args=(modules, queue))
+    process.start()
+    print(json.dumps([method, notices, queue.get()]))
+    process.join()
+    server.end()
+"""
 
 
-def test_what_is_preloaded() -> None:
+@pytest.mark.parametrize(
+    ("packages", "kept", "says"),
+    [
+        (["harmless"], ["harmless"], []),
+        (["threaded", "harmless"], ["harmless"], ["importing threaded starts threads (theirs): each rank imports it"]),
+        (["harmless", "ranked"], ["harmless"], ["importing ranked reads LOCAL_RANK, RANK: each rank imports it"]),
+        (["nested"], [], ["importing nested reads RANK: each rank imports it"]),
+        (["threaded", "ranked"], [], ["importing ranked reads LOCAL_RANK, RANK; importing threaded starts threads"]),
+        (
+            ["harmless", "crashing"],
+            [],
+            ["the fork server died while it imported packages; each rank imports harmless, crashing"],
+        ),
+    ],
+)
+def test_a_package_that_a_fork_does_not_survive_is_left_to_the_ranks(
+    packages: list[str], kept: list[str], says: list[str], tmp_path: Path
+) -> None:
+    for name, text in _UNSAFE.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    # Threads of a library are its own business.
+    (tmp_path / "library.py").write_text(_UNSAFE["threaded"].replace(".start()", ".daemon"))
+    (tmp_path / "serve.py").write_text(_SERVE)
+    modules = json.dumps(["library", USER_MODULES, *packages])
+    command = [sys.executable, "serve.py", modules]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    method, notices, imported = json.loads(done.stdout)
+    assert (method, imported) == ("forkserver", ["library", *kept])
+    assert len(notices) == len(says)
+    for notice, expected in zip(notices, says, strict=True):
+        assert notice.startswith(expected)
+
+
+def test_what_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_model.py").write_text("import numpy\n")
+    (tmp_path / "my_calls.py").write_text("from rich.table import Table\n")
     config = RunConfig(
-        model={"class_path": "mine.Model", "init_args": {"inner": {"class_path": "other.pkg.Inner"}}},
-        data={"class_path": "mine.Data"},
-        trainer=TrainerOptions(callbacks=[{"class_path": "calls.Back"}]),
+        model={"class_path": "my_model.Model", "init_args": {"inner": {"class_path": "torchmetrics.Accuracy"}}},
+        trainer=TrainerOptions(callbacks=[{"class_path": "my_calls.Back"}]),
     )
     modules = modules_to_preload(config, {})
-    assert modules[modules.index(USER_MODULES) + 1 :] == ["mine", "other.pkg", "calls"]
+    # The user's own files are the ranks' business.
+    assert modules[modules.index(USER_MODULES) + 1 :] == ["numpy", "torchmetrics:Accuracy", "rich.table:Table"]
     assert "wandb" in modules
     assert "deepspeed" not in modules
     # Imported before its accelerator is known it would take the wrong one.
@@ -75,22 +135,28 @@ def test_what_is_preloaded() -> None:
         (RunConfig(), LaunchOptions(), 1),
         (RunConfig(devices=3), LaunchOptions(), 3),
         (RunConfig(), LaunchOptions(nproc_per_node=4), 4),
-        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="cpu"), 7),
-        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="auto"), 7),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="cpu"), usable_cpus()),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="auto"), usable_cpus()),
     ],
 )
 def test_the_number_of_ranks_and_the_guess_without_torch(
-    config: RunConfig, options: LaunchOptions, ranks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: RunConfig, options: LaunchOptions, ranks: int, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 7)
     assert wanted_ranks(config, options) == ranks
     assert likely_ranks(config, options, gpus=tmp_path / "none") == ranks
 
 
-def test_the_guess_counts_the_drivers_gpus(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("visible", "ranks"), [(None, 2), ("1", 1), ("0,1", 2), ("GPU-8f1,GPU-7a2,GPU-6c3", 2), ("", 1), ("0,-1,1", 1)]
+)
+def test_the_guess_counts_the_drivers_gpus_that_are_visible(
+    visible: str | None, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    assert likely_ranks(RunConfig(), LaunchOptions(), gpus=tmp_path) == 2
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert likely_ranks(RunConfig(), LaunchOptions(), gpus=tmp_path) == ranks
     assert likely_ranks(RunConfig(accelerator="cpu"), LaunchOptions(), gpus=tmp_path) == 1
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 
 from launcher.config import RunConfig
 from launcher.config_sources import load_config
-from launcher.lightning_cli_keys import translate_lightning_cli
+from launcher.errors import ConfigError, Problem
+from launcher.lightning_cli_keys import _REMOVED, translate_lightning_cli
 from tests.processes import run_warm
 
 _WRITE_BOTH = """
@@ -53,13 +56,13 @@ def test_a_config_that_lightning_cli_wrote_is_accepted(written: Path, file: str,
 
     config = load_config([written / file], words)
 
-    assert (config.devices, config.trainer.max_epochs, config.seed) == (2, 4, 42)
+    assert (config.devices, config.trainer.max_epochs, config.seed) == (2, 4, 0)
     assert config.model is not None
     assert config.model["class_path"].endswith(".DemoModel")
     assert config.model["init_args"] == {"out_dim": 10, "learning_rate": 0.5}
     assert config.data is not None
     assert config.data["class_path"].endswith(".BoringDataModule")
-    untouched = RunConfig(devices=2, model=config.model, data=config.data)
+    untouched = RunConfig(devices=2, seed=0, model=config.model, data=config.data)
     assert config.to_dict() | {"trainer": None} == untouched.to_dict() | {"trainer": None}
 
 
@@ -124,8 +127,6 @@ def test_two_spellings_of_all_devices_are_no_contradiction() -> None:
     [
         ("trainer.default_root_dir", "set `runs_dir` and `name`"),
         ("trainer.model_registry", "in the run directory"),
-        ("optimizer", "configure_optimizers"),
-        ("lr_scheduler", "configure_optimizers"),
         ("weights_only", "always loaded with weights_only"),
     ],
 )
@@ -143,13 +144,26 @@ def test_a_key_without_meaning_here_is_refused_with_advice_unless_it_says_nothin
 
 
 def test_every_contradiction_and_refusal_is_told_at_once() -> None:
-    values = {"trainer": {"devices": 2, "model_registry": "a"}, "devices": 3, "optimizer": {}, "seed_everything": False}
+    values = {
+        "trainer": {"devices": 2, "model_registry": "a"},
+        "devices": 3,
+        "weights_only": True,
+        "seed_everything": False,
+    }
     _, problems = translate_lightning_cli(values)
-    assert [p.path for p in problems] == ["trainer.model_registry", "optimizer", "trainer.devices", "seed_everything"]
+    assert [p.path for p in problems] == [
+        "trainer.model_registry",
+        "weights_only",
+        "trainer.devices",
+        "seed_everything",
+    ]
 
 
 def test_logger_false_turns_wandb_off_and_keeps_its_other_settings() -> None:
-    assert translated({"trainer": {"logger": False}}) == {"trainer": {}, "wandb": {"mode": "disabled"}}
+    assert translated({"trainer": {"logger": False}}) == {
+        "trainer": {"logger": []},
+        "wandb": {"mode": "disabled"},
+    }
     assert translated({"trainer": {"logger": False}, "wandb": {"project": "p"}})["wandb"] == {
         "mode": "disabled",
         "project": "p",
@@ -171,9 +185,10 @@ def test_seed_everything_is_the_seed(given: int | str, seed: int | str) -> None:
     assert translated({"seed_everything": given}) == {"seed": seed}
 
 
-@pytest.mark.parametrize("given", [True, None])
-def test_seed_everything_without_a_number_keeps_the_default_seed(given: bool | None) -> None:
-    assert translated({"seed_everything": given}) == {}
+def test_seed_everything_without_a_number_is_lightnings_seed() -> None:
+    assert translated({"seed_everything": True}) == {"seed": 0}
+    assert translated({"seed_everything": True, "seed": 3}) == {"seed": 3}
+    assert translated({"seed_everything": None}) == {}
 
 
 def test_no_seed_at_all_is_refused() -> None:
@@ -196,3 +211,64 @@ def test_the_given_values_are_left_as_they_were() -> None:
     values = {"trainer": {"devices": 2, "logger": False}, "seed_everything": 3}
     translate_lightning_cli(values)
     assert values == {"trainer": {"devices": 2, "logger": False}, "seed_everything": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [
+        ([0], 1),
+        ([0, 1], 2),
+        ("0,", 1),
+        ("0,1", 2),
+        ("0, 1,", 2),
+        ("2", "2"),
+        (3, 3),
+        ("auto", "auto"),
+        ("x,", "x,"),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("place", ["trainer", "top"])
+def test_the_first_gpus_by_number_are_so_many(given: Any, devices: Any, place: str) -> None:
+    values = {"devices": given}
+    result = translated({"trainer": values} if place == "trainer" else values)
+    assert result.get("devices", "auto") == devices
+
+
+@pytest.mark.parametrize(("given", "numbers"), [([1], "1"), ([2, 3], "2,3"), ([1, 0], "1,0"), ("3,", "3")])
+def test_other_gpus_are_chosen_by_their_variable(given: Any, numbers: str) -> None:
+    _, (problem,) = translate_lightning_cli({"trainer": {"devices": given}})
+    assert problem.path == "trainer.devices"
+    assert f"CUDA_VISIBLE_DEVICES={numbers} before the command" in problem.message
+
+
+@pytest.mark.parametrize("key", sorted(_REMOVED))
+def test_a_setting_of_lightning_1_says_what_to_write(key: str) -> None:
+    assert key not in inspect.signature(Trainer).parameters
+    _, (problem,) = translate_lightning_cli({"trainer": {key: True}})
+    assert problem == Problem(f"trainer.{key}", f"Lightning 2 has no such setting: remove it, and {_REMOVED[key]}")
+    assert translated({"trainer": {key: None}}) == {"trainer": {}}, "a file of Lightning 1 has them all"
+
+
+def test_a_file_for_several_subcommands_is_read_for_fit() -> None:
+    values = {"fit": {"seed_everything": 3, "trainer": {"devices": 2}}, "test": {"verbose": True}, "name": "it"}
+    assert translated(values) == {"name": "it", "seed": 3, "devices": 2, "trainer": {}}
+
+
+def test_a_part_may_have_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "model.yaml").write_text("class_path: pkg.Net\ninit_args: {lr: 0.5}\n")
+    (parts / "trainer.yaml").write_text("{max_epochs: 3, callbacks: callbacks.json}\n")
+    (parts / "callbacks.json").write_text('[{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}]')
+    (parts / "run.yaml").write_text("model: model.yaml\ntrainer: trainer.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    by_file = load_config(["parts/run.yaml"])
+    assert by_file.model == {"class_path": "pkg.Net", "init_args": {"lr": 0.5}}
+    assert by_file.trainer.callbacks == [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}]
+    words = ["--model", "parts/model.yaml", "--model.lr", "0.25", "--trainer=parts/trainer.yaml"]
+    by_words = load_config([], words)
+    assert by_words.model == {"class_path": "pkg.Net", "init_args": {"lr": 0.25}}
+    assert by_words.trainer == by_file.trainer
+    with pytest.raises(ConfigError, match=r"callbacks\.yaml: no such file"):
+        load_config([], ["--model", "a.B", "--trainer.callbacks", "callbacks.yaml"])

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from launcher.data_order import order_training_data
 from launcher.errors import DataError
-from strategies.batch import BatchSplit
 from tests.unit.training_loaders import keep, ordered, shuffled
 
 # torchdata calls what torch 2.13 deprecates.
@@ -34,7 +35,16 @@ class Stream(IterableDataset[int]):
 
 
 class OwnLoader(DataLoader[Any]):
-    pass
+    """Cannot be made anew from what it holds."""
+
+    def __init__(self, needed: str, dataset: Any, **options: Any) -> None:
+        super().__init__(dataset, 4, **options)
+        assert needed == "needed"
+
+
+class Reversed(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return reversed(list(super().__iter__()))
 
 
 def init_worker(number: int) -> None:
@@ -57,12 +67,12 @@ def test_the_loaders_settings_are_kept() -> None:
         prefetch_factor=3,
         persistent_workers=True,
     )
-    made = ordered(lambda: loader)
-    assert type(made) is StatefulDataLoader
+    made: Any = ordered(lambda: loader)
+    assert type(made) is DataLoader
     for name in ("dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout",
                  "generator", "prefetch_factor", "persistent_workers"):  # fmt: skip
         assert getattr(made, name) is getattr(loader, name), name
-    assert made.worker_init_fn.keywords["inner"] is loader.worker_init_fn
+    assert cast(Any, made.worker_init_fn).keywords["inner"] is loader.worker_init_fn
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -76,31 +86,104 @@ def test_the_users_wish_to_shuffle_is_kept(shuffle: bool) -> None:
 _NUMBERS: Any = range(24)
 
 
+class OwnBatches(BatchSampler):
+    """Batches of samples that stand together, in an order that is drawn."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = list(super().__iter__())
+        random.shuffle(batches)
+        return iter(batches)
+
+
+class OwnSampler(Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(24).tolist())
+
+    def __len__(self) -> int:
+        return 24
+
+
+_KEPT: dict[str, Callable[..., DataLoader[Any]]] = {
+    "weighted": lambda **o: DataLoader(_NUMBERS, 4, sampler=WeightedRandomSampler([1.0] * 24, 24), **o),
+    "with a generator": lambda **o: DataLoader(
+        _NUMBERS, 4, sampler=WeightedRandomSampler([1.0] * 24, 24, generator=torch.Generator()), **o
+    ),
+    "subset": lambda **o: DataLoader(_NUMBERS, 4, sampler=SubsetRandomSampler([1, 2, 5, 7, 8, 9]), **o),
+    "with replacement": lambda **o: DataLoader(_NUMBERS, 4, sampler=RandomSampler(_NUMBERS, replacement=True), **o),
+    "a part": lambda **o: DataLoader(_NUMBERS, 4, sampler=RandomSampler(_NUMBERS, num_samples=8), **o),
+    "own sampler": lambda **o: DataLoader(_NUMBERS, 4, sampler=OwnSampler(), **o),
+    "own batches": lambda **o: DataLoader(
+        _NUMBERS, batch_sampler=OwnBatches(RandomSampler(_NUMBERS, generator=torch.Generator()), 4, True), **o
+    ),
+    "own loader": lambda **o: OwnLoader("needed", _NUMBERS, shuffle=True, **o),
+    "stateful": lambda **o: StatefulDataLoader(_NUMBERS, 4, shuffle=True, **o),
+    "one by one": lambda **o: DataLoader(_NUMBERS, None, shuffle=True, **o),
+    "distributed": lambda **o: DataLoader(
+        _NUMBERS, 4, sampler=DistributedSampler(_NUMBERS, num_replicas=2, rank=1), **o
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _KEPT)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_keeps_its_class_and_goes_on_where_it_was(kind: str, workers: int) -> None:
+    def placed(epoch: int, taken: int) -> tuple[Any, list[Any]]:
+        loader = ordered(lambda: _KEPT[kind](num_workers=workers, collate_fn=keep), fixed=False, at=(epoch, taken))
+        torch.manual_seed(epoch + taken)  # the training's own generators are elsewhere
+        return loader, list(loader)
+
+    loader, whole = placed(3, 0)
+    assert type(loader) is type(_KEPT[kind]())
+    assert placed(3, 1)[1] == whole[1:]
+    assert placed(3, len(whole))[1] == []
+    assert whole != placed(2, 0)[1]
+
+
+@pytest.mark.parametrize("kind", ["weighted", "own sampler", "own batches", "own loader"])
+def test_ranks_share_what_a_sampler_of_the_users_own_draws(kind: str) -> None:
+    def drawn(world_size: int, rank: int) -> list[Any]:
+        return list(ordered(lambda: _KEPT[kind](collate_fn=keep), fixed=False, world_size=world_size, rank=rank))
+
+    alone, parts = drawn(1, 0), [drawn(2, rank) for rank in (0, 1)]
+    dealt = sorted(n for part in parts for batch in part for n in batch)
+    if kind == "own batches":  # its batches are of each rank's own samples
+        assert dealt == list(range(24))
+    else:
+        assert dealt == sorted(n for batch in alone for n in batch)
+
+
 @pytest.mark.parametrize(
-    ("make", "reason"),
+    ("make", "told"),
     [
-        (lambda: DataLoader(Stream(), 4), "iterable"),
-        (
-            lambda: DataLoader(_NUMBERS, batch_sampler=BatchSampler(SequentialSampler(_NUMBERS), 4, True)),
-            "batch sampler",
-        ),
-        (lambda: DataLoader(_NUMBERS, 4, sampler=WeightedRandomSampler([1.0] * 24, 24)), "WeightedRandomSampler"),
-        (lambda: DataLoader(_NUMBERS, 4, sampler=SubsetRandomSampler([1, 2])), "SubsetRandomSampler"),
-        (lambda: DataLoader(_NUMBERS, 4, sampler=RandomSampler(_NUMBERS, replacement=True)), "with replacement"),
-        (lambda: DataLoader(_NUMBERS, 4, sampler=RandomSampler(_NUMBERS, num_samples=8)), "a part of the data"),
-        (lambda: OwnLoader(_NUMBERS, 4), "OwnLoader of its own"),
-        (lambda: DataLoader(_NUMBERS, None), "batch sampler"),
+        (lambda: DataLoader(Stream(), 4), "(its dataset is iterable): a resume begins its epoch anew"),
+        (lambda: [1], "(list, no DataLoader): a resume begins its epoch anew"),
+        (lambda: CombinedLoader([CombinedLoader(DataLoader(_NUMBERS))]), "(CombinedLoader): a resume begins"),
+        (_KEPT["own sampler"], "in the order of OwnSampler: a resume repeats it if it depends on"),
+        (_KEPT["own batches"], "in the order of OwnBatches: a resume repeats it if it depends on"),
+        (lambda: Reversed(_NUMBERS, 4), "Reversed iterates in a way of its own"),
     ],
 )
-def test_a_loader_that_cannot_be_made_anew_is_left_alone_with_one_notice(
-    make: Callable[[], DataLoader[Any]], reason: str
-) -> None:
-    loader = make()
+def test_what_a_resume_may_not_repeat_is_told_once(make: Callable[[], Any], told: str) -> None:
     notices: list[str] = []
-    assert ordered(lambda: loader, fixed=False, notices=notices) is loader
+    ordered(lambda: CombinedLoader([make(), make()]), fixed=False, notices=notices)
     (notice,) = notices
-    assert reason in notice
-    assert "a resume begins its epoch anew" in notice
+    assert told in notice
+
+
+def test_loaders_of_a_rank_are_left_to_it_without_the_distributed_sampler() -> None:
+    for rank in (0, 1):
+        loader = ordered(shuffled(), fixed=False, world_size=2, rank=rank, distribute=False)
+        assert sorted(n for batch in loader for n in batch) == list(range(24))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_to_overfit_every_epoch_has_the_same_batches_in_the_datas_order(world_size: int) -> None:
+    loader: Any = ordered(shuffled(num_workers=1), world_size=world_size, overfit=True)
+    assert isinstance(loader.sampler, SequentialSampler), "Lightning leaves it as it is"
+    batches = list(loader)
+    assert [n for batch in batches for n in batch] == list(range(0, 24, world_size))
+    cast(Any, loader.sampler).set_epoch(1)
+    assert list(loader) == batches
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -134,15 +217,17 @@ def test_a_loader_that_ignores_the_planned_batch_is_refused_with_both_sizes() ->
         ordered(shuffled(48, 3), micro=8, world_size=4)
 
 
-def test_without_a_fixed_global_batch_any_loader_will_do() -> None:
-    assert len(ordered(shuffled(3, 3), micro=8, world_size=1, fixed=False)) == 1
+def test_each_of_combined_loaders_has_the_planned_batch() -> None:
+    def make() -> Any:
+        return CombinedLoader({"a": shuffled(24, 4)(), "b": shuffled(24, 3)()}, "min_size")
+
+    with pytest.raises(DataError, match=r"needs 4 samples at once .* made a loader of 3"):
+        ordered(make)
 
 
-def test_lightnings_own_objects_take_the_ordered_loaders() -> None:
-    class Data(pl.LightningDataModule):
-        def train_dataloader(self) -> Any:
-            return shuffled()()
-
-    data = Data()
-    order_training_data(data, BatchSplit(1, 4, 1), rank=0, seed=5, fixed_global_batch=True, notice=pytest.fail)
-    assert type(data.train_dataloader()) is StatefulDataLoader
+def test_without_a_fixed_global_batch_any_loader_will_do_and_another_batch_than_the_plans_is_told() -> None:
+    notices: list[str] = []
+    assert len(ordered(shuffled(3, 3), micro=8, world_size=2, fixed=False, notices=notices)) == 1
+    (notice,) = notices
+    assert "the plan's batch is 16 samples a step" in notice
+    assert "a loader of 3: a step trains 6 samples" in notice

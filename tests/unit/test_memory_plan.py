@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from launcher.activity import current_activity
 from launcher.agreement import Agreement
 from launcher.config import RunConfig, TrainerOptions
 from launcher.dry_run import DryRun, plan_here
@@ -27,6 +28,7 @@ from launcher.out_of_memory import is_out_of_memory, out_of_memory
 from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory, print_plan
 from launcher.user_classes import import_classes
+from launcher.user_objects import UserObjects
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.trace import PlannedTrainer
@@ -171,6 +173,23 @@ def test_batches_come_from_the_datas_or_the_models_own_loader() -> None:
     own = config(here("OwnLoaders"), data=None)
     index, _ = first_batch(own, import_classes(own), 5, PlannedTrainer())
     assert len(index) == 5
+
+
+def test_whoever_waits_for_the_plan_can_see_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, str] = {}
+    monkeypatch.setattr(ToyData, "setup", lambda self, stage: seen.update(setup=current_activity()))
+    step = Toy.training_step
+    monkeypatch.setattr(
+        Toy, "training_step", lambda self, *a: (seen.update(step=current_activity()), step(self, *a))[1]
+    )
+    given = config(on_oom="next")
+    plan_for_fit(given, ranks(2), None)
+    assert seen == {"setup": "setting up the data (its `setup`) and reading a batch", "step": "tracing a training step"}
+    of_classes = dict(seen)
+    seen.clear()
+    plan_for_fit(given, ranks(2), None, given=UserObjects(Toy(), ToyData()))
+    assert seen == of_classes
+    assert current_activity() == ""
 
 
 def test_a_batch_is_cut_or_repeated_where_it_has_samples() -> None:

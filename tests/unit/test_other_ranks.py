@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import launcher.other_ranks as module
-from launcher.errors import TopologyError, TrainingError
-from launcher.other_ranks import forked_ranks, in_notebook, is_script_rank, rank_variables, script_rank
+from launcher.other_ranks import in_notebook, is_script_rank, rank_variables, script_rank
 from launcher.topology import Topology
 
 
@@ -76,12 +75,14 @@ def test_the_same_words_start_another_rank(
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "1 2"])
     # A script may have gone elsewhere before it trains.
     monkeypatch.chdir("/")
-    assert module._this_command()[0] == sys.executable
-    assert module._this_command()[-len(words) :] == [word.format(folder=tmp_path) for word in words]
+    command, folder = module.rank_command(1)
+    assert command[0] == sys.executable
+    assert command[-len(words) :] == [word.format(folder=tmp_path) for word in words]
+    assert folder is None, "where this process is"
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> Iterator[list[dict[str, str]]]:
+def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> list[dict[str, str]]:
     """The environments of the processes that would be started; this process stays what it was."""
     made: list[dict[str, str]] = []
 
@@ -91,18 +92,21 @@ def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> Iterator
             made.append(env)
             self.pid = -1
 
-        def poll(self) -> int:
+        def wait(self, timeout: float | None = None) -> int:
             return 0
 
-        wait = poll
+        terminate = kill = wait
 
     main.__file__ = __file__
     main.__spec__ = None
     monkeypatch.setattr(module.atexit, "register", lambda *_: None)
     monkeypatch.setattr(module.subprocess, "Popen", Process)
     monkeypatch.setattr(module, "_started", [])
-    yield made
-    module._ports.cache_clear()
+    for name in (module._MARK, *rank_variables(0, 1, 0)):
+        # Whatever becomes of it, the test that follows has none of it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return made
 
 
 def test_the_first_training_starts_the_other_ranks_and_marks_this_one(started: list[dict[str, str]]) -> None:
@@ -114,90 +118,84 @@ def test_the_first_training_starts_the_other_ranks_and_marks_this_one(started: l
     assert len({p.master_port for p in places}) == 1
 
 
-def test_each_training_has_a_port_of_its_own_and_starts_nothing_more(started: list[dict[str, str]]) -> None:
-    ports = [script_rank(2)["MASTER_PORT"] for _ in range(32)]
+def test_the_trainings_of_a_script_have_the_same_ranks(started: list[dict[str, str]]) -> None:
+    assert script_rank(2) == script_rank(2)
     assert len(started) == 1
-    assert len(set(ports)) == 32
-    with pytest.raises(TopologyError, match="trains at most 32 times on several ranks; start it with torchrun"):
-        script_rank(2)
 
 
-def test_another_rank_goes_through_the_same_ports(
-    started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ports = [script_rank(2)["MASTER_PORT"] for _ in range(3)]
-    # The other process: the same environment, and nothing taken yet.
+def test_another_rank_starts_nothing(started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = script_rank(2)
+    # The other process: the same environment.
     (environment,) = started
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    module._ports.cache_clear()
-    found = [script_rank(0) for _ in range(3)]
-    assert [env["MASTER_PORT"] for env in found] == ports
-    assert {env["RANK"] for env in found} == {"1"}
+    found = script_rank(0)
+    assert (found["RANK"], found["MASTER_PORT"]) == ("1", first["MASTER_PORT"])
     assert len(started) == 1
 
 
-def is_gone(process: int) -> bool:
-    """Whether a child of this process has been waited for."""
-    try:
-        os.waitpid(process, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
+@pytest.fixture
+def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Real hydra's record of the job that runs, set as its `main` sets it."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    def run(words: list[str], number: int | None) -> None:
+        from hydra import compose, initialize
+
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        GlobalHydra.instance().clear()
+        with initialize(version_base="1.3", config_path=None):
+            overrides = [word for word in words if "=" in word] if number is None else [f"+lr={number}"]
+            config = compose(overrides=overrides, return_hydra_config=True)
+        with open_dict(config.hydra):
+            config.hydra.mode = RunMode.RUN if number is None else RunMode.MULTIRUN
+            config.hydra.runtime.output_dir = str(tmp_path / "outputs" / f"{number}")
+            config.hydra.runtime.cwd = str(tmp_path)
+            if number is not None:
+                config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+
+    yield run
+    HydraConfig.instance().cfg = None
+    GlobalHydra.instance().clear()
 
 
-def note(folder: Path, env: Mapping[str, str]) -> Path:
-    return folder / env["RANK"]
+def test_a_script_of_hydra_is_run_again_in_its_output_folder(
+    main: types.ModuleType, hydra: Any, tmp_path: Path
+) -> None:
+    main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
+    hydra(["--config-name", "other", "+lr=0.1"], None)
+    command, folder = module.rank_command(1)
+    assert command[1:5] == [str(tmp_path / "train.py"), "--config-name", "other", "+lr=0.1"]
+    assert f'hydra.run.dir="{tmp_path}/outputs/None"' in command
+    assert "hydra.output_subdir=null" in command
+    assert folder == str(tmp_path), "as hydra may have gone to the output folder"
 
 
-def test_forked_ranks_do_their_work_and_are_waited_for(tmp_path: Path) -> None:
-    def work(env: Mapping[str, str]) -> None:
-        note(tmp_path, env).write_text(f"{os.getpid()} {env['WORLD_SIZE']} {env['MASTER_PORT']}")
-
-    with forked_ranks(3, work) as own:
-        note(tmp_path, own).write_text(f"{os.getpid()} {own['WORLD_SIZE']} {own['MASTER_PORT']}")
-    written = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
-    assert written[0][0] == str(os.getpid())
-    assert len({pid for pid, _, _ in written}) == 3
-    assert len({tuple(rest) for _, *rest in written}) == 1
-    assert all(is_gone(int(pid)) for pid, _, _ in written[1:])
+def test_a_rank_of_a_sweep_of_hydras_has_the_overrides_of_its_job_alone(
+    main: types.ModuleType, hydra: Any, tmp_path: Path
+) -> None:
+    main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
+    hydra(["-m", "-cn=other", "--config-path", "conf", "+lr=1,2"], 2)
+    command, _ = module.rank_command(1)
+    assert command[2:6] == ["-cn=other", "--config-path", "conf", "+lr=2"]
+    assert command[-1] == "hydra.mode=RUN"
+    assert not {"-m", "+lr=1,2"} & set(command)
 
 
-def test_the_failure_of_rank_zero_ends_the_forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GRACE", 0.2)
-    read, write = os.pipe()
-
-    def work(env: Mapping[str, str]) -> None:
-        # One of them goes at SIGTERM, the other has its own ideas.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if env["RANK"] == "1" else signal.SIG_IGN)
-        os.write(write, f"{os.getpid()}\n".encode())
-        while True:
-            signal.pause()
-
-    forks: list[int] = []
-
-    def train() -> None:
-        with os.fdopen(read) as lines, forked_ranks(3, work):
-            forks.extend(int(lines.readline()) for _ in range(2))
-            raise ValueError("rank zero's own")
-
-    with pytest.raises(ValueError, match=r"^rank zero's own$"):
-        train()
-    os.close(write)
-    assert all(map(is_gone, forks))
-
-
-def test_a_forked_rank_that_fails_alone_is_told_with_its_own_words(capfd: pytest.CaptureFixture[str]) -> None:
-    parent = os.getpid()
-
-    def work(env: Mapping[str, str]) -> None:
-        if env["RANK"] == "2":
-            raise ValueError("the other rank's own mistake")
-
-    with pytest.raises(TrainingError, match=r"^rank 2 ended with exit code 1; the run's logs/"), forked_ranks(3, work):
-        pass
-    assert os.getpid() == parent
-    assert "ValueError: the other rank's own mistake" in capfd.readouterr().err
+def test_each_job_of_a_sweep_has_ranks_of_its_own(started: list[dict[str, str]], hydra: Any) -> None:
+    hydra(["-m", "+lr=0,1"], 0)
+    ports = [script_rank(2)["MASTER_PORT"], script_rank(2)["MASTER_PORT"]]
+    assert is_script_rank()
+    hydra(["-m", "+lr=0,1"], 1)
+    assert not is_script_rank()
+    assert "RANK" not in os.environ, "this process is none of them any more"
+    ports.append(script_rank(2)["MASTER_PORT"])
+    assert len(started) == 2
+    assert ports[0] == ports[1] != ports[2]
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["at SIGTERM", "at SIGKILL"])

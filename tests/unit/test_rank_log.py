@@ -88,6 +88,51 @@ def test_after_detach_the_last_words_are_on_the_terminal(tmp_path: Path) -> None
     assert logged(tmp_path, ".pending-*").splitlines() == ["before"]
 
 
+_AS_ANY_FILE = """
+import io, logging, shutil, subprocess
+out = sys.stdout
+out.buffer.write("bytes \\u00e9\\n".encode()[:7])
+out.buffer.write("bytes \\u00e9\\n".encode()[7:])
+out.flush()
+out.reconfigure(errors="replace", line_buffering=False)
+print("reconfigured", out.encoding, out.errors, out.line_buffering)
+out.reconfigure(line_buffering=True)
+subprocess.run(["echo", "from a child"], stdout=out, check=True)
+subprocess.run(["echo", "from a child's errors"], stdout=sys.stderr, check=True)
+os.write(out.fileno(), b"to its descriptor\\n")
+logging.basicConfig(stream=out, format="%(message)s", force=True)
+logging.error("logged")
+print("in order", file=out, flush=True)
+io.TextIOWrapper(out.buffer, encoding="utf-8", write_through=True).write("another wrapper\\n")
+print("still open")
+"""
+AS_ANY_FILE = {"bytes \u00e9", "reconfigured utf-8 replace False", "from a child", "from a child's errors",
+               "to its descriptor", "logged", "in order", "another wrapper", "still open"}  # fmt: skip
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_stdout_is_a_file_as_any_other(tmp_path: Path, rank: int, unbuffered: dict[str, str]) -> None:
+    env = {"PYTHONUTF8": "1", **unbuffered}
+    ended = run_rank(rank, _AS_ANY_FILE + "\nlog.detach()", tmp_path, env).check()
+    lines = logged(tmp_path, f".pending-*-rank-{rank}.log").splitlines()
+    assert sorted(lines) == sorted(AS_ANY_FILE), "each once"
+    assert sorted(ended.output.splitlines()) == ([] if rank else sorted(AS_ANY_FILE))
+
+
+def test_a_terminal_is_asked_for_its_size_through_stdout(tmp_path: Path) -> None:
+    body = "size = os.get_terminal_size(sys.stdout.fileno()); print('columns', size.columns)"
+    resize = "import fcntl, struct, termios; fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 77, 0, 0))\n"
+    master, slave = pty.openpty()
+    try:
+        command = [sys.executable, "-c", resize + _PRELUDE + body + "\nlog.detach()", "0"]
+        subprocess.run(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave, timeout=30, check=True)
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert "columns 77" in logged(tmp_path, ".pending-*")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_file_goes_on_in_the_run_directory_in_order(tmp_path: Path, rank: int) -> None:
     moved = f"""

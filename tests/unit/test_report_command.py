@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sys
 import webbrowser
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import run
+from launcher.run_lock import acquire
 from tests.made_run import MadeRun
 from tests.unit.run_directories import everything
 
@@ -89,20 +88,17 @@ def test_a_run_that_trains_right_now_is_said_to_and_not_disturbed(
 ) -> None:
     made.start(at_step=20)
     made.append('{"time":1,"rank":0,"kind":"st')
-    lock = os.open(made.path / ".lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = acquire(made.path, {})
     assert run(["report", "first"]) == 0
     said = capsys.readouterr().out
     assert "first: 21 steps, running, 2 attempts\n" in said
     assert "  notice: 1 line of events.jsonl could not be read" in said
     assert "still running" in (made.path / "report.html").read_text()
-    os.close(lock)
+    lock.release()
     assert run(["report", "first"]) == 0
     assert "first: 21 steps, unknown, 2 attempts\n" in capsys.readouterr().out
     # Nothing holds the lock afterwards.
-    lock = os.open(made.path / ".lock", os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(lock)
+    acquire(made.path, {}).release()
 
 
 def test_two_runs_are_compared_in_a_file_named_after_both(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:

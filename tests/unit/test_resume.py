@@ -15,7 +15,7 @@ from torch import nn
 
 from launcher.checkpoint_reader import Trust
 from launcher.errors import ResumeError
-from launcher.resume import check_checkpoint, check_fits_model, loader_states, read_checkpoint
+from launcher.resume import check_checkpoint, check_fits_model, read_checkpoint
 
 NEEDED = {"state_dict": {}, "loops": {}, "global_step": 2, "epoch": 0, "optimizer_states": []}
 
@@ -172,11 +172,3 @@ def test_a_model_that_allows_other_weights_is_not_compared(real: Path) -> None:
     model = Other(3)
     model.strict_loading = False
     check_fits_model(real, model)
-
-
-def test_the_loaders_places_are_read_as_lightning_saved_them(real: Path, tmp_path: Path) -> None:
-    assert list(loader_states(real)) == [], "a plain DataLoader cannot say where it is"
-    places = [{"samples": 3}, {"samples": 4}]
-    loops = {"fit_loop": {"state_dict": {"combined_loader": places}}}
-    assert list(loader_states(saved(tmp_path, {**NEEDED, "loops": loops}))) == places
-    assert list(loader_states(saved(tmp_path, NEEDED))) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import stat
@@ -43,7 +42,7 @@ def test_folders_are_0700_and_files_0600_whatever_the_umask(runs: Path) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
     assert {modes[path.name] for path in paths if path.is_dir()} == {0o700}
     assert {modes[path.name] for path in paths if path.is_file()} == {0o600}
-    assert set(modes) == {"first", "logs", "checkpoints", "wandb", "config.yaml", "plan.json", "run_id", ".lock"}
+    assert set(modes) == {"first", "logs", "checkpoints", "wandb", "config.yaml", "plan.json", "run_id", ".lock-1"}
 
 
 def test_a_new_run_keeps_its_config_as_one_that_goes_on_with_it(runs: Path) -> None:
@@ -80,6 +79,14 @@ def test_resume_auto_goes_on_with_the_named_run_and_its_wandb_run(runs: Path) ->
     again = ended(open_run_directory(config(runs, resume="auto")))
     assert (again.path, again.wandb_id, again.is_new) == (first.path, first.wandb_id, False)
     assert again.resume_from == first.checkpoints / "last.ckpt"
+
+
+def test_a_wandb_run_that_the_user_fixed_is_kept_for_later_attempts(runs: Path) -> None:
+    first = ended(open_run_directory(config(runs), wandb_id="fixed"))
+    again = ended(open_run_directory(config(runs, resume="auto")))
+    other = ended(open_run_directory(config(runs, resume="auto"), wandb_id="another"))
+    assert [run.wandb_id for run in (first, again, other)] == ["fixed", "fixed", "another"]
+    assert ended(open_run_directory(config(runs, resume="auto"))).wandb_id == "another"
 
 
 def test_resume_auto_of_a_name_that_is_new_starts_it(runs: Path) -> None:
@@ -193,5 +200,5 @@ def test_a_plan_is_kept_as_json(runs: Path) -> None:
 
 @pytest.mark.parametrize("resume", [None, Path("/runs/a/checkpoints/last.ckpt")])
 def test_other_ranks_hear_of_the_run_without_its_lock(resume: Path | None) -> None:
-    run = RunDirectory(Path("/runs/a"), resume, "abc", True, lock=7)
-    assert RunDirectory.from_dict(json.loads(json.dumps(run.to_dict()))) == dataclasses.replace(run, lock=None)
+    run = RunDirectory(Path("/runs/a"), resume, "abc", True)
+    assert RunDirectory.from_dict(json.loads(json.dumps(run.to_dict()))) == run

@@ -265,3 +265,81 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path: Path) -> No
         assert process.stderr.read() == b""
         timer.cancel()
         assert process.wait() == 0
+
+
+SAID = """notice: job 42 has 2 nodes
+error: the config has 1 problem:
+  model.class_path: no.Such does not import; mend that
+run it ended with exit code 2 on node 0
+"""
+REASON = "the config has 1 problem: model.class_path: no.Such does not import; mend that"
+
+
+def _silent(runs: Path, kind: str) -> tuple[Path, Path]:
+    """A run whose job ended before a rank began, and the file with its words."""
+    if kind == "local":
+        run = _submitted(runs, cluster="local", pid=0, started=None, submitted=5.0)
+        file = run / "submissions/1/output.log"
+    elif kind == "slurm":
+        run = _submitted(runs, submitted=5.0)
+        file = run / "submissions/1/42_0_log.err"
+        (run / "submissions/1/42_0_log.out").write_text("nothing of use\n")
+    else:
+        run = _submitted(runs, "sweep-1", job_id="42_1", submitted=5.0, sweep="sweep")
+        file = runs / "sweep/arrays/1/42_1_0_log.err"
+        file.parent.mkdir(parents=True)
+    file.write_text(SAID)
+    return run, file
+
+
+@pytest.mark.parametrize("kind", ["local", "slurm", "member"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_job_that_ended_before_a_rank_began_is_told_with_its_reason_and_file(
+    tmp_path: Path, kind: str, earlier: bool, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run, file = _silent(tmp_path, kind)
+    if earlier:
+        # Of a submission before.
+        log = EventLog(run / "events.jsonl", 0, clock=lambda: 1.0)
+        log.write("run_started")
+        log.write("finished", step=9, metrics={})
+        (run / "logs").mkdir()
+        (run / "logs/rank-0.log").write_text("trained\n")
+    status = run_status(run, lambda _: JobState("FAILED", exit_code=2))
+    assert status.state == "failed"
+    assert status.detail.endswith(f"{REASON} ({file})")
+    assert run_status(run, lambda _: JobState("UNKNOWN")).state == "failed"
+
+    shown = b"".join(read_log(run, 0)).decode()
+    assert shown.endswith(SAID)
+    assert str(file) in shown
+    assert shown.startswith("trained" if earlier else "no rank of the newest job has begun")
+    assert b"".join(follow_log(run, 0, lambda: True)).decode() == shown
+
+    code = cli.run(["report", run.name, "--runs-dir", str(tmp_path)])
+    told = b"".join(capsysbinary.readouterr()).decode()
+    assert (code, REASON in told, str(file) in told) == (0 if earlier else 2, True, True)
+
+
+def test_a_job_whose_ranks_have_begun_is_told_by_its_events_alone(tmp_path: Path) -> None:
+    run, _ = _silent(tmp_path, "local")
+    _events(run, STARTED, FAILED)
+    (run / "logs").mkdir()
+    (run / "logs/rank-0.log").write_text("trained\n")
+    assert (run_status(run).detail, b"".join(read_log(run, 0))) == ("nan", b"trained\n")
+
+
+def test_a_job_that_told_no_error_is_told_with_its_last_words(tmp_path: Path) -> None:
+    run, file = _silent(tmp_path, "local")
+    file.write_text("Traceback (most recent call last):\n  here\nImportError: no launcher\n\n")
+    status = run_status(run)
+    assert (status.state, status.detail) == ("failed", f"its last words: ImportError: no launcher ({file})")
+
+
+def test_a_job_that_said_nothing_has_ended_without_a_reason(tmp_path: Path) -> None:
+    run, file = _silent(tmp_path, "local")
+    file.write_text("")
+    status = run_status(run)
+    assert (status.state, status.detail) == ("ended", "")
+    with pytest.raises(NoSuchRunError, match="no rank has begun yet"):
+        list(read_log(run, 0))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_split
 
 from launcher.random_states import capture, restore
 from launcher.sample_seeds import SeededIndex, mixed, seed_each_sample
@@ -41,28 +41,39 @@ class DrawingAtOnce(Drawing):
         return [self[index] for index in indices]
 
 
-def _loader(workers: int, dataset: type[Drawing] = Drawing, **options: Any) -> Callable[[], DataLoader[Any]]:
+def _loader(workers: int, dataset: Callable[[], Any] = Drawing, **options: Any) -> Callable[[], DataLoader[Any]]:
     return lambda: DataLoader(dataset(), 4, shuffle=True, collate_fn=keep, num_workers=workers, **options)
 
 
 @pytest.mark.parametrize("dataset", [Drawing, DrawingAtOnce])
 def test_a_resumed_epoch_repeats_what_its_workers_would_have_drawn(dataset: type[Drawing]) -> None:
     make = _loader(2, dataset)
-    loader = ordered(make)
-    iterator = iter(loader)
-    before = [next(iterator) for _ in range(3)]
-    state = loader.state_dict()
-    rest = list(iterator)
-    assert list(ordered(make, resume=[state])) == rest
-    draws = [sample[1:] for batch in before + rest for sample in batch]
+    batches = list(ordered(make))
+    assert list(ordered(make, at=(0, 3))) == batches[3:]
+    draws = [sample[1:] for batch in batches for sample in batch]
     assert len(set(draws)) == 24, "each sample has its own"
 
 
-def test_the_draws_do_not_depend_on_the_number_of_workers_or_ranks_and_change_with_the_epoch() -> None:
+def _subset(dataset: Any) -> Any:
+    return Subset(dataset, list(range(24))[::-1])
+
+
+_WRAPPERS: dict[str, Callable[[], Any]] = {
+    "plain": Drawing,
+    "subset": lambda: _subset(Drawing()),
+    "subset of a subset": lambda: _subset(_subset(Drawing())),
+    "random_split": lambda: random_split(Drawing(), [24], torch.Generator().manual_seed(1))[0],
+    "concatenated": lambda: ConcatDataset([Subset(Drawing(), range(10)), Subset(Drawing(), range(10, 24))]),
+    "subset of concatenated": lambda: _subset(ConcatDataset([Drawing()])),
+}
+
+
+@pytest.mark.parametrize("wrapper", _WRAPPERS)
+def test_the_draws_do_not_depend_on_the_number_of_workers_or_ranks_and_change_with_the_epoch(wrapper: str) -> None:
     def draws(workers: int, world_size: int, epoch: int = 0) -> list[Any]:
         found: list[Any] = []
         for rank in range(world_size):
-            loader = ordered(_loader(workers), micro=4, world_size=world_size, rank=rank)
+            loader = ordered(_loader(workers, _WRAPPERS[wrapper]), micro=4, world_size=world_size, rank=rank)
             loader.sampler.set_epoch(epoch)
             found += [sample for batch in loader for sample in batch]
         return sorted(found)
@@ -91,9 +102,9 @@ def test_without_workers_the_trainings_generators_are_drawn_from() -> None:
     before = capture()
     first = list(loader)
     restore(before)
-    loader.sampler.set_epoch(0)
+    loader.sampler.place(0)
     assert list(loader) == first
-    loader.sampler.set_epoch(0)
+    loader.sampler.place(0)
     assert list(loader) != first
 
 

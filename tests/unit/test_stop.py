@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from torch.distributed import TCPStore
@@ -47,7 +48,7 @@ def agreements(server: Server) -> Iterator[Callable[[int], list[StopAgreement]]]
     assert not watchers(), "a listening thread outlived close()"
 
 
-def dice(*seed: int) -> random.Random:
+def dice(*seed: object) -> random.Random:
     return random.Random(str(seed))  # noqa: S311 -- for timing, no secret
 
 
@@ -171,33 +172,122 @@ def test_close_ends_the_listening_thread_without_stopping_anybody(
 
 
 def heard(meeting: Meeting, rank: int) -> tuple[Spy, threading.Event]:
-    """A store, and the event that its rank has heard the request: its next gate comes after that."""
+    """A store, and the event that its rank has told its gates: its next gate comes after that."""
     event = threading.Event()
-    return Spy(
-        meeting.client(), lambda name, key: event.set() if (name, key) == ("set", f"stop/gates/{rank}") else None
-    ), event
+    return Spy(meeting.client(), lambda name, key: event.set() if (name, key) == ("wait", ["stop/at"]) else None), event
 
 
-def test_a_rank_without_an_answer_waits_at_one_gate_and_trains_on(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other_is_late", [True, False])
+def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
+    server: Server, monkeypatch: pytest.MonkeyPatch, other_is_late: bool
 ) -> None:
-    # Longer than a test may take: the other rank's count never comes, and a gate that waited for it would not end.
+    # Longer than a test may take: a gate that waited for it would not end.
     monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 3600)
-    meeting, counting = Meeting(server), threading.Event()
-    both = ["stop/gates/0", "stop/gates/1"]
-    store = Spy(meeting.client(), lambda name, key: counting.set() if (name, key) == ("wait", both) else None)
+    meeting = Meeting(server)
+    store, told = heard(meeting, 0)
     alone = StopAgreement(store, 0, 2)
     alone.start()
     alone.request(signal.SIGINT)
-    assert counting.wait(10)
+    assert told.wait(10)
     monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 0.5)
     began = time.monotonic()
     assert alone.gate() is False
     assert time.monotonic() - began > 0.4
     monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 3600)
     assert [alone.gate() for _ in range(4)] == [False] * 4
-    meeting.client().set(both[1], "0")
+    if other_is_late:
+        late = StopAgreement(meeting.client(), 1, 2)
+        late.start()
+        late.expect()
+        assert [late.gate() for _ in range(9)] == [False] * 9
+        late.close()
     alone.close()
+
+
+def test_a_lost_store_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", 3600)
+    own, listens = Server(), threading.Event()
+    store = Spy(Meeting(own).client(), lambda name, key: listens.set() if name == "wait" else None)
+    agreement = StopAgreement(store, 0, 2)
+    agreement.start()
+    assert listens.wait(10)
+    agreement.expect()
+    own.end()
+    assert agreement.gate() is False
+    agreement.close()
+
+
+@pytest.mark.parametrize("world", [2, 8])
+def test_a_request_costs_each_rank_a_few_operations(server: Server, world: int) -> None:
+    meeting = Meeting(server)
+    spies = [Spy(meeting.client()) for _ in range(world)]
+    ranks = [StopAgreement(spy, rank, world) for rank, spy in enumerate(spies)]
+    for own in ranks:
+        own.start()
+    for own in ranks:
+        own.request(signal.SIGTERM)
+    run_ranks([lambda own=own: gates_passed(own) for own in ranks])
+    for own in ranks:
+        own.close()
+    assert all(len(spy.operations) < 20 for spy in spies), [spy.operations for spy in spies]
+
+
+class Late:
+    """A store of a busy machine: operations begin, and their answers come, at random times."""
+
+    def __init__(self, store: Any, chance: random.Random, longest: float) -> None:
+        self._store, self._chance, self._longest = store, chance, longest
+
+    def _pause(self) -> None:
+        time.sleep(self._chance.choice((0, 0, 0.1, 1)) * self._longest)
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._store, name)
+
+        def late(*arguments: Any) -> Any:
+            self._pause()
+            answer = call(*arguments)
+            self._pause()
+            return Late(answer, self._chance, self._longest) if name == "clone" else answer
+
+        return late
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_all_ranks_stop_at_one_gate_or_none_does_whatever_is_late(
+    server: Server, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chance = dice("late", seed)
+    world = chance.choice((2, 3, 5))
+    # About as long as the operations take: the ranks give up before, while and after the others tell.
+    monkeypatch.setattr(launcher.stop, "_ANSWER_TIMEOUT", chance.choice((0.02, 0.05, 0.1, 1.0)))
+    meeting, collective = Meeting(server), threading.Barrier(world)
+    ranks = [StopAgreement(Late(meeting.client(), dice(seed, n), 0.01), n, world) for n in range(world)]
+    asked = {rank: chance.randrange(1, 25) for rank in chance.sample(range(world), chance.randrange(1, world + 1))}
+    threads: list[threading.Thread] = []
+
+    def train(rank: int) -> int | None:
+        own = ranks[rank]
+        own.start()
+        for step in range(1, 60):
+            # Breaks, and so fails the test, if another rank has stopped.
+            collective.wait(10)
+            if asked.get(rank) == step:
+                own.expect()
+                threads.append(threading.Thread(target=own.request, args=(signal.SIGTERM,)))
+                threads[-1].start()
+            if own.gate():
+                own.close()
+                return step
+        own.close()
+        return None
+
+    try:
+        stopped = run_ranks([lambda rank=rank: train(rank) for rank in range(world)])
+    finally:
+        for thread in threads:
+            thread.join(10)
+    assert len(set(stopped)) == 1, stopped
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -65,7 +65,13 @@ def test_a_dry_run_prints_the_very_script_that_is_sent_and_makes_nothing(cwd: Pa
 
 
 def test_what_is_queued_is_private_and_says_how_to_go_on(cwd: Path, slurm: StandIns) -> None:
-    said = submit(cwd, slurm, *JOB).check().output
+    before = os.umask(0o027)
+    try:
+        said = submit(cwd, slurm, *JOB).check().output
+    finally:
+        os.umask(before)
+    # SLURM hands it to the job, whose own files are the user's.
+    assert (slurm.folder / "umask").read_text() == oct(0o027)
     assert "job 42 is queued\nrun it: launcher status it, logs, cancel\n" in said
     assert "no snapshot of the code, as this is no git repository" in said
     for path in (cwd / "runs/it", *(cwd / "runs/it").rglob("*")):
@@ -76,13 +82,14 @@ def test_what_is_queued_is_private_and_says_how_to_go_on(cwd: Path, slurm: Stand
 
 
 def test_no_secret_is_in_anything_that_is_written_or_started(cwd: Path, slurm: StandIns) -> None:
-    said = submit(cwd, slurm, *JOB, "--export-env", "MY_SECRET", WANDB_API_KEY="planted-key", MY_SECRET="planted-too")
+    said = submit(cwd, slurm, *JOB, "--export-env", "MY_SECRET", "--model.hf_token", "planted-three",
+                  WANDB_API_KEY="planted-key", MY_SECRET="planted-too")  # fmt: skip
     assert "planted" not in said.check().output
     files = [path for path in [*cwd.rglob("*"), *slurm.folder.rglob("*")] if path.is_file()]
     assert any(path.suffix == ".pkl" for path in files)
     assert [path for path in files if b"planted" in path.read_bytes()] == []
     (names,) = re.findall(r"#SBATCH --export=(\S+)", (slurm.folder / "script").read_text())
-    assert {"MY_SECRET", "PATH", "WANDB_API_KEY"} <= set(names.split(","))
+    assert {"MY_SECRET", "PATH", "WANDB_API_KEY", "LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN"} <= set(names.split(","))
 
 
 def test_everything_that_is_wrong_is_told_at_once_and_nothing_made(cwd: Path, slurm: StandIns) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from launcher.config import RunConfig
 from launcher.config_check import parse_config
 from launcher.errors import ConfigError, Problem
 from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
+from launcher.user_objects import UserObjects, make_user_objects
+from tests import cli_zoo
 
 _SOURCE = """
 import lightning.pytorch as pl
@@ -275,3 +279,118 @@ def test_one_callback_needs_no_list() -> None:
 def test_no_callbacks_and_loggers_are_none() -> None:
     assert make_callbacks(RunConfig()) == []
     assert make_loggers(RunConfig()) == []
+
+
+def test_the_object_itself_is_no_argument_whatever_its_name() -> None:
+    given = config({"class_path": "tests.cli_zoo.Plain"})
+    made, _ = make_objects(given, import_classes(given), None)
+    assert vars(made)["d"] == 8
+    problem = only_message(config(model("tests.cli_zoo.Plain", s=1)), "model.init_args.s")
+    assert problem == "Plain takes no s; it takes d"
+
+
+def test_an_argument_with_a_dataclass_is_that_dataclass() -> None:
+    given = config(model("tests.cli_zoo.Net", shape={"width": "3"}))
+    made, _ = make_objects(given, import_classes(given), None)
+    assert cli_zoo.Sizes(3, 1) in vars(made)["given"]
+
+
+def test_other_arguments_are_those_of_the_signature_or_go_to_its_last_parameter() -> None:
+    spec = {"class_path": "tests.cli_zoo.Data", "dict_kwargs": {"batch_size": "4", "colour": "red"}}
+    given = config(model(width=1), spec)
+    classes = import_classes(given)
+    _, data = make_objects(given, classes, None)
+    assert (classes.batch_size, vars(data)["batch_size"], vars(data)["more"]) == (4, 4, {"colour": "red"})
+    misplaced = config(model(width=1), model("tests.cli_zoo.Data", colour="red"))
+    message = only_message(misplaced, "data.init_args.colour")
+    assert message == "Data takes no colour; it takes batch_size, folder; for its **kwargs, give it under dict_kwargs"
+    wrong = {"class_path": "theirs.Counter", "dict_kwargs": {"evry": 3}}
+    message = only_message(config(model(width=1), callbacks=[wrong]), "trainer.callbacks[0].dict_kwargs.evry")
+    assert message == "Counter takes no evry; did you mean every?"
+
+
+def test_a_quoted_batch_size_is_the_batch_size() -> None:
+    assert import_classes(config(model("theirs.Alone", batch_size="6"))).batch_size == 6
+
+
+def test_a_short_name_is_that_of_an_imported_class() -> None:
+    callbacks = [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}, {"class_path": "Counter"}]
+    given = config(model(width=1), callbacks=callbacks)
+    import_classes(given)
+    stopping, own = make_callbacks(given)
+    assert (type(stopping), type(own).__name__) == (pl.callbacks.EarlyStopping, "Counter")
+    message = only_message(
+        config(model(width=1), callbacks=[{"class_path": "Nope"}]), "trainer.callbacks[0].class_path"
+    )
+    assert message == "given 'Nope', and no imported Callback has that name; give its import path, as my_pkg.Nope"
+
+
+def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "pytorch_lightning"
+    package.mkdir()
+    (package / "__init__.py").write_text("class LightningModule: pass\n")
+    (tmp_path / "old.py").write_text("import pytorch_lightning as pl\nclass Net(pl.LightningModule): pass\n")
+    for name in ("pytorch_lightning", "old"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        message = only_message(config(model("old.Net")), "model.class_path")
+    finally:
+        sys.modules.pop("pytorch_lightning", None)
+        sys.modules.pop("old", None)
+    assert message == (
+        "old.Net is a LightningModule of the package pytorch_lightning, and the launcher trains with the package "
+        "lightning, which has the same: in old, write `lightning.pytorch` instead of `pytorch_lightning`"
+    )
+
+
+def test_hyperparameters_are_the_settings_where_one_of_them_names_a_class() -> None:
+    """As under LightningCLI: a checkpoint holds no object, and the model can be made of it again."""
+    encoder = {"class_path": "tests.cli_zoo.Encoder", "init_args": {"width": 3}}
+    given = config(model("tests.cli_zoo.Net", encoder=encoder))
+    made, _ = make_objects(given, import_classes(given), None)
+    assert made.hparams["encoder"]["init_args"]["width"] == 3
+    assert made.hparams["_instantiator"] == "lightning.pytorch.cli.instantiate_module"
+    plain = config(model("tests.cli_zoo.Net", lr="0.5"))
+    made, _ = make_objects(plain, import_classes(plain), None)
+    assert made.hparams["lr"] == 0.5
+
+
+def test_an_optimizer_of_the_config_replaces_the_models_own_with_a_notice() -> None:
+    def objects(name: str) -> UserObjects:
+        optimizer = {"class_path": "SGD", "init_args": {"lr": 0.5}}
+        values = {"model": {"class_path": f"tests.cli_zoo.{name}"}, "optimizer": optimizer}
+        return make_user_objects(parse_config(values), None)
+
+    own, none = objects("Net"), objects("Plain")
+    assert list(own.notices) == ["`optimizer` in the config replaces Net.configure_optimizers"]
+    assert list(none.notices) == []
+    for made in (own.model, none.model, copy.deepcopy(own.model)):
+        optimizer = made.configure_optimizers()
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert optimizer.param_groups[0]["lr"] == 0.5
+        assert optimizer.param_groups[0]["params"] == list(made.parameters())
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "says"),
+    [
+        ({"lr_scheduler": {"class_path": "StepLR"}}, "lr_scheduler", "given without an optimizer"),
+        ({"optimizer": {"class_path": "Adma"}}, "optimizer.class_path", "no imported Optimizer has that name"),
+        ({"optimizer": {"class_path": "Adam", "init_args": {"lrr": 1}}}, "optimizer.init_args.lrr", "did you mean lr?"),
+        ({"optimizer": {"class_path": "Adam", "init_args": {"params": []}}}, "optimizer.init_args.params", "takes no"),
+        ({"ddp": {"bucket_cap": 1}}, "ddp", "bucket_cap is no option of it"),
+        ({"ddp": {"ddp_comm_hook": "no.such"}}, "ddp.init_args.ddp_comm_hook", "given 'no.such'"),
+        ({"ddp": {"bucket_cap_mb": 1}, "strategy": "deepspeed_stage_2"}, "ddp", "or use `strategy: ddp`"),
+        (
+            {"trainer": {"profiler": {"class_path": "SimpleProfiler", "init_args": {"x": 1}}}},
+            "trainer.profiler.init_args.x",
+            "SimpleProfiler takes no x",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_other_classes_is_told(values: dict[str, Any], path: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        import_classes(parse_config({"model": {"class_path": "tests.cli_zoo.Plain"}, **values}))
+    messages = {problem.path: problem.message for problem in caught.value.problems}
+    assert says in messages[path]

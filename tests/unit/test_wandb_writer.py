@@ -167,3 +167,10 @@ def test_a_run_that_does_not_tell_its_step_gets_the_true_one() -> None:
     del wandb.run.step
     log_row(wandb, {}, 7)
     assert wandb.rows == [({"trainer/global_step": 7}, 7)]
+
+
+def test_beside_another_thread_wandb_counts_the_rows_itself() -> None:
+    told: list[tuple[dict[str, object], dict[str, object]]] = []
+    wandb = SimpleNamespace(run=SimpleNamespace(step=99), log=lambda row, **how: told.append((row, how)))
+    log_row(wandb, {"amp/loss_scale": 8.0}, 7, at_next=True)
+    assert told == [({"amp/loss_scale": 8.0, "trainer/global_step": 7}, {"commit": True})]

@@ -1,7 +1,8 @@
-"""SIGTERM to a loader worker: from its parent it ends it, from anybody else it does not."""
+"""A loader worker ends with its rank; of a SIGTERM only if its parent sent it."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -44,3 +45,25 @@ print("as it should be")
 @pytest.mark.slow
 def test_a_worker_outlives_a_strangers_signal_and_obeys_its_parents(tmp_path: Path) -> None:
     assert "as it should be" in run_warm([sys.executable, "-c", _PARENT], tmp_path, timeout=60).check().output
+
+
+_RANK = """
+import multiprocessing, os, signal, sys, time
+from launcher.worker_signals import start_worker
+
+def work(told):
+    start_worker(0, inner=None, rank=0)
+    told.send("begun")
+    time.sleep(1000)  # a sample that takes long: nothing in Python looks at the parent
+
+ours, theirs = multiprocessing.Pipe()
+multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True).start()
+assert ours.recv() == "begun"
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_outlive_its_rank_in_the_middle_of_a_sample(tmp_path: Path) -> None:
+    # The worker has the rank's output too, and `run_warm` returns once nobody has it any more.
+    run_warm([sys.executable, "-c", _RANK], tmp_path, timeout=60).check(-signal.SIGKILL)

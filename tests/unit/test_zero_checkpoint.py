@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from launcher.checkpoint_reader import Trust
 from launcher.convert import convert_checkpoint
 from launcher.errors import ResumeError
 from launcher.resume import check_checkpoint
-from launcher.run_callbacks import KeepStepBorders
 from launcher.zero_checkpoint import ZeroLayout, read_whole, zero_layout
 from strategies.choice import StrategyError
 from strategies.deepspeed_strategy import check_optimizers, replace_folder
@@ -168,23 +166,6 @@ def test_convert_takes_a_file_too_and_leaves_what_exists_alone(tmp_path: Path) -
         convert_checkpoint(tmp_path / "foreign.pt", tmp_path / "new")
     assert target.read_bytes() == before
     assert not (tmp_path / "new").exists()
-
-
-def test_another_accumulation_counts_the_epochs_batches_anew() -> None:
-    def counts(n: int) -> dict[str, int]:
-        return {"ready": n, "completed": n, "started": n, "processed": n}
-
-    def trainer(accumulate: int) -> Any:
-        return SimpleNamespace(accumulate_grad_batches=accumulate)
-
-    progress = {"total": counts(20), "current": counts(8), "is_last_batch": False}
-    checkpoint: dict[str, Any] = {"loops": {"fit_loop": {"epoch_loop.batch_progress": progress}}}
-    callback, module = KeepStepBorders(), torch.nn.Module()
-    callback.on_save_checkpoint(trainer(2), module, checkpoint)  # type: ignore[arg-type]
-    callback.on_load_checkpoint(trainer(2), module, checkpoint)  # type: ignore[arg-type]
-    assert progress == {"total": counts(20), "current": counts(8), "is_last_batch": False}
-    callback.on_load_checkpoint(trainer(3), module, checkpoint)  # type: ignore[arg-type]
-    assert progress == {"total": counts(30), "current": counts(12), "is_last_batch": False}
 
 
 class TestOptimizers:

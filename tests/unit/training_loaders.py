@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-from launcher.data_order import order_training_data
+from launcher.data_order import DataOrder, place
 from strategies.batch import BatchSplit
-
-
-class Owner:
-    """Has a `train_dataloader`, as a LightningModule or LightningDataModule has."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.make = make
-
-    def train_dataloader(self) -> Any:
-        return self.make()
 
 
 def keep(samples: list[int]) -> list[int]:
@@ -33,21 +24,23 @@ def ordered(
     rank: int = 0,
     accumulate: int = 1,
     fixed: bool = True,
-    resume: Sequence[Mapping[str, Any]] = (),
+    distribute: bool = True,
+    overfit: bool = False,
+    at: tuple[int, int] = (0, 0),
     notices: list[str] | None = None,
 ) -> Any:
-    """What `make`'s loaders become."""
-    owner: Any = Owner(make)
-    order_training_data(
-        owner,
+    """What `make`'s loaders become, placed at an epoch and a number of its batches."""
+    order = DataOrder(
         BatchSplit(world_size, micro, accumulate),
         rank=rank,
         seed=5,
         fixed_global_batch=fixed,
-        resume_states=resume,
+        distribute=distribute,
         notice=([] if notices is None else notices).append,
     )
-    return owner.train_dataloader()
+    made = order.apply(make, "Owner.train_dataloader", overfit=overfit)
+    place(made if isinstance(made, CombinedLoader) else CombinedLoader(made, "max_size_cycle"), *at)
+    return made
 
 
 def shuffled(size: int = 24, batch_size: int = 4, **options: Any) -> Callable[[], DataLoader[Any]]:

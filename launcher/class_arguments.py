@@ -1,0 +1,204 @@
+"""The arguments of a class that a config names: checked without making anything, then the object."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jsonargparse
+import yaml
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+from launcher.class_import import import_class
+from launcher.config_merge import FORMER
+from launcher.errors import ConfigError, Problem
+
+# What makes a model anew of the hyperparameters in a checkpoint: LightningCLI's own, which knows nested classes.
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+def argument_problems(
+    cls: type[Any], key: str, spec: Mapping[str, Any], skip: Collection[str] = frozenset()
+) -> list[Problem]:
+    """Each argument by itself, so that all wrong ones are told at once.
+
+    Args:
+        cls: the class.
+        key: the spec's place in the config.
+        spec: `class_path`, `init_args`, `dict_kwargs`.
+        skip: arguments that come from elsewhere.
+    """
+    for name in ("init_args", "dict_kwargs"):
+        if not isinstance(spec.get(name) or {}, Mapping):
+            return [Problem(f"{key}.{name}", f"given {spec[name]!r}; expected a mapping of arguments")]
+    parser = _parser(cls, frozenset(skip))
+    known = _known(cls, skip)
+    given, more = _split(spec, known)
+    problems: list[Problem] = []
+    for name, value in given.items():
+        path = f"{key}.init_args.{name}"
+        if name not in known:
+            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_other_place(cls, name, known)}"))
+            continue
+        if name == "batch_size" and isinstance(value, int) and value < 1:
+            problems.append(Problem(path, f"given {value!r}; expected at least 1"))
+            continue
+        if value is None and not _takes_null(cls, name):
+            problems.append(Problem(path, f"given null; {cls.__name__} expects a value, so give one"))
+            continue
+        try:
+            parser.parse_object({"it": {name: value}}, defaults=False)
+        except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+            # Other arguments may be required and are not given in this look at one.
+            if name in str(error).splitlines()[0]:
+                detail = " ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+                problems.append(Problem(path, f"given {value!r}; {detail or error}"))
+    if not _takes_anything(cls):
+        problems += [
+            Problem(f"{key}.dict_kwargs.{name}", f"{cls.__name__} takes no {name}; {_did_you_mean(name, known)}")
+            for name in more
+        ]
+    missing = sorted(_required(cls) - set(given) - set(more) - set(skip))
+    problems += [
+        Problem(f"{key}.init_args.{name}", f"{cls.__name__} needs it, and it was not given; add it") for name in missing
+    ]
+    return problems
+
+
+def read_argument(cls: type[Any], spec: Mapping[str, Any], name: str, default: Any) -> Any:
+    """One valid argument in the form of its type: a quoted number is a number; `default` if it is not given."""
+    given, _ = _split(spec, _known(cls))
+    if name not in given:
+        return default
+    return vars(_parser(cls, frozenset()).parse_object({"it": {name: given[name]}}, defaults=False)["it"])[name]
+
+
+def make_object(
+    base: type[Any] | tuple[type[Any], ...], spec: Mapping[str, Any], *, as_hyperparameters: bool = False
+) -> Any:
+    """The object, nested `class_path`s made first; what its constructor raises comes out as it is.
+
+    Args:
+        base: what it is a subclass of.
+        spec: `class_path`, `init_args`, `dict_kwargs`.
+        as_hyperparameters: where a setting names a class, `save_hyperparameters` saves the settings, as under
+            LightningCLI, not the objects made of them: a checkpoint with them can be read again.
+    """
+    cls = import_class(spec["class_path"], base, "class_path")
+    given, more = _split(spec, _known(cls))
+    parser = _parser(cls, frozenset())
+    parsed = parser.parse_object({"it": given})
+    arguments = parser.instantiate(parsed).get("it") or {}
+    saved = contextlib.nullcontext()
+    if as_hyperparameters and _names_a_class(parsed.get("it")):
+        settings = yaml.safe_load(parser.dump(parsed, skip_unset=False)).get("it") or {}
+        saved = _given_hyperparameters_context({"_class_path": spec["class_path"], **settings, **more}, _INSTANTIATOR)
+    with saved:
+        return cls(**dict(vars(arguments) if arguments else {}), **more)
+
+
+def _names_a_class(value: Any) -> bool:
+    if isinstance(value, jsonargparse.Namespace):
+        return "class_path" in value or any(map(_names_a_class, vars(value).values()))
+    if isinstance(value, Mapping):
+        return any(map(_names_a_class, value.values()))
+    return isinstance(value, list | tuple) and any(map(_names_a_class, value))
+
+
+def make_arguments(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a class without making it: import paths of functions and nested classes become what they name."""
+    if not given:
+        return {}
+    known, more = _split({"dict_kwargs": given}, _known(cls))
+    parser = _parser(cls, frozenset())
+    parsed = parser.parse_object({"it": known}, defaults=False)
+    made = parser.instantiate(parsed).get("it")
+    return {**{name: vars(made)[name] for name in known}, **more}
+
+
+def plain_arguments(cls: type[Any], spec: Mapping[str, Any], skip: Collection[str]) -> dict[str, Any]:
+    """All arguments but `skip`, defaults too, in the form of their types, without an object made of any."""
+    given, more = _split(spec, _known(cls, skip))
+    found = _parser(cls, frozenset(skip)).parse_object({"it": given}).get("it")
+    return {**(found.as_dict() if found else {}), **more}
+
+
+def _split(spec: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments that the signature knows, and those that only its `**kwargs` take."""
+    more = dict(spec.get("dict_kwargs") or {})
+    given = {name: more.pop(name) for name in [*more] if name in known}
+    former = {name: value for name, value in (spec.get(FORMER) or {}).items() if name in known and name not in more}
+    return {k: _settled(v) for k, v in {**former, **given, **(spec.get("init_args") or {})}.items()}, more
+
+
+def _settled(value: Any) -> Any:
+    """Nested specs with what their class takes of the arguments of the one before it."""
+    if isinstance(value, list | tuple):
+        return [_settled(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    if FORMER not in value or "class_path" not in value:
+        return {key: _settled(each) for key, each in value.items()}
+    try:
+        cls = import_class(str(value["class_path"]), object, "class_path")
+    except ConfigError:
+        known: set[str] = set()  # told when it is made
+    else:
+        known = _known(cls)
+    own = {key: each for key, each in value.items() if key not in (FORMER, "init_args")}
+    return {**own, "init_args": _split({**value, "dict_kwargs": None}, known)[0]}
+
+
+def _other_place(cls: type[Any], name: str, known: Collection[str]) -> str:
+    """The argument that was meant, or where one for `**kwargs` goes."""
+    hint = "; for its **kwargs, give it under dict_kwargs" if _takes_anything(cls) else ""
+    return _did_you_mean(name, known) + hint
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    """A 'did you mean' for an argument's name."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(known)) or 'no arguments'}"
+
+
+@functools.lru_cache(maxsize=64)
+def _parser(cls: type[Any], skip: frozenset[str]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    # No group: the object is made here, and only what its arguments are made of by jsonargparse.
+    parser.add_class_arguments(cls, "it", fail_untyped=False, skip=set(skip), as_group=False)
+    return parser
+
+
+def _known(cls: type[Any], skip: Collection[str] = frozenset()) -> set[str]:
+    return set(vars(_parser(cls, frozenset(skip)).get_defaults().get("it", jsonargparse.Namespace())))
+
+
+def _takes_null(cls: type[Any], name: str) -> bool:
+    """Whether null may be meant; an argument without a type hint may mean anything."""
+    parameter = inspect.signature(cls.__init__).parameters.get(name)
+    if parameter is None or parameter.annotation is parameter.empty or parameter.default is None:
+        return True
+    try:
+        hint = typing.get_type_hints(cls.__init__)[name]
+    except (NameError, TypeError, KeyError):
+        return True  # a hint that only a type checker can read
+    return hint in (Any, object, type(None)) or type(None) in typing.get_args(hint)
+
+
+def _own_parameters(cls: type[Any]) -> list[inspect.Parameter]:
+    """Without the object itself, whatever its name."""
+    return list(inspect.signature(cls.__init__).parameters.values())[1:]
+
+
+def _takes_anything(cls: type[Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in _own_parameters(cls))
+
+
+def _required(cls: type[Any]) -> set[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in _own_parameters(cls) if p.default is p.empty and p.kind in kinds}

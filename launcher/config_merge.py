@@ -1,0 +1,137 @@
+"""Settings of several sources become one: class specs in their long form, laid over one another."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Fields that name a class, and those of `trainer` that name several.
+CLASS_FIELDS = ("model", "data", "optimizer", "lr_scheduler")
+CLASS_LISTS = ("callbacks", "logger", "plugins")
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+# Arguments of the class that another one was put in the place of: those that the new class takes, too, stay.
+FORMER = "former_args"
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_OLD_PATH = re.compile(r"pytorch_lightning(\.\w+)+")
+
+
+def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Put a value at a dotted path, in place.
+
+    `model` may be a class's name or its settings; what is set of `trainer.callbacks` is set of the last one.
+    """
+    place = values
+    for key in keys[:-1]:
+        name = f"{key}+" if place.get(f"{key}+") else key
+        below = {"class_path": place[name]} if isinstance(place.get(name), str) else place.get(name)
+        place[name] = below if isinstance(below, dict | list) else {}
+        place = place[name]
+        if isinstance(place, list):
+            if not place:
+                place.append({})
+            place[-1] = place[-1] if isinstance(place[-1], dict) else {"class_path": place[-1]}
+            place = place[-1]
+    last = keys[-1]
+    if isinstance(value, str) and isinstance(place.get(last), dict) and last in CLASS_FIELDS:
+        place[last]["class_path"] = value
+    elif "class_path" in place and last not in _CLASS_KEYS and len(keys) > (2 if keys[0] in CLASS_FIELDS else 3):
+        place["init_args"] = {**(place.get("init_args") or {}), last: value}
+    elif last.endswith("+"):
+        place[last] = [*place.get(last, []), *_as_list(value)]
+    else:
+        place.pop(f"{last}+", None)
+        place[last] = value
+
+
+def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `over` on `base`, in place, as LightningCLI does.
+
+    Another class keeps the earlier arguments that it takes, too, which shows when it is imported; `callbacks+` adds to
+    `callbacks`; settings without a class are those of the last of several.
+    """
+    for key, value in over.items():
+        name = key.removesuffix("+") if isinstance(key, str) else key
+        below = base.get(name)
+        if name != key and name in CLASS_LISTS:
+            base[name] = [*_as_list(below), *copy.deepcopy(_as_list(value))]
+        elif name in CLASS_LISTS and isinstance(below, list) and below and _is_part(value):
+            below[-1] = _spec(below[-1])
+            merge_values(below[-1], _spec(dict(value)))
+        elif isinstance(below, str) and _is_part(value) and {*value} <= {*_CLASS_KEYS}:
+            base[key] = {"class_path": below, **copy.deepcopy(dict(value))}
+        elif isinstance(below, dict) and "class_path" in below:
+            base[key] = _merged_class(below, value)
+        elif isinstance(value, Mapping):
+            base[key] = merge_values(below if isinstance(below, dict) else {}, value)
+        else:
+            base[key] = copy.deepcopy(value)
+    return base
+
+
+def _is_part(value: Any) -> bool:
+    """Whether these are settings of a class that is named elsewhere."""
+    return isinstance(value, Mapping) and "class_path" not in value
+
+
+def _merged_class(below: dict[str, Any], value: Any) -> Any:
+    """A class spec with another, a part of one, or a name laid on it."""
+    if isinstance(value, str) and _IMPORT_PATH.fullmatch(value):
+        value = {"class_path": value}
+    if not isinstance(value, Mapping):
+        return copy.deepcopy(value)
+    over = copy.deepcopy(_spec(dict(value)))
+    if over.get("class_path", below["class_path"]) == below["class_path"]:
+        return merge_values(below, {k: v for k, v in over.items() if k != "class_path"})
+    former = {**(below.get(FORMER) or {}), **(below.get("init_args") or {})}
+    return {**over, FORMER: former} if former else over
+
+
+def with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
+    """`model: pkg.Class` and `model: {lr: 1}` in the long form with `class_path` and `init_args`; others likewise."""
+    result = _current_paths(values)
+    for key in CLASS_FIELDS:
+        if key in result:
+            result[key] = _spec(result[key])
+    trainer = result.get("trainer")
+    if isinstance(trainer, dict):
+        for key in [*trainer]:
+            if str(key).removesuffix("+") in CLASS_LISTS:
+                trainer[key] = _spec(trainer[key])
+        profiler = trainer.get("profiler")
+        if isinstance(profiler, dict) or (isinstance(profiler, str) and profiler.endswith("Profiler")):
+            trainer["profiler"] = _spec(profiler)
+    return result
+
+
+def _spec(given: Any) -> Any:
+    """One class, or each of several, in the long form; what is no class is left for the check to tell."""
+    if isinstance(given, list):
+        return [_spec(each) for each in given]
+    if isinstance(given, str):
+        return {"class_path": given}
+    if not isinstance(given, dict):
+        return given
+    own = {k: v for k, v in given.items() if k in (*_CLASS_KEYS, FORMER)}
+    arguments = {k: v for k, v in given.items() if k not in own}
+    inner = own.get("init_args") or {}
+    # Something else than a mapping is left for the check to tell.
+    if arguments and isinstance(inner, Mapping):
+        own["init_args"] = {**inner, **arguments}
+    return own
+
+
+def _current_paths(value: Any) -> Any:
+    """A copy with Lightning's own classes where they lie today: files for `pytorch_lightning` name the old place."""
+    if isinstance(value, dict):
+        return {key: _current_paths(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_current_paths(each) for each in value]
+    if isinstance(value, str) and _OLD_PATH.fullmatch(value):
+        return "lightning.pytorch" + value.removeprefix("pytorch_lightning")
+    return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,65 @@
+"""An optimizer and a schedule that the config names, as LightningCLI gives them to a model."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningCLI, LRSchedulerTypeTuple
+from torch.optim import Optimizer
+
+from launcher.class_arguments import argument_problems, plain_arguments
+from launcher.class_import import import_class
+from launcher.config import RunConfig
+from launcher.errors import ConfigError, Problem
+
+# Field, what its class is, and the argument that comes from the model.
+_BLOCKS: tuple[tuple[str, tuple[type[Any], ...], str], ...] = (
+    ("optimizer", (Optimizer,), "params"),
+    ("lr_scheduler", LRSchedulerTypeTuple, "optimizer"),
+)
+
+
+def optimizer_problems(config: RunConfig) -> list[Problem]:
+    """What is wrong with the config's optimizer and schedule."""
+    problems: list[Problem] = []
+    if config.lr_scheduler and not config.optimizer:
+        problems.append(Problem("lr_scheduler", "given without an optimizer; add one, as in `optimizer: Adam`"))
+    for field, bases, first in _BLOCKS:
+        spec = getattr(config, field)
+        if not spec:
+            continue
+        try:
+            cls = import_class(spec["class_path"], bases, f"{field}.class_path")
+            problems += argument_problems(cls, field, spec, {first})
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def add_configure_optimizers(model: pl.LightningModule, config: RunConfig) -> None:
+    """Let the model's `configure_optimizers` make what the config names, if it names an optimizer."""
+    if not config.optimizer:
+        return
+
+    def configure_optimizers(module: pl.LightningModule) -> Any:
+        # Made here, not with the model: its parameters may change until then.
+        made: list[Any] = [module.parameters()]
+        for field, bases, first in _BLOCKS:
+            spec = getattr(config, field)
+            if spec:
+                cls = import_class(spec["class_path"], bases, field)
+                made.append(cls(made[-1], **plain_arguments(cls, spec, {first})))
+        return LightningCLI.configure_optimizers(module, *made[1:])
+
+    model.configure_optimizers = MethodType(configure_optimizers, model)
+
+
+def optimizer_notice(model: pl.LightningModule | type[pl.LightningModule], config: RunConfig) -> str | None:
+    """What to tell where the config's optimizer takes the place of the model's own."""
+    cls = model if isinstance(model, type) else type(model)
+    own = getattr(cls, "configure_optimizers", None)
+    if not config.optimizer or own is pl.LightningModule.configure_optimizers:
+        return None
+    return f"`optimizer` in the config replaces {cls.__name__}.configure_optimizers"

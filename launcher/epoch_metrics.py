@@ -1,0 +1,133 @@
+"""What an epoch has logged so far, in the checkpoint and back: its mean is of all of its batches after a resume too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+from launcher.random_states import gather_states
+
+KEY = "launcher_epoch_metrics"
+_META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",
+         "dataloader_idx", "metric_attribute")  # fmt: skip
+
+
+class EpochMetrics(pl.Callback):
+    """Saves and restores what `self.log(..., on_epoch=True)` and the module's torchmetrics have added up.
+
+    Lightning begins them anew, so that a metric of a resumed epoch is of its last batches alone: EarlyStopping,
+    ModelCheckpoint and ReduceLROnPlateau would follow that. Of an epoch that the Trainer ended early they are saved as
+    before its end, and so is EarlyStopping.
+
+    Args:
+        notice: told if the checkpoint is of another number of ranks.
+    """
+
+    def __init__(self, notice: Callable[[str], None]) -> None:
+        self._notice = notice
+        self._saved: Sequence[Mapping[str, Any]] = ()
+        self._ended: dict[str, Any] | None = None
+        self._stopping: dict[str, dict[str, Any]] = {}
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._ended, self._stopping = None, {}
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # After this they begin anew, but an epoch that the Trainer ended is gone on with by a resume.
+        self._ended = _capture(trainer, pl_module)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if not (progress.is_last_batch or progress.current.ready == trainer.num_training_batches):
+            # It checks here, and again where the epoch ends.
+            self._stopping = {stopping.state_key: copy.deepcopy(stopping.state_dict())
+                              for stopping in trainer.early_stopping_callbacks}  # fmt: skip
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        own = self._ended or _capture(trainer, pl_module)
+        checkpoint[KEY] = gather_states(own, trainer.strategy.root_device)
+        checkpoint.get("callbacks", {}).update(self._stopping)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saved = checkpoint.get(KEY, ())
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        saved, self._saved = self._saved, ()
+        if not saved or getattr(trainer.fit_loop, "position", None) is None:
+            return
+        if len(saved) != trainer.world_size:
+            self._notice("the metrics of the epoch that is gone on with are of its remaining batches: the checkpoint "
+                         f"has those of {len(saved)} ranks, and now there are {trainer.world_size}")  # fmt: skip
+            return
+        mine = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
+        modules = dict(pl_module.named_modules())
+        for name, state in mine["own"].items():
+            metric = modules.get(name)
+            if isinstance(metric, Metric) and set(state["values"]) == set(metric._defaults):
+                vars(metric).update(state["values"])
+                metric._update_count = state["updates"]
+                metric._computed = None
+        for key, state in mine["logged"].items():
+            restored = _restored(state, trainer, modules)
+            if restored is not None:
+                trainer.fit_loop.epoch_loop._results[key] = restored
+        # The first batch of an epoch's loop begins them anew.
+        trainer._logger_connector._first_loop_iter = False
+
+
+def _capture(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+    logged = {key: _state_of_logged(metric) for key, metric in trainer.fit_loop.epoch_loop._results.items()
+              if metric.meta.on_epoch and not metric.has_reset}  # fmt: skip
+    own = {name: _state_of(metric) for name, metric in module.named_modules()
+           if isinstance(metric, Metric) and metric.update_called}  # fmt: skip
+    # Copies: the metrics are reset in place.
+    return apply_to_collection({"logged": logged, "own": own}, Tensor, lambda tensor: tensor.detach().clone())
+
+
+def _state_of(metric: Metric) -> dict[str, Any]:
+    return {"values": dict(metric.metric_state), "updates": metric._update_count}
+
+
+def _state_of_logged(metric: _ResultMetric) -> dict[str, Any]:
+    meta = metric.meta
+    return {
+        "meta": {name: getattr(meta, name) for name in _META},
+        "reduce_fx": meta.reduce_fx.__name__,
+        "sync": meta.sync.should,
+        "rank_zero_only": meta.sync.rank_zero_only,
+        "state": _state_of(metric)["values"] if metric.is_tensor else None,
+    }
+
+
+def _restored(state: Mapping[str, Any], trainer: pl.Trainer, modules: Mapping[str, Any]) -> _ResultMetric | None:
+    meta = _Metadata(**state["meta"], reduce_fx=state["reduce_fx"])
+    meta.sync = _Sync(
+        fn=trainer.strategy.reduce, _should=state["sync"], rank_zero_only=state["rank_zero_only"], _group=None
+    )
+    metric = _ResultMetric(meta, state["state"] is not None)
+    if state["state"] is not None:
+        vars(metric).update(state["state"])
+    else:
+        own = modules.get(meta.metric_attribute or "")
+        if not isinstance(own, Metric):
+            return None
+        metric.value = own
+    metric._update_count = 1
+    metric.to(trainer.strategy.root_device)
+    return metric

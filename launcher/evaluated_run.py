@@ -1,0 +1,82 @@
+"""Which run and which of its checkpoints `launcher validate`, `test` and `predict` evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoint_files import choose_checkpoint, problem_of
+from launcher.config import RunConfig
+from launcher.errors import ResumeError, RunDirectoryError
+from launcher.resume import read_checkpoint
+from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like
+from launcher.run_trust import check_run_folder
+
+BEST, LAST = "best", "last"
+
+
+def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory, tuple[str, ...]]:
+    """The run's directory, with the checkpoint as what to go on from; makes nothing.
+
+    Args:
+        config: says the run's name and folder; without a name the newest run with this config is meant.
+        checkpoint: `best`, `last` or a path.
+
+    Returns:
+        The directory, and what to tell of damaged checkpoints that were passed over.
+
+    Raises:
+        RunDirectoryError: there is no such run.
+        ResumeError: there is no such checkpoint, or it is damaged.
+    """
+    given = None if checkpoint in (BEST, LAST) else Path(checkpoint).absolute()
+    path = _run_of(given) if given is not None and config.name is None else None
+    runs = Path(config.runs_dir).absolute()
+    if path is None:
+        name = config.name or newest_run_like(config)
+        if name is None:
+            raise RunDirectoryError(
+                f"{runs} has no run with this config to evaluate; name one: --name NAME, or --config "
+                f"{runs}/NAME/config.yaml"
+            )
+        path = runs / name
+    # What lies there is loaded, and written to.
+    check_run_folder(path)
+    if not (path / "config.yaml").exists():
+        raise RunDirectoryError(f"there is no run {path.name!r} at {path}; give the name of one that was trained")
+    notices: tuple[str, ...] = ()
+    if given is None:
+        last, notices = choose_checkpoint(path / "checkpoints", LAST_CHECKPOINT, None)
+        if last is None:
+            raise ResumeError(f"run {path.name!r} has no checkpoint in {path / 'checkpoints'}; give one's path")
+        given = last if checkpoint == LAST else _best(path / "checkpoints", last)
+    if not given.exists():
+        raise ResumeError(f"checkpoint: {given} does not exist; give `best`, `last` or the path of one")
+    problem = problem_of(given)
+    if problem is not None:
+        raise ResumeError(f"checkpoint: {given} is damaged: {problem}; give another one")
+    id_file = path / "wandb" / "run_id"
+    wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
+    return RunDirectory(path, given, wandb_id, is_new=False), notices
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint lies in."""
+    path = checkpoint.parent.parent
+    return path if checkpoint.parent.name == "checkpoints" and (path / "config.yaml").exists() else None
+
+
+def _best(folder: Path, last: Path) -> Path:
+    """The checkpoint that the run's ModelCheckpoint found best, as the last one knows it."""
+    states: Mapping[str, Any] = read_checkpoint(last).get("callbacks") or {}
+    keepers = [state for name, state in states.items() if "ModelCheckpoint" in name and state.get("best_model_path")]
+    # One that watches a metric knows better than one that keeps what is newest.
+    keepers.sort(key=lambda state: state.get("monitor") is None)
+    for state in keepers:
+        named = Path(state["best_model_path"])
+        # The run may have been moved since.
+        found = next((path for path in (folder / named.name, named) if path.exists()), None)
+        if found is not None:
+            return found
+    raise ResumeError(f"checkpoint: {last} names no best checkpoint that is still there; give `last` or a path")

@@ -1,0 +1,102 @@
+"""What a submitted job said outside its ranks' logs: why it ended where no rank began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.events import FILE_NAME, read_events
+from launcher.local_job import OUTPUT
+from launcher.submission import read_records
+from launcher.sweep_record import ARRAYS
+
+_TAIL_BYTES = 64 * 1024
+_ERROR = "error: "
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutput:
+    """The output of a job that has told no event.
+
+    Attributes:
+        file: where it is.
+        reason: the error in it on one line, else its last line.
+    """
+
+    file: Path
+    reason: str
+
+
+def silent_job(run: Path) -> JobOutput | None:
+    """The output of a run's newest submission, if no rank of it has begun; None if one has, or if it said nothing."""
+    records = read_records(run)
+    if not records or records[-1].get("submitted", 0) <= _last_event(run):
+        return None
+    return output_of(run, records[-1])
+
+
+def output_of(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
+    """What the job of one submission said; None if nothing.
+
+    Args:
+        run: the run's directory.
+        record: from `launcher.submission.read_records`.
+    """
+    said = {file: _tail(file) for file in _files(run, record)}
+    for file, text in said.items():
+        error = error_in(text)
+        if error is not None:
+            return JobOutput(file, error)
+    for file, text in said.items():
+        lines = text.split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), None)
+        if last is not None:
+            return JobOutput(file, f"its last words: {last}")
+    return None
+
+
+def error_in(text: str) -> str | None:
+    """The last error that a launcher's command told, on one line; None if there is none. Pure."""
+    lines = text.splitlines()
+    begins = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
+    if not begins:
+        return None
+    first, *after = lines[begins[-1] :]
+    told = [first.removeprefix(_ERROR)]
+    for line in after:
+        # The problems of a config stand below it.
+        if not line.startswith("  "):
+            break
+        told.append(line.strip())
+    return " ".join(told)
+
+
+def _files(run: Path, record: Mapping[str, Any]) -> list[Path]:
+    """Files with something in them, standard error first."""
+    folder = Path(record["folder"])
+    files = [folder / OUTPUT]
+    if record.get("cluster") != "local":
+        # submitit's names; those of an array's members lie in the sweep's folder.
+        folders = [folder, *run.parent.glob(f"{record.get('sweep') or run.name}/{ARRAYS}/*")]
+        files = [file for kind in ("err", "out") for each in folders
+                 for file in sorted(each.glob(f"{record.get('job_id')}_*_log.{kind}"))]  # fmt: skip
+    return [file for file in files if file.is_file() and file.stat().st_size > 0]
+
+
+def _tail(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _last_event(run: Path) -> float:
+    try:
+        times = [event.get("time") for event in read_events(run / FILE_NAME)]
+    except OSError:
+        return 0.0
+    return max((time for time in times if isinstance(time, int | float)), default=0.0)

@@ -1,0 +1,226 @@
+"""LightningCLI's `trainer.strategy`, a name or a class with its arguments, as the launcher's own settings."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.deepspeed_source import read_deepspeed_file
+from launcher.errors import ConfigError, Problem
+from strategies.choice import DDP_OPTIONS
+from strategies.deepspeed_config import VARIANTS, ZeroVariant
+
+_PACKAGE = "lightning.pytorch.strategies"
+_DDP, _FIND_UNUSED = "ddp", "ddp_find_unused_parameters_true"
+# Names of Lightning's that differ in how it starts processes, which the launcher does itself.
+_NAMES = {
+    **{f"{name}_find_unused_parameters_false": _DDP for name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")},
+    **{f"{name}_find_unused_parameters_true": _FIND_UNUSED for name in ("ddp_spawn", "ddp_fork", "ddp_notebook")},
+    **dict.fromkeys(("ddp_spawn", "ddp_fork", "ddp_notebook"), _DDP),
+    "deepspeed": "deepspeed_stage_2",
+}
+_NO_FSDP = "FSDP is not available here; deepspeed_stage_3 shares the same states among the ranks"
+_REFUSED_NAMES = {
+    **dict.fromkeys(("fsdp", "fsdp_cpu_offload", "FSDPStrategy", "ModelParallelStrategy"), _NO_FSDP),
+    **dict.fromkeys(("dp", "ddp2"), "Lightning 2 has no such strategy; write ddp"),
+    "deepspeed_stage_1_offload": "write deepspeed_stage_2_offload, which keeps less on the GPU",
+}
+# Of every strategy, made by the launcher.
+_MADE_HERE = ("accelerator", "parallel_devices", "cluster_environment", "checkpoint_io", "precision_plugin")
+# Arguments of Lightning's that have a place in DeepSpeed's `zero_optimization`.
+_ZERO = {
+    **{key: key for key in ("contiguous_gradients", "overlap_comm", "allgather_partitions", "reduce_scatter",
+                            "allgather_bucket_size", "reduce_bucket_size", "sub_group_size")},
+    "params_buffer_count": "offload_param.buffer_count",
+    "params_buffer_size": "offload_param.buffer_size",
+    "max_in_cpu": "offload_param.max_in_cpu",
+    "optimizer_buffer_count": "offload_optimizer.buffer_count",
+}  # fmt: skip
+# What LightningCLI writes of the class where nothing was asked for.
+DEEPSPEED_DEFAULTS: Mapping[str, Any] = {
+    "zero_optimization": True,
+    "stage": 2,
+    "remote_device": None,
+    "offload_optimizer": False,
+    "offload_parameters": False,
+    "offload_params_device": "cpu",
+    "offload_optimizer_device": "cpu",
+    "nvme_path": "/local_nvme",
+    "params_buffer_count": 5,
+    "params_buffer_size": 100_000_000,
+    "max_in_cpu": 1_000_000_000,
+    "optimizer_buffer_count": 4,
+    "block_size": 1048576,
+    "queue_depth": 8,
+    "single_submit": False,
+    "overlap_events": True,
+    "thread_count": 1,
+    "pin_memory": False,
+    "sub_group_size": 1_000_000_000_000,
+    "contiguous_gradients": True,
+    "overlap_comm": True,
+    "allgather_partitions": True,
+    "reduce_scatter": True,
+    "allgather_bucket_size": 200_000_000,
+    "reduce_bucket_size": 200_000_000,
+    "zero_allow_untested_optimizer": True,
+    "config": None,
+    "loss_scale": 0,
+    "initial_scale_power": 16,
+    "loss_scale_window": 1000,
+    "hysteresis": 2,
+    "min_loss_scale": 1,
+    "partition_activations": False,
+    "cpu_checkpointing": False,
+    "contiguous_memory_optimization": False,
+    "synchronize_checkpoint_boundary": False,
+    "load_full_weights": False,
+    "exclude_frozen_parameters": False,
+}
+# Of no use here: how DeepSpeed logs, and how ranks wait for each other.
+_IGNORED = ("logging_level", "logging_batch_size_per_gpu", "timeout", "process_group_backend")
+
+
+def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """The launcher's settings for a strategy of Lightning's.
+
+    Args:
+        given: a name, or `class_path` and `init_args`.
+        path: its place in the config.
+        accelerator: the config's, None if it says none.
+
+    Returns:
+        Settings at the top level (`strategy`, `static_graph`, ...), and what cannot be taken over.
+    """
+    if isinstance(given, str) and given in _REFUSED_NAMES:
+        return {}, [Problem(path, f"given {given!r}; {_REFUSED_NAMES[given]}")]
+    if not isinstance(given, Mapping):
+        return {"strategy": _NAMES.get(given, given) if isinstance(given, str) else given}, []
+    class_path, arguments = (
+        given.get("class_path"),
+        {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})},
+    )
+    name = str(class_path).rpartition(".")[2]
+    if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_module_of(name)}.{name}"):
+        advice = "the launcher makes the strategy itself: write the name of one of its own, as in `strategy: ddp`"
+        return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; {advice}")]
+    if name in _REFUSED_NAMES:
+        return {}, [Problem(f"{path}.class_path", f"given {name}; {_REFUSED_NAMES[name]}")]
+    made_here = {key: arguments.pop(key) for key in _MADE_HERE if key in arguments}
+    problems = [
+        Problem(f"{path}.init_args.{key}", f"given {value!r}; the launcher makes it itself: remove it")
+        for key, value in made_here.items()
+        if value is not None
+    ]
+    try:
+        if name == "DDPStrategy":
+            return _ddp(arguments, path, accelerator), problems
+        if name == "DeepSpeedStrategy":
+            return _deepspeed(arguments, path), problems
+        if name == "SingleDeviceStrategy":
+            return {"strategy": "single_device", **_device(arguments.get("device"), path)}, problems
+    except ConfigError as error:
+        return {}, [*problems, *error.problems]
+    return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; write `strategy: ddp` or another name of ours")]
+
+
+def _module_of(name: str) -> str:
+    return {"DDPStrategy": "ddp", "DeepSpeedStrategy": "deepspeed", "SingleDeviceStrategy": "single_device",
+            "FSDPStrategy": "fsdp", "ModelParallelStrategy": "model_parallel"}.get(name, "")  # fmt: skip
+
+
+def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:
+    """Like Lightning's: what is not one of its own arguments is DistributedDataParallel's."""
+    found: dict[str, Any] = {"strategy": _FIND_UNUSED if arguments.pop("find_unused_parameters", False) else _DDP}
+    static = arguments.pop("static_graph", None)
+    if static is not None:
+        found["static_graph"] = static
+    timeout = arguments.pop("timeout", None)
+    if timeout is not None:
+        found["process_group_timeout"] = _seconds(timeout, f"{path}.init_args.timeout")
+    # The launcher makes the processes.
+    arguments.pop("start_method", None)
+    _check_backend(arguments.pop("process_group_backend", None), path, accelerator)
+    # LightningCLI writes DistributedDataParallel's defaults, too.
+    more = {key: value for key, value in arguments.items() if value or (value is not None and key in DDP_OPTIONS)}
+    return {**found, "ddp": more} if more else found
+
+
+def _check_backend(backend: Any, path: str, accelerator: Any) -> None:
+    """The launcher takes the one that belongs to the device."""
+    expected = {"cpu": ("gloo",), "gpu": ("nccl",), "cuda": ("nccl",)}.get(str(accelerator), ("nccl",))
+    if backend is not None and backend not in expected:
+        advice = "the launcher takes nccl for GPUs and gloo for CPUs: remove it"
+        raise ConfigError([Problem(f"{path}.init_args.process_group_backend", f"given {backend!r}; {advice}")])
+
+
+def _seconds(given: Any, path: str) -> float:
+    """A timedelta as jsonargparse writes it: `H:MM:SS`, `D days, H:MM:SS`, or seconds."""
+    if isinstance(given, int | float):
+        return float(given)
+    days, comma, rest = str(given).partition(" day")
+    try:
+        hours, minutes, seconds = map(float, (rest.partition(",")[2] if comma else str(given)).split(":"))
+        span = datetime.timedelta(days=int(days) if comma else 0, hours=hours, minutes=minutes, seconds=seconds)
+    except ValueError:
+        raise ConfigError([Problem(path, f"given {given!r}; expected H:MM:SS, or process_group_timeout")]) from None
+    return span.total_seconds()
+
+
+def _device(device: Any, path: str) -> dict[str, Any]:
+    kind, _, number = str(device if device is not None else "cpu").partition(":")
+    if number not in ("", "0"):
+        advice = f"write CUDA_VISIBLE_DEVICES={number} before the command, and `accelerator: {kind}`"
+        raise ConfigError([Problem(f"{path}.init_args.device", f"given {device!r}; {advice}")])
+    return {"accelerator": kind} if device is not None else {}
+
+
+def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
+    config = arguments.get("config")
+    if config is not None:
+        # Lightning then ignores all others.
+        content = read_deepspeed_file(Path(config)) if isinstance(config, str) else config
+        return {"strategy": _variant_of(content, path), "deepspeed_config": content}
+    given = {key: value for key, value in arguments.items()
+             if key not in _IGNORED and value != DEEPSPEED_DEFAULTS.get(key)}  # fmt: skip
+    zero: dict[str, Any] = {"stage": given.pop("stage", 2)}
+    folder = given.pop("nvme_path", None)
+    for block, wish, place in (("offload_optimizer", "offload_optimizer", "offload_optimizer_device"),
+                               ("offload_param", "offload_parameters", "offload_params_device")):  # fmt: skip
+        device = given.pop(place, "cpu")
+        if given.pop(wish, False):
+            zero[block] = {"device": device, **({"nvme_path": folder} if folder and device == "nvme" else {})}
+    problems: list[Problem] = []
+    for key, value in given.items():
+        block, _, name = _ZERO.get(key, "").rpartition(".")
+        if not name:
+            advice = "write it by DeepSpeed's own name in `deepspeed_config`"
+            problems.append(Problem(f"{path}.init_args.{key}", f"given {value!r}; {advice}"))
+        elif not block:
+            zero[name] = value
+        elif block in zero:
+            zero[block][name] = value
+    if problems:
+        raise ConfigError(problems)
+    strategy = _variant_of({"zero_optimization": zero}, path)
+    variant = VARIANTS[strategy]
+    by_name = {"stage": variant.stage, "offload_optimizer": {"device": variant.offload_optimizer},
+               "offload_param": {"device": variant.offload_parameters}}  # fmt: skip
+    more = {key: value for key, value in zero.items() if value != by_name.get(key)}
+    return {"strategy": strategy, **({"deepspeed_config": {"zero_optimization": more}} if more else {})}
+
+
+def _variant_of(content: Any, path: str) -> str:
+    """The strategy that a DeepSpeed config's stage and offload mean; without a name for the offload, its stage."""
+    zero = (content.get("zero_optimization") or {}) if isinstance(content, Mapping) else {}
+    blocks = [zero.get(block) or {} for block in ("offload_optimizer", "offload_param")]
+    stage, parts = zero.get("stage", 0), [block.get("device") for block in blocks]
+    wanted = ZeroVariant(stage, *(None if part == "none" else part for part in parts))
+    for name, variant in VARIANTS.items():
+        if variant == wanted:
+            return name
+    if f"deepspeed_stage_{stage}" in VARIANTS:
+        return f"deepspeed_stage_{stage}"
+    raise ConfigError([Problem(path, f"given ZeRO stage {stage!r}; write `strategy: ddp`, or stage 1, 2 or 3")])

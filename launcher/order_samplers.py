@@ -1,0 +1,236 @@
+"""Samplers that begin anywhere in an epoch: their order is of seed, epoch and iteration alone."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Generator, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+from typing_extensions import override
+
+from launcher.sample_seeds import SeededIndex, mixed, seed_all
+
+# What torch's generators take as a seed, with room to add an epoch.
+_SEEDS = 2**62 - 1
+
+
+class PlaceableSampler(DistributedSampler[Any]):
+    """Knows epoch, iteration and how much of it to leave out; each iteration begins there, the next one whole.
+
+    A loader is iterated several times in an epoch where `CombinedLoader` begins it again. It is a `DistributedSampler`
+    so that Lightning takes it for one that knows the ranks.
+
+    Attributes:
+        generator: for the seed of a loader's workers, which depends on seed, epoch and iteration alone. A loader
+            without it draws from the training's own generator when an epoch begins, which a resume would not repeat.
+    """
+
+    def __init__(self, dataset: Sized, world_size: int, rank: int, *, seed: int, seeded: bool, **options: Any) -> None:
+        super().__init__(cast(Any, dataset), world_size, rank, seed=seed, **options)
+        self._iteration = 0
+        self._skip = 0
+        self._seeded = seeded
+        self.generator = torch.Generator()
+        self.place(0)
+
+    def place(self, epoch: int, iteration: int = 0, skip: int = 0) -> None:
+        """Where the next iteration begins.
+
+        Args:
+            epoch: from 0.
+            iteration: of this epoch, from 0.
+            skip: how many of its items are left out.
+        """
+        self.epoch, self._iteration, self._skip = epoch, iteration, skip
+        self.generator.manual_seed(mixed(self.seed, epoch, *([iteration] if iteration else [])))
+
+    @override
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch; without effect in the epoch that it is in."""
+        # Lightning sets the epoch after it made the iterator.
+        if epoch != self.epoch:
+            self.place(epoch)
+
+    @override
+    def __iter__(self) -> Iterator[Any]:
+        # A generator, which begins with its first item: torch makes two iterators of a loader with workers.
+        iteration, skip = self._iteration, self._skip
+        self._iteration, self._skip = iteration + 1, 0
+        yield from itertools.islice(self._items(iteration), skip, None)
+
+    def _items(self, iteration: int) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def _seeds_of(self, iteration: int) -> tuple[int, ...]:
+        return (iteration,) if iteration else ()
+
+
+class GlobalOrderSampler(PlaceableSampler):
+    """Deals one global order of the samples to the ranks, like cards.
+
+    The order depends on seed and epoch alone, so block k of `global_batch_size` samples is optimizer step k on any
+    number of ranks.
+
+    Args:
+        dataset: has a length.
+        world_size: number of ranks.
+        rank: this rank.
+        shuffle: a new order in each epoch, or the dataset's own.
+        seed: of the order.
+        global_batch_size: leaves out the epoch's last samples that don't fill a global batch; None pads as torch does.
+        drop_last: with None above: leaves out what doesn't fill every rank, instead of repeating samples.
+        seeded: hand out each index with a seed for what a worker draws at random for it.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        world_size: int,
+        rank: int,
+        shuffle: bool,
+        seed: int,
+        global_batch_size: int | None,
+        drop_last: bool,
+        seeded: bool = False,
+    ) -> None:
+        super().__init__(dataset, world_size, rank, seed=seed, seeded=seeded, shuffle=shuffle, drop_last=drop_last)
+        if global_batch_size is not None:
+            self.total_size = len(dataset) // global_batch_size * global_batch_size
+            self.num_samples = self.total_size // world_size
+            self.drop_last = True
+
+    @override
+    def _items(self, iteration: int) -> Iterator[int]:
+        own = self.seed
+        if iteration:
+            self.seed = mixed(own, self.epoch, iteration) & _SEEDS
+        try:
+            # torch makes the whole order at once.
+            order = DistributedSampler.__iter__(self)
+        finally:
+            self.seed = own
+        if not self._seeded:
+            return order
+        epoch, more = self.epoch, self._seeds_of(iteration)
+        return (SeededIndex(index, mixed(own, epoch, index, *more)) for index in order)
+
+
+class SequentialOrder(GlobalOrderSampler, SequentialSampler):
+    """The dataset's own order, dealt to the ranks; Lightning's `overfit_batches` takes it as it is."""
+
+
+class _Drawn(PlaceableSampler):
+    """Draws what a sampler of the user's gives, from generators that are seeded for it; all of it at once.
+
+    Args:
+        inner: the user's; has a length.
+    """
+
+    def __init__(self, inner: Any, world_size: int, rank: int, *, seed: int, seeded: bool, drop_last: bool) -> None:
+        self._inner = inner
+        owners = (inner, getattr(inner, "sampler", None))
+        own = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
+        self._own_generators = [] if isinstance(owners[1], PlaceableSampler) else [(g, g.initial_seed()) for g in own]
+        super().__init__(inner, world_size, rank, seed=seed, seeded=seeded, shuffle=False, drop_last=drop_last)
+
+    @override
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self._set_inner(epoch)
+
+    @override
+    def place(self, epoch: int, iteration: int = 0, skip: int = 0) -> None:
+        super().place(epoch, iteration, skip)
+        self._set_inner(epoch)
+
+    def _set_inner(self, epoch: int) -> None:
+        for inner in (self._inner, getattr(self._inner, "sampler", None)):
+            if callable(set_epoch := getattr(inner, "set_epoch", None)):
+                set_epoch(epoch)
+
+    def _draw(self, iteration: int) -> list[Any]:
+        if isinstance(inner := getattr(self._inner, "sampler", None), PlaceableSampler):
+            inner.place(self.epoch, iteration)
+        seed = mixed(self.seed, self.epoch, *self._seeds_of(iteration))
+        for generator, own_seed in self._own_generators:
+            generator.manual_seed(mixed(own_seed, seed) & _SEEDS)
+        with _generators_at(seed):
+            return list(itertools.islice(iter(self._inner), len(self._inner)))
+
+    def __getattr__(self, name: str) -> Any:
+        # What the user's own code asks of its sampler.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+class PlacedSampler(_Drawn):
+    """A sampler of the user's, dealt to the ranks.
+
+    Args:
+        inner: the user's; has a length.
+        world_size: number of ranks.
+        rank: this rank.
+        seed: of the draws.
+        drop_last: leave out what doesn't fill every rank, instead of repeating samples.
+        seeded: see `GlobalOrderSampler`.
+    """
+
+    @override
+    def _items(self, iteration: int) -> Iterator[Any]:
+        drawn: list[Any] = self._draw(iteration)
+        if self._seeded:
+            # A sample that is drawn twice has other augmentations.
+            drawn = [self._with_seed(index, place, iteration) for place, index in enumerate(drawn)]
+        short = self.total_size - len(drawn)
+        if short > 0:
+            drawn += (drawn * (short // max(len(drawn), 1) + 1))[:short]
+        return iter(drawn[self.rank : self.total_size : self.num_replicas])
+
+    def _with_seed(self, index: Any, place: int, iteration: int) -> Any:
+        if not isinstance(index, int):
+            return index
+        return SeededIndex(index, mixed(self.seed, self.epoch, index, iteration, place))
+
+
+class PlacedBatches(_Drawn):
+    """A batch sampler of the user's.
+
+    Args:
+        inner: the user's; has a length.
+        seed: of the draws.
+        seeded: see `GlobalOrderSampler`.
+    """
+
+    def __init__(self, inner: Any, *, seed: int, seeded: bool) -> None:
+        super().__init__(inner, 1, 0, seed=seed, seeded=seeded, drop_last=False)
+
+    @override
+    def _items(self, iteration: int) -> Iterator[Any]:
+        drawn = self._draw(iteration)
+        if not self._seeded:
+            return iter(drawn)
+        return iter([[self._with_seed(index, place, iteration) for index in batch] if isinstance(batch, list) else batch
+                     for place, batch in enumerate(drawn)])  # fmt: skip
+
+    _with_seed = PlacedSampler._with_seed
+
+
+@contextmanager
+def _generators_at(seed: int) -> Generator[None]:
+    """Python's, NumPy's and torch's generators begin at `seed`, and are as before afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])

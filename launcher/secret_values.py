@@ -1,0 +1,230 @@
+"""What a secret is, in one place: values whose key or form says so, and what may be shown or written instead. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+HIDDEN = "(hidden)"
+# Names the variable that holds a secret which its path alone identifies.
+VARIABLE_PREFIX = "LAUNCHER_SECRET_"
+
+_Path = tuple[str, ...]
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# A key with one of these words has a secret value, whatever the value looks like.
+_STRONG = {"password", "passwords", "passwd", "pwd", "passphrase", "passcode", "secret", "secrets", "credential",
+           "credentials", "creds", "apikey", "apikeys", "accesskey", "secretkey", "authtoken",
+           "authorization"}  # fmt: skip
+_STRONG_PAIRS = {
+    (kind, of)
+    for of in ("key", "keys", "token", "tokens")
+    for kind in ("api", "access", "private", "auth", "account", "refresh", "bearer", "session", "signing", "encryption",
+                 "ssh", "license", "hf", "hub", "wandb", "github", "gitlab", "openai", "aws", "azure")
+}  # fmt: skip
+# Last words of a key that say where a secret is, or how large: not the secret itself.
+_ABOUT = {"file", "files", "path", "paths", "dir", "folder", "env", "var", "variable", "name", "names", "length", "len",
+          "dim", "size", "type", "types", "count", "num", "field", "column", "policy", "prefix", "ttl",
+          "expiry"}  # fmt: skip
+# What stands before 'token' in the names of language models' symbols and counts.
+_SYMBOLS = {"pad", "padding", "bos", "eos", "mask", "masked", "cls", "sep", "unk", "unknown", "oov", "special", "image",
+            "video", "audio", "text", "start", "end", "stop", "begin", "per", "each", "next", "first", "last", "prompt",
+            "class", "register", "query", "prefix", "suffix", "eot", "eod", "sos", "go", "blank", "additional", "num",
+            "n", "max", "min", "total", "sub", "word", "dist", "distillation", "label", "separator", "new", "added",
+            "extra", "input", "output", "target"}  # fmt: skip
+# What stands before 'key' where it names an entry of a batch, a table or a state.
+_ENTRIES = {"label", "image", "img", "target", "input", "output", "batch", "text", "data", "feature", "features",
+            "sort", "group", "index", "id", "join", "metric", "monitor", "loss", "score", "state", "dict", "value",
+            "mask", "time", "sample", "item", "class", "column", "source", "src", "tgt", "dst", "node", "edge", "graph",
+            "x", "y", "pred", "prediction", "caption", "audio", "video", "map", "cond", "query"}  # fmt: skip
+_SYMBOL = re.compile(r"[<\[|].*[>\]|]", re.DOTALL)
+# A column, a metric, an entry of a batch: what `label_key`, `keys` and `monitor_key` name; or `auth: basic`.
+_ENTRY = re.compile(r"(?=.{1,40}$)[a-z]+([_./ -][a-z]+)*[_-]?\d{0,2}")
+_IN_URL = re.compile(
+    r"\b[a-z][a-z0-9+.-]*://(?:[^\s/@:]*:[^\s/@]+|[^\s/@:]{20,})@"
+    r"|[?&](?:[\w-]*(?:token|secret|password|signature|credential)|(?:api|access)[_-]?key|key|sig)=[^\s&]",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
+# A shorter one may stand in any text by chance.
+_SHORTEST_IN_TEXT = 4
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting of this name may hold a secret; 'token', 'key' and 'auth' only as its last word."""
+    return _strength(name) > 0
+
+
+def redact(values: Any) -> Any:
+    """The same plain values with `HIDDEN` in the place of each secret, or of the reference to it."""
+    return _changed(values, lambda path, value, named: HIDDEN)
+
+
+def without_secrets(values: Any) -> Any:
+    """The same plain values; what is named like a secret is left out, with its key."""
+    return _without(redact(values))
+
+
+def find_secrets(values: Any) -> dict[str, Any]:
+    """Dotted path to value of every secret in plain values; a reference is none."""
+    found: dict[str, Any] = {}
+
+    def note(path: _Path, value: Any, named: bool) -> Any:
+        del named
+        if _variable_of(value) is None:
+            found[".".join(path)] = value
+        return value
+
+    _changed(values, note)
+    return found
+
+
+def digests(values: Any) -> dict[str, str]:
+    """Dotted path to a digest of every secret, by which two ranks compare theirs without showing them."""
+    return {path: hashlib.sha256(f"{path}={value}".encode()).hexdigest()[:16]
+            for path, value in find_secrets(values).items()}  # fmt: skip
+
+
+def references(values: Any, env: Mapping[str, str]) -> dict[str, str]:
+    """Variable to value of every secret in plain values: what has to be set to read `with_references` back.
+
+    Args:
+        values: of a config.
+        env: a secret-looking variable that holds a value already is taken for it.
+    """
+    found: dict[str, str] = {}
+
+    def note(path: _Path, value: Any, named: bool) -> Any:
+        if _variable_of(value) is None:
+            found[_variable(path, value, named, env)] = str(value)
+        return value
+
+    _changed(values, note)
+    return found
+
+
+def with_references(values: Any, env: Mapping[str, str]) -> Any:
+    """The same plain values, `${oc.env:NAME}` in the place of each secret: what may be written to a file."""
+
+    def refer(path: _Path, value: Any, named: bool) -> Any:
+        return value if _variable_of(value) else f"${{oc.env:{_variable(path, value, named, env)}}}"
+
+    return _changed(values, refer)
+
+
+def resolve_references(values: Any, env: Mapping[str, str]) -> tuple[Any, dict[str, str]]:
+    """The inverse of `with_references`.
+
+    Returns:
+        The values, and the dotted path and variable of every secret whose variable is not set.
+    """
+    missing: dict[str, str] = {}
+
+    def resolve(path: _Path, value: Any, named: bool) -> Any:
+        del named
+        name = _variable_of(value)
+        if name is not None and not env.get(name):
+            missing[".".join(path)] = name
+        return value if name is None else env.get(name, value)
+
+    return _changed(values, resolve), missing
+
+
+def hide_in_arguments(words: Sequence[str]) -> list[str]:
+    """A command line without the values of `--some.token VALUE` and `--some.token=VALUE`."""
+    shown: list[str] = []
+    before = ""
+    for word in words:
+        key, equals, text = word.partition("=")
+        if word.startswith("--"):
+            shown.append(f"{key}={_shown(key, text)}" if equals else word)
+        else:
+            shown.append(_shown(before, word))
+        before = word if word.startswith("--") and not equals else ""
+    return shown
+
+
+def _shown(key: str, text: str) -> str:
+    return str(redact({key.lstrip("-"): text})[key.lstrip("-")])
+
+
+def scrub(text: str, secrets: Iterable[Any]) -> str:
+    """A text without these values: what an error says of a wrong one."""
+    spelt = {text for each in secrets for text in (str(each), repr(str(each))[1:-1])}
+    for secret in sorted(spelt, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_IN_TEXT:
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _strength(name: str) -> int:
+    """2: whatever its value, 1: by its value, 0: no secret."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    while words and (words[-1].isdigit() or words[-1] in ("value", "string", "str")):
+        words.pop()
+    if words[-3:] == ["access", "key", "id"]:
+        return 2
+    if not words or words[-1] in _ABOUT:
+        return 0
+    if _STRONG & set(words) or tuple(words[-2:]) in _STRONG_PAIRS:
+        return 2
+    if words[-1] == "auth" or words[-2:] == ["auth", "header"]:
+        return 1
+    # Several keys are entries of a batch, unless a word before says more.
+    ordinary = {"token": _SYMBOLS, "tokens": _SYMBOLS, "key": _ENTRIES}.get(words[-1])
+    return 0 if ordinary is None or (words[-2:-1] and words[-2] in ordinary) else 1
+
+
+def _is_secret(name: str, value: Any, strength: int) -> bool:
+    # An array is not compared with a text.
+    if not isinstance(value, str):
+        return strength == 2 and value is not None and not isinstance(value, bool)
+    if value in ("", HIDDEN) or (strength == 2 and name == "class_path"):
+        return False
+    if _IN_URL.search(value) or str(_variable_of(value)).startswith(VARIABLE_PREFIX):
+        return True
+    is_entry = "token" not in name.lower() and _ENTRY.fullmatch(value)
+    return strength == 2 or (strength == 1 and not (is_entry or _SYMBOL.fullmatch(value)))
+
+
+def _changed(value: Any, change: Callable[[_Path, Any, bool], Any], path: _Path = (), strength: int = 0) -> Any:
+    """A copy of nested plain values, its secrets changed. What lies below a strong name is secret, too."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[Any, Any]", value).items()
+        below = strength if strength == 2 else 0
+        return {k: _changed(v, change, (*path, str(k)), max(below, _strength(str(k)))) for k, v in pairs}
+    if isinstance(value, list | tuple):
+        items = cast("list[Any]", value)
+        return [_changed(v, change, (*path, str(n)), strength) for n, v in enumerate(items)]
+    name = next((part for part in reversed(path) if not part.isdigit()), "")
+    return change(path, value, strength > 0) if _is_secret(name, value, strength) else value
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without(v) for k, v in cast("Mapping[Any, Any]", value).items() if not _is_hidden(v)}
+    return [_without(v) for v in value if not _is_hidden(v)] if isinstance(value, list) else value
+
+
+def _is_hidden(value: Any) -> bool:
+    return isinstance(value, str) and value == HIDDEN
+
+
+def _variable_of(value: Any) -> str | None:
+    found = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return None if found is None else found[1]
+
+
+def _variable(path: _Path, value: Any, named: bool, env: Mapping[str, str]) -> str:
+    """The variable that holds a secret: one that does already, else one named after the secret's path."""
+    # A reference to any variable is resolved only where the setting's name says that there is a secret.
+    if named:
+        holders = (name for name in sorted(env) if env[name] == str(value) and _strength(name))
+        holder = next((n for n in holders if re.fullmatch(r"[A-Za-z_]\w*", n, re.ASCII)), None)
+        if holder is not None:
+            return holder
+    return VARIABLE_PREFIX + re.sub(r"\W+", "_", "_".join(path), flags=re.ASCII).upper()

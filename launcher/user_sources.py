@@ -1,0 +1,101 @@
+"""The user's own source files behind the imported modules, each with a digest, so that ranks can compare their code."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import site
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+# The launcher's own packages: their version is compared, and the user's folder may have packages of these names.
+_OWN = Path(__file__).resolve().parents[1]
+_OWN_PACKAGES = tuple(str(_OWN / name) + os.sep for name in ("launcher", "strategies", "slurm"))
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+# Written by build tools: two nodes may have installed one commit at two times.
+_GENERATED = ("_version.py", "__version__.py", "version.py", "_build_info.py")
+# A package with more files than this is compared by those that are imported.
+_MOST_FILES = 2000
+
+
+def user_sources(modules: Mapping[str, ModuleType | None]) -> dict[str, str]:
+    """Digest of each source file of the user's, by a name that is the same on all nodes.
+
+    Args:
+        modules: `sys.modules`, once the user's classes are imported. Of the user are modules whose file is neither
+            Python's own, nor installed, nor the launcher's; of a package all its files count, as ranks may import some
+            later. Line ends and files that build tools write do not count.
+
+    Returns:
+        Such as {"my_pkg/model.py": "0f3a..."}; empty in a notebook that imports nothing of its own.
+    """
+    library = _library_folders()
+    found: dict[str, Path] = {}
+    for name, module in list(modules.items()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not file.endswith(".py") or _is_library(file, library):
+            continue
+        path = Path(file)
+        found[_name_of(name, path)] = path
+        if "." not in name and path.name == "__init__.py":
+            found.update(_files_of(name, path.parent))
+    return {name: digest for name, path in sorted(found.items()) if path.name not in _GENERATED
+            and (digest := _digest(path)) is not None}  # fmt: skip
+
+
+def digest_of(sources: Mapping[str, str]) -> str:
+    """One digest for all of them."""
+    return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:16]
+
+
+def differing(base: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Files that both have and that differ; one that only one has may be imported by that rank alone."""
+    return [name for name, digest in base.items() if other.get(name, digest) != digest]
+
+
+def _name_of(module: str, path: Path) -> str:
+    if module == "__main__":
+        return path.name
+    parts = module.split(".")
+    return "/".join([*parts, path.name]) if path.name == "__init__.py" else "/".join([*parts[:-1], path.name])
+
+
+def _files_of(package: str, folder: Path) -> dict[str, Path]:
+    """A package's files, imported or not."""
+    files = list(itertools.islice(_walk(folder), _MOST_FILES + 1))
+    if len(files) > _MOST_FILES:
+        return {}
+    return {f"{package}/{file.relative_to(folder).as_posix()}": file for file in files}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        # No hidden folder, and no environment: what lies there is not the package's.
+        folders[:] = sorted(
+            name for name in folders
+            if not name.startswith((".", "__pycache__")) and not Path(parent, name, "pyvenv.cfg").exists()
+        )  # fmt: skip
+        yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
+
+
+def _library_folders() -> tuple[str, ...]:
+    paths = [sysconfig.get_paths().get(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = [*filter(None, paths), *site.getsitepackages(), site.getusersitepackages()]
+    return tuple({form + os.sep for folder in folders for form in (folder, os.path.realpath(folder))})
+
+
+def _is_library(file: str, library: tuple[str, ...]) -> bool:
+    if file.startswith(library) or any(name in file for name in _INSTALLED):
+        return True
+    # Few come so far: to follow links costs a look at each folder.
+    return os.path.realpath(file).startswith((*library, *_OWN_PACKAGES))
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
+    except OSError:
+        return None  # gone since the import, or not readable: there is nothing to compare

@@ -1,0 +1,50 @@
+"""Begins the W&B run with the fit, and says there what was planned and what is known once the model is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import WandbLogger
+from typing_extensions import override
+
+from launcher.wandb_run import QueuedWandbLogger, first_line
+
+
+class BeginWandb(pl.Callback):
+    """Begins the run of the Trainer's first `WandbLogger`, before the loss scale's first row, and adds to its config.
+
+    A run that is the user's own keeps what its config says already.
+
+    Args:
+        values: config and plan, as plain values; a run of the launcher's has them from its begin.
+        described: what is known of the model; from `launcher.wandb_config.build_wandb_config`.
+        notice: told if W&B does not take them.
+    """
+
+    def __init__(self, values: Mapping[str, Any], described: Mapping[str, Any], notice: Callable[[str], None]) -> None:
+        self._values = values
+        self._described = described
+        self._notice = notice
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = next((each for each in trainer.loggers if isinstance(each, WandbLogger)), None)
+        if logger is None or not trainer.is_global_zero:
+            return
+        is_ours = isinstance(logger, QueuedWandbLogger)
+        if is_ours and logger.mode == "disabled":
+            return
+        experiment = logger.experiment
+        try:
+            config = experiment.config
+            if is_ours and logger.is_own:
+                # A resumed run may have been trained on another number of ranks.
+                config.update(dict(self._described), allow_val_change=True)
+            else:
+                taken = set(config.keys())
+                more = {k: v for k, v in {**self._values, **self._described}.items() if k not in taken}
+                config.update(more, allow_val_change=True)
+        except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
+            self._notice(f"W&B did not take the model's config: {first_line(error)}")

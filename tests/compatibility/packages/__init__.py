@@ -1,0 +1,1 @@
+"""Packages of the field as their users train them, on data that they make or ship."""

@@ -1,0 +1,70 @@
+"""`python -m tests.compatibility.table`: runs every program and writes `docs/compatibility.md`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.compatibility.compare import differences, run_launcher, run_plain
+from tests.compatibility.programs import PROGRAMS, Program
+from tests.distributed.runs import REPOSITORY
+
+FILE = REPOSITORY / "docs" / "compatibility.md"
+_COMPARED = {
+    "exact": "batches, hooks, steps, learning rates, metrics, weights",
+    "order": "hooks, steps, metrics' names, the samples of each epoch",
+    "metrics": "hooks, steps, metrics' names",
+    "fails": "the exception",
+}
+_HEAD = """# Compatibility with plain Lightning
+
+Small programs of ordinary users, each run by `LightningCLI` and by `launcher fit` with the same file. "same" means that
+all that is compared is equal. Written by `python -m tests.compatibility.table`; `tests/compatibility/test_programs.py`
+runs the same comparison.
+
+On several ranks the launcher keeps a loader's own order where Lightning shuffles it all the same; for this comparison
+Lightning keeps it too.
+
+"""
+
+
+def rows(results: Mapping[tuple[str, int], Sequence[str]]) -> list[str]:
+    """The table's lines.
+
+    Args:
+        results: what differs, by program and number of ranks.
+    """
+    lines = ["| program | compared | 1 rank | 2 ranks |", "|---|---|---|---|"]
+    for program in PROGRAMS:
+        cells = [_cell(program, ranks, results) for ranks in (1, 2)]
+        lines.append(f"| {program.name} | {_COMPARED[program.same]} | {cells[0]} | {cells[1]} |")
+    return lines
+
+
+def _cell(program: Program, ranks: int, results: Mapping[tuple[str, int], Sequence[str]]) -> str:
+    if ranks not in program.ranks:
+        return "not run"
+    found = results[program.name, ranks]
+    return "same" if not found else f"differs: {found[0].splitlines()[0][:80]}"
+
+
+def main() -> int:
+    """Run them all; the exit code is 1 where something differs."""
+    results: dict[tuple[str, int], Sequence[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in (1, 2):
+            chosen = [program for program in PROGRAMS if ranks in program.ranks]
+            plain = run_plain(chosen, ranks, Path(folder) / f"plain-{ranks}")
+            for program in chosen:
+                ours = run_launcher(program, ranks, Path(folder) / f"ours-{ranks}" / program.name)
+                results[program.name, ranks] = differences(program, plain[program.name], ours)
+    FILE.write_text(_HEAD + "\n".join(rows(results)) + "\n")
+    different = [key for key, found in results.items() if found]
+    print(f"{len(results)} comparisons, {len(different)} differ: {different}")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Random programs that break off and go on, against the run that nothing interrupted; and Lightning beside them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.resume_programs import LOADERS, Program, differences, random_program
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+# LAUNCHER_RESUME_PROGRAMS=500 plays more of them.
+_COUNT = int(os.environ.get("LAUNCHER_RESUME_PROGRAMS", "40"))
+
+
+@pytest.mark.parametrize("seed", range(_COUNT))
+def test_going_on_equals_the_uninterrupted_run_or_says_before_what_does_not(seed: int, tmp_path: Path) -> None:
+    program = random_program(seed)
+    assert differences(program, tmp_path) == [], program
+
+
+def test_the_programs_have_every_loader_end_and_limit() -> None:
+    programs = [random_program(seed) for seed in range(500)]
+    assert {program.loader for program in programs} == set(LOADERS)
+    assert len({program.end for program in programs}) == 6
+    assert len({program.limit for program in programs}) == 4
+    assert len({str(program.accumulate) for program in programs}) == 4
+
+
+@pytest.mark.parametrize("at", [3, 4, 5, 7])
+def test_a_step_scheduler_and_a_validation_between_two_optimizer_steps_are_told(at: int, tmp_path: Path) -> None:
+    validate = (("val_check_interval", 2),)
+    assert differences(Program("crash in validation", at, accumulate=3, validate=validate), tmp_path) == []

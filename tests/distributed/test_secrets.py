@@ -1,0 +1,92 @@
+"""Real runs with a canary among their settings: it is in none of their files, W&B's included, nor on the terminal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import wandb_file
+from tests.distributed.runs import REPOSITORY, start_by_hand, train_on
+from tests.processes import launcher, run_warm
+
+CANARY = "CANARY-x9-token"
+MODULE = """
+from tests.toy import Toy, ToyData
+from lightning.pytorch.callbacks import Callback
+class Model(Toy):
+    def __init__(self, hf_token: str = "", fail: bool = False, hub: dict | None = None) -> None:
+        super().__init__()
+        if fail:
+            raise ValueError("refused: " + hf_token)
+        self.save_hyperparameters()
+class Count(Callback):
+    def __init__(self, api_key: int = 0) -> None:
+        pass
+"""
+WORDS = ("--model", "mine.Model", "--data", "mine.ToyData", "--name", "a", "--trainer.max_epochs", "1", "--accelerator",
+         "cpu", "--trainer.limit_train_batches", "2", "--wandb.mode", "offline")  # fmt: skip
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def holders(folder: Path) -> list[Path]:
+    """Files that hold the canary, W&B's records looked through one by one."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert files
+    plain = [path for path in files if CANARY.encode() in path.read_bytes() and path.name != "given.yaml"]
+    records = [path for path in wandb_file.files(folder) if CANARY in "".join(map(str, wandb_file.records(path)))]
+    return [*plain, *records]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_secret_is_nowhere_in_a_run(cwd: Path, ranks: int) -> None:
+    env = {"PYTHONPATH": f"{cwd}{os.pathsep}{REPOSITORY}", "WANDB_SILENT": "true"}
+    (cwd / "given.yaml").write_text(
+        f"model: {{init_args: {{hub: {{password: {CANARY}, uri: 'db://me:{CANARY}@host/x'}}}}}}\n"
+    )
+    words = (*WORDS, "--config", "given.yaml", "--model.hf_token", CANARY)
+    done = train_on(ranks, ["fit", *words], cwd, env).check()
+    assert CANARY not in done.output
+    assert holders(cwd) == []
+    assert "hyperparameter hf_token, hub.password, hub.uri is hidden in them" in " ".join(done.output.split())
+    assert wandb_file.files(cwd), "W&B ran"
+    stored = (cwd / "runs/a/config.yaml").read_text()
+    assert "hf_token: ${oc.env:LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN}" in stored
+
+    # The same command line goes on with the run, and so does another token.
+    more = ("--resume", "auto", "--trainer.max_epochs", "2")
+    changed = [word.replace("token", "TOKEN") if word == CANARY else word for word in words]
+    again = train_on(ranks, ["fit", *changed, *more], cwd, env).check()
+    assert "resuming from" in again.output
+    assert holders(cwd) == []
+    if ranks == 1:
+        refused = run_warm(launcher("fit", "--config", "runs/a/config.yaml", *more), cwd, env=env).check(2)
+        for path in ("model.init_args.hf_token", "model.init_args.hub.password", "model.init_args.hub.uri"):
+            assert f"{path}: its value is a secret, which no file keeps" in refused.output
+
+
+@pytest.mark.slow
+def test_an_error_does_not_show_a_secret(cwd: Path) -> None:
+    env = {"PYTHONPATH": f"{cwd}{os.pathsep}{REPOSITORY}"}
+    differ = start_by_hand(
+        [["fit", *WORDS, "--model.hf_token", f"{CANARY}{rank}", "--seed", str(rank)] for rank in range(2)], cwd, env
+    )
+    told = "".join(each.check(2).output for each in differ)
+    assert "model.init_args.hf_token: differs on rank 1" in told
+    assert "seed: 0 on rank 0" in told
+    callback = f"{{class_path: mine.Count, init_args: {{api_key: {CANARY}}}}}"
+    wrong = run_warm(launcher("fit", *WORDS, "--trainer.callbacks", f"[{callback}]"), cwd, env=env).check(2)
+    assert "trainer.callbacks[0].init_args.api_key: given '(hidden)'" in wrong.output
+    failed = run_warm(launcher("fit", *WORDS, "--model.hf_token", CANARY, "--model.fail", "true"), cwd, env=env).check(
+        1
+    )
+    assert "ValueError: refused: (hidden)" in failed.output
+    assert CANARY not in told + wrong.output + failed.output
+    assert holders(cwd) == []

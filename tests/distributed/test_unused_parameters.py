@@ -1,0 +1,98 @@
+"""Steps that leave out parameters, on two real ranks: found in the first step, or refused with their names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.runs import REPOSITORY, events_of, train_on
+from tests.distributed.unused_ranks import SEARCHED, WHOLE
+from tests.processes import run_warm
+
+pytestmark = pytest.mark.slow
+_RANKS = 2
+_UNUSED = {
+    "never": ["heads.1.weight", "heads.1.bias", "heads.2.weight", "heads.2.bias"],
+    "rank": ["heads.1.weight", "heads.1.bias", "heads.2.weight", "heads.2.bias"],
+    "in turns": ["heads.1.weight", "heads.1.bias", "heads.2.weight", "heads.2.bias"],
+    "gan": ["heads.1.weight", "heads.1.bias", "heads.2.weight", "heads.2.bias"],
+}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks saw; one start for all tests of this file."""
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def one(rank: int) -> None:
+        env = {"RANK": str(rank), "WORLD_SIZE": str(_RANKS), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.distributed.unused_ranks", str(folder)]
+        run_warm(command, folder, env=env, timeout=240).check()
+
+    with ThreadPoolExecutor(_RANKS) as pool:
+        list(pool.map(one, range(_RANKS)))
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(_RANKS)]
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), SEARCHED)
+def test_what_is_found_in_the_first_step_trains_as_if_it_had_been_looked_for(
+    ranks: list[dict[str, Any]], kind: str, accumulate: int
+) -> None:
+    searched, found = (ranks[0][f"{kind} {accumulate} {search}"] for search in (True, False))
+    assert found["weights"] == searched["weights"] == ranks[1][f"{kind} {accumulate} False"]["weights"]
+    assert found["steps"] == searched["steps"]
+    assert (searched["found"], found["found"]) == ([], [_UNUSED[kind]])
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), WHOLE)
+def test_nothing_changes_where_all_are_used(ranks: list[dict[str, Any]], kind: str, accumulate: int) -> None:
+    refusing, searching = (ranks[0][f"{kind} {accumulate} {search}"] for search in (None, False))
+    assert refusing == searching
+    assert searching["found"] == []
+    assert searching["error"] is None
+
+
+def test_a_strategy_that_was_asked_for_refuses_them_before_the_first_optimizer_step(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        assert rank["never refused"]["steps"] == 0
+        assert rank["never refused"]["error"].startswith(f"parameters {', '.join(_UNUSED['never'])} got no gradient")
+        assert "`strategy: ddp_find_unused_parameters_true`" in rank["never refused"]["error"]
+
+
+@pytest.mark.parametrize("kind", ["later refused", "later"])
+def test_a_later_step_ends_before_its_optimizer_step_with_the_names(ranks: list[dict[str, Any]], kind: str) -> None:
+    for number, rank in enumerate(ranks):
+        assert rank[kind]["steps"] == 3
+        expected = f"parameters heads.2.weight, heads.2.bias got no gradient in a later step on rank {number}"
+        assert rank[kind]["error"].startswith(expected)
+    assert ranks[0][kind]["weights"] == ranks[1][kind]["weights"]
+
+
+@pytest.mark.parametrize(("strategy", "code"), [("auto", 0), ("ddp", 2)])
+def test_a_run_says_which_parameters_they_are(tmp_path: Path, strategy: str, code: int) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom tests.toy import Toy, ToyData\n\n\nclass Spare(Toy):\n    static_graph = False\n\n"
+        "    def __init__(self):\n        super().__init__()\n        self.spare = torch.nn.Linear(2, 2)\n"
+    )
+    words = ("--model", "mine.Spare", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled", "--name", "it")
+    settings = ("--global_batch_size", "8", "--trainer.max_epochs", "1", "--strategy", strategy)
+    env = {"TRACE": str(tmp_path / "trace"), "PYTHONPATH": str(REPOSITORY)}
+    output = train_on(2, ("fit", *words, *settings), tmp_path, env).check(code).output
+    named = "parameters spare.weight, spare.bias got no gradient in the first step"
+    assert named in output
+    if code:
+        assert "error: " in output
+        assert "Traceback" not in output
+        return
+    run = tmp_path / "runs/it"
+    assert [event["names"] for event in events_of(run, "unused_parameters")] == [["spare.weight", "spare.bias"]]
+    strategy_of_plan = json.loads((run / "plan.json").read_text())["strategy"]
+    assert strategy_of_plan["find_unused_parameters"]
+    assert strategy_of_plan["reasons"][-1] == f"find_unused_parameters on: {named}"

@@ -1,0 +1,112 @@
+"""Every public callback of Lightning's in a usual configuration, and what users call of a logger, on 1 and 2 ranks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import callbacks
+
+from tests.callback_user import GROUPS, make_group
+from tests.distributed.runs import REPOSITORY, start_by_hand
+from tests.processes import Finished, launcher, run_warm
+from tests.wandb_file import history_rows
+
+pytestmark = pytest.mark.slow
+
+# The YAML that users have; those whose arguments are objects are left to `tests.callback_user`.
+_CONFIG = """
+model: {class_path: tests.callback_user.Net, init_args: {use_logger: true}}
+data: {class_path: tests.callback_user.Data}
+accelerator: cpu
+trainer:
+  max_epochs: 2
+  log_every_n_steps: 2
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.LearningRateMonitor
+    - {class_path: lightning.pytorch.callbacks.DeviceStatsMonitor, init_args: {cpu_stats: true}}
+    - {class_path: lightning.pytorch.callbacks.Timer, init_args: {duration: "00:01:00:00"}}
+    - {class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val_loss}}
+    - {class_path: lightning.pytorch.callbacks.ModelSummary, init_args: {max_depth: 2}}
+    - class_path: lightning.pytorch.callbacks.RichProgressBar
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+    - {class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {monitor: val_loss, filename: best}}
+    - {class_path: lightning.pytorch.callbacks.OnExceptionCheckpoint, init_args: {dirpath: failed}}
+    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
+"""
+
+
+def user(kind: str, ranks: int, groups: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """What each rank found, by group and rank."""
+    env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    words = ["-m", "tests.callback_user", kind, str(ranks), *groups]
+    output = run_warm([sys.executable, *words], folder, env=env, timeout=240).check().output
+    found = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
+    assert len(found) == ranks * len(groups), output
+    return sorted(found, key=lambda each: (groups.index(each["group"]), each["rank"]))
+
+
+def test_no_public_callback_is_left_out() -> None:
+    made = [each for group in GROUPS for each in make_group(group)]
+    bases = {base.__name__ for each in made for base in type(each).__mro__}
+    assert {*callbacks.__all__} - bases == set()
+
+
+def test_on_one_rank_every_callback_does_what_it_does_in_lightnings_own_trainer(tmp_path: Path) -> None:
+    plain, ours = (user(kind, 1, GROUPS, tmp_path) for kind in ("plain", "launcher"))
+    for theirs, mine in zip(plain, ours, strict=True):
+        group = theirs["group"]
+        assert mine["loggers"] == ["CSVLogger"]
+        for name in ("steps", "epochs", "parameters"):
+            assert mine[name] == theirs[name], (group, name)
+        assert without_times(mine["rows"]) == without_times(theirs["rows"]), group
+
+
+def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without what is measured, and differs between any two trainings."""
+    measured = ("DeviceStatsMonitor", "train/", "validate/")
+    return [{k: v for k, v in row.items() if not k.startswith(measured)} for row in rows]
+
+
+def test_on_two_ranks_of_a_script_every_callback_trains_and_the_ranks_agree(tmp_path: Path) -> None:
+    groups = [group for group in GROUPS if group != "batch"]
+    found = user("launcher", 2, groups, tmp_path)
+    for group, both in itertools.groupby(found, key=lambda each: each["group"]):
+        zero, one = both
+        assert zero["loggers"] == one["loggers"]
+        # The scheduler of the group halves the steps of two epochs of three.
+        assert (zero["steps"], one["steps"]) == ((8, 8) if group == "average" else (12, 12)), group
+        # Lightning's DDP, too, leaves out what is unfrozen later.
+        assert group in ("freeze", "backbone") or zero["parameters"] == one["parameters"], group
+
+
+@pytest.mark.parametrize(
+    ("start", "mode"),
+    [("alone", "disabled"), ("agent", "offline"), ("variables", "offline"), ("variables", "disabled")],
+)
+def test_loggers_and_their_callbacks_on_every_rank(tmp_path: Path, start: str, mode: str) -> None:
+    (tmp_path / "run.yaml").write_text(_CONFIG)
+    words = ["fit", "--config", "run.yaml", "--name", "r", "--wandb.mode", mode]
+    ended = _started(start, words, tmp_path)
+    for each in ended:
+        each.check()
+    runs = list((tmp_path / "runs" / "r" / "wandb").glob("*run-*"))
+    assert len(runs) == (1 if mode == "offline" else 0), "\n".join(each.output for each in ended)
+    if mode == "offline":
+        keys = {key.split("/")[0] for row in history_rows(runs[0]) for key in row}
+        assert {"loss", "val_loss", "lr-SGD", "by_hand", "experiment", "table", "text", "image", "perf"} <= keys
+    (best,) = (tmp_path / "runs" / "r" / "launcher").glob("*/checkpoints/best.ckpt")
+    assert f"{best.relative_to(tmp_path)} (val_loss)" in "".join(ended[0].output.split("\n")).replace("  ", "")
+
+
+def _started(start: str, words: list[str], folder: Path) -> list[Finished]:
+    env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    if start == "variables":
+        return start_by_hand([words, words], folder, env)
+    ranks = ["--devices", "2" if start == "agent" else "1"]
+    return [run_warm(launcher(*words, *ranks), folder, env=env)]

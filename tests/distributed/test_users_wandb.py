@@ -1,0 +1,95 @@
+"""W&B belongs to the user first: a logger of their own, a run of the script, variables; metrics are logged once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.runs import REPOSITORY, start_by_hand
+from tests.processes import launcher, run_warm
+from tests.wandb_file import config_of, files, history_rows, records
+
+pytestmark = pytest.mark.slow
+
+_ENV = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+_OWN = """
+model: {class_path: tests.callback_user.Net, init_args: {lr: 0.125}}
+data: {class_path: tests.callback_user.Data}
+accelerator: cpu
+trainer:
+  max_epochs: 1
+  log_every_n_steps: 1
+  logger:
+    - {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv}}
+    - class_path: lightning.pytorch.loggers.WandbLogger
+      init_args: {project: theirs, name: baseline, tags: [a], save_dir: own, config: {precision: kept}}
+"""
+
+
+def place_of(file: Path) -> tuple[str, str, str, list[str]]:
+    """Project, id, name and tags of a run."""
+    run = next(record.run for record in records(file) if record.HasField("run"))
+    return run.project, run.run_id, run.display_name, list(run.tags)
+
+
+def steps_of(rows: list[dict[str, Any]], key: str) -> list[int]:
+    return [row["trainer/global_step"] for row in rows if key in row]
+
+
+def test_a_logger_of_the_users_gets_every_row_once_and_a_resume_goes_on_with_its_run(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(_OWN)
+    words = ["fit", "--config", "run.yaml", "--name", "r"]
+    for each in start_by_hand([words, words], tmp_path, _ENV):
+        each.check()
+    run_id = (tmp_path / "runs" / "r" / "wandb" / "run_id").read_text().strip()
+    (first,) = files(tmp_path)
+    assert first.is_relative_to(tmp_path / "own")
+    assert place_of(first) == ("theirs", run_id, "baseline", ["a"])
+    rows = history_rows(tmp_path)
+    # Lightning counts the steps of its rows from 0.
+    assert (steps_of(rows, "loss"), steps_of(rows, "perf/step_seconds")) == ([0, 1, 2, 3], [1, 2, 3, 4])
+    config = config_of(tmp_path)
+    assert config["precision"] == "kept", "what the user says there stays"
+    assert (config["lr"], config["model_class"], config["plan"]["world_size"]) == (0.125, "Net", 2)
+    run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path, env=_ENV).check()
+    assert [place_of(file)[:2] for file in files(tmp_path)] == [("theirs", run_id)] * 2
+
+
+def test_a_run_of_the_scripts_own_gets_every_row_once_and_is_the_scripts_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("""
+import wandb
+from launcher import TrainingCoordinator
+from tests.callback_user import Data, Net
+
+run = wandb.init(project="theirs", name="trial", config={"lr": 0.1})
+for epochs in (1, 2):
+    end = TrainingCoordinator("runs", False, "32", None).train(Net(), Data(), max_epochs=epochs, log_every_n_steps=4)
+    assert end["trainer"].logger.experiment is run
+    assert wandb.run is run
+    wandb.log({f"after_{epochs}": 0.9})
+    end["trainer"].validate(end["model"], datamodule=Data(), verbose=False)
+wandb.finish()
+""")
+    run_warm([sys.executable, "train.py"], tmp_path, env=_ENV).check()
+    (file,) = files(tmp_path)
+    assert place_of(file)[0::2] == ("theirs", "trial")
+    rows = history_rows(tmp_path)
+    assert (steps_of(rows, "loss"), steps_of(rows, "perf/step_seconds")) == ([3, 7, 3, 7, 11, 15], [4, 8, 4, 8, 12, 16])
+    assert [sum(f"after_{n}" in row for row in rows) for n in (1, 2)] == [1, 1]
+    # At the end of each of three epochs, and twice afterwards.
+    assert sum("val_loss" in row for row in rows) == 5, "what was logged last is written before the script ends its run"
+
+
+def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path: Path) -> None:
+    words = ["fit", "--model", "tests.callback_user.Net", "--data", "tests.callback_user.Data", "--accelerator", "cpu",
+             "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name", "r"]  # fmt: skip
+    said = {"WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "fixed", "WANDB_NAME": "trial", "WANDB_TAGS": "a,b"}
+    run_warm(launcher(*words), tmp_path, env={**_ENV, **said}).check()
+    longer = [*words, "--resume", "auto", "--trainer.max_epochs", "2"]
+    run_warm(launcher(*longer), tmp_path, env=_ENV).check()
+    first, second = files(tmp_path / "runs" / "r")
+    assert place_of(first) == ("theirs", "fixed", "trial", ["a", "b"])
+    assert place_of(second)[:3] == ("config's", "fixed", "r")

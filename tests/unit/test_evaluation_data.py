@@ -1,0 +1,85 @@
+"""Each sample once on every number of ranks, in equally many batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
+
+from launcher.evaluation_data import SharedOnce, _can_share, share_evaluation_data
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300))
+def test_every_sample_once_and_as_many_batches_on_every_rank(world: int, batch_size: int, size: int) -> None:
+    assume(_can_share(DataLoader(range(size), batch_size=batch_size), world))  # type: ignore[arg-type]
+    ranks = [list(SharedOnce(size, batch_size, world, rank)) for rank in range(world)]
+    assert sorted(n for rank in ranks for batch in rank for n in batch) == list(range(size))
+    assert {len(SharedOnce(size, batch_size, world, n)) for n in range(world)} == {len(rank) for rank in ranks}
+    assert len({len(rank) for rank in ranks}) == 1
+    assert all(1 <= len(batch) <= batch_size for rank in ranks for batch in rank)
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield from range(6)
+
+
+class Own(DataLoader[Any]):
+    pass
+
+
+X = TensorDataset(torch.arange(17))
+
+
+def shared(loaders: Any, world: int = 2) -> Any:
+    class Data(pl.LightningDataModule):
+        def test_dataloader(self) -> Any:
+            return loaders
+
+    owner = Data()
+    share_evaluation_data(owner, "test_dataloader", world, 1)
+    return owner.test_dataloader()
+
+
+def test_usual_loaders_are_shared_one_by_one_and_lightning_leaves_them_so() -> None:
+    first, second = shared([DataLoader(X, batch_size=4), DataLoader(X, batch_size=3, shuffle=True)])
+    assert [batch[0].tolist() for batch in first] == [[1, 3], [5, 7, 9], [11, 13, 15]]
+    assert len(second) == 3
+
+    seen: list[int] = []
+
+    class Model(pl.LightningModule):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            seen.extend(batch[0].tolist())
+
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.test(Model(), first, verbose=False)
+    assert seen == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert not trainer._data_connector._requires_distributed_sampler(first)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Endless(), batch_size=2),
+        DataLoader(X, batch_size=None),
+        DataLoader(X, batch_size=4, drop_last=True),
+        DataLoader(X, batch_size=4, sampler=RandomSampler(X, replacement=True)),
+        DataLoader(X, batch_size=4, sampler=RandomSampler(X, num_samples=5)),
+        DataLoader(X, batch_sampler=[[0], [1]]),
+        Own(X, batch_size=4),
+    ],
+)
+def test_other_loaders_are_lightnings(loader: DataLoader[Any]) -> None:
+    assert shared(loader) is loader
+
+
+def test_fewer_samples_than_batches_are_lightnings() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(3)), batch_size=1)
+    assert shared(loader, world=2) is loader
+    assert shared(DataLoader(TensorDataset(torch.arange(0)), batch_size=1)) is not None

@@ -1,0 +1,108 @@
+"""The position in the data: from Lightning's counters, and for another number of ranks or another batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.position import Position, changes_of, moved, read_position, rewound
+
+
+def _counts(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:
+    return {"ready": ready, "started": started, "processed": processed, "completed": completed}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "last", "stage", "expected"),
+    [
+        # before the first epoch, and where an epoch begins
+        ((0, 0, 0, 0), (0, 0, 0, 0), False, "between", (0, 0, "between")),
+        ((3, 2, 2, 2), (8, 8, 8, 8), True, "between", (2, 0, "between")),
+        # in an epoch: a step, the end of its last batch, a validation, an error in a step
+        ((3, 3, 2, 2), (5, 5, 5, 5), False, "between", (2, 5, "between")),
+        ((3, 3, 2, 2), (8, 8, 8, 7), True, "batch_end", (2, 8, "batch_end")),
+        ((3, 3, 2, 2), (8, 8, 8, 8), True, "validated", (2, 8, "validated")),
+        ((3, 3, 2, 2), (6, 6, 5, 5), False, "between", (2, 5, "between")),
+        # of plain Lightning
+        ((3, 3, 2, 2), (8, 8, 8, 7), False, None, (2, 8, "batch_end")),
+        ((3, 3, 2, 2), (8, 8, 8, 8), False, None, (2, 8, "validated")),
+        # the end of an epoch, and behind it
+        ((3, 3, 3, 2), (8, 8, 8, 8), True, "between", (2, 8, "epoch_end")),
+        ((3, 3, 3, 3), (8, 8, 8, 8), True, "between", (3, 0, "between")),
+        # ended by the Trainer before its last batch: gone on with
+        ((3, 3, 3, 2), (5, 5, 5, 5), False, "between", (2, 5, "between")),
+        ((3, 3, 3, 3), (5, 5, 5, 5), False, "between", (2, 5, "between")),
+    ],
+)
+def test_the_counters_say_where_the_training_is(
+    epochs: Any, batches: Any, last: bool, stage: Any, expected: tuple[int, int, str]
+) -> None:
+    found = read_position(_counts(*epochs), _counts(*batches), 21, last=last, stage=stage)
+    assert (found.epoch, found.batches, found.stage) == expected
+    assert Position.from_dict(found.to_dict()) == found
+
+
+_POSITIONS = st.builds(
+    Position,
+    epoch=st.integers(0, 5),
+    batches=st.integers(1, 40),
+    stage=st.sampled_from(["between", "batch_end", "validated"]),
+    total=st.integers(40, 400),
+    accumulate=st.sampled_from([1, 2, 3, 4]),
+)
+
+
+@given(_POSITIONS, st.booleans())
+def test_it_goes_back_to_where_no_gradients_were_being_added_up(position: Position, last: bool) -> None:
+    position = dataclasses.replace(position, last=last)
+    back = rewound(position)
+    if last or position.batches % position.accumulate == 0:
+        assert back == position
+        return
+    assert back.batches % back.accumulate == 0
+    assert 0 < position.batches - back.batches < position.accumulate
+    assert back.total - back.batches == position.total - position.batches
+    assert back.validated_batches == position.batches - (position.stage == "batch_end")
+    (told,) = changes_of(position, back) if back.in_epoch else ["between two optimizer steps"]
+    assert "between two optimizer steps" in told
+
+
+@given(st.integers(1, 20), st.sampled_from([(1, 2), (2, 1), (4, 2), (2, 8), (3, 6)]), st.sampled_from([1, 2, 3]))
+def test_the_samples_of_all_ranks_are_kept_on_another_number_of_ranks(
+    steps: int, worlds: tuple[int, int], accumulate: int
+) -> None:
+    """With a fixed global batch of 288 samples a step, of which a rank takes at once what its accumulation leaves."""
+    old, new = worlds
+    accumulate_now = accumulate + 1 if 288 % (new * (accumulate + 1)) == 0 else accumulate
+    sizes = 288 // (old * accumulate), 288 // (new * accumulate_now)
+    position = Position(1, steps * accumulate, "batch_end", False, (steps + 9) * accumulate, accumulate, accumulate,
+                        old, (sizes[0],))  # fmt: skip
+    now = moved(position, new, accumulate_now, [sizes[1]])
+    assert now.batches == steps * accumulate_now
+    assert now.total == (steps + 9) * accumulate_now
+    assert (now.stage, now.accumulate, now.world_size) == ("batch_end", accumulate_now, new)
+    assert changes_of(position, now) == []
+
+
+def test_what_is_no_whole_number_of_steps_goes_on_before_it_and_is_told() -> None:
+    position = Position(0, 5, "validated", total=5, world_size=1, batch_sizes=(4,))
+    now = moved(position, 2, 1, [4])
+    assert (now.batches, now.stage) == (2, "between")
+    (told,) = changes_of(position, now)
+    assert told.startswith("20 samples of the epoch were trained")
+    assert "goes on after 16" in told
+
+
+def test_another_number_of_loaders_is_told() -> None:
+    position = Position(0, 5, total=5, batch_sizes=(4, 4))
+    (told,) = changes_of(position, moved(position, 1, 1, [4]))
+    assert "had 2 training loaders, now there are 1" in told
+
+
+def test_what_a_callback_accumulates_stays_as_it_was() -> None:
+    position = Position(0, 6, total=6, accumulate=3, planned_accumulate=1, batch_sizes=(4,))
+    assert moved(position, 1, 1, [4]).accumulate == 3
