@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
     before = _read_manifest(checkpoint) or {}
     versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
     write_file(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
+    # Whoever may read a checkpoint in a folder of the user's may check it, too.
+    manifest_of(checkpoint).chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)
 
 
 def remove(checkpoint: Path) -> None:

@@ -43,8 +43,7 @@ def argument_problems(
     for name, value in given.items():
         path = f"{key}.init_args.{name}"
         if name not in known:
-            more = "; for its **kwargs give it under dict_kwargs" if _takes_anything(cls) else ""
-            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_did_you_mean(name, known)}{more}"))
+            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_other_place(cls, name, known)}"))
             continue
         if name == "batch_size" and isinstance(value, int) and value < 1:
             problems.append(Problem(path, f"given {value!r}; expected at least 1"))
@@ -153,6 +152,12 @@ def _settled(value: Any) -> Any:
         known = _known(cls)
     own = {key: each for key, each in value.items() if key not in (FORMER, "init_args")}
     return {**own, "init_args": _split({**value, "dict_kwargs": None}, known)[0]}
+
+
+def _other_place(cls: type[Any], name: str, known: Collection[str]) -> str:
+    """The argument that was meant, or where one for `**kwargs` goes."""
+    hint = "; for its **kwargs, give it under dict_kwargs" if _takes_anything(cls) else ""
+    return _did_you_mean(name, known) + hint
 
 
 def _did_you_mean(name: str, known: Collection[str]) -> str:

@@ -159,8 +159,11 @@ class DataOrder:
                       "depends on set_epoch and on the generators of Python, NumPy and torch alone")  # fmt: skip
 
     def _leave(self, reason: str, loader: Any) -> None:
-        # Lightning saves and restores the state of such a one.
-        if not isinstance(loader, _Stateful):
+        if isinstance(loader, _Stateful):
+            # Lightning saves the state of rank 0, behind what was fetched ahead.
+            self.tell(f"the training loader is left as it is ({reason}): a resume gives all ranks the state that it "
+                      "had on rank 0, which may be a batch ahead")  # fmt: skip
+        else:
             self.tell(f"the training loader is left as it is ({reason}): a resume begins its epoch anew")
 
     def _check_size(self, loader: DataLoader[Any], owner: str) -> None:

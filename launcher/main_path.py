@@ -34,6 +34,7 @@ from launcher.run_directory import RunDirectory, find_run, open_run_directory, w
 from launcher.secret_values import digests, find_secrets, redact
 from launcher.terminal import make_console
 from launcher.topology import Topology
+from launcher.whole_file import make_private
 
 if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
@@ -98,8 +99,6 @@ def fit(
     config = with_deepspeed_file(config)
     report.keep_secret(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
-    # Whatever is written for this run, by whichever library, is the user's alone.
-    umask = os.umask(0o077)
     run: RunDirectory | None = None
     try:
         attach_log(log)
@@ -127,10 +126,17 @@ def fit(
         raise
     finally:
         if run is not None:
-            run.release()
+            _close(run)
         log.detach()
         log.discard_pending()
-        os.umask(umask)
+
+
+def _close(run: RunDirectory) -> None:
+    if run.lock is not None:
+        # The directory has kept others out; whoever opens it keeps nothing open that a library wrote.
+        with contextlib.suppress(OSError):
+            make_private(run.path)
+    run.release()
 
 
 def _remove_own_folder(runs: Path, run: RunDirectory) -> None:

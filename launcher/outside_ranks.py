@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from launcher.config import RunConfig
 from launcher.errors import TopologyError
+from launcher.foreign_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, SlurmTask, read_slurm_task
 from slurm.nodelist import expand_nodes
 
@@ -42,10 +43,11 @@ def outside_rank(config: RunConfig, env: Mapping[str, str]) -> dict[str, str] | 
         raise TopologyError(str(error)) from error
     if task is not None and task.tasks > 1:
         return None if env.get("SLURM_JOB_NAME") in _INTERACTIVE else _of_slurm(task, config, env)
-    several = any(env.get(name, "1") not in ("", "0", "1") for name in _MPI_SIZES)
-    # With an address, or without mpi4py, `launcher.foreign_ranks` reads the variables, or says what is missing.
-    if several and not (env.get("MASTER_ADDR") and env.get("MASTER_PORT")) and importlib.util.find_spec("mpi4py"):
-        return _of_mpi()
+    if any(env.get(name, "1") not in ("", "0", "1") for name in _MPI_SIZES):
+        if env.get("MASTER_ADDR") and env.get("MASTER_PORT"):
+            return in_torchruns_words(env)
+        # Without mpi4py `launcher.foreign_ranks` says what is missing.
+        return _of_mpi() if importlib.util.find_spec("mpi4py") else None
     return None
 
 

@@ -105,7 +105,7 @@ def process_group(
         if found != (topology.rank, topology.world_size):
             raise TopologyError(
                 f"this process is rank {found[0]} of {found[1]} in a process group that was there already, and rank "
-                f"{topology.rank} of {topology.world_size} in this training; destroy that group before"
+                f"{topology.rank} of {topology.world_size} in this training; end that group first"
             )
         yield
         return

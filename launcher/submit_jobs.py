@@ -14,6 +14,7 @@ from launcher.errors import Problem, QueueError, SubmitError
 from launcher.local_job import ask_to_stop, start_detached
 from launcher.snapshot import take_snapshot
 from launcher.submission import Submission, make_folder, remove_folder, write_record
+from launcher.whole_file import make_private
 
 if TYPE_CHECKING:
     from slurm.render import JobExecutor
@@ -37,9 +38,12 @@ def submit_slurm(submission: Submission, *, snapshot: bool) -> str:
         cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
         request = fit_request(submission, cwd)
         executor = JobExecutor(submission.job, submission.folder, sys.executable)
+        # SLURM gives it to the job, which runs the user's code.
+        os.umask(before)
         with sending(executor, submission.folder, "the job"):
             job = executor.submit(FitTask(request))
             write_record(submission.folder, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
+        make_private(submission.folder)
     except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
         remove_folder(submission)
         raise
@@ -69,6 +73,8 @@ def submit_local(submission: Submission, *, snapshot: bool) -> str:
         make_folder(submission)
         cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
         resume = "auto" if submission.resume_from is None else str(submission.resume_from)
+        # The process runs the user's code.
+        os.umask(before)
         known = start_detached([*submission.command, "--resume", resume], cwd, submission.folder)
         with noting(submission.folder, known):
             write_record(submission.folder, "local", **known)

@@ -23,6 +23,7 @@ from launcher.submission import FOLDER, Submission, make_folder, prepare, remove
 from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
 from launcher.sweep import Member, describe, make_members, read_sweep
 from launcher.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
+from launcher.whole_file import make_private
 from slurm.array import ArrayChoice, read_array
 from slurm.job import JobRequestError
 
@@ -192,7 +193,11 @@ def _made(sweep: SweepSubmission, *, snapshot: bool) -> Generator[tuple[Path, Pa
         try:
             folder.mkdir(mode=0o700, parents=True)
             write_members(sweep.path, sweep.members)
-            yield folder, users_code(folder, sweep.path.parent, snapshot=snapshot)
+            cwd = users_code(folder, sweep.path.parent, snapshot=snapshot)
+            # What is started here inherits it, and runs the user's code.
+            os.umask(before)
+            yield folder, cwd
+            make_private(folder)
         except OSError as error:
             raise no_space(folder, error) from error
     except BaseException:  # Ctrl-C too leaves no folder of what is not queued; raised on

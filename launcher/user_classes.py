@@ -101,7 +101,7 @@ def doubled_plugins(kinds: Sequence[type[Any]], field: str) -> list[Problem]:
         "LayerSync plugins; a run has one": LayerSync,
     }
     found = {text: sum(issubclass(kind, base) for kind in kinds) for text, base in counts.items()}
-    return [Problem(field, f"given {count} {text}") for text, count in found.items() if count > 1]
+    return [Problem(field, f"given {count} {text}: keep one") for text, count in found.items() if count > 1]
 
 
 def make_objects(

@@ -25,6 +25,7 @@ from launcher.config import WandbOptions
 from launcher.run_directory import RunDirectory
 from launcher.secret_values import hide_in_arguments, redact
 from launcher.wandb_writer import WandbWriter
+from launcher.whole_file import private_umask
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:
@@ -245,7 +246,8 @@ class QueuedWandbLogger(WandbLogger):
         ours = {"init_timeout": self._options.init_timeout, "silent": True, "console": "off"}
         settings = {name: value for name, value in ours.items() if not self._env.get(_SETTINGS[name])}
         try:
-            with _arguments_without_secrets():
+            # W&B's own process writes until after the run's end.
+            with _arguments_without_secrets(), private_umask():
                 run = wandb.init(**self._asked, config=self.values, mode=mode, settings=wandb.Settings(**settings))
         except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
             wandb.teardown()

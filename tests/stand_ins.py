@@ -16,6 +16,8 @@ name = pathlib.Path(sys.argv[0]).name
 with (folder / "calls.jsonl").open("a") as calls:
     calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
 if name == "sbatch":
+    umask = os.umask(0)
+    (folder / "umask").write_text(oct(umask))
     (folder / "script").write_bytes(pathlib.Path(sys.argv[1]).read_bytes())
 answer = json.loads((folder / "answers.json").read_text())[name]
 sys.stdout.write(answer[1])

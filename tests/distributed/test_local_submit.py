@@ -45,6 +45,9 @@ def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None
     status = json.loads(_words(whole, "status", "it", "--json").check().output)
     assert (status["state"], status["step"], status["attempts"]) == ("done", 24, 1)
     assert "Plan" in _words(whole, "logs", "it").check().output
+    # The user's code in it has the rights that it has here.
+    (here := tmp_path / "here").touch()
+    assert (whole / "trace-0").stat().st_mode == here.stat().st_mode
 
     _words(parts, "submit", "--cluster", "local", *MODEL, pace="0.5").check()
     trace = parts / "trace-0"

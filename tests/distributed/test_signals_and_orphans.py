@@ -238,6 +238,22 @@ def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_a
         assert f"start method {multiprocessing.get_start_method()}" in log
 
 
+def test_a_long_tmpdir_and_a_low_limit_of_open_files_are_no_obstacle(tmp_path: Path) -> None:
+    # The address of a Unix socket holds 107 bytes: the fork server has one, and so have loader workers.
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    (tmp_path / "mine.py").write_text(
+        "import resource\nfrom tests.toy import Toy\n\n\nclass Mine(Toy):\n    def on_train_start(self):\n"
+        "        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n        print('raised', soft == hard)\n"
+    )
+    words = ("--model", "mine.Mine", "--trainer.max_epochs", "1", "--data.workers", "1")
+    command = ["bash", "-c", 'ulimit -Sn 256; exec "$@"', "bash", *launcher("fit", *SETTINGS, *words)]
+    run(command, tmp_path, env={**toy_env(tmp_path / "trace"), "TMPDIR": str(long)}).check()
+    for rank in range(2):
+        assert "raised True" in (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text().splitlines()
+    assert [path.name for path in long.iterdir() if path.name.startswith(("launcher-", "pymp-"))] == []
+
+
 def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
     import socket
 

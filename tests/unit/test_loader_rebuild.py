@@ -156,6 +156,7 @@ def test_ranks_share_what_a_sampler_of_the_users_own_draws(kind: str) -> None:
     ("make", "told"),
     [
         (lambda: DataLoader(Stream(), 4), "(its dataset is iterable): a resume begins its epoch anew"),
+        (lambda: StatefulDataLoader(Stream(), 4), "(its dataset is iterable): a resume gives all ranks the state"),
         (lambda: [1], "(list, no DataLoader): a resume begins its epoch anew"),
         (lambda: CombinedLoader([CombinedLoader(DataLoader(_NUMBERS))]), "(CombinedLoader): a resume begins"),
         (_KEPT["own sampler"], "in the order of OwnSampler: a resume repeats it if it depends on"),

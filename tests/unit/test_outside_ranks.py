@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any
 
 import pytest
@@ -106,3 +107,11 @@ def test_processes_of_mpi_without_mpi4py_are_refused(name: str, monkeypatch: pyt
     assert outside_rank(CPU, {name: "2"}) is None
     with pytest.raises(TopologyError, match="started 2 processes"):
         Topology.from_env({name: "2"}, "here")
+
+
+def test_processes_of_mpi_with_an_address_need_no_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    places = {"RANK": 3, "SIZE": 4, "LOCAL_RANK": 1, "LOCAL_SIZE": 2}
+    env = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in places.items()}
+    found = outside_rank(CPU, {**env, "MASTER_ADDR": "node0", "MASTER_PORT": "29500"})
+    assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}

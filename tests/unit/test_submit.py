@@ -65,7 +65,13 @@ def test_a_dry_run_prints_the_very_script_that_is_sent_and_makes_nothing(cwd: Pa
 
 
 def test_what_is_queued_is_private_and_says_how_to_go_on(cwd: Path, slurm: StandIns) -> None:
-    said = submit(cwd, slurm, *JOB).check().output
+    before = os.umask(0o027)
+    try:
+        said = submit(cwd, slurm, *JOB).check().output
+    finally:
+        os.umask(before)
+    # SLURM hands it to the job, whose own files are the user's.
+    assert (slurm.folder / "umask").read_text() == oct(0o027)
     assert "job 42 is queued\nrun it: launcher status it, logs, cancel\n" in said
     assert "no snapshot of the code, as this is no git repository" in said
     for path in (cwd / "runs/it", *(cwd / "runs/it").rglob("*")):

@@ -301,6 +301,9 @@ def test_other_arguments_are_those_of_the_signature_or_go_to_its_last_parameter(
     classes = import_classes(given)
     _, data = make_objects(given, classes, None)
     assert (classes.batch_size, vars(data)["batch_size"], vars(data)["more"]) == (4, 4, {"colour": "red"})
+    misplaced = config(model(width=1), model("tests.cli_zoo.Data", colour="red"))
+    message = only_message(misplaced, "data.init_args.colour")
+    assert message == "Data takes no colour; it takes batch_size, folder; for its **kwargs, give it under dict_kwargs"
     wrong = {"class_path": "theirs.Counter", "dict_kwargs": {"evry": 3}}
     message = only_message(config(model(width=1), callbacks=[wrong]), "trainer.callbacks[0].dict_kwargs.evry")
     assert message == "Counter takes no evry; did you mean every?"
