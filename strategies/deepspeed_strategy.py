@@ -31,7 +31,13 @@ from strategies.batch_norms import compute_with_fp32_weights
 from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.deepspeed_process import forget_earlier_groups, use_deepspeeds_cpu_accelerator
-from strategies.deepspeed_restore import parameter_names, restore_weights, restore_whole, weights_only_loads
+from strategies.deepspeed_restore import (
+    forget_hooks,
+    parameter_names,
+    restore_weights,
+    restore_whole,
+    weights_only_loads,
+)
 from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
 from strategies.module_order import keep_module_order
 
@@ -124,6 +130,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self.barrier()
         if self._groups is not None and (settings := self._groups.settings()):
             checkpoint[EMPTY_GROUPS] = settings
+        forget_hooks([checkpoint, self._module])
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
