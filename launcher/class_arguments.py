@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -54,10 +55,8 @@ def argument_problems(
         try:
             parser.parse_object({"it": {name: value}}, defaults=False)
         except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-            # Other arguments may be required and are not given in this look at one.
-            if name in str(error).splitlines()[0]:
-                detail = " ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
-                problems.append(Problem(path, f"given {value!r}; {detail or error}"))
+            if detail := _told_of(name, str(error)):
+                problems.append(Problem(path, f"given {value!r}; {detail}"))
     if not _takes_anything(cls):
         problems += [
             Problem(f"{key}.dict_kwargs.{name}", f"{cls.__name__} takes no {name}; {_did_you_mean(name, known)}")
@@ -70,12 +69,22 @@ def argument_problems(
     return problems
 
 
+def _told_of(name: str, error: str) -> str:
+    """What an error of a parser that was given this argument alone says of it: others may be required, too."""
+    first, *more = [line.strip() for line in error.splitlines() if line.strip()]
+    keys = re.findall(rf"\bit\.({re.escape(name)}(?:\.\w+)*)(?!\w)", first)
+    if "arguments are required" in first:
+        return f"{', '.join(keys)} is required and was not given; add it" if keys else ""
+    return " ".join(more) or first if keys else ""
+
+
 def read_argument(cls: type[Any], spec: Mapping[str, Any], name: str, default: Any) -> Any:
-    """One valid argument in the form of its type: a quoted number is a number; `default` if it is not given."""
+    """One argument of a valid spec in the form of its type: a quoted number is a number; `default` if not given."""
     given, _ = _split(spec, _known(cls))
     if name not in given:
         return default
-    return vars(_parser(cls, frozenset()).parse_object({"it": {name: given[name]}}, defaults=False)["it"])[name]
+    # All that is given: a parser misses required arguments in less.
+    return vars(_parser(cls, frozenset()).parse_object({"it": given}, defaults=False)["it"])[name]
 
 
 def make_object(

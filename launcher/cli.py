@@ -52,9 +52,10 @@ _EVALUATIONS = {
 }
 _OF_A_RUN = """
 
-The run must be there: it is named by --name, by --config runs/NAME/config.yaml, or it is the newest run with the given
-config. No run directory is made. A checkpoint of any strategy is taken, ZeRO's too; the evaluation has the whole module
-on every rank. On several ranks each sample counts once; a warning tells where Lightning has to repeat some."""
+The run must be there: --name alone, or a --checkpoint in its folder, takes its config as well; with --config and no
+name it is the newest run with that config. No run directory is made. A checkpoint of any strategy is taken, ZeRO's too;
+the evaluation has the whole module on every rank. On several ranks each sample counts once; a warning tells where
+Lightning has to repeat some."""
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
@@ -267,6 +268,10 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topol
     from launcher.config_sources import load_config
 
     try:
+        if not options.config and "checkpoint" in options:
+            from launcher.evaluated_config import config_of_run
+
+            options.config = config_of_run(options.checkpoint, overrides)
         return load_config(options.config, overrides)
     except ConfigError as error:
         if topology.world_size > 1:

@@ -10,11 +10,10 @@ from launcher.checkpoint_files import choose_checkpoint, problem_of
 from launcher.checkpoint_reader import Trust
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
+from launcher.evaluated_config import BEST, LAST, run_of
 from launcher.resume import read_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like
 from launcher.run_trust import check_run_folder
-
-BEST, LAST = "best", "last"
 
 
 def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory, tuple[str, ...]]:
@@ -32,7 +31,7 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
         ResumeError: there is no such checkpoint, or it is damaged.
     """
     given = None if checkpoint in (BEST, LAST) else Path(checkpoint).absolute()
-    path = _run_of(given) if given is not None and config.name is None else None
+    path = run_of(given) if given is not None and config.name is None else None
     runs = Path(config.runs_dir).absolute()
     if path is None:
         name = config.name or newest_run_like(config)
@@ -64,12 +63,6 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
     id_file = path / "wandb" / "run_id"
     wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
     return RunDirectory(path, given, wandb_id, is_new=False), notices
-
-
-def _run_of(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint lies in."""
-    path = checkpoint.parent.parent
-    return path if checkpoint.parent.name == "checkpoints" and (path / "config.yaml").exists() else None
 
 
 def _best(folder: Path, last: Path, trust: Trust) -> Path:

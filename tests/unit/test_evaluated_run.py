@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from launcher import cli
 from launcher.errors import LauncherError, ResumeError, RunDirectoryError
 from launcher.evaluated_run import find_evaluated_run
 from launcher.run_directory import newest_run_like
@@ -49,6 +51,22 @@ def test_a_path_names_its_run_and_any_file_can_be_evaluated_for_a_run_that_is_na
     torch.save({"state_dict": {}}, outside)
     found, _ = find_evaluated_run(config(tmp_path), str(outside))
     assert (found.path, found.resume_from) == (run, outside)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_run_that_is_named_brings_its_config(
+    run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "config.yaml").write_text(f"name: first\nruns_dir: {run.parent}\nseed: 77\n")
+    named = ["--name", "first", "--runs-dir", str(run.parent)]
+    inside = ["--checkpoint", str(run / "checkpoints" / "epoch=2.ckpt")]
+    other = tmp_path / "other.yaml"
+    other.write_text("seed: 5\n")
+    for words, seed in ((named, 77), (inside, 77), ([*named, "--seed", "3"], 3), ([*named, "--config", str(other)], 5)):
+        assert cli.run([command, *words, "--print-config"]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["seed"] == seed
+    assert cli.run([command, *named[2:], "--name", "frist", "--print-config"]) == 2
+    assert "there is no run 'frist'" in capsys.readouterr().err
 
 
 def test_without_a_name_it_is_the_newest_run_with_the_config(run: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests import cli_zoo
 
 _SOURCE = """
 import lightning.pytorch as pl
+from dataclasses import dataclass
 
 class Model(pl.LightningModule):
     static_graph = True
@@ -38,6 +39,15 @@ class Data(pl.LightningDataModule):
     def __init__(self, batch_size: int = 8, root=None):
         super().__init__()
         self.batch_size, self.root = batch_size, root
+
+@dataclass
+class Shape:
+    width: int
+
+class Rooted(pl.LightningDataModule):
+    def __init__(self, folder: str, sizes: Shape, d: int = 1, old: int = 2, batch_size: int = 8):
+        super().__init__()
+        self.given = folder, sizes.width, d, old, batch_size
 
 class Counter(pl.Callback):
     def __init__(self, every: int = 1):
@@ -311,6 +321,27 @@ def test_other_arguments_are_those_of_the_signature_or_go_to_its_last_parameter(
 
 def test_a_quoted_batch_size_is_the_batch_size() -> None:
     assert import_classes(config(model("theirs.Alone", batch_size="6"))).batch_size == 6
+
+
+@pytest.mark.parametrize("name", ["batch_size", "d", "old", "sizes"])
+def test_an_argument_beside_required_ones_is_taken_and_judged_by_itself(name: str) -> None:
+    """A name that stands in another's, as `d` in `folder`, is no sign that an error is about it."""
+    given = {"folder": "here", "sizes": {"width": 3}, "d": "5", "old": 6, "batch_size": "4"}
+    whole = config(model(width=1), model("theirs.Rooted", **given))
+    classes = import_classes(whole)
+    _, data = make_objects(whole, classes, None)
+    assert (classes.batch_size, vars(data)["given"]) == (4, ("here", 3, 5, 6, 4))
+    without = config(model(width=1), model("theirs.Rooted", **{name: given[name]}))
+    told = {problem.path for problem in problems_of(without)}
+    assert told == {f"data.init_args.{other}" for other in ("folder", "sizes") if other != name}
+    wrong = config(model(width=1), model("theirs.Rooted", **{**given, name: "x"}))
+    assert all(problem.path == f"data.init_args.{name}" for problem in problems_of(wrong))
+
+
+def test_what_a_given_argument_lacks_is_told_alone() -> None:
+    spec = model("theirs.Rooted", sizes={})
+    told = {problem.path: problem.message for problem in problems_of(config(model(width=1), spec))}
+    assert told["data.init_args.sizes"] == "given {}; sizes.width is required and was not given; add it"
 
 
 def test_a_short_name_is_that_of_an_imported_class() -> None:
