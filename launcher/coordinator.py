@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
-from launcher.errors import ConfigError, MissingLibraryError, Problem, UsageError
+from launcher.errors import ConfigError, MissingLibraryError, Problem, TrainingError, UsageError, also_its_cause
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import end_script_ranks, in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank
@@ -126,7 +126,8 @@ class TrainingCoordinator:
         Raises:
             MissingLibraryError: Lightning is not installed.
             ConfigError: lists every argument that is none.
-            UsageError, TrainingError, Interrupted: see `launcher.main_path.fit`.
+            UsageError, Interrupted: see `launcher.main_path.fit`.
+            TrainingError: the model's or the data's own code raised; an `except` for that catches it, too.
         """
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
         clip = self._config.trainer.gradient_clip_val
@@ -147,7 +148,10 @@ class TrainingCoordinator:
             model={"class_path": given.traits()["model"]},
         )
         config = _checked(asked, {**options, **trainer_options})
-        result = self._fit(config, given)
+        try:
+            result = self._fit(config, given)
+        except TrainingError as error:
+            raise also_its_cause(error) from error.__cause__
         return {
             "trainer": result.trainer,
             "model": model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import launcher.coordinator as module
 from launcher import TrainingCoordinator
 from launcher.config import RunConfig, WandbOptions
 from launcher.config_check import parse_config
-from launcher.errors import ConfigError, UsageError
+from launcher.errors import ConfigError, TrainingError, UsageError
 from launcher.main_path import FitResult
 from launcher.user_objects import UserObjects
 from strategies.precision import PrecisionError
@@ -346,3 +347,43 @@ def test_making_a_coordinator_does_nothing(tmp_path: Path, monkeypatch: pytest.M
     TrainingCoordinator()
     assert list(tmp_path.iterdir()) == []
     assert (dict(os.environ), set(sys.modules)) == before
+
+
+class PrunedError(Exception):
+    """As another library's: it wants more than a message."""
+
+    def __init__(self, trial: int, reason: str) -> None:
+        super().__init__(f"trial {trial}: {reason}")
+        self.trial = trial
+
+
+@pytest.mark.parametrize(
+    "raised", [ValueError("wrong"), KeyError("missing"), FileNotFoundError(2, "gone", "x.csv"), PrunedError(3, "too slow"),
+               StopIteration(), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_what_the_users_code_raised_is_caught_as_under_lightning(
+    fits: Fits, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> FitResult:
+        raise TrainingError("rank 0 (node0): it failed") from raised
+
+    monkeypatch.setattr(module, "fit", fail)
+    with pytest.raises(type(raised)) as caught:
+        coordinator().train(Toy(), loader())
+    error: Any = caught.value
+    assert isinstance(error, TrainingError)
+    assert (str(error), error.__cause__) == ("rank 0 (node0): it failed", raised)
+    assert getattr(error, "trial", None) == getattr(raised, "trial", None)
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 -- ours
+    assert (type(again), str(again)) == (TrainingError, str(error))
+
+
+def test_an_error_of_the_launchers_own_is_only_that(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> FitResult:
+        raise TrainingError("rank 1 ended first")
+
+    monkeypatch.setattr(module, "fit", fail)
+    with pytest.raises(TrainingError) as caught:
+        coordinator().train(Toy(), loader())
+    assert type(caught.value) is TrainingError
