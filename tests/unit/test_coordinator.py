@@ -358,7 +358,7 @@ class PrunedError(Exception):
 
 
 @pytest.mark.parametrize(
-    "raised", [ValueError("wrong"), KeyError("missing"), FileNotFoundError(2, "gone", "x.csv"), PrunedError(3, "too slow"),
+    "raised", [ValueError("wrong"), KeyError("missing"), FileNotFoundError(2, "gone", "x.csv"), PrunedError(3, "slow"),
                StopIteration(), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
