@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class LauncherError(Exception):
@@ -135,6 +136,10 @@ class TrainingError(LauncherError):
     """The model's or the data's own code raised; `__cause__` is what it raised."""
 
 
+def _without_its_cause(error: TrainingError) -> tuple[type[TrainingError], tuple[Any, ...]]:
+    return TrainingError, error.args
+
+
 def also_its_cause(error: TrainingError) -> TrainingError:
     """The same error, which an `except` for what the user's code raised catches too, as it does under plain Lightning.
 
@@ -146,12 +151,12 @@ def also_its_cause(error: TrainingError) -> TrainingError:
     cause = error.__cause__
     if not isinstance(cause, Exception) or type(error) is not TrainingError or isinstance(cause, LauncherError):
         return error
-    space = {
+    space: dict[str, Any] = {
         # The cause's own may want other arguments, and write them in another way.
         "__init__": Exception.__init__,
         "__str__": Exception.__str__,
         # Another process has no such class.
-        "__reduce__": lambda self: (TrainingError, self.args),
+        "__reduce__": _without_its_cause,
         "__module__": TrainingError.__module__,
     }
     try:
