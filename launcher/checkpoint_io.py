@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing_extensions import override
 from launcher.checkpoint_files import publish, remove
 from launcher.checkpoint_reader import Trust, read_file
 from launcher.checkpoint_secrets import hide_hyperparameters
-from launcher.read_back import ReadBack
+from launcher.errors import TrainingError
+from launcher.read_back import ReadBack, unsaveable
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -44,6 +46,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: the disk is full or read-only; an earlier checkpoint of that name is still there.
+            TrainingError: something in it cannot be pickled; says where it is.
         """
         if not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -58,7 +61,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         hide_hyperparameters(checkpoint)
         try:
             with open(temporary, "wb", opener=_private if private else None) as file:
-                torch.save(checkpoint, file)
+                _save(checkpoint, file)
             if self._read_back is not None:
                 self._read_back(temporary, target)
             publish(temporary, target, step if isinstance(step, int) else None)
@@ -73,7 +76,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load from a local path.
+        """Load from a local path, or from another URL, of which only trust runs anything.
 
         Args:
             path: the checkpoint.
@@ -83,8 +86,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
         Raises:
             ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
         """
+        if not _is_local_file_protocol(path):
+            safe = weights_only is not False and not self._trust.everywhere
+            return super().load_checkpoint(path, map_location, weights_only=safe)
         trust = Trust(everywhere=True) if weights_only is False else self._trust
-        return read_file(Path(path), trust, map_location=map_location, mmap=False)
+        return read_file(_local(path), trust, map_location=map_location, mmap=False)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -97,6 +103,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 def _local(path: str | Path) -> Path:
     return Path(LocalFileSystem._strip_protocol(str(path))).absolute()  # pyright: ignore[reportPrivateUsage]
+
+
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        found = unsaveable(checkpoint)
+        if found is None:
+            raise
+        raise TrainingError(f"the checkpoint cannot be saved: {found}: {error}; keep it out of the state") from error
 
 
 def _private(path: str, flags: int) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
-from launcher.errors import ConfigError, MissingLibraryError, Problem, UsageError
+from launcher.errors import ConfigError, MissingLibraryError, Problem, TrainingError, UsageError, also_its_cause
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import end_script_ranks, in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank
@@ -39,13 +39,14 @@ class TrainingCoordinator:
         gradient_clip_val: largest norm of the gradients; None doesn't clip, and a model that optimizes by hand isn't
             clipped at the default.
         strategy: see `RunConfig`.
-        devices: ranks on each node; None takes all GPUs, or one process on a CPU.
+        devices: ranks on each node; None, -1 and 'auto' take all GPUs, or one process on a CPU.
         num_nodes: number of nodes.
         notebook_processes: whether a notebook may be forked for several ranks, as Lightning's `ddp_notebook` does it:
             weights and metrics come back into this process.
-        callbacks: Lightning's callbacks of every training.
-        loggers: Lightning's loggers beside W&B.
-        plugins: a precision plugin of your own, which then decides the precision; a CheckpointIO; a LayerSync.
+        callbacks: Lightning's callbacks of every training, one or several.
+        loggers: Lightning's loggers beside W&B, one or several.
+        plugins: a precision plugin of your own, which then decides the precision; a CheckpointIO; a LayerSync; one or
+            several.
         wandb: settings of W&B.
         on_precision_change: see `RunConfig`.
 
@@ -60,13 +61,13 @@ class TrainingCoordinator:
         precision: str | int = "16",
         gradient_clip_val: float | None = _USUAL_CLIP,
         strategy: str = "auto",
-        devices: int | None = None,
+        devices: int | str | None = None,
         num_nodes: int = 1,
         *,
         notebook_processes: bool = False,
-        callbacks: Sequence[Any] = (),
-        loggers: Sequence[Any] = (),
-        plugins: Sequence[Any] = (),
+        callbacks: Any = (),
+        loggers: Any = (),
+        plugins: Any = (),
         wandb: WandbOptions | None = None,
         on_precision_change: Literal["notice", "error"] = "notice",
     ) -> None:
@@ -75,11 +76,11 @@ class TrainingCoordinator:
         else:
             normalize_precision(precision)
         self._notebook_processes = notebook_processes
-        self._callbacks, self._loggers, self._plugins = tuple(callbacks), tuple(loggers), tuple(plugins)
+        self._callbacks, self._loggers, self._plugins = _all_of(callbacks), _all_of(loggers), _all_of(plugins)
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",
-            devices="auto" if devices is None else devices,
+            devices=_devices(devices),
             # One node is what a script knows of; torchrun and SLURM say how many there are.
             num_nodes="auto" if num_nodes == 1 else num_nodes,
             strategy=strategy,
@@ -125,7 +126,8 @@ class TrainingCoordinator:
         Raises:
             MissingLibraryError: Lightning is not installed.
             ConfigError: lists every argument that is none.
-            UsageError, TrainingError, Interrupted: see `launcher.main_path.fit`.
+            UsageError, Interrupted: see `launcher.main_path.fit`.
+            TrainingError: the model's or the data's own code raised; an `except` for that catches it, too.
         """
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
         clip = self._config.trainer.gradient_clip_val
@@ -146,7 +148,10 @@ class TrainingCoordinator:
             model={"class_path": given.traits()["model"]},
         )
         config = _checked(asked, {**options, **trainer_options})
-        result = self._fit(config, given)
+        try:
+            result = self._fit(config, given)
+        except TrainingError as error:
+            raise also_its_cause(error) from error.__cause__
         return {
             "trainer": result.trainer,
             "model": model,
@@ -240,8 +245,30 @@ class TrainingCoordinator:
         return None
 
 
+def _all_of(given: Any) -> tuple[Any, ...]:
+    """Lightning takes one object for a list of one."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+
+
+def _devices(given: int | str | None) -> Any:
+    """As a config has it; Lightning takes all devices for -1, and a count that is a text."""
+    if given in (None, -1, "-1"):
+        return AUTO
+    return int(given) if isinstance(given, str) and given.isdecimal() else given
+
+
 # Objects of the user's own among Lightning's options, and the coordinator's name for them.
 _OBJECTS = {"callbacks": "callbacks", "logger": "loggers", "plugins": "plugins"}
+# What a Trainer, or its `fit`, is told and `train` is not: what to do instead.
+_ELSEWHERE = {
+    **{name: f"give it to TrainingCoordinator, as {name}"
+       for name in ("devices", "num_nodes", "precision", "strategy", "output_dir", "loggers", "wandb")},
+    "accelerator": "give use_gpu to TrainingCoordinator: False trains on the CPU",
+    "default_root_dir": "give output_dir to TrainingCoordinator: each training has a folder there",
+    "ckpt_path": "give it as resume_from_checkpoint",
+}  # fmt: skip
 
 
 def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
@@ -259,12 +286,14 @@ def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
         trainer["logger"] = []
         config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
     objects = [name for name in _OBJECTS if trainer.get(name)]
-    plain = {name: value for name, value in trainer.items() if name not in objects}
+    elsewhere = [name for name in _ELSEWHERE if name in trainer]
+    plain = {name: value for name, value in trainer.items() if name not in (*objects, *elsewhere)}
     # What nobody said is right, and the check of every field takes its time.
     usual = RunConfig().to_dict()
     given = {name: value for name, value in config.to_dict().items() if value != usual[name]}
     problems = find_problems({**given, "trainer": plain})
     problems += [Problem(f"trainer.{n}", f"give {_OBJECTS[n]} to TrainingCoordinator, as objects") for n in objects]
+    problems += [Problem(name, _ELSEWHERE[name]) for name in elsewhere]
     if problems:
         raise ConfigError(problems)
     return dataclasses.replace(config, trainer=TrainerOptions(**plain))

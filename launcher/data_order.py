@@ -38,6 +38,7 @@ class DataOrder:
         distribute: whether each rank takes a share of the samples (`use_distributed_sampler`); otherwise the loaders
             are a rank's own.
         notice: told when a loader's place in an epoch cannot be restored.
+        on_batch: told what made a loader, and its batch, where that is not the planned one.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class DataOrder:
         fixed_global_batch: bool,
         distribute: bool = True,
         notice: Callable[[str], None],
+        on_batch: Callable[[str, int], None] = lambda *_: None,
     ) -> None:
         self.batch = batch
         self._rank = rank
@@ -58,6 +60,8 @@ class DataOrder:
         self._distribute = distribute
         self._notice = notice
         self._told: set[str] = set()
+        self._on_batch = on_batch
+        self._corrected: set[int] = set()
 
     def tell(self, text: str) -> None:
         """Tell the user, once."""
@@ -86,14 +90,15 @@ class DataOrder:
                 ) from error
             raise
         combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
-        found = [self._convert(loader, owner, overfit) for loader in combined.flattened]
+        several = len(combined.flattened) > 1
+        found = [self._convert(loader, owner, overfit, several) for loader in combined.flattened]
         if combined is loaders:
             # A copy: the user's object may be asked for again, in another run of this process.
             combined = copy.copy(combined)
         combined.flattened = found
         return combined if isinstance(loaders, CombinedLoader) else combined.iterables
 
-    def _convert(self, loader: Any, owner: str, overfit: bool) -> Any:
+    def _convert(self, loader: Any, owner: str, overfit: bool, several: bool) -> Any:
         loader = vars(loader).get(_FROM, loader) if isinstance(loader, DataLoader) else loader
         if not isinstance(loader, DataLoader):
             kind = type(loader).__name__
@@ -101,7 +106,7 @@ class DataOrder:
                 self.tell(f"global_batch_size cannot be compared with what {owner} gives: a {kind}, no DataLoader")
             self._leave(kind if isinstance(loader, CombinedLoader) else f"{kind}, no DataLoader", loader)
             return loader
-        self._check_size(loader, owner)
+        self._check_size(loader, owner, several)
         reason = self._why_not(loader, overfit)
         if reason is not None:
             self._leave(reason, loader)
@@ -159,11 +164,23 @@ class DataOrder:
                       "depends on set_epoch and on the generators of Python, NumPy and torch alone")  # fmt: skip
 
     def _leave(self, reason: str, loader: Any) -> None:
-        # Lightning saves and restores the state of such a one.
-        if not isinstance(loader, _Stateful):
+        if isinstance(loader, _Stateful):
+            # Lightning saves the state of rank 0, behind what was fetched ahead.
+            self.tell(f"the training loader is left as it is ({reason}): a resume gives all ranks the state that it "
+                      "had on rank 0, which may be a batch ahead")  # fmt: skip
+        else:
             self.tell(f"the training loader is left as it is ({reason}): a resume begins its epoch anew")
 
-    def _check_size(self, loader: DataLoader[Any], owner: str) -> None:
+    def _tell_batch(self, owner: str, taken: int, several: bool) -> None:
+        if several:
+            planned = self.batch.micro_batch_size
+            self.tell(f"{owner} made a loader of {taken} samples, not of the {planned} that the plan has for each rank")
+        elif taken not in self._corrected:
+            # Loaders may be made anew in every epoch.
+            self._corrected.add(taken)
+            self._on_batch(owner, taken)
+
+    def _check_size(self, loader: DataLoader[Any], owner: str, several: bool) -> None:
         length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
         if length == 0:
             raise DataError(f"the training data is empty: {owner} made a loader of no sample; look at its data's path")
@@ -171,8 +188,7 @@ class DataOrder:
         taken = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         if not self._fixed:
             if planned is not None and taken is not None and taken != self.batch.micro_batch_size:
-                self.tell(f"the plan's batch is {planned} samples a step, but {owner} made a loader of {taken}: a step "
-                          f"trains {taken * ranks * self.batch.accumulate} samples of it")  # fmt: skip
+                self._tell_batch(owner, taken, several)
             return
         if taken != self.batch.micro_batch_size:
             raise DataError(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class LauncherError(Exception):
@@ -133,6 +134,37 @@ class ReportError(UsageError):
 
 class TrainingError(LauncherError):
     """The model's or the data's own code raised; `__cause__` is what it raised."""
+
+
+def _without_its_cause(error: TrainingError) -> tuple[type[TrainingError], tuple[Any, ...]]:
+    return TrainingError, error.args
+
+
+def also_its_cause(error: TrainingError) -> TrainingError:
+    """The same error, which an `except` for what the user's code raised catches too, as it does under plain Lightning.
+
+    Optuna's pruning and a script's own `except ValueError` go by the class.
+
+    Args:
+        error: with a `__cause__`; returned as it is where its class cannot be joined with the cause's.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, Exception) or type(error) is not TrainingError or isinstance(cause, LauncherError):
+        return error
+    space: dict[str, Any] = {
+        # The cause's own may want other arguments, and write them in another way.
+        "__init__": Exception.__init__,
+        "__str__": Exception.__str__,
+        # Another process has no such class.
+        "__reduce__": _without_its_cause,
+        "__module__": TrainingError.__module__,
+    }
+    try:
+        joined = type(TrainingError.__name__, (TrainingError, type(cause)), space)(*error.args)
+    except TypeError:
+        return error
+    vars(joined).update({**vars(cause), **vars(error)})
+    return joined.with_traceback(error.__traceback__)
 
 
 class OutOfMemoryError(TrainingError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint_files import choose_checkpoint, problem_of
+from launcher.checkpoint_reader import Trust
 from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.evaluated_config import BEST, LAST, run_of
@@ -49,7 +50,11 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
         last, notices = choose_checkpoint(path / "checkpoints", LAST_CHECKPOINT, None)
         if last is None:
             raise ResumeError(f"run {path.name!r} has no checkpoint in {path / 'checkpoints'}; give one's path")
-        given = last if checkpoint == LAST else _best(path / "checkpoints", last)
+        given = (
+            last
+            if checkpoint == LAST
+            else _best(path / "checkpoints", last, Trust(path, everywhere=config.resume_trust))
+        )
     if not given.exists():
         raise ResumeError(f"checkpoint: {given} does not exist; give `best`, `last` or the path of one")
     problem = problem_of(given)
@@ -60,16 +65,18 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
     return RunDirectory(path, given, wandb_id, is_new=False), notices
 
 
-def _best(folder: Path, last: Path) -> Path:
+def _best(folder: Path, last: Path, trust: Trust) -> Path:
     """The checkpoint that the run's ModelCheckpoint found best, as the last one knows it."""
-    states: Mapping[str, Any] = read_checkpoint(last).get("callbacks") or {}
-    keepers = [state for name, state in states.items() if "ModelCheckpoint" in name and state.get("best_model_path")]
+    states: Mapping[str, Any] = read_checkpoint(last, trust, outline=True).get("callbacks") or {}
+    # By what they keep: ours and the user's may be of any class.
+    keepers = [state for state in states.values() if isinstance(state, Mapping) and state.get("best_model_path")]
     # One that watches a metric knows better than one that keeps what is newest.
     keepers.sort(key=lambda state: state.get("monitor") is None)
     for state in keepers:
         named = Path(state["best_model_path"])
-        # The run may have been moved since.
-        found = next((path for path in (folder / named.name, named) if path.exists()), None)
+        # The run may have been moved since; a folder of the user's own has not.
+        places = (folder / named.name, named) if named.parent.name == folder.name else (named,)
+        found = next((path for path in places if path.exists()), None)
         if found is not None:
             return found
     raise ResumeError(f"checkpoint: {last} names no best checkpoint that is still there; give `last` or a path")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterator, Sized
 from typing import Any, cast
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource, _get_distributed_sampler
+from lightning.pytorch.utilities.data import _is_dataloader_shuffled
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
+from typing_extensions import override
 
 
 class SharedOnce(DistributedSampler[Any]):
@@ -56,23 +60,8 @@ def share_evaluation_data(
         if not _can_share(loader, world_size):
             return loader
         batches = SharedOnce(len(cast(Sized, loader.dataset)), loader.batch_size or 1, world_size, rank)
-        workers = loader.num_workers
-        made: DataLoader[Any] = DataLoader(
-            loader.dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context if workers else None,
-            generator=loader.generator,
-            prefetch_factor=loader.prefetch_factor if workers else None,
-            persistent_workers=loader.persistent_workers,
-        )
-        # By this Lightning knows that the data is divided already.
-        vars(made)["sampler"] = batches
-        return made
+        # By its sampler Lightning knows that the data is divided already.
+        return _with_samplers(loader, batches, batches)
 
     @functools.wraps(original)
     def shared() -> Any:
@@ -81,8 +70,50 @@ def share_evaluation_data(
     object.__setattr__(owner, method, shared)
 
 
+class SharedSource(_DataLoaderSource):
+    """Where evaluation loaders come from: they get Lightning's own sampler for a rank's share, and stay what they are.
+
+    Lightning makes loaders anew from their constructors' arguments, which not every class, and not every call, allows.
+
+    Args:
+        name: the method that makes the loaders.
+        trainer: knows the ranks.
+    """
+
+    def __init__(self, name: str, trainer: pl.Trainer) -> None:
+        super().__init__(None, name)
+        self._trainer = trainer
+
+    @override
+    def dataloader(self) -> Any:
+        return apply_to_collection(super().dataloader(), DataLoader, self._share)
+
+    def _share(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        trainer = self._trainer
+        if loader.batch_size is None:
+            return loader
+        if not trainer._data_connector._requires_distributed_sampler(loader):
+            return loader
+        sampler = _get_distributed_sampler(
+            loader,
+            _is_dataloader_shuffled(loader),
+            overfit_batches=getattr(trainer, "overfit_batches", 0),
+            mode=trainer.state.stage,
+            **(trainer.distributed_sampler_kwargs or {}),
+        )
+        return _with_samplers(loader, sampler, BatchSampler(sampler, loader.batch_size, loader.drop_last))
+
+
+def _with_samplers(loader: DataLoader[Any], sampler: Any, batch_sampler: Any) -> DataLoader[Any]:
+    """A copy of its own class, which draws from these."""
+    made = copy.copy(loader)
+    # torch forbids to set these on a loader that is ready.
+    vars(made).update(sampler=sampler, batch_sampler=batch_sampler)
+    return made
+
+
 def _can_share(loader: DataLoader[Any], world_size: int) -> bool:
-    usual = type(loader) is DataLoader and type(loader.sampler) in (SequentialSampler, RandomSampler)
+    usual = type(loader.sampler) in (SequentialSampler, RandomSampler)
     if not usual or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None or loader.drop_last:
         return False
     size = len(cast(Sized, loader.dataset))

@@ -48,7 +48,7 @@ class NotLoaded:
 _VALUES = (
     *(NotLoaded, argparse.Namespace, types.SimpleNamespace, AttributeDict, collections.deque, uuid.UUID),
     *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
-    *(decimal.Decimal, fractions.Fraction, np.ndarray),
+    *(decimal.Decimal, fractions.Fraction),
     *(frozenset, slice, range, int, float, bool, str, bytes, list, dict, tuple, object, type(None)),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path, pathlib.PosixPath),
 )
@@ -130,7 +130,8 @@ def may_change(made: Any, step: str) -> bool:
     if _is_of_torchs_list(kind):
         return True
     if step == "state":
-        return kind in _makers() or kind in (functools.partial, collections.defaultdict) or isinstance(made, np.dtype)
+        others = (functools.partial, collections.defaultdict, np.ndarray)
+        return kind in _makers() or kind in others or isinstance(made, np.dtype)
     return isinstance(made, {"update": dict, "extend": collections.deque, "add": set}[step])
 
 
@@ -155,7 +156,7 @@ def _table() -> dict[str, Any]:
         table[f"{module}.WindowsPath"] = _ALIASES["pathlib.WindowsPath"]
     table.update({"functools.partial": functools.partial, "collections.defaultdict": collections.defaultdict,
                   "copyreg._reconstructor": _RECONSTRUCTOR, "builtins.getattr": getattr,
-                  "numpy.dtype": np.dtype})  # fmt: skip
+                  "numpy.dtype": np.dtype, "numpy.ndarray": np.ndarray})  # fmt: skip
     for name in ("numpy.core", "numpy._core"):
         table[f"{name}.multiarray._reconstruct"] = _empty_array
         table[f"{name}.multiarray.scalar"] = _number

@@ -78,6 +78,16 @@ class Plan:
         reasons = (*self.strategy.reasons, reason)
         return replace(self, strategy=replace(self.strategy, find_unused_parameters=True, reasons=reasons))
 
+    def with_loader_batch(self, owner: str, size: int) -> Plan:
+        """The plan once a loader showed its batch.
+
+        Args:
+            owner: what made the loader.
+            size: samples that a rank takes at once.
+        """
+        batch = replace(self.batch, micro_batch_size=size)
+        return replace(self, batch=batch, batch_reasons=(f"{owner} made a loader of {size} samples a rank",))
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The inverse of `to_dict`."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from launcher.checkpoint_reader import Trust, foreign_objects, listed, plain, read_file
 from launcher.errors import ResumeError
@@ -53,3 +57,18 @@ class ReadBack:
             f"the checkpoint {name} holds objects whose loading runs code: {listed(foreign)}; a resume from it needs "
             f"--resume-trust, as {objection}"
         )
+
+
+def unsaveable(value: Any, key: str = "") -> str | None:
+    """The first part of a checkpoint that cannot be pickled, as a lambda: its key and class; None if there is none."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, Mapping | list | tuple):
+        parts: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else enumerate(value)
+        found = (unsaveable(part, f"{key}.{name}" if key else str(name)) for name, part in parts)
+        return next((text for text in found if text is not None), None)
+    try:
+        pickle.dumps(value, protocol=2)
+    except Exception:  # noqa: BLE001 -- whatever its class raises
+        return f"{key} ({type(value).__module__}.{type(value).__qualname__})"
+    return None

@@ -180,7 +180,8 @@ def _strength(name: str) -> int:
 def _is_secret(name: str, value: Any, strength: int) -> bool:
     # An array is not compared with a text.
     if not isinstance(value, str):
-        return strength == 2 and value is not None and not isinstance(value, bool)
+        # A rate or a share, as `secret_loss_scale`: `load_from_checkpoint` needs it.
+        return strength == 2 and value is not None and not isinstance(value, bool | float)
     if value in ("", HIDDEN) or (strength == 2 and name == "class_path"):
         return False
     if _IN_URL.search(value) or str(_variable_of(value)).startswith(VARIABLE_PREFIX):

@@ -30,6 +30,7 @@ from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
+from launcher.plan_changes import PlanChanges
 from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
@@ -37,7 +38,7 @@ from launcher.rank_watch import WatchRanks
 from launcher.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
-from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint, write_plan
+from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.run_loggers import logs_to_wandb, make_wandb_logger, run_loggers, wants_no_logger
 from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
@@ -172,6 +173,7 @@ def _fit(
         damaged = scaler_problem(resume) if plan.has_loss_scale else None
         if damaged is not None:
             notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
+    changes = PlanChanges(plan, run, topology.rank == 0, events, notice)
     order = DataOrder(
         plan.batch,
         rank=topology.rank,
@@ -179,6 +181,7 @@ def _fit(
         fixed_global_batch=config.global_batch_size is not None,
         distribute=config.trainer.use_distributed_sampler is not False,
         notice=notice,
+        on_batch=changes.loader_batch,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     loggers = run_loggers(objects.loggers, wandb_logger, run, is_off=wants_no_logger(config))
@@ -208,17 +211,6 @@ def _fit(
     ]
     if checkpoint is not None:
         callbacks.append(KeepLast(checkpoint))
-
-    def look_for_unused(names: tuple[str, ...]) -> None:
-        if topology.rank != 0:
-            return
-        changed = plan.looking_for_unused(names)
-        write_plan(run, redact(changed.to_dict()))
-        events.write("unused_parameters", names=names)
-        notice(
-            f"{changed.strategy.reasons[-1]}: DDP looks for such parameters in every step, which takes a little time"
-        )
-
     trainer = build_trainer(
         config,
         plan,
@@ -231,7 +223,7 @@ def _fit(
         notice,
         own_plugins=objects.plugins,
         own_profiler=objects.profiler,
-        on_unused=look_for_unused if config.strategy == AUTO else None,
+        on_unused=changes.unused_parameters if config.strategy == AUTO else None,
     )
     use_resumable_loops(trainer, order)
     resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from launcher.data_order import DataOrder, is_placeable, place
+from launcher.evaluation_data import SharedSource
 from launcher.position import KEY, Position, changes_of, moved, read_position, rewound
 
 # Marks a loader whose generator is not the user's.
@@ -43,6 +44,10 @@ def use_resumable_loops(trainer: pl.Trainer, order: DataOrder) -> None:
     loop = FitLoop(trainer, order, min_epochs=before.min_epochs, max_epochs=before.max_epochs)
     loop.epoch_loop = EpochLoop(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
     trainer.fit_loop = loop
+    evaluations = {"val": (loop.epoch_loop.val_loop, trainer.validate_loop), "test": (trainer.test_loop,)}
+    for name, loops in evaluations.items():
+        for each in loops:
+            each._data_source = SharedSource(f"{name}_dataloader", trainer)
 
 
 def _set_restarting(loop: _Loop, restarting: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,10 +12,24 @@ from typing_extensions import override
 from launcher.wandb_run import QueuedWandbLogger, first_line
 
 
+def leave_to_user(config: Any, names: Iterable[str]) -> None:
+    """Let the user's code give these keys another value: W&B raises where the config has one that differs.
+
+    W&B keeps what was said, until the user says otherwise.
+
+    Args:
+        config: of a W&B run.
+        names: keys that the launcher has set.
+    """
+    said: dict[str, Any] = vars(config).get("_items", {})
+    for name in names:
+        said.pop(name, None)
+
+
 class BeginWandb(pl.Callback):
     """Begins the run of the Trainer's first `WandbLogger`, before the loss scale's first row, and adds to its config.
 
-    A run that is the user's own keeps what its config says already.
+    A run that is the user's own keeps what its config says already, and whatever it is told later stands above ours.
 
     Args:
         values: config and plan, as plain values; a run of the launcher's has them from its begin.
@@ -41,10 +55,11 @@ class BeginWandb(pl.Callback):
             config = experiment.config
             if is_ours and logger.is_own:
                 # A resumed run may have been trained on another number of ranks.
-                config.update(dict(self._described), allow_val_change=True)
+                more = dict(self._described)
             else:
                 taken = set(config.keys())
                 more = {k: v for k, v in {**self._values, **self._described}.items() if k not in taken}
-                config.update(more, allow_val_change=True)
+            config.update(more, allow_val_change=True)
+            leave_to_user(config, {**self._values, **more} if is_ours and logger.is_own else more)
         except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
             self._notice(f"W&B did not take the model's config: {first_line(error)}")

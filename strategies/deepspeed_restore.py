@@ -213,3 +213,27 @@ def _own_piece(parameter: Any, value: Tensor) -> Tensor:
 def _numel(parameter: Any) -> int:
     """Numbers in the whole parameter, of which ZeRO-3 leaves an empty one in its place."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def forget_hooks(kept: Any) -> None:
+    """Let losses that the user's objects keep be saved.
+
+    DeepSpeed ties functions to each loss, and a metric or a criterion among the hyperparameters may still hold one.
+    Between two steps their work is done.
+
+    Args:
+        kept: a module, or containers of modules and tensors.
+    """
+    if isinstance(kept, Tensor):
+        vars(kept).pop("_backward_hook_managers", None)
+    elif isinstance(kept, nn.Module):
+        for part in kept.modules():
+            for value in vars(part).values():
+                if not isinstance(value, nn.Module):
+                    forget_hooks(value)
+    elif isinstance(kept, Mapping):
+        for value in kept.values():
+            forget_hooks(value)
+    elif isinstance(kept, list | tuple):
+        for value in kept:
+            forget_hooks(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -31,7 +30,14 @@ from typing_extensions import override
 from strategies.batch_norms import compute_with_fp32_weights
 from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
-from strategies.deepspeed_restore import parameter_names, restore_weights, restore_whole, weights_only_loads
+from strategies.deepspeed_process import forget_earlier_groups, use_deepspeeds_cpu_accelerator
+from strategies.deepspeed_restore import (
+    forget_hooks,
+    parameter_names,
+    restore_weights,
+    restore_whole,
+    weights_only_loads,
+)
 from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
 from strategies.module_order import keep_module_order
 
@@ -124,6 +130,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self.barrier()
         if self._groups is not None and (settings := self._groups.settings()):
             checkpoint[EMPTY_GROUPS] = settings
+        forget_hooks([checkpoint, self._module])
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
@@ -218,7 +225,7 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         timeout: float,
         pretend_fp16: bool = False,
     ) -> None:
-        _use_deepspeeds_cpu_accelerator(pretend_fp16)
+        use_deepspeeds_cpu_accelerator(pretend_fp16)
         super().__init__(
             config,
             parallel_devices=[torch.device("cpu", n) for n in range(local_world_size)],
@@ -290,34 +297,3 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
                 f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
                 "that treats every number by itself, such as AdamW or SGD, or `strategy: ddp`"
             )
-
-
-def forget_earlier_groups() -> None:
-    """Let DeepSpeed take the process group that is there now.
-
-    It keeps the first one of a process for good, also after that has been destroyed.
-    """
-    from deepspeed.comm import comm
-    from deepspeed.utils import groups
-
-    comm.cdb = None
-    groups._release_process_group_references(group=None)
-
-
-def _use_deepspeeds_cpu_accelerator(pretend_fp16: bool) -> None:
-    """DeepSpeed decides for one kind of device when it is imported, and takes a GPU where it sees one."""
-    if "deepspeed" not in sys.modules:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator: Any = get_accelerator()
-    if accelerator.device_name() != "cpu":
-        raise StrategyError(
-            f"DeepSpeed was imported in this process for {accelerator.device_name()} and cannot train on a CPU any "
-            "more; set DS_ACCELERATOR=cpu before the first import, or use `accelerator: gpu`"
-        )
-    # Its all-reduce over shared memory would be compiled first, under a lock that a killed rank leaves behind.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if pretend_fp16:
-        accelerator.is_fp16_supported = lambda: True

@@ -30,7 +30,7 @@ class Counts:
 class Data(pl.LightningDataModule):
     def __init__(self, batch_size: int = 8) -> None:
         super().__init__()
-        self.save_hyperparameters({"batch_size": batch_size, "counts": Counts()})
+        self.save_hyperparameters({"batch_size": batch_size, "counted": Counts()})
         self.batch_size = batch_size
         self.counts = Counts()
 

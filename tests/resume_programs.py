@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from launcher.data_order import DataOrder
 from launcher.epoch_metrics import EpochMetrics
@@ -127,11 +128,20 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "max_size_cycle": lambda: CombinedLoader(_pair(), "max_size_cycle"),
     "combined in combined": lambda: CombinedLoader([CombinedLoader(_pair(), "max_size_cycle"), _plain()], "min_size"),
     "stream": lambda: DataLoader(_Stream(), 4),
+    "stateful": lambda: StatefulDataLoader(_Numbers(SIZE), 4, shuffle=True),
+    "stateful stream": lambda: StatefulDataLoader(_Stream(), 4),
     "mixed with a stream": lambda: {"a": _plain(), "b": DataLoader(_Stream(), 4)},
 }
 
+# Their workers take longer to start than the programs to train.
+WITH_WORKERS: dict[str, Callable[[], Any]] = {
+    "persistent workers": lambda: _plain(num_workers=1, persistent_workers=True),
+    "combined workers": lambda: CombinedLoader(
+        [_plain(num_workers=1, persistent_workers=True), _plain(9, 2, num_workers=1)], "max_size_cycle"
+    ),
+}
 # Of which a resume does not know the place.
-UNPLACED = ("combined in combined", "stream", "mixed with a stream")
+UNPLACED = ("combined in combined", "stream", "mixed with a stream", "stateful stream")
 
 
 def _parts(batch: Any) -> list[Tensor]:
@@ -197,7 +207,7 @@ class _Data(pl.LightningDataModule):
         self.program = program
 
     def train_dataloader(self) -> Any:
-        return LOADERS[self.program.loader]()
+        return {**LOADERS, **WITH_WORKERS}[self.program.loader]()
 
     def val_dataloader(self) -> Any:
         return [] if self.program.validate is None else DataLoader(_Numbers(10), 4)
@@ -341,11 +351,11 @@ def random_program(seed: int) -> Program:
                                  (("check_val_every_n_epoch", 2),),
                                  (("val_check_interval", 5), ("check_val_every_n_epoch", None))])  # fmt: skip
     loader = draw.choice(list(LOADERS))
-    if loader in ("stream", "mixed with a stream") and validate and validate[0][1] == 0.5:
+    if loader in ("stream", "mixed with a stream", "stateful stream") and validate and validate[0][1] == 0.5:
         validate = ()
     limit = draw.choice([(), (), (("limit_train_batches", 5),), (("limit_train_batches", 0.7),),
                          (("overfit_batches", 3),)])  # fmt: skip
-    if loader in ("stream", "mixed with a stream"):
+    if loader in ("stream", "mixed with a stream", "stateful stream"):
         limit = draw.choice([(), (("limit_train_batches", 5),)])
     manual = draw.random() < 0.15
     monitored = ["train"] if validate is None or ("check_val_every_n_epoch", 2) in validate else ["train", "val"]

@@ -38,6 +38,8 @@ def told_in_words(event: Mapping[str, Any], kind: str) -> str:
         text = f"{before} ran out of memory in this run; it goes on with {event.get('strategy')}"
     elif kind == "unused_parameters":
         text = f"{listed(event.get('names') or ())} got no gradient; DDP looks for such parameters from here on"
+    elif kind == "batch_corrected":
+        text = f"a step trains {event.get('now')} samples; the plan had {event.get('before')}"
     elif kind == "nodes_missing":
         nodes = event.get("nodes")
         text = f"{'node ' + ', '.join(map(str, nodes)) if isinstance(nodes, list) and nodes else 'a node'} never came"

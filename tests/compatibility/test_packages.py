@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,17 +31,15 @@ class Package:
         imports: what it imports, imported once for all its runs.
         model: class of the module.
         data: arguments of its data module.
-        resumed_exactly: whether a resumed run ends with the weights of an uninterrupted one.
     """
 
     module: str
     imports: Sequence[str]
     model: str = "Model"
     data: Mapping[str, Any] = field(default_factory=dict)
-    resumed_exactly: bool = True
 
-    def fit(self, folder: Path, *words: str, preloaded: Sequence[str] = (), **settings: Any) -> Finished:
-        """`launcher fit` in `folder`."""
+    def fit(self, folder: Path, *words: str, preloaded: Sequence[str] = (), code: int = 0, **settings: Any) -> Finished:
+        """`launcher fit` in `folder`, which ends with `code`."""
         if "CI" not in os.environ:
             for name in self.imports:
                 pytest.importorskip(name.partition(".")[0], reason="extra `compatibility`")
@@ -55,7 +54,7 @@ class Package:
         file.write_text(yaml.safe_dump(values))
         env = {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
         command = launcher("fit", "--config", str(file), *words)
-        return run_warm(command, folder, env=env, timeout=240, preloaded=(*self.imports, *preloaded)).check()
+        return run_warm(command, folder, env=env, timeout=240, preloaded=(*self.imports, *preloaded)).check(code)
 
 
 PACKAGES = {
@@ -65,6 +64,9 @@ PACKAGES = {
     "gpt2": Package("language", ("transformers.models.gpt2", "transformers.models.bert"), "Gpt2"),
     "bert": Package("language", ("transformers.models.gpt2", "transformers.models.bert"), "Bert", {"classes": True}),
 }  # fmt: skip
+
+
+DIE = {"class_path": "tests.compatibility.callbacks.DieOnce", "init_args": {"step": 2}}
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -90,8 +92,8 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def test_a_package_trains_alone_and_goes_on_where_it_was(name: str, tmp_path: Path) -> None:
     package = PACKAGES[name]
     package.fit(tmp_path, name="whole")
-    package.fit(tmp_path, name="parts", trainer={"max_epochs": 1, "enable_model_summary": False})
-    package.fit(tmp_path, "--resume", "auto", name="parts")
+    package.fit(tmp_path, name="parts", callbacks=[DIE], code=-signal.SIGKILL)
+    package.fit(tmp_path, "--resume", "auto", name="parts", callbacks=[DIE])
     assert steps(tmp_path, "parts") == steps(tmp_path, "whole")
     assert_same(weights(tmp_path, "parts"), weights(tmp_path, "whole"))
 
@@ -100,8 +102,7 @@ def test_a_package_trains_alone_and_goes_on_where_it_was(name: str, tmp_path: Pa
 def test_a_package_trains_on_two_ranks_and_survives_a_kill(name: str, tmp_path: Path) -> None:
     package = PACKAGES[name]
     package.fit(tmp_path, name="whole", devices=2)
-    die = {"class_path": "tests.compatibility.callbacks.DieOnce", "init_args": {"step": 2}}
-    output = package.fit(tmp_path, "--max-restarts", "1", name="killed", devices=2, callbacks=[die]).output
+    output = package.fit(tmp_path, "--max-restarts", "1", name="killed", devices=2, callbacks=[DIE]).output
     assert (tmp_path / "died").exists()
     assert steps(tmp_path, "killed") == steps(tmp_path, "whole"), output
     assert_same(weights(tmp_path, "killed"), weights(tmp_path, "whole"))

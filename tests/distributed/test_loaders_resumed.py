@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,10 @@ def test_a_class_that_divides_the_batch_by_itself_is_refused_where_the_batch_is_
     assert not list((tmp_path / "fixed").glob("trace*"))
     told = _train(tmp_path / "free", 2, *words)
     assert (
-        "the plan's batch is 8 samples a step, but LoadersData.train_dataloader made a loader of 2: a step trains 4"
+        "the plan's batch was 8 samples a step, but LoadersData.train_dataloader made a loader of 2: a step trains 4"
         in (" ".join(told.split()))
     )
+    run = tmp_path / "free" / "runs" / "it"
+    batch = json.loads((run / "plan.json").read_text())["batch"]
+    assert (batch["micro_batch_size"], batch["global_batch_size"]) == (2, 4), "what is trained"
+    assert [(event["before"], event["now"]) for event in events_of(run, "batch_corrected")] == [(8, 4)]

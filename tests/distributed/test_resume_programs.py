@@ -1,4 +1,4 @@
-"""Random programs that break off and go on, against the run that nothing interrupted; and Lightning beside them."""
+"""Random programs that break off and go on, against the run that nothing interrupted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,19 @@ def test_the_programs_have_every_loader_end_and_limit() -> None:
     assert len({str(program.accumulate) for program in programs}) == 4
 
 
-@pytest.mark.parametrize("at", [3, 4, 5, 7])
-def test_a_step_scheduler_and_a_validation_between_two_optimizer_steps_are_told(at: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program",
+    [
+        Program("max_steps", 9, loader="persistent workers"),
+        Program("crash", 9, loader="combined workers", every=2, counts_steps=True),
+        Program("save and leave", 10, loader="combined workers", reload=1),
+    ],
+)
+def test_loaders_with_workers_go_on_where_they_were(program: Program, tmp_path: Path) -> None:
+    assert differences(program, tmp_path) == []
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_validation_between_two_optimizer_steps_is_gone_on_with_or_told(at: int, tmp_path: Path) -> None:
     validate = (("val_check_interval", 2),)
     assert differences(Program("crash in validation", at, accumulate=3, validate=validate), tmp_path) == []

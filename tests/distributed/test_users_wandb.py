@@ -93,3 +93,26 @@ def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path
     first, second = files(tmp_path / "runs" / "r")
     assert place_of(first) == ("theirs", "fixed", "trial", ["a", "b"])
     assert place_of(second)[:3] == ("config's", "fixed", "r")
+
+
+@pytest.mark.parametrize("begin", ["", 'wandb.init(project="theirs")'])
+def test_a_module_may_say_in_the_runs_config_what_the_launcher_has_said_already(tmp_path: Path, begin: str) -> None:
+    (tmp_path / "train.py").write_text(f"""
+import wandb
+from launcher import TrainingCoordinator
+from tests.callback_user import Data, Net
+
+class Theirs(Net):
+    def on_train_start(self):
+        # W&B raises where a key has another value.
+        self.logger.experiment.config.update({{"num_layers": 2, "precision": "full", "plan": "B", "config": [1]}})
+
+{begin}
+for _ in range(2):
+    TrainingCoordinator("runs", False, "32", None).train(Theirs(), Data(), max_epochs=1)
+    wandb.config["model_type"] = "resnet"
+""")
+    run_warm([sys.executable, "train.py"], tmp_path, env=_ENV).check()
+    config = config_of(tmp_path)
+    assert [config[k] for k in ("num_layers", "precision", "plan", "config")] == [2, "full", "B", [1]]
+    assert (config["model_type"], config["model_class"]) == ("resnet", "Theirs")

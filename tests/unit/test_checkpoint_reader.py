@@ -21,7 +21,7 @@ from torch import nn
 
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.checkpoint_reader import Trust, read_file
-from launcher.errors import ResumeError
+from launcher.errors import ResumeError, TrainingError
 from launcher.known_classes import NotLoaded
 from launcher.read_back import ReadBack
 from tests.unit.kinds_of_objects import NEED_CODE, VALUES, Kind, State, same
@@ -207,7 +207,7 @@ CRAFTED = {
     "state of an enum": b"ctests.unit.kinds_of_objects\nKind\n(" + text_of("small") + b"tR}"
     + text_of("_value_") + text_of("poisoned") + b"sb",
     "a partial that is called": b"cfunctools\npartial\n(ctorch.nn.functional\nrelu\ntR(K\x01tR",
-    "a function of torch.nn that is called": b"ctorch.nn.functional\nrelu\n(K\x01tR",
+    "a function of torch.nn that is called": b"ctorch.nn.modules.module\nregister_module_forward_pre_hook\n(NtR",
     "a name through torch.nn": b"ctorch.nn.modules.module\ntorch.os.system\n(" + text_of("touch MARK") + b"tR",
     "getattr": b"cbuiltins\ngetattr\n(cos\nPathLike\n" + text_of("__doc__") + b"tR",
     "a registered extension": b"\x82\x01",
@@ -234,6 +234,7 @@ def test_a_crafted_pickle_is_refused_or_inert(tmp_path: Path, kind: str) -> None
     assert not mark.exists()
     assert Kind.SMALL.value == "small"
     assert nn.Parameter.__setstate__ is not os.system
+    assert not nn.modules.module._global_forward_pre_hooks
 
 
 def test_another_format_than_torch_saves_of_today_is_not_unpickled(tmp_path: Path) -> None:
@@ -325,6 +326,13 @@ class TestReadBack:
         io.save_checkpoint(content, run / "checkpoints" / "last.ckpt")
         io.save_checkpoint(content, tmp_path / "mine" / "best.ckpt")
         assert ["not one of this run's own" in notice for notice in notices] == [True]
+
+
+def test_what_cannot_be_saved_is_told_with_key_and_class(run: Path) -> None:
+    content = placed(("callbacks", "Mine", "x"), [1, {"f": lambda: 3}])
+    with pytest.raises(TrainingError, match=r"cannot be saved: callbacks.Mine.x.1.f \(builtins.function\): "):
+        saved(run, content)
+    assert not list((run / "checkpoints").iterdir())
 
 
 def test_not_loaded_has_no_special_attributes() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import launcher.coordinator as module
 from launcher import TrainingCoordinator
 from launcher.config import RunConfig, WandbOptions
 from launcher.config_check import parse_config
-from launcher.errors import ConfigError, UsageError
+from launcher.errors import ConfigError, TrainingError, UsageError
 from launcher.main_path import FitResult
 from launcher.user_objects import UserObjects
 from strategies.precision import PrecisionError
@@ -194,6 +196,40 @@ def test_objects_among_the_trainers_options_are_pointed_to_their_place(fits: Fit
         coordinator().train(Toy(), loader(), **{name: [pl.Callback()]})
 
 
+@pytest.mark.parametrize("name", ["accelerator", "ckpt_path", "default_root_dir", "devices", "loggers", "num_nodes",
+                                  "output_dir", "precision", "strategy", "wandb"])  # fmt: skip
+def test_an_option_that_belongs_elsewhere_is_told_where(fits: Fits, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        coordinator().train(Toy(), loader(), **{name: "x"})
+    (problem,) = caught.value.problems
+    place = problem.message.replace(",", "").replace(":", "").split()
+    arguments = {*inspect.signature(TrainingCoordinator).parameters, *inspect.signature(coordinator().train).parameters}
+    assert problem.path == name
+    assert arguments & set(place)
+
+
+@pytest.mark.parametrize("devices", [None, -1, "-1", "auto"])
+def test_all_devices_are_spelt_as_in_a_trainer(fits: Fits, devices: Any) -> None:
+    coordinator(devices=devices).train(Toy(), loader())
+    assert fits.configs[0].devices == "auto"
+
+
+def test_a_count_of_devices_may_be_a_text(fits: Fits) -> None:
+    coordinator(devices="2").train(Toy(), loader())
+    assert fits.configs[0].devices == 2
+    with pytest.raises(ConfigError, match="devices: given"):
+        coordinator(devices="two").train(Toy(), loader())
+
+
+def test_one_object_is_a_list_of_one_as_for_a_trainer(fits: Fits, tmp_path: Path) -> None:
+    callback, logger, plugin = pl.Callback(), CSVLogger(tmp_path), DoublePrecision()
+    coordinator(callbacks=callback, loggers=logger, plugins=plugin).train(Toy(), loader())
+    coordinator(callbacks=None, loggers=None, plugins=None).train(Toy(), loader())
+    given, none = fits.given
+    assert (list(given.callbacks), list(given.loggers), given.precision_plugin) == ([callback], [logger], plugin)
+    assert (list(none.callbacks), list(none.loggers), none.precision_plugin) == ([], [], None)
+
+
 def test_the_users_own_objects_are_handed_on(fits: Fits, tmp_path: Path) -> None:
     callback, logger, plugin = pl.Callback(), CSVLogger(tmp_path), DoublePrecision()
     coordinator(callbacks=[callback], loggers=[logger], plugins=[plugin]).train(Toy(), loader())
@@ -216,7 +252,7 @@ def test_two_precision_plugins_or_a_plugin_of_another_kind_are_refused(fits: Fit
     with pytest.raises(ConfigError, match="given 2 precision plugins; a run has one precision"):
         coordinator(plugins=two).train(Toy(), loader())
     with pytest.raises(ConfigError, match=r"plugins\[0\]: given a str; expected a precision plugin"):
-        coordinator(plugins=["ddp"]).train(Toy(), loader())
+        coordinator(plugins="ddp").train(Toy(), loader())
 
 
 @pytest.mark.case(44)
@@ -311,3 +347,43 @@ def test_making_a_coordinator_does_nothing(tmp_path: Path, monkeypatch: pytest.M
     TrainingCoordinator()
     assert list(tmp_path.iterdir()) == []
     assert (dict(os.environ), set(sys.modules)) == before
+
+
+class PrunedError(Exception):
+    """As another library's: it wants more than a message."""
+
+    def __init__(self, trial: int, reason: str) -> None:
+        super().__init__(f"trial {trial}: {reason}")
+        self.trial = trial
+
+
+@pytest.mark.parametrize(
+    "raised", [ValueError("wrong"), KeyError("missing"), FileNotFoundError(2, "gone", "x.csv"), PrunedError(3, "slow"),
+               StopIteration(), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_what_the_users_code_raised_is_caught_as_under_lightning(
+    fits: Fits, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> FitResult:
+        raise TrainingError("rank 0 (node0): it failed") from raised
+
+    monkeypatch.setattr(module, "fit", fail)
+    with pytest.raises(type(raised)) as caught:
+        coordinator().train(Toy(), loader())
+    error: Any = caught.value
+    assert isinstance(error, TrainingError)
+    assert (str(error), error.__cause__) == ("rank 0 (node0): it failed", raised)
+    assert getattr(error, "trial", None) == getattr(raised, "trial", None)
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 -- ours
+    assert (type(again), str(again)) == (TrainingError, str(error))
+
+
+def test_an_error_of_the_launchers_own_is_only_that(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> FitResult:
+        raise TrainingError("rank 1 ended first")
+
+    monkeypatch.setattr(module, "fit", fail)
+    with pytest.raises(TrainingError) as caught:
+        coordinator().train(Toy(), loader())
+    assert type(caught.value) is TrainingError

@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
     newest = {"monitor": None, "best_model_path": "/gone/checkpoints/epoch=2.ckpt"}
     best = {"monitor": "val", "best_model_path": "/gone/checkpoints/epoch=1.ckpt"}
     # Lightning's names of callbacks have their settings in them.
-    save(made, "last.ckpt", **{"ModelCheckpoint{'a': 1}": newest, "ModelCheckpoint{'b': 2}": best, "EarlyStopping": {}})
+    save(made, "last.ckpt", **{"ModelCheckpoint{'a': 1}": newest, "RunCheckpoint{'b': 2}": best, "EarlyStopping": {}})
     return made
 
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
-from launcher.evaluation_data import SharedOnce, _can_share, share_evaluation_data
+from launcher.evaluation_data import SharedOnce, SharedSource, _can_share, share_evaluation_data
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300))
@@ -72,7 +73,6 @@ def test_usual_loaders_are_shared_one_by_one_and_lightning_leaves_them_so() -> N
         DataLoader(X, batch_size=4, sampler=RandomSampler(X, replacement=True)),
         DataLoader(X, batch_size=4, sampler=RandomSampler(X, num_samples=5)),
         DataLoader(X, batch_sampler=[[0], [1]]),
-        Own(X, batch_size=4),
     ],
 )
 def test_other_loaders_are_lightnings(loader: DataLoader[Any]) -> None:
@@ -83,3 +83,32 @@ def test_fewer_samples_than_batches_are_lightnings() -> None:
     loader = DataLoader(TensorDataset(torch.arange(3)), batch_size=1)
     assert shared(loader, world=2) is loader
     assert shared(DataLoader(TensorDataset(torch.arange(0)), batch_size=1)) is not None
+
+
+class Demanding(DataLoader[Any]):
+    """A class that Lightning cannot make anew: its constructor takes other arguments."""
+
+    def __init__(self, numbers: Any, note: str) -> None:
+        super().__init__(numbers, 4, False, None)
+        self.note = note
+
+
+@pytest.mark.parametrize("loader", [Demanding(X, "mine"), DataLoader(X, 4, False, None), Own(X, 3, shuffle=True)])
+def test_loaders_that_lightning_could_not_make_anew_get_its_share_too(
+    loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
+    monkeypatch.setattr(type(trainer._accelerator_connector), "is_distributed", True)
+    monkeypatch.setattr(type(trainer), "distributed_sampler_kwargs", {"num_replicas": 2, "rank": 1})
+    source = SharedSource("val_dataloader", trainer)
+    source.instance = [loader]
+    (made,) = source.dataloader()
+    assert type(made) is type(loader)
+    assert vars(made).get("note") == vars(loader).get("note")
+    assert made.batch_size == loader.batch_size
+    assert isinstance(made.sampler, DistributedSampler)
+    assert made.batch_sampler.sampler is made.sampler
+    assert (made.sampler.num_replicas, made.sampler.rank) == (2, 1)
+    assert made.sampler.shuffle is isinstance(loader.sampler, RandomSampler)
+    assert len([row for (batch,) in made for row in batch]) == 9
+    assert not isinstance(loader.sampler, DistributedSampler), "the user's own is as it was"

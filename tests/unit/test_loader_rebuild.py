@@ -156,6 +156,7 @@ def test_ranks_share_what_a_sampler_of_the_users_own_draws(kind: str) -> None:
     ("make", "told"),
     [
         (lambda: DataLoader(Stream(), 4), "(its dataset is iterable): a resume begins its epoch anew"),
+        (lambda: StatefulDataLoader(Stream(), 4), "(its dataset is iterable): a resume gives all ranks the state"),
         (lambda: [1], "(list, no DataLoader): a resume begins its epoch anew"),
         (lambda: CombinedLoader([CombinedLoader(DataLoader(_NUMBERS))]), "(CombinedLoader): a resume begins"),
         (_KEPT["own sampler"], "in the order of OwnSampler: a resume repeats it if it depends on"),
@@ -227,7 +228,14 @@ def test_each_of_combined_loaders_has_the_planned_batch() -> None:
 
 def test_without_a_fixed_global_batch_any_loader_will_do_and_another_batch_than_the_plans_is_told() -> None:
     notices: list[str] = []
-    assert len(ordered(shuffled(3, 3), micro=8, world_size=2, fixed=False, notices=notices)) == 1
-    (notice,) = notices
-    assert "the plan's batch is 16 samples a step" in notice
-    assert "a loader of 3: a step trains 6 samples" in notice
+    batches: list[tuple[str, int]] = []
+    known: dict[str, Any] = {"world_size": 2, "fixed": False, "notices": notices, "batches": batches}
+    assert len(ordered(shuffled(3, 3), micro=8, **known)) == 1
+    assert batches == [("Owner.train_dataloader", 3)], "the plan is corrected"
+    ordered(shuffled(3, 3), micro=3, **known)
+    assert len(batches) == 1
+    assert notices == []
+    ordered(lambda: [shuffled(3, 3)(), shuffled(3, 2)()], micro=3, **known)
+    assert notices == [
+        "Owner.train_dataloader made a loader of 2 samples, not of the 3 that the plan has for each rank"
+    ]

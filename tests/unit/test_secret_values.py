@@ -62,6 +62,7 @@ ORDINARY: dict[str, Any] = {
     "pad_token": "[PAD]", "eos_token": "</s>", "image_token": "IMG9", "pad_token_id": 0, "token_type": "BPE-9",
     "ntoken": 33278, "secretary": "S9", "author": "A9", "authors": ["A9"], "use_auth_token": True, "token": None,
     "password": "", "password_file": "/run/secrets/B9", "auth": "basic", "uri": "s3://bucket/X9",
+    "secret_loss_scale": 1.5, "password_weight": 0.1,
     "git": "ssh://git@github.com/x", "api_key_env": "WANDB_API_KEY", "secrets": {"class_path": "my.Vault9"},
 }  # fmt: skip
 

@@ -25,8 +25,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("__init__", "model", "later", "_version", "inner/__init__", "inner/deep"):
         (tmp_path / f"us_pkg/{name}.py").write_text(f"# {name}\n")
     yield tmp_path
+    # Only what lies here: a library that is forgotten and imported again is half of it the old one.
     for name in set(sys.modules) - before:
-        del sys.modules[name]
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def imported(*names: str) -> dict[str, ModuleType | None]:

@@ -13,6 +13,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from launcher.checkpoint_io import WholeCheckpointIO
@@ -27,6 +28,12 @@ from strategies.choice import choose_strategy
 
 _RANK_ONE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": "1", "GROUP_RANK": "0"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def rank_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps the rank of the last Trainer for the whole process."""
+    monkeypatch.setattr(rank_zero_only, "rank", vars(rank_zero_only)["rank"])
 
 
 def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None, **options: Any) -> Any:

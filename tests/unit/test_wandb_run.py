@@ -24,6 +24,12 @@ _NOTICE = "W&B is offline: no key is set (`wandb login` makes the next run onlin
 _MODES: tuple[Literal["online", "offline", "disabled"], ...] = ("online", "offline", "disabled")
 
 
+@pytest.fixture(autouse=True)
+def is_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps the rank of the last Trainer for the whole process."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+
+
 @pytest.fixture
 def no_key(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(tmp_path)}

@@ -28,6 +28,7 @@ def ordered(
     overfit: bool = False,
     at: tuple[int, int] = (0, 0),
     notices: list[str] | None = None,
+    batches: list[tuple[str, int]] | None = None,
 ) -> Any:
     """What `make`'s loaders become, placed at an epoch and a number of its batches."""
     order = DataOrder(
@@ -37,6 +38,7 @@ def ordered(
         fixed_global_batch=fixed,
         distribute=distribute,
         notice=([] if notices is None else notices).append,
+        on_batch=lambda owner, size: None if batches is None else batches.append((owner, size)),
     )
     made = order.apply(make, "Owner.train_dataloader", overfit=overfit)
     place(made if isinstance(made, CombinedLoader) else CombinedLoader(made, "max_size_cycle"), *at)

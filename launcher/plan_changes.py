@@ -1,0 +1,54 @@
+"""What only the user's objects show, and the plan could not know: `plan.json` and the user are told on rank zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from launcher.events import EventLog
+from launcher.plan import Plan
+from launcher.run_directory import RunDirectory, write_plan
+from launcher.secret_values import redact
+
+
+class PlanChanges:
+    """Keeps `plan.json` true while a run trains.
+
+    Args:
+        plan: as the ranks agreed on it.
+        run: holds `plan.json`.
+        is_rank_zero: the other ranks write nothing.
+        events: of the run.
+        notice: tells the user.
+    """
+
+    def __init__(
+        self, plan: Plan, run: RunDirectory, is_rank_zero: bool, events: EventLog, notice: Callable[[str], None]
+    ) -> None:
+        self.plan = plan
+        self._run, self._is_rank_zero, self._events, self._notice = run, is_rank_zero, events, notice
+
+    def unused_parameters(self, names: Sequence[str]) -> None:
+        """Parameters that got no gradient in the first step; DDP looks for them from here on."""
+        plan = self.plan.looking_for_unused(names)
+        text = f"{plan.strategy.reasons[-1]}: DDP looks for such parameters in every step, which takes a little time"
+        self._change(plan, "unused_parameters", text, names=tuple(names))
+
+    def loader_batch(self, owner: str, size: int) -> None:
+        """A loader that takes other batches than the plan said.
+
+        Args:
+            owner: what made the loader.
+            size: its batch, in samples of one rank.
+        """
+        before = self.plan.batch.global_batch_size
+        plan = self.plan.with_loader_batch(owner, size)
+        now = plan.batch.global_batch_size
+        text = f"the plan's batch was {before} samples a step, but {owner} made a loader of {size}: a step trains {now}"
+        self._change(plan, "batch_corrected", text, before=before, now=now)
+
+    def _change(self, plan: Plan, kind: str, text: str, **values: object) -> None:
+        self.plan = plan
+        if self._is_rank_zero:
+            write_plan(self._run, redact(plan.to_dict()))
+            self._events.write(kind, **values)
+            self._notice(text)
