@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class LauncherError(Exception):
@@ -146,12 +147,16 @@ def also_its_cause(error: TrainingError) -> TrainingError:
     cause = error.__cause__
     if not isinstance(cause, Exception) or type(error) is not TrainingError or isinstance(cause, LauncherError):
         return error
-    space = {
+
+    def plain(self: TrainingError) -> tuple[type[TrainingError], tuple[Any, ...]]:
+        """Another process has no such class."""
+        return TrainingError, self.args
+
+    space: dict[str, Any] = {
         # The cause's own may want other arguments, and write them in another way.
         "__init__": Exception.__init__,
         "__str__": Exception.__str__,
-        # Another process has no such class.
-        "__reduce__": lambda self: (TrainingError, self.args),
+        "__reduce__": plain,
         "__module__": TrainingError.__module__,
     }
     try:
