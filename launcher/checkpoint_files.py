@@ -148,7 +148,10 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
         )
     problem = problem_of(explicit)
     if problem is not None:
-        raise ResumeError(f"resume: {explicit} is damaged: {problem}; give another checkpoint")
+        raise ResumeError(
+            f"resume: {explicit} is damaged: {problem}; give another checkpoint, or remove "
+            f"{manifest_of(explicit)} if you have changed it yourself"
+        )
     return explicit, notices
 
 

@@ -151,6 +151,7 @@ def also_its_cause(error: TrainingError) -> TrainingError:
     cause = error.__cause__
     if not isinstance(cause, Exception) or type(error) is not TrainingError or isinstance(cause, LauncherError):
         return error
+
     space: dict[str, Any] = {
         # The cause's own may want other arguments, and write them in another way.
         "__init__": Exception.__init__,

@@ -68,6 +68,11 @@ def check_ranks(config: RunConfig, topology: Topology) -> None:
         TopologyError: they differ; says both numbers.
     """
     if config.devices not in ("auto", topology.local_world_size):
+        if topology.source == "single":
+            raise TopologyError(
+                f"devices: {config.devices} was asked for, but this process is one rank, and starts no other; use "
+                f"TrainingCoordinator(devices={config.devices}), `launcher fit --devices {config.devices}` or torchrun"
+            )
         raise TopologyError(
             f"devices: {config.devices} was asked for, but {topology.source} made {topology.local_world_size} "
             "ranks on this node; use `devices: auto`, or start as many"

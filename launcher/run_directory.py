@@ -152,7 +152,8 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         own = explicit is not None and (explicit.is_relative_to(path) or last_checkpoint(path / "checkpoints") is None)
         if exists and not (own or restart_of is not None or config.resume == "auto"):
             raise RunDirectoryError(
-                f"run {path.name!r} exists already at {path}; choose another --name, or go on with it: --resume auto"
+                f"run {path.name!r} exists already at {path}; choose another --name, or go on with it: --resume auto "
+                "(in a script: name=..., resume_from_checkpoint='auto')"
             )
         # A restart has come further than the checkpoint that the launch was begun with.
         folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None

@@ -121,8 +121,12 @@ def test_if_none_is_whole_nothing_is_begun_anew_in_its_place(tmp_path: Path) -> 
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path: Path) -> None:
     path = _save(tmp_path / "mine.ckpt", b"weights")
     path.write_bytes(b"weighTs")
-    with pytest.raises(ResumeError, match=r"mine.ckpt is damaged: it is not what was written"):
+    with pytest.raises(ResumeError, match=r"mine.ckpt is damaged: it is not what was written") as caught:
         find_run(config(tmp_path, name="other", resume=str(path)))
+    manifest = Path(str(caught.value).partition(" or remove ")[2].partition(" if you have changed it")[0])
+    # A surgeon's work is no damage.
+    manifest.unlink()
+    assert find_run(config(tmp_path, name="other", resume=str(path))).resume_from == path
 
 
 def test_each_file_of_a_checkpoint_of_many_ranks_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

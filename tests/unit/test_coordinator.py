@@ -199,8 +199,9 @@ def test_objects_among_the_trainers_options_are_pointed_to_their_place(fits: Fit
 @pytest.mark.parametrize("name", ["accelerator", "ckpt_path", "default_root_dir", "devices", "loggers", "num_nodes",
                                   "output_dir", "precision", "strategy", "wandb"])  # fmt: skip
 def test_an_option_that_belongs_elsewhere_is_told_where(fits: Fits, name: str) -> None:
+    options: Any = {name: "x"}
     with pytest.raises(ConfigError) as caught:
-        coordinator().train(Toy(), loader(), **{name: "x"})
+        coordinator().train(Toy(), loader(), **options)
     (problem,) = caught.value.problems
     place = problem.message.replace(",", "").replace(":", "").split()
     arguments = {*inspect.signature(TrainingCoordinator).parameters, *inspect.signature(coordinator().train).parameters}

@@ -69,6 +69,8 @@ def test_a_name_that_is_taken_is_refused_and_the_earlier_run_untouched(runs: Pat
     with pytest.raises(RunDirectoryError, match="'first' exists already") as caught:
         open_run_directory(config(runs, seed=8))
     assert "--resume auto" in str(caught.value)
+    # A script has no command line of ours.
+    assert "name=..., resume_from_checkpoint='auto'" in str(caught.value)
     assert caught.value.exit_code == 2
     assert everything(path) == before
 

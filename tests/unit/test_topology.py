@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.config import RunConfig
 from launcher.errors import TopologyError
+from launcher.ranks import check_ranks
 from launcher.topology import Topology
 
 TORCHRUN = {
@@ -160,3 +162,13 @@ def test_any_half_set_environment_names_exactly_what_is_missing(given_names: set
         Topology.from_env(env, "h")
     missing = str(caught.value).partition("but ")[2].partition(" missing")[0].split(", ")
     assert missing == [name for name in NEEDED if name not in given_names]
+
+
+def test_a_process_that_starts_no_ranks_says_who_does() -> None:
+    with pytest.raises(TopologyError) as caught:
+        check_ranks(RunConfig(devices=2), Topology.single("h"))
+    assert "devices: 2 was asked for, but this process is one rank" in str(caught.value)
+    assert all(way in str(caught.value) for way in ("TrainingCoordinator(devices=2)", "fit --devices 2", "torchrun"))
+    check_ranks(RunConfig(devices=1), Topology.single("h"))
+    with pytest.raises(TopologyError, match="torchrun made 4 ranks on this node"):
+        check_ranks(RunConfig(devices=2), Topology.from_env(TORCHRUN, "h"))
