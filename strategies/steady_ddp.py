@@ -42,6 +42,30 @@ class SteadyDistributedDataParallel(DistributedDataParallel):
             # torch's words for "the gradients have come in the order of the parameters": the first forward pass
             # rebuilds the buckets for it, on all ranks alike.
             self.reducer._push_all_rebuilt_params()
+        self._left_out = self._frozen()
+
+    def _frozen(self) -> list[nn.Parameter]:
+        """The parameters whose gradients are not exchanged."""
+        known = set(map(id, self._build_params_for_reducer()[0]))
+        ignored = set(self.parameters_to_ignore)
+        return [p for name, p in self.module.named_parameters() if id(p) not in known and name not in ignored]
+
+    def has_thawed(self) -> bool:
+        """Whether a parameter that was frozen when the buckets were made is trained now, as finetuning does it."""
+        return any(p.requires_grad for p in self._left_out)
+
+    def take_in(self, loss: Tensor) -> None:
+        """Exchange what has thawed from this backward pass on, on all ranks: torch's DDP would let them drift apart."""
+        known, _ = self._build_params_for_reducer()
+        frozen = [p for p in known if not p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        self._reduced = None
+        self._build_params_for_reducer()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        self._left_out = self._frozen()
+        self._renew(loss)
 
     def reduced_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters whose gradients are exchanged, by name."""
@@ -50,8 +74,12 @@ class SteadyDistributedDataParallel(DistributedDataParallel):
 
     def look_for_unused(self, loss: Tensor) -> None:
         """Look for parameters without a gradient from this backward pass on. All ranks do, before any exchange."""
-        names = {id(p): name for name, p in self.reduced_parameters().items()}
         self.find_unused_parameters = True
+        self._renew(loss)
+
+    def _renew(self, loss: Tensor) -> None:
+        """Make the reducer anew, between a forward pass and its backward pass."""
+        names = {id(p): name for name, p in self.reduced_parameters().items()}
         parameters, sparse = self._build_params_for_reducer()
         frozen = [p for p in parameters if not p.requires_grad]
         for parameter in frozen:
@@ -64,7 +92,12 @@ class SteadyDistributedDataParallel(DistributedDataParallel):
         )
         for parameter in frozen:
             parameter.requires_grad_(False)
-        self.reducer.prepare_for_backward([loss])
+        if self.find_unused_parameters:
+            self.reducer.prepare_for_backward([loss])
+            return
+        self.reducer._push_all_rebuilt_params()
+        self.reducer._rebuild_buckets()
+        self.reducer.prepare_for_backward([])
 
     def check_gradients(self) -> None:
         """Whether the gradients of this backward pass are summed over the ranks.
@@ -121,13 +154,17 @@ class SteadyDDPStrategy(DDPStrategy):
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Before the first gradients are exchanged, find out whether all will come."""
+        """Before gradients are exchanged, take in what has thawed, and see once whether all gradients will come."""
         super().pre_backward(closure_loss)
         model = self.model
-        if self._has_looked or not isinstance(model, SteadyDistributedDataParallel):
+        if not isinstance(model, SteadyDistributedDataParallel) or not model.require_backward_grad_sync:
+            return  # or a micro batch whose gradients are only added up
+        if model.has_thawed() and not model.static_graph:
+            model.take_in(closure_loss)
+            self._register_ddp_hooks()
+            self._has_looked = False
+        if self._has_looked:
             return
-        if not model.require_backward_grad_sync:
-            return  # a micro batch whose gradients are only added up
         self._has_looked = True
         if model.find_unused_parameters or model.static_graph:
             return
@@ -137,6 +174,7 @@ class SteadyDDPStrategy(DDPStrategy):
         if self._on_unused is None:
             raise UnusedParametersError(names, "the first step")
         model.look_for_unused(closure_loss)
+        self._register_ddp_hooks()
         self._on_unused(names)
 
     @override

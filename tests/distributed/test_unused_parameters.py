@@ -66,6 +66,14 @@ def test_a_strategy_that_was_asked_for_refuses_them_before_the_first_optimizer_s
         assert "`strategy: ddp_find_unused_parameters_true`" in rank["never refused"]["error"]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_layers_that_thaw_are_trained_alike_on_all_ranks(ranks: list[dict[str, Any]], accumulate: int) -> None:
+    first, second = (rank[f"thaws {accumulate}"] for rank in ranks)
+    assert first["error"] is second["error"] is None
+    assert first["weights"] == second["weights"]
+    assert first["weights"]["trunk.weight"] != ranks[0]["never refused"]["weights"]["trunk.weight"], "it was trained"
+
+
 @pytest.mark.parametrize("kind", ["later refused", "later"])
 def test_a_later_step_ends_before_its_optimizer_step_with_the_names(ranks: list[dict[str, Any]], kind: str) -> None:
     for number, rank in enumerate(ranks):

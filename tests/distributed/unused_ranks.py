@@ -35,7 +35,7 @@ class Net(pl.LightningModule):
     Args:
         kind: 'never' uses one; 'rank' another one on rank 1; 'in turns' another one in every step; 'gan' the heads of
             each of two optimizers in turn; 'all' all; 'hidden' all, the trunk in a reentrant checkpoint; 'later' all
-            but one from step 3 on.
+            but one from step 3 on; 'thaws' all, the trunk trained from step 4 on.
     """
 
     def __init__(self, kind: str) -> None:
@@ -44,11 +44,14 @@ class Net(pl.LightningModule):
         self.kind = kind
         self.trunk, self.heads = nn.Linear(6, 8), nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
         self.automatic_optimization = kind != "gan"
+        self.trunk.requires_grad_(kind != "thaws")
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor | None:
         x = batch[0] + self.global_rank
         used = {"never": [0], "in turns": [batch_idx % 3], "rank": [0, 1] if self.global_rank == 1 else [0]}
         wanted = used.get(self.kind, [0, 1, 2])
+        if self.kind == "thaws":
+            self.trunk.requires_grad_(batch_idx >= 4)
         if self.kind == "later" and batch_idx >= 3:
             wanted = [0, 1]
         if self.kind == "hidden":
@@ -116,6 +119,8 @@ def main(folder: Path) -> None:
             seen[f"{kind} {accumulate} {search}"] = fit(kind, accumulate, search=search)
     for kind in ("never", "later"):
         seen[f"{kind} refused"] = fit(kind, 1, search=None)
+    for accumulate in (1, 2):
+        seen[f"thaws {accumulate}"] = fit("thaws", accumulate, search=False)
     seen["later"] = fit("later", 1, search=False)
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
