@@ -94,7 +94,9 @@ class AmpWandbCallback(LossScaleMonitor):
         self._last = {name: full[name] for name in kept if name in full}
         wandb = self._wandb()
         if wandb is not None:
-            self._put(lambda: self._log(wandb, full, step))
+            # Lightning's logger lets W&B count, from the training's thread, while this row waits for its own.
+            at_next = self._at_next or _has_wandb_logger(trainer)
+            self._put(lambda: self._log(wandb, full, step, at_next))
 
     @override
     def alert(self, alert: Alert, step: int) -> None:
@@ -145,11 +147,17 @@ class AmpWandbCallback(LossScaleMonitor):
             self._writer = WandbWriter(self._capacity)
         self._writer.put(write)
 
-    def _log(self, wandb: Any, row: Mapping[str, Any], step: int) -> None:
+    def _log(self, wandb: Any, row: Mapping[str, Any], step: int, at_next: bool) -> None:
         if not self._defined:
             self._defined = True
             # Charts against the true step, also where no logger of Lightning's has asked for it. Only a nicety.
             with contextlib.suppress(Exception):
                 for name in ("amp/*", "perf/*"):
                     wandb.define_metric(name, step_metric="trainer/global_step")
-        log_row(wandb, row, step, at_next=self._at_next)
+        log_row(wandb, row, step, at_next=at_next)
+
+
+def _has_wandb_logger(trainer: Any) -> bool:
+    """Whether a `WandbLogger` writes too: of lightning, pytorch_lightning, or a class made of one."""
+    bases = (base for logger in getattr(trainer, "loggers", ()) for base in type(logger).__mro__)
+    return any(base.__name__ == "WandbLogger" for base in bases)

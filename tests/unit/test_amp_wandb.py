@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,15 @@ def test_a_row_is_not_lost_where_wandbs_own_step_is_ahead(wandb: RecordingWandb,
     wandb.run.step = wandbs_own
     steps(callback(), plain_trainer(FixedScaler(8.0), step=7))
     assert wandb.rows[0][0] == wandbs_own + 1
+    assert only_row(wandb)["trainer/global_step"] == 7
+
+
+def test_beside_lightnings_logger_wandb_counts_the_row_itself(wandb: RecordingWandb) -> None:
+    # Its rows come from the training's thread: between asking for W&B's step and naming one, it may move on.
+    trainer: Any = plain_trainer(FixedScaler(8.0), step=7)
+    trainer.loggers = [type("Theirs", (type("WandbLogger", (), {}),), {})()]
+    steps(callback(), trainer)
+    assert wandb.counted == 1
     assert only_row(wandb)["trainer/global_step"] == 7
 
 

@@ -21,13 +21,19 @@ class RecordingWandb(ModuleType):
         super().__init__("wandb")
         self.run: Any = SimpleNamespace(step=0, summary={}) if with_run else None
         self.rows: list[tuple[int, dict[str, Any]]] = []
+        # Rows that named no step.
+        self.counted = 0
         self.alerts: list[tuple[str, str]] = []
         self.charts: list[tuple[str, str]] = []
         self.before: Callable[[], object] = lambda: None
 
-    def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
+    def log(self, row: dict[str, Any], step: int | None = None, *, commit: bool) -> None:
         assert commit
         self.before()
+        if step is None:
+            self.run.step += 1
+            self.counted += 1
+            step = self.run.step
         # W&B drops a row below its own step.
         if step >= self.run.step:
             self.run.step = step
