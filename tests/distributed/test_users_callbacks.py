@@ -81,7 +81,6 @@ def test_on_two_ranks_of_a_script_every_callback_trains_and_the_ranks_agree(tmp_
         assert zero["loggers"] == one["loggers"]
         # The scheduler of the group halves the steps of two epochs of three.
         assert (zero["steps"], one["steps"]) == ((8, 8) if group == "average" else (12, 12)), group
-        # Lightning's DDP, too, leaves out what is unfrozen later.
         assert zero["parameters"] == one["parameters"], group
 
 
