@@ -42,18 +42,23 @@ def manifest_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + MANIFEST_SUFFIX)
 
 
-def publish(temporary: Path, checkpoint: Path, step: int | None) -> None:
+def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifest: bool = True) -> None:
     """Give a finished checkpoint of one file its name, in place of the one that has it.
 
     Args:
         temporary: the file, complete, on the same disk.
         checkpoint: its name.
         step: optimizer steps that it holds; None if not known.
+        with_manifest: false in a folder of the user's, which holds what Lightning would put there.
 
     Raises:
         OSError: the disk is full or read-only; what had the name before has it still.
     """
-    note_hashes(temporary, checkpoint, step)
+    if with_manifest:
+        note_hashes(temporary, checkpoint, step)
+    else:
+        _sync(temporary)
+        manifest_of(checkpoint).unlink(missing_ok=True)
     # DeepSpeed's folder of that name, if the run has trained with another strategy before.
     before = checkpoint.with_name(f"{checkpoint.stem}-before{checkpoint.suffix}") if checkpoint.is_dir() else None
     if before is not None:

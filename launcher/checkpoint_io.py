@@ -64,7 +64,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 _save(checkpoint, file)
             if self._read_back is not None:
                 self._read_back(temporary, target)
-            publish(temporary, target, step if isinstance(step, int) else None)
+            publish(temporary, target, step if isinstance(step, int) else None, with_manifest=private)
         except BaseException:  # Ctrl-C too leaves no half-written checkpoint; raised on
             temporary.unlink(missing_ok=True)
             raise

@@ -61,7 +61,7 @@ def test_the_users_files_get_the_users_umask_and_the_runs_are_private(tmp_path: 
     own = _modes(tmp_path / "own")
     wanted = {name: (0o777 if (tmp_path / "own" / name).is_dir() else 0o666) & ~umask for name in own}
     assert own == wanted
-    files = {"imported", "step", "setup", "saving", "checkpoints/best.ckpt", "checkpoints/best.ckpt.manifest"}
+    files = {"imported", "step", "setup", "saving", "checkpoints/best.ckpt"}
     assert files <= set(own)
     assert any(name.endswith("metrics.csv") for name in own)
     assert stat.S_IMODE((tmp_path / "trace-0").stat().st_mode) == 0o666 & ~umask

@@ -58,8 +58,7 @@ SETTINGS = {
 
 
 def files(folder):
-    # Lightning knows no manifest.
-    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".manifest"))
+    return sorted(p.name for p in folder.iterdir())
 
 
 def quiet():
