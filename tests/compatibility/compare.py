@@ -16,7 +16,7 @@ import yaml
 
 from tests.compatibility.programs import Program
 from tests.compatibility.record import read_records, same_number
-from tests.distributed.runs import REPOSITORY, free_port
+from tests.distributed.runs import REPOSITORY, free_port, train_on
 from tests.processes import Finished, launcher, run_warm
 
 # What the fit does in the same order with the same numbers may differ in the last bits: other kernels, other threads.
@@ -78,13 +78,16 @@ def run_plain(programs: Sequence[Program], ranks: int, folder: Path) -> dict[str
 
 
 def run_launcher(program: Program, ranks: int, folder: Path) -> Outcome:
-    """One program by `python -m launcher fit`, as its agent starts it."""
+    """One program by `python -m launcher fit`; several ranks by the agent where the program says so."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = program.settings()
-    own = {"seed": 42, "accelerator": "cpu", "devices": ranks, "name": "run", "wandb": {"mode": "disabled"}}
-    (folder / "run.yaml").write_text(yaml.safe_dump({**values, **own, **program.config}))
+    own = {"seed": 42, "accelerator": "cpu", "name": "run", "wandb": {"mode": "disabled"}}
+    (folder / "run.yaml").write_text(yaml.safe_dump({**program.settings(), **own}))
     env = {"PYTHONPATH": str(REPOSITORY), "RECORD": str(folder / "record")}
-    ended = run_warm(launcher("fit", "--config", "run.yaml"), folder, env=env, timeout=120)
+    words = ["fit", "--config", "run.yaml"]
+    if program.by_agent and ranks > 1:
+        ended = run_warm(launcher(*words, "--devices", str(ranks)), folder, env=env, timeout=120)
+    else:
+        ended = train_on(ranks, words, folder, env)
     return Outcome.of(folder, None if ended.code == 0 else ended.output, ended.output)
 
 

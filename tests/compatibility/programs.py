@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 _HERE = "tests.compatibility"
@@ -23,7 +23,7 @@ class Program:
         same: `exact`: batches, weights, rates, metrics and hooks; `order`: the same samples in each epoch in another
             order, so no weights; `metrics`: draws random numbers, so steps, hooks and names alone; `fails`: both fail.
         ranks: numbers of ranks that it makes sense on.
-        config: the launcher's own settings that stand for what plain Lightning takes in code.
+        by_agent: several ranks are made by the launcher's agent, which takes a second, else as torchrun makes them.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Program:
     trainer: Mapping[str, Any]
     same: Literal["exact", "order", "metrics", "fails"] = "exact"
     ranks: Sequence[int] = (1, 2)
-    config: Mapping[str, Any] = field(default_factory=dict)
+    by_agent: bool = False
 
     def settings(self) -> dict[str, Any]:
         """As a LightningCLI config."""
@@ -56,12 +56,12 @@ def _callback(name: str, /, **arguments: Any) -> dict[str, Any]:
 def _program(
     name: str, model: str = "modules.Plain", data: str | None = "data.Table", *callbacks: Any,
     m: Mapping[str, Any] | None = None, d: Mapping[str, Any] | None = None, same: Any = "exact",
-    ranks: Sequence[int] = (1, 2), config: Mapping[str, Any] | None = None, **trainer: Any,
+    ranks: Sequence[int] = (1, 2), by_agent: bool = False, **trainer: Any,
 ) -> Program:  # fmt: skip
     if callbacks:
         trainer["callbacks"] = list(callbacks)
     return Program(name, (model, m or {}), None if data is None else (data, d or {}), trainer, same, ranks,
-                   config or {})  # fmt: skip
+                   by_agent)  # fmt: skip
 
 
 _CSV = {"class_path": f"{_LOGGERS}.CSVLogger", "init_args": {"save_dir": "csv", "flush_logs_every_n_steps": 1}}
@@ -69,7 +69,7 @@ _BOARD = {"class_path": f"{_LOGGERS}.TensorBoardLogger", "init_args": {"save_dir
 
 PROGRAMS: tuple[Program, ...] = (
     # Modules: how they optimize, schedule and log.
-    _program("plain"),
+    _program("plain", by_agent=True),
     _program("adam-with-groups", "modules.Adam"),
     _program("one-cycle", "modules.OneCycle"),
     _program("one-cycle-of-max-steps", "modules.OneCycle", max_steps=11, max_epochs=-1),
@@ -85,10 +85,10 @@ PROGRAMS: tuple[Program, ...] = (
     _program("dict-output", "modules.DictOutput"),
     _program("logs", "modules.Logs"),
     _program("configure-callbacks", "modules.Monitored", logger=[_CSV]),
-    _program("uses-the-trainer", "modules.UsesTrainer", max_epochs=4, logger=[_CSV]),
+    _program("uses-the-trainer", "modules.UsesTrainer", max_epochs=4, logger=[_CSV], by_agent=True),
     _program("dataloader-iter", "modules.ByIterator", "data.NoValidation"),
     _program("batch-alone", "modules.OnlyBatch"),
-    _program("fails", "modules.Fails", same="fails"),
+    _program("fails", "modules.Fails", same="fails", by_agent=True),
     _program("stops-itself", "modules.StopsItself", max_epochs=4),
     _program("skips-an-epoch", "modules.SkipsEpoch"),
     # What modules are made of.
@@ -102,7 +102,7 @@ PROGRAMS: tuple[Program, ...] = (
     _program("lstm-with-tied-words", "nets.Words", "data.Text"),
     _program("sparse-embedding", "nets.SparseEmbedding", "data.Text", ranks=(1,)),
     _program("frozen", "nets.Frozen"),
-    _program("made-in-setup", "nets.MadeInSetup"),
+    _program("made-in-setup", "nets.MadeInSetup", by_agent=True),
     _program("configure-model", "nets.Configured"),
     _program("lazy", "nets.Lazy"),
     _program("ema", "nets.Ema"),
@@ -115,7 +115,7 @@ PROGRAMS: tuple[Program, ...] = (
     _program("unused-parameters", "nets.Unused", ranks=(1,)),
     # Data.
     _program("shuffled", d={"shuffle": True}, same="order"),
-    _program("workers", d={"workers": 2}),
+    _program("workers", d={"workers": 2}, by_agent=True),
     _program("drop-last", d={"drop_last": True, "size": 30}),
     _program("uneven", d={"size": 30}),
     _program("random-split", data="data.Split"),
@@ -195,5 +195,5 @@ PROGRAMS: tuple[Program, ...] = (
     # Loggers.
     _program("csv", "modules.Logs", logger=[_CSV]),
     _program("tensorboard", "modules.Logs", logger=[_BOARD]),
-    _program("two-loggers", "modules.UsesTrainer", logger=[_CSV, _BOARD]),
+    _program("two-loggers", "modules.UsesTrainer", logger=[_CSV, _BOARD], by_agent=True),
 )  # fmt: skip
