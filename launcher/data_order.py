@@ -25,7 +25,7 @@ _FROM = "_launcher_made_from"
 
 
 class DataOrder:
-    """Puts training loaders into one global order that can be gone on with at any batch.
+    """Puts training loaders into one global order that can be resumed at any batch.
 
     A loader keeps its class and everything but its sampler. What the order of a loader that draws from a sampler or
     batch sampler of the user's own depends on is theirs: it is drawn from generators that are seeded for each epoch.
