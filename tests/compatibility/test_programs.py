@@ -9,6 +9,7 @@ import pytest
 
 from tests.compatibility.compare import Outcome, differences, run_launcher, run_plain
 from tests.compatibility.programs import PROGRAMS, Program
+from tests.compatibility.table import FILE
 
 pytestmark = pytest.mark.slow
 _CASES = [(program, ranks) for ranks in (1, 2) for program in PROGRAMS if ranks in program.ranks]
@@ -28,9 +29,12 @@ def plain_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Mappin
     return of
 
 
-def test_the_programs_are_many_and_have_names_of_their_own() -> None:
+def test_the_programs_are_many_and_the_table_has_each() -> None:
     names = [program.name for program in PROGRAMS]
     assert len(names) == len(set(names)) >= 80
+    rows = [line.split(" | ") for line in FILE.read_text().splitlines() if line.startswith("| ")][1:]
+    assert [row[0].removeprefix("| ") for row in rows] == names, "python -m tests.compatibility.table"
+    assert {cell.rstrip(" |") for row in rows for cell in row[2:]} <= {"same", "not run"}
 
 
 @pytest.mark.parametrize(("program", "ranks"), _CASES, ids=[f"{each.name}-{ranks}" for each, ranks in _CASES])
