@@ -90,6 +90,8 @@ class FitLoop(_FitLoop):
         self._saved: Position | None = None
         # Of loaders that save a state of their own, by their number.
         self._loader_states: Mapping[str, Any] = {}
+        # In which epochs the loaders were made last, of a checkpoint.
+        self._made: Mapping[str, Any] = {}
 
     @property
     @override
@@ -123,6 +125,8 @@ class FitLoop(_FitLoop):
             if states:
                 state["loader_states"] = states
         state[KEY] = self._now().to_dict()
+        state["loaders_made"] = {"train": self._last_train_dl_reload_epoch,
+                                 "val": self.epoch_loop.val_loop._last_val_dl_reload_epoch}  # fmt: skip
         return state
 
     def _now(self) -> Position:
@@ -158,6 +162,7 @@ class FitLoop(_FitLoop):
             last=counts.is_last_batch, stage=None,
         )  # fmt: skip
         self._loader_states = own.get("loader_states", {})
+        self._made = own.get("loaders_made", {})
         self.resumed_from = saved
         self._saved, self._position = saved, rewound(saved)
         self._set_counters(self._position)
@@ -209,7 +214,11 @@ class FitLoop(_FitLoop):
     @override
     def on_run_start(self) -> None:
         super().on_run_start()
-        self.resumed_from = None
+        made, self._made, self.resumed_from = self._made, {}, None
+        if made:
+            # `reload_dataloaders_every_n_epochs` makes them anew in the epochs in which it does without a break.
+            self._last_train_dl_reload_epoch = made["train"]
+            self.epoch_loop.val_loop._last_val_dl_reload_epoch = made["val"]
 
     @override
     def on_advance_start(self) -> None:
