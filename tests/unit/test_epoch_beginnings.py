@@ -49,12 +49,14 @@ class _Silent(pl.Callback):
     pass
 
 
-def _fit(folder: Path, module: pl.LightningModule, steps: int, ckpt: Path | None, *callbacks: pl.Callback) -> list[str]:
+def _fit(
+    folder: Path, module: pl.LightningModule, steps: int, ckpt: Path | None, *callbacks: pl.Callback, **options: Any
+) -> list[str]:
     notices: list[str] = []
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, max_steps=steps, max_epochs=3, default_root_dir=folder,
-        callbacks=[*callbacks, TellBeginnings(notices.append)],
+        callbacks=[*callbacks, TellBeginnings(notices.append)], **options,
     )  # fmt: skip
     order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=print)
     use_resumable_loops(trainer, order)
@@ -138,3 +140,10 @@ def test_what_an_epoch_that_the_trainer_ended_has_twice_is_told(
     assert _fit(tmp_path, module(), 12, tmp_path / "last.ckpt") == told
     # It is of that resume alone.
     assert _fit(tmp_path, module(), 12, tmp_path / "last.ckpt") == []
+
+
+def test_a_validation_that_was_due_where_the_run_stopped_is_none_more(tmp_path: Path) -> None:
+    for module in (_Validates, _Ends):
+        _fit(tmp_path, module(), 12, None, _Stops(6), val_check_interval=2)
+        told = _fit(tmp_path, module(), 12, tmp_path / "last.ckpt", val_check_interval=2)
+        assert [_VALIDATED in text for text in told] == ([] if module is _Validates else [False])
