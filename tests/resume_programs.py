@@ -405,11 +405,15 @@ def differences(program: Program, folder: Path) -> list[str]:
     return judged(program, found, told)
 
 
+def is_placed(program: Program) -> bool:
+    """Whether a resume knows the place in its loaders."""
+    overfit_batches = ("overfit_batches", 3) in program.limit and program.loader == "own batches"
+    return program.loader not in UNPLACED and not overfit_batches
+
+
 def judged(program: Program, found: list[str], told: list[str]) -> list[str]:
     """What is wrong of what `compared` found and of what the user was told, which rank zero does."""
-    overfit_batches = ("overfit_batches", 3) in program.limit and program.loader == "own batches"
-    may_tell = program.loader in UNPLACED or program.accumulate != 1 or overfit_batches
-    if told and not may_tell:
+    if told and is_placed(program) and program.accumulate == 1:
         return [f"notice: {text}" for text in told]
     return [] if told else found
 

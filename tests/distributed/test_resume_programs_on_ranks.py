@@ -13,13 +13,13 @@ import pytest
 
 from tests.distributed.runs import REPOSITORY
 from tests.processes import run_warm
-from tests.resume_programs import UNPLACED, differences_on_one_rank, judged, random_program
+from tests.resume_programs import differences_on_one_rank, is_placed, judged, random_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 _RANKS = 2
 # LAUNCHER_RESUME_PROGRAMS=500 plays more of them.
 _COUNT = int(os.environ.get("LAUNCHER_RESUME_PROGRAMS", "12"))
-_ON_ONE = [seed for seed in range(_COUNT) if random_program(seed).loader not in UNPLACED]
+_ON_ONE = [seed for seed in range(_COUNT) if is_placed(random_program(seed))]
 
 
 @pytest.fixture(scope="module")
