@@ -1,4 +1,4 @@
-"""What an epoch that a resume goes on with in its middle leaves out: the hooks of its beginning."""
+"""What an epoch that a resume goes on with in its middle leaves out, and what it has twice."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from typing_extensions import override
 
-_HOOK = "on_train_epoch_start"
+from launcher.position import Position
+
+_BEGINNING, _END = "on_train_epoch_start", "on_train_epoch_end"
 
 
 class TellBeginnings(pl.Callback):
-    """Tells before the first step whose `on_train_epoch_start` is not called for the epoch that goes on.
+    """Tells before the first step what of the epoch that goes on is not as in an uninterrupted run.
 
-    Lightning does not call it either: it would count, unfreeze or draw twice. But what it alone sets is missing then.
+    Its `on_train_epoch_start` is not called. Lightning does not call it either: it would count, unfreeze or draw twice.
+    But what it alone sets is missing then. Where the Trainer ended the epoch in its middle, its end was made there.
 
     Args:
         notice: told of them.
@@ -26,11 +29,16 @@ class TellBeginnings(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        callbacks: list[pl.Callback] = cast(Any, trainer).callbacks
+        saved: Position | None = getattr(trainer.fit_loop, "resumed_from", None)
+        if saved is not None and (twice := _had_twice(saved, pl_module, callbacks)):
+            place = "middle" if saved.cut else "end"
+            self._notice(f"the run was ended in the {place} of epoch {saved.epoch - (saved.batches == 0)}: for that "
+                         f"Lightning {' and '.join(twice)}")  # fmt: skip
         if getattr(trainer.fit_loop, "position", None) is None:
             return
         epoch = trainer.current_epoch
-        callbacks: list[pl.Callback] = cast(Any, trainer).callbacks
-        if left_out := hooks_left_out(pl_module, callbacks):
+        if left_out := own_hooks(_BEGINNING, pl_module, callbacks):
             self._notice(
                 f"epoch {epoch} goes on in its middle, so that {' and '.join(left_out)} is not called for it again, as "
                 "in Lightning; set what a step needs of it in __init__ too, or save it: on_save_checkpoint of a "
@@ -43,11 +51,20 @@ class TellBeginnings(pl.Callback):
             )
 
 
-def hooks_left_out(module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> list[str]:
-    """The user's own hooks of an epoch's beginning, by the names of their classes; Lightning's and ours are known."""
+def _had_twice(position: Position, module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> list[str]:
+    found: list[str] = []
+    if position.validated_to_stop:
+        found.append("validated once more than in an uninterrupted run, which callbacks such as EarlyStopping count")
+    if position.cut and (hooks := own_hooks(_END, module, callbacks)):
+        found.append(f"called {' and '.join(hooks)}, to be called again where the epoch ends")
+    return found
+
+
+def own_hooks(name: str, module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> list[str]:
+    """The user's own hooks of a name, by the names of their classes; Lightning's and ours are known."""
     owners = [type(each) for each in (module, *callbacks)]
-    return [f"{owner.__qualname__}.{_HOOK}" for owner in dict.fromkeys(owners)
-            if not _is_known(getattr(owner, _HOOK).__module__)]  # fmt: skip
+    return [f"{owner.__qualname__}.{name}" for owner in dict.fromkeys(owners)
+            if not _is_known(getattr(owner, name).__module__)]  # fmt: skip
 
 
 def _is_known(module: str) -> bool:

@@ -30,6 +30,8 @@ class Position:
         world_size: number of ranks.
         batch_sizes: samples that a rank took at once, of each loader; None where a loader does not say.
         validated_batches: of this epoch, up to which no validation is due; only after `rewound`.
+        cut: the Trainer ended the epoch before its last batch, or was about to.
+        validated_to_stop: a validation has run after the last batch only because the Trainer was told to stop.
     """
 
     epoch: int
@@ -42,6 +44,8 @@ class Position:
     world_size: int = 1
     batch_sizes: tuple[int | None, ...] = ()
     validated_batches: int = 0
+    cut: bool = False
+    validated_to_stop: bool = False
 
     @property
     def in_epoch(self) -> bool:
@@ -84,7 +88,7 @@ def read_position(
         return Position(epochs["processed"], 0, total=total, **more)
     ended = epochs["processed"] - 1
     if not finished:
-        return Position(ended, trained, "between", False, total, **more)
+        return Position(ended, trained, "between", False, total, **{**more, "cut": True})
     return Position(ended, trained, "epoch_end", True, total, **more)
 
 

@@ -72,6 +72,9 @@ class _OrderedSource(_DataLoaderSource):
 class FitLoop(_FitLoop):
     """Epochs; saves and restores the position.
 
+    Attributes:
+        resumed_from: the position in the checkpoint, until the training begins.
+
     Args:
         trainer: that runs it.
         order: gives the training data its order, and is told what a resume cannot repeat.
@@ -82,10 +85,13 @@ class FitLoop(_FitLoop):
         super().__init__(trainer, **limits)
         self._data_source = _OrderedSource(order, trainer)
         self._order = order
+        self.resumed_from: Position | None = None
         self._position: Position | None = None
         self._saved: Position | None = None
         # Of loaders that save a state of their own, by their number.
         self._loader_states: Mapping[str, Any] = {}
+        # In which epochs the loaders were made last, of a checkpoint.
+        self._made: Mapping[str, Any] = {}
 
     @property
     @override
@@ -119,11 +125,14 @@ class FitLoop(_FitLoop):
             if states:
                 state["loader_states"] = states
         state[KEY] = self._now().to_dict()
+        state["loaders_made"] = {"train": self._last_train_dl_reload_epoch,
+                                 "val": self.epoch_loop.val_loop._last_val_dl_reload_epoch}  # fmt: skip
         return state
 
     def _now(self) -> Position:
         loop = cast(EpochLoop, self.epoch_loop)
         batches: Any = loop.batch_progress
+        last = batches.is_last_batch or batches.current.ready == self.trainer.num_training_batches
         epochs = self.epoch_progress.current
         loaders = [] if self._combined_loader is None else self._combined_loader.flattened
         return read_position(
@@ -131,8 +140,10 @@ class FitLoop(_FitLoop):
             vars(batches.current),
             # Processed is completed, but for the batch that is being saved in.
             batches.total.completed + batches.current.processed - batches.current.completed,
-            last=batches.is_last_batch or batches.current.ready == self.trainer.num_training_batches,
+            last=last,
             stage=loop.stage,
+            cut=loop.ends_early and not last,
+            validated_to_stop=loop.validated_to_stop,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer.lightning_module.automatic_optimization
             else 1,
             planned_accumulate=self._order.batch.accumulate,
@@ -151,6 +162,8 @@ class FitLoop(_FitLoop):
             last=counts.is_last_batch, stage=None,
         )  # fmt: skip
         self._loader_states = own.get("loader_states", {})
+        self._made = own.get("loaders_made", {})
+        self.resumed_from = saved
         self._saved, self._position = saved, rewound(saved)
         self._set_counters(self._position)
         self.restarting = self._position.in_epoch
@@ -197,6 +210,15 @@ class FitLoop(_FitLoop):
             loader = combined.flattened[int(number)] if int(number) < len(combined.flattened) else None
             if isinstance(loader, _Stateful) and not is_placeable(loader):
                 loader.load_state_dict(state)
+
+    @override
+    def on_run_start(self) -> None:
+        super().on_run_start()
+        made, self._made, self.resumed_from = self._made, {}, None
+        if made:
+            # `reload_dataloaders_every_n_epochs` makes them anew in the epochs in which it does without a break.
+            self._last_train_dl_reload_epoch = made["train"]
+            self.epoch_loop.val_loop._last_val_dl_reload_epoch = made["val"]
 
     @override
     def on_advance_start(self) -> None:
@@ -250,6 +272,19 @@ class EpochLoop(_TrainingEpochLoop):
         self._ending_batch = False
         self._position: Position | None = None
         self._validated_batches = 0
+        self._stops = False
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether the epoch ends with this batch, though it has more, as far as is known."""
+        trainer = self.trainer
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        return stops or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
+
+    @property
+    def validated_to_stop(self) -> bool:
+        """See `Position`."""
+        return self._stops and self.stage != "batch_end" and not self.val_loop.skip
 
     @property
     def stage(self) -> Any:
@@ -269,7 +304,7 @@ class EpochLoop(_TrainingEpochLoop):
         fit_loop = self.trainer.fit_loop
         position = fit_loop.take_position() if isinstance(fit_loop, FitLoop) else None
         self._position = position
-        self._ending_batch = False
+        self._ending_batch = self._stops = False
         self._validated_batches = 0 if position is None else position.validated_batches
         _set_restarting(self, False)
         if position is None:
@@ -299,5 +334,16 @@ class EpochLoop(_TrainingEpochLoop):
         self._ending_batch = True
         if self.batch_progress.current.ready <= self._validated_batches:
             self._skip_next_val = True
+        self._stops = not self._skip_next_val and self._validates_to_stop(data_fetcher)
         super().on_advance_end(data_fetcher)
         self._ending_batch = False
+
+    def _validates_to_stop(self, data_fetcher: _DataFetcher) -> bool:
+        trainer = self.trainer
+        if not (trainer.should_stop and self._should_check_val_fx(data_fetcher)):
+            return False
+        trainer.should_stop = False
+        try:
+            return not self._should_check_val_fx(data_fetcher)
+        finally:
+            trainer.should_stop = True

@@ -1,4 +1,7 @@
-"""Random programs that train, break off, and go on: what they saw and learned, to compare with an uninterrupted run."""
+"""Random programs that train, break off, and go on: what they saw and learned, to compare with an uninterrupted run.
+
+Each rank of an open process group plays them; without one, this process is the only rank.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
@@ -22,14 +26,19 @@ from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from launcher.data_order import DataOrder
+from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
 from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.run_callbacks import KeepLast
 from launcher.training_loops import use_resumable_loops
 from strategies.batch import BatchSplit
+from strategies.build import RankPlace, build_strategy
+from strategies.choice import choose_strategy
 
 SIZE = 26
+# The checkpoint that the second part goes on from.
+FIRST_PART = "first.ckpt"
 EPOCHS = 3
 
 
@@ -101,8 +110,24 @@ class _Own(DataLoader[Any]):
         super().__init__(*arguments, **options)
 
 
+def _ranks() -> tuple[int, int]:
+    """Their number, and this one."""
+    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+
+
+def _share(batch: int = 4) -> int:
+    """Of a batch that is the same for any number of ranks."""
+    return batch // _ranks()[0]
+
+
 def _plain(size: int = SIZE, batch: int = 4, **options: Any) -> DataLoader[Any]:
-    return DataLoader(_Numbers(size), batch, shuffle=True, **options)
+    return DataLoader(_Numbers(size), _share(batch), shuffle=True, **options)
+
+
+def _distributed() -> DataLoader[Any]:
+    ranks, rank = _ranks()
+    sampler = DistributedSampler(_Numbers(SIZE), num_replicas=ranks, rank=rank)
+    return DataLoader(_Numbers(SIZE), _share(), sampler=sampler)
 
 
 def _pair() -> dict[str, Any]:
@@ -111,15 +136,15 @@ def _pair() -> dict[str, Any]:
 
 LOADERS: dict[str, Callable[[], Any]] = {
     "plain": _plain,
-    "in order": lambda: DataLoader(_Numbers(SIZE), 4, drop_last=True),
-    "own class": lambda: _Own("must", _Numbers(SIZE), 4, shuffle=True),
+    "in order": lambda: DataLoader(_Numbers(SIZE), _share(), drop_last=True),
+    "own class": lambda: _Own("must", _Numbers(SIZE), _share(), shuffle=True),
     "weighted": lambda: DataLoader(
-        _Numbers(SIZE), 4, sampler=WeightedRandomSampler([1.0 + n for n in range(SIZE)], 22)
+        _Numbers(SIZE), _share(), sampler=WeightedRandomSampler([1.0 + n for n in range(SIZE)], 22)
     ),
-    "own batches": lambda: DataLoader(_Numbers(SIZE), batch_sampler=BatchSampler(RandomSampler(range(SIZE)), 4, True)),
-    "distributed": lambda: DataLoader(
-        _Numbers(SIZE), 4, sampler=DistributedSampler(_Numbers(SIZE), num_replicas=1, rank=0)
+    "own batches": lambda: DataLoader(
+        _Numbers(SIZE), batch_sampler=BatchSampler(RandomSampler(range(SIZE)), _share(), True)
     ),
+    "distributed": _distributed,
     "dict": _pair,
     "list": lambda: [*_pair().values()],
     "nested": lambda: {"x": [_plain(9)], "y": _pair()},
@@ -127,10 +152,10 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "max_size": lambda: CombinedLoader(_pair(), "max_size"),
     "max_size_cycle": lambda: CombinedLoader(_pair(), "max_size_cycle"),
     "combined in combined": lambda: CombinedLoader([CombinedLoader(_pair(), "max_size_cycle"), _plain()], "min_size"),
-    "stream": lambda: DataLoader(_Stream(), 4),
-    "stateful": lambda: StatefulDataLoader(_Numbers(SIZE), 4, shuffle=True),
-    "stateful stream": lambda: StatefulDataLoader(_Stream(), 4),
-    "mixed with a stream": lambda: {"a": _plain(), "b": DataLoader(_Stream(), 4)},
+    "stream": lambda: DataLoader(_Stream(), _share()),
+    "stateful": lambda: StatefulDataLoader(_Numbers(SIZE), _share(), shuffle=True),
+    "stateful stream": lambda: StatefulDataLoader(_Stream(), _share()),
+    "mixed with a stream": lambda: {"a": _plain(), "b": DataLoader(_Stream(), _share())},
 }
 
 # Their workers take longer to start than the programs to train.
@@ -167,7 +192,8 @@ class _Module(pl.LightningModule):
         optimizer: Any = self.optimizers()
         rates = [group["lr"] for group in optimizer.param_groups]
         self.trace.batches[self.current_epoch, batch_idx] = (samples, self.global_step, rates, float(loss.detach()))
-        self.log("train", loss.detach(), on_epoch=True, on_step=False, batch_size=len(samples[0]))
+        self.log("train", loss.detach(), on_epoch=True, on_step=False, batch_size=len(samples[0]),
+                 sync_dist=_ranks()[0] > 1)  # fmt: skip
         if self.program.manual:
             optimizer.zero_grad()
             self.manual_backward(loss)
@@ -175,12 +201,16 @@ class _Module(pl.LightningModule):
             return None
         return loss
 
+    def on_fit_start(self) -> None:
+        # As where a user seeds by rank: only the checkpoint brings these back.
+        torch.manual_seed(7 + self.global_rank)
+
     def on_validation_epoch_start(self) -> None:
         self.seen: list[float] = []
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.seen += batch.flatten().tolist()
-        self.log("val", (self.net(batch / SIZE) - 1).square().mean())
+        self.log("val", (self.net(batch / SIZE) - 1).square().mean(), sync_dist=_ranks()[0] > 1)
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
@@ -210,7 +240,7 @@ class _Data(pl.LightningDataModule):
         return {**LOADERS, **WITH_WORKERS}[self.program.loader]()
 
     def val_dataloader(self) -> Any:
-        return [] if self.program.validate is None else DataLoader(_Numbers(10), 4)
+        return [] if self.program.validate is None else DataLoader(_Numbers(10), _share())
 
 
 class _Breaker(pl.Callback):
@@ -241,7 +271,13 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
     pl.seed_everything(7, workers=True, verbose=False)
     last = folder / "last.ckpt"
     tell = trace.notices.append
-    callbacks: list[Any] = [RandomStates(tell), EpochMetrics(tell), StepPlateaus(tell), KeepLast(last)]
+    callbacks: list[Any] = [
+        RandomStates(tell),
+        EpochMetrics(tell),
+        TellBeginnings(tell),
+        StepPlateaus(tell),
+        KeepLast(last),
+    ]
     options: dict[str, Any] = {"max_epochs": EPOCHS, **dict(program.limit)}
     if program.by_steps and whole_steps:
         options.update(max_epochs=-1, max_steps=whole_steps)
@@ -264,14 +300,19 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
             enable_version_counter=False,
         )
     )  # fmt: skip
+    ranks, rank = _ranks()
+    if ranks > 1:
+        choice = choose_strategy("ddp", world_size=ranks, device_kind="cpu", accumulate=1, model_has_static_graph=False)
+        place = RankPlace(rank, ranks, rank, ranks, 0, "127.0.0.1", 0)
+        options["strategy"] = build_strategy(choice, "cpu", place, 60)
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", devices=ranks, logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=callbacks, default_root_dir=folder, reload_dataloaders_every_n_epochs=program.reload,
         num_sanity_val_steps=1, **options,
     )  # fmt: skip
     accumulate = 1 if isinstance(program.accumulate, dict) else program.accumulate
     order = DataOrder(
-        BatchSplit(1, None, accumulate), rank=0, seed=7, fixed_global_batch=False, notice=trace.notices.append
+        BatchSplit(ranks, None, accumulate), rank=rank, seed=7, fixed_global_batch=False, notice=trace.notices.append
     )
     use_resumable_loops(trainer, order)
     module = _Module(program, trace)
@@ -297,16 +338,15 @@ def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
     whole, first, second = Trace(), Trace(), Trace()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        steps = 0
-        if program.by_steps:
-            sizing = Trace()
-            _fit(dataclasses.replace(program, by_steps=False), _new(folder / "sizing"), sizing, None, False, 0)
-            steps = max(sizing.end["steps"] - 2, 1)
+        steps = _whole_steps(program, folder)
         _fit(program, _new(folder / "whole"), whole, None, False, steps)
         parts = _new(folder / "parts")
         with contextlib.suppress(_BrokenOffError):
             _fit(program, parts, first, None, True, steps)
+        _meet()
         last = parts / "last.ckpt"
+        if last.exists() and _ranks()[1] == 0:
+            shutil.copyfile(last, folder / FIRST_PART)
         second.notices.clear()
         _fit(program, parts, second, last if last.exists() else None, False, steps)
     merged = Trace({**first.batches, **second.batches}, {**first.validations, **second.validations}, second.notices,
@@ -316,14 +356,70 @@ def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
     return whole, merged, second
 
 
+def _whole_steps(program: Program, folder: Path) -> int:
+    """At which step the training is to end; 0 leaves it to the number of epochs."""
+    if not program.by_steps:
+        return 0
+    sizing = Trace()
+    _fit(dataclasses.replace(program, by_steps=False), _new(folder / "sizing"), sizing, None, False, 0)
+    return max(sizing.end["steps"] - 2, 1)
+
+
+def differences_on_one_rank(program: Program, folder: Path) -> list[str]:
+    """In which samples and steps this one rank, going on with the first part of several, differs from one alone.
+
+    Args:
+        program: that the ranks have played.
+        folder: theirs, with the checkpoint of the first part.
+    """
+    whole, second = Trace(), Trace()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steps, first = _whole_steps(program, folder), folder / FIRST_PART
+        _fit(program, _new(folder / "one"), whole, None, False, steps)
+        _fit(program, _new(folder / "gone on"), second, first if first.exists() else None, False, steps)
+    kept = {key: value[:2] for key, value in whole.batches.items()}
+    gone_on = {key: value[:2] for key, value in second.batches.items()}
+    found = [f"batch {key}: {kept.get(key)} whole, {value} gone on with" for key, value in gone_on.items()
+             if kept.get(key) != value]  # fmt: skip
+    left = {key for key in kept if gone_on and key >= min(gone_on)}
+    return [*found[:2], *(f"batch {key} was left out" for key in sorted(left - set(gone_on))[:2])]
+
+
 def _new(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if _ranks()[1] == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    _meet()
     return folder
+
+
+def _meet() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def differences(program: Program, folder: Path) -> list[str]:
     """In what the run that was gone on with differs from the uninterrupted one; nothing where it said so before."""
+    found, told = compared(program, folder)
+    return judged(program, found, told)
+
+
+def is_placed(program: Program) -> bool:
+    """Whether a resume knows the place in its loaders."""
+    overfit_batches = ("overfit_batches", 3) in program.limit and program.loader == "own batches"
+    return program.loader not in UNPLACED and not overfit_batches
+
+
+def judged(program: Program, found: list[str], told: list[str]) -> list[str]:
+    """What is wrong of what `compared` found and of what the user was told, which rank zero does."""
+    if told and is_placed(program) and program.accumulate == 1:
+        return [f"notice: {text}" for text in told]
+    return [] if told else found
+
+
+def compared(program: Program, folder: Path) -> tuple[list[str], list[str]]:
+    """The differences, and the notices before the second part."""
     whole, merged, second = play(program, folder)
     found = [f"batch {key}: {whole.batches.get(key)} whole, {merged.batches.get(key)} in parts"
              for key in sorted({*whole.batches, *merged.batches})
@@ -332,14 +428,15 @@ def differences(program: Program, folder: Path) -> list[str]:
     keys = {*whole.validations, *(second.validations if program.end == "stop" else merged.validations)}
     found += [f"validation at step {key}: {whole.validations.get(key)} whole, {merged.validations.get(key)} in parts"
               for key in sorted(keys) if whole.validations.get(key) != merged.validations.get(key)][:2]  # fmt: skip
-    ignored = {"waits"} if program.end == "stop" else set()
+    # It excuses nothing else, and is told only where it is true.
+    stopped = [text for text in second.notices if "for that Lightning validated once more" in text]
+    nothing_left = program.end == "stop" and not second.batches
+    ignored = {"waits"} if stopped or nothing_left else set()
+    if stopped and program.accumulate == 1 and not set(merged.validations) - set(whole.validations):
+        found.append(f"not so: {stopped}")
     found += [f"{key}: {value} whole, {merged.end.get(key)} in parts" for key, value in whole.end.items()
               if merged.end.get(key) != value and key not in ignored]  # fmt: skip
-    overfit_batches = ("overfit_batches", 3) in program.limit and program.loader == "own batches"
-    may_tell = program.loader in UNPLACED or program.accumulate != 1 or overfit_batches
-    if second.notices and not may_tell:
-        return [f"notice: {text}" for text in second.notices]
-    return [] if second.notices else found
+    return found, [text for text in second.notices if text not in stopped]
 
 
 def random_program(seed: int) -> Program:

@@ -40,6 +40,21 @@ def test_loaders_with_workers_go_on_where_they_were(program: Program, tmp_path: 
     assert differences(program, tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        # torchdata's sampler draws from the training's generator where it is made.
+        Program("stop", 12, loader="stateful", validate=None, reload=2),
+        Program("max_epochs", 1, loader="stateful", reload=2),
+        Program("crash", 10, loader="stateful", every=1, reload=2),
+    ],
+)
+def test_loaders_are_made_anew_in_the_epochs_in_which_they_are_without_a_break(
+    program: Program, tmp_path: Path
+) -> None:
+    assert differences(program, tmp_path) == []
+
+
 @pytest.mark.parametrize("at", [3, 4])
 def test_a_validation_between_two_optimizer_steps_is_gone_on_with_or_told(at: int, tmp_path: Path) -> None:
     validate = (("val_check_interval", 2),)

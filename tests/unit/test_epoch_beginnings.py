@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAve
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.data_order import DataOrder
-from launcher.epoch_beginnings import TellBeginnings, hooks_left_out
+from launcher.epoch_beginnings import TellBeginnings, own_hooks
 from launcher.training_loops import use_resumable_loops
 from strategies.batch import BatchSplit
 
@@ -49,12 +49,14 @@ class _Silent(pl.Callback):
     pass
 
 
-def _fit(folder: Path, module: pl.LightningModule, steps: int, ckpt: Path | None, *callbacks: pl.Callback) -> list[str]:
+def _fit(
+    folder: Path, module: pl.LightningModule, steps: int, ckpt: Path | None, *callbacks: pl.Callback, **options: Any
+) -> list[str]:
     notices: list[str] = []
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, max_steps=steps, max_epochs=3, default_root_dir=folder,
-        callbacks=[*callbacks, TellBeginnings(notices.append)],
+        callbacks=[*callbacks, TellBeginnings(notices.append)], **options,
     )  # fmt: skip
     order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=print)
     use_resumable_loops(trainer, order)
@@ -65,11 +67,11 @@ def _fit(folder: Path, module: pl.LightningModule, steps: int, ckpt: Path | None
 
 def test_the_hooks_of_the_user_are_named_and_those_of_lightning_are_not() -> None:
     callbacks = [_Unfreezes(), _Silent(), _Unfreezes(), LearningRateMonitor(), TellBeginnings(print)]
-    assert hooks_left_out(_Begins(), callbacks) == [
+    assert own_hooks("on_train_epoch_start", _Begins(), callbacks) == [
         "_Begins.on_train_epoch_start",
         "_Unfreezes.on_train_epoch_start",
     ]
-    assert hooks_left_out(_Plain(), [_Silent()]) == []
+    assert own_hooks("on_train_epoch_start", _Plain(), [_Silent()]) == []
 
 
 @pytest.mark.parametrize(("steps", "in_its_middle"), [(5, True), (4, False)])
@@ -92,3 +94,56 @@ def test_averaging_that_has_begun_is_told(tmp_path: Path, start: int, told: int)
     assert _fit(tmp_path, _Plain(), 5, None, averaging()) == []
     notices = _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt", averaging())
     assert [text.partition(" ")[0] for text in notices] == ["StochasticWeightAveraging"] * told
+
+
+class _Ends(_Plain):
+    def on_train_epoch_end(self) -> None: ...
+
+
+class _Validates(_Plain):
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
+class _Stops(pl.Callback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.at
+
+
+_VALIDATED = "validated once more than in an uninterrupted run, which callbacks such as EarlyStopping count"
+_CALLED = "called _Ends.on_train_epoch_end, to be called again where the epoch ends"
+
+
+@pytest.mark.parametrize(
+    ("module", "stops_at", "steps", "told"),
+    [
+        # Of 4 steps an epoch.
+        (_Validates, 6, 12, [f"the run was ended in the middle of epoch 1: for that Lightning {_VALIDATED}"]),
+        (_Validates, 8, 12, []),
+        (_Validates, None, 6, []),
+        (_Plain, 6, 12, []),
+        (_Ends, 6, 12, [f"the run was ended in the middle of epoch 1: for that Lightning {_CALLED}"]),
+        (_Ends, None, 6, [f"the run was ended in the middle of epoch 1: for that Lightning {_CALLED}"]),
+        (_Ends, 8, 12, []),
+        (_Ends, None, 8, []),
+    ],
+)
+def test_what_an_epoch_that_the_trainer_ended_has_twice_is_told(
+    tmp_path: Path, module: type[_Plain], stops_at: int | None, steps: int, told: list[str]
+) -> None:
+    _fit(tmp_path, module(), steps, None, *([] if stops_at is None else [_Stops(stops_at)]))
+    assert _fit(tmp_path, module(), 12, tmp_path / "last.ckpt") == told
+    # It is of that resume alone.
+    assert _fit(tmp_path, module(), 12, tmp_path / "last.ckpt") == []
+
+
+def test_a_validation_that_was_due_where_the_run_stopped_is_none_more(tmp_path: Path) -> None:
+    for module in (_Validates, _Ends):
+        _fit(tmp_path, module(), 12, None, _Stops(6), val_check_interval=2)
+        told = _fit(tmp_path, module(), 12, tmp_path / "last.ckpt", val_check_interval=2)
+        assert [_VALIDATED in text for text in told] == ([] if module is _Validates else [False])
