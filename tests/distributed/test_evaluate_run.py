@@ -42,8 +42,8 @@ class Model(Toy):
     def predict_step(self, batch, batch_idx):
         return self.net(batch[1]).squeeze(-1)
 """
-_TRAINED = ("fit", "--model", "theirs.Model", "--data", "theirs.Data", "--accelerator", "cpu", "--trainer.max_epochs",
-            "3", "--trainer.enable_model_summary", "false", "--checkpoint.monitor", "val")  # fmt: skip
+_TRAINED = ("fit", "--model", "evaluated.Model", "--data", "evaluated.Data", "--accelerator", "cpu",
+            "--trainer.max_epochs", "3", "--trainer.enable_model_summary", "false", "--checkpoint.monitor", "val")  # fmt: skip
 
 
 def env_of(folder: Path) -> dict[str, str]:
@@ -54,7 +54,7 @@ def env_of(folder: Path) -> dict[str, str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Has one run, `first`, trained on one rank, with W&B offline."""
     made = tmp_path_factory.mktemp("evaluate")
-    (made / "theirs.py").write_text(_THEIRS)
+    (made / "evaluated.py").write_text(_THEIRS)
     train_on(1, [*_TRAINED, "--name", "first", "--wandb.mode", "offline"], made, env_of(made)).check()
     return made
 
@@ -68,15 +68,15 @@ def plain(folder: Path, checkpoint: Path, *, stage: str = "test") -> float:
     """What Lightning itself finds on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        import theirs  # pyright: ignore[reportMissingImports]
+        import evaluated  # pyright: ignore[reportMissingImports]
 
         content = read_whole(checkpoint) if checkpoint.is_dir() else torch.load(checkpoint, weights_only=True)
-        model = theirs.Model()
+        model = evaluated.Model()
         model.load_state_dict(content["state_dict"])
         trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
                              enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
         evaluates: Any = trainer.test if stage == "test" else trainer.validate
-        return evaluates(model, datamodule=theirs.Data(), verbose=False)[0]["test" if stage == "test" else "val"]
+        return evaluates(model, datamodule=evaluated.Data(), verbose=False)[0]["test" if stage == "test" else "val"]
 
 
 def checkpoints(folder: Path, name: str = "first") -> tuple[Path, Path]:
@@ -135,11 +135,11 @@ def test_the_agents_ranks_evaluate_too_and_the_metrics_are_printed_once(folder: 
 _ZERO = """
 import json, sys
 import deepspeed, torch
-import theirs
+import evaluated
 from launcher import TrainingCoordinator
 from launcher.config import WandbOptions
 
-model, data = theirs.Model(), theirs.Data()
+model, data = evaluated.Model(), evaluated.Data()
 coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", devices=2, strategy="deepspeed_stage_3",
                                   wandb=WandbOptions("disabled"))
 trainer = coordinator.train(model, data, name="zero", enable_progress_bar=False)["trainer"]
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_zero_3_is_evaluated_by_its_trainer_and_without_deepspee
         # Lightning's sampler repeats the first sample on the second rank.
         assert restored == pytest.approx(now, rel=1e-6)
         assert now == pytest.approx(right, rel=0.2)
-    output = evaluate(folder, 1, "test", "--data", "theirs.Data", "--devices", "1", name="zero").output
+    output = evaluate(folder, 1, "test", "--data", "evaluated.Data", "--devices", "1", name="zero").output
     (event,) = events_of(folder / "runs" / "zero", "evaluated")
     assert event["metrics"] == [{"test": pytest.approx(right, rel=1e-6)}]
     assert "saved by ZeRO stage 3 in fp32 on 2 ranks: it is put together for single_device" in output
@@ -185,7 +185,7 @@ def script_on_two_ranks(folder: Path, script: str) -> list[str]:
 
 
 def test_what_cannot_be_evaluated_is_told_in_words(folder: Path) -> None:
-    words = ["test", "--model", "tests.toy.Toy", "--data", "theirs.Data", "--accelerator", "cpu"]
+    words = ["test", "--model", "tests.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
     output = train_on(1, [*words, "--name", "first"], folder, env_of(folder)).check(2).output
     assert "error: Toy has no test_step, which `launcher test` needs; add it" in output
     output = train_on(1, [*words, "--name", "other"], folder, env_of(folder)).check(2).output

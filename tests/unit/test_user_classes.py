@@ -73,9 +73,12 @@ def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "half.py").write_text("x = (\n")
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
+    names = ("theirs", "broken", "needy", "half", "leaving")
+    for name in names:
+        # Of another test's.
+        sys.modules.pop(name, None)
     yield
-    for name in {"theirs", "broken", "needy", "half", "leaving"} - before:
+    for name in names:
         sys.modules.pop(name, None)
 
 
