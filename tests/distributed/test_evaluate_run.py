@@ -43,7 +43,8 @@ class Model(Toy):
         return self.net(batch[1]).squeeze(-1)
 """
 _TRAINED = ("fit", "--model", "evaluated.Model", "--data", "evaluated.Data", "--accelerator", "cpu",
-            "--trainer.max_epochs", "3", "--trainer.enable_model_summary", "false", "--checkpoint.monitor", "val")  # fmt: skip
+            "--trainer.max_epochs", "3", "--trainer.enable_model_summary", "false",
+            "--checkpoint.monitor", "val")  # fmt: skip
 
 
 def env_of(folder: Path) -> dict[str, str]:
