@@ -76,7 +76,7 @@ class _Maker:
             if isinstance(node, Call | Global):
                 return self._object(node, key, strict=strict)
             return self._container(node, key, strict=strict)
-        except BaseException:
+        except BaseException:  # whatever a class raises; raised on
             # It is half made.
             self.made.pop((id(node), strict), None)
             raise
