@@ -6,6 +6,8 @@ import itertools
 import locale
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +89,11 @@ def _same_signal_handlers() -> Iterator[None]:
 def _no_process_left() -> Iterator[None]:
     yield
     left = kill_leftovers()
+    ranks = sys.modules.get("launcher.other_ranks")
+    for process in ranks._started if ranks else ():
+        if isinstance(process, subprocess.Popen):
+            process.kill()
+            left.append(f"{process.pid}: a rank of pytest's own, which runs the whole suite")
     assert not left, f"the test left processes: {left}"
 
 

@@ -49,6 +49,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     made = Fits()
     monkeypatch.setattr(module, "fit", made)
     monkeypatch.setattr(module, "in_notebook", lambda: False)
+    # The script of this process is pytest: a rank of its own would run the whole suite again.
+    monkeypatch.setattr(module, "script_rank", lambda count: {"RANK": "0", "COUNT": str(count)})
     return made
 
 
@@ -314,13 +316,9 @@ def test_what_torch_compile_made_of_a_module_is_trained_and_given_back(fits: Fit
         coordinator().train(torch.compile(model.net, backend="eager"), loader())
 
 
-def script_of(monkeypatch: pytest.MonkeyPatch, ended: list[str]) -> None:
-    monkeypatch.setattr(module, "script_rank", lambda count: {"RANK": "0", "COUNT": str(count)})
-    monkeypatch.setattr(module, "end_script_ranks", lambda: ended.append("ended"))
-
-
 def test_a_script_with_several_devices_makes_its_ranks(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
-    script_of(monkeypatch, ended := [])
+    ended: list[str] = []
+    monkeypatch.setattr(module, "end_script_ranks", lambda: ended.append("ended"))
     coordinator(devices=3).train(Toy(), loader())
     assert (fits.env, ended) == ({"RANK": "0", "COUNT": "3"}, [])
 
@@ -329,14 +327,14 @@ def test_a_script_with_several_devices_makes_its_ranks(fits: Fits, monkeypatch: 
     ("error", "ends"), [(ValueError("x"), True), (KeyboardInterrupt(), True), (UsageError("all refused"), False)]
 )
 def test_a_failed_training_ends_the_ranks_and_a_refused_one_leaves_them_for_the_next(
-    error: BaseException, ends: bool, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, ends: bool, fits: Fits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> FitResult:
         raise error
 
-    script_of(monkeypatch, ended := [])
+    ended: list[str] = []
+    monkeypatch.setattr(module, "end_script_ranks", lambda: ended.append("ended"))
     monkeypatch.setattr(module, "fit", fails)
-    monkeypatch.setattr(module, "in_notebook", lambda: False)
     with pytest.raises(type(error)):
         coordinator(devices=2).train(Toy(), loader())
     assert ended == (["ended"] if ends else [])

@@ -53,6 +53,9 @@ class Counter(pl.Callback):
     def __init__(self, every: int = 1):
         self.every = every
 
+class OfThisTestAlone(pl.Callback):
+    pass
+
 class Failing(pl.LightningModule):
     def __init__(self):
         raise RuntimeError("its own words")
@@ -348,11 +351,11 @@ def test_what_a_given_argument_lacks_is_told_alone() -> None:
 
 
 def test_a_short_name_is_that_of_an_imported_class() -> None:
-    callbacks = [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}, {"class_path": "Counter"}]
+    callbacks = [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}, {"class_path": "OfThisTestAlone"}]
     given = config(model(width=1), callbacks=callbacks)
     import_classes(given)
     stopping, own = make_callbacks(given)
-    assert (type(stopping), type(own).__name__) == (pl.callbacks.EarlyStopping, "Counter")
+    assert (type(stopping), type(own).__name__) == (pl.callbacks.EarlyStopping, "OfThisTestAlone")
     message = only_message(
         config(model(width=1), callbacks=[{"class_path": "Nope"}]), "trainer.callbacks[0].class_path"
     )
