@@ -6,7 +6,6 @@ import itertools
 import locale
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +90,7 @@ def _no_process_left() -> Iterator[None]:
     left = kill_leftovers()
     ranks = sys.modules.get("launcher.other_ranks")
     for process in ranks._started if ranks else ():
-        if isinstance(process, subprocess.Popen):
+        if process.pid > 0:
             process.kill()
             left.append(f"{process.pid}: a rank of pytest's own, which runs the whole suite")
     assert not left, f"the test left processes: {left}"

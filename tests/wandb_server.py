@@ -53,7 +53,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
 def wandb_server() -> Iterator[WandbServer]:
     """A server on a port of the system's choice, while the test needs it."""
     with WandbServer() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield server

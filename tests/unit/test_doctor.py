@@ -122,7 +122,7 @@ def test_a_server_that_answers_anything_is_reached(answer: int) -> None:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             finding = doctor_checks.reach_finding(f"http://127.0.0.1:{server.server_port}")

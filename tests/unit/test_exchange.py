@@ -134,6 +134,7 @@ def test_what_rank_zeros_decision_raises_is_raised_everywhere(meeting: Meeting) 
     assert {str(error) for error in results} == {"no plan meets the config"}
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_arrives_is_named_to_all_that_did(meeting: Meeting) -> None:
     arrived = {n: threading.Event() for n in (1, 3)}
 
@@ -244,6 +245,7 @@ def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
     assert "rank 1 (node 1) never arrived: rank 0 (node0) waited in vain" in str(told)
 
 
+@pytest.mark.slow
 def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
     meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +283,7 @@ def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -
     assert len({world[0] for world in counts.values()}) == 1
 
 
+@pytest.mark.slow
 def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
     meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +320,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
     }
 
 
+@pytest.mark.slow
 def test_rank_zero_that_dies_while_it_plans_is_found(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
     monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)

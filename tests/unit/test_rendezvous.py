@@ -36,6 +36,7 @@ def _ranks(numbers: Sequence[int | None]) -> list[int]:
     return [info.rank for info in met]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "ranks"),
     [([None, 3, None, 1], [2, 1, 3, 0]), ([1, 1, 0], [1, 2, 0])],

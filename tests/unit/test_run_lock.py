@@ -146,6 +146,7 @@ def test_slurm_tells_a_requeued_job(tmp_path: Path) -> None:
     lock.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [True, False])
 def test_the_kernels_lock_tells_of_another_host(tmp_path: Path, held: bool) -> None:
     lock = acquire(tmp_path, {})

@@ -14,6 +14,9 @@ from torch.distributed import TCPStore
 from slurm.interfaces import addresses
 from slurm.meeting import MeetingError, PortReservation, host_meeting, join_meeting
 
+# Jobs that really start, if not on a cluster.
+pytestmark = pytest.mark.slow
+
 
 def test_every_node_gets_an_address_that_answers_and_the_port(tmp_path: Path) -> None:
     file = tmp_path / "meeting.json"

@@ -21,6 +21,9 @@ from slurm.render import JobExecutor
 from slurm.task import FitRequest, FitTask, agent_command
 from tests.stand_ins import TAKEN, StandIns
 
+# Jobs that really start, if not on a cluster.
+pytestmark = pytest.mark.slow
+
 # Says that it runs, notes what it was started with, and ends as STEP and CODE say when it is asked to stop.
 _AGENT = """
 import json, os, pathlib, signal, sys, time

@@ -19,6 +19,9 @@ from tests.processes import Finished, launcher, run
 from tests.stand_ins import TAKEN, StandIns
 from tests.unit.run_directories import fill, small_disk
 
+# Jobs that really start, if not on a cluster.
+pytestmark = pytest.mark.slow
+
 MODEL = ("--model", "my_pkg.Model", "--name", "it")
 JOB = ("--nodes", "2", "--gpus-per-node", "8", "--time", "1:00:00", "--partition", "gpu")
 _HEAVY = re.compile(r"^import time:.*\|\s+(torch|lightning|deepspeed|wandb|pytorch_lightning)$", re.MULTILINE)

@@ -11,6 +11,9 @@ import pytest
 from tests.processes import Finished, launcher, run
 from tests.stand_ins import TAKEN, StandIns
 
+# Jobs that really start, if not on a cluster.
+pytestmark = pytest.mark.slow
+
 WORDS = ("--model", "my_pkg.Model", "--name", "grid", "--time", "60", "--sweep", "model.init_args.lr=1e-3,3e-4",
          "--sweep", "model.init_args.width=64,128")  # fmt: skip
 
