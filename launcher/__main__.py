@@ -3,10 +3,13 @@
 import sys
 
 from launcher.cli import run
+from launcher.standard_streams import open_missing_streams
 
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    # Before anything is opened, which would get the number of a closed one.
+    open_missing_streams()
     return run(sys.argv[1:])
 
 

@@ -12,6 +12,7 @@ from launcher.errors import ConfigError, MissingLibraryError, Problem, TrainingE
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import end_script_ranks, in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank
+from launcher.standard_streams import open_missing_streams
 from launcher.topology import Topology
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
@@ -129,6 +130,7 @@ class TrainingCoordinator:
             UsageError, Interrupted: see `launcher.main_path.fit`.
             TrainingError: the model's or the data's own code raised; an `except` for that catches it, too.
         """
+        open_missing_streams()
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
         clip = self._config.trainer.gradient_clip_val
         if clip == _USUAL_CLIP and not given.model.automatic_optimization:

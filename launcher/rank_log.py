@@ -4,7 +4,8 @@ A rank's bytes go to a pending file until the run directory is known, then the f
 be shown lose the terminal. On rank zero Python's stdout stays a terminal (progress bars need one) and is copied to the
 file; what C code and stderr write goes through a `tee`, which lives on to drain the pipe if this process is killed.
 Other ranks that are shown have each line go through `sed` too, which puts the rank before it. A disk that is full and
-a terminal that is gone cost output, never the training.
+a terminal that is gone cost output, never the training. An object that the user has put in a stream's place stays
+there; its text is copied to the file.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, TextIO, cast
 
 from typing_extensions import Buffer
+
+from launcher.standard_streams import AlsoLogged, is_plain, open_missing_streams, passes_on
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
 _FOR_THE_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -52,6 +55,7 @@ class RankLog:
         self._sed: subprocess.Popen[bytes] | None = None
         self._saved: tuple[int, int] | None = None
         self._python: tuple[TextIO, TextIO] | None = None
+        self._ours: tuple[TextIO, TextIO] | None = None
         self._file: TextIO | None = None
 
     @property
@@ -65,34 +69,40 @@ class RankLog:
         Raises:
             OSError: the folder cannot be made or written.
         """
+        open_missing_streams()
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # New: in a folder that others share, one of them may have laid a link there.
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
         self._file = os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush_all()
         self._saved = (os.dup(1), os.dup(2))
         self._python = (sys.stdout, sys.stderr)
+        terminal: BinaryIO | None = None
         if not self._shown:
             for stream in (1, 2):
                 os.dup2(descriptor, stream)
-            sys.stdout = _steadfast(sys.stdout)
         elif self._rank == 0:
-            self._attach_rank_zero(self._file)
+            terminal = os.fdopen(os.dup(self._saved[0]), "wb")
+            self._start_tee(self._file, self._saved[1])
         else:
             self._start_tee(self._file, self._prefixed())
-            sys.stdout = _steadfast(sys.stdout)
-        sys.stderr = _steadfast(sys.stderr)
+        self._ours = (self._stream(sys.stdout, 1, terminal), self._stream(sys.stderr, 2))
+        sys.stdout, sys.stderr = self._ours
         if faulthandler.is_enabled() or self._rank != 0:
             faulthandler.enable(self._file)
 
-    def _attach_rank_zero(self, file: TextIO) -> None:
-        assert self._saved is not None  # noqa: S101 -- attach() has just set it
-        terminal = os.fdopen(os.dup(self._saved[0]), "wb")
-        self._start_tee(file, self._saved[1])
+    def _stream(self, stream: TextIO, descriptor: int, terminal: BinaryIO | None = None) -> TextIO:
+        """What stands for one of Python's streams while the log is attached; `terminal` has the text, too."""
+        assert self._file is not None  # noqa: S101 -- attach() has just set it
+        if not is_plain(stream, descriptor):
+            # Once in the file: where it passes its text on to descriptor 1 or 2, that goes there already.
+            is_logged = (self._tee is not None or self._rank != 0) and passes_on(stream)
+            return cast(TextIO, AlsoLogged(stream, None if is_logged else _without_redraws(self._file)))
+        if terminal is None:
+            return _steadfast(stream)
         # Whole writes, as what redraws the terminal is left out of the file.
-        sys.stdout = io.TextIOWrapper(_Copy(terminal, file), encoding="utf-8", errors="backslashreplace",
-                                      line_buffering=True, write_through=True)  # fmt: skip
+        return io.TextIOWrapper(_Copy(terminal, self._file), encoding="utf-8", errors="backslashreplace",
+                                line_buffering=True, write_through=True)  # fmt: skip
 
     def _prefixed(self) -> int:
         """A descriptor whose lines reach the terminal with the rank before them."""
@@ -130,7 +140,7 @@ class RankLog:
         if self._file is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        sys.stdout.flush()
+        _flush_all()
         if path.exists():
             path.rename(_free_name(path))
         # Writers hold the file, not its name.
@@ -139,22 +149,23 @@ class RankLog:
 
     def detach(self) -> None:
         """Give the terminal back, so that the last words are on it; wait for the tee to have written everything."""
-        if self._saved is None or self._python is None:
+        if self._saved is None or self._python is None or self._ours is None:
             return
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = self._python
+        _flush_all()
+        # What user code has put there meanwhile stays.
+        if sys.stdout is self._ours[0]:
+            sys.stdout = self._python[0]
+        if sys.stderr is self._ours[1]:
+            sys.stderr = self._python[1]
         # What a full disk refused must not be refused again at the end of the process.
-        for python in self._python:
-            with contextlib.suppress(OSError):
-                python.flush()
+        _flush_all()
         for stream, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, stream)
             os.close(saved)
         if self._tee is not None and self._tee.stdin is not None:
             _await_drained(self._tee.stdin.fileno())
             self._tee.stdin.close()
-        self._saved = self._python = None
+        self._saved = self._python = self._ours = None
 
     def discard_pending(self) -> None:
         """Remove the file if the run never got a directory."""
@@ -162,6 +173,13 @@ class RankLog:
             # Where it could not be made there is nothing to remove.
             with contextlib.suppress(OSError):
                 self._path.unlink()
+
+
+def _flush_all() -> None:
+    """Hand on what is still in Python's buffers; a stream may be closed, or its disk full."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            cast(TextIO, stream).flush()
 
 
 def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.Popen[bytes]:
@@ -178,10 +196,8 @@ def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.P
 
 
 def _steadfast(stream: TextIO) -> TextIO:
-    """The same stream, which loses text rather than raise. One that is no file, as a notebook's, is left as it is."""
-    if not isinstance(stream, io.TextIOWrapper):
-        return stream
-    return io.TextIOWrapper(_Steadfast(stream.buffer), encoding=stream.encoding, errors=stream.errors,
+    """The same text file, which loses text rather than raise."""
+    return io.TextIOWrapper(_Steadfast(cast(BinaryIO, stream.buffer)), encoding=stream.encoding, errors=stream.errors,
                             line_buffering=stream.line_buffering, write_through=True)  # fmt: skip
 
 
@@ -229,20 +245,28 @@ class _Copy(_Steadfast):
 
     def __init__(self, terminal: BinaryIO, file: TextIO) -> None:
         super().__init__(terminal)
-        self._copy = file
+        self._log = _without_redraws(file)
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def write(self, data: Buffer, /) -> int:
-        text = self._decoder.decode(bytes(data))
-        # A progress bar redraws itself: that is for the terminal alone. A full disk must not take the terminal away.
-        if not _REDRAW.search(text):
-            with contextlib.suppress(OSError):
-                self._copy.write(_COLOUR.sub("", text))
+        # A full disk must not take the terminal away.
+        with contextlib.suppress(OSError):
+            self._log(self._decoder.decode(bytes(data)))
         return super().write(data)
 
     def fileno(self) -> int:
         # What a child writes there is to be in the file too. A terminal is asked for its size.
         return super().fileno() if self.isatty() else 1
+
+
+def _without_redraws(file: TextIO) -> Callable[[str], None]:
+    """Writes text to the file; a progress bar redraws itself: that is for the terminal alone."""
+
+    def write(text: str) -> None:
+        if not _REDRAW.search(text):
+            file.write(_COLOUR.sub("", text))
+
+    return write
 
 
 def _await_drained(pipe: int, limit: float = 1.0) -> None:

@@ -19,4 +19,6 @@ class _Steadfast(Console):
 
 def make_console() -> Console:
     """A console on stdout; NO_COLOR, COLUMNS and a missing terminal are respected."""
-    return _Steadfast(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    # The user's own object in its place need not be a file.
+    is_terminal = getattr(sys.stdout, "isatty", bool)()
+    return _Steadfast(width=None if is_terminal else _PLAIN_WIDTH, highlight=False)

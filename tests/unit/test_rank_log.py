@@ -46,10 +46,14 @@ os.system("echo from a child")
 WAYS = {"python out", "python err", "raw out", "raw err", "from C", "from a child"}
 
 
-def run_rank(rank: int, body: str, folder: Path, env: Mapping[str, str] | None = None) -> Finished:
+def run_rank(
+    rank: int, body: str, folder: Path, env: Mapping[str, str] | None = None, *, before: str = "", shell: str = ""
+) -> Finished:
     # Not `tests.processes.run`: tee lives a moment longer than its rank, on purpose.
+    program = _PRELUDE.replace("log.attach()\n", before + "\nlog.attach()\n") + body
+    command = [sys.executable, "-c", program, str(rank)]
     ended = subprocess.run(
-        [sys.executable, "-c", _PRELUDE + body, str(rank)],
+        ["sh", "-c", f'exec "$@" {shell}', "sh", *command] if shell else command,
         cwd=folder,
         env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
@@ -270,3 +274,74 @@ def test_only_a_file_without_a_run_is_discarded(tmp_path: Path) -> None:
     assert list((tmp_path / "logs").iterdir()) == []
     run_rank(1, "log.move_to(folder / 'rank-1.log'); log.detach(); log.discard_pending()", tmp_path).check()
     assert [file.name for file in (tmp_path / "logs").iterdir()] == ["rank-1.log"]
+
+
+_TEE = """
+class Tee:
+    def __init__(self):
+        self.parts = [open("theirs.txt", "w"), sys.__stdout__]
+    def write(self, text):
+        for part in self.parts:
+            part.write(text)
+            part.flush()
+        return len(text)
+"""
+# At its end Python flushes what is there.
+_BACK = "sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__"
+_USERS_STREAMS = {
+    "a Tee that cannot flush": f"{_TEE}sys.stdout = Tee(); say = print",
+    "a Tee of the errors": f"{_TEE}sys.stderr = Tee(); say = lambda text: print(text, file=sys.stderr)",
+    "a file": "sys.stdout = open('theirs.txt', 'w', buffering=1); say = print",
+    "a buffer": """
+import io
+class Kept(io.StringIO):
+    def write(self, text):
+        with open("theirs.txt", "a") as file:
+            file.write(text)
+        return super().write(text)
+sys.stdout = Kept()
+def say(text):
+    print(text)
+    assert text in sys.stdout.getvalue()
+""",
+}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("users", _USERS_STREAMS.values(), ids=_USERS_STREAMS)
+def test_an_object_that_the_user_has_made_a_stream_keeps_its_text(tmp_path: Path, rank: int, users: str) -> None:
+    """Around the training, as `contextlib.redirect_stdout` puts one there; the log has it once."""
+    body = f"say('during'); log.detach(); assert (sys.stdout, sys.stderr) == mine; say('after'); {_BACK}"
+    run_rank(rank, body, tmp_path, before=f"{users}\nmine = (sys.stdout, sys.stderr); say('before')").check()
+    assert (tmp_path / "theirs.txt").read_text().splitlines() == ["before", "during", "after"]
+    assert logged(tmp_path, f".pending-*-rank-{rank}.log").splitlines() == ["during"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stream_that_user_code_puts_there_in_the_training_stays(tmp_path: Path, rank: int) -> None:
+    body = f"{_TEE.replace('sys.__stdout__', 'sys.stdout')}sys.stdout = Tee(); print('during'); log.detach()"
+    run_rank(rank, f"{body}\nprint('after'); {_BACK}", tmp_path).check()
+    assert (tmp_path / "theirs.txt").read_text().splitlines() == ["during", "after"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "<&-"])
+def test_closed_standard_streams_cost_output_alone(tmp_path: Path, rank: int, closed: str) -> None:
+    body = """
+own = open("own.txt", "w")
+assert own.fileno() > 2
+print("out")
+print("err", file=sys.stderr)
+os.write(2, b"raw\\n")
+log.detach()
+print("after")
+"""
+    run_rank(rank, body, tmp_path, shell=closed).check()
+    assert sorted(logged(tmp_path, f".pending-*-rank-{rank}.log").splitlines()) == ["err", "out", "raw"]
+    assert (tmp_path / "own.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_command_runs_with_closed_standard_streams(tmp_path: Path, closed: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "launcher", "completion", "bash"]
+    assert subprocess.run(command, cwd=tmp_path, timeout=30, check=False).returncode == 0
