@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import socket
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from launcher.events import FILE_NAME, EventLog
 from launcher.main_path import ask_rank_zero, attach_log, gather_facts
 from launcher.plan import Plan, make_plan
 from launcher.process_group import open_store, process_group
+from launcher.quiet_lightning import quiet_lightning
 from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.resume import read_checkpoint
@@ -39,7 +39,6 @@ from launcher.signs_of_life import signs_of_life
 from launcher.terminal import make_console
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
-from launcher.training import quieten
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 
@@ -98,7 +97,11 @@ def evaluate(
         plan, run = Plan.from_dict(decision.values["plan"]), RunDirectory.from_dict(decision.values["run"])
         log.move_to(run.path / "logs" / f"{command}-rank-{topology.rank}.log")
         report.tell(log=log.path)
-        with process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout):
+        with (
+            process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout),
+            # The callbacks of a training have nothing to do here.
+            quiet_lightning(".*callbacks used to create the checkpoint need to be provided.*"),
+        ):
             return _evaluate(asked, command, topology, plan, run, report)
     except LauncherError as error:
         report.raised(error)
@@ -129,9 +132,6 @@ def _evaluate(
 
     for text in plan.notices:
         notice(text)
-    quieten()
-    # The callbacks of a training have nothing to do here.
-    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     objects = make_user_objects(config, _micro_batch_size(run))
     step = _STEPS[command]

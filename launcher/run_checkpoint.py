@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from typing_extensions import override
 
 from launcher.batch_end import CheckpointAfterBatch
@@ -64,6 +66,22 @@ class RunCheckpoint(CheckpointAfterBatch):
         trainer.save_checkpoint(filepath, self.save_weights_only)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
+
+
+def hide_from_advice(trainer: pl.Trainer) -> None:
+    """Let `test(ckpt_path="best")` not warn of several `ModelCheckpoint`s where the user has one at most."""
+    connected: Any = trainer
+    connected._checkpoint_connector.__class__ = _Connector
+
+
+class _Connector(_CheckpointConnector):
+    @override
+    def _parse_ckpt_path(self, *arguments: Any, **options: Any) -> Any:
+        own = [each for each in self.trainer.checkpoint_callbacks if not isinstance(each, RunCheckpoint)]
+        with warnings.catch_warnings():
+            if len(own) < 2:
+                warnings.filterwarnings("ignore", message=".*configured with multiple `ModelCheckpoint` callbacks.*")
+            return super()._parse_ckpt_path(*arguments, **options)
 
 
 def best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | None]:

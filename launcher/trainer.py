@@ -28,7 +28,7 @@ from launcher.plan import Plan
 from launcher.read_back import ReadBack
 from launcher.resume import check_fits_model
 from launcher.run_callbacks import ProgressLines
-from launcher.run_checkpoint import RunCheckpoint, take_file_urls
+from launcher.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.run_directory import RunDirectory
 from launcher.topology import Topology
 from launcher.user_classes import make_ddp_options, make_profiler
@@ -124,7 +124,7 @@ def build_trainer(
         plugins.append(KnownRanks(place))
     if plan.deepspeed is not None:
         _read_and_write_as_others(strategy, trust, read_back, run.resume_from)
-    return pl.Trainer(
+    trainer = pl.Trainer(
         **plain_options(config),
         **precision,
         profiler=own_profiler or make_profiler(config),
@@ -141,6 +141,8 @@ def build_trainer(
         enable_progress_bar=wants_bar and (has_bar or (topology.rank == 0 and console.is_terminal)),
         enable_model_summary=False,
     )
+    hide_from_advice(trainer)
+    return trainer
 
 
 def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, resume_from: Path | None) -> None:

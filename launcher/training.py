@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +30,7 @@ from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.plan_changes import PlanChanges
 from launcher.plateau_steps import StepPlateaus
+from launcher.quiet_lightning import quiet_lightning
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
@@ -93,9 +92,10 @@ def train(
         wandb_logger = make_wandb_logger(config.wandb, run, values, notice)
         exit_code = 1
         try:
-            trainer = _fit(
-                config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report, given
-            )
+            with quiet_lightning():
+                trainer = _fit(
+                    config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report, given
+                )
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
@@ -156,7 +156,6 @@ def _fit(
     given: UserObjects | None,
 ) -> pl.Trainer:
     """Make the objects and train; whatever they raise comes out as it is."""
-    quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     measured = MeasuredMemory(plan.device_kind)
     objects = given or make_user_objects(config, plan.batch.micro_batch_size)
@@ -252,23 +251,3 @@ def _say_stopping(number: int, topology: Topology) -> None:
         text = f"signal {number}: saving at the next step boundary; Ctrl-C again ends at once\n"
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def quieten() -> None:
-    """Leave out what Lightning says of things that the plan has said already."""
-    # Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
-    for message in (
-        ".*Checkpoint directory .* exists and is not empty.*",
-        # The ranks are made by the launcher's agent, on SLURM too.
-        ".*`srun` command is available.*",
-        # torchdata's and Lightning's own affair with torch 2.13.
-        ".*set_vital.*",
-        # The summary counts parameters; their size in half precision is the plan's to say.
-        ".*is not supported by the model summary.*",
-        ".*LeafSpec.*",
-        # DeepSpeed's own affair with torch 2.13.
-        ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.strategies.deepspeed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
