@@ -23,6 +23,7 @@ from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
+from launcher.kept_logs import KEY, STEP, KeepLogs
 from launcher.left_open import leave_open
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
@@ -94,8 +95,9 @@ def train(
         try:
             with quiet_lightning():
                 trainer = _fit(
-                    config, topology, plan, run, stop, listener, wandb_logger, events, console, notice, report, given
-                )
+                    config, topology, plan, run, PrefixStore(f"launcher/{attempt}", store), stop, listener,
+                    wandb_logger, events, console, notice, report, given,
+                )  # fmt: skip
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
@@ -146,6 +148,7 @@ def _fit(
     topology: Topology,
     plan: Plan,
     run: RunDirectory,
+    store: Any,
     stop: StopAgreement,
     listener: SignalListener,
     wandb_logger: QueuedWandbLogger | None,
@@ -189,6 +192,12 @@ def _fit(
     if checkpoint is None and not is_trial:
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) and not is_trial else None
+    # No more of it, as the file would stay open.
+    content = (
+        None if resume is None else {k: v for k, v in read_checkpoint(resume).items() if k in ("global_step", KEY)}
+    )
+    kept_logs = KeepLogs([] if is_trial else loggers, run, topology.rank, topology.world_size, store,
+                         config.process_group_timeout, content)  # fmt: skip
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
     tuned = TunedValues(objects.callbacks, resumes=resume is not None, notice=notice)
     callbacks = [
@@ -206,6 +215,7 @@ def _fit(
         TellBeginnings(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
+        kept_logs,
         StopTogether(stop, listener, checkpoint),
     ]
     if checkpoint is not None:
@@ -225,7 +235,7 @@ def _fit(
         on_unused=changes.unused_parameters if config.strategy == AUTO else None,
     )
     use_resumable_loops(trainer, order)
-    resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
+    resumed_at = None if content is None else content[STEP]
     stop.start()
     with (
         loadable_checkpoint(resume, plan, run, topology.rank, notice, trust) as loadable,

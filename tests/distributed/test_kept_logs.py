@@ -1,0 +1,95 @@
+"""A run that goes on writes its logs where it wrote them before, row by row as one that nothing interrupted."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.distributed.runs import toy_env, train_on
+
+pytestmark = pytest.mark.slow
+
+_LOGGERS = "lightning.pytorch.loggers"
+_CONFIG = {
+    "model": {"class_path": "tests.toy.Noisy"},
+    "data": {"class_path": "tests.toy.NoisyData"},
+    "global_batch_size": 8,
+    "wandb": {"mode": "disabled"},
+    "trainer": {
+        "max_epochs": 3,
+        "log_every_n_steps": 1,
+        "val_check_interval": 0.5,
+        "logger": [
+            {"class_path": f"{_LOGGERS}.CSVLogger", "init_args": {"save_dir": "logs"}},
+            {"class_path": f"{_LOGGERS}.TensorBoardLogger", "init_args": {"save_dir": "board", "name": "mine"}},
+        ],
+        "callbacks": [
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+             "init_args": {"monitor": "val_loss", "save_top_k": 2}},
+            {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+        ],
+    },
+}  # fmt: skip
+
+
+def _train(folder: Path, ranks: int, *words: str, code: int = 0) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "c.yaml").write_text(yaml.safe_dump(_CONFIG))
+    words = ("--config", "c.yaml", "--name", "it", *words)
+    train_on(ranks, words, folder, toy_env(folder / "trace")).check(code)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Where a run trained that nothing interrupted."""
+
+    @functools.cache
+    def train(ranks: int) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        _train(folder, ranks)
+        return folder
+
+    return train
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    (file,) = folder.glob("logs/lightning_logs/*/metrics.csv")
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (place,) = folder.glob("board/mine/*")
+    events = accumulator.EventAccumulator(str(place))
+    events.Reload()
+    return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+# After 12 steps: in the second epoch, in whose middle is a validation. A kill goes back to the end of the first.
+@pytest.mark.parametrize(
+    ("ranks", "words", "code"),
+    [(1, ("--model.kill_at", "12"), -signal.SIGKILL), (2, ("--model.signal_at", "12"), 128 + signal.SIGINT)],
+)
+def test_the_rows_and_checkpoints_of_a_run_that_goes_on_are_those_of_an_uninterrupted_one(
+    tmp_path: Path, whole: Callable[[int], Path], ranks: int, words: tuple[str, ...], code: int
+) -> None:
+    parts = tmp_path / "parts"
+    _train(parts, ranks, *words, code=code)
+    _train(parts, ranks, "--resume", "auto")
+    assert _rows(parts) == _rows(whole(ranks))
+    assert _scalars(parts) == _scalars(whole(ranks))
+
+    def checkpoints(folder: Path) -> list[str]:
+        return sorted(str(each.relative_to(folder)) for each in folder.glob("logs/**/*.ckpt"))
+
+    assert len(checkpoints(parts)) == 2, "save_top_k over the attempts"
+    assert checkpoints(parts) == checkpoints(whole(ranks))
+    places = parts / "runs" / "it" / "loggers.json"
+    assert places.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,120 @@
+"""Which folder each logger writes to, and how a CSV file is gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.distributed import HashStore
+
+from launcher.kept_logs import KEY, KeepLogs, LogPlace, choose_places
+from launcher.run_directory import RunDirectory
+
+
+class Mine(CSVLogger):
+    pass
+
+
+def run_in(folder: Path, *, is_new: bool) -> RunDirectory:
+    return RunDirectory(folder, None, "abcd1234", is_new)
+
+
+def keep(
+    folder: Path, *loggers: Any, new: bool = False, checkpoint: Any = None, rank: int = 0, store: Any = None
+) -> Any:
+    return KeepLogs(loggers, run_in(folder, is_new=new), rank, 1 if store is None else 2, store, 1, checkpoint)
+
+
+def saved(kept: Any, step: int) -> dict[str, Any]:
+    progress = SimpleNamespace(current=SimpleNamespace(ready=step, completed=step))
+    loop = SimpleNamespace(batch_progress=progress, _batches_that_stepped=step, _should_accumulate=bool)
+    trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop), validating=False)
+    checkpoint: dict[str, Any] = {}
+    kept.on_save_checkpoint(trainer, None, checkpoint)
+    return checkpoint
+
+
+def test_each_logger_goes_on_in_its_own_folder_whatever_else_is_there(tmp_path: Path) -> None:
+    def made() -> list[Any]:
+        return [CSVLogger(tmp_path), Mine(tmp_path), TensorBoardLogger(tmp_path), CSVLogger(tmp_path, "x", version="a")]
+
+    first = choose_places(made(), [])
+    assert [place.version for place in first] == [0, 1, 2, "a"], "as Lightning numbers them one after the other"
+    (tmp_path / "lightning_logs" / "version_7").mkdir(parents=True)
+    assert choose_places(made(), first) == first
+    assert choose_places(made()[::-1], first) == first[::-1]
+    assert choose_places([CSVLogger(tmp_path, version=3)], first)[0].version == 3, "the user's own number"
+    assert [place.version for place in choose_places([Mine(tmp_path / "other"), Mine(tmp_path)], first)] == [0, 1]
+    assert choose_places([CSVLogger(tmp_path, "new")], first)[0].version == 0
+
+
+def test_rank_zero_chooses_for_all(tmp_path: Path) -> None:
+    store = HashStore()
+    keep(tmp_path, zeros := CSVLogger(tmp_path), new=True, store=store)
+    (tmp_path / "lightning_logs" / "version_5").mkdir(parents=True)
+    keep(tmp_path, ones := CSVLogger(tmp_path), new=True, store=store, rank=1)
+    assert zeros.version == ones.version == 0
+
+
+@pytest.mark.parametrize("version", [None, "mine"])
+def test_rows_that_come_again_are_dropped_and_the_others_kept(tmp_path: Path, version: str | None) -> None:
+    def logger() -> CSVLogger:
+        return CSVLogger(tmp_path, version=version)
+
+    one = logger()
+    kept = keep(tmp_path, one, new=True)
+    one.log_metrics({"loss": 1.0}, 0)
+    one.log_metrics({"loss": 2.0}, 1)
+    checkpoint = saved(kept, 2)
+    one.log_metrics({"mean": 1.5}, 1)
+    one.log_metrics({"late": 3.0}, 2)
+    one.save()
+
+    two = logger()
+    keep(tmp_path, two, checkpoint=checkpoint)
+    file = Path(two.log_dir) / "metrics.csv"
+    assert file.read_text().split() == ["loss,mean,step", "1.0,,0", "2.0,,1", ",1.5,1"]
+    two.log_metrics({"mean": 1.5}, 1)
+    two.log_metrics({"loss": 3.0, "a": 1.0}, 2)
+    two.save()
+    assert file.read_text().split() == ["a,loss,mean,step", ",1.0,,0", ",2.0,,1", ",,1.5,1", "1.0,3.0,,2"]
+
+    three = logger()
+    keep(tmp_path, three)
+    assert not file.exists(), "without a checkpoint it begins anew"
+    keep(tmp_path, three, checkpoint={})
+
+
+def test_a_checkpoint_that_says_nothing_of_the_rows_costs_none(tmp_path: Path) -> None:
+    keep(tmp_path, one := CSVLogger(tmp_path), new=True)
+    one.log_metrics({"loss": 1.0}, 0)
+    one.save()
+    keep(tmp_path, two := CSVLogger(tmp_path), checkpoint={})
+    two.log_metrics({"loss": 2.0}, 1)
+    two.save()
+    assert (Path(two.log_dir) / "metrics.csv").read_text().split() == ["loss,step", "1.0,0", "2.0,1"]
+
+
+def test_a_run_of_another_directory_writes_elsewhere(tmp_path: Path) -> None:
+    kept = keep(tmp_path, one := CSVLogger(tmp_path), new=True)
+    one.log_metrics({"loss": 1.0}, 0)
+    checkpoint = saved(kept, 1)
+    (tmp_path / "other").mkdir()
+    keep(tmp_path / "other", two := CSVLogger(tmp_path), new=True, checkpoint=checkpoint)
+    assert (one.version, two.version) == (0, 1)
+    assert (Path(one.log_dir) / "metrics.csv").is_file()
+    assert checkpoint[KEY]["step"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '[{"kind": "x"}]', "{}"])
+def test_a_damaged_file_is_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "loggers.json").write_text(text)
+    keep(tmp_path, CSVLogger(tmp_path))
+
+
+def test_a_place_is_known_by_class_folder_and_name(tmp_path: Path) -> None:
+    (place,) = choose_places([Mine(tmp_path)], [])
+    assert place == LogPlace(f"{__name__}.Mine", str(tmp_path), "lightning_logs", 0)
