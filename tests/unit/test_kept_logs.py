@@ -118,3 +118,18 @@ def test_a_damaged_file_is_as_none(tmp_path: Path, text: str) -> None:
 def test_a_place_is_known_by_class_folder_and_name(tmp_path: Path) -> None:
     (place,) = choose_places([Mine(tmp_path)], [])
     assert place == LogPlace(f"{__name__}.Mine", str(tmp_path), "lightning_logs", 0)
+
+
+def test_the_row_of_an_epoch_is_in_the_file_before_the_next_epoch_begins(tmp_path: Path) -> None:
+    """It comes behind the checkpoint of the epoch's end, and is not logged again after a kill."""
+    kept = keep(tmp_path, logger := CSVLogger(tmp_path), new=True)
+    logger.log_metrics({"mean": 1.0}, 7)
+    kept.on_train_epoch_start(None, None)
+    assert (Path(logger.log_dir) / "metrics.csv").read_text().split() == ["mean,step", "1.0,7"]
+
+
+def test_tensorboard_hides_what_comes_again(tmp_path: Path) -> None:
+    kept = keep(tmp_path, first := TensorBoardLogger(tmp_path), new=True)
+    assert "purge_step" not in vars(first)["_kwargs"]
+    keep(tmp_path, second := TensorBoardLogger(tmp_path), checkpoint=saved(kept, 5))
+    assert vars(second)["_kwargs"]["purge_step"] == 5
