@@ -59,7 +59,7 @@ class TrainerOptions:
     reload_dataloaders_every_n_epochs: int = _at_least(0, 0)
     enable_autolog_hparams: bool = True
     callbacks: list[dict[str, Any]] | dict[str, Any] | None = None
-    logger: list[dict[str, Any]] | dict[str, Any] | None = None
+    logger: bool | list[dict[str, Any]] | dict[str, Any] | None = None
     plugins: list[dict[str, Any]] | dict[str, Any] | None = None
 
 

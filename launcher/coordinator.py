@@ -282,12 +282,12 @@ def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
     from launcher.config_check import find_problems
 
     trainer = dict(trainer)
-    if trainer.get("logger", False) in (True, None):
-        trainer.pop("logger", None)  # the default, as in a config file
+    if trainer.get("logger", False) is None:
+        trainer.pop("logger")  # the default, as in a config file
     elif trainer.get("logger") is False:
         trainer["logger"] = []
         config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
-    objects = [name for name in _OBJECTS if trainer.get(name)]
+    objects = [name for name in _OBJECTS if trainer.get(name) and trainer[name] is not True]
     elsewhere = [name for name in _ELSEWHERE if name in trainer]
     plain = {name: value for name, value in trainer.items() if name not in (*objects, *elsewhere)}
     # What nobody said is right, and the check of every field takes its time.

@@ -33,7 +33,7 @@ from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
-from launcher.run_loggers import make_wandb_logger, run_loggers
+from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
 from launcher.secret_values import find_secrets, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.terminal import make_console
@@ -141,7 +141,8 @@ def _evaluate(
     if command in _LOADERS and topology.world_size > 1 and config.trainer.use_distributed_sampler:
         share_evaluation_data(owner, _LOADERS[command], topology.world_size, topology.rank)
     ours = None if command == "predict" else _wandb(config, run, notice)
-    loggers: list[Logger] = run_loggers(objects.loggers, ours, run, is_off=command == "predict")
+    own = objects.loggers if command == "predict" else own_loggers(config, objects.loggers, run)
+    loggers: list[Logger] = run_loggers(own, ours, run, is_off=command == "predict")
     callbacks = [*objects.callbacks, *signs_of_life(report), *_writers(command, objects, run)]
     trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice,
                             own_plugins=objects.plugins, own_profiler=objects.profiler)  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -202,7 +202,7 @@ class _Writer(ExperimentWriter):
         if not self._fs.isfile(self.metrics_file_path):
             return
         with self._fs.open(self.metrics_file_path, "r", newline="") as file:
-            found: list[dict[str, str]] = list(csv.DictReader(file))
+            found: list[dict[str, str]] = list(csv.DictReader(cast(TextIO, file)))
         if rows is not None:
             ahead = [row for row in found[rows:] if int(row["step"]) < step]
             self._ahead = [(int(row["step"]), {key for key, value in row.items() if value}) for row in ahead]

@@ -75,11 +75,10 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
             if given != default and given is not None:
                 problems += _move(result, f"trainer.{key}", key, "auto" if given == _ALL else given)
         problems += _move_strategy(result, trainer, "trainer.strategy")
-        # A bare true or null asks for the default logger, which is W&B here; false asks for none.
-        logger = trainer.get("logger")
-        if isinstance(logger, bool) or logger is None:
+        # W&B is the default logger here; a bare true asks for Lightning's, and false for none.
+        if trainer.get("logger") is None:
             trainer.pop("logger", None)
-        if logger is False:
+        elif trainer["logger"] is False:
             trainer["logger"] = []
             problems += _turn_wandb_off(result)
         result["trainer"] = trainer

@@ -198,7 +198,7 @@ def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.P
 def _steadfast(stream: TextIO) -> TextIO:
     """The same text file, which loses text rather than raise."""
     return io.TextIOWrapper(_Steadfast(cast(BinaryIO, stream.buffer)), encoding=stream.encoding, errors=stream.errors,
-                            line_buffering=stream.line_buffering, write_through=True)  # fmt: skip
+                            line_buffering=bool(stream.line_buffering), write_through=True)  # fmt: skip
 
 
 class _Steadfast(io.BufferedIOBase):

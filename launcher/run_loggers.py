@@ -7,7 +7,8 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.fabric.loggers.tensorboard import _TENSORBOARD_AVAILABLE, _TENSORBOARDX_AVAILABLE
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
@@ -23,8 +24,28 @@ class FileLogger(CSVLogger):
     @override
     @rank_zero_only
     def log_hyperparams(self, params: Any = None) -> None:
-        given = params if isinstance(params, Mapping) else vars(params or Namespace())
-        super().log_hyperparams(redact(given))
+        super().log_hyperparams(_without_secrets(params))
+
+
+class BoardLogger(TensorBoardLogger):
+    """Lightning's logger to TensorBoard's files, which keeps no secret."""
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None, metrics: Any = None, step: int | None = None) -> None:
+        super().log_hyperparams(_without_secrets(params), metrics, step)
+
+
+def _without_secrets(params: Any) -> Any:
+    return redact(params if isinstance(params, Mapping) else vars(params or Namespace()))
+
+
+def own_loggers(config: RunConfig, given: Sequence[Logger], run: RunDirectory) -> list[Logger]:
+    """The user's; where `trainer.logger` is true, Lightning's default one comes first, in the run's directory."""
+    if config.trainer.logger is not True:
+        return list(given)
+    has_board = bool(_TENSORBOARD_AVAILABLE or _TENSORBOARDX_AVAILABLE)
+    return [BoardLogger(str(run.path)) if has_board else FileLogger(str(run.path)), *given]
 
 
 def make_wandb_logger(

@@ -39,7 +39,7 @@ from launcher.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
-from launcher.run_loggers import logs_to_wandb, make_wandb_logger, run_loggers, wants_no_logger
+from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
 from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
@@ -186,7 +186,8 @@ def _fit(
         on_batch=changes.loader_batch,
     )
     checkpoint = run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    loggers = run_loggers(objects.loggers, wandb_logger, run, is_off=wants_no_logger(config))
+    own = own_loggers(config, objects.loggers, run)
+    loggers = run_loggers(own, wandb_logger, run, is_off=wants_no_logger(config))
     # Lightning itself takes the loggers and the checkpoints away.
     is_trial = bool(config.trainer.barebones or config.trainer.fast_dev_run)
     if checkpoint is None and not is_trial:

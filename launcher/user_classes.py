@@ -167,8 +167,9 @@ def name_of(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _as_list(value: list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[str, Any]]:
-    return [] if value is None else [value] if isinstance(value, dict) else value
+def _as_list(value: bool | list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[str, Any]]:
+    """No class is named by null, nor by `logger: true`."""
+    return [] if value is None or isinstance(value, bool) else [value] if isinstance(value, dict) else value
 
 
 def _list_problems(given: Any, base: type[Any] | tuple[type[Any], ...], path: str) -> list[Problem]:

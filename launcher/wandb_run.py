@@ -24,6 +24,7 @@ from typing_extensions import override
 from launcher.config import WandbOptions
 from launcher.run_directory import RunDirectory
 from launcher.secret_values import hide_in_arguments, redact
+from launcher.wandb_lacks import say_what_it_lacks
 from launcher.wandb_writer import WandbWriter
 from launcher.whole_file import private_umask
 
@@ -182,6 +183,13 @@ class QueuedWandbLogger(WandbLogger):
         self._options, self._notice, self._env = options, notice, env
         self.mode, self._remark = resolve_mode(options, env)
         self._is_absent = False
+        self._folder = str(run.path)
+
+    @property
+    @override
+    def log_dir(self) -> str:
+        """The run's directory, for code that puts files beside a logger's."""
+        return self._folder
 
     @property
     @override
@@ -239,6 +247,7 @@ class QueuedWandbLogger(WandbLogger):
             if run is not None:
                 self.is_own = True
                 _begun_here.add(run.id)
+                say_what_it_lacks(run)
                 return run
         return None
 

@@ -386,3 +386,9 @@ def test_an_error_of_the_launchers_own_is_only_that(fits: Fits, monkeypatch: pyt
     with pytest.raises(TrainingError) as caught:
         coordinator().train(Toy(), loader())
     assert type(caught.value) is TrainingError
+
+
+def test_logger_true_asks_for_lightnings_default_logger_and_none_for_the_launchers(fits: Fits) -> None:
+    for given in (True, None, False):
+        coordinator().train(Toy(), loader(), logger=given)
+    assert [config.trainer.logger for config in fits.configs] == [True, None, []]

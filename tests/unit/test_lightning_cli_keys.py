@@ -170,9 +170,9 @@ def test_logger_false_turns_wandb_off_and_keeps_its_other_settings() -> None:
     }
 
 
-@pytest.mark.parametrize("logger", [True, None])
-def test_the_default_logger_is_wandb(logger: bool | None) -> None:
-    assert translated({"trainer": {"logger": logger}}) == {"trainer": {}}
+def test_the_default_logger_is_wandb_and_a_bare_true_is_lightnings() -> None:
+    assert translated({"trainer": {"logger": None}}) == {"trainer": {}}
+    assert translated({"trainer": {"logger": True}}) == {"trainer": {"logger": True}}
 
 
 def test_a_logger_of_the_users_own_stays() -> None:

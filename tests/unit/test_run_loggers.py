@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from launcher.config_check import parse_config
 from launcher.lightning_cli_keys import translate_lightning_cli
 from launcher.run_directory import RunDirectory
-from launcher.run_loggers import logs_to_wandb, make_wandb_logger, run_loggers, wants_no_logger
-from launcher.wandb_run import QueuedWandbLogger
+from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 
 
 @pytest.fixture
@@ -23,17 +24,61 @@ def run(tmp_path: Path) -> RunDirectory:
 def loggers_of(run: RunDirectory, values: dict[str, Any], *own: Any) -> list[Any]:
     config = parse_config(translate_lightning_cli(values)[0])
     ours = make_wandb_logger(config.wandb, run, {}, pytest.fail)
-    return run_loggers(own, ours, run, is_off=wants_no_logger(config))
+    return run_loggers(own_loggers(config, own, run), ours, run, is_off=wants_no_logger(config))
 
 
 OFF = {"wandb": {"mode": "disabled"}}
 
 
-@pytest.mark.parametrize("values", [{}, OFF, {"trainer": {"logger": True}}], ids=str)
+@pytest.mark.parametrize("values", [{}, OFF, {"trainer": {"logger": None}}], ids=str)
 def test_without_one_of_the_users_the_logger_is_wandbs(run: RunDirectory, values: dict[str, Any]) -> None:
     (logger,) = loggers_of(run, values)
     assert isinstance(logger, QueuedWandbLogger)
     assert logs_to_wandb([logger]) is (values != OFF)
+
+
+@pytest.mark.parametrize("values", [{}, OFF], ids=str)
+@pytest.mark.parametrize("has_board", [True, False])
+def test_true_is_lightnings_default_logger_in_the_runs_directory(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], has_board: bool
+) -> None:
+    if not has_board:
+        for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+            monkeypatch.setattr(f"launcher.run_loggers.{name}", False)
+    elif find_spec("tensorboard") is None:
+        pytest.skip("tensorboard is not installed")
+    first, *others = loggers_of(run, {**values, "trainer": {"logger": True}})
+    assert isinstance(first, TensorBoardLogger if has_board else CSVLogger)
+    assert Path(first.log_dir) == run.path / "lightning_logs" / "version_0"
+    assert [isinstance(each, QueuedWandbLogger) for each in others] == ([] if values == OFF else [True])
+    first.log_hyperparams({"lr": 0.1, "api_key": "canary"})
+    first.log_metrics({"loss": 1.0}, 0)
+    first.finalize("success")
+    written = [each.read_bytes() for each in run.path.rglob("*") if each.is_file()]
+    assert len(written) >= 2
+    assert not [each for each in written if b"canary" in each]
+
+
+def test_a_wandb_run_says_how_to_get_tensorboards_methods(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (logger,) = loggers_of(run, {})
+    assert logger.log_dir == logger.save_dir == str(run.path)
+    experiment = logger.experiment
+    try:
+        with pytest.raises(AttributeError, match=r"no 'add_scalar'.*set trainer\.logger to true"):
+            experiment.add_scalar("loss", 1.0, 0)
+        wandb = pytest.importorskip("wandb")
+        assert experiment is wandb.run
+        assert isinstance(experiment, wandb.sdk.wandb_run.Run)
+        assert not hasattr(experiment, "add_histogram")
+        experiment.log({"loss": 1.0})
+    finally:
+        finish_wandb(logger, 0, pytest.fail)
+
+
+def test_a_disabled_wandb_logger_has_the_runs_directory(run: RunDirectory) -> None:
+    (logger,) = loggers_of(run, OFF)
+    assert logger.log_dir == logger.save_dir == str(run.path)
 
 
 def test_false_is_no_logger_as_for_lightning(run: RunDirectory) -> None:
