@@ -25,8 +25,6 @@ from launcher.whole_file import write_file
 
 FILE_NAME = "loggers.json"
 KEY = "launcher_kept_logs"
-# Lightning's own.
-STEP = "global_step"
 _VERSIONED = (CSVLogger, TensorBoardLogger)
 _STORE_KEY = "launcher/logger_versions"
 
@@ -91,7 +89,7 @@ class KeepLogs(pl.Callback):
         world_size: number of ranks.
         store: takes the places to the other ranks.
         timeout: seconds that they wait for rank zero.
-        checkpoint: that the run goes on from, None if it begins.
+        written: what the checkpoint that the run goes on from has under `KEY`; None if the run begins.
     """
 
     def __init__(
@@ -102,7 +100,7 @@ class KeepLogs(pl.Callback):
         world_size: int,
         store: Any,
         timeout: float,
-        checkpoint: Mapping[str, Any] | None,
+        written: Mapping[str, Any] | None,
     ) -> None:
         self._loggers: list[Any] = [each for each in loggers if isinstance(each, _VERSIONED)]
         if not self._loggers:
@@ -121,7 +119,7 @@ class KeepLogs(pl.Callback):
         for logger, place in zip(self._loggers, places, strict=True):
             vars(logger)["_version"] = place.version
             if rank == 0:
-                _go_on(logger, place, place in before, checkpoint)
+                _go_on(logger, place, place in before, written)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -150,12 +148,12 @@ class KeepLogs(pl.Callback):
         checkpoint[KEY] = {"rows": rows, "step": _steps_logged(trainer)}
 
 
-def _go_on(logger: Any, place: LogPlace, is_continued: bool, checkpoint: Mapping[str, Any] | None) -> None:
+def _go_on(logger: Any, place: LogPlace, is_continued: bool, written: Mapping[str, Any] | None) -> None:
     """Have a logger write behind what the checkpoint's attempt had written."""
     if vars(logger).get("_experiment") is not None:
         return
     # A run without a checkpoint begins anew; one of another version says nothing of its logs.
-    kept: Mapping[str, Any] = {"rows": {_key(place): 0}, "step": 0} if checkpoint is None else checkpoint.get(KEY, {})
+    kept: Mapping[str, Any] = {"rows": {_key(place): 0}, "step": 0} if written is None else written
     if isinstance(logger, TensorBoardLogger):
         if is_continued and "step" in kept:
             vars(logger)["_kwargs"].setdefault("purge_step", kept["step"])

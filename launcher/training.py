@@ -23,7 +23,7 @@ from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
 from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.events import EventLog
-from launcher.kept_logs import KEY, STEP, KeepLogs
+from launcher.kept_logs import KEY, KeepLogs
 from launcher.left_open import leave_open
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
@@ -193,13 +193,12 @@ def _fit(
     if checkpoint is None and not is_trial:
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) and not is_trial else None
-    # No more of it, as the file would stay open.
-    content = (
-        None if resume is None else {k: v for k, v in read_checkpoint(resume).items() if k in ("global_step", KEY)}
-    )
+    # No more of the checkpoint, as its file would stay open.
+    written = None if resume is None else read_checkpoint(resume, outline=True).get(KEY, {})
     kept_logs = KeepLogs([] if is_trial else loggers, run, topology.rank, topology.world_size, store,
-                         config.process_group_timeout, content)  # fmt: skip
+                         config.process_group_timeout, written)  # fmt: skip
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
+    writes_events = EventWriter(events)
     tuned = TunedValues(objects.callbacks, resumes=resume is not None, notice=notice)
     callbacks = [
         *tuned.kept,
@@ -208,7 +207,7 @@ def _fit(
         watch,
         WatchBuffers(watch.alert, events, notice),
         RecordPlan(plan),
-        EventWriter(events),
+        writes_events,
         *signs_of_life(report),
         RandomStates(notice),
         HideSecrets(notice),
@@ -236,15 +235,16 @@ def _fit(
         on_unused=changes.unused_parameters if config.strategy == AUTO else None,
     )
     use_resumable_loops(trainer, order)
-    resumed_at = None if content is None else content[STEP]
     stop.start()
     with (
         loadable_checkpoint(resume, plan, run, topology.rank, notice, trust) as loadable,
         other_model_told(resume, model, trainer),
     ):
         trainer.fit(model, datamodule=data, ckpt_path=None if loadable is None else str(loadable), weights_only=True)
-    if resume is not None and trainer.global_step == resumed_at:
-        notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
+    if resume is not None and not writes_events.batches:
+        notice(
+            f"nothing was left to train after step {trainer.global_step}: raise trainer.max_epochs or trainer.max_steps"
+        )
     return trainer
 
 

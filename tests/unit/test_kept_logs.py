@@ -34,7 +34,7 @@ def saved(kept: Any, step: int) -> dict[str, Any]:
     trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop), validating=False)
     checkpoint: dict[str, Any] = {}
     kept.on_save_checkpoint(trainer, None, checkpoint)
-    return checkpoint
+    return checkpoint[KEY]
 
 
 def test_each_logger_goes_on_in_its_own_folder_whatever_else_is_there(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_run_of_another_directory_writes_elsewhere(tmp_path: Path) -> None:
     keep(tmp_path / "other", two := CSVLogger(tmp_path), new=True, checkpoint=checkpoint)
     assert (one.version, two.version) == (0, 1)
     assert (Path(one.log_dir) / "metrics.csv").is_file()
-    assert checkpoint[KEY]["step"] == 1
+    assert checkpoint["step"] == 1
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '[{"kind": "x"}]', "{}"])
