@@ -21,6 +21,13 @@ def say_what_it_lacks(run: Any) -> None:
         )
 
     kind: type[Any] = type(run)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        # Pickled as W&B's own class, which another process has.
+        return object.__new__, (kind,), self.__getstate__()
+
     if not hasattr(kind, "__getattr__"):
         # W&B's own setter takes known names alone.
-        object.__setattr__(run, "__class__", type(kind.__name__, (kind,), {"__getattr__": lacks}))
+        object.__setattr__(
+            run, "__class__", type(kind.__name__, (kind,), {"__getattr__": lacks, "__reduce_ex__": reduce})
+        )

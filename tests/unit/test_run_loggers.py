@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def test_a_wandb_run_says_how_to_get_tensorboards_methods(run: RunDirectory, mon
         assert experiment is wandb.run
         assert isinstance(experiment, wandb.sdk.wandb_run.Run)
         assert not hasattr(experiment, "add_histogram")
+        assert b"wandb_run" in pickle.dumps(experiment), "of W&B's own class in another process"
         experiment.log({"loss": 1.0})
     finally:
         finish_wandb(logger, 0, pytest.fail)
