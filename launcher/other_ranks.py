@@ -109,7 +109,8 @@ def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE)
     if _started:
         tell_end()
     for rank, process in list(_started.items()):
-        for end, seconds in ((process.terminate, max(give_up - time.monotonic(), 0)), (process.kill, grace_after_sigterm)):
+        left = max(give_up - time.monotonic(), 0)
+        for end, seconds in ((process.terminate, left), (process.kill, grace_after_sigterm)):
             try:
                 process.wait(seconds)
                 break
