@@ -246,4 +246,5 @@ def test_a_second_ctrl_c_leaves_no_script_rank_behind(monkeypatch: pytest.Monkey
             module.end_script_ranks(0.0)
         # What the end of the interpreter calls.
         module.end_script_ranks(0.0)
-        assert process.returncode == -signal.SIGTERM
+        process.kill()
+        assert process.wait() == -signal.SIGTERM
