@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
-from launcher.errors import ConfigError, MissingLibraryError, Problem, TrainingError, UsageError, also_its_cause
+from launcher.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
 from launcher.main_path import FitResult, fit
-from launcher.other_ranks import end_script_ranks, in_notebook, is_script_rank, script_rank
+from launcher.other_ranks import in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank
 from launcher.standard_streams import open_missing_streams
 from launcher.topology import Topology
@@ -128,7 +128,8 @@ class TrainingCoordinator:
             MissingLibraryError: Lightning is not installed.
             ConfigError: lists every argument that is none.
             UsageError, Interrupted: see `launcher.main_path.fit`.
-            TrainingError: the model's or the data's own code raised; an `except` for that catches it, too.
+            TrainingError: the model's or the data's own code raised; an `except` for that catches it, too. The ranks of
+                a script raise it together, and can go on to another training.
         """
         open_missing_streams()
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
@@ -228,14 +229,11 @@ class TrainingCoordinator:
         return fit_in_forks(config, given, count)
 
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
-        try:
+        from launcher.script_end import left_together
+
+        # Every rank goes on to what the script does then: another training, perhaps.
+        with left_together():
             return fit(config, env=script_rank(count), given=given)
-        except UsageError:
-            # Every rank was refused, and goes on to what the script does then: another training, perhaps.
-            raise
-        except BaseException:  # Ctrl-C too: the others would wait in a collective; raised on
-            end_script_ranks()
-            raise
 
     def _why_not_forked(self) -> str | None:
         import torch

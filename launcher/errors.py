@@ -17,12 +17,15 @@ LauncherError                      exit code 1
     ReportError                    there is no such run to report on, or the report cannot be written
   TrainingError                    exit code 1: the model's or the data's own code raised
     OutOfMemoryError               the device or the host had no memory left
-  Interrupted                      exit code 128 + signal: stopped by a signal, after a checkpoint
+
+Interrupted                        exit code 128 + signal: stopped by a signal, after a checkpoint; no `Exception`
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import signal
+import types
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,17 +136,22 @@ class ReportError(UsageError):
 
 
 class TrainingError(LauncherError):
-    """The model's or the data's own code raised; `__cause__` is what it raised."""
+    """The model's or the data's own code raised; `__cause__` is what it raised.
 
+    Attributes:
+        rank: the rank whose code it was, None where that is not known.
+    """
 
-def _without_its_cause(error: TrainingError) -> tuple[type[TrainingError], tuple[Any, ...]]:
-    return TrainingError, error.args
+    def __init__(self, message: str, *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 def also_its_cause(error: TrainingError) -> TrainingError:
     """The same error, which an `except` for what the user's code raised catches too, as it does under plain Lightning.
 
-    Optuna's pruning and a script's own `except ValueError` go by the class.
+    Optuna's pruning and a script's own `except ValueError` go by the class. Text, `args` and fields are the cause's,
+    too; the rank is in the attribute `rank` and in a note.
 
     Args:
         error: with a `__cause__`; returned as it is where its class cannot be joined with the cause's.
@@ -152,19 +160,34 @@ def also_its_cause(error: TrainingError) -> TrainingError:
     if not isinstance(cause, Exception) or type(error) is not TrainingError or isinstance(cause, LauncherError):
         return error
 
-    space: dict[str, Any] = {
-        # The cause's own may want other arguments, and write them in another way.
-        "__init__": Exception.__init__,
-        "__str__": Exception.__str__,
+    told = error.args
+
+    def text(_: object) -> str:
+        return str(cause)
+
+    def as_sent(_: object) -> tuple[type[TrainingError], tuple[Any, ...]]:
         # Another process has no such class.
-        "__reduce__": _without_its_cause,
+        return TrainingError, told
+
+    space: dict[str, Any] = {
+        # The cause's own may want other arguments.
+        "__init__": Exception.__init__,
+        "__str__": text,
+        "__reduce__": as_sent,
         "__module__": TrainingError.__module__,
     }
     try:
         joined = type(TrainingError.__name__, (TrainingError, type(cause)), space)(*error.args)
     except TypeError:
         return error
+    joined.args = cause.args
+    # What is no entry of `vars`: the fields of Python's own errors, such as `errno`, and slots.
+    for kind in type(cause).__mro__:
+        for name, member in vars(kind).items():
+            if isinstance(member, types.MemberDescriptorType) and not name.startswith("__") and hasattr(cause, name):
+                setattr(joined, name, getattr(cause, name))
     vars(joined).update({**vars(cause), **vars(error)})
+    joined.__notes__ = [*getattr(cause, "__notes__", ()), *map(str, told)]
     return joined.with_traceback(error.__traceback__)
 
 
@@ -186,21 +209,27 @@ class OutOfMemoryError(TrainingError):
         allocated_bytes: int | None,
         next_strategy: str | None,
         go_on: bool,
+        rank: int | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, rank=rank)
         self.expected_bytes = expected_bytes
         self.allocated_bytes = allocated_bytes
         self.next_strategy = next_strategy
         self.go_on = go_on
 
 
-class Interrupted(LauncherError):  # noqa: N818 -- not an error: the user asked for it
+class Interrupted(BaseException):
     """Stopped by a signal at a step boundary, with a checkpoint if one could be written.
+
+    No `Exception`: a script that goes on after a failed training must end here. What `launcher.fit` and `train` raise
+    is a `SystemExit`, too, and a `KeyboardInterrupt` after Ctrl-C.
 
     Attributes:
         signal_number: the signal.
         checkpoint: path of what was saved, if anything was.
         step: optimizer steps done.
+        exit_code: what the process ends with.
+        users_handler: calls the script's own handler of the signal; None if it has none.
     """
 
     def __init__(self, signal_number: int, *, checkpoint: str | None, step: int) -> None:
@@ -208,4 +237,18 @@ class Interrupted(LauncherError):  # noqa: N818 -- not an error: the user asked 
         self.signal_number = signal_number
         self.checkpoint = checkpoint
         self.step = step
-        self.exit_code = 128 + signal_number
+        self.exit_code = self.code = 128 + signal_number
+        self.users_handler: Callable[[], Any] | None = None
+
+    def for_script(self) -> Interrupted:
+        """The same, which ends a script as Python's own would. Lightning inside would take it for something else."""
+        kind = _InterruptedByCtrlC if self.signal_number == signal.SIGINT else _InterruptedBySignal
+        return kind(self.signal_number, checkpoint=self.checkpoint, step=self.step)
+
+
+class _InterruptedBySignal(Interrupted, SystemExit):
+    pass
+
+
+class _InterruptedByCtrlC(Interrupted, KeyboardInterrupt, SystemExit):
+    """A `SystemExit` as well: exit code 130 without a traceback from every rank."""

@@ -111,7 +111,7 @@ def evaluate(
         report.raised(error)
         report.trace(error)
         text = scrub(f"{type(error).__name__}: {error}", secrets)
-        raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}") from error
+        raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}", rank=topology.rank) from error
     finally:
         log.detach()
         log.discard_pending()

@@ -28,6 +28,8 @@ _CHALLENGE = "launcher/challenge"
 # Seconds that a rank waits for a decision under one challenge before it looks whether there is a newer one.
 _RECHECK = 2.0
 _STALE_PAUSE = 0.05
+# Seconds between two looks at the store of a rank that has more than the store to look at.
+_LOOK_PAUSE = 0.1
 # Seconds that one side of the exchange gives the other beyond its own limit.
 _GRACE = 5.0
 
@@ -81,6 +83,7 @@ def exchange(
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
     timeout: float,
     tell: Callable[[str], None] = lambda text: None,
+    look: Callable[[], None] | None = None,
 ) -> Decision:
     """Give this rank's facts to rank zero and get its decision.
 
@@ -92,6 +95,8 @@ def exchange(
         decide: called on rank zero with everybody's facts; what it raises as `LauncherError` is raised on every rank.
         timeout: seconds to wait for the others; for rank zero's decision, without a sign of life from it.
         tell: told what rank zero is doing, if that takes long.
+        look: called often while this rank waits, which costs a store operation each time; raises an `AgreementError`
+            if another rank will never come. Without it nothing interrupts the wait, Ctrl-C neither.
 
     Raises:
         AgreementError: a rank never arrived or died, or `decide` found that the ranks differ.
@@ -99,8 +104,8 @@ def exchange(
     """
     deadline = time.monotonic() + timeout
     if facts.rank == 0:
-        return _lead(store, world_size, facts, flat_config, decide, deadline, timeout, tell)
-    return _follow(store, facts, flat_config, deadline, timeout, tell)
+        return _lead(store, world_size, facts, flat_config, decide, deadline, timeout, tell, look)
+    return _follow(store, facts, flat_config, deadline, timeout, tell, look)
 
 
 def _lead(
@@ -112,6 +117,7 @@ def _lead(
     deadline: float,
     timeout: float,
     tell: Callable[[str], None],
+    look: Callable[[], None] | None,
 ) -> Decision:
     attempt = secrets.token_hex(8)
     store.set(
@@ -119,7 +125,7 @@ def _lead(
         json.dumps({"attempt": attempt, "config_digest": own.config_digest, "sources_digest": own.sources_digest}),
     )
     with ActivityReporter(store if world_size > 1 else None, _sign_key(attempt), tell, timeout):
-        decision, failure = _decide(store, world_size, own, flat_config, decide, deadline, attempt)
+        decision, failure = _decide(store, world_size, own, flat_config, decide, deadline, attempt, look)
     store.set(_decision_key(attempt), json.dumps(decision, default=str))
     if failure is not None:
         # Rank zero may serve the store: the others must have read its answer before it ends.
@@ -136,6 +142,7 @@ def _decide(
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
     deadline: float,
     attempt: str,
+    look: Callable[[], None] | None,
 ) -> tuple[dict[str, Any], LauncherError | None]:
     """Rank zero's decision once all have answered, and the error that it is."""
     keys = [_facts_key(attempt, rank) for rank in range(1, world_size)]
@@ -143,14 +150,14 @@ def _decide(
     failure: LauncherError | None = None
     try:
         with doing("waiting for the facts of all ranks"):
-            _wait(store, keys, deadline)
-    except TimeoutError:
+            _wait(store, keys, deadline, look)
+    except (TimeoutError, AgreementError) as problem:
         missing = [rank for rank in range(1, world_size) if not store.check([_facts_key(attempt, rank)])]
         # The ranks that did come wait for an answer too.
         decision["tokens"] = [""] + [
             "" if rank in missing else _read_facts(store, attempt, rank).token for rank in range(1, world_size)
         ]
-        failure = _never_arrived(missing, own)
+        failure = _never_arrived(missing, own) if isinstance(problem, TimeoutError) else problem
     else:
         everybody = [own] + [RankFacts.from_json(text) for text in (store.multi_get(keys) if keys else [])]
         if any(f.config_digest != own.config_digest for f in everybody):
@@ -178,12 +185,13 @@ def _follow(
     deadline: float,
     timeout: float,
     tell: Callable[[str], None],
+    look: Callable[[], None] | None,
 ) -> Decision:
     problem = f"rank 0 never arrived: rank {facts.rank} ({facts.host}) waited for it in vain; look at rank 0's log"
     leader: _Leader | None = None
     earlier = ""
     try:
-        _wait(store, [_CHALLENGE], deadline)
+        _wait(store, [_CHALLENGE], deadline, look)
         while True:
             challenge = json.loads(store.get(_CHALLENGE))
             attempt = challenge["attempt"]
@@ -194,7 +202,7 @@ def _follow(
                 if challenge["sources_digest"] == facts.sources_digest:
                     answer = dataclasses.replace(answer, sources=None)
                 store.set(_facts_key(attempt, facts.rank), answer.to_json())
-                leader = _Leader(store, attempt, timeout + _GRACE, tell)
+                leader = _Leader(store, attempt, timeout + _GRACE, tell, look)
             decision = leader.decision_or_newer_challenge()
             if decision is not None and decision["tokens"][facts.rank : facts.rank + 1] == [facts.token]:
                 break
@@ -220,17 +228,25 @@ def _follow(
 class _Leader:
     """Rank zero of one challenge, as another rank sees it: waited for while it gives signs of life."""
 
-    def __init__(self, store: Store, attempt: str, patience: float, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        attempt: str,
+        patience: float,
+        tell: Callable[[str], None],
+        look: Callable[[], None] | None,
+    ) -> None:
         self.attempt = attempt
         self.watch = ActivityWatch(store, _sign_key(attempt), tell)
         self.deadline = time.monotonic() + patience
-        self._store, self._patience = store, patience
+        self._store, self._patience, self._look = store, patience, look
 
     def decision_or_newer_challenge(self) -> dict[str, Any] | None:
         """The decision under this challenge, or None if another challenge has taken its place."""
         while True:
             try:
-                _wait(self._store, [_decision_key(self.attempt)], min(self.deadline, time.monotonic() + _RECHECK))
+                recheck = min(self.deadline, time.monotonic() + _RECHECK)
+                _wait(self._store, [_decision_key(self.attempt)], recheck, self._look)
             except TimeoutError:
                 if json.loads(self._store.get(_CHALLENGE))["attempt"] != self.attempt:
                     return None
@@ -252,13 +268,20 @@ def _never_arrived(missing: Sequence[int], own: RankFacts) -> AgreementError:
     )
 
 
-def _wait(store: Store, keys: list[str], deadline: float) -> None:
+def _wait(store: Store, keys: list[str], deadline: float, look: Callable[[], None] | None) -> None:
     """Wait for `keys`; c10d reports a timeout and a lost server alike, so the clock tells them apart."""
-    left = deadline - time.monotonic()
     if not keys:
         return
     try:
-        store.wait(keys, timedelta(seconds=max(left, 0.001)))
+        if look is None:
+            store.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
+            return
+        # Inside the store's own wait Python handles no signal, and each of its timeouts is a warning on the terminal.
+        while not store.check(keys):
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            look()
+            time.sleep(_LOOK_PAUSE)
     except RuntimeError as error:
         if time.monotonic() >= deadline - 0.01:
             raise TimeoutError from error

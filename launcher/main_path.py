@@ -25,12 +25,14 @@ from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
 from launcher.left_open import close_left_open
 from launcher.memory_record import MemoryRecord, read_memory_record
+from launcher.other_ranks import is_script_rank, look_at_script_ranks
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process_group import open_store, process_group
 from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.script_end import ends_script
 from launcher.secret_values import digests, find_secrets, redact
 from launcher.terminal import make_console
 from launcher.topology import Topology
@@ -71,6 +73,7 @@ class FitResult:
     monitor: str | None = None
 
 
+@ends_script
 def fit(
     config: RunConfig,
     *,
@@ -92,7 +95,9 @@ def fit(
     Raises:
         UsageError: the ranks cannot train what was asked for; nothing was trained and no earlier run touched.
         TrainingError: the model's or the data's own code raised.
-        Interrupted: a signal stopped the run at a step boundary, after a checkpoint.
+        Interrupted: a signal stopped the run at a step boundary, after a checkpoint. It is a `SystemExit` with code 128
+            + signal, and after Ctrl-C a `KeyboardInterrupt`, too; a handler that the script has for the signal has been
+            called then, with `stays_open`.
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     report = RankReport.from_env(os.environ if env is None else env)
@@ -225,7 +230,8 @@ def decide_together(
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
     flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
-    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting)
+    look = look_at_script_ranks if is_script_rank() else None
+    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting, look)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 

@@ -116,10 +116,10 @@ def _raise_failure(attempt: Attempt) -> None:
         run = attempt.evidence.run_directory(attempt.ranks())
         saved = None if run is None else run / "checkpoints" / LAST_CHECKPOINT
         checkpoint = str(saved) if saved is not None and saved.exists() else None
-        raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step)
+        raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step).for_script()
     if error is not None and error.explained:
         raise UsageError(error.message) if error.repeats else TrainingError(error.message)
-    raise TrainingError(_account(first))
+    raise TrainingError(_account(first), rank=first.rank)
 
 
 def _account(first: RankEnd) -> str:
@@ -141,7 +141,7 @@ def _be_rank(config: RunConfig, given: UserObjects, rank: int, count: int, port:
         if rank == 0:
             _save(result, given, folder / _RESULT)
         code = 0
-    except LauncherError as error:
+    except (LauncherError, Interrupted) as error:
         # `fit` has reported it already.
         code = error.exit_code
     # What `multiprocessing` would print of another error is in the report.

@@ -13,14 +13,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.errors import AgreementError
+from launcher.process_group import rank_zero_has_ended, tell_end
+
 # Set in the environment of every rank of a script that is run once for each; its value is the job of hydra's, if any.
 _MARK = "LAUNCHER_SCRIPT_RANKS"
 _HYDRA_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Seconds that a rank has to end by itself, in its own words, after another one failed, and after SIGTERM.
 _GRACE = 10.0
 # The same after the script of rank zero has ended.
 _GRACE_AT_EXIT = 60.0
-_started: list[subprocess.Popen[bytes]] = []
+_started: dict[int, subprocess.Popen[bytes]] = {}
+# Those that have ended, and how: they are made once, as a new one would not be where the script is now.
+_ended: dict[int, str] = {}
 
 
 def in_notebook() -> bool:
@@ -59,15 +65,20 @@ def script_rank(world_size: int) -> dict[str, str]:
 
     Args:
         world_size: ranks in all.
+
+    Raises:
+        AgreementError: one of them has ended; names it.
     """
-    if not is_script_rank():
+    if is_script_rank():
+        look_at_script_ranks()
+    else:
         port = free_port()
         mark = {_MARK: hydra_job()}
         for rank in range(1, world_size):
             command, folder = rank_command(rank)
             env = {**os.environ, **rank_variables(rank, world_size, port), **mark}
             process = subprocess.Popen(command, env=env, cwd=folder)
-            _started.append(process)
+            _started[rank] = process
             threading.Thread(target=_end_with, args=(rank, process), name=f"rank-{rank}", daemon=True).start()
         atexit.register(end_script_ranks, _GRACE_AT_EXIT)
         os.environ.update({**rank_variables(0, world_size, port), **mark})
@@ -81,38 +92,79 @@ def is_script_rank() -> bool:
     """
     if os.environ.get("RANK") == "0" and os.environ.get(_MARK, "") not in ("", hydra_job()):
         end_script_ranks(_GRACE_AT_EXIT)
+        _ended.clear()
         for name in (_MARK, *rank_variables(0, 1, 0)):
             os.environ.pop(name, None)
     return _MARK in os.environ
 
 
-def end_script_ranks(grace: float = _GRACE) -> None:
+def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE) -> None:
     """Wait for the other ranks, and end those that do not end: they may wait for this one in a collective.
 
     Args:
         grace: seconds that they have to end by themselves.
+        grace_after_sigterm: the same, before each is killed.
     """
     give_up = time.monotonic() + grace
-    ranks, _started[:] = list(_started), []
-    for process in ranks:
-        for end, seconds in ((process.terminate, max(give_up - time.monotonic(), 0)), (process.kill, _GRACE)):
+    if _started:
+        tell_end()
+    for rank, process in list(_started.items()):
+        left = max(give_up - time.monotonic(), 0)
+        for end, seconds in ((process.terminate, left), (process.kill, grace_after_sigterm)):
             try:
                 process.wait(seconds)
                 break
             except subprocess.TimeoutExpired:
                 end()
-        process.wait()
+        _note_end(rank, process.wait())
+
+
+def _note_end(rank: int, code: int) -> None:
+    _ended[rank] = f"ended with exit code {code}"
+    # Last: until then it is one to wait for.
+    _started.pop(rank, None)
+
+
+def ended_ranks() -> dict[int, str]:
+    """The ranks that this process has started and that have ended, and how."""
+    return {**_ended, **{rank: f"ended with exit code {process.returncode}" for rank, process in list(_started.items())
+                         if process.poll() is not None}}  # fmt: skip
+
+
+def look_at_script_ranks() -> None:
+    """Nothing where this process is no rank of a script.
+
+    Raises:
+        AgreementError: a rank of this script has ended, so a training of all of them can never begin.
+    """
+    gone = ended_ranks()
+    if not gone and rank_zero_has_ended():
+        gone = {0: "has ended"}
+    if gone:
+        for rank in [*_started]:
+            if rank in gone:
+                _note_end(rank, _started[rank].wait())
+        names = "; ".join(f"rank {rank} of this script {how}" for rank, how in sorted(gone.items()))
+        raise AgreementError(
+            f"{names}, and a training needs all ranks: look at what it wrote above, and start the script again",
+            sorted(gone),
+        )
 
 
 def _end_with(rank: int, process: subprocess.Popen[bytes]) -> None:
     """End this process if another rank failed and nobody has noticed: it may be waiting for that rank in vain."""
     code = process.wait()
-    # A training that failed is told in the words of this rank too; its ranks are taken from the list then.
-    time.sleep(_GRACE)
-    if code and process in _started:
-        sys.stderr.write(f"error: rank {rank} of this script ended with exit code {code}, and so does rank 0\n")
-        sys.stderr.flush()
-        os.kill(os.getpid(), signal.SIGTERM)
+    # After a signal this rank stops, too, and may have more to end.
+    if not code or code - 128 in _STOPS:
+        return
+    # A training that takes the first SIGTERM as a wish to stop, in a collective that never ends, takes a second one.
+    for text in (f"error: rank {rank} of this script ended with exit code {code}, and so does rank 0\n", ""):
+        # What failed is told in the words of this rank too, and taken from the list then.
+        time.sleep(_GRACE)
+        if _started.get(rank) is process:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def rank_command(rank: int) -> tuple[list[str], str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The stores that this process is connected to, and how many trainings each has had.
 _stores: dict[tuple[str, int, int], tuple[Store, int]] = {}
+
+_ENDED = "launcher/script-ended"
 
 
 def open_store(topology: Topology, timeout: float) -> Store:
@@ -131,11 +133,35 @@ def process_group(
         # The others may be in a collective that this rank never joins, and NCCL would wait for them; gloo does not.
         if backend != "nccl":
             dist.destroy_process_group()
+        elif stays:
+            leave_open(_abort)
         raise
     if stays:
         leave_open(_destroy)
     else:
         _destroy()
+
+
+def tell_end() -> None:
+    """Tell the other ranks of this script that rank zero takes part in no further training."""
+    for store, _ in _stores.values():
+        with suppress(RuntimeError):
+            store.set(_ENDED, "1")
+
+
+def rank_zero_has_ended() -> bool:
+    """Whether rank zero of this script has told so."""
+    with suppress(RuntimeError):  # its store is gone, which who waits for it finds out
+        return any(store.check([_ENDED]) for store, _ in _stores.values())
+    return False
+
+
+def _abort() -> None:
+    """Leave a group whose collectives may have begun on some ranks only."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.distributed_c10d._abort_process_group()
 
 
 def _destroy() -> None:

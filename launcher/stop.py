@@ -21,10 +21,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 # A person, a scheduler that warns or ends, a terminal that closes: all mean "save and stop".
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Of these a script's own handler is left alone: they end nothing in a process that has one.
+_FOR_SCRIPTS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # A second one sooner than this is torchrun's agent handing the first one on.
 _SECOND_AFTER = 2.0
 # Seconds that a rank waits at a gate for the decision before it decides that nobody stops.
@@ -169,12 +173,22 @@ class SignalListener:
         agreement: the ranks' common decision.
         on_request: told the first signal.
         has_agent: whether an agent of ours hands signals on as SIGTERM, and ends its ranks itself where that is meant.
+        has_scheduler: whether SIGHUP, SIGUSR1 or SIGUSR2 may be a scheduler's warning; else the handlers that a script
+            has for them stay.
     """
 
-    def __init__(self, agreement: StopAgreement, on_request: Callable[[int], None], *, has_agent: bool = False) -> None:
+    def __init__(
+        self,
+        agreement: StopAgreement,
+        on_request: Callable[[int], None],
+        *,
+        has_agent: bool = False,
+        has_scheduler: bool = False,
+    ) -> None:
         self._agreement = agreement
         self._on_request = on_request
         self._has_agent = has_agent
+        self._takes_all = has_agent or has_scheduler
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._before: dict[int, Any] = {}
@@ -182,6 +196,17 @@ class SignalListener:
         self._first: int | None = None
         self._since = 0.0
         self._closed = False
+
+    @property
+    def first(self) -> int | None:
+        """The signal that asked this rank to stop, None if none did."""
+        return self._first
+
+    @property
+    def users_handler(self) -> Callable[[], Any] | None:
+        """Calls the handler that the script has for that signal; None if it has none."""
+        handler: Any = None if self._first is None else self._before[self._first]
+        return partial(handler, self._first, None) if _is_users(handler) else None
 
     def __enter__(self) -> SignalListener:
         if threading.current_thread() is not threading.main_thread():
@@ -191,7 +216,9 @@ class SignalListener:
         # What is ignored stays so: `nohup` ignores the terminal's end, a SLURM job of ours its own warning.
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self._before = {
-            number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)
+            number: handler
+            for number, handler in handlers.items()
+            if handler not in (signal.SIG_IGN, None) and not (number in _FOR_SCRIPTS and self._is_left(number, handler))
         }
         self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self.install()
@@ -209,6 +236,9 @@ class SignalListener:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._before_fd)
         self._writer.close()
+
+    def _is_left(self, number: int, handler: Any) -> bool:
+        return not self._takes_all and (_is_users(handler) or (handler == signal.SIG_DFL and _is_caught(number)))
 
     def _leave(self) -> None:
         if not self._closed:
@@ -247,3 +277,19 @@ class SignalListener:
     def _means_now(self, number: int) -> bool:
         """A scheduler sends SIGTERM after its warning (USR1, USR2): that must not cut the saving off."""
         return number == signal.SIGINT or (number == signal.SIGTERM == self._first and not self._has_agent)
+
+
+def _is_users(handler: Any) -> bool:
+    """Whether a script has set this handler, rather than Python, Lightning or the launcher."""
+    module = str(getattr(handler, "__module__", None))
+    ours = module.partition(".")[0] in ("lightning", "launcher")
+    return callable(handler) and handler is not signal.default_int_handler and not ours
+
+
+def _is_caught(number: int) -> bool:
+    """Whether the process catches the signal, by C code such as `faulthandler`'s if Python knows of no handler."""
+    with suppress(OSError, StopIteration, ValueError):  # not Linux
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -40,6 +41,7 @@ from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogeth
 from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.script_end import end_is_told
 from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
@@ -83,9 +85,16 @@ def train(
             events.write("notice", message=message)
             console.print(f"notice: {message}", style="yellow", highlight=False, markup=False)
 
-    stop = StopAgreement(PrefixStore(f"launcher/{attempt}", store), topology.rank, topology.world_size)
+    common = PrefixStore(f"launcher/{attempt}", store)
+    stop = StopAgreement(common, topology.rank, topology.world_size)
     # Signals are taken until W&B has ended: torchrun ends the other ranks as soon as the first has left.
-    taken = SignalListener(stop, lambda number: _say_stopping(number, topology), has_agent=report.has_agent)
+    taken = SignalListener(
+        stop,
+        lambda number: _say_stopping(number, topology),
+        has_agent=report.has_agent,
+        has_scheduler="SLURM_JOB_ID" in os.environ,
+    )
+    secrets = find_secrets(config.to_dict()).values()
     with taken as listener:
         # Lightning took its rank from the environment on import; objects made before the Trainer may ask for it.
         vars(rank_zero_only)["rank"] = topology.rank
@@ -93,14 +102,17 @@ def train(
         wandb_logger = make_wandb_logger(config.wandb, run, values, notice)
         exit_code = 1
         try:
-            with quiet_lightning():
+            with quiet_lightning(), end_is_told(common, topology, secrets):
                 trainer = _fit(
-                    config, topology, plan, run, PrefixStore(f"launcher/{attempt}", store), stop, listener,
+                    config, topology, plan, run, common, stop, listener,
                     wandb_logger, events, console, notice, report, given,
                 )  # fmt: skip
             exit_code = 0
         except Interrupted as interruption:
             exit_code = interruption.exit_code
+            if stays_open:
+                interruption.users_handler = listener.users_handler
+                _say_stopped(interruption, topology)
             events.write("interrupted", signal=interruption.signal_number, step=interruption.step,
                          checkpoint=interruption.checkpoint)  # fmt: skip
             raise
@@ -124,12 +136,12 @@ def train(
                 report.trace(error)
                 raise told from error
             # The user's code may raise anything; it is told with this rank's name and handed on whole.
-            text = scrub(f"{type(error).__name__}: {error}", find_secrets(config.to_dict()).values())
+            text = scrub(f"{type(error).__name__}: {error}", secrets)
             events.write("failed", host=topology.host, error=text)
             report.raised(error)
             # Now, not later: W&B may take its time to end, and the others of this run may end this rank before.
             report.trace(error)
-            raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}") from error
+            raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}", rank=topology.rank) from error
         finally:
             stop.close()
             if wandb_logger is not None:
@@ -140,6 +152,12 @@ def train(
     result = _result(trainer, plan, run)
     if topology.rank == 0:
         events.write("finished", step=result.steps, metrics=dict(result.metrics), checkpoint=result.checkpoint)
+    if stays_open and listener.first is not None:
+        # It came when the training ended by itself: the script must hear of it, before it begins another one.
+        saved = None if result.checkpoint is None else str(result.checkpoint)
+        interruption = Interrupted(listener.first, checkpoint=saved, step=result.steps)
+        interruption.users_handler = listener.users_handler
+        raise interruption
     return result
 
 
@@ -261,4 +279,12 @@ def _say_stopping(number: int, topology: Topology) -> None:
     if topology.rank == 0:
         text = f"signal {number}: saving at the next step boundary; Ctrl-C again ends at once\n"
         sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _say_stopped(interruption: Interrupted, topology: Topology) -> None:
+    """A script ends without a traceback then."""
+    if topology.rank == 0:
+        saved = f"; saved {interruption.checkpoint}" if interruption.checkpoint else ""
+        sys.stdout.write(f"{interruption}{saved}\n")
         sys.stdout.flush()

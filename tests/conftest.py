@@ -89,7 +89,7 @@ def _no_process_left() -> Iterator[None]:
     yield
     left = kill_leftovers()
     ranks = sys.modules.get("launcher.other_ranks")
-    for process in ranks._started if ranks else ():
+    for process in ranks._started.values() if ranks else ():
         if process.pid > 0:
             process.kill()
             left.append(f"{process.pid}: a rank of pytest's own, which runs the whole suite")

@@ -17,7 +17,7 @@ from tests.processes import Finished, run_warm
 
 pytestmark = pytest.mark.slow
 
-_HEAD = """
+HEAD = """
 import json, os, sys
 import torch
 from launcher import TrainingCoordinator
@@ -38,7 +38,7 @@ def found(**values):
 
 def script(folder: Path, text: str, *words: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
     """Run a user's script in an empty folder."""
-    (folder / "train.py").write_text(_HEAD + text)
+    (folder / "train.py").write_text(HEAD + text)
     whole = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
     return run_warm([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
 
@@ -202,7 +202,9 @@ def test_a_rank_that_fails_ends_the_script_with_its_own_words_and_none_is_left(t
     # That no process is left is what the guard around every test looks at.
     output = two(tmp_path, "raise", "second", str(rank), code=1)
     assert "ValueError: the user's own mistake" in output
-    assert f"TrainingError: rank {rank} (" in output
+    # Rank zero in its last word, too, whichever it was.
+    assert f"rank {rank} (" in output
+    assert "TrainingError: " in output
     assert [end["name"] for end in found_in(output)] == ["first", "first"]
     directory = tmp_path / "elsewhere" / "runs" / "second"
     assert "ValueError: the user's own mistake" in (directory / "logs" / f"rank-{rank}.log").read_text()
@@ -212,8 +214,13 @@ def test_a_rank_that_fails_ends_the_script_with_its_own_words_and_none_is_left(t
 
 def test_a_rank_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_path: Path) -> None:
     # Rank zero would wait for the other at the agreement, for five minutes.
-    output = two(tmp_path, "leave", "second", "1", code=-15)
-    assert "error: rank 1 of this script ended with exit code 7, and so does rank 0" in output
+    output = two(tmp_path, "leave", "second", "1", code=1)
+    assert "AgreementError: rank 1 of this script ended with exit code 7, and a training needs all ranks" in output
+
+
+def test_a_rank_zero_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+    output = two(tmp_path, "leave", "second", "0", code=7)
+    assert "AgreementError: rank 0 of this script has ended, and a training needs all ranks" in output
 
 
 _AFTER = """

@@ -18,10 +18,10 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from torch.utils.data import DataLoader
 
 import launcher.coordinator as module
-from launcher import TrainingCoordinator
+from launcher import TrainingCoordinator, script_end
 from launcher.config import RunConfig, WandbOptions
 from launcher.config_check import parse_config
-from launcher.errors import ConfigError, TrainingError, UsageError
+from launcher.errors import ConfigError, Interrupted, TrainingError, UsageError
 from launcher.main_path import FitResult
 from launcher.user_objects import UserObjects
 from strategies.precision import PrecisionError
@@ -318,22 +318,24 @@ def test_what_torch_compile_made_of_a_module_is_trained_and_given_back(fits: Fit
 
 def test_a_script_with_several_devices_makes_its_ranks(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(module, "end_script_ranks", lambda: ended.append("ended"))
+    monkeypatch.setattr(script_end, "end_script_ranks", lambda: ended.append("ended"))
     coordinator(devices=3).train(Toy(), loader())
     assert (fits.env, ended) == ({"RANK": "0", "COUNT": "3"}, [])
 
 
 @pytest.mark.parametrize(
-    ("error", "ends"), [(ValueError("x"), True), (KeyboardInterrupt(), True), (UsageError("all refused"), False)]
-)
-def test_a_failed_training_ends_the_ranks_and_a_refused_one_leaves_them_for_the_next(
+    ("error", "ends"),
+    [(ValueError("x"), True), (KeyboardInterrupt(), True), (SystemExit(3), True), (UsageError("all refused"), False),
+     (Interrupted(15, checkpoint=None, step=3), False)],
+)  # fmt: skip
+def test_what_one_rank_alone_may_raise_ends_the_others_and_what_all_raise_leaves_them_for_the_next(
     error: BaseException, ends: bool, fits: Fits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> FitResult:
         raise error
 
     ended: list[str] = []
-    monkeypatch.setattr(module, "end_script_ranks", lambda: ended.append("ended"))
+    monkeypatch.setattr(script_end, "end_script_ranks", lambda *_: ended.append("ended"))
     monkeypatch.setattr(module, "fit", fails)
     with pytest.raises(type(error)):
         coordinator(devices=2).train(Toy(), loader())
@@ -358,24 +360,26 @@ class PrunedError(Exception):
 
 @pytest.mark.parametrize(
     "raised", [ValueError("wrong"), KeyError("missing"), FileNotFoundError(2, "gone", "x.csv"), PrunedError(3, "slow"),
-               StopIteration(), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")],
+               StopIteration(4), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
 def test_what_the_users_code_raised_is_caught_as_under_lightning(
     fits: Fits, monkeypatch: pytest.MonkeyPatch, raised: Exception
 ) -> None:
     def fail(*_: Any, **__: Any) -> FitResult:
-        raise TrainingError("rank 0 (node0): it failed") from raised
+        raise TrainingError("rank 3 (node0): it failed", rank=3) from raised
 
     monkeypatch.setattr(module, "fit", fail)
     with pytest.raises(type(raised)) as caught:
         coordinator().train(Toy(), loader())
     error: Any = caught.value
     assert isinstance(error, TrainingError)
-    assert (str(error), error.__cause__) == ("rank 0 (node0): it failed", raised)
-    assert getattr(error, "trial", None) == getattr(raised, "trial", None)
+    assert (str(error), error.args, error.__cause__) == (str(raised), raised.args, raised)
+    for name in ("trial", "errno", "filename", "encoding", "reason", "value"):
+        assert getattr(error, name, None) == getattr(raised, name, None)
+    assert (error.rank, error.__notes__) == (3, ["rank 3 (node0): it failed"])
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 -- ours
-    assert (type(again), str(again)) == (TrainingError, str(error))
+    assert (type(again), str(again)) == (TrainingError, "rank 3 (node0): it failed")
 
 
 def test_an_error_of_the_launchers_own_is_only_that(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -343,3 +344,29 @@ def test_rank_zero_that_dies_while_it_plans_is_found(meeting: Meeting, monkeypat
 def test_no_thread_reports_once_the_ranks_have_agreed(meeting: Meeting) -> None:
     run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
     assert "launcher-activity" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("blind", [0, 1])
+def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(meeting: Meeting, blind: int) -> None:
+    def look() -> None:
+        raise AgreementError("rank 2 has ended; look at its output", [2])
+
+    def body(n: int) -> Callable[[], Decision]:
+        return lambda: exchange(meeting.client(), 3, facts(n), {}, decide, 300, look=look if n != blind else None)
+
+    if blind == 0:
+        # Nobody looks for rank zero but the rank that waits for it.
+        (result,) = run_ranks([body(1)])
+        assert texts([result]) == {"rank 2 has ended; look at its output"}
+        return
+    results = run_ranks([body(0), body(1)])
+    assert texts(results) == {"rank 2 has ended; look at its output"}
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(meeting: Meeting) -> None:
+    def look() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        exchange(meeting.client(), 2, facts(0), {}, decide, 300, look=look)

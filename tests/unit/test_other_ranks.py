@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import launcher.other_ranks as module
+from launcher.errors import AgreementError
 from launcher.other_ranks import in_notebook, is_script_rank, rank_variables, script_rank
 from launcher.topology import Topology
 
@@ -95,13 +96,17 @@ def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> list[dic
         def wait(self, timeout: float | None = None) -> int:
             return 0
 
+        def poll(self) -> int | None:
+            return None
+
         terminate = kill = wait
 
     main.__file__ = __file__
     main.__spec__ = None
     monkeypatch.setattr(module.atexit, "register", lambda *_: None)
     monkeypatch.setattr(module.subprocess, "Popen", Process)
-    monkeypatch.setattr(module, "_started", [])
+    monkeypatch.setattr(module, "_started", {})
+    monkeypatch.setattr(module, "_ended", {})
     for name in (module._MARK, *rank_variables(0, 1, 0)):
         # Whatever becomes of it, the test that follows has none of it.
         monkeypatch.setenv(name, "")
@@ -206,17 +211,40 @@ def test_a_script_rank_that_does_not_end_is_ended(deaf: bool, monkeypatch: pytes
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        monkeypatch.setattr(module, "_started", [process])
+        monkeypatch.setattr(module, "_started", {1: process})
+        monkeypatch.setattr(module, "_ended", {})
         monkeypatch.setattr(module, "_GRACE", 0.2)
-        module.end_script_ranks(0.0)
+        module.end_script_ranks(0.0, 0.2)
         assert process.returncode == -(signal.SIGKILL if deaf else signal.SIGTERM)
-        assert module._started == []
+        assert module._started == {}
+        with pytest.raises(AgreementError, match=f"rank 1 of this script ended with exit code {process.returncode}, "):
+            module.look_at_script_ranks()
 
 
 def test_a_script_rank_that_ends_by_itself_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.close()
-    monkeypatch.setattr(module, "_started", [process])
+    monkeypatch.setattr(module, "_started", {1: process})
+    monkeypatch.setattr(module, "_ended", {})
     module.end_script_ranks(60)
     assert process.returncode == 1, "it was not sent a signal"
+
+
+def test_a_second_ctrl_c_leaves_no_script_rank_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            if not interrupts:
+                return super().wait(timeout)
+            raise interrupts.pop()
+
+    interrupts = [KeyboardInterrupt()]
+    with Waiting([sys.executable, "-c", "import signal\nsignal.pause()"]) as process:
+        monkeypatch.setattr(module, "_started", {1: process})
+        monkeypatch.setattr(module, "_ended", {})
+        with pytest.raises(KeyboardInterrupt):
+            module.end_script_ranks(0.0)
+        # What the end of the interpreter calls.
+        module.end_script_ranks(0.0)
+        process.kill()
+        assert process.wait() == -signal.SIGTERM

@@ -214,3 +214,77 @@ with listener:
     assert handled.acquire(timeout=20)
 """
     assert run_listener(body, tmp_path).check().output.splitlines() == ["requested 15", "handled 15"]
+
+
+@pytest.mark.parametrize("kind", ["a function", "a method", "faulthandler"])
+@pytest.mark.parametrize("reason", ["has_agent", "has_scheduler", None])
+def test_a_scripts_own_handler_of_a_signal_that_nobody_warns_with_stays(
+    tmp_path: Path, kind: str, reason: str | None
+) -> None:
+    body = f"""
+import faulthandler
+
+class Mine:
+    def handle(self, number, frame):
+        say("mine", number)
+
+why = dict.fromkeys({[reason] if reason else []}, True)
+listener = Listener(agreement, lambda number: say("requested", number), **why)
+numbers = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+for number in numbers:
+    if "{kind}" == "faulthandler":
+        faulthandler.register(number, file=open(f"stacks-{{number}}", "w"))
+    else:
+        signal.signal(number, Mine().handle if "{kind}" == "a method" else lambda *told: Mine().handle(*told))
+with listener:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+    if {reason!r}:
+        for _ in numbers:
+            assert handled.acquire(timeout=20)
+    say("gate", agreement.gate())
+say([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}}") > 0 for number in numbers])
+"""
+    lines = run_listener(body, tmp_path).check().output.splitlines()
+    taken = reason is not None
+    assert ("gate True" in lines, "requested 1" in lines) == (taken, taken)
+    assert [line for line in lines if line.startswith("mine")] == (
+        [] if taken or kind == "faulthandler" else ["mine 1", "mine 10", "mine 12"]
+    )
+    if kind == "faulthandler":
+        assert lines[-1] == str([not taken] * 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_the_scripts_own_handler_of_a_signal_that_stops_is_known_afterwards(tmp_path: Path, number: int) -> None:
+    body = f"""
+listener = Listener(agreement, lambda number: say("requested", number), has_scheduler=True)
+say(listener.first, listener.users_handler)
+signal.signal({int(number)}, lambda *told: say("mine", *told))
+with listener:
+    os.kill(os.getpid(), {int(number)})
+    assert handled.acquire(timeout=20)
+say(listener.first)
+listener.users_handler()
+"""
+    lines = run_listener(body, tmp_path).check().output.splitlines()
+    signal_number = int(number)
+    assert lines == ["None None", f"requested {signal_number}", f"handled {signal_number}", str(signal_number),
+                     f"mine {signal_number} None"]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_pythons_and_lightnings_own_handlers_are_no_scripts(tmp_path: Path, number: int) -> None:
+    body = f"""
+def lightnings(*_):
+    say("Lightning's")
+
+lightnings.__module__ = "lightning.pytorch.trainer.connectors.signal_connector"
+if {int(number)} != signal.SIGINT:
+    signal.signal({int(number)}, lightnings)
+with listener:
+    os.kill(os.getpid(), {int(number)})
+    assert handled.acquire(timeout=20)
+say(listener.users_handler)
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines()[-1] == "None"
