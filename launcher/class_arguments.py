@@ -95,8 +95,8 @@ def make_object(
     Args:
         base: what it is a subclass of.
         spec: `class_path`, `init_args`, `dict_kwargs`.
-        as_hyperparameters: where a setting names a class, `save_hyperparameters` saves the settings, as under
-            LightningCLI, not the objects made of them: a checkpoint with them can be read again.
+        as_hyperparameters: `save_hyperparameters` saves the settings, as under LightningCLI, not the objects made of
+            them: a checkpoint with them can be read again, and LightningCLI's `--ckpt_path` takes it.
     """
     cls = import_class(spec["class_path"], base, "class_path")
     given, more = _split(spec, _known(cls))
@@ -104,19 +104,11 @@ def make_object(
     parsed = parser.parse_object({"it": given})
     arguments = parser.instantiate(parsed).get("it") or {}
     saved = contextlib.nullcontext()
-    if as_hyperparameters and _names_a_class(parsed.get("it")):
+    if as_hyperparameters:
         settings = yaml.safe_load(parser.dump(parsed, skip_unset=False)).get("it") or {}
         saved = _given_hyperparameters_context({"_class_path": spec["class_path"], **settings, **more}, _INSTANTIATOR)
     with saved:
         return cls(**dict(vars(arguments) if arguments else {}), **more)
-
-
-def _names_a_class(value: Any) -> bool:
-    if isinstance(value, jsonargparse.Namespace):
-        return "class_path" in value or any(map(_names_a_class, vars(value).values()))
-    if isinstance(value, Mapping):
-        return any(map(_names_a_class, value.values()))
-    return isinstance(value, list | tuple) and any(map(_names_a_class, value))
 
 
 def make_arguments(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
