@@ -27,8 +27,8 @@ class EpochMetrics(pl.Callback):
 
     Lightning begins them anew, so that a metric of a resumed epoch is of its last batches alone: EarlyStopping,
     ModelCheckpoint and ReduceLROnPlateau would follow that. Of an epoch that the Trainer ended early they are saved as
-    before its end, and so is EarlyStopping. A metric that Lightning does not reset, such as the best of all epochs, also
-    comes back where an epoch begins.
+    before its end, and so is EarlyStopping. A metric that Lightning does not reset, such as the best of all epochs,
+    comes back where an epoch begins, too.
 
     Args:
         notice: told if the checkpoint is of another number of ranks.

@@ -45,6 +45,7 @@ from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
+from launcher.trained_parameters import TrainedParameters
 from launcher.training_loops import use_resumable_loops
 from launcher.tuned_values import TunedValues
 from launcher.user_objects import UserObjects, make_user_objects
@@ -204,6 +205,7 @@ def _fit(
         RandomStates(notice),
         HideSecrets(notice),
         EpochMetrics(notice),
+        TrainedParameters(notice),
         TellBeginnings(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),
