@@ -39,8 +39,8 @@ class TellBeginnings(pl.Callback):
         pruning = [each for each in callbacks if isinstance(each, ModelPruning)]
         if saved is not None and any(epoch > 0 or not each._prune_on_train_epoch_end for each in pruning):
             self._notice(
-                "ModelPruning keeps no masks in a checkpoint: pruned weights are 0 now, and are trained until it prunes "
-                "again, from the beginning; an uninterrupted run keeps them at 0 and prunes further"
+                "ModelPruning keeps no masks in a checkpoint: pruned weights are 0 now, and are trained until it "
+                "prunes again from the beginning; an uninterrupted run keeps them at 0 and prunes further"
             )
         if getattr(trainer.fit_loop, "position", None) is None:
             return

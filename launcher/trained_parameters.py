@@ -1,4 +1,4 @@
-"""Which parameters a finetuning has unfrozen, in the checkpoint and back: `BaseFinetuning` freezes them at each start."""
+"""Which parameters a finetuning has unfrozen, in the checkpoint and back: Lightning freezes them at each start."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class TrainedParameters(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        # Before anything is restored, so that the next checkpoint has it again.
         self._made = flags_of(pl_module)
         self._saved = checkpoint.get(KEY, {})
         if any(isinstance(each, BaseFinetuning) for each in cast(Any, trainer).callbacks):

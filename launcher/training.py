@@ -44,8 +44,8 @@ from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
-from launcher.trainer import build_trainer
 from launcher.trained_parameters import TrainedParameters
+from launcher.trainer import build_trainer
 from launcher.training_loops import use_resumable_loops
 from launcher.tuned_values import TunedValues
 from launcher.user_objects import UserObjects, make_user_objects
