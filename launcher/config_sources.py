@@ -19,7 +19,7 @@ import yaml
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
-from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs
+from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs, with_whole_lists
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
@@ -105,7 +105,7 @@ def build_config(values: dict[str, Any]) -> RunConfig:
     if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in CLASS_FIELDS and value is None)}
         values = merge_values(read_preset("demo"), named)
-    values, missing = resolve_references(values, os.environ)
+    values, missing = resolve_references(with_whole_lists(values), os.environ)
     problems = [Problem(path, f"its value is a secret, which no file keeps: {name} is not set; set it, or give "
                         f"--{path} again") for path, name in missing.items()]  # fmt: skip
     problems += all_problems(values)

@@ -86,6 +86,17 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "more arguments than the signature has": (
         [f"model: {{class_path: {_ZOO}.Net}}\ndata: {{class_path: {_ZOO}.Data, dict_kwargs: {{colour: red}}}}"], []),
     "another name for self": ([_PLAIN], []),
+    "a list's items in words": ([_NET], ["--model.sizes+=3", "--model.init_args.sizes+=[4, 5]"]),
+    "items for a list of a file": ([_of_net("sizes: [1]")], ["--model.sizes+=2"]),
+    "items for a list of a file that is null": ([_of_net("sizes: null")], ["--model.init_args.sizes+=2"]),
+    "items in files": ([_of_net("sizes+: [1]"), "model: {init_args: {sizes+: 2}}"], ["--model.sizes+=3"]),
+    "a list after its items": ([_of_net("sizes+: [1]")], ["--model.sizes+=3", "--model.sizes=[7]", "--model.sizes+=8"]),
+    "classes for a list": ([_of_net("blocks: [torch.nn.ReLU]")], ["--model.blocks+=torch.nn.GELU"]),
+    "items for a nested class": ([_of_net(f"encoder: {{class_path: {_ZOO}.Encoder}}")],
+                                 ["--model.encoder.names+=x", "--model.encoder.names+=[y, z]"]),
+    "items for a dataclass of a file": ([_of_net("shape: {marks: [v]}")], ["--model.shape.marks+=x"]),
+    "items for a callback": ([_NET, f"trainer: {{callbacks: [{{class_path: {_ZOO}.Own}}]}}"],
+                             ["--trainer.callbacks.names+=x", "--trainer.callbacks.init_args.names+=y"]),
     "an optimizer and a schedule": (
         [_PLAIN + "optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.1}}\n"
          "lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}"], []),
