@@ -24,6 +24,7 @@ from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
 from launcher.secret_values import resolve_references
+from launcher.trainer_variables import read_variables
 from launcher.yaml_text import Loader
 
 _FILES = (".yaml", ".yml", ".json")
@@ -45,14 +46,15 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
 
 
 def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read and merge: normalized plain values, whose fields are not checked yet.
+    """Read and merge: normalized plain values, whose fields are not checked yet; `PL_TRAINER_*` come first.
 
     Raises:
         ConfigError: a source cannot be read or contradicts itself; the fields' problems are told beside it.
     """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
-    readers = [*(functools.partial(read_config_file, Path(file)) for file in files),
+    readers = [functools.partial(read_variables, os.environ),
+               *(functools.partial(read_config_file, Path(file)) for file in files),
                functools.partial(parse_overrides, overrides)]  # fmt: skip
     strategy: Any = None
     for read in readers:
