@@ -59,7 +59,7 @@ def test_a_checkpoint_from_elsewhere_is_evaluated_in_a_run_of_a_new_name(tmp_pat
     runs = tmp_path / "runs"
     with pytest.raises(RunDirectoryError, match=r"to evaluate plain.ckpt in a new one, name that: --name NEW"):
         find_evaluated_run(config(runs, None), str(outside))
-    with pytest.raises(ResumeError, match="gone.ckpt does not exist"):
+    with pytest.raises(ResumeError, match=r"gone\.ckpt does not exist"):
         find_evaluated_run(config(runs, "new"), str(tmp_path / "gone.ckpt"))
     assert not runs.exists()
     for _ in range(2):
