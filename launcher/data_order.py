@@ -123,13 +123,12 @@ class DataOrder:
             if loader.batch_sampler is not None:
                 values["batch_sampler"] = BatchSampler(sampler, cast(int, loader.batch_size), loader.drop_last)
         else:
-            batches: Any = copy.copy(loader.batch_sampler)
+            batches: Any = loader.batch_sampler
+            order = None
             if _is_known(getattr(batches, "sampler", None)):
-                vars(batches)["sampler"] = self._order_of(
-                    loader, isinstance(batches.sampler, RandomSampler), seeded=False
-                )
+                order = self._order_of(loader, isinstance(batches.sampler, RandomSampler), seeded=False)
             self._tell_of_own(batches)
-            sampler = PlacedBatches(batches, seed=self._seed, seeded=loader.num_workers > 0)
+            sampler = PlacedBatches(batches, order, seed=self._seed, seeded=loader.num_workers > 0)
             values["batch_sampler"] = sampler
         values["sampler"] = sampler
         values["generator"] = loader.generator or sampler.generator
@@ -144,7 +143,8 @@ class DataOrder:
         self._tell_of_own(own)
         # Such a one knows the ranks by itself.
         world_size, rank = (1, 0) if isinstance(own, DistributedSampler) else self._ranks
-        return PlacedSampler(own, world_size, rank, seed=self._seed, seeded=seeded, drop_last=loader.drop_last)
+        return PlacedSampler(own, world_size, rank, batch_size=loader.batch_size or 1, seed=self._seed, seeded=seeded,
+                             drop_last=loader.drop_last)  # fmt: skip
 
     def _order_of(self, loader: DataLoader[Any], shuffle: bool, *, seeded: bool) -> GlobalOrderSampler:
         return (GlobalOrderSampler if shuffle else SequentialOrder)(

@@ -236,12 +236,15 @@ class TrainingAgent(LocalElasticAgent):
         asked = first.error is not None and first.error.interrupted
         if asked and self._rendezvous_handler.num_nodes_waiting() > 0:
             return Verdict(True, "a node joins: saved, and restarting with it")
-        following = next_strategy(first, self._attempt.evidence.run_directory(self._attempt.ranks()))
+        run = self._attempt.evidence.run_directory(self._attempt.ranks())
+        following = next_strategy(first, run)
         if following in self._gone_on_with:
             # The record was not written, or not read: the same would come again.
             following = None
         now = time.monotonic()
-        return decide(first, self._restarts, now, options.max_restarts, options.restart_window, following)
+        saved = run is not None and any((run / "checkpoints").glob("*.ckpt"))
+        return decide(first, self._restarts, now, options.max_restarts, options.restart_window, following,
+                      has_checkpoint=saved)  # fmt: skip
 
     def _conclude(
         self, worker_group: WorkerGroup, first: RankEnd, ends: Sequence[RankEnd], verdict: Verdict

@@ -18,6 +18,9 @@ from launcher.sample_seeds import SeededIndex, mixed, seed_all
 
 # What torch's generators take as a seed, with room to add an epoch.
 _SEEDS = 2**62 - 1
+# What a placeable sampler has of its own, by torch's names; all else is the user's sampler's.
+_OURS = ("dataset", "num_replicas", "rank", "epoch", "drop_last", "num_samples", "total_size", "shuffle", "seed",
+         "generator")  # fmt: skip
 
 
 class PlaceableSampler(DistributedSampler[Any]):
@@ -127,18 +130,27 @@ class SequentialOrder(GlobalOrderSampler, SequentialSampler):
 
 
 class _Drawn(PlaceableSampler):
-    """Draws what a sampler of the user's gives, from generators that are seeded for it; all of it at once.
+    """Draws what a sampler of the user's gives, from generators that are seeded for it, a batch at a time.
+
+    The user's object stays in use: what it reads while it is drawn from, and what the user sets on it or on this one
+    during the training, takes effect as under plain Lightning.
 
     Args:
         inner: the user's; has a length.
+        at_once: items that are drawn at a time.
+        order: stands for `inner.sampler` while it is drawn from; None leaves that.
     """
 
-    def __init__(self, inner: Any, world_size: int, rank: int, *, seed: int, seeded: bool, drop_last: bool) -> None:
-        self._inner = inner
-        owners = (inner, getattr(inner, "sampler", None))
+    def __init__(
+        self, inner: Any, at_once: int, *options: int, order: PlaceableSampler | None = None, **more: Any
+    ) -> None:
+        self._inner, self._order = inner, order
+        # torch's own samplers look at nothing that a training changes.
+        self._at_once = len(inner) if type(inner).__module__.startswith("torch.") and order is None else at_once
+        owners = (inner, getattr(inner, "sampler", None) if order is None else None)
         own = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
-        self._own_generators = [] if isinstance(owners[1], PlaceableSampler) else [(g, g.initial_seed()) for g in own]
-        super().__init__(inner, world_size, rank, seed=seed, seeded=seeded, shuffle=False, drop_last=drop_last)
+        self._own_generators = [] if order is not None else [(g, g.initial_seed()) for g in own]
+        super().__init__(inner, *options, shuffle=False, **more)
 
     @override
     def set_epoch(self, epoch: int) -> None:
@@ -155,20 +167,46 @@ class _Drawn(PlaceableSampler):
             if callable(set_epoch := getattr(inner, "set_epoch", None)):
                 set_epoch(epoch)
 
-    def _draw(self, iteration: int) -> list[Any]:
-        if isinstance(inner := getattr(self._inner, "sampler", None), PlaceableSampler):
-            inner.place(self.epoch, iteration)
+    def _draw(self, iteration: int) -> Iterator[Any]:
+        if self._order is not None:
+            self._order.place(self.epoch, iteration)
         seed = mixed(self.seed, self.epoch, *self._seeds_of(iteration))
         for generator, own_seed in self._own_generators:
             generator.manual_seed(mixed(own_seed, seed) & _SEEDS)
-        with _generators_at(seed):
-            return list(itertools.islice(iter(self._inner), len(self._inner)))
+        generators = _Generators(seed)
+        with self._drawing(generators):
+            items = itertools.islice(iter(self._inner), len(self._inner))
+        while True:
+            with self._drawing(generators):
+                drawn = list(itertools.islice(items, self._at_once))
+            yield from drawn
+            if len(drawn) < self._at_once:
+                return
+
+    @contextmanager
+    def _drawing(self, generators: _Generators) -> Generator[None]:
+        if self._order is None:
+            with generators:
+                yield
+            return
+        own, self._inner.sampler = self._inner.sampler, self._order
+        try:
+            with generators:
+                yield
+        finally:
+            self._inner.sampler = own
 
     def __getattr__(self, name: str) -> Any:
         # What the user's own code asks of its sampler.
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or name in _OURS:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._inner, name, value)
 
 
 class PlacedSampler(_Drawn):
@@ -178,21 +216,35 @@ class PlacedSampler(_Drawn):
         inner: the user's; has a length.
         world_size: number of ranks.
         rank: this rank.
+        batch_size: samples that a rank takes at once.
         seed: of the draws.
         drop_last: leave out what doesn't fill every rank, instead of repeating samples.
         seeded: see `GlobalOrderSampler`.
     """
 
+    def __init__(
+        self, inner: Any, world_size: int, rank: int, *, batch_size: int, seed: int, seeded: bool, drop_last: bool
+    ) -> None:
+        super().__init__(
+            inner, batch_size * world_size, world_size, rank, seed=seed, seeded=seeded, drop_last=drop_last
+        )
+
     @override
     def _items(self, iteration: int) -> Iterator[Any]:
-        drawn: list[Any] = self._draw(iteration)
-        if self._seeded:
+        return itertools.islice(self._padded(iteration), self.rank, self.total_size, self.num_replicas)
+
+    def _padded(self, iteration: int) -> Iterator[Any]:
+        """As torch does it, from the beginning of the order, so that all ranks get equally many."""
+        first: list[Any] = []
+        drawn = 0
+        for index in self._draw(iteration):
             # A sample that is drawn twice has other augmentations.
-            drawn = [self._with_seed(index, place, iteration) for place, index in enumerate(drawn)]
-        short = self.total_size - len(drawn)
-        if short > 0:
-            drawn += (drawn * (short // max(len(drawn), 1) + 1))[:short]
-        return iter(drawn[self.rank : self.total_size : self.num_replicas])
+            item = self._with_seed(index, drawn, iteration) if self._seeded else index
+            drawn += 1
+            if len(first) < self.num_replicas:
+                first.append(item)
+            yield item
+        yield from itertools.islice(itertools.cycle(first), -drawn % self.num_replicas)
 
     def _with_seed(self, index: Any, place: int, iteration: int) -> Any:
         if not isinstance(index, int):
@@ -205,32 +257,54 @@ class PlacedBatches(_Drawn):
 
     Args:
         inner: the user's; has a length.
+        order: stands for its `sampler` while it is drawn from; None leaves that.
         seed: of the draws.
         seeded: see `GlobalOrderSampler`.
     """
 
-    def __init__(self, inner: Any, *, seed: int, seeded: bool) -> None:
-        super().__init__(inner, 1, 0, seed=seed, seeded=seeded, drop_last=False)
+    def __init__(self, inner: Any, order: PlaceableSampler | None, *, seed: int, seeded: bool) -> None:
+        super().__init__(inner, 1, 1, 0, order=order, seed=seed, seeded=seeded, drop_last=False)
 
     @override
     def _items(self, iteration: int) -> Iterator[Any]:
-        drawn = self._draw(iteration)
-        if not self._seeded:
-            return iter(drawn)
-        return iter([[self._with_seed(index, place, iteration) for index in batch] if isinstance(batch, list) else batch
-                     for place, batch in enumerate(drawn)])  # fmt: skip
+        for place, batch in enumerate(self._draw(iteration)):
+            if self._seeded and isinstance(batch, list):
+                yield [self._with_seed(index, place, iteration) for index in batch]
+            else:
+                yield batch
 
     _with_seed = PlacedSampler._with_seed
 
 
-@contextmanager
-def _generators_at(seed: int) -> Generator[None]:
-    """Python's, NumPy's and torch's generators begin at `seed`, and are as before afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    seed_all(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
+class _Generators:
+    """Python's, NumPy's and torch's generators as a sampler sees them: entered, they go on where it left them.
+
+    Args:
+        seed: where they begin.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._inside: tuple[Any, ...] | None = None
+        self._outside: tuple[Any, ...] = ()
+
+    def __enter__(self) -> None:
+        self._outside = _generator_states()
+        if self._inside is None:
+            seed_all(self._seed)
+        else:
+            _set_generators(self._inside)
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = _generator_states()
+        _set_generators(self._outside)
+
+
+def _generator_states() -> tuple[Any, ...]:
+    return random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+
+
+def _set_generators(states: tuple[Any, ...]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.random.set_rng_state(states[2])

@@ -43,6 +43,8 @@ def decide(
     max_restarts: int,
     window: float,
     next_strategy: str | None = None,
+    *,
+    has_checkpoint: bool = True,
 ) -> Verdict:
     """Whether a restart can help.
 
@@ -54,11 +56,13 @@ def decide(
         window: seconds.
         next_strategy: what the config asks to go on with, out of memory. Each needs less than the one before, so there
             is an end to it. The next attempt's plan comes to it by itself: see `launcher.memory_record`.
+        has_checkpoint: whether the run has saved one; it may have begun from another run's.
     """
+    begin = ", from the last checkpoint" if has_checkpoint else "; no checkpoint was saved yet"
     if failure.error is not None and failure.error.interrupted:
         return Verdict(False, "a signal asked it to stop")
     if next_strategy is not None:
-        return Verdict(True, f"restart with strategy {next_strategy}, from the last checkpoint", next_strategy)
+        return Verdict(True, f"restart with strategy {next_strategy}{begin}", next_strategy)
     if failure.exit_code == _USAGE or (failure.error is not None and failure.error.repeats):
         return Verdict(False, "no restart: this error would repeat; nothing but a change of the config or code helps")
     if max_restarts == 0:
@@ -69,7 +73,7 @@ def decide(
     used = sum(now - time < window for time, _ in earlier)
     if used >= max_restarts:
         return Verdict(False, f"no restart: {used} of {max_restarts} restarts were used in the last {window:g} s")
-    return Verdict(True, f"restart {used + 1} of {max_restarts}, from the last checkpoint")
+    return Verdict(True, f"restart {used + 1} of {max_restarts}{begin}")
 
 
 def _same(before: RankEnd, now: RankEnd) -> bool:

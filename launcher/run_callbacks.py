@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.core.optimizer import _MockOptimizer
 from rich.console import Console
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from launcher.batch_end import after_batch
@@ -41,6 +43,7 @@ class StopTogether(pl.Callback):
         self._listener = listener
         self._checkpoint = checkpoint
         self._step = -1
+        self._optimizers = OptimizerSteps()
         self._saved_at_border = False
 
     @override
@@ -52,12 +55,15 @@ class StopTogether(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listener.install()
         self._step = trainer.global_step
+        # A module that optimizes by hand may step without Lightning, which then counts no step.
+        self._optimizers.watch(trainer.optimizers if not pl_module.automatic_optimization else None)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step:
+        stepped = self._optimizers.stepped()
+        if trainer.global_step == self._step and not stepped:
             return  # in the middle of an accumulation
         self._step = trainer.global_step
         if self._agreement.gate():
@@ -94,6 +100,32 @@ def _validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
         return True  # it depends on each rank's clock
     batches = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
     return (batches + 1) % (trainer.val_check_batch or math.inf) == 0
+
+
+class OptimizerSteps:
+    """Whether optimizers have stepped, whoever called them."""
+
+    def __init__(self) -> None:
+        self._has_stepped = False
+        self._is_blind = False
+
+    def watch(self, optimizers: Sequence[Any] | None) -> None:
+        """Look at these from now on; None for none. Without any to look at, every batch counts as a step."""
+        # Lightning stands in for no optimizer.
+        own = [each for each in optimizers or () if not isinstance(each, _MockOptimizer)]
+        self._has_stepped, self._is_blind = False, optimizers is not None and not own
+        for optimizer in own:
+            # DeepSpeed's optimizer has no hooks: Lightning counts its steps.
+            if isinstance(optimizer, Optimizer):
+                optimizer.register_step_post_hook(self._note)
+
+    def stepped(self) -> bool:
+        """Whether one has stepped since the last call."""
+        stepped, self._has_stepped = self._has_stepped, False
+        return stepped or self._is_blind
+
+    def _note(self, *_: object) -> None:
+        self._has_stepped = True
 
 
 class KeepLast(pl.Callback):
@@ -133,10 +165,15 @@ class RecordPlan(pl.Callback):
 
 
 class EventWriter(pl.Callback):
-    """Rank zero's account of the training: steps at the logging interval, validations, checkpoints."""
+    """Rank zero's account of the training: steps at the logging interval, validations, checkpoints.
+
+    Attributes:
+        batches: trained by this process so far.
+    """
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
+        self.batches = 0
         self._step = -1
         self._since: tuple[float, int] | None = None
 
@@ -150,6 +187,7 @@ class EventWriter(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.batches += 1
         step = trainer.global_step
         if step == self._step or not trainer.is_global_zero:
             return

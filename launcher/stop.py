@@ -79,6 +79,8 @@ class StopAgreement:
         if self._store is None:
             with self._changed:
                 self._stop_at, self._answered, self.signal_number = self._gates, True, signal_number
+                # The main thread may be at its gate already.
+                self._changed.notify_all()
             return
         # The main thread may be blocking the store's own connection, and a new one may take seconds.
         client = self._own_client or self._store.clone()

@@ -35,7 +35,7 @@ from launcher.plateau_steps import StepPlateaus
 from launcher.random_states import RandomStates
 from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
-from launcher.resume import other_model_told, read_checkpoint, scaler_problem
+from launcher.resume import other_model_told, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
@@ -192,6 +192,7 @@ def _fit(
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     writer = wandb_logger.writer if wandb_logger is not None and logs_to_wandb(loggers) and not is_trial else None
     watch = WatchRanks(config.watch, plan.precision, events, console, notice, writer)
+    writes_events = EventWriter(events)
     tuned = TunedValues(objects.callbacks, resumes=resume is not None, notice=notice)
     callbacks = [
         *tuned.kept,
@@ -200,7 +201,7 @@ def _fit(
         watch,
         WatchBuffers(watch.alert, events, notice),
         RecordPlan(plan),
-        EventWriter(events),
+        writes_events,
         *signs_of_life(report),
         RandomStates(notice),
         HideSecrets(notice),
@@ -228,15 +229,16 @@ def _fit(
         on_unused=changes.unused_parameters if config.strategy == AUTO else None,
     )
     use_resumable_loops(trainer, order)
-    resumed_at = None if resume is None else read_checkpoint(resume)["global_step"]
     stop.start()
     with (
         loadable_checkpoint(resume, plan, run, topology.rank, notice, trust) as loadable,
         other_model_told(resume, model, trainer),
     ):
         trainer.fit(model, datamodule=data, ckpt_path=None if loadable is None else str(loadable), weights_only=True)
-    if resume is not None and trainer.global_step == resumed_at:
-        notice(f"nothing was left to train after step {resumed_at}: raise trainer.max_epochs or trainer.max_steps")
+    if resume is not None and not writes_events.batches:
+        notice(
+            f"nothing was left to train after step {trainer.global_step}: raise trainer.max_epochs or trainer.max_steps"
+        )
     return trainer
 
 

@@ -187,6 +187,62 @@ def test_to_overfit_every_epoch_has_the_same_batches_in_the_datas_order(world_si
     assert list(loader) == batches
 
 
+class Leveled(Sampler[Any]):
+    """A curriculum: samples below a level that the training raises; also as batches."""
+
+    def __init__(self, batches: bool) -> None:
+        self.level, self._batches = 8, batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for n in reversed(range(24)):
+            yield [n % self.level] * 4 if self._batches else n % self.level
+
+    def __len__(self) -> int:
+        return 24
+
+
+class LeveledBatches(BatchSampler):
+    """The same over torch's own sampler."""
+
+    level = 8
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield [n % self.level for n in batch]
+
+
+def _leveled(kind: str) -> tuple[Any, DataLoader[Any]]:
+    if kind == "sampler":
+        own: Any = Leveled(batches=False)
+        return own, DataLoader(_NUMBERS, 4, sampler=own, collate_fn=keep)
+    own = Leveled(batches=True) if kind == "batches" else LeveledBatches(RandomSampler(_NUMBERS), 4, drop_last=False)
+    return own, DataLoader(_NUMBERS, batch_sampler=own, collate_fn=keep)
+
+
+@pytest.mark.parametrize("reach", ["own object", "the loader's sampler", "the loader's batch sampler"])
+@pytest.mark.parametrize("kind", ["sampler", "batches", "batches over torch's"])
+def test_what_the_user_changes_of_a_sampler_takes_effect_as_in_plain_lightning(kind: str, reach: str) -> None:
+    own, loader = _leveled(kind)
+    made = ordered(lambda: loader, fixed=False)
+    if reach == "the loader's sampler":
+        changed = made.sampler
+    elif reach == "own object" or kind != "sampler":
+        changed = own if reach == "own object" else made.batch_sampler
+    else:
+        changed = made.batch_sampler.sampler
+    assert max(n for batch in made for n in batch) == 7
+    changed.level = 24
+    assert (own.level, changed.level) == (24, 24)
+    drawn = iter(made)
+    first = [n for _ in range(4) for n in next(drawn)]
+    # In the middle of an epoch: what was not drawn yet follows.
+    changed.level = 2
+    rest = [n for batch in drawn for n in batch]
+    assert max(first) > 7
+    assert max(rest[4:]) == 1
+    assert kind != "batches over torch's" or type(own.sampler) is RandomSampler, "the user's object is as it was"
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("fixed", [True, False])
 def test_empty_data_is_told_by_the_class_that_made_it(shuffle: bool, fixed: bool) -> None:

@@ -135,6 +135,27 @@ def test_a_rank_that_is_ahead_waits_and_the_one_behind_comes_to_its_gate(
     assert 3 + further_ahead == 1 + further_behind
 
 
+def test_one_rank_that_waits_at_its_gate_is_answered_at_once() -> None:
+    """A signal's handler runs at once, what asks for the stop after it: the gate may be reached in between."""
+    alone = StopAgreement(None, 0, 1)
+    alone.expect()
+    waits = threading.Event()
+    wait_for = alone._changed.wait_for
+
+    def waiting(*args: Any) -> bool:
+        waits.set()
+        return wait_for(*args)
+
+    alone._changed.wait_for = waiting  # type: ignore[method-assign]
+
+    def ask() -> None:
+        assert waits.wait(10)
+        alone.request(signal.SIGINT)
+
+    stopped, _ = run_ranks([alone.gate, ask])
+    assert stopped is True
+
+
 def test_a_gate_stays_shut_once_all_have_stopped(agreements: Callable[[int], list[StopAgreement]]) -> None:
     one, other = agreements(2)
     one.request(signal.SIGINT)

@@ -162,6 +162,49 @@ def test_a_stops_checkpoint_has_the_hooks_of_its_step_once(
         assert progress["completed"] == progress["processed"] - 1
 
 
+class Raw(Counting):
+    """Calls its optimizer without Lightning, which then counts no step; or has none to call."""
+
+    def __init__(self, every: int, *, has_optimizer: bool = True) -> None:
+        super().__init__(manual=True)
+        self._every, self._has_optimizer = every, has_optimizer
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        loss = self.layer(batch[0]).square().mean()
+        if not self._has_optimizer:
+            return
+        optimizer = cast(Any, self.optimizers(use_pl_optimizer=False))
+        self.manual_backward(loss)
+        if (batch_idx + 1) % self._every == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        return super().configure_optimizers() if self._has_optimizer else None
+
+
+class AskInBatch(Ask):
+    """The stop's request comes in this batch."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_idx == self._step:
+            self._agreement.request(15)
+
+
+@pytest.mark.parametrize(("every", "has_optimizer", "stops_after"), [(1, True, 4), (3, True, 6), (1, False, 4)])
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*configure_optimizers.*")
+def test_it_stops_where_lightning_counts_no_steps(
+    tmp_path: Path, every: int, has_optimizer: bool, stops_after: int
+) -> None:
+    path = tmp_path / "last.ckpt"
+    stop = stopping(path, 0)[1]
+    with pytest.raises(Interrupted):
+        fit(tmp_path, Raw(every, has_optimizer=has_optimizer), [AskInBatch(cast(Any, stop)._agreement, 3), stop])
+    content = load(path)
+    assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == stops_after
+    assert content["global_step"] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "first", "saved", "left"),
     [
