@@ -109,6 +109,7 @@ class Data(pl.LightningDataModule):
     def __init__(self, batch_size: int = 8, folder: Path = Path(), **more: Any) -> None:
         super().__init__()
         MADE.append("Data")
+        self.save_hyperparameters()
         self.batch_size, self.folder, self.more = batch_size, folder, more
 
     def train_dataloader(self) -> DataLoader[Any]:

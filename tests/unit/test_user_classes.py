@@ -381,6 +381,26 @@ def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatc
     )
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_has_settings_of_which_the_objects_are_made_again(tmp_path: Path) -> None:
+    """As under LightningCLI, whether one of them names a class or none."""
+    arguments = {"mode": "SLOW", "path": "a/b", "shape": {"width": 3}, "pair": [2, 0.25]}
+    given = config({"class_path": "tests.cli_zoo.Net", "init_args": arguments},
+                   {"class_path": "tests.cli_zoo.Data", "init_args": {"folder": "c", "batch_size": 2}})  # fmt: skip
+    made, data = make_objects(given, import_classes(given), None)
+    assert data is not None
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=1, logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(made, data)
+    trainer.save_checkpoint(file := tmp_path / "net.ckpt")
+    saved = torch.load(file, weights_only=True)["hyper_parameters"]
+    assert {name: saved[name] for name in arguments} == {**arguments, "shape": {"width": 3, "depth": 1, "marks": ["m"]}}
+    assert saved["_class_path"] == "tests.cli_zoo.Net"
+    assert cli_zoo.Net.load_from_checkpoint(file).given == made.given
+    again = cli_zoo.Data.load_from_checkpoint(file)
+    assert (again.folder, again.batch_size) == (Path("c"), 2)
+
+
 def test_hyperparameters_are_the_settings_where_one_of_them_names_a_class() -> None:
     """As under LightningCLI: a checkpoint holds no object, and the model can be made of it again."""
     encoder = {"class_path": "tests.cli_zoo.Encoder", "init_args": {"width": 3}}
