@@ -105,10 +105,23 @@ def make_object(
     arguments = parser.instantiate(parsed).get("it") or {}
     saved = contextlib.nullcontext()
     if as_hyperparameters:
-        settings = yaml.safe_load(parser.dump(parsed, skip_unset=False)).get("it") or {}
+        settings = _settings(parser, vars(parsed.get("it", jsonargparse.Namespace())))
         saved = _given_hyperparameters_context({"_class_path": spec["class_path"], **settings, **more}, _INSTANTIATOR)
     with saved:
         return cls(**dict(vars(arguments) if arguments else {}), **more)
+
+
+def _settings(parser: jsonargparse.ArgumentParser, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as a config file has them; an object that none can have, as a default may be, as it is."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            alone = jsonargparse.Namespace(it=jsonargparse.Namespace(**{name: value}))
+            text = parser.dump(alone, skip_unset=False, skip_validation=True)
+            found[name] = yaml.safe_load(text)["it"][name]
+        except yaml.YAMLError:
+            found[name] = value
+    return found
 
 
 def make_arguments(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from launcher import class_arguments
 from launcher.config import RunConfig
 from launcher.config_check import parse_config
 from launcher.errors import ConfigError, Problem
@@ -399,6 +401,15 @@ def test_a_checkpoint_has_settings_of_which_the_objects_are_made_again(tmp_path:
     assert cli_zoo.Net.load_from_checkpoint(file).given == made.given
     again = cli_zoo.Data.load_from_checkpoint(file)
     assert (again.folder, again.batch_size) == (Path("c"), 2)
+
+
+def test_a_default_that_no_file_can_have_is_saved_as_it_is() -> None:
+    """LightningCLI dies of it."""
+    given = config(model("tests.toy.Toy", lr="0.5"))
+    made, _ = make_objects(given, import_classes(given), None)
+    assert made.signal_at == -1
+    parser = class_arguments._parser(type(made), frozenset())
+    assert class_arguments._settings(parser, {"lr": 0.5, "signal_number": SIGINT}) == {"lr": 0.5, "signal_number": SIGINT}
 
 
 def test_hyperparameters_are_the_settings_where_one_of_them_names_a_class() -> None:
