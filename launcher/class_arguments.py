@@ -95,8 +95,8 @@ def make_object(
     Args:
         base: what it is a subclass of.
         spec: `class_path`, `init_args`, `dict_kwargs`.
-        as_hyperparameters: where a setting names a class, `save_hyperparameters` saves the settings, as under
-            LightningCLI, not the objects made of them: a checkpoint with them can be read again.
+        as_hyperparameters: `save_hyperparameters` saves the settings, as under LightningCLI, not the objects made of
+            them: a checkpoint with them can be read again, and LightningCLI's `--ckpt_path` takes it.
     """
     cls = import_class(spec["class_path"], base, "class_path")
     given, more = _split(spec, _known(cls))
@@ -104,19 +104,24 @@ def make_object(
     parsed = parser.parse_object({"it": given})
     arguments = parser.instantiate(parsed).get("it") or {}
     saved = contextlib.nullcontext()
-    if as_hyperparameters and _names_a_class(parsed.get("it")):
-        settings = yaml.safe_load(parser.dump(parsed, skip_unset=False)).get("it") or {}
+    if as_hyperparameters:
+        settings = _settings(parser, vars(parsed.get("it", jsonargparse.Namespace())))
         saved = _given_hyperparameters_context({"_class_path": spec["class_path"], **settings, **more}, _INSTANTIATOR)
     with saved:
         return cls(**dict(vars(arguments) if arguments else {}), **more)
 
 
-def _names_a_class(value: Any) -> bool:
-    if isinstance(value, jsonargparse.Namespace):
-        return "class_path" in value or any(map(_names_a_class, vars(value).values()))
-    if isinstance(value, Mapping):
-        return any(map(_names_a_class, value.values()))
-    return isinstance(value, list | tuple) and any(map(_names_a_class, value))
+def _settings(parser: jsonargparse.ArgumentParser, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as a config file has them; an object that none can have, as a default may be, as it is."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            alone = jsonargparse.Namespace(it=jsonargparse.Namespace(**{name: value}))
+            text = parser.dump(alone, skip_unset=False, skip_validation=True)
+            found[name] = yaml.safe_load(text)["it"][name]
+        except yaml.YAMLError:
+            found[name] = value
+    return found
 
 
 def make_arguments(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,28 +34,42 @@ def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
             place[-1] = place[-1] if isinstance(place[-1], dict) else {"class_path": place[-1]}
             place = place[-1]
     last = keys[-1]
+    depth = 2 if keys[0] in CLASS_FIELDS else 3
+    appends = appended_to(last) != last and appended_to(last) not in (*place, *CLASS_LISTS)
     if isinstance(value, str) and isinstance(place.get(last), dict) and last in CLASS_FIELDS:
         place[last]["class_path"] = value
-    elif "class_path" in place and last not in _CLASS_KEYS and len(keys) > (2 if keys[0] in CLASS_FIELDS else 3):
-        place["init_args"] = {**(place.get("init_args") or {}), last: value}
-    elif last.endswith("+"):
-        place[last] = [*place.get(last, []), *_as_list(value)]
+    elif ("class_path" in place and last not in _CLASS_KEYS and len(keys) > depth) or (appends and len(keys) == depth):
+        place["init_args"] = dict(place.get("init_args") or {})
+        _put(place["init_args"], last, value)
     else:
-        place.pop(f"{last}+", None)
-        place[last] = value
+        _put(place, last, value)
+
+
+def _put(place: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value, or append it: of a list that is not given here, `key+` is kept."""
+    name = appended_to(key)
+    if name == key:
+        place.pop(f"{key}+", None)
+        place[key] = value
+    elif name in place and name not in CLASS_LISTS:
+        place[name] = [*as_list(place[name]), *as_list(value)]
+    else:
+        place[key] = [*as_list(place.get(key)), *as_list(value)]
 
 
 def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay `over` on `base`, in place, as LightningCLI does.
 
     Another class keeps the earlier arguments that it takes, too, which shows when it is imported; `callbacks+` adds to
-    `callbacks`; settings without a class are those of the last of several.
+    `callbacks`, and `key+` to any list; settings without a class are those of the last of several.
     """
     for key, value in over.items():
-        name = key.removesuffix("+") if isinstance(key, str) else key
+        name = appended_to(key)
         below = base.get(name)
         if name != key and name in CLASS_LISTS:
-            base[name] = [*_as_list(below), *copy.deepcopy(_as_list(value))]
+            base[name] = [*as_list(below), *copy.deepcopy(as_list(value))]
+        elif name != key and (name in base or key in base):
+            _put(base, key, copy.deepcopy(value))
         elif name in CLASS_LISTS and isinstance(below, list) and below and _is_part(value):
             below[-1] = _spec(below[-1])
             merge_values(below[-1], _spec(dict(value)))
@@ -67,6 +81,8 @@ def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any
             base[key] = merge_values(below if isinstance(below, dict) else {}, value)
         else:
             base[key] = copy.deepcopy(value)
+        if name == key:
+            base.pop(f"{key}+", None)
     return base
 
 
@@ -86,6 +102,22 @@ def _merged_class(below: dict[str, Any], value: Any) -> Any:
         return merge_values(below, {k: v for k, v in over.items() if k != "class_path"})
     former = {**(below.get(FORMER) or {}), **(below.get("init_args") or {})}
     return {**over, FORMER: former} if former else over
+
+
+def with_whole_lists(value: Any) -> Any:
+    """A copy in which `key+` of a class's arguments is the list itself: nothing was given that it appends to."""
+    if isinstance(value, list):
+        return [with_whole_lists(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    result = {key: with_whole_lists(each) for key, each in value.items()}
+    for part in ("init_args", FORMER):
+        if isinstance(given := result.get(part), dict):
+            result[part] = {}
+            for key, each in given.items():
+                name = appended_to(key)
+                _put(result[part], name, each if name == key else [*as_list(given.get(name)), *as_list(each)])
+    return result
 
 
 def with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +150,9 @@ def _spec(given: Any) -> Any:
     inner = own.get("init_args") or {}
     # Something else than a mapping is left for the check to tell.
     if arguments and isinstance(inner, Mapping):
-        own["init_args"] = {**inner, **arguments}
+        own["init_args"] = dict(inner)
+        for key, value in arguments.items():
+            _put(own["init_args"], key, value)
     return own
 
 
@@ -133,5 +167,11 @@ def _current_paths(value: Any) -> Any:
     return value
 
 
-def _as_list(value: Any) -> list[Any]:
+def appended_to(key: Any) -> Any:
+    """The name of the list that `key+` appends to; any other key as it is."""
+    return key.removesuffix("+") if isinstance(key, str) else key
+
+
+def as_list(value: Any) -> list[Any]:
+    """Of one value or several; of none, an empty one."""
     return value if isinstance(value, list) else [] if value is None else [value]

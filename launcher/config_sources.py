@@ -19,11 +19,12 @@ import yaml
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
-from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs
+from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs, with_whole_lists
 from launcher.deepspeed_source import with_deepspeed_file
 from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
 from launcher.secret_values import resolve_references
+from launcher.trainer_variables import read_variables
 from launcher.yaml_text import Loader
 
 _FILES = (".yaml", ".yml", ".json")
@@ -45,14 +46,15 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
 
 
 def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read and merge: normalized plain values, whose fields are not checked yet.
+    """Read and merge: normalized plain values, whose fields are not checked yet; `PL_TRAINER_*` come first.
 
     Raises:
         ConfigError: a source cannot be read or contradicts itself; the fields' problems are told beside it.
     """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
-    readers = [*(functools.partial(read_config_file, Path(file)) for file in files),
+    readers = [functools.partial(read_variables, os.environ),
+               *(functools.partial(read_config_file, Path(file)) for file in files),
                functools.partial(parse_overrides, overrides)]  # fmt: skip
     strategy: Any = None
     for read in readers:
@@ -105,7 +107,7 @@ def build_config(values: dict[str, Any]) -> RunConfig:
     if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in CLASS_FIELDS and value is None)}
         values = merge_values(read_preset("demo"), named)
-    values, missing = resolve_references(values, os.environ)
+    values, missing = resolve_references(with_whole_lists(values), os.environ)
     problems = [Problem(path, f"its value is a secret, which no file keeps: {name} is not set; set it, or give "
                         f"--{path} again") for path, name in missing.items()]  # fmt: skip
     problems += all_problems(values)

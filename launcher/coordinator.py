@@ -14,6 +14,7 @@ from launcher.other_ranks import in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank
 from launcher.standard_streams import open_missing_streams
 from launcher.topology import Topology
+from launcher.trainer_variables import with_variables
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
 
@@ -87,7 +88,7 @@ class TrainingCoordinator:
             strategy=strategy,
             precision=precision,
             on_precision_change=on_precision_change,
-            trainer=TrainerOptions(gradient_clip_val=gradient_clip_val),
+            trainer=TrainerOptions(gradient_clip_val=gradient_clip_val, max_epochs=1),
             wandb=wandb or WandbOptions(),
         )
 
@@ -105,7 +106,7 @@ class TrainingCoordinator:
         name: str | None = None,
         **trainer_options: Any,
     ) -> dict[str, Any]:
-        """Train to the end.
+        """Train to the end; `PL_TRAINER_*` variables stand in for what is left at its default.
 
         Args:
             model: a LightningModule, or what `torch.compile` made of one.
@@ -150,6 +151,7 @@ class TrainingCoordinator:
             # Where the class is, for whoever reads the run's config; the object itself is what is trained.
             model={"class_path": given.traits()["model"]},
         )
+        asked, options = with_variables(asked, options, TrainingCoordinator()._config, os.environ)
         config = _checked(asked, {**options, **trainer_options})
         try:
             result = self._fit(config, given)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from typing_extensions import override
 
 from launcher.position import Position
@@ -35,9 +35,15 @@ class TellBeginnings(pl.Callback):
             place = "middle" if saved.cut else "end"
             self._notice(f"the run was ended in the {place} of epoch {saved.epoch - (saved.batches == 0)}: for that "
                          f"Lightning {' and '.join(twice)}")  # fmt: skip
+        epoch = trainer.current_epoch
+        pruning = [each for each in callbacks if isinstance(each, ModelPruning)]
+        if saved is not None and any(epoch > 0 or not each._prune_on_train_epoch_end for each in pruning):
+            self._notice(
+                "ModelPruning keeps no masks in a checkpoint: pruned weights are 0 now, and are trained until it "
+                "prunes again from the beginning; an uninterrupted run keeps them at 0 and prunes further"
+            )
         if getattr(trainer.fit_loop, "position", None) is None:
             return
-        epoch = trainer.current_epoch
         if left_out := own_hooks(_BEGINNING, pl_module, callbacks):
             self._notice(
                 f"epoch {epoch} goes on in its middle, so that {' and '.join(left_out)} is not called for it again, as "

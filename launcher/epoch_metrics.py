@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from launcher.metric_states import capture_metrics, plain_attributes, restore_metrics
 from launcher.random_states import gather_states
 
 KEY = "launcher_epoch_metrics"
@@ -26,7 +27,8 @@ class EpochMetrics(pl.Callback):
 
     Lightning begins them anew, so that a metric of a resumed epoch is of its last batches alone: EarlyStopping,
     ModelCheckpoint and ReduceLROnPlateau would follow that. Of an epoch that the Trainer ended early they are saved as
-    before its end, and so is EarlyStopping.
+    before its end, and so is EarlyStopping. A metric that Lightning does not reset, such as the best of all epochs,
+    comes back where an epoch begins, too.
 
     Args:
         notice: told if the checkpoint is of another number of ranks.
@@ -36,7 +38,12 @@ class EpochMetrics(pl.Callback):
         self._notice = notice
         self._saved: Sequence[Mapping[str, Any]] = ()
         self._ended: dict[str, Any] | None = None
+        self._made: dict[str, dict[str, Any]] = {}
         self._stopping: dict[str, dict[str, Any]] = {}
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._made = plain_attributes(pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,7 +52,7 @@ class EpochMetrics(pl.Callback):
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # After this they begin anew, but an epoch that the Trainer ended is gone on with by a resume.
-        self._ended = _capture(trainer, pl_module)
+        self._ended = self._capture(trainer, pl_module)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if not (progress.is_last_batch or progress.current.ready == trainer.num_training_batches):
             # It checks here, and again where the epoch ends.
@@ -56,8 +63,12 @@ class EpochMetrics(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        own = self._ended or _capture(trainer, pl_module)
-        checkpoint[KEY] = gather_states(own, trainer.strategy.root_device)
+        own = self._ended or self._capture(trainer, pl_module)
+        # At an epoch's beginning; None: as in its middle.
+        kept = None
+        if self._ended is not None:
+            kept = capture_metrics(pl_module, self._made, _logged_in_validation(trainer) | _logged_in_training(trainer))
+        checkpoint[KEY] = gather_states({**own, "kept": kept}, trainer.strategy.root_device)
         checkpoint.get("callbacks", {}).update(self._stopping)
 
     @override
@@ -69,20 +80,19 @@ class EpochMetrics(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         saved, self._saved = self._saved, ()
-        if not saved or getattr(trainer.fit_loop, "position", None) is None:
+        in_epoch = getattr(trainer.fit_loop, "position", None) is not None
+        if not any(in_epoch or _kept(each) for each in saved):
             return
         if len(saved) != trainer.world_size:
-            self._notice("the metrics of the epoch that is gone on with are of its remaining batches: the checkpoint "
+            what = "epoch that is gone on with are of its remaining batches" if in_epoch else "module begin anew"
+            self._notice(f"the metrics of the {what}: the checkpoint "
                          f"has those of {len(saved)} ranks, and now there are {trainer.world_size}")  # fmt: skip
             return
         mine = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
+        restore_metrics(pl_module, mine["own"] if in_epoch else _kept(mine))
+        if not in_epoch:
+            return
         modules = dict(pl_module.named_modules())
-        for name, state in mine["own"].items():
-            metric = modules.get(name)
-            if isinstance(metric, Metric) and set(state["values"]) == set(metric._defaults):
-                vars(metric).update(state["values"])
-                metric._update_count = state["updates"]
-                metric._computed = None
         for key, state in mine["logged"].items():
             restored = _restored(state, trainer, modules)
             if restored is not None:
@@ -90,18 +100,32 @@ class EpochMetrics(pl.Callback):
         # The first batch of an epoch's loop begins them anew.
         trainer._logger_connector._first_loop_iter = False
 
-
-def _capture(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-    logged = {key: _state_of_logged(metric) for key, metric in trainer.fit_loop.epoch_loop._results.items()
-              if metric.meta.on_epoch and not metric.has_reset}  # fmt: skip
-    own = {name: _state_of(metric) for name, metric in module.named_modules()
-           if isinstance(metric, Metric) and metric.update_called}  # fmt: skip
-    # Copies: the metrics are reset in place.
-    return apply_to_collection({"logged": logged, "own": own}, Tensor, lambda tensor: tensor.detach().clone())
+    def _capture(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        logged = {key: _state_of_logged(metric) for key, metric in trainer.fit_loop.epoch_loop._results.items()
+                  if metric.meta.on_epoch and not metric.has_reset}  # fmt: skip
+        # Copies: the metrics are reset in place.
+        logged = apply_to_collection(logged, Tensor, lambda tensor: tensor.detach().clone())
+        return {"logged": logged, "own": capture_metrics(module, self._made, _logged_in_validation(trainer))}
 
 
-def _state_of(metric: Metric) -> dict[str, Any]:
-    return {"values": dict(metric.metric_state), "updates": metric._update_count}
+def _kept(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the module's metrics, at an epoch's beginning; nothing in a checkpoint of an earlier version."""
+    kept = state.get("kept", {})
+    return state["own"] if kept is None else kept
+
+
+def _logged_in_training(trainer: pl.Trainer) -> set[str]:
+    """Metrics that Lightning resets where an epoch ends."""
+    return _names(trainer.fit_loop.epoch_loop._results)
+
+
+def _logged_in_validation(trainer: pl.Trainer) -> set[str]:
+    """Metrics that Lightning resets after each validation, in whose end they may be saved."""
+    return _names(trainer.fit_loop.epoch_loop.val_loop._results)
+
+
+def _names(results: Mapping[str, _ResultMetric]) -> set[str]:
+    return {metric.meta.metric_attribute for metric in results.values() if metric.meta.metric_attribute}
 
 
 def _state_of_logged(metric: _ResultMetric) -> dict[str, Any]:
@@ -111,7 +135,7 @@ def _state_of_logged(metric: _ResultMetric) -> dict[str, Any]:
         "reduce_fx": meta.reduce_fx.__name__,
         "sync": meta.sync.should,
         "rank_zero_only": meta.sync.rank_zero_only,
-        "state": _state_of(metric)["values"] if metric.is_tensor else None,
+        "state": dict(metric.metric_state) if metric.is_tensor else None,
     }
 
 

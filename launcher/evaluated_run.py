@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from launcher.config import RunConfig
 from launcher.errors import ResumeError, RunDirectoryError
 from launcher.evaluated_config import BEST, LAST, run_of
 from launcher.resume import read_checkpoint
-from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like
+from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory
 from launcher.run_trust import check_run_folder
 
 
 def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory, tuple[str, ...]]:
-    """The run's directory, with the checkpoint as what to go on from; makes nothing.
+    """The run's directory, with the checkpoint as what to go on from.
+
+    It is made only for a checkpoint that is given by its path with the name of a run that is not there.
 
     Args:
         config: says the run's name and folder; without a name the newest run with this config is meant.
@@ -36,15 +39,24 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
     if path is None:
         name = config.name or newest_run_like(config)
         if name is None:
+            own = "" if given is None else f"; to evaluate {given.name} in a new one, name that: --name NEW"
             raise RunDirectoryError(
                 f"{runs} has no run with this config to evaluate; name one: --name NAME, or --config "
-                f"{runs}/NAME/config.yaml"
+                f"{runs}/NAME/config.yaml{own}"
             )
         path = runs / name
     # What lies there is loaded, and written to.
     check_run_folder(path)
     if not (path / "config.yaml").exists():
-        raise RunDirectoryError(f"there is no run {path.name!r} at {path}; give the name of one that was trained")
+        if given is None:
+            raise RunDirectoryError(
+                f"there is no run {path.name!r} at {path}; give the name of one that was trained, or --checkpoint PATH "
+                "to evaluate that in a new run of this name"
+            )
+        _check_checkpoint(given)
+        made = open_run_directory(dataclasses.replace(config, resume="none"))
+        made.release()
+        return RunDirectory(made.path, given, made.wandb_id, is_new=False), ()
     notices: tuple[str, ...] = ()
     if given is None:
         last, notices = choose_checkpoint(path / "checkpoints", LAST_CHECKPOINT, None)
@@ -55,14 +67,18 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
             if checkpoint == LAST
             else _best(path / "checkpoints", last, Trust(path, everywhere=config.resume_trust))
         )
+    _check_checkpoint(given)
+    id_file = path / "wandb" / "run_id"
+    wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
+    return RunDirectory(path, given, wandb_id, is_new=False), notices
+
+
+def _check_checkpoint(given: Path) -> None:
     if not given.exists():
         raise ResumeError(f"checkpoint: {given} does not exist; give `best`, `last` or the path of one")
     problem = problem_of(given)
     if problem is not None:
         raise ResumeError(f"checkpoint: {given} is damaged: {problem}; give another one")
-    id_file = path / "wandb" / "run_id"
-    wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
-    return RunDirectory(path, given, wandb_id, is_new=False), notices
 
 
 def _best(folder: Path, last: Path, trust: Trust) -> Path:

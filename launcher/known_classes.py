@@ -14,6 +14,7 @@ import enum
 import fractions
 import functools
 import importlib
+import operator
 import pathlib
 import pickle
 import sys
@@ -155,7 +156,7 @@ def _table() -> dict[str, Any]:
         table.update({f"{module}.{name}": getattr(pathlib, name) for name in names})
         table[f"{module}.WindowsPath"] = _ALIASES["pathlib.WindowsPath"]
     table.update({"functools.partial": functools.partial, "collections.defaultdict": collections.defaultdict,
-                  "copyreg._reconstructor": _RECONSTRUCTOR, "builtins.getattr": getattr,
+                  "copyreg._reconstructor": _RECONSTRUCTOR, "builtins.getattr": getattr, "_operator.or_": operator.or_,
                   "numpy.dtype": np.dtype, "numpy.ndarray": np.ndarray})  # fmt: skip
     for name in ("numpy.core", "numpy._core"):
         table[f"{name}.multiarray._reconstruct"] = _empty_array
@@ -199,6 +200,14 @@ def _attribute(kind: Any, name: Any) -> Any:
     if isinstance(kind, enum.EnumType) and name in kind.__members__:
         return kind.__members__[name]
     raise pickle.UnpicklingError(f"attribute {name!r:.100} of {type(kind).__name__}")
+
+
+def _or(one: Any, other: Any) -> Any:
+    """How Python 3.11.2 pickles a combined flag: by two of its class, or by one and the bits that have no name."""
+    kind = type(one)
+    if not issubclass(kind, enum.Flag) or type(other) not in (kind, int):
+        raise pickle.UnpicklingError(f"{kind.__name__} | {type(other).__name__}")
+    return _member(kind, one._value_ | getattr(other, "_value_", other))
 
 
 def _old_style(kind: Any, base: Any, state: Any) -> Any:
@@ -246,5 +255,6 @@ _CALLS: dict[Any, Callable[..., Any]] = {
     collections.defaultdict: _default_dict,
     _RECONSTRUCTOR: _old_style,
     getattr: _attribute,
+    operator.or_: _or,
     np.dtype: _dtype,
 }

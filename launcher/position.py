@@ -110,8 +110,11 @@ def rewound(position: Position) -> Position:
 def moved(position: Position, world_size: int, planned_accumulate: int, batch_sizes: Sequence[int | None]) -> Position:
     """The same point for another number of ranks or another batch: the count of the samples of all ranks is kept.
 
-    Where it is no point between two optimizer steps of this run, it is the nearest one before.
+    Where it is no point between two optimizer steps of this run, it is the nearest one before. A checkpoint that plain
+    Lightning wrote does not say its ranks and batch: they are this run's.
     """
+    if not position.batch_sizes:
+        position = dataclasses.replace(position, world_size=world_size)
     ratios = {
         Fraction(position.world_size * (old or 1), world_size * (new or 1))
         if old is not None and new is not None
@@ -154,15 +157,20 @@ def changes_of(saved: Position, now: Position) -> list[str]:
                 f"the checkpoint was saved between two optimizer steps; its last {saved.batches - now.batches} "
                 "batches are trained again, with other random draws"
             )
-        elif len(saved.batch_sizes) != len(now.batch_sizes) and saved.batch_sizes:
+        elif not saved.batch_sizes:
+            pass  # plain Lightning's, which does not say them
+        elif len(saved.batch_sizes) != len(now.batch_sizes):
             found.append(f"the checkpoint had {len(saved.batch_sizes)} training loaders, now there are "
                          f"{len(now.batch_sizes)}: the epoch goes on with other samples")  # fmt: skip
-        elif _samples(now) != _samples(saved):
-            found.append(f"{_samples(saved)} samples of the epoch were trained, no whole number of this run's steps: "
-                         f"it goes on after {_samples(now)}")  # fmt: skip
+        elif (had := _samples(saved, now)) != (has := _samples(now, saved)):
+            found.append(f"{had} samples of the epoch were trained, no whole number of this run's steps: "
+                         f"it goes on after {has}")  # fmt: skip
     return found
 
 
-def _samples(position: Position) -> tuple[int, ...] | int:
-    counts = tuple(position.batches * position.world_size * (size or 1) for size in position.batch_sizes or (1,))
+def _samples(position: Position, other: Position) -> tuple[int, ...] | int:
+    """Of all ranks; of a loader that does not say its batch in both, the batches."""
+    sizes = [own if own is not None and theirs is not None else 1
+             for own, theirs in zip(position.batch_sizes, other.batch_sizes, strict=False)]  # fmt: skip
+    counts = tuple(position.batches * position.world_size * size for size in sizes)
     return counts[0] if len(set(counts)) == 1 else counts

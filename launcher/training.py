@@ -46,6 +46,7 @@ from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology
+from launcher.trained_parameters import TrainedParameters
 from launcher.trainer import build_trainer
 from launcher.training_loops import use_resumable_loops
 from launcher.tuned_values import TunedValues
@@ -230,6 +231,7 @@ def _fit(
         RandomStates(notice),
         HideSecrets(notice),
         EpochMetrics(notice),
+        TrainedParameters(notice),
         TellBeginnings(notice),
         StepPlateaus(notice),
         TellMemory(plan, measured, events),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +26,21 @@ class Mode(enum.Enum):
 class Sizes:
     width: int = 8
     depth: int = 1
+    marks: list[str] = field(default_factory=lambda: ["m"])
 
 
 class Encoder(nn.Module):
-    def __init__(self, width: int = 8, act: type[nn.Module] = nn.ReLU, inner: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        width: int = 8,
+        act: type[nn.Module] = nn.ReLU,
+        inner: nn.Module | None = None,
+        names: list[str] = ["e"],  # noqa: B006 -- as users write it
+    ) -> None:
         super().__init__()
         MADE.append("Encoder")
         self.width = width
+        self.names = names
         self.act = act()
         self.inner = inner
         self.net = nn.Linear(4, width)
@@ -101,6 +109,7 @@ class Data(pl.LightningDataModule):
     def __init__(self, batch_size: int = 8, folder: Path = Path(), **more: Any) -> None:
         super().__init__()
         MADE.append("Data")
+        self.save_hyperparameters()
         self.batch_size, self.folder, self.more = batch_size, folder, more
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -108,9 +117,14 @@ class Data(pl.LightningDataModule):
 
 
 class Own(pl.Callback):
-    def __init__(self, every: int = 1, part: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        every: int = 1,
+        part: nn.Module | None = None,
+        names: list[str] = ["o"],  # noqa: B006 -- as users write it
+    ) -> None:
         MADE.append("Own")
-        self.every, self.part = every, part
+        self.every, self.part, self.names = every, part, names
 
 
 class Wide(Net):

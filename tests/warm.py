@@ -27,7 +27,7 @@ _START_TIMEOUT = 300.0
 _one_at_a_time = threading.Lock()
 # What torchrun, SLURM and W&B set: neither a test nor a server must see it from outside.
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-_FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_")
+_FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_", "PL_")
 
 
 def is_foreign(name: str) -> bool:

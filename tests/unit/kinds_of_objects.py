@@ -10,6 +10,7 @@ import decimal
 import enum
 import fractions
 import functools
+import operator
 import pathlib
 import re
 import types
@@ -35,6 +36,23 @@ class Switch(enum.Flag):
     A = 1
     B = 2
     C = 4
+
+
+class OldSwitch(enum.Flag, boundary=enum.KEEP):
+    """Pickled as Python 3.11.2 does it."""
+
+    A = 1
+    B = 2
+    C = 4
+
+    def __reduce_ex__(self, proto: Any) -> Any:
+        bits = [bit for bit in (1, 2, 4) if self.value & bit]
+        more = self.value & ~7
+        if more and bits:
+            return operator.or_, (OldSwitch(self.value & 7), more)
+        if len(bits) > 1:
+            return operator.or_, (OldSwitch(self.value & ~bits[0]), OldSwitch(bits[0]))
+        return (getattr, (OldSwitch, self.name)) if bits else (OldSwitch, (self.value,))
 
 
 @dataclasses.dataclass
@@ -109,6 +127,9 @@ VALUES: dict[str, Any] = {
     "enum of a tuple": Kind.PAIR,
     "int enum": Level.LOW,
     "flags": Switch.A | Switch.C,
+    "flags of an old Python": OldSwitch.A | OldSwitch.B | OldSwitch.C,
+    "flags of an old Python without a name": OldSwitch(9),
+    "no flags of an old Python": OldSwitch(0),
     "time": datetime.datetime(2024, 2, 3, 4, 5, 6, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
     "day": datetime.date(2024, 2, 3),
     "span": datetime.timedelta(days=1, seconds=2),

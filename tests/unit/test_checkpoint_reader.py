@@ -210,6 +210,8 @@ CRAFTED = {
     "a function of torch.nn that is called": b"ctorch.nn.modules.module\nregister_module_forward_pre_hook\n(NtR",
     "a name through torch.nn": b"ctorch.nn.modules.module\ntorch.os.system\n(" + text_of("touch MARK") + b"tR",
     "getattr": b"cbuiltins\ngetattr\n(cos\nPathLike\n" + text_of("__doc__") + b"tR",
+    "an or of other things": b"c_operator\nor_\n(K\x01K\x02tR",
+    "an or of flags with something else": b"c_operator\nor_\n(ctests.unit.kinds_of_objects\nSwitch\n(K\x01tRNtR",
     "a registered extension": b"\x82\x01",
     "a foreign key of a storage": b"(" + text_of("module") + b"cos\nsystem\ntQ",
     "a number of an object": b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(" + text_of("O8") + b"\x89\x88tR"

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config import RunConfig
 from launcher.config_check import parse_config
-from launcher.config_sources import load_config, parse_overrides, read_config_file, read_preset
+from launcher.config_sources import load_config, load_values, parse_overrides, read_config_file, read_preset
 from launcher.errors import ConfigError, Problem
 
 MODEL = "model: {class_path: pkg.Model, init_args: {lr: 0.1, width: 8}}\n"
@@ -301,3 +302,30 @@ def test_a_written_config_loads_as_the_same_config(tmp_path: Path) -> None:
 
 def test_json_values_are_read_as_they_are(tmp_path: Path) -> None:
     assert read_config_file(write(tmp_path, '{"seed": 7, "name": null}', "c.json")) == {"seed": 7, "name": None}
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "arguments"),
+    [
+        ({}, ["--model.tags+=z"], {"tags": ["z"]}),
+        ({}, ["--model.tags+=z", "--model.init_args.tags+=[x, y]"], {"tags": ["z", "x", "y"]}),
+        ({"tags": ["a"]}, ["--model.tags+", "z"], {"tags": ["a", "z"]}),
+        ({"tags": "a"}, ["--model.tags+=z"], {"tags": ["a", "z"]}),
+        ({"tags": None}, ["--model.tags+=z"], {"tags": ["z"]}),
+        ({"tags+": ["a"]}, ["--model.tags+=z"], {"tags": ["a", "z"]}),
+        ({"tags+": "a"}, ["--model.tags=[b]", "--model.tags+=z"], {"tags": ["b", "z"]}),
+        ({"tags": ["a"]}, ["--model=b.Other", "--model.tags+=z"], {"tags": ["z"]}),
+        ({"part": {"class_path": "b.Part", "init_args": {"tags": [1]}}}, ["--model.part.tags+=2"],
+         {"part": {"class_path": "b.Part", "init_args": {"tags": [1, 2]}}}),
+        # Not a list of the class's, but its own keys.
+        ({"counts": {"c+": 1}}, ["--model.counts.d=2"], {"counts": {"c+": 1, "d": 2}}),
+    ],
+)  # fmt: skip
+def test_words_and_files_append_to_a_classs_lists(
+    tmp_path: Path, file: dict[str, Any], words: list[str], arguments: dict[str, Any]
+) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"class_path": "b.Model", "init_args": file}}))
+    config = load_config([tmp_path / "c.yaml"], words)
+    assert config.model is not None
+    assert config.model["init_args"] == arguments
+    assert load_values(config.to_dict()) == config

@@ -91,6 +91,18 @@ def test_what_is_given_is_in_the_config(fits: Fits, tmp_path: Path) -> None:
     assert parse_config(config.to_dict()) == config, "a config file could say it too"
 
 
+def test_lightnings_variables_stand_in_for_defaults(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"MAX_EPOCHS": "3", "LIMIT_VAL_BATCHES": "2", "PRECISION": "bf16-mixed", "LOGGER": "False"}
+    for name, text in variables.items():
+        monkeypatch.setenv(f"PL_TRAINER_{name}", text)
+    coordinator().train(Toy(), loader())
+    coordinator(precision="32").train(Toy(), loader(), max_epochs=7, limit_val_batches=5)
+    usual, asked = fits.configs
+    assert (usual.trainer.max_epochs, usual.trainer.limit_val_batches, usual.precision) == (3, 2, "bf16-mixed")
+    assert (asked.trainer.max_epochs, asked.trainer.limit_val_batches, asked.precision) == (7, 5, "32")
+    assert (usual.wandb.mode, usual.trainer.gradient_clip_val) == ("disabled", 1.0)
+
+
 def test_with_a_gpu_wanted_the_launcher_looks_for_one() -> None:
     assert TrainingCoordinator()._config.accelerator == "auto"
     assert TrainingCoordinator(use_gpu=False)._config.accelerator == "cpu"

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelPruning, StochasticWeightAveraging
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.data_order import DataOrder
@@ -94,6 +94,18 @@ def test_averaging_that_has_begun_is_told(tmp_path: Path, start: int, told: int)
     assert _fit(tmp_path, _Plain(), 5, None, averaging()) == []
     notices = _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt", averaging())
     assert [text.partition(" ")[0] for text in notices] == ["StochasticWeightAveraging"] * told
+
+
+@pytest.mark.parametrize(
+    ("steps", "at_the_end", "told"), [(3, True, False), (4, True, True), (6, True, True), (3, False, True)]
+)
+def test_pruning_that_has_begun_is_told(tmp_path: Path, steps: int, at_the_end: bool, told: bool) -> None:
+    def pruning() -> pl.Callback:
+        return ModelPruning("l1_unstructured", amount=0.5, prune_on_train_epoch_end=at_the_end)
+
+    _fit(tmp_path, _Plain(), steps, None, pruning())
+    notices = _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt", pruning())
+    assert [text.partition(" ")[0] for text in notices] == ["ModelPruning"] * told
 
 
 class _Ends(_Plain):

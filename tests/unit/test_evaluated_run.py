@@ -53,6 +53,22 @@ def test_a_path_names_its_run_and_any_file_can_be_evaluated_for_a_run_that_is_na
     assert (found.path, found.resume_from) == (run, outside)
 
 
+def test_a_checkpoint_from_elsewhere_is_evaluated_in_a_run_of_a_new_name(tmp_path: Path) -> None:
+    outside = tmp_path / "plain.ckpt"
+    torch.save({"state_dict": {}}, outside)
+    runs = tmp_path / "runs"
+    with pytest.raises(RunDirectoryError, match=r"to evaluate plain.ckpt in a new one, name that: --name NEW"):
+        find_evaluated_run(config(runs, None), str(outside))
+    with pytest.raises(ResumeError, match=r"gone\.ckpt does not exist"):
+        find_evaluated_run(config(runs, "new"), str(tmp_path / "gone.ckpt"))
+    assert not runs.exists()
+    for _ in range(2):
+        found, _notices = find_evaluated_run(config(runs, "new"), str(outside))
+        assert (found.path, found.resume_from, found.lock) == (runs / "new", outside, None)
+        assert found.wandb_id == (found.path / "wandb" / "run_id").read_text().strip()
+    assert newest_run_like(config(runs, None)) is None, "it has not trained"
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_a_run_that_is_named_brings_its_config(
     run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]

@@ -97,6 +97,21 @@ def test_what_is_no_whole_number_of_steps_goes_on_before_it_and_is_told() -> Non
     assert "goes on after 16" in told
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(8,), (8, None), (None,)])
+def test_a_checkpoint_of_plain_lightning_goes_on_at_its_batch(world_size: int, sizes: tuple[int | None, ...]) -> None:
+    """It does not say its ranks and batch."""
+    position = Position(0, 4, "validated", total=12)
+    now = moved(position, world_size, 1, sizes)
+    assert (now.batches, now.total, now.stage, now.world_size) == (4, 12, "validated", world_size)
+    assert changes_of(position, now) == []
+
+
+def test_a_loader_that_does_not_say_its_batch_is_compared_by_batches() -> None:
+    position = Position(0, 4, total=4, batch_sizes=(None, 8))
+    assert changes_of(position, moved(position, 1, 1, [4, 8])) == []
+
+
 def test_another_number_of_loaders_is_told() -> None:
     position = Position(0, 5, total=5, batch_sizes=(4, 4))
     (told,) = changes_of(position, moved(position, 1, 1, [4]))

@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from launcher import class_arguments
 from launcher.config import RunConfig
 from launcher.config_check import parse_config
 from launcher.errors import ConfigError, Problem
@@ -379,6 +381,35 @@ def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatc
         "old.Net is a LightningModule of the package pytorch_lightning, and the launcher trains with the package "
         "lightning, which has the same: in old, write `lightning.pytorch` instead of `pytorch_lightning`"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_has_settings_of_which_the_objects_are_made_again(tmp_path: Path) -> None:
+    """As under LightningCLI, whether one of them names a class or none."""
+    arguments = {"mode": "SLOW", "path": "a/b", "shape": {"width": 3}, "pair": [2, 0.25]}
+    given = config({"class_path": "tests.cli_zoo.Net", "init_args": arguments},
+                   {"class_path": "tests.cli_zoo.Data", "init_args": {"folder": "c", "batch_size": 2}})  # fmt: skip
+    made, data = make_objects(given, import_classes(given), None)
+    assert data is not None
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=1, logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(made, data)
+    trainer.save_checkpoint(file := tmp_path / "net.ckpt")
+    saved = torch.load(file, weights_only=True)["hyper_parameters"]
+    assert {name: saved[name] for name in arguments} == {**arguments, "shape": {"width": 3, "depth": 1, "marks": ["m"]}}
+    assert saved["_class_path"] == "tests.cli_zoo.Net"
+    assert cli_zoo.Net.load_from_checkpoint(file).given == made.given
+    again = cli_zoo.Data.load_from_checkpoint(file)
+    assert (again.folder, again.batch_size) == (Path("c"), 2)
+
+
+def test_a_default_that_no_file_can_have_is_saved_as_it_is() -> None:
+    """LightningCLI dies of it."""
+    given = config(model("tests.toy.Toy", lr="0.5"))
+    made, _ = make_objects(given, import_classes(given), None)
+    assert made.signal_at == -1
+    parser, odd = class_arguments._parser(type(made), frozenset()), {"lr": 0.5, "signal_number": SIGINT}
+    assert class_arguments._settings(parser, odd) == odd
 
 
 def test_hyperparameters_are_the_settings_where_one_of_them_names_a_class() -> None:

@@ -1,0 +1,70 @@
+"""`PL_TRAINER_<NAME>` variables: Lightning's Trainer takes them as its defaults, and so does a config."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.config import RunConfig, TrainerOptions
+from launcher.config_check import find_problems
+from launcher.config_merge import with_class_specs
+from launcher.errors import ConfigError, Problem
+from launcher.lightning_cli_keys import translate_lightning_cli
+
+PREFIX = "PL_TRAINER_"
+# The Trainer's other parameters, which are top-level keys here or have no meaning.
+_OTHERS = ("accelerator", "devices", "num_nodes", "precision", "strategy", "default_root_dir", "model_registry")
+NAMES = (*(entry.name for entry in dataclasses.fields(TrainerOptions)), *_OTHERS)
+
+
+def read_variables(env: Mapping[str, str]) -> dict[str, Any]:
+    """What the variables say, as values of a config file; Lightning, too, passes over other names and empty ones.
+
+    Raises:
+        ConfigError: names each variable of a wrong value, or of no meaning here.
+    """
+    given = {name: _parsed(text) for name in NAMES if (text := env.get(PREFIX + name.upper()))}
+    if not given:
+        return {}
+    values, problems = translate_lightning_cli(with_class_specs({"trainer": given}))
+    problems += find_problems(values)
+    if problems:
+        raise ConfigError([Problem(_variable(problem.path, given), problem.message) for problem in problems])
+    return values
+
+
+def with_variables(
+    config: RunConfig, options: Mapping[str, Any], usual: RunConfig, env: Mapping[str, str]
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The variables where a script has left its defaults.
+
+    Args:
+        config: of the script.
+        options: of `config.trainer`, by the script.
+        usual: what both are where the script says nothing.
+        env: with the variables.
+
+    Returns:
+        The config and the options.
+    """
+    values = read_variables(env)
+    trainer, wandb = values.pop("trainer", {}), values.pop("wandb", {})
+    untouched = {name: value for name, value in values.items() if getattr(config, name) == getattr(usual, name)}
+    said = {name: value for name, value in options.items() if value != getattr(usual.trainer, name)}
+    config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, **wandb), **untouched)
+    return config, {**options, **trainer, **said}
+
+
+def _parsed(text: str) -> Any:
+    """As Lightning does it."""
+    with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    return text
+
+
+def _variable(path: str, given: Mapping[str, Any]) -> str:
+    name = path.rpartition(".")[2]
+    return ", ".join(PREFIX + each.upper() for each in ([name] if name in given else given))
