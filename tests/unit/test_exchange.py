@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -346,22 +346,42 @@ def test_no_thread_reports_once_the_ranks_have_agreed(meeting: Meeting) -> None:
     assert "launcher-activity" not in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.mark.parametrize("blind", [0, 1])
-def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(meeting: Meeting, blind: int) -> None:
+class Arriving:
+    """A store that says when a rank's facts are in it."""
+
+    def __init__(self, store: Any, arrived: threading.Event) -> None:
+        self._store, self._arrived = store, arrived
+
+    def set(self, key: str, value: Any) -> None:
+        self._store.set(key, value)
+        if "/facts/" in key:
+            self._arrived.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(meeting: Meeting) -> None:
+    arrived = threading.Event()
+
     def look() -> None:
-        raise AgreementError("rank 2 has ended; look at its output", [2])
+        if arrived.is_set():
+            raise AgreementError("rank 2 has ended; look at its output", [2])
 
-    def body(n: int) -> Callable[[], Decision]:
-        return lambda: exchange(meeting.client(), 3, facts(n), {}, decide, 300, look=look if n != blind else None)
-
-    if blind == 0:
-        # Nobody looks for rank zero but the rank that waits for it.
-        (result,) = run_ranks([body(1)])
-        assert texts([result]) == {"rank 2 has ended; look at its output"}
-        return
-    results = run_ranks([body(0), body(1)])
+    stores = [meeting.client(), Arriving(meeting.client(), arrived)]
+    looks = [look, None]
+    bodies = [lambda n=n: exchange(cast(Any, stores[n]), 3, facts(n), {}, decide, 300, look=looks[n]) for n in range(2)]
+    results = run_ranks(bodies)
     assert texts(results) == {"rank 2 has ended; look at its output"}
     assert {error.ranks for error in results} == {(2,)}
+
+
+def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(meeting: Meeting) -> None:
+    def look() -> None:
+        raise AgreementError("rank 0 has ended; look at its output", [0])
+
+    (result,) = run_ranks([lambda: exchange(meeting.client(), 3, facts(1), {}, decide, 300, look=look)])
+    assert texts([result]) == {"rank 0 has ended; look at its output"}
 
 
 def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(meeting: Meeting) -> None:
