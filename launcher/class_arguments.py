@@ -95,8 +95,9 @@ def make_object(
     Args:
         base: what it is a subclass of.
         spec: `class_path`, `init_args`, `dict_kwargs`.
-        as_hyperparameters: `save_hyperparameters` saves the settings, as under LightningCLI, not the objects made of
-            them: a checkpoint with them can be read again, and LightningCLI's `--ckpt_path` takes it.
+        as_hyperparameters: where a setting is more than a plain value, `save_hyperparameters` saves the settings, as
+            under LightningCLI, not the objects made of them: a checkpoint with them can be read again. Elsewhere it
+            saves what a script would: what the bases' constructors were given, too, which their code may rely on.
     """
     cls = import_class(spec["class_path"], base, "class_path")
     given, more = _split(spec, _known(cls))
@@ -104,11 +105,20 @@ def make_object(
     parsed = parser.parse_object({"it": given})
     arguments = parser.instantiate(parsed).get("it") or {}
     saved = contextlib.nullcontext()
-    if as_hyperparameters:
+    if as_hyperparameters and not all(map(_is_plain, vars(parsed.get("it", jsonargparse.Namespace())).values())):
         settings = _settings(parser, vars(parsed.get("it", jsonargparse.Namespace())))
         saved = _given_hyperparameters_context({"_class_path": spec["class_path"], **settings, **more}, _INSTANTIATOR)
     with saved:
         return cls(**dict(vars(arguments) if arguments else {}), **more)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a setting and what is made of it are the same, as a checkpoint keeps it."""
+    if isinstance(value, dict):
+        return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, list):
+        return type(value) is list and all(map(_is_plain, value))
+    return type(value) in (type(None), bool, int, float, str)
 
 
 def _settings(parser: jsonargparse.ArgumentParser, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,7 +150,8 @@ class _Drawn(PlaceableSampler):
         owners = (inner, getattr(inner, "sampler", None) if order is None else None)
         own = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
         self._own_generators = [] if order is not None else [(g, g.initial_seed()) for g in own]
-        super().__init__(inner, *options, shuffle=False, **more)
+        with self._in_order():
+            super().__init__(inner, *options, shuffle=False, **more)
 
     @override
     def set_epoch(self, epoch: int) -> None:
@@ -185,14 +186,18 @@ class _Drawn(PlaceableSampler):
 
     @contextmanager
     def _drawing(self, generators: _Generators) -> Generator[None]:
+        with self._in_order(), generators:
+            yield
+
+    @contextmanager
+    def _in_order(self) -> Generator[None]:
+        """A batch sampler over torch's own sampler: its length and its batches are of this rank's share."""
         if self._order is None:
-            with generators:
-                yield
+            yield
             return
         own, self._inner.sampler = self._inner.sampler, self._order
         try:
-            with generators:
-                yield
+            yield
         finally:
             self._inner.sampler = own
 

@@ -138,7 +138,8 @@ def look_at_script_ranks() -> None:
         AgreementError: a rank of this script has ended, so a training of all of them can never begin.
     """
     gone = ended_ranks()
-    if not gone and rank_zero_has_ended():
+    # Rank zero of a hydra sweep's next job has told the end of the job before.
+    if not gone and os.environ.get("RANK") != "0" and rank_zero_has_ended():
         gone = {0: "has ended"}
     if gone:
         for rank in [*_started]:

@@ -189,6 +189,9 @@ def same(one: Any, other: Any) -> bool:
     """Whether two objects are of one type and have the same content."""
     if type(one) is not type(other):
         return False
+    if isinstance(one, enum.Flag):
+        # In Python 3.11.2 a flag without a name differs from itself.
+        return one._value_ == other._value_
     if isinstance(one, torch.Tensor):
         equal = torch.equal(one.to_dense(), other.to_dense())
         return equal and one.layout == other.layout and same(dict(vars(one)), dict(vars(other)))

@@ -243,6 +243,15 @@ def test_what_the_user_changes_of_a_sampler_takes_effect_as_in_plain_lightning(k
     assert kind != "batches over torch's" or type(own.sampler) is RandomSampler, "the user's object is as it was"
 
 
+def test_a_batch_sampler_over_torchs_own_sampler_is_dealt_to_the_ranks() -> None:
+    shares = [ordered(lambda: _leveled("batches over torch's")[1], fixed=False, world_size=2, rank=n) for n in range(2)]
+    assert [len(share) for share in shares] == [3, 3]
+    for share in shares:
+        share.batch_sampler.level = 24
+    drawn = [n for share in shares for batch in share for n in batch]
+    assert sorted(drawn) == list(range(24))
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("fixed", [True, False])
 def test_empty_data_is_told_by_the_class_that_made_it(shuffle: bool, fixed: bool) -> None:
