@@ -31,7 +31,7 @@ _HASHED_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A checkpoint that cannot be gone on with, and why."""
+    """A checkpoint that cannot be resumed, and why."""
 
     path: Path
     reason: str
@@ -134,13 +134,13 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
         explicit: the checkpoint that was asked for, None if none was.
 
     Returns:
-        Its path, None for a fresh start; and what to tell of damaged ones that were passed over.
+        Its path, None for a fresh start; and a notice for each damaged one that was skipped.
 
     Raises:
         ResumeError: the run's checkpoints are all damaged, or the one that was asked for is.
     """
     found, passed = (None, ()) if folder is None else newest_whole(folder, last)
-    notices = tuple(f"checkpoint {damaged.path} is passed over: {damaged.reason}" for damaged in passed)
+    notices = tuple(f"checkpoint {damaged.path} is skipped: {damaged.reason}" for damaged in passed)
     if found is not None:
         return found, notices
     if explicit is None:
@@ -149,7 +149,7 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
         listed = "\n".join(f"  {notice}" for notice in notices)
         raise ResumeError(
             f"no checkpoint in {folder} is whole:\n{listed}\n"
-            "begin anew under another --name, or from a checkpoint elsewhere: --resume PATH"
+            "start again under another --name, or from a checkpoint elsewhere: --resume PATH"
         )
     problem = problem_of(explicit)
     if problem is not None:
@@ -164,7 +164,7 @@ def newest_whole(folder: Path, last: str) -> tuple[Path | None, tuple[Passed, ..
     """The checkpoint to go on from: `last`, else the newest one that is whole.
 
     Returns:
-        Its path, None if there is none; and the damaged ones that were passed over on the way.
+        Its path, None if there is none; and the damaged ones that were skipped on the way.
     """
     passed: list[Passed] = []
     for checkpoint in candidates(folder, last):

@@ -109,7 +109,7 @@ def read_file(
     except UnreadableError as error:
         raise ResumeError(
             f"resume: {checkpoint} holds an object that cannot be made again: {plain(error)}; keep it out of the "
-            "checkpoint, or begin anew under another --name"
+            "checkpoint, or start again under another --name"
         ) from error
     except Exception as error:  # What a damaged file, or one that was made to do harm, raises cannot be listed.
         raise ResumeError(

@@ -56,7 +56,7 @@ def _run_check(check: Check, limit: float) -> list[Finding]:
             found.extend(check())
         except Exception as error:  # noqa: BLE001 -- a broken library is what is being looked for
             said = f"{type(error).__name__}: {error}"
-            found.append(Finding(name, "failure", said, "mend this first: the check itself could not be done"))
+            found.append(Finding(name, "failure", said, "fix this first: the check itself failed"))
 
     # A name server or a network disk that does not answer holds its thread, and nothing else.
     thread = threading.Thread(target=look, name=f"doctor {name}", daemon=True)

@@ -51,7 +51,7 @@ class EpochMetrics(pl.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # After this they begin anew, but an epoch that the Trainer ended is gone on with by a resume.
+        # After this they are reset, but a resume continues an epoch that the Trainer ended.
         self._ended = self._capture(trainer, pl_module)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if not (progress.is_last_batch or progress.current.ready == trainer.num_training_batches):
@@ -84,7 +84,7 @@ class EpochMetrics(pl.Callback):
         if not any(in_epoch or _kept(each) for each in saved):
             return
         if len(saved) != trainer.world_size:
-            what = "epoch that is gone on with are of its remaining batches" if in_epoch else "module begin anew"
+            what = "resumed epoch are of its remaining batches" if in_epoch else "module are reset"
             self._notice(f"the metrics of the {what}: the checkpoint "
                          f"has those of {len(saved)} ranks, and now there are {trainer.world_size}")  # fmt: skip
             return

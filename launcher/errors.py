@@ -103,7 +103,7 @@ class AgreementError(UsageError):
     """The ranks differ, one of them failed before the start, or one never came.
 
     Attributes:
-        ranks: the ranks that stand in the way.
+        ranks: the blocking ranks.
     """
 
     def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:

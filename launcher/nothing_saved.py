@@ -27,7 +27,7 @@ def nothing_saved(run: Path, may_begin_again: bool) -> tuple[str, ...]:
         return (f"the run trained to step {steps} before, and saved nothing: it begins again at step 0",)
     raise ResumeError(
         f"resume: run {run.name!r} trained to step {steps}, but {run / 'checkpoints'} holds no checkpoint to go on "
-        "from; give one that lies elsewhere (--resume PATH), or begin anew under another --name with --resume none"
+        "from; give one that lies elsewhere (--resume PATH), or start again under another --name with --resume none"
     )
 
 

@@ -126,5 +126,5 @@ def _other_model(path: Path, model: pl.LightningModule, differences: Sequence[st
     more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
     return ResumeError(
         f"resume: {path} is of another model than {type(model).__name__}: {'; '.join(differences[:5])}{more}\n"
-        "make the model as it was, or begin anew under another --name"
+        "make the model as it was, or start again under another --name"
     )

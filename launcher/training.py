@@ -193,7 +193,7 @@ def _fit(
     if resume is not None:
         damaged = scaler_problem(resume) if plan.has_loss_scale else None
         if damaged is not None:
-            notice(f"the checkpoint's loss scale cannot be gone on with ({damaged}); it starts afresh")
+            notice(f"cannot restore the checkpoint's loss scale ({damaged}); it starts afresh")
     changes = PlanChanges(plan, run, topology.rank == 0, events, notice)
     order = DataOrder(
         plan.batch,

@@ -205,7 +205,7 @@ def test_a_damaged_or_missing_loss_scale_is_one_notice_and_a_fresh_one(runs: Map
     assert found["state"]["scale"] == FRESH
     assert found["state"]["_growth_tracker"] == 0
     (notice,) = found["notices"]
-    assert notice.startswith("the checkpoint's loss scale cannot be gone on with (")
+    assert notice.startswith("cannot restore the checkpoint's loss scale (")
     assert notice.endswith("); it starts afresh")
 
 

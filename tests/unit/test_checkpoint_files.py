@@ -104,7 +104,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path: Path) -> None
 
     place = find_run(config(tmp_path, resume="auto"))
     assert place.resume_from == folder / "epoch=1.ckpt"
-    assert [notice.split(" is passed over: ")[0].rpartition("/")[2] for notice in place.notices] == [
+    assert [notice.split(" is skipped: ")[0].rpartition("/")[2] for notice in place.notices] == [
         "last.ckpt", "epoch=2.ckpt"
     ]  # fmt: skip
 
