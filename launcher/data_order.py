@@ -125,7 +125,7 @@ class DataOrder:
         else:
             batches: Any = loader.batch_sampler
             order = None
-            if _is_known(getattr(batches, "sampler", None)):
+            if _is_known(_sampler_of(batches)):
                 order = self._order_of(loader, isinstance(batches.sampler, RandomSampler), seeded=False)
             self._tell_of_own(batches)
             sampler = PlacedBatches(batches, order, seed=self._seed, seeded=loader.num_workers > 0)
@@ -211,7 +211,7 @@ class DataOrder:
             return f"its {type(drawn).__name__} has no length"
         if _is_default(loader):
             return None
-        if overfit or (self._ranks[0] > 1 and not _is_known(getattr(drawn, "sampler", None))):
+        if overfit or (self._ranks[0] > 1 and not _is_known(_sampler_of(drawn))):
             return f"it has a {type(drawn).__name__} of its own"
         return None
 
@@ -245,6 +245,11 @@ def place(combined: CombinedLoader, epoch: int, batches: int) -> None:
 def _is_default(loader: DataLoader[Any]) -> bool:
     """Whether torch made the batch sampler, of the loader's sampler and batch size."""
     return loader.batch_sampler is None or loader.batch_size is not None
+
+
+def _sampler_of(batches: Any) -> Any:
+    """The sampler of a batch sampler, where it can be replaced: a property of its class cannot."""
+    return getattr(batches, "__dict__", {}).get("sampler")
 
 
 def _is_known(sampler: Any) -> bool:

@@ -243,6 +243,27 @@ def test_what_the_user_changes_of_a_sampler_takes_effect_as_in_plain_lightning(k
     assert kind != "batches over torch's" or type(own.sampler) is RandomSampler, "the user's object is as it was"
 
 
+class Fixed(LeveledBatches):
+    """Says what it draws from, and lets nobody change it."""
+
+    def __init__(self) -> None:
+        self._drawn_from = RandomSampler(_NUMBERS)
+        self.batch_size, self.drop_last = 4, False
+
+    @property
+    def sampler(self) -> Any:  # type: ignore[override]
+        return self._drawn_from
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_sampler_whose_sampler_cannot_be_set_is_drawn_from_as_it_is(world_size: int) -> None:
+    notices: list[str] = []
+    made = ordered(lambda: DataLoader(_NUMBERS, batch_sampler=Fixed(), collate_fn=keep), fixed=False,
+                   world_size=world_size, notices=notices)  # fmt: skip
+    assert len(list(made)) == 6
+    assert any("left as it is" in notice for notice in notices) is (world_size == 2)
+
+
 def test_a_batch_sampler_over_torchs_own_sampler_is_dealt_to_the_ranks() -> None:
     shares = [ordered(lambda: _leveled("batches over torch's")[1], fixed=False, world_size=2, rank=n) for n in range(2)]
     assert [len(share) for share in shares] == [3, 3]
