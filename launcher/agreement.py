@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.errors import AgreementError
+from launcher.core.errors import AgreementError
 from launcher.hardware import Hardware
 from launcher.nvme import NvmeFolder
 from launcher.topology import Topology

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from launcher.config import RunConfig
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.launch_options import LaunchOptions
 from slurm.environment import OF_THE_TASK, SlurmAllocation, read_slurm_allocation, read_slurm_task
 from slurm.meeting import MeetingError, meeting

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from launcher.events import EventLog
+from launcher.core.events import EventLog
 from launcher.rank_health import Alert
 from strategies.loss_scale import CountingGradScaler, LossScaleError, find_loss_scale
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.activity import doing
-from launcher.errors import ResumeError
-from launcher.whole_file import write_file
+from launcher.core.atomic_write import write_file
+from launcher.core.errors import ResumeError
 
 MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"

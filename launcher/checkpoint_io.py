@@ -17,7 +17,7 @@ from typing_extensions import override
 from launcher.checkpoint_files import publish, remove
 from launcher.checkpoint_reader import Trust, read_file
 from launcher.checkpoint_secrets import hide_hyperparameters
-from launcher.errors import TrainingError
+from launcher.core.errors import TrainingError
 from launcher.read_back import ReadBack, unsaveable
 
 

@@ -20,7 +20,7 @@ import torch
 
 from launcher.checkpoint_files import manifest_of, problem_of
 from launcher.checkpoint_objects import Foreign, UnreadableError, make_objects
-from launcher.errors import ResumeError
+from launcher.core.errors import ResumeError
 from launcher.pickle_nodes import NODES
 
 # A checkpoint that was put together for this attempt, in the run's directory.

@@ -8,7 +8,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from launcher.secret_values import find_secrets, redact
+from launcher.core.secrets import find_secrets, redact
 
 _HYPERPARAMETERS = (pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, pl.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
 

@@ -17,7 +17,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_c
 
 from launcher.class_import import import_class
 from launcher.config_merge import FORMER
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 
 # What makes a model anew of the hyperparameters in a checkpoint: LightningCLI's own, which knows nested classes.
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"

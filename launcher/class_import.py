@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import OWN_PACKAGES
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 
 
 def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str) -> type[Any]:

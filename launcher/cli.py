@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
+from launcher.core.gc_paused import quick_imports
+from launcher.core.secrets import hide_in_arguments, redact
 from launcher.foreign_ranks import in_torchruns_words, without_starters
 from launcher.job_parser import JOB_COMMANDS
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
-from launcher.quick_imports import quick_imports
 from launcher.rank_report import RankReport
-from launcher.secret_values import hide_in_arguments, redact
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -254,8 +254,8 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
 
         sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
         return 0
+    from launcher.core.terminal import make_console
     from launcher.plan_table import print_memory, print_plan
-    from launcher.terminal import make_console
 
     console = make_console()
     print_plan(found.plan, console)

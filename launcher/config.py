@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from launcher.secret_values import redact, with_references
-from launcher.yaml_text import dump_yaml
+from launcher.core.secrets import redact, with_references
+from launcher.core.yaml_loader import dump_yaml
 
 
 def _at_least(minimum: float, default: Any) -> Any:
@@ -199,7 +199,7 @@ class RunConfig:
         """As a config file that `--config` takes; a secret is in it as a reference to a variable.
 
         Args:
-            env: see `launcher.secret_values.references`.
+            env: see `launcher.core.secrets.references`.
         """
         return dump_yaml(with_references(self.to_dict(), env))
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from launcher import deepspeed_source
 from launcher.config import FieldInfo, RunConfig, config_fields
-from launcher.errors import ConfigError, Problem
-from launcher.secret_values import redact
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.secrets import redact
 from strategies import precision as precision_names
 from strategies.choice import DDP_OPTIONS, SINGLE_DEVICE
 from strategies.choice import NAMES as STRATEGY_NAMES

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.config import config_fields
-from launcher.yaml_text import dump_yaml
+from launcher.core.yaml_loader import dump_yaml
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "Model and data": ("model", "data", "global_batch_size"),

@@ -20,12 +20,12 @@ import yaml
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
 from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs, with_whole_lists
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.secrets import resolve_references
+from launcher.core.yaml_loader import Loader
 from launcher.deepspeed_source import with_deepspeed_file
-from launcher.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
-from launcher.secret_values import resolve_references
 from launcher.trainer_variables import read_variables
-from launcher.yaml_text import Loader
 
 _FILES = (".yaml", ".yml", ".json")
 # Where LightningCLI takes a file for a part of the config.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.checkpoint_reader import PUT_TOGETHER, Trust
-from launcher.errors import LauncherError, ResumeError
+from launcher.core.errors import LauncherError, ResumeError
 from launcher.plan import Plan
 from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.config import RunConfig, TrainerOptions, WandbOptions
-from launcher.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
+from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank

@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRandomSampler
 
-from launcher.errors import DataError
+from launcher.core.errors import DataError
 from launcher.order_samplers import GlobalOrderSampler, PlaceableSampler, PlacedBatches, PlacedSampler, SequentialOrder
 from launcher.worker_signals import start_worker
 from strategies.batch import BatchSplit

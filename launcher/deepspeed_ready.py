@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher.config import RunConfig
-from launcher.errors import PlanError
+from launcher.core.errors import PlanError
 from launcher.nvme import look_at, offload_folders
 from strategies.deepspeed_config import VARIANTS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import RunConfig
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 from strategies.deepspeed_keys import broken_keys
 
 FIELD = "deepspeed_config"

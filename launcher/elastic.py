@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped
 from launcher.attempt import Attempt, ask_for_stacks
-from launcher.events import FILE_NAME, EventLog
+from launcher.core.events import FILE_NAME, EventLog
 from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind

@@ -21,10 +21,12 @@ from launcher.agreement import RankFacts, agree_on
 from launcher.checkpoint_reader import Trust
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint, save_private
-from launcher.errors import LauncherError, TrainingError, UsageError
+from launcher.core.errors import LauncherError, TrainingError, UsageError
+from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.secrets import find_secrets, scrub
+from launcher.core.terminal import make_console
 from launcher.evaluated_run import find_evaluated_run
 from launcher.evaluation_data import share_evaluation_data
-from launcher.events import FILE_NAME, EventLog
 from launcher.main_path import ask_rank_zero, attach_log, gather_facts
 from launcher.plan import Plan, make_plan
 from launcher.process_group import open_store, process_group
@@ -34,9 +36,7 @@ from launcher.rank_report import RankReport
 from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
 from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
-from launcher.secret_values import find_secrets, scrub
 from launcher.signs_of_life import signs_of_life
-from launcher.terminal import make_console
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects

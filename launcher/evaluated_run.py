@@ -10,7 +10,7 @@ from typing import Any
 from launcher.checkpoint_files import choose_checkpoint, problem_of
 from launcher.checkpoint_reader import Trust
 from launcher.config import RunConfig
-from launcher.errors import ResumeError, RunDirectoryError
+from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.evaluated_config import BEST, LAST, run_of
 from launcher.resume import read_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory

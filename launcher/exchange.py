@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from launcher.activity import ActivityReporter, ActivityWatch, doing
 from launcher.agreement import RankFacts
-from launcher.errors import AgreementError, LauncherError
+from launcher.core.errors import AgreementError, LauncherError
 
 _CHALLENGE = "launcher/challenge"
 # Seconds that a rank waits for a decision under one challenge before it looks whether there is a newer one.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.errors import OutOfMemoryError
+from launcher.core.errors import OutOfMemoryError
 from launcher.heartbeat import BEFORE_TRAINING
 from launcher.rank_report import RankError
 

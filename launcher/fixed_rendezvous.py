@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 
 _CLOSED = "launcher/closed"
 _ROUND = "launcher/round"

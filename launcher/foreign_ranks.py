@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 
 # Who made the ranks: its variables of rank, world size, local rank and ranks on this node.
 _ENDS = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.own_modules import without_working_directory
+from launcher.core.own_modules import without_working_directory
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
 from launcher.socket_folder import folder_of_sockets
 

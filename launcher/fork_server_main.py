@@ -7,9 +7,9 @@ import os
 import signal
 
 from launcher import parent_death
-from launcher.own_modules import forget_safe_path
+from launcher.core.gc_paused import quick_imports
+from launcher.core.own_modules import forget_safe_path
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
-from launcher.quick_imports import quick_imports
 
 
 def become_fork_server() -> None:

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.core.own_modules import module_command
 from launcher.doctor_gpus import Gpu, GpuFacts, Link
-from launcher.own_modules import module_command
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _SMI_TIMEOUT_S = 20.0

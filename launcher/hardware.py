@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from strategies.precision import DeviceKind
 
 # Libraries whose versions all ranks must share: they define the wire format, the numbers, or the checkpoint.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config_sources import read_sources
-from launcher.errors import UsageError
+from launcher.core.errors import UsageError
 from launcher.preset_files import preset_names, preset_summary
 from launcher.wizard_config import WizardConfig
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import LauncherError, NoSuchRunError, QueueError, RunDirectoryError
+from launcher.core.errors import LauncherError, NoSuchRunError, QueueError, RunDirectoryError
 from launcher.job_parser import build_job_parser
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _status(options: Namespace) -> int:
 def _print_status(found: Sequence[RunStatus], *, clear: bool) -> None:
     from rich.table import Table
 
-    from launcher.terminal import make_console
+    from launcher.core.terminal import make_console
 
     console = make_console()
     if clear and console.is_terminal:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.events import FILE_NAME, read_events
+from launcher.core.events import FILE_NAME, read_events
 from launcher.local_job import OUTPUT
 from launcher.submission import read_records
 from launcher.sweep_record import ARRAYS

@@ -20,8 +20,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
+from launcher.core.atomic_write import write_file
 from launcher.run_directory import RunDirectory
-from launcher.whole_file import write_file
 
 FILE_NAME = "loggers.json"
 KEY = "launcher_kept_logs"

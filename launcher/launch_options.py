@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.errors import LaunchError, Problem
+from launcher.core.errors import LaunchError, Problem
 
 # Seconds in which `--max-restarts` restarts may happen; older ones are forgiven.
 DEFAULT_RESTART_WINDOW = 3600.0

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 from launcher.lightning_cli_strategy import translate_strategy
 
 # Under `trainer` for LightningCLI, at the top level here: the launcher decides them. Lightning's defaults say nothing.

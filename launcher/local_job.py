@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import QueueError
+from launcher.core.errors import QueueError
 
 OUTPUT = "output.log"
 

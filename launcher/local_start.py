@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import RunConfig
+from launcher.core.errors import LauncherError, TopologyError
+from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.gc_paused import quick_imports
 from launcher.cpus import usable_cpus
-from launcher.errors import LauncherError, TopologyError
-from launcher.events import FILE_NAME, EventLog
 from launcher.fork_server import ForkServer, StartMethod
 from launcher.installed_imports import installed_imports
 from launcher.launch_options import LaunchOptions
 from launcher.preload import USER_MODULES
-from launcher.quick_imports import quick_imports
 from launcher.ranks import likely_ranks, wanted_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.

@@ -18,9 +18,12 @@ from launcher import __version__
 from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
+from launcher.core.atomic_write import make_private
+from launcher.core.errors import LauncherError
+from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.secrets import digests, find_secrets, redact
+from launcher.core.terminal import make_console
 from launcher.deepspeed_source import with_deepspeed_file
-from launcher.errors import LauncherError
-from launcher.events import FILE_NAME, EventLog
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
 from launcher.left_open import close_left_open
@@ -33,10 +36,7 @@ from launcher.rank_log import RankLog
 from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.script_end import ends_script
-from launcher.secret_values import digests, find_secrets, redact
-from launcher.terminal import make_console
 from launcher.topology import Topology
-from launcher.whole_file import make_private
 
 if TYPE_CHECKING:
     from launcher.user_objects import UserObjects

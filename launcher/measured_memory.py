@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
-from launcher.errors import Interrupted
-from launcher.events import EventLog
+from launcher.core.errors import Interrupted
+from launcher.core.events import EventLog
 from launcher.out_of_memory import planned_memory
 from launcher.plan import Plan
 

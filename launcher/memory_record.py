@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from launcher.secret_values import redact
-from launcher.whole_file import write_file
+from launcher.core.atomic_write import write_file
+from launcher.core.secrets import redact
 
 FILE_NAME = "out_of_memory.json"
 # Two nodes of one kind differ by what their firmware and kernel keep for themselves.

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from launcher.config import RunConfig
-from launcher.errors import ConfigError, LauncherError, Problem
+from launcher.core.errors import ConfigError, LauncherError, Problem
 from launcher.user_classes import UserClasses, import_classes, make_objects
 
 Part = Literal["model", "data"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import parent_death
 from launcher.attempt import Attempt, ask_for_stacks
 from launcher.config import RunConfig
-from launcher.errors import Interrupted, LauncherError, TrainingError, UsageError
+from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.failure import RankEnd, describe, first_failure
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import free_port, rank_variables

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.errors import ResumeError
-from launcher.events import FILE_NAME, read_events
+from launcher.core.errors import ResumeError
+from launcher.core.events import FILE_NAME, read_events
 
 _SAY_STEPS = ("first_step", "step", "validation", "checkpoint", "training_ended")
 

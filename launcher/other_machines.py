@@ -6,7 +6,7 @@ import argparse
 import re
 from dataclasses import dataclass
 
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 from launcher.hardware import Device, Hardware, library_versions
 from strategies.gpus import GPUS, UnknownGpuError, find_gpu
 

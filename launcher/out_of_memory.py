@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from launcher.errors import OutOfMemoryError
+from launcher.core.errors import OutOfMemoryError
 from launcher.plan import Plan
 from strategies.units import gib
 

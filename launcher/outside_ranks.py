@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 
 from launcher.config import RunConfig
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.foreign_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, SlurmTask, read_slurm_task
 from slurm.nodelist import expand_nodes

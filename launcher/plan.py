@@ -9,8 +9,8 @@ from typing import Any
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
+from launcher.core.errors import PlanError
 from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed
-from launcher.errors import PlanError
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_own_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from launcher.events import EventLog
+from launcher.core.events import EventLog
+from launcher.core.secrets import redact
 from launcher.plan import Plan
 from launcher.run_directory import RunDirectory, write_plan
-from launcher.secret_values import redact
 
 
 class PlanChanges:

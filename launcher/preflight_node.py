@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.core.atomic_write import write_file
+from launcher.core.own_modules import module_command
 from launcher.doctor import examine
-from launcher.own_modules import module_command
 from launcher.preflight import NodeResult
 from launcher.preflight_rank import RankPlace
-from launcher.whole_file import write_file
 from slurm.environment import read_slurm_task
 from slurm.meeting import MeetingError, Place, PortReservation, host_meeting, join_meeting
 from slurm.task import INTERFACE_VARIABLES

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.core.atomic_write import write_file
 from launcher.exchange import Store
 from launcher.parent_death import die_with_parent
 from launcher.preflight import RankResult, exchange_rounds
 from launcher.topology import Topology
-from launcher.whole_file import write_file
 
 if TYPE_CHECKING:
     import torch

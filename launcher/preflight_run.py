@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launcher.core.errors import Problem, QueueError, SubmitError
+from launcher.core.own_modules import module_command
 from launcher.doctor import Finding
-from launcher.errors import Problem, QueueError, SubmitError
-from launcher.own_modules import module_command
 from launcher.preflight import NodeResult, RankResult, preflight_findings
 from launcher.preflight_node import RANK_COMMAND, NodeRequest, run_node
 from slurm.job import JobRequestError, job_options, read_job

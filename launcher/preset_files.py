@@ -7,7 +7,7 @@ import importlib.resources
 from typing import Any
 
 from launcher.config_sources import read_preset
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 from strategies.choice import AUTO
 from strategies.choice import NAMES as STRATEGY_NAMES
 

@@ -20,8 +20,8 @@ def show(submission: Submission, script: str | None, notes: Sequence[str] = ()) 
         script: None where nothing goes to SLURM.
         notes: lines before the plan.
     """
+    from launcher.core.terminal import make_console
     from launcher.plan_table import print_plan
-    from launcher.terminal import make_console
 
     plan = preview(submission)
     if script is not None:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import AgreementError, TopologyError
+from launcher.core.errors import AgreementError, TopologyError
 from launcher.left_open import leave_open
 from launcher.topology import Topology
 

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
+from launcher.core.atomic_write import write_file
+from launcher.core.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
+from launcher.core.secrets import scrub
 from launcher.heartbeat import BEFORE_TRAINING, Heart
-from launcher.secret_values import scrub
-from launcher.whole_file import write_file
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
 _TRACEBACK_LINES = 40

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from launcher.amp_callback import AmpWandbCallback
 from launcher.config import WatchOptions
-from launcher.events import EventLog
+from launcher.core.events import EventLog
 from launcher.mean_samples import MeanSamples
 from launcher.rank_health import Alert, Limits, slow_alert
 from launcher.sample_exchange import Gathered

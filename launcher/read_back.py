@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from launcher.checkpoint_reader import Trust, foreign_objects, listed, plain, read_file
-from launcher.errors import ResumeError
+from launcher.core.errors import ResumeError
 
 
 class ReadBack:

@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.fixed_rendezvous import FixedRendezvous
 from launcher.launch_options import LaunchOptions
 

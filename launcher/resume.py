@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from launcher.checkpoint_precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
 from launcher.checkpoint_reader import Trust, as_mapping, read_file
-from launcher.errors import ResumeError
+from launcher.core.errors import ResumeError
 from launcher.zero_checkpoint import read_zero_outline
 from strategies.loss_scale import state_problem
 from strategies.precision import Precision

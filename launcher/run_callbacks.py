@@ -17,8 +17,8 @@ from typing_extensions import override
 
 from launcher.batch_end import after_batch
 from launcher.checkpoint_precision import RECORD, record_of
-from launcher.errors import Interrupted
-from launcher.events import EventLog
+from launcher.core.errors import Interrupted
+from launcher.core.events import EventLog
 from launcher.plan import Plan
 from launcher.stop import SignalListener, StopAgreement
 

@@ -15,14 +15,14 @@ import yaml
 
 from launcher.checkpoint_files import candidates, choose_checkpoint
 from launcher.config import RunConfig
-from launcher.errors import ResumeError, RunDirectoryError
+from launcher.core.atomic_write import write_file
+from launcher.core.errors import ResumeError, RunDirectoryError
+from launcher.core.secrets import redact
 from launcher.memory_record import FILE_NAME
 from launcher.nothing_saved import nothing_saved, trained_to
 from launcher.run_lock import DirectoryOwnedError, RunLock, acquire, remove_lock
 from launcher.run_trust import check_run_folder, run_folder_problem
-from launcher.secret_values import redact
 from launcher.sweep_record import MEMBERS
-from launcher.whole_file import write_file
 
 _FOLDERS = ("logs", "checkpoints", "wandb")
 LAST_CHECKPOINT = "last.ckpt"

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from launcher.config import RunConfig, WandbOptions
+from launcher.core.secrets import redact
 from launcher.run_directory import RunDirectory
-from launcher.secret_values import redact
 from launcher.wandb_run import QueuedWandbLogger, first_line
 
 

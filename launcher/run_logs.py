@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from launcher.errors import NoSuchRunError
+from launcher.core.errors import NoSuchRunError
 from launcher.job_output import JobOutput, silent_job
 
 _LOOK_EVERY = 0.5

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import NoSuchRunError
-from launcher.events import FILE_NAME, read_events
+from launcher.core.errors import NoSuchRunError
+from launcher.core.events import FILE_NAME, read_events
 from launcher.job_output import output_of
 from launcher.local_job import is_running
 from launcher.report.wording import told_in_words

@@ -11,7 +11,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from launcher.errors import RunDirectoryError
+from launcher.core.errors import RunDirectoryError
 from slurm.ownership import is_own, name_of_owner
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

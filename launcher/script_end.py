@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from launcher.errors import Interrupted, TrainingError, UsageError
+from launcher.core.errors import Interrupted, TrainingError, UsageError
+from launcher.core.secrets import scrub
 from launcher.other_ranks import end_script_ranks, ended_ranks, is_script_rank
 from launcher.rank_report import RankError
-from launcher.secret_values import scrub
 from launcher.topology import Topology
 
 P = ParamSpec("P")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from launcher.secret_values import find_secrets
+from launcher.core.secrets import find_secrets
 
 _NAMES = (".env", ".env.*", "*.env", ".netrc", ".pypirc", ".git-credentials", "*.pem", "*.key", "id_rsa", "id_ed25519",
           "credentials", "credentials.*", "kaggle.json")  # fmt: skip

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from rich.console import Console
 
 from launcher import wizard_steps as steps
+from launcher.core.terminal import make_console
 from launcher.machine import Machine, detect_machine
 from launcher.prompter import Choice, Prompter, make_prompter
-from launcher.terminal import make_console
 from launcher.wizard_config import WizardConfig
 from launcher.wizard_steps import Desk
 

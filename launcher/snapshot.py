@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher.errors import QueueError
+from launcher.core.errors import QueueError
 from launcher.secret_files import secrets_in
 
 # A repository larger than this holds data, not code.

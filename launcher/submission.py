@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import RunConfig
-from launcher.errors import Problem, SubmitError
-from launcher.own_modules import module_command
+from launcher.core.atomic_write import write_file
+from launcher.core.errors import Problem, SubmitError
+from launcher.core.own_modules import module_command
+from launcher.core.secrets import references
 from launcher.run_directory import RunPlace, find_run
-from launcher.secret_values import references
-from launcher.whole_file import write_file
 from slurm.check import find_contradictions, ranks_per_node
 from slurm.handed_on import names_to_hand_on
 from slurm.job import JobRequestError, OptionProblem, SlurmJob, read_job

@@ -10,11 +10,11 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.errors import Problem, QueueError, SubmitError
+from launcher.core.atomic_write import make_private
+from launcher.core.errors import Problem, QueueError, SubmitError
 from launcher.local_job import ask_to_stop, start_detached
 from launcher.snapshot import take_snapshot
 from launcher.submission import Submission, make_folder, remove_folder, write_record
-from launcher.whole_file import make_private
 
 if TYPE_CHECKING:
     from slurm.render import JobExecutor

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.core.terminal import make_console
 from launcher.main_path import FitResult
-from launcher.terminal import make_console
 
 
 def print_summary(result: FitResult, console: Console | None = None) -> None:

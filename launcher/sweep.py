@@ -24,9 +24,9 @@ from launcher.config_sources import (
     read_plain_file,
     set_path,
 )
-from launcher.errors import ConfigError, Problem, SubmitError
-from launcher.secret_values import redact
-from launcher.yaml_text import Loader
+from launcher.core.errors import ConfigError, Problem, SubmitError
+from launcher.core.secrets import redact
+from launcher.core.yaml_loader import Loader
 
 Overrides = Mapping[str, Any]
 # What all members of one job array have in common, and what the sweep itself decides.

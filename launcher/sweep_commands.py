@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.errors import Problem, QueueError, SubmitError
+from launcher.core.errors import Problem, QueueError, SubmitError
 from launcher.sweep import describe
 from launcher.sweep_record import read_arrays
 from launcher.sweep_status import print_sweep, sweep_status

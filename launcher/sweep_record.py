@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from launcher.whole_file import write_file
+from launcher.core.atomic_write import write_file
 
 if TYPE_CHECKING:
     from launcher.sweep import Member

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from launcher.events import FILE_NAME, read_events
+from launcher.core.events import FILE_NAME, read_events
 from launcher.run_status import RunStatus, run_status
 from launcher.sweep import describe
 from launcher.sweep_record import read_members
@@ -69,7 +69,7 @@ def print_sweep(found: Sequence[MemberStatus], *, clear: bool = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from launcher.terminal import make_console
+    from launcher.core.terminal import make_console
 
     console = make_console()
     if clear and console.is_terminal:

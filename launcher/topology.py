@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.foreign_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, read_slurm_task
 

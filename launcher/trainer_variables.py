@@ -11,7 +11,7 @@ from typing import Any
 from launcher.config import RunConfig, TrainerOptions
 from launcher.config_check import find_problems
 from launcher.config_merge import with_class_specs
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import translate_lightning_cli
 
 PREFIX = "PL_TRAINER_"

@@ -18,12 +18,13 @@ from launcher.checkpoint_reader import Trust
 from launcher.checkpoint_secrets import HideSecrets
 from launcher.config import RunConfig
 from launcher.convert import loadable_checkpoint
+from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
+from launcher.core.events import EventLog
+from launcher.core.secrets import find_secrets, redact, scrub
 from launcher.data_order import DataOrder
 from launcher.deepspeed_ready import check_model
 from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
-from launcher.errors import Interrupted, LauncherError, PlanError, TrainingError
-from launcher.events import EventLog
 from launcher.kept_logs import KEY, KeepLogs
 from launcher.left_open import leave_open
 from launcher.measured_memory import MeasuredMemory, TellMemory
@@ -42,7 +43,6 @@ from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
 from launcher.script_end import end_is_told
-from launcher.secret_values import find_secrets, redact, scrub
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
 from launcher.topology import Topology

@@ -17,8 +17,8 @@ from launcher.class_arguments import argument_problems, make_arguments, make_obj
 from launcher.class_import import import_class
 from launcher.config import RunConfig
 from launcher.configured_optimizers import add_configure_optimizers, optimizer_problems
-from launcher.errors import ConfigError, Problem
-from launcher.secret_values import find_secrets, scrub
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.secrets import find_secrets, scrub
 
 # The plugins that may be the user's own; the launcher makes the environment of the ranks.
 PLUGINS = (Precision, CheckpointIO, LayerSync)

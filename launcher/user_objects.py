@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from launcher.config import RunConfig
 from launcher.configured_optimizers import optimizer_notice
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 from launcher.user_classes import (
     PLUGINS,
     doubled_plugins,

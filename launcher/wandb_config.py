@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
+from launcher.core.secrets import without_secrets
 from launcher.plan import Plan
-from launcher.secret_values import without_secrets
 
 ModelType = Literal["gpt", "bert", "t5", "custom"]
 # In this order: an encoder-decoder may have 'Bert' or 'GPT' in its name.

@@ -22,11 +22,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from launcher.config import WandbOptions
+from launcher.core.atomic_write import private_umask
+from launcher.core.secrets import hide_in_arguments, redact
 from launcher.run_directory import RunDirectory
-from launcher.secret_values import hide_in_arguments, redact
 from launcher.wandb_lacks import say_what_it_lacks
 from launcher.wandb_writer import WandbWriter
-from launcher.whole_file import private_umask
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:

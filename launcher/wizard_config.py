@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from launcher.config import RunConfig, config_fields
 from launcher.config_comments import commented_yaml
 from launcher.config_sources import all_problems, load_values, normalize_values, read_sources
-from launcher.errors import ConfigError, Problem
+from launcher.core.atomic_write import write_file
+from launcher.core.errors import ConfigError, Problem
 from launcher.preset_files import preset_values
-from launcher.whole_file import write_file
 
 if TYPE_CHECKING:
     from launcher.hardware import Hardware

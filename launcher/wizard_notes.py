@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 from strategies.precision import AUTO, Precision, PrecisionError, RankCapability, normalize_precision, reconcile
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from launcher.config import RunConfig
-from launcher.errors import LauncherError, Problem
+from launcher.core.errors import LauncherError, Problem
+from launcher.core.yaml_loader import Loader
 from launcher.machine import Machine
 from launcher.preset_files import preset_names, preset_summary
 from launcher.prompter import Choice, Prompter
 from launcher.wizard_config import WizardConfig
-from launcher.yaml_text import Loader
 from slurm.partitions import Partition
 from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.precision import Precision

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from launcher.checkpoint_reader import Trust, as_mapping, loads_of, plain, read_file
-from launcher.errors import ResumeError
+from launcher.core.errors import ResumeError
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
 # DeepSpeed's part of a file; the rest is what Lightning had it save.

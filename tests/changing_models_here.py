@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from launcher import fit, load_config
-from launcher.errors import ResumeError
+from launcher.core.errors import ResumeError
 from tests import changing_models
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.agreement import RankFacts, agree_on
 from launcher.config import RunConfig
-from launcher.events import EventLog
+from launcher.core.events import EventLog
 from launcher.hardware import Device, Hardware
 from launcher.plan import make_plan
 

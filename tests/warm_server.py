@@ -40,7 +40,7 @@ _HANDLED = [number for number in signal.valid_signals() if number not in (signal
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     """Tell the search path, then fork for each connection until the other end of stdin is closed."""
-    from launcher.quick_imports import quick_imports
+    from launcher.core.gc_paused import quick_imports
 
     # The first entry is for `-m`: each process has its own.
     path = sys.path[1:]

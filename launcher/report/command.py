@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import __version__
-from launcher.errors import MissingLibraryError, ReportError
-from launcher.quick_imports import quick_imports
+from launcher.core.atomic_write import write_file
+from launcher.core.errors import MissingLibraryError, ReportError
+from launcher.core.gc_paused import quick_imports
 from launcher.report.source import Run, find_run_directory, read_run, run_names
 from launcher.report.units import many, moment
 from launcher.report.values import to_values
-from launcher.whole_file import write_file
 
 _FILE = "report.html"
 

@@ -22,7 +22,7 @@ def as_number(value: Any) -> float:
 
 
 def as_any_number(value: Any) -> float:
-    """A number, or the text that `launcher.events` writes for one that is not finite."""
+    """A number, or the text that `launcher.core.events` writes for one that is not finite."""
     if type(value) in (int, float):
         return float(value)
     if isinstance(value, str):

@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from launcher.errors import ReportError
-from launcher.events import FILE_NAME, read_events
+from launcher.core.errors import ReportError
+from launcher.core.events import FILE_NAME, read_events
+from launcher.core.secrets import redact
 from launcher.job_output import silent_job
 from launcher.report.history import read_history
 from launcher.report.records import History
 from launcher.run_lock import owner_of
-from launcher.secret_values import redact
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024

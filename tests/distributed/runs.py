@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from launcher.events import read_events
+from launcher.core.events import read_events
 from tests.processes import Finished, launcher, run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ import json, os, sys
 import torch
 from launcher import TrainingCoordinator
 from launcher.config import WandbOptions
-from launcher.errors import LauncherError
+from launcher.core.errors import LauncherError
 from tests.toy import Probe, Toy, ToyData
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}

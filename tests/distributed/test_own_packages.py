@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.class_import import import_class
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.local_job import is_running
 from launcher.submission import read_records
 from slurm.job import SlurmJob

@@ -24,8 +24,8 @@ import lightning.pytorch as pl
 import torch
 from launcher import TrainingCoordinator
 from launcher.config import WandbOptions
-from launcher.errors import UsageError
-from launcher.events import read_events
+from launcher.core.errors import UsageError
+from launcher.core.events import read_events
 from tests.toy import Toy, ToyData
 
 class State(pl.Callback):

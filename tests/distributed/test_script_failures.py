@@ -54,7 +54,7 @@ def test_ranks_that_all_fail_go_on_together_and_one_that_fails_alone_is_named_to
     assert not any(end["group"] for end in told if "caught" in end)
     # Rank zero is in a collective until the other has ended, and its script does not catch that it lost it.
     last = next(line for line in reversed(output.splitlines()) if "Error: " in line)
-    assert "launcher.errors.TrainingError: rank 1 (" in last
+    assert "launcher.core.errors.TrainingError: rank 1 (" in last
     assert last.endswith(") failed first: Diverges: on-rank-1")
     assert not any(end.get("name") == "never" or end.get("caught") == "on-rank-1" for end in told)
     assert {event["rank"] for event in events_of(tmp_path / "runs" / "everywhere", "failed")} == {0, 1}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.agreement import Agreement, RankFacts, agree_on
-from launcher.errors import AgreementError
+from launcher.core.errors import AgreementError
 from launcher.topology import Topology
 from tests.unit.rank_threads import CPU, H100, V100, facts
 

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.allocation import nodes_of_step, srun_words
 from launcher.config import RunConfig
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.launch_options import LaunchOptions
 from slurm.environment import SlurmAllocation, read_slurm_allocation
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.buffer_watch import WatchBuffers, not_finite
-from launcher.events import EventLog
+from launcher.core.events import EventLog
 from launcher.rank_health import Alert
 from strategies.loss_scale import CountingGradScaler
 

@@ -14,7 +14,7 @@ import torch
 import launcher.checkpoint_files
 from launcher.checkpoint_files import candidates, manifest_of, newest_whole, note_hashes, problem_of, publish, remove
 from launcher.checkpoint_io import WholeCheckpointIO
-from launcher.errors import ResumeError
+from launcher.core.errors import ResumeError
 from launcher.run_directory import find_run
 from tests.unit.run_directories import config, fill, make_run, small_disk
 

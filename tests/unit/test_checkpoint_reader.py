@@ -21,7 +21,7 @@ from torch import nn
 
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.checkpoint_reader import Trust, read_file
-from launcher.errors import ResumeError, TrainingError
+from launcher.core.errors import ResumeError, TrainingError
 from launcher.known_classes import NotLoaded
 from launcher.read_back import ReadBack
 from tests.unit.kinds_of_objects import NEED_CODE, VALUES, Kind, State, same

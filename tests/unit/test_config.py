@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from launcher.config import RunConfig, config_fields
 from launcher.config_check import find_problems, parse_config
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 
 LEAVES = dict(config_fields())
 WITH_MINIMUM = sorted(path for path, info in LEAVES.items() if info.minimum is not None)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from launcher.config import config_fields
 from launcher.config_check import parse_config
 from launcher.config_sources import load_config
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.yaml_loader import Loader, dump_yaml
 from launcher.user_classes import import_classes
-from launcher.yaml_text import Loader, dump_yaml
 from tests import cli_zoo
 
 _ZOO = "tests.cli_zoo"

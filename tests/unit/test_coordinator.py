@@ -21,7 +21,7 @@ import launcher.coordinator as module
 from launcher import TrainingCoordinator, script_end
 from launcher.config import RunConfig, WandbOptions
 from launcher.config_check import parse_config
-from launcher.errors import ConfigError, Interrupted, TrainingError, UsageError
+from launcher.core.errors import ConfigError, Interrupted, TrainingError, UsageError
 from launcher.main_path import FitResult
 from launcher.user_objects import UserObjects
 from strategies.precision import PrecisionError

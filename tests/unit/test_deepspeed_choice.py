@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.strategies import StrategyRegistry
 
 from launcher.config import RunConfig, TrainerOptions
-from launcher.errors import PlanError
+from launcher.core.errors import PlanError
 from launcher.plan import Plan, make_plan
 from strategies.choice import StrategyError, choose_strategy
 from strategies.deepspeed_config import CPU_BUCKET, GPU_BUCKET, VARIANTS, BatchAndClip, zero_config

@@ -13,8 +13,8 @@ import pytest
 from launcher.agreement import Agreement
 from launcher.config import RunConfig, TrainerOptions
 from launcher.config_sources import load_config
+from launcher.core.errors import ConfigError
 from launcher.deepspeed_source import with_deepspeed_file
-from launcher.errors import ConfigError
 from launcher.plan import make_plan
 from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, broken_keys
 from tests.processes import run_warm

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import errors
+from launcher.core import errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Raised with a message of its own; what the training or a signal says is not ours to word.

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from launcher import cli
-from launcher.errors import LauncherError, ResumeError, RunDirectoryError
+from launcher.core.errors import LauncherError, ResumeError, RunDirectoryError
 from launcher.evaluated_run import find_evaluated_run
 from launcher.run_directory import newest_run_like
 from tests.unit.run_directories import config, make_run

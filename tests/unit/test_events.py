@@ -1,4 +1,4 @@
-"""`launcher.events`: one JSON line per event, whoever writes and whatever is in it."""
+"""`launcher.core.events`: one JSON line per event, whoever writes and whatever is in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.events import EventLog, read_events
+from launcher.core.events import EventLog, read_events
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),

@@ -14,7 +14,7 @@ import launcher.activity
 import launcher.exchange
 from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
-from launcher.errors import AgreementError, LauncherError, PlanError
+from launcher.core.errors import AgreementError, LauncherError, PlanError
 from launcher.exchange import Decision, exchange
 from tests.unit.rank_threads import Meeting, Server, Spy, all_set, facts, run_ranks
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from launcher.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
+from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
 from launcher.failure import RankEnd, account, describe, first_failure, shell_code
 from launcher.rank_report import RankError
 

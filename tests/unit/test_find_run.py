@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import ResumeError, RunDirectoryError
-from launcher.events import EventLog
+from launcher.core.errors import ResumeError, RunDirectoryError
+from launcher.core.events import EventLog
 from launcher.memory_record import FILE_NAME
 from launcher.run_directory import find_run, open_run_directory
 from tests.unit.run_directories import config, ended, everything, make_run

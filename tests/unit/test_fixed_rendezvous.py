@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousInfo,
 )
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.fixed_rendezvous import FixedRendezvous, NodesMissingError
 
 LONG = 120.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.foreign_ranks import in_torchruns_words
 from launcher.topology import Topology
 

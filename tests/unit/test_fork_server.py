@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.config import RunConfig, TrainerOptions
+from launcher.core.errors import TopologyError
 from launcher.cpus import usable_cpus
-from launcher.errors import TopologyError
 from launcher.fork_server import PreloadReport, choose_start_method
 from launcher.launch_options import LaunchOptions
 from launcher.local_start import modules_to_preload

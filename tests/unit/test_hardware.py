@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.hardware import BUILD_TOOLS, Hardware, available_kind, detect_hardware, device_count, library_versions
 
 

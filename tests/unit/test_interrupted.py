@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from launcher.errors import Interrupted, LauncherError
+from launcher.core.errors import Interrupted, LauncherError
 from launcher.script_end import ends_script
 
 

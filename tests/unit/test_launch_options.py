@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from launcher.errors import LaunchError
+from launcher.core.errors import LaunchError
 from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 
 

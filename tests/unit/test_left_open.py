@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import launcher.left_open as module
 import launcher.process_group as groups
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.left_open import close_left_open, leave_open
 from launcher.other_ranks import free_port, rank_variables
 from launcher.process_group import open_store, process_group

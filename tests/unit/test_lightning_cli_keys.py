@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from launcher.config import RunConfig
 from launcher.config_sources import load_config
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 from launcher.lightning_cli_keys import _REMOVED, translate_lightning_cli
 from tests.processes import run_warm
 

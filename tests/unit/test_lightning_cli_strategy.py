@@ -13,7 +13,7 @@ from lightning.pytorch.strategies.deepspeed import DeepSpeedStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.config_sources import load_config
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.lightning_cli_strategy import DEEPSPEED_DEFAULTS, translate_strategy
 from strategies.choice import DDP_OPTIONS, NAMES
 

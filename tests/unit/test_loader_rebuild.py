@@ -22,7 +22,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from launcher.errors import DataError
+from launcher.core.errors import DataError
 from tests.unit.training_loaders import keep, ordered, shuffled
 
 # torchdata calls what torch 2.13 deprecates.

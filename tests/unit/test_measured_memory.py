@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from launcher.errors import Interrupted
-from launcher.events import EventLog, read_events
+from launcher.core.errors import Interrupted
+from launcher.core.events import EventLog, read_events
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.report.history import read_history
 from launcher.report.source import read_run

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from launcher.activity import current_activity
 from launcher.agreement import Agreement
 from launcher.config import RunConfig, TrainerOptions
+from launcher.core.errors import PlanError, UsageError
 from launcher.dry_run import DryRun, plan_here
-from launcher.errors import PlanError, UsageError
 from launcher.fit_plan import plan_for_fit
 from launcher.memory_plan import machine_of, plan_with_memory, splits, zero_settings
 from launcher.memory_plot import memory_by_gpus, plot_memory

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.agreement import Agreement
 from launcher.config import RunConfig
-from launcher.errors import PlanError
+from launcher.core.errors import PlanError
 from launcher.fit_plan import plan_for_fit
 from launcher.memory_plan import plan_with_memory
 from launcher.memory_record import FILE_NAME, Exhausted, MemoryRecord, read_memory_record, remember, remember_attempt

@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.other_machines import OtherMachines, parse_size, read_options
 from strategies.gpus import GIB, GPUS, find_gpu, recognize_gpu
 

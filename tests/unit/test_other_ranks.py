@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import launcher.other_ranks as module
-from launcher.errors import AgreementError
+from launcher.core.errors import AgreementError
 from launcher.other_ranks import in_notebook, is_script_rank, rank_variables, script_rank
 from launcher.topology import Topology
 

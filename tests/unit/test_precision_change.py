@@ -10,7 +10,7 @@ import pytest
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
 from launcher.config import RunConfig
-from launcher.errors import PlanError
+from launcher.core.errors import PlanError
 from launcher.plan import Plan, make_plan
 from strategies.precision import Precision
 from tests.unit.rank_threads import CPU, H100, V100, facts

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from launcher.quick_imports import quick_imports
+from launcher.core.gc_paused import quick_imports
 
 
 def test_the_collector_rests_inside_and_works_again_after() -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from launcher.config import WatchOptions
-from launcher.events import EventLog, read_events
+from launcher.core.events import EventLog, read_events
 from launcher.rank_health import Alert
 from launcher.rank_sample import RankSample
 from launcher.rank_watch import WatchRanks

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.events import read_events
+from launcher.core.events import read_events
 from launcher.report.history import read_history
 from launcher.report.source import read_run
 from tests.made_run import START, VERSIONS, MadeRun

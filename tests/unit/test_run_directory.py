@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from launcher.config import TrainerOptions
-from launcher.errors import ResumeError, RunDirectoryError
+from launcher.core.atomic_write import write_file
+from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.run_directory import (
     RunDirectory,
     last_checkpoint,
@@ -22,7 +23,6 @@ from launcher.run_directory import (
     open_run_directory,
     write_plan,
 )
-from launcher.whole_file import write_file
 from tests.unit.run_directories import MODEL, config, ended, everything, make_run
 
 

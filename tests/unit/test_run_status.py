@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from launcher import cli
-from launcher.errors import NoSuchRunError
-from launcher.events import EventLog
+from launcher.core.errors import NoSuchRunError
+from launcher.core.events import EventLog
 from launcher.local_job import ask_to_stop, is_running, start_detached, start_time
 from launcher.run_logs import follow_log, log_files, read_log
 from launcher.run_status import find_run_named, find_runs, run_status, tell

@@ -17,12 +17,8 @@ from launcher.agreement import RankFacts, agree_on
 from launcher.checkpoint_secrets import hide_hyperparameters
 from launcher.config import RunConfig, config_fields
 from launcher.config_sources import load_values
-from launcher.errors import AgreementError, ConfigError
-from launcher.memory_record import Exhausted
-from launcher.rank_report import RankReport
-from launcher.run_directory import newest_run_like, open_run_directory
-from launcher.run_loggers import run_loggers
-from launcher.secret_values import (
+from launcher.core.errors import AgreementError, ConfigError
+from launcher.core.secrets import (
     HIDDEN,
     digests,
     find_secrets,
@@ -35,6 +31,10 @@ from launcher.secret_values import (
     with_references,
     without_secrets,
 )
+from launcher.memory_record import Exhausted
+from launcher.rank_report import RankReport
+from launcher.run_directory import newest_run_like, open_run_directory
+from launcher.run_loggers import run_loggers
 from tests.unit.run_directories import config, ended
 
 CANARY = "CANARY-x9"

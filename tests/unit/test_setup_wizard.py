@@ -10,7 +10,7 @@ from rich.console import Console
 
 from launcher import SetupWizard, WizardConfig
 from launcher.config import RunConfig
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 from launcher.hardware import Device, Hardware
 from launcher.machine import Machine
 from slurm.partitions import Partition

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import QueueError
+from launcher.core.errors import QueueError
 from launcher.snapshot import take_snapshot
 
 CODE = "committed\n"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.batch_end import CheckpointAfterBatch
-from launcher.errors import Interrupted
+from launcher.core.errors import Interrupted
 from launcher.run_callbacks import StopTogether
 from launcher.stop import StopAgreement
 

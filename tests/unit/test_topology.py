@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config import RunConfig
-from launcher.errors import TopologyError
+from launcher.core.errors import TopologyError
 from launcher.ranks import check_ranks
 from launcher.topology import Topology
 

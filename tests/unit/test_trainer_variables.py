@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.argparse import _parse_env_variables
 
 from launcher.config import RunConfig, TrainerOptions
 from launcher.config_sources import load_config
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.trainer_variables import NAMES, read_variables, with_variables
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from launcher import class_arguments
 from launcher.config import RunConfig
 from launcher.config_check import parse_config
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
 from launcher.user_objects import UserObjects, make_user_objects
 from tests import cli_zoo

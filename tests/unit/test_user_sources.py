@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from launcher.agreement import RankFacts, agree_on
-from launcher.errors import AgreementError
+from launcher.core.errors import AgreementError
 from launcher.user_sources import differing, digest_of, user_sources
 
 

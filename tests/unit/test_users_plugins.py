@@ -18,7 +18,7 @@ from rich.console import Console
 
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.config_check import parse_config
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.run_callbacks import ProgressLines
 from launcher.topology import Topology
 from launcher.trainer import build_trainer

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 import launcher.hardware
 from launcher.config import RunConfig
 from launcher.config_sources import load_config, read_preset
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.yaml_loader import Loader
 from launcher.hardware import Device, Hardware
 from launcher.preset_files import ALL_PRESETS, preset_names, preset_summary
 from launcher.wizard_config import WizardConfig
-from launcher.yaml_text import Loader
 from strategies import choice
 from strategies.precision import Precision
 

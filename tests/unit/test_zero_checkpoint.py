@@ -11,7 +11,7 @@ import torch
 
 from launcher.checkpoint_reader import Trust
 from launcher.convert import convert_checkpoint
-from launcher.errors import ResumeError
+from launcher.core.errors import ResumeError
 from launcher.resume import check_checkpoint
 from launcher.zero_checkpoint import ZeroLayout, read_whole, zero_layout
 from strategies.choice import StrategyError

@@ -14,13 +14,13 @@ from launcher.agreement import Agreement, RankFacts, alike_ranks
 from launcher.config import RunConfig
 from launcher.config_check import find_problems
 from launcher.coordinator import TrainingCoordinator
+from launcher.core.errors import ConfigError, PlanError
+from launcher.core.terminal import make_console
 from launcher.deepspeed_ready import deepspeed_facts
-from launcher.errors import ConfigError, PlanError
 from launcher.memory_plan import plan_with_memory
 from launcher.nvme import NvmeFolder, look_at, offload_folders
 from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory
-from launcher.terminal import make_console
 from launcher.zero_obstacles import nvme_room
 from strategies.deepspeed_config import NVME_PATH, VARIANTS
 from strategies.gpus import find_gpu
