@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from launcher.cli import build_parser
-from launcher.config_sources import load_config
+from launcher.config.loading import load_config
 from launcher.dry_run import plan_here
 from launcher.other_machines import read_options
 from launcher.plan_table import print_memory, print_plan

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from launcher.amp_callback import AmpWandbCallback as AmpWandbCallback
-    from launcher.config import RunConfig as RunConfig
-    from launcher.config_sources import load_config as load_config
+    from launcher.config.loading import load_config as load_config
+    from launcher.config.schema import RunConfig as RunConfig
     from launcher.coordinator import TrainingCoordinator as TrainingCoordinator
     from launcher.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.main_path import fit as fit
@@ -64,12 +64,12 @@ _LAZY = {
     "build_wandb_config": "launcher.wandb_config",
     "detect_model_type": "launcher.wandb_config",
     "Plan": "launcher.plan",
-    "RunConfig": "launcher.config",
+    "RunConfig": "launcher.config.schema",
     "SetupWizard": "launcher.setup_wizard",
     "WizardConfig": "launcher.wizard_config",
     "compute_effective_precision": "strategies.precision",
     "fit": "launcher.main_path",
-    "load_config": "launcher.config_sources",
+    "load_config": "launcher.config.loading",
 }
 
 __all__ = [

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
-from launcher.config import RunConfig
+from launcher.config.launch_options import LaunchOptions
+from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from launcher.launch_options import LaunchOptions
 from slurm.environment import OF_THE_TASK, SlurmAllocation, read_slurm_allocation, read_slurm_task
 from slurm.meeting import MeetingError, meeting
 from slurm.nodelist import expand_nodes

@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from launcher.class_import import import_class
-from launcher.config_merge import FORMER
+from launcher.config.merge import FORMER
 from launcher.core.errors import ConfigError, Problem
 
 # What makes a model anew of the hyperparameters in a checkpoint: LightningCLI's own, which knows nested classes.

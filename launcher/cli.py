@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
+from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.foreign_ranks import in_torchruns_words, without_starters
 from launcher.job_parser import JOB_COMMANDS
-from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.rank_report import RankReport
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
-    from launcher.config import RunConfig
+    from launcher.config.schema import RunConfig
 
 _EPILOG = """\
 settings, each of them a key of the config file too:
@@ -265,7 +265,7 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
 
 def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
     _import_from_here()
-    from launcher.config_sources import load_config
+    from launcher.config.loading import load_config
 
     try:
         if not options.config and "checkpoint" in options:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.config import config_fields
+from launcher.config.schema import config_fields
 
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 

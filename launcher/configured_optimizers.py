@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from launcher.class_arguments import argument_problems, plain_arguments
 from launcher.class_import import import_class
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 
 # Field, what its class is, and the argument that comes from the model.

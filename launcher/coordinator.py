@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from launcher.config import RunConfig, TrainerOptions, WandbOptions
+from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
+from launcher.config.trainer_variables import with_variables
 from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
 from launcher.main_path import FitResult, fit
 from launcher.other_ranks import in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank
 from launcher.standard_streams import open_missing_streams
 from launcher.topology import Topology
-from launcher.trainer_variables import with_variables
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
 
@@ -279,7 +279,7 @@ def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: every setting that is none, as a config file's would be told.
     """
-    from launcher.config_check import find_problems
+    from launcher.config.validation import find_problems
 
     trainer = dict(trainer)
     if trainer.get("logger", False) is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.agreement import Agreement
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.zero_obstacles import assumed_folders, without_tools, zero_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
@@ -36,7 +36,7 @@ def deepspeed_settings(config: RunConfig) -> Mapping[str, Any] | None:
     """The user's own settings where DeepSpeed trains, `{}` if there are none; None without DeepSpeed.
 
     Args:
-        config: a file of settings is read in already, see `launcher.deepspeed_source`.
+        config: a file of settings is read in already, see `launcher.config.deepspeed_file`.
     """
     if config.strategy not in VARIANTS:
         return None

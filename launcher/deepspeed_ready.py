@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.nvme import look_at, offload_folders
 from strategies.deepspeed_config import VARIANTS

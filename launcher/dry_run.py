@@ -6,9 +6,9 @@ import dataclasses
 import os
 
 from launcher.agreement import Agreement, RankFacts, alike_ranks
-from launcher.config import RunConfig
+from launcher.config.deepspeed_file import with_deepspeed_file
+from launcher.config.schema import RunConfig
 from launcher.deepspeed_ready import deepspeed_facts
-from launcher.deepspeed_source import with_deepspeed_file
 from launcher.fit_plan import profile_for
 from launcher.hardware import detect_hardware
 from launcher.memory_plan import host_memory, plan_with_memory

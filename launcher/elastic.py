@@ -23,11 +23,11 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped
 from launcher.attempt import Attempt, ask_for_stacks
+from launcher.config.launch_options import LaunchOptions
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.failure import RankEnd, account, first_failure, shell_code
 from launcher.fork_server import StartMethod
 from launcher.hang import HangWatch, ranks_behind
-from launcher.launch_options import LaunchOptions
 from launcher.next_strategy import next_strategy, remember_failure
 from launcher.node_exchange import NodeExchange
 from launcher.rank_evidence import RankEvidence, RankProcess

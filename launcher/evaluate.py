@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from launcher.agreement import RankFacts, agree_on
 from launcher.checkpoint_reader import Trust
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.convert import loadable_checkpoint, save_private
 from launcher.core.errors import LauncherError, TrainingError, UsageError
 from launcher.core.events import FILE_NAME, EventLog

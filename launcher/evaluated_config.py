@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.config import RunConfig
-from launcher.config_sources import read_sources
+from launcher.config.loading import read_sources
+from launcher.config.schema import RunConfig
 from launcher.run_status import find_run_named
 from launcher.run_trust import check_run_folder
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.checkpoint_files import choose_checkpoint, problem_of
 from launcher.checkpoint_reader import Trust
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.evaluated_config import BEST, LAST, run_of
 from launcher.resume import read_checkpoint

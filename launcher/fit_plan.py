@@ -6,7 +6,7 @@ import dataclasses
 
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.memory_plan import host_memory, machine_of, plan_with_memory, planned_precision
 from launcher.memory_record import MemoryRecord
 from launcher.plan import Plan, make_plan

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.config_sources import read_sources
+from launcher.config.loading import read_sources
+from launcher.config.presets import preset_names, preset_summary
 from launcher.core.errors import UsageError
-from launcher.preset_files import preset_names, preset_summary
 from launcher.wizard_config import WizardConfig
 
 _DEFAULT_OUTPUT = Path("run.yaml")

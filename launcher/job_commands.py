@@ -47,7 +47,7 @@ def run_job_command(command: str, words: Sequence[str]) -> int:
 
 
 def _submit(options: Namespace, overrides: Sequence[str]) -> int:
-    from launcher.config_sources import load_config
+    from launcher.config.loading import load_config
     from launcher.submission import prepare, terms_of
 
     given = {key.removeprefix("slurm_"): value for key, value in vars(options).items() if key.startswith("slurm_")}

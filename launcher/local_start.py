@@ -14,21 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config import RunConfig
+from launcher.config.launch_options import LaunchOptions
+from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
 from launcher.cpus import usable_cpus
 from launcher.fork_server import ForkServer, StartMethod
 from launcher.installed_imports import installed_imports
-from launcher.launch_options import LaunchOptions
 from launcher.preload import USER_MODULES
 from launcher.ranks import likely_ranks, wanted_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
               "launcher.rank_process", "launcher.main_path", "launcher.hardware", "launcher.ranks",
-              "launcher.user_classes", "launcher.config_sources", "launcher.config_check", "launcher.resume",
+              "launcher.user_classes", "launcher.config.loading", "launcher.config.validation", "launcher.resume",
               "launcher.training", "launcher.summary", "docstring_parser",
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
 

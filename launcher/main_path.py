@@ -17,13 +17,13 @@ from rich.console import Console
 from launcher import __version__
 from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
-from launcher.config import RunConfig
+from launcher.config.deepspeed_file import with_deepspeed_file
+from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import make_private
 from launcher.core.errors import LauncherError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
-from launcher.deepspeed_source import with_deepspeed_file
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
 from launcher.left_open import close_left_open

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.memory_record import Exhausted, MemoryRecord
 from launcher.next_candidate import passed_over, why_not_planned, with_next

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, LauncherError, Problem
 from launcher.user_classes import UserClasses, import_classes, make_objects
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.plan import make_plan
 from strategies.comparison import Comparison, next_after

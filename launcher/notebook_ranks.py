@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import parent_death
 from launcher.attempt import Attempt, ask_for_stacks
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.failure import RankEnd, describe, first_failure
 from launcher.main_path import FitResult, fit

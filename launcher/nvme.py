@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from strategies.deepspeed_config import NVME_PATH, VARIANTS
 from strategies.deepspeed_merge import nvme_paths
 

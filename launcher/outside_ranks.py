@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Mapping
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
 from launcher.foreign_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, SlurmTask, read_slurm_task

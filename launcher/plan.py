@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed
 from strategies.batch import BatchSplit, BatchSplitError, split_batch

@@ -9,7 +9,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from launcher.amp_callback import AmpWandbCallback
-from launcher.config import WatchOptions
+from launcher.config.schema import WatchOptions
 from launcher.core.events import EventLog
 from launcher.mean_samples import MeanSamples
 from launcher.rank_health import Alert, Limits, slow_alert

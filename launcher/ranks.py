@@ -6,11 +6,11 @@ import itertools
 import os
 from pathlib import Path
 
-from launcher.config import RunConfig
+from launcher.config.launch_options import LaunchOptions
+from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
 from launcher.cpus import usable_cpus
 from launcher.hardware import available_kind, device_count
-from launcher.launch_options import LaunchOptions
 from launcher.topology import Topology
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from typing_extensions import override
 
 from launcher.batch_end import CheckpointAfterBatch
-from launcher.config import CheckpointOptions
+from launcher.config.schema import CheckpointOptions
 
 
 class RunCheckpoint(CheckpointAfterBatch):

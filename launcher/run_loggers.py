@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
-from launcher.config import RunConfig, WandbOptions
+from launcher.config.schema import RunConfig, WandbOptions
 from launcher.core.secrets import redact
 from launcher.run_directory import RunDirectory
 from launcher.wandb_run import QueuedWandbLogger, first_line

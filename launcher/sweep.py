@@ -13,9 +13,7 @@ from typing import Any
 
 import yaml
 
-from launcher.config import RunConfig, config_fields
-from launcher.config_check import find_problems
-from launcher.config_sources import (
+from launcher.config.loading import (
     build_config,
     is_text,
     merge_values,
@@ -24,6 +22,8 @@ from launcher.config_sources import (
     read_plain_file,
     set_path,
 )
+from launcher.config.schema import RunConfig, config_fields
+from launcher.config.validation import find_problems
 from launcher.core.errors import ConfigError, Problem, SubmitError
 from launcher.core.secrets import redact
 from launcher.core.yaml_loader import Loader

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.config_sources import build_config, path_of, read_sources
+from launcher.config.loading import build_config, path_of, read_sources
 from launcher.core.atomic_write import make_private
 from launcher.core.errors import Problem, RunDirectoryError, SubmitError
 from launcher.core.own_modules import module_command

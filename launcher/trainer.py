@@ -22,7 +22,7 @@ from rich.console import Console
 from launcher.checkpoint_files import note_hashes
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.checkpoint_reader import Trust, loads_of
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.plan import Plan
 from launcher.read_back import ReadBack

@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore
 from launcher.buffer_watch import WatchBuffers
 from launcher.checkpoint_reader import Trust
 from launcher.checkpoint_secrets import HideSecrets
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.core.events import EventLog

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from launcher.class_arguments import argument_problems, make_arguments, make_object, read_argument
 from launcher.class_import import import_class
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.configured_optimizers import add_configure_optimizers, optimizer_problems
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import find_secrets, scrub

@@ -13,7 +13,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 from typing_extensions import override
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.configured_optimizers import optimizer_notice
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_classes import (

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 from launcher.core.atomic_write import private_umask
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.run_directory import RunDirectory

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from launcher.config import RunConfig, config_fields
-from launcher.config_comments import commented_yaml
-from launcher.config_sources import all_problems, load_values, normalize_values, read_sources
+from launcher.config.comments import commented_yaml
+from launcher.config.loading import all_problems, load_values, normalize_values, read_sources
+from launcher.config.presets import preset_values
+from launcher.config.schema import RunConfig, config_fields
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ConfigError, Problem
-from launcher.preset_files import preset_values
 
 if TYPE_CHECKING:
     from launcher.hardware import Hardware

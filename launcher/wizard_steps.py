@@ -10,11 +10,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from launcher.config import RunConfig
+from launcher.config.presets import preset_names, preset_summary
+from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, Problem
 from launcher.core.yaml_loader import Loader
 from launcher.machine import Machine
-from launcher.preset_files import preset_names, preset_summary
 from launcher.prompter import Choice, Prompter
 from launcher.wizard_config import WizardConfig
 from slurm.partitions import Partition

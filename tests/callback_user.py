@@ -163,7 +163,7 @@ def train(kind: str, ranks: int, group: str) -> pl.Trainer:
         trainer.fit(Net(), Data())
         return trainer
     from launcher import TrainingCoordinator
-    from launcher.config import WandbOptions
+    from launcher.config.schema import WandbOptions
 
     coordinator = TrainingCoordinator("runs", False, "32", None, devices=ranks, callbacks=make_group(group),
                                       loggers=[logger], wandb=WandbOptions("disabled"))  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agreement import RankFacts, agree_on
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.events import EventLog
 from launcher.hardware import Device, Hardware
 from launcher.plan import make_plan

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.config import WatchOptions
+from launcher.config.schema import WatchOptions
 from launcher.report import units
 from launcher.report.markup import Section, badge, element, figure, folded, join, paragraph, table
 from launcher.report.plain import items, mapping, number

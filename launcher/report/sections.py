@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.report import units
 from launcher.report.markup import (
     Section,

@@ -52,7 +52,7 @@ class SevenBillion(DemoGPT):
 
 def plan_once(gpus: int) -> None:
     """The work of one process."""
-    from launcher.config_sources import load_config
+    from launcher.config.loading import load_config
     from launcher.dry_run import plan_here
     from launcher.other_machines import read_options
 

@@ -72,7 +72,7 @@ def test_a_rank_that_never_arrives_is_named_within_the_limit(tmp_path: Path) -> 
 SCRIPT = """
 import mine
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 TrainingCoordinator("runs", use_gpu=False, precision="32", wandb=WandbOptions(mode="disabled")).train(
     mine.Mine(), datamodule=mine.ToyData(), max_epochs=1, num_sanity_val_steps=STEPS, name="a")
 """

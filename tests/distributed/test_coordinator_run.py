@@ -21,7 +21,7 @@ HEAD = """
 import json, os, sys
 import torch
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 from launcher.core.errors import LauncherError
 from tests.toy import Probe, Toy, ToyData
 

@@ -138,7 +138,7 @@ import json, sys
 import deepspeed, torch
 import evaluated
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 
 model, data = evaluated.Model(), evaluated.Data()
 coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", devices=2, strategy="deepspeed_stage_3",

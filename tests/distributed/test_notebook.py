@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 _PIPED = """
 import json, os
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 from tests.toy import Toy, ToyData
 
 coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", devices=2, wandb=WandbOptions("disabled"))
@@ -50,7 +50,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 
 torch.set_num_threads(2)
 torch.randn(600, 600) @ torch.randn(600, 600)

@@ -23,7 +23,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 from launcher.core.errors import UsageError
 from launcher.core.events import read_events
 from tests.toy import Toy, ToyData

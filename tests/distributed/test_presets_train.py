@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preset_files import preset_names
+from launcher.config.presets import preset_names
 from tests.distributed.runs import events_of, only_run, toy_env, train_on
 from tests.processes import launcher, run_warm
 from tests.warm import DEEPSPEED

@@ -24,7 +24,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from launcher import TrainingCoordinator
-from launcher.config import CheckpointOptions, WandbOptions
+from launcher.config.schema import CheckpointOptions, WandbOptions
 from tests.callback_user import Data, Net
 
 

@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 from tests.callback_user import Data, Net
 
 class Talking(Net):

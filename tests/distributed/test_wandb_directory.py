@@ -21,7 +21,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 _SCRIPT = """
 import json
 from launcher import TrainingCoordinator
-from launcher.config import WandbOptions
+from launcher.config.schema import WandbOptions
 from tests.toy import Toy, ToyData
 
 for mode in ("offline", "online"):

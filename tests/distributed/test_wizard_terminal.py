@@ -12,7 +12,7 @@ import pexpect
 import pytest
 from pexpect.fdpexpect import fdspawn
 
-from launcher.config_sources import load_config
+from launcher.config.loading import load_config
 from tests import warm
 from tests.distributed.runs import REPOSITORY, events_of, only_run
 from tests.processes import launcher, run_warm

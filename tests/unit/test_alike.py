@@ -10,7 +10,7 @@ import pytest
 
 import launcher.agreement
 from launcher.agreement import Agreement, RankFacts, alike_ranks
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.memory_plan import machine_of
 from launcher.plan import make_plan

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from launcher.allocation import nodes_of_step, srun_words
-from launcher.config import RunConfig
+from launcher.config.launch_options import LaunchOptions
+from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from launcher.launch_options import LaunchOptions
 from slurm.environment import SlurmAllocation, read_slurm_allocation
 
 PLAIN = LaunchOptions()

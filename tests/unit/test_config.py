@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config import RunConfig, config_fields
-from launcher.config_check import find_problems, parse_config
+from launcher.config.schema import RunConfig, config_fields
+from launcher.config.validation import find_problems, parse_config
 from launcher.core.errors import ConfigError, Problem
 
 LEAVES = dict(config_fields())

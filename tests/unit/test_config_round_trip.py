@@ -12,9 +12,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.config import config_fields
-from launcher.config_check import parse_config
-from launcher.config_sources import load_config
+from launcher.config.loading import load_config
+from launcher.config.schema import config_fields
+from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_loader import Loader, dump_yaml
 from launcher.user_classes import import_classes

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config import RunConfig
-from launcher.config_check import parse_config
-from launcher.config_sources import load_config, load_values, parse_overrides, read_config_file, read_preset
+from launcher.config.loading import load_config, load_values, parse_overrides, read_config_file, read_preset
+from launcher.config.schema import RunConfig
+from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Problem
 
 MODEL = "model: {class_path: pkg.Model, init_args: {lr: 0.1, width: 8}}\n"

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 import launcher.coordinator as module
 from launcher import TrainingCoordinator, script_end
-from launcher.config import RunConfig, WandbOptions
-from launcher.config_check import parse_config
+from launcher.config.schema import RunConfig, WandbOptions
+from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Interrupted, TrainingError, UsageError
 from launcher.main_path import FitResult
 from launcher.user_objects import UserObjects

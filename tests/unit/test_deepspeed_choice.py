@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.strategies import StrategyRegistry
 
-from launcher.config import RunConfig, TrainerOptions
+from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
 from launcher.plan import Plan, make_plan
 from strategies.choice import StrategyError, choose_strategy

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from launcher.agreement import Agreement
-from launcher.config import RunConfig, TrainerOptions
-from launcher.config_sources import load_config
+from launcher.config.deepspeed_file import with_deepspeed_file
+from launcher.config.loading import load_config
+from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import ConfigError
-from launcher.deepspeed_source import with_deepspeed_file
 from launcher.plan import make_plan
 from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, broken_keys
 from tests.processes import run_warm

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import RunConfig, TrainerOptions
+from launcher.config.launch_options import LaunchOptions
+from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
 from launcher.cpus import usable_cpus
 from launcher.fork_server import PreloadReport, choose_start_method
-from launcher.launch_options import LaunchOptions
 from launcher.local_start import modules_to_preload
 from launcher.preload import USER_MODULES, preload
 from launcher.ranks import likely_ranks, wanted_ranks

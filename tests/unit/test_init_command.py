@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli, init_command
-from launcher.config_sources import load_config
+from launcher.config.loading import load_config
 from launcher.setup_wizard import SetupWizard
 from launcher.wizard_config import WizardConfig
 

@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 
+from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.core.errors import LaunchError
-from launcher.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 
 
 def _read(*words: str) -> LaunchOptions:

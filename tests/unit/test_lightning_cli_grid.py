@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
-from launcher.config import RunConfig, TrainerOptions
-from launcher.config_sources import load_config
+from launcher.config.loading import load_config
+from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.user_classes import (
     import_classes,
     make_callbacks,

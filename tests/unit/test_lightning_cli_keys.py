@@ -11,10 +11,10 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from launcher.config import RunConfig
-from launcher.config_sources import load_config
+from launcher.config.lightning_cli import _REMOVED, translate_lightning_cli
+from launcher.config.loading import load_config
+from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
-from launcher.lightning_cli_keys import _REMOVED, translate_lightning_cli
 from tests.processes import run_warm
 
 _WRITE_BOTH = """

@@ -12,9 +12,9 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.deepspeed import DeepSpeedStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.config_sources import load_config
+from launcher.config.lightning_cli_strategy import DEEPSPEED_DEFAULTS, translate_strategy
+from launcher.config.loading import load_config
 from launcher.core.errors import ConfigError
-from launcher.lightning_cli_strategy import DEEPSPEED_DEFAULTS, translate_strategy
 from strategies.choice import DDP_OPTIONS, NAMES
 
 _PATH = "trainer.strategy"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from launcher.activity import current_activity
 from launcher.agreement import Agreement
-from launcher.config import RunConfig, TrainerOptions
+from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError, UsageError
 from launcher.dry_run import DryRun, plan_here
 from launcher.fit_plan import plan_for_fit

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.agreement import Agreement
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.fit_plan import plan_for_fit
 from launcher.memory_plan import plan_with_memory

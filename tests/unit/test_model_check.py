@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from launcher.config import RunConfig
-from launcher.config_sources import load_values
+from launcher.config.loading import load_values
+from launcher.config.schema import RunConfig
 from launcher.model_check import ModelCountError, class_problems, count_parameters, signature_of
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config import RunConfig, TrainerOptions
+from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.memory_plan import plan_with_memory
 from launcher.out_of_memory import out_of_memory
 from launcher.plan import Plan

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.fit_plan import plan_for_fit
 from launcher.object_profile import profile_objects
 from launcher.user_objects import Loaders, UserObjects

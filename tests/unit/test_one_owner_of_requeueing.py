@@ -11,8 +11,8 @@ import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from rich.console import Console
 
-from launcher.config import RunConfig
-from launcher.config_check import parse_config
+from launcher.config.schema import RunConfig
+from launcher.config.validation import parse_config
 from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from strategies.choice import choose_strategy

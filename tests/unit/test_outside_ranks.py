@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
 from launcher.outside_ranks import outside_rank
 from launcher.topology import Topology

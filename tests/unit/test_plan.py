@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.agreement import Agreement
-from launcher.config import RunConfig, TrainerOptions
+from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
 from launcher.plan import Plan, make_plan
 from tests.unit.rank_threads import CPU, H100, V100, facts

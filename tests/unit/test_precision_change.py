@@ -9,7 +9,7 @@ import pytest
 
 from launcher.agreement import Agreement
 from launcher.checkpoint_precision import CheckpointPrecision
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.plan import Plan, make_plan
 from strategies.precision import Precision

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.config import WatchOptions
+from launcher.config.schema import WatchOptions
 from launcher.core.events import EventLog, read_events
 from launcher.rank_health import Alert
 from launcher.rank_sample import RankSample

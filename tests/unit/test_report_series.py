@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.config import WatchOptions
+from launcher.config.schema import WatchOptions
 from launcher.report.history import read_history
 from launcher.report.rank_sections import stragglers
 from launcher.report.records import RankTable

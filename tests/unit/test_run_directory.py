@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.config import TrainerOptions
+from launcher.config.schema import TrainerOptions
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.run_directory import (
@@ -175,7 +175,7 @@ def test_the_last_checkpoint_is_last_ckpt_or_else_the_newest(tmp_path: Path) -> 
 def test_a_run_that_trains_in_another_process_is_named_and_left_alone(runs: Path) -> None:
     wanted = {"name": "first", "runs_dir": str(runs), "resume": "auto", "model": MODEL}
     program = (
-        "import sys, json\nfrom launcher.config import RunConfig\n"
+        "import sys, json\nfrom launcher.config.schema import RunConfig\n"
         "from launcher.run_directory import open_run_directory\n"
         "open_run_directory(RunConfig(**json.loads(sys.argv[1]))); print('open', flush=True); sys.stdin.read()"
     )

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from launcher.agreement import RankFacts, agree_on
 from launcher.checkpoint_secrets import hide_hyperparameters
-from launcher.config import RunConfig, config_fields
-from launcher.config_sources import load_values
+from launcher.config.loading import load_values
+from launcher.config.schema import RunConfig, config_fields
 from launcher.core.errors import AgreementError, ConfigError
 from launcher.core.secrets import (
     HIDDEN,

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from launcher import SetupWizard, WizardConfig
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import Problem
 from launcher.hardware import Device, Hardware
 from launcher.machine import Machine

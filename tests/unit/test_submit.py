@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.config import SlurmOptions
+from launcher.config.schema import SlurmOptions
 from slurm.job import job_options
 from tests.processes import Finished, launcher, run
 from tests.stand_ins import TAKEN, StandIns

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
 from launcher.ranks import check_ranks
 from launcher.topology import Topology

@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.utilities.argparse import _parse_env_variables
 
-from launcher.config import RunConfig, TrainerOptions
-from launcher.config_sources import load_config
+from launcher.config.loading import load_config
+from launcher.config.schema import RunConfig, TrainerOptions
+from launcher.config.trainer_variables import NAMES, read_variables, with_variables
 from launcher.core.errors import ConfigError
-from launcher.trainer_variables import NAMES, read_variables, with_variables
 
 
 def test_they_are_the_trainers_parameters() -> None:

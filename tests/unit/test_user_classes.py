@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from launcher import class_arguments
-from launcher.config import RunConfig
-from launcher.config_check import parse_config
+from launcher.config.schema import RunConfig
+from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
 from launcher.user_objects import UserObjects, make_user_objects

@@ -43,7 +43,9 @@ def test_files_of_the_user_are_those_of_no_library(folder: Path) -> None:
     (folder / "venv/lib/python3/site-packages/us_library.py").write_text("")
     sys.path.insert(0, str(folder / "venv/lib/python3/site-packages"))
     try:
-        found = user_sources(imported("us_alone", "us_pkg.model", "us_library", "torch", "launcher.config", "json"))
+        found = user_sources(
+            imported("us_alone", "us_pkg.model", "us_library", "torch", "launcher.config.schema", "json")
+        )
     finally:
         del sys.path[0]
     own = {name for name in found if name.startswith("us_")}

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from launcher.checkpoint_io import WholeCheckpointIO
-from launcher.config_check import parse_config
+from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
 from launcher.run_callbacks import ProgressLines
 from launcher.topology import Topology

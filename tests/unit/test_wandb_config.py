@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from launcher.agreement import Agreement
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.plan import Plan, make_plan
 from launcher.wandb_config import build_wandb_config
 from tests.unit.rank_threads import CPU, H100, V100, facts

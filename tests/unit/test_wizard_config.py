@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launcher.hardware
-from launcher.config import RunConfig
-from launcher.config_sources import load_config, read_preset
+from launcher.config.loading import load_config, read_preset
+from launcher.config.presets import ALL_PRESETS, preset_names, preset_summary
+from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.yaml_loader import Loader
 from launcher.hardware import Device, Hardware
-from launcher.preset_files import ALL_PRESETS, preset_names, preset_summary
 from launcher.wizard_config import WizardConfig
 from strategies import choice
 from strategies.precision import Precision

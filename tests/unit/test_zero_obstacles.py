@@ -11,8 +11,8 @@ import pytest
 from lightning.pytorch.plugins.precision import DoublePrecision
 
 from launcher.agreement import Agreement, RankFacts, alike_ranks
-from launcher.config import RunConfig
-from launcher.config_check import find_problems
+from launcher.config.schema import RunConfig
+from launcher.config.validation import find_problems
 from launcher.coordinator import TrainingCoordinator
 from launcher.core.errors import ConfigError, PlanError
 from launcher.core.terminal import make_console

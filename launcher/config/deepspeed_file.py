@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.config import RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 from strategies.deepspeed_keys import broken_keys
 

@@ -13,8 +13,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from launcher import deepspeed_source
-from launcher.config import FieldInfo, RunConfig, config_fields
+from launcher.config import deepspeed_file as deepspeed_source
+from launcher.config.schema import FieldInfo, RunConfig, config_fields
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import redact
 from strategies import precision as precision_names

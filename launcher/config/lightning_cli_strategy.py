@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.config.deepspeed_file import read_deepspeed_file
 from launcher.core.errors import ConfigError, Problem
-from launcher.deepspeed_source import read_deepspeed_file
 from strategies.choice import DDP_OPTIONS
 from strategies.deepspeed_config import VARIANTS, ZeroVariant
 

@@ -17,15 +17,15 @@ from typing import Any
 
 import yaml
 
-from launcher.config import RunConfig, config_fields
-from launcher.config_check import find_problems, parse_config
-from launcher.config_merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs, with_whole_lists
+from launcher.config.deepspeed_file import with_deepspeed_file
+from launcher.config.lightning_cli import translate_lightning_cli
+from launcher.config.merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs, with_whole_lists
+from launcher.config.schema import RunConfig, config_fields
+from launcher.config.trainer_variables import read_variables
+from launcher.config.validation import find_problems, parse_config
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import resolve_references
 from launcher.core.yaml_loader import Loader
-from launcher.deepspeed_source import with_deepspeed_file
-from launcher.lightning_cli_keys import translate_lightning_cli
-from launcher.trainer_variables import read_variables
 
 _FILES = (".yaml", ".yml", ".json")
 # Where LightningCLI takes a file for a part of the config.

@@ -6,7 +6,7 @@ import difflib
 import importlib.resources
 from typing import Any
 
-from launcher.config_sources import read_preset
+from launcher.config.loading import read_preset
 from launcher.core.errors import ConfigError, Problem
 from strategies.choice import AUTO
 from strategies.choice import NAMES as STRATEGY_NAMES

@@ -8,11 +8,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.config import RunConfig, TrainerOptions
-from launcher.config_check import find_problems
-from launcher.config_merge import with_class_specs
+from launcher.config.lightning_cli import translate_lightning_cli
+from launcher.config.merge import with_class_specs
+from launcher.config.schema import RunConfig, TrainerOptions
+from launcher.config.validation import find_problems
 from launcher.core.errors import ConfigError, Problem
-from launcher.lightning_cli_keys import translate_lightning_cli
 
 PREFIX = "PL_TRAINER_"
 # The Trainer's other parameters, which are top-level keys here or have no meaning.

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from launcher.config import config_fields
+from launcher.config.schema import config_fields
 from launcher.core.yaml_loader import dump_yaml
 
 _SECTIONS: dict[str, tuple[str, ...]] = {

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.config.lightning_cli_strategy import translate_strategy
 from launcher.core.errors import Problem
-from launcher.lightning_cli_strategy import translate_strategy
 
 # Under `trainer` for LightningCLI, at the top level here: the launcher decides them. Lightning's defaults say nothing.
 _MOVED = {"accelerator": "auto", "devices": "auto", "num_nodes": 1, "precision": None}
