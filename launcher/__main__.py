@@ -3,7 +3,7 @@
 import sys
 
 from launcher.cli import run
-from launcher.standard_streams import open_missing_streams
+from launcher.process.standard_streams import open_missing_streams
 
 
 def main() -> int:

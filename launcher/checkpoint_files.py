@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launcher.activity import doing
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError
+from launcher.process.activity import doing
 
 MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"

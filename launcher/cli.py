@@ -19,7 +19,7 @@ from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.foreign_ranks import in_torchruns_words, without_starters
 from launcher.job_parser import JOB_COMMANDS
-from launcher.rank_report import RankReport
+from launcher.process.rank_status import RankReport
 from launcher.topology import Topology
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         if command == "plan":
             return _plan(config, topology, options)
-        from launcher.socket_folder import socket_folder
+        from launcher.process.socket_folder import socket_folder
 
         with socket_folder():
             code = _start_ranks(config, topology, launch, arguments)

@@ -11,9 +11,9 @@ from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
 from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
 from launcher.main_path import FitResult, fit
-from launcher.other_ranks import in_notebook, is_script_rank, script_rank
 from launcher.outside_ranks import outside_rank
-from launcher.standard_streams import open_missing_streams
+from launcher.process.script_ranks import in_notebook, is_script_rank, script_rank
+from launcher.process.standard_streams import open_missing_streams
 from launcher.topology import Topology
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision

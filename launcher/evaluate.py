@@ -29,10 +29,10 @@ from launcher.evaluated_run import find_evaluated_run
 from launcher.evaluation_data import share_evaluation_data
 from launcher.main_path import ask_rank_zero, attach_log, gather_facts
 from launcher.plan import Plan, make_plan
+from launcher.process.rank_log import RankLog
+from launcher.process.rank_status import RankReport
 from launcher.process_group import open_store, process_group
 from launcher.quiet_lightning import quiet_lightning
-from launcher.rank_log import RankLog
-from launcher.rank_report import RankReport
 from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
 from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from launcher.activity import ActivityReporter, ActivityWatch, doing
 from launcher.agreement import RankFacts
 from launcher.core.errors import AgreementError, LauncherError
+from launcher.process.activity import ActivityReporter, ActivityWatch, doing
 
 _CHALLENGE = "launcher/challenge"
 # Seconds that a rank waits for a decision under one challenge before it looks whether there is a newer one.

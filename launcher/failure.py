@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.core.errors import OutOfMemoryError
-from launcher.heartbeat import BEFORE_TRAINING
-from launcher.rank_report import RankError
+from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.process.rank_status import RankError
 
 _SERVER_LOST = 255
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from launcher.core.own_modules import without_working_directory
 from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
-from launcher.socket_folder import folder_of_sockets
+from launcher.process.socket_folder import folder_of_sockets
 
 # Seconds until the server must have begun, and until its imports must have ended.
 _BEGIN_TIMEOUT = 120.0

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.flight_recorder import FlightRecord, ranks_that_did_not_enter
-from launcher.heartbeat import UNKNOWN, Beat
+from launcher.process.heartbeat import UNKNOWN, Beat
 
 # The default limit: this many steps' time, and never less than this many seconds.
 _STEPS = 20.0

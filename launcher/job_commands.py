@@ -169,7 +169,7 @@ def _logs(options: Namespace) -> int:
 
 
 def _cancel(options: Namespace) -> int:
-    from launcher.local_job import ask_to_stop
+    from launcher.process.background import ask_to_stop
     from launcher.run_lock import owner_of
     from launcher.run_status import find_run_named, run_status
     from launcher.submission import read_records

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.events import FILE_NAME, read_events
-from launcher.local_job import OUTPUT
+from launcher.process.background import OUTPUT
 from launcher.submission import read_records
 from launcher.sweep_record import ARRAYS
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from launcher import __version__
-from launcher.activity import doing
 from launcher.agreement import RankFacts, agree_on
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
@@ -26,14 +25,15 @@ from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
 from launcher.exchange import Decision, exchange
 from launcher.hardware import library_versions
-from launcher.left_open import close_left_open
 from launcher.memory_record import MemoryRecord, read_memory_record
-from launcher.other_ranks import is_script_rank, look_at_script_ranks
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
+from launcher.process.activity import doing
+from launcher.process.open_resources import close_left_open
+from launcher.process.rank_log import RankLog
+from launcher.process.rank_status import RankReport
+from launcher.process.script_ranks import is_script_rank, look_at_script_ranks
 from launcher.process_group import open_store, process_group
-from launcher.rank_log import RankLog
-from launcher.rank_report import RankReport
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.script_end import ends_script
 from launcher.topology import Topology

@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
-from launcher.activity import doing
 from launcher.config.schema import RunConfig
+from launcher.process.activity import doing
 from launcher.user_classes import UserClasses, make_data, make_model
 from strategies.fake_mode import FakeMode
 from strategies.model_shape import OptimizerError, describe_model, optimizer_of

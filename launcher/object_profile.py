@@ -19,9 +19,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from launcher.activity import doing
 from launcher.config.schema import RunConfig
 from launcher.memory_profile import SETTING_UP, bound_of, bounded, profile_of, sum_of_bytes, told
+from launcher.process.activity import doing
 from launcher.random_states import capture, restore
 from launcher.user_objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from launcher.core.atomic_write import write_file
 from launcher.exchange import Store
-from launcher.parent_death import die_with_parent
 from launcher.preflight import RankResult, exchange_rounds
+from launcher.process.parent_death import die_with_parent
 from launcher.topology import Topology
 
 if TYPE_CHECKING:

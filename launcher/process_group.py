@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.core.errors import AgreementError, TopologyError
-from launcher.left_open import leave_open
+from launcher.process.open_resources import leave_open
 from launcher.topology import Topology
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from pathlib import Path
 from launcher.failure import RankEnd
 from launcher.flight_recorder import read_flight_record
 from launcher.hang import RankState
-from launcher.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, read_beat
-from launcher.oom_kills import count_oom_kills, oom_kill_counters
-from launcher.rank_report import (
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, read_beat
+from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
+from launcher.process.rank_status import (
     RankWords,
     beat_path,
     flight_path,

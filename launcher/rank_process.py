@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import parent_death
 from launcher.cli import run
-from launcher.rank_report import FOLDER_VARIABLE, RankReport, stacks_path
+from launcher.process import parent_death
+from launcher.process.rank_status import FOLDER_VARIABLE, RankReport, stacks_path
 
 # Asks a rank for its stacks: a real-time signal, as USR1 and USR2 may be the user's, NCCL's or the scheduler's.
 STACKS_SIGNAL = signal.SIGRTMAX - 2

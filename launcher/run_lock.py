@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.local_job import is_running, start_time
+from launcher.process.background import is_running, start_time
 
 _NAME = re.compile(r"\.lock-(\d+)")
 # A disk without locks: Lustre mounted without flock, NFS without a lock service, some user-space file systems.

@@ -13,7 +13,7 @@ from typing import Any
 from launcher.core.errors import NoSuchRunError
 from launcher.core.events import FILE_NAME, read_events
 from launcher.job_output import output_of
-from launcher.local_job import is_running
+from launcher.process.background import is_running
 from launcher.report.wording import told_in_words
 from launcher.run_lock import owner_of
 from launcher.submission import read_records

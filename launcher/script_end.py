@@ -17,8 +17,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from launcher.core.errors import Interrupted, TrainingError, UsageError
 from launcher.core.secrets import scrub
-from launcher.other_ranks import end_script_ranks, ended_ranks, is_script_rank
-from launcher.rank_report import RankError
+from launcher.process.rank_status import RankError
+from launcher.process.script_ranks import end_script_ranks, ended_ranks, is_script_rank
 from launcher.topology import Topology
 
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
-from launcher.rank_report import RankReport
+from launcher.process.rank_status import RankReport
 
 
 def signs_of_life(report: RankReport) -> list[pl.Callback]:

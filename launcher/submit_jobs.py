@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.core.atomic_write import make_private
 from launcher.core.errors import Problem, QueueError, SubmitError
-from launcher.local_job import ask_to_stop, start_detached
+from launcher.process.background import ask_to_stop, start_detached
 from launcher.snapshot import take_snapshot
 from launcher.submission import Submission, make_folder, remove_folder, write_record
 
@@ -151,7 +151,7 @@ def noting(folder: Path, known: Mapping[str, Any]) -> Generator[None]:
 
     Args:
         folder: of the submission.
-        known: from `launcher.local_job.start_detached`.
+        known: from `launcher.process.background.start_detached`.
 
     Raises:
         SubmitError: no space for the note.

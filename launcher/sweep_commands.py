@@ -73,7 +73,7 @@ def cancel_sweep(sweep: Path) -> int:
     Raises:
         QueueError: SLURM's own words.
     """
-    from launcher.local_job import ask_to_stop
+    from launcher.process.background import ask_to_stop
 
     if all(member.has_ended for member in sweep_status(sweep)):
         sys.stdout.write(f"sweep {sweep.name} is not running\n")

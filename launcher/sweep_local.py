@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.local_job import OUTPUT, start_time
+from launcher.process.background import OUTPUT, start_time
 from launcher.submission import write_record
 from launcher.sweep_record import read_array_record
 

@@ -159,7 +159,7 @@ def submit_here(sweep: SweepSubmission, *, snapshot: bool) -> str:
         SubmitError: more than one node was asked for, or no space.
         QueueError: it cannot be started.
     """
-    from launcher.local_job import start_detached
+    from launcher.process.background import start_detached
 
     nodes = sweep.submissions[0].job.nodes
     if nodes > 1:

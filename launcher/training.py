@@ -26,16 +26,16 @@ from launcher.deepspeed_ready import check_model
 from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
 from launcher.kept_logs import KEY, KeepLogs
-from launcher.left_open import leave_open
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.plan_changes import PlanChanges
 from launcher.plateau_steps import StepPlateaus
+from launcher.process.open_resources import leave_open
+from launcher.process.rank_status import RankReport
 from launcher.quiet_lightning import quiet_lightning
 from launcher.random_states import RandomStates
-from launcher.rank_report import RankReport
 from launcher.rank_watch import WatchRanks
 from launcher.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
@@ -75,7 +75,7 @@ def train(
 ) -> FitResult:
     """Make the model, the data and the Trainer, and fit.
 
-    With `stays_open` the W&B run of a training that ended well is left to `launcher.left_open`.
+    With `stays_open` the W&B run of a training that ended well is left to `launcher.process.open_resources`.
 
     Raises:
         TrainingError, Interrupted, DataError, ResumeError: see `launcher.main_path.fit`.

@@ -7,8 +7,8 @@ import sys
 
 import torch
 
-from launcher.parent_death import die_with_parent
 from launcher.preflight_rank import RankPlace, measure, time_product
+from launcher.process.parent_death import die_with_parent
 
 # More than a loaded machine slows down a rank that is left alone.
 _FACTOR = 20

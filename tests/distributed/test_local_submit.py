@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local_job import is_running
+from launcher.process.background import is_running
 from launcher.submission import read_records
 from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace
 from tests.processes import Finished, launcher, run_warm

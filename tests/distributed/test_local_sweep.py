@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.local_job import is_running
+from launcher.process.background import is_running
 from launcher.sweep_record import read_arrays
 from tests.distributed.runs import REPOSITORY, TOY
 from tests.processes import Finished, launcher, run

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.class_import import import_class
 from launcher.core.errors import ConfigError
-from launcher.local_job import is_running
+from launcher.process.background import is_running
 from launcher.submission import read_records
 from slurm.job import SlurmJob
 from slurm.render import JobExecutor

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import pytest
 
-import launcher.activity
 import launcher.exchange
-from launcher.activity import doing
+import launcher.process.activity
 from launcher.agreement import RankFacts, agree_on
 from launcher.core.errors import AgreementError, LauncherError, PlanError
 from launcher.exchange import Decision, exchange
+from launcher.process.activity import doing
 from tests.unit.rank_threads import Meeting, Server, Spy, all_set, facts, run_ranks
 
 
@@ -291,7 +291,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
     monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
     monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
     # The others would have given up before that: they wait 0.4 s for a sign.
-    monkeypatch.setattr(launcher.activity, "_NOTICE_AFTER", 1.0)
+    monkeypatch.setattr(launcher.process.activity, "_NOTICE_AFTER", 1.0)
     told: dict[int, list[str]] = {0: [], 1: [], 2: []}
     all_told = threading.Event()
 
@@ -312,7 +312,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
         lambda n=n: exchange(meeting.client(), 3, facts(n), {}, plan, 0.3 if n else 10, tell(n)) for n in range(3)
     ]
     # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
-    monkeypatch.setattr(launcher.activity, "_INTERVAL", 0.05)
+    monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
     assert [result.values for result in run_ranks(bodies)] == [{"a": 1}] * 3
     assert told == {
         0: ["planning takes a while: rank 0 is counting sheep"],
@@ -325,7 +325,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
 def test_rank_zero_that_dies_while_it_plans_is_found(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
     monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
-    monkeypatch.setattr(launcher.activity, "_INTERVAL", 0.05)
+    monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
     seen = threading.Event()
     spy = Spy(meeting.client(), lambda name, key: seen.set() if name == "get" and key.endswith("/sign") else None)
 

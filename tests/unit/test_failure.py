@@ -7,7 +7,7 @@ import pytest
 
 from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
 from launcher.failure import RankEnd, account, describe, first_failure, shell_code
-from launcher.rank_report import RankError
+from launcher.process.rank_status import RankError
 
 END = RankEnd(rank=0, host="a", exit_code=None, time=0.0, step=7)
 

@@ -16,8 +16,8 @@ from launcher.flight_recorder import (
     read_flight_record,
 )
 from launcher.hang import RankState, ranks_behind
-from launcher.heartbeat import Beat
 from launcher.node_exchange import NodeExchange
+from launcher.process.heartbeat import Beat
 
 
 def _entry(number: int, operation: str = "all_reduce", *, backend: str = "nccl", done: bool = True, size: int = 97,

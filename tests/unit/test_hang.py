@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from launcher.hang import HangWatch, RankState, in_collective, main_thread_frame, ranks_behind
-from launcher.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat
 
 WAITING = """Thread 0x01 (most recent call first):
   File "/lib/python3.11/threading.py", line 324 in wait

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 import torch.distributed as dist
 
-import launcher.left_open as module
+import launcher.process.open_resources as module
 import launcher.process_group as groups
 from launcher.core.errors import TopologyError
-from launcher.left_open import close_left_open, leave_open
-from launcher.other_ranks import free_port, rank_variables
+from launcher.process.open_resources import close_left_open, leave_open
+from launcher.process.script_ranks import free_port, rank_variables
 from launcher.process_group import open_store, process_group
 from launcher.topology import Topology
 
@@ -45,7 +45,7 @@ def test_the_next_training_closes_it_once_the_last_first() -> None:
 def test_a_fork_leaves_it_to_its_parent() -> None:
     program = """
 import os
-from launcher.left_open import close_left_open, leave_open
+from launcher.process.open_resources import close_left_open, leave_open
 leave_open(lambda: os.write(1, f"closed by {os.getpid()}".encode()))
 process = os.fork()
 if not process:
@@ -60,7 +60,9 @@ os.write(1, f"parent {os.getpid()} ".encode())
 
 
 def test_the_end_of_the_interpreter_closes_it() -> None:
-    program = "from launcher.left_open import leave_open; leave_open(lambda: print('closed')); print('script')"
+    program = (
+        "from launcher.process.open_resources import leave_open; leave_open(lambda: print('closed')); print('script')"
+    )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert ended.stdout.split() == ["script", "closed"]
 

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from launcher.activity import current_activity
 from launcher.agreement import Agreement
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError, UsageError
@@ -27,6 +26,7 @@ from launcher.memory_profile import first_batch, profile_model, resized, samples
 from launcher.out_of_memory import is_out_of_memory, out_of_memory
 from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory, print_plan
+from launcher.process.activity import current_activity
 from launcher.user_classes import import_classes
 from launcher.user_objects import UserObjects
 from strategies.precision import Precision

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-import launcher.other_ranks as module
+import launcher.process.script_ranks as module
 from launcher.core.errors import AgreementError
-from launcher.other_ranks import in_notebook, is_script_rank, rank_variables, script_rank
+from launcher.process.script_ranks import in_notebook, is_script_rank, rank_variables, script_rank
 from launcher.topology import Topology
 
 

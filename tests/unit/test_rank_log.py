@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rank_log import RankLog
+from launcher.process.rank_log import RankLog
 from tests.processes import Finished
 
 _PRELUDE = """
 import ctypes, os, signal, sys
 from pathlib import Path
-from launcher.rank_log import RankLog
+from launcher.process.rank_log import RankLog
 
 folder = Path("logs").absolute()
 libc = ctypes.CDLL(None)

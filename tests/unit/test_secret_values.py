@@ -32,7 +32,7 @@ from launcher.core.secrets import (
     without_secrets,
 )
 from launcher.memory_record import Exhausted
-from launcher.rank_report import RankReport
+from launcher.process.rank_status import RankReport
 from launcher.run_directory import newest_run_like, open_run_directory
 from launcher.run_loggers import run_loggers
 from tests.unit.run_directories import config, ended

@@ -30,7 +30,7 @@ from typing import BinaryIO, TextIO, cast
 
 from typing_extensions import Buffer
 
-from launcher.standard_streams import AlsoLogged, is_plain, open_missing_streams, passes_on
+from launcher.process.standard_streams import AlsoLogged, is_plain, open_missing_streams, passes_on
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
 _FOR_THE_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}

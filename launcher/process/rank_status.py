@@ -23,7 +23,7 @@ from typing import Any
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
 from launcher.core.secrets import scrub
-from launcher.heartbeat import BEFORE_TRAINING, Heart
+from launcher.process.heartbeat import BEFORE_TRAINING, Heart
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
 _TRACEBACK_LINES = 40
