@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from launcher.demo import DemoGPT
+from launcher.demo.model import DemoGPT
 from tests.model_zoo import MODELS, Entry, Net, TiedGPT, adamw, mlp, momentum, rmsprop, two_groups
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from launcher.demo import Block, DemoGPT
+from launcher.demo.model import Block, DemoGPT
 
 
 class Net(pl.LightningModule):

@@ -10,7 +10,7 @@ import sys
 
 import lightning.pytorch as pl
 
-from launcher.demo import DemoGPT, DemoText
+from launcher.demo.model import DemoGPT, DemoText
 from tests.benchmarks.clock import Clock
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from launcher.demo import DemoGPT
+from launcher.demo.model import DemoGPT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from launcher.demo import DemoGPT, DemoReport, lr_factor
-from launcher.demo_text import DemoText, TextWindows
+from launcher.demo.data import DemoText, TextWindows
+from launcher.demo.model import DemoGPT, DemoReport, lr_factor
 
 
 @pytest.fixture(scope="module")

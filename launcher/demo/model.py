@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from launcher.demo_text import DemoText
+from launcher.demo.data import DemoText
 
 
 class Block(nn.Module):
