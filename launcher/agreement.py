@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.core.errors import AgreementError
-from launcher.hardware import Hardware
-from launcher.nvme import NvmeFolder
-from launcher.topology import Topology
+from launcher.hardware.devices import Hardware
+from launcher.hardware.nvme import NvmeFolder
+from launcher.hardware.topology import Topology
 from launcher.user_sources import differing
 from strategies.alike import Alike, counted
 from strategies.precision import RankCapability

@@ -17,10 +17,10 @@ from launcher.config.launch_options import LaunchOptions, add_launch_arguments, 
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
-from launcher.foreign_ranks import in_torchruns_words, without_starters
+from launcher.hardware.mpi_ranks import in_torchruns_words, without_starters
+from launcher.hardware.topology import Topology
 from launcher.job_parser import JOB_COMMANDS
 from launcher.process.rank_status import RankReport
-from launcher.topology import Topology
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
@@ -100,7 +100,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     if command == "fit" or command in _EVALUATIONS:
         add_launch_arguments(parser)
     if command == "plan":
-        from launcher.other_machines import add_options
+        from launcher.hardware.target_machines import add_options
 
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
         add_options(parser)
@@ -213,8 +213,8 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
             refuse_agents_flags(launch)
         return None
     from launcher.allocation import enter_allocation, nodes_of_step
+    from launcher.hardware.rank_count import check_ranks
     from launcher.local_start import start_ranks
-    from launcher.ranks import check_ranks
 
     enter_allocation(config, launch, arguments)
     with nodes_of_step(config, launch, os.environ) as launch:
@@ -242,7 +242,7 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions) -> int:
 
 def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
     from launcher.dry_run import plan_here
-    from launcher.other_machines import read_options
+    from launcher.hardware.target_machines import read_options
 
     found = plan_here(config, topology.host, read_options(options))
     if options.plot:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
 from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
+from launcher.hardware.topology import Topology
 from launcher.main_path import FitResult, fit
 from launcher.outside_ranks import outside_rank
 from launcher.process.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.process.standard_streams import open_missing_streams
-from launcher.topology import Topology
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
 
@@ -208,7 +208,7 @@ class TrainingCoordinator:
         return UserObjects(module, data, self._callbacks, self._loggers, precision, plugins=others)
 
     def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
-        from launcher.ranks import wanted_ranks
+        from launcher.hardware.rank_count import wanted_ranks
 
         if is_script_rank():
             return self._fit_script(config, given, 0)

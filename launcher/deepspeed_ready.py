@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.nvme import look_at, offload_folders
+from launcher.hardware.nvme import look_at, offload_folders
 from strategies.deepspeed_config import VARIANTS
 
 if TYPE_CHECKING:

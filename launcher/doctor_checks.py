@@ -66,7 +66,7 @@ def check_devices() -> Iterator[Finding]:
         yield from gpu_findings(facts)
         if facts.gpus:
             return
-    from launcher.hardware import detect_hardware
+    from launcher.hardware.devices import detect_hardware
 
     device = detect_hardware("auto", 0).device
     found = f"{device.name}, {device.memory_bytes / _GIB:.0f} GiB, native: {', '.join(device.native_dtypes)}"

@@ -10,11 +10,11 @@ from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.deepspeed_ready import deepspeed_facts
 from launcher.fit_plan import profile_for
-from launcher.hardware import detect_hardware
+from launcher.hardware.devices import detect_hardware
+from launcher.hardware.rank_count import wanted_ranks
+from launcher.hardware.target_machines import OtherMachines
 from launcher.memory_plan import host_memory, plan_with_memory
-from launcher.other_machines import OtherMachines
 from launcher.plan import Plan, make_plan
-from launcher.ranks import wanted_ranks
 from launcher.run_directory import find_run
 from launcher.user_classes import UserClasses, import_classes
 from strategies.step_trace import ModelProfile, Unprofiled

@@ -27,6 +27,7 @@ from launcher.core.secrets import find_secrets, scrub
 from launcher.core.terminal import make_console
 from launcher.evaluated_run import find_evaluated_run
 from launcher.evaluation_data import share_evaluation_data
+from launcher.hardware.topology import Topology
 from launcher.main_path import ask_rank_zero, attach_log, gather_facts
 from launcher.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
@@ -37,7 +38,6 @@ from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
 from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
 from launcher.signs_of_life import signs_of_life
-from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_objects import UserObjects, make_user_objects
 from launcher.wandb_run import QueuedWandbLogger, finish_wandb

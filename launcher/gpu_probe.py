@@ -132,7 +132,7 @@ def _nccl_installed(cuda: str | None) -> str:
 def _gpu(index: int) -> Gpu:
     import torch
 
-    from launcher.hardware import detect_hardware
+    from launcher.hardware.devices import detect_hardware
 
     device = detect_hardware("cuda", index).device
     free, _ = torch.cuda.mem_get_info(index)

@@ -19,15 +19,15 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
-from launcher.cpus import usable_cpus
 from launcher.fork_server import ForkServer, StartMethod
+from launcher.hardware.cpus import usable_cpus
+from launcher.hardware.rank_count import likely_ranks, wanted_ranks
 from launcher.installed_imports import installed_imports
 from launcher.preload import USER_MODULES
-from launcher.ranks import likely_ranks, wanted_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
-              "launcher.rank_process", "launcher.main_path", "launcher.hardware", "launcher.ranks",
+              "launcher.rank_process", "launcher.main_path", "launcher.hardware.devices", "launcher.hardware.rank_count",
               "launcher.user_classes", "launcher.config.loading", "launcher.config.validation", "launcher.resume",
               "launcher.training", "launcher.summary", "docstring_parser",
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip

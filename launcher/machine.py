@@ -6,7 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from launcher.hardware import Hardware, detect_hardware
+from launcher.hardware.devices import Hardware, detect_hardware
 from slurm.partitions import Partition, PartitionsError, read_partitions
 
 

@@ -24,7 +24,8 @@ from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
 from launcher.exchange import Decision, exchange
-from launcher.hardware import library_versions
+from launcher.hardware.devices import library_versions
+from launcher.hardware.topology import Topology
 from launcher.memory_record import MemoryRecord, read_memory_record
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
@@ -36,7 +37,6 @@ from launcher.process.script_ranks import is_script_rank, look_at_script_ranks
 from launcher.process_group import open_store, process_group
 from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.script_end import ends_script
-from launcher.topology import Topology
 
 if TYPE_CHECKING:
     from launcher.user_objects import UserObjects
@@ -163,8 +163,8 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
         from launcher.deepspeed_ready import deepspeed_facts
-        from launcher.hardware import detect_hardware
-        from launcher.ranks import check_ranks
+        from launcher.hardware.devices import detect_hardware
+        from launcher.hardware.rank_count import check_ranks
         from launcher.user_classes import import_classes
         from launcher.user_sources import digest_of, user_sources
 

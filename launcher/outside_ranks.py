@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from launcher.foreign_ranks import in_torchruns_words
+from launcher.hardware.mpi_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, SlurmTask, read_slurm_task
 from slurm.nodelist import expand_nodes
 
@@ -46,7 +46,7 @@ def outside_rank(config: RunConfig, env: Mapping[str, str]) -> dict[str, str] | 
     if any(env.get(name, "1") not in ("", "0", "1") for name in _MPI_SIZES):
         if env.get("MASTER_ADDR") and env.get("MASTER_PORT"):
             return in_torchruns_words(env)
-        # Without mpi4py `launcher.foreign_ranks` says what is missing.
+        # Without mpi4py `launcher.hardware.mpi_ranks` says what is missing.
         return _of_mpi() if importlib.util.find_spec("mpi4py") else None
     return None
 
@@ -92,7 +92,7 @@ def _check(config: RunConfig, task: SlurmTask, on_each: int) -> None:
             f"--nodes={config.num_nodes}, or num_nodes={task.nodes}"
         )
     if config.devices == "auto" and config.accelerator != "cpu":
-        from launcher.hardware import available_kind, device_count
+        from launcher.hardware.devices import available_kind, device_count
 
         kind = available_kind(config.accelerator)
         if kind == "cuda" and (found := device_count(kind)) > on_each:

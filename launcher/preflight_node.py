@@ -84,7 +84,7 @@ def run_node(request: NodeRequest, node: int, rank_command: Sequence[str] = RANK
 
 
 def _devices(*, cpu: bool) -> int:
-    from launcher.hardware import available_kind, device_count
+    from launcher.hardware.devices import available_kind, device_count
 
     return 1 if cpu else device_count(available_kind("auto"))
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from launcher.core.atomic_write import write_file
 from launcher.exchange import Store
+from launcher.hardware.topology import Topology
 from launcher.preflight import RankResult, exchange_rounds
 from launcher.process.parent_death import die_with_parent
-from launcher.topology import Topology
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def measure(place: RankPlace, multiply: Callable[[torch.device], tuple[str, floa
 
     import torch
 
-    from launcher.hardware import detect_hardware
+    from launcher.hardware.devices import detect_hardware
     from launcher.process_group import open_store, process_group
 
     hardware = detect_hardware("cpu" if place.cpu else "auto", place.local_rank)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.core.errors import AgreementError, TopologyError
+from launcher.hardware.topology import Topology
 from launcher.process.open_resources import leave_open
-from launcher.topology import Topology
 
 if TYPE_CHECKING:
     from torch.distributed import Store

@@ -17,9 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from launcher.core.errors import Interrupted, TrainingError, UsageError
 from launcher.core.secrets import scrub
+from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankError
 from launcher.process.script_ranks import end_script_ranks, ended_ranks, is_script_rank
-from launcher.topology import Topology
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -25,6 +25,7 @@ from launcher.data_order import DataOrder
 from launcher.deepspeed_ready import check_model
 from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
+from launcher.hardware.topology import Topology
 from launcher.kept_logs import KEY, KeepLogs
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.memory_record import Exhausted, remember
@@ -45,7 +46,6 @@ from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, 
 from launcher.script_end import end_is_told
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement
-from launcher.topology import Topology
 from launcher.trained_parameters import TrainedParameters
 from launcher.trainer import build_trainer
 from launcher.training_loops import use_resumable_loops

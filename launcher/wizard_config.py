@@ -18,7 +18,7 @@ from launcher.core.atomic_write import write_file
 from launcher.core.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from launcher.hardware import Hardware
+    from launcher.hardware.devices import Hardware
 
 # Answers, and where they stand in the config.
 _PATHS = {

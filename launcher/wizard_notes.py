@@ -8,7 +8,7 @@ from launcher.core.errors import Problem
 from strategies.precision import AUTO, Precision, PrecisionError, RankCapability, normalize_precision, reconcile
 
 if TYPE_CHECKING:
-    from launcher.hardware import Hardware
+    from launcher.hardware.devices import Hardware
     from launcher.wizard_config import WizardConfig
 
 _FULL = (Precision.FP32_TRUE, Precision.FP64_TRUE)
@@ -24,7 +24,7 @@ def find_notes(config: WizardConfig, hardware: Hardware | None = None) -> tuple[
     notes = [*_on_contradiction(config), *_on_length(config)]
     if _asks_for_hardware(config):
         if hardware is None:
-            from launcher.hardware import detect_hardware
+            from launcher.hardware.devices import detect_hardware
 
             hardware = detect_hardware("auto" if config.accelerator != "cpu" else "cpu", 0)
         notes += [*_on_precision(config, hardware), *_on_devices(config, hardware)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.agreement import Agreement, RankFacts, hosts_of
-from launcher.hardware import BUILD_TOOLS
+from launcher.hardware.devices import BUILD_TOOLS
 from strategies.alike import where
 from strategies.deepspeed_config import VARIANTS
 from strategies.deepspeed_merge import nvme_paths

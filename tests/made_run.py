@@ -11,7 +11,7 @@ from typing import Any
 from launcher.agreement import RankFacts, agree_on
 from launcher.config.schema import RunConfig
 from launcher.core.events import EventLog
-from launcher.hardware import Device, Hardware
+from launcher.hardware.devices import Device, Hardware
 from launcher.plan import make_plan
 
 START = 1_700_000_000.0

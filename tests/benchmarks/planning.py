@@ -54,7 +54,7 @@ def plan_once(gpus: int) -> None:
     """The work of one process."""
     from launcher.config.loading import load_config
     from launcher.dry_run import plan_here
-    from launcher.other_machines import read_options
+    from launcher.hardware.target_machines import read_options
 
     words = ["--model", f"{__spec__.name}.SevenBillion", "--data", f"{__spec__.name}.TokenData"]
     config = load_config([], [*words, "--global-batch-size", str(gpus)])

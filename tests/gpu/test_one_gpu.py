@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 def test_hardware_names_the_device_and_what_it_computes_natively() -> None:
     import torch
 
-    from launcher.hardware import detect_hardware
+    from launcher.hardware.devices import detect_hardware
 
     device = detect_hardware("auto", 0).device
     major, _ = torch.cuda.get_device_capability(0)
@@ -31,7 +31,7 @@ def test_looking_at_the_hardware_before_a_fork_does_not_initialise_cuda(tmp_path
     import sys
 
     code = (
-        "import torch; from launcher.hardware import available_kind, device_count; "
+        "import torch; from launcher.hardware.devices import available_kind, device_count; "
         "assert device_count(available_kind('auto')) > 0; assert not torch.cuda.is_initialized()"
     )
     run([sys.executable, "-c", code], tmp_path).check()

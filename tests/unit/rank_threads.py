@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch.distributed import PrefixStore, TCPStore
 
 from launcher.agreement import RankFacts
-from launcher.hardware import Device, Hardware
+from launcher.hardware.devices import Device, Hardware
 
 T = TypeVar("T")
 H100 = Device("cuda", 0, "NVIDIA H100", 80 * 2**30, ("fp32", "fp64", "fp16", "bf16"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.agreement import Agreement, RankFacts, agree_on
 from launcher.core.errors import AgreementError
-from launcher.topology import Topology
+from launcher.hardware.topology import Topology
 from tests.unit.rank_threads import CPU, H100, V100, facts
 
 

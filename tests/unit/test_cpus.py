@@ -1,4 +1,4 @@
-"""`launcher.cpus`: cores that may be used, by affinity and by control groups."""
+"""`launcher.hardware.cpus`: cores that may be used, by affinity and by control groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cpus import usable_cpus
+from launcher.hardware.cpus import usable_cpus
 
 
 def _group(root: Path, path: str, **files: str) -> None:

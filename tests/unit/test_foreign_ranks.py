@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.core.errors import TopologyError
-from launcher.foreign_ranks import in_torchruns_words
-from launcher.topology import Topology
+from launcher.hardware.mpi_ranks import in_torchruns_words
+from launcher.hardware.topology import Topology
 
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 STARTERS = {

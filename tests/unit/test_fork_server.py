@@ -11,11 +11,11 @@ import pytest
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
-from launcher.cpus import usable_cpus
 from launcher.fork_server import PreloadReport, choose_start_method
+from launcher.hardware.cpus import usable_cpus
+from launcher.hardware.rank_count import likely_ranks, wanted_ranks
 from launcher.local_start import modules_to_preload
 from launcher.preload import USER_MODULES, preload
-from launcher.ranks import likely_ranks, wanted_ranks
 
 
 def test_ranks_are_forked_unless_that_would_break_them() -> None:
@@ -166,7 +166,7 @@ def test_two_different_numbers_of_ranks_are_refused() -> None:
 
 
 def test_the_agents_modules_that_come_before_torch_do_not_import_it() -> None:
-    script = ("import sys, launcher.cli, launcher.local_start, launcher.fork_server, launcher.ranks\n"
+    script = ("import sys, launcher.cli, launcher.local_start, launcher.fork_server, launcher.hardware.rank_count\n"
               "print([m for m in ('torch', 'lightning', 'wandb', 'deepspeed') if m in sys.modules])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""`launcher.hardware`: what this process has; only what cannot be on this machine is put in torch's place."""
+"""`launcher.hardware.devices`: what this process has; only what cannot be on this machine is put in torch's place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from launcher.core.errors import TopologyError
-from launcher.hardware import BUILD_TOOLS, Hardware, available_kind, detect_hardware, device_count, library_versions
+from launcher.hardware.devices import (
+    BUILD_TOOLS,
+    Hardware,
+    available_kind,
+    detect_hardware,
+    device_count,
+    library_versions,
+)
 
 
 def show_gpus(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from launcher.config.schema import RunConfig
 from launcher.config.validation import parse_config
-from launcher.topology import Topology
+from launcher.hardware.topology import Topology
 from launcher.trainer import build_trainer
 from strategies.choice import choose_strategy
 

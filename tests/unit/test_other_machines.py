@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.other_machines import OtherMachines, parse_size, read_options
+from launcher.hardware.target_machines import OtherMachines, parse_size, read_options
 from strategies.gpus import GIB, GPUS, find_gpu, recognize_gpu
 
 _TENSOR_RATIO = {("v100", "t4", "mi"): 8, ("a100", "a30", "h"): 16, ("a10", "a40", "l4"): 4, ("rtx",): 2}

@@ -15,8 +15,8 @@ import pytest
 
 import launcher.process.script_ranks as module
 from launcher.core.errors import AgreementError
+from launcher.hardware.topology import Topology
 from launcher.process.script_ranks import in_notebook, is_script_rank, rank_variables, script_rank
-from launcher.topology import Topology
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
+from launcher.hardware.topology import Topology
 from launcher.outside_ranks import outside_rank
-from launcher.topology import Topology
 
 
 def task(rank: int, nodes: int = 2, on_each: int = 1, **more: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`launcher.topology`: who this process is, from a mapping."""
+"""`launcher.hardware.topology`: who this process is, from a mapping."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from launcher.ranks import check_ranks
-from launcher.topology import Topology
+from launcher.hardware.rank_count import check_ranks
+from launcher.hardware.topology import Topology
 
 TORCHRUN = {
     "RANK": "5",

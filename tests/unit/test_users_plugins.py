@@ -19,8 +19,8 @@ from rich.console import Console
 from launcher.checkpoint_io import WholeCheckpointIO
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
+from launcher.hardware.topology import Topology
 from launcher.run_callbacks import ProgressLines
-from launcher.topology import Topology
 from launcher.trainer import build_trainer
 from launcher.user_classes import import_classes
 from launcher.user_objects import sort_plugins

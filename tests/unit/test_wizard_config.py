@@ -12,13 +12,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import launcher.hardware
+import launcher.hardware.devices
 from launcher.config.loading import load_config, read_preset
 from launcher.config.presets import ALL_PRESETS, preset_names, preset_summary
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.yaml_loader import Loader
-from launcher.hardware import Device, Hardware
+from launcher.hardware.devices import Device, Hardware
 from launcher.wizard_config import WizardConfig
 from strategies import choice
 from strategies.precision import Precision
@@ -75,14 +75,14 @@ def test_mixed_precision_without_a_gpu_is_valid_with_a_warning() -> None:
 
 @pytest.mark.case(23)
 def test_without_hardware_given_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.hardware, "detect_hardware", lambda accelerator, local_rank: CPU)
+    monkeypatch.setattr(launcher.hardware.devices, "detect_hardware", lambda accelerator, local_rank: CPU)
     assert len(WizardConfig(use_mixed_precision=True).validate().warnings) == 1
-    monkeypatch.setattr(launcher.hardware, "detect_hardware", lambda accelerator, local_rank: NEW_GPU)
+    monkeypatch.setattr(launcher.hardware.devices, "detect_hardware", lambda accelerator, local_rank: NEW_GPU)
     assert WizardConfig(use_mixed_precision=True).validate() == ((), ())
 
 
 def test_no_hardware_is_looked_at_where_no_answer_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(launcher.hardware, "detect_hardware")
+    monkeypatch.delattr(launcher.hardware.devices, "detect_hardware")
     assert WizardConfig(precision="auto", devices="auto", accelerator="cpu").validate() == ((), ())
 
 

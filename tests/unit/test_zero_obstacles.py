@@ -17,8 +17,8 @@ from launcher.coordinator import TrainingCoordinator
 from launcher.core.errors import ConfigError, PlanError
 from launcher.core.terminal import make_console
 from launcher.deepspeed_ready import deepspeed_facts
+from launcher.hardware.nvme import NvmeFolder, look_at, offload_folders
 from launcher.memory_plan import plan_with_memory
-from launcher.nvme import NvmeFolder, look_at, offload_folders
 from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory
 from launcher.zero_obstacles import nvme_room

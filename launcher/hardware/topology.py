@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.core.errors import TopologyError
-from launcher.foreign_ranks import in_torchruns_words
+from launcher.hardware.mpi_ranks import in_torchruns_words
 from slurm.environment import SlurmEnvironmentError, read_slurm_task
 
 Source = Literal["torchrun", "slurm", "single"]

@@ -9,9 +9,9 @@ from pathlib import Path
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from launcher.cpus import usable_cpus
-from launcher.hardware import available_kind, device_count
-from launcher.topology import Topology
+from launcher.hardware.cpus import usable_cpus
+from launcher.hardware.devices import available_kind, device_count
+from launcher.hardware.topology import Topology
 
 
 def wanted_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int:

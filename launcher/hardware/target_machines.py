@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from launcher.core.errors import ConfigError, Problem
-from launcher.hardware import Device, Hardware, library_versions
+from launcher.hardware.devices import Device, Hardware, library_versions
 from strategies.gpus import GPUS, UnknownGpuError, find_gpu
 
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
