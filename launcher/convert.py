@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.checkpoint_reader import PUT_TOGETHER, Trust
+from launcher.checkpoint.deepspeed import ZeroLayout, read_whole, zero_layout
+from launcher.checkpoint.reader import PUT_TOGETHER, Trust
+from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.plan import Plan
-from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
-from launcher.zero_checkpoint import ZeroLayout, read_whole, zero_layout
 
 
 @contextlib.contextmanager

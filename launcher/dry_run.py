@@ -51,8 +51,8 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
     agreement = _others(config, classes, others) if others else _alike(config, classes, host)
     checkpoint = None
     if config.resume != "none":
-        from launcher.checkpoint_reader import Trust
-        from launcher.resume import check_checkpoint
+        from launcher.checkpoint.reader import Trust
+        from launcher.checkpoint.resume import check_checkpoint
 
         place = find_run(config)
         trust = Trust(place.path, everywhere=config.resume_trust)

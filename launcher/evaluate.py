@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from launcher.agreement import RankFacts, agree_on
-from launcher.checkpoint_reader import Trust
+from launcher.checkpoint.reader import Trust
+from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.convert import loadable_checkpoint, save_private
 from launcher.core.errors import LauncherError, TrainingError, UsageError
@@ -34,7 +35,6 @@ from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
 from launcher.process_group import open_store, process_group
 from launcher.quiet_lightning import quiet_lightning
-from launcher.resume import read_checkpoint
 from launcher.run_directory import RunDirectory
 from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
 from launcher.signs_of_life import signs_of_life

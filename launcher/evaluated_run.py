@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint_files import choose_checkpoint, problem_of
-from launcher.checkpoint_reader import Trust
+from launcher.checkpoint.manifest import choose_checkpoint, problem_of
+from launcher.checkpoint.reader import Trust
+from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.evaluated_config import BEST, LAST, run_of
-from launcher.resume import read_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory
 from launcher.run_trust import check_run_folder
 

@@ -194,9 +194,9 @@ def decide_together(
     config: RunConfig, topology: Topology, facts: RankFacts, store: Any, given: UserObjects | None = None
 ) -> tuple[Decision, RunDirectory]:
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
-    from launcher.checkpoint_reader import Trust
+    from launcher.checkpoint.reader import Trust
+    from launcher.checkpoint.resume import check_checkpoint
     from launcher.fit_plan import plan_for_fit
-    from launcher.resume import check_checkpoint
 
     opened: list[RunDirectory] = []
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.agreement import Agreement
-from launcher.checkpoint_precision import CheckpointPrecision
+from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.memory_record import Exhausted, MemoryRecord

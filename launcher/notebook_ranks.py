@@ -197,7 +197,7 @@ def _result(path: Path, config: RunConfig, given: UserObjects, count: int) -> Fi
     values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     weights = values["weights"]
     if weights is None and values["checkpoint"] is not None:
-        from launcher.zero_checkpoint import read_whole
+        from launcher.checkpoint.deepspeed import read_whole
 
         weights = read_whole(values["checkpoint"])["state_dict"]
     if weights is not None:

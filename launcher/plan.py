@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from launcher.agreement import Agreement
-from launcher.checkpoint_precision import CheckpointPrecision
+from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from launcher.batch_end import after_batch
-from launcher.checkpoint_precision import RECORD, record_of
+from launcher.checkpoint.precision import RECORD, record_of
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
 from launcher.plan import Plan

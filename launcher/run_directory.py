@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from launcher.checkpoint_files import candidates, choose_checkpoint
+from launcher.checkpoint.manifest import candidates, choose_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError

@@ -19,20 +19,20 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 
-from launcher.checkpoint_files import note_hashes
-from launcher.checkpoint_io import WholeCheckpointIO
-from launcher.checkpoint_reader import Trust, loads_of
+from launcher.checkpoint.atomic_io import WholeCheckpointIO
+from launcher.checkpoint.deepspeed import read_whole
+from launcher.checkpoint.manifest import note_hashes
+from launcher.checkpoint.read_back import ReadBack
+from launcher.checkpoint.reader import Trust, loads_of
+from launcher.checkpoint.resume import check_fits_model
 from launcher.config.schema import RunConfig
 from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.hardware.topology import Topology
 from launcher.plan import Plan
-from launcher.read_back import ReadBack
-from launcher.resume import check_fits_model
 from launcher.run_callbacks import ProgressLines
 from launcher.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.run_directory import RunDirectory
 from launcher.user_classes import make_ddp_options, make_profiler
-from launcher.zero_checkpoint import read_whole
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 

@@ -14,8 +14,9 @@ from rich.console import Console
 from torch.distributed import PrefixStore
 
 from launcher.buffer_watch import WatchBuffers
-from launcher.checkpoint_reader import Trust
-from launcher.checkpoint_secrets import HideSecrets
+from launcher.checkpoint.reader import Trust
+from launcher.checkpoint.resume import other_model_told, read_checkpoint, scaler_problem
+from launcher.checkpoint.secrets import HideSecrets
 from launcher.config.schema import RunConfig
 from launcher.convert import loadable_checkpoint
 from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
@@ -38,7 +39,6 @@ from launcher.process.rank_status import RankReport
 from launcher.quiet_lightning import quiet_lightning
 from launcher.random_states import RandomStates
 from launcher.rank_watch import WatchRanks
-from launcher.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
 from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint

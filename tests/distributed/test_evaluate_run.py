@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from launcher.checkpoint.deepspeed import read_whole
 from launcher.process.script_ranks import rank_variables
-from launcher.zero_checkpoint import read_whole
 from tests import wandb_file
 from tests.distributed.runs import REPOSITORY, events_of, free_port, train_on
 from tests.processes import Finished, launcher, run, run_warm

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-import launcher.checkpoint_files
-from launcher.checkpoint_files import candidates, manifest_of, newest_whole, note_hashes, problem_of, publish, remove
-from launcher.checkpoint_io import WholeCheckpointIO
+import launcher.checkpoint.manifest
+from launcher.checkpoint.atomic_io import WholeCheckpointIO
+from launcher.checkpoint.manifest import candidates, manifest_of, newest_whole, note_hashes, problem_of, publish, remove
 from launcher.core.errors import ResumeError
 from launcher.run_directory import find_run
 from tests.unit.run_directories import config, fill, make_run, small_disk
@@ -131,10 +131,10 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path: Path) -> N
 
 def test_each_file_of_a_checkpoint_of_many_ranks_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So many files would each wait for the disk.
-    monkeypatch.setattr(launcher.checkpoint_files, "_sync", lambda path: None)
+    monkeypatch.setattr(launcher.checkpoint.manifest, "_sync", lambda path: None)
     path = _save_folder(tmp_path / "a.ckpt", **{f"rank-{n}": b"%d" % n for n in range(1030)})
     # As in a process that begins.
-    launcher.checkpoint_files._sha256.cache_clear()
+    launcher.checkpoint.manifest._sha256.cache_clear()
     read: list[str] = []
     digest = hashlib.file_digest
 

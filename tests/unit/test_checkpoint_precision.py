@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.checkpoint_precision import RECORD, CheckpointPrecision, precision_of, record_of
-from launcher.resume import check_checkpoint, scaler_problem
+from launcher.checkpoint.precision import RECORD, CheckpointPrecision, precision_of, record_of
+from launcher.checkpoint.resume import check_checkpoint, scaler_problem
 from strategies.loss_scale import CountingGradScaler
 from strategies.precision import Precision
 

@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.checkpoint_io import WholeCheckpointIO
-from launcher.checkpoint_reader import Trust, read_file
+from launcher.checkpoint.atomic_io import WholeCheckpointIO
+from launcher.checkpoint.known_classes import NotLoaded
+from launcher.checkpoint.read_back import ReadBack
+from launcher.checkpoint.reader import Trust, read_file
 from launcher.core.errors import ResumeError, TrainingError
-from launcher.known_classes import NotLoaded
-from launcher.read_back import ReadBack
 from tests.unit.kinds_of_objects import NEED_CODE, VALUES, Kind, State, same
 
 UNNEEDED = (("hyper_parameters", "x"), ("datamodule_hyper_parameters", "x"), ("hparams_type",))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.agreement import Agreement
-from launcher.checkpoint_precision import CheckpointPrecision
+from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.plan import Plan, make_plan

@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
-from launcher.checkpoint_reader import Trust
+from launcher.checkpoint.reader import Trust
+from launcher.checkpoint.resume import check_checkpoint, check_fits_model, read_checkpoint
 from launcher.core.errors import ResumeError
-from launcher.resume import check_checkpoint, check_fits_model, read_checkpoint
 
 NEEDED = {"state_dict": {}, "loops": {}, "global_step": 2, "epoch": 0, "optimizer_states": []}
 

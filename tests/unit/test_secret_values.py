@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.agreement import RankFacts, agree_on
-from launcher.checkpoint_secrets import hide_hyperparameters
+from launcher.checkpoint.secrets import hide_hyperparameters
 from launcher.config.loading import load_values
 from launcher.config.schema import RunConfig, config_fields
 from launcher.core.errors import AgreementError, ConfigError

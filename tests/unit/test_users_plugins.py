@@ -16,7 +16,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from launcher.checkpoint_io import WholeCheckpointIO
+from launcher.checkpoint.atomic_io import WholeCheckpointIO
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
 from launcher.hardware.topology import Topology

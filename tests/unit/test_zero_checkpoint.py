@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.checkpoint_reader import Trust
+from launcher.checkpoint.deepspeed import ZeroLayout, read_whole, zero_layout
+from launcher.checkpoint.reader import Trust
+from launcher.checkpoint.resume import check_checkpoint
 from launcher.convert import convert_checkpoint
 from launcher.core.errors import ResumeError
-from launcher.resume import check_checkpoint
-from launcher.zero_checkpoint import ZeroLayout, read_whole, zero_layout
 from strategies.choice import StrategyError
 from strategies.deepspeed_strategy import check_optimizers, replace_folder
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch._utils import _validate_loaded_sparse_tensors
 
-from launcher.known_classes import NotLoaded, call_known, known, may_change
-from launcher.pickle_nodes import Call, Global
+from launcher.checkpoint.known_classes import NotLoaded, call_known, known, may_change
+from launcher.checkpoint.pickle_nodes import Call, Global
 
 # A fit takes these from the model and the data module that it is given.
 NOT_NEEDED = frozenset(

@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints: a folder with files of every rank, read as `launcher.checkpoint_reader` reads any.
+"""DeepSpeed's checkpoints: a folder with files of every rank, read as `launcher.checkpoint.reader` reads any.
 
 The layout is DeepSpeed's own (deepspeed/utils/zero_to_fp32.py, whose functions put the pieces together here too).
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.checkpoint_reader import Trust, as_mapping, loads_of, plain, read_file
+from launcher.checkpoint.reader import Trust, as_mapping, loads_of, plain, read_file
 from launcher.core.errors import ResumeError
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
@@ -78,7 +78,7 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
 
     Args:
         path: the checkpoint.
-        trust: see `launcher.checkpoint_reader.read_file`.
+        trust: see `launcher.checkpoint.reader.read_file`.
         outline: see there.
 
     Raises:
@@ -107,7 +107,7 @@ def read_whole(path: Path, trust: Trust | None = None) -> dict[str, Any]:
 
     Args:
         path: the checkpoint.
-        trust: see `launcher.checkpoint_reader.read_file`.
+        trust: see `launcher.checkpoint.reader.read_file`.
 
     Returns:
         A Lightning checkpoint. `optimizer_states` holds one state dict as torch's optimizers make it, for parameters in

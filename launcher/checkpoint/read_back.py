@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from launcher.checkpoint_reader import Trust, foreign_objects, listed, plain, read_file
+from launcher.checkpoint.reader import Trust, foreign_objects, listed, plain, read_file
 from launcher.core.errors import ResumeError
 
 

@@ -29,7 +29,7 @@ from lightning.fabric.utilities.data import AttributeDict
 from torch import _weights_only_unpickler as torchs
 from torch._tensor import _rebuild_from_type_v2
 
-from launcher.pickle_nodes import Global
+from launcher.checkpoint.pickle_nodes import Global
 
 
 class NotLoaded:
@@ -125,7 +125,7 @@ def may_change(made: Any, step: str) -> bool:
 
     Args:
         made: the object.
-        step: of `launcher.pickle_nodes.Call`.
+        step: of `launcher.checkpoint.pickle_nodes.Call`.
     """
     kind = type(made)
     if _is_of_torchs_list(kind):

@@ -14,11 +14,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
-from launcher.checkpoint_files import publish, remove
-from launcher.checkpoint_reader import Trust, read_file
-from launcher.checkpoint_secrets import hide_hyperparameters
+from launcher.checkpoint.manifest import publish, remove
+from launcher.checkpoint.read_back import ReadBack, unsaveable
+from launcher.checkpoint.reader import Trust, read_file
+from launcher.checkpoint.secrets import hide_hyperparameters
 from launcher.core.errors import TrainingError
-from launcher.read_back import ReadBack, unsaveable
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from launcher.checkpoint_files import manifest_of, problem_of
-from launcher.checkpoint_objects import Foreign, UnreadableError, make_objects
+from launcher.checkpoint.manifest import manifest_of, problem_of
+from launcher.checkpoint.objects import Foreign, UnreadableError, make_objects
+from launcher.checkpoint.pickle_nodes import NODES
 from launcher.core.errors import ResumeError
-from launcher.pickle_nodes import NODES
 
 # A checkpoint that was put together for this attempt, in the run's directory.
 PUT_TOGETHER = ".resume-whole.ckpt"

@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from launcher.checkpoint_precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
-from launcher.checkpoint_reader import Trust, as_mapping, read_file
+from launcher.checkpoint.deepspeed import read_zero_outline
+from launcher.checkpoint.precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
+from launcher.checkpoint.reader import Trust, as_mapping, read_file
 from launcher.core.errors import ResumeError
-from launcher.zero_checkpoint import read_zero_outline
 from strategies.loss_scale import state_problem
 from strategies.precision import Precision
 
@@ -29,7 +29,7 @@ def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = F
 
     Args:
         path: the checkpoint.
-        trust: see `launcher.checkpoint_reader.read_file`.
+        trust: see `launcher.checkpoint.reader.read_file`.
         outline: see there.
 
     Raises:
