@@ -13,7 +13,7 @@ from launcher.core.errors import AgreementError
 from launcher.hardware.devices import Hardware
 from launcher.hardware.nvme import NvmeFolder
 from launcher.hardware.topology import Topology
-from launcher.user_sources import differing
+from launcher.user_code.sources import differing
 from strategies.alike import Alike, counted
 from strategies.precision import RankCapability
 

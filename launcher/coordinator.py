@@ -19,7 +19,7 @@ from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
 
 if TYPE_CHECKING:
-    from launcher.user_objects import UserObjects
+    from launcher.user_code.objects import UserObjects
 
 _USUAL_CLIP = 1.0
 
@@ -176,8 +176,8 @@ class TrainingCoordinator:
         from lightning.pytorch.utilities.compile import from_compiled
         from torch._dynamo import OptimizedModule
 
-        from launcher.class_import import foreign_lightning
-        from launcher.user_objects import Loaders, UserObjects, sort_plugins
+        from launcher.user_code.imports import foreign_lightning
+        from launcher.user_code.objects import Loaders, UserObjects, sort_plugins
 
         if isinstance(model, OptimizedModule) and isinstance(model._orig_mod, pl.LightningModule):
             model = from_compiled(model)

@@ -39,7 +39,7 @@ from launcher.run_directory import RunDirectory
 from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
 from launcher.signs_of_life import signs_of_life
 from launcher.trainer import build_trainer
-from launcher.user_objects import UserObjects, make_user_objects
+from launcher.user_code.objects import UserObjects, make_user_objects
 from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 
 # The step that a LightningModule needs, and the loaders that may be divided; predictions Lightning divides well itself.

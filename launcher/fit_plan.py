@@ -10,8 +10,8 @@ from launcher.config.schema import RunConfig
 from launcher.memory_plan import host_memory, machine_of, plan_with_memory, planned_precision
 from launcher.memory_record import MemoryRecord
 from launcher.plan import Plan, make_plan
-from launcher.user_classes import UserClasses, import_classes
-from launcher.user_objects import UserObjects
+from launcher.user_code.classes import UserClasses, import_classes
+from launcher.user_code.objects import UserObjects
 from strategies.step_trace import ModelProfile, Unprofiled
 
 # Of a CPU's memory: with less than this in model states a run begins without a trace.

@@ -93,7 +93,7 @@ def _check(config: WizardConfig) -> None:
         ConfigError: a class does not import, or takes no such argument.
     """
     if config.model is not None:
-        from launcher.user_classes import import_classes
+        from launcher.user_code.classes import import_classes
 
         import_classes(config.to_run_config())
     for warning in config.validate().warnings:

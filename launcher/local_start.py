@@ -28,7 +28,7 @@ from launcher.preload import USER_MODULES
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
               "launcher.rank_process", "launcher.main_path", "launcher.hardware.devices", "launcher.hardware.rank_count",
-              "launcher.user_classes", "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume",
+              "launcher.user_code.classes", "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume",
               "launcher.training", "launcher.summary", "docstring_parser",
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
 

@@ -39,7 +39,7 @@ from launcher.run_directory import RunDirectory, find_run, open_run_directory, w
 from launcher.script_end import ends_script
 
 if TYPE_CHECKING:
-    from launcher.user_objects import UserObjects
+    from launcher.user_code.objects import UserObjects
 
 _RUN_NAME_KEY = "launcher/run_name"
 _OWNER_KEY = "launcher/run_owner"
@@ -165,8 +165,8 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
         from launcher.deepspeed_ready import deepspeed_facts
         from launcher.hardware.devices import detect_hardware
         from launcher.hardware.rank_count import check_ranks
-        from launcher.user_classes import import_classes
-        from launcher.user_sources import digest_of, user_sources
+        from launcher.user_code.classes import import_classes
+        from launcher.user_code.sources import digest_of, user_sources
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)

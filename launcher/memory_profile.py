@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from launcher.config.schema import RunConfig
 from launcher.process.activity import doing
-from launcher.user_classes import UserClasses, make_data, make_model
+from launcher.user_code.classes import UserClasses, make_data, make_model
 from strategies.fake_mode import FakeMode
 from strategies.model_shape import OptimizerError, describe_model, optimizer_of
 from strategies.model_states import ModelShape, ParameterShape

@@ -33,7 +33,7 @@ from strategies.deepspeed_config import VARIANTS
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from launcher.user_objects import UserObjects
+    from launcher.user_code.objects import UserObjects
 
 _RESULT = "result.pt"
 # Seconds that the other ranks have to end by themselves after one has failed, and after SIGTERM.

@@ -23,7 +23,7 @@ from launcher.config.schema import RunConfig
 from launcher.memory_profile import SETTING_UP, bound_of, bounded, profile_of, sum_of_bytes, told
 from launcher.process.activity import doing
 from launcher.random_states import capture, restore
-from launcher.user_objects import Loaders, UserObjects
+from launcher.user_code.objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
 from strategies.model_states import ModelShape, ParameterShape
 from strategies.precision import Precision

@@ -50,7 +50,7 @@ from launcher.trained_parameters import TrainedParameters
 from launcher.trainer import build_trainer
 from launcher.training_loops import use_resumable_loops
 from launcher.tuned_values import TunedValues
-from launcher.user_objects import UserObjects, make_user_objects
+from launcher.user_code.objects import UserObjects, make_user_objects
 from launcher.wandb_callback import BeginWandb
 from launcher.wandb_config import build_wandb_config
 from launcher.wandb_run import QueuedWandbLogger, finish_wandb

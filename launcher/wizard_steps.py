@@ -176,7 +176,7 @@ def _ask_partition(config: WizardConfig, desk: Desk, partitions: tuple[Partition
 
 def _ask_class(config: WizardConfig, desk: Desk, part: Literal["model", "data"], message: str) -> WizardConfig:
     """An import path, then the arguments, each until it is right."""
-    from launcher.model_check import class_problems, signature_of
+    from launcher.user_code.inspection import class_problems, signature_of
 
     typed = getattr(config, part) or ""
     while True:
@@ -202,7 +202,7 @@ def _ask_class(config: WizardConfig, desk: Desk, part: Literal["model", "data"],
 
 def _ask_arguments(config: WizardConfig, desk: Desk, part: Literal["model", "data"]) -> WizardConfig | None:
     """The constructor's arguments; None if the user would rather name another class."""
-    from launcher.model_check import ModelCountError, class_problems, count_parameters
+    from launcher.user_code.inspection import ModelCountError, class_problems, count_parameters
 
     typed = json.dumps(getattr(config, f"{part}_args"), ensure_ascii=False) if getattr(config, f"{part}_args") else ""
     while True:

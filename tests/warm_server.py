@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 # What every rank imports, and its agent; never a user's module, whose import is the rank's own to do and to report.
 MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader", "launcher.rank_process",
-           "launcher.main_path", "launcher.hardware.devices", "launcher.hardware.rank_count", "launcher.user_classes",
+           "launcher.main_path", "launcher.hardware.devices", "launcher.hardware.rank_count", "launcher.user_code.classes",
            "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume", "launcher.training",
            "launcher.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
            "launcher.elastic", "launcher.rendezvous", "launcher.local_start", "launcher.dry_run",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.class_import import import_class
 from launcher.core.errors import ConfigError
 from launcher.process.background import is_running
 from launcher.submission import read_records
+from launcher.user_code.imports import import_class
 from slurm.job import SlurmJob
 from slurm.render import JobExecutor
 from tests.distributed.runs import events_of

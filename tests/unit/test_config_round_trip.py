@@ -17,7 +17,7 @@ from launcher.config.schema import config_fields
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_loader import Loader, dump_yaml
-from launcher.user_classes import import_classes
+from launcher.user_code.classes import import_classes
 from tests import cli_zoo
 
 _ZOO = "tests.cli_zoo"

@@ -23,7 +23,7 @@ from launcher.config.schema import RunConfig, WandbOptions
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Interrupted, TrainingError, UsageError
 from launcher.main_path import FitResult
-from launcher.user_objects import UserObjects
+from launcher.user_code.objects import UserObjects
 from strategies.precision import PrecisionError
 from tests.toy import Numbers, Toy, ToyData
 

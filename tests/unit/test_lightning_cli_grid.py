@@ -17,7 +17,7 @@ from torch import nn
 
 from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig, TrainerOptions
-from launcher.user_classes import (
+from launcher.user_code.classes import (
     import_classes,
     make_callbacks,
     make_ddp_options,

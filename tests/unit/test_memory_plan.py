@@ -27,8 +27,8 @@ from launcher.out_of_memory import is_out_of_memory, out_of_memory
 from launcher.plan import Plan, make_plan
 from launcher.plan_table import print_memory, print_plan
 from launcher.process.activity import current_activity
-from launcher.user_classes import import_classes
-from launcher.user_objects import UserObjects
+from launcher.user_code.classes import import_classes
+from launcher.user_code.objects import UserObjects
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.trace import PlannedTrainer

@@ -10,7 +10,7 @@ import torch
 
 from launcher.config.loading import load_values
 from launcher.config.schema import RunConfig
-from launcher.model_check import ModelCountError, class_problems, count_parameters, signature_of
+from launcher.user_code.inspection import ModelCountError, class_problems, count_parameters, signature_of
 
 
 class Huge(pl.LightningModule):

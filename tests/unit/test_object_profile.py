@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from launcher.config.schema import RunConfig
 from launcher.fit_plan import plan_for_fit
 from launcher.object_profile import profile_objects
-from launcher.user_objects import Loaders, UserObjects
+from launcher.user_code.objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile

@@ -14,12 +14,12 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from launcher import class_arguments
 from launcher.config.schema import RunConfig
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Problem
-from launcher.user_classes import import_classes, make_callbacks, make_loggers, make_objects
-from launcher.user_objects import UserObjects, make_user_objects
+from launcher.user_code import arguments as class_arguments
+from launcher.user_code.classes import import_classes, make_callbacks, make_loggers, make_objects
+from launcher.user_code.objects import UserObjects, make_user_objects
 from tests import cli_zoo
 
 _SOURCE = """

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.agreement import RankFacts, agree_on
 from launcher.core.errors import AgreementError
-from launcher.user_sources import differing, digest_of, user_sources
+from launcher.user_code.sources import differing, digest_of, user_sources
 
 
 @pytest.fixture

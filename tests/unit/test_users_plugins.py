@@ -22,8 +22,8 @@ from launcher.core.errors import ConfigError
 from launcher.hardware.topology import Topology
 from launcher.run_callbacks import ProgressLines
 from launcher.trainer import build_trainer
-from launcher.user_classes import import_classes
-from launcher.user_objects import sort_plugins
+from launcher.user_code.classes import import_classes
+from launcher.user_code.objects import sort_plugins
 from strategies.choice import choose_strategy
 
 _RANK_ONE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",

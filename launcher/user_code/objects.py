@@ -14,9 +14,8 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADER
 from typing_extensions import override
 
 from launcher.config.schema import RunConfig
-from launcher.configured_optimizers import optimizer_notice
 from launcher.core.errors import ConfigError, Problem
-from launcher.user_classes import (
+from launcher.user_code.classes import (
     PLUGINS,
     doubled_plugins,
     import_classes,
@@ -26,6 +25,7 @@ from launcher.user_classes import (
     make_plugins,
     name_of,
 )
+from launcher.user_code.optimizers import optimizer_notice
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class UserObjects:
     profiler: Profiler | None = None
 
     def traits(self) -> dict[str, Any]:
-        """What they say of themselves, as plain JSON values; see `launcher.user_classes.UserClasses.traits`."""
+        """What they say of themselves, as plain JSON values; see `launcher.user_code.classes.UserClasses.traits`."""
         batch_size = getattr(self.data if self.data is not None else self.model, "batch_size", None)
         plugin = None if self.precision_plugin is None else name_of(type(self.precision_plugin))
         return {

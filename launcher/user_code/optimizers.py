@@ -9,10 +9,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningCLI, LRSchedulerTypeTuple
 from torch.optim import Optimizer
 
-from launcher.class_arguments import argument_problems, plain_arguments
-from launcher.class_import import import_class
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
+from launcher.user_code.arguments import argument_problems, plain_arguments
+from launcher.user_code.imports import import_class
 
 # Field, what its class is, and the argument that comes from the model.
 _BLOCKS: tuple[tuple[str, tuple[type[Any], ...], str], ...] = (

@@ -13,12 +13,12 @@ from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 
-from launcher.class_arguments import argument_problems, make_arguments, make_object, read_argument
-from launcher.class_import import import_class
 from launcher.config.schema import RunConfig
-from launcher.configured_optimizers import add_configure_optimizers, optimizer_problems
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import find_secrets, scrub
+from launcher.user_code.arguments import argument_problems, make_arguments, make_object, read_argument
+from launcher.user_code.imports import import_class
+from launcher.user_code.optimizers import add_configure_optimizers, optimizer_problems
 
 # The plugins that may be the user's own; the launcher makes the environment of the ranks.
 PLUGINS = (Precision, CheckpointIO, LayerSync)

@@ -15,7 +15,7 @@ import torch
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, LauncherError, Problem
-from launcher.user_classes import UserClasses, import_classes, make_objects
+from launcher.user_code.classes import UserClasses, import_classes, make_objects
 
 Part = Literal["model", "data"]
 

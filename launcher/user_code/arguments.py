@@ -15,9 +15,9 @@ import jsonargparse
 import yaml
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
-from launcher.class_import import import_class
 from launcher.config.merge import FORMER
 from launcher.core.errors import ConfigError, Problem
+from launcher.user_code.imports import import_class
 
 # What makes a model anew of the hyperparameters in a checkpoint: LightningCLI's own, which knows nested classes.
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
