@@ -16,7 +16,7 @@ from launcher.checkpoint.reader import PUT_TOGETHER, Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.plan import Plan
-from launcher.run_directory import RunDirectory
+from launcher.runs.directory import RunDirectory
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from launcher.hardware.rank_count import wanted_ranks
 from launcher.hardware.target_machines import OtherMachines
 from launcher.memory_plan import host_memory, plan_with_memory
 from launcher.plan import Plan, make_plan
-from launcher.run_directory import find_run
+from launcher.runs.directory import find_run
 from launcher.user_code.classes import UserClasses, import_classes
 from strategies.step_trace import ModelProfile, Unprofiled
 

@@ -35,8 +35,8 @@ from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
 from launcher.process_group import open_store, process_group
 from launcher.quiet_lightning import quiet_lightning
-from launcher.run_directory import RunDirectory
 from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
+from launcher.runs.directory import RunDirectory
 from launcher.signs_of_life import signs_of_life
 from launcher.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects

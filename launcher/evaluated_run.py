@@ -13,8 +13,8 @@ from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.evaluated_config import BEST, LAST, run_of
-from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory
-from launcher.run_trust import check_run_folder
+from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory
+from launcher.runs.trust import check_run_folder
 
 
 def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory, tuple[str, ...]]:

@@ -8,8 +8,8 @@ from launcher.agreement import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.memory_plan import host_memory, machine_of, plan_with_memory, planned_precision
-from launcher.memory_record import MemoryRecord
 from launcher.plan import Plan, make_plan
+from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
 from launcher.user_code.objects import UserObjects
 from strategies.step_trace import ModelProfile, Unprofiled

@@ -93,7 +93,7 @@ def refuse_second(submission: Submission) -> None:
 
 def _status(options: Namespace) -> int:
     from launcher.run_status import find_run_named, find_runs, run_status
-    from launcher.sweep_record import find_sweep
+    from launcher.runs.sweep_record import find_sweep
 
     runs_dir = Path(options.runs_dir)
     sweep = None if options.run is None else find_sweep(runs_dir, options.run)
@@ -152,7 +152,7 @@ def _short(value: object) -> str:
 def _logs(options: Namespace) -> int:
     from launcher.run_logs import follow_log, read_log
     from launcher.run_status import find_run_named, run_status
-    from launcher.sweep_record import find_sweep, read_members
+    from launcher.runs.sweep_record import find_sweep, read_members
 
     sweep = find_sweep(Path(options.runs_dir), options.run)
     if sweep is not None:
@@ -170,10 +170,10 @@ def _logs(options: Namespace) -> int:
 
 def _cancel(options: Namespace) -> int:
     from launcher.process.background import ask_to_stop
-    from launcher.run_lock import owner_of
     from launcher.run_status import find_run_named, run_status
+    from launcher.runs.lock import owner_of
+    from launcher.runs.sweep_record import find_sweep
     from launcher.submission import read_records
-    from launcher.sweep_record import find_sweep
     from slurm.queue import QueueCommandError, cancel_job
 
     sweep = find_sweep(Path(options.runs_dir), options.run)

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
 from launcher.core.atomic_write import write_file
-from launcher.run_directory import RunDirectory
+from launcher.runs.directory import RunDirectory
 
 FILE_NAME = "loggers.json"
 KEY = "launcher_kept_logs"

@@ -26,7 +26,6 @@ from launcher.core.terminal import make_console
 from launcher.exchange import Decision, exchange
 from launcher.hardware.devices import library_versions
 from launcher.hardware.topology import Topology
-from launcher.memory_record import MemoryRecord, read_memory_record
 from launcher.plan import Plan
 from launcher.plan_table import print_plan
 from launcher.process.activity import doing
@@ -35,7 +34,8 @@ from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
 from launcher.process.script_ranks import is_script_rank, look_at_script_ranks
 from launcher.process_group import open_store, process_group
-from launcher.run_directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.runs.oom_record import MemoryRecord, read_memory_record
 from launcher.script_end import ends_script
 
 if TYPE_CHECKING:

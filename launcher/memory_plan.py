@@ -12,9 +12,9 @@ from launcher.agreement import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.memory_record import Exhausted, MemoryRecord
 from launcher.next_candidate import passed_over, why_not_planned, with_next
 from launcher.plan import CUSTOM, Plan, make_plan
+from launcher.runs.oom_record import Exhausted, MemoryRecord
 from launcher.zero_obstacles import assumed_folders, candidate_obstacles, nvme_room
 from strategies.alike import Alike
 from strategies.batch import BatchSplit

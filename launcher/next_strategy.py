@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from launcher.failure import RankEnd
-from launcher.memory_record import FILE_NAME, remember_attempt
+from launcher.runs.oom_record import FILE_NAME, remember_attempt
 
 
 def next_strategy(failure: RankEnd, run: Path | None) -> str | None:

@@ -27,7 +27,7 @@ from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.process.script_ranks import free_port, rank_variables
 from launcher.rank_evidence import RankEvidence
 from launcher.rank_process import set_rank_zero
-from launcher.run_directory import LAST_CHECKPOINT
+from launcher.runs.directory import LAST_CHECKPOINT
 from strategies.deepspeed_config import VARIANTS
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from launcher.core.events import EventLog
 from launcher.core.secrets import redact
 from launcher.plan import Plan
-from launcher.run_directory import RunDirectory, write_plan
+from launcher.runs.directory import RunDirectory, write_plan
 
 
 class PlanChanges:

@@ -55,7 +55,7 @@ def decide(
         max_restarts: restarts that the window holds.
         window: seconds.
         next_strategy: what the config asks to go on with, out of memory. Each needs less than the one before, so there
-            is an end to it. The next attempt's plan comes to it by itself: see `launcher.memory_record`.
+            is an end to it. The next attempt's plan comes to it by itself: see `launcher.runs.oom_record`.
         has_checkpoint: whether the run has saved one; it may have begun from another run's.
     """
     begin = ", from the last checkpoint" if has_checkpoint else "; no checkpoint was saved yet"

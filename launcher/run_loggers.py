@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from launcher.config.schema import RunConfig, WandbOptions
 from launcher.core.secrets import redact
-from launcher.run_directory import RunDirectory
+from launcher.runs.directory import RunDirectory
 from launcher.wandb_run import QueuedWandbLogger, first_line
 
 

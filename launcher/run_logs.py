@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
-from launcher.job_output import JobOutput, silent_job
+from launcher.runs.job_output import JobOutput, silent_job
 
 _LOOK_EVERY = 0.5
 

@@ -20,7 +20,7 @@ from launcher.core.atomic_write import write_file
 from launcher.core.errors import Problem, SubmitError
 from launcher.core.own_modules import module_command
 from launcher.core.secrets import references
-from launcher.run_directory import RunPlace, find_run
+from launcher.runs.directory import RunPlace, find_run
 from slurm.check import find_contradictions, ranks_per_node
 from slurm.handed_on import names_to_hand_on
 from slurm.job import JobRequestError, OptionProblem, SlurmJob, read_job
@@ -108,7 +108,7 @@ def prepare(
 
     Raises:
         SubmitError: lists every option that is wrong or contradicts the config.
-        RunDirectoryError, ResumeError: see `launcher.run_directory.find_run`.
+        RunDirectoryError, ResumeError: see `launcher.runs.directory.find_run`.
     """
     problems: list[OptionProblem] = []
     missing = [name for name in export if name not in env]

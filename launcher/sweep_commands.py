@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.core.errors import Problem, QueueError, SubmitError
+from launcher.runs.sweep_record import read_arrays
 from launcher.sweep import describe
-from launcher.sweep_record import read_arrays
 from launcher.sweep_status import print_sweep, sweep_status
 from slurm.queue import QueueCommandError, cancel_job
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.process.background import OUTPUT, start_time
+from launcher.runs.sweep_record import read_array_record
 from launcher.submission import write_record
-from launcher.sweep_record import read_array_record
 
 _LOOK_EVERY = 0.2
 

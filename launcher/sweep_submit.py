@@ -19,11 +19,11 @@ from launcher.config.loading import build_config, path_of, read_sources
 from launcher.core.atomic_write import make_private
 from launcher.core.errors import Problem, RunDirectoryError, SubmitError
 from launcher.core.own_modules import module_command
-from launcher.run_trust import check_run_folder
+from launcher.runs.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
+from launcher.runs.trust import check_run_folder
 from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
 from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
 from launcher.sweep import Member, describe, make_members, read_sweep
-from launcher.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
 from slurm.array import ArrayChoice, read_array
 from slurm.job import JobRequestError
 

@@ -31,7 +31,7 @@ from launcher.hardware.topology import Topology
 from launcher.plan import Plan
 from launcher.run_callbacks import ProgressLines
 from launcher.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
-from launcher.run_directory import RunDirectory
+from launcher.runs.directory import RunDirectory
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision

@@ -29,7 +29,6 @@ from launcher.epoch_metrics import EpochMetrics
 from launcher.hardware.topology import Topology
 from launcher.kept_logs import KEY, KeepLogs
 from launcher.measured_memory import MeasuredMemory, TellMemory
-from launcher.memory_record import Exhausted, remember
 from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
 from launcher.plan import Plan
 from launcher.plan_changes import PlanChanges
@@ -41,8 +40,9 @@ from launcher.random_states import RandomStates
 from launcher.rank_watch import WatchRanks
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
-from launcher.run_directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
+from launcher.runs.oom_record import Exhausted, remember
 from launcher.script_end import end_is_told
 from launcher.signs_of_life import signs_of_life
 from launcher.stop import SignalListener, StopAgreement

@@ -17,10 +17,10 @@ import yaml
 from launcher.core.errors import ReportError
 from launcher.core.events import FILE_NAME, read_events
 from launcher.core.secrets import redact
-from launcher.job_output import silent_job
 from launcher.report.history import read_history
 from launcher.report.records import History
-from launcher.run_lock import owner_of
+from launcher.runs.job_output import silent_job
+from launcher.runs.lock import owner_of
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher.process.background import is_running
-from launcher.sweep_record import read_arrays
+from launcher.runs.sweep_record import read_arrays
 from tests.distributed.runs import REPOSITORY, TOY
 from tests.processes import Finished, launcher, run
 from tests.slurm.cluster import wait_until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.memory_record import FILE_NAME, read_memory_record
+from launcher.runs.oom_record import FILE_NAME, read_memory_record
 from tests.distributed.runs import PERSISTENT, REPOSITORY, TOY, WORKERS, events_of, only_run, toy_env
 from tests.processes import launcher, run, run_warm, torchrun
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import RunConfig
-from launcher.run_directory import RunDirectory, open_run_directory
+from launcher.runs.directory import RunDirectory, open_run_directory
 
 MODEL = {"class_path": "my_pkg.Model", "init_args": {"lr": 1e-5}}
 

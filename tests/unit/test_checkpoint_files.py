@@ -15,7 +15,7 @@ import launcher.checkpoint.manifest
 from launcher.checkpoint.atomic_io import WholeCheckpointIO
 from launcher.checkpoint.manifest import candidates, manifest_of, newest_whole, note_hashes, problem_of, publish, remove
 from launcher.core.errors import ResumeError
-from launcher.run_directory import find_run
+from launcher.runs.directory import find_run
 from tests.unit.run_directories import config, fill, make_run, small_disk
 
 

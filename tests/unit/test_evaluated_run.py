@@ -12,7 +12,7 @@ import yaml
 from launcher import cli
 from launcher.core.errors import LauncherError, ResumeError, RunDirectoryError
 from launcher.evaluated_run import find_evaluated_run
-from launcher.run_directory import newest_run_like
+from launcher.runs.directory import newest_run_like
 from tests.unit.run_directories import config, make_run
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.events import EventLog
-from launcher.memory_record import FILE_NAME
-from launcher.run_directory import find_run, open_run_directory
+from launcher.runs.directory import find_run, open_run_directory
+from launcher.runs.oom_record import FILE_NAME
 from tests.unit.run_directories import config, ended, everything, make_run
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.distributed import HashStore
 
 from launcher.kept_logs import KEY, KeepLogs, LogPlace, choose_places
-from launcher.run_directory import RunDirectory
+from launcher.runs.directory import RunDirectory
 
 
 class Mine(CSVLogger):

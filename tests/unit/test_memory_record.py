@@ -17,11 +17,11 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.fit_plan import plan_for_fit
 from launcher.memory_plan import plan_with_memory
-from launcher.memory_record import FILE_NAME, Exhausted, MemoryRecord, read_memory_record, remember, remember_attempt
 from launcher.next_strategy import remember_failure
 from launcher.plan import Plan
-from launcher.run_directory import find_run, open_run_directory, write_plan
 from launcher.run_status import tell
+from launcher.runs.directory import find_run, open_run_directory, write_plan
+from launcher.runs.oom_record import FILE_NAME, Exhausted, MemoryRecord, read_memory_record, remember, remember_attempt
 from strategies.step_trace import ModelProfile
 from tests.unit.rank_threads import CPU
 from tests.unit.run_directories import ended as unlocked

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.memory_record import FILE_NAME
 from launcher.next_strategy import next_strategy, remember_failure
+from launcher.runs.oom_record import FILE_NAME
 from tests.unit.test_failure import ended, error
 
 KILLED = ended(1, -9, out_of_memory=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import run
-from launcher.run_lock import acquire
+from launcher.runs.lock import acquire
 from tests.made_run import MadeRun
 from tests.unit.run_directories import everything
 

@@ -1,4 +1,4 @@
-"""`launcher.run_directory`: one run, one folder, and no earlier run harmed."""
+"""`launcher.runs.directory`: one run, one folder, and no earlier run harmed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from launcher.config.schema import TrainerOptions
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
-from launcher.run_directory import (
+from launcher.runs.directory import (
     RunDirectory,
     last_checkpoint,
     newest_run_like,
@@ -176,7 +176,7 @@ def test_a_run_that_trains_in_another_process_is_named_and_left_alone(runs: Path
     wanted = {"name": "first", "runs_dir": str(runs), "resume": "auto", "model": MODEL}
     program = (
         "import sys, json\nfrom launcher.config.schema import RunConfig\n"
-        "from launcher.run_directory import open_run_directory\n"
+        "from launcher.runs.directory import open_run_directory\n"
         "open_run_directory(RunConfig(**json.loads(sys.argv[1]))); print('open', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, json.dumps(wanted)]

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.config.schema import TrainerOptions
 from launcher.core.errors import ResumeError, RunDirectoryError
-from launcher.run_directory import open_run_directory, write_plan
+from launcher.runs.directory import open_run_directory, write_plan
 from tests.unit.run_directories import config, ended, everything, fill, make_run, small_disk
 
 

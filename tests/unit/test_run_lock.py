@@ -1,4 +1,4 @@
-"""`launcher.run_lock`: one owner of a directory, whoever dies, forks or comes at once, with locks and without."""
+"""`launcher.runs.lock`: one owner of a directory, whoever dies, forks or comes at once, with locks and without."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from launcher import run_lock
-from launcher.run_lock import DirectoryOwnedError, Owner, acquire, judge, owner_of
+from launcher.runs import lock as run_lock
+from launcher.runs.lock import DirectoryOwnedError, Owner, acquire, judge, owner_of
 from tests.unit.rank_threads import run_ranks
 
 HERE = Owner.this_process({})
@@ -41,7 +41,7 @@ def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that owns `tmp_path`."""
-    program = "import sys, pathlib\nfrom launcher.run_lock import acquire\n"
+    program = "import sys, pathlib\nfrom launcher.runs.lock import acquire\n"
     program += "acquire(pathlib.Path(sys.argv[1]), {}); print('owns', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

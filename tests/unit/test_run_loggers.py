@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from launcher.config.lightning_cli import translate_lightning_cli
 from launcher.config.validation import parse_config
-from launcher.run_directory import RunDirectory
 from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.runs.directory import RunDirectory
 from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 
 

@@ -24,7 +24,7 @@ from tests.processes import launcher
 from tests.stand_ins import StandIns
 from tests.unit.run_directories import config, make_run
 
-from launcher.run_directory import open_run_directory  # isort: skip
+from launcher.runs.directory import open_run_directory  # isort: skip
 
 
 def _submitted(runs: Path, name: str = "it", attempts: int = 0, **record: Any) -> Path:

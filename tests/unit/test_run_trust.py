@@ -13,8 +13,8 @@ import pytest
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError
 from launcher.core.events import EventLog
-from launcher.run_directory import find_run, open_run_directory
-from launcher.run_trust import run_folder_problem
+from launcher.runs.directory import find_run, open_run_directory
+from launcher.runs.trust import run_folder_problem
 from slurm.meeting import MeetingError, join_meeting
 from slurm.ownership import is_own
 from tests.processes import run

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from launcher.runs.sweep_record import write_array
 from launcher.sweep_local import LocalSweep
-from launcher.sweep_record import write_array
 
 
 def test_a_member_that_is_being_started_when_the_sweep_is_cancelled_is_stopped_too(

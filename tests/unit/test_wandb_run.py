@@ -15,7 +15,7 @@ import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from launcher.config.schema import WandbOptions
-from launcher.run_directory import RunDirectory
+from launcher.runs.directory import RunDirectory
 from launcher.wandb_run import QueuedWandbLogger, finish_wandb, init_arguments, resolve_mode
 from tests.wandb_file import history_rows
 

@@ -10,7 +10,7 @@ from typing import Any
 from launcher.core.events import FILE_NAME, read_events
 from launcher.process.background import OUTPUT
 from launcher.submission import read_records
-from launcher.sweep_record import ARRAYS
+from launcher.runs.sweep_record import ARRAYS
 
 _TAIL_BYTES = 64 * 1024
 _ERROR = "error: "
