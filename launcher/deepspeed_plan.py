@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.agreement import Agreement
+from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.zero_obstacles import assumed_folders, without_tools, zero_obstacles
 from strategies.batch import BatchSplit

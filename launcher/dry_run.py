@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from launcher.agreement import Agreement, RankFacts, alike_ranks
+from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.deepspeed_ready import deepspeed_facts

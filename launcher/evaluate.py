@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from launcher.agreement import RankFacts, agree_on
+from launcher.agreement.facts import RankFacts, agree_on
+from launcher.agreement.process_group import open_store, process_group
 from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
@@ -33,7 +34,6 @@ from launcher.main_path import ask_rank_zero, attach_log, gather_facts
 from launcher.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
-from launcher.process_group import open_store, process_group
 from launcher.quiet_lightning import quiet_lightning
 from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
 from launcher.runs.directory import RunDirectory

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from launcher import __version__
-from launcher.agreement import RankFacts, agree_on
+from launcher.agreement.facts import RankFacts, agree_on
+from launcher.agreement.handshake import Decision, exchange
+from launcher.agreement.process_group import open_store, process_group
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import make_private
@@ -23,7 +25,6 @@ from launcher.core.errors import LauncherError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
-from launcher.exchange import Decision, exchange
 from launcher.hardware.devices import library_versions
 from launcher.hardware.topology import Topology
 from launcher.plan import Plan
@@ -33,7 +34,6 @@ from launcher.process.open_resources import close_left_open
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
 from launcher.process.script_ranks import is_script_rank, look_at_script_ranks
-from launcher.process_group import open_store, process_group
 from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
 from launcher.script_end import ends_script
@@ -242,7 +242,7 @@ def ask_rank_zero(
     store: Any,
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
 ) -> Decision:
-    """Have rank zero decide with everybody's facts; see `launcher.exchange.exchange`."""
+    """Have rank zero decide with everybody's facts; see `launcher.agreement.handshake.exchange`."""
     compared = flatten(redact(_agreed(config).to_dict()))
     return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.agreement.handshake import Store
 from launcher.core.atomic_write import write_file
-from launcher.exchange import Store
 from launcher.hardware.topology import Topology
 from launcher.preflight import RankResult, exchange_rounds
 from launcher.process.parent_death import die_with_parent
@@ -82,8 +82,8 @@ def measure(place: RankPlace, multiply: Callable[[torch.device], tuple[str, floa
 
     import torch
 
+    from launcher.agreement.process_group import open_store, process_group
     from launcher.hardware.devices import detect_hardware
-    from launcher.process_group import open_store, process_group
 
     hardware = detect_hardware("cpu" if place.cpu else "auto", place.local_rank)
     on_gpu = hardware.device.kind == "cuda"

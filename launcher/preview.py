@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.agreement import Agreement, RankFacts, alike_ranks
+from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.hardware.devices import Device, Hardware
 from launcher.plan import Plan, make_plan
 from launcher.submission import Submission

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.agreement import Agreement, RankFacts, hosts_of
+from launcher.agreement.facts import Agreement, RankFacts, hosts_of
 from launcher.hardware.devices import BUILD_TOOLS
 from strategies.alike import where
 from strategies.deepspeed_config import VARIANTS

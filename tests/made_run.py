@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.agreement import RankFacts, agree_on
+from launcher.agreement.facts import RankFacts, agree_on
 from launcher.config.schema import RunConfig
 from launcher.core.events import EventLog
 from launcher.hardware.devices import Device, Hardware

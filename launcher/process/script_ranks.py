@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.agreement.process_group import rank_zero_has_ended, tell_end
 from launcher.core.errors import AgreementError
-from launcher.process_group import rank_zero_has_ended, tell_end
 
 # Set in the environment of every rank of a script that is run once for each; its value is the job of hydra's, if any.
 _MARK = "LAUNCHER_SCRIPT_RANKS"

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch.distributed import PrefixStore, TCPStore
 
-from launcher.exchange import exchange
+from launcher.agreement.handshake import exchange
 from strategies.precision import RankCapability, reconcile
 from tests.unit.rank_threads import Spy, facts
 

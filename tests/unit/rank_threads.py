@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch.distributed import PrefixStore, TCPStore
 
-from launcher.agreement import RankFacts
+from launcher.agreement.facts import RankFacts
 from launcher.hardware.devices import Device, Hardware
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""`launcher.agreement`: what must be equal on all ranks, and the names of those where it is not."""
+"""`launcher.agreement.facts`: what must be equal on all ranks, and the names of those where it is not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.agreement import Agreement, RankFacts, agree_on
+from launcher.agreement.facts import Agreement, RankFacts, agree_on
 from launcher.core.errors import AgreementError
 from launcher.hardware.topology import Topology
 from tests.unit.rank_threads import CPU, H100, V100, facts

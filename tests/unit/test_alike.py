@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import launcher.agreement
-from launcher.agreement import Agreement, RankFacts, alike_ranks
+import launcher.agreement.facts
+from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.memory_plan import machine_of
@@ -81,9 +81,9 @@ def test_a_million_ranks_are_not_made_one_by_one(
     def counting(make: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
         return lambda first, place: made.append(place) or make(first, place)
 
-    of_facts = launcher.agreement._numbered_capability
-    monkeypatch.setattr(launcher.agreement, "_numbered", counting(launcher.agreement._numbered))
-    monkeypatch.setattr(launcher.agreement, "_numbered_capability", lambda known: counting(of_facts(known)))
+    of_facts = launcher.agreement.facts._numbered_capability
+    monkeypatch.setattr(launcher.agreement.facts, "_numbered", counting(launcher.agreement.facts._numbered))
+    monkeypatch.setattr(launcher.agreement.facts, "_numbered_capability", lambda known: counting(of_facts(known)))
     agreement = Agreement(alike_ranks(first_of(device, 1000), 1_000_000), assumed=True)
     config = RunConfig(global_batch_size=1_000_000, precision_fallback=True, **given)
     plan = make_plan(config, agreement)

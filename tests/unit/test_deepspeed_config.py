@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agreement import Agreement
+from launcher.agreement.facts import Agreement
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig, TrainerOptions

@@ -1,4 +1,4 @@
-"""`launcher.exchange` over a real TCPStore: every rank hears the same word, or the same error with the right names."""
+"""`launcher.agreement.handshake` over a real TCPStore: every rank hears the same word, or the same error with the right names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-import launcher.exchange
+import launcher.agreement.handshake
 import launcher.process.activity
-from launcher.agreement import RankFacts, agree_on
+from launcher.agreement.facts import RankFacts, agree_on
+from launcher.agreement.handshake import Decision, exchange
 from launcher.core.errors import AgreementError, LauncherError, PlanError
-from launcher.exchange import Decision, exchange
 from launcher.process.activity import doing
 from tests.unit.rank_threads import Meeting, Server, Spy, all_set, facts, run_ranks
 
@@ -214,7 +214,7 @@ def test_ranks_that_find_an_earlier_attempts_error_wait_for_their_own_decision(m
 def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
     meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
+    monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
 
     def die(name: str, key: Any) -> None:
         if name == "wait":
@@ -228,7 +228,7 @@ def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
 def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
     meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
     (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
     assert isinstance(error, AgreementError)
@@ -238,7 +238,7 @@ def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
 def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
     meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     (told,) = run_ranks([rank(meeting.client(), facts(0), 2, timeout=0.1)])
     (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
     assert str(error).startswith("rank 0 never arrived: rank 1 (node1) waited for it in vain; ")
@@ -251,7 +251,7 @@ def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
     meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The follower's time begins anew with rank zero's challenge: rank zero alone knows who is missing."""
-    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.5)
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.5)
     run_ranks([rank(meeting.client(), facts(n), 3) for n in range(3)])
     looks: list[str] = []
     late = threading.Event()
@@ -288,8 +288,8 @@ def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -
 def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
     meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
-    monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
     # The others would have given up before that: they wait 0.4 s for a sign.
     monkeypatch.setattr(launcher.process.activity, "_NOTICE_AFTER", 1.0)
     told: dict[int, list[str]] = {0: [], 1: [], 2: []}
@@ -323,8 +323,8 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
 
 @pytest.mark.slow
 def test_rank_zero_that_dies_while_it_plans_is_found(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.exchange, "_GRACE", 0.1)
-    monkeypatch.setattr(launcher.exchange, "_RECHECK", 0.05)
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
     monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
     seen = threading.Event()
     spy = Spy(meeting.client(), lambda name, key: seen.set() if name == "get" and key.endswith("/sign") else None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agreement import Agreement
+from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.fit_plan import plan_for_fit

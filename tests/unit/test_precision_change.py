@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agreement import Agreement
+from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError

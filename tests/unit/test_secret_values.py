@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.agreement import RankFacts, agree_on
+from launcher.agreement.facts import RankFacts, agree_on
 from launcher.checkpoint.secrets import hide_hyperparameters
 from launcher.config.loading import load_values
 from launcher.config.schema import RunConfig, config_fields

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from launcher.agreement import RankFacts, agree_on
+from launcher.agreement.facts import RankFacts, agree_on
 from launcher.core.errors import AgreementError
 from launcher.user_code.sources import differing, digest_of, user_sources
 

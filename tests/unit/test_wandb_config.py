@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from launcher.agreement import Agreement
+from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.plan import Plan, make_plan
 from launcher.wandb_config import build_wandb_config

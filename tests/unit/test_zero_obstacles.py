@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.plugins.precision import DoublePrecision
 
-from launcher.agreement import Agreement, RankFacts, alike_ranks
+from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.config.schema import RunConfig
 from launcher.config.validation import find_problems
 from launcher.coordinator import TrainingCoordinator

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from launcher.agreement import RankFacts
+from launcher.agreement.facts import RankFacts
 from launcher.core.errors import AgreementError, LauncherError
 from launcher.process.activity import ActivityReporter, ActivityWatch, doing
 
