@@ -21,9 +21,9 @@ from rich.console import Console
 
 from launcher.cli import build_parser
 from launcher.config.loading import load_config
-from launcher.dry_run import plan_here
 from launcher.hardware.target_machines import read_options
-from launcher.plan_table import print_memory, print_plan
+from launcher.planning.dry_run import plan_here
+from launcher.planning.table import print_memory, print_plan
 from launcher.report.command import write_report
 from launcher.report.source import find_run_directory, read_run
 from tests.browser import browser

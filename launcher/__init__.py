@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from launcher.coordinator import TrainingCoordinator as TrainingCoordinator
     from launcher.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.main_path import fit as fit
-    from launcher.plan import Plan as Plan
+    from launcher.planning.plan import Plan as Plan
     from launcher.setup_wizard import SetupWizard as SetupWizard
     from launcher.wandb_config import build_wandb_config as build_wandb_config
     from launcher.wandb_config import detect_model_type as detect_model_type
@@ -63,7 +63,7 @@ _LAZY = {
     "TrainingCoordinator": "launcher.coordinator",
     "build_wandb_config": "launcher.wandb_config",
     "detect_model_type": "launcher.wandb_config",
-    "Plan": "launcher.plan",
+    "Plan": "launcher.planning.plan",
     "RunConfig": "launcher.config.schema",
     "SetupWizard": "launcher.setup_wizard",
     "WizardConfig": "launcher.wizard_config",

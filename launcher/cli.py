@@ -241,12 +241,12 @@ def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions) -> int:
 
 
 def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
-    from launcher.dry_run import plan_here
     from launcher.hardware.target_machines import read_options
+    from launcher.planning.dry_run import plan_here
 
     found = plan_here(config, topology.host, read_options(options))
     if options.plot:
-        from launcher.memory_plot import plot_memory
+        from launcher.planning.plot import plot_memory
 
         plot_memory(found, config, Path(options.plot))
     if options.json:
@@ -255,7 +255,7 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
         sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
         return 0
     from launcher.core.terminal import make_console
-    from launcher.plan_table import print_memory, print_plan
+    from launcher.planning.table import print_memory, print_plan
 
     console = make_console()
     print_plan(found.plan, console)

@@ -15,7 +15,7 @@ from launcher.checkpoint.deepspeed import ZeroLayout, read_whole, zero_layout
 from launcher.checkpoint.reader import PUT_TOGETHER, Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.errors import LauncherError, ResumeError
-from launcher.plan import Plan
+from launcher.planning.plan import Plan
 from launcher.runs.directory import RunDirectory
 
 

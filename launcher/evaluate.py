@@ -31,7 +31,7 @@ from launcher.evaluated_run import find_evaluated_run
 from launcher.evaluation_data import share_evaluation_data
 from launcher.hardware.topology import Topology
 from launcher.main_path import ask_rank_zero, attach_log, gather_facts
-from launcher.plan import Plan, make_plan
+from launcher.planning.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
 from launcher.quiet_lightning import quiet_lightning

@@ -27,8 +27,8 @@ from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
 from launcher.hardware.devices import library_versions
 from launcher.hardware.topology import Topology
-from launcher.plan import Plan
-from launcher.plan_table import print_plan
+from launcher.planning.plan import Plan
+from launcher.planning.table import print_plan
 from launcher.process.activity import doing
 from launcher.process.open_resources import close_left_open
 from launcher.process.rank_log import RankLog
@@ -162,9 +162,9 @@ def attach_log(log: RankLog) -> None:
 def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
     """This rank's side of the agreement; what it cannot do goes in as its error, so that the others hear of it."""
     try:
-        from launcher.deepspeed_ready import deepspeed_facts
         from launcher.hardware.devices import detect_hardware
         from launcher.hardware.rank_count import check_ranks
+        from launcher.planning.deepspeed_facts import deepspeed_facts
         from launcher.user_code.classes import import_classes
         from launcher.user_code.sources import digest_of, user_sources
 
@@ -196,7 +196,7 @@ def decide_together(
     """Agree, plan, and open the run directory: all of it on rank zero, for every rank."""
     from launcher.checkpoint.reader import Trust
     from launcher.checkpoint.resume import check_checkpoint
-    from launcher.fit_plan import plan_for_fit
+    from launcher.planning.fit_plan import plan_for_fit
 
     opened: list[RunDirectory] = []
 

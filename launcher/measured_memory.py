@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
-from launcher.out_of_memory import planned_memory
-from launcher.plan import Plan
+from launcher.planning.oom import planned_memory
+from launcher.planning.plan import Plan
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64

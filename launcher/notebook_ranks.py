@@ -21,7 +21,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.failure import RankEnd, describe, first_failure
 from launcher.main_path import FitResult, fit
-from launcher.plan import Plan
+from launcher.planning.plan import Plan
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.process.script_ranks import free_port, rank_variables

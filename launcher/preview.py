@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.hardware.devices import Device, Hardware
-from launcher.plan import Plan, make_plan
+from launcher.planning.plan import Plan, make_plan
 from launcher.submission import Submission
 
 
@@ -21,7 +21,7 @@ def show(submission: Submission, script: str | None, notes: Sequence[str] = ()) 
         notes: lines before the plan.
     """
     from launcher.core.terminal import make_console
-    from launcher.plan_table import print_plan
+    from launcher.planning.table import print_plan
 
     plan = preview(submission)
     if script is not None:

@@ -19,7 +19,7 @@ from launcher.batch_end import after_batch
 from launcher.checkpoint.precision import RECORD, record_of
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
-from launcher.plan import Plan
+from launcher.planning.plan import Plan
 from launcher.stop import SignalListener, StopAgreement
 
 # Layer-wise rates come in dozens; the first ones show the schedule.

@@ -26,9 +26,9 @@ from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import Trust, loads_of
 from launcher.checkpoint.resume import check_fits_model
 from launcher.config.schema import RunConfig
-from launcher.deepspeed_ready import pretends_cpu_fp16
 from launcher.hardware.topology import Topology
-from launcher.plan import Plan
+from launcher.planning.deepspeed_facts import pretends_cpu_fp16
+from launcher.planning.plan import Plan
 from launcher.run_callbacks import ProgressLines
 from launcher.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.runs.directory import RunDirectory

@@ -23,15 +23,15 @@ from launcher.core.errors import Interrupted, LauncherError, PlanError, Training
 from launcher.core.events import EventLog
 from launcher.core.secrets import find_secrets, redact, scrub
 from launcher.data_order import DataOrder
-from launcher.deepspeed_ready import check_model
 from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
 from launcher.hardware.topology import Topology
 from launcher.kept_logs import KEY, KeepLogs
 from launcher.measured_memory import MeasuredMemory, TellMemory
-from launcher.out_of_memory import device_peak, is_out_of_memory, out_of_memory
-from launcher.plan import Plan
-from launcher.plan_changes import PlanChanges
+from launcher.planning.changes import PlanChanges
+from launcher.planning.deepspeed_facts import check_model
+from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
+from launcher.planning.plan import Plan
 from launcher.plateau_steps import StepPlateaus
 from launcher.process.open_resources import leave_open
 from launcher.process.rank_status import RankReport

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 from launcher.core.secrets import without_secrets
-from launcher.plan import Plan
+from launcher.planning.plan import Plan
 
 ModelType = Literal["gpt", "bert", "t5", "custom"]
 # In this order: an encoder-decoder may have 'Bert' or 'GPT' in its name.

@@ -134,8 +134,8 @@ def ask_logging(config: WizardConfig, desk: Desk) -> WizardConfig:
 def show_plan(config: WizardConfig, desk: Desk) -> bool:
     """Print what `fit` would do on this machine; says why where it would do nothing."""
     # Lightning comes with it.
-    from launcher.dry_run import plan_here
-    from launcher.plan_table import print_plan
+    from launcher.planning.dry_run import plan_here
+    from launcher.planning.table import print_plan
 
     try:
         plan = plan_here(config.to_run_config(), desk.look().host).plan

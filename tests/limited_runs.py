@@ -156,7 +156,7 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGrou
     import torch
     import torch.distributed as dist
 
-    from launcher.out_of_memory import is_out_of_memory
+    from launcher.planning.oom import is_out_of_memory
 
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)

@@ -12,7 +12,7 @@ from launcher.agreement.facts import RankFacts, agree_on
 from launcher.config.schema import RunConfig
 from launcher.core.events import EventLog
 from launcher.hardware.devices import Device, Hardware
-from launcher.plan import make_plan
+from launcher.planning.plan import make_plan
 
 START = 1_700_000_000.0
 VERSIONS = {"launcher": "0.1.0", "python": "3.11.7", "torch": "2.13.0"}

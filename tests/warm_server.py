@@ -31,8 +31,8 @@ MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.statefu
            "launcher.main_path", "launcher.hardware.devices", "launcher.hardware.rank_count", "launcher.user_code.classes",
            "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume", "launcher.training",
            "launcher.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
-           "launcher.elastic", "launcher.rendezvous", "launcher.local_start", "launcher.dry_run",
-           "launcher.memory_profile", "rich.progress")  # fmt: skip
+           "launcher.elastic", "launcher.rendezvous", "launcher.local_start", "launcher.planning.dry_run",
+           "launcher.planning.profile", "rich.progress")  # fmt: skip
 # Variables that importing them sets where they are not set, which it would do in each process.
 _SET_BY_IMPORTS: dict[str, str] = {}
 _HANDLED = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]

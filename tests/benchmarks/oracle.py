@@ -31,7 +31,7 @@ from pathlib import Path
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from launcher.memory_plan import cpu_machine
+from launcher.planning.memory import cpu_machine
 from strategies.batch import BatchSplit
 from strategies.candidates import DDP, ZERO_1, ZERO_2, ZERO_3, Candidate
 from strategies.comparison import Comparison, compare_strategies
@@ -61,7 +61,7 @@ class Pair:
 
 
 def profile_of(family: str, batch_size: int, precision: str = "32-true") -> ModelProfile:
-    """As `launcher.memory_profile` makes it of a user's module."""
+    """As `launcher.planning.profile` makes it of a user's module."""
     import torch
 
     entry = LARGE[family]

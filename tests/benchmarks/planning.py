@@ -53,13 +53,13 @@ class SevenBillion(DemoGPT):
 def plan_once(gpus: int) -> None:
     """The work of one process."""
     from launcher.config.loading import load_config
-    from launcher.dry_run import plan_here
     from launcher.hardware.target_machines import read_options
+    from launcher.planning.dry_run import plan_here
 
     words = ["--model", f"{__spec__.name}.SevenBillion", "--data", f"{__spec__.name}.TokenData"]
     config = load_config([], [*words, "--global-batch-size", str(gpus)])
     options = argparse.Namespace(gpus=gpus, gpus_per_node=8, gpu="h100", gpu_memory=None)
-    import launcher.memory_profile  # noqa: F401 -- counted as an import, not as planning
+    import launcher.planning.profile  # noqa: F401 -- counted as an import, not as planning
 
     began = time.perf_counter()
     found = plan_here(config, "here", read_options(options))

@@ -12,8 +12,8 @@ import launcher.agreement.facts
 from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.memory_plan import machine_of
-from launcher.plan import make_plan
+from launcher.planning.memory import machine_of
+from launcher.planning.plan import make_plan
 from strategies.alike import Alike, counted, where
 from strategies.precision import Precision
 from tests.unit.rank_threads import CPU, H100, V100, facts

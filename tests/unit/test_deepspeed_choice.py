@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
-from launcher.plan import Plan, make_plan
+from launcher.planning.plan import Plan, make_plan
 from strategies.choice import StrategyError, choose_strategy
 from strategies.deepspeed_config import CPU_BUCKET, GPU_BUCKET, VARIANTS, BatchAndClip, zero_config
 from tests.unit.rank_threads import CPU, H100

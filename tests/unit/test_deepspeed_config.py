@@ -15,7 +15,7 @@ from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import ConfigError
-from launcher.plan import make_plan
+from launcher.planning.plan import make_plan
 from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, broken_keys
 from tests.processes import run_warm
 from tests.unit.rank_threads import CPU, H100, facts

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError, UsageError
-from launcher.dry_run import DryRun, plan_here
-from launcher.fit_plan import plan_for_fit
-from launcher.memory_plan import machine_of, plan_with_memory, splits, zero_settings
-from launcher.memory_plot import memory_by_gpus, plot_memory
-from launcher.memory_profile import first_batch, profile_model, resized, samples_in
-from launcher.out_of_memory import is_out_of_memory, out_of_memory
-from launcher.plan import Plan, make_plan
-from launcher.plan_table import print_memory, print_plan
+from launcher.planning.dry_run import DryRun, plan_here
+from launcher.planning.fit_plan import plan_for_fit
+from launcher.planning.memory import machine_of, plan_with_memory, splits, zero_settings
+from launcher.planning.oom import is_out_of_memory, out_of_memory
+from launcher.planning.plan import Plan, make_plan
+from launcher.planning.plot import memory_by_gpus, plot_memory
+from launcher.planning.profile import first_batch, profile_model, resized, samples_in
+from launcher.planning.table import print_memory, print_plan
 from launcher.process.activity import current_activity
 from launcher.user_code.classes import import_classes
 from launcher.user_code.objects import UserObjects

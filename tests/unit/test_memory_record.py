@@ -15,10 +15,10 @@ import pytest
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.fit_plan import plan_for_fit
-from launcher.memory_plan import plan_with_memory
 from launcher.next_strategy import remember_failure
-from launcher.plan import Plan
+from launcher.planning.fit_plan import plan_for_fit
+from launcher.planning.memory import plan_with_memory
+from launcher.planning.plan import Plan
 from launcher.run_status import tell
 from launcher.runs.directory import find_run, open_run_directory, write_plan
 from launcher.runs.oom_record import FILE_NAME, Exhausted, MemoryRecord, read_memory_record, remember, remember_attempt

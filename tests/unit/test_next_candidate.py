@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import RunConfig, TrainerOptions
-from launcher.memory_plan import plan_with_memory
-from launcher.out_of_memory import out_of_memory
-from launcher.plan import Plan
+from launcher.planning.memory import plan_with_memory
+from launcher.planning.oom import out_of_memory
+from launcher.planning.plan import Plan
 from tests.unit.rank_threads import H100
 from tests.unit.test_memory_plan import ranks
 from tests.unit.test_memory_record import asked, profile

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from launcher.config.schema import RunConfig
-from launcher.fit_plan import plan_for_fit
-from launcher.object_profile import profile_objects
+from launcher.planning.fit_plan import plan_for_fit
+from launcher.planning.object_profile import profile_objects
 from launcher.user_code.objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
 from strategies.precision import Precision

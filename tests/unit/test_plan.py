@@ -1,4 +1,4 @@
-"""`launcher.plan`: one record that dry run and training share, or every problem at once."""
+"""`launcher.planning.plan`: one record that dry run and training share, or every problem at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
-from launcher.plan import Plan, make_plan
+from launcher.planning.plan import Plan, make_plan
 from tests.unit.rank_threads import CPU, H100, V100, facts
 
 

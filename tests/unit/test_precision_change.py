@@ -11,7 +11,7 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.plan import Plan, make_plan
+from launcher.planning.plan import Plan, make_plan
 from strategies.precision import Precision
 from tests.unit.rank_threads import CPU, H100, V100, facts
 

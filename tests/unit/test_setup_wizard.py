@@ -30,7 +30,7 @@ _profiles: dict[str, Any] = {}
 @pytest.fixture(autouse=True)
 def _each_model_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is shown twice in each test, of the same few models: their traces take most of the time."""
-    from launcher import memory_profile
+    from launcher.planning import profile as memory_profile
 
     real = memory_profile.profile_model
 

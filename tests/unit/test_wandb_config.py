@@ -12,7 +12,7 @@ from torch import nn
 
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
-from launcher.plan import Plan, make_plan
+from launcher.planning.plan import Plan, make_plan
 from launcher.wandb_config import build_wandb_config
 from tests.unit.rank_threads import CPU, H100, V100, facts
 

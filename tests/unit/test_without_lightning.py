@@ -30,7 +30,7 @@ import launcher.checkpoint.precision, launcher.runs.directory, launcher.rank_hea
 from launcher import RunConfig, Plan, build_wandb_config, compute_effective_precision, detect_model_type
 from launcher.agreement.facts import Agreement, RankFacts
 from launcher.hardware.devices import Device, Hardware
-from launcher.plan import make_plan
+from launcher.planning.plan import make_plan
 
 assert compute_effective_precision("16", True, True, True) == "16"
 hardware = Hardware(Device("cpu", 0, "EPYC", 2**36, ("fp32", "fp64")), 1, {})

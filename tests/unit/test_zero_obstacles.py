@@ -16,12 +16,12 @@ from launcher.config.validation import find_problems
 from launcher.coordinator import TrainingCoordinator
 from launcher.core.errors import ConfigError, PlanError
 from launcher.core.terminal import make_console
-from launcher.deepspeed_ready import deepspeed_facts
 from launcher.hardware.nvme import NvmeFolder, look_at, offload_folders
-from launcher.memory_plan import plan_with_memory
-from launcher.plan import Plan, make_plan
-from launcher.plan_table import print_memory
-from launcher.zero_obstacles import nvme_room
+from launcher.planning.deepspeed_facts import deepspeed_facts
+from launcher.planning.deepspeed_limits import nvme_room
+from launcher.planning.memory import plan_with_memory
+from launcher.planning.plan import Plan, make_plan
+from launcher.planning.table import print_memory
 from strategies.deepspeed_config import NVME_PATH, VARIANTS
 from strategies.gpus import find_gpu
 from tests.toy import Toy
@@ -74,7 +74,7 @@ class TestFp16OnACpu:
         make_plan(RunConfig(strategy="ddp", precision="16-mixed"), Agreement(self.RANKS))
 
     def test_a_rank_says_what_its_cpu_can(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("launcher.deepspeed_ready._has_fp16", lambda: False)
+        monkeypatch.setattr("launcher.planning.deepspeed_facts._has_fp16", lambda: False)
         assert not deepspeed_facts(RunConfig(), "cpu", {})["deepspeed_fp16"]
         assert deepspeed_facts(RunConfig(), "cpu", {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"})["deepspeed_fp16"]
         assert deepspeed_facts(RunConfig(), "cuda", {})["deepspeed_fp16"]

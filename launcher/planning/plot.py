@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import MissingLibraryError, UsageError
-from launcher.memory_plan import machine_of, planned_precision, splits, zero_settings
+from launcher.planning.memory import machine_of, planned_precision, splits, zero_settings
 from strategies.candidates import CANDIDATES, ZERO_3_NVME
 from strategies.comparison import compare_strategies
 from strategies.units import GIB
 
 if TYPE_CHECKING:
-    from launcher.dry_run import DryRun
+    from launcher.planning.dry_run import DryRun
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 

@@ -7,8 +7,8 @@ import dataclasses
 from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
-from launcher.memory_plan import host_memory, machine_of, plan_with_memory, planned_precision
-from launcher.plan import Plan, make_plan
+from launcher.planning.memory import host_memory, machine_of, plan_with_memory, planned_precision
+from launcher.planning.plan import Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
 from launcher.user_code.objects import UserObjects
@@ -72,10 +72,10 @@ def profile_for(
     """
     precision, kind = planned_precision(plan), plan.device_kind
     if given is not None:
-        from launcher.object_profile import profile_objects
+        from launcher.planning.object_profile import profile_objects
 
         return profile_objects(config, given, precision, world_size=plan.world_size, device_kind=kind)
-    from launcher.memory_profile import profile_model
+    from launcher.planning.profile import profile_model
 
     classes = classes or import_classes(config)
     micro = plan.batch.micro_batch_size
@@ -86,9 +86,9 @@ def _parameter_bytes(
     config: RunConfig, classes: UserClasses | None, given: UserObjects | None, plan: Plan
 ) -> int | None:
     if given is not None:
-        from launcher.memory_profile import sum_of_bytes
+        from launcher.planning.profile import sum_of_bytes
 
         return sum_of_bytes(given.model)
-    from launcher.memory_profile import parameter_bytes
+    from launcher.planning.profile import parameter_bytes
 
     return parameter_bytes(config, classes or import_classes(config), plan.batch.micro_batch_size)

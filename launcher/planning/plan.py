@@ -10,7 +10,7 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.deepspeed_plan import deepspeed_settings, plan_deepspeed
+from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_own_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile

@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 from launcher.core.errors import OutOfMemoryError
-from launcher.plan import Plan
+from launcher.planning.plan import Plan
 from strategies.units import gib
 
 # CUDA's caching allocator has an exception of its own; this is what the others say.

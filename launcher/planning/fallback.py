@@ -13,7 +13,7 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.plan import make_plan
+from launcher.planning.plan import make_plan
 from strategies.comparison import Comparison, next_after
 from strategies.step_time import Machine
 

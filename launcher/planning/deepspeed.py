@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
-from launcher.zero_obstacles import assumed_folders, without_tools, zero_obstacles
+from launcher.planning.deepspeed_limits import assumed_folders, without_tools, zero_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
 from strategies.deepspeed_config import VARIANTS, BatchAndClip, ZeroVariant, zero_config

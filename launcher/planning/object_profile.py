@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from launcher.config.schema import RunConfig
-from launcher.memory_profile import SETTING_UP, bound_of, bounded, profile_of, sum_of_bytes, told
+from launcher.planning.profile import SETTING_UP, bound_of, bounded, profile_of, sum_of_bytes, told
 from launcher.process.activity import doing
 from launcher.random_states import capture, restore
 from launcher.user_code.objects import Loaders, UserObjects

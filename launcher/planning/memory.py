@@ -12,10 +12,10 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.next_candidate import passed_over, why_not_planned, with_next
-from launcher.plan import CUSTOM, Plan, make_plan
+from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
+from launcher.planning.fallback import passed_over, why_not_planned, with_next
+from launcher.planning.plan import CUSTOM, Plan, make_plan
 from launcher.runs.oom_record import Exhausted, MemoryRecord
-from launcher.zero_obstacles import assumed_folders, candidate_obstacles, nvme_room
 from strategies.alike import Alike
 from strategies.batch import BatchSplit
 from strategies.candidates import ZERO_3_NVME

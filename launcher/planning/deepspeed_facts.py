@@ -13,7 +13,7 @@ from strategies.deepspeed_config import VARIANTS
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from launcher.plan import Plan
+    from launcher.planning.plan import Plan
 
 _PRETEND_FP16 = "LAUNCHER_TEST_DEEPSPEED_CPU_FP16"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from launcher.core.events import EventLog
 from launcher.core.secrets import redact
-from launcher.plan import Plan
+from launcher.planning.plan import Plan
 from launcher.runs.directory import RunDirectory, write_plan
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.plan import Plan
+from launcher.planning.plan import Plan
 from strategies.units import gib
 
 # Fields of `strategies.memory.MemoryEstimate`, and their columns.

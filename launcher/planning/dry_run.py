@@ -8,13 +8,13 @@ import os
 from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
-from launcher.deepspeed_ready import deepspeed_facts
-from launcher.fit_plan import profile_for
 from launcher.hardware.devices import detect_hardware
 from launcher.hardware.rank_count import wanted_ranks
 from launcher.hardware.target_machines import OtherMachines
-from launcher.memory_plan import host_memory, plan_with_memory
-from launcher.plan import Plan, make_plan
+from launcher.planning.deepspeed_facts import deepspeed_facts
+from launcher.planning.fit_plan import profile_for
+from launcher.planning.memory import host_memory, plan_with_memory
+from launcher.planning.plan import Plan, make_plan
 from launcher.runs.directory import find_run
 from launcher.user_code.classes import UserClasses, import_classes
 from strategies.step_trace import ModelProfile, Unprofiled
