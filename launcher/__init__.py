@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from launcher.config.loading import load_config as load_config
     from launcher.config.schema import RunConfig as RunConfig
     from launcher.coordinator import TrainingCoordinator as TrainingCoordinator
+    from launcher.loggers.wandb_config import build_wandb_config as build_wandb_config
+    from launcher.loggers.wandb_config import detect_model_type as detect_model_type
     from launcher.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.main_path import fit as fit
     from launcher.planning.plan import Plan as Plan
     from launcher.setup_wizard import SetupWizard as SetupWizard
-    from launcher.wandb_config import build_wandb_config as build_wandb_config
-    from launcher.wandb_config import detect_model_type as detect_model_type
     from launcher.wizard_config import WizardConfig as WizardConfig
     from strategies.precision import compute_effective_precision as compute_effective_precision
 
@@ -61,8 +61,8 @@ _LAZY = {
     "AmpWandbCallback": "launcher.amp_callback",
     "LossScaleMonitor": "launcher.loss_scale_monitor",
     "TrainingCoordinator": "launcher.coordinator",
-    "build_wandb_config": "launcher.wandb_config",
-    "detect_model_type": "launcher.wandb_config",
+    "build_wandb_config": "launcher.loggers.wandb_config",
+    "detect_model_type": "launcher.loggers.wandb_config",
     "Plan": "launcher.planning.plan",
     "RunConfig": "launcher.config.schema",
     "SetupWizard": "launcher.setup_wizard",

@@ -30,17 +30,17 @@ from launcher.core.terminal import make_console
 from launcher.evaluated_run import find_evaluated_run
 from launcher.evaluation_data import share_evaluation_data
 from launcher.hardware.topology import Topology
+from launcher.loggers.selection import make_wandb_logger, own_loggers, run_loggers
+from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.main_path import ask_rank_zero, attach_log, gather_facts
 from launcher.planning.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
 from launcher.quiet_lightning import quiet_lightning
-from launcher.run_loggers import make_wandb_logger, own_loggers, run_loggers
 from launcher.runs.directory import RunDirectory
 from launcher.signs_of_life import signs_of_life
 from launcher.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
-from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 
 # The step that a LightningModule needs, and the loaders that may be divided; predictions Lightning divides well itself.
 _STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}

@@ -71,7 +71,7 @@ def build_trainer(
         topology: this rank's place.
         run: where checkpoints go.
         callbacks: the launcher's and the user's.
-        loggers: of every rank; see `launcher.run_loggers`.
+        loggers: of every rank; see `launcher.loggers.selection`.
         console: rank zero's terminal, for the progress.
         own_plugin: the user's, where the plan says 'custom'.
         notice: told of a checkpoint that no resume can read.

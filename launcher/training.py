@@ -26,7 +26,11 @@ from launcher.data_order import DataOrder
 from launcher.epoch_beginnings import TellBeginnings
 from launcher.epoch_metrics import EpochMetrics
 from launcher.hardware.topology import Topology
-from launcher.kept_logs import KEY, KeepLogs
+from launcher.loggers.kept_logs import KEY, KeepLogs
+from launcher.loggers.selection import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.loggers.wandb_callback import BeginWandb
+from launcher.loggers.wandb_config import build_wandb_config
+from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.planning.changes import PlanChanges
 from launcher.planning.deepspeed_facts import check_model
@@ -40,7 +44,6 @@ from launcher.random_states import RandomStates
 from launcher.rank_watch import WatchRanks
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
-from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
 from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.runs.oom_record import Exhausted, remember
 from launcher.script_end import end_is_told
@@ -51,9 +54,6 @@ from launcher.trainer import build_trainer
 from launcher.training_loops import use_resumable_loops
 from launcher.tuned_values import TunedValues
 from launcher.user_code.objects import UserObjects, make_user_objects
-from launcher.wandb_callback import BeginWandb
-from launcher.wandb_config import build_wandb_config
-from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 from strategies.choice import AUTO, StrategyError
 
 if TYPE_CHECKING:

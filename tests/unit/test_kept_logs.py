@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.distributed import HashStore
 
-from launcher.kept_logs import KEY, KeepLogs, LogPlace, choose_places
+from launcher.loggers.kept_logs import KEY, KeepLogs, LogPlace, choose_places
 from launcher.runs.directory import RunDirectory
 
 

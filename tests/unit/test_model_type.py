@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from launcher.wandb_config import build_wandb_config, detect_model_type
+from launcher.loggers.wandb_config import build_wandb_config, detect_model_type
 
 
 def named(name: str, base: type[nn.Module] = nn.Module) -> nn.Module:

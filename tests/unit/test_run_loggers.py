@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from launcher.config.lightning_cli import translate_lightning_cli
 from launcher.config.validation import parse_config
-from launcher.run_loggers import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.loggers.selection import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.runs.directory import RunDirectory
-from launcher.wandb_run import QueuedWandbLogger, finish_wandb
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_true_is_lightnings_default_logger_in_the_runs_directory(
 ) -> None:
     if not has_board:
         for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
-            monkeypatch.setattr(f"launcher.run_loggers.{name}", False)
+            monkeypatch.setattr(f"launcher.loggers.selection.{name}", False)
     elif find_spec("tensorboard") is None:
         pytest.skip("tensorboard is not installed")
     first, *others = loggers_of(run, {**values, "trainer": {"logger": True}})

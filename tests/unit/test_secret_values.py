@@ -31,8 +31,8 @@ from launcher.core.secrets import (
     with_references,
     without_secrets,
 )
+from launcher.loggers.selection import run_loggers
 from launcher.process.rank_status import RankReport
-from launcher.run_loggers import run_loggers
 from launcher.runs.directory import newest_run_like, open_run_directory
 from launcher.runs.oom_record import Exhausted
 from tests.unit.run_directories import config, ended

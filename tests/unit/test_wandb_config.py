@@ -12,8 +12,8 @@ from torch import nn
 
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
+from launcher.loggers.wandb_config import build_wandb_config
 from launcher.planning.plan import Plan, make_plan
-from launcher.wandb_config import build_wandb_config
 from tests.unit.rank_threads import CPU, H100, V100, facts
 
 FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_length")

@@ -1,4 +1,4 @@
-"""`launcher.wandb_writer`: a slow or broken W&B costs rows, which are counted, and never a step."""
+"""`launcher.loggers.wandb_writer`: a slow or broken W&B costs rows, which are counted, and never a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.wandb_writer import WandbWriter, log_row
+from launcher.loggers.wandb_writer import WandbWriter, log_row
 
 LONG = 60.0
 

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
-from launcher.wandb_run import QueuedWandbLogger, first_line
+from launcher.loggers.wandb_run import QueuedWandbLogger, first_line
 
 
 def leave_to_user(config: Any, names: Iterable[str]) -> None:
@@ -33,7 +33,7 @@ class BeginWandb(pl.Callback):
 
     Args:
         values: config and plan, as plain values; a run of the launcher's has them from its begin.
-        described: what is known of the model; from `launcher.wandb_config.build_wandb_config`.
+        described: what is known of the model; from `launcher.loggers.wandb_config.build_wandb_config`.
         notice: told if W&B does not take them.
     """
 

@@ -24,9 +24,9 @@ from typing_extensions import override
 from launcher.config.schema import WandbOptions
 from launcher.core.atomic_write import private_umask
 from launcher.core.secrets import hide_in_arguments, redact
+from launcher.loggers.wandb_attributes import say_what_it_lacks
+from launcher.loggers.wandb_writer import WandbWriter
 from launcher.runs.directory import RunDirectory
-from launcher.wandb_lacks import say_what_it_lacks
-from launcher.wandb_writer import WandbWriter
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:

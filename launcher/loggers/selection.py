@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from launcher.config.schema import RunConfig, WandbOptions
 from launcher.core.secrets import redact
+from launcher.loggers.wandb_run import QueuedWandbLogger, first_line
 from launcher.runs.directory import RunDirectory
-from launcher.wandb_run import QueuedWandbLogger, first_line
 
 
 class FileLogger(CSVLogger):
