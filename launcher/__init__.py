@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launcher.amp_callback import AmpWandbCallback as AmpWandbCallback
     from launcher.config.loading import load_config as load_config
     from launcher.config.schema import RunConfig as RunConfig
     from launcher.coordinator import TrainingCoordinator as TrainingCoordinator
     from launcher.loggers.wandb_config import build_wandb_config as build_wandb_config
     from launcher.loggers.wandb_config import detect_model_type as detect_model_type
-    from launcher.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.main_path import fit as fit
+    from launcher.monitoring.amp_callback import AmpWandbCallback as AmpWandbCallback
+    from launcher.monitoring.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.planning.plan import Plan as Plan
     from launcher.setup_wizard import SetupWizard as SetupWizard
     from launcher.wizard_config import WizardConfig as WizardConfig
@@ -58,8 +58,8 @@ def _import_own_packages() -> None:
 _import_own_packages()
 
 _LAZY = {
-    "AmpWandbCallback": "launcher.amp_callback",
-    "LossScaleMonitor": "launcher.loss_scale_monitor",
+    "AmpWandbCallback": "launcher.monitoring.amp_callback",
+    "LossScaleMonitor": "launcher.monitoring.loss_scale_monitor",
     "TrainingCoordinator": "launcher.coordinator",
     "build_wandb_config": "launcher.loggers.wandb_config",
     "detect_model_type": "launcher.loggers.wandb_config",

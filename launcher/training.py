@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.distributed import PrefixStore
 
-from launcher.buffer_watch import WatchBuffers
 from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.checkpoint.secrets import HideSecrets
@@ -32,6 +31,8 @@ from launcher.loggers.wandb_callback import BeginWandb
 from launcher.loggers.wandb_config import build_wandb_config
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.measured_memory import MeasuredMemory, TellMemory
+from launcher.monitoring.buffers import WatchBuffers
+from launcher.monitoring.rank_monitor import WatchRanks
 from launcher.planning.changes import PlanChanges
 from launcher.planning.deepspeed_facts import check_model
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
@@ -41,7 +42,6 @@ from launcher.process.open_resources import leave_open
 from launcher.process.rank_status import RankReport
 from launcher.quiet_lightning import quiet_lightning
 from launcher.random_states import RandomStates
-from launcher.rank_watch import WatchRanks
 from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
 from launcher.run_checkpoint import best_checkpoint
 from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="work here and go on with what is here, instead of a folder that goes"
     )
-    parser.add_argument("modules", nargs="*", help="such as launcher.rank_health; all without it")
+    parser.add_argument("modules", nargs="*", help="such as launcher.monitoring.health; all without it")
     options = parser.parse_args()
     os.nice(5)
     with tempfile.TemporaryDirectory() as temporary:

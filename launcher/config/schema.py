@@ -88,7 +88,7 @@ class WandbOptions:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """When an alert is raised; names and meanings of `launcher.rank_health.Limits`."""
+    """When an alert is raised; names and meanings of `launcher.monitoring.health.Limits`."""
 
     every_n_steps: int | None = _at_least(1, None)
     floor: float = _at_least(0, 1.0)

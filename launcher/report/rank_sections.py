@@ -177,7 +177,7 @@ def watch_of(run: Run) -> WatchOptions:
 
 
 def stragglers(summaries: Sequence[RankSummary], watch: WatchOptions) -> list[int]:
-    """Ranks that cost the others time over the whole run, by the rule of the alerts (`launcher.rank_health`)."""
+    """Ranks that cost the others time over the whole run, by the rule of the alerts (`launcher.monitoring.health`)."""
     slow: list[int] = []
     for summary in summaries:
         others = summary.own_seconds / summary.own_factor if summary.own_factor else math.nan

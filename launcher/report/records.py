@@ -42,7 +42,7 @@ class RankTable:
         ranks: global ranks.
         loss_scale: shape (intervals, ranks), as are all that follow.
         skipped_steps: left out since the training began.
-        step_seconds, data_seconds, own_seconds: means of an optimizer step; see `launcher.rank_sample`.
+        step_seconds, data_seconds, own_seconds: means of an optimizer step; see `launcher.monitoring.samples`.
         peak_memory: bytes.
     """
 
@@ -72,7 +72,7 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a person was told to look at; see `launcher.rank_health.Alert`."""
+    """Something that a person was told to look at; see `launcher.monitoring.health.Alert`."""
 
     step: int | None
     time: float

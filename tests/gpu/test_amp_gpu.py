@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.rank_sample import RankSample
+from launcher.monitoring.samples import RankSample
 from tests.unit.plain_trainer import plain_trainer
 from tests.unit.wandb_stand_in import RecordingWandb
 
@@ -75,7 +75,7 @@ def test_counting_makes_the_host_wait_for_nothing() -> None:
 def test_a_sample_of_cuda_tensors_reaches_the_host_without_a_wait() -> None:
     import torch
 
-    from launcher.sample_exchange import SampleExchange
+    from launcher.monitoring.gather import SampleExchange
 
     exchange = SampleExchange()
     values: dict[str, Any] = {
@@ -104,7 +104,7 @@ def test_a_sample_of_cuda_tensors_reaches_the_host_without_a_wait() -> None:
 def test_what_was_sent_is_what_was_true_then() -> None:
     import torch
 
-    from launcher.sample_exchange import SampleExchange
+    from launcher.monitoring.gather import SampleExchange
 
     exchange = SampleExchange()
     scale = torch.tensor(1024.0, device=DEVICE)

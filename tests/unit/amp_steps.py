@@ -8,9 +8,9 @@ from typing import Any
 from typing_extensions import override
 
 from launcher import AmpWandbCallback
-from launcher.loss_scale_monitor import LossScaleMonitor
-from launcher.rank_sample import RankSample
-from launcher.sample_exchange import Gathered
+from launcher.monitoring.gather import Gathered
+from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
+from launcher.monitoring.samples import RankSample
 from tests.unit.wandb_stand_in import RecordingWandb
 
 # Seconds that only a fault needs.

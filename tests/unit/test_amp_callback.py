@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launcher import AmpWandbCallback
-from launcher.rank_health import Alert, Limits
+from launcher.monitoring.health import Alert, Limits
 from strategies.precision import PrecisionError
 from tests.unit.amp_steps import callback, only_row, steps
 from tests.unit.plain_trainer import FixedScaler, RaisingScaler, plain_trainer

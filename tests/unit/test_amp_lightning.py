@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher import AmpWandbCallback
-from launcher.loss_scale_monitor import LossScaleMonitor
+from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
 from strategies.loss_scale import CountingGradScaler
 from tests.unit.wandb_stand_in import RecordingWandb
 from tests.wandb_file import alerts, history_rows, summary_of
@@ -117,7 +117,7 @@ def test_a_resumed_training_goes_on_with_its_scale_and_counts(tmp_path: Path, wa
 @pytest.mark.case(12)
 @pytest.mark.case(13)
 def test_a_scale_that_fell_to_the_floor_is_told_once(tmp_path: Path, wandb: RecordingWandb) -> None:
-    from launcher.rank_health import Limits
+    from launcher.monitoring.health import Limits
 
     amp = AmpWandbCallback(every_n_steps=1, limits=Limits(floor_steps=3))
     fit(tmp_path, Net(overflow_at=tuple(range(9))), amp, max_steps=8, plugins=[fp16(init_scale=256.0)])
@@ -156,7 +156,7 @@ def test_a_real_training_goes_on_with_a_scaler_that_raises(
     trainer = fit(tmp_path, Net(), AmpWandbCallback(every_n_steps=1), max_steps=3, plugins=[plugin])
     assert trainer.global_step == 3
     assert column(wandb, "amp/loss_scale") == [None] * 3
-    (warning,) = [r.getMessage() for r in caplog.records if r.name == "launcher.loss_scale_monitor"]
+    (warning,) = [r.getMessage() for r in caplog.records if r.name == "launcher.monitoring.loss_scale_monitor"]
     assert "RuntimeError: no scale today" in warning
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher import amp_callback
 from launcher.loggers.wandb_writer import WandbWriter
+from launcher.monitoring import amp_callback
 from strategies.loss_scale import CountingGradScaler
 from tests.unit.amp_steps import LONG, callback, only_row, steps
 from tests.unit.plain_trainer import FixedScaler, plain_trainer

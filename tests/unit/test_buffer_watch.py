@@ -1,4 +1,4 @@
-"""`launcher.buffer_watch`: running statistics that hold NaN or infinity, in real fp16 steps on a CPU."""
+"""`launcher.monitoring.buffers`: running statistics that hold NaN or infinity, in real fp16 steps on a CPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.buffer_watch import WatchBuffers, not_finite
 from launcher.core.events import EventLog
-from launcher.rank_health import Alert
+from launcher.monitoring.buffers import WatchBuffers, not_finite
+from launcher.monitoring.health import Alert
 from strategies.loss_scale import CountingGradScaler
 
 

@@ -1,4 +1,4 @@
-"""`launcher.loss_scale_monitor`: when it samples, and what a sample holds; from plain trainers."""
+"""`launcher.monitoring.loss_scale_monitor`: when it samples, and what a sample holds; from plain trainers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.loss_scale_monitor import LossScaleMonitor
-from launcher.rank_health import Limits
+from launcher.monitoring.health import Limits
+from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
 from strategies.loss_scale import CountingGradScaler
 from tests.unit.amp_steps import Rows, batches, written
 from tests.unit.plain_trainer import FixedScaler, RaisingScaler, plain_trainer

@@ -1,4 +1,4 @@
-"""`launcher.loss_scale_monitor`: to whom it speaks, and when what is underway is told; from plain trainers."""
+"""`launcher.monitoring.loss_scale_monitor`: to whom it speaks, and when what is underway is told; from plain trainers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.loss_scale_monitor import LossScaleMonitor
-from launcher.rank_health import Alert
-from launcher.rank_sample import RankSample
-from launcher.sample_exchange import Gathered
+from launcher.monitoring.gather import Gathered
+from launcher.monitoring.health import Alert
+from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
+from launcher.monitoring.samples import RankSample
 from tests.unit.amp_steps import Rows, batches, written
 from tests.unit.plain_trainer import FixedScaler, plain_trainer
 

@@ -1,4 +1,4 @@
-"""`launcher.rank_health`: what all ranks' samples say together, and what is wrong."""
+"""`launcher.monitoring.health`: what all ranks' samples say together, and what is wrong."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.rank_health import Alert, Health, Limits, judge
-from launcher.rank_sample import RankSample
+from launcher.monitoring.health import Alert, Health, Limits, judge
+from launcher.monitoring.samples import RankSample
 
 LIMITS = Limits(floor=1.0, floor_steps=10, slow_factor=1.5, slow_share=0.1, slow_steps=20)
 

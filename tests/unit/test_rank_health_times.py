@@ -1,11 +1,11 @@
-"""`launcher.rank_health`: times, memory and the loss of all ranks, and who is slow."""
+"""`launcher.monitoring.health`: times, memory and the loss of all ranks, and who is slow."""
 
 from __future__ import annotations
 
 import pytest
 
-from launcher.rank_health import Health, Limits
-from launcher.rank_sample import RankSample
+from launcher.monitoring.health import Health, Limits
+from launcher.monitoring.samples import RankSample
 from tests.unit.test_rank_health import at, kinds, only
 
 

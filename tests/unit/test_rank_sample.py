@@ -1,10 +1,10 @@
-"""`launcher.rank_sample`: one rank's place in the packed vector."""
+"""`launcher.monitoring.samples`: one rank's place in the packed vector."""
 
 from __future__ import annotations
 
 import pytest
 
-from launcher.rank_sample import ABSENT, FIELDS, RankSample, sample_of
+from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, sample_of
 
 FULL = (1.0, 1024.0, 3.0, 17.0, 5.0, 1.0, 0.25, 0.05, 0.1, 2.0**40)
 

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from launcher.config.schema import WatchOptions
 from launcher.core.events import EventLog, read_events
-from launcher.rank_health import Alert
-from launcher.rank_sample import RankSample
-from launcher.rank_watch import WatchRanks
-from launcher.sample_exchange import Gathered
+from launcher.monitoring.gather import Gathered
+from launcher.monitoring.health import Alert
+from launcher.monitoring.rank_monitor import WatchRanks
+from launcher.monitoring.samples import RankSample
 
 
 class Watched:

@@ -1,4 +1,4 @@
-"""`launcher.sample_exchange` in one process; `tests/distributed/test_amp_ranks.py` has several."""
+"""`launcher.monitoring.gather` in one process; `tests/distributed/test_amp_ranks.py` has several."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher import sample_exchange
-from launcher.rank_sample import ABSENT, FIELDS, RankSample
-from launcher.sample_exchange import Gathered, SampleExchange
+from launcher.monitoring import gather as sample_exchange
+from launcher.monitoring.gather import Gathered, SampleExchange
+from launcher.monitoring.samples import ABSENT, FIELDS, RankSample
 
 VALUES: dict[str, Any] = {
     "has_scale": 1.0,

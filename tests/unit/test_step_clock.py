@@ -1,4 +1,4 @@
-"""`launcher.step_clock`: how long steps take, and how much of that is a rank's own."""
+"""`launcher.monitoring.step_timer`: how long steps take, and how much of that is a rank's own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from launcher import step_clock
-from launcher.step_clock import StepClock, StepTimes
+from launcher.monitoring import step_timer as step_clock
+from launcher.monitoring.step_timer import StepClock, StepTimes
 
 
 class Hand:

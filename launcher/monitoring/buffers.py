@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from launcher.core.events import EventLog
-from launcher.rank_health import Alert
+from launcher.monitoring.health import Alert
 from strategies.loss_scale import CountingGradScaler, LossScaleError, find_loss_scale
 
 _SHOWN = 5

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from launcher.rank_sample import RankSample
+from launcher.monitoring.samples import RankSample
 
 AlertKind = Literal[
     "scale_not_finite",

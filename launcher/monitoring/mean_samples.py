@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.rank_sample import RankSample
+from launcher.monitoring.samples import RankSample
 
 
 class MeanSamples:

@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 from typing_extensions import override
 
-from launcher.amp_callback import AmpWandbCallback
 from launcher.config.schema import WatchOptions
 from launcher.core.events import EventLog
 from launcher.loggers.wandb_writer import WandbWriter
-from launcher.mean_samples import MeanSamples
-from launcher.rank_health import Alert, Limits, slow_alert
-from launcher.sample_exchange import Gathered
+from launcher.monitoring.amp_callback import AmpWandbCallback
+from launcher.monitoring.gather import Gathered
+from launcher.monitoring.health import Alert, Limits, slow_alert
+from launcher.monitoring.mean_samples import MeanSamples
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64

@@ -10,8 +10,8 @@ from typing import Any
 from typing_extensions import override
 
 from launcher.loggers.wandb_writer import WandbWriter, log_row
-from launcher.loss_scale_monitor import LossScaleMonitor
-from launcher.rank_health import Alert, Limits
+from launcher.monitoring.health import Alert, Limits
+from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
 
 _log = logging.getLogger(__name__)
 # Seconds that the end of a training waits for W&B to take the last rows.

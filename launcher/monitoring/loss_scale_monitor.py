@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from launcher.rank_health import Alert, Health, Limits, judge
-from launcher.rank_sample import ABSENT
-from launcher.sample_exchange import Gathered, SampleExchange
-from launcher.step_clock import StepClock
-from launcher.trainer_facts import attribute, is_rank_zero, loss_not_finite, peak_memory, steps_done
+from launcher.monitoring.gather import Gathered, SampleExchange
+from launcher.monitoring.health import Alert, Health, Limits, judge
+from launcher.monitoring.samples import ABSENT
+from launcher.monitoring.step_timer import StepClock
+from launcher.monitoring.trainer_facts import attribute, is_rank_zero, loss_not_finite, peak_memory, steps_done
 from strategies.loss_scale import CountingGradScaler, LiveScale, LossScaleError, find_loss_scale
 from strategies.precision_names import DTYPE, PrecisionError, normalize_precision
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.rank_sample import ABSENT, FIELDS, RankSample, sample_of
+from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, sample_of
 
 
 @dataclass(frozen=True, slots=True)
