@@ -212,9 +212,9 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         if not RankReport.from_env(os.environ).has_agent:
             refuse_agents_flags(launch)
         return None
-    from launcher.allocation import enter_allocation, nodes_of_step
+    from launcher.agent.launch import start_ranks
+    from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
     from launcher.hardware.rank_count import check_ranks
-    from launcher.local_start import start_ranks
 
     enter_allocation(config, launch, arguments)
     with nodes_of_step(config, launch, os.environ) as launch:

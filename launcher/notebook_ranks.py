@@ -16,17 +16,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.attempt import Attempt, ask_for_stacks
+from launcher.agent.diagnostics import RankEvidence
+from launcher.agent.failure import RankEnd, describe, first_failure
+from launcher.agent.worker import set_rank_zero
+from launcher.agent.workers import Attempt, ask_for_stacks
 from launcher.config.schema import RunConfig
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
-from launcher.failure import RankEnd, describe, first_failure
 from launcher.main_path import FitResult, fit
 from launcher.planning.plan import Plan
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.process.script_ranks import free_port, rank_variables
-from launcher.rank_evidence import RankEvidence
-from launcher.rank_process import set_rank_zero
 from launcher.runs.directory import LAST_CHECKPOINT
 from strategies.deepspeed_config import VARIANTS
 

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
+from launcher.agent.fixed_rendezvous import FixedRendezvous
 from launcher.agreement.handshake import exchange
-from launcher.fixed_rendezvous import FixedRendezvous
 from tests.unit.rank_threads import facts
 
 _TIMEOUT = 900.0

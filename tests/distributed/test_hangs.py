@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.flight_recorder import read_flight_record
+from launcher.agent.flight_recorder import read_flight_record
 from tests.distributed.runs import events_of, toy_env
 from tests.distributed.test_faults import SETTINGS
 from tests.processes import launcher, run_warm

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.flight_recorder import read_flight_record
+from launcher.agent.flight_recorder import read_flight_record
 from tests.distributed.runs import TOY, events_of, toy_env
 from tests.processes import launcher, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 _ONE_RANK = """
 import torch, torch.distributed as dist
-from launcher.flight_recorder import parse_flight_record
+from launcher.agent.flight_recorder import parse_flight_record
 from launcher.signs_of_life import flight_record
 
 torch.cuda.set_device(0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped, for_ranks, means_now
+from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped, for_ranks, means_now
 
 INT, TERM, USR2, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.allocation import nodes_of_step, srun_words
+from launcher.agent.slurm_allocation import nodes_of_step, srun_words
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError

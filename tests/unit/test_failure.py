@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from launcher.agent.failure import RankEnd, account, describe, first_failure, shell_code
 from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
-from launcher.failure import RankEnd, account, describe, first_failure, shell_code
 from launcher.process.rank_status import RankError
 
 END = RankEnd(rank=0, host="a", exit_code=None, time=0.0, step=7)

@@ -16,8 +16,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousInfo,
 )
 
+from launcher.agent.fixed_rendezvous import FixedRendezvous, NodesMissingError
 from launcher.core.errors import TopologyError
-from launcher.fixed_rendezvous import FixedRendezvous, NodesMissingError
 
 LONG = 120.0
 

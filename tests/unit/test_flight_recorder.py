@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from launcher.flight_recorder import (
+from launcher.agent.flight_recorder import (
     Collective,
     FlightRecord,
     parse_flight_record,
     ranks_that_did_not_enter,
     read_flight_record,
 )
-from launcher.hang import RankState, ranks_behind
-from launcher.node_exchange import NodeExchange
+from launcher.agent.hang import RankState, ranks_behind
+from launcher.agent.node_store import NodeExchange
 from launcher.process.heartbeat import Beat
 
 

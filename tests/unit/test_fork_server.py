@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from launcher.agent.fork_server import PreloadReport, choose_start_method
+from launcher.agent.launch import modules_to_preload
+from launcher.agent.preload import USER_MODULES, preload
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
-from launcher.fork_server import PreloadReport, choose_start_method
 from launcher.hardware.cpus import usable_cpus
 from launcher.hardware.rank_count import likely_ranks, wanted_ranks
-from launcher.local_start import modules_to_preload
-from launcher.preload import USER_MODULES, preload
 
 
 def test_ranks_are_forked_unless_that_would_break_them() -> None:
@@ -55,7 +55,7 @@ _UNSAFE = {
 # What a fork server says, and what it has imported after that.
 _SERVE = """
 import json, multiprocessing, os, sys
-from launcher.fork_server import ForkServer
+from launcher.agent.fork_server import ForkServer
 
 def loaded(names, queue):
     queue.put([name for name in names if name in sys.modules])
@@ -166,7 +166,7 @@ def test_two_different_numbers_of_ranks_are_refused() -> None:
 
 
 def test_the_agents_modules_that_come_before_torch_do_not_import_it() -> None:
-    script = ("import sys, launcher.cli, launcher.local_start, launcher.fork_server, launcher.hardware.rank_count\n"
+    script = ("import sys, launcher.cli, launcher.agent.launch, launcher.agent.fork_server, launcher.hardware.rank_count\n"
               "print([m for m in ('torch', 'lightning', 'wandb', 'deepspeed') if m in sys.modules])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from launcher.agent.oom_restart import remember_failure
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.next_strategy import remember_failure
 from launcher.planning.fit_plan import plan_for_fit
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.next_strategy import next_strategy, remember_failure
+from launcher.agent.oom_restart import next_strategy, remember_failure
 from launcher.runs.oom_record import FILE_NAME
 from tests.unit.test_failure import ended, error
 

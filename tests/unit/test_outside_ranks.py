@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from launcher.agent.outside_ranks import outside_rank
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
 from launcher.hardware.topology import Topology
-from launcher.outside_ranks import outside_rank
 
 
 def task(rank: int, nodes: int = 2, on_each: int = 1, **more: Any) -> dict[str, str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.hang import RankState
+from launcher.agent.diagnostics import RankEvidence, RankProcess, last_lines, process_state
+from launcher.agent.hang import RankState
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, Heart, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import FOLDER_VARIABLE, RankReport, beat_path, read_words, report_path
-from launcher.rank_evidence import RankEvidence, RankProcess, last_lines, process_state
 
 
 def test_a_heart_is_heard_as_it_beats(tmp_path: Path) -> None:

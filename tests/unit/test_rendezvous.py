@@ -12,8 +12,8 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
+from launcher.agent.rendezvous import OneStoreRendezvous
 from launcher.config.launch_options import LaunchOptions
-from launcher.rendezvous import OneStoreRendezvous
 
 WITHIN = 60
 

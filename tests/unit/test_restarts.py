@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from launcher.failure import RankEnd
-from launcher.restarts import decide
+from launcher.agent.failure import RankEnd
+from launcher.agent.restart_policy import decide
 from tests.unit.test_failure import END, ended, error
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
 from launcher.core.own_modules import without_working_directory
-from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
 from launcher.process.socket_folder import folder_of_sockets
 
 # Seconds until the server must have begun, and until its imports must have ended.
@@ -117,7 +117,7 @@ class ForkServer:
                      "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # fmt: skip
         # They stay: a server that has to be started again does the same.
         os.environ.update(variables)
-        multiprocessing.forkserver.set_forkserver_preload(["launcher.fork_server_main"])
+        multiprocessing.forkserver.set_forkserver_preload(["launcher.agent.fork_server_main"])
         with without_working_directory():
             multiprocessing.forkserver.ensure_running()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.flight_recorder import FlightRecord, ranks_that_did_not_enter
+from launcher.agent.flight_recorder import FlightRecord, ranks_that_did_not_enter
 from launcher.process.heartbeat import UNKNOWN, Beat
 
 # The default limit: this many steps' time, and never less than this many seconds.

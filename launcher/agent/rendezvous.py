@@ -17,9 +17,9 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
+from launcher.agent.fixed_rendezvous import FixedRendezvous
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.errors import TopologyError
-from launcher.fixed_rendezvous import FixedRendezvous
 
 _RUN_ID = "launcher"
 # Seconds that a node tries to reach node 0.

@@ -6,9 +6,9 @@ import json
 import os
 import signal
 
+from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
 from launcher.core.gc_paused import quick_imports
 from launcher.core.own_modules import forget_safe_path
-from launcher.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
 from launcher.process import parent_death
 
 

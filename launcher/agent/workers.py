@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.rank_evidence import RankEvidence, RankProcess
-from launcher.rank_process import STACKS_SIGNAL
+from launcher.agent.diagnostics import RankEvidence, RankProcess
+from launcher.agent.worker import STACKS_SIGNAL
 
 
 class Attempt:

@@ -21,18 +21,18 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent_signals import HANDLED, AgentSignals, AgentStopped
-from launcher.attempt import Attempt, ask_for_stacks
+from launcher.agent.diagnostics import RankEvidence, RankProcess
+from launcher.agent.failure import RankEnd, account, first_failure, shell_code
+from launcher.agent.fork_server import StartMethod
+from launcher.agent.hang import HangWatch, ranks_behind
+from launcher.agent.node_store import NodeExchange
+from launcher.agent.oom_restart import next_strategy, remember_failure
+from launcher.agent.restart_policy import Verdict, decide, host_lost
+from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped
+from launcher.agent.worker import RankTask, run_rank
+from launcher.agent.workers import Attempt, ask_for_stacks
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.events import FILE_NAME, EventLog
-from launcher.failure import RankEnd, account, first_failure, shell_code
-from launcher.fork_server import StartMethod
-from launcher.hang import HangWatch, ranks_behind
-from launcher.next_strategy import next_strategy, remember_failure
-from launcher.node_exchange import NodeExchange
-from launcher.rank_evidence import RankEvidence, RankProcess
-from launcher.rank_process import RankTask, run_rank
-from launcher.restarts import Verdict, decide, host_lost
 
 # Seconds between two looks at the ranks; the end of one is seen at once. Other nodes are asked at this pace.
 _LOOK_EVERY = {False: 0.2, True: 1.0}
@@ -46,7 +46,7 @@ _STACKS_WITHIN = 0.3
 _RECORDS_WITHIN = 5.0
 # Seconds in which the other nodes have found the same hang.
 _NODES_WITHIN = 15.0
-# torchelastic counts restarts down from here; how many there are is decided in `launcher.restarts`.
+# torchelastic counts restarts down from here; how many there are is decided in `launcher.agent.restart_policy`.
 _COUNT_FROM = 1_000_000
 
 

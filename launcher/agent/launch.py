@@ -14,20 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.agent.fork_server import ForkServer, StartMethod
+from launcher.agent.installed_imports import installed_imports
+from launcher.agent.preload import USER_MODULES
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
-from launcher.fork_server import ForkServer, StartMethod
 from launcher.hardware.cpus import usable_cpus
 from launcher.hardware.rank_count import likely_ranks, wanted_ranks
-from launcher.installed_imports import installed_imports
-from launcher.preload import USER_MODULES
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
-              "launcher.rank_process", "launcher.main_path", "launcher.hardware.devices", "launcher.hardware.rank_count",
+              "launcher.agent.worker", "launcher.main_path", "launcher.hardware.devices", "launcher.hardware.rank_count",
               "launcher.user_code.classes", "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume",
               "launcher.training", "launcher.summary", "docstring_parser",
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
@@ -141,11 +141,11 @@ def _run_agent(
             RendezvousError,
         )
 
-        from launcher.agent_signals import AgentStopped
-        from launcher.elastic import TrainingAgent
-        from launcher.fixed_rendezvous import NodesMissingError
-        from launcher.rendezvous import make_rendezvous
-        from launcher.restarts import host_lost
+        from launcher.agent.agent import TrainingAgent
+        from launcher.agent.fixed_rendezvous import NodesMissingError
+        from launcher.agent.rendezvous import make_rendezvous
+        from launcher.agent.restart_policy import host_lost
+        from launcher.agent.signals import AgentStopped
 
     # Its account of a failure is written for its own people; the launcher gives one of its own.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

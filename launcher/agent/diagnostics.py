@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.failure import RankEnd
-from launcher.flight_recorder import read_flight_record
-from launcher.hang import RankState
+from launcher.agent.failure import RankEnd
+from launcher.agent.flight_recorder import read_flight_record
+from launcher.agent.hang import RankState
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import (
