@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from launcher.coordinator import TrainingCoordinator as TrainingCoordinator
     from launcher.loggers.wandb_config import build_wandb_config as build_wandb_config
     from launcher.loggers.wandb_config import detect_model_type as detect_model_type
-    from launcher.main_path import fit as fit
     from launcher.monitoring.amp_callback import AmpWandbCallback as AmpWandbCallback
     from launcher.monitoring.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.planning.plan import Plan as Plan
     from launcher.setup_wizard import SetupWizard as SetupWizard
+    from launcher.training.fit import fit as fit
     from launcher.wizard_config import WizardConfig as WizardConfig
     from strategies.precision import compute_effective_precision as compute_effective_precision
 
@@ -68,7 +68,7 @@ _LAZY = {
     "SetupWizard": "launcher.setup_wizard",
     "WizardConfig": "launcher.wizard_config",
     "compute_effective_precision": "strategies.precision",
-    "fit": "launcher.main_path",
+    "fit": "launcher.training.fit",
     "load_config": "launcher.config.loading",
 }
 

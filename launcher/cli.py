@@ -149,7 +149,7 @@ def run(arguments: Sequence[str]) -> int:
                 return code
             if command == "fit":
                 return _fit(config, topology, launch)
-            from launcher.evaluate import evaluate
+            from launcher.training.evaluate import evaluate
 
             evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
             return 0
@@ -226,9 +226,9 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
 
 def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions) -> int:
     with quick_imports():
-        import launcher.training  # noqa: F401 -- Lightning, which `fit` needs anyway
-        from launcher.main_path import fit
+        import launcher.training.run  # noqa: F401 -- Lightning, which `fit` needs anyway
         from launcher.summary import print_summary
+        from launcher.training.fit import fit
 
     # The user's own loggers may write the command line down, as W&B's does.
     sys.argv = hide_in_arguments(sys.argv)
@@ -269,13 +269,13 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topol
 
     try:
         if not options.config and "checkpoint" in options:
-            from launcher.evaluated_config import config_of_run
+            from launcher.training.evaluated_config import config_of_run
 
             options.config = config_of_run(options.checkpoint, overrides)
         return load_config(options.config, overrides)
     except ConfigError as error:
         if topology.world_size > 1:
-            from launcher.main_path import refuse_together
+            from launcher.training.fit import refuse_together
 
             refuse_together(topology, error)
         raise

@@ -12,9 +12,9 @@ from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
 from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
 from launcher.hardware.topology import Topology
-from launcher.main_path import FitResult, fit
 from launcher.process.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.process.standard_streams import open_missing_streams
+from launcher.training.fit import FitResult, fit
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
 
@@ -128,7 +128,7 @@ class TrainingCoordinator:
         Raises:
             MissingLibraryError: Lightning is not installed.
             ConfigError: lists every argument that is none.
-            UsageError, Interrupted: see `launcher.main_path.fit`.
+            UsageError, Interrupted: see `launcher.training.fit.fit`.
             TrainingError: the model's or the data's own code raised; an `except` for that catches it, too. The ranks of
                 a script raise it together, and can go on to another training.
         """
@@ -226,12 +226,12 @@ class TrainingCoordinator:
         if reason is not None:
             notice = f"this is a notebook, so one process trains instead of {count}: {reason}"
             return fit(dataclasses.replace(config, devices=1), given=dataclasses.replace(given, notices=(notice,)))
-        from launcher.notebook_ranks import fit_in_forks
+        from launcher.training.notebook_ranks import fit_in_forks
 
         return fit_in_forks(config, given, count)
 
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
-        from launcher.script_end import left_together
+        from launcher.training.script_end import left_together
 
         # Every rank goes on to what the script does then: another training, perhaps.
         with left_together():

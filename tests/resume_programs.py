@@ -25,13 +25,13 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from launcher.data_order import DataOrder
-from launcher.epoch_beginnings import TellBeginnings
-from launcher.epoch_metrics import EpochMetrics
-from launcher.plateau_steps import StepPlateaus
-from launcher.random_states import RandomStates
-from launcher.run_callbacks import KeepLast
-from launcher.training_loops import use_resumable_loops
+from launcher.training.callbacks import KeepLast
+from launcher.training.data_order import DataOrder
+from launcher.training.epoch_hooks import TellBeginnings
+from launcher.training.epoch_metrics import EpochMetrics
+from launcher.training.loops import use_resumable_loops
+from launcher.training.plateau_callback import StepPlateaus
+from launcher.training.rng_callback import RandomStates
 from strategies.batch import BatchSplit
 from strategies.build import RankPlace, build_strategy
 from strategies.choice import choose_strategy

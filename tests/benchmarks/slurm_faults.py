@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from launcher.random_states import KEY as RANDOM_STATES
+from launcher.training.rng_callback import KEY as RANDOM_STATES
 from tests.distributed.runs import events_of, read_trace
 from tests.slurm.cluster import Cluster
 from tests.slurm.faults import FAULTS, Fault

@@ -28,13 +28,13 @@ class Model(Toy):
             raise Diverges(self.name)
         return super().training_step(batch, batch_idx)
 
-import launcher.script_end
+import launcher.training.script_end
 # The seconds that the other ranks have to fail too; the first training takes them where a machine is slow.
-launcher.script_end._GRACE = 60.0
+launcher.training.script_end._GRACE = 60.0
 trains = coordinator(precision="32", devices=2, wandb=WandbOptions("offline"))
 for name in ("everywhere", "fine", "on-rank-1", "never"):
     if name == "on-rank-1":
-        launcher.script_end._GRACE = 0.5
+        launcher.training.script_end._GRACE = 0.5
     try:
         end = trains.train(Model(name), ToyData(), name=name, **QUIET)
     except Diverges as error:
@@ -62,9 +62,9 @@ def test_ranks_that_all_fail_go_on_together_and_one_that_fails_alone_is_named_to
 
 _STUCK = """
 import signal
-import launcher.process.script_ranks, launcher.script_end
+import launcher.process.script_ranks, launcher.training.script_end
 # The seconds that a rank has to end by itself.
-launcher.process.script_ranks._GRACE = launcher.script_end._GRACE = 1.0
+launcher.process.script_ranks._GRACE = launcher.training.script_end._GRACE = 1.0
 
 class Model(Toy):
     def training_step(self, batch, batch_idx):
@@ -107,12 +107,12 @@ class Model(Toy):
 
 # The signal comes in this step; a script's own thread waits for it beside the launcher's.
 reached = threading.Event()
-import launcher.stop
-handle = launcher.stop.SignalListener._handle
+import launcher.training.graceful_stop
+handle = launcher.training.graceful_stop.SignalListener._handle
 def handled(self, number):
     handle(self, number)
     reached.set()
-launcher.stop.SignalListener._handle = handled
+launcher.training.graceful_stop.SignalListener._handle = handled
 
 trains = coordinator(precision="32", devices=int(sys.argv[1]))
 for name in ("first", "second"):

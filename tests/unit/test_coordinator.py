@@ -18,11 +18,12 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from torch.utils.data import DataLoader
 
 import launcher.coordinator as module
-from launcher import TrainingCoordinator, script_end
+from launcher import TrainingCoordinator
 from launcher.config.schema import RunConfig, WandbOptions
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Interrupted, TrainingError, UsageError
-from launcher.main_path import FitResult
+from launcher.training import script_end
+from launcher.training.fit import FitResult
 from launcher.user_code.objects import UserObjects
 from strategies.precision import PrecisionError
 from tests.toy import Numbers, Toy, ToyData
@@ -282,7 +283,7 @@ def test_a_notebook_trains_on_one_process_with_a_notice_unless_more_are_allowed(
         return fits(config, given=given)
 
     monkeypatch.setattr(module, "in_notebook", lambda: True)
-    monkeypatch.setattr("launcher.notebook_ranks.fit_in_forks", fit_in_forks)
+    monkeypatch.setattr("launcher.training.notebook_ranks.fit_in_forks", fit_in_forks)
     coordinator(devices=2, notebook_processes=allowed).train(Toy(), loader())
     if allowed:
         assert (forked, fits.configs[0].devices, fits.given[0].notices) == ([2], 2, ())

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-from launcher.order_samplers import GlobalOrderSampler
-from launcher.position import Position, moved
+from launcher.training.position import Position, moved
+from launcher.training.samplers import GlobalOrderSampler
 from tests.unit.training_loaders import ordered, shuffled
 
 # torchdata calls what torch 2.13 deprecates.

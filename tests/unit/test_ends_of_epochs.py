@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.plateau_steps import StepPlateaus
+from launcher.training.plateau_callback import StepPlateaus
 
 
 class _Resumed:

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelPruning, StochasticWeightAveraging
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.data_order import DataOrder
-from launcher.epoch_beginnings import TellBeginnings, own_hooks
-from launcher.training_loops import use_resumable_loops
+from launcher.training.data_order import DataOrder
+from launcher.training.epoch_hooks import TellBeginnings, own_hooks
+from launcher.training.loops import use_resumable_loops
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import wrappers
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
-from launcher.data_order import DataOrder
-from launcher.epoch_metrics import EpochMetrics
-from launcher.random_states import RandomStates
-from launcher.training_loops import use_resumable_loops
+from launcher.training.data_order import DataOrder
+from launcher.training.epoch_metrics import EpochMetrics
+from launcher.training.loops import use_resumable_loops
+from launcher.training.rng_callback import RandomStates
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,8 +11,8 @@ import yaml
 
 from launcher import cli
 from launcher.core.errors import LauncherError, ResumeError, RunDirectoryError
-from launcher.evaluated_run import find_evaluated_run
 from launcher.runs.directory import newest_run_like
+from launcher.training.evaluated_run import find_evaluated_run
 from tests.unit.run_directories import config, make_run
 
 

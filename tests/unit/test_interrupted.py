@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from launcher.core.errors import Interrupted, LauncherError
-from launcher.script_end import ends_script
+from launcher.training.script_end import ends_script
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])

@@ -12,10 +12,10 @@ import torch
 
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog, read_events
-from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.report.history import read_history
 from launcher.report.source import read_run
 from launcher.report.values import to_values
+from launcher.training.memory_reporter import MeasuredMemory, TellMemory
 from tests.made_run import MadeRun, with_memory
 from tests.unit.test_report_page import trained, written
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from launcher.config.schema import RunConfig
 from launcher.config.validation import parse_config
 from launcher.hardware.topology import Topology
-from launcher.trainer import build_trainer
+from launcher.training.trainer import build_trainer
 from strategies.choice import choose_strategy
 
 

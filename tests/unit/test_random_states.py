@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from launcher.random_states import KEY, RandomStates, capture, gather_states, restore
+from launcher.training.rng_callback import KEY, RandomStates, capture, gather_states, restore
 
 
 def _draw() -> list[float]:

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.batch_end import CheckpointAfterBatch
 from launcher.core.errors import Interrupted
-from launcher.run_callbacks import StopTogether
-from launcher.stop import StopAgreement
+from launcher.training.batch_end import CheckpointAfterBatch
+from launcher.training.callbacks import StopTogether
+from launcher.training.graceful_stop import StopAgreement
 
 
 class Counting(pl.LightningModule):

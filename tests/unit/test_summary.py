@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.main_path import FitResult
 from launcher.summary import print_summary
+from launcher.training.fit import FitResult
 
 
 def said(tmp_path: Path) -> str:

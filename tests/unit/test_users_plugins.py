@@ -20,8 +20,8 @@ from launcher.checkpoint.atomic_io import WholeCheckpointIO
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
 from launcher.hardware.topology import Topology
-from launcher.run_callbacks import ProgressLines
-from launcher.trainer import build_trainer
+from launcher.training.callbacks import ProgressLines
+from launcher.training.trainer import build_trainer
 from launcher.user_code.classes import import_classes
 from launcher.user_code.objects import sort_plugins
 from strategies.choice import choose_strategy

@@ -36,7 +36,7 @@ from launcher.process.rank_status import RankReport
 from launcher.process.script_ranks import is_script_rank, look_at_script_ranks
 from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
-from launcher.script_end import ends_script
+from launcher.training.script_end import ends_script
 
 if TYPE_CHECKING:
     from launcher.user_code.objects import UserObjects
@@ -121,7 +121,7 @@ def fit(
         timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
         close_left_open()
         with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
-            from launcher.training import train
+            from launcher.training.run import train
 
             return train(
                 config, topology, plan, run, store, decision.attempt, events, console, report, given, stays_open

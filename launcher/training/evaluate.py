@@ -22,24 +22,24 @@ from launcher.agreement.process_group import open_store, process_group
 from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
-from launcher.convert import loadable_checkpoint, save_private
 from launcher.core.errors import LauncherError, TrainingError, UsageError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import find_secrets, scrub
 from launcher.core.terminal import make_console
-from launcher.evaluated_run import find_evaluated_run
-from launcher.evaluation_data import share_evaluation_data
 from launcher.hardware.topology import Topology
 from launcher.loggers.selection import make_wandb_logger, own_loggers, run_loggers
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
-from launcher.main_path import ask_rank_zero, attach_log, gather_facts
 from launcher.planning.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
-from launcher.quiet_lightning import quiet_lightning
 from launcher.runs.directory import RunDirectory
-from launcher.signs_of_life import signs_of_life
-from launcher.trainer import build_trainer
+from launcher.training.convert import loadable_checkpoint, save_private
+from launcher.training.evaluated_run import find_evaluated_run
+from launcher.training.evaluation_data import share_evaluation_data
+from launcher.training.fit import ask_rank_zero, attach_log, gather_facts
+from launcher.training.heartbeat_callback import signs_of_life
+from launcher.training.quiet_lightning import quiet_lightning
+from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
 
 # The step that a LightningModule needs, and the loaders that may be divided; predictions Lightning divides well itself.

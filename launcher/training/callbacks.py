@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from launcher.batch_end import after_batch
 from launcher.checkpoint.precision import RECORD, record_of
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
 from launcher.planning.plan import Plan
-from launcher.stop import SignalListener, StopAgreement
+from launcher.training.batch_end import after_batch
+from launcher.training.graceful_stop import SignalListener, StopAgreement
 
 # Layer-wise rates come in dozens; the first ones show the schedule.
 _RATES_IN_EVENT = 8

@@ -12,9 +12,9 @@ from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
-from launcher.evaluated_config import BEST, LAST, run_of
 from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory
 from launcher.runs.trust import check_run_folder
+from launcher.training.evaluated_config import BEST, LAST, run_of
 
 
 def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory, tuple[str, ...]]:

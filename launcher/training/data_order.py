@@ -16,8 +16,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRandomSampler
 
 from launcher.core.errors import DataError
-from launcher.order_samplers import GlobalOrderSampler, PlaceableSampler, PlacedBatches, PlacedSampler, SequentialOrder
-from launcher.worker_signals import start_worker
+from launcher.training.loader_workers import start_worker
+from launcher.training.samplers import (
+    GlobalOrderSampler,
+    PlaceableSampler,
+    PlacedBatches,
+    PlacedSampler,
+    SequentialOrder,
+)
 from strategies.batch import BatchSplit
 
 # The user's loader of which ours is a copy.

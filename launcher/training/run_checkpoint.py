@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from typing_extensions import override
 
-from launcher.batch_end import CheckpointAfterBatch
 from launcher.config.schema import CheckpointOptions
+from launcher.training.batch_end import CheckpointAfterBatch
 
 
 class RunCheckpoint(CheckpointAfterBatch):

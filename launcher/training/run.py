@@ -17,47 +17,47 @@ from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import other_model_told, read_checkpoint, scaler_problem
 from launcher.checkpoint.secrets import HideSecrets
 from launcher.config.schema import RunConfig
-from launcher.convert import loadable_checkpoint
 from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.core.events import EventLog
 from launcher.core.secrets import find_secrets, redact, scrub
-from launcher.data_order import DataOrder
-from launcher.epoch_beginnings import TellBeginnings
-from launcher.epoch_metrics import EpochMetrics
 from launcher.hardware.topology import Topology
 from launcher.loggers.kept_logs import KEY, KeepLogs
 from launcher.loggers.selection import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
 from launcher.loggers.wandb_callback import BeginWandb
 from launcher.loggers.wandb_config import build_wandb_config
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
-from launcher.measured_memory import MeasuredMemory, TellMemory
 from launcher.monitoring.buffers import WatchBuffers
 from launcher.monitoring.rank_monitor import WatchRanks
 from launcher.planning.changes import PlanChanges
 from launcher.planning.deepspeed_facts import check_model
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
 from launcher.planning.plan import Plan
-from launcher.plateau_steps import StepPlateaus
 from launcher.process.open_resources import leave_open
 from launcher.process.rank_status import RankReport
-from launcher.quiet_lightning import quiet_lightning
-from launcher.random_states import RandomStates
-from launcher.run_callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
-from launcher.run_checkpoint import best_checkpoint
 from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, last_checkpoint
 from launcher.runs.oom_record import Exhausted, remember
-from launcher.script_end import end_is_told
-from launcher.signs_of_life import signs_of_life
-from launcher.stop import SignalListener, StopAgreement
-from launcher.trained_parameters import TrainedParameters
-from launcher.trainer import build_trainer
-from launcher.training_loops import use_resumable_loops
-from launcher.tuned_values import TunedValues
+from launcher.training.callbacks import EventWriter, KeepLast, RecordPlan, StopTogether, as_numbers
+from launcher.training.convert import loadable_checkpoint
+from launcher.training.data_order import DataOrder
+from launcher.training.epoch_hooks import TellBeginnings
+from launcher.training.epoch_metrics import EpochMetrics
+from launcher.training.graceful_stop import SignalListener, StopAgreement
+from launcher.training.heartbeat_callback import signs_of_life
+from launcher.training.loops import use_resumable_loops
+from launcher.training.memory_reporter import MeasuredMemory, TellMemory
+from launcher.training.plateau_callback import StepPlateaus
+from launcher.training.quiet_lightning import quiet_lightning
+from launcher.training.rng_callback import RandomStates
+from launcher.training.run_checkpoint import best_checkpoint
+from launcher.training.script_end import end_is_told
+from launcher.training.trained_parameters import TrainedParameters
+from launcher.training.trainer import build_trainer
+from launcher.training.tuned_values import TunedValues
 from launcher.user_code.objects import UserObjects, make_user_objects
 from strategies.choice import AUTO, StrategyError
 
 if TYPE_CHECKING:
-    from launcher.main_path import FitResult
+    from launcher.training.fit import FitResult
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
     With `stays_open` the W&B run of a training that ended well is left to `launcher.process.open_resources`.
 
     Raises:
-        TrainingError, Interrupted, DataError, ResumeError: see `launcher.main_path.fit`.
+        TrainingError, Interrupted, DataError, ResumeError: see `launcher.training.fit.fit`.
     """
 
     def notice(message: str) -> None:
@@ -269,7 +269,7 @@ def _fit(
 
 
 def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:
-    from launcher.main_path import FitResult
+    from launcher.training.fit import FitResult
 
     metrics = as_numbers(trainer.callback_metrics)
     last = last_checkpoint(run.checkpoints)

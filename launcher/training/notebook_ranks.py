@@ -22,12 +22,12 @@ from launcher.agent.worker import set_rank_zero
 from launcher.agent.workers import Attempt, ask_for_stacks
 from launcher.config.schema import RunConfig
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
-from launcher.main_path import FitResult, fit
 from launcher.planning.plan import Plan
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.process.script_ranks import free_port, rank_variables
 from launcher.runs.directory import LAST_CHECKPOINT
+from launcher.training.fit import FitResult, fit
 from strategies.deepspeed_config import VARIANTS
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _trainer_here(
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from launcher.trainer import plain_options
+    from launcher.training.trainer import plain_options
     from strategies.build import precision_plugin
     from strategies.precision import Precision
 

@@ -29,9 +29,9 @@ from launcher.config.schema import RunConfig
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
 from launcher.planning.plan import Plan
-from launcher.run_callbacks import ProgressLines
-from launcher.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.runs.directory import RunDirectory
+from launcher.training.callbacks import ProgressLines
+from launcher.training.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
