@@ -17,8 +17,8 @@ from launcher.core.errors import LauncherError, NoSuchRunError, QueueError, RunD
 from launcher.job_parser import build_job_parser
 
 if TYPE_CHECKING:
-    from launcher.run_status import RunStatus
-    from launcher.submission import Submission
+    from launcher.jobs.status import RunStatus
+    from launcher.jobs.submission import Submission
 
 WATCH_EVERY = 5.0
 
@@ -48,7 +48,7 @@ def run_job_command(command: str, words: Sequence[str]) -> int:
 
 def _submit(options: Namespace, overrides: Sequence[str]) -> int:
     from launcher.config.loading import load_config
-    from launcher.submission import prepare, terms_of
+    from launcher.jobs.submission import prepare, terms_of
 
     given = {key.removeprefix("slurm_"): value for key, value in vars(options).items() if key.startswith("slurm_")}
     if options.sweep or options.array is not None:
@@ -58,19 +58,19 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
     config = load_config(options.config, overrides)
     submission = prepare(config, given, os.environ, options.export_env, terms_of(options))
     if options.dry_run:
-        from launcher.preview import show
-        from launcher.submit_jobs import batch_script
+        from launcher.jobs.preview import show
+        from launcher.jobs.submit import batch_script
 
         # The script alone is on stdout: `launcher submit --dry-run > job.sh` is what sbatch would get.
         show(submission, None if options.cluster == "local" else batch_script(submission))
         return 0
     refuse_second(submission)
     if options.cluster == "local":
-        from launcher.submit_jobs import submit_local
+        from launcher.jobs.submit import submit_local
 
         said = submit_local(submission, snapshot=not options.no_snapshot)
     else:
-        from launcher.submit_jobs import submit_slurm
+        from launcher.jobs.submit import submit_slurm
 
         said = submit_slurm(submission, snapshot=not options.no_snapshot)
     name = submission.name
@@ -81,7 +81,7 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
 
 def refuse_second(submission: Submission) -> None:
     """One run trains once at a time."""
-    from launcher.run_status import run_status
+    from launcher.jobs.status import run_status
 
     status = run_status(submission.place.path) if submission.place.path.exists() else None
     if status is not None and not status.has_ended:
@@ -92,7 +92,7 @@ def refuse_second(submission: Submission) -> None:
 
 
 def _status(options: Namespace) -> int:
-    from launcher.run_status import find_run_named, find_runs, run_status
+    from launcher.jobs.status import find_run_named, find_runs, run_status
     from launcher.runs.sweep_record import find_sweep
 
     runs_dir = Path(options.runs_dir)
@@ -150,8 +150,8 @@ def _short(value: object) -> str:
 
 
 def _logs(options: Namespace) -> int:
-    from launcher.run_logs import follow_log, read_log
-    from launcher.run_status import find_run_named, run_status
+    from launcher.jobs.logs import follow_log, read_log
+    from launcher.jobs.status import find_run_named, run_status
     from launcher.runs.sweep_record import find_sweep, read_members
 
     sweep = find_sweep(Path(options.runs_dir), options.run)
@@ -169,11 +169,11 @@ def _logs(options: Namespace) -> int:
 
 
 def _cancel(options: Namespace) -> int:
+    from launcher.jobs.status import find_run_named, run_status
+    from launcher.jobs.submission import read_records
     from launcher.process.background import ask_to_stop
-    from launcher.run_status import find_run_named, run_status
     from launcher.runs.lock import owner_of
     from launcher.runs.sweep_record import find_sweep
-    from launcher.submission import read_records
     from slurm.queue import QueueCommandError, cancel_job
 
     sweep = find_sweep(Path(options.runs_dir), options.run)

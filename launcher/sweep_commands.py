@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.core.errors import Problem, QueueError, SubmitError
+from launcher.jobs.sweep import describe
+from launcher.jobs.sweep_status import print_sweep, sweep_status
 from launcher.runs.sweep_record import read_arrays
-from launcher.sweep import describe
-from launcher.sweep_status import print_sweep, sweep_status
 from slurm.queue import QueueCommandError, cancel_job
 
 
@@ -23,7 +23,7 @@ def submit_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[st
         SubmitError, ConfigError, RunDirectoryError, QueueError: nothing was queued.
     """
     from launcher.job_commands import refuse_second
-    from launcher.sweep_submit import array_executor, prepare_sweep, submit_array, submit_here
+    from launcher.jobs.sweep_submit import array_executor, prepare_sweep, submit_array, submit_here
 
     if not options.sweep:
         raise SubmitError(
@@ -31,7 +31,7 @@ def submit_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[st
         )
     sweep = prepare_sweep(options, overrides, given)
     if options.dry_run:
-        from launcher.preview import show
+        from launcher.jobs.preview import show
 
         chosen = dict.fromkeys(sweep.choice.indices, "")
         notes = [f"{m.name}: {describe(m.overrides)}{chosen.get(m.index, ' (not now)')}" for m in sweep.members]

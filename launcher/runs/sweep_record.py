@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from launcher.core.atomic_write import write_file
 
 if TYPE_CHECKING:
-    from launcher.sweep import Member
+    from launcher.jobs.sweep import Member
 
 MEMBERS = "sweep.json"
 ARRAYS = "arrays"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.jobs.submission import read_records
 from launcher.process.background import is_running
-from launcher.submission import read_records
 from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace
 from tests.processes import Finished, launcher, run_warm
 from tests.slurm.cluster import wait_until

@@ -16,10 +16,10 @@ from launcher.agent.oom_restart import remember_failure
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
+from launcher.jobs.status import tell
 from launcher.planning.fit_plan import plan_for_fit
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan
-from launcher.run_status import tell
 from launcher.runs.directory import find_run, open_run_directory, write_plan
 from launcher.runs.oom_record import FILE_NAME, Exhausted, MemoryRecord, read_memory_record, remember, remember_attempt
 from strategies.step_trace import ModelProfile

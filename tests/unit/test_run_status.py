@@ -16,9 +16,9 @@ import pytest
 from launcher import cli
 from launcher.core.errors import NoSuchRunError
 from launcher.core.events import EventLog
+from launcher.jobs.logs import follow_log, log_files, read_log
+from launcher.jobs.status import find_run_named, find_runs, run_status, tell
 from launcher.process.background import ask_to_stop, is_running, start_detached, start_time
-from launcher.run_logs import follow_log, log_files, read_log
-from launcher.run_status import find_run_named, find_runs, run_status, tell
 from slurm.queue import JobState, QueueCommandError, cancel_job, job_state
 from tests.processes import launcher
 from tests.stand_ins import StandIns

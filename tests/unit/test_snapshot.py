@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import QueueError
-from launcher.snapshot import take_snapshot
+from launcher.jobs.snapshot import take_snapshot
 
 CODE = "committed\n"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ConfigError, SubmitError
-from launcher.sweep import describe, make_members, read_sweep
+from launcher.jobs.sweep import describe, make_members, read_sweep
 
 LR, WIDTH = "model.init_args.lr", "model.init_args.width"
 

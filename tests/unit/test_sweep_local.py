@@ -1,4 +1,4 @@
-"""`launcher.sweep_local`: a signal at the worst moment."""
+"""`launcher.jobs.sweep_local`: a signal at the worst moment."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from launcher.jobs.sweep_local import LocalSweep
 from launcher.runs.sweep_record import write_array
-from launcher.sweep_local import LocalSweep
 
 
 def test_a_member_that_is_being_started_when_the_sweep_is_cancelled_is_stopped_too(

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from launcher.core.events import FILE_NAME, read_events
-from launcher.run_status import RunStatus, run_status
+from launcher.jobs.status import RunStatus, run_status
+from launcher.jobs.sweep import describe
 from launcher.runs.sweep_record import read_members
-from launcher.sweep import describe
 from slurm.queue import JobState, array_states, job_state
 
 _DEFAULT_MONITOR = "val_loss"

@@ -12,12 +12,12 @@ from typing import Any
 
 from launcher.core.errors import NoSuchRunError
 from launcher.core.events import FILE_NAME, read_events
+from launcher.jobs.submission import read_records
 from launcher.process.background import is_running
 from launcher.report.wording import told_in_words
 from launcher.runs.job_output import output_of
 from launcher.runs.lock import owner_of
 from launcher.runs.sweep_record import read_array_record
-from launcher.submission import read_records
 from slurm.attempts import read_attempts
 from slurm.queue import JobState, QueueCommandError, job_state
 

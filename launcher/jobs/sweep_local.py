@@ -1,4 +1,4 @@
-"""`python -m launcher.sweep_local FOLDER`: the members of a sweep on this machine, some at a time.
+"""`python -m launcher.jobs.sweep_local FOLDER`: the members of a sweep on this machine, some at a time.
 
 SIGTERM is handed on to the members that run, which save and stop; no other begins.
 """
@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.jobs.submission import write_record
 from launcher.process.background import OUTPUT, start_time
 from launcher.runs.sweep_record import read_array_record
-from launcher.submission import write_record
 
 _LOOK_EVERY = 0.2
 

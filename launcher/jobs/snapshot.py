@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from launcher.core.errors import QueueError
-from launcher.secret_files import secrets_in
+from launcher.jobs.secret_files import secrets_in
 
 # A repository larger than this holds data, not code.
 _MOST_BYTES = 500_000_000

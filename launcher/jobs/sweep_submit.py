@@ -19,11 +19,11 @@ from launcher.config.loading import build_config, path_of, read_sources
 from launcher.core.atomic_write import make_private
 from launcher.core.errors import Problem, RunDirectoryError, SubmitError
 from launcher.core.own_modules import module_command
+from launcher.jobs.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
+from launcher.jobs.submit import check_slurm, fit_request, no_space, noting, sending, users_code
+from launcher.jobs.sweep import Member, describe, make_members, read_sweep
 from launcher.runs.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
 from launcher.runs.trust import check_run_folder
-from launcher.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
-from launcher.submit_jobs import check_slurm, fit_request, no_space, noting, sending, users_code
-from launcher.sweep import Member, describe, make_members, read_sweep
 from slurm.array import ArrayChoice, read_array
 from slurm.job import JobRequestError
 
@@ -169,7 +169,7 @@ def submit_here(sweep: SweepSubmission, *, snapshot: bool) -> str:
                     members=[_local_member(each) for each in sweep.submissions])  # fmt: skip
         for each in sweep.submissions:
             write_record(each.folder, "local", waits_in=str(folder))
-        known = start_detached(module_command("launcher.sweep_local", str(folder)), cwd, folder)
+        known = start_detached(module_command("launcher.jobs.sweep_local", str(folder)), cwd, folder)
         with noting(folder, known):
             write_array(folder, **known)
     return f"process {known['pid']} runs {len(sweep.submissions)} members in the background"

@@ -8,8 +8,8 @@ from typing import Any
 
 from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
 from launcher.hardware.devices import Device, Hardware
+from launcher.jobs.submission import Submission
 from launcher.planning.plan import Plan, make_plan
-from launcher.submission import Submission
 
 
 def show(submission: Submission, script: str | None, notes: Sequence[str] = ()) -> None:
