@@ -60,7 +60,7 @@ Lightning has to repeat some."""
 _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
     "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.convert_command"),
-    "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor"),
+    "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor.command"),
     "report": ("write a page about a run, or compare two", "launcher.report.command"),
     "completion": ("print a script that lets bash, zsh or fish complete", "launcher.completion"),
 }

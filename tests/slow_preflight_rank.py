@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from launcher.preflight_rank import RankPlace, measure, time_product
+from launcher.doctor.preflight_rank import RankPlace, measure, time_product
 from launcher.process.parent_death import die_with_parent
 
 # More than a loaded machine slows down a rank that is left alone.

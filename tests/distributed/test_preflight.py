@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor import Finding
-from launcher.preflight_run import add_preflight_arguments, preflight
+from launcher.doctor.command import Finding
+from launcher.doctor.preflight_run import add_preflight_arguments, preflight
 from tests.distributed.runs import REPOSITORY
 from tests.processes import run
 
@@ -41,7 +41,7 @@ def test_one_slow_rank_of_three_is_named_and_all_reduce_and_exchange_are_measure
 def test_a_rank_that_dies_is_a_failure_with_its_last_words_and_the_others_are_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("launcher.preflight_node._GRACE", 1.0)
+    monkeypatch.setattr("launcher.doctor.preflight_node._GRACE", 1.0)
     found = findings("--nproc-per-node", "2", how=("die", "1"), monkeypatch=monkeypatch)
     dead = next(f for f in found if f.found.startswith("rank 1 ("))
     assert dead.status == "failure"

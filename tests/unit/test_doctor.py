@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from launcher import cli, doctor, doctor_checks
-from launcher.doctor import Finding, examine
-from launcher.doctor_gpus import GpuFacts
+from launcher import cli
+from launcher.doctor import checks as doctor_checks
+from launcher.doctor import command as doctor
+from launcher.doctor.command import Finding, examine
+from launcher.doctor.gpus import GpuFacts
 from slurm.version import SlurmFacts, parse_version, read_slurm
 from tests.processes import launcher, run
 from tests.unit.test_partitions import fake_sinfo

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import gpu_probe
-from launcher.doctor_gpus import Gpu, GpuFacts, Link, gpu_findings, has_kernels
+from launcher.doctor import gpu_probe
+from launcher.doctor.gpus import Gpu, GpuFacts, Link, gpu_findings, has_kernels
 
 GIB = 2**30
 CU128 = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor_network import (
+from launcher.doctor.network import (
     Interface,
     Port,
     check_hostname,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import run
-from launcher.doctor import Finding
-from launcher.preflight import NodeResult, RankResult, exchange_rounds, preflight_findings
+from launcher.doctor.command import Finding
+from launcher.doctor.preflight_findings import NodeResult, RankResult, exchange_rounds, preflight_findings
 from slurm.job import SlurmJob
 from slurm.step import step_words
 
@@ -172,7 +172,7 @@ def test_options_that_cannot_be_are_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("launcher.doctor_checks.CHECKS", ())
+    monkeypatch.setattr("launcher.doctor.checks.CHECKS", ())
     monkeypatch.chdir(tmp_path)
     assert run(["doctor", *words]) == 2
     said = capsys.readouterr().err
@@ -194,7 +194,7 @@ def test_a_cluster_that_starts_nothing_is_told_in_sruns_words(
     (tmp_path / "srun").write_text("#!/bin/sh\necho 'srun: error: Unable to allocate resources' >&2; exit 1\n")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("launcher.doctor_checks.CHECKS", ())
+    monkeypatch.setattr("launcher.doctor.checks.CHECKS", ())
     monkeypatch.chdir(tmp_path)
     assert run(["doctor", "--nodes", "2"]) == 1
     assert "srun started nothing: srun: error: Unable to allocate resources; `sinfo` shows" in capsys.readouterr().err

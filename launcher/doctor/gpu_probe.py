@@ -1,6 +1,6 @@
 """Looks at NVIDIA driver, torch build, GPUs and the links between them, in a process of its own: a driver may hang.
 
-`python -m launcher.gpu_probe` prints the facts as JSON.
+`python -m launcher.doctor.gpu_probe` prints the facts as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.own_modules import module_command
-from launcher.doctor_gpus import Gpu, GpuFacts, Link
+from launcher.doctor.gpus import Gpu, GpuFacts, Link
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _SMI_TIMEOUT_S = 20.0
@@ -43,7 +43,7 @@ def probe_gpus(timeout: float) -> GpuFacts:
         TimeoutError: the driver did not answer.
         RuntimeError: the other process ended without an answer; with its last line.
     """
-    words = module_command("launcher.gpu_probe")
+    words = module_command("launcher.doctor.gpu_probe")
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:

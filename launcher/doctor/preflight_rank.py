@@ -1,6 +1,6 @@
 """One rank of a preflight: a matrix product, the clock, an all-reduce, an exchange with its neighbours.
 
-`python -m launcher.preflight_rank PLACE`, where PLACE is a `RankPlace` as JSON. What it has measured is in its file
+`python -m launcher.doctor.preflight_rank PLACE`, where PLACE is a `RankPlace` as JSON. What it has measured is in its file
 after each part, so that a rank which dies in the middle leaves what it knew.
 """
 
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from launcher.agreement.handshake import Store
 from launcher.core.atomic_write import write_file
+from launcher.doctor.preflight_findings import RankResult, exchange_rounds
 from launcher.hardware.topology import Topology
-from launcher.preflight import RankResult, exchange_rounds
 from launcher.process.parent_death import die_with_parent
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.doctor import Finding
+from launcher.doctor.command import Finding
 from slurm.interfaces import addresses
 
 # Both take a prefix of a name; NCCL a list too, with '^' for all but these and '=' for exactly these.

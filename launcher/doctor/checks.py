@@ -14,10 +14,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from launcher.doctor import Check, Finding
-from launcher.doctor_gpus import gpu_findings
-from launcher.doctor_network import check_hostname, check_interfaces, read_ports
-from launcher.gpu_probe import has_nvidia_driver, probe_gpus
+from launcher.doctor.command import Check, Finding
+from launcher.doctor.gpu_probe import has_nvidia_driver, probe_gpus
+from launcher.doctor.gpus import gpu_findings
+from launcher.doctor.network import check_hostname, check_interfaces, read_ports
 from slurm.partitions import PartitionsError, read_partitions
 from slurm.version import OLDEST, WARNS_PREEMPTED, SlurmFacts, read_slurm
 

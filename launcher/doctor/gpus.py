@@ -1,4 +1,4 @@
-"""What `launcher doctor` says of NVIDIA GPUs. Pure: facts go in, findings come out; `launcher.gpu_probe` finds them."""
+"""What `launcher doctor` says of NVIDIA GPUs. Pure: facts go in, findings come out; `launcher.doctor.gpu_probe` finds them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.doctor import Finding
+from launcher.doctor.command import Finding
 
 _GIB = 2**30
 # The oldest driver for each major version of CUDA: "CUDA minor version compatibility", CUDA Toolkit release notes.

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from launcher.core.errors import Problem, QueueError, SubmitError
 from launcher.core.own_modules import module_command
-from launcher.doctor import Finding
-from launcher.preflight import NodeResult, RankResult, preflight_findings
-from launcher.preflight_node import RANK_COMMAND, NodeRequest, run_node
+from launcher.doctor.command import Finding
+from launcher.doctor.preflight_findings import NodeResult, RankResult, preflight_findings
+from launcher.doctor.preflight_node import RANK_COMMAND, NodeRequest, run_node
 from slurm.job import JobRequestError, job_options, read_job
 from slurm.step import step_words
 
@@ -77,7 +77,7 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
         if options.nodes is None:
             run_node(request, 0, rank_command)
         else:
-            command = module_command("launcher.preflight_node", json.dumps(dataclasses.asdict(request)))
+            command = module_command("launcher.doctor.preflight_node", json.dumps(dataclasses.asdict(request)))
             _run_step(step_words(job, command, options.wait, os.environ), folder, options.wait + 60 * (job.time or 5))
         found = _read(folder, "node", NodeResult.from_dict), _read(folder, "rank", RankResult.from_dict)
     finally:

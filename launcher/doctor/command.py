@@ -70,7 +70,7 @@ def _run_check(check: Check, limit: float) -> list[Finding]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    from launcher.preflight_run import add_preflight_arguments
+    from launcher.doctor.preflight_run import add_preflight_arguments
 
     parser = argparse.ArgumentParser(
         "launcher doctor",
@@ -95,8 +95,8 @@ def run(words: Sequence[str]) -> int:
         QueueError: SLURM started no preflight.
     """
     options = build_parser().parse_args(list(words))
-    from launcher.doctor_checks import CHECKS
-    from launcher.preflight_run import preflight
+    from launcher.doctor.checks import CHECKS
+    from launcher.doctor.preflight_run import preflight
 
     findings = (*examine(CHECKS), *preflight(options))
     if options.json:

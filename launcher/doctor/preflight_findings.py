@@ -1,4 +1,4 @@
-"""What a preflight found, and what is said of it. Pure: `launcher.preflight_rank` measures."""
+"""What a preflight found, and what is said of it. Pure: `launcher.doctor.preflight_rank` measures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.doctor import Finding
+from launcher.doctor.command import Finding
 
 # Clocks further apart than this make logs and events of the nodes read in the wrong order.
 _CLOCK_APART_S = 0.1

@@ -1,6 +1,6 @@
 """One node of a preflight: its own checks, then a rank for each GPU, or one where there is none.
 
-`python -m launcher.preflight_node NODE`, where NODE is a `NodeRequest` as JSON, is what srun starts on each node.
+`python -m launcher.doctor.preflight_node NODE`, where NODE is a `NodeRequest` as JSON, is what srun starts on each node.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pathlib import Path
 
 from launcher.core.atomic_write import write_file
 from launcher.core.own_modules import module_command
-from launcher.doctor import examine
-from launcher.preflight import NodeResult
-from launcher.preflight_rank import RankPlace
+from launcher.doctor.command import examine
+from launcher.doctor.preflight_findings import NodeResult
+from launcher.doctor.preflight_rank import RankPlace
 from slurm.environment import read_slurm_task
 from slurm.meeting import MeetingError, Place, PortReservation, host_meeting, join_meeting
 from slurm.task import INTERFACE_VARIABLES
 
 # What runs a rank; its place as JSON is added.
-RANK_COMMAND = module_command("launcher.preflight_rank")
+RANK_COMMAND = module_command("launcher.doctor.preflight_rank")
 _LAST_LINES = 6
 _LAST_BYTES = 8192
 # Seconds that the others have once a rank has failed: what they have measured so far is in their files.
@@ -65,7 +65,7 @@ def run_node(request: NodeRequest, node: int, rank_command: Sequence[str] = RANK
         node: rank of this node.
         rank_command: what runs a rank.
     """
-    from launcher.doctor_checks import NODE_CHECKS
+    from launcher.doctor.checks import NODE_CHECKS
 
     host = socket.gethostname()
     result = NodeResult(node, host, 0, examine(NODE_CHECKS) if request.nodes > 1 else ())
