@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from launcher.monitoring.amp_callback import AmpWandbCallback as AmpWandbCallback
     from launcher.monitoring.loss_scale_monitor import LossScaleMonitor as LossScaleMonitor
     from launcher.planning.plan import Plan as Plan
-    from launcher.setup_wizard import SetupWizard as SetupWizard
     from launcher.training.fit import fit as fit
-    from launcher.wizard_config import WizardConfig as WizardConfig
+    from launcher.wizard.answers import WizardConfig as WizardConfig
+    from launcher.wizard.wizard import SetupWizard as SetupWizard
     from strategies.precision import compute_effective_precision as compute_effective_precision
 
 __version__ = "0.1.0"
@@ -65,8 +65,8 @@ _LAZY = {
     "detect_model_type": "launcher.loggers.wandb_config",
     "Plan": "launcher.planning.plan",
     "RunConfig": "launcher.config.schema",
-    "SetupWizard": "launcher.setup_wizard",
-    "WizardConfig": "launcher.wizard_config",
+    "SetupWizard": "launcher.wizard.wizard",
+    "WizardConfig": "launcher.wizard.answers",
     "compute_effective_precision": "strategies.precision",
     "fit": "launcher.training.fit",
     "load_config": "launcher.config.loading",

@@ -58,7 +58,7 @@ the evaluation has the whole module on every rank. On several ranks each sample 
 Lightning has to repeat some."""
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
-    "init": ("write a config: asks for model, hardware, precision and logging", "launcher.init_command"),
+    "init": ("write a config: asks for model, hardware, precision and logging", "launcher.wizard.command"),
     "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.convert_command"),
     "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor.command"),
     "report": ("write a page about a run, or compare two", "launcher.report.command"),

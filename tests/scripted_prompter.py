@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.prompter import Choice
+from launcher.wizard.prompter import Choice
 
 # Take what is offered.
 DEFAULT = object()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli, init_command
+from launcher import cli
 from launcher.config.loading import load_config
-from launcher.setup_wizard import SetupWizard
-from launcher.wizard_config import WizardConfig
+from launcher.wizard import command as init_command
+from launcher.wizard.answers import WizardConfig
+from launcher.wizard.wizard import SetupWizard
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from launcher.prompter import Choice, PlainPrompter, TerminalPrompter, make_prompter
+from launcher.wizard.prompter import Choice, PlainPrompter, TerminalPrompter, make_prompter
 
 CHOICES = [Choice(None, "nothing"), Choice(True, "yes"), Choice("name", "by name")]
 

@@ -12,9 +12,9 @@ from launcher.cli import build_parser, run
 from launcher.config.loading import load_config
 from launcher.config.presets import preset_names
 from launcher.doctor.command import build_parser as build_doctor_parser
-from launcher.init_command import build_parser as build_init_parser
 from launcher.job_parser import JOB_COMMANDS, build_job_parser
 from launcher.report.command import build_parser as build_report_parser
+from launcher.wizard.command import build_parser as build_init_parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from launcher import SetupWizard, WizardConfig
 from launcher.config.schema import RunConfig
 from launcher.core.errors import Problem
 from launcher.hardware.devices import Device, Hardware
-from launcher.machine import Machine
+from launcher.wizard.machine import Machine
 from slurm.partitions import Partition
 from tests.scripted_prompter import DEFAULT, ScriptedPrompter
 

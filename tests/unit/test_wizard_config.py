@@ -19,7 +19,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.yaml_loader import Loader
 from launcher.hardware.devices import Device, Hardware
-from launcher.wizard_config import WizardConfig
+from launcher.wizard.answers import WizardConfig
 from strategies import choice
 from strategies.precision import Precision
 
@@ -184,7 +184,7 @@ def test_the_users_mixed_precision_stands_over_a_preset_in_both_orders(preset: s
 @pytest.mark.case(25)
 def test_a_presets_own_mixed_precision_and_precision_give_way(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     preset = {"use_amp": not wanted, "precision": "bf16-mixed", "trainer": {"max_epochs": 9}}
-    monkeypatch.setattr("launcher.wizard_config.preset_values", lambda name: preset)
+    monkeypatch.setattr("launcher.wizard.answers.preset_values", lambda name: preset)
     before = WizardConfig(use_mixed_precision=wanted).with_preset("own")
     after = WizardConfig().with_preset("own").with_answers(use_mixed_precision=wanted)
     assert before == after

@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.config.loading import read_sources
 from launcher.config.presets import preset_names, preset_summary
 from launcher.core.errors import UsageError
-from launcher.wizard_config import WizardConfig
+from launcher.wizard.answers import WizardConfig
 
 _DEFAULT_OUTPUT = Path("run.yaml")
 _LEFT = 130
@@ -103,7 +103,7 @@ def _check(config: WizardConfig) -> None:
 def _ask(config: WizardConfig, output: Path) -> WizardConfig | None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("init asks its questions on a terminal, and here is none; --yes asks nothing (see --help)")
-    from launcher.setup_wizard import SetupWizard
+    from launcher.wizard.wizard import SetupWizard
 
     note = " (what it is now is kept beside it)" if output.exists() else ""
     sys.stdout.write(f"This writes {output}{note} at the end. Ctrl-C leaves, and nothing is written.\n")

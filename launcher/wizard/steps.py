@@ -14,9 +14,9 @@ from launcher.config.presets import preset_names, preset_summary
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, Problem
 from launcher.core.yaml_loader import Loader
-from launcher.machine import Machine
-from launcher.prompter import Choice, Prompter
-from launcher.wizard_config import WizardConfig
+from launcher.wizard.answers import WizardConfig
+from launcher.wizard.machine import Machine
+from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
 from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.precision import Precision

@@ -182,7 +182,7 @@ class WizardConfig:
             wishes: a config may be written on a laptop for a cluster.
         """
         # Lazy: it imports this module.
-        from launcher.wizard_notes import find_notes
+        from launcher.wizard.notes import find_notes
 
         errors = tuple(self.errors())
         return Validation(errors, () if errors else find_notes(self, hardware))

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from launcher import wizard_steps as steps
 from launcher.core.terminal import make_console
-from launcher.machine import Machine, detect_machine
-from launcher.prompter import Choice, Prompter, make_prompter
-from launcher.wizard_config import WizardConfig
-from launcher.wizard_steps import Desk
+from launcher.wizard import steps
+from launcher.wizard.answers import WizardConfig
+from launcher.wizard.machine import Machine, detect_machine
+from launcher.wizard.prompter import Choice, Prompter, make_prompter
+from launcher.wizard.steps import Desk
 
 _WRITE, _LEAVE = "write", "leave"
 _STEPS: tuple[tuple[str, Callable[[WizardConfig, Desk], WizardConfig]], ...] = (

@@ -9,7 +9,7 @@ from strategies.precision import AUTO, Precision, PrecisionError, RankCapability
 
 if TYPE_CHECKING:
     from launcher.hardware.devices import Hardware
-    from launcher.wizard_config import WizardConfig
+    from launcher.wizard.answers import WizardConfig
 
 _FULL = (Precision.FP32_TRUE, Precision.FP64_TRUE)
 
