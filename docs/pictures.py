@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from launcher.cli import build_parser
+from launcher.cli.main import build_parser
 from launcher.config.loading import load_config
 from launcher.hardware.target_machines import read_options
 from launcher.planning.dry_run import plan_here

@@ -2,7 +2,7 @@
 
 import sys
 
-from launcher.cli import run
+from launcher.cli.main import run
 from launcher.process.standard_streams import open_missing_streams
 
 

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader", "launcher.agent.worker",
            "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count", "launcher.user_code.classes",
            "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume", "launcher.training.run",
-           "launcher.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+           "launcher.cli.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
            "launcher.agent.agent", "launcher.agent.rendezvous", "launcher.agent.launch", "launcher.planning.dry_run",
            "launcher.planning.profile", "rich.progress")  # fmt: skip
 # Variables that importing them sets where they are not set, which it would do in each process.

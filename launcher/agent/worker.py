@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.cli import run
+from launcher.cli.main import run
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE, RankReport, stacks_path
 

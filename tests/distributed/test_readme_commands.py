@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli
+from launcher.cli import main as cli
 from tests.distributed.runs import REPOSITORY, toy_env
 from tests.distributed.test_readme_code import THEIRS
 from tests.processes import launcher, run

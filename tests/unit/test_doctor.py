@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from launcher import cli
+from launcher.cli import main as cli
 from launcher.doctor import checks as doctor_checks
 from launcher.doctor import command as doctor
 from launcher.doctor.command import Finding, examine

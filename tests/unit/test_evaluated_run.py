@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from launcher import cli
+from launcher.cli import main as cli
 from launcher.core.errors import LauncherError, ResumeError, RunDirectoryError
 from launcher.runs.directory import newest_run_like
 from launcher.training.evaluated_run import find_evaluated_run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli
+from launcher.cli import main as cli
 from launcher.config.loading import load_config
 from launcher.wizard import command as init_command
 from launcher.wizard.answers import WizardConfig

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.cli import run
+from launcher.cli.main import run
 from launcher.doctor.command import Finding
 from launcher.doctor.preflight_findings import NodeResult, RankResult, exchange_rounds, preflight_findings
 from slurm.job import SlurmJob

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import build_parser, run
+from launcher.cli.job_parser import JOB_COMMANDS, build_job_parser
+from launcher.cli.main import build_parser, run
 from launcher.config.loading import load_config
 from launcher.config.presets import preset_names
 from launcher.doctor.command import build_parser as build_doctor_parser
-from launcher.job_parser import JOB_COMMANDS, build_job_parser
 from launcher.report.command import build_parser as build_report_parser
 from launcher.wizard.command import build_parser as build_init_parser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import run
+from launcher.cli.main import run
 from launcher.runs.lock import acquire
 from tests.made_run import MadeRun
 from tests.unit.run_directories import everything

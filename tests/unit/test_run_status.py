@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from launcher import cli
+from launcher.cli import main as cli
 from launcher.core.errors import NoSuchRunError
 from launcher.core.events import EventLog
 from launcher.jobs.logs import follow_log, log_files, read_log

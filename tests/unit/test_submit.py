@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli
+from launcher.cli import main as cli
 from launcher.config.schema import SlurmOptions
 from slurm.job import job_options
 from tests.processes import Finished, launcher, run
@@ -57,7 +57,7 @@ def test_a_dry_run_prints_the_very_script_that_is_sent_and_makes_nothing(cwd: Pa
     assert list(cwd.iterdir()) == []
     assert slurm.calls("sbatch") == []
     told = dry.stderr.decode()
-    assert "launcher.cli" in told, "the import times are there"
+    assert "launcher.cli.main" in told, "the import times are there"
     assert _HEAVY.findall(told) == []
     assert re.search(r"ranks +16 x GPU of the nodes on 2 nodes", told)
     assert re.search(r"strategy +ddp ", told)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.summary import print_summary
+from launcher.cli.summary import print_summary
 from launcher.training.fit import FitResult
 
 

@@ -81,5 +81,5 @@ def test_the_coordinator_is_made_and_says_what_to_install(tmp_path: Path) -> Non
 
 @pytest.mark.case(17)
 def test_the_command_line_helps_without_lightning(tmp_path: Path) -> None:
-    program = "from launcher.cli import run\nrun(['--help'])"
+    program = "from launcher.cli.main import run\nrun(['--help'])"
     assert "Train a PyTorch Lightning model" in without(_LIGHTNING, program, tmp_path)

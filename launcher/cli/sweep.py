@@ -22,7 +22,7 @@ def submit_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[st
     Raises:
         SubmitError, ConfigError, RunDirectoryError, QueueError: nothing was queued.
     """
-    from launcher.job_commands import refuse_second
+    from launcher.cli.job_commands import refuse_second
     from launcher.jobs.sweep_submit import array_executor, prepare_sweep, submit_array, submit_here
 
     if not options.sweep:
@@ -53,7 +53,7 @@ def submit_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[st
 
 def show_sweep(sweep: Path, *, watch: bool, as_json: bool) -> int:
     """`launcher status SWEEP`; returns the exit code."""
-    from launcher.job_commands import WATCH_EVERY
+    from launcher.cli.job_commands import WATCH_EVERY
 
     while True:
         found = sweep_status(sweep)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
+from launcher.cli.job_parser import JOB_COMMANDS
 from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.hardware.mpi_ranks import in_torchruns_words, without_starters
 from launcher.hardware.topology import Topology
-from launcher.job_parser import JOB_COMMANDS
 from launcher.process.rank_status import RankReport
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ Lightning has to repeat some."""
 # Commands with options of their own: what they do, and the module whose `run` they are.
 _TOOLS = {
     "init": ("write a config: asks for model, hardware, precision and logging", "launcher.wizard.command"),
-    "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.convert_command"),
+    "convert": ("write a checkpoint of any strategy as one plain state dict", "launcher.cli.convert"),
     "doctor": ("look whether this machine and its cluster are sound", "launcher.doctor.command"),
     "report": ("write a page about a run, or compare two", "launcher.report.command"),
-    "completion": ("print a script that lets bash, zsh or fish complete", "launcher.completion"),
+    "completion": ("print a script that lets bash, zsh or fish complete", "launcher.cli.completion"),
 }
 
 
@@ -125,7 +125,7 @@ def run(arguments: Sequence[str]) -> int:
             build_parser().parse_args(words)
         command = "fit"
     if command in JOB_COMMANDS:
-        from launcher.job_commands import run_job_command
+        from launcher.cli.job_commands import run_job_command
 
         return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
@@ -227,7 +227,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
 def _fit(config: RunConfig, topology: Topology, launch: LaunchOptions) -> int:
     with quick_imports():
         import launcher.training.run  # noqa: F401 -- Lightning, which `fit` needs anyway
-        from launcher.summary import print_summary
+        from launcher.cli.summary import print_summary
         from launcher.training.fit import fit
 
     # The user's own loggers may write the command line down, as W&B's does.

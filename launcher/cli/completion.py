@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> int:
 
 def commands() -> dict[str, Command]:
     """Every command, with what its own help says."""
-    from launcher.cli import _COMMANDS, _TOOLS, build_parser
+    from launcher.cli.main import _COMMANDS, _TOOLS, build_parser
 
     found: dict[str, Command] = {}
     settings = tuple(f"--{path}" for path, _ in config_fields())

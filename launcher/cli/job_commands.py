@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.cli.job_parser import build_job_parser
 from launcher.core.errors import LauncherError, NoSuchRunError, QueueError, RunDirectoryError
-from launcher.job_parser import build_job_parser
 
 if TYPE_CHECKING:
     from launcher.jobs.status import RunStatus
@@ -24,7 +24,7 @@ WATCH_EVERY = 5.0
 
 
 def run_job_command(command: str, words: Sequence[str]) -> int:
-    """Run one of `launcher.job_parser.JOB_COMMANDS`; returns the exit code."""
+    """Run one of `launcher.cli.job_parser.JOB_COMMANDS`; returns the exit code."""
     parser = build_job_parser(command)
     options, overrides = parser.parse_known_args(list(words))
     if overrides and command != "submit":
@@ -52,7 +52,7 @@ def _submit(options: Namespace, overrides: Sequence[str]) -> int:
 
     given = {key.removeprefix("slurm_"): value for key, value in vars(options).items() if key.startswith("slurm_")}
     if options.sweep or options.array is not None:
-        from launcher.sweep_commands import submit_sweep
+        from launcher.cli.sweep import submit_sweep
 
         return submit_sweep(options, overrides, given)
     config = load_config(options.config, overrides)
@@ -98,7 +98,7 @@ def _status(options: Namespace) -> int:
     runs_dir = Path(options.runs_dir)
     sweep = None if options.run is None else find_sweep(runs_dir, options.run)
     if sweep is not None:
-        from launcher.sweep_commands import show_sweep
+        from launcher.cli.sweep import show_sweep
 
         return show_sweep(sweep, watch=options.watch, as_json=options.json)
     named = None if options.run is None else find_run_named(runs_dir, options.run)
@@ -178,7 +178,7 @@ def _cancel(options: Namespace) -> int:
 
     sweep = find_sweep(Path(options.runs_dir), options.run)
     if sweep is not None:
-        from launcher.sweep_commands import cancel_sweep
+        from launcher.cli.sweep import cancel_sweep
 
         return cancel_sweep(sweep)
     run = find_run_named(Path(options.runs_dir), options.run)
