@@ -26,7 +26,7 @@ from launcher.planning.dry_run import plan_here
 from launcher.planning.table import print_memory, print_plan
 from launcher.report.command import write_report
 from launcher.report.source import find_run_directory, read_run
-from tests.browser import browser
+from tests.support.browser import browser
 
 HERE = Path(__file__).parent
 # Of the page: figures, loss and the first plots of the ranks.

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.processes import kill_leftovers
-from tests.warm import is_foreign
+from tests.support.processes import kill_leftovers
+from tests.support.warm import is_foreign
 
 # A job in a shell's background, or under nohup, ignores these, and so would every process that a test starts.
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

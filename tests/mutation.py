@@ -4,7 +4,7 @@
     python -m tests.mutation [--keep FOLDER] [MODULE ...]
 
 Works on a copy, from which `@override` is taken away: mutmut leaves decorated functions alone, and these are the heart
-of the callback. mutmut makes the mutants and finds out which test reaches which function; `tests/mutant_loop.py` runs
+of the callback. mutmut makes the mutants and finds out which test reaches which function; `tests/support/mutant_loop.py` runs
 them. Prints the score and every survivor's change. `[tool.mutmut]` in pyproject.toml names modules and tests;
 `tests/mutation.md` has the last result, and why its survivors live.
 """
@@ -78,7 +78,7 @@ def main() -> None:
         # One mutant of mutmut's own running: it makes all of them, and learns which test reaches which function.
         mutmut(folder, "run", "--max-children", "1", _FIRST)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "mutants")}
-        command = [sys.executable, "-m", "tests.mutant_loop", *(f"{module}." for module in options.modules)]
+        command = [sys.executable, "-m", "tests.support.mutant_loop", *(f"{module}." for module in options.modules)]
         subprocess.run(command, cwd=folder / "mutants", env=environment, check=True)
         report(folder, options.modules)
 

@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 
 from launcher.agent.fixed_rendezvous import FixedRendezvous
 from launcher.agreement.handshake import exchange
-from tests.unit.rank_threads import facts
+from tests.support.rank_threads import facts
 
 _TIMEOUT = 900.0
 

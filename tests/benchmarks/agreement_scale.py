@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from launcher.agreement.handshake import exchange
 from strategies.precision import RankCapability, reconcile
-from tests.unit.rank_threads import Spy, facts
+from tests.support.rank_threads import Spy, facts
 
 
 def decide(count: int) -> float:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tests.benchmarks.launch_clock import read_marks
 from tests.benchmarks.peers import PEERS, peer_command
-from tests.processes import descendants
+from tests.support.processes import descendants
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _TIMEOUT = 120.0
@@ -36,7 +36,7 @@ def command(who: str, ranks: int, steps: int, restarts: int, pause: float) -> li
     if who == "launcher":
         marks = f"[{{class_path: tests.benchmarks.launch_clock.Marks, init_args: {{pause: {pause}}}}}]"
         return [sys.executable, "-m", "launcher", "fit", "--nproc-per-node", str(ranks), "--max-restarts",
-                str(restarts), "--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--data.size", "512",
+                str(restarts), "--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--data.size", "512",
                 "--data.batch_size", "2", "--wandb.mode", "disabled", "--trainer.max_steps", str(steps),
                 "--trainer.max_epochs", "-1", "--checkpoint.every_n_steps", "1", "--trainer.callbacks",
                 marks]  # fmt: skip

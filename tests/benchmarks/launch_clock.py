@@ -44,7 +44,7 @@ def main() -> None:
     """The peer: the same toy under Lightning alone, resumed from its last checkpoint. torchrun makes the ranks."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from tests.toy import Toy, ToyData
+    from tests.support.toy import Toy, ToyData
 
     ranks = int(os.environ.get("WORLD_SIZE") or os.environ["DEVICES"])
     checkpoint = ModelCheckpoint("checkpoints", save_last=True, every_n_train_steps=1, enable_version_counter=False)

@@ -11,8 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.live_comparison import compare
-from tests.model_zoo import MODELS
+from tests.support.live_comparison import compare
+from tests.support.model_zoo import MODELS
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from strategies.candidates import ZERO_3
-from tests.limited_runs import Case, ranks_ready, run_case
-from tests.model_families import LARGE
+from tests.support.limited_runs import Case, ranks_ready, run_case
+from tests.support.model_families import LARGE
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     python -m tests.benchmarks.oracle choice [--families mlp gpt ...] [--rounds 3] [--json FILE]
 
 Two gloo ranks train with DDP and ZeRO 1 to 3 under Lightning, as `fit` would; one device is no candidate for two ranks,
-and offload none on a CPU, whose memory is the host's. `tests.limited_runs` says what counts as a rank's memory.
+and offload none on a CPU, whose memory is the host's. `tests.support.limited_runs` says what counts as a rank's memory.
 
 `memory` compares the estimate with the peak of a rank's own control group, beside DeepSpeed's estimators, which know
 model states alone, for Adam in 16 bits. Errors are (estimate - real) / real; families that nobody looked at while the
@@ -41,8 +41,8 @@ from strategies.precision import Precision
 from strategies.step_trace import ModelProfile
 from strategies.trace import TraceTypes, trace_step
 from strategies.units import gib
-from tests.limited_runs import BUCKET, Case, Outcome, ranks_ready, run_case
-from tests.model_families import LARGE, UNSEEN
+from tests.support.limited_runs import BUCKET, Case, Outcome, ranks_ready, run_case
+from tests.support.model_families import LARGE, UNSEEN
 
 RANKS = 2
 CANDIDATES = (DDP, ZERO_1, ZERO_2, ZERO_3)

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.peak_memory [--ranks 1 2] [--models mlp gpt ...] [--dtypes fp32 bf16] [--batch 32]
 
-Models of `tests.model_zoo`, which the formulas were written with, and of `tests.model_families`, which are held out,
+Models of `tests.support.model_zoo`, which the formulas were written with, and of `tests.support.model_families`, which are held out,
 are summed up apart. What counts as real are storages that torch's dispatcher shows: what gloo and oneDNN take by
 themselves is in `tests.benchmarks.oracle`. Errors are (estimate - real) / real. DeepSpeed's estimators
 know model states alone, for Adam in 16 bits.
@@ -26,9 +26,9 @@ from strategies.memory import estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.trace import TraceTypes, trace_step
-from tests.live_peaks import BUCKET
-from tests.model_families import HELD_OUT, SMALL
-from tests.processes import run
+from tests.support.live_peaks import BUCKET
+from tests.support.model_families import HELD_OUT, SMALL
+from tests.support.processes import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = ZeroSettings(BUCKET, overlap_comm=False, persistence_threshold=500, prefetch_bucket_size=BUCKET)
@@ -63,7 +63,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "peaks"
             words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-            words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.live_peaks", str(out)]
+            words += [
+                "--rdzv-backend",
+                "c10d",
+                "--rdzv-endpoint",
+                "127.0.0.1:0",
+                "-m",
+                "tests.support.live_peaks",
+                str(out),
+            ]
             words += [",".join(options.models), "0,1,2,3", ",".join(options.dtypes), str(options.batch)]
             env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
             run(words, Path(name), env=env, timeout=3600).check()

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.made_run import MadeRun
+from tests.support.made_run import MadeRun
 
 RANKS, STEPS, SKIPS = 4, 100_000, 50
 

@@ -4,7 +4,7 @@
 
 Each run is 2 nodes x 2 ranks of a small net with dropout under DDP, as `launcher submit` starts it. Its last checkpoint
 (parameters, optimizer, scheduler, random states of all ranks) and the losses of all ranks are compared with those of a
-run that nothing happened to. The clusters are brought up here (see `tests/slurm/cluster.py`) and run one job each at a
+run that nothing happened to. The clusters are brought up here (see `tests/support/slurm_cluster.py`) and run one job each at a
 time; a line is printed, and appended to the file, as each run ends. A run that did not go well leaves its account.
 """
 
@@ -27,17 +27,17 @@ from typing import Any
 import torch
 
 from launcher.training.rng_callback import KEY as RANDOM_STATES
-from tests.distributed.runs import events_of, read_trace
-from tests.slurm.cluster import Cluster
-from tests.slurm.faults import FAULTS, Fault
-from tests.slurm.jobs import Job, set_pace, submit
+from tests.support.runs import events_of, read_trace
+from tests.support.slurm_cluster import Cluster
+from tests.support.slurm_faults import FAULTS, Fault
+from tests.support.slurm_jobs import Job, set_pace, submit
 
 EPOCHS = 8
 STEPS = 8 * EPOCHS
 # Half of all steps are left, which at the slow pace are more than SLURM's half a minute between two looks at limits.
 FAULT_STEPS = range(2, STEPS // 2)
 QUICK, SLOW = "0.15", "2"
-MODEL = ("--model", "tests.slurm.paced.PacedToy", "--global_batch_size", "8", "--trainer.max_epochs", str(EPOCHS),
+MODEL = ("--model", "tests.support.slurm_paced.PacedToy", "--global_batch_size", "8", "--trainer.max_epochs", str(EPOCHS),
          "--checkpoint.every_n_steps", "5")  # fmt: skip
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", RANDOM_STATES)
 RANKS = range(4)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.stand_ins import TAKEN, StandIns
+from tests.support.stand_ins import TAKEN, StandIns
 
 
 def main() -> None:

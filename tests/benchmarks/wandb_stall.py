@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from launcher import AmpWandbCallback
 from tests.benchmarks.monitor_cost_worker import Noise
-from tests.wandb_file import history_rows
+from tests.support.wandb_file import history_rows
 
 
 class Net(pl.LightningModule):

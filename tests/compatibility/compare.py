@@ -16,8 +16,8 @@ import yaml
 
 from tests.compatibility.programs import Program
 from tests.compatibility.record import read_records, same_number
-from tests.distributed.runs import REPOSITORY, free_port, train_on
-from tests.processes import Finished, launcher, run_warm
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, free_port, train_on
 
 # What the fit does in the same order with the same numbers may differ in the last bits: other kernels, other threads.
 _TOLERANCE = 1e-6

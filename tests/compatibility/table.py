@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.compatibility.compare import differences, run_launcher, run_plain
 from tests.compatibility.programs import PROGRAMS, Program
-from tests.distributed.runs import REPOSITORY
+from tests.support.runs import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "compatibility.md"
 _COMPARED = {

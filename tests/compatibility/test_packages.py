@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from tests.distributed.runs import REPOSITORY, events_of
-from tests.processes import Finished, launcher, run_warm
-from tests.warm import DEEPSPEED
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, events_of
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 _PACKAGES = "tests.compatibility.packages"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, free_port, start_by_hand, toy_env
-from tests.processes import launcher, run_warm
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import REPOSITORY, TOY, free_port, start_by_hand, toy_env
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "1")
@@ -87,7 +87,7 @@ def test_ranks_with_other_files_under_the_same_name_are_named(tmp_path: Path, di
         node.mkdir()
         factor = 1 + rank * (differs == "module")
         (node / "mine.py").write_text(
-            "from tests.toy import Toy, ToyData\nclass Mine(Toy):\n    def training_step(self, batch, i):\n"
+            "from tests.support.toy import Toy, ToyData\nclass Mine(Toy):\n    def training_step(self, batch, i):\n"
             f"        return {factor} * super().training_step(batch, i)\n"
         )
         (node / "train.py").write_text(SCRIPT.replace("STEPS", str(rank * (differs == "script"))))
@@ -111,7 +111,7 @@ def test_ranks_with_other_files_under_the_same_name_are_named(tmp_path: Path, di
 def test_ranks_that_mpirun_made_are_one_world_and_the_users_modules_see_their_rank(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "mine.py").write_text(
-        "import os\nfrom tests.toy import Toy, ToyData\nRANK = os.environ.get('RANK')\nclass Mine(Toy):\n"
+        "import os\nfrom tests.support.toy import Toy, ToyData\nRANK = os.environ.get('RANK')\nclass Mine(Toy):\n"
         "    def on_fit_start(self):\n        open(f'seen-{self.global_rank}', 'w').write(f'{RANK} of "
         "{self.trainer.world_size}')\n"
     )

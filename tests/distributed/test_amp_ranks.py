@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.amp_ranks import STEPS
-from tests.distributed.runs import REPOSITORY, TOY, events_of, only_run, toy_env, train_on
-from tests.processes import run_warm
+from tests.support.amp_ranks import STEPS
+from tests.support.processes import run_warm
+from tests.support.runs import REPOSITORY, TOY, events_of, only_run, toy_env, train_on
 
 pytestmark = pytest.mark.slow
 RANKS = 2
@@ -25,9 +25,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     def one(rank: int) -> None:
         env = {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        run_warm(
-            [sys.executable, "-m", "tests.distributed.amp_ranks", str(folder)], folder, env=env, timeout=240
-        ).check()
+        run_warm([sys.executable, "-m", "tests.support.amp_ranks", str(folder)], folder, env=env, timeout=240).check()
 
     with ThreadPoolExecutor(RANKS) as pool:
         list(pool.map(one, range(RANKS)))
@@ -95,7 +93,7 @@ def test_a_rank_whose_scale_differs_is_named_once(ranks: list[dict[str, Any]]) -
 @pytest.mark.case(40)
 def test_in_a_run_of_the_launchers_the_rank_is_named_in_one_event_and_on_the_terminal(tmp_path: Path) -> None:
     words = (*TOY, "--precision", "16-mixed", "--trainer.max_steps", "6", "--watch.every_n_steps", "1",
-             "--trainer.callbacks", "[{class_path: tests.distributed.amp_ranks.SkewScale}]")  # fmt: skip
+             "--trainer.callbacks", "[{class_path: tests.support.amp_ranks.SkewScale}]")  # fmt: skip
     output = train_on(RANKS, words, tmp_path, toy_env(tmp_path / "trace")).check().output
 
     folder = only_run(tmp_path)

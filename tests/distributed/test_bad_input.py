@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, toy_env
-from tests.processes import Finished, launcher, run_warm
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, TOY, toy_env
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "1")
@@ -71,7 +71,9 @@ def test_a_class_that_does_not_import_shows_its_own_last_words(tmp_path: Path) -
 
 
 def test_a_class_that_is_no_lightning_module(tmp_path: Path) -> None:
-    assert "tests.toy.NoModule is no LightningModule" in _refused(tmp_path, "--model", "tests.toy.NoModule")
+    assert "tests.support.toy.NoModule is no LightningModule" in _refused(
+        tmp_path, "--model", "tests.support.toy.NoModule"
+    )
 
 
 def test_an_empty_dataset(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_resume_of_a_foreign_file_makes_no_run(tmp_path: Path) -> None:
 
 def test_resume_of_another_models_checkpoint_names_what_differs(earlier: Path, tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(
-        "import torch\nfrom tests.toy import Toy\n\n\nclass Other(Toy):\n"
+        "import torch\nfrom tests.support.toy import Toy\n\n\nclass Other(Toy):\n"
         "    def __init__(self) -> None:\n        super().__init__()\n        self.more = torch.nn.Linear(2, 2)\n"
     )
     checkpoint = str(earlier / "runs" / "earlier" / "checkpoints" / "last.ckpt")
@@ -135,7 +137,7 @@ def test_resume_of_another_models_checkpoint_names_what_differs(earlier: Path, t
         "--model",
         "other.Other",
         "--data",
-        "tests.toy.ToyData",
+        "tests.support.toy.ToyData",
         "--wandb.mode",
         "disabled",
         "--resume",
@@ -180,6 +182,6 @@ def test_the_users_own_exception_is_a_training_failure_with_rank_and_traceback(t
         launcher(*SETTINGS, "--model.raise_at", "3", "--name", "r"), tmp_path, env=toy_env(tmp_path / "t")
     )
     finished.check(1)
-    assert "tests/toy.py" in finished.output
+    assert "tests/support/toy.py" in finished.output
     assert "error: rank 0 (" in finished.output
     assert "ValueError: the user's own mistake" in (tmp_path / "runs" / "r" / "logs" / "rank-0.log").read_text()

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.changing_models import KINDS
-from tests.distributed.runs import REPOSITORY, events_of, train_on
-from tests.processes import Finished, launcher, run_warm
-from tests.warm import DEEPSPEED
+from tests.support.changing_models import KINDS
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, events_of, train_on
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 ENV = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-SETTINGS = ("--data", "tests.changing_models.Data", "--wandb.mode", "disabled", "--accelerator", "cpu",
+SETTINGS = ("--data", "tests.support.changing_models.Data", "--wandb.mode", "disabled", "--accelerator", "cpu",
             "--trainer.enable_model_summary", "false")  # fmt: skip
 
 
@@ -35,20 +35,20 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], r
 
 def test_every_kind_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     """As plain Lightning does beside it; and a foreign run's objects are made with trust only."""
-    command = [sys.executable, "-m", "tests.changing_models_here"]
+    command = [sys.executable, "-m", "tests.support.changing_models_here"]
     output = run_warm(command, tmp_path, env=ENV, timeout=300).check().output
     for kind in KINDS:
         assert f"{kind.__name__}: 16 steps, same" in output, output
     (refused,) = [line for line in output.splitlines() if line.startswith("refused: ")]
     assert "last.ckpt holds objects whose loading would run code: " in refused
     for key in ("Data.counts", "callbacks.Counter.counts", "stats.counts"):
-        assert f"{key} (tests.changing_models.Counts)" in refused
+        assert f"{key} (tests.support.changing_models.Counts)" in refused
     assert "trusted: 4 weights" in output, output
 
 
 def test_a_rank_that_dies_is_replaced_whatever_the_model_does(tmp_path: Path) -> None:
     def train(name: str, **more: str) -> Finished:
-        words = ("--model", "tests.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name", name,
+        words = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name", name,
                  "--checkpoint.every_n_steps", "2", "--nproc-per-node", "2", "--max-restarts", "1")  # fmt: skip
         return run_warm(launcher(*words), tmp_path, env={**ENV, **more}).check()
 
@@ -63,7 +63,7 @@ def test_an_empty_group_and_objects_go_through_every_strategy(tmp_path: Path) ->
     """ZeRO drops the group; the schedule, which has a rate for it, goes on, and so does DDP afterwards."""
 
     def train(name: str, epochs: int, *more: str) -> None:
-        words = ("fit", "--model", "tests.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs", str(epochs),
+        words = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs", str(epochs),
                  "--name", name, "--resume", "auto", *more)  # fmt: skip
         train_on(2, words, tmp_path, ENV, preloaded=DEEPSPEED).check()
 
@@ -82,7 +82,7 @@ def test_bf16_of_stage_1_with_fp32_gradients_goes_on_elsewhere(tmp_path: Path) -
     """DeepSpeed has an optimizer of its own for it, with other names in its files."""
 
     def train(name: str, epochs: int, strategy: str, *more: str) -> str:
-        words = ("fit", "--model", "tests.changing_models.Whole", *SETTINGS, "--trainer.max_epochs", str(epochs),
+        words = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs", str(epochs),
                  "--precision", "bf16-mixed", "--name", name, "--resume", "auto", "--strategy", strategy)  # fmt: skip
         return train_on(2, (*words, *more), tmp_path, ENV, preloaded=DEEPSPEED).check().output
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests import wandb_file
-from tests.distributed.runs import events_of, free_port, only_run, read_trace, toy_env
-from tests.processes import Finished, run_warm
+from tests.support import wandb_file
+from tests.support.processes import Finished, run_warm
+from tests.support.runs import events_of, free_port, only_run, read_trace, toy_env
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ import torch
 from launcher import TrainingCoordinator
 from launcher.config.schema import WandbOptions
 from launcher.core.errors import LauncherError
-from tests.toy import Probe, Toy, ToyData
+from tests.support.toy import Probe, Toy, ToyData
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
@@ -111,9 +111,9 @@ def test_a_precision_plugin_in_a_config_file_is_respected_and_not_doubled(tmp_pa
 from launcher import fit, load_config
 import theirs
 
-words = ["--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled",
+words = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
          "--trainer.max_steps", "2", "--trainer.plugins", "{class_path: theirs.Own}",
-         "--trainer.callbacks", "[{class_path: tests.toy.Probe}]"]
+         "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]"]
 result = fit(load_config(overrides=words))
 found(own=type(result.trainer.precision_plugin) is theirs.Own, made=theirs.Own.made, plan=result.plan.precision)
 """).output  # fmt: skip
@@ -227,7 +227,7 @@ _AFTER = """
 import copy
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
-from tests.toy import Numbers
+from tests.support.toy import Numbers
 
 class Whole(Toy):
     def error(self, batch):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, toy_env, train_on
-from tests.warm import DEEPSPEED
+from tests.support.runs import TOY, events_of, toy_env, train_on
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 

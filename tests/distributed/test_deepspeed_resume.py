@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
-from tests.processes import Finished, launcher, run, run_warm, torchrun
-from tests.warm import DEEPSPEED
+from tests.support.processes import Finished, launcher, run, run_warm, torchrun
+from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 # 64 samples are 5 global batches of 12: two epochs are 10 steps, on 1, 2 and 3 ranks alike.
@@ -147,7 +147,7 @@ def test_two_runs_in_one_process_leave_nothing_to_each_other(tmp_path: Path) -> 
         "from launcher import fit, load_config\n"
         "from strategies.deepspeed_config import VARIANTS\n"
         "before = dict(os.environ)\n"
-        "words = ['--model', 'tests.toy.Toy', '--data', 'tests.toy.ToyData', '--wandb.mode', 'disabled',\n"
+        "words = ['--model', 'tests.support.toy.Toy', '--data', 'tests.support.toy.ToyData', '--wandb.mode', 'disabled',\n"
         "         '--trainer.max_steps', '3', '--strategy', 'deepspeed_stage_2_offload', '--name']\n"
         "losses = [fit(load_config([], [*words, name])).metrics['loss'] for name in ('a', 'b')]\n"
         "assert losses[0] == losses[1], losses\n"

@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, toy_env, train_on
-from tests.processes import Finished, launcher, run_warm
-from tests.toy import Toy
-from tests.warm import DEEPSPEED
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, TOY, events_of, toy_env, train_on
+from tests.support.toy import Toy
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 PRETEND_FP16 = {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
@@ -145,7 +145,7 @@ def test_a_batch_norm_trains_in_16_bits_with_its_statistics_in_fp32(tmp_path: Pa
 )
 def test_a_model_that_deepspeed_cannot_train_is_told_by_one_line(tmp_path: Path, model: str, told: str) -> None:
     path = f"tests.distributed.test_deepspeed_run.{model}"
-    words = ("--model", path, "--data", "tests.toy.ToyData", "--wandb.mode", "disabled", "--devices", "2",
+    words = ("--model", path, "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--devices", "2",
              "--strategy", "deepspeed_stage_1")  # fmt: skip
     finished = run_warm(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check(2)
     assert f"error: {told}" in finished.output

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, events_of, train_on
-from tests.warm import DEEPSPEED
+from tests.support.runs import REPOSITORY, events_of, train_on
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 # Accumulated and clipped: a gradient that were scaled otherwise than DDP's would be clipped otherwise.

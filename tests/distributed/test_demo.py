@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.distributed.runs import events_of, only_run
-from tests.processes import launcher, run, torchrun
+from tests.support.processes import launcher, run, torchrun
+from tests.support.runs import events_of, only_run
 
 pytestmark = pytest.mark.slow
 

@@ -14,17 +14,17 @@ import torch
 
 from launcher.checkpoint.deepspeed import read_whole
 from launcher.process.script_ranks import rank_variables
-from tests import wandb_file
-from tests.distributed.runs import REPOSITORY, events_of, free_port, train_on
-from tests.processes import Finished, launcher, run, run_warm
-from tests.warm import DEEPSPEED
+from tests.support import wandb_file
+from tests.support.processes import Finished, launcher, run, run_warm
+from tests.support.runs import REPOSITORY, events_of, free_port, train_on
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 
 _THEIRS = """
 import torch
 from torch.utils.data import DataLoader
-from tests.toy import Numbers, Toy, ToyData
+from tests.support.toy import Numbers, Toy, ToyData
 
 class Data(ToyData):
     def val_dataloader(self):
@@ -186,7 +186,7 @@ def script_on_two_ranks(folder: Path, script: str) -> list[str]:
 
 
 def test_what_cannot_be_evaluated_is_told_in_words(folder: Path) -> None:
-    words = ["test", "--model", "tests.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
+    words = ["test", "--model", "tests.support.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
     output = train_on(1, [*words, "--name", "first"], folder, env_of(folder)).check(2).output
     assert "error: Toy has no test_step, which `launcher test` needs; add it" in output
     output = train_on(1, [*words, "--name", "other"], folder, env_of(folder)).check(2).output

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import PERSISTENT, TOY, events_of, read_trace, toy_env
-from tests.memory_group import NoMemoryGroupError, memory_group
-from tests.processes import Finished, launcher, run_warm
+from tests.support.memory_group import NoMemoryGroupError, memory_group
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import PERSISTENT, TOY, events_of, read_trace, toy_env
 
 pytestmark = pytest.mark.slow
-SETTINGS = ("--model", "tests.faulty.Faulty", *TOY[2:], "--global_batch_size", "8", "--trainer.max_epochs", "1",
+SETTINGS = ("--model", "tests.support.faulty.Faulty", *TOY[2:], "--global_batch_size", "8", "--trainer.max_epochs", "1",
             "--name", "it", "--devices", "2", *PERSISTENT)  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_the_first_rank_that_failed_is_named_once_with_its_log_and_its_exit_code
     assert (event["rank"], event["step"], event["restart"]) == (1, 3, False)
     if fault == "raise":
         assert "| ValueError: the user's own mistake" in account
-        assert "tests/faulty.py" in account
+        assert "tests/support/faulty.py" in account
         assert account.count("Traceback") == 0, "the lost peer's traceback is for its log alone"
         assert "closed by peer" in (tmp_path / "runs/it/logs/rank-0.log").read_text()
     if fault == "segfault":
@@ -76,7 +76,7 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_named_as_that(tmp_path: Path
 
 
 def test_an_exception_before_the_process_group_exists_is_told_with_its_rank(tmp_path: Path) -> None:
-    output = _fit(tmp_path, "--model", "tests.faulty.FailsEarly").check(1).output
+    output = _fit(tmp_path, "--model", "tests.support.faulty.FailsEarly").check(1).output
 
     assert re.search(r"error: rank 1 \(\S+\) failed first: OSError: a licence server", output), output
     assert "before the training began" in output

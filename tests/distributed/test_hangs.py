@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from launcher.agent.flight_recorder import read_flight_record
-from tests.distributed.runs import events_of, toy_env
 from tests.distributed.test_faults import SETTINGS
-from tests.processes import launcher, run_warm
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import events_of, toy_env
 
 pytestmark = pytest.mark.slow
 # Far more than a step needs on a busy machine, far less than a person waits.

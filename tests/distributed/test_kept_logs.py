@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.distributed.runs import toy_env, train_on
+from tests.support.runs import toy_env, train_on
 
 pytestmark = pytest.mark.slow
 
 _LOGGERS = "lightning.pytorch.loggers"
 _CONFIG = {
-    "model": {"class_path": "tests.toy.Noisy"},
-    "data": {"class_path": "tests.toy.NoisyData"},
+    "model": {"class_path": "tests.support.toy.Noisy"},
+    "data": {"class_path": "tests.support.toy.NoisyData"},
     "global_batch_size": 8,
     "wandb": {"mode": "disabled"},
     "trainer": {

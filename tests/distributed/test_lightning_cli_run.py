@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.runs import REPOSITORY, train_on
-from tests.processes import run_warm
+from tests.support.processes import run_warm
+from tests.support.runs import REPOSITORY, train_on
 
 pytestmark = pytest.mark.slow
 _FILE = """
 seed_everything: true
 model:
-  class_path: tests.cli_zoo.Plain
+  class_path: tests.support.cli_zoo.Plain
 data:
-  class_path: tests.cli_zoo.Data
+  class_path: tests.support.cli_zoo.Data
   init_args: {batch_size: "2"}
 optimizer:
   class_path: torch.optim.Adam

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.lightning_versions import VERSIONS, check
+from tests.support.lightning_versions import VERSIONS, check
 
 pytestmark = pytest.mark.slow
 

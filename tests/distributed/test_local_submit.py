@@ -11,12 +11,12 @@ import pytest
 
 from launcher.jobs.submission import read_records
 from launcher.process.background import is_running
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace
-from tests.processes import Finished, launcher, run_warm
-from tests.slurm.cluster import wait_until
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, TOY, events_of, read_trace
+from tests.support.slurm_cluster import wait_until
 
 pytestmark = pytest.mark.slow
-MODEL = (*TOY, "--model", "tests.slurm.paced.PacedToy", "--accelerator", "cpu", "--devices", "2", "--name", "it",
+MODEL = (*TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator", "cpu", "--devices", "2", "--name", "it",
          "--global_batch_size", "8", "--trainer.max_epochs", "3")  # fmt: skip
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from launcher.process.background import is_running
 from launcher.runs.sweep_record import read_arrays
-from tests.distributed.runs import REPOSITORY, TOY
-from tests.processes import Finished, launcher, run
-from tests.slurm.cluster import wait_until
+from tests.support.processes import Finished, launcher, run
+from tests.support.runs import REPOSITORY, TOY
+from tests.support.slurm_cluster import wait_until
 
 pytestmark = pytest.mark.slow
-MODEL = (*TOY, "--model", "tests.slurm.paced.PacedToy", "--accelerator", "cpu", "--devices", "1", "--name", "s",
+MODEL = (*TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator", "cpu", "--devices", "1", "--name", "s",
          "--trainer.max_epochs", "1", "--checkpoint.monitor", "loss", "--cluster", "local")  # fmt: skip
 SWEEP = ("--sweep", "model.init_args.lr=0.01,0.05")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.runs.oom_record import FILE_NAME, read_memory_record
-from tests.distributed.runs import PERSISTENT, REPOSITORY, TOY, WORKERS, events_of, only_run, toy_env
-from tests.processes import launcher, run, run_warm, torchrun
+from tests.support.processes import launcher, run, run_warm, torchrun
+from tests.support.runs import PERSISTENT, REPOSITORY, TOY, WORKERS, events_of, only_run, toy_env
 
 H100S = ("--gpus", "64", "--gpus-per-node", "8", "--gpu", "h100")
 
@@ -55,7 +55,9 @@ def test_a_model_too_large_for_anything_is_refused_before_a_run_is_made(tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> None:
-    words = launcher("--model", "tests.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--trainer.max_steps", "4")
+    words = launcher(
+        "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--trainer.max_steps", "4"
+    )
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=90).check(1)
     assert "rank 0" in ended.output
     assert "is out of memory with single_device" in ended.output
@@ -67,7 +69,7 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
-    words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.hungry.Hungry", "--model.content_from", "2",
+    words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry", "--model.content_from", "2",
                      "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
                      "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4", *WORKERS)  # fmt: skip
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
@@ -104,7 +106,7 @@ def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) -> None:
-    words = ("fit", "--model", "tests.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448", *TOY[2:],
+    words = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448", *TOY[2:],
              "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
              "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
     command = torchrun(2, *words, options=("--max-restarts", "1"))
@@ -122,7 +124,7 @@ def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_where_nothing_needs_less_there_is_no_restart(tmp_path: Path) -> None:
-    words = launcher("fit", "--model", "tests.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next",
+    words = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next",
                      "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
     assert "is out of memory with single_device" in ended.output

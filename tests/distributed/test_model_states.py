@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live_comparison import compare
+from tests.support.live_comparison import compare
 
 
 @pytest.mark.slow

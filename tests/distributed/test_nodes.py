@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import PERSISTENT, TOY, events_of, free_port, read_trace, toy_env
-from tests.processes import Finished, launcher, run_warm
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import PERSISTENT, TOY, events_of, free_port, read_trace, toy_env
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1",
@@ -23,7 +23,7 @@ SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--tr
 _MARK = """\
 import os
 from pathlib import Path
-from tests.toy import Toy
+from tests.support.toy import Toy
 
 
 class Mark(Toy):
@@ -62,7 +62,7 @@ def test_two_nodes_keep_their_numbers_and_train_as_one(tmp_path: Path) -> None:
 
 
 def test_a_failure_on_one_node_is_named_on_both_and_both_restart(tmp_path: Path) -> None:
-    words = ("--model", "tests.faulty.Faulty", "--model.fault", "kill", "--max-restarts", "2",
+    words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "kill", "--max-restarts", "2",
              "--checkpoint.every_n_steps", "2", *PERSISTENT)  # fmt: skip
     zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
 
@@ -131,7 +131,7 @@ def test_the_end_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_told
 
 
 def test_a_hang_is_explained_alike_on_the_node_that_waits_and_on_the_one_that_sleeps(tmp_path: Path) -> None:
-    words = ("--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "30")
+    words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "30")
     zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
 
     told = r"error: rank 1 \(\S+\) failed first: hung at step 3: it was in .*; it did not enter all_reduce of .* waits"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, events_of, toy_env
-from tests.processes import run
+from tests.support.processes import run
+from tests.support.runs import REPOSITORY, events_of, toy_env
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +19,7 @@ _PIPED = """
 import json, os
 from launcher import TrainingCoordinator
 from launcher.config.schema import WandbOptions
-from tests.toy import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 
 coordinator = TrainingCoordinator("runs", use_gpu=False, precision="32", devices=2, wandb=WandbOptions("disabled"))
 end = coordinator.train(Toy(), ToyData(), name="only", enable_progress_bar=False, enable_model_summary=False)
@@ -117,7 +117,7 @@ def test_a_notebook_trains_on_two_ranks_in_a_real_kernel(tmp_path: Path) -> None
     (tmp_path / "cells").write_text(json.dumps(cells))
     folders = {name: str(tmp_path / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2", **folders}
-    command = [sys.executable, "-m", "tests.notebook_kernel", "cells"]
+    command = [sys.executable, "-m", "tests.support.notebook_kernel", "cells"]
     told = run(command, tmp_path, env=env, timeout=280).check(0).output
     outputs = [re.sub(r"\x1b\[[\d;]*m", "", "".join(cell)) for cell in json.loads((tmp_path / "cells").read_text())]
     _, trained, looked, tested, by_hand, failed, refused, again = outputs

@@ -15,9 +15,9 @@ from launcher.process.background import is_running
 from launcher.user_code.imports import import_class
 from slurm.job import SlurmJob
 from slurm.render import JobExecutor
-from tests.distributed.runs import events_of
-from tests.processes import run, torchrun
-from tests.slurm.cluster import wait_until
+from tests.support.processes import run, torchrun
+from tests.support.runs import events_of
+from tests.support.slurm_cluster import wait_until
 
 _THEIRS = "from lightning.pytorch.demos.boring_classes import BoringModel\nclass Net(BoringModel): pass\n"
 _FIT = ("--model", "theirs.Net", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "0",

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import TOY, toy_env
-from tests.processes import launcher, run_warm
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import TOY, toy_env
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ from launcher import TrainingCoordinator
 from launcher.config.schema import WandbOptions
 from launcher.core.errors import UsageError
 from launcher.core.events import read_events
-from tests.toy import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 
 class State(pl.Callback):
     def on_train_start(self, trainer, pl_module):

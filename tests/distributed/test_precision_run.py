@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, only_run, toy_env, train_on
-from tests.processes import launcher, run_warm
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import TOY, events_of, only_run, toy_env, train_on
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +18,9 @@ import json, os, sys
 from launcher import fit, load_config
 
 for precision in sys.argv[1:]:
-    words = ["--model", "tests.toy.Toy", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled", "--name", precision,
+    words = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--name", precision,
              "--precision", precision, "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false",
-             "--trainer.callbacks", "[{class_path: tests.toy.Probe}]"]
+             "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]"]
     result = fit(load_config(overrides=words))
     planned = [precision, result.plan.precision, result.plan.has_loss_scale]
     print("FOUND", json.dumps(planned), open(os.environ["PROBE"]).read())
@@ -60,7 +60,7 @@ def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> Non
         "--trainer.max_steps",
         "2",
         "--trainer.callbacks",
-        "[{class_path: tests.toy.Probe}]",
+        "[{class_path: tests.support.toy.Probe}]",
     )
     env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
     output = train_on(2, words, tmp_path, env).check().output

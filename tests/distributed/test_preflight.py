@@ -10,8 +10,8 @@ import pytest
 
 from launcher.doctor.command import Finding
 from launcher.doctor.preflight_run import add_preflight_arguments, preflight
-from tests.distributed.runs import REPOSITORY
-from tests.processes import run
+from tests.support.processes import run
+from tests.support.runs import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def findings(*words: str, how: tuple[str, str], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     parser = argparse.ArgumentParser()
     add_preflight_arguments(parser)
-    command = (sys.executable, "-m", "tests.slow_preflight_rank", *how)
+    command = (sys.executable, "-m", "tests.support.slow_preflight_rank", *how)
     return list(preflight(parser.parse_args([*words, "--cpu"]), command))
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from launcher.config.presets import preset_names
-from tests.distributed.runs import events_of, only_run, toy_env, train_on
-from tests.processes import launcher, run_warm
-from tests.warm import DEEPSPEED
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import events_of, only_run, toy_env, train_on
+from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
 
 _RANKS = {"debug": 1, "single-gpu": 1}
 _FEW = ("--accelerator", "cpu", "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--trainer.max_steps", "2")
-_MODEL = ("--model", "tests.toy.Toy", "--data", "tests.toy.ToyData")
+_MODEL = ("--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData")
 
 
 @pytest.mark.case(45)

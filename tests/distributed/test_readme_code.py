@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, events_of, only_run, toy_env
-from tests.processes import run_warm
-from tests.wandb_file import history_rows
+from tests.support.processes import run_warm
+from tests.support.runs import REPOSITORY, events_of, only_run, toy_env
+from tests.support.wandb_file import history_rows
 
 pytestmark = pytest.mark.slow
 
-THEIRS = "from tests.toy import Toy as MyModule, ToyData as MyData\n"
+THEIRS = "from tests.support.toy import Toy as MyModule, ToyData as MyData\n"
 
 
 def block(first: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main as cli
-from tests.distributed.runs import REPOSITORY, toy_env
 from tests.distributed.test_readme_code import THEIRS
-from tests.processes import launcher, run
+from tests.support.processes import launcher, run
+from tests.support.runs import REPOSITORY, toy_env
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tests.browser import Page, browser
-from tests.distributed.runs import TOY, events_of, toy_env, train_on
-from tests.made_run import MadeRun
-from tests.processes import launcher, run_warm
+from tests.support.browser import Page, browser
+from tests.support.made_run import MadeRun
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import TOY, events_of, toy_env, train_on
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--name", "it", "--global_batch_size", "8", "--trainer.log_every_n_steps", "1")
@@ -79,7 +79,7 @@ def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_brow
             f"skipped steps\n{skipped}\n", f"stopped by SIGINT after step {stopped_at}; saved a checkpoint",
             f"{stopped_at} to 24", "ranks 0\u20131", "all ranks had the same scale throughout",
             "another attempt goes on", "The learning rate was between", "rank 1", "data.class_path",
-            "tests.toy.ToyData", "lightning\t2.",
+            "tests.support.toy.ToyData", "lightning\t2.",
         ):  # fmt: skip
             assert wanted in text, f"{wanted!r} is not in\n{text}"
         for scheme in ("light", "dark"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import PERSISTENT, TOY, WORKERS, events_of, only_run, read_trace, toy_env
-from tests.processes import run, torchrun
+from tests.support.processes import run, torchrun
+from tests.support.runs import PERSISTENT, TOY, WORKERS, events_of, only_run, read_trace, toy_env
 
 pytestmark = pytest.mark.slow
 

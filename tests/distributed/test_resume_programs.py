@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume_programs import LOADERS, Program, differences, random_program
+from tests.support.resume_programs import LOADERS, Program, differences, random_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 # LAUNCHER_RESUME_PROGRAMS=500 plays more of them.

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY
-from tests.processes import run_warm
-from tests.resume_programs import differences_on_one_rank, is_placed, judged, random_program
+from tests.support.processes import run_warm
+from tests.support.resume_programs import differences_on_one_rank, is_placed, judged, random_program
+from tests.support.runs import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 _RANKS = 2
@@ -29,7 +29,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
 
     def one(rank: int) -> None:
         env = {"RANK": str(rank), "WORLD_SIZE": str(_RANKS), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.distributed.resume_ranks", str(folder), "0", str(_COUNT)]
+        command = [sys.executable, "-m", "tests.support.resume_ranks", str(folder), "0", str(_COUNT)]
         run_warm(command, folder, env=env, timeout=240 + 20 * _COUNT).check()
 
     with ThreadPoolExecutor(_RANKS) as pool:

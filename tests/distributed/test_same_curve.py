@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, read_trace, toy_env, train_on
+from tests.support.runs import TOY, read_trace, toy_env, train_on
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "12", "--data.size", "66", "--trainer.max_epochs", "3")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import PERSISTENT, TOY, events_of, read_trace, toy_env
-from tests.processes import launcher, run_warm
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import PERSISTENT, TOY, events_of, read_trace, toy_env
 
 pytestmark = pytest.mark.slow
-MODEL = ("fit", *TOY, "--model", "tests.slurm.paced.Scheduled", *PERSISTENT, "--accelerator", "cpu",
+MODEL = ("fit", *TOY, "--model", "tests.support.slurm_paced.Scheduled", *PERSISTENT, "--accelerator", "cpu",
          "--nproc-per-node", "2", "--global_batch_size", "8", "--trainer.max_epochs", "2", "--name", "it")  # fmt: skip
 
 

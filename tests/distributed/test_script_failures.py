@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import events_of, toy_env
 from tests.distributed.test_coordinator_run import HEAD, found_in, script
-from tests.processes import run_warm
+from tests.support.processes import run_warm
+from tests.support.runs import events_of, toy_env
 
 pytestmark = pytest.mark.slow
 

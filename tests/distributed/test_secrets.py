@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import wandb_file
-from tests.distributed.runs import REPOSITORY, start_by_hand, train_on
-from tests.processes import launcher, run_warm
+from tests.support import wandb_file
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import REPOSITORY, start_by_hand, train_on
 
 CANARY = "CANARY-x9-token"
 MODULE = """
-from tests.toy import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 from lightning.pytorch.callbacks import Callback
 class Model(Toy):
     def __init__(self, hf_token: str = "", fail: bool = False, hub: dict | None = None) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
-from tests.distributed.runs import PERSISTENT, TOY, events_of, toy_env
-from tests.processes import Finished, launcher, run, run_warm, session_processes
+from tests.support import warm
+from tests.support.processes import Finished, launcher, run, run_warm, session_processes
+from tests.support.runs import PERSISTENT, TOY, events_of, toy_env
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "4000", "--trainer.log_every_n_steps", "1",
@@ -70,7 +70,7 @@ def test_ctrl_c_at_the_terminal_reaches_the_ranks_once(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_at_once_even_where_no_step_boundary_comes(tmp_path: Path) -> None:
     # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
-    words = ("--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
+    words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
 
     def again(line: str, agent: int) -> None:
         if line.startswith("step 5/"):
@@ -175,7 +175,7 @@ def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Pat
     if mounted.returncode and not os.environ.get("CI"):
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     mounted.check_returncode()
-    words = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model", "tests.faulty.Faulty",
+    words = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model", "tests.support.faulty.Faulty",
              "--model.fault", "fill", "--trainer.max_epochs", "1")  # fmt: skip
     try:
         for rank in ("0", "1"):
@@ -191,7 +191,7 @@ def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Pat
 
 def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_files_alone(tmp_path: Path) -> None:
     (tmp_path / "talk.py").write_text(
-        "import sys\nfrom tests.toy import Toy\n\n\nclass Talk(Toy):\n    def on_fit_start(self):\n"
+        "import sys\nfrom tests.support.toy import Toy\n\n\nclass Talk(Toy):\n    def on_fit_start(self):\n"
         "        print('out of', self.global_rank)\n        print('err of', self.global_rank, file=sys.stderr)\n"
     )
     words = ("--model", "talk.Talk", "--trainer.max_epochs", "1", "--devices", "3", "--global_batch_size", "12")
@@ -215,7 +215,7 @@ def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_a
     )
     (tmp_path / "mine.py").write_text(
         "import multiprocessing, os\nimport torchmetrics.utilities.prints as prints\nimport helper\n"
-        "from lightning.pytorch.utilities import rank_zero_only\nfrom tests.toy import Toy, ToyData\n"
+        "from lightning.pytorch.utilities import rank_zero_only\nfrom tests.support.toy import Toy, ToyData\n"
         "RANK, LOCAL_RANK = (int(os.environ.get(name, 0)) for name in ('RANK', 'LOCAL_RANK'))\n\n\n"
         "class Mine(Toy):\n    def __init__(self):\n        super().__init__()\n"
         "        print('rank_zero_only', rank_zero_only.rank, prints.rank_zero_only.rank)\n"
@@ -224,7 +224,7 @@ def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_a
         "        print('helper', {name: os.environ.get(name) for name in helper.SEEN} == helper.SEEN)\n"
     )
     (tmp_path / "theirs.py").write_text(
-        "import os\nfrom tests.toy import ToyData\nRANK = os.environ['RANK']\n\n\n"
+        "import os\nfrom tests.support.toy import ToyData\nRANK = os.environ['RANK']\n\n\n"
         "class Data(ToyData):\n    def setup(self, stage):\n        super().setup(stage)\n        print('data', RANK)\n"
     )
     words = ("--model", "mine.Mine", "--data", "theirs.Data", "--trainer.max_epochs", "1")
@@ -243,7 +243,7 @@ def test_a_long_tmpdir_and_a_low_limit_of_open_files_are_no_obstacle(tmp_path: P
     long = tmp_path / ("long" * 30)
     long.mkdir()
     (tmp_path / "mine.py").write_text(
-        "import resource\nfrom tests.toy import Toy\n\n\nclass Mine(Toy):\n    def on_train_start(self):\n"
+        "import resource\nfrom tests.support.toy import Toy\n\n\nclass Mine(Toy):\n    def on_train_start(self):\n"
         "        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n        print('raised', soft == hard)\n"
     )
     words = ("--model", "mine.Mine", "--trainer.max_epochs", "1", "--data.workers", "1")
@@ -269,7 +269,7 @@ def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
 
 def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_path: Path) -> None:
     (tmp_path / "threads.py").write_text(
-        "import threading\nfrom tests.toy import Toy\n"
+        "import threading\nfrom tests.support.toy import Toy\n"
         "own = threading.Thread(target=threading.Event().wait, daemon=True, name='the-users-own')\nown.start()\n\n\n"
         "class Threaded(Toy):\n    def on_train_start(self):\n        assert own.is_alive()\n"
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
-from tests.processes import launcher, run, run_warm, torchrun
+from tests.support.processes import launcher, run, run_warm, torchrun
+from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
 
 pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--name", "it")
-NOISY = ("--model", "tests.toy.Noisy", "--data", "tests.toy.NoisyData")
+NOISY = ("--model", "tests.support.toy.Noisy", "--data", "tests.support.toy.NoisyData")
 
 
 def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY
-from tests.distributed.stopped_wandb import ENOUGH
-from tests.processes import run_warm
-from tests.wandb_file import alerts, history_rows
+from tests.support.processes import run_warm
+from tests.support.runs import REPOSITORY
+from tests.support.stopped_wandb import ENOUGH
+from tests.support.wandb_file import alerts, history_rows
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.case(41)
 def test_a_training_goes_on_beside_a_stopped_wandb_and_every_row_is_in_its_file_or_counted(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.distributed.stopped_wandb", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.stopped_wandb", str(tmp_path)]
     run_warm(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=240).check()
     seen = json.loads((tmp_path / "seen.json").read_text())
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, toy_env
-from tests.processes import launcher, run
+from tests.support.processes import launcher, run
+from tests.support.runs import TOY, toy_env
 
 pytestmark = pytest.mark.slow
 _USER = """
 from pathlib import Path
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from tests.toy import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 
 Path("own").mkdir(exist_ok=True)
 Path("own/imported").touch()

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, events_of, train_on
-from tests.distributed.unused_ranks import SEARCHED, WHOLE
-from tests.processes import run_warm
+from tests.support.processes import run_warm
+from tests.support.runs import REPOSITORY, events_of, train_on
+from tests.support.unused_ranks import SEARCHED, WHOLE
 
 pytestmark = pytest.mark.slow
 _RANKS = 2
@@ -31,7 +31,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     def one(rank: int) -> None:
         env = {"RANK": str(rank), "WORLD_SIZE": str(_RANKS), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.distributed.unused_ranks", str(folder)]
+        command = [sys.executable, "-m", "tests.support.unused_ranks", str(folder)]
         run_warm(command, folder, env=env, timeout=240).check()
 
     with ThreadPoolExecutor(_RANKS) as pool:
@@ -86,10 +86,10 @@ def test_a_later_step_ends_before_its_optimizer_step_with_the_names(ranks: list[
 @pytest.mark.parametrize(("strategy", "code"), [("auto", 0), ("ddp", 2)])
 def test_a_run_says_which_parameters_they_are(tmp_path: Path, strategy: str, code: int) -> None:
     (tmp_path / "mine.py").write_text(
-        "import torch\nfrom tests.toy import Toy, ToyData\n\n\nclass Spare(Toy):\n    static_graph = False\n\n"
+        "import torch\nfrom tests.support.toy import Toy, ToyData\n\n\nclass Spare(Toy):\n    static_graph = False\n\n"
         "    def __init__(self):\n        super().__init__()\n        self.spare = torch.nn.Linear(2, 2)\n"
     )
-    words = ("--model", "mine.Spare", "--data", "tests.toy.ToyData", "--wandb.mode", "disabled", "--name", "it")
+    words = ("--model", "mine.Spare", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--name", "it")
     settings = ("--global_batch_size", "8", "--trainer.max_epochs", "1", "--strategy", strategy)
     env = {"TRACE": str(tmp_path / "trace"), "PYTHONPATH": str(REPOSITORY)}
     output = train_on(2, ("fit", *words, *settings), tmp_path, env).check(code).output

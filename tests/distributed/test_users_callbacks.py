@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from lightning.pytorch import callbacks
 
-from tests.callback_user import GROUPS, make_group
-from tests.distributed.runs import REPOSITORY, start_by_hand
-from tests.processes import Finished, launcher, run_warm
-from tests.wandb_file import history_rows
+from tests.support.callback_user import GROUPS, make_group
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, start_by_hand
+from tests.support.wandb_file import history_rows
 
 pytestmark = pytest.mark.slow
 
-# The YAML that users have; those whose arguments are objects are left to `tests.callback_user`.
+# The YAML that users have; those whose arguments are objects are left to `tests.support.callback_user`.
 _CONFIG = """
-model: {class_path: tests.callback_user.Net, init_args: {use_logger: true}}
-data: {class_path: tests.callback_user.Data}
+model: {class_path: tests.support.callback_user.Net, init_args: {use_logger: true}}
+data: {class_path: tests.support.callback_user.Data}
 accelerator: cpu
 trainer:
   max_epochs: 2
@@ -44,7 +44,7 @@ trainer:
 def user(kind: str, ranks: int, groups: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """What each rank found, by group and rank."""
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    words = ["-m", "tests.callback_user", kind, str(ranks), *groups]
+    words = ["-m", "tests.support.callback_user", kind, str(ranks), *groups]
     output = run_warm([sys.executable, *words], folder, env=env, timeout=240).check().output
     found = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
     assert len(found) == ranks * len(groups), output

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, events_of
-from tests.processes import Finished, launcher, run_warm
+from tests.support.processes import Finished, launcher, run_warm
+from tests.support.runs import REPOSITORY, events_of
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from launcher import TrainingCoordinator
 from launcher.config.schema import CheckpointOptions, WandbOptions
-from tests.callback_user import Data, Net
+from tests.support.callback_user import Data, Net
 
 
 class Mine(ModelCheckpoint):
@@ -175,7 +175,7 @@ print("FOUND", json.dumps({"best": end["trainer"].checkpoint_callback.best_model
 
 
 def test_a_run_that_was_not_to_save_says_so_and_is_not_begun_again_without_a_word(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.callback_user.Net", "--data", "tests.callback_user.Data", "--accelerator", "cpu",
+    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data", "--accelerator", "cpu",
              "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--name", "r"]  # fmt: skip
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     run_warm(launcher(*words, "--trainer.enable_checkpointing", "false"), tmp_path, env=env).check()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY
-from tests.processes import run_warm
+from tests.support.processes import run_warm
+from tests.support.runs import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from launcher import TrainingCoordinator
 from launcher.config.schema import WandbOptions
-from tests.callback_user import Data, Net
+from tests.support.callback_user import Data, Net
 
 class Talking(Net):
     def on_fit_start(self):

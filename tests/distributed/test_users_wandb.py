@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, start_by_hand
-from tests.processes import launcher, run_warm
-from tests.wandb_file import config_of, files, history_rows, records
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import REPOSITORY, start_by_hand
+from tests.support.wandb_file import config_of, files, history_rows, records
 
 pytestmark = pytest.mark.slow
 
 _ENV = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 _OWN = """
-model: {class_path: tests.callback_user.Net, init_args: {lr: 0.125}}
-data: {class_path: tests.callback_user.Data}
+model: {class_path: tests.support.callback_user.Net, init_args: {lr: 0.125}}
+data: {class_path: tests.support.callback_user.Data}
 accelerator: cpu
 trainer:
   max_epochs: 1
@@ -62,7 +62,7 @@ def test_a_run_of_the_scripts_own_gets_every_row_once_and_is_the_scripts_afterwa
     (tmp_path / "train.py").write_text("""
 import wandb
 from launcher import TrainingCoordinator
-from tests.callback_user import Data, Net
+from tests.support.callback_user import Data, Net
 
 run = wandb.init(project="theirs", name="trial", config={"lr": 0.1})
 for epochs in (1, 2):
@@ -84,7 +84,7 @@ wandb.finish()
 
 
 def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.callback_user.Net", "--data", "tests.callback_user.Data", "--accelerator", "cpu",
+    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data", "--accelerator", "cpu",
              "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name", "r"]  # fmt: skip
     said = {"WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "fixed", "WANDB_NAME": "trial", "WANDB_TAGS": "a,b"}
     run_warm(launcher(*words), tmp_path, env={**_ENV, **said}).check()
@@ -100,7 +100,7 @@ def test_a_module_may_say_in_the_runs_config_what_the_launcher_has_said_already(
     (tmp_path / "train.py").write_text(f"""
 import wandb
 from launcher import TrainingCoordinator
-from tests.callback_user import Data, Net
+from tests.support.callback_user import Data, Net
 
 class Theirs(Net):
     def on_train_start(self):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import events_of, toy_env
-from tests.processes import run, run_warm
-from tests.wandb_file import config_of, history_rows, records, summary_of
-from tests.wandb_server import WandbServer, wandb_server
+from tests.support.processes import run, run_warm
+from tests.support.runs import events_of, toy_env
+from tests.support.wandb_file import config_of, history_rows, records, summary_of
+from tests.support.wandb_server import WandbServer, wandb_server
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ _SCRIPT = """
 import json
 from launcher import TrainingCoordinator
 from launcher.config.schema import WandbOptions
-from tests.toy import Toy, ToyData
+from tests.support.toy import Toy, ToyData
 
 for mode in ("offline", "online"):
     model = Toy()

@@ -1,4 +1,4 @@
-"""A process that `tests.warm_server` forked is what a fresh interpreter would be, but for its imports."""
+"""A process that `tests.support.warm_server` forked is what a fresh interpreter would be, but for its imports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run, run_warm
+from tests.support.processes import run, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ print(json.dumps({
     "env": {name: value for name, value in os.environ.items() if name != "_"}, "file": getattr(__main__, "__file__", None),
     "leader": os.getsid(0) == os.getpid(), "unbuffered": sys.stdout.write_through, "terminal": sys.stdin.isatty(),
     "signals": {n: str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)},
-    "descriptors": sorted(os.listdir("/proc/self/fd"))[:3], "toy": "tests.toy" in sys.modules,
+    "descriptors": sorted(os.listdir("/proc/self/fd"))[:3], "toy": "tests.support.toy" in sys.modules,
 }))
 print("loaded", loaded, file=sys.stderr)
 sys.exit(7)

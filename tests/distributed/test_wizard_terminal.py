@@ -13,10 +13,10 @@ import pytest
 from pexpect.fdpexpect import fdspawn
 
 from launcher.config.loading import load_config
-from tests import warm
-from tests.distributed.runs import REPOSITORY, events_of, only_run
-from tests.processes import launcher, run_warm
-from tests.unit.test_partitions import fake_sinfo
+from tests.support import warm
+from tests.support.processes import launcher, run_warm
+from tests.support.runs import REPOSITORY, events_of, only_run
+from tests.unit.slurm.test_partitions import fake_sinfo
 
 pytestmark = pytest.mark.slow
 
@@ -80,12 +80,12 @@ def test_five_steps_on_a_terminal_make_a_config_that_trains(
     terminal = Terminal(tmp_path, "--accelerator", "cpu", term=term, columns=columns)
     terminals.append(terminal)
     plain = term == "dumb"
-    terminal.answer("Model: the LightningModule", "tests.toy.NoModule")
+    terminal.answer("Model: the LightningModule", "tests.support.toy.NoModule")
     terminal.child.expect("NoModule is no")
-    terminal.answer("Model: the LightningModule", "tests.toy.Toy" if plain else "\b" * 8 + "Toy")
+    terminal.answer("Model: the LightningModule", "tests.support.toy.Toy" if plain else "\b" * 8 + "Toy")
     terminal.answer("Its arguments", "lr: 1e-2")
     terminal.child.expect_exact("161 parameters")
-    terminal.answer("Data: the LightningDataModule", "tests.toy.ToyData")
+    terminal.answer("Data: the LightningDataModule", "tests.support.toy.ToyData")
     terminal.answer("Its arguments", "size: 32")
     terminal.answer("Samples per", "8")
     terminal.answer("Passes over", "2")
@@ -102,8 +102,8 @@ def test_five_steps_on_a_terminal_make_a_config_that_trains(
     assert "wrote run.yaml" in terminal.ends(0)
 
     config = load_config([tmp_path / "run.yaml"])
-    assert config.model == {"class_path": "tests.toy.Toy", "init_args": {"lr": 0.01}}
-    assert config.data == {"class_path": "tests.toy.ToyData", "init_args": {"size": 32}}
+    assert config.model == {"class_path": "tests.support.toy.Toy", "init_args": {"lr": 0.01}}
+    assert config.data == {"class_path": "tests.support.toy.ToyData", "init_args": {"size": 32}}
     assert (config.use_amp, config.global_batch_size, config.wandb.mode) == (True, 8, "disabled")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["run.yaml"]
 

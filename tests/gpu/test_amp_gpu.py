@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from launcher.monitoring.samples import RankSample
-from tests.unit.plain_trainer import plain_trainer
-from tests.unit.wandb_stand_in import RecordingWandb
+from tests.support.plain_trainer import plain_trainer
+from tests.support.wandb_stand_in import RecordingWandb
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 DEVICE = "cuda"
@@ -154,7 +154,7 @@ def test_a_real_fp16_training_on_the_gpu_adds_no_host_sync_and_counts_its_overfl
     from torch.utils.data import DataLoader, TensorDataset
 
     from launcher import AmpWandbCallback
-    from tests.distributed.amp_ranks import Net, Watched
+    from tests.support.amp_ranks import Net, Watched
 
     wandb = RecordingWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)

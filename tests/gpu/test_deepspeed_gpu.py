@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, toy_env
-from tests.processes import launcher, run
+from tests.support.processes import launcher, run
+from tests.support.runs import TOY, events_of, toy_env
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--precision", "bf16-mixed", "--name", "it")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import launcher, run
+from tests.support.processes import launcher, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.agent.flight_recorder import read_flight_record
-from tests.distributed.runs import TOY, events_of, toy_env
-from tests.processes import launcher, run
+from tests.support.processes import launcher, run
+from tests.support.runs import TOY, events_of, toy_env
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 _ONE_RANK = """
@@ -38,7 +38,7 @@ def test_a_rank_that_never_enters_an_nccl_collective_is_named_with_it(tmp_path: 
 
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices; torch.cuda.device_count() is below 2")
-    words = (*TOY[2:], "--model", "tests.faulty.Faulty", "--model.fault", "sleep", "--global_batch_size", "8",
+    words = (*TOY[2:], "--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--global_batch_size", "8",
              "--trainer.max_epochs", "1", "--name", "it", "--devices", "2", "--hang-timeout", "30")  # fmt: skip
     output = run(launcher("fit", *words), tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check(1).output
 

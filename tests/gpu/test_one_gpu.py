@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import TOY, events_of, only_run, toy_env
-from tests.processes import launcher, run
+from tests.support.processes import launcher, run
+from tests.support.runs import TOY, events_of, only_run, toy_env
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -42,7 +42,7 @@ def test_the_planned_precision_is_trained_on_the_gpu(tmp_path: Path, asked: str)
     import torch
 
     words = (*TOY, "--devices", "1", "--precision", asked, "--trainer.max_steps", "3",
-             "--trainer.callbacks", "[{class_path: tests.toy.Probe}]")  # fmt: skip
+             "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]")  # fmt: skip
     env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
     run(launcher(*words), tmp_path, env=env).check()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing_parts
+from tests.support.slurm_cluster import Cluster, missing_parts
 
 
 @pytest.fixture(scope="session")

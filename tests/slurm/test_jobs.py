@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import PERSISTENT, events_of, read_trace
-from tests.slurm import faults
-from tests.slurm.cluster import NODES, Cluster
-from tests.slurm.jobs import Job, set_pace, submit
+from tests.support import slurm_faults as faults
+from tests.support.runs import PERSISTENT, events_of, read_trace
+from tests.support.slurm_cluster import NODES, Cluster
+from tests.support.slurm_jobs import Job, set_pace, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-MODEL = ("--model", "tests.slurm.paced.PacedToy", *PERSISTENT,
+MODEL = ("--model", "tests.support.slurm_paced.PacedToy", *PERSISTENT,
          "--global_batch_size", "8", "--trainer.max_epochs", "3", "--checkpoint.every_n_steps", "5")  # fmt: skip
 STEPS = 24
 # Seconds that no step takes.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import launcher, run
-from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import PATIENCE, REPOSITORY
+from tests.support.processes import launcher, run
+from tests.support.slurm_cluster import Cluster
+from tests.support.slurm_jobs import PATIENCE, REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

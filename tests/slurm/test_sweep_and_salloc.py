@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.runs import REPOSITORY, TOY, events_of, read_trace
-from tests.processes import launcher, run
-from tests.slurm.cluster import NODES, Cluster, wait_until
-from tests.slurm.jobs import PATIENCE, words
+from tests.support.processes import launcher, run
+from tests.support.runs import REPOSITORY, TOY, events_of, read_trace
+from tests.support.slurm_cluster import NODES, Cluster, wait_until
+from tests.support.slurm_jobs import PATIENCE, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -23,7 +23,7 @@ def test_a_sweep_is_a_job_array_whose_members_are_requeued_by_themselves(cluster
     pace, trace = tmp_path / "pace", tmp_path / "trace"
     pace.write_text("1")
     own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "PACE": str(pace), "TRACE": str(trace)}
-    said = words(cluster, tmp_path, "submit", *TOY, "--model", "tests.slurm.paced.PacedToy", "--accelerator", "cpu",
+    said = words(cluster, tmp_path, "submit", *TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator", "cpu",
                  "--devices", "1", "--cpus-per-task", "4", "--name", "s", "--trainer.max_steps", "16",
                  "--checkpoint.monitor", "loss", "--export-env", "PACE", "--export-env", "TRACE",
                  "--sweep", "model.init_args.lr=0.01,0.05,0.1", "--array", "0,2%1", env=own).output  # fmt: skip

@@ -26,7 +26,7 @@ from launcher.training import script_end
 from launcher.training.fit import FitResult
 from launcher.user_code.objects import UserObjects
 from strategies.precision import PrecisionError
-from tests.toy import Numbers, Toy, ToyData
+from tests.support.toy import Numbers, Toy, ToyData
 
 
 class Fits:
@@ -71,7 +71,7 @@ def test_the_defaults_are_the_contracts(fits: Fits) -> None:
     assert (config.trainer.gradient_clip_val, config.trainer.max_epochs, config.seed) == (1.0, 1, 42)
     assert (config.use_amp, config.resume, config.name) == (None, "none", None)
     assert config.on_precision_change == "notice"
-    assert config.model == {"class_path": "tests.toy.Toy"}, "for whoever reads the run's config"
+    assert config.model == {"class_path": "tests.support.toy.Toy"}, "for whoever reads the run's config"
 
 
 def test_what_is_given_is_in_the_config(fits: Fits, tmp_path: Path) -> None:

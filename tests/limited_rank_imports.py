@@ -1,8 +1,0 @@
-"""What the fork server of `tests.limited_runs` imports once for all ranks."""
-
-import deepspeed as deepspeed
-import lightning.pytorch as lightning_pytorch  # noqa: F401
-
-import strategies.deepspeed_strategy as deepspeed_strategy  # noqa: F401
-import tests.limited_runs as limited_runs  # noqa: F401
-import tests.model_families as model_families  # noqa: F401

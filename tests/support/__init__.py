@@ -1,0 +1,1 @@
+"""What tests share: models, processes, stand-ins for outside programs, and records to compare."""

@@ -1,0 +1,34 @@
+"""A module that asks for more memory than any machine has, in its third step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.support.toy import Toy
+
+
+class Hungry(Toy):
+    """`content_from`: the ZeRO stage from which on it asks for nothing; without ZeRO it is at stage 0."""
+
+    def __init__(self, lr: float = 0.05, content_from: int = 4, width: int = 8) -> None:
+        super().__init__(lr=lr)
+        self.content_from = content_from
+        # Much of it, in parts that fit a bucket, is worth ZeRO.
+        self.ballast = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(12))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.global_step == 2 and self._stage() < self.content_from:
+            torch.zeros(1 << 55)
+        return super().training_step(batch, batch_idx) + self._carry(batch[1])
+
+    def _carry(self, x: Tensor) -> Tensor:
+        """Through the modules, as ZeRO-3 gathers their weights only there."""
+        carried = x.new_ones(1, self.ballast[0].in_features)
+        for layer in self.ballast:
+            carried = layer(carried)
+        return 1e-6 * carried.sum()
+
+    def _stage(self) -> int:
+        config = getattr(self.trainer.strategy, "config", None) or {}
+        return int(config.get("zero_optimization", {}).get("stage", 0))

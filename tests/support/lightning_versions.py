@@ -1,0 +1,87 @@
+"""Train with the callback under other versions of Lightning, each in a virtual environment of its own.
+
+    python -m tests.support.lightning_versions [lightning==2.1.4 ...]
+
+An environment has everything of this one but Lightning's packages, as links, and one of them from the package index.
+For the version that is installed it is this one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# The oldest Lightning 2 that trains with the newest torch, the newest one, and the last of Lightning 1, whose precision
+# strings are the short ones.
+VERSIONS = ("lightning==2.1.4", "lightning==2.6.*", "pytorch_lightning==1.9.5")
+_OWN = ("lightning", "pytorch_lightning", "launcher")
+
+
+def make_environment(folder: Path, requirement: str) -> Path:
+    """A virtual environment with one version of Lightning; its Python.
+
+    Args:
+        folder: does not exist yet.
+        requirement: what pip is to install.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        name = entry.name.split("-")[0].split(".")[0].lstrip("_")
+        if name not in _OWN and entry.suffix != ".pth":
+            (packages / entry.name).symlink_to(entry)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    # Lightning before 2.2 asks for pkg_resources, which setuptools had until 80.
+    subprocess.run([*pip, requirement, "setuptools<81"], check=True, timeout=120)
+    return python
+
+
+def train(python: Path) -> str:
+    """What `lightning_versions_worker` says under that Python.
+
+    Args:
+        python: of the environment.
+    """
+    finished = subprocess.run(
+        [str(python), str(REPOSITORY / "tests" / "lightning_versions_worker.py")],
+        env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        cwd=tempfile.gettempdir(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if finished.returncode:
+        raise RuntimeError(f"exit code {finished.returncode}\n{finished.stdout}\n{finished.stderr}")
+    return finished.stdout.strip().splitlines()[-1]
+
+
+def check(requirements: Sequence[str]) -> list[tuple[str, str]]:
+    """What each version says: its name and version, its own precision string, and the rows that were logged.
+
+    Args:
+        requirements: what pip is to install, one for each environment.
+    """
+    said: list[tuple[str, str]] = []
+    for requirement in requirements:
+        wanted = Requirement(requirement)
+        if wanted.name == "lightning" and wanted.specifier.contains(version("lightning")):
+            said.append((requirement, train(Path(sys.executable))))
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            said.append((requirement, train(make_environment(Path(folder) / "venv", requirement))))
+    return said
+
+
+if __name__ == "__main__":
+    for name, line in check(sys.argv[1:] or VERSIONS):
+        print(f"{name}: {line}")

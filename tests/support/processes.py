@@ -1,0 +1,198 @@
+"""Real processes for tests: started in a session of their own, bounded in time, never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import warm
+
+_started: list[subprocess.Popen[bytes] | warm.WarmProcess] = []
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a process ended."""
+
+    code: int
+    output: str
+
+    def check(self, code: int = 0) -> Finished:
+        """Fail with everything it said unless it ended as expected."""
+        assert self.code == code, f"exit code {self.code}, expected {code}\n{self.output}"
+        return self
+
+
+def run(
+    command: Sequence[str],
+    cwd: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+    on_line: Callable[[str, int], None] | None = None,
+) -> Finished:
+    """Run to the end and return its output, stdout and stderr together.
+
+    Args:
+        command: the words.
+        cwd: working directory.
+        env: set on top of this process's environment.
+        timeout: seconds; then the whole session is killed and the test fails with what it had said.
+        on_line: told each line and the process group's id as it comes, to send signals at the right moment.
+    """
+
+    def start(whole: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=cwd, env=whole, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+                                start_new_session=True)  # fmt: skip
+
+    return _run_to_end(start, env, timeout, on_line)
+
+
+def run_warm(
+    command: Sequence[str],
+    cwd: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+    on_line: Callable[[str, int], None] | None = None,
+    preloaded: Sequence[str] = (),
+) -> Finished:
+    """As `run`, with torch, Lightning and the launcher imported already, which saves seconds of each start.
+
+    `run` is for tests of the start itself, of what importing does, and of processes looked for by their command line.
+
+    Args:
+        command: this Python's, with a module, a text or a file to run.
+        cwd: working directory.
+        env: set on top of this process's environment.
+        timeout: as for `run`.
+        on_line: as for `run`.
+        preloaded: modules to have imported beside those, such as `warm.DEEPSPEED`.
+    """
+    python, *words = command
+    assert python == sys.executable, f"{python} is another program, which cannot be forked"
+
+    def start(whole: Mapping[str, str], output: int) -> warm.WarmProcess:
+        return warm.start(words, cwd, whole, output, *preloaded)
+
+    return _run_to_end(start, env, timeout, on_line)
+
+
+def _run_to_end(
+    start: Callable[[Mapping[str, str], int], subprocess.Popen[bytes] | warm.WarmProcess],
+    env: Mapping[str, str] | None,
+    timeout: float,
+    on_line: Callable[[str, int], None] | None,
+) -> Finished:
+    read_end, write_end = os.pipe()
+    with open(read_end, encoding="utf-8", errors="replace") as stream:  # noqa: PTH123 -- a descriptor has no path
+        try:
+            process = start({**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}, write_end)
+        finally:
+            os.close(write_end)
+        _started.append(process)
+        timed_out = threading.Event()
+
+        def give_up() -> None:
+            timed_out.set()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(timeout, give_up)
+        timer.start()
+        lines: list[str] = []
+        try:
+            for line in stream:
+                lines.append(line)
+                if on_line is not None:
+                    on_line(line, process.pid)
+            code = process.wait()
+        finally:
+            # An interrupted pytest would wait for it.
+            timer.cancel()
+    output = "".join(lines)
+    assert not timed_out.is_set(), f"did not end within {timeout} s\n{output}"
+    return Finished(code, output)
+
+
+def launcher(*arguments: str) -> list[str]:
+    """The command line of `python -m launcher`."""
+    return [sys.executable, "-m", "launcher", *arguments]
+
+
+def torchrun(ranks: int, *arguments: str, options: Sequence[str] = ()) -> list[str]:
+    """The command line of `torchrun -m launcher`, on a port of the system's choice."""
+    own = ["--nproc-per-node", str(ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *options]
+    return [sys.executable, "-m", "torch.distributed.run", *own, "-m", "launcher", *arguments]
+
+
+def session_processes(leader: int) -> list[tuple[int, str]]:
+    """The living processes of a session: id and command line."""
+    found: list[tuple[int, str]] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if os.getsid(int(entry.name)) == leader:
+                    found.append((int(entry.name), (entry / "cmdline").read_text().replace("\0", " ")))
+            except OSError:
+                continue  # it has just ended
+    return sorted(found)
+
+
+def descendants(ancestor: int) -> list[int]:
+    """The processes that a process has made, and those that they have made, by their parents."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # it has just ended
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found = [ancestor]
+    for pid in found:
+        found += children.get(pid, [])
+    return found[1:]
+
+
+def kill_leftovers(grace: float = 5.0) -> list[str]:
+    """Kill whatever still runs of the sessions that `run` started; returns its command lines.
+
+    Args:
+        grace: seconds that a process which is ending has for it: it may still be told by the one that has ended.
+    """
+    if not _started:
+        return []
+    sessions = {process.pid for process in _started}
+    _started.clear()
+    give_up = time.monotonic() + grace
+    while (left := _running(sessions)) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return [f"{pid} {command}" for pid, command in left.items()]
+
+
+def _running(sessions: set[int]) -> dict[int, str]:
+    """Process ids and command lines of the processes of some sessions."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            if os.getsid(int(entry.name)) in sessions:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                command = (entry / "cmdline").read_text().replace("\0", " ")
+                # A process that is ending has no command line any more.
+                if state not in "ZX" and command.strip():
+                    found[int(entry.name)] = command
+        except (OSError, ProcessLookupError):
+            continue
+    return found

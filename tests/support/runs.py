@@ -1,0 +1,86 @@
+"""What the tests of real runs share: start ranks by hand, read traces and events."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from launcher.core.events import read_events
+from tests.support.processes import Finished, launcher, run_warm
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOY = ("--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled")
+
+# A real training's data come from worker processes; they must not stand in the way of a restart.
+WORKERS = ("--data.workers", "2")
+PERSISTENT = (*WORKERS, "--data.persistent", "true")
+
+
+def toy_env(trace: Path) -> dict[str, str]:
+    """Where the toy writes what it saw, and where its module lies."""
+    return {"TRACE": str(trace), "PYTHONPATH": str(REPOSITORY)}
+
+
+def start_by_hand(
+    words: Sequence[Sequence[str]],
+    cwd: Path,
+    env: Mapping[str, str],
+    *,
+    world_size: int | None = None,
+    timeout: float = 120,
+    preloaded: Sequence[str] = (),
+) -> list[Finished]:
+    """Ranks without an agent: rank n gets `words[n]`, and torchrun's variables. Rank zero serves the store."""
+    size = world_size or len(words)
+    port = free_port()
+
+    def one(rank: int) -> Finished:
+        own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        variables = {**env, **{name: str(value) for name, value in own.items()}}
+        return run_warm(launcher(*words[rank]), cwd, env=variables, timeout=timeout, preloaded=preloaded)
+
+    with ThreadPoolExecutor(len(words)) as pool:
+        return list(pool.map(one, range(len(words))))
+
+
+def train_on(
+    ranks: int, words: Sequence[str], cwd: Path, env: Mapping[str, str], *, preloaded: Sequence[str] = ()
+) -> Finished:
+    """One run on some ranks, all with the same words; several are as torchrun makes them, without the start it takes.
+
+    Returns:
+        What all of them said, and the exit code of the first that has another than 0.
+    """
+    if ranks == 1:
+        return run_warm(launcher(*words), cwd, env=env, preloaded=preloaded)
+    ended = start_by_hand([words] * ranks, cwd, env, preloaded=preloaded)
+    return Finished(next((each.code for each in ended if each.code), 0), "".join(each.output for each in ended))
+
+
+def free_port() -> int:
+    """A port that the system has just given and taken back."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def read_trace(trace: Path, rank: int = 0) -> list[tuple[int, list[int], float]]:
+    """What a rank's toy saw: (step, sample numbers, loss) for each micro batch."""
+    lines = Path(f"{trace}-{rank}").read_text().splitlines()
+    return [(step, index, loss) for step, index, loss in map(json.loads, lines)]
+
+
+def events_of(run_directory: Path, kind: str) -> list[dict[str, Any]]:
+    """The run's events of one kind."""
+    return [event for event in read_events(run_directory / "events.jsonl") if event["kind"] == kind]
+
+
+def only_run(folder: Path) -> Path:
+    """The one run directory in `folder/runs`."""
+    (found,) = (path for path in (folder / "runs").iterdir() if path.is_dir())
+    return found

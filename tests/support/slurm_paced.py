@@ -1,0 +1,59 @@
+"""The toy with dropout, and with steps that take as long as a test needs to act in the middle of a training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tests.support.processes import session_processes
+from tests.support.toy import Toy
+
+
+class PacedToy(Toy):
+    """PACE: seconds that each step takes at least, or the path of a file with that number, while it is there.
+
+    The file is read anew all the time: a step that is held ends as soon as it says so.
+    """
+
+    def __init__(self, lr: float = 0.05) -> None:
+        super().__init__(lr)
+        self.net.insert(1, nn.Dropout(0.3))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        began = time.monotonic()
+        while (left := _pace(os.environ.get("PACE", "0")) - (time.monotonic() - began)) > 0:
+            time.sleep(min(left, 0.05))
+        return super().training_step(batch, batch_idx)
+
+
+def _pace(given: str) -> float:
+    try:
+        return float(given)
+    except ValueError:
+        try:
+            return float(Path(given).read_text())
+        except FileNotFoundError:
+            return 0.0
+
+
+class Scheduled(PacedToy):
+    """In step `term_at` every process of the session gets SIGTERM, as a scheduler sends it to all of a job, once."""
+
+    def __init__(self, lr: float = 0.05, term_at: int = -1) -> None:
+        super().__init__(lr)
+        self.term_at = term_at
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.global_step == self.term_at and self.global_rank == 0:
+            # A stranger to the loader workers sends it.
+            if os.fork() == 0:
+                for pid, _ in session_processes(os.getsid(0)):
+                    if pid != os.getpid():
+                        os.kill(pid, signal.SIGTERM)
+                os._exit(0)
+            os.wait()
+        return super().training_step(batch, batch_idx)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.agent.fork_server import PreloadReport, choose_start_method
+from launcher.agent.launch import modules_to_preload
+from launcher.agent.preload import USER_MODULES, preload
+from launcher.config.launch_options import LaunchOptions
+from launcher.config.schema import RunConfig, TrainerOptions
+from launcher.core.errors import TopologyError
+from launcher.hardware.cpus import usable_cpus
+from launcher.hardware.rank_count import likely_ranks, wanted_ranks
+
+
+def test_ranks_are_forked_unless_that_would_break_them() -> None:
+    assert choose_start_method(PreloadReport()) == ("forkserver", None)
+    assert choose_start_method(PreloadReport(failed=(("mine", "ValueError"),))) == ("forkserver", None)
+    for report, word in (
+        (None, "died"),
+        (PreloadReport(cuda=True), "initialises CUDA"),
+        (PreloadReport(unsafe=(("theirs", "starts threads (one)"),)), "importing theirs starts threads (one)"),
+    ):
+        method, notice = choose_start_method(report)
+        assert method == "spawn"
+        assert notice is not None
+        assert word in notice
+
+
+def test_a_module_that_fails_is_noted_and_the_next_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fails_on_import.py").write_text("raise ValueError('mine')\n")
+    (tmp_path / "exits_on_import.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "works_on_import.py").write_text("")
+    report = preload(["fails_on_import", "exits_on_import", "nowhere_at_all", USER_MODULES, "works_on_import"])
+    assert [name for name, _ in report["failed"]] == ["fails_on_import", "exits_on_import", "nowhere_at_all"]
+    assert report["failed"][0][1] == "ValueError: mine"
+    assert "works_on_import" in sys.modules
+    assert report["unsafe"] == []
+
+
+_UNSAFE = {
+    "threaded": "import threading\nthreading.Thread(target=threading.Event().wait, name='theirs').start()\n",
+    "ranked": "import os\nRANK = int(os.environ.get('RANK', 0))\nLOCAL = os.getenv('LOCAL_RANK')\n",
+    "nested": "import ranked_inside\n",
+    "ranked_inside": "import os\nHERE = 'RANK' in os.environ\n",
+    "harmless": "import os\nHERE = os.environ.get('HOME')\n",
+    "crashing": "import os\nos.kill(os.getpid(), 9)\n",
+}
+# What a fork server says, and what it has imported after that.
+_SERVE = """
+import json, multiprocessing, os, sys
+from launcher.agent.fork_server import ForkServer
+
+def loaded(names, queue):
+    queue.put([name for name in names if name in sys.modules])
+
+if __name__ == "__main__":
+    modules = json.loads(sys.argv[1])
+    server, notices = ForkServer(), []
+    server.start(modules)
+    method = server.start_method(notices.append)
+    context = multiprocessing.get_context("forkserver")
+    queue = context.SimpleQueue()
+    process = context.Process(target=loaded, args=(modules, queue))
+    process.start()
+    print(json.dumps([method, notices, queue.get()]))
+    process.join()
+    server.end()
+"""
+
+
+@pytest.mark.parametrize(
+    ("packages", "kept", "says"),
+    [
+        (["harmless"], ["harmless"], []),
+        (["threaded", "harmless"], ["harmless"], ["importing threaded starts threads (theirs): each rank imports it"]),
+        (["harmless", "ranked"], ["harmless"], ["importing ranked reads LOCAL_RANK, RANK: each rank imports it"]),
+        (["nested"], [], ["importing nested reads RANK: each rank imports it"]),
+        (["threaded", "ranked"], [], ["importing ranked reads LOCAL_RANK, RANK; importing threaded starts threads"]),
+        (
+            ["harmless", "crashing"],
+            [],
+            ["the fork server died while it imported packages; each rank imports harmless, crashing"],
+        ),
+    ],
+)
+def test_a_package_that_a_fork_does_not_survive_is_left_to_the_ranks(
+    packages: list[str], kept: list[str], says: list[str], tmp_path: Path
+) -> None:
+    for name, text in _UNSAFE.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    # Threads of a library are its own business.
+    (tmp_path / "library.py").write_text(_UNSAFE["threaded"].replace(".start()", ".daemon"))
+    (tmp_path / "serve.py").write_text(_SERVE)
+    modules = json.dumps(["library", USER_MODULES, *packages])
+    command = [sys.executable, "serve.py", modules]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    method, notices, imported = json.loads(done.stdout)
+    assert (method, imported) == ("forkserver", ["library", *kept])
+    assert len(notices) == len(says)
+    for notice, expected in zip(notices, says, strict=True):
+        assert notice.startswith(expected)
+
+
+def test_what_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_model.py").write_text("import numpy\n")
+    (tmp_path / "my_calls.py").write_text("from rich.table import Table\n")
+    config = RunConfig(
+        model={"class_path": "my_model.Model", "init_args": {"inner": {"class_path": "torchmetrics.Accuracy"}}},
+        trainer=TrainerOptions(callbacks=[{"class_path": "my_calls.Back"}]),
+    )
+    modules = modules_to_preload(config, {})
+    # The user's own files are the ranks' business.
+    assert modules[modules.index(USER_MODULES) + 1 :] == ["numpy", "torchmetrics:Accuracy", "rich.table:Table"]
+    assert "wandb" in modules
+    assert "deepspeed" not in modules
+    # Imported before its accelerator is known it would take the wrong one.
+    zero = RunConfig(strategy="deepspeed_stage_2")
+    assert "deepspeed" in modules_to_preload(zero, {"DS_ACCELERATOR": "cpu"})
+    assert "deepspeed" not in modules_to_preload(zero, {})
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "ranks"),
+    [
+        (RunConfig(), LaunchOptions(), 1),
+        (RunConfig(devices=3), LaunchOptions(), 3),
+        (RunConfig(), LaunchOptions(nproc_per_node=4), 4),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="cpu"), usable_cpus()),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="auto"), usable_cpus()),
+    ],
+)
+def test_the_number_of_ranks_and_the_guess_without_torch(
+    config: RunConfig, options: LaunchOptions, ranks: int, tmp_path: Path
+) -> None:
+    assert wanted_ranks(config, options) == ranks
+    assert likely_ranks(config, options, gpus=tmp_path / "none") == ranks
+
+
+@pytest.mark.parametrize(
+    ("visible", "ranks"), [(None, 2), ("1", 1), ("0,1", 2), ("GPU-8f1,GPU-7a2,GPU-6c3", 2), ("", 1), ("0,-1,1", 1)]
+)
+def test_the_guess_counts_the_drivers_gpus_that_are_visible(
+    visible: str | None, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert likely_ranks(RunConfig(), LaunchOptions(), gpus=tmp_path) == ranks
+    assert likely_ranks(RunConfig(accelerator="cpu"), LaunchOptions(), gpus=tmp_path) == 1
+
+
+def test_two_different_numbers_of_ranks_are_refused() -> None:
+    with pytest.raises(TopologyError, match="--nproc-per-node means 4 ranks here, but devices is 2"):
+        wanted_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
+
+
+def test_the_agents_modules_that_come_before_torch_do_not_import_it() -> None:
+    script = ("import sys, launcher.cli.main, launcher.agent.launch, launcher.agent.fork_server, launcher.hardware.rank_count\n"
+              "print([m for m in ('torch', 'lightning', 'wandb', 'deepspeed') if m in sys.modules])")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,392 @@
+"""`launcher.agreement.handshake` over a real TCPStore: every rank hears the same word, or the same error with the right names."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import launcher.agreement.handshake
+import launcher.process.activity
+from launcher.agreement.facts import RankFacts, agree_on
+from launcher.agreement.handshake import Decision, exchange
+from launcher.core.errors import AgreementError, LauncherError, PlanError
+from launcher.process.activity import doing
+from tests.support.rank_threads import Meeting, Server, Spy, all_set, facts, run_ranks
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def meeting(server: Server) -> Meeting:
+    return Meeting(server)
+
+
+def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+    agree_on(everybody)
+    return {"hosts": [f.host for f in everybody]}
+
+
+def rank(
+    store: Any,
+    own: RankFacts,
+    world: int,
+    *,
+    config: Mapping[str, Any] | None = None,
+    deciding: Callable[[Sequence[RankFacts]], Mapping[str, Any]] = decide,
+    timeout: float = 10,
+) -> Callable[[], Decision]:
+    return lambda: exchange(store, world, own, config or {}, deciding, timeout)
+
+
+def texts(errors: Sequence[Any]) -> set[str]:
+    assert all(isinstance(error, AgreementError) for error in errors), errors
+    return {str(error) for error in errors}
+
+
+def test_one_rank_decides_alone(meeting: Meeting) -> None:
+    decision = exchange(meeting.client(), 1, facts(0), {}, decide, 1)
+    assert decision.values == {"hosts": ["node0"]}
+
+
+def test_all_ranks_get_rank_zeros_decision_and_one_attempt(meeting: Meeting) -> None:
+    results = run_ranks([rank(meeting.client(), facts(n), 4) for n in range(4)])
+    assert results[0].values == {"hosts": ["node0", "node1", "node2", "node3"]}
+    assert all(result == results[0] for result in results)
+    assert len(results[0].attempt) >= 16
+
+
+def test_another_config_names_rank_host_and_setting_on_every_rank(meeting: Meeting) -> None:
+    config = {"seed": 1, "precision": "auto"}
+    bodies = [rank(meeting.client(), facts(n, config_digest="a"), 3, config=config) for n in range(2)]
+    bodies.append(rank(meeting.client(), facts(2, config_digest="b"), 3, config={**config, "seed": 7}))
+    results = run_ranks(bodies)
+    (text,) = texts(results)
+    assert "seed: 1 on rank 0 (node0), 7 on rank 2 (node2)" in text
+    assert "precision" not in text
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_settings_that_only_text_can_carry_are_no_difference(meeting: Meeting) -> None:
+    config = {"betas": (0.9, 0.95), "path": Path("/x"), "seed": 1}
+    one = rank(meeting.client(), facts(0, config_digest="a"), 2, config=config)
+    other = rank(meeting.client(), facts(1, config_digest="b"), 2, config={**config, "seed": 2})
+    (text,) = texts(run_ranks([one, other]))
+    assert "seed: 1 on rank 0 (node0), 2 on rank 1 (node1)" in text
+    assert "betas" not in text
+    assert "path" not in text
+
+
+def test_configs_are_not_sent_where_they_are_equal(meeting: Meeting) -> None:
+    seen: list[RankFacts] = []
+
+    def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        seen.extend(everybody)
+        return {}
+
+    run_ranks([rank(meeting.client(), facts(n), 2, config={"seed": 1}, deciding=look) for n in range(2)])
+    assert [fact.config for fact in seen] == [None, None]
+
+
+@pytest.mark.parametrize("other", ["same", "another"])
+def test_digests_of_files_are_sent_where_one_differs_alone(meeting: Meeting, other: str) -> None:
+    sent: list[Mapping[str, str] | None] = []
+
+    def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        sent.append(everybody[1].sources)
+        return {}
+
+    files = [{"m.py": digest, "n.py": "same"} for digest in ("same", other)]
+    run_ranks([rank(meeting.client(), facts(n, sources_digest=str(files[n]), sources=files[n]), 2, deciding=look)
+               for n in range(2)])  # fmt: skip
+    assert sent == [None if other == "same" else files[1]]
+
+
+def test_another_torch_is_named_on_every_rank(meeting: Meeting) -> None:
+    everybody = [facts(0), facts(1, versions={"torch": "2.10.0"}), facts(2)]
+    (text,) = texts(run_ranks([rank(meeting.client(), own, 3) for own in everybody]))
+    assert "torch version" in text
+    assert "2.10.0 on rank 1 (node1)" in text
+
+
+def test_one_ranks_error_is_told_on_every_rank(meeting: Meeting) -> None:
+    everybody = [facts(0), facts(1), facts(2, hardware=None, error="cannot import my_pkg")]
+    results = run_ranks([rank(meeting.client(), own, 3) for own in everybody])
+    assert texts(results) == {"rank 2 (node2): cannot import my_pkg"}
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_what_rank_zeros_decision_raises_is_raised_everywhere(meeting: Meeting) -> None:
+    def refuse(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        raise PlanError("no plan meets the config")
+
+    results = run_ranks([rank(meeting.client(), facts(n), 3, deciding=refuse) for n in range(3)])
+    assert isinstance(results[0], PlanError)
+    assert all(isinstance(error, LauncherError) and error.exit_code == 2 for error in results)
+    assert {str(error) for error in results} == {"no plan meets the config"}
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_arrives_is_named_to_all_that_did(meeting: Meeting) -> None:
+    arrived = {n: threading.Event() for n in (1, 3)}
+
+    def waits(n: int) -> Callable[[str, Any], None]:
+        return lambda name, key: arrived[n].set() if name == "wait" else None
+
+    def lead() -> Decision:
+        # Its time begins when the others are there, however slow the machine is.
+        assert all_set(list(arrived.values()))
+        return exchange(meeting.client(), 4, facts(0), {}, decide, 1)
+
+    results = run_ranks([lead, *(rank(Spy(meeting.client(), waits(n)), facts(n), 4) for n in arrived)])
+    (text,) = texts(results)
+    assert text.startswith("rank 2 (node 2) never arrived: rank 0 (node0) waited in vain")
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_many_missing_ranks_are_counted(meeting: Meeting) -> None:
+    (error,) = run_ranks([rank(meeting.client(), facts(0, local_world_size=8), 33, timeout=0.2)])
+    assert "rank 8 (node 1) and 24 more never arrived" in str(error)
+    assert error.ranks == tuple(range(1, 33))
+
+
+def test_rank_zero_that_never_arrives_is_named(meeting: Meeting) -> None:
+    results = run_ranks([rank(meeting.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
+    assert all(isinstance(error, AgreementError) for error in results)
+    assert [str(error).startswith(f"rank 0 never arrived: rank {n} (node{n})") for n, error in enumerate(results, 1)]
+    assert {error.ranks for error in results} == {(0,)}
+
+
+def test_a_lost_store_is_no_missing_rank() -> None:
+    server = Server()
+    waiting = threading.Event()
+    follower = Spy(server.client(0), lambda name, key: waiting.set() if name == "wait" else None)
+
+    def end() -> None:
+        assert waiting.wait(10)
+        server.end()
+
+    error, _ = run_ranks([rank(follower, facts(1), 2), end])
+    assert isinstance(error, AgreementError)
+    assert "store that the ranks meet at is gone" in str(error)
+
+
+def answering(store: Any) -> tuple[Spy, threading.Event]:
+    """A store, and the event that its rank has answered some challenge."""
+    answered = threading.Event()
+    return Spy(store, lambda name, key: answered.set() if name == "set" and "/facts/" in key else None), answered
+
+
+def follow_then_lead(meeting: Meeting, world: int) -> list[Any]:
+    """Followers that answer whatever the store holds, and a leader that comes only then; leader's result first."""
+    followers = [answering(meeting.client()) for _ in range(1, world)]
+
+    def lead() -> Decision:
+        assert all_set([answered for _, answered in followers])
+        return exchange(meeting.client(), world, facts(0, host="new0"), {}, decide, 10)
+
+    return run_ranks([lead, *(rank(s, facts(n, host=f"new{n}"), world) for n, (s, _) in enumerate(followers, 1))])
+
+
+def test_ranks_that_find_an_earlier_attempts_decision_wait_for_their_own(meeting: Meeting) -> None:
+    old = run_ranks([rank(meeting.client(), facts(n), 3) for n in range(3)])
+    new = follow_then_lead(meeting, 3)
+    assert new[0].values == {"hosts": ["new0", "new1", "new2"]}
+    assert all(result == new[0] for result in new)
+    assert new[0].attempt != old[0].attempt
+
+
+def test_ranks_that_find_an_earlier_attempts_error_wait_for_their_own_decision(meeting: Meeting) -> None:
+    run_ranks([rank(meeting.client(), own, 3) for own in (facts(0), facts(1, error="no GPU"), facts(2))])
+    new = follow_then_lead(meeting, 3)
+    assert all(result == new[0] and result.values["hosts"][0] == "new0" for result in new)
+
+
+def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
+
+    def die(name: str, key: Any) -> None:
+        if name == "wait":
+            raise RuntimeError("killed")
+
+    run_ranks([rank(Spy(meeting.client(), die), facts(0), 3)])
+    new = follow_then_lead(meeting, 3)
+    assert all(result == new[0] and result.values["hosts"] == ["new0", "new1", "new2"] for result in new)
+
+
+def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
+    run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
+    (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
+    assert isinstance(error, AgreementError)
+    assert str(error).startswith("rank 0 never arrived")
+
+
+def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
+    (told,) = run_ranks([rank(meeting.client(), facts(0), 2, timeout=0.1)])
+    (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
+    assert str(error).startswith("rank 0 never arrived: rank 1 (node1) waited for it in vain; ")
+    assert str(error).endswith(f"; an earlier attempt ended with: {told}")
+    assert "rank 1 (node 1) never arrived: rank 0 (node0) waited in vain" in str(told)
+
+
+@pytest.mark.slow
+def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The follower's time begins anew with rank zero's challenge: rank zero alone knows who is missing."""
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.5)
+    run_ranks([rank(meeting.client(), facts(n), 3) for n in range(3)])
+    looks: list[str] = []
+    late = threading.Event()
+
+    def look(name: str, key: Any) -> None:
+        if (name, key) == ("get", "launcher/challenge"):
+            looks.append(name)
+            # It pauses 0.05 s between two looks at the earlier attempt's: more than the grace is over now.
+            if len(looks) == 13:
+                late.set()
+
+    def lead() -> Decision:
+        assert late.wait(10)
+        return exchange(meeting.client(), 3, facts(0), {}, decide, 1)
+
+    results = run_ranks([lead, rank(Spy(meeting.client(), look), facts(1), 3, timeout=1)])
+    (text,) = texts(results)
+    assert text.startswith("rank 2 (node 2) never arrived: ")
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -> None:
+    counts: dict[int, list[int]] = {}
+    for world in (2, 4, 12):
+        ranks = Meeting(server)
+        spies = [Spy(ranks.client()) for _ in range(world)]
+        run_ranks([rank(spy, facts(n), world) for n, spy in enumerate(spies)])
+        counts[world] = [len(spy.operations) for spy in spies]
+    assert {count for world in counts.values() for count in world[1:]} == {5}
+    assert len({world[0] for world in counts.values()}) == 1
+
+
+@pytest.mark.slow
+def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
+    # The others would have given up before that: they wait 0.4 s for a sign.
+    monkeypatch.setattr(launcher.process.activity, "_NOTICE_AFTER", 1.0)
+    told: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    all_told = threading.Event()
+
+    def tell(n: int) -> Callable[[str], None]:
+        def keep(text: str) -> None:
+            told[n].append(text)
+            if all(told.values()):
+                all_told.set()
+
+        return keep
+
+    def plan(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        with doing("planning"), doing("counting sheep"):
+            assert all_told.wait(10)
+        return {"a": 1}
+
+    bodies = [
+        lambda n=n: exchange(meeting.client(), 3, facts(n), {}, plan, 0.3 if n else 10, tell(n)) for n in range(3)
+    ]
+    # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
+    monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
+    assert [result.values for result in run_ranks(bodies)] == [{"a": 1}] * 3
+    assert told == {
+        0: ["planning takes a while: rank 0 is counting sheep"],
+        1: ["waiting for rank 0, which is counting sheep"],
+        2: ["waiting for rank 0, which is counting sheep"],
+    }
+
+
+@pytest.mark.slow
+def test_rank_zero_that_dies_while_it_plans_is_found(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
+    monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
+    monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
+    seen = threading.Event()
+    spy = Spy(meeting.client(), lambda name, key: seen.set() if name == "get" and key.endswith("/sign") else None)
+
+    def die(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
+        with doing("counting sheep"):
+            assert seen.wait(10)
+            raise MemoryError
+
+    killed, error = run_ranks([rank(meeting.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=1)])
+    assert isinstance(killed, MemoryError)
+    assert isinstance(error, AgreementError)
+    assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) had no sign of life")
+    assert error.ranks == (0,)
+
+
+def test_no_thread_reports_once_the_ranks_have_agreed(meeting: Meeting) -> None:
+    run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
+    assert "launcher-activity" not in {thread.name for thread in threading.enumerate()}
+
+
+class Arriving:
+    """A store that says when a rank's facts are in it."""
+
+    def __init__(self, store: Any, arrived: threading.Event) -> None:
+        self._store, self._arrived = store, arrived
+
+    def set(self, key: str, value: Any) -> None:
+        self._store.set(key, value)
+        if "/facts/" in key:
+            self._arrived.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(meeting: Meeting) -> None:
+    arrived = threading.Event()
+
+    def look() -> None:
+        if arrived.is_set():
+            raise AgreementError("rank 2 has ended; look at its output", [2])
+
+    stores = [meeting.client(), Arriving(meeting.client(), arrived)]
+    looks = [look, None]
+    bodies = [lambda n=n: exchange(cast(Any, stores[n]), 3, facts(n), {}, decide, 300, look=looks[n]) for n in range(2)]
+    results = run_ranks(bodies)
+    assert texts(results) == {"rank 2 has ended; look at its output"}
+    assert {error.ranks for error in results} == {(2,)}
+
+
+def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(meeting: Meeting) -> None:
+    def look() -> None:
+        raise AgreementError("rank 0 has ended; look at its output", [0])
+
+    (result,) = run_ranks([lambda: exchange(meeting.client(), 3, facts(1), {}, decide, 300, look=look)])
+    assert texts([result]) == {"rank 0 has ended; look at its output"}
+
+
+def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(meeting: Meeting) -> None:
+    def look() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        exchange(meeting.client(), 2, facts(0), {}, decide, 300, look=look)

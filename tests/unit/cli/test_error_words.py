@@ -1,0 +1,77 @@
+"""Every error says what to do next: all messages in the source, found in its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.core import errors
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+# Raised with a message of its own; what the training or a signal says is not ours to word.
+RAISED = {
+    name
+    for name, kind in vars(errors).items()
+    if inspect.isclass(kind) and issubclass(kind, errors.LauncherError)
+} - {"TrainingError", "OutOfMemoryError", "Interrupted"}  # fmt: skip
+# The advice itself is put in, from a table or a list beside it.
+PUT_IN = {"cannot differ: {}", "has no meaning here: {}", "{} holds runs and is none itself; {}", "{} takes no {}; {}",
+          "given {}; {}", "no plan meets the config:\n{}"}  # fmt: skip
+# What tells a person how to go on: an order, what is valid instead, or a guess at what was meant.
+NEXT = re.compile(
+    r"\b(add|ask|begin|check|choose|correct|did you mean|allocate|end|expected|free|give|go on|install|keep|leave|load|"
+    r"look|make|mend|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|set|start|submit|"
+    r"take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|(?:presets|the runs|commands) (?:are|in)|"
+    r"writes one|given as)\b|--[a-z]|so .* expects|`strategy: NAME` takes"
+)
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Place and literal text of each message; `{}` stands for what is put in."""
+    for file in sorted((REPOSITORY / "launcher").rglob("*.py")):
+        if file.name == "wizard_notes.py":
+            continue  # warnings: they say what will be
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+                continue
+            place = f"{file.relative_to(REPOSITORY)}:{node.lineno}"
+            if node.func.id in RAISED:
+                text = literal(node.args[0])
+            elif node.func.id == "Problem" and len(node.args) == 2:
+                text = literal(node.args[1])
+            else:
+                continue
+            # What is made elsewhere is looked at there.
+            if re.sub(r"\{\}|[\W\d_]", "", text) and text not in PUT_IN:
+                yield place, text
+
+
+def literal(node: ast.AST) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value) if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        inner = literal(node.value)
+        return inner or "{}"
+    if isinstance(node, ast.BinOp):
+        return literal(node.left) + literal(node.right)
+    if isinstance(node, ast.IfExp):
+        return literal(node.body) + literal(node.orelse)
+    return "{}" if isinstance(node, ast.Name | ast.Attribute | ast.Subscript | ast.Call) else ""
+
+
+def test_there_are_messages_to_look_at() -> None:
+    found = list(messages())
+    assert len(found) > 80
+    assert len({place.partition(":")[0] for place, _ in found}) > 25
+
+
+@pytest.mark.parametrize(("place", "text"), [pytest.param(*m, id=m[0]) for m in messages()])
+def test_every_error_says_what_to_do_next(place: str, text: str) -> None:
+    assert NEXT.search(text), f"{place}: {text!r} leaves the reader alone: say what is valid, or what to do"

@@ -1,0 +1,93 @@
+"""Ranks that are alike are planned for as one, whatever their number, in the words that each alone would get."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import launcher.agreement.facts
+from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
+from launcher.config.schema import RunConfig
+from launcher.core.errors import PlanError
+from launcher.planning.memory import machine_of
+from launcher.planning.plan import make_plan
+from strategies.alike import Alike, counted, where
+from strategies.precision import Precision
+from tests.support.rank_threads import CPU, H100, V100, facts
+
+
+def first_of(device: Any, local: int, **versions: str | None) -> RankFacts:
+    one = facts(0, device, traits={"batch_size": 4})
+    assert one.hardware is not None
+    hardware = dataclasses.replace(one.hardware, versions={**one.hardware.versions, **versions})
+    return dataclasses.replace(one, local_world_size=local, hardware=hardware)
+
+
+def said(config: RunConfig, agreement: Agreement) -> Any:
+    try:
+        return make_plan(config, agreement)
+    except PlanError as error:
+        return str(error)
+
+
+def test_records_that_are_alike_are_made_when_asked_for() -> None:
+    ranks = Alike("rank", 10, lambda first, place: f"{first} {place}")
+    assert (len(ranks), ranks[0], ranks[3], ranks[-1], list(ranks[:2])) == (
+        10, "rank", "rank 3", "rank 9", ["rank", "rank 1"],
+    )  # fmt: skip
+    with pytest.raises(IndexError):
+        ranks[10]
+    assert where(ranks, lambda one: one == "rank") is ranks
+    assert not where(ranks, lambda one: one == "rank 1")
+    assert counted(ranks) == [("rank", 10)]
+    assert counted(["a", "b"]) == [("a", 1), ("b", 1)]
+    assert where(["a", "b"], lambda one: one == "b") == ["b"]
+    nobody = Alike("rank", 0, lambda first, place: first)
+    assert not where(nobody, lambda one: True)
+    assert not counted(nobody)
+
+
+@pytest.mark.parametrize("count", [1, 2, 24])
+@pytest.mark.parametrize("device", [CPU, H100, V100])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"precision": "bf16-mixed"}, {"precision": "bf16-mixed", "precision_fallback": True}, {"use_amp": True},
+     {"precision": "64-true"}, {"strategy": "deepspeed_stage_3_offload_nvme"}],
+)  # fmt: skip
+def test_one_record_for_all_gives_the_plan_that_a_record_of_each_gives(
+    count: int, device: Any, given: dict[str, Any]
+) -> None:
+    config = RunConfig(global_batch_size=96, **given)
+    short = Agreement(alike_ranks(first_of(device, min(count, 8), ninja=None), count), assumed=True)
+    whole = dataclasses.replace(short, facts=tuple(short.facts))
+    assert [f.rank for f in whole.facts] == list(range(count))
+    assert [f.node_rank for f in whole.facts] == [rank // 8 for rank in range(count)]
+    assert said(config, short) == said(config, whole)
+    assert list(short.capabilities()) == list(whole.capabilities())
+    assert (short.hosts, short.num_nodes, short.world_size) == (whole.hosts, whole.num_nodes, whole.world_size)
+    assert machine_of(short, Precision.FP32_TRUE) == machine_of(whole, Precision.FP32_TRUE)
+
+
+@pytest.mark.parametrize("given", [{}, {"precision": "bf16-mixed"}, {"use_amp": True}])
+@pytest.mark.parametrize("device", [CPU, H100, V100])
+def test_a_million_ranks_are_not_made_one_by_one(
+    device: Any, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def counting(make: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        return lambda first, place: made.append(place) or make(first, place)
+
+    of_facts = launcher.agreement.facts._numbered_capability
+    monkeypatch.setattr(launcher.agreement.facts, "_numbered", counting(launcher.agreement.facts._numbered))
+    monkeypatch.setattr(launcher.agreement.facts, "_numbered_capability", lambda known: counting(of_facts(known)))
+    agreement = Agreement(alike_ranks(first_of(device, 1000), 1_000_000), assumed=True)
+    config = RunConfig(global_batch_size=1_000_000, precision_fallback=True, **given)
+    plan = make_plan(config, agreement)
+    machine_of(agreement, Precision.FP32_TRUE)
+    assert (plan.world_size, plan.num_nodes, sum(plan.devices.values())) == (1_000_000, 1000, 1_000_000)
+    # The last one's node, and those that a reason names.
+    assert len(made) < 50

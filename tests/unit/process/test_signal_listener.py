@@ -1,0 +1,290 @@
+"""`launcher.training.graceful_stop.SignalListener` in processes of its own: what a signal, a second one, and a fork's signal do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import Finished, run
+
+_PRELUDE = """
+import ctypes, multiprocessing, os, signal, socket, sys, threading
+import launcher.training.graceful_stop
+from launcher.training.graceful_stop import SignalListener, StopAgreement
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+class Agreement(StopAgreement):
+    def request(self, number):
+        super().request(number)
+        asked.set()
+
+class Listener(SignalListener):
+    def _handle(self, number):
+        super()._handle(number)
+        say("handled", number)
+        handled.release()
+
+def fork(body):
+    child = multiprocessing.get_context("fork").Process(target=body)
+    child.start()
+    return child
+
+asked, handled = threading.Event(), threading.Semaphore(0)
+agreement = Agreement(None, 0, 1)
+listener = Listener(agreement, lambda number: say("requested", number))
+"""
+
+
+def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = None) -> Finished:
+    """Run the body; each line that it says is answered with the signal given for it, once."""
+    left = dict(answers or {})
+
+    def on_line(line: str, process: int) -> None:
+        number = left.pop(line.strip(), None)
+        if number is not None:
+            os.kill(process, number)
+
+    # The interpreter's remarks on forks beside threads are not of this test.
+    return run([sys.executable, "-W", "ignore", "-c", _PRELUDE + body], folder, timeout=30, on_line=on_line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_the_first_signal_is_told_and_asks_for_a_stop(tmp_path: Path, number: int) -> None:
+    body = """
+with listener:
+    say("gate", agreement.gate())
+    say("ready")
+    say(asked.wait(20))
+    say("gate", agreement.gate(), int(agreement.signal_number))
+    handled.acquire(timeout=20)
+"""
+    output = run_listener(body, tmp_path, {"ready": number}).check().output
+    lines = [line for line in output.splitlines() if not line.startswith("handled")]
+    assert lines[:2] == ["gate False", "ready"]
+    # Two threads speak: the main one goes on as soon as it is asked.
+    assert sorted(lines[2:]) == ["True", f"gate True {int(number)}", f"requested {int(number)}"]
+
+
+def test_a_second_ctrl_c_ends_a_main_thread_that_waits_at_once(tmp_path: Path) -> None:
+    body = """
+launcher.training.graceful_stop._SECOND_AFTER = 0.0
+with listener:
+    say("ready")
+    threading.Event().wait()
+"""
+    ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
+    assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
+
+
+def test_signals_are_heard_while_the_main_thread_never_comes_back_from_c_code(tmp_path: Path) -> None:
+    # As in a collective: no signal interrupts the wait for a mutex, so no handler in Python ever runs.
+    body = """
+launcher.training.graceful_stop._SECOND_AFTER = 0.0
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+libc.pthread_mutex_lock(mutex)
+with listener:
+    say("ready")
+    libc.pthread_mutex_lock(mutex)
+    say("unreachable")
+"""
+    ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
+    assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "after", "has_agent"),
+    [
+        pytest.param(signal.SIGINT, signal.SIGINT, 3600.0, False, id="handed on at once"),
+        pytest.param(signal.SIGINT, signal.SIGTERM, 0.0, False, id="another signal"),
+        pytest.param(signal.SIGUSR1, signal.SIGTERM, 0.0, False, id="a scheduler that warned"),
+        pytest.param(signal.SIGUSR2, signal.SIGUSR2, 0.0, False, id="a warning twice"),
+        pytest.param(signal.SIGTERM, signal.SIGTERM, 0.0, True, id="an agent hands on what it means"),
+    ],
+)
+def test_a_second_signal_that_does_not_mean_now_ends_nothing(
+    tmp_path: Path, first: int, second: int, after: float, has_agent: bool
+) -> None:
+    body = f"""
+launcher.training.graceful_stop._SECOND_AFTER = {after}
+listener = Listener(agreement, lambda number: say("requested", number), has_agent={has_agent})
+with listener:
+    say("ready")
+    for _ in range(2):
+        assert handled.acquire(timeout=20)
+say("went on")
+"""
+    one, two = int(first), int(second)
+    ended = run_listener(body, tmp_path, {"ready": first, f"handled {one}": second}).check()
+    assert ended.output.splitlines() == ["ready", f"requested {one}", f"handled {one}", f"handled {two}", "went on"]
+
+
+def test_a_second_sigterm_ends_at_once_where_no_agent_of_ours_does(tmp_path: Path) -> None:
+    body = """
+launcher.training.graceful_stop._SECOND_AFTER = 0.0
+with listener:
+    say("ready")
+    threading.Event().wait()
+"""
+    ended = run_listener(body, tmp_path, {"ready": signal.SIGTERM, "handled 15": signal.SIGTERM}).check(143)
+    assert ended.output.splitlines() == ["ready", "requested 15", "handled 15", "", "second SIGTERM: ending at once"]
+
+
+def test_what_is_ignored_stays_ignored_as_under_nohup(tmp_path: Path) -> None:
+    body = """
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with listener:
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert handled.acquire(timeout=20)
+say(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines() == ["requested 10", "handled 10", "True"]
+
+
+@pytest.mark.parametrize(
+    ("in_child", "exit_code"),
+    [("pass", -15), ("signal.signal(signal.SIGTERM, lambda *_: os._exit(7))", 7)],
+    ids=["without a handler", "with its own handler"],
+)
+def test_a_fork_gets_its_signals_itself_and_stops_nobody_else(tmp_path: Path, in_child: str, exit_code: int) -> None:
+    body = f"""
+ours, theirs = socket.socketpair()
+
+def work():
+    {in_child}
+    theirs.send(b"x")
+    while True:
+        signal.pause()
+
+with listener:
+    child = fork(work)
+    ours.recv(1)
+    child.terminate()
+    child.join(10)
+    say("child", child.exitcode)
+    child.kill()
+    child.join()
+    # What the child's signal had left in the listener's socket would come before this.
+    os.kill(os.getpid(), signal.SIGINT)
+    assert handled.acquire(timeout=20)
+"""
+    output = run_listener(body, tmp_path).check().output
+    assert output.splitlines() == [f"child {exit_code}", "requested 2", "handled 2"]
+
+
+def test_on_exit_the_earlier_handlers_are_back_and_a_later_fork_keeps_them(tmp_path: Path) -> None:
+    body = """
+def mine(*_):
+    os._exit(7)
+
+reader, writer = socket.socketpair()
+writer.setblocking(False)
+signal.set_wakeup_fd(writer.fileno())
+signal.signal(signal.SIGINT, mine)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+with listener:
+    say([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.graceful_stop.SIGNALS])
+say(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+child = fork(lambda: os.kill(os.getpid(), signal.SIGINT))
+child.join(20)
+say("child", child.exitcode)
+say(signal.set_wakeup_fd(-1) == writer.fileno())
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines() == [
+        "[False, False, False, False, False]",
+        "True True",
+        "child 7",
+        "True",
+    ]
+
+
+def test_install_takes_the_signals_again(tmp_path: Path) -> None:
+    body = """
+with listener:
+    signal.signal(signal.SIGTERM, lambda *_: say("somebody else's"))
+    listener.install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert handled.acquire(timeout=20)
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines() == ["requested 15", "handled 15"]
+
+
+@pytest.mark.parametrize("kind", ["a function", "a method", "faulthandler"])
+@pytest.mark.parametrize("reason", ["has_agent", "has_scheduler", None])
+def test_a_scripts_own_handler_of_a_signal_that_nobody_warns_with_stays(
+    tmp_path: Path, kind: str, reason: str | None
+) -> None:
+    body = f"""
+import faulthandler
+
+class Mine:
+    def handle(self, number, frame):
+        say("mine", number)
+
+why = dict.fromkeys({[reason] if reason else []}, True)
+listener = Listener(agreement, lambda number: say("requested", number), **why)
+numbers = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+for number in numbers:
+    if "{kind}" == "faulthandler":
+        faulthandler.register(number, file=open(f"stacks-{{number}}", "w"))
+    else:
+        signal.signal(number, Mine().handle if "{kind}" == "a method" else lambda *told: Mine().handle(*told))
+with listener:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+    if {reason!r}:
+        for _ in numbers:
+            assert handled.acquire(timeout=20)
+    say("gate", agreement.gate())
+say([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}}") > 0 for number in numbers])
+"""
+    lines = run_listener(body, tmp_path).check().output.splitlines()
+    taken = reason is not None
+    assert ("gate True" in lines, "requested 1" in lines) == (taken, taken)
+    assert [line for line in lines if line.startswith("mine")] == (
+        [] if taken or kind == "faulthandler" else ["mine 1", "mine 10", "mine 12"]
+    )
+    if kind == "faulthandler":
+        assert lines[-1] == str([not taken] * 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_the_scripts_own_handler_of_a_signal_that_stops_is_known_afterwards(tmp_path: Path, number: int) -> None:
+    body = f"""
+listener = Listener(agreement, lambda number: say("requested", number), has_scheduler=True)
+say(listener.first, listener.users_handler)
+signal.signal({int(number)}, lambda *told: say("mine", *told))
+with listener:
+    os.kill(os.getpid(), {int(number)})
+    assert handled.acquire(timeout=20)
+say(listener.first)
+listener.users_handler()
+"""
+    lines = run_listener(body, tmp_path).check().output.splitlines()
+    signal_number = int(number)
+    assert lines == ["None None", f"requested {signal_number}", f"handled {signal_number}", str(signal_number),
+                     f"mine {signal_number} None"]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_pythons_and_lightnings_own_handlers_are_no_scripts(tmp_path: Path, number: int) -> None:
+    body = f"""
+def lightnings(*_):
+    say("Lightning's")
+
+lightnings.__module__ = "lightning.pytorch.trainer.connectors.signal_connector"
+if {int(number)} != signal.SIGINT:
+    signal.signal({int(number)}, lightnings)
+with listener:
+    os.kill(os.getpid(), {int(number)})
+    assert handled.acquire(timeout=20)
+say(listener.users_handler)
+"""
+    assert run_listener(body, tmp_path).check().output.splitlines()[-1] == "None"

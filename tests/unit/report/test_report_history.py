@@ -1,0 +1,198 @@
+"""Events become attempts, whatever lies in the file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launcher.core.events import read_events
+from launcher.report.history import read_history
+from launcher.report.source import read_run
+from tests.support.made_run import START, VERSIONS, MadeRun
+
+
+def event(kind: str, time: float = START, rank: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"time": time, "rank": rank, "kind": kind, **fields}
+
+
+def begun() -> Iterator[dict[str, Any]]:
+    yield event(
+        "run_started", restart_count=0, source="torchrun", host="n1", versions={"torch": "2.13", "deepspeed": None}
+    )
+    yield event("training_started", START + 4, step=0)
+    yield event("first_step", START + 5, step=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "outcome", "detail"),
+    [
+        ("finished", {"step": 9}, "finished", "finished after step 9"),
+        ("interrupted", {"step": 9, "signal": 15, "checkpoint": "c"}, "interrupted",
+         "stopped by SIGTERM after step 9; saved a checkpoint"),
+        ("interrupted", {"step": 9, "signal": 2, "checkpoint": None}, "interrupted",
+         "stopped by SIGINT after step 9; without a checkpoint"),
+        ("failed", {"host": "n1", "error": "ValueError: no"}, "failed", "rank 0 (n1): ValueError: no"),
+        ("out_of_memory", {"host": "n1", "strategy": "ddp"}, "failed", "rank 0 (n1): out of memory with ddp"),
+        ("step", {"step": 9, "metrics": {}}, "unknown", ""),
+    ],
+)  # fmt: skip
+def test_the_end_of_an_attempt_is_told_in_words(kind: str, fields: dict[str, Any], outcome: str, detail: str) -> None:
+    (attempt,) = read_history([*begun(), event(kind, START + 9, **fields)]).attempts
+    assert (attempt.outcome, attempt.detail) == (outcome, detail)
+    assert (attempt.started, attempt.first_step_time, attempt.seconds) == (START, START + 5, 9)
+    assert attempt.versions == {"torch": "2.13"}
+    assert (attempt.host, attempt.source) == ("n1", "torchrun")
+
+
+def test_the_first_rank_that_failed_is_the_cause_and_the_agents_word_outweighs_a_rank_s() -> None:
+    lost = event("failed", START + 6, rank=0, host="n1", error="Connection closed by peer")
+    later = event("failed", START + 7, rank=1, host="n2", error="the same")
+    assert read_history([*begun(), lost, later]).attempts[0].failed_rank == 0
+    agent = event("rank_failed", START + 8, rank=3, host="n2", exit_code=-9)
+    attempt = read_history([*begun(), lost, later, agent]).attempts[0]
+    assert attempt.failed_rank == 3
+    assert attempt.detail == "rank 3 (n2): killed by SIGKILL"
+
+
+def test_nodes_that_never_came_do_not_make_the_attempt_before_them_longer() -> None:
+    stopped = event("interrupted", START + 9, step=9, signal=15, checkpoint="c")
+    (attempt,) = read_history([*begun(), stopped, event("nodes_missing", START + 9000, nodes=[1])]).attempts
+    assert (attempt.outcome, attempt.seconds) == ("interrupted", 9)
+    assert attempt.happenings[-1].text == "node 1 never came"
+
+
+@pytest.mark.parametrize("nodes", [None, 3, "ab", [], {"a": 1}])
+def test_nodes_that_are_no_list_leave_the_report_and_are_not_named(nodes: object) -> None:
+    (attempt,) = read_history([*begun(), event("nodes_missing", START + 9, nodes=nodes)]).attempts
+    assert attempt.happenings[-1].text == "a node never came"
+
+
+def test_a_new_start_is_a_new_attempt_and_what_it_does_again_is_counted() -> None:
+    events = [
+        *begun(),
+        event("step", START + 6, step=30, metrics={"loss": 1.0}, seconds_per_step=0.5, learning_rate=[0.1]),
+        event("run_started", START + 60, restart_count=1),
+        event("training_started", START + 63, step=20),
+        event("step", START + 64, step=40, metrics={"loss": 0.5}, seconds_per_step=0.3),
+        event("finished", START + 65, step=40, metrics={}),
+    ]
+    history = read_history(events)
+    assert [a.number for a in history.attempts] == [1, 2]
+    assert history.attempts[0].outcome == "unknown"
+    assert history.attempts[1].restart_count == 1
+    assert (history.outcome, history.last_step, history.lost_steps) == ("finished", 40, 10)
+    assert history.seconds_per_step == pytest.approx(0.4)
+    assert history.attempts[0].steps[0].learning_rates == (0.1,)
+    assert history.attempts[1].steps[0].learning_rates == ()
+
+
+def test_numbers_that_are_not_finite_come_back_as_they_were(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path / "run")
+    run.start()
+    run.step(1, loss=math.nan)
+    run.step(2, loss=math.inf)
+    run.ranks(2, scale=[math.inf, 1.0])
+    (attempt,) = read_run(run.path).history.attempts
+    assert math.isnan(attempt.steps[0].metrics["loss"])
+    assert attempt.steps[1].metrics["loss"] == math.inf
+    assert attempt.rank_table is not None
+    assert attempt.rank_table.loss_scale.tolist() == [[math.inf, 1.0]]
+
+
+def test_a_rank_that_told_nothing_at_an_interval_has_no_number_there() -> None:
+    def told(step: int, ranks: list[int], own: list[float | None]) -> dict[str, Any]:
+        return event("ranks", START + step, step=step, ranks=ranks, own_seconds=own)
+
+    (attempt,) = read_history([*begun(), told(1, [0, 1], [1.0, None]), told(2, [1, 2], [3.0, 4.0])]).attempts
+    table = attempt.rank_table
+    assert table is not None
+    assert table.ranks == (0, 1, 2)
+    assert np.array_equal(table.own_seconds, [[1, np.nan, np.nan], [np.nan, 3, 4]], equal_nan=True)
+    assert np.isnan(table.loss_scale).all()
+
+
+FOREIGN = [
+    "this is no event",
+    '{"time":1,"rank":0,"kind":"step","st',
+    "[1,2]",
+    '"text"',
+    "[" * 100_000,
+    "1" * 5000,
+    '{"kind":"step"}',
+    '{"time":null,"rank":0,"kind":"step","step":3,"metrics":{}}',
+    '{"time":1e400,"rank":0,"kind":"step","step":3,"metrics":{}}',
+    '{"time":5,"rank":0,"kind":["step"],"step":3,"metrics":{}}',
+    '{"time":5,"rank":0,"kind":"step","step":"three","metrics":{}}',
+    '{"time":5,"rank":0,"kind":"step","step":-3,"metrics":{}}',
+    '{"time":5,"rank":0,"kind":"step","step":true,"metrics":{}}',
+    '{"time":5,"rank":0,"kind":"step","step":3,"metrics":[1]}',
+    '{"time":5,"rank":0,"kind":"step","step":3,"metrics":{"loss":"low"}}',
+    '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[0,1],"loss_scale":[1]}',
+    '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[0],"loss_scale":[{}]}',
+    '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[0],"peak_memory":[1%s]}' % ("0" * 400),
+    '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":{}}',
+    '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[]}',
+    '{"time":5,"rank":0,"kind":"planned","plan":"none"}',
+    '{"time":5,"rank":0,"kind":"alert","ranks":"all"}',
+    '{"time":5,"rank":0,"kind":"checkpoint"}',
+    "\x00\x00\x00",
+]
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_foreign_line_is_counted_and_passed_over(tmp_path: Path, line: str) -> None:
+    run = MadeRun(tmp_path / "run")
+    run.start()
+    run.step(10)
+    run.append(line + "\n")
+    run.step(20)
+    history = read_run(run.path).history
+    assert history.foreign_lines == 1
+    assert [s.step for s in history.attempts[0].steps] == [10, 20]
+
+
+def test_a_file_cut_at_any_byte_is_read_up_to_there(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path / "run")
+    run.start()
+    for step in range(5):
+        run.step(step)
+    whole = (run.path / "events.jsonl").read_bytes()
+    first_step = whole.index(b'"kind":"step"')
+    for size in (*range(0, first_step, 97), *range(first_step, len(whole), 31)):
+        (run.path / "events.jsonl").write_bytes(whole[:size])
+        read = read_run(run.path).history
+        assert sum(len(a.steps) for a in read.attempts) in (
+            whole[:size].count(b"[0.001]}\n"),
+            whole[:size].count(b"[0.001]}"),
+        )
+
+
+def test_an_event_of_a_kind_that_is_not_known_here_is_told_by_its_fields() -> None:
+    events = [*begun(), event("requeued", START + 9, job=17, step=4)]
+    told = read_history(events).attempts[0].happenings
+    assert [h.text for h in told] == [
+        "started: ranks made by torchrun",
+        "first optimizer step done",
+        "requeued: job 17",
+    ]
+    assert told[-1].step == 4
+
+
+def test_foreign_lines_are_reported_to_whoever_asks(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"kind":"a"}\n\nnonsense\n' + "9" * 5000 + "\n" + json.dumps({"kind": "b"}))
+    foreign: list[int] = []
+    assert [e["kind"] for e in read_events(file, lambda: foreign.append(1))] == ["a", "b"]
+    assert len(foreign) == 2
+
+
+def test_versions_are_those_of_the_last_attempt_that_told_them() -> None:
+    history = read_history([*begun(), event("run_started", START + 9)])
+    assert history.versions == {"torch": "2.13"}
+    assert VERSIONS["torch"] != "2.13"

@@ -1,0 +1,271 @@
+"""The page as text: what it says, that it is whole, and that nothing in it can run."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.report.command import render
+from launcher.report.source import read_run
+from tests.support.made_run import START, MadeRun, with_memory
+
+NASTY = '"><script>alert(1)</script><img src=x onerror=alert(2)>$\\alpha$</svg></style>&amp;\x1b[31m'
+VOID = {"meta", "link", "br", "img", "path", "rect", "circle", "use"}
+
+
+class Outline(HTMLParser):
+    """Checks nesting, and keeps tags with attributes and the text that a reader sees."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.said: list[str] = []
+        self.feed(page)
+        assert self.open == [], self.open
+        self.text = " ".join(" ".join(self.said).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.said.append(data)
+
+    def ids(self) -> list[str]:
+        return [attrs["id"] or "" for _, attrs in self.tags if "id" in attrs]
+
+
+def written(run: MadeRun) -> Outline:
+    return Outline(render([read_run(run.path)], START))
+
+
+def trained(run: MadeRun, steps: int = 100, **ranks: Any) -> MadeRun:
+    run.start()
+    for step in range(10, steps + 1, 10):
+        run.step(step)
+        run.ranks(step, **ranks)
+    run.tell("finished", step=steps, metrics={})
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> MadeRun:
+    return MadeRun(tmp_path / "first", precision="16-mixed")
+
+
+def test_a_page_is_whole_refers_only_to_itself_and_says_the_same_twice(run: MadeRun) -> None:
+    trained(run, scale=65536.0, skipped=0)
+    page = written(run)
+    assert len(set(page.ids())) == len(page.ids())
+    wanted = {i for _, attrs in page.tags for i in (attrs.get("aria-labelledby") or "").split()}
+    links = {(attrs.get("href") or "").removeprefix("#") for tag, attrs in page.tags if tag in ("a", "use")}
+    assert wanted | links <= set(page.ids())
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in page.tags}
+    addresses = [v or "" for _, attrs in page.tags for k, v in attrs.items() if k in ("href", "src", "xlink:href")]
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+    assert [attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    text = render([read_run(run.path)], START)
+    assert text == render([read_run(run.path)], START)
+    assert "http:" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "").replace(
+        'xmlns:xlink="http://www.w3.org/1999/xlink"', ""
+    )
+    assert "https:" not in text
+
+
+def test_every_picture_has_a_name_a_description_and_a_legend(run: MadeRun) -> None:
+    page = written(trained(run, scale=65536.0, skipped=0))
+    pictures = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
+    names = [attrs["aria-labelledby"] for attrs in pictures]
+    expected = ["loss", "rate", "scale-plot", "time", "own", "bars", "memory-plot", "timeline"]
+    assert names == [f"{name}-t {name}-d" for name in expected]
+    assert [tag for tag, _ in page.tags].count("figcaption") == len(expected)
+    assert sum(attrs.get("class") == "legend" for _, attrs in page.tags) == len(expected)
+    # Every table has headers and a caption.
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("caption") == tags.count("thead") == tags.count("table") > 5
+
+
+def test_pictures_take_their_colours_from_the_page(run: MadeRun) -> None:
+    page = render([read_run(trained(run, scale=65536.0, skipped=0).path)], START)
+    body = page.partition("<body>")[2]
+    assert "var(--s1)" in body
+    assert "#0a0" not in body
+    assert "#000000" not in body
+
+
+def test_what_a_user_wrote_is_shown_and_never_markup(tmp_path: Path) -> None:
+    class_path = {"class_path": NASTY, "init_args": {NASTY: NASTY}}
+    run = MadeRun(tmp_path / "<b>first<b>", model=class_path, precision="16-mixed")
+    run.plan["devices"] = {NASTY: 2}
+    run.plan["strategy"]["reasons"] = [NASTY]
+    run.plan["precision_reasons"] = run.plan["notices"] = run.plan["hosts"] = [NASTY]
+    run.start(versions={NASTY: NASTY}, host=NASTY, source=NASTY)
+    for step in (10, 20):
+        run.tell("step", 1, step=step, seconds_per_step=0.1, metrics={NASTY: 1.0, "loss" + NASTY: 2.0})
+        run.tell("validation", 1, step=step, metrics={"val_loss" + NASTY: 2.0})
+        run.ranks(step, scale=[1.0, 2.0], skipped=step)
+    run.tell("alert", alert=NASTY, step=3, ranks=[0], title=NASTY, text=NASTY)
+    run.tell(NASTY, **{NASTY: NASTY})
+    run.tell("failed", host=NASTY, error=NASTY)
+    (run.path / "logs/rank-0.log").write_text(NASTY)
+    page = written(run)
+    assert not {"script", "img", "b"} & {tag for tag, _ in page.tags}
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+    # 16 places above, and more that repeat them.
+    assert page.text.count("<script>alert(1)</script>") > 16
+    assert "\x1b" not in page.text
+    both = Outline(render([read_run(run.path), read_run(run.path)], START))
+    assert not {"script", "img", "b"} & {tag for tag, _ in both.tags}
+
+
+def test_values_of_secret_names_are_hidden(tmp_path: Path) -> None:
+    keys = {"api_key": "s3cret", "hub": {"auth_token": "s3cret"}, "several": [{"password": "s3cret"}], "lr": 0.1}
+    run = MadeRun(tmp_path / "first", model={"class_path": "my.Model", "init_args": keys})
+    trained(run)
+    page = written(run).text
+    assert "s3cret" not in page
+    assert page.count("(hidden)") >= 2
+    assert "model.init_args.lr 0.1" in page
+
+
+def test_planned_memory_stands_beside_the_measured_peak(run: MadeRun) -> None:
+    parts = {"parameters": 2**30, "gradients": 2**30, "optimizer_states": 2**31, "activations": 0, "buffers": 0}
+    run.plan = with_memory(run.plan, parts, 70 * 2**30)
+    page = written(trained(run, memory=3 * 2**30)).text
+    assert "The highest peak was 3 GiB (rank 0), 75% of the plan's 4 GiB (traced). A rank may use 70 GiB." in page
+    assert "plan: optimizer states" in page
+    assert "no estimate" not in page
+
+
+def test_skipped_steps_and_ranks_that_differ_are_told(run: MadeRun) -> None:
+    run.start()
+    for step, skipped, scales in ((10, 0, [8.0, 8.0]), (20, 2, [4.0, 4.0]), (30, 2, [4.0, 8.0])):
+        run.step(step)
+        run.ranks(step, scale=scales, skipped=skipped)
+    page = written(run).text
+    assert "2 optimizer steps skipped because gradients were not finite; the scale was between 4 and 8." in page
+    assert "ranks differ" in page
+    assert "11 to 20 2" in page
+    assert "all ranks had the same scale" not in page
+
+
+def test_ranks_with_equal_scales_are_said_to_be(run: MadeRun) -> None:
+    page = written(trained(run, scale=64.0, skipped=0)).text
+    assert "all ranks had the same scale throughout" in page
+    assert "ranks 0\u20131" in page
+    assert "ranks differ" not in page
+
+
+def test_a_straggler_is_named(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path / "first", 12)
+    page = written(trained(run, own=[0.02] * 7 + [0.05] + [0.02] * 4)).text
+    assert "Rank 7 kept the others waiting." in page
+    assert "Rank 7 needed most, 2.5 times the others' median; it was the slowest in 100% of the intervals." in page
+    assert "80% of all ranks" in page
+
+
+def test_attempts_are_told_with_their_ends_and_what_was_done_again(run: MadeRun) -> None:
+    run.start()
+    for step in (10, 20, 30):
+        run.step(step)
+    run.tell("checkpoint", step=20)
+    run.tell("interrupted", 5, step=30, signal=15, checkpoint="last.ckpt")
+    run.clock.now += 3600
+    run.start(at_step=20, versions={"torch": "2.99"})
+    run.step(30)
+    page = written(run).text
+    assert "stopped by SIGTERM after step 30; saved a checkpoint" in page
+    assert "20 to 30" in page
+    assert "10 steps done twice" in page
+    assert "1 restart" in page
+    # Not the last word: killed.
+    assert "ended without a word" in page
+    assert "Go on from the last checkpoint: launcher fit --config" in page
+    assert "torch 2.13.0 2.99" in page
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_run_with_hardly_a_step_is_told_in_words(run: MadeRun, steps: int) -> None:
+    run.start()
+    for step in range(1, steps + 1):
+        run.step(step, loss=math.nan)
+    run.tell("finished", step=steps, metrics={})
+    page = written(run).text
+    assert f"optimizer steps {steps}" in page
+    assert ("No optimizer step was logged." in page) == (steps == 0)
+    assert ("not finite" in page) == (steps == 1)
+
+
+def test_a_directory_with_nothing_but_a_config_is_told_in_words(run: MadeRun) -> None:
+    page = written(run).text
+    assert "nothing recorded" in page
+    assert "events.jsonl is missing: the run ended before it could tell anything" in page
+    assert "plan.json is missing" in page
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", "{", "a: [", "\x00", "- 1", "&a [*a]"])
+def test_damaged_files_beside_the_events_leave_the_rest(run: MadeRun, damage: str) -> None:
+    trained(run)
+    (run.path / "config.yaml").write_text(damage)
+    (run.path / "plan.json").write_text(damage)
+    page = written(run).text
+    assert "config.yaml is damaged" in page
+    assert "optimizer steps 100" in page
+
+
+def test_a_plan_of_another_version_is_shown_as_far_as_it_goes(run: MadeRun) -> None:
+    run.plan = {"strategy": "ddp", "precision": 5, "batch": [], "devices": None, "memory": {"assessments": [3]},
+                "precision_reasons": "none", "world_size": "two"}  # fmt: skip
+    assert "optimizer steps 100" in written(trained(run)).text
+
+
+def test_the_last_lines_of_the_rank_that_failed_are_shown(run: MadeRun) -> None:
+    run.start()
+    lines = [f"line {n}" for n in range(100)]
+    (run.path / "logs/rank-1.log").write_text(
+        "\n".join([*lines, "bar 1%\rbar 2%\rbar 3%", "\x1b[31mValueError: no\x1b[0m"])
+    )
+    run.tell("failed", rank=1, host="node1", error="ValueError: no")
+    page = written(run).text
+    assert "rank 1 (node1): ValueError: no" in page
+    assert "line 99 bar 3% ValueError: no" in page
+    assert "line 50" not in page
+    assert "bar 1%" not in page
+
+
+def test_two_runs_stand_beside_each_other_with_their_differences(tmp_path: Path) -> None:
+    one = trained(MadeRun(tmp_path / "a" / "same", precision="16-mixed", seed=1), scale=8.0, skipped=2)
+    two = trained(MadeRun(tmp_path / "b" / "same", 4, precision="32-true", seed=2), steps=200)
+    page = Outline(render([read_run(one.path), read_run(two.path)], START))
+    assert "same (A) and same (B)" in page.text
+    assert "optimizer steps 100 200 2 \u00d7" in page.text
+    assert "precision 16-mixed 32-true differs" in page.text
+    assert "seed 1 2" in page.text
+    assert "world_size 2 4" in page.text
+    assert "skipped steps 2 (gradients not finite) \u2013" in page.text
+    assert len(set(page.ids())) == len(page.ids())
+    pictures = [attrs["aria-labelledby"] for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
+    assert pictures == ["loss-t loss-d", "rate-t rate-d", "scale-t scale-d", "time-t time-d"]
+    # Steps, loss and precision; the time is near, all else is the same or missing in one.
+    assert [attrs for tag, attrs in page.tags if tag == "tr"].count({"class": "marked"}) == 3
+
+
+def test_a_run_beside_itself_has_no_difference(run: MadeRun) -> None:
+    read = read_run(trained(run).path)
+    page = Outline(render([read, read], START))
+    assert page.text.count("No difference.") == 3
+    assert "differs" not in page.text

@@ -1,0 +1,188 @@
+"""What ran out of memory in a run: kept in its directory, and passed over by the start that goes on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.agent.oom_restart import remember_failure
+from launcher.agreement.facts import Agreement
+from launcher.config.schema import RunConfig
+from launcher.core.errors import PlanError
+from launcher.jobs.status import tell
+from launcher.planning.fit_plan import plan_for_fit
+from launcher.planning.memory import plan_with_memory
+from launcher.planning.plan import Plan
+from launcher.runs.directory import find_run, open_run_directory, write_plan
+from launcher.runs.oom_record import FILE_NAME, Exhausted, MemoryRecord, read_memory_record, remember, remember_attempt
+from strategies.step_trace import ModelProfile
+from tests.support.rank_threads import CPU
+from tests.support.run_directories import ended as unlocked
+from tests.unit.agent.test_failure import ended, error
+from tests.unit.planning.test_memory_plan import config, profiled, ranks
+
+ENTRY = Exhausted("ddp", "auto", "my_pkg.Model", "d1", "32-true", 2, 4, 100 << 30)
+# Parameters that are worth sharing between ranks: the toy's own fit one bucket.
+WIDE = {"class_path": "tests.support.hungry.Hungry", "init_args": {"width": 1448}}
+KILLED = ended(1, -9, out_of_memory=True)
+
+
+def asked(**given: Any) -> RunConfig:
+    return dataclasses.replace(config(on_oom="next", **given), model=WIDE)
+
+
+@functools.cache
+def profile() -> ModelProfile:
+    return profiled(asked())
+
+
+def planned(given: RunConfig, record: MemoryRecord | None = None, agreement: Agreement | None = None) -> Plan:
+    return plan_with_memory(given, agreement or ranks(3), profile(), record=record)
+
+
+def record_of(given: RunConfig, *plans: Plan) -> MemoryRecord:
+    return MemoryRecord(tuple(Exhausted.of(given.to_dict(), plan.to_dict()) for plan in plans))
+
+
+def test_an_entry_is_kept_once_whole_and_private(tmp_path: Path) -> None:
+    other = dataclasses.replace(ENTRY, strategy="deepspeed_stage_1", micro_batch_size=None, memory_bytes=None)
+    assert read_memory_record(tmp_path) == MemoryRecord()
+    assert all(remember(tmp_path, entry) for entry in (ENTRY, other, ENTRY))
+    assert read_memory_record(tmp_path).entries == (ENTRY, other)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("text", ["[", "{}[", '[{"strategy": "ddp"}]', "[1]", "7"])
+def test_a_damaged_record_is_told_and_knows_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE_NAME).write_text(text)
+    record = read_memory_record(tmp_path)
+    assert record.entries == ()
+    assert "is not known" in (record.problem or "")
+    plan = plan_for_fit(asked(), ranks(2), None, record=record)
+    assert plan.notices[-1] == record.problem
+    assert plan.strategy.name == "ddp"
+
+
+def test_what_cannot_be_written_is_told_to_whom_it_may_concern(tmp_path: Path) -> None:
+    missing = tmp_path / "no"
+    assert not remember(missing, ENTRY)
+    assert not remember_attempt(missing)
+    (tmp_path / "plan.json").write_text("{}")
+    assert "cannot be written" in (remember_failure(KILLED, tmp_path) or "")
+    # Nothing of memory, nothing to tell; and so on a node that has no such directory.
+    assert remember_failure(ended(1, -9), tmp_path) is None
+    assert remember_failure(KILLED, missing) is None
+    assert remember_failure(KILLED, None) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({}, True),
+        ({"strategy": "deepspeed_stage_1"}, True),
+        ({"memory_bytes": 90 << 30}, True),
+        ({"memory_bytes": (100 << 30) + (64 << 20)}, True),
+        ({"memory_bytes": None}, True),
+        ({"memory_bytes": 102 << 30}, False),
+        ({"asked": "ddp"}, False),
+        ({"model": "my_pkg.Other"}, False),
+        ({"settings": "d2"}, False),
+        ({"precision": "bf16-mixed"}, False),
+        ({"world_size": 4}, False),
+        ({"micro_batch_size": 2}, False),
+    ],
+)
+def test_a_record_holds_where_nothing_that_counts_has_changed(change: dict[str, Any], again: bool) -> None:
+    now = dataclasses.replace(ENTRY, **change)
+    assert ENTRY.would_again(now) is again
+    assert MemoryRecord((ENTRY, ENTRY)).ran_out(now) == (("ddp",) if again else ())
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_what_ran_out_is_passed_over_one_after_the_other(strategy: str) -> None:
+    given = asked(strategy=strategy)
+    first = planned(given)
+    assert first.memory is not None
+    assert (first.strategy.name, first.ran_out) == ("ddp", ())
+    second = planned(given, record_of(given, first))
+    assert second.memory is not None
+    assert second.strategy.name == first.memory["next"] == second.memory["pick"]
+    assert second.ran_out == ("ddp",)
+    assert second.deepspeed is not None
+    assert f"ddp ran out of memory in this run: it goes on with {second.strategy.name}" in second.notices
+    assert any("which ran out of memory in this run" in reason for reason in second.strategy.reasons)
+    third = planned(given, record_of(given, first, second))
+    assert third.strategy.name == second.memory["next"]
+    assert third.ran_out == ("ddp", second.strategy.name)
+    assert Plan.from_dict(json.loads(json.dumps(third.to_dict()))) == third
+
+
+def test_where_nothing_needs_less_the_plan_says_what_would_do() -> None:
+    given = asked()
+    plans = [planned(given)]
+    while plans[-1].memory and plans[-1].memory["next"]:
+        plans.append(planned(given, record_of(given, *plans)))
+    with pytest.raises(PlanError, match=r"nothing that fits needs less; take a smaller micro batch"):
+        planned(given, record_of(given, *plans))
+
+
+def test_an_order_on_the_new_command_line_is_kept_and_so_is_another_number_of_ranks() -> None:
+    given = asked()
+    record = record_of(given, planned(given))
+    assert planned(asked(strategy="ddp"), record).strategy.name == "ddp"
+    assert planned(given, record, ranks(4)).strategy.name == "ddp"
+    assert planned(given, record, ranks(3, batch_size=2)).strategy.name == "ddp"
+    assert planned(given, record).strategy.name != "ddp"
+
+
+def test_a_requeued_job_takes_the_record_of_its_run(tmp_path: Path) -> None:
+    """What a rank or an agent left is what the next start of the same run finds, as rank zero reads it."""
+    # So little that the step is traced, whatever on_oom says.
+    agreement = ranks(3, dataclasses.replace(CPU, memory_bytes=3 << 30))
+    given = asked(name="it", runs_dir=str(tmp_path))
+    run = unlocked(open_run_directory(given))
+    first = plan_for_fit(given, agreement, None)
+    write_plan(run, first.to_dict())
+    assert remember_failure(KILLED, run.path) is None
+    again = dataclasses.replace(given, resume="auto")
+    place = find_run(again)
+    assert place.exists
+    record = read_memory_record(place.path)
+    assert record == record_of(again, first), "config.yaml and plan.json say what the rank itself knows"
+    second = plan_for_fit(again, agreement, None, record=record)
+    assert second.ran_out == ("ddp",)
+    assert second.strategy.name != "ddp"
+    stop = dataclasses.replace(again, on_oom="stop")
+    plain = plan_for_fit(stop, agreement, None, record=record)
+    assert plain.memory is not None
+    assert (plain.strategy.name, plain.ran_out) == ("ddp", ())
+
+
+def test_a_rank_that_was_refused_memory_counts_as_one_that_was_killed_for_it() -> None:
+    refused = dataclasses.replace(error(), kind="OutOfMemoryError")
+    assert ended(1, 1, error=refused).ran_out_of_memory
+    assert KILLED.ran_out_of_memory
+    assert not ended(1, 1, error=error()).ran_out_of_memory
+
+
+def test_the_status_of_a_run_says_that_memory_ran_out(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    events.write_text(json.dumps({"time": 1.0, "rank": 0, "kind": "out_of_memory", "strategy": "ddp"}) + os.linesep)
+    told = tell(events)
+    assert (told.ending, told.detail) == ("failed", "out of memory with ddp")
+
+
+def test_what_ran_out_is_not_followed_by_what_the_config_rules_out() -> None:
+    zero = {"zero_optimization": {"stage": 1}}
+    given = asked(strategy="deepspeed_stage_1", deepspeed_config=zero)
+    first = planned(given)
+    with pytest.raises(PlanError, match=r"in this run: `strategy: deepspeed_stage_\d` needs less, but"):
+        planned(given, record_of(given, first))

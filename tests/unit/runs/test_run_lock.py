@@ -1,0 +1,232 @@
+"""`launcher.runs.lock`: one owner of a directory, whoever dies, forks or comes at once, with locks and without."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.runs import lock as run_lock
+from launcher.runs.lock import DirectoryOwnedError, Owner, acquire, judge, owner_of
+from tests.support.rank_threads import run_ranks
+
+HERE = Owner.this_process({})
+ELSEWHERE = dataclasses.replace(HERE, host="n2", boot="another", token="other")
+
+
+@pytest.fixture(params=[None, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the disk has locks."""
+    if request.param is None:
+        return True
+
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    return False
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that owns `tmp_path`."""
+    program = "import sys, pathlib\nfrom launcher.runs.lock import acquire\n"
+    program += "acquire(pathlib.Path(sys.argv[1]), {}); print('owns', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "owns\n"
+        yield process
+        process.kill()
+
+
+def rewrite(folder: Path, **changes: Any) -> Path:
+    """Change the record of the newest owner, as if it had another origin."""
+    file = max(folder.glob(".lock-*"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return file
+
+
+def test_a_second_run_is_refused_until_the_first_has_released_it(tmp_path: Path, disk: bool) -> None:
+    first = acquire(tmp_path, {})
+    assert (first.notice is None) is disk
+    for _ in range(2):
+        with pytest.raises(DirectoryOwnedError) as caught:
+            acquire(tmp_path, {})
+        assert (caught.value.owner, caught.value.state) == (first.owner, "running")
+    assert owner_of(tmp_path) == (first.owner, "running")
+    first.release()
+    assert owner_of(tmp_path)[1] == "ended"
+    acquire(tmp_path, {}).release()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_process_is_refused_and_its_death_noticed(
+    tmp_path: Path, disk: bool, other: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(DirectoryOwnedError, match=f"process {other.pid} on ") as caught:
+        acquire(tmp_path, {})
+    assert caught.value.state == "running"
+    other.kill()
+    other.wait()
+    assert owner_of(tmp_path)[1] == "ended"
+    acquire(tmp_path, {}).release()
+
+
+def test_a_zombie_owns_nothing(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    other.kill()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+    acquire(tmp_path, {}).release()
+
+
+def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> None:
+    lock = acquire(tmp_path, {})
+
+    def child(answers: Any) -> None:
+        lock.release()
+        links = (Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))  # noqa: PTH208 -- bare numbers
+        answers.send([str(link) for link in links if link.exists() and link.samefile(lock.path)])
+        answers.recv()
+
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=child, args=(theirs,), daemon=True)
+    worker.start()
+    try:
+        assert ours.recv() == []
+        assert owner_of(tmp_path) == (lock.owner, "running")
+        # What another host sees once this process has ended and its worker has not: the kernel's lock alone.
+        os.close(lock.descriptor)
+        rewrite(tmp_path, boot="another")
+        acquire(tmp_path, {}).release()
+    finally:
+        ours.send("end")
+        worker.join()
+        run_lock._HELD.clear()
+
+
+@pytest.mark.parametrize(
+    ("owner", "own", "previous", "state"),
+    [
+        (HERE, HERE, None, "running"),
+        (dataclasses.replace(HERE, released=True), HERE, None, "ended"),
+        (dataclasses.replace(HERE, started=1), HERE, None, "ended"),  # another process has its number now
+        (HERE, HERE, HERE.token, "running"),  # it can be seen, whatever the agent believes
+        (ELSEWHERE, HERE, None, "unknown"),
+        (dataclasses.replace(HERE, namespace="pid:[1]"), HERE, None, "unknown"),
+        (dataclasses.replace(HERE, boot=None), dataclasses.replace(HERE, boot=None), None, "unknown"),
+        (ELSEWHERE, HERE, "other", "ended"),
+        (ELSEWHERE, HERE, "third", "unknown"),
+        (dataclasses.replace(ELSEWHERE, job="7"), dataclasses.replace(HERE, job="7", requeues=1), None, "ended"),
+        (dataclasses.replace(ELSEWHERE, job="7"), dataclasses.replace(HERE, job="7"), None, "unknown"),
+        (dataclasses.replace(ELSEWHERE, job="7"), dataclasses.replace(HERE, job="8", requeues=1), None, "unknown"),
+        (ELSEWHERE, dataclasses.replace(HERE, requeues=1), None, "unknown"),
+    ],
+)
+def test_what_is_known_of_an_owner(owner: Owner, own: Owner, previous: str | None, state: str) -> None:
+    assert judge(owner, own, previous) == state
+
+
+def test_slurm_tells_a_requeued_job(tmp_path: Path) -> None:
+    lock = acquire(tmp_path, {"SLURM_JOB_ID": "7"})
+    rewrite(tmp_path, boot="another", host="n2")
+    with pytest.raises(DirectoryOwnedError):
+        acquire(tmp_path, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"})
+    acquire(tmp_path, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}).release()
+    lock.release()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [True, False])
+def test_the_kernels_lock_tells_of_another_host(tmp_path: Path, held: bool) -> None:
+    lock = acquire(tmp_path, {})
+    file = rewrite(tmp_path, boot="another", host="n2")
+    if not held:
+        os.close(lock.descriptor)
+        run_lock._HELD.clear()
+        acquire(tmp_path, {}).release()
+        return
+    assert owner_of(tmp_path)[1] == "running"
+    with pytest.raises(DirectoryOwnedError) as caught:
+        acquire(tmp_path, {})
+    assert (caught.value.path, caught.value.state) == (file, "running")
+    lock.release()
+
+
+def test_another_host_cannot_be_judged_without_locks(tmp_path: Path) -> None:
+    lock = acquire(tmp_path, {})
+    file = rewrite(tmp_path, boot="another", host="n2", locked=False)
+    with pytest.raises(DirectoryOwnedError) as caught:
+        acquire(tmp_path, {})
+    assert (caught.value.path, caught.value.state) == (file, "unknown")
+    # Its own launch knows that it has ended it.
+    acquire(tmp_path, {}, previous=lock.owner.token).release()
+    lock.release()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
+def test_a_record_that_was_never_written_counts_for_a_minute(tmp_path: Path, text: str) -> None:
+    file = tmp_path / ".lock-4"
+    file.write_text(text)
+    with pytest.raises(DirectoryOwnedError):
+        acquire(tmp_path, {})
+    os.utime(file, (1e9, 1e9))
+    lock = acquire(tmp_path, {})
+    assert lock.path == tmp_path / ".lock-5"
+    lock.release()
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock-1").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        acquire(folder, {})
+    assert victim.read_text() == "precious"
+
+
+def test_one_of_many_that_come_at_once_gets_it(tmp_path: Path, disk: bool) -> None:
+    for _ in range(20):
+        acquire(tmp_path, {}).release()
+        together = threading.Barrier(8)
+
+        def come(together: threading.Barrier = together) -> run_lock.RunLock:
+            together.wait(10)
+            return acquire(tmp_path, {})
+
+        results = run_ranks([come] * 8)
+        (lock,) = [result for result in results if isinstance(result, run_lock.RunLock)]
+        assert all(isinstance(result, DirectoryOwnedError) for result in results if result is not lock)
+        lock.release()
+
+
+def test_one_that_looked_long_ago_does_not_become_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look: Callable[..., Any] = run_lock._look
+    others: list[run_lock.RunLock] = []
+
+    def slow_look(*arguments: Any, **options: Any) -> Any:
+        answer = look(*arguments, **options)
+        monkeypatch.setattr(run_lock, "_look", look)
+        # Meanwhile one owner comes and goes, and another comes.
+        acquire(tmp_path, {}).release()
+        others.append(acquire(tmp_path, {}))
+        return answer
+
+    acquire(tmp_path, {}).release()
+    monkeypatch.setattr(run_lock, "_look", slow_look)
+    with pytest.raises(DirectoryOwnedError):
+        acquire(tmp_path, {})
+    assert owner_of(tmp_path) == (others[0].owner, "running")
+    others[0].release()

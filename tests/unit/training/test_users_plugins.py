@@ -1,0 +1,104 @@
+"""Plugins, profilers, bars and summaries of the user's own: they stand for the launcher's."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch import callbacks
+from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from launcher.checkpoint.atomic_io import WholeCheckpointIO
+from launcher.config.validation import parse_config
+from launcher.core.errors import ConfigError
+from launcher.hardware.topology import Topology
+from launcher.training.callbacks import ProgressLines
+from launcher.training.trainer import build_trainer
+from launcher.user_code.classes import import_classes
+from launcher.user_code.objects import sort_plugins
+from strategies.choice import choose_strategy
+
+_RANK_ONE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": "1", "GROUP_RANK": "0"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def rank_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps the rank of the last Trainer for the whole process."""
+    monkeypatch.setattr(rank_zero_only, "rank", vars(rank_zero_only)["rank"])
+
+
+def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None, **options: Any) -> Any:
+    """A Trainer for one rank of the user's callbacks; `env` and `is_terminal` say which rank and where."""
+    env, is_terminal = options.pop("env", {}), options.pop("is_terminal", False)
+    topology = Topology.from_env(env, "here")
+    size = topology.world_size
+    strategy = "ddp" if size > 1 else "single_device"
+    choice = choose_strategy(strategy, world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False)
+    plan: Any = SimpleNamespace(
+        precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
+    )
+    run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
+    console = Console(force_terminal=is_terminal)
+    return build_trainer(parse_config({"trainer": trainer or {}}), plan, topology, run, own, [], console, **options)
+
+
+def kept(trainer: pl.Trainer, *kinds: Any) -> list[Any]:
+    return [each for each in vars(trainer)["callbacks"] if isinstance(each, kinds)]
+
+
+@pytest.mark.parametrize(("env", "is_terminal"), list(itertools.product([{}, _RANK_ONE], [False, True])))
+@pytest.mark.parametrize("bar", [callbacks.RichProgressBar, callbacks.TQDMProgressBar])
+def test_a_bar_of_the_users_is_the_only_one(tmp_path: Path, env: dict[str, str], is_terminal: bool, bar: Any) -> None:
+    own = bar()
+    trainer = built(tmp_path, [own], env=env, is_terminal=is_terminal)
+    assert kept(trainer, callbacks.ProgressBar, ProgressLines) == [own]
+
+
+def test_without_one_rank_zero_has_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
+    found = {(place, rank): [type(each) for each in kept(built(tmp_path, [], env=env, is_terminal=place),
+                                                         callbacks.ProgressBar, ProgressLines)]
+             for place in (False, True) for rank, env in enumerate([{}, _RANK_ONE])}  # fmt: skip
+    assert found == {(False, 0): [ProgressLines], (False, 1): [], (True, 0): [callbacks.RichProgressBar], (True, 1): []}
+
+
+@pytest.mark.parametrize("summary", [callbacks.ModelSummary, callbacks.RichModelSummary])
+def test_a_summary_of_the_users_is_the_only_one(tmp_path: Path, summary: Any) -> None:
+    own = summary(3)
+    assert kept(built(tmp_path, [own]), callbacks.ModelSummary) == [own]
+
+
+def test_checkpoint_io_of_the_users_stands_for_ours_and_one_that_wraps_goes_around_it(tmp_path: Path) -> None:
+    own, around = TorchCheckpointIO(), AsyncCheckpointIO()
+    assert built(tmp_path, [], own_plugins=[own]).strategy.checkpoint_io is own
+    assert built(tmp_path, [], own_plugins=[around]).strategy.checkpoint_io is around
+    assert isinstance(around.checkpoint_io, WholeCheckpointIO)
+    whole = AsyncCheckpointIO(own)
+    built(tmp_path, [], own_plugins=[whole])
+    assert whole.checkpoint_io is own
+    assert isinstance(built(tmp_path, []).strategy.checkpoint_io, WholeCheckpointIO)
+
+
+def test_a_profiler_is_the_users_object_or_the_named_one(tmp_path: Path) -> None:
+    own = SimpleProfiler()
+    assert built(tmp_path, [], {"profiler": "advanced"}, own_profiler=own).profiler is own
+    assert type(built(tmp_path, [], {"profiler": "simple"}).profiler) is SimpleProfiler
+
+
+def test_plugins_that_are_ours_to_make_or_given_twice_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"plugins\[1\]: given a LightningEnvironment; expected a precision"):
+        sort_plugins([TorchCheckpointIO(), LightningEnvironment()])
+    with pytest.raises(ConfigError, match="plugins: given 2 CheckpointIO plugins; a run has one way to save"):
+        sort_plugins([TorchCheckpointIO(), AsyncCheckpointIO()])
+    model = {"class_path": "tests.support.toy.Toy"}
+    twice = {"plugins": [{"class_path": "lightning.pytorch.plugins.TorchCheckpointIO"}] * 2}
+    with pytest.raises(ConfigError, match=r"trainer\.plugins: given 2 CheckpointIO plugins"):
+        import_classes(parse_config({"model": model, "trainer": twice}))

@@ -1,0 +1,464 @@
+"""The user's classes: what is wrong with them is told at once, before anything is made."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGINT
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from launcher.config.schema import RunConfig
+from launcher.config.validation import parse_config
+from launcher.core.errors import ConfigError, Problem
+from launcher.user_code import arguments as class_arguments
+from launcher.user_code.classes import import_classes, make_callbacks, make_loggers, make_objects
+from launcher.user_code.objects import UserObjects, make_user_objects
+from tests.support import cli_zoo
+
+_SOURCE = """
+import lightning.pytorch as pl
+from dataclasses import dataclass
+
+class Model(pl.LightningModule):
+    static_graph = True
+    def __init__(self, width: int, lr: float = 0.1, name: str = "m", sizes: list[int] = [1]):
+        super().__init__()
+        self.given = (width, lr, name, sizes)
+
+class Alone(pl.LightningModule):
+    def __init__(self, batch_size: int = 4):
+        super().__init__()
+        self.batch_size = batch_size
+
+class Data(pl.LightningDataModule):
+    def __init__(self, batch_size: int = 8, root=None):
+        super().__init__()
+        self.batch_size, self.root = batch_size, root
+
+@dataclass
+class Shape:
+    width: int
+
+class Rooted(pl.LightningDataModule):
+    def __init__(self, folder: str, sizes: Shape, d: int = 1, old: int = 2, batch_size: int = 8):
+        super().__init__()
+        self.given = folder, sizes.width, d, old, batch_size
+
+class Counter(pl.Callback):
+    def __init__(self, every: int = 1):
+        self.every = every
+
+class OfThisTestAlone(pl.Callback):
+    pass
+
+class Failing(pl.LightningModule):
+    def __init__(self):
+        raise RuntimeError("its own words")
+
+class Bare:
+    pass
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules of a user's, importable in this test alone."""
+    (tmp_path / "theirs.py").write_text(_SOURCE)
+    (tmp_path / "broken.py").write_text("\nraise RuntimeError('first\\nthe last line')\n")
+    (tmp_path / "needy.py").write_text("import no_such_dependency\n")
+    (tmp_path / "half.py").write_text("x = (\n")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("theirs", "broken", "needy", "half", "leaving")
+    for name in names:
+        # Of another test's.
+        sys.modules.pop(name, None)
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def config(model: Any = None, data: Any = None, **trainer: Any) -> RunConfig:
+    return parse_config({"model": model, "data": data, "trainer": trainer})
+
+
+def model(path: str = "theirs.Model", **init_args: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": init_args}
+
+
+def problems_of(given: RunConfig) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        import_classes(given)
+    return list(caught.value.problems)
+
+
+def only_message(given: RunConfig, path: str) -> str:
+    (problem,) = problems_of(given)
+    assert problem.path == path
+    return problem.message
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere.Model", "nowhere.Model does not import: ModuleNotFoundError: No module named 'nowhere'"),
+        ("needy.Model", "ModuleNotFoundError: No module named 'no_such_dependency' ({folder}/needy.py, line 1)"),
+        ("broken.Model", "the last line ({folder}/broken.py, line 2)"),
+        ("leaving.Model", "leaving.Model does not import: SystemExit: 3 ({folder}/leaving.py, line 2)"),
+        ("half.Model", "half.Model does not import: SyntaxError: '(' was never closed"),
+        ("theirs.Modle", "module theirs has no Modle; it lies in {folder}/theirs.py"),
+        ("theirs.number", "theirs.number is no LightningModule; it is a int"),
+        ("theirs.Bare", "theirs.Bare is no LightningModule; it is a bare class"),
+        ("theirs.Data", "theirs.Data is no LightningModule; it is a class of LightningDataModule"),
+        ("os.path", "os.path is no LightningModule; it is a module"),
+    ],
+)
+def test_a_class_that_is_not_there_or_of_the_wrong_kind_is_told(tmp_path: Path, path: str, says: str) -> None:
+    message = only_message(config({"class_path": path}), "model.class_path")
+    assert says.format(folder=tmp_path) in message
+    assert "Traceback" not in message
+
+
+def test_a_module_that_leaves_is_found_through_a_wrapped_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrapped(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def exit(code: object = 0) -> None:  # noqa: A001 -- the name that W&B's has
+            inner(code)
+
+        return exit
+
+    # Twice: W&B's own may be there too.
+    monkeypatch.setattr(sys, "exit", wrapped(wrapped(sys.exit)))
+    message = only_message(config({"class_path": "leaving.Model"}), "model.class_path")
+    assert f"SystemExit: 3 ({tmp_path}/leaving.py, line 2)" in message
+
+
+def test_a_model_in_place_of_data_is_told() -> None:
+    given = config(model(width=1), {"class_path": "theirs.Alone"})
+    assert only_message(given, "data.class_path").startswith("theirs.Alone is no LightningDataModule")
+
+
+def test_a_wrong_argument_name_names_the_one_that_was_meant() -> None:
+    given = config(model(width=1, nmae="x"))
+    assert only_message(given, "model.init_args.nmae") == "Model takes no nmae; did you mean name?"
+
+
+def test_an_argument_like_no_other_lists_them_all() -> None:
+    given = config(model(width=1, zzz="x"))
+    assert only_message(given, "model.init_args.zzz") == "Model takes no zzz; it takes lr, name, sizes, width"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("width", "wide", "int"),
+        ("lr", "fast", "float"),
+        ("name", 3, "str"),
+        ("sizes", 3, "list"),
+        ("sizes", ["a"], "int"),
+    ],
+)
+def test_a_wrong_argument_type_says_what_was_given_and_expected(name: str, value: Any, wanted: str) -> None:
+    message = only_message(config(model(**{"width": 1, name: value})), f"model.init_args.{name}")
+    assert message.startswith(f"given {value!r}; ")
+    assert f"<class '{wanted}'>" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("theirs.Model", "width"), ("theirs.Model", "lr"), ("theirs.Alone", "batch_size")]
+)
+def test_null_for_an_argument_that_needs_a_value_is_told(path: str, name: str) -> None:
+    spec = model(path, **({"width": 1} if path == "theirs.Model" else {}) | {name: None})
+    message = only_message(config(spec), f"model.init_args.{name}")
+    assert message == f"given null; {path.partition('.')[2]} expects a value, so give one"
+
+
+def test_no_model_at_all_is_told() -> None:
+    assert only_message(RunConfig(), "model").startswith("no model was given; ")
+
+
+def test_a_missing_required_argument_is_told() -> None:
+    assert only_message(config(model()), "model.init_args.width") == "Model needs it, and it was not given; add it"
+
+
+def test_arguments_that_are_no_mapping_are_told() -> None:
+    given = config({"class_path": "theirs.Model", "init_args": [1]})
+    assert only_message(given, "model.init_args") == "given [1]; expected a mapping of arguments"
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_a_batch_of_no_sample_is_refused(size: int) -> None:
+    given = config(model(width=1), {"class_path": "theirs.Data", "init_args": {"batch_size": size}})
+    assert only_message(given, "data.init_args.batch_size") == f"given {size}; expected at least 1"
+
+
+def test_the_problems_of_all_classes_are_told_at_once() -> None:
+    callbacks = [
+        model("theirs.Counter", every="x"),
+        {"class_path": "theirs.Model"},
+        {},
+        {"class_path": "nowhere.C"},
+    ]
+    given = config(
+        model(lr="x", zzz=1), {"class_path": "theirs.Nope"}, callbacks=callbacks, logger={"class_path": "theirs.Bare"}
+    )
+    assert [problem.path for problem in problems_of(given)] == [
+        "model.init_args.lr",
+        "model.init_args.zzz",
+        "model.init_args.width",
+        "data.class_path",
+        "trainer.callbacks[0].init_args.every",
+        "trainer.callbacks[1].class_path",
+        "trainer.callbacks[2].class_path",
+        "trainer.callbacks[3].class_path",
+        "trainer.logger[0].class_path",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model_spec", "data_spec", "owner", "size"),
+    [
+        (model(width=1), {"class_path": "theirs.Data"}, "data", 8),
+        (model(width=1), model("theirs.Data", batch_size=16), "data", 16),
+        (model("theirs.Alone"), None, "model", 4),
+        (model("theirs.Alone", batch_size=2), None, "model", 2),
+        # The loaders are the data's where there is one.
+        (model("theirs.Alone", batch_size=2), {"class_path": "theirs.Data"}, "data", 8),
+        (model(width=1), None, None, None),
+    ],
+)
+def test_the_batch_size_is_found_where_it_is_taken(
+    model_spec: dict[str, Any], data_spec: dict[str, Any] | None, owner: str | None, size: int | None
+) -> None:
+    found = import_classes(config(model_spec, data_spec))
+    assert (found.batch_size_of, found.batch_size) == (owner, size)
+
+
+def test_the_traits_are_what_the_classes_say_of_themselves() -> None:
+    traits = import_classes(config(model(width=1), {"class_path": "theirs.Data"})).traits()
+    assert traits == {"model": "theirs.Model", "batch_size": 8, "static_graph": True, "precision_plugin": None}
+    assert import_classes(config(model("theirs.Alone"))).traits()["static_graph"] is False
+
+
+def test_the_micro_batch_goes_where_the_batch_size_is_taken() -> None:
+    given = config(model(width=1, lr="1e-3"), model("theirs.Data", batch_size=16, root="/r"))
+    made, data = make_objects(given, import_classes(given), 4)
+    assert vars(made)["given"] == (1, 1e-3, "m", [1])
+    assert data is not None
+    assert (vars(data)["batch_size"], vars(data)["root"]) == (4, "/r")
+    assert given.data == model("theirs.Data", batch_size=16, root="/r"), "the config stays as it was"
+
+
+def test_without_a_planned_micro_batch_the_users_own_stays() -> None:
+    given = config(model("theirs.Alone", batch_size=6))
+    made, data = make_objects(given, import_classes(given), None)
+    assert (vars(made)["batch_size"], data) == (6, None)
+
+
+def test_a_model_that_has_its_own_loaders_gets_the_micro_batch() -> None:
+    given = config({"class_path": "theirs.Alone"})
+    made, _ = make_objects(given, import_classes(given), 2)
+    assert vars(made)["batch_size"] == 2
+
+
+def test_what_a_constructor_raises_comes_out_as_it_is() -> None:
+    given = config({"class_path": "theirs.Failing"})
+    with pytest.raises(RuntimeError, match=r"^its own words$"):
+        make_objects(given, import_classes(given), None)
+
+
+def test_callbacks_and_loggers_are_made_in_their_order(tmp_path: Path) -> None:
+    callbacks = [model("theirs.Counter", every=2), {"class_path": "lightning.pytorch.callbacks.Timer"}]
+    logger = model("lightning.pytorch.loggers.CSVLogger", save_dir=str(tmp_path))
+    given = config(model(width=1), callbacks=callbacks, logger=logger)
+    import_classes(given)
+
+    first, second = make_callbacks(given)
+    (made,) = make_loggers(given)
+
+    assert (type(first).__name__, vars(first)["every"]) == ("Counter", 2)
+    assert isinstance(second, pl.callbacks.Timer)
+    assert isinstance(made, CSVLogger)
+
+
+def test_one_callback_needs_no_list() -> None:
+    (made,) = make_callbacks(config(callbacks=model("theirs.Counter", every=5)))
+    assert vars(made)["every"] == 5
+
+
+def test_no_callbacks_and_loggers_are_none() -> None:
+    assert make_callbacks(RunConfig()) == []
+    assert make_loggers(RunConfig()) == []
+
+
+def test_the_object_itself_is_no_argument_whatever_its_name() -> None:
+    given = config({"class_path": "tests.support.cli_zoo.Plain"})
+    made, _ = make_objects(given, import_classes(given), None)
+    assert vars(made)["d"] == 8
+    problem = only_message(config(model("tests.support.cli_zoo.Plain", s=1)), "model.init_args.s")
+    assert problem == "Plain takes no s; it takes d"
+
+
+def test_an_argument_with_a_dataclass_is_that_dataclass() -> None:
+    given = config(model("tests.support.cli_zoo.Net", shape={"width": "3"}))
+    made, _ = make_objects(given, import_classes(given), None)
+    assert cli_zoo.Sizes(3, 1) in vars(made)["given"]
+
+
+def test_other_arguments_are_those_of_the_signature_or_go_to_its_last_parameter() -> None:
+    spec = {"class_path": "tests.support.cli_zoo.Data", "dict_kwargs": {"batch_size": "4", "colour": "red"}}
+    given = config(model(width=1), spec)
+    classes = import_classes(given)
+    _, data = make_objects(given, classes, None)
+    assert (classes.batch_size, vars(data)["batch_size"], vars(data)["more"]) == (4, 4, {"colour": "red"})
+    misplaced = config(model(width=1), model("tests.support.cli_zoo.Data", colour="red"))
+    message = only_message(misplaced, "data.init_args.colour")
+    assert message == "Data takes no colour; it takes batch_size, folder; for its **kwargs, give it under dict_kwargs"
+    wrong = {"class_path": "theirs.Counter", "dict_kwargs": {"evry": 3}}
+    message = only_message(config(model(width=1), callbacks=[wrong]), "trainer.callbacks[0].dict_kwargs.evry")
+    assert message == "Counter takes no evry; did you mean every?"
+
+
+def test_a_quoted_batch_size_is_the_batch_size() -> None:
+    assert import_classes(config(model("theirs.Alone", batch_size="6"))).batch_size == 6
+
+
+@pytest.mark.parametrize("name", ["batch_size", "d", "old", "sizes"])
+def test_an_argument_beside_required_ones_is_taken_and_judged_by_itself(name: str) -> None:
+    """A name that stands in another's, as `d` in `folder`, is no sign that an error is about it."""
+    given = {"folder": "here", "sizes": {"width": 3}, "d": "5", "old": 6, "batch_size": "4"}
+    whole = config(model(width=1), model("theirs.Rooted", **given))
+    classes = import_classes(whole)
+    _, data = make_objects(whole, classes, None)
+    assert (classes.batch_size, vars(data)["given"]) == (4, ("here", 3, 5, 6, 4))
+    without = config(model(width=1), model("theirs.Rooted", **{name: given[name]}))
+    told = {problem.path for problem in problems_of(without)}
+    assert told == {f"data.init_args.{other}" for other in ("folder", "sizes") if other != name}
+    wrong = config(model(width=1), model("theirs.Rooted", **{**given, name: "x"}))
+    assert all(problem.path == f"data.init_args.{name}" for problem in problems_of(wrong))
+
+
+def test_what_a_given_argument_lacks_is_told_alone() -> None:
+    spec = model("theirs.Rooted", sizes={})
+    told = {problem.path: problem.message for problem in problems_of(config(model(width=1), spec))}
+    assert told["data.init_args.sizes"] == "given {}; sizes.width is required and was not given; add it"
+
+
+def test_a_short_name_is_that_of_an_imported_class() -> None:
+    callbacks = [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}, {"class_path": "OfThisTestAlone"}]
+    given = config(model(width=1), callbacks=callbacks)
+    import_classes(given)
+    stopping, own = make_callbacks(given)
+    assert (type(stopping), type(own).__name__) == (pl.callbacks.EarlyStopping, "OfThisTestAlone")
+    message = only_message(
+        config(model(width=1), callbacks=[{"class_path": "Nope"}]), "trainer.callbacks[0].class_path"
+    )
+    assert message == "given 'Nope', and no imported Callback has that name; give its import path, as my_pkg.Nope"
+
+
+def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "pytorch_lightning"
+    package.mkdir()
+    (package / "__init__.py").write_text("class LightningModule: pass\n")
+    (tmp_path / "old.py").write_text("import pytorch_lightning as pl\nclass Net(pl.LightningModule): pass\n")
+    for name in ("pytorch_lightning", "old"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        message = only_message(config(model("old.Net")), "model.class_path")
+    finally:
+        sys.modules.pop("pytorch_lightning", None)
+        sys.modules.pop("old", None)
+    assert message == (
+        "old.Net is a LightningModule of the package pytorch_lightning, and the launcher trains with the package "
+        "lightning, which has the same: in old, write `lightning.pytorch` instead of `pytorch_lightning`"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_has_settings_of_which_the_objects_are_made_again(tmp_path: Path) -> None:
+    """As under LightningCLI, whether one of them names a class or none."""
+    arguments = {"mode": "SLOW", "path": "a/b", "shape": {"width": 3}, "pair": [2, 0.25]}
+    given = config({"class_path": "tests.support.cli_zoo.Net", "init_args": arguments},
+                   {"class_path": "tests.support.cli_zoo.Data", "init_args": {"folder": "c", "batch_size": 2}})  # fmt: skip
+    made, data = make_objects(given, import_classes(given), None)
+    assert data is not None
+    trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=1, logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(made, data)
+    trainer.save_checkpoint(file := tmp_path / "net.ckpt")
+    saved = torch.load(file, weights_only=True)["hyper_parameters"]
+    assert {name: saved[name] for name in arguments} == {**arguments, "shape": {"width": 3, "depth": 1, "marks": ["m"]}}
+    assert saved["_class_path"] == "tests.support.cli_zoo.Net"
+    assert cli_zoo.Net.load_from_checkpoint(file).given == made.given
+    again = cli_zoo.Data.load_from_checkpoint(file)
+    assert (again.folder, again.batch_size) == (Path("c"), 2)
+
+
+def test_a_default_that_no_file_can_have_is_saved_as_it_is() -> None:
+    """LightningCLI dies of it."""
+    given = config(model("tests.support.toy.Toy", lr="0.5"))
+    made, _ = make_objects(given, import_classes(given), None)
+    assert made.signal_at == -1
+    parser, odd = class_arguments._parser(type(made), frozenset()), {"lr": 0.5, "signal_number": SIGINT}
+    assert class_arguments._settings(parser, odd) == odd
+
+
+def test_hyperparameters_are_the_settings_where_one_of_them_names_a_class() -> None:
+    """As under LightningCLI: a checkpoint holds no object, and the model can be made of it again."""
+    encoder = {"class_path": "tests.support.cli_zoo.Encoder", "init_args": {"width": 3}}
+    given = config(model("tests.support.cli_zoo.Net", encoder=encoder))
+    made, _ = make_objects(given, import_classes(given), None)
+    assert made.hparams["encoder"]["init_args"]["width"] == 3
+    assert made.hparams["_instantiator"] == "lightning.pytorch.cli.instantiate_module"
+    plain = config(model("tests.support.cli_zoo.Net", lr="0.5"))
+    made, _ = make_objects(plain, import_classes(plain), None)
+    assert made.hparams["lr"] == 0.5
+
+
+def test_an_optimizer_of_the_config_replaces_the_models_own_with_a_notice() -> None:
+    def objects(name: str) -> UserObjects:
+        optimizer = {"class_path": "SGD", "init_args": {"lr": 0.5}}
+        values = {"model": {"class_path": f"tests.support.cli_zoo.{name}"}, "optimizer": optimizer}
+        return make_user_objects(parse_config(values), None)
+
+    own, none = objects("Net"), objects("Plain")
+    assert list(own.notices) == ["`optimizer` in the config replaces Net.configure_optimizers"]
+    assert list(none.notices) == []
+    for made in (own.model, none.model, copy.deepcopy(own.model)):
+        optimizer = made.configure_optimizers()
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert optimizer.param_groups[0]["lr"] == 0.5
+        assert optimizer.param_groups[0]["params"] == list(made.parameters())
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "says"),
+    [
+        ({"lr_scheduler": {"class_path": "StepLR"}}, "lr_scheduler", "given without an optimizer"),
+        ({"optimizer": {"class_path": "Adma"}}, "optimizer.class_path", "no imported Optimizer has that name"),
+        ({"optimizer": {"class_path": "Adam", "init_args": {"lrr": 1}}}, "optimizer.init_args.lrr", "did you mean lr?"),
+        ({"optimizer": {"class_path": "Adam", "init_args": {"params": []}}}, "optimizer.init_args.params", "takes no"),
+        ({"ddp": {"bucket_cap": 1}}, "ddp", "bucket_cap is no option of it"),
+        ({"ddp": {"ddp_comm_hook": "no.such"}}, "ddp.init_args.ddp_comm_hook", "given 'no.such'"),
+        ({"ddp": {"bucket_cap_mb": 1}, "strategy": "deepspeed_stage_2"}, "ddp", "or use `strategy: ddp`"),
+        (
+            {"trainer": {"profiler": {"class_path": "SimpleProfiler", "init_args": {"x": 1}}}},
+            "trainer.profiler.init_args.x",
+            "SimpleProfiler takes no x",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_other_classes_is_told(values: dict[str, Any], path: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        import_classes(parse_config({"model": {"class_path": "tests.support.cli_zoo.Plain"}, **values}))
+    messages = {problem.path: problem.message for problem in caught.value.problems}
+    assert says in messages[path]

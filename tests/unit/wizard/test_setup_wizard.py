@@ -1,0 +1,237 @@
+"""The wizard's questions: what they offer, what they take, and what they say to a wrong answer."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from launcher import SetupWizard, WizardConfig
+from launcher.config.schema import RunConfig
+from launcher.core.errors import Problem
+from launcher.hardware.devices import Device, Hardware
+from launcher.wizard.machine import Machine
+from slurm.partitions import Partition
+from tests.support.scripted_prompter import DEFAULT, ScriptedPrompter
+
+CPU = Hardware(Device("cpu", 0, "AMD EPYC", 1 << 34, ("fp32", "fp64")), 1, {})
+CLUSTER = (
+    Partition("gpu", True, True, "1-00:00:00", 6, 96, 515000, 4, "h100"),
+    Partition("cpu", False, False, "infinite", 12, 64, 256000, 0),
+)
+TOY: dict[str, Any] = {"Model": "tests.support.toy.Toy", "Data": "tests.support.toy.ToyData", "Passes": "1"}
+
+
+_profiles: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _each_model_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is shown twice in each test, of the same few models: their traces take most of the time."""
+    from launcher.planning import profile as memory_profile
+
+    real = memory_profile.profile_model
+
+    def once(config: RunConfig, *rest: Any, **settings: Any) -> Any:
+        precision, micro_batch_size = rest[1:]
+        asked = repr((config.model, config.data, config.trainer, precision, micro_batch_size, settings))
+        if asked not in _profiles:
+            _profiles[asked] = real(config, *rest, **settings)
+        return _profiles[asked]
+
+    monkeypatch.setattr(memory_profile, "profile_model", once)
+
+
+def wizard(
+    start: WizardConfig | None = None, *, partitions: tuple[Partition, ...] = (), **answers: Any
+) -> tuple[WizardConfig | None, ScriptedPrompter, str]:
+    """The answers, what was asked, and what was shown."""
+    prompter, screen = ScriptedPrompter(**answers), io.StringIO()
+    machine = Machine("laptop", CPU, partitions)
+    made = SetupWizard(prompter, console=Console(file=screen, width=200), look=lambda: machine)
+    return made.run(start), prompter, screen.getvalue()
+
+
+def answers_of(**given: Any) -> WizardConfig:
+    config, _, screen = wizard(**given)
+    assert config is not None, screen
+    return config
+
+
+def test_enter_at_every_question_is_the_demo_with_a_wish_for_mixed_precision() -> None:
+    config, prompter, screen = wizard(WizardConfig(accelerator="cpu"))
+    assert config == WizardConfig(accelerator="cpu", use_mixed_precision=True)
+    assert not any(message.startswith("Data") for message, _ in prompter.asked), "the demo brings its own data"
+    for number, title in enumerate(
+        ("model and data", "hardware and cluster", "precision and strategy", "logging", "review")
+    ):
+        assert f"Step {number + 1} of 5: {title}" in screen
+    assert "laptop: 1 x AMD EPYC (cpu), 16 GiB, computes fp32, fp64 natively" in screen
+    assert "training in 32-true" in screen, "the review warns"
+
+
+def test_every_answer_reaches_the_config() -> None:
+    config = answers_of(
+        Model="tests.support.toy.Toy", Its_arguments=["lr: 1e-3, by_rank: 1", "size: 32"], Data="tests.support.toy.ToyData",
+        Samples="16", Passes="2", Begin="slurm-multi-node", Ranks="1", Nodes="2", Train=False, Strategy="ddp",
+        Weights="offline", WandB_project="p", Name="run-1",
+    )  # fmt: skip
+    assert config == WizardConfig(
+        model="tests.support.toy.Toy", model_args={"lr": 1e-3, "by_rank": 1}, data="tests.support.toy.ToyData", data_args={"size": 32},
+        global_batch_size=16, max_epochs=2, devices=1, num_nodes=2, use_mixed_precision=False, strategy="ddp",
+        wandb_mode="offline", name="run-1", settings={"resume": "auto", "checkpoint.every_n_steps": 500},
+    )  # fmt: skip
+
+
+def test_the_model_is_checked_at_once_and_its_parameters_counted() -> None:
+    wrong = ["nodots", "tests.no_such", "tests.support.toy.Toyy", "tests.support.toy.NoModule", "tests.support.toy.Toy"]
+    config, prompter, screen = wizard(**TOY | {"Model": wrong})
+    assert config is not None
+    assert config.model == "tests.support.toy.Toy"
+    for said in (
+        "model: given 'nodots'; expected an import path",
+        "model.class_path: module tests has no no_such",
+        "model.class_path: module tests.support.toy has no Toyy",
+        "model.class_path: tests.support.toy.NoModule is no LightningModule",
+        "Toy(lr: float = 0.05",
+        "161 parameters",
+    ):
+        assert said in screen, said
+    offered = [default for message, default in prompter.asked if message.startswith("Model")]
+    assert offered == ["", *wrong[:-1]], "the wrong answer is there to be mended"
+
+
+def test_arguments_are_asked_until_the_class_takes_them() -> None:
+    given = ["just text", "lr", "rate: 1", "lr: fast", "{lr: 0.25}", DEFAULT]
+    config, _, screen = wizard(**TOY | {"Its_arguments": given})
+    assert config is not None
+    assert config.model_args == {"lr": 0.25}
+    for said in (
+        "given 'just text'; expected arguments as in lr: 1e-4",
+        "given 'lr'; expected a value behind each name",
+        "model.init_args.rate: Toy takes no rate",
+        "model.init_args.lr: given 'fast'",
+    ):
+        assert said in screen, said
+
+
+def test_a_model_that_cannot_be_made_on_the_meta_device_is_kept_only_if_the_user_says_so() -> None:
+    broken = "tests.unit.user_code.test_model_check.ReadsWeights"
+    config, _, screen = wizard(Model=broken, Its_parameters=True)
+    assert config is not None
+    assert config.model == broken
+    assert "ReadsWeights was not made on the meta device" in screen
+
+    config, _, _ = wizard(Model=[broken, "tests.support.toy.Toy"], Its_parameters=False)
+    assert config is not None
+    assert config.model == "tests.support.toy.Toy"
+
+
+def test_an_answer_out_of_range_is_told_and_asked_again() -> None:
+    samples, passes = ["0", "many", "8"], ["-2", "1.5", "3"]
+    given = {"Samples": samples, "Passes": passes, "Ranks": ["0", "2"], "Name": ["../x", "ok"], "There": False}
+    config, _, screen = wizard(**TOY | given)
+    assert config is not None
+    assert (config.global_batch_size, config.max_epochs, config.devices, config.name) == (8, 3, 2, "ok")
+    for said in (
+        "global_batch_size: given 0; expected at least 1",
+        "global_batch_size: given 'many'; expected a whole number",
+        "max_epochs: given -2; expected at least -1",
+        "max_epochs: given '1.5'; expected a whole number",
+        "devices: given 0; expected at least 1",
+        "name: given '../x'; expected up to 100 letters",
+    ):
+        assert said in screen, said
+
+
+def test_partitions_are_offered_and_bound_what_can_be_asked_of_them() -> None:
+    config, prompter, screen = wizard(partitions=CLUSTER, Ranks=["8", "4"], Nodes=["7", "6"], There=False)
+    assert config is not None
+    assert (config.partition, config.devices, config.num_nodes) == ("gpu", 4, 6)
+    assert prompter.titles["SLURM partition"] == ["gpu", "cpu", "none: not on SLURM"]
+    assert "cpu (down)" in screen
+    assert "devices: given 8; expected at most 4: the GPUs on a node of partition gpu" in screen
+    assert "num_nodes: given 7; expected at most 6: the nodes in partition gpu" in screen
+    # `submit` takes it from there.
+    assert "slurm:\n  partition: gpu\n" in config.to_yaml()
+    assert config.to_run_config().slurm.partition == "gpu"
+
+
+def test_without_slurm_no_partition_is_asked_for() -> None:
+    _, prompter, _ = wizard()
+    assert "SLURM partition" not in prompter.titles
+
+
+def test_what_could_not_be_found_out_is_told() -> None:
+    machine, screen = Machine("laptop", CPU, remarks=("sinfo did not answer",)), io.StringIO()
+    SetupWizard(ScriptedPrompter(), console=Console(file=screen), look=lambda: machine).run()
+    assert "sinfo did not answer" in screen.getvalue()
+
+
+def test_the_plan_is_shown_before_and_after_the_answers() -> None:
+    _, _, screen = wizard(
+        WizardConfig(accelerator="cpu"), **TOY | {"Ranks": "2", "Train": "name", "Precision": "bf16-mixed"}
+    )
+    first, second = screen.split("Step 3")[1].split("\nPlan")[1:3]
+    assert "32-true" in first
+    assert "bf16-mixed" in second
+    assert "2 x " in first
+
+
+def test_an_impossible_strategy_is_told_and_asked_again() -> None:
+    start = WizardConfig(accelerator="cpu", devices=2)
+    config, prompter, screen = wizard(start, **TOY | {"Strategy": ["single_device", "ddp"]})
+    assert config is not None
+    assert config.strategy == "ddp"
+    assert "no plan on this machine: no plan meets the config" in screen
+    assert ("There is no such plan here. Answer anew?", True) in prompter.asked
+
+
+def test_a_precision_by_name_and_a_plain_answer_replace_each_other() -> None:
+    start = WizardConfig(accelerator="cpu", precision="16-mixed")
+    config, _, _ = wizard(start)
+    assert config is not None
+    assert (config.precision, config.use_mixed_precision) == ("16-mixed", None), "what was set is what is offered"
+    config, _, _ = wizard(start, Train=True)
+    assert config is not None
+    assert (config.precision, config.use_mixed_precision) == (None, True)
+
+
+def test_enter_keeps_everything_of_a_config_that_is_edited() -> None:
+    start = WizardConfig(
+        model="tests.support.toy.Toy", model_args={"lr": 1e-5}, data="tests.support.toy.ToyData", data_args={"size": 8},
+        global_batch_size=8, max_epochs=2, accelerator="cpu", devices=1, num_nodes=1, strategy="single_device",
+        use_mixed_precision=False, wandb_mode="disabled", name="x",
+        settings={"seed": 3, "trainer.max_time": {"hours": 1}},
+    )  # fmt: skip
+    config, _, _ = wizard(start)
+    assert config == start
+
+
+def test_after_the_review_a_step_can_be_answered_anew_and_another_preset_taken() -> None:
+    config, prompter, _ = wizard(
+        WizardConfig(accelerator="cpu"), Begin=["debug", "ddp-node"], What=[1, "write"], There=False
+    )
+    assert config is not None
+    assert (config.preset, config.strategy, config.devices, config.max_epochs) == ("ddp-node", "ddp", "auto", None)
+    assert [m for m, _ in prompter.asked].count("Begin with a preset?") == 2
+
+
+def test_leaving_at_the_review_gives_nothing() -> None:
+    assert wizard(What="leave")[0] is None
+
+
+def test_answers_that_contradict_can_not_be_written() -> None:
+    prompter = ScriptedPrompter(What="leave", There=False)
+    start = WizardConfig(settings={"sed": 3})
+    SetupWizard(prompter, console=Console(file=io.StringIO()), look=lambda: Machine("h", CPU)).run(start)
+    assert "write it" not in prompter.titles["What now?"]
+    assert start.errors()[0] == Problem("sed", "unknown key; did you mean seed?")
+
+
+@pytest.mark.parametrize("question", ["Model", "Data", "Begin", "Train", "Weights", "What"])
+def test_ctrl_c_at_any_question_ends_it(question: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        wizard(**TOY | {question: KeyboardInterrupt()})
