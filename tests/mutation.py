@@ -4,9 +4,9 @@
     python -m tests.mutation [--keep FOLDER] [MODULE ...]
 
 Works on a copy, from which `@override` is taken away: mutmut leaves decorated functions alone, and these are the heart
-of the callback. mutmut makes the mutants and finds out which test reaches which function; `tests/support/mutant_loop.py` runs
-them. Prints the score and every survivor's change. `[tool.mutmut]` in pyproject.toml names modules and tests;
-`tests/mutation.md` has the last result, and why its survivors live.
+of the callback. mutmut makes the mutants and finds out which test reaches which function;
+`tests/support/mutant_loop.py` runs them. Prints the score and every survivor's change. `[tool.mutmut]` in
+pyproject.toml names modules and tests; `tests/mutation.md` has the last result, and why its survivors live.
 """
 
 from __future__ import annotations

@@ -27,8 +27,10 @@ from launcher.hardware.rank_count import likely_ranks, wanted_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
-              "launcher.agent.worker", "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count",
-              "launcher.user_code.classes", "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume",
+              "launcher.agent.worker", "launcher.training.fit", "launcher.hardware.devices",
+              "launcher.hardware.rank_count",
+              "launcher.user_code.classes", "launcher.config.loading", "launcher.config.validation",
+              "launcher.checkpoint.resume",
               "launcher.training.run", "launcher.cli.summary", "docstring_parser",
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
 

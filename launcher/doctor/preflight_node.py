@@ -1,6 +1,7 @@
 """One node of a preflight: its own checks, then a rank for each GPU, or one where there is none.
 
-`python -m launcher.doctor.preflight_node NODE`, where NODE is a `NodeRequest` as JSON, is what srun starts on each node.
+`python -m launcher.doctor.preflight_node NODE`, where NODE is a `NodeRequest` as JSON, is what srun starts on each
+node.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One rank of a preflight: a matrix product, the clock, an all-reduce, an exchange with its neighbours.
 
-`python -m launcher.doctor.preflight_rank PLACE`, where PLACE is a `RankPlace` as JSON. What it has measured is in its file
-after each part, so that a rank which dies in the middle leaves what it knew.
+`python -m launcher.doctor.preflight_rank PLACE`, where PLACE is a `RankPlace` as JSON. What it has measured is in its
+file after each part, so that a rank which dies in the middle leaves what it knew.
 """
 
 from __future__ import annotations

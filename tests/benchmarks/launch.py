@@ -36,7 +36,8 @@ def command(who: str, ranks: int, steps: int, restarts: int, pause: float) -> li
     if who == "launcher":
         marks = f"[{{class_path: tests.benchmarks.launch_clock.Marks, init_args: {{pause: {pause}}}}}]"
         return [sys.executable, "-m", "launcher", "fit", "--nproc-per-node", str(ranks), "--max-restarts",
-                str(restarts), "--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--data.size", "512",
+                str(restarts), "--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData",
+                "--data.size", "512",
                 "--data.batch_size", "2", "--wandb.mode", "disabled", "--trainer.max_steps", str(steps),
                 "--trainer.max_epochs", "-1", "--checkpoint.every_n_steps", "1", "--trainer.callbacks",
                 marks]  # fmt: skip

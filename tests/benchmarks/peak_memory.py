@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.peak_memory [--ranks 1 2] [--models mlp gpt ...] [--dtypes fp32 bf16] [--batch 32]
 
-Models of `tests.support.model_zoo`, which the formulas were written with, and of `tests.support.model_families`, which are held out,
-are summed up apart. What counts as real are storages that torch's dispatcher shows: what gloo and oneDNN take by
-themselves is in `tests.benchmarks.oracle`. Errors are (estimate - real) / real. DeepSpeed's estimators
+Models of `tests.support.model_zoo`, which the formulas were written with, and of `tests.support.model_families`, which
+are held out, are summed up apart. What counts as real are storages that torch's dispatcher shows: what gloo and oneDNN
+take by themselves is in `tests.benchmarks.oracle`. Errors are (estimate - real) / real. DeepSpeed's estimators
 know model states alone, for Adam in 16 bits.
 """
 

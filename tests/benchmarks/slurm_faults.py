@@ -4,9 +4,9 @@
 
 Each run is 2 nodes x 2 ranks of a small net with dropout under DDP, as `launcher submit` starts it. Its last checkpoint
 (parameters, optimizer, scheduler, random states of all ranks) and the losses of all ranks are compared with those of a
-run that nothing happened to. The clusters are brought up here (see `tests/support/slurm_cluster.py`) and run one job each at a
-time; a line is printed, and appended to the file, as each run ends. A run that did not go well leaves its account.
-"""
+run that nothing happened to. The clusters are brought up here (see `tests/support/slurm_cluster.py`) and run one job
+each at a time; a line is printed, and appended to the file, as each run ends. A run that did not go well leaves its
+account."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ STEPS = 8 * EPOCHS
 # Half of all steps are left, which at the slow pace are more than SLURM's half a minute between two looks at limits.
 FAULT_STEPS = range(2, STEPS // 2)
 QUICK, SLOW = "0.15", "2"
-MODEL = ("--model", "tests.support.slurm_paced.PacedToy", "--global_batch_size", "8", "--trainer.max_epochs", str(EPOCHS),
+MODEL = ("--model", "tests.support.slurm_paced.PacedToy", "--global_batch_size", "8", "--trainer.max_epochs",
+         str(EPOCHS),
          "--checkpoint.every_n_steps", "5")  # fmt: skip
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", RANDOM_STATES)
 RANKS = range(4)

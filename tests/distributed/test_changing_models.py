@@ -48,7 +48,8 @@ def test_every_kind_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
 
 def test_a_rank_that_dies_is_replaced_whatever_the_model_does(tmp_path: Path) -> None:
     def train(name: str, **more: str) -> Finished:
-        words = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name", name,
+        words = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name",
+                 name,
                  "--checkpoint.every_n_steps", "2", "--nproc-per-node", "2", "--max-restarts", "1")  # fmt: skip
         return run_warm(launcher(*words), tmp_path, env={**ENV, **more}).check()
 
@@ -63,7 +64,8 @@ def test_an_empty_group_and_objects_go_through_every_strategy(tmp_path: Path) ->
     """ZeRO drops the group; the schedule, which has a rate for it, goes on, and so does DDP afterwards."""
 
     def train(name: str, epochs: int, *more: str) -> None:
-        words = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs", str(epochs),
+        words = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs",
+                 str(epochs),
                  "--name", name, "--resume", "auto", *more)  # fmt: skip
         train_on(2, words, tmp_path, ENV, preloaded=DEEPSPEED).check()
 
@@ -82,7 +84,8 @@ def test_bf16_of_stage_1_with_fp32_gradients_goes_on_elsewhere(tmp_path: Path) -
     """DeepSpeed has an optimizer of its own for it, with other names in its files."""
 
     def train(name: str, epochs: int, strategy: str, *more: str) -> str:
-        words = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs", str(epochs),
+        words = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs",
+                 str(epochs),
                  "--precision", "bf16-mixed", "--name", name, "--resume", "auto", "--strategy", strategy)  # fmt: skip
         return train_on(2, (*words, *more), tmp_path, ENV, preloaded=DEEPSPEED).check().output
 

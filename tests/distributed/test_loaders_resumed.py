@@ -10,7 +10,8 @@ import pytest
 from tests.support.runs import events_of, read_trace, toy_env, train_on
 
 pytestmark = pytest.mark.slow
-BASE = ("--model", "tests.support.user_loaders.Loaders", "--data", "tests.support.user_loaders.LoadersData", "--wandb.mode", "disabled",
+BASE = ("--model", "tests.support.user_loaders.Loaders", "--data", "tests.support.user_loaders.LoadersData",
+        "--wandb.mode", "disabled",
         "--name", "it", "--trainer.max_epochs", "3")  # fmt: skip
 
 

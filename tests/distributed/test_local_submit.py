@@ -16,7 +16,8 @@ from tests.support.runs import REPOSITORY, TOY, events_of, read_trace
 from tests.support.slurm_cluster import wait_until
 
 pytestmark = pytest.mark.slow
-MODEL = (*TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator", "cpu", "--devices", "2", "--name", "it",
+MODEL = (*TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator", "cpu", "--devices", "2", "--name",
+         "it",
          "--global_batch_size", "8", "--trainer.max_epochs", "3")  # fmt: skip
 
 

@@ -69,7 +69,8 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
-    words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry", "--model.content_from", "2",
+    words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry", "--model.content_from",
+                     "2",
                      "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
                      "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4", *WORKERS)  # fmt: skip
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
@@ -106,7 +107,8 @@ def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) -> None:
-    words = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448", *TOY[2:],
+    words = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448",
+             *TOY[2:],
              "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
              "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
     command = torchrun(2, *words, options=("--max-restarts", "1"))
@@ -124,7 +126,8 @@ def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_where_nothing_needs_less_there_is_no_restart(tmp_path: Path) -> None:
-    words = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next",
+    words = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom",
+                     "next",
                      "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
     ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
     assert "is out of memory with single_device" in ended.output

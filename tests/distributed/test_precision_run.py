@@ -18,7 +18,8 @@ import json, os, sys
 from launcher import fit, load_config
 
 for precision in sys.argv[1:]:
-    words = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--name", precision,
+    words = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
+             "--name", precision,
              "--precision", precision, "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false",
              "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]"]
     result = fit(load_config(overrides=words))

@@ -175,7 +175,8 @@ def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Pat
     if mounted.returncode and not os.environ.get("CI"):
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     mounted.check_returncode()
-    words = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model", "tests.support.faulty.Faulty",
+    words = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model",
+             "tests.support.faulty.Faulty",
              "--model.fault", "fill", "--trainer.max_epochs", "1")  # fmt: skip
     try:
         for rank in ("0", "1"):

@@ -175,7 +175,8 @@ print("FOUND", json.dumps({"best": end["trainer"].checkpoint_callback.best_model
 
 
 def test_a_run_that_was_not_to_save_says_so_and_is_not_begun_again_without_a_word(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data", "--accelerator", "cpu",
+    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
+             "--accelerator", "cpu",
              "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--name", "r"]  # fmt: skip
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     run_warm(launcher(*words, "--trainer.enable_checkpointing", "false"), tmp_path, env=env).check()

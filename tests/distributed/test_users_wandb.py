@@ -84,7 +84,8 @@ wandb.finish()
 
 
 def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data", "--accelerator", "cpu",
+    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
+             "--accelerator", "cpu",
              "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name", "r"]  # fmt: skip
     said = {"WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "fixed", "WANDB_NAME": "trial", "WANDB_TAGS": "a,b"}
     run_warm(launcher(*words), tmp_path, env={**_ENV, **said}).check()

@@ -23,7 +23,8 @@ def test_a_sweep_is_a_job_array_whose_members_are_requeued_by_themselves(cluster
     pace, trace = tmp_path / "pace", tmp_path / "trace"
     pace.write_text("1")
     own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "PACE": str(pace), "TRACE": str(trace)}
-    said = words(cluster, tmp_path, "submit", *TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator", "cpu",
+    said = words(cluster, tmp_path, "submit", *TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator",
+                 "cpu",
                  "--devices", "1", "--cpus-per-task", "4", "--name", "s", "--trainer.max_steps", "16",
                  "--checkpoint.monitor", "loss", "--export-env", "PACE", "--export-env", "TRACE",
                  "--sweep", "model.init_args.lr=0.01,0.05,0.1", "--array", "0,2%1", env=own).output  # fmt: skip

@@ -1,7 +1,7 @@
 """Families that no memory formula was fitted to: small ones to compare peaks, large ones to run out of memory.
 
-The small ones are held out: `tests.benchmarks.peak_memory` reports them apart from those of `tests.support.model_zoo`, with
-which the formulas were written.
+The small ones are held out: `tests.benchmarks.peak_memory` reports them apart from those of `tests.support.model_zoo`,
+with which the formulas were written.
 """
 
 from __future__ import annotations

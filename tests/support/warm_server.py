@@ -28,8 +28,10 @@ from typing import Any, NoReturn
 
 # What every rank imports, and its agent; never a user's module, whose import is the rank's own to do and to report.
 MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader", "launcher.agent.worker",
-           "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count", "launcher.user_code.classes",
-           "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume", "launcher.training.run",
+           "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count",
+           "launcher.user_code.classes",
+           "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume",
+           "launcher.training.run",
            "launcher.cli.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
            "launcher.agent.agent", "launcher.agent.rendezvous", "launcher.agent.launch", "launcher.planning.dry_run",
            "launcher.planning.profile", "rich.progress")  # fmt: skip

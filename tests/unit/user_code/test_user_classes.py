@@ -388,7 +388,8 @@ def test_a_checkpoint_has_settings_of_which_the_objects_are_made_again(tmp_path:
     """As under LightningCLI, whether one of them names a class or none."""
     arguments = {"mode": "SLOW", "path": "a/b", "shape": {"width": 3}, "pair": [2, 0.25]}
     given = config({"class_path": "tests.support.cli_zoo.Net", "init_args": arguments},
-                   {"class_path": "tests.support.cli_zoo.Data", "init_args": {"folder": "c", "batch_size": 2}})  # fmt: skip
+                   {"class_path": "tests.support.cli_zoo.Data", "init_args": {"folder": "c",
+                                                                              "batch_size": 2}})  # fmt: skip
     made, data = make_objects(given, import_classes(given), None)
     assert data is not None
     trainer = pl.Trainer(accelerator="cpu", devices=1, max_steps=1, logger=False, enable_checkpointing=False,

@@ -74,12 +74,14 @@ def test_enter_at_every_question_is_the_demo_with_a_wish_for_mixed_precision() -
 
 def test_every_answer_reaches_the_config() -> None:
     config = answers_of(
-        Model="tests.support.toy.Toy", Its_arguments=["lr: 1e-3, by_rank: 1", "size: 32"], Data="tests.support.toy.ToyData",
+        Model="tests.support.toy.Toy", Its_arguments=["lr: 1e-3, by_rank: 1", "size: 32"],
+        Data="tests.support.toy.ToyData",
         Samples="16", Passes="2", Begin="slurm-multi-node", Ranks="1", Nodes="2", Train=False, Strategy="ddp",
         Weights="offline", WandB_project="p", Name="run-1",
     )  # fmt: skip
     assert config == WizardConfig(
-        model="tests.support.toy.Toy", model_args={"lr": 1e-3, "by_rank": 1}, data="tests.support.toy.ToyData", data_args={"size": 32},
+        model="tests.support.toy.Toy", model_args={"lr": 1e-3, "by_rank": 1}, data="tests.support.toy.ToyData",
+        data_args={"size": 32},
         global_batch_size=16, max_epochs=2, devices=1, num_nodes=2, use_mixed_precision=False, strategy="ddp",
         wandb_mode="offline", name="run-1", settings={"resume": "auto", "checkpoint.every_n_steps": 500},
     )  # fmt: skip
