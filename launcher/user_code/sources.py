@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 # The launcher's own packages: their version is compared, and the user's folder may have packages of these names.
-_OWN = Path(__file__).resolve().parents[1]
+_OWN = Path(__file__).resolve().parents[2]
 _OWN_PACKAGES = tuple(str(_OWN / name) + os.sep for name in ("launcher", "strategies", "slurm"))
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 # Written by build tools: two nodes may have installed one commit at two times.

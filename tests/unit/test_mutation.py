@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PURE = {f"strategies/{name}.py" for name in ("precision_names", "precision_agreement", "deepspeed_precision", "batch",
                                              "choice")}  # fmt: skip
-CALLBACK = {"strategies/loss_scale.py", *(f"launcher/{name}.py" for name in ("rank_sample", "rank_health", "step_clock",
-                                          "wandb_writer", "loss_scale_monitor", "amp_callback"))}  # fmt: skip
+MONITORING = {f"launcher/monitoring/{name}.py" for name in ("samples", "health", "step_timer", "loss_scale_monitor",
+                                                            "amp_callback")}  # fmt: skip
+CALLBACK = {"strategies/loss_scale.py", "launcher/loggers/wandb_writer.py", *MONITORING}
 
 
 @pytest.mark.case(50)
