@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.core.distribution import OWN_PACKAGES
+from launcher.core.distribution import __version__ as __version__
+
 if TYPE_CHECKING:
     from launcher.config.loading import load_config as load_config
     from launcher.config.schema import RunConfig as RunConfig
@@ -24,11 +27,6 @@ if TYPE_CHECKING:
     from launcher.wizard.answers import WizardConfig as WizardConfig
     from launcher.wizard.wizard import SetupWizard as SetupWizard
     from strategies.precision import compute_effective_precision as compute_effective_precision
-
-__version__ = "0.1.0"
-
-# The packages of this distribution. They lie side by side.
-OWN_PACKAGES = ("launcher", "strategies", "slurm")
 
 
 def _import_own_packages() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.agent.outside_ranks import outside_rank
@@ -226,9 +229,7 @@ class TrainingCoordinator:
         if reason is not None:
             notice = f"this is a notebook, so one process trains instead of {count}: {reason}"
             return fit(dataclasses.replace(config, devices=1), given=dataclasses.replace(given, notices=(notice,)))
-        from launcher.training.notebook_ranks import fit_in_forks
-
-        return fit_in_forks(config, given, count)
+        return _fit_in_forks(config, given, count)
 
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
         from launcher.training.script_end import left_together
@@ -245,6 +246,17 @@ class TrainingCoordinator:
         if torch.cuda.is_initialized():
             return "CUDA is in use already, and cannot be forked; restart the kernel and train first"
         return None
+
+
+def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResult:
+    """Train on `count` forks of this notebook's kernel."""
+    from launcher.agent.forked_ranks import run_in_forks
+    from launcher.training.notebook import read_result, train_rank
+
+    with tempfile.TemporaryDirectory(prefix="launcher-notebook-") as name:
+        folder = Path(name)
+        run_in_forks(functools.partial(train_rank, config, given, folder), count, folder)
+        return read_result(config, given, count, folder)
 
 
 def _all_of(given: Any) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ from launcher.agent.node_store import NodeExchange
 from launcher.agent.oom_restart import next_strategy, remember_failure
 from launcher.agent.restart_policy import Verdict, decide, host_lost
 from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped
-from launcher.agent.worker import RankTask, run_rank
+from launcher.agent.worker import RankCommand, RankTask, run_rank
 from launcher.agent.workers import Attempt, ask_for_stacks
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.events import FILE_NAME, EventLog
@@ -56,7 +56,7 @@ class TrainingAgent(LocalElasticAgent):
     Args:
         rendezvous: where the nodes meet.
         count: ranks on this node.
-        arguments: the ranks' command line.
+        command: what the ranks run.
         options: how to start and restart.
         start_method: says how processes are made, once the nodes have met.
         folder: private folder for what ranks tell; the caller removes it.
@@ -66,7 +66,7 @@ class TrainingAgent(LocalElasticAgent):
         self,
         rendezvous: RendezvousHandler,
         count: int,
-        arguments: Sequence[str],
+        command: RankCommand,
         options: LaunchOptions,
         start_method: Callable[[], StartMethod],
         folder: Path,
@@ -82,7 +82,7 @@ class TrainingAgent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", shutdown_timeout=60)
         self._choose_start_method = start_method
         self._rendezvous_handler = rendezvous
-        self._arguments = tuple(arguments)
+        self._command = command
         self._options = options
         self._folder = folder
         self._attempts = 0
@@ -107,7 +107,7 @@ class TrainingAgent(LocalElasticAgent):
             self._start_method = self._choose_start_method()
         self._attempts += 1
         self._hangs = HangWatch(self._options.hang_timeout)
-        worker_group.spec.args = (RankTask(self._arguments, str(folder)),)
+        worker_group.spec.args = (RankTask(self._command, str(folder)),)
         evidence = RankEvidence(folder, ask_for_stacks)
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         # torchelastic offers the numbers of its processes, but neither their ends nor their exit codes.

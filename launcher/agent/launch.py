@@ -17,6 +17,7 @@ from typing import Any
 from launcher.agent.fork_server import ForkServer, StartMethod
 from launcher.agent.installed_imports import installed_imports
 from launcher.agent.preload import USER_MODULES
+from launcher.agent.worker import RankCommand
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
@@ -35,13 +36,13 @@ _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch"
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
 
 
-def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[str]) -> int | None:
+def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand) -> int | None:
     """Make this node's ranks, wait for them, restart them where that helps.
 
     Args:
         config: what to train.
         options: how many ranks and nodes, and when to restart.
-        arguments: the command line, which every rank reads again.
+        command: what every rank runs; it reads the command line again.
 
     Returns:
         The exit code; None if one rank is wanted, which this process can be itself.
@@ -75,7 +76,7 @@ def start_ranks(config: RunConfig, options: LaunchOptions, arguments: Sequence[s
             os.environ.update(before)
         if alone:
             return None
-        return _run_agent(server or start_server(count), count, config, options, arguments)
+        return _run_agent(server or start_server(count), count, config, options, command)
 
 
 def _variables(config: RunConfig, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
@@ -131,9 +132,7 @@ def _class_paths(value: Any) -> Iterator[str]:
             yield from _class_paths(inner)
 
 
-def _run_agent(
-    server: ForkServer, count: int, config: RunConfig, options: LaunchOptions, arguments: Sequence[str]
-) -> int:
+def _run_agent(server: ForkServer, count: int, config: RunConfig, options: LaunchOptions, command: RankCommand) -> int:
     # Its default handlers raise from anywhere; ours, set below, know whether ranks run.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     with quick_imports():
@@ -164,7 +163,7 @@ def _run_agent(
         ) from error
     agent: TrainingAgent | None = None
     try:
-        agent = TrainingAgent(rendezvous, count, arguments, options, start_method, folder)
+        agent = TrainingAgent(rendezvous, count, command, options, start_method, folder)
         with agent.signals:
             result = agent.run()
         if result is None:

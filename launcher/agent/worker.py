@@ -11,12 +11,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.cli.main import run
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE, RankReport, stacks_path
 
@@ -25,15 +24,28 @@ STACKS_SIGNAL = signal.SIGRTMAX - 2
 
 
 @dataclass(frozen=True, slots=True)
+class RankCommand:
+    """What every rank runs.
+
+    Attributes:
+        main: takes the arguments, returns the exit code. A function of a module, as it is pickled by its name.
+        arguments: the command line.
+    """
+
+    main: Callable[[Sequence[str]], int]
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RankTask:
     """What crosses from the agent to a rank.
 
     Attributes:
-        arguments: the command line.
-        folder: where the rank tells its agent how it goes.
+        command: what the rank runs.
+        folder: where the rank reports its state to the agent.
     """
 
-    arguments: tuple[str, ...]
+    command: RankCommand
     folder: str
 
 
@@ -48,7 +60,7 @@ def run_rank(task: RankTask) -> None:
     _prepare_stacks(Path(task.folder), report)
     code = 1
     try:
-        code = run(task.arguments)
+        code = task.command.main(task.command.arguments)
     except SystemExit as ending:
         # The user's code may end the process as it likes.
         code = ending.code if isinstance(ending.code, int) else 1 if ending.code else 0

@@ -92,7 +92,8 @@ def refuse_second(submission: Submission) -> None:
 
 
 def _status(options: Namespace) -> int:
-    from launcher.jobs.status import find_run_named, find_runs, run_status
+    from launcher.jobs.status import run_status
+    from launcher.runs.lookup import find_run_named, find_runs
     from launcher.runs.sweep_record import find_sweep
 
     runs_dir = Path(options.runs_dir)
@@ -151,7 +152,8 @@ def _short(value: object) -> str:
 
 def _logs(options: Namespace) -> int:
     from launcher.jobs.logs import follow_log, read_log
-    from launcher.jobs.status import find_run_named, run_status
+    from launcher.jobs.status import run_status
+    from launcher.runs.lookup import find_run_named
     from launcher.runs.sweep_record import find_sweep, read_members
 
     sweep = find_sweep(Path(options.runs_dir), options.run)
@@ -169,10 +171,11 @@ def _logs(options: Namespace) -> int:
 
 
 def _cancel(options: Namespace) -> int:
-    from launcher.jobs.status import find_run_named, run_status
-    from launcher.jobs.submission import read_records
+    from launcher.jobs.status import run_status
     from launcher.process.background import ask_to_stop
     from launcher.runs.lock import owner_of
+    from launcher.runs.lookup import find_run_named
+    from launcher.runs.submission_record import read_records
     from launcher.runs.sweep_record import find_sweep
     from slurm.queue import QueueCommandError, cancel_job
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import __version__
 from launcher.cli.job_parser import JOB_COMMANDS
 from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
+from launcher.core.distribution import __version__
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
@@ -214,11 +214,12 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         return None
     from launcher.agent.launch import start_ranks
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
+    from launcher.agent.worker import RankCommand
     from launcher.hardware.rank_count import check_ranks
 
     enter_allocation(config, launch, arguments)
     with nodes_of_step(config, launch, os.environ) as launch:
-        code = start_ranks(config, launch, arguments)
+        code = start_ranks(config, launch, RankCommand(run, tuple(arguments)))
     if code is None:
         check_ranks(config, topology)
     return code

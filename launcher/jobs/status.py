@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.errors import NoSuchRunError
+from launcher.core.event_wording import told_in_words
 from launcher.core.events import FILE_NAME, read_events
-from launcher.jobs.submission import read_records
 from launcher.process.background import is_running
-from launcher.report.wording import told_in_words
 from launcher.runs.job_output import output_of
 from launcher.runs.lock import owner_of
+from launcher.runs.submission_record import read_records
 from launcher.runs.sweep_record import read_array_record
 from slurm.attempts import read_attempts
 from slurm.queue import JobState, QueueCommandError, job_state
@@ -70,29 +68,6 @@ class Told:
     updated: float | None = None
     ending: str | None = None
     detail: str = ""
-
-
-def find_runs(runs_dir: Path) -> list[Path]:
-    """The directories of all runs, oldest first."""
-    try:
-        found = [path for path in runs_dir.iterdir() if _is_run(path)]
-    except OSError:
-        return []
-    return sorted(found, key=lambda path: path.stat().st_mtime)
-
-
-def find_run_named(runs_dir: Path, name: str) -> Path:
-    """The directory of one run.
-
-    Raises:
-        NoSuchRunError: there is none; says which there are.
-    """
-    # A name is one folder's: no path leads out of the runs.
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) and _is_run(runs_dir / name):
-        return runs_dir / name
-    known = [path.name for path in find_runs(runs_dir)][-10:]
-    listed = f"the newest are {', '.join(known)}" if known else "there is none; --runs-dir says where to look"
-    raise NoSuchRunError(f"there is no run {name!r} in {runs_dir}; {listed}")
 
 
 def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStatus:
@@ -192,7 +167,3 @@ def _after(told: Told, event: Mapping[str, Any]) -> Told:
 
 def _local_runs(record: Mapping[str, Any]) -> bool:
     return record.get("host") == os.uname().nodename and is_running(record.get("pid", 0), record.get("started"))
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").exists() or (path / "submissions").is_dir()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
@@ -21,12 +18,10 @@ from launcher.core.errors import Problem, SubmitError
 from launcher.core.own_modules import module_command
 from launcher.core.secrets import references
 from launcher.runs.directory import RunPlace, find_run
+from launcher.runs.submission_record import FOLDER
 from slurm.check import find_contradictions, ranks_per_node
 from slurm.handed_on import names_to_hand_on
 from slurm.job import JobRequestError, OptionProblem, SlurmJob, read_job
-
-FOLDER = "submissions"
-RECORD = "submission.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,20 +195,3 @@ def remove_folder(submission: Submission) -> None:
         # With something in it, it stays.
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-def write_record(folder: Path, cluster: str, **known: Any) -> None:
-    """Note in a submission's folder what was queued, for `status`, `logs` and `cancel`."""
-    values = {"cluster": cluster, "submitted": round(time.time(), 3), "host": os.uname().nodename, **known}
-    write_file(folder / RECORD, json.dumps(values) + "\n")
-
-
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """What was queued for a run, oldest first; each with its `folder`."""
-    found: list[tuple[int, dict[str, Any]]] = []
-    for file in run.glob(f"{FOLDER}/*/{RECORD}"):
-        try:
-            found.append((int(file.parent.name), {**json.loads(file.read_text()), "folder": str(file.parent)}))
-        except (OSError, ValueError, TypeError):
-            continue  # being written, or not ours
-    return [record for _, record in sorted(found, key=lambda pair: pair[0])]

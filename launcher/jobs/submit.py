@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.core.atomic_write import make_private
 from launcher.core.errors import Problem, QueueError, SubmitError
 from launcher.jobs.snapshot import take_snapshot
-from launcher.jobs.submission import Submission, make_folder, remove_folder, write_record
+from launcher.jobs.submission import Submission, make_folder, remove_folder
 from launcher.process.background import ask_to_stop, start_detached
+from launcher.runs.submission_record import write_record
 
 if TYPE_CHECKING:
     from slurm.render import JobExecutor

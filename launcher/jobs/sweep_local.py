@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.jobs.submission import write_record
 from launcher.process.background import OUTPUT, start_time
+from launcher.runs.submission_record import write_record
 from launcher.runs.sweep_record import read_array_record
 
 _LOOK_EVERY = 0.2

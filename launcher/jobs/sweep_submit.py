@@ -19,9 +19,10 @@ from launcher.config.loading import build_config, path_of, read_sources
 from launcher.core.atomic_write import make_private
 from launcher.core.errors import Problem, RunDirectoryError, SubmitError
 from launcher.core.own_modules import module_command
-from launcher.jobs.submission import FOLDER, Submission, make_folder, prepare, remove_folder, terms_of, write_record
+from launcher.jobs.submission import Submission, make_folder, prepare, remove_folder, terms_of
 from launcher.jobs.submit import check_slurm, fit_request, no_space, noting, sending, users_code
 from launcher.jobs.sweep import Member, describe, make_members, read_sweep
+from launcher.runs.submission_record import FOLDER, write_record
 from launcher.runs.sweep_record import ARRAYS, MEMBERS, read_members, write_array, write_members
 from launcher.runs.trust import check_run_folder
 from slurm.array import ArrayChoice, read_array
@@ -192,7 +193,7 @@ def _made(sweep: SweepSubmission, *, snapshot: bool) -> Generator[tuple[Path, Pa
             make_folder(each)
         try:
             folder.mkdir(mode=0o700, parents=True)
-            write_members(sweep.path, sweep.members)
+            write_members(sweep.path, [member.to_dict() for member in sweep.members])
             cwd = users_code(folder, sweep.path.parent, snapshot=snapshot)
             # What is started here inherits it, and runs the user's code.
             os.umask(before)

@@ -19,10 +19,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from launcher.checkpoint.rng_state import capture, restore
 from launcher.config.schema import RunConfig
 from launcher.planning.profile import SETTING_UP, bound_of, bounded, profile_of, sum_of_bytes, told
 from launcher.process.activity import doing
-from launcher.training.rng_callback import capture, restore
 from launcher.user_code.objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
 from strategies.model_states import ModelShape, ParameterShape

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import __version__
 from launcher.core.atomic_write import write_file
+from launcher.core.distribution import __version__
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
 from launcher.report.source import Run, find_run_directory, read_run, run_names

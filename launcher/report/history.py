@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from launcher.core.event_wording import told_in_words
 from launcher.report.event_fields import (
     Malformed,
     as_any_number,
@@ -18,7 +19,6 @@ from launcher.report.event_fields import (
 )
 from launcher.report.rank_rows import RankRows, rank_columns, rank_table
 from launcher.report.records import Alert, Attempt, Happening, History, MemoryEnd, Outcome, Step, Validation
-from launcher.report.wording import told_in_words
 
 # Too many of them for a line each: the plots and tables show them.
 _QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert", "memory"})

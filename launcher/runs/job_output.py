@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.core.events import FILE_NAME, read_events
 from launcher.process.background import OUTPUT
-from launcher.jobs.submission import read_records
+from launcher.runs.submission_record import read_records
 from launcher.runs.sweep_record import ARRAYS
 
 _TAIL_BYTES = 64 * 1024
@@ -42,7 +42,7 @@ def output_of(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
 
     Args:
         run: the run's directory.
-        record: from `launcher.jobs.submission.read_records`.
+        record: from `launcher.runs.submission_record.read_records`.
     """
     said = {file: _tail(file) for file in _files(run, record)}
     for file, text in said.items():

@@ -8,21 +8,18 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from launcher.core.atomic_write import write_file
-
-if TYPE_CHECKING:
-    from launcher.jobs.sweep import Member
 
 MEMBERS = "sweep.json"
 ARRAYS = "arrays"
 ARRAY = "array.json"
 
 
-def write_members(sweep: Path, members: Sequence[Member]) -> None:
+def write_members(sweep: Path, members: Sequence[Mapping[str, Any]]) -> None:
     """Note all members, whether or not they are queued by now."""
-    write_file(sweep / MEMBERS, json.dumps([member.to_dict() for member in members], indent=1, default=str) + "\n")
+    write_file(sweep / MEMBERS, json.dumps(list(members), indent=1, default=str) + "\n")
 
 
 def read_members(sweep: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.config.loading import read_sources
 from launcher.config.schema import RunConfig
-from launcher.jobs.status import find_run_named
+from launcher.runs.lookup import find_run_named
 from launcher.runs.trust import check_run_folder
 
 BEST, LAST = "best", "last"

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from launcher import __version__
 from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.handshake import Decision, exchange
 from launcher.agreement.process_group import open_store, process_group
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import make_private
+from launcher.core.distribution import __version__
 from launcher.core.errors import LauncherError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import digests, find_secrets, redact

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
+
+from launcher.checkpoint.rng_state import capture, restore
 
 KEY = "launcher_random_states"
 
@@ -58,33 +58,6 @@ class RandomStates(pl.Callback):
                          f"{trainer.world_size}: dropout and augmentation begin anew from the seed")  # fmt: skip
         else:
             restore(saved[trainer.global_rank])
-
-
-def capture() -> dict[str, Any]:
-    """The states of this process's generators, as tensors and numbers, which `weights_only` loads."""
-    version, words, gauss = random.getstate()
-    # The old generator is what libraries use that say `np.random.rand`.
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    states: dict[str, Any] = {
-        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
-        "numpy": {"name": str(name), "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                  "position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
-        "torch": torch.get_rng_state(),
-    }  # fmt: skip
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore(states: Mapping[str, Any]) -> None:
-    """The inverse of `capture`."""
-    python, numpy = states["python"], states["numpy"]
-    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    keys = numpy["keys"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def gather_states(own: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher import OWN_PACKAGES
+from launcher.core.distribution import OWN_PACKAGES
 from launcher.core.errors import ConfigError, Problem
 
 

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from launcher.core.distribution import OWN_PACKAGES
+
 # The launcher's own packages: their version is compared, and the user's folder may have packages of these names.
 _OWN = Path(__file__).resolve().parents[2]
-_OWN_PACKAGES = tuple(str(_OWN / name) + os.sep for name in ("launcher", "strategies", "slurm"))
+_OWN_PACKAGES = tuple(str(_OWN / name) + os.sep for name in OWN_PACKAGES)
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 # Written by build tools: two nodes may have installed one commit at two times.
 _GENERATED = ("_version.py", "__version__.py", "version.py", "_build_info.py")

@@ -1,4 +1,4 @@
-"""Executes a notebook in a real Jupyter kernel: `python -m tests.support.notebook_kernel FILE` writes outputs into it."""
+"""Runs a notebook in a real Jupyter kernel: `python -m tests.support.notebook_kernel FILE` writes outputs into it."""
 
 from __future__ import annotations
 

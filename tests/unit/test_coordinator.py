@@ -283,7 +283,7 @@ def test_a_notebook_trains_on_one_process_with_a_notice_unless_more_are_allowed(
         return fits(config, given=given)
 
     monkeypatch.setattr(module, "in_notebook", lambda: True)
-    monkeypatch.setattr("launcher.training.notebook_ranks.fit_in_forks", fit_in_forks)
+    monkeypatch.setattr("launcher.coordinator._fit_in_forks", fit_in_forks)
     coordinator(devices=2, notebook_processes=allowed).train(Toy(), loader())
     if allowed:
         assert (forked, fits.configs[0].devices, fits.given[0].notices) == ([2], 2, ())

@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from launcher.training.rng_callback import KEY, RandomStates, capture, gather_states, restore
+from launcher.checkpoint.rng_state import capture, restore
+from launcher.training.rng_callback import KEY, RandomStates, gather_states
 
 
 def _draw() -> list[float]:
