@@ -17,7 +17,8 @@ from launcher.core.errors import ConfigError, MissingLibraryError, Problem, Trai
 from launcher.hardware.topology import Topology
 from launcher.process.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.process.standard_streams import open_missing_streams
-from launcher.training.fit import FitResult, fit
+from launcher.training.fit import fit
+from launcher.training.result import FitResult
 from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 from strategies.precision import AUTO, normalize_precision
 

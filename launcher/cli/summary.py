@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.core.terminal import make_console
-from launcher.training.fit import FitResult
+from launcher.training.result import FitResult
 
 
 def print_summary(result: FitResult, console: Console | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What `launcher doctor` says of NVIDIA GPUs. Pure: facts go in, findings come out; `launcher.doctor.gpu_probe` finds them."""
+"""Findings of `launcher doctor` about NVIDIA GPUs. Pure functions over the facts that `launcher.doctor.gpu_probe` reads."""
 
 from __future__ import annotations
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
 from typing_extensions import override
 
 from launcher.config.schema import WatchOptions
-from launcher.core.events import EventLog
+from launcher.core.output import RunOutput
 from launcher.loggers.wandb_writer import WandbWriter
 from launcher.monitoring.amp_callback import AmpWandbCallback
 from launcher.monitoring.gather import Gathered
@@ -26,9 +24,7 @@ class WatchRanks(AmpWandbCallback):
     Args:
         options: when an alert is raised.
         precision: the plan's.
-        events: the run's.
-        console: rank zero's terminal.
-        notice: told what does not work with W&B.
+        output: events and terminal of the run.
         writer: of the run's W&B; None if nothing is logged there.
     """
 
@@ -39,9 +35,7 @@ class WatchRanks(AmpWandbCallback):
         self,
         options: WatchOptions,
         precision: str,
-        events: EventLog,
-        console: Console,
-        notice: Callable[[str], None],
+        output: RunOutput,
         writer: WandbWriter | None = None,
     ) -> None:
         limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share, options.slow_steps)
@@ -51,12 +45,12 @@ class WatchRanks(AmpWandbCallback):
             every_n_steps=options.every_n_steps,
             limits=limits,
             on_alert=self._tell,
-            on_notice=notice,
+            on_notice=output.notice,
             writer=writer,
         )
         self._to_wandb = writer is not None
-        self._events = events
-        self._console = console
+        self._events = output.events
+        self._console = output.console
         self._means = MeanSamples()
         # The first samples hold the warm-up, which is nobody's own: the means begin behind them.
         self._seen_step: int | None = None

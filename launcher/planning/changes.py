@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from launcher.core.events import EventLog
+from launcher.core.output import RunOutput
 from launcher.core.secrets import redact
 from launcher.planning.plan import Plan
 from launcher.runs.directory import RunDirectory, write_plan
@@ -16,16 +16,12 @@ class PlanChanges:
     Args:
         plan: as the ranks agreed on it.
         run: holds `plan.json`.
-        is_rank_zero: the other ranks write nothing.
-        events: of the run.
-        notice: tells the user.
+        output: events and terminal of the run; other ranks than zero write nothing.
     """
 
-    def __init__(
-        self, plan: Plan, run: RunDirectory, is_rank_zero: bool, events: EventLog, notice: Callable[[str], None]
-    ) -> None:
+    def __init__(self, plan: Plan, run: RunDirectory, output: RunOutput) -> None:
         self.plan = plan
-        self._run, self._is_rank_zero, self._events, self._notice = run, is_rank_zero, events, notice
+        self._run, self._output = run, output
 
     def unused_parameters(self, names: Sequence[str]) -> None:
         """Parameters that got no gradient in the first step; DDP looks for them from here on."""
@@ -48,7 +44,7 @@ class PlanChanges:
 
     def _change(self, plan: Plan, kind: str, text: str, **values: object) -> None:
         self.plan = plan
-        if self._is_rank_zero:
+        if self._output.is_rank_zero:
             write_plan(self._run, redact(plan.to_dict()))
-            self._events.write(kind, **values)
-            self._notice(text)
+            self._output.events.write(kind, **values)
+            self._output.notice(text)

@@ -19,11 +19,11 @@ from typing_extensions import override
 
 from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.process_group import open_store, process_group
-from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TrainingError, UsageError
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.output import RunOutput
 from launcher.core.secrets import find_secrets, scrub
 from launcher.core.terminal import make_console
 from launcher.hardware.topology import Topology
@@ -33,6 +33,7 @@ from launcher.planning.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
 from launcher.runs.directory import RunDirectory
+from launcher.training.context import RunContext
 from launcher.training.convert import loadable_checkpoint, save_private
 from launcher.training.evaluated_run import find_evaluated_run
 from launcher.training.evaluation_data import share_evaluation_data
@@ -97,12 +98,15 @@ def evaluate(
         plan, run = Plan.from_dict(decision.values["plan"]), RunDirectory.from_dict(decision.values["run"])
         log.move_to(run.path / "logs" / f"{command}-rank-{topology.rank}.log")
         report.tell(log=log.path)
+        events = EventLog(run.path / FILE_NAME, topology.rank)
+        output = RunOutput(events, make_console(), topology.rank == 0, records_notices=False)
+        ctx = RunContext(asked, topology, plan, run, store, decision.attempt, output, report)
         with (
             process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout),
             # The callbacks of a training have nothing to do here.
             quiet_lightning(".*callbacks used to create the checkpoint need to be provided.*"),
         ):
-            return _evaluate(asked, command, topology, plan, run, report)
+            return _evaluate(ctx, command)
     except LauncherError as error:
         report.raised(error)
         raise
@@ -117,18 +121,11 @@ def evaluate(
         log.discard_pending()
 
 
-def _evaluate(
-    config: RunConfig, command: str, topology: Topology, plan: Plan, run: RunDirectory, report: RankReport
-) -> Sequence[Mapping[str, float]]:
+def _evaluate(ctx: RunContext, command: str) -> Sequence[Mapping[str, float]]:
     """Make the objects and let Lightning evaluate."""
-    console = make_console()
-    events = EventLog(run.path / FILE_NAME, topology.rank)
-    checkpoint = run.resume_from
+    config, topology, plan, run = ctx.config, ctx.topology, ctx.plan, ctx.run
+    console, notice, checkpoint = ctx.output.console, ctx.output.notice, run.resume_from
     assert checkpoint is not None  # noqa: S101 -- rank zero has chosen one
-
-    def notice(message: str) -> None:
-        if topology.rank == 0:
-            console.print(f"notice: {message}", style="yellow", highlight=False, markup=False)
 
     for text in plan.notices:
         notice(text)
@@ -143,11 +140,9 @@ def _evaluate(
     ours = None if command == "predict" else _wandb(config, run, notice)
     own = objects.loggers if command == "predict" else own_loggers(config, objects.loggers, run)
     loggers: list[Logger] = run_loggers(own, ours, run, is_off=command == "predict")
-    callbacks = [*objects.callbacks, *signs_of_life(report), *_writers(command, objects, run)]
-    trainer = build_trainer(config, plan, topology, run, callbacks, loggers, console, objects.precision_plugin, notice,
-                            own_plugins=objects.plugins, own_profiler=objects.profiler)  # fmt: skip
-    trust = Trust(run.path, everywhere=config.resume_trust)
-    content = read_checkpoint(checkpoint, trust, outline=True)
+    callbacks = [*objects.callbacks, *signs_of_life(ctx.status), *_writers(command, objects, run)]
+    trainer = build_trainer(ctx, objects, callbacks, loggers)
+    content = read_checkpoint(checkpoint, ctx.trust, outline=True)
     if "loops" in content:
         # The metrics belong to the step of the checkpoint; where the loaders were is for a resume.
         trainer.fit_loop.load_state_dict({**content["loops"]["fit_loop"], "state_dict": {}})
@@ -155,14 +150,16 @@ def _evaluate(
         console.print(f"{command}: {checkpoint}", highlight=False, markup=False, soft_wrap=True)
     code = 1
     try:
-        with loadable_checkpoint(checkpoint, plan, run, topology.rank, notice, trust) as loadable:
+        with loadable_checkpoint(checkpoint, plan, run, topology.rank, notice, ctx.trust) as loadable:
             found = _run(trainer, command, objects, str(loadable))
         code = 0
     finally:
         if ours is not None:
             finish_wandb(ours, code, notice)
     if topology.rank == 0:
-        events.write("evaluated", command=command, checkpoint=str(checkpoint), metrics=[dict(each) for each in found])
+        ctx.output.events.write(
+            "evaluated", command=command, checkpoint=str(checkpoint), metrics=[dict(each) for each in found]
+        )
     return found
 
 

@@ -8,11 +8,8 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.handshake import Decision, exchange
@@ -23,6 +20,7 @@ from launcher.core.atomic_write import make_private
 from launcher.core.distribution import __version__
 from launcher.core.errors import LauncherError
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.output import RunOutput
 from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
 from launcher.hardware.devices import library_versions
@@ -36,6 +34,8 @@ from launcher.process.rank_status import RankReport
 from launcher.process.script_ranks import is_script_rank, look_at_script_ranks
 from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
+from launcher.training.context import RunContext
+from launcher.training.result import FitResult
 from launcher.training.script_end import ends_script
 
 if TYPE_CHECKING:
@@ -45,32 +45,6 @@ _RUN_NAME_KEY = "launcher/run_name"
 _OWNER_KEY = "launcher/run_owner"
 # Rank zero alone acts upon these: a script may make them of the time, or hydra of each rank's own start.
 _RANK_ZEROS = ("name", "runs_dir", "wandb")
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What came of a run.
-
-    Attributes:
-        run: its directory.
-        plan: what was trained with.
-        metrics: the last value of every metric.
-        steps: optimizer steps done.
-        checkpoint: the checkpoint to go on from, None if none was written.
-        best: the best checkpoint by the monitor of the user's own ModelCheckpoint, else by `checkpoint.monitor`, else
-            the last; a URL where it was saved to one; None if none was written.
-        trainer: Lightning's, after the fit.
-        monitor: what `best` is the best by, None where it is the last.
-    """
-
-    run: Path
-    plan: Plan
-    metrics: Mapping[str, float]
-    steps: int
-    checkpoint: Path | None
-    best: Path | str | None = None
-    trainer: Any = None
-    monitor: str | None = None
 
 
 @ends_script
@@ -116,16 +90,15 @@ def fit(
         _remove_own_folder(Path(config.runs_dir).absolute(), run)
         report.tell(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
-        console = make_console()
-        announce(config, topology, plan, run, events, console, decision.attempt)
+        output = RunOutput(events, make_console(), topology.rank == 0)
+        ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, report, given, stays_open)
+        announce(ctx)
         timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
         close_left_open()
         with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
             from launcher.training.run import train
 
-            return train(
-                config, topology, plan, run, store, decision.attempt, events, console, report, given, stays_open
-            )
+            return train(ctx)
     except BaseException as error:
         report.raised(error)
         raise
@@ -274,21 +247,14 @@ def refuse_together(topology: Topology, error: LauncherError) -> None:
     exchange(store, topology.world_size, RankFacts.of(topology, error=str(error)), {}, decide, timeout)
 
 
-def announce(
-    config: RunConfig,
-    topology: Topology,
-    plan: Plan,
-    run: RunDirectory,
-    events: EventLog,
-    console: Console,
-    attempt: str,
-) -> None:
-    """Rank zero tells the terminal and the events what is about to happen."""
-    if topology.rank != 0:
+def announce(ctx: RunContext) -> None:
+    """Rank zero shows the plan on the terminal and writes it to the events."""
+    if ctx.topology.rank != 0:
         return
-    events.write("run_started", name=run.name, attempt=attempt, restart_count=topology.restart_count,
-                 source=topology.source, config_digest=config.digest(), wandb_id=run.wandb_id,
-                 host=topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
+    plan, run, events, console = ctx.plan, ctx.run, ctx.output.events, ctx.output.console
+    events.write("run_started", name=run.name, attempt=ctx.attempt, restart_count=ctx.topology.restart_count,
+                 source=ctx.topology.source, config_digest=ctx.config.digest(), wandb_id=run.wandb_id,
+                 host=ctx.topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
     events.write("planned", plan=redact(plan.to_dict()))
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import RunConfig
 from launcher.planning.plan import Plan
-from launcher.training.fit import FitResult, fit
+from launcher.training.fit import fit
+from launcher.training.result import FitResult
 from strategies.deepspeed_config import VARIANTS
 
 if TYPE_CHECKING:

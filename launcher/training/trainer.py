@@ -13,11 +13,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
-from lightning.pytorch.plugins import Precision as PrecisionPlugin
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
-from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from rich.console import Console
 
 from launcher.checkpoint.atomic_io import WholeCheckpointIO
 from launcher.checkpoint.deepspeed import read_whole
@@ -28,11 +25,11 @@ from launcher.checkpoint.resume import check_fits_model
 from launcher.config.schema import RunConfig
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
-from launcher.planning.plan import Plan
-from launcher.runs.directory import RunDirectory
 from launcher.training.callbacks import ProgressLines
+from launcher.training.context import RunContext
 from launcher.training.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.user_code.classes import make_ddp_options, make_profiler
+from launcher.user_code.objects import UserObjects
 from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
 from strategies.precision import Precision
 
@@ -49,66 +46,28 @@ _NOT_PASSED_ON = (
 
 
 def build_trainer(
-    config: RunConfig,
-    plan: Plan,
-    topology: Topology,
-    run: RunDirectory,
-    callbacks: list[pl.Callback],
-    loggers: list[Logger],
-    console: Console,
-    own_plugin: PrecisionPlugin | None = None,
-    notice: Callable[[str], None] = lambda _: None,
+    ctx: RunContext,
+    objects: UserObjects,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Logger],
     *,
-    own_plugins: Sequence[Any] = (),
-    own_profiler: Profiler | None = None,
     on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> pl.Trainer:
     """The Trainer that does what the plan says.
 
     Args:
-        config: Lightning's own settings.
-        plan: strategy, precision and batch split.
-        topology: this rank's place.
-        run: where checkpoints go.
-        callbacks: the launcher's and the user's.
+        ctx: this rank's run.
+        objects: the user's plugins and profiler are taken from them.
+        callbacks: the launcher's and the user's; those of checkpoints, progress and summary are added here.
         loggers: of every rank; see `launcher.loggers.selection`.
-        console: rank zero's terminal, for the progress.
-        own_plugin: the user's, where the plan says 'custom'.
-        notice: told of a checkpoint that no resume can read.
-        own_plugins: the user's of other kinds.
-        own_profiler: the user's, instead of the one that the config names.
         on_unused: called with the names of parameters that DDP gets no gradient for; None refuses them.
     """
-    place = RankPlace(
-        topology.rank,
-        topology.world_size,
-        topology.local_rank,
-        topology.local_world_size,
-        topology.node_rank,
-        topology.master_addr or "127.0.0.1",
-        topology.master_port or 0,
-    )
-    plugin = own_plugin or precision_plugin(
+    config, plan, topology = ctx.config, ctx.plan, ctx.topology
+    read_back = ReadBack(ctx.trust, ctx.output.notice)
+    place = _place(topology)
+    plugin = objects.precision_plugin or precision_plugin(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
-    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
-    trust = Trust(run.path, everywhere=config.resume_trust)
-    read_back = ReadBack(trust, notice)
-    plugins: list[Any] = [
-        *_with_checkpoint_io(own_plugins, WholeCheckpointIO(trust, read_back)),
-        *([] if plugin is None else [plugin]),
-    ]
-    wants_bar = config.trainer.enable_progress_bar is not False and not config.trainer.barebones
-    # Lightning refuses a second one, and one without the flag.
-    has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
-    has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
-    if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
-        take_file_urls(callbacks)
-        callbacks = [*callbacks, RunCheckpoint(config.checkpoint, run.checkpoints)]
-    if config.trainer.enable_model_summary is not False and not config.trainer.barebones and not has_summary:
-        callbacks = [*callbacks, RichModelSummary()]
-    if wants_bar and topology.rank == 0 and not has_bar:
-        callbacks = [*callbacks, RichProgressBar() if console.is_terminal else ProgressLines(console)]
     strategy = build_strategy(
         plan.strategy,
         plan.device_kind,
@@ -119,30 +78,68 @@ def build_trainer(
         ddp=make_ddp_options(config),
         on_unused=on_unused,
     )
+    plugins = _with_checkpoint_io(objects.plugins, WholeCheckpointIO(ctx.trust, read_back))
+    if plugin is not None:
+        plugins.append(plugin)
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
         plugins.append(KnownRanks(place))
     if plan.deepspeed is not None:
-        _read_and_write_as_others(strategy, trust, read_back, run.resume_from)
+        _read_and_write_as_others(strategy, ctx.trust, read_back, ctx.run.resume_from)
+    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
+    # Lightning refuses a second progress bar, and one without the flag.
+    has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
+    shows_bar = has_bar or (topology.rank == 0 and ctx.output.console.is_terminal)
     trainer = pl.Trainer(
         **plain_options(config),
         **precision,
-        profiler=own_profiler or make_profiler(config),
+        profiler=objects.profiler or make_profiler(config),
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
         strategy=strategy,
         devices=topology.local_world_size if plan.device_kind != "mps" else 1,
         num_nodes=topology.num_nodes,
         accumulate_grad_batches=plan.batch.accumulate,
-        callbacks=callbacks,
-        logger=False if config.trainer.barebones else loggers or False,
-        default_root_dir=str(run.path),
+        callbacks=[*callbacks, *_added_callbacks(ctx, callbacks, has_bar)],
+        logger=False if config.trainer.barebones else list(loggers) or False,
+        default_root_dir=str(ctx.run.path),
         # Bar and summary of its own would be added beside ours.
-        enable_progress_bar=wants_bar and (has_bar or (topology.rank == 0 and console.is_terminal)),
+        enable_progress_bar=_wants_bar(config) and shows_bar,
         enable_model_summary=False,
     )
     hide_from_advice(trainer)
     return trainer
+
+
+def _place(topology: Topology) -> RankPlace:
+    return RankPlace(
+        topology.rank,
+        topology.world_size,
+        topology.local_rank,
+        topology.local_world_size,
+        topology.node_rank,
+        topology.master_addr or "127.0.0.1",
+        topology.master_port or 0,
+    )
+
+
+def _wants_bar(config: RunConfig) -> bool:
+    return config.trainer.enable_progress_bar is not False and not config.trainer.barebones
+
+
+def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar: bool) -> list[pl.Callback]:
+    """The run's checkpoint, model summary and progress, each unless it is switched off or the user has their own."""
+    config, console = ctx.config, ctx.output.console
+    added: list[pl.Callback] = []
+    if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
+        take_file_urls(callbacks)
+        added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints))
+    has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
+    if config.trainer.enable_model_summary is not False and not config.trainer.barebones and not has_summary:
+        added.append(RichModelSummary())
+    if _wants_bar(config) and ctx.topology.rank == 0 and not has_bar:
+        added.append(RichProgressBar() if console.is_terminal else ProgressLines(console))
+    return added
 
 
 def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, resume_from: Path | None) -> None:

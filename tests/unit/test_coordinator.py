@@ -23,7 +23,7 @@ from launcher.config.schema import RunConfig, WandbOptions
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Interrupted, TrainingError, UsageError
 from launcher.training import script_end
-from launcher.training.fit import FitResult
+from launcher.training.result import FitResult
 from launcher.user_code.objects import UserObjects
 from strategies.precision import PrecisionError
 from tests.support.toy import Numbers, Toy, ToyData

@@ -1,4 +1,4 @@
-"""`launcher.agreement.handshake` over a real TCPStore: every rank hears the same word, or the same error with the right names."""
+"""`launcher.agreement.handshake` over a real TCPStore: all ranks get one decision, or one error with the right names."""
 
 from __future__ import annotations
 

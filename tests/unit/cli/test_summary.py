@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from launcher.cli.summary import print_summary
-from launcher.training.fit import FitResult
+from launcher.training.result import FitResult
 
 
 def said(tmp_path: Path) -> str:

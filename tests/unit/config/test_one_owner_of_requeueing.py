@@ -9,12 +9,18 @@ from typing import Any, cast
 
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import LightningModule
 from rich.console import Console
 
 from launcher.config.schema import RunConfig
 from launcher.config.validation import parse_config
+from launcher.core.events import EventLog
+from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
+from launcher.process.rank_status import RankReport
+from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
+from launcher.user_code.objects import UserObjects
 from strategies.choice import choose_strategy
 
 
@@ -32,7 +38,10 @@ def test_a_training_inside_a_job_is_not_requeued_by_lightning(
         precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
     )
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
-    trainer = build_trainer(config, plan, Topology.from_env({}, "here"), run, [], [], Console())
+    output = RunOutput(EventLog(tmp_path / "events.jsonl", 0), Console(), is_rank_zero=True)
+    topology = Topology.from_env({}, "here")
+    ctx = RunContext(config, topology, plan, run, None, "0", output, RankReport.from_env({}))
+    trainer = build_trainer(ctx, UserObjects(LightningModule()), [], [])
     before = signal.getsignal(signal.SIGUSR1)
     connector = cast(Any, trainer)._signal_connector
     connector.register_signal_handlers()

@@ -1,4 +1,4 @@
-"""`launcher.monitoring.loss_scale_monitor`: to whom it speaks, and when what is underway is told; from plain trainers."""
+"""`launcher.monitoring.loss_scale_monitor`: who gets a report, and when; with plain trainers."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from launcher.config.schema import WatchOptions
 from launcher.core.events import EventLog, read_events
+from launcher.core.output import RunOutput
 from launcher.monitoring.gather import Gathered
 from launcher.monitoring.health import Alert
 from launcher.monitoring.rank_monitor import WatchRanks
@@ -25,10 +26,13 @@ class Watched:
     def __init__(self, folder: Path, precision: str = "16-mixed", **options: Any) -> None:
         self._file = folder / "events.jsonl"
         self._screen = io.StringIO()
-        self.notices: list[str] = []
         console = Console(file=self._screen, width=200)
         events = EventLog(self._file, 0)
-        self.watch = WatchRanks(WatchOptions(**options), precision, events, console, self.notices.append)
+        self.watch = WatchRanks(WatchOptions(**options), precision, RunOutput(events, console, is_rank_zero=True))
+
+    @property
+    def notices(self) -> list[str]:
+        return [event["message"] for event in self.events("notice")]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in read_events(self._file) if e["kind"] == kind] if self._file.exists() else []

@@ -19,11 +19,15 @@ from rich.console import Console
 from launcher.checkpoint.atomic_io import WholeCheckpointIO
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
+from launcher.core.events import EventLog
+from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
+from launcher.process.rank_status import RankReport
 from launcher.training.callbacks import ProgressLines
+from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.classes import import_classes
-from launcher.user_code.objects import sort_plugins
+from launcher.user_code.objects import UserObjects, sort_plugins
 from strategies.choice import choose_strategy
 
 _RANK_ONE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
@@ -47,8 +51,13 @@ def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None,
         precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
     )
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
-    console = Console(force_terminal=is_terminal)
-    return build_trainer(parse_config({"trainer": trainer or {}}), plan, topology, run, own, [], console, **options)
+    output = RunOutput(EventLog(tmp_path / "events.jsonl", topology.rank), Console(force_terminal=is_terminal), False)
+    config = parse_config({"trainer": trainer or {}})
+    ctx = RunContext(config, topology, plan, run, None, "0", output, RankReport.from_env({}))
+    objects = UserObjects(
+        pl.LightningModule(), plugins=options.get("own_plugins", ()), profiler=options.get("own_profiler")
+    )
+    return build_trainer(ctx, objects, own, [])
 
 
 def kept(trainer: pl.Trainer, *kinds: Any) -> list[Any]:

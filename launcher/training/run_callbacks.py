@@ -1,0 +1,96 @@
+"""The callbacks of every run, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+
+from launcher.checkpoint.resume import read_checkpoint
+from launcher.checkpoint.secrets import HideSecrets
+from launcher.loggers.kept_logs import KEY, KeepLogs
+from launcher.loggers.selection import logs_to_wandb
+from launcher.loggers.wandb_callback import BeginWandb
+from launcher.loggers.wandb_run import QueuedWandbLogger
+from launcher.monitoring.buffers import WatchBuffers
+from launcher.monitoring.rank_monitor import WatchRanks
+from launcher.runs.directory import LAST_CHECKPOINT
+from launcher.training.callbacks import EventWriter, KeepLast, RecordPlan, StopTogether
+from launcher.training.context import RunContext
+from launcher.training.epoch_hooks import TellBeginnings
+from launcher.training.epoch_metrics import EpochMetrics
+from launcher.training.graceful_stop import SignalListener, StopAgreement
+from launcher.training.heartbeat_callback import signs_of_life
+from launcher.training.memory_reporter import MeasuredMemory, TellMemory
+from launcher.training.plateau_callback import StepPlateaus
+from launcher.training.rng_callback import RandomStates
+from launcher.training.trained_parameters import TrainedParameters
+from launcher.training.tuned_values import TunedValues
+from launcher.user_code.objects import UserObjects
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a training has made before its Trainer.
+
+    Attributes:
+        objects: the user's.
+        stop: the ranks' decision to stop.
+        listener: receives the signals.
+        measured: memory since before the model was made.
+        loggers: of the Trainer.
+        wandb: the run's own W&B logger; None if W&B is not installed.
+        described: the model and its precision, for W&B's config.
+    """
+
+    objects: UserObjects
+    stop: StopAgreement
+    listener: SignalListener
+    measured: MeasuredMemory
+    loggers: Sequence[Logger]
+    wandb: QueuedWandbLogger | None
+    described: Mapping[str, Any]
+
+
+def run_callbacks(ctx: RunContext, parts: RunParts, writes_events: EventWriter) -> list[pl.Callback]:
+    """The user's callbacks and the launcher's."""
+    config, notice, events = ctx.config, ctx.output.notice, ctx.output.events
+    checkpoint = ctx.run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
+    # Lightning itself takes the loggers and the checkpoints away.
+    is_trial = bool(config.trainer.barebones or config.trainer.fast_dev_run)
+    if checkpoint is None and not is_trial:
+        notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
+    wandb = parts.wandb
+    writer = wandb.writer if wandb is not None and logs_to_wandb(parts.loggers) and not is_trial else None
+    watch = WatchRanks(config.watch, ctx.plan.precision, ctx.output, writer)
+    tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
+    return [
+        *tuned.kept,
+        tuned,
+        *([] if wandb is None else [BeginWandb(wandb.values, parts.described, notice)]),
+        watch,
+        WatchBuffers(watch.alert, events, notice),
+        RecordPlan(ctx.plan),
+        writes_events,
+        *signs_of_life(ctx.status),
+        RandomStates(notice),
+        HideSecrets(notice),
+        EpochMetrics(notice),
+        TrainedParameters(notice),
+        TellBeginnings(notice),
+        StepPlateaus(notice),
+        TellMemory(ctx.plan, parts.measured, events),
+        _kept_logs(ctx, [] if is_trial else parts.loggers),
+        StopTogether(parts.stop, parts.listener, checkpoint),
+        *([] if checkpoint is None else [KeepLast(checkpoint)]),
+    ]
+
+
+def _kept_logs(ctx: RunContext, loggers: Sequence[Logger]) -> KeepLogs:
+    # No more of the checkpoint, as its file would stay open.
+    written = None if ctx.run.resume_from is None else read_checkpoint(ctx.run.resume_from, outline=True).get(KEY, {})
+    return KeepLogs(loggers, ctx.run, ctx.topology.rank, ctx.topology.world_size, ctx.attempt_store,
+                    ctx.config.process_group_timeout, written)  # fmt: skip
