@@ -115,43 +115,10 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
     Raises:
         PlanError: lists everything that these ranks cannot do as asked.
     """
-    first = agreement.facts[0]
-    traits = first.traits
-    kind = first.hardware.device.kind if first.hardware else "cpu"
     problems: list[str] = []
-    batch, batch_reasons = BatchSplit(agreement.world_size, None, 1), ()
-    try:
-        batch, batch_reasons = _split(config, agreement.world_size, traits.get("batch_size"))
-    except BatchSplitError as error:
-        problems.append(str(error))
-    precision: AgreedPrecision | None = None
-    plugin = traits.get("precision_plugin")
-    try:
-        if plugin is None:
-            precision = reconcile(
-                config.precision,
-                agreement.capabilities(),
-                use_amp=config.use_amp,
-                fallback=config.precision_fallback,
-                checkpoint=None if checkpoint is None else checkpoint.precision,
-                deepspeed_config=deepspeed_settings(config),
-                on_change=config.on_precision_change,
-            )
-    except PrecisionError as error:
-        problems.append(str(error))
-    static = traits.get("static_graph", False) if config.static_graph == "auto" else config.static_graph
-    try:
-        strategy = choose_strategy(
-            config.strategy,
-            world_size=agreement.world_size,
-            device_kind=kind,
-            accumulate=batch.accumulate,
-            model_has_static_graph=bool(static),
-        )
-        strategy = with_own_options(strategy, config.ddp or {})
-    except StrategyError as error:
-        strategy = None
-        problems.append(str(error))
+    batch, batch_reasons = _decide_batch(config, agreement, problems)
+    precision = _decide_precision(config, agreement, checkpoint, problems)
+    strategy = _decide_strategy(config, agreement, batch, problems)
     deepspeed = plan_deepspeed(config, strategy, precision, batch, agreement)
     problems += deepspeed.problems
     kinds = sorted({f.hardware.device.kind for f, _ in agreement.kinds() if f.hardware})
@@ -159,10 +126,7 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
     if strategy is None or problems:
         raise PlanError("no plan meets the config:\n" + "\n".join(f"  {p}" for p in problems))
-    devices: dict[str, int] = {}
-    for fact, count in agreement.kinds():
-        name = fact.hardware.device.name if fact.hardware else "unknown"
-        devices[name] = devices.get(name, 0) + count
+    plugin = agreement.facts[0].traits.get("precision_plugin")
     return Plan(
         strategy=strategy,
         precision=CUSTOM if precision is None else precision.precision.value,
@@ -170,8 +134,8 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         has_loss_scale=precision is not None and precision.has_loss_scale,
         batch=batch,
         batch_reasons=batch_reasons,
-        device_kind=kind,
-        devices=devices,
+        device_kind=_device_kind(agreement),
+        devices=_devices(agreement),
         world_size=agreement.world_size,
         num_nodes=agreement.num_nodes,
         hosts=agreement.hosts,
@@ -180,6 +144,70 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         assumed=agreement.assumed,
         deepspeed=deepspeed.config,
     )
+
+
+def _decide_batch(config: RunConfig, agreement: Agreement, problems: list[str]) -> tuple[BatchSplit, tuple[str, ...]]:
+    """How a step's samples are shared, with the reasons; a split of nothing where that cannot be."""
+    try:
+        return _split(config, agreement.world_size, agreement.facts[0].traits.get("batch_size"))
+    except BatchSplitError as error:
+        problems.append(str(error))
+        return BatchSplit(agreement.world_size, None, 1), ()
+
+
+def _decide_precision(
+    config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, problems: list[str]
+) -> AgreedPrecision | None:
+    """One precision for all ranks; None where a plugin of the user's decides, or where there is none."""
+    if agreement.facts[0].traits.get("precision_plugin") is not None:
+        return None
+    try:
+        return reconcile(
+            config.precision,
+            agreement.capabilities(),
+            use_amp=config.use_amp,
+            fallback=config.precision_fallback,
+            checkpoint=None if checkpoint is None else checkpoint.precision,
+            deepspeed_config=deepspeed_settings(config),
+            on_change=config.on_precision_change,
+        )
+    except PrecisionError as error:
+        problems.append(str(error))
+        return None
+
+
+def _decide_strategy(
+    config: RunConfig, agreement: Agreement, batch: BatchSplit, problems: list[str]
+) -> StrategyChoice | None:
+    """The strategy by name; memory is compared in `launcher.planning.memory`."""
+    declared = agreement.facts[0].traits.get("static_graph", False)
+    static = declared if config.static_graph == "auto" else config.static_graph
+    try:
+        choice = choose_strategy(
+            config.strategy,
+            world_size=agreement.world_size,
+            device_kind=_device_kind(agreement),
+            accumulate=batch.accumulate,
+            model_has_static_graph=bool(static),
+        )
+    except StrategyError as error:
+        problems.append(str(error))
+        return None
+    return with_own_options(choice, config.ddp or {})
+
+
+def _device_kind(agreement: Agreement) -> str:
+    hardware = agreement.facts[0].hardware
+    return hardware.device.kind if hardware else "cpu"
+
+
+def _devices(agreement: Agreement) -> dict[str, int]:
+    """Name of a device to the number of ranks on it."""
+    devices: dict[str, int] = {}
+    for fact, count in agreement.kinds():
+        name = fact.hardware.device.name if fact.hardware else "unknown"
+        devices[name] = devices.get(name, 0) + count
+    return devices
 
 
 def _notices(
