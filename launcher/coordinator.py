@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from launcher.agent.outside_ranks import outside_rank
+from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
 from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
 from launcher.hardware.topology import Topology
-from launcher.process.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
 from launcher.training.result import FitResult

@@ -88,7 +88,7 @@ def _same_signal_handlers() -> Iterator[None]:
 def _no_process_left() -> Iterator[None]:
     yield
     left = kill_leftovers()
-    ranks = sys.modules.get("launcher.process.script_ranks")
+    ranks = sys.modules.get("launcher.agreement.script_ranks")
     for process in ranks._started.values() if ranks else ():
         if process.pid > 0:
             process.kill()

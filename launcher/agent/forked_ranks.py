@@ -19,10 +19,10 @@ from launcher.agent.diagnostics import RankEvidence
 from launcher.agent.failure import RankEnd, describe, first_failure
 from launcher.agent.worker import set_rank_zero
 from launcher.agent.workers import Attempt, ask_for_stacks
+from launcher.agreement.script_ranks import free_port, rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
-from launcher.process.script_ranks import free_port, rank_variables
 from launcher.runs.directory import LAST_CHECKPOINT
 
 # Seconds that the other ranks have to end by themselves after one has failed, and after SIGTERM.

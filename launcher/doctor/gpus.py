@@ -1,4 +1,4 @@
-"""Findings of `launcher doctor` about NVIDIA GPUs. Pure functions over the facts that `launcher.doctor.gpu_probe` reads."""
+"""Findings of `launcher doctor` about NVIDIA GPUs: pure functions of the facts that `gpu_probe` reads."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.secrets import redact
-from launcher.runs.oom_record import FILE_NAME
-from launcher.runs.missing_checkpoint import nothing_saved, trained_to
 from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire, remove_lock
-from launcher.runs.trust import check_run_folder, run_folder_problem
+from launcher.runs.missing_checkpoint import nothing_saved, trained_to
+from launcher.runs.oom_record import FILE_NAME
 from launcher.runs.sweep_record import MEMBERS
+from launcher.runs.trust import check_run_folder, run_folder_problem
 
 _FOLDERS = ("logs", "checkpoints", "wandb")
 LAST_CHECKPOINT = "last.ckpt"

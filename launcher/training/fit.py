@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.handshake import Decision, exchange
 from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.script_ranks import is_script_rank, look_at_script_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import make_private
@@ -31,7 +32,6 @@ from launcher.process.activity import doing
 from launcher.process.open_resources import close_left_open
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankReport
-from launcher.process.script_ranks import is_script_rank, look_at_script_ranks
 from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
 from launcher.training.context import RunContext

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from launcher.agreement.script_ranks import end_script_ranks, ended_ranks, is_script_rank
 from launcher.core.errors import Interrupted, TrainingError, UsageError
 from launcher.core.secrets import scrub
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankError
-from launcher.process.script_ranks import end_script_ranks, ended_ranks, is_script_rank
 
 P = ParamSpec("P")
 R = TypeVar("R")

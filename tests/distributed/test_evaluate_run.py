@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from launcher.agreement.script_ranks import rank_variables
 from launcher.checkpoint.deepspeed import read_whole
-from launcher.process.script_ranks import rank_variables
 from tests.support import wandb_file
 from tests.support.processes import Finished, launcher, run, run_warm
 from tests.support.runs import REPOSITORY, events_of, free_port, train_on

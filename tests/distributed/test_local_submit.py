@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.jobs.submission import read_records
 from launcher.process.background import is_running
+from launcher.runs.submission_record import read_records
 from tests.support.processes import Finished, launcher, run_warm
 from tests.support.runs import REPOSITORY, TOY, events_of, read_trace
 from tests.support.slurm_cluster import wait_until

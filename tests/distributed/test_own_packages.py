@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.jobs.submission import read_records
 from launcher.process.background import is_running
+from launcher.runs.submission_record import read_records
 from launcher.user_code.imports import import_class
 from slurm.job import SlurmJob
 from slurm.render import JobExecutor

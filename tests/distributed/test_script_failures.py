@@ -62,9 +62,9 @@ def test_ranks_that_all_fail_go_on_together_and_one_that_fails_alone_is_named_to
 
 _STUCK = """
 import signal
-import launcher.process.script_ranks, launcher.training.script_end
+import launcher.agreement.script_ranks, launcher.training.script_end
 # The seconds that a rank has to end by itself.
-launcher.process.script_ranks._GRACE = launcher.training.script_end._GRACE = 1.0
+launcher.agreement.script_ranks._GRACE = launcher.training.script_end._GRACE = 1.0
 
 class Model(Toy):
     def training_step(self, batch, batch_idx):

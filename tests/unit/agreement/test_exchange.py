@@ -1,4 +1,4 @@
-"""`launcher.agreement.handshake` over a real TCPStore: all ranks get one decision, or one error with the right names."""
+"""`launcher.agreement.handshake` over a real TCPStore: one decision for all ranks or one error with the right names."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ import torch.distributed as dist
 import launcher.agreement.process_group as groups
 import launcher.process.open_resources as module
 from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.script_ranks import free_port, rank_variables
 from launcher.core.errors import TopologyError
 from launcher.hardware.topology import Topology
 from launcher.process.open_resources import close_left_open, leave_open
-from launcher.process.script_ranks import free_port, rank_variables
 
 
 @pytest.fixture(autouse=True)

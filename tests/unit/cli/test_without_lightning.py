@@ -26,8 +26,8 @@ _LIGHTNING = ["lightning", "pytorch_lightning", "lightning_fabric", "lightning_u
 _PURE = """
 import strategies.precision, strategies.batch, strategies.choice, strategies.deepspeed_precision
 import launcher, launcher.config.schema, launcher.core.errors, launcher.core.events
-import launcher.hardware.topology, launcher.agreement.facts
-import launcher.checkpoint.precision, launcher.runs.directory, launcher.monitoring.health, launcher.process.script_ranks
+import launcher.hardware.topology, launcher.agreement.facts, launcher.checkpoint.precision
+import launcher.runs.directory, launcher.monitoring.health, launcher.agreement.script_ranks
 from launcher import RunConfig, Plan, build_wandb_config, compute_effective_precision, detect_model_type
 from launcher.agreement.facts import Agreement, RankFacts
 from launcher.hardware.devices import Device, Hardware

@@ -1,4 +1,4 @@
-"""`launcher.training.graceful_stop.SignalListener` in its own processes: first signal, second signal, signal to a fork."""
+"""`launcher.training.graceful_stop.SignalListener` in processes: first signal, second signal, signal to a fork."""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ def test_no_file_of_ours_is_written_through_a_link(shared: Path, victim: Path) -
     logs.parent.mkdir()
     laid(logs, victim)
     text = (
-        "import os, sys; from pathlib import Path; from launcher.process.rank_log import RankLog; runs = Path(sys.argv[1])\n"
+        "import os, sys; from pathlib import Path; from launcher.process.rank_log import RankLog\n"
+        "runs = Path(sys.argv[1])\n"
         "log = RankLog(runs, 1); (runs / 'link').symlink_to(runs.parent / 'bashrc')\n"
         "(runs / 'link').rename(log.path)\n"
         "try: log.attach()\nexcept FileExistsError: log.path.unlink(); log.attach()\n"

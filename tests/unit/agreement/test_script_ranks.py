@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-import launcher.process.script_ranks as module
+import launcher.agreement.script_ranks as module
+from launcher.agreement.script_ranks import in_notebook, is_script_rank, rank_variables, script_rank
 from launcher.core.errors import AgreementError
 from launcher.hardware.topology import Topology
-from launcher.process.script_ranks import in_notebook, is_script_rank, rank_variables, script_rank
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""Which runs a folder has, and one of them by its name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from launcher.core.errors import NoSuchRunError
+
+
+def find_runs(runs_dir: Path) -> list[Path]:
+    """The directories of all runs, oldest first."""
+    try:
+        found = [path for path in runs_dir.iterdir() if _is_run(path)]
+    except OSError:
+        return []
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def find_run_named(runs_dir: Path, name: str) -> Path:
+    """The directory of one run.
+
+    Raises:
+        NoSuchRunError: there is none; lists the newest ones.
+    """
+    # A name is one folder's: no path leads out of the runs.
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) and _is_run(runs_dir / name):
+        return runs_dir / name
+    known = [path.name for path in find_runs(runs_dir)][-10:]
+    listed = f"the newest are {', '.join(known)}" if known else "there is none; --runs-dir says where to look"
+    raise NoSuchRunError(f"there is no run {name!r} in {runs_dir}; {listed}")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").exists() or (path / "submissions").is_dir()
