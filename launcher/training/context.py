@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from launcher.checkpoint.reader import Trust
 from launcher.config.schema import RunConfig
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
@@ -14,6 +13,7 @@ from launcher.process.rank_status import RankReport
 from launcher.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
+    from launcher.checkpoint.reader import Trust
     from launcher.user_code.objects import UserObjects
 
 
@@ -48,6 +48,8 @@ class RunContext:
     @property
     def trust(self) -> Trust:
         """Whose pickles may be loaded: this run's own, and others if the config says so."""
+        from launcher.checkpoint.reader import Trust
+
         return Trust(self.run.path, everywhere=self.config.resume_trust)
 
     @property
