@@ -47,7 +47,7 @@ def copy(folder: Path) -> None:
     for name in settings["only_mutate"]:
         file = folder / name
         file.write_text(re.sub(r"^ *@override\n", "", file.read_text(), flags=re.MULTILINE))
-    for file in (folder / "tests" / "unit").glob("*.py"):
+    for file in (folder / "tests" / "unit").rglob("*.py"):
         # What only a fault waits for.
         file.write_text(file.read_text().replace("\nLONG = 60.0\n", "\nLONG = 5.0\n"))
     with (folder / "tests" / "conftest.py").open("a") as conftest:
