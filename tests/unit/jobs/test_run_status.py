@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher.runs.lookup import find_run_named, find_runs
 
 from launcher.cli import main as cli
 from launcher.core.errors import NoSuchRunError
@@ -20,6 +19,7 @@ from launcher.core.events import EventLog
 from launcher.jobs.logs import follow_log, log_files, read_log
 from launcher.jobs.status import run_status, tell
 from launcher.process.background import ask_to_stop, is_running, start_detached, start_time
+from launcher.runs.lookup import find_run_named, find_runs
 from slurm.queue import JobState, QueueCommandError, cancel_job, job_state
 from tests.support.processes import launcher
 from tests.support.run_directories import config, make_run
