@@ -212,7 +212,7 @@ class TrainingCoordinator:
         return UserObjects(module, data, self._callbacks, self._loggers, precision, plugins=others)
 
     def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
-        from launcher.hardware.rank_count import wanted_ranks
+        from launcher.hardware.rank_count import requested_ranks
 
         if is_script_rank():
             return self._fit_script(config, given, 0)
@@ -221,7 +221,7 @@ class TrainingCoordinator:
             return fit(config, env={**os.environ, **outside}, given=given)
         if Topology.from_env(os.environ, os.uname().nodename).source == "torchrun":
             return fit(config, given=given)
-        count = wanted_ranks(config)
+        count = requested_ranks(config)
         if count == 1:
             return fit(config, given=given)
         if not in_notebook():
@@ -233,10 +233,10 @@ class TrainingCoordinator:
         return _fit_in_forks(config, given, count)
 
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
-        from launcher.training.script_end import left_together
+        from launcher.training.script_end import leave_together
 
         # Every rank goes on to what the script does then: another training, perhaps.
-        with left_together():
+        with leave_together():
             return fit(config, env=script_rank(count), given=given)
 
     def _why_not_forked(self) -> str | None:

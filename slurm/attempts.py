@@ -16,7 +16,7 @@ _MANIFESTS = "checkpoints/*.manifest"
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class SlurmAttempt:
     """One start of a job on its nodes.
 
     Attributes:
@@ -34,7 +34,7 @@ class Attempt:
     host: str
 
 
-def fruitless(attempts: Sequence[Attempt], job_id: str, step: int) -> int:
+def fruitless(attempts: Sequence[SlurmAttempt], job_id: str, step: int) -> int:
     """How many of the job's last attempts in a row have made no step that was saved. Pure.
 
     Args:
@@ -52,7 +52,7 @@ def fruitless(attempts: Sequence[Attempt], job_id: str, step: int) -> int:
 
 def record_attempt(folder: Path, job_id: str, number: int, step: int, host: str) -> None:
     """Note that an attempt begins."""
-    line = json.dumps(asdict(Attempt(job_id, number, step, round(time.time(), 3), host))) + "\n"
+    line = json.dumps(asdict(SlurmAttempt(job_id, number, step, round(time.time(), 3), host))) + "\n"
     descriptor = os.open(folder / FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
         os.write(descriptor, line.encode())
@@ -60,16 +60,16 @@ def record_attempt(folder: Path, job_id: str, number: int, step: int, host: str)
         os.close(descriptor)
 
 
-def read_attempts(folder: Path) -> list[Attempt]:
+def read_attempts(folder: Path) -> list[SlurmAttempt]:
     """The attempts noted in a folder, oldest first; lines that were cut off are passed over."""
-    found: list[Attempt] = []
+    found: list[SlurmAttempt] = []
     try:
         lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return found
     for line in lines:
         try:
-            found.append(Attempt(**json.loads(line)))
+            found.append(SlurmAttempt(**json.loads(line)))
         except (ValueError, TypeError):
             continue
     return found

@@ -11,7 +11,7 @@ _TAKEN = ("partition", "account", "qos", "reservation", "constraint", "mem", "ex
           "cpus_per_task")  # fmt: skip
 
 
-def step_words(job: SlurmJob, command: Sequence[str], wait: int, env: Mapping[str, str]) -> list[str]:
+def step_arguments(job: SlurmJob, command: Sequence[str], wait: int, env: Mapping[str, str]) -> list[str]:
     """`srun` and its options, then the command. Pure.
 
     Args:

@@ -17,8 +17,8 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from slurm.agent import FAILED, Agent
 from slurm.attempts import fruitless, read_attempts, record_attempt, saved_step
 from slurm.environment import OF_THE_TASK, SlurmTask, read_slurm_task
-from slurm.meeting import MeetingError, Place, meeting
 from slurm.queue import QueueCommandError, cancel_step, requeue_job
+from slurm.rendezvous import Endpoint, RendezvousError, rendezvous
 from slurm.unmet import missing_nodes
 
 # What a job ends with that has saved and is queued again.
@@ -86,7 +86,7 @@ class FitTask:
         try:
             try:
                 code = self._train(task)
-            except MeetingError as error:
+            except RendezvousError as error:
                 _say(f"error: {error}")
                 code, missing = FAILED, error.missing
             except UncompletedJobError:
@@ -169,14 +169,14 @@ class FitTask:
                     _end_others(task)
                 return FAILED
             record_attempt(folder, task.job_id, task.restart_count, step, socket.gethostname())
-        with _meeting(request, task) as place:
+        with _rendezvous(request, task) as place:
             words, variables = agent_command(request, task, place, os.environ)
             self._agent = Agent(words, request.cwd, variables, request.signal)
             return self._agent.wait()
 
 
 def agent_command(
-    request: FitRequest, task: SlurmTask, place: Place | None, env: Mapping[str, str]
+    request: FitRequest, task: SlurmTask, place: Endpoint | None, env: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
     """The words and the environment of a node's agent. Pure, but for a look whether the run has begun.
 
@@ -208,14 +208,14 @@ def agent_command(
 
 
 @contextmanager
-def _meeting(request: FitRequest, task: SlurmTask) -> Generator[Place | None]:
+def _rendezvous(request: FitRequest, task: SlurmTask) -> Generator[Endpoint | None]:
     """Where the nodes meet, with its port reserved as long as the agent runs."""
     if request.nodes == 1:
         yield None
         return
-    file = Path(request.folder) / f"meeting-{task.job_id}-{task.restart_count}.json"
+    file = Path(request.folder) / f"rendezvous-{task.job_id}-{task.restart_count}.json"
     names = [os.environ.get("SLURMD_NODENAME", socket.gethostname()), socket.gethostname()]
-    with meeting(file, task.node, request.nodes, names, request.join_timeout) as place:
+    with rendezvous(file, task.node, request.nodes, names, request.join_timeout) as place:
         yield place
 
 

@@ -9,7 +9,7 @@ from strategies.candidates import ZERO_3
 from strategies.memory import MemoryEstimate, estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import Machine, StepTime
+from strategies.step_time import MachineModel, StepTime
 from strategies.step_trace import ModelProfile, at_batch_size
 from strategies.units import gib, seconds
 
@@ -43,7 +43,7 @@ class Assessment:
     reason: str
 
 
-def reason_for(pick: Assessment, able: Sequence[Assessment], machine: Machine) -> str:
+def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineModel) -> str:
     """Why the pick is the pick, among those that these ranks can run and that fit."""
     needs = f"needs {gib(pick.memory.total)} of {gib(machine.memory_bytes)}"
     if len(able) == 1:
@@ -60,7 +60,7 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: Machine) -
     return f"{needs}; estimated {seconds(pick.step.seconds)} a step, {nearest.name} {seconds(nearest.step.seconds)}"
 
 
-def shortage(memory: MemoryEstimate, machine: Machine, limit: int) -> str | None:
+def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
     """What there is too little of, by how much; None if it suffices.
 
     Args:
@@ -77,7 +77,7 @@ def shortage(memory: MemoryEstimate, machine: Machine, limit: int) -> str | None
     return None
 
 
-def with_reason(assessed: Assessment, pick: Assessment | None, machine: Machine, limit: int) -> Assessment:
+def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineModel, limit: int) -> Assessment:
     """The same with its reason, if it has none by now."""
     if assessed.reason:
         return assessed
@@ -92,10 +92,10 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: Machine,
     return replace(assessed, reason=reason)
 
 
-def what_would_do(
+def alternatives_for(
     assessed: Sequence[Assessment],
     profile: ModelProfile,
-    machine: Machine,
+    machine: MachineModel,
     precision: Precision,
     limit: int,
     settings: ZeroSettings,

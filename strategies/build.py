@@ -16,13 +16,13 @@ from typing_extensions import override
 
 from strategies.choice import DDP, StrategyChoice
 from strategies.deepspeed_config import VARIANTS
+from strategies.deterministic_ddp import DeterministicDDPStrategy
 from strategies.loss_scale import DEFAULT_FLOOR, CountingGradScaler
 from strategies.precision import Precision
-from strategies.steady_ddp import SteadyDDPStrategy
 
 
 @dataclass(frozen=True)
-class RankPlace:
+class PreflightRank:
     """Where a rank stands; the same meaning as torchrun's variables.
 
     Attributes:
@@ -44,10 +44,10 @@ class RankPlace:
     main_port: int
 
 
-class KnownRanks(ClusterEnvironment):
+class FixedClusterEnvironment(ClusterEnvironment):
     """Tells Lightning what is known already, so that it neither guesses from the environment nor starts processes."""
 
-    def __init__(self, place: RankPlace) -> None:
+    def __init__(self, place: PreflightRank) -> None:
         super().__init__()
         self._place = place
 
@@ -101,7 +101,7 @@ class KnownRanks(ClusterEnvironment):
 def build_strategy(
     choice: StrategyChoice,
     device_kind: str,
-    place: RankPlace,
+    place: PreflightRank,
     timeout: float,
     *,
     deepspeed: Mapping[str, Any] | None = None,
@@ -119,17 +119,17 @@ def build_strategy(
         deepspeed: DeepSpeed's whole config, for one of its variants.
         pretend_fp16: for tests: DeepSpeed takes fp16 on a CPU.
         ddp: the user's own arguments of Lightning's DDPStrategy.
-        on_unused: see `SteadyDDPStrategy`.
+        on_unused: see `DeterministicDDPStrategy`.
     """
     if choice.name in VARIANTS:
         return _deepspeed(choice, device_kind, place, timeout, deepspeed or {}, pretend_fp16)
     if choice.name != DDP:
         return SingleDeviceStrategy(device=_device(device_kind, place.local_rank))
-    return SteadyDDPStrategy(
+    return DeterministicDDPStrategy(
         on_unused=on_unused,
         # Lightning takes this rank's by its local rank, and counts the node's ranks by them.
         parallel_devices=[_device(device_kind, n) for n in range(place.local_world_size)],
-        cluster_environment=KnownRanks(place),
+        cluster_environment=FixedClusterEnvironment(place),
         process_group_backend=choice.backend,
         timeout=timedelta(seconds=timeout),
         static_graph=choice.static_graph,
@@ -141,7 +141,7 @@ def build_strategy(
 def _deepspeed(
     choice: StrategyChoice,
     device_kind: str,
-    place: RankPlace,
+    place: PreflightRank,
     timeout: float,
     config: Mapping[str, Any],
     pretend_fp16: bool,
@@ -149,7 +149,7 @@ def _deepspeed(
     # Here, not above: Lightning's module of it takes its time, and most runs are without.
     from strategies.deepspeed_strategy import CpuDeepSpeed, SharedGroupDeepSpeed
 
-    ranks = KnownRanks(place)
+    ranks = FixedClusterEnvironment(place)
     if device_kind == "cpu":
         return CpuDeepSpeed(
             config,

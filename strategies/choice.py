@@ -123,7 +123,7 @@ def choose_strategy(
     return _ddp(requested, world_size, device_kind, accumulate, model_has_static_graph)
 
 
-def with_own_options(choice: StrategyChoice, options: Mapping[str, Any]) -> StrategyChoice:
+def with_user_options(choice: StrategyChoice, options: Mapping[str, Any]) -> StrategyChoice:
     """The same choice with what the user said of DDP; only what the plan itself knows of is changed.
 
     Args:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from strategies.assessment import MARGIN, Assessment, reason_for, shortage, what_would_do, with_reason
+from strategies.assessment import MARGIN, Assessment, alternatives_for, reason_for, shortage, with_reason
 from strategies.batch import BatchSplit
 from strategies.candidates import CANDIDATES, Candidate
 from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.memory import MemoryEstimate, Method, estimate_memory, state_types
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import Machine, step_time
+from strategies.step_time import MachineModel, step_time
 from strategies.step_trace import ModelProfile, at_batch_size
 
 
@@ -42,7 +42,7 @@ class Comparison:
     memory_bytes: int
     method: str
     notes: tuple[str, ...]
-    machine: Machine
+    machine: MachineModel
     next_obstacle: str | None = None
 
     def of(self, name: str) -> Assessment | None:
@@ -60,7 +60,7 @@ class Comparison:
 
 def compare_strategies(
     profile: ModelProfile,
-    machine: Machine,
+    machine: MachineModel,
     precision: Precision,
     splits: Sequence[BatchSplit],
     *,
@@ -97,7 +97,7 @@ def compare_strategies(
     pick = _fastest(able, machine)
     assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
-        why = what_would_do(first, profile, machine, precision, limit, settings)
+        why = alternatives_for(first, profile, machine, precision, limit, settings)
     else:
         why = reason_for(pick, able, machine)
     return Comparison(
@@ -113,7 +113,7 @@ def compare_strategies(
     )
 
 
-def next_after(name: str, assessed: Sequence[Assessment], machine: Machine) -> str | None:
+def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel) -> str | None:
     """What to go on with where a candidate has run out of memory: the fastest of those that need less on the device.
 
     Args:
@@ -130,7 +130,7 @@ def next_after(name: str, assessed: Sequence[Assessment], machine: Machine) -> s
 def _assess(
     candidate: Candidate,
     profile: ModelProfile,
-    machine: Machine,
+    machine: MachineModel,
     precision: Precision,
     splits: Sequence[BatchSplit],
     limit: int,
@@ -174,7 +174,7 @@ def _assess(
     return Assessment(candidate.name, memory, step, micro, split.accumulate, obstacle is None, fits, obstacle or "")
 
 
-def _obstacle(candidate: Candidate, profile: ModelProfile, machine: Machine, precision: Precision) -> str | None:
+def _obstacle(candidate: Candidate, profile: ModelProfile, machine: MachineModel, precision: Precision) -> str | None:
     """Why these ranks cannot run a candidate, whatever its memory."""
     if candidate.name == "single_device":
         return f"there are {machine.world_size} ranks" if machine.world_size > 1 else None
@@ -196,7 +196,7 @@ def _obstacle(candidate: Candidate, profile: ModelProfile, machine: Machine, pre
     return None
 
 
-def _fastest(able: Sequence[Assessment], machine: Machine) -> Assessment | None:
+def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
     """The fastest; a later one only if it is faster by the margin. On a CPU the first, where ZeRO is for debugging."""
     if not able:
         return None

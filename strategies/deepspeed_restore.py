@@ -50,7 +50,7 @@ def parameter_names(module: nn.Module, param_groups: Sequence[Mapping[str, Any]]
     return [name_of.get(id(parameter), "") for group in param_groups for parameter in group["params"]]
 
 
-def restore_whole(engine: Any, checkpoint: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
+def restore_consolidated(engine: Any, checkpoint: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
     """Put weights, optimizer states and hyperparameters of a whole checkpoint into the pieces of every rank.
 
     Every rank calls it. Weights go in as fp32, so that the master copy is exact where the model trains in 16 bits.
@@ -84,12 +84,12 @@ def restore_whole(engine: Any, checkpoint: Mapping[str, Any], names: Sequence[st
     engine.global_steps = checkpoint["global_step"]
 
 
-def restore_weights(engine: Any, read_whole: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+def restore_weights(engine: Any, read_consolidated: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
     """Put the weights of a folder into the pieces of every rank, for an evaluation in stage 3. Every rank calls it.
 
     Args:
         engine: DeepSpeed's, without an optimizer.
-        read_whole: gives Lightning's checkpoint with whole weights; called on rank zero alone.
+        read_consolidated: gives Lightning's checkpoint with whole weights; called on rank zero alone.
         path: the folder.
 
     Returns:
@@ -105,7 +105,7 @@ def restore_weights(engine: Any, read_whole: Callable[[Path], dict[str, Any]], p
     told: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            whole = read_whole(path)
+            whole = read_consolidated(path)
             state = whole.pop("state_dict")
             content = {key: value for key, value in whole.items() if key != "optimizer_states"}
             told = [(None, content, {name: state[name] for name, _ in module.named_buffers() if name in state})]

@@ -34,8 +34,8 @@ from strategies.deepspeed_process import forget_earlier_groups, use_deepspeeds_c
 from strategies.deepspeed_restore import (
     forget_hooks,
     parameter_names,
+    restore_consolidated,
     restore_weights,
-    restore_whole,
     weights_only_loads,
 )
 from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
@@ -87,7 +87,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self.check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None
         self._whole: Mapping[str, Any] | None = None
         # Puts the pieces of a folder together, for an evaluation in stage 3, where DeepSpeed loads what is wrong.
-        self.read_whole: Callable[[Path], dict[str, Any]] | None = None
+        self.read_consolidated: Callable[[Path], dict[str, Any]] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -148,8 +148,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             return checkpoint
         if self.check_model is not None:
             self.check_model(self._module, None)
-        if self.zero_stage_3 and self.read_whole is not None and not self._module.trainer.training:
-            return restore_weights(self.model, self.read_whole, Path(checkpoint_path))
+        if self.zero_stage_3 and self.read_consolidated is not None and not self._module.trainer.training:
+            return restore_weights(self.model, self.read_consolidated, Path(checkpoint_path))
         with self.reading(Path(checkpoint_path)):
             checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         if self._groups is not None:
@@ -165,7 +165,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._whole = None
         if self.check_model is not None:
             self.check_model(self._module, checkpoint["state_dict"])
-        restore_whole(self.model, checkpoint, self._names, strict=strict)
+        restore_consolidated(self.model, checkpoint, self._names, strict=strict)
         if self._groups is not None:
             saved = checkpoint["optimizer_states"][0]["param_groups"]
             empty = {n: group for n, group in enumerate(saved) if not group["params"]}

@@ -16,7 +16,7 @@ _TERA, _GIGA, GIB = 10**12, 10**9, 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuSpec:
     """One GPU.
 
     Attributes:
@@ -80,13 +80,13 @@ def _gpu(
     link: float,
     host: float,
     source: str,
-) -> Gpu:
+) -> GpuSpec:
     """In the data sheets' units: GiB, TFLOP/s and GB/s."""
-    return Gpu(key, name, int(gib * GIB), dtypes, half * _TERA, fp32 * _TERA, memory * _GIGA, link * _GIGA,
+    return GpuSpec(key, name, int(gib * GIB), dtypes, half * _TERA, fp32 * _TERA, memory * _GIGA, link * _GIGA,
                host * _GIGA, source)  # fmt: skip
 
 
-GPUS: tuple[Gpu, ...] = (
+GPUS: tuple[GpuSpec, ...] = (
     _gpu("v100", "Tesla V100-SXM2-32GB", 32, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
     _gpu("v100-16gb", "Tesla V100-SXM2-16GB", 16, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
     _gpu("t4", "Tesla T4", 15, _FP16, 65, 8.1, 300, _PCIE3, _PCIE3, _T4),
@@ -115,7 +115,7 @@ class UnknownGpuError(ValueError):
     """A `--gpu` that the table does not have."""
 
 
-def find_gpu(key: str) -> Gpu:
+def find_gpu(key: str) -> GpuSpec:
     """The GPU of that key.
 
     Raises:
@@ -131,7 +131,7 @@ def find_gpu(key: str) -> Gpu:
     raise UnknownGpuError(f"--gpu: given {key!r}; {hint}")
 
 
-def recognize_gpu(name: str) -> Gpu | None:
+def recognize_gpu(name: str) -> GpuSpec | None:
     """The GPU whose vendor's name a driver shows, None if the table does not have it."""
     plain = _plain(name)
     for gpu in sorted(GPUS, key=lambda g: -len(g.name)):

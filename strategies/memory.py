@@ -136,5 +136,5 @@ def _unsharded(candidate: Candidate, trace: StepTrace, gradients: int, accumulat
         both = trace.backward_with_gradients
         first = min(gradients, both)
         return [forward, Moment("backward", first, both - first, 0), step]
-    # DDP's buckets have their final form before there are gradients (`strategies.steady_ddp`), and stay.
+    # DDP's buckets have their final form before there are gradients (`strategies.deterministic_ddp`), and stay.
     return [forward, Moment("backward", gradients, trace.backward, 0), step]

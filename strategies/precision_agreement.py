@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from strategies.alike import Alike, counted, where
 from strategies.deepspeed_precision import (
     ordered_precision,
     precision_blocks,
@@ -15,6 +14,7 @@ from strategies.deepspeed_precision import (
     without_orders,
 )
 from strategies.precision_names import AUTO, DTYPE, Precision, PrecisionError, normalize_precision
+from strategies.repeated import RepeatedRecords, counted, where
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 OnChange = Literal["notice", "error"]
@@ -120,7 +120,7 @@ def reconcile(
 
 
 def _complete(capabilities: Iterable[RankCapability], world_size: int | None) -> Sequence[RankCapability]:
-    if isinstance(capabilities, Alike) and capabilities and world_size in (None, len(capabilities)):
+    if isinstance(capabilities, RepeatedRecords) and capabilities and world_size in (None, len(capabilities)):
         return capabilities  # numbered from 0 as they are made
     ranks = sorted(capabilities, key=lambda c: c.rank)
     if not ranks:

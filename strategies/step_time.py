@@ -29,7 +29,7 @@ _CPU_ADAM_ELEMENTS = 0.5e9  # elements/s that a host's CPU Adam updates for one 
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineModel:
     """What computes and what connects.
 
     Attributes:
@@ -100,7 +100,7 @@ def step_time(
     model: ModelShape,
     trace: StepTrace,
     candidate: Candidate,
-    machine: Machine,
+    machine: MachineModel,
     *,
     parameter_bytes: int,
     accumulate: int,
@@ -158,7 +158,7 @@ def step_time(
     )
 
 
-def _seconds(volume: float, messages: int, machine: Machine) -> float:
+def _seconds(volume: float, messages: int, machine: MachineModel) -> float:
     """Of ring collectives that send `volume` bytes, times (N-1)/N, from each rank.
 
     A ring crosses each border between nodes once, and a node's ranks share its network: the slower of the link inside
@@ -176,7 +176,7 @@ def _seconds(volume: float, messages: int, machine: Machine) -> float:
 
 
 def _optimizer(
-    model: ModelShape, candidate: Candidate, machine: Machine, parameter_bytes: int, accumulate: int
+    model: ModelShape, candidate: Candidate, machine: MachineModel, parameter_bytes: int, accumulate: int
 ) -> tuple[float, float]:
     """Seconds of the optimizer's step, and of moving states to and from host memory or NVMe."""
     owned = model.trainable_numel / (machine.world_size if candidate.stage else 1)

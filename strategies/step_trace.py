@@ -8,7 +8,7 @@ from strategies.model_states import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
+class GradientArrival:
     """What a gradient finds in the backward pass when it is done, or what the pass's end finds.
 
     Attributes:
@@ -50,7 +50,7 @@ class StepTrace:
     step: int
     optimizer_states: int
     flops: int
-    course: tuple[Landing, ...] = ()
+    course: tuple[GradientArrival, ...] = ()
     kernels: int = 0
 
 
@@ -110,11 +110,11 @@ def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTr
         name: at(getattr(small, name), getattr(large, name))
         for name in ("forward", "backward", "backward_with_gradients", "inputs", "flops")
     }
-    course: tuple[Landing, ...] = ()
+    course: tuple[GradientArrival, ...] = ()
     # A step that takes another way with another number of samples has no course in between.
     if [(c.gradients, c.parameter) for c in small.course] == [(c.gradients, c.parameter) for c in large.course]:
         course = tuple(
-            Landing(high.gradients, at(low.peak, high.peak), at(low.live, high.live), high.parameter)
+            GradientArrival(high.gradients, at(low.peak, high.peak), at(low.live, high.live), high.parameter)
             for low, high in zip(small.course, large.course, strict=True)
         )
     return StepTrace(

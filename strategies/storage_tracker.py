@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from typing_extensions import override
 
-from strategies.step_trace import Landing
+from strategies.step_trace import GradientArrival
 
 
 class StorageTracker(TorchDispatchMode):
@@ -42,7 +42,7 @@ class StorageTracker(TorchDispatchMode):
         self.gradients = 0
         self.peak_activations = 0
         self.peak_total = 0
-        self.course: list[Landing] = []
+        self.course: list[GradientArrival] = []
         self._peak_since_gradient = 0
 
     @override
@@ -86,9 +86,9 @@ class StorageTracker(TorchDispatchMode):
         self._peak_since_gradient = self.activations
         self.course = []
 
-    def landing(self, parameter: int | None = None) -> Landing:
+    def landing(self, parameter: int | None = None) -> GradientArrival:
         """What a gradient finds that is counted now; without a parameter, what the end of the pass finds."""
-        return Landing(self.gradients, self._peak_since_gradient, self.activations, parameter)
+        return GradientArrival(self.gradients, self._peak_since_gradient, self.activations, parameter)
 
     def _see(self, tensor: Tensor) -> None:
         if tensor.layout is not torch.strided:

@@ -21,7 +21,7 @@ from strategies.cpu_workspaces import CpuWorkspaces
 from strategies.fake_mode import FakeMode
 from strategies.model_shape import describe_model, optimizer_of, use_foreach
 from strategies.model_states import ModelShape
-from strategies.step_trace import Landing, StepTrace
+from strategies.step_trace import GradientArrival, StepTrace
 from strategies.storage_tracker import StorageTracker
 
 
@@ -161,7 +161,7 @@ def trace_step(
 
 def _forward_and_backward(
     module: LightningModule, batch: Any, types: TraceTypes, tracker: StorageTracker, device: str
-) -> tuple[int, int, int, list[Landing]]:
+) -> tuple[int, int, int, list[GradientArrival]]:
     """Peaks of forward, of backward, and of backward with gradients; the course of the backward pass."""
     tracker.reset_peak()
     autocast = nullcontext() if types.autocast is None else torch.autocast(device, types.autocast)

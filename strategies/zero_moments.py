@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_gradients, owned_parts
-from strategies.step_trace import Landing, StepTrace
+from strategies.step_trace import GradientArrival, StepTrace
 from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
 
 # DeepSpeed adds up a norm in fp64, on a copy of one piece after the other (`runtime/zero/utils.py`: `get_norm_dtype`).
@@ -88,16 +88,16 @@ class ZeroStep:
     def _all_gradients(self) -> int:
         return self.model.trainable_numel * self.width
 
-    def _course(self) -> tuple[Landing, ...]:
+    def _course(self) -> tuple[GradientArrival, ...]:
         """The backward pass; where it was not seen, the last parameter's gradient comes first and the peak lasts."""
         if self.trace.course:
             return self.trace.course
-        peak, gradients, course = self.trace.backward, 0, list[Landing]()
+        peak, gradients, course = self.trace.backward, 0, list[GradientArrival]()
         for number, parameter in reversed(list(enumerate(self.model.parameters))):
             if parameter.trainable:
-                course.append(Landing(gradients, peak, peak, number))
+                course.append(GradientArrival(gradients, peak, peak, number))
                 gradients += parameter.numel * self.width
-        return (*course, Landing(gradients, peak, peak, None))
+        return (*course, GradientArrival(gradients, peak, peak, None))
 
     def _accumulated(self) -> int:
         """Gradients of earlier micro batches."""

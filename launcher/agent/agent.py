@@ -30,7 +30,7 @@ from launcher.agent.oom_restart import next_strategy, remember_failure
 from launcher.agent.restart_policy import Verdict, decide, host_lost
 from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped
 from launcher.agent.worker import RankCommand, RankTask, run_rank
-from launcher.agent.workers import Attempt, ask_for_stacks
+from launcher.agent.workers import AttemptProcesses, ask_for_stacks
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.events import FILE_NAME, EventLog
 
@@ -87,7 +87,7 @@ class TrainingAgent(LocalElasticAgent):
         self._folder = folder
         self._attempts = 0
         self._restarts: list[tuple[float, RankEnd]] = []
-        self._current: Attempt | None = None
+        self._current: AttemptProcesses | None = None
         self._hangs = HangWatch(options.hang_timeout)
         self._stop_deadline: float | None = None
         self._gone_on_with: set[str] = set()
@@ -112,7 +112,7 @@ class TrainingAgent(LocalElasticAgent):
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         # torchelastic offers the numbers of its processes, but neither their ends nor their exit codes.
         processes = vars(self._pcontext)["_pc"].processes
-        self._current = Attempt([worker.global_rank for worker in worker_group.workers], processes, evidence)
+        self._current = AttemptProcesses([worker.global_rank for worker in worker_group.workers], processes, evidence)
         return started
 
     def _monitor_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -287,7 +287,7 @@ class TrainingAgent(LocalElasticAgent):
         return RunResult(WorkerState.FAILED)
 
     @property
-    def _attempt(self) -> Attempt:
+    def _attempt(self) -> AttemptProcesses:
         if self._current is None:
             raise RuntimeError("no attempt was started")
         return self._current

@@ -15,14 +15,14 @@ from pathlib import Path
 from launcher.agent.failure import RankEnd
 from launcher.agent.flight_recorder import read_flight_record
 from launcher.agent.hang import RankState
-from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, read_beat
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import (
-    RankWords,
+    RankStatus,
     beat_path,
     flight_path,
     flight_request_path,
-    read_words,
+    read_status,
     stacks_path,
 )
 
@@ -66,13 +66,13 @@ class RankEvidence:
         self._oom_kills = count_oom_kills(self._counters)
         self._host = socket.gethostname()
 
-    def beat(self, rank: int) -> Beat | None:
+    def beat(self, rank: int) -> Heartbeat | None:
         """The rank's last sign of life."""
         return read_beat(beat_path(self._folder, rank))
 
-    def words(self, rank: int) -> RankWords:
+    def words(self, rank: int) -> RankStatus:
         """What the rank has told."""
-        return read_words(self._folder, rank)
+        return read_status(self._folder, rank)
 
     def run_directory(self, ranks: Mapping[int, RankProcess]) -> Path | None:
         """The run's directory, once a rank knows it."""
@@ -91,7 +91,7 @@ class RankEvidence:
         asked = {
             rank: _size(stacks_path(self._folder, rank))
             for rank in running
-            if (beat := beats[rank]) is not None and beat.tells_stacks and letters[rank] not in "TZX"
+            if (beat := beats[rank]) is not None and beat.dumps_stacks and letters[rank] not in "TZX"
         }
         for rank in asked:
             self._ask(running[rank].pid)

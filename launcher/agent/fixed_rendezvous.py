@@ -1,4 +1,4 @@
-"""The meeting of a fixed number of numbered nodes: each needs as few store operations among a thousand as among two.
+"""The rendezvous of a fixed number of numbered nodes: each needs as few store operations among a thousand as among two.
 
 torchelastic's own rendezvous keeps all nodes in one record that each of them rewrites until its own change has won: the
 operations grow with the square of the nodes. Where every node has a number and all must come, none of that is needed:
@@ -100,48 +100,48 @@ class FixedRendezvous(RendezvousHandler):
             TopologyError: another node has the same number.
         """
         number = self._call(lambda: self._store.add(_ROUND, 0)) + 1
-        meeting = f"launcher/meeting/{number}"
+        rendezvous = f"launcher/rendezvous/{number}"
         self._check_open()
-        self._announce(meeting)
-        self._call(lambda: self._store.add(f"{meeting}/arrived", 1))
+        self._announce(rendezvous)
+        self._call(lambda: self._store.add(f"{rendezvous}/arrived", 1))
         if self._node == 0:
-            self._lead(meeting)
+            self._lead(rendezvous)
             self._call(lambda: self._store.add(_ROUND, 1))
         else:
-            self._follow(meeting)
+            self._follow(rendezvous)
         self._round = number
         attempt = PrefixStore(f"launcher/attempt/{number}", self._shared)
         return RendezvousInfo(attempt, self._node, self._nodes, self._address)
 
-    def _announce(self, meeting: str) -> None:
-        self._call(lambda: self._store.set(_node_key(meeting, self._node), self._token))
+    def _announce(self, rendezvous: str) -> None:
+        self._call(lambda: self._store.set(_node_key(rendezvous, self._node), self._token))
 
-    def _lead(self, meeting: str) -> None:
+    def _lead(self, rendezvous: str) -> None:
         deadline = time.monotonic() + self._timeout
-        everybody = [_node_key(meeting, node) for node in range(self._nodes)]
+        everybody = [_node_key(rendezvous, node) for node in range(self._nodes)]
         call = 0
         while True:
-            if not self._await(everybody, meeting, deadline):
-                self._give_up(meeting, call, self._missing(everybody))
-            self._call(lambda call=call: self._store.set(f"{meeting}/call/{call}", ""))
-            answers = [f"{meeting}/here/{call}/{node}" for node in range(1, self._nodes)]
-            if self._await(answers, meeting, time.monotonic() + self._answer_within):
-                self._decide(meeting, call, "begin")
+            if not self._await(everybody, rendezvous, deadline):
+                self._give_up(rendezvous, call, self._missing(everybody))
+            self._call(lambda call=call: self._store.set(f"{rendezvous}/call/{call}", ""))
+            answers = [f"{rendezvous}/here/{call}/{node}" for node in range(1, self._nodes)]
+            if self._await(answers, rendezvous, time.monotonic() + self._answer_within):
+                self._decide(rendezvous, call, "begin")
                 return
             for node in self._missing(answers, first=1):
-                self._call(lambda node=node: self._store.delete_key(_node_key(meeting, node)))
-            self._decide(meeting, call, "again")
+                self._call(lambda node=node: self._store.delete_key(_node_key(rendezvous, node)))
+            self._decide(rendezvous, call, "again")
             call += 1
 
-    def _follow(self, meeting: str) -> None:
+    def _follow(self, rendezvous: str) -> None:
         deadline = time.monotonic() + self._timeout + 2 * self._answer_within
         call = 0
         while True:
-            keys = (f"{meeting}/call/{call}", f"{meeting}/verdict/{call}")
-            if not self._await([keys[0]], meeting, deadline):
+            keys = (f"{rendezvous}/call/{call}", f"{rendezvous}/verdict/{call}")
+            if not self._await([keys[0]], rendezvous, deadline):
                 raise RendezvousTimeoutError(f"node 0 never called node {self._node}")
-            self._call(lambda call=call: self._store.set(f"{meeting}/here/{call}/{self._node}", ""))
-            if not self._await([keys[1]], meeting, deadline):
+            self._call(lambda call=call: self._store.set(f"{rendezvous}/here/{call}/{self._node}", ""))
+            if not self._await([keys[1]], rendezvous, deadline):
                 raise RendezvousTimeoutError(f"node 0 never answered node {self._node}")
             verdict = json.loads(self._call(lambda key=keys[1]: self._store.get(key)))
             if verdict == "begin":
@@ -149,17 +149,17 @@ class FixedRendezvous(RendezvousHandler):
             if verdict != "again":
                 raise RendezvousTimeoutError(verdict)
             # Node 0 may have taken this one for dead.
-            self._announce(meeting)
+            self._announce(rendezvous)
             call += 1
 
-    def _give_up(self, meeting: str, call: int, missing: Sequence[int]) -> None:
+    def _give_up(self, rendezvous: str, call: int, missing: Sequence[int]) -> None:
         error = NodesMissingError(missing, self._timeout)
-        self._decide(meeting, call, str(error))
-        self._call(lambda: self._store.set(f"{meeting}/call/{call}", ""))
+        self._decide(rendezvous, call, str(error))
+        self._call(lambda: self._store.set(f"{rendezvous}/call/{call}", ""))
         raise error
 
-    def _decide(self, meeting: str, call: int, verdict: str) -> None:
-        self._call(lambda: self._store.set(f"{meeting}/verdict/{call}", json.dumps(verdict)))
+    def _decide(self, rendezvous: str, call: int, verdict: str) -> None:
+        self._call(lambda: self._store.set(f"{rendezvous}/verdict/{call}", json.dumps(verdict)))
 
     def _missing(self, keys: Sequence[str], first: int = 0) -> list[int]:
         """Numbers of the nodes whose key is not there; the keys begin with that of node `first`."""
@@ -168,7 +168,7 @@ class FixedRendezvous(RendezvousHandler):
             if not self._call(lambda key=key: self._store.check([key]))
         ]  # fmt: skip
 
-    def _await(self, keys: Sequence[str], meeting: str, deadline: float) -> bool:
+    def _await(self, keys: Sequence[str], rendezvous: str, deadline: float) -> bool:
         """Wait until all keys are there; False if they are not in time."""
         # Not c10d's own wait: it holds off Ctrl-C, and writes warnings of its own where it runs out of time.
         pause, looked = _SHORTEST_PAUSE, time.monotonic()
@@ -178,15 +178,15 @@ class FixedRendezvous(RendezvousHandler):
                 return False
             if now >= looked + self._look_every:
                 looked = now
-                self._look(meeting)
+                self._look(rendezvous)
             time.sleep(min(pause, deadline - now))
             pause = min(2 * pause, _LONGEST_PAUSE)
         return True
 
-    def _look(self, meeting: str) -> None:
+    def _look(self, rendezvous: str) -> None:
         """The run may be over, or somebody else have this node's number."""
         self._check_open()
-        key = _node_key(meeting, self._node)
+        key = _node_key(rendezvous, self._node)
         # Where the key is missing c10d answers with what was expected.
         holder = self._call(lambda: self._store.compare_set(key, self._token, self._token)).decode()
         if holder != self._token:
@@ -198,8 +198,8 @@ class FixedRendezvous(RendezvousHandler):
             raise RendezvousClosedError
 
     def num_nodes_waiting(self) -> int:
-        """Nodes that have come to the next meeting: the others should too."""
-        return self._call(lambda: self._store.add(f"launcher/meeting/{self._round + 1}/arrived", 0))
+        """Nodes that have come to the next rendezvous: the others should too."""
+        return self._call(lambda: self._store.add(f"launcher/rendezvous/{self._round + 1}/arrived", 0))
 
     def is_closed(self) -> bool:
         """Whether a node has ended the run."""
@@ -238,5 +238,5 @@ class FixedRendezvous(RendezvousHandler):
             raise RendezvousConnectionError(f"the store of node 0 does not answer: {error}") from error
 
 
-def _node_key(meeting: str, node: int) -> str:
-    return f"{meeting}/node/{node}"
+def _node_key(rendezvous: str, node: int) -> str:
+    return f"{rendezvous}/node/{node}"

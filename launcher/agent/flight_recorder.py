@@ -164,11 +164,11 @@ def _members(records: Mapping[int, FlightRecord], group: str) -> set[int]:
 
 def _mismatched(records: Mapping[int, FlightRecord]) -> dict[int, str]:
     """All have come, but to different collectives."""
-    meetings: dict[tuple[str, int], dict[int, Collective]] = {}
+    rounds: dict[tuple[str, int], dict[int, Collective]] = {}
     for rank in sorted(records):
         for collective in records[rank].waiting:
-            meetings.setdefault((collective.group, collective.number), {})[rank] = collective
-    for _, present in sorted(meetings.items(), key=lambda pair: pair[0][1]):
+            rounds.setdefault((collective.group, collective.number), {})[rank] = collective
+    for _, present in sorted(rounds.items(), key=lambda pair: pair[0][1]):
         counted = Counter(present.values()).most_common()
         common, count = counted[0]
         if all(one.meets(common) for one in present.values()):

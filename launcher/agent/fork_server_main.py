@@ -6,7 +6,7 @@ import json
 import os
 import signal
 
-from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, telling
+from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, reporting_to
 from launcher.core.gc_paused import quick_imports
 from launcher.core.own_modules import forget_safe_path
 from launcher.process import parent_death
@@ -23,7 +23,7 @@ def become_fork_server() -> None:
     address = os.environ.pop(REPORT_VARIABLE, "")
     modules = json.loads(os.environ.pop(MODULES_VARIABLE, "[]"))
     # What is here then is shared by all ranks: their collectors shall not touch, and so copy, its pages.
-    with telling(address) as report, quick_imports():
+    with reporting_to(address) as report, quick_imports():
         report.update(preload(modules))
 
 

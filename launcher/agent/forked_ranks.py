@@ -18,7 +18,7 @@ from typing import Any
 from launcher.agent.diagnostics import RankEvidence
 from launcher.agent.failure import RankEnd, describe, first_failure
 from launcher.agent.worker import set_rank_zero
-from launcher.agent.workers import Attempt, ask_for_stacks
+from launcher.agent.workers import AttemptProcesses, ask_for_stacks
 from launcher.agreement.script_ranks import free_port, rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
@@ -50,7 +50,7 @@ def run_in_forks(train: Callable[[int], None], count: int, folder: Path) -> None
         context.Process(target=_be_rank, args=(train, rank, count, port, folder), name=f"rank-{rank}")
         for rank in range(count)
     ]
-    attempt = Attempt(range(count), processes, RankEvidence(folder, ask_for_stacks))
+    attempt = AttemptProcesses(range(count), processes, RankEvidence(folder, ask_for_stacks))
     with _ended(attempt, processes):
         for process in processes:
             process.start()
@@ -59,7 +59,7 @@ def run_in_forks(train: Callable[[int], None], count: int, folder: Path) -> None
 
 
 @contextlib.contextmanager
-def _ended(attempt: Attempt, processes: list[Any]) -> Iterator[None]:
+def _ended(attempt: AttemptProcesses, processes: list[Any]) -> Iterator[None]:
     """None of the processes is left, whatever happens; an interrupted cell has them save first."""
     started = list(processes)
     try:
@@ -74,7 +74,7 @@ def _ended(attempt: Attempt, processes: list[Any]) -> Iterator[None]:
                 process.join()
 
 
-def _wait(attempt: Attempt) -> None:
+def _wait(attempt: AttemptProcesses) -> None:
     """Wait for all; once one has failed the others may be in a collective that it never joins."""
     while True:
         ranks = attempt.ranks().values()
@@ -89,7 +89,7 @@ def _wait(attempt: Attempt) -> None:
         attempt.await_one(1.0)
 
 
-def _raise_failure(attempt: Attempt) -> None:
+def _raise_failure(attempt: AttemptProcesses) -> None:
     ends = attempt.evidence.ends(attempt.ranks(), {})
     first = first_failure(ends)
     if first is None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.agent.flight_recorder import FlightRecord, ranks_that_did_not_enter
-from launcher.process.heartbeat import UNKNOWN, Beat
+from launcher.process.heartbeat import UNKNOWN, Heartbeat
 
 # The default limit: this many steps' time, and never less than this many seconds.
 _STEPS = 20.0
@@ -29,8 +29,8 @@ class HangWatch:
 
     def __init__(self, timeout: float | None) -> None:
         self._timeout = timeout
-        self._first: Beat | None = None
-        self._latest: Beat | None = None
+        self._first: Heartbeat | None = None
+        self._latest: Heartbeat | None = None
 
     @property
     def limit(self) -> float | None:
@@ -42,7 +42,7 @@ class HangWatch:
         per_step = (self._latest.clock - self._first.clock) / (self._latest.step - self._first.step)
         return max(_STEPS * per_step, _SECONDS)
 
-    def silence(self, now: float, beats: Mapping[int, Beat | None]) -> float | None:
+    def silence(self, now: float, beats: Mapping[int, Heartbeat | None]) -> float | None:
         """Seconds since the last sign of life of any rank, if they are too many; None if all is well.
 
         Args:
@@ -72,7 +72,7 @@ class RankState:
         record: which collectives it has entered; None if it did not tell.
     """
 
-    beat: Beat | None
+    beat: Heartbeat | None
     process_state: str = "S"
     stacks: str | None = None
     record: FlightRecord | None = None
@@ -91,7 +91,7 @@ class RankState:
         """The inverse of `to_dict`."""
         beat, record = values["beat"], values["record"]
         return cls(
-            None if beat is None else Beat(**beat),
+            None if beat is None else Heartbeat(**beat),
             values["process_state"],
             values["stacks"],
             None if record is None else FlightRecord.from_dict(record),

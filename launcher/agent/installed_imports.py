@@ -35,7 +35,7 @@ def installed_imports(class_paths: Iterable[str]) -> list[str]:
     Returns:
         'module', or 'module:name' where a name is imported from it.
     """
-    reader = _Reader()
+    reader = _ImportReader()
     for path in class_paths:
         module, _, name = path.rpartition(".")
         if module:
@@ -43,7 +43,7 @@ def installed_imports(class_paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(reader.found))
 
 
-class _Reader:
+class _ImportReader:
     def __init__(self) -> None:
         self.found: list[str] = []
         self._seen: set[str] = set()

@@ -24,7 +24,7 @@ from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
 from launcher.hardware.cpus import usable_cpus
-from launcher.hardware.rank_count import likely_ranks, wanted_ranks
+from launcher.hardware.rank_count import likely_ranks, requested_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
@@ -65,7 +65,7 @@ def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand)
 
         before = dict(os.environ)
         server = start_server(likely) if likely > 1 or several else None
-        count = wanted_ranks(config, options)
+        count = requested_ranks(config, options)
         alone = count == 1 and not several
         guessed_wrong = _variables(config, likely, before) != _variables(config, count, before)
         if server is not None and (alone or guessed_wrong):

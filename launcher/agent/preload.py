@@ -110,7 +110,7 @@ def _threads() -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def telling(address: str) -> Iterator[dict[str, Any]]:
+def reporting_to(address: str) -> Iterator[dict[str, Any]]:
     """Connects at once, so that the agent sees this process begin and, if it dies, end."""
     report: dict[str, Any] = {}
     with socket.socket(socket.AF_UNIX) as connection:

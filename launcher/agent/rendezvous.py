@@ -1,7 +1,7 @@
 """Where the agents of all nodes meet, with one store for everything.
 
-Numbered nodes, all of which must come, have a meeting of our own; a single node, and nodes that may come and go, have
-torchelastic's c10d rendezvous.
+Numbered nodes, all of which must come, use the launcher's own rendezvous. A single node, and nodes that may come and
+go, use torchelastic's c10d rendezvous.
 
 The ranks use the rendezvous' own store, on the endpoint. torchelastic would serve a second one on whichever node became
 number 0 first, and nodes that stay would look for it there after that node is gone.

@@ -14,8 +14,8 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
 from slurm.environment import OF_THE_TASK, SlurmAllocation, read_slurm_allocation, read_slurm_task
-from slurm.meeting import MeetingError, meeting
 from slurm.nodelist import expand_nodes
+from slurm.rendezvous import RendezvousError, rendezvous
 
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -26,7 +26,7 @@ def enter_allocation(config: RunConfig, options: LaunchOptions, arguments: Seque
     Returns where this process is the one to go on: without an allocation, or with one of this node alone.
     """
     allocation = read_slurm_allocation(os.environ)
-    words = None if allocation is None else srun_words(allocation, config, options, socket.gethostname())
+    words = None if allocation is None else srun_arguments(allocation, config, options, socket.gethostname())
     if allocation is None or words is None:
         return
     sys.stderr.write(f"notice: job {allocation.job_id} has {allocation.nodes} nodes: starting on them through srun\n")
@@ -40,7 +40,7 @@ def enter_allocation(config: RunConfig, options: LaunchOptions, arguments: Seque
         ) from error
 
 
-def srun_words(
+def srun_arguments(
     allocation: SlurmAllocation, config: RunConfig, options: LaunchOptions, host: str
 ) -> tuple[str, ...] | None:
     """How to start one agent on each node; None if this process is to train by itself. Pure.
@@ -90,9 +90,9 @@ def nodes_of_step(
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = folder / f".meeting-{name}.json"
-            place = stack.enter_context(meeting(file, task.node, task.nodes, names, timeout))
-        except MeetingError as error:
+            file = folder / f".rendezvous-{name}.json"
+            place = stack.enter_context(rendezvous(file, task.node, task.nodes, names, timeout))
+        except RendezvousError as error:
             raise TopologyError(str(error)) from error
         except OSError as error:
             raise TopologyError(

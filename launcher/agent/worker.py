@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.process import parent_death
-from launcher.process.rank_status import FOLDER_VARIABLE, RankReport, stacks_path
+from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, stacks_path
 
 # Asks a rank for its stacks: a real-time signal, as USR1 and USR2 may be the user's, NCCL's or the scheduler's.
 STACKS_SIGNAL = signal.SIGRTMAX - 2
@@ -56,7 +56,7 @@ def run_rank(task: RankTask) -> None:
     set_rank_zero(os.environ)
     # Else loader workers would come from a fork server of each rank's own, and import everything at every epoch.
     multiprocessing.set_start_method(None, force=True)
-    report = RankReport.from_env(os.environ)
+    report = RankStatusWriter.from_env(os.environ)
     _prepare_stacks(Path(task.folder), report)
     code = 1
     try:
@@ -92,7 +92,7 @@ def set_rank_zero(env: Mapping[str, str]) -> None:
             vars(module)["rank_zero_only"].rank = int(env[variable])
 
 
-def _prepare_stacks(folder: Path, report: RankReport) -> None:
+def _prepare_stacks(folder: Path, report: RankStatusWriter) -> None:
     # Where a rank dies of a signal is in its log.
     faulthandler.enable()
     with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ def _prepare_stacks(folder: Path, report: RankReport) -> None:
         # Lightning puts back what Python knew of when its trainer ends: that must not be the default, which kills.
         signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
         faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True, chain=False)
-        report.can_tell_stacks()
+        report.can_dump_stacks()
 
 
 def _leave(code: int) -> None:

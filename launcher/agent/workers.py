@@ -14,7 +14,7 @@ from launcher.agent.diagnostics import RankEvidence, RankProcess
 from launcher.agent.worker import STACKS_SIGNAL
 
 
-class Attempt:
+class AttemptProcesses:
     """One attempt.
 
     Args:

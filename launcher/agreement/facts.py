@@ -14,8 +14,8 @@ from launcher.hardware.devices import Hardware
 from launcher.hardware.nvme import NvmeFolder
 from launcher.hardware.topology import Topology
 from launcher.user_code.sources import differing
-from strategies.alike import Alike, counted
 from strategies.precision import RankCapability
+from strategies.repeated import RepeatedRecords, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Agreement:
     """Every rank's facts, in the order of the ranks; no rank differs where it must not.
 
     Attributes:
-        facts: one record per rank; of ranks that don't run yet, and are alike, one for all (`alike_ranks`).
+        facts: one record per rank; of ranks that don't run yet, and are alike, one for all (`identical_ranks`).
         assumed: whether the ranks are only assumed to be like this one (a plan for ranks that don't run yet).
     """
 
@@ -105,7 +105,7 @@ class Agreement:
     @property
     def num_nodes(self) -> int:
         """Number of nodes."""
-        if isinstance(self.facts, Alike):
+        if isinstance(self.facts, RepeatedRecords):
             return self.facts[-1].node_rank + 1
         return len({f.node_rank for f in self.facts})
 
@@ -116,20 +116,20 @@ class Agreement:
     def capabilities(self) -> Sequence[RankCapability]:
         """What each rank's device computes."""
         facts = self.facts
-        if isinstance(facts, Alike):
+        if isinstance(facts, RepeatedRecords):
             first = _capability(facts.first)
-            return () if first is None else Alike(first, facts.number, _numbered_capability(facts))
+            return () if first is None else RepeatedRecords(first, facts.number, _numbered_capability(facts))
         return [known for known in map(_capability, facts) if known is not None]
 
 
-def alike_ranks(first: RankFacts, count: int) -> Alike[RankFacts]:
+def identical_ranks(first: RankFacts, count: int) -> RepeatedRecords[RankFacts]:
     """The facts of `count` ranks like the first, its `local_world_size` on each node."""
-    return Alike(first, count, _numbered)
+    return RepeatedRecords(first, count, _numbered)
 
 
 def hosts_of(facts: Sequence[RankFacts]) -> tuple[str, ...]:
     """Host names, in the order of the ranks, each once."""
-    if isinstance(facts, Alike):
+    if isinstance(facts, RepeatedRecords):
         return tuple(_host(facts.first, rank) for rank in range(0, facts.number, facts.first.local_world_size))
     return tuple(dict.fromkeys(f.host for f in facts))
 
@@ -150,7 +150,7 @@ def _capability(facts: RankFacts) -> RankCapability | None:
     return RankCapability(facts.rank, facts.host, device.kind, device.name, frozenset(device.native_dtypes))
 
 
-def _numbered_capability(facts: Alike[RankFacts]) -> Callable[[RankCapability, int], RankCapability]:
+def _numbered_capability(facts: RepeatedRecords[RankFacts]) -> Callable[[RankCapability, int], RankCapability]:
     return lambda first, rank: dataclasses.replace(first, rank=rank, host=_host(facts.first, rank))
 
 

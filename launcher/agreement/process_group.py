@@ -142,7 +142,7 @@ def process_group(
         _destroy()
 
 
-def tell_end() -> None:
+def announce_end() -> None:
     """Tell the other ranks of this script that rank zero takes part in no further training."""
     for store, _ in _stores.values():
         with suppress(RuntimeError):

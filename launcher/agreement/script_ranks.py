@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.agreement.process_group import rank_zero_has_ended, tell_end
+from launcher.agreement.process_group import announce_end, rank_zero_has_ended
 from launcher.core.errors import AgreementError
 
 # Set in the environment of every rank of a script that is run once for each; its value is the job of hydra's, if any.
@@ -70,7 +70,7 @@ def script_rank(world_size: int) -> dict[str, str]:
         AgreementError: one of them has ended; names it.
     """
     if is_script_rank():
-        look_at_script_ranks()
+        check_script_ranks()
     else:
         port = free_port()
         mark = {_MARK: hydra_job()}
@@ -107,7 +107,7 @@ def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE)
     """
     give_up = time.monotonic() + grace
     if _started:
-        tell_end()
+        announce_end()
     for rank, process in list(_started.items()):
         left = max(give_up - time.monotonic(), 0)
         for end, seconds in ((process.terminate, left), (process.kill, grace_after_sigterm)):
@@ -131,7 +131,7 @@ def ended_ranks() -> dict[int, str]:
                          if process.poll() is not None}}  # fmt: skip
 
 
-def look_at_script_ranks() -> None:
+def check_script_ranks() -> None:
     """Nothing where this process is no rank of a script.
 
     Raises:

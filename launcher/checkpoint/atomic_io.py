@@ -21,7 +21,7 @@ from launcher.checkpoint.secrets import hide_hyperparameters
 from launcher.core.errors import TrainingError
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, syncs it, notes its hashes, and only then gives it its name.
 
     Lightning's own writes whole files too, but does not wait for the disk and keeps no hash.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.checkpoint.reader import Trust, as_mapping, loads_of, plain, read_file
+from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, plain, read_file
 from launcher.core.errors import ResumeError
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
@@ -102,7 +102,7 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
     return {**_of_lightning(content), "state_dict": state, "optimizer_states": []}
 
 
-def read_whole(path: Path, trust: Trust | None = None) -> dict[str, Any]:
+def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     """A DeepSpeed checkpoint as the one that Lightning would have saved without it: fp32 weights, optimizer states.
 
     Args:
@@ -123,7 +123,7 @@ def read_whole(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     try:
         # DeepSpeed's functions tell their progress on stdout and stderr.
         with (
-            loads_of(path, trust),
+            guarded_loads(path, trust),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):

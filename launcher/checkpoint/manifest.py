@@ -30,7 +30,7 @@ _HASHED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class SkippedCheckpoint:
     """A checkpoint that cannot be resumed, and why."""
 
     path: Path
@@ -139,7 +139,7 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
     Raises:
         ResumeError: the run's checkpoints are all damaged, or the one that was asked for is.
     """
-    found, passed = (None, ()) if folder is None else newest_whole(folder, last)
+    found, passed = (None, ()) if folder is None else newest_valid(folder, last)
     notices = tuple(f"checkpoint {damaged.path} is skipped: {damaged.reason}" for damaged in passed)
     if found is not None:
         return found, notices
@@ -160,18 +160,18 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
     return explicit, notices
 
 
-def newest_whole(folder: Path, last: str) -> tuple[Path | None, tuple[Passed, ...]]:
+def newest_valid(folder: Path, last: str) -> tuple[Path | None, tuple[SkippedCheckpoint, ...]]:
     """The checkpoint to go on from: `last`, else the newest one that is whole.
 
     Returns:
         Its path, None if there is none; and the damaged ones that were skipped on the way.
     """
-    passed: list[Passed] = []
+    passed: list[SkippedCheckpoint] = []
     for checkpoint in candidates(folder, last):
         problem = problem_of(checkpoint)
         if problem is None:
             return checkpoint, tuple(passed)
-        passed.append(Passed(checkpoint, problem))
+        passed.append(SkippedCheckpoint(checkpoint, problem))
     return None, tuple(passed)
 
 

@@ -128,7 +128,7 @@ def foreign_objects(file: Path) -> tuple[Foreign, ...]:
 
 
 @contextlib.contextmanager
-def loads_of(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
+def guarded_loads(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
     """Every `torch.load` within reads a part of a checkpoint as `read_file` does: DeepSpeed's own, which unpickle."""
 
     def load(file: Any, map_location: Any = None, **_: Any) -> Any:
@@ -164,7 +164,7 @@ def _load(file: Path, map_location: Any, mmap: bool) -> Any:
         return _Tree(_torch_load(file, map_location=map_location, mmap=mmap, weights_only=False, pickle_module=NODES))
 
 
-# `loads_of` puts another in its place.
+# `guarded_loads` puts another in its place.
 _torch_load = torch.load
 
 

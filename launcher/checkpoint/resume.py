@@ -90,7 +90,7 @@ def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, 
 
 
 @contextlib.contextmanager
-def other_model_told(path: Path | None, model: pl.LightningModule, trainer: pl.Trainer) -> Iterator[None]:
+def explain_other_model(path: Path | None, model: pl.LightningModule, trainer: pl.Trainer) -> Iterator[None]:
     """While Lightning restores: torch's refusal of the weights becomes an error that says what differs.
 
     Lightning has the last word, as the model's hooks and its layers may change names and shapes until then.

@@ -30,7 +30,7 @@ def hide_hyperparameters(checkpoint: dict[str, Any]) -> list[str]:
     return hidden
 
 
-class HideSecrets(pl.Callback):
+class SecretRedactor(pl.Callback):
     """Does so at each save, whatever the strategy.
 
     Args:

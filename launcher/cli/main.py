@@ -18,9 +18,9 @@ from launcher.core.distribution import __version__
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
-from launcher.hardware.mpi_ranks import in_torchruns_words, without_starters
+from launcher.hardware.mpi_ranks import as_torchrun_variables, without_starters
 from launcher.hardware.topology import Topology
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
@@ -133,7 +133,7 @@ def run(arguments: Sequence[str]) -> int:
         env = without_starters(os.environ) if getattr(options, "nnodes", None) else os.environ
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules look there for the rank, too.
-        os.environ.update(in_torchruns_words(env))
+        os.environ.update(as_torchrun_variables(env))
         launch = LaunchOptions() if command == "plan" else read_launch_options(vars(options))
         config = _load(options, overrides, topology)
         if options.print_config:
@@ -154,7 +154,7 @@ def run(arguments: Sequence[str]) -> int:
             evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
             return 0
     except Interrupted as error:
-        RankReport.from_env(os.environ).raised(error)
+        RankStatusWriter.from_env(os.environ).raised(error)
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
         return error.exit_code
     except KeyboardInterrupt:
@@ -162,7 +162,7 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except TrainingError as error:
         # The traceback is in this rank's log already, and rank zero's on the terminal.
-        if not RankReport.from_env(os.environ).has_agent:
+        if not RankStatusWriter.from_env(os.environ).has_agent:
             _say(f"error: {error}")
         _tell_agent(error)
         return error.exit_code
@@ -170,7 +170,7 @@ def run(arguments: Sequence[str]) -> int:
         if options.debug:
             traceback.print_exc()
         # Every rank knows the error; rank zero tells it.
-        told = RankReport.from_env(os.environ).has_agent
+        told = RankStatusWriter.from_env(os.environ).has_agent
         if not told and (os.environ.get("RANK", "0") == "0" or type(error).__name__ == "TopologyError"):
             _say(f"error: {error}")
         _tell_agent(error)
@@ -194,7 +194,7 @@ def _run_tool(module: str, words: Sequence[str]) -> int:
 
 def _tell_agent(error: LauncherError) -> None:
     """Let our agent's account, or torchrun's, say what went wrong, instead of only the exit code."""
-    report = RankReport.from_env(os.environ)
+    report = RankStatusWriter.from_env(os.environ)
     report.raised(error)
     if report.has_agent:
         return
@@ -209,7 +209,7 @@ def _tell_agent(error: LauncherError) -> None:
 def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int | None:
     """The exit code of this node's ranks; None if this process is a rank itself."""
     if topology.source == "torchrun":
-        if not RankReport.from_env(os.environ).has_agent:
+        if not RankStatusWriter.from_env(os.environ).has_agent:
             refuse_agents_flags(launch)
         return None
     from launcher.agent.launch import start_ranks

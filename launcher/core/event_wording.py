@@ -12,7 +12,7 @@ from strategies.choice import listed
 _LONGEST_TEXT = 600
 
 
-def told_in_words(event: Mapping[str, Any], kind: str) -> str:
+def describe_event(event: Mapping[str, Any], kind: str) -> str:
     """An event in words; one that is not known here by its fields."""
     if kind in ("failed", "rank_failed"):
         why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""

@@ -10,7 +10,7 @@ from rich.console import Console
 _PLAIN_WIDTH = 120
 
 
-class _Steadfast(Console):
+class _TolerantConsole(Console):
     """Lets a reader that leaves (`| head`) take the output with it, but not the exit code."""
 
     def on_broken_pipe(self) -> None:
@@ -21,4 +21,4 @@ def make_console() -> Console:
     """A console on stdout; NO_COLOR, COLUMNS and a missing terminal are respected."""
     # The user's own object in its place need not be a file.
     is_terminal = getattr(sys.stdout, "isatty", bool)()
-    return _Steadfast(width=None if is_terminal else _PLAIN_WIDTH, highlight=False)
+    return _TolerantConsole(width=None if is_terminal else _PLAIN_WIDTH, highlight=False)

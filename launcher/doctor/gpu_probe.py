@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.own_modules import module_command
-from launcher.doctor.gpus import Gpu, GpuFacts, Link
+from launcher.doctor.gpus import DetectedGpu, GpuFacts, Link
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _SMI_TIMEOUT_S = 20.0
@@ -129,7 +129,7 @@ def _nccl_installed(cuda: str | None) -> str:
         return ""
 
 
-def _gpu(index: int) -> Gpu:
+def _gpu(index: int) -> DetectedGpu:
     import torch
 
     from launcher.hardware.devices import detect_hardware
@@ -137,7 +137,7 @@ def _gpu(index: int) -> Gpu:
     device = detect_hardware("cuda", index).device
     free, _ = torch.cuda.mem_get_info(index)
     major, minor = torch.cuda.get_device_capability(index)
-    return Gpu(index, device.name, (major, minor), device.memory_bytes, free, device.native_dtypes)
+    return DetectedGpu(index, device.name, (major, minor), device.memory_bytes, free, device.native_dtypes)
 
 
 def _link(one: int, other: int) -> Link:

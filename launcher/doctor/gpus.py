@@ -21,7 +21,7 @@ _BLACKWELL_NCCL = (2, 25)
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class DetectedGpu:
     """One GPU.
 
     Attributes:
@@ -86,14 +86,14 @@ class GpuFacts:
     nccl_installed: str = ""
     hidden_by: str | None = None
     said: str = ""
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[DetectedGpu, ...] = ()
     links: tuple[Link, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GpuFacts:
         """The inverse of `dataclasses.asdict`, from JSON."""
         pair = values["driver_cuda"]
-        gpus = (Gpu(**{**g, "capability": tuple(g["capability"]), "native_dtypes": tuple(g["native_dtypes"])})
+        gpus = (DetectedGpu(**{**g, "capability": tuple(g["capability"]), "native_dtypes": tuple(g["native_dtypes"])})
                 for g in values["gpus"])  # fmt: skip
         return cls(**{
             **values,
@@ -165,7 +165,7 @@ def nccl_finding(facts: GpuFacts) -> Finding:
     return Finding("NCCL", "ok", facts.nccl)
 
 
-def gpu_finding(gpu: Gpu, facts: GpuFacts) -> Finding:
+def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
     """One GPU: whether torch has kernels for it, and whether it is free."""
     name, capability = f"cuda {gpu.index}", _dotted(gpu.capability)
     found = (

@@ -24,9 +24,9 @@ from launcher.core.atomic_write import write_file
 from launcher.core.own_modules import module_command
 from launcher.doctor.command import examine
 from launcher.doctor.preflight_findings import NodeResult
-from launcher.doctor.preflight_rank import RankPlace
+from launcher.doctor.preflight_rank import PreflightRank
 from slurm.environment import read_slurm_task
-from slurm.meeting import MeetingError, Place, PortReservation, host_meeting, join_meeting
+from slurm.rendezvous import Endpoint, PortReservation, RendezvousError, host_rendezvous, join_rendezvous
 from slurm.task import INTERFACE_VARIABLES
 
 # What runs a rank; its place as JSON is added.
@@ -72,13 +72,13 @@ def run_node(request: NodeRequest, node: int, rank_command: Sequence[str] = RANK
     result = NodeResult(node, host, 0, examine(NODE_CHECKS) if request.nodes > 1 else ())
     _write(request, result)
     try:
-        with _meeting(request, node) as place:
+        with _rendezvous(request, node) as place:
             count = request.ranks_per_node or _devices(cpu=request.cpu)
             # What came to be known before a rank hangs, should this process be killed.
             result = dataclasses.replace(result, ranks=count)
             _write(request, result)
             words = _run_ranks(request, node, count, place, rank_command)
-    except (MeetingError, OSError) as error:
+    except (RendezvousError, OSError) as error:
         _write(request, dataclasses.replace(result, error=str(error)))
         return
     _write(request, dataclasses.replace(result, last_words=words))
@@ -91,20 +91,22 @@ def _devices(*, cpu: bool) -> int:
 
 
 @contextmanager
-def _meeting(request: NodeRequest, node: int) -> Generator[Place]:
+def _rendezvous(request: NodeRequest, node: int) -> Generator[Endpoint]:
     """Where the ranks meet, with its port reserved as long as they run."""
     if node > 0:
-        yield join_meeting(Path(request.folder) / "meeting.json", node, request.timeout)
+        yield join_rendezvous(Path(request.folder) / "rendezvous.json", node, request.timeout)
         return
     with contextlib.closing(PortReservation()) as reserved:
         if request.nodes == 1:
-            yield Place("127.0.0.1", reserved.port, "lo")
+            yield Endpoint("127.0.0.1", reserved.port, "lo")
             return
         names = [os.environ.get("SLURMD_NODENAME", socket.gethostname()), socket.gethostname()]
-        yield host_meeting(Path(request.folder) / "meeting.json", request.nodes, reserved.port, names, request.timeout)
+        yield host_rendezvous(
+            Path(request.folder) / "rendezvous.json", request.nodes, reserved.port, names, request.timeout
+        )
 
 
-def _run_ranks(request: NodeRequest, node: int, count: int, place: Place, command: Sequence[str]) -> dict[int, str]:
+def _run_ranks(request: NodeRequest, node: int, count: int, place: Endpoint, command: Sequence[str]) -> dict[int, str]:
     """Run the ranks to their end; the last words of those that failed, by local rank."""
     folder = Path(request.folder)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -116,8 +118,16 @@ def _run_ranks(request: NodeRequest, node: int, count: int, place: Place, comman
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for local in range(count):
-            rank = RankPlace(str(folder), node * count + local, request.nodes * count, count, place.host, place.port,
-                             request.timeout, request.cpu)  # fmt: skip
+            rank = PreflightRank(
+                str(folder),
+                node * count + local,
+                request.nodes * count,
+                count,
+                place.host,
+                place.port,
+                request.timeout,
+                request.cpu,
+            )
             with (folder / f"rank-{rank.rank}.log").open("wb") as log:
                 ranks.append(subprocess.Popen(
                     [*command, json.dumps(dataclasses.asdict(rank))], stdin=subprocess.DEVNULL, stdout=log,

@@ -1,7 +1,7 @@
 """One rank of a preflight: a matrix product, the clock, an all-reduce, an exchange with its neighbours.
 
-`python -m launcher.doctor.preflight_rank PLACE`, where PLACE is a `RankPlace` as JSON. What it has measured is in its
-file after each part, so that a rank which dies in the middle leaves what it knew.
+`python -m launcher.doctor.preflight_rank PLACE`, where PLACE is a `PreflightRank` as JSON. What it has measured is in
+its file after each part, so that a rank which dies in the middle leaves what it knew.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CLOCK_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class RankPlace:
+class PreflightRank:
     """What crosses from the node to its ranks.
 
     Attributes:
@@ -71,7 +71,7 @@ class RankPlace:
         return list(range(0, self.world_size, 1 if one_node else self.ranks_per_node))
 
 
-def measure(place: RankPlace, multiply: Callable[[torch.device], tuple[str, float]] | None = None) -> RankResult:
+def measure(place: PreflightRank, multiply: Callable[[torch.device], tuple[str, float]] | None = None) -> RankResult:
     """Measure everything, and leave it in the folder part by part.
 
     Args:
@@ -146,7 +146,7 @@ def time_product(device: torch.device) -> tuple[str, float]:
     return name, 2 * side**3 / seconds
 
 
-def compare_clocks(store: Store, place: RankPlace) -> tuple[float, float] | None:
+def compare_clocks(store: Store, place: PreflightRank) -> tuple[float, float] | None:
     """Compare each node's clock with rank zero's over the store.
 
     Of several round trips the shortest counts, as in Cristian 1989, "Probabilistic clock synchronization": the answer
@@ -177,7 +177,7 @@ def compare_clocks(store: Store, place: RankPlace) -> tuple[float, float] | None
     return best
 
 
-def time_all_reduce(device: torch.device, place: RankPlace) -> tuple[float, bool]:
+def time_all_reduce(device: torch.device, place: PreflightRank) -> tuple[float, bool]:
     """All-reduce a large tensor.
 
     Returns:
@@ -202,7 +202,7 @@ def time_all_reduce(device: torch.device, place: RankPlace) -> tuple[float, bool
     return 2 * (size - 1) / size * _BYTES[device.type] / best, exact
 
 
-def time_exchanges(device: torch.device, place: RankPlace) -> dict[int, float]:
+def time_exchanges(device: torch.device, place: PreflightRank) -> dict[int, float]:
     """Exchange a large tensor with both neighbours on the ring of `leaders`, one after the other.
 
     Returns:
@@ -251,14 +251,14 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _write(place: RankPlace, result: RankResult) -> None:
+def _write(place: PreflightRank, result: RankResult) -> None:
     write_file(Path(place.folder) / f"rank-{place.rank}.json", json.dumps(dataclasses.asdict(result)))
 
 
 def main(words: Sequence[str]) -> None:
     """Be the rank of a place."""
     die_with_parent()
-    measure(RankPlace(**json.loads(words[0])))
+    measure(PreflightRank(**json.loads(words[0])))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from launcher.doctor.command import Finding
 from launcher.doctor.preflight_findings import NodeResult, RankResult, preflight_findings
 from launcher.doctor.preflight_node import RANK_COMMAND, NodeRequest, run_node
 from slurm.job import JobRequestError, job_options, read_job
-from slurm.step import step_words
+from slurm.step import step_arguments
 
 # What srun takes too, of sbatch's options.
 _OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "mem", "exclude", "nodelist", "gpus-per-node",
@@ -78,7 +78,9 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
             run_node(request, 0, rank_command)
         else:
             command = module_command("launcher.doctor.preflight_node", json.dumps(dataclasses.asdict(request)))
-            _run_step(step_words(job, command, options.wait, os.environ), folder, options.wait + 60 * (job.time or 5))
+            _run_step(
+                step_arguments(job, command, options.wait, os.environ), folder, options.wait + 60 * (job.time or 5)
+            )
         found = _read(folder, "node", NodeResult.from_dict), _read(folder, "rank", RankResult.from_dict)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

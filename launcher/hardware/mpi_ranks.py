@@ -18,7 +18,7 @@ _TORCHRUNS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
-def in_torchruns_words(env: Mapping[str, str]) -> dict[str, str]:
+def as_torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
     """What torchrun would have set for the rank that somebody else has made; empty if nobody has.
 
     Args:

@@ -14,7 +14,7 @@ from launcher.hardware.devices import available_kind, device_count
 from launcher.hardware.topology import Topology
 
 
-def wanted_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int:
+def requested_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int:
     """Ranks on this node: what `--nproc-per-node` or `devices` says, else one for each GPU, else one.
 
     Raises:

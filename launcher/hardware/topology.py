@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.core.errors import TopologyError
-from launcher.hardware.mpi_ranks import in_torchruns_words
+from launcher.hardware.mpi_ranks import as_torchrun_variables
 from slurm.environment import SlurmEnvironmentError, read_slurm_task
 
 Source = Literal["torchrun", "slurm", "single"]
@@ -73,7 +73,7 @@ class Topology:
             TopologyError: half-set or contradicting variables, all named; ranks that `srun` made itself; or of mpirun
                 or Kubeflow that cannot find each other.
         """
-        env = {**env, **in_torchruns_words(env)}
+        env = {**env, **as_torchrun_variables(env)}
         if any(name in env for name in _TELLING):
             return _from_torchrun(env, host)
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.event_wording import told_in_words
+from launcher.core.event_wording import describe_event
 from launcher.core.events import FILE_NAME, read_events
 from launcher.process.background import is_running
 from launcher.runs.job_output import output_of
@@ -58,7 +58,7 @@ class RunStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RunProgress:
     """What a run's events say of it."""
 
     attempts: int = 0
@@ -77,7 +77,7 @@ def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStat
         run: its directory.
         ask: how a job of SLURM's stands.
     """
-    told = tell(run / FILE_NAME)
+    told = summarize_events(run / FILE_NAME)
     records = read_records(run)
     starts = sum(len(read_attempts(Path(record["folder"]))) for record in records)
     known = {"name": run.name, "attempts": max(told.attempts, starts), "step": told.step, "metrics": told.metrics,
@@ -130,9 +130,9 @@ def _in_words(asked: JobState, ending: str, detail: str, starts: int) -> tuple[s
     return ("cancelled" if asked.state == "CANCELLED" else "failed"), said
 
 
-def tell(events: Path) -> Told:
+def summarize_events(events: Path) -> RunProgress:
     """What the events of a run say, in their order."""
-    told = Told()
+    told = RunProgress()
     if not events.exists():
         return told
     for event in read_events(events):
@@ -140,7 +140,7 @@ def tell(events: Path) -> Told:
     return told
 
 
-def _after(told: Told, event: Mapping[str, Any]) -> Told:
+def _after(told: RunProgress, event: Mapping[str, Any]) -> RunProgress:
     kind, change = event["kind"], {"updated": event.get("time", told.updated)}
     if kind == "run_started":
         change.update(attempts=told.attempts + 1, ending=None, detail="")
@@ -161,7 +161,7 @@ def _after(told: Told, event: Mapping[str, Any]) -> Told:
     elif kind == "out_of_memory":
         change.update(ending="failed", detail=f"out of memory with {event.get('strategy')}")
     elif kind == "nodes_missing":
-        change.update(ending="failed", detail=told_in_words(event, kind))
+        change.update(ending="failed", detail=describe_event(event, kind))
     return dataclasses.replace(told, **change)
 
 

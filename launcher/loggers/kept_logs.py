@@ -79,7 +79,7 @@ def choose_places(loggers: Sequence[Any], before: Sequence[LogPlace]) -> list[Lo
     return chosen
 
 
-class KeepLogs(pl.Callback):
+class LogFileState(pl.Callback):
     """Gives the loggers their places, and keeps in each checkpoint how much they had written.
 
     Args:

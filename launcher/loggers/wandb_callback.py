@@ -26,7 +26,7 @@ def leave_to_user(config: Any, names: Iterable[str]) -> None:
         said.pop(name, None)
 
 
-class BeginWandb(pl.Callback):
+class WandbStarter(pl.Callback):
     """Begins the run of the Trainer's first `WandbLogger`, before the loss scale's first row, and adds to its config.
 
     A run that is the user's own keeps what its config says already, and whatever it is told later stands above ours.

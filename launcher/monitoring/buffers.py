@@ -25,7 +25,7 @@ _MEND = (
 )
 
 
-class WatchBuffers(pl.Callback):
+class BufferMonitor(pl.Callback):
     """Looks at a module's buffers where an optimizer step was skipped, and before a checkpoint is written.
 
     Args:

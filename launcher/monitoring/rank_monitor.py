@@ -18,7 +18,7 @@ from launcher.monitoring.mean_samples import MeanSamples
 _RANKS_IN_EVENT = 64
 
 
-class WatchRanks(AmpWandbCallback):
+class RankMonitor(AmpWandbCallback):
     """`AmpWandbCallback` that also tells the run's events and the terminal.
 
     Args:

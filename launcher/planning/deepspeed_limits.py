@@ -8,10 +8,10 @@ from typing import Any
 
 from launcher.agreement.facts import Agreement, RankFacts, hosts_of
 from launcher.hardware.devices import BUILD_TOOLS
-from strategies.alike import where
 from strategies.deepspeed_config import VARIANTS
 from strategies.deepspeed_merge import nvme_paths
 from strategies.precision import Precision
+from strategies.repeated import where
 
 _FP16 = (Precision.FP16_MIXED, Precision.FP16_TRUE)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
+from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.hardware.devices import detect_hardware
-from launcher.hardware.rank_count import wanted_ranks
+from launcher.hardware.rank_count import requested_ranks
 from launcher.hardware.target_machines import OtherMachines
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.fit_plan import profile_for
@@ -65,7 +65,7 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
 
 
 def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
-    local = wanted_ranks(config)
+    local = requested_ranks(config)
     nodes = 1 if config.num_nodes == "auto" else config.num_nodes
     hardware = detect_hardware(config.accelerator, 0)
     first = RankFacts(
@@ -79,7 +79,7 @@ def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
         traits=classes.traits(),
         **deepspeed_facts(config, hardware.device.kind, os.environ),
     )
-    return Agreement(alike_ranks(first, local * nodes), assumed=local * nodes > 1)
+    return Agreement(identical_ranks(first, local * nodes), assumed=local * nodes > 1)
 
 
 def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> Agreement:
@@ -93,4 +93,4 @@ def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> A
         config_digest=config.digest(),
         traits=classes.traits(),
     )
-    return Agreement(alike_ranks(first, others.gpus), assumed=True)
+    return Agreement(identical_ranks(first, others.gpus), assumed=True)

@@ -15,13 +15,13 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.plan import make_plan
 from strategies.comparison import Comparison, next_after
-from strategies.step_time import Machine
+from strategies.step_time import MachineModel
 
 # What of a user's DeepSpeed config says which variant of ZeRO it is meant for.
 _FIXING = ("stage", "offload_optimizer", "offload_param")
 
 
-def with_next(found: Comparison, name: str, machine: Machine, why_not: Callable[[str], str | None]) -> Comparison:
+def with_next(found: Comparison, name: str, machine: MachineModel, why_not: Callable[[str], str | None]) -> Comparison:
     """The comparison with what comes after `name`, or with what keeps the config from it.
 
     Args:
@@ -40,7 +40,7 @@ def with_next(found: Comparison, name: str, machine: Machine, why_not: Callable[
 
 
 def passed_over(
-    found: Comparison, ran_out: Sequence[str], machine: Machine, why_not: Callable[[str], str | None]
+    found: Comparison, ran_out: Sequence[str], machine: MachineModel, why_not: Callable[[str], str | None]
 ) -> Comparison:
     """The comparison without what ran out of memory in this run: the fastest that needs less than all of it.
 

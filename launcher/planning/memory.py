@@ -15,8 +15,7 @@ from launcher.core.errors import PlanError
 from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
 from launcher.planning.fallback import passed_over, why_not_planned, with_next
 from launcher.planning.plan import CUSTOM, Plan, make_plan
-from launcher.runs.oom_record import Exhausted, MemoryRecord
-from strategies.alike import Alike
+from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
 from strategies.candidates import ZERO_3_NVME
 from strategies.choice import AUTO, Rejected, StrategyChoice
@@ -25,7 +24,8 @@ from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import Machine
+from strategies.repeated import RepeatedRecords
+from strategies.step_time import MachineModel
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import gib
 
@@ -83,7 +83,7 @@ def plan_with_memory(
         found = with_next(found, found.pick or plan.strategy.name, machine, why_not)
         chosen = _picked(config, agreement, checkpoint, plan, found)
     ran_out: tuple[str, ...] = ()
-    while record and (gone := record.ran_out(Exhausted.of(config.to_dict(), chosen.to_dict()))):
+    while record and (gone := record.ran_out(OomRecord.of(config.to_dict(), chosen.to_dict()))):
         if chosen.strategy.name not in gone:
             break
         ran_out = tuple(dict.fromkeys((*ran_out, *gone)))
@@ -162,7 +162,7 @@ def splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
     return [BatchSplit(batch.world_size, n, share // n) for n in sizes]
 
 
-def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: int | None = None) -> Machine:
+def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: int | None = None) -> MachineModel:
     """The ranks as the cost model sees them; the weakest rank counts."""
     ranks_per_node = max(f.local_world_size for f, _ in agreement.kinds())
     devices = {f.hardware.device for f, _ in agreement.kinds() if f.hardware}
@@ -175,7 +175,7 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
     gpus = [recognize_gpu(d.name) for d in devices]
     slowest = min((g or TYPICAL for g in gpus), key=lambda g: g.half_flops)
     flops = slowest.fp32_flops if precision in (Precision.FP32_TRUE, Precision.FP64_TRUE) else slowest.half_flops
-    return Machine(
+    return MachineModel(
         kind,
         agreement.world_size,
         ranks_per_node,
@@ -193,7 +193,7 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
 
 def cpu_machine(
     world_size: int, ranks_per_node: int, memory_bytes: int, host_memory_bytes: int | None = None, *, kind: str = "cpu"
-) -> Machine:
+) -> MachineModel:
     """Ranks without a GPU of a known kind.
 
     Args:
@@ -203,7 +203,7 @@ def cpu_machine(
         host_memory_bytes: host memory of one rank; None if not known.
         kind: 'cpu' or 'mps'.
     """
-    return Machine(
+    return MachineModel(
         kind,
         world_size,
         ranks_per_node,
@@ -250,5 +250,5 @@ def host_memory() -> int:
 def _with_batch_size(agreement: Agreement, batch_size: int) -> Agreement:
     facts = agreement.facts
     first = dataclasses.replace(facts[0], traits={**facts[0].traits, "batch_size": batch_size})
-    changed = dataclasses.replace(facts, first=first) if isinstance(facts, Alike) else (first, *facts[1:])
+    changed = dataclasses.replace(facts, first=first) if isinstance(facts, RepeatedRecords) else (first, *facts[1:])
     return dataclasses.replace(agreement, facts=changed)

@@ -12,7 +12,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
-from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_own_options
+from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_user_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
 
 # A precision plugin of the user's own: it may do anything.
@@ -193,7 +193,7 @@ def _decide_strategy(
     except StrategyError as error:
         problems.append(str(error))
         return None
-    return with_own_options(choice, config.ddp or {})
+    return with_user_options(choice, config.ddp or {})
 
 
 def _device_kind(agreement: Agreement) -> str:

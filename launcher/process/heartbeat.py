@@ -19,23 +19,23 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Heartbeat:
     """What a rank last said.
 
     Attributes:
         step: optimizer steps done; `BEFORE_TRAINING` until the training began.
         clock: CLOCK_MONOTONIC of the last sign of life, in seconds; the same clock for all processes of a machine.
         collectives: collectives that its process group has entered; `UNKNOWN` without one.
-        tells_stacks: whether it writes its stacks when asked.
+        dumps_stacks: whether it writes its stacks when asked.
     """
 
     step: int
     clock: float
     collectives: int
-    tells_stacks: bool
+    dumps_stacks: bool
 
 
-class Heart:
+class HeartbeatWriter:
     """The rank's side. A beat costs about a microsecond.
 
     Args:
@@ -56,7 +56,7 @@ class Heart:
             os.close(descriptor)
         self._clock = clock
         self.step = BEFORE_TRAINING
-        self._tells_stacks = False
+        self._dumps_stacks = False
         self._collectives = UNKNOWN
         self.beat()
 
@@ -64,11 +64,11 @@ class Heart:
         """Say that this rank lives, and how many optimizer steps it has done."""
         if step is not None:
             self.step = step
-        _FORMAT.pack_into(self._memory, 0, self.step, self._clock(), self._collectives, self._tells_stacks)
+        _FORMAT.pack_into(self._memory, 0, self.step, self._clock(), self._collectives, self._dumps_stacks)
 
-    def can_tell_stacks(self) -> None:
+    def can_dump_stacks(self) -> None:
         """Say that this rank writes its stacks when asked."""
-        self._tells_stacks = True
+        self._dumps_stacks = True
         self.beat()
 
     def collectives(self, count: int) -> None:
@@ -77,7 +77,7 @@ class Heart:
         _COLLECTIVES.pack_into(self._memory, _AT_COLLECTIVES, count)
 
 
-def read_beat(path: Path) -> Beat | None:
+def read_beat(path: Path) -> Heartbeat | None:
     """What the rank last said; None if it has not said anything."""
     try:
         data = path.read_bytes()
@@ -85,5 +85,5 @@ def read_beat(path: Path) -> Beat | None:
         return None
     if len(data) < _FORMAT.size:
         return None
-    step, clock, collectives, tells_stacks = _FORMAT.unpack(data[: _FORMAT.size])
-    return Beat(step, clock, collectives, bool(tells_stacks))
+    step, clock, collectives, dumps_stacks = _FORMAT.unpack(data[: _FORMAT.size])
+    return Heartbeat(step, clock, collectives, bool(dumps_stacks))

@@ -197,11 +197,16 @@ def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.P
 
 def _steadfast(stream: TextIO) -> TextIO:
     """The same text file, which loses text rather than raise."""
-    return io.TextIOWrapper(_Steadfast(cast(BinaryIO, stream.buffer)), encoding=stream.encoding, errors=stream.errors,
-                            line_buffering=bool(stream.line_buffering), write_through=True)  # fmt: skip
+    return io.TextIOWrapper(
+        _TolerantStream(cast(BinaryIO, stream.buffer)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=bool(stream.line_buffering),
+        write_through=True,
+    )
 
 
-class _Steadfast(io.BufferedIOBase):
+class _TolerantStream(io.BufferedIOBase):
     """The bytes of a standard stream; they are lost on a full disk, or when the terminal or the reader is gone.
 
     It stays open: the process's own stream below comes back, and a wrapper of the user's would close it when it goes.
@@ -240,7 +245,7 @@ class _Steadfast(io.BufferedIOBase):
         return getattr(self._stream, "name", None)
 
 
-class _Copy(_Steadfast):
+class _Copy(_TolerantStream):
     """Writes to the terminal and to the file; looks like the terminal."""
 
     def __init__(self, terminal: BinaryIO, file: TextIO) -> None:

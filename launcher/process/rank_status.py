@@ -23,7 +23,7 @@ from typing import Any
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
 from launcher.core.secrets import scrub
-from launcher.process.heartbeat import BEFORE_TRAINING, Heart
+from launcher.process.heartbeat import BEFORE_TRAINING, HeartbeatWriter
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
 _TRACEBACK_LINES = 40
@@ -97,7 +97,7 @@ class RankError:
         return cls(**{**values, "traceback": tuple(values["traceback"])})
 
 
-class RankReport:
+class RankStatusWriter:
     """The rank's side.
 
     Args:
@@ -111,16 +111,16 @@ class RankReport:
         self._rank = rank
         self._clock = clock
         self._values: dict[str, Any] = {}
-        self._heart: Heart | None = None
+        self._heart: HeartbeatWriter | None = None
         self._watched = threading.Event()
         self._secrets: tuple[Any, ...] = ()
         if folder is not None:
             # Without a sign of life the agent cannot see a hang; the training itself can go on.
             with contextlib.suppress(OSError):
-                self._heart = Heart(beat_path(folder, rank))
+                self._heart = HeartbeatWriter(beat_path(folder, rank))
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> RankReport:
+    def from_env(cls, env: Mapping[str, str]) -> RankStatusWriter:
         """The report of the rank that `env` describes."""
         return _report_of(env.get(FOLDER_VARIABLE), env.get("RANK", "0"))
 
@@ -167,10 +167,10 @@ class RankReport:
         if self._heart is not None:
             self._heart.beat(step)
 
-    def can_tell_stacks(self) -> None:
+    def can_dump_stacks(self) -> None:
         """Say that the agent may ask for stacks."""
         if self._heart is not None:
-            self._heart.can_tell_stacks()
+            self._heart.can_dump_stacks()
 
     def watch_collectives(self, count: Callable[[], int], record: Callable[[], str]) -> None:
         """Say once a second, from a thread, how many collectives this rank has entered; once asked, say which.
@@ -214,13 +214,13 @@ class RankReport:
 
 
 @functools.cache
-def _report_of(folder: str | None, rank: str) -> RankReport:
+def _report_of(folder: str | None, rank: str) -> RankStatusWriter:
     """One for the process, wherever it is asked for: what it has told must stay told."""
-    return RankReport(Path(folder) if folder else None, int(rank) if rank.isdecimal() else 0)
+    return RankStatusWriter(Path(folder) if folder else None, int(rank) if rank.isdecimal() else 0)
 
 
 @dataclass(frozen=True, slots=True)
-class RankWords:
+class RankStatus:
     """The agent's side: what a rank has told.
 
     Attributes:
@@ -234,18 +234,18 @@ class RankWords:
     error: RankError | None = None
 
 
-def read_words(folder: Path, rank: int) -> RankWords:
+def read_status(folder: Path, rank: int) -> RankStatus:
     """What the rank has told so far; nothing if it did not come to it."""
     try:
         values = json.loads(report_path(folder, rank).read_text(encoding="utf-8"))
         error = values.get("error")
-        return RankWords(
+        return RankStatus(
             log=Path(values["log"]) if values.get("log") else None,
             run=Path(values["run"]) if values.get("run") else None,
             error=RankError.from_dict(error) if error else None,
         )
     except (OSError, ValueError, TypeError, KeyError):
-        return RankWords()
+        return RankStatus()
 
 
 def report_path(folder: Path, rank: int) -> Path:

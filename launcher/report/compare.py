@@ -10,7 +10,7 @@ from launcher.report.markup import Html, Section, badge, element, figure, folded
 from launcher.report.overview import BADGES, Figure, figures_of
 from launcher.report.plain import flatten, shown
 from launcher.report.plots import Curve, draw_curves
-from launcher.report.records import Attempt, History
+from launcher.report.records import AttemptRecord, History
 from launcher.report.series import (
     Line,
     learning_rate_lines,
@@ -122,25 +122,25 @@ def _curves(names: tuple[str, str], histories: tuple[History, History]) -> Secti
 
 
 def _curve(
-    label: str, history: History, line_of: Callable[[Attempt], Line], *, trend: bool = False, points: bool = False
+    label: str, history: History, line_of: Callable[[AttemptRecord], Line], *, trend: bool = False, points: bool = False
 ) -> Curve:
     return Curve(label, tuple(line_of(attempt) for attempt in history.attempts), trend, points)
 
 
-def _metric(name: str) -> Callable[[Attempt], Line]:
+def _metric(name: str) -> Callable[[AttemptRecord], Line]:
     return lambda attempt: metric_line(attempt, name)
 
 
-def _validation(name: str) -> Callable[[Attempt], Line]:
+def _validation(name: str) -> Callable[[AttemptRecord], Line]:
     return lambda attempt: validation_line(attempt, name)
 
 
-def _rate(attempt: Attempt) -> Line:
+def _rate(attempt: AttemptRecord) -> Line:
     lines = learning_rate_lines(attempt)
     return lines[0] if lines else metric_line(attempt, "")
 
 
-def _scale(attempt: Attempt) -> Line:
+def _scale(attempt: AttemptRecord) -> Line:
     table = attempt.rank_table
     if table is None or 0 not in table.ranks:
         return metric_line(attempt, "")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from launcher.core.event_wording import told_in_words
+from launcher.core.event_wording import describe_event
 from launcher.report.event_fields import (
     Malformed,
     as_any_number,
@@ -18,7 +18,16 @@ from launcher.report.event_fields import (
     as_text,
 )
 from launcher.report.rank_rows import RankRows, rank_columns, rank_table
-from launcher.report.records import Alert, Attempt, Happening, History, MemoryEnd, Outcome, Step, Validation
+from launcher.report.records import (
+    AlertRecord,
+    AttemptRecord,
+    History,
+    HistoryLine,
+    MemoryEnd,
+    Outcome,
+    Step,
+    ValidationRecord,
+)
 
 # Too many of them for a line each: the plots and tables show them.
 _QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert", "memory"})
@@ -39,7 +48,7 @@ def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0)
             if not isinstance(kind, str):
                 raise Malformed
             if kind == "run_started" or not attempts:
-                attempts.append(_Open(Attempt(len(attempts) + 1, time, time)))
+                attempts.append(_Open(AttemptRecord(len(attempts) + 1, time, time)))
             if kind == "planned":
                 plan = as_mapping(event.get("plan"))
             attempts[-1].take(event, kind, time, rank)
@@ -51,15 +60,15 @@ def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0)
 class _Open:
     """An attempt while its events are read."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: AttemptRecord) -> None:
         self._known: dict[str, Any] = {}
         self._attempt = attempt
         self._steps: list[Step] = []
         self._rows: list[RankRows] = []
-        self._validations: list[Validation] = []
-        self._alerts: list[Alert] = []
+        self._validations: list[ValidationRecord] = []
+        self._alerts: list[AlertRecord] = []
         self._checkpoints: list[tuple[int, float]] = []
-        self._happenings: list[Happening] = []
+        self._happenings: list[HistoryLine] = []
         self._last = attempt.started
         self._last_step: int | None = None
 
@@ -75,10 +84,10 @@ class _Open:
             # A rank that was stopped tells the step it stopped at; the last word counts.
             self._last_step = step
         if kind not in _QUIET:
-            text = told_in_words(event, kind)
-            self._happenings.append(Happening(time, rank, kind, text, step if type(step) is int else None))
+            text = describe_event(event, kind)
+            self._happenings.append(HistoryLine(time, rank, kind, text, step if type(step) is int else None))
 
-    def close(self) -> Attempt:
+    def close(self) -> AttemptRecord:
         """The attempt as a record."""
         return dataclasses.replace(
             self._attempt,
@@ -143,7 +152,7 @@ class _Open:
 
     def validation(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
-        self._validations.append(Validation(as_count(event.get("step")), time, as_metrics(event.get("metrics"))))
+        self._validations.append(ValidationRecord(as_count(event.get("step")), time, as_metrics(event.get("metrics"))))
 
     def checkpoint(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del rank
@@ -153,7 +162,7 @@ class _Open:
         del rank
         step = event.get("step")
         self._alerts.append(
-            Alert(
+            AlertRecord(
                 step if type(step) is int else None,
                 time,
                 as_text(event.get("alert")),
@@ -176,7 +185,7 @@ class _Open:
 
     def finished(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
-        self._known.update(outcome="finished", detail=told_in_words(event, "finished"), failed_rank=None)
+        self._known.update(outcome="finished", detail=describe_event(event, "finished"), failed_rank=None)
 
     def interrupted(self, event: Mapping[str, Any], time: float, rank: int) -> None:
         del time, rank
@@ -203,7 +212,7 @@ class _Open:
         """The first that is told of an end is its cause; what other ranks say follows from it."""
         if "outcome" in self._known:
             return False
-        self._known.update(outcome=outcome, detail=told_in_words(event, outcome))
+        self._known.update(outcome=outcome, detail=describe_event(event, outcome))
         return True
 
 

@@ -62,7 +62,7 @@ class RankTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Validation:
+class ValidationRecord:
     """Metrics after a validation."""
 
     step: int
@@ -71,8 +71,8 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
-class Alert:
-    """Something that a person was told to look at; see `launcher.monitoring.health.Alert`."""
+class AlertRecord:
+    """Something that a person was told to look at; see `launcher.monitoring.health.AlertRecord`."""
 
     step: int | None
     time: float
@@ -98,7 +98,7 @@ class MemoryEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class HistoryLine:
     """A line of the run's history.
 
     Attributes:
@@ -117,7 +117,7 @@ class Happening:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class AttemptRecord:
     """One start of the run, to its end or to the next start.
 
     Attributes:
@@ -156,10 +156,10 @@ class Attempt:
     memory: MemoryEnd | None = None
     steps: tuple[Step, ...] = ()
     rank_table: RankTable | None = None
-    validations: tuple[Validation, ...] = ()
-    alerts: tuple[Alert, ...] = ()
+    validations: tuple[ValidationRecord, ...] = ()
+    alerts: tuple[AlertRecord, ...] = ()
     checkpoints: tuple[tuple[int, float], ...] = ()
-    happenings: tuple[Happening, ...] = ()
+    happenings: tuple[HistoryLine, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -177,7 +177,7 @@ class History:
         foreign_lines: lines of the events file that could not be read.
     """
 
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[AttemptRecord, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
     foreign_lines: int = 0
 
@@ -197,7 +197,7 @@ class History:
         return sum(lost_steps(self.attempts).values())
 
     @property
-    def alerts(self) -> tuple[Alert, ...]:
+    def alerts(self) -> tuple[AlertRecord, ...]:
         """Of all attempts."""
         return tuple(alert for attempt in self.attempts for alert in attempt.alerts)
 
@@ -213,7 +213,7 @@ class History:
         return next((a.versions for a in reversed(self.attempts) if a.versions), {})
 
 
-def lost_steps(attempts: tuple[Attempt, ...]) -> dict[int, int]:
+def lost_steps(attempts: tuple[AttemptRecord, ...]) -> dict[int, int]:
     """For each attempt whose work was partly done again: its number and how many optimizer steps."""
     lost: dict[int, int] = {}
     for before, after in itertools.pairwise(attempts):

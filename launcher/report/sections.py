@@ -22,7 +22,7 @@ from launcher.report.markup import (
 from launcher.report.overview import BADGES, alerts_section, failure_section
 from launcher.report.plain import flatten, items, mapping, number, shown, texts
 from launcher.report.rank_sections import memory_section, ranks_section, scale_section
-from launcher.report.records import Attempt, History, lost_steps
+from launcher.report.records import AttemptRecord, History, lost_steps
 from launcher.report.series import (
     learning_rate_lines,
     main_metric,
@@ -128,11 +128,11 @@ def _attempts(history: History) -> Section | None:
     ))  # fmt: skip
 
 
-def _end(attempt: Attempt) -> str:
+def _end(attempt: AttemptRecord) -> str:
     return f"{BADGES[attempt.outcome][0]} after {units.duration(attempt.seconds)}, {_steps_of(attempt)}"
 
 
-def _steps_of(attempt: Attempt) -> str:
+def _steps_of(attempt: AttemptRecord) -> str:
     if attempt.start_step is None or attempt.end_step is None:
         return "no step"
     return f"{attempt.start_step:,} to {attempt.end_step:,}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launcher.report.records import Attempt, History, Numbers, RankTable
+from launcher.report.records import AttemptRecord, History, Numbers, RankTable
 
 # More points than these are not told apart on a page.
 MOST_POINTS = 700
@@ -131,18 +131,18 @@ def validation_metric(history: History, main: str | None) -> str | None:
     return next((name for name in validated if "loss" in name.lower()), None)
 
 
-def metric_line(attempt: Attempt, name: str) -> Line:
+def metric_line(attempt: AttemptRecord, name: str) -> Line:
     """One metric over an attempt's steps."""
     told = [(s.step, s.metrics[name]) for s in attempt.steps if name in s.metrics]
     return _line(told)
 
 
-def validation_line(attempt: Attempt, name: str) -> Line:
+def validation_line(attempt: AttemptRecord, name: str) -> Line:
     """One metric over an attempt's validations."""
     return _line([(v.step, v.metrics[name]) for v in attempt.validations if name in v.metrics])
 
 
-def learning_rate_lines(attempt: Attempt) -> list[Line]:
+def learning_rate_lines(attempt: AttemptRecord) -> list[Line]:
     """The learning rate of each parameter group."""
     width = max((len(s.learning_rates) for s in attempt.steps), default=0)
     return [
@@ -150,7 +150,7 @@ def learning_rate_lines(attempt: Attempt) -> list[Line]:
     ]
 
 
-def step_time_line(attempt: Attempt) -> Line:
+def step_time_line(attempt: AttemptRecord) -> Line:
     """Milliseconds of an optimizer step."""
     return _line([(s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None])
 

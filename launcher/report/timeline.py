@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from launcher.report.axes import label_rows, new_figure
 from launcher.report.plots import Picture
-from launcher.report.records import Attempt
+from launcher.report.records import AttemptRecord
 from launcher.report.svg import BAD, GOOD, GRID, INK, MUTED, SERIES, SURFACE, WARN, Key, plot_style, to_svg
 from launcher.report.units import time_unit
 
@@ -21,7 +21,7 @@ _ENDS = {
 }
 
 
-def draw_timeline(name: str, description: str, attempts: Sequence[Attempt]) -> Picture:
+def draw_timeline(name: str, description: str, attempts: Sequence[AttemptRecord]) -> Picture:
     """One row an attempt: start-up, training, checkpoints, alerts and the end.
 
     Args:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from launcher.report.overview import figures_of
-from launcher.report.records import Attempt, lost_steps
+from launcher.report.records import AttemptRecord, lost_steps
 from launcher.report.source import Run
 
 
@@ -34,7 +34,7 @@ def to_values(run: Run) -> dict[str, Any]:
     }
 
 
-def _attempt(attempt: Attempt, lost: int) -> dict[str, Any]:
+def _attempt(attempt: AttemptRecord, lost: int) -> dict[str, Any]:
     return {
         "number": attempt.number,
         "started": attempt.started,

@@ -27,7 +27,7 @@ _SETTINGS = ("model", "data", "deepspeed_config")
 
 
 @dataclass(frozen=True, slots=True)
-class Exhausted:
+class OomRecord:
     """A strategy that ran out of memory, and what it ran out with.
 
     Attributes:
@@ -51,7 +51,7 @@ class Exhausted:
     memory_bytes: int | None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], plan: Mapping[str, Any]) -> Exhausted:
+    def of(cls, config: Mapping[str, Any], plan: Mapping[str, Any]) -> OomRecord:
         """The plan's strategy in the plan's circumstances.
 
         Args:
@@ -71,7 +71,7 @@ class Exhausted:
             memory_bytes=plan["memory"]["memory_bytes"] if plan["memory"] else None,
         )
 
-    def would_again(self, now: Exhausted) -> bool:
+    def would_again(self, now: OomRecord) -> bool:
         """Whether this strategy would run out once more in the other's circumstances; where memory grew it may not."""
         if self.memory_bytes and now.memory_bytes and now.memory_bytes > _SAME_MEMORY * self.memory_bytes:
             return False
@@ -88,10 +88,10 @@ class MemoryRecord:
         problem: why the file cannot be read; None if it can, or if there is none.
     """
 
-    entries: tuple[Exhausted, ...] = ()
+    entries: tuple[OomRecord, ...] = ()
     problem: str | None = None
 
-    def ran_out(self, now: Exhausted) -> tuple[str, ...]:
+    def ran_out(self, now: OomRecord) -> tuple[str, ...]:
         """The strategies that would run out of memory again in these circumstances."""
         return tuple(dict.fromkeys(entry.strategy for entry in self.entries if entry.would_again(now)))
 
@@ -101,7 +101,7 @@ def read_memory_record(run: Path) -> MemoryRecord:
     file = run / FILE_NAME
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        return MemoryRecord(tuple(Exhausted(**entry) for entry in values))
+        return MemoryRecord(tuple(OomRecord(**entry) for entry in values))
     except FileNotFoundError:
         return MemoryRecord()
     except (OSError, ValueError, TypeError) as error:
@@ -109,7 +109,7 @@ def read_memory_record(run: Path) -> MemoryRecord:
         return MemoryRecord(problem=f"{file} cannot be read ({why}): what ran out of memory in this run is not known")
 
 
-def remember(run: Path, entry: Exhausted) -> bool:
+def remember(run: Path, entry: OomRecord) -> bool:
     """Add an entry to a run's record.
 
     Returns:
@@ -132,7 +132,7 @@ def remember_attempt(run: Path) -> bool:
     try:
         config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-        entry = Exhausted.of(config, plan)
+        entry = OomRecord.of(config, plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return False
     return remember(run, entry)

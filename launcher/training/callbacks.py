@@ -26,7 +26,7 @@ from launcher.training.graceful_stop import SignalListener, StopAgreement
 _RATES_IN_EVENT = 8
 
 
-class StopTogether(pl.Callback):
+class GracefulStop(pl.Callback):
     """After a signal to any rank: all ranks save at the end of the same optimizer step, then leave.
 
     At the last step of an epoch, or one that a validation follows, they save in case that they are killed, and leave at
@@ -128,7 +128,7 @@ class OptimizerSteps:
         self._has_stepped = True
 
 
-class KeepLast(pl.Callback):
+class LastCheckpointWriter(pl.Callback):
     """Saves the end of the training, which Lightning leaves out if a validation saved shortly before.
 
     Args:
@@ -151,7 +151,7 @@ class KeepLast(pl.Callback):
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
 
 
-class RecordPlan(pl.Callback):
+class PlanRecorder(pl.Callback):
     """Writes into each checkpoint what it was trained with, for whoever goes on from it."""
 
     def __init__(self, plan: Plan) -> None:

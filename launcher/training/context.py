@@ -9,7 +9,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
 from launcher.planning.plan import Plan
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class RunContext:
     store: Any
     attempt: str
     output: RunOutput
-    status: RankReport
+    status: RankStatusWriter
     given: UserObjects | None = None
     stays_open: bool = False
 

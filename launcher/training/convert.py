@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.checkpoint.deepspeed import ZeroLayout, read_whole, zero_layout
+from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_layout
 from launcher.checkpoint.reader import PUT_TOGETHER, Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.errors import LauncherError, ResumeError
@@ -43,7 +43,7 @@ def loadable_checkpoint(
         return
     notice(f"{resume.name} was saved by {_described(zero_layout(resume))}: it is put together for {plan.strategy.name}")
     whole = run.path / PUT_TOGETHER
-    _on_rank_zero(rank, lambda: save_private(read_whole(resume, trust), whole))
+    _on_rank_zero(rank, lambda: save_private(read_consolidated(resume, trust), whole))
     try:
         yield whole
     finally:
@@ -73,7 +73,7 @@ def convert_checkpoint(source: Path, target: Path) -> int:
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already, and is left alone; give another name")
-    content = read_whole(source) if source.is_dir() else read_checkpoint(source)
+    content = read_consolidated(source) if source.is_dir() else read_checkpoint(source)
     state: Any = content.get("state_dict")
     if not isinstance(state, Mapping):
         raise ResumeError(f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote")

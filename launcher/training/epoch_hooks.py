@@ -14,7 +14,7 @@ from launcher.training.position import Position
 _BEGINNING, _END = "on_train_epoch_start", "on_train_epoch_end"
 
 
-class TellBeginnings(pl.Callback):
+class PartialEpochNotices(pl.Callback):
     """Tells before the first step what of the epoch that goes on is not as in an uninterrupted run.
 
     Its `on_train_epoch_start` is not called. Lightning does not call it either: it would count, unfreeze or draw twice.

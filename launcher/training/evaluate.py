@@ -31,14 +31,14 @@ from launcher.loggers.selection import make_wandb_logger, own_loggers, run_logge
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.planning.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import RunDirectory
 from launcher.training.context import RunContext
 from launcher.training.convert import loadable_checkpoint, save_private
 from launcher.training.evaluated_run import find_evaluated_run
 from launcher.training.evaluation_data import share_evaluation_data
 from launcher.training.fit import ask_rank_zero, attach_log, gather_facts
-from launcher.training.heartbeat_callback import signs_of_life
+from launcher.training.heartbeat_callback import heartbeat_callbacks
 from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
@@ -76,7 +76,7 @@ def evaluate(
     """
     env = os.environ if env is None else env
     topology = Topology.from_env(env, socket.gethostname())
-    report = RankReport.from_env(env)
+    report = RankStatusWriter.from_env(env)
     secrets = tuple(find_secrets(config.to_dict()).values())
     report.keep_secret(secrets)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
@@ -140,7 +140,7 @@ def _evaluate(ctx: RunContext, command: str) -> Sequence[Mapping[str, float]]:
     ours = None if command == "predict" else _wandb(config, run, notice)
     own = objects.loggers if command == "predict" else own_loggers(config, objects.loggers, run)
     loggers: list[Logger] = run_loggers(own, ours, run, is_off=command == "predict")
-    callbacks = [*objects.callbacks, *signs_of_life(ctx.status), *_writers(command, objects, run)]
+    callbacks = [*objects.callbacks, *heartbeat_callbacks(ctx.status), *_writers(command, objects, run)]
     trainer = build_trainer(ctx, objects, callbacks, loggers)
     content = read_checkpoint(checkpoint, ctx.trust, outline=True)
     if "loops" in content:

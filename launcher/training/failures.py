@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.core.secrets import find_secrets, scrub
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
-from launcher.runs.oom_record import Exhausted, remember
+from launcher.runs.oom_record import OomRecord, remember
 from launcher.training.context import RunContext
 from strategies.choice import StrategyError
 
@@ -44,6 +44,6 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
     ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
                             expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
                             go_on=told.go_on)  # fmt: skip
-    remember(ctx.run.path, Exhausted.of(ctx.config.to_dict(), plan.to_dict()))
+    remember(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
     ctx.status.trace(error)
     return told

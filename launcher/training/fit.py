@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.handshake import Decision, exchange
 from launcher.agreement.process_group import open_store, process_group
-from launcher.agreement.script_ranks import is_script_rank, look_at_script_ranks
+from launcher.agreement.script_ranks import check_script_ranks, is_script_rank
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import make_private
@@ -31,7 +31,7 @@ from launcher.planning.table import print_plan
 from launcher.process.activity import doing
 from launcher.process.open_resources import close_left_open
 from launcher.process.rank_log import RankLog
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
 from launcher.training.context import RunContext
@@ -74,7 +74,7 @@ def fit(
             called then, with `stays_open`.
     """
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
-    report = RankReport.from_env(os.environ if env is None else env)
+    report = RankStatusWriter.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
     report.keep_secret(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
@@ -203,7 +203,7 @@ def decide_together(
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
     flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
-    look = look_at_script_ranks if is_script_rank() else None
+    look = check_script_ranks if is_script_rank() else None
     decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting, look)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 

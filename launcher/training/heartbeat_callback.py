@@ -9,22 +9,22 @@ import torch
 import torch.distributed as dist
 from typing_extensions import override
 
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 
 
-def signs_of_life(report: RankReport) -> list[pl.Callback]:
+def heartbeat_callbacks(report: RankStatusWriter) -> list[pl.Callback]:
     """The callback, if an agent listens."""
-    return [SignsOfLife(report)] if report.has_agent else []
+    return [HeartbeatCallback(report)] if report.has_agent else []
 
 
-class SignsOfLife(pl.Callback):
+class HeartbeatCallback(pl.Callback):
     """Tells each step, validation batch and checkpoint, and how many collectives this rank has entered.
 
     Args:
         report: what the agent reads.
     """
 
-    def __init__(self, report: RankReport) -> None:
+    def __init__(self, report: RankStatusWriter) -> None:
         self._report = report
 
     @override

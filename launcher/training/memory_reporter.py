@@ -75,7 +75,7 @@ class MeasuredMemory:
             return most if sys.platform == "darwin" else most * 1024
 
 
-class TellMemory(pl.Callback):
+class MemoryReporter(pl.Callback):
     """Rank zero tells the events what the plan expected and what each rank needed.
 
     At the end of the training, or where a signal stops it on all ranks at one step.

@@ -67,9 +67,9 @@ def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path)
     values: dict[str, Any] = torch.load(folder / _RESULT, map_location="cpu", weights_only=False)
     weights = values["weights"]
     if weights is None and values["checkpoint"] is not None:
-        from launcher.checkpoint.deepspeed import read_whole
+        from launcher.checkpoint.deepspeed import read_consolidated
 
-        weights = read_whole(values["checkpoint"])["state_dict"]
+        weights = read_consolidated(values["checkpoint"])["state_dict"]
     if weights is not None:
         # As Lightning does: a rank may have added layers or removed some.
         given.model.load_state_dict(weights, strict=False)

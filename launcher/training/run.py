@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from launcher.checkpoint.resume import other_model_told, scaler_problem
+from launcher.checkpoint.resume import explain_other_model, scaler_problem
 from launcher.core.errors import Interrupted, LauncherError
 from launcher.core.secrets import find_secrets, redact
 from launcher.hardware.topology import Topology
@@ -36,7 +36,7 @@ from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.result import FitResult
 from launcher.training.run_callbacks import RunParts, run_callbacks
 from launcher.training.run_checkpoint import best_checkpoint
-from launcher.training.script_end import end_is_told
+from launcher.training.script_end import announce_end_of_training
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
 from strategies.choice import AUTO
@@ -64,7 +64,7 @@ def train(ctx: RunContext) -> FitResult:
     secrets = find_secrets(ctx.config.to_dict()).values()
     with taken as listener, _wandb(ctx) as wandb_logger:
         try:
-            with quiet_lightning(), end_is_told(ctx.attempt_store, topology, secrets):
+            with quiet_lightning(), announce_end_of_training(ctx.attempt_store, topology, secrets):
                 trainer = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             if ctx.stays_open:
@@ -180,7 +180,7 @@ def _train_from_checkpoint(ctx: RunContext, trainer: pl.Trainer, objects: UserOb
     resume, notice = ctx.run.resume_from, ctx.output.notice
     with (
         loadable_checkpoint(resume, ctx.plan, ctx.run, ctx.topology.rank, notice, ctx.trust) as loadable,
-        other_model_told(resume, objects.model, trainer),
+        explain_other_model(resume, objects.model, trainer),
     ):
         path = None if loadable is None else str(loadable)
         trainer.fit(objects.model, datamodule=objects.data, ckpt_path=path, weights_only=True)

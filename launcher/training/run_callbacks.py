@@ -10,21 +10,21 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
 from launcher.checkpoint.resume import read_checkpoint
-from launcher.checkpoint.secrets import HideSecrets
-from launcher.loggers.kept_logs import KEY, KeepLogs
+from launcher.checkpoint.secrets import SecretRedactor
+from launcher.loggers.kept_logs import KEY, LogFileState
 from launcher.loggers.selection import logs_to_wandb
-from launcher.loggers.wandb_callback import BeginWandb
+from launcher.loggers.wandb_callback import WandbStarter
 from launcher.loggers.wandb_run import QueuedWandbLogger
-from launcher.monitoring.buffers import WatchBuffers
-from launcher.monitoring.rank_monitor import WatchRanks
+from launcher.monitoring.buffers import BufferMonitor
+from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.runs.directory import LAST_CHECKPOINT
-from launcher.training.callbacks import EventWriter, KeepLast, RecordPlan, StopTogether
+from launcher.training.callbacks import EventWriter, GracefulStop, LastCheckpointWriter, PlanRecorder
 from launcher.training.context import RunContext
-from launcher.training.epoch_hooks import TellBeginnings
+from launcher.training.epoch_hooks import PartialEpochNotices
 from launcher.training.epoch_metrics import EpochMetrics
 from launcher.training.graceful_stop import SignalListener, StopAgreement
-from launcher.training.heartbeat_callback import signs_of_life
-from launcher.training.memory_reporter import MeasuredMemory, TellMemory
+from launcher.training.heartbeat_callback import heartbeat_callbacks
+from launcher.training.memory_reporter import MeasuredMemory, MemoryReporter
 from launcher.training.plateau_callback import StepPlateaus
 from launcher.training.rng_callback import RandomStates
 from launcher.training.trained_parameters import TrainedParameters
@@ -65,32 +65,32 @@ def run_callbacks(ctx: RunContext, parts: RunParts, writes_events: EventWriter) 
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     wandb = parts.wandb
     writer = wandb.writer if wandb is not None and logs_to_wandb(parts.loggers) and not is_trial else None
-    watch = WatchRanks(config.watch, ctx.plan.precision, ctx.output, writer)
+    watch = RankMonitor(config.watch, ctx.plan.precision, ctx.output, writer)
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     return [
         *tuned.kept,
         tuned,
-        *([] if wandb is None else [BeginWandb(wandb.values, parts.described, notice)]),
+        *([] if wandb is None else [WandbStarter(wandb.values, parts.described, notice)]),
         watch,
-        WatchBuffers(watch.alert, events, notice),
-        RecordPlan(ctx.plan),
+        BufferMonitor(watch.alert, events, notice),
+        PlanRecorder(ctx.plan),
         writes_events,
-        *signs_of_life(ctx.status),
+        *heartbeat_callbacks(ctx.status),
         RandomStates(notice),
-        HideSecrets(notice),
+        SecretRedactor(notice),
         EpochMetrics(notice),
         TrainedParameters(notice),
-        TellBeginnings(notice),
+        PartialEpochNotices(notice),
         StepPlateaus(notice),
-        TellMemory(ctx.plan, parts.measured, events),
+        MemoryReporter(ctx.plan, parts.measured, events),
         _kept_logs(ctx, [] if is_trial else parts.loggers),
-        StopTogether(parts.stop, parts.listener, checkpoint),
-        *([] if checkpoint is None else [KeepLast(checkpoint)]),
+        GracefulStop(parts.stop, parts.listener, checkpoint),
+        *([] if checkpoint is None else [LastCheckpointWriter(checkpoint)]),
     ]
 
 
-def _kept_logs(ctx: RunContext, loggers: Sequence[Logger]) -> KeepLogs:
+def _kept_logs(ctx: RunContext, loggers: Sequence[Logger]) -> LogFileState:
     # No more of the checkpoint, as its file would stay open.
     written = None if ctx.run.resume_from is None else read_checkpoint(ctx.run.resume_from, outline=True).get(KEY, {})
-    return KeepLogs(loggers, ctx.run, ctx.topology.rank, ctx.topology.world_size, ctx.attempt_store,
+    return LogFileState(loggers, ctx.run, ctx.topology.rank, ctx.topology.world_size, ctx.attempt_store,
                     ctx.config.process_group_timeout, written)  # fmt: skip

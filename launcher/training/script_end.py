@@ -70,7 +70,7 @@ def _key(rank: int) -> str:
 
 
 @contextmanager
-def end_is_told(store: Any, topology: Topology, secrets: Iterable[Any]) -> Iterator[None]:
+def announce_end_of_training(store: Any, topology: Topology, secrets: Iterable[Any]) -> Iterator[None]:
     """Tell the other ranks of this script how the training inside ended on this one.
 
     Args:
@@ -97,7 +97,7 @@ def end_is_told(store: Any, topology: Topology, secrets: Iterable[Any]) -> Itera
 
 
 @contextmanager
-def left_together() -> Iterator[None]:
+def leave_together() -> Iterator[None]:
     """Around a training of a script's ranks: what it raises, it raises once all of them have left it.
 
     Raises:

@@ -16,11 +16,11 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from launcher.checkpoint.atomic_io import WholeCheckpointIO
-from launcher.checkpoint.deepspeed import read_whole
+from launcher.checkpoint.atomic_io import AtomicCheckpointIO
+from launcher.checkpoint.deepspeed import read_consolidated
 from launcher.checkpoint.manifest import note_hashes
 from launcher.checkpoint.read_back import ReadBack
-from launcher.checkpoint.reader import Trust, loads_of
+from launcher.checkpoint.reader import Trust, guarded_loads
 from launcher.checkpoint.resume import check_fits_model
 from launcher.config.schema import RunConfig
 from launcher.hardware.topology import Topology
@@ -30,7 +30,7 @@ from launcher.training.context import RunContext
 from launcher.training.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
-from strategies.build import KnownRanks, RankPlace, build_strategy, precision_plugin
+from strategies.build import FixedClusterEnvironment, PreflightRank, build_strategy, precision_plugin
 from strategies.precision import Precision
 
 # Ours to decide, or handed over in another way.
@@ -78,12 +78,12 @@ def build_trainer(
         ddp=make_ddp_options(config),
         on_unused=on_unused,
     )
-    plugins = _with_checkpoint_io(objects.plugins, WholeCheckpointIO(ctx.trust, read_back))
+    plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back))
     if plugin is not None:
         plugins.append(plugin)
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
-        plugins.append(KnownRanks(place))
+        plugins.append(FixedClusterEnvironment(place))
     if plan.deepspeed is not None:
         _read_and_write_as_others(strategy, ctx.trust, read_back, ctx.run.resume_from)
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
@@ -111,8 +111,8 @@ def build_trainer(
     return trainer
 
 
-def _place(topology: Topology) -> RankPlace:
-    return RankPlace(
+def _place(topology: Topology) -> PreflightRank:
+    return PreflightRank(
         topology.rank,
         topology.world_size,
         topology.local_rank,
@@ -150,8 +150,8 @@ def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, 
         note_hashes(fresh, name, step)
 
     strategy.on_written = written
-    strategy.read_whole = read_whole
-    strategy.reading = functools.partial(loads_of, trust=trust)
+    strategy.read_consolidated = read_consolidated
+    strategy.reading = functools.partial(guarded_loads, trust=trust)
     if resume_from is not None:
         strategy.check_model = functools.partial(check_fits_model, resume_from)
 
@@ -162,7 +162,7 @@ def plain_options(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config.trainer, name) for name in names}
 
 
-def _with_checkpoint_io(own: Sequence[Any], ours: WholeCheckpointIO) -> list[Any]:
+def _with_checkpoint_io(own: Sequence[Any], ours: AtomicCheckpointIO) -> list[Any]:
     """The user's plugins, and the launcher's way to the disk unless one of them is another; one may go around it."""
     ways = [each for each in own if isinstance(each, CheckpointIO)]
     for each in ways:

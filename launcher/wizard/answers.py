@@ -45,7 +45,7 @@ _FIRST_LINE = "# Written by `launcher init`."
 _LAST_LINE = "# End of the config."
 
 
-class Validation(NamedTuple):
+class ValidationResult(NamedTuple):
     """What is wrong with the answers, and what the user should know of them."""
 
     errors: tuple[Problem, ...]
@@ -171,7 +171,7 @@ class WizardConfig:
             place[last] = copy.deepcopy(value)
         return nested
 
-    def validate(self, hardware: Hardware | None = None) -> Validation:
+    def validate(self, hardware: Hardware | None = None) -> ValidationResult:
         """Check the answers, without importing the user's classes.
 
         Args:
@@ -185,7 +185,7 @@ class WizardConfig:
         from launcher.wizard.notes import find_notes
 
         errors = tuple(self.errors())
-        return Validation(errors, () if errors else find_notes(self, hardware))
+        return ValidationResult(errors, () if errors else find_notes(self, hardware))
 
     def errors(self) -> list[Problem]:
         """What is wrong with the answers, each under the answer's name."""

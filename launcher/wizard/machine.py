@@ -11,7 +11,7 @@ from slurm.partitions import Partition, PartitionsError, read_partitions
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineFacts:
     """What is here.
 
     Attributes:
@@ -29,7 +29,7 @@ class Machine:
     remarks: tuple[str, ...] = ()
 
 
-def detect_machine() -> Machine:
+def detect_machine() -> MachineFacts:
     """Look around; SLURM that does not answer is a remark."""
     # Lightning's loggers come with it: seconds that only the wizard spends.
     from launcher.config.schema import WandbOptions
@@ -42,4 +42,4 @@ def detect_machine() -> Machine:
     except PartitionsError as error:
         remarks = (f"SLURM is here, but its partitions are not known: {error}",)
     online = resolve_mode(WandbOptions(), os.environ)[0] == "online"
-    return Machine(socket.gethostname(), detect_hardware("auto", 0), partitions, online, remarks)
+    return MachineFacts(socket.gethostname(), detect_hardware("auto", 0), partitions, online, remarks)

@@ -15,7 +15,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, Problem
 from launcher.core.yaml_loader import Loader
 from launcher.wizard.answers import WizardConfig
-from launcher.wizard.machine import Machine
+from launcher.wizard.machine import MachineFacts
 from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
 from strategies.choice import NAMES as STRATEGY_NAMES
@@ -29,7 +29,7 @@ _STRATEGIES = {
 }
 
 
-class Desk:
+class WizardSession:
     """Where questions are asked and answered: the prompter, the screen, and what is known of the machine.
 
     Args:
@@ -38,13 +38,13 @@ class Desk:
         look: finds out about the machine; called once, when it is first needed.
     """
 
-    def __init__(self, prompter: Prompter, console: Console, look: Callable[[], Machine]) -> None:
+    def __init__(self, prompter: Prompter, console: Console, look: Callable[[], MachineFacts]) -> None:
         self.prompter = prompter
         self.console = console
         self._look_around = look
-        self._machine: Machine | None = None
+        self._machine: MachineFacts | None = None
 
-    def look(self) -> Machine:
+    def look(self) -> MachineFacts:
         """The machine; looked at when this is first called."""
         if self._machine is None:
             self.say("looking at this machine ...", style="dim")
@@ -61,7 +61,7 @@ class Desk:
             self.say(f"  {problem.path}: {problem.message}", style=style)
 
 
-def ask_model_and_data(config: WizardConfig, desk: Desk) -> WizardConfig:
+def ask_model_and_data(config: WizardConfig, desk: WizardSession) -> WizardConfig:
     """Import paths, checked at once, with the number of parameters; batch and length of the training."""
     desk.say("Import paths are looked up from this directory, as in my_pkg.MyModule.", style="dim")
     config = _ask_class(config, desk, "model", "Model: the LightningModule (empty: the built-in demo)")
@@ -73,7 +73,7 @@ def ask_model_and_data(config: WizardConfig, desk: Desk) -> WizardConfig:
     return _ask_value(config, desk, "max_epochs", "Passes over the data, in epochs (-1: no limit)")
 
 
-def ask_hardware(config: WizardConfig, desk: Desk) -> WizardConfig:
+def ask_hardware(config: WizardConfig, desk: WizardSession) -> WizardConfig:
     """A preset to begin with, the partition, ranks on a node, nodes."""
     machine = desk.look()
     device = machine.hardware.device
@@ -103,7 +103,7 @@ def ask_hardware(config: WizardConfig, desk: Desk) -> WizardConfig:
     return config
 
 
-def ask_precision_and_strategy(config: WizardConfig, desk: Desk) -> WizardConfig:
+def ask_precision_and_strategy(config: WizardConfig, desk: WizardSession) -> WizardConfig:
     """Mixed precision and the strategy, with the plan before and after."""
     show_plan(config, desk)
     while True:
@@ -115,7 +115,7 @@ def ask_precision_and_strategy(config: WizardConfig, desk: Desk) -> WizardConfig
             return config
 
 
-def ask_logging(config: WizardConfig, desk: Desk) -> WizardConfig:
+def ask_logging(config: WizardConfig, desk: WizardSession) -> WizardConfig:
     """Weights & Biases: where to, under which project; the run's name."""
     now = "online: a key is at hand" if desk.look().wandb_online else "offline: no key is at hand"
     modes = [
@@ -131,7 +131,7 @@ def ask_logging(config: WizardConfig, desk: Desk) -> WizardConfig:
     return _ask_value(config, desk, "name", "Name of the run (empty: made from the date)", as_text=True)
 
 
-def show_plan(config: WizardConfig, desk: Desk) -> bool:
+def show_plan(config: WizardConfig, desk: WizardSession) -> bool:
     """Print what `fit` would do on this machine; says why where it would do nothing."""
     # Lightning comes with it.
     from launcher.planning.dry_run import plan_here
@@ -146,7 +146,7 @@ def show_plan(config: WizardConfig, desk: Desk) -> bool:
     return True
 
 
-def _ask_precision(config: WizardConfig, desk: Desk) -> WizardConfig:
+def _ask_precision(config: WizardConfig, desk: WizardSession) -> WizardConfig:
     named = config.precision not in (None, "auto")
     current = config.use_mixed_precision if config.use_mixed_precision is not None else "name" if named else True
     choices = [
@@ -162,7 +162,7 @@ def _ask_precision(config: WizardConfig, desk: Desk) -> WizardConfig:
     return config.with_answers(precision=precision, use_mixed_precision=None)
 
 
-def _ask_partition(config: WizardConfig, desk: Desk, partitions: tuple[Partition, ...]) -> Partition | None:
+def _ask_partition(config: WizardConfig, desk: WizardSession, partitions: tuple[Partition, ...]) -> Partition | None:
     table = Table("partition", "nodes", "GPUs", "CPUs", "limit", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for p in partitions:
         gpus = f"{p.gpus_per_node} {p.gpu_type or ''}".strip()
@@ -174,7 +174,7 @@ def _ask_partition(config: WizardConfig, desk: Desk, partitions: tuple[Partition
     return desk.prompter.select("SLURM partition", choices, current)
 
 
-def _ask_class(config: WizardConfig, desk: Desk, part: Literal["model", "data"], message: str) -> WizardConfig:
+def _ask_class(config: WizardConfig, desk: WizardSession, part: Literal["model", "data"], message: str) -> WizardConfig:
     """An import path, then the arguments, each until it is right."""
     from launcher.user_code.inspection import class_problems, signature_of
 
@@ -200,7 +200,7 @@ def _ask_class(config: WizardConfig, desk: Desk, part: Literal["model", "data"],
             return answered
 
 
-def _ask_arguments(config: WizardConfig, desk: Desk, part: Literal["model", "data"]) -> WizardConfig | None:
+def _ask_arguments(config: WizardConfig, desk: WizardSession, part: Literal["model", "data"]) -> WizardConfig | None:
     """The constructor's arguments; None if the user would rather name another class."""
     from launcher.user_code.inspection import ModelCountError, class_problems, count_parameters
 
@@ -242,7 +242,7 @@ def _parse_arguments(text: str) -> Mapping[str, Any]:
 
 def _ask_value(
     config: WizardConfig,
-    desk: Desk,
+    desk: WizardSession,
     name: str,
     message: str,
     *,

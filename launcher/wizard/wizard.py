@@ -10,12 +10,12 @@ from rich.console import Console
 from launcher.core.terminal import make_console
 from launcher.wizard import steps
 from launcher.wizard.answers import WizardConfig
-from launcher.wizard.machine import Machine, detect_machine
+from launcher.wizard.machine import MachineFacts, detect_machine
 from launcher.wizard.prompter import Choice, Prompter, make_prompter
-from launcher.wizard.steps import Desk
+from launcher.wizard.steps import WizardSession
 
 _WRITE, _LEAVE = "write", "leave"
-_STEPS: tuple[tuple[str, Callable[[WizardConfig, Desk], WizardConfig]], ...] = (
+_STEPS: tuple[tuple[str, Callable[[WizardConfig, WizardSession], WizardConfig]], ...] = (
     ("model and data", steps.ask_model_and_data),
     ("hardware and cluster", steps.ask_hardware),
     ("precision and strategy", steps.ask_precision_and_strategy),
@@ -37,9 +37,9 @@ class SetupWizard:
         prompter: Prompter | None = None,
         *,
         console: Console | None = None,
-        look: Callable[[], Machine] = detect_machine,
+        look: Callable[[], MachineFacts] = detect_machine,
     ) -> None:
-        self._desk = Desk(prompter or make_prompter(os.environ), console or make_console(), look)
+        self._desk = WizardSession(prompter or make_prompter(os.environ), console or make_console(), look)
 
     def run(self, start: WizardConfig | None = None) -> WizardConfig | None:
         """Ask everything; nothing is written.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from launcher.agreement.script_ranks import rank_variables
-from launcher.checkpoint.deepspeed import read_whole
+from launcher.checkpoint.deepspeed import read_consolidated
 from tests.support import wandb_file
 from tests.support.processes import Finished, launcher, run, run_warm
 from tests.support.runs import REPOSITORY, events_of, free_port, train_on
@@ -71,7 +71,7 @@ def plain(folder: Path, checkpoint: Path, *, stage: str = "test") -> float:
         patch.syspath_prepend(str(folder))
         import evaluated  # pyright: ignore[reportMissingImports]
 
-        content = read_whole(checkpoint) if checkpoint.is_dir() else torch.load(checkpoint, weights_only=True)
+        content = read_consolidated(checkpoint) if checkpoint.is_dir() else torch.load(checkpoint, weights_only=True)
         model = evaluated.Model()
         model.load_state_dict(content["state_dict"])
         trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,

@@ -67,7 +67,7 @@ def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> Non
     output = train_on(2, words, tmp_path, env).check().output
 
     precision, dtype, scale, strategy = json.loads((tmp_path / "probe").read_text())
-    assert (precision, dtype, strategy) == ("16-mixed", "torch.float16", "SteadyDDPStrategy")
+    assert (precision, dtype, strategy) == ("16-mixed", "torch.float16", "DeterministicDDPStrategy")
     # It starts at 65536 and has halved if the first step overflowed.
     assert scale in (65536.0, 32768.0)
     assert "on a CPU 16-mixed is for debugging" in output

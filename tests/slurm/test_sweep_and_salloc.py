@@ -90,7 +90,7 @@ def test_inside_an_allocation_the_agents_are_started_on_its_nodes(cluster: Clust
     assert "has 2 nodes: starting on them through srun" in ended.output
     plan = events_of(tmp_path / "runs" / "a", "planned")[0]["plan"]
     assert (plan["world_size"], plan["num_nodes"], sorted(plan["hosts"])) == (4, 2, list(NODES))
-    assert list((tmp_path / "runs").glob(".meeting*")) == []
+    assert list((tmp_path / "runs").glob(".rendezvous*")) == []
 
     # More than one task a node is told how to start instead.
     wrong = ["srun", "--nodes=1", "--ntasks=2", "--cpus-per-task=2", sys.executable, "-m", "launcher", "fit", *TOY]

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from launcher import AmpWandbCallback
-from strategies.build import RankPlace, build_strategy
+from strategies.build import PreflightRank, build_strategy
 from strategies.choice import choose_strategy
 from tests.support.wandb_stand_in import RecordingWandb
 
@@ -108,7 +108,7 @@ def fit(model: Net, *callbacks: pl.Callback) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=size,
-        strategy=build_strategy(choice, "cpu", RankPlace(rank, size, rank, size, 0, "127.0.0.1", 0), 60),
+        strategy=build_strategy(choice, "cpu", PreflightRank(rank, size, rank, size, 0, "127.0.0.1", 0), 60),
         plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 1024.0))],
         callbacks=list(callbacks),
         max_steps=STEPS,

@@ -220,7 +220,7 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
     """Seconds and processor seconds of each optimizer step, under Lightning with the strategy as `fit` builds it."""
     import lightning.pytorch as pl
 
-    from strategies.build import RankPlace, build_strategy, precision_plugin
+    from strategies.build import PreflightRank, build_strategy, precision_plugin
     from strategies.choice import choose_strategy
     from strategies.deepspeed_config import VARIANTS, BatchAndClip, zero_config
     from strategies.precision import Precision
@@ -229,7 +229,7 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
     choice = choose_strategy(
         name, world_size=ranks, device_kind="cpu", accumulate=case.accumulate, model_has_static_graph=False
     )
-    place = RankPlace(rank, ranks, rank, ranks, 0, "127.0.0.1", 1)
+    place = PreflightRank(rank, ranks, rank, ranks, 0, "127.0.0.1", 1)
     deepspeed = None
     if name in VARIANTS:
         planned = BatchAndClip(ranks, case.micro_batch_size, case.accumulate, 0.0)

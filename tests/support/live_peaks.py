@@ -23,7 +23,7 @@ import torch.distributed as dist
 from deepspeed.utils import logger
 
 from strategies.batch_norms import compute_with_fp32_weights
-from strategies.steady_ddp import SteadyDistributedDataParallel
+from strategies.deterministic_ddp import DeterministicDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
 from tests.support.live_states import DTYPES, Stepping
 from tests.support.model_families import SMALL
@@ -50,7 +50,7 @@ def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
         net: Any = Stepping(module)
         if stage == 0:
             if dist.get_world_size() > 1:
-                net = SteadyDistributedDataParallel(net, gradient_as_bucket_view=True)
+                net = DeterministicDistributedDataParallel(net, gradient_as_bucket_view=True)
         else:
             net, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=_config(stage, dtype, batch_size))
             compute_with_fp32_weights(module)

@@ -51,18 +51,18 @@ class Server:
 
 
 class Client(PrefixStore):
-    """One rank's connection; a clone of it is the meeting's next connection, kept like the others."""
+    """One rank's connection; a clone of it is the rendezvous's next connection, kept like the others."""
 
-    def __init__(self, prefix: str, connection: TCPStore, meeting: Meeting) -> None:
+    def __init__(self, prefix: str, connection: TCPStore, rendezvous: LocalRendezvous) -> None:
         super().__init__(prefix, connection)
-        self._meeting = meeting
+        self._rendezvous = rendezvous
 
     def clone(self) -> Client:
         """Another connection with the same content."""
-        return self._meeting.client()
+        return self._rendezvous.client()
 
 
-class Meeting:
+class LocalRendezvous:
     """What the ranks of one test share of a server: nothing of another test's is in it."""
 
     def __init__(self, server: Server) -> None:

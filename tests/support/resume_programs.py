@@ -25,15 +25,15 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from launcher.training.callbacks import KeepLast
+from launcher.training.callbacks import LastCheckpointWriter
 from launcher.training.data_order import DataOrder
-from launcher.training.epoch_hooks import TellBeginnings
+from launcher.training.epoch_hooks import PartialEpochNotices
 from launcher.training.epoch_metrics import EpochMetrics
 from launcher.training.loops import use_resumable_loops
 from launcher.training.plateau_callback import StepPlateaus
 from launcher.training.rng_callback import RandomStates
 from strategies.batch import BatchSplit
-from strategies.build import RankPlace, build_strategy
+from strategies.build import PreflightRank, build_strategy
 from strategies.choice import choose_strategy
 
 SIZE = 26
@@ -274,9 +274,9 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
     callbacks: list[Any] = [
         RandomStates(tell),
         EpochMetrics(tell),
-        TellBeginnings(tell),
+        PartialEpochNotices(tell),
         StepPlateaus(tell),
-        KeepLast(last),
+        LastCheckpointWriter(last),
     ]
     options: dict[str, Any] = {"max_epochs": EPOCHS, **dict(program.limit)}
     if program.by_steps and whole_steps:
@@ -303,7 +303,7 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
     ranks, rank = _ranks()
     if ranks > 1:
         choice = choose_strategy("ddp", world_size=ranks, device_kind="cpu", accumulate=1, model_has_static_graph=False)
-        place = RankPlace(rank, ranks, rank, ranks, 0, "127.0.0.1", 0)
+        place = PreflightRank(rank, ranks, rank, ranks, 0, "127.0.0.1", 0)
         options["strategy"] = build_strategy(choice, "cpu", place, 60)
     trainer = pl.Trainer(
         accelerator="cpu", devices=ranks, logger=False, enable_progress_bar=False, enable_model_summary=False,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.slurm_allocation import nodes_of_step, srun_words
+from launcher.agent.slurm_allocation import nodes_of_step, srun_arguments
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
@@ -46,22 +46,22 @@ def test_one_agent_on_each_node_unless_this_is_the_only_one(
     allocation: SlurmAllocation, num_nodes: int | str, host: str, starts: int | None
 ) -> None:
     config = dataclasses.replace(CONFIG, num_nodes=num_nodes)  # type: ignore[arg-type]
-    words = srun_words(allocation, config, PLAIN, host)
+    words = srun_arguments(allocation, config, PLAIN, host)
     expected = ("srun", f"--nodes={starts}", f"--ntasks={starts}", "--ntasks-per-node=1", "--export=ALL")
     assert words == (None if starts is None else expected)
 
 
 def test_the_cpus_of_a_task_are_handed_on_which_srun_does_not_do_by_itself() -> None:
-    words = srun_words(dataclasses.replace(TWO, cpus_per_task="4"), CONFIG, PLAIN, "n1")
+    words = srun_arguments(dataclasses.replace(TWO, cpus_per_task="4"), CONFIG, PLAIN, "n1")
     assert words is not None
     assert words[-1] == "--cpus-per-task=4"
 
 
 def test_nodes_named_by_hand_are_the_users_own_and_more_than_there_are_is_an_error() -> None:
     by_hand = dataclasses.replace(PLAIN, min_nodes=2, max_nodes=2, endpoint_host="n1", endpoint_port=1)
-    assert srun_words(TWO, CONFIG, by_hand, "n1") is None
+    assert srun_arguments(TWO, CONFIG, by_hand, "n1") is None
     with pytest.raises(TopologyError, match="num_nodes is 3, and job 7 has 2"):
-        srun_words(TWO, dataclasses.replace(CONFIG, num_nodes=3), PLAIN, "n1")
+        srun_arguments(TWO, dataclasses.replace(CONFIG, num_nodes=3), PLAIN, "n1")
 
 
 def test_outside_of_a_step_of_several_nodes_the_options_stay(tmp_path: Path) -> None:

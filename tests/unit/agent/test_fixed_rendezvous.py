@@ -70,7 +70,7 @@ def _once_it_waits(event: threading.Event) -> Callable[[str, Any], None]:
     """Says when a node has announced itself and waits for node 0's first call."""
 
     def hear(name: str, key: Any) -> None:
-        if name == "check" and key == ["launcher/meeting/1/call/0"]:
+        if name == "check" and key == ["launcher/rendezvous/1/call/0"]:
             event.set()
 
     return hear
@@ -129,7 +129,7 @@ def test_a_node_that_came_and_died_does_not_count_until_it_is_back() -> None:
     nodes = Nodes(3)
     dead = nodes.node(1)
     # What a node that is killed while the others are waited for leaves behind.
-    dead._announce("launcher/meeting/1")
+    dead._announce("launcher/rendezvous/1")
     called = threading.Event()
     zero = nodes.node(0, answer_within=0.2, heard=lambda name, _: called.set() if name == "delete_key" else None)
     with ThreadPoolExecutor(3) as pool:
@@ -147,13 +147,13 @@ def test_two_nodes_of_one_number_are_told_at_once_and_the_run_stays_open() -> No
     one = nodes.node(
         1,
         heard=lambda name, key: (
-            announced.set() if name == "check" and str(key).startswith("['launcher/meeting/1/call") else None
+            announced.set() if name == "check" and str(key).startswith("['launcher/rendezvous/1/call") else None
         ),
     )
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(one.next_rendezvous)
         assert announced.wait(LONG)
-        nodes.node(1)._announce("launcher/meeting/1")
+        nodes.node(1)._announce("launcher/rendezvous/1")
         with pytest.raises(TopologyError, match="--node-rank 1 was given on two nodes"):
             future.result(LONG)
     one.shutdown()
@@ -166,7 +166,7 @@ def test_a_node_that_leaves_ends_the_waiting_of_the_others() -> None:
     one = nodes.node(
         1,
         heard=lambda name, key: (
-            waiting.set() if name == "check" and str(key).startswith("['launcher/meeting/1/call") else None
+            waiting.set() if name == "check" and str(key).startswith("['launcher/rendezvous/1/call") else None
         ),
     )
     with ThreadPoolExecutor(1) as pool:

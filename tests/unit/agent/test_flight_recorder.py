@@ -17,7 +17,7 @@ from launcher.agent.flight_recorder import (
 )
 from launcher.agent.hang import RankState, ranks_behind
 from launcher.agent.node_store import NodeExchange
-from launcher.process.heartbeat import Beat
+from launcher.process.heartbeat import Heartbeat
 
 
 def _entry(number: int, operation: str = "all_reduce", *, backend: str = "nccl", done: bool = True, size: int = 97,
@@ -130,13 +130,15 @@ def test_a_file_of_another_form_is_no_record(tmp_path: Path, text: str) -> None:
 
 def test_hangs_are_explained_by_the_records_before_counts_and_stacks() -> None:
     waits, absent = _record(_entry(41, done=False)), _record(_entry(40))
-    states = {rank: RankState(Beat(3, 1.0, 41, True), record=record) for rank, record in enumerate((waits, absent))}
+    states = {
+        rank: RankState(Heartbeat(3, 1.0, 41, True), record=record) for rank, record in enumerate((waits, absent))
+    }
     (named,) = ranks_behind(states).items()
     assert named[0] == 1
     assert named[1].endswith(
         "; it did not enter all_reduce of [97] Float (number 41 of default_pg), in which rank 0 waits"
     )
-    stopped = states | {0: RankState(Beat(3, 1.0, 41, True), "T", record=waits)}
+    stopped = states | {0: RankState(Heartbeat(3, 1.0, 41, True), "T", record=waits)}
     assert list(ranks_behind(stopped)) == [0]
 
 
@@ -144,8 +146,8 @@ def test_states_cross_to_other_nodes_as_plain_values_and_all_are_judged_together
     import torch.distributed as dist
 
     waits = _record(_entry(41, done=False), groups={"0": [0, 1, 2]})
-    zero = {0: RankState(Beat(3, 1.0, 41, True), "S", "the stacks", waits), 2: RankState(None, "D")}
-    one = {1: RankState(Beat(3, 1.0, 40, True), record=_record(_entry(40)))}
+    zero = {0: RankState(Heartbeat(3, 1.0, 41, True), "S", "the stacks", waits), 2: RankState(None, "D")}
+    one = {1: RankState(Heartbeat(3, 1.0, 40, True), record=_record(_entry(40)))}
     store = dist.HashStore()
     exchanges = [NodeExchange(store, node, 2) for node in range(2)]
     assert exchanges[0].states(zero, 0.0) == zero, "the other node has not told in time"

@@ -15,7 +15,7 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
 from launcher.hardware.cpus import usable_cpus
-from launcher.hardware.rank_count import likely_ranks, wanted_ranks
+from launcher.hardware.rank_count import likely_ranks, requested_ranks
 
 
 def test_ranks_are_forked_unless_that_would_break_them() -> None:
@@ -142,7 +142,7 @@ def test_what_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_number_of_ranks_and_the_guess_without_torch(
     config: RunConfig, options: LaunchOptions, ranks: int, tmp_path: Path
 ) -> None:
-    assert wanted_ranks(config, options) == ranks
+    assert requested_ranks(config, options) == ranks
     assert likely_ranks(config, options, gpus=tmp_path / "none") == ranks
 
 
@@ -162,7 +162,7 @@ def test_the_guess_counts_the_drivers_gpus_that_are_visible(
 
 def test_two_different_numbers_of_ranks_are_refused() -> None:
     with pytest.raises(TopologyError, match="--nproc-per-node means 4 ranks here, but devices is 2"):
-        wanted_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
+        requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
 
 
 def test_the_agents_modules_that_come_before_torch_do_not_import_it() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from launcher.agent.hang import HangWatch, RankState, in_collective, main_thread_frame, ranks_behind
-from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat
 
 WAITING = """Thread 0x01 (most recent call first):
   File "/lib/python3.11/threading.py", line 324 in wait
@@ -20,8 +20,8 @@ ASLEEP = """Current thread 0x02 (most recent call first):
 """
 
 
-def _beat(step: int, clock: float, collectives: int = UNKNOWN) -> Beat:
-    return Beat(step, clock, collectives, True)
+def _beat(step: int, clock: float, collectives: int = UNKNOWN) -> Heartbeat:
+    return Heartbeat(step, clock, collectives, True)
 
 
 def test_silence_of_all_ranks_beyond_the_limit_is_a_hang() -> None:

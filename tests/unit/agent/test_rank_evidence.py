@@ -8,37 +8,37 @@ import pytest
 
 from launcher.agent.diagnostics import RankEvidence, RankProcess, last_lines, process_state
 from launcher.agent.hang import RankState
-from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Beat, Heart, read_beat
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, HeartbeatWriter, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
-from launcher.process.rank_status import FOLDER_VARIABLE, RankReport, beat_path, read_words, report_path
+from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, beat_path, read_status, report_path
 
 
 def test_a_heart_is_heard_as_it_beats(tmp_path: Path) -> None:
     times = iter((1.0, 2.0, 3.0, 4.0))
     path = tmp_path / "beat"
     assert read_beat(path) is None
-    heart = Heart(path, clock=lambda: next(times))
-    assert read_beat(path) == Beat(BEFORE_TRAINING, 1.0, UNKNOWN, False)
+    heart = HeartbeatWriter(path, clock=lambda: next(times))
+    assert read_beat(path) == Heartbeat(BEFORE_TRAINING, 1.0, UNKNOWN, False)
     heart.beat(7)
     heart.beat()
-    assert read_beat(path) == Beat(7, 3.0, UNKNOWN, False)
+    assert read_beat(path) == Heartbeat(7, 3.0, UNKNOWN, False)
     heart.collectives(42)
-    assert read_beat(path) == Beat(7, 3.0, 42, False), "another thread's number is no sign of life"
-    heart.can_tell_stacks()
-    assert read_beat(path) == Beat(7, 4.0, 42, True)
+    assert read_beat(path) == Heartbeat(7, 3.0, 42, False), "another thread's number is no sign of life"
+    heart.can_dump_stacks()
+    assert read_beat(path) == Heartbeat(7, 4.0, 42, True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_bytes(b"cut")
     assert read_beat(path) is None
 
 
 def test_what_a_rank_tells_is_read_and_its_first_error_stays(tmp_path: Path) -> None:
-    report = RankReport(tmp_path, 3, clock=lambda: 9.0)
+    report = RankStatusWriter(tmp_path, 3, clock=lambda: 9.0)
     report.tell(log=tmp_path / "log")
     report.beat(5)
     report.raised(ValueError("first"))
     report.raised(ValueError("second"))
     report.tell(run=tmp_path)
-    words = read_words(tmp_path, 3)
+    words = read_status(tmp_path, 3)
     assert (words.log, words.run) == (tmp_path / "log", tmp_path)
     assert words.error is not None
     assert (words.error.message, words.error.step, words.error.time) == ("first", 5, 9.0)
@@ -47,7 +47,7 @@ def test_what_a_rank_tells_is_read_and_its_first_error_stays(tmp_path: Path) -> 
 
 def test_without_an_agent_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    report = RankReport.from_env({"RANK": "1"})
+    report = RankStatusWriter.from_env({"RANK": "1"})
     report.tell(log="x")
     report.raised(ValueError("x"))
     report.beat(1)
@@ -57,32 +57,32 @@ def test_without_an_agent_nothing_is_written(tmp_path: Path, monkeypatch: pytest
 
 def test_a_process_has_one_report_wherever_it_asks(tmp_path: Path) -> None:
     env = {FOLDER_VARIABLE: str(tmp_path), "RANK": "2"}
-    assert RankReport.from_env(env) is RankReport.from_env(dict(env))
-    assert RankReport.from_env(env).has_agent
+    assert RankStatusWriter.from_env(env) is RankStatusWriter.from_env(dict(env))
+    assert RankStatusWriter.from_env(env).has_agent
 
 
 def test_a_folder_that_is_gone_costs_the_report_and_not_the_training(tmp_path: Path) -> None:
-    report = RankReport(tmp_path / "gone", 0)
+    report = RankStatusWriter(tmp_path / "gone", 0)
     report.tell(log="x")
     report.raised(ValueError("x"))
     report.beat(1)
 
 
 def test_nothing_and_nonsense_are_no_words(tmp_path: Path) -> None:
-    assert read_words(tmp_path, 0).error is None
+    assert read_status(tmp_path, 0).error is None
     report_path(tmp_path, 0).write_text('{"error": {"kind": 1}}')
-    assert read_words(tmp_path, 0).error is None
+    assert read_status(tmp_path, 0).error is None
 
 
 def test_the_traceback_goes_to_the_log_alone_where_an_agent_tells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = RankReport(tmp_path, 0)
+    report = RankStatusWriter(tmp_path, 0)
     report.tell(log=tmp_path / "log")
     report.trace(ValueError("mine"))
     assert capsys.readouterr().err == ""
     assert "ValueError: mine" in (tmp_path / "log").read_text()
-    RankReport(None, 0).trace(ValueError("mine"))
+    RankStatusWriter(None, 0).trace(ValueError("mine"))
     assert "ValueError: mine" in capsys.readouterr().err
 
 
@@ -108,8 +108,8 @@ def test_the_kernels_letter_for_a_process() -> None:
 
 
 def test_ends_join_what_the_process_and_the_rank_say(tmp_path: Path) -> None:
-    RankReport(tmp_path, 0).beat(4)
-    report = RankReport(tmp_path, 1)
+    RankStatusWriter(tmp_path, 0).beat(4)
+    report = RankStatusWriter(tmp_path, 1)
     report.beat(5)
     report.raised(ValueError("mine"))
     watch = RankEvidence(tmp_path, lambda pid: None)

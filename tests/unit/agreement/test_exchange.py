@@ -16,7 +16,7 @@ from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.handshake import Decision, exchange
 from launcher.core.errors import AgreementError, LauncherError, PlanError
 from launcher.process.activity import doing
-from tests.support.rank_threads import Meeting, Server, Spy, all_set, facts, run_ranks
+from tests.support.rank_threads import LocalRendezvous, Server, Spy, all_set, facts, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def meeting(server: Server) -> Meeting:
-    return Meeting(server)
+def rendezvous(server: Server) -> LocalRendezvous:
+    return LocalRendezvous(server)
 
 
 def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
@@ -53,22 +53,22 @@ def texts(errors: Sequence[Any]) -> set[str]:
     return {str(error) for error in errors}
 
 
-def test_one_rank_decides_alone(meeting: Meeting) -> None:
-    decision = exchange(meeting.client(), 1, facts(0), {}, decide, 1)
+def test_one_rank_decides_alone(rendezvous: LocalRendezvous) -> None:
+    decision = exchange(rendezvous.client(), 1, facts(0), {}, decide, 1)
     assert decision.values == {"hosts": ["node0"]}
 
 
-def test_all_ranks_get_rank_zeros_decision_and_one_attempt(meeting: Meeting) -> None:
-    results = run_ranks([rank(meeting.client(), facts(n), 4) for n in range(4)])
+def test_all_ranks_get_rank_zeros_decision_and_one_attempt(rendezvous: LocalRendezvous) -> None:
+    results = run_ranks([rank(rendezvous.client(), facts(n), 4) for n in range(4)])
     assert results[0].values == {"hosts": ["node0", "node1", "node2", "node3"]}
     assert all(result == results[0] for result in results)
     assert len(results[0].attempt) >= 16
 
 
-def test_another_config_names_rank_host_and_setting_on_every_rank(meeting: Meeting) -> None:
+def test_another_config_names_rank_host_and_setting_on_every_rank(rendezvous: LocalRendezvous) -> None:
     config = {"seed": 1, "precision": "auto"}
-    bodies = [rank(meeting.client(), facts(n, config_digest="a"), 3, config=config) for n in range(2)]
-    bodies.append(rank(meeting.client(), facts(2, config_digest="b"), 3, config={**config, "seed": 7}))
+    bodies = [rank(rendezvous.client(), facts(n, config_digest="a"), 3, config=config) for n in range(2)]
+    bodies.append(rank(rendezvous.client(), facts(2, config_digest="b"), 3, config={**config, "seed": 7}))
     results = run_ranks(bodies)
     (text,) = texts(results)
     assert "seed: 1 on rank 0 (node0), 7 on rank 2 (node2)" in text
@@ -76,29 +76,29 @@ def test_another_config_names_rank_host_and_setting_on_every_rank(meeting: Meeti
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_settings_that_only_text_can_carry_are_no_difference(meeting: Meeting) -> None:
+def test_settings_that_only_text_can_carry_are_no_difference(rendezvous: LocalRendezvous) -> None:
     config = {"betas": (0.9, 0.95), "path": Path("/x"), "seed": 1}
-    one = rank(meeting.client(), facts(0, config_digest="a"), 2, config=config)
-    other = rank(meeting.client(), facts(1, config_digest="b"), 2, config={**config, "seed": 2})
+    one = rank(rendezvous.client(), facts(0, config_digest="a"), 2, config=config)
+    other = rank(rendezvous.client(), facts(1, config_digest="b"), 2, config={**config, "seed": 2})
     (text,) = texts(run_ranks([one, other]))
     assert "seed: 1 on rank 0 (node0), 2 on rank 1 (node1)" in text
     assert "betas" not in text
     assert "path" not in text
 
 
-def test_configs_are_not_sent_where_they_are_equal(meeting: Meeting) -> None:
+def test_configs_are_not_sent_where_they_are_equal(rendezvous: LocalRendezvous) -> None:
     seen: list[RankFacts] = []
 
     def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
         seen.extend(everybody)
         return {}
 
-    run_ranks([rank(meeting.client(), facts(n), 2, config={"seed": 1}, deciding=look) for n in range(2)])
+    run_ranks([rank(rendezvous.client(), facts(n), 2, config={"seed": 1}, deciding=look) for n in range(2)])
     assert [fact.config for fact in seen] == [None, None]
 
 
 @pytest.mark.parametrize("other", ["same", "another"])
-def test_digests_of_files_are_sent_where_one_differs_alone(meeting: Meeting, other: str) -> None:
+def test_digests_of_files_are_sent_where_one_differs_alone(rendezvous: LocalRendezvous, other: str) -> None:
     sent: list[Mapping[str, str] | None] = []
 
     def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
@@ -106,37 +106,37 @@ def test_digests_of_files_are_sent_where_one_differs_alone(meeting: Meeting, oth
         return {}
 
     files = [{"m.py": digest, "n.py": "same"} for digest in ("same", other)]
-    run_ranks([rank(meeting.client(), facts(n, sources_digest=str(files[n]), sources=files[n]), 2, deciding=look)
+    run_ranks([rank(rendezvous.client(), facts(n, sources_digest=str(files[n]), sources=files[n]), 2, deciding=look)
                for n in range(2)])  # fmt: skip
     assert sent == [None if other == "same" else files[1]]
 
 
-def test_another_torch_is_named_on_every_rank(meeting: Meeting) -> None:
+def test_another_torch_is_named_on_every_rank(rendezvous: LocalRendezvous) -> None:
     everybody = [facts(0), facts(1, versions={"torch": "2.10.0"}), facts(2)]
-    (text,) = texts(run_ranks([rank(meeting.client(), own, 3) for own in everybody]))
+    (text,) = texts(run_ranks([rank(rendezvous.client(), own, 3) for own in everybody]))
     assert "torch version" in text
     assert "2.10.0 on rank 1 (node1)" in text
 
 
-def test_one_ranks_error_is_told_on_every_rank(meeting: Meeting) -> None:
+def test_one_ranks_error_is_told_on_every_rank(rendezvous: LocalRendezvous) -> None:
     everybody = [facts(0), facts(1), facts(2, hardware=None, error="cannot import my_pkg")]
-    results = run_ranks([rank(meeting.client(), own, 3) for own in everybody])
+    results = run_ranks([rank(rendezvous.client(), own, 3) for own in everybody])
     assert texts(results) == {"rank 2 (node2): cannot import my_pkg"}
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_what_rank_zeros_decision_raises_is_raised_everywhere(meeting: Meeting) -> None:
+def test_what_rank_zeros_decision_raises_is_raised_everywhere(rendezvous: LocalRendezvous) -> None:
     def refuse(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
         raise PlanError("no plan meets the config")
 
-    results = run_ranks([rank(meeting.client(), facts(n), 3, deciding=refuse) for n in range(3)])
+    results = run_ranks([rank(rendezvous.client(), facts(n), 3, deciding=refuse) for n in range(3)])
     assert isinstance(results[0], PlanError)
     assert all(isinstance(error, LauncherError) and error.exit_code == 2 for error in results)
     assert {str(error) for error in results} == {"no plan meets the config"}
 
 
 @pytest.mark.slow
-def test_a_rank_that_never_arrives_is_named_to_all_that_did(meeting: Meeting) -> None:
+def test_a_rank_that_never_arrives_is_named_to_all_that_did(rendezvous: LocalRendezvous) -> None:
     arrived = {n: threading.Event() for n in (1, 3)}
 
     def waits(n: int) -> Callable[[str, Any], None]:
@@ -145,22 +145,22 @@ def test_a_rank_that_never_arrives_is_named_to_all_that_did(meeting: Meeting) ->
     def lead() -> Decision:
         # Its time begins when the others are there, however slow the machine is.
         assert all_set(list(arrived.values()))
-        return exchange(meeting.client(), 4, facts(0), {}, decide, 1)
+        return exchange(rendezvous.client(), 4, facts(0), {}, decide, 1)
 
-    results = run_ranks([lead, *(rank(Spy(meeting.client(), waits(n)), facts(n), 4) for n in arrived)])
+    results = run_ranks([lead, *(rank(Spy(rendezvous.client(), waits(n)), facts(n), 4) for n in arrived)])
     (text,) = texts(results)
     assert text.startswith("rank 2 (node 2) never arrived: rank 0 (node0) waited in vain")
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_many_missing_ranks_are_counted(meeting: Meeting) -> None:
-    (error,) = run_ranks([rank(meeting.client(), facts(0, local_world_size=8), 33, timeout=0.2)])
+def test_many_missing_ranks_are_counted(rendezvous: LocalRendezvous) -> None:
+    (error,) = run_ranks([rank(rendezvous.client(), facts(0, local_world_size=8), 33, timeout=0.2)])
     assert "rank 8 (node 1) and 24 more never arrived" in str(error)
     assert error.ranks == tuple(range(1, 33))
 
 
-def test_rank_zero_that_never_arrives_is_named(meeting: Meeting) -> None:
-    results = run_ranks([rank(meeting.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
+def test_rank_zero_that_never_arrives_is_named(rendezvous: LocalRendezvous) -> None:
+    results = run_ranks([rank(rendezvous.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
     assert all(isinstance(error, AgreementError) for error in results)
     assert [str(error).startswith(f"rank 0 never arrived: rank {n} (node{n})") for n, error in enumerate(results, 1)]
     assert {error.ranks for error in results} == {(0,)}
@@ -186,33 +186,33 @@ def answering(store: Any) -> tuple[Spy, threading.Event]:
     return Spy(store, lambda name, key: answered.set() if name == "set" and "/facts/" in key else None), answered
 
 
-def follow_then_lead(meeting: Meeting, world: int) -> list[Any]:
+def follow_then_lead(rendezvous: LocalRendezvous, world: int) -> list[Any]:
     """Followers that answer whatever the store holds, and a leader that comes only then; leader's result first."""
-    followers = [answering(meeting.client()) for _ in range(1, world)]
+    followers = [answering(rendezvous.client()) for _ in range(1, world)]
 
     def lead() -> Decision:
         assert all_set([answered for _, answered in followers])
-        return exchange(meeting.client(), world, facts(0, host="new0"), {}, decide, 10)
+        return exchange(rendezvous.client(), world, facts(0, host="new0"), {}, decide, 10)
 
     return run_ranks([lead, *(rank(s, facts(n, host=f"new{n}"), world) for n, (s, _) in enumerate(followers, 1))])
 
 
-def test_ranks_that_find_an_earlier_attempts_decision_wait_for_their_own(meeting: Meeting) -> None:
-    old = run_ranks([rank(meeting.client(), facts(n), 3) for n in range(3)])
-    new = follow_then_lead(meeting, 3)
+def test_ranks_that_find_an_earlier_attempts_decision_wait_for_their_own(rendezvous: LocalRendezvous) -> None:
+    old = run_ranks([rank(rendezvous.client(), facts(n), 3) for n in range(3)])
+    new = follow_then_lead(rendezvous, 3)
     assert new[0].values == {"hosts": ["new0", "new1", "new2"]}
     assert all(result == new[0] for result in new)
     assert new[0].attempt != old[0].attempt
 
 
-def test_ranks_that_find_an_earlier_attempts_error_wait_for_their_own_decision(meeting: Meeting) -> None:
-    run_ranks([rank(meeting.client(), own, 3) for own in (facts(0), facts(1, error="no GPU"), facts(2))])
-    new = follow_then_lead(meeting, 3)
+def test_ranks_that_find_an_earlier_attempts_error_wait_for_their_own_decision(rendezvous: LocalRendezvous) -> None:
+    run_ranks([rank(rendezvous.client(), own, 3) for own in (facts(0), facts(1, error="no GPU"), facts(2))])
+    new = follow_then_lead(rendezvous, 3)
     assert all(result == new[0] and result.values["hosts"][0] == "new0" for result in new)
 
 
 def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
-    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+    rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
 
@@ -220,27 +220,27 @@ def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
         if name == "wait":
             raise RuntimeError("killed")
 
-    run_ranks([rank(Spy(meeting.client(), die), facts(0), 3)])
-    new = follow_then_lead(meeting, 3)
+    run_ranks([rank(Spy(rendezvous.client(), die), facts(0), 3)])
+    new = follow_then_lead(rendezvous, 3)
     assert all(result == new[0] and result.values["hosts"] == ["new0", "new1", "new2"] for result in new)
 
 
 def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
-    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+    rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
-    run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
-    (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
+    run_ranks([rank(rendezvous.client(), facts(n), 2) for n in range(2)])
+    (error,) = run_ranks([rank(rendezvous.client(), facts(1), 2, timeout=0.3)])
     assert isinstance(error, AgreementError)
     assert str(error).startswith("rank 0 never arrived")
 
 
 def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
-    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+    rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
-    (told,) = run_ranks([rank(meeting.client(), facts(0), 2, timeout=0.1)])
-    (error,) = run_ranks([rank(meeting.client(), facts(1), 2, timeout=0.3)])
+    (told,) = run_ranks([rank(rendezvous.client(), facts(0), 2, timeout=0.1)])
+    (error,) = run_ranks([rank(rendezvous.client(), facts(1), 2, timeout=0.3)])
     assert str(error).startswith("rank 0 never arrived: rank 1 (node1) waited for it in vain; ")
     assert str(error).endswith(f"; an earlier attempt ended with: {told}")
     assert "rank 1 (node 1) never arrived: rank 0 (node0) waited in vain" in str(told)
@@ -248,11 +248,11 @@ def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
 
 @pytest.mark.slow
 def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
-    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+    rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The follower's time begins anew with rank zero's challenge: rank zero alone knows who is missing."""
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.5)
-    run_ranks([rank(meeting.client(), facts(n), 3) for n in range(3)])
+    run_ranks([rank(rendezvous.client(), facts(n), 3) for n in range(3)])
     looks: list[str] = []
     late = threading.Event()
 
@@ -265,9 +265,9 @@ def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
 
     def lead() -> Decision:
         assert late.wait(10)
-        return exchange(meeting.client(), 3, facts(0), {}, decide, 1)
+        return exchange(rendezvous.client(), 3, facts(0), {}, decide, 1)
 
-    results = run_ranks([lead, rank(Spy(meeting.client(), look), facts(1), 3, timeout=1)])
+    results = run_ranks([lead, rank(Spy(rendezvous.client(), look), facts(1), 3, timeout=1)])
     (text,) = texts(results)
     assert text.startswith("rank 2 (node 2) never arrived: ")
     assert {error.ranks for error in results} == {(2,)}
@@ -276,7 +276,7 @@ def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
 def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -> None:
     counts: dict[int, list[int]] = {}
     for world in (2, 4, 12):
-        ranks = Meeting(server)
+        ranks = LocalRendezvous(server)
         spies = [Spy(ranks.client()) for _ in range(world)]
         run_ranks([rank(spy, facts(n), world) for n, spy in enumerate(spies)])
         counts[world] = [len(spy.operations) for spy in spies]
@@ -286,7 +286,7 @@ def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -
 
 @pytest.mark.slow
 def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
-    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+    rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
@@ -309,7 +309,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
         return {"a": 1}
 
     bodies = [
-        lambda n=n: exchange(meeting.client(), 3, facts(n), {}, plan, 0.3 if n else 10, tell(n)) for n in range(3)
+        lambda n=n: exchange(rendezvous.client(), 3, facts(n), {}, plan, 0.3 if n else 10, tell(n)) for n in range(3)
     ]
     # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
     monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
@@ -322,27 +322,29 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
 
 
 @pytest.mark.slow
-def test_rank_zero_that_dies_while_it_plans_is_found(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_zero_that_dies_while_it_plans_is_found(
+    rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
     monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
     seen = threading.Event()
-    spy = Spy(meeting.client(), lambda name, key: seen.set() if name == "get" and key.endswith("/sign") else None)
+    spy = Spy(rendezvous.client(), lambda name, key: seen.set() if name == "get" and key.endswith("/sign") else None)
 
     def die(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
         with doing("counting sheep"):
             assert seen.wait(10)
             raise MemoryError
 
-    killed, error = run_ranks([rank(meeting.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=1)])
+    killed, error = run_ranks([rank(rendezvous.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=1)])
     assert isinstance(killed, MemoryError)
     assert isinstance(error, AgreementError)
     assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) had no sign of life")
     assert error.ranks == (0,)
 
 
-def test_no_thread_reports_once_the_ranks_have_agreed(meeting: Meeting) -> None:
-    run_ranks([rank(meeting.client(), facts(n), 2) for n in range(2)])
+def test_no_thread_reports_once_the_ranks_have_agreed(rendezvous: LocalRendezvous) -> None:
+    run_ranks([rank(rendezvous.client(), facts(n), 2) for n in range(2)])
     assert "launcher-activity" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -361,14 +363,14 @@ class Arriving:
         return getattr(self._store, name)
 
 
-def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(meeting: Meeting) -> None:
+def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(rendezvous: LocalRendezvous) -> None:
     arrived = threading.Event()
 
     def look() -> None:
         if arrived.is_set():
             raise AgreementError("rank 2 has ended; look at its output", [2])
 
-    stores = [meeting.client(), Arriving(meeting.client(), arrived)]
+    stores = [rendezvous.client(), Arriving(rendezvous.client(), arrived)]
     looks = [look, None]
     bodies = [lambda n=n: exchange(cast(Any, stores[n]), 3, facts(n), {}, decide, 300, look=looks[n]) for n in range(2)]
     results = run_ranks(bodies)
@@ -376,17 +378,17 @@ def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(meeting: Meet
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(meeting: Meeting) -> None:
+def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(rendezvous: LocalRendezvous) -> None:
     def look() -> None:
         raise AgreementError("rank 0 has ended; look at its output", [0])
 
-    (result,) = run_ranks([lambda: exchange(meeting.client(), 3, facts(1), {}, decide, 300, look=look)])
+    (result,) = run_ranks([lambda: exchange(rendezvous.client(), 3, facts(1), {}, decide, 300, look=look)])
     assert texts([result]) == {"rank 0 has ended; look at its output"}
 
 
-def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(meeting: Meeting) -> None:
+def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(rendezvous: LocalRendezvous) -> None:
     def look() -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        exchange(meeting.client(), 2, facts(0), {}, decide, 300, look=look)
+        exchange(rendezvous.client(), 2, facts(0), {}, decide, 300, look=look)

@@ -218,7 +218,7 @@ def test_a_script_rank_that_does_not_end_is_ended(deaf: bool, monkeypatch: pytes
         assert process.returncode == -(signal.SIGKILL if deaf else signal.SIGTERM)
         assert module._started == {}
         with pytest.raises(AgreementError, match=f"rank 1 of this script ended with exit code {process.returncode}, "):
-            module.look_at_script_ranks()
+            module.check_script_ranks()
 
 
 def test_a_script_rank_that_ends_by_itself_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import launcher.checkpoint.manifest
-from launcher.checkpoint.atomic_io import WholeCheckpointIO
-from launcher.checkpoint.manifest import candidates, manifest_of, newest_whole, note_hashes, problem_of, publish, remove
+from launcher.checkpoint.atomic_io import AtomicCheckpointIO
+from launcher.checkpoint.manifest import candidates, manifest_of, newest_valid, note_hashes, problem_of, publish, remove
 from launcher.core.errors import ResumeError
 from launcher.runs.directory import find_run
 from tests.support.run_directories import config, fill, make_run, small_disk
@@ -89,7 +89,7 @@ def test_killed_while_a_folder_is_replaced_the_one_before_is_found(tmp_path: Pat
     _save_folder(tmp_path / "last.ckpt", 1, a=b"1")
     _save_folder(tmp_path / "last.ckpt", 2, a=b"2")
     (tmp_path / "last.ckpt" / "inner" / "a").write_bytes(b"torn")
-    found, passed = newest_whole(tmp_path, "last.ckpt")
+    found, passed = newest_valid(tmp_path, "last.ckpt")
     assert found == tmp_path / "last-before.ckpt"
     assert [p.path.name for p in passed] == ["last.ckpt"]
 
@@ -156,7 +156,7 @@ def test_removal_takes_the_manifest_too(tmp_path: Path) -> None:
 
 def test_lightnings_way_to_the_disk_is_private_whole_and_read_without_running_anything(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.ckpt"
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     io.save_checkpoint({"state_dict": {"w": torch.ones(3)}, "global_step": 4}, path)
     assert problem_of(path) is None
     assert path.stat().st_mode & 0o777 == 0o600
@@ -175,7 +175,7 @@ def test_lightnings_way_to_the_disk_is_private_whole_and_read_without_running_an
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "256k"):
-        path, io = tmp_path / "disk" / "last.ckpt", WholeCheckpointIO()
+        path, io = tmp_path / "disk" / "last.ckpt", AtomicCheckpointIO()
         io.save_checkpoint({"w": torch.ones(4), "global_step": 1}, path)
         fill(tmp_path / "disk")
         with pytest.raises((OSError, RuntimeError)):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.checkpoint.atomic_io import WholeCheckpointIO
+from launcher.checkpoint.atomic_io import AtomicCheckpointIO
 from launcher.checkpoint.known_classes import NotLoaded
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import Trust, read_file
@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Path:
 def saved(run: Path, content: Any) -> Path:
     """As a training saves it, with its manifest."""
     path = run / "checkpoints" / "last.ckpt"
-    WholeCheckpointIO().save_checkpoint(content, path)
+    AtomicCheckpointIO().save_checkpoint(content, path)
     return path
 
 
@@ -282,11 +282,11 @@ class TestTrust:
 
     def test_lightning_loads_as_the_run_trusts(self, run: Path) -> None:
         path = saved(run, placed(("stats",), NEED_CODE["object"]))
-        assert same(WholeCheckpointIO(Trust(run)).load_checkpoint(path)["stats"], NEED_CODE["object"])
-        assert same(WholeCheckpointIO().load_checkpoint(path, weights_only=False)["stats"], NEED_CODE["object"])
+        assert same(AtomicCheckpointIO(Trust(run)).load_checkpoint(path)["stats"], NEED_CODE["object"])
+        assert same(AtomicCheckpointIO().load_checkpoint(path, weights_only=False)["stats"], NEED_CODE["object"])
         for weights_only in (None, True):
             with pytest.raises(ResumeError, match="would run code: stats"):
-                WholeCheckpointIO().load_checkpoint(path, weights_only=weights_only)
+                AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
 
 
 class Breaks:
@@ -302,7 +302,7 @@ class Breaks:
 class TestReadBack:
     def told(self, run: Path, content: Any, trust: Trust) -> list[str]:
         notices: list[str] = []
-        io = WholeCheckpointIO(trust, ReadBack(trust, notices.append))
+        io = AtomicCheckpointIO(trust, ReadBack(trust, notices.append))
         for _ in range(2):
             io.save_checkpoint(content, run / "checkpoints" / "last.ckpt")
         return notices
@@ -326,7 +326,7 @@ class TestReadBack:
 
     def test_each_folder_is_looked_at(self, run: Path, tmp_path: Path) -> None:
         notices: list[str] = []
-        io = WholeCheckpointIO(Trust(run), ReadBack(Trust(run), notices.append))
+        io = AtomicCheckpointIO(Trust(run), ReadBack(Trust(run), notices.append))
         content = placed(("stats",), NEED_CODE["object"])
         io.save_checkpoint(content, run / "checkpoints" / "last.ckpt")
         io.save_checkpoint(content, tmp_path / "mine" / "best.ckpt")

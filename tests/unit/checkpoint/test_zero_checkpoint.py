@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.checkpoint.deepspeed import ZeroLayout, read_whole, zero_layout
+from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_layout
 from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import check_checkpoint
 from launcher.core.errors import ResumeError
@@ -98,7 +98,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     piece = next((path / "checkpoint").glob("*_optim_states.pt"))
     torch.save({"optimizer_state_dict": {"zero_stage": 2, "it": RunsCode(mark)}}, piece)
     with pytest.raises(ResumeError, match="holds objects whose loading would run code"):
-        read_whole(path, Trust())
+        read_consolidated(path, Trust())
     assert not mark.exists()
 
 

@@ -17,7 +17,7 @@ from launcher.config.validation import parse_config
 from launcher.core.events import EventLog
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects
@@ -40,7 +40,7 @@ def test_a_training_inside_a_job_is_not_requeued_by_lightning(
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
     output = RunOutput(EventLog(tmp_path / "events.jsonl", 0), Console(), is_rank_zero=True)
     topology = Topology.from_env({}, "here")
-    ctx = RunContext(config, topology, plan, run, None, "0", output, RankReport.from_env({}))
+    ctx = RunContext(config, topology, plan, run, None, "0", output, RankStatusWriter.from_env({}))
     trainer = build_trainer(ctx, UserObjects(LightningModule()), [], [])
     before = signal.getsignal(signal.SIGUSR1)
     connector = cast(Any, trainer)._signal_connector

@@ -32,9 +32,9 @@ from launcher.core.secrets import (
     without_secrets,
 )
 from launcher.loggers.selection import run_loggers
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import newest_run_like, open_run_directory
-from launcher.runs.oom_record import Exhausted
+from launcher.runs.oom_record import OomRecord
 from tests.support.run_directories import config, ended
 
 CANARY = "CANARY-x9"
@@ -164,7 +164,7 @@ def test_a_value_is_taken_out_of_a_text_however_it_is_spelt() -> None:
 
 
 def test_an_error_of_the_users_own_code_is_told_without_the_secret(capsys: pytest.CaptureFixture[str]) -> None:
-    report = RankReport(None, 0)
+    report = RankStatusWriter(None, 0)
     report.keep_secret([CANARY])
     try:
         raise ValueError(f"401 for {CANARY}")
@@ -201,7 +201,7 @@ def test_a_run_is_found_again_with_another_secret_and_so_is_what_ran_out_of_memo
     plan = {"strategy": {"name": "ddp"}, "precision": "32-true", "world_size": 1, "memory": None,
             "batch": {"micro_batch_size": 4}}  # fmt: skip
     stored = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert Exhausted.of(with_token("another").to_dict(), plan) == Exhausted.of(stored, plan)
+    assert OomRecord.of(with_token("another").to_dict(), plan) == OomRecord.of(stored, plan)
 
 
 def test_the_loggers_that_the_launcher_makes_keep_no_secret(tmp_path: Path) -> None:

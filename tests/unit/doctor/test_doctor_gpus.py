@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 
 from launcher.doctor import gpu_probe
-from launcher.doctor.gpus import Gpu, GpuFacts, Link, gpu_findings, has_kernels
+from launcher.doctor.gpus import DetectedGpu, GpuFacts, Link, gpu_findings, has_kernels
 
 GIB = 2**30
 CU128 = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_110", "sm_120", "compute_120")
-H100 = Gpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 * GIB, 79 * GIB, ("fp32", "fp64", "fp16", "bf16"))
-V100 = Gpu(0, "Tesla V100-SXM2-16GB", (7, 0), 16 * GIB, 16 * GIB, ("fp32", "fp64", "fp16"))
-B200 = Gpu(0, "NVIDIA B200", (10, 0), 180 * GIB, 179 * GIB, ("fp32", "fp64", "fp16", "bf16"))
+H100 = DetectedGpu(0, "NVIDIA H100 80GB HBM3", (9, 0), 80 * GIB, 79 * GIB, ("fp32", "fp64", "fp16", "bf16"))
+V100 = DetectedGpu(0, "Tesla V100-SXM2-16GB", (7, 0), 16 * GIB, 16 * GIB, ("fp32", "fp64", "fp16"))
+B200 = DetectedGpu(0, "NVIDIA B200", (10, 0), 180 * GIB, 179 * GIB, ("fp32", "fp64", "fp16", "bf16"))
 
 
 def links(count: int, speed: float = 360e9, peer: bool = True) -> tuple[Link, ...]:
     return tuple(Link(a, b, peer, speed) for a in range(count) for b in range(a + 1, count))
 
 
-def machine(gpu: Gpu = H100, count: int = 8, **more: object) -> GpuFacts:
+def machine(gpu: DetectedGpu = H100, count: int = 8, **more: object) -> GpuFacts:
     facts = GpuFacts("570.86.15", (12, 8), "2.10.0+cu128", "12.8", CU128, "2.27.5", "2.27.5")
     gpus = tuple(dataclasses.replace(gpu, index=i) for i in range(count))
     return dataclasses.replace(facts, **{"gpus": gpus, "links": links(count), **more})  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def test_gpus_that_are_not_alike_are_a_warning() -> None:
         (H100, 1, "", "", "ok"),
     ],
 )
-def test_nccl(gpu: Gpu, count: int, nccl: str, installed: str, status: str) -> None:
+def test_nccl(gpu: DetectedGpu, count: int, nccl: str, installed: str, status: str) -> None:
     (line,) = [line for line in told(machine(gpu, count, nccl=nccl, nccl_installed=installed)) if line[0] == "NCCL"]
     assert line[1] == status
 

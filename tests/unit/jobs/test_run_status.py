@@ -17,7 +17,7 @@ from launcher.cli import main as cli
 from launcher.core.errors import NoSuchRunError
 from launcher.core.events import EventLog
 from launcher.jobs.logs import follow_log, log_files, read_log
-from launcher.jobs.status import run_status, tell
+from launcher.jobs.status import run_status, summarize_events
 from launcher.process.background import ask_to_stop, is_running, start_detached, start_time
 from launcher.runs.lookup import find_run_named, find_runs
 from slurm.queue import JobState, QueueCommandError, cancel_job, job_state
@@ -106,7 +106,7 @@ def test_a_run_that_was_not_submitted_runs_as_long_as_it_is_locked(tmp_path: Pat
 
 def test_events_of_a_later_attempt_outweigh_an_earlier_ones_end(tmp_path: Path) -> None:
     _events(tmp_path, STARTED, ("failed", {"error": "x"}), STARTED)
-    told = tell(tmp_path / "events.jsonl")
+    told = summarize_events(tmp_path / "events.jsonl")
     assert (told.attempts, told.ending, told.detail) == (2, None, "")
 
 

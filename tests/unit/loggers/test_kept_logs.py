@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.distributed import HashStore
 
-from launcher.loggers.kept_logs import KEY, KeepLogs, LogPlace, choose_places
+from launcher.loggers.kept_logs import KEY, LogFileState, LogPlace, choose_places
 from launcher.runs.directory import RunDirectory
 
 
@@ -25,7 +25,7 @@ def run_in(folder: Path, *, is_new: bool) -> RunDirectory:
 def keep(
     folder: Path, *loggers: Any, new: bool = False, checkpoint: Any = None, rank: int = 0, store: Any = None
 ) -> Any:
-    return KeepLogs(loggers, run_in(folder, is_new=new), rank, 1 if store is None else 2, store, 1, checkpoint)
+    return LogFileState(loggers, run_in(folder, is_new=new), rank, 1 if store is None else 2, store, 1, checkpoint)
 
 
 def saved(kept: Any, step: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.core.events import EventLog
-from launcher.monitoring.buffers import WatchBuffers, not_finite
+from launcher.monitoring.buffers import BufferMonitor, not_finite
 from launcher.monitoring.health import Alert
 from strategies.loss_scale import CountingGradScaler
 
@@ -55,7 +55,7 @@ def _fit(model: _Net, folder: Path, scaler: torch.amp.GradScaler | None = None) 
             for name in ("one", "two"):
                 trainer.save_checkpoint(folder / name)
 
-    watch = WatchBuffers(lambda alert, step: alerts.append((step, alert)), EventLog(folder / "e", 0), notices.append)
+    watch = BufferMonitor(lambda alert, step: alerts.append((step, alert)), EventLog(folder / "e", 0), notices.append)
     trainer = pl.Trainer(
         accelerator="cpu",
         plugins=[MixedPrecision("16-mixed", "cpu", scaler or CountingGradScaler("cpu", init_scale=8.0))],

@@ -1,4 +1,4 @@
-"""`WatchRanks`: events and the terminal hear of the same numbers as W&B."""
+"""`RankMonitor`: events and the terminal hear of the same numbers as W&B."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.core.events import EventLog, read_events
 from launcher.core.output import RunOutput
 from launcher.monitoring.gather import Gathered
 from launcher.monitoring.health import Alert
-from launcher.monitoring.rank_monitor import WatchRanks
+from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.monitoring.samples import RankSample
 
 
@@ -28,7 +28,7 @@ class Watched:
         self._screen = io.StringIO()
         console = Console(file=self._screen, width=200)
         events = EventLog(self._file, 0)
-        self.watch = WatchRanks(WatchOptions(**options), precision, RunOutput(events, console, is_rank_zero=True))
+        self.watch = RankMonitor(WatchOptions(**options), precision, RunOutput(events, console, is_rank_zero=True))
 
     @property
     def notices(self) -> list[str]:

@@ -16,19 +16,19 @@ from launcher.agent.oom_restart import remember_failure
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.jobs.status import tell
+from launcher.jobs.status import summarize_events
 from launcher.planning.fit_plan import plan_for_fit
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan
 from launcher.runs.directory import find_run, open_run_directory, write_plan
-from launcher.runs.oom_record import FILE_NAME, Exhausted, MemoryRecord, read_memory_record, remember, remember_attempt
+from launcher.runs.oom_record import FILE_NAME, MemoryRecord, OomRecord, read_memory_record, remember, remember_attempt
 from strategies.step_trace import ModelProfile
 from tests.support.rank_threads import CPU
 from tests.support.run_directories import ended as unlocked
 from tests.unit.agent.test_failure import ended, error
 from tests.unit.planning.test_memory_plan import config, profiled, ranks
 
-ENTRY = Exhausted("ddp", "auto", "my_pkg.Model", "d1", "32-true", 2, 4, 100 << 30)
+ENTRY = OomRecord("ddp", "auto", "my_pkg.Model", "d1", "32-true", 2, 4, 100 << 30)
 # Parameters that are worth sharing between ranks: the toy's own fit one bucket.
 WIDE = {"class_path": "tests.support.hungry.Hungry", "init_args": {"width": 1448}}
 KILLED = ended(1, -9, out_of_memory=True)
@@ -48,7 +48,7 @@ def planned(given: RunConfig, record: MemoryRecord | None = None, agreement: Agr
 
 
 def record_of(given: RunConfig, *plans: Plan) -> MemoryRecord:
-    return MemoryRecord(tuple(Exhausted.of(given.to_dict(), plan.to_dict()) for plan in plans))
+    return MemoryRecord(tuple(OomRecord.of(given.to_dict(), plan.to_dict()) for plan in plans))
 
 
 def test_an_entry_is_kept_once_whole_and_private(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_rank_that_was_refused_memory_counts_as_one_that_was_killed_for_it() -
 def test_the_status_of_a_run_says_that_memory_ran_out(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"time": 1.0, "rank": 0, "kind": "out_of_memory", "strategy": "ddp"}) + os.linesep)
-    told = tell(events)
+    told = summarize_events(events)
     assert (told.ending, told.detail) == ("failed", "out of memory with ddp")
 
 

@@ -15,8 +15,8 @@ from launcher.core.errors import RunDirectoryError
 from launcher.core.events import EventLog
 from launcher.runs.directory import find_run, open_run_directory
 from launcher.runs.trust import run_folder_problem
-from slurm.meeting import MeetingError, join_meeting
 from slurm.ownership import is_own
+from slurm.rendezvous import RendezvousError, join_rendezvous
 from tests.support.processes import run
 from tests.support.run_directories import config, make_run
 
@@ -149,8 +149,8 @@ def test_a_new_file_tells_who_we_are_on_a_disk_that_shows_other_owners(shared: P
 
 
 @pytest.mark.parametrize("kind", ["link", pytest.param("file", marks=needs_root)])
-def test_a_meeting_that_somebody_else_published_is_not_joined(shared: Path, kind: str) -> None:
-    place = shared / ".meeting-1-0-0.json"
+def test_a_rendezvous_that_somebody_else_published_is_not_joined(shared: Path, kind: str) -> None:
+    place = shared / ".rendezvous-1-0-0.json"
     text = '{"hosts": ["127.0.0.1"], "port": 1, "answers": 1, "token": "t"}'
     if kind == "link":
         (shared / "theirs").write_text(text)
@@ -160,5 +160,5 @@ def test_a_meeting_that_somebody_else_published_is_not_joined(shared: Path, kind
         to_somebody(place)
     # No second of waiting: the clock has passed the limit at the second look.
     times: Callable[[], float] = iter([0.0, 0.0, 9.0]).__next__
-    with pytest.raises(MeetingError, match="is not trusted"):
-        join_meeting(place, 1, 1.0, times)
+    with pytest.raises(RendezvousError, match="is not trusted"):
+        join_rendezvous(place, 1, 1.0, times)

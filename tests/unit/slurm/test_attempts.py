@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempts import Attempt, fruitless, read_attempts, record_attempt, saved_step
+from slurm.attempts import SlurmAttempt, fruitless, read_attempts, record_attempt, saved_step
 
 
-def _attempts(*steps: int, job: str = "7") -> list[Attempt]:
-    return [Attempt(job, number, step, 0.0, "n1") for number, step in enumerate(steps)]
+def _attempts(*steps: int, job: str = "7") -> list[SlurmAttempt]:
+    return [SlurmAttempt(job, number, step, 0.0, "n1") for number, step in enumerate(steps)]
 
 
 @pytest.mark.parametrize(

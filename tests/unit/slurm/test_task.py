@@ -16,8 +16,8 @@ import pytest
 from slurm.attempts import read_attempts
 from slurm.environment import SlurmTask
 from slurm.job import SlurmJob
-from slurm.meeting import Place
 from slurm.render import JobExecutor
+from slurm.rendezvous import Endpoint
 from slurm.task import FitRequest, FitTask, agent_command
 from tests.support.stand_ins import TAKEN, StandIns
 
@@ -209,7 +209,7 @@ _TASK = SlurmTask("7", 1, 2, 1, 3)
 
 
 def _command(request: FitRequest, env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    return agent_command(request, _TASK, Place("n1", 4711, "ib0"), env)
+    return agent_command(request, _TASK, Endpoint("n1", 4711, "ib0"), env)
 
 
 def test_several_nodes_meet_at_the_published_place_by_the_interface_that_works() -> None:

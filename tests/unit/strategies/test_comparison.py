@@ -17,7 +17,7 @@ from strategies.gpus import find_gpu
 from strategies.memory import estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import Machine, step_time
+from strategies.step_time import MachineModel, step_time
 from strategies.step_trace import ModelProfile, StepTrace
 from strategies.units import gib
 
@@ -40,13 +40,16 @@ def profile(billions: float, activations_gib: float = 1.0, tensors: int = 300) -
     return ModelProfile(model, traces, traces, "traced")
 
 
-def machine(world: int, kind: str = "cuda", memory_gib: float = 80, per_node: int = 8, gpu: str = "h100") -> Machine:
+def machine(
+    world: int, kind: str = "cuda", memory_gib: float = 80, per_node: int = 8, gpu: str = "h100"
+) -> MachineModel:
     found = find_gpu(gpu)
-    return Machine(kind, world, min(per_node, world), int(memory_gib * GIB), found.half_flops, found.memory_bandwidth,
-                   found.link_bandwidth, 25e9, found.host_bandwidth)  # fmt: skip
+    memory = int(memory_gib * GIB)
+    return MachineModel(kind, world, min(per_node, world), memory, found.half_flops, found.memory_bandwidth,
+                        found.link_bandwidth, 25e9, found.host_bandwidth)  # fmt: skip
 
 
-def compare(found: ModelProfile, ranks: Machine, *splits: BatchSplit, precision: Precision = BF16) -> Comparison:
+def compare(found: ModelProfile, ranks: MachineModel, *splits: BatchSplit, precision: Precision = BF16) -> Comparison:
     return compare_strategies(found, ranks, precision, splits or (BatchSplit(ranks.world_size, 1, 1),))
 
 

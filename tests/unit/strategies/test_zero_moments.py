@@ -10,7 +10,7 @@ from strategies.candidates import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3
 from strategies.memory import PROCESS, estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
 from strategies.precision import Precision
-from strategies.step_trace import Landing, StepTrace, at_batch_size
+from strategies.step_trace import GradientArrival, StepTrace, at_batch_size
 from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
 
 PLAIN = OptimizerShape("SGD", 0, 0, 0)
@@ -24,7 +24,7 @@ def trace_of(model: ModelShape, *peaks: int, live: int = 0, forward: int = 0) ->
     """Gradients come from the last parameter to the first; one peak for each, and one for the end."""
     course, gradients = [], 0
     for number, peak in zip([*reversed(range(len(model.parameters))), None], peaks, strict=True):
-        course.append(Landing(gradients, peak, live, number))
+        course.append(GradientArrival(gradients, peak, live, number))
         gradients += 0 if number is None else 4 * model.parameters[number].numel
     return StepTrace(1, forward, max(peaks), 0, 0, 0, 0, 1, tuple(course))
 
@@ -128,7 +128,7 @@ def test_a_course_lies_on_the_line_between_two_batch_sizes() -> None:
         dataclasses.replace(trace_of(model_of(5), peak, 0, live=peak // 2), batch_size=size)
         for size, peak in ((1, 100), (3, 300))
     )
-    assert at_batch_size(small, large, 2).course == (Landing(0, 200, 100, 0), Landing(20, 0, 100, None))
+    assert at_batch_size(small, large, 2).course == (GradientArrival(0, 200, 100, 0), GradientArrival(20, 0, 100, None))
     # Other gradients with another number of samples: no line.
     assert at_batch_size(dataclasses.replace(small, course=()), large, 2).course == ()
 

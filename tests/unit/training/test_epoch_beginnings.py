@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelPruning, Stoch
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.training.data_order import DataOrder
-from launcher.training.epoch_hooks import TellBeginnings, own_hooks
+from launcher.training.epoch_hooks import PartialEpochNotices, own_hooks
 from launcher.training.loops import use_resumable_loops
 from strategies.batch import BatchSplit
 
@@ -56,7 +56,7 @@ def _fit(
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, max_steps=steps, max_epochs=3, default_root_dir=folder,
-        callbacks=[*callbacks, TellBeginnings(notices.append)], **options,
+        callbacks=[*callbacks, PartialEpochNotices(notices.append)], **options,
     )  # fmt: skip
     order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=print)
     use_resumable_loops(trainer, order)
@@ -66,7 +66,7 @@ def _fit(
 
 
 def test_the_hooks_of_the_user_are_named_and_those_of_lightning_are_not() -> None:
-    callbacks = [_Unfreezes(), _Silent(), _Unfreezes(), LearningRateMonitor(), TellBeginnings(print)]
+    callbacks = [_Unfreezes(), _Silent(), _Unfreezes(), LearningRateMonitor(), PartialEpochNotices(print)]
     assert own_hooks("on_train_epoch_start", _Begins(), callbacks) == [
         "_Begins.on_train_epoch_start",
         "_Unfreezes.on_train_epoch_start",

@@ -15,7 +15,7 @@ from launcher.core.events import EventLog, read_events
 from launcher.report.history import read_history
 from launcher.report.source import read_run
 from launcher.report.values import to_values
-from launcher.training.memory_reporter import MeasuredMemory, TellMemory
+from launcher.training.memory_reporter import MeasuredMemory, MemoryReporter
 from tests.support.made_run import MadeRun, with_memory
 from tests.unit.report.test_report_page import trained, written
 
@@ -70,7 +70,7 @@ def test_rank_zero_tells_it_beside_the_plans_parts(tmp_path: Path) -> None:
     measured = cast(Any, SimpleNamespace(peak=lambda: 5, method="so"))
     module = cast(Any, SimpleNamespace(device=torch.device("cpu")))
     for rank in (1, 0):
-        told = TellMemory(plan, measured, EventLog(tmp_path / "events.jsonl", rank))
+        told = MemoryReporter(plan, measured, EventLog(tmp_path / "events.jsonl", rank))
         trainer = cast(Any, SimpleNamespace(global_rank=rank, global_step=9))
         told.on_train_end(trainer, module)
         told.on_exception(trainer, module, Interrupted(15, checkpoint=None, step=9))

@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 import launcher.training.graceful_stop
 from launcher.training.graceful_stop import StopAgreement
-from tests.support.rank_threads import Meeting, Server, Spy, run_ranks
+from tests.support.rank_threads import LocalRendezvous, Server, Spy, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def agreements(server: Server) -> Iterator[Callable[[int], list[StopAgreement]]]
     made: list[StopAgreement] = []
 
     def make(world: int) -> list[StopAgreement]:
-        meeting = Meeting(server)
-        made.extend(StopAgreement(meeting.client(), rank, world) for rank in range(world))
+        rendezvous = LocalRendezvous(server)
+        made.extend(StopAgreement(rendezvous.client(), rank, world) for rank in range(world))
         for agreement in made:
             agreement.start()
         return made
@@ -192,10 +192,12 @@ def test_close_ends_the_listening_thread_without_stopping_anybody(
     assert one.gate() is False
 
 
-def heard(meeting: Meeting, rank: int) -> tuple[Spy, threading.Event]:
+def heard(rendezvous: LocalRendezvous, rank: int) -> tuple[Spy, threading.Event]:
     """A store, and the event that its rank has told its gates: its next gate comes after that."""
     event = threading.Event()
-    return Spy(meeting.client(), lambda name, key: event.set() if (name, key) == ("wait", ["stop/at"]) else None), event
+    return Spy(
+        rendezvous.client(), lambda name, key: event.set() if (name, key) == ("wait", ["stop/at"]) else None
+    ), event
 
 
 @pytest.mark.parametrize("other_is_late", [True, False])
@@ -204,8 +206,8 @@ def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
 ) -> None:
     # Longer than a test may take: a gate that waited for it would not end.
     monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
-    meeting = Meeting(server)
-    store, told = heard(meeting, 0)
+    rendezvous = LocalRendezvous(server)
+    store, told = heard(rendezvous, 0)
     alone = StopAgreement(store, 0, 2)
     alone.start()
     alone.request(signal.SIGINT)
@@ -217,7 +219,7 @@ def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
     monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
     assert [alone.gate() for _ in range(4)] == [False] * 4
     if other_is_late:
-        late = StopAgreement(meeting.client(), 1, 2)
+        late = StopAgreement(rendezvous.client(), 1, 2)
         late.start()
         late.expect()
         assert [late.gate() for _ in range(9)] == [False] * 9
@@ -228,7 +230,7 @@ def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
 def test_a_lost_store_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
     own, listens = Server(), threading.Event()
-    store = Spy(Meeting(own).client(), lambda name, key: listens.set() if name == "wait" else None)
+    store = Spy(LocalRendezvous(own).client(), lambda name, key: listens.set() if name == "wait" else None)
     agreement = StopAgreement(store, 0, 2)
     agreement.start()
     assert listens.wait(10)
@@ -240,8 +242,8 @@ def test_a_lost_store_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("world", [2, 8])
 def test_a_request_costs_each_rank_a_few_operations(server: Server, world: int) -> None:
-    meeting = Meeting(server)
-    spies = [Spy(meeting.client()) for _ in range(world)]
+    rendezvous = LocalRendezvous(server)
+    spies = [Spy(rendezvous.client()) for _ in range(world)]
     ranks = [StopAgreement(spy, rank, world) for rank, spy in enumerate(spies)]
     for own in ranks:
         own.start()
@@ -282,8 +284,8 @@ def test_all_ranks_stop_at_one_gate_or_none_does_whatever_is_late(
     world = chance.choice((2, 3, 5))
     # About as long as the operations take: the ranks give up before, while and after the others tell.
     monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", chance.choice((0.02, 0.05, 0.1, 1.0)))
-    meeting, collective = Meeting(server), threading.Barrier(world)
-    ranks = [StopAgreement(Late(meeting.client(), dice(seed, n), 0.01), n, world) for n in range(world)]
+    rendezvous, collective = LocalRendezvous(server), threading.Barrier(world)
+    ranks = [StopAgreement(Late(rendezvous.client(), dice(seed, n), 0.01), n, world) for n in range(world)]
     asked = {rank: chance.randrange(1, 25) for rank in chance.sample(range(world), chance.randrange(1, world + 1))}
     threads: list[threading.Thread] = []
 
@@ -317,9 +319,9 @@ def test_a_rank_does_not_wait_for_one_that_has_closed(
 ) -> None:
     # Longer than a test may take.
     monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
-    meeting = Meeting(server)
-    store, asked = heard(meeting, 1 - first)
-    closed, left = StopAgreement(meeting.client(), first, 2), StopAgreement(store, 1 - first, 2)
+    rendezvous = LocalRendezvous(server)
+    store, asked = heard(rendezvous, 1 - first)
+    closed, left = StopAgreement(rendezvous.client(), first, 2), StopAgreement(store, 1 - first, 2)
     for agreement in (closed, left):
         agreement.start()
     closed.gate()
@@ -331,8 +333,8 @@ def test_a_rank_does_not_wait_for_one_that_has_closed(
 
 
 def test_a_gate_touches_no_store(server: Server) -> None:
-    meeting = Meeting(server)
-    spy = Spy(meeting.client())
+    rendezvous = LocalRendezvous(server)
+    spy = Spy(rendezvous.client())
     agreement = StopAgreement(spy, 0, 2)
     agreement.start()
     for _ in range(1000):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.core.errors import Interrupted
 from launcher.training.batch_end import CheckpointAfterBatch
-from launcher.training.callbacks import StopTogether
+from launcher.training.callbacks import GracefulStop
 from launcher.training.graceful_stop import StopAgreement
 
 
@@ -120,7 +120,7 @@ def fit(folder: Path, module: Counting, callbacks: list[pl.Callback], **options:
 
 def stopping(checkpoint: Path, step: int) -> list[pl.Callback]:
     agreement = StopAgreement(None, 0, 1)
-    return [Ask(agreement, step), StopTogether(agreement, cast(Any, SimpleNamespace(install=list)), checkpoint)]
+    return [Ask(agreement, step), GracefulStop(agreement, cast(Any, SimpleNamespace(install=list)), checkpoint)]
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from launcher.checkpoint.atomic_io import WholeCheckpointIO
+from launcher.checkpoint.atomic_io import AtomicCheckpointIO
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
 from launcher.core.events import EventLog
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
-from launcher.process.rank_status import RankReport
+from launcher.process.rank_status import RankStatusWriter
 from launcher.training.callbacks import ProgressLines
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
@@ -53,7 +53,7 @@ def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None,
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
     output = RunOutput(EventLog(tmp_path / "events.jsonl", topology.rank), Console(force_terminal=is_terminal), False)
     config = parse_config({"trainer": trainer or {}})
-    ctx = RunContext(config, topology, plan, run, None, "0", output, RankReport.from_env({}))
+    ctx = RunContext(config, topology, plan, run, None, "0", output, RankStatusWriter.from_env({}))
     objects = UserObjects(
         pl.LightningModule(), plugins=options.get("own_plugins", ()), profiler=options.get("own_profiler")
     )
@@ -89,11 +89,11 @@ def test_checkpoint_io_of_the_users_stands_for_ours_and_one_that_wraps_goes_arou
     own, around = TorchCheckpointIO(), AsyncCheckpointIO()
     assert built(tmp_path, [], own_plugins=[own]).strategy.checkpoint_io is own
     assert built(tmp_path, [], own_plugins=[around]).strategy.checkpoint_io is around
-    assert isinstance(around.checkpoint_io, WholeCheckpointIO)
+    assert isinstance(around.checkpoint_io, AtomicCheckpointIO)
     whole = AsyncCheckpointIO(own)
     built(tmp_path, [], own_plugins=[whole])
     assert whole.checkpoint_io is own
-    assert isinstance(built(tmp_path, []).strategy.checkpoint_io, WholeCheckpointIO)
+    assert isinstance(built(tmp_path, []).strategy.checkpoint_io, AtomicCheckpointIO)
 
 
 def test_a_profiler_is_the_users_object_or_the_named_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from launcher import SetupWizard, WizardConfig
 from launcher.config.schema import RunConfig
 from launcher.core.errors import Problem
 from launcher.hardware.devices import Device, Hardware
-from launcher.wizard.machine import Machine
+from launcher.wizard.machine import MachineFacts
 from slurm.partitions import Partition
 from tests.support.scripted_prompter import DEFAULT, ScriptedPrompter
 
@@ -49,7 +49,7 @@ def wizard(
 ) -> tuple[WizardConfig | None, ScriptedPrompter, str]:
     """The answers, what was asked, and what was shown."""
     prompter, screen = ScriptedPrompter(**answers), io.StringIO()
-    machine = Machine("laptop", CPU, partitions)
+    machine = MachineFacts("laptop", CPU, partitions)
     made = SetupWizard(prompter, console=Console(file=screen, width=200), look=lambda: machine)
     return made.run(start), prompter, screen.getvalue()
 
@@ -167,7 +167,7 @@ def test_without_slurm_no_partition_is_asked_for() -> None:
 
 
 def test_what_could_not_be_found_out_is_told() -> None:
-    machine, screen = Machine("laptop", CPU, remarks=("sinfo did not answer",)), io.StringIO()
+    machine, screen = MachineFacts("laptop", CPU, remarks=("sinfo did not answer",)), io.StringIO()
     SetupWizard(ScriptedPrompter(), console=Console(file=screen), look=lambda: machine).run()
     assert "sinfo did not answer" in screen.getvalue()
 
@@ -228,7 +228,7 @@ def test_leaving_at_the_review_gives_nothing() -> None:
 def test_answers_that_contradict_can_not_be_written() -> None:
     prompter = ScriptedPrompter(What="leave", There=False)
     start = WizardConfig(settings={"sed": 3})
-    SetupWizard(prompter, console=Console(file=io.StringIO()), look=lambda: Machine("h", CPU)).run(start)
+    SetupWizard(prompter, console=Console(file=io.StringIO()), look=lambda: MachineFacts("h", CPU)).run(start)
     assert "write it" not in prompter.titles["What now?"]
     assert start.errors()[0] == Problem("sed", "unknown key; did you mean seed?")
 

@@ -28,7 +28,7 @@ from strategies.choice import UnusedParametersError
 from strategies.unused_parameters import unused_on_any_rank
 
 
-class SteadyDistributedDataParallel(DistributedDataParallel):
+class DeterministicDistributedDataParallel(DistributedDataParallel):
     """DDP whose buckets are final from the start; its arguments are DDP's.
 
     With `find_unused_parameters` torch never rebuilds the buckets, and nothing changes.
@@ -124,7 +124,7 @@ class SteadyDistributedDataParallel(DistributedDataParallel):
         return parameters, sparse
 
 
-class SteadyDDPStrategy(DDPStrategy):
+class DeterministicDDPStrategy(DDPStrategy):
     """Lightning's strategy for it.
 
     Args:
@@ -143,7 +143,7 @@ class SteadyDDPStrategy(DDPStrategy):
         devices = self.determine_ddp_device_ids()
         # As Lightning does it: DDP's constructor wants a stream of its own, see torch's notes on CUDA and DDP.
         with torch.cuda.stream(torch.cuda.Stream()) if devices is not None else nullcontext():
-            return SteadyDistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
+            return DeterministicDistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
@@ -157,7 +157,7 @@ class SteadyDDPStrategy(DDPStrategy):
         """Before gradients are exchanged, take in what has thawed, and see once whether all gradients will come."""
         super().pre_backward(closure_loss)
         model = self.model
-        if not isinstance(model, SteadyDistributedDataParallel) or not model.require_backward_grad_sync:
+        if not isinstance(model, DeterministicDistributedDataParallel) or not model.require_backward_grad_sync:
             return  # or a micro batch whose gradients are only added up
         if model.has_thawed() and not model.static_graph:
             model.take_in(closure_loss)
@@ -182,5 +182,5 @@ class SteadyDDPStrategy(DDPStrategy):
         """Before the optimizer takes a step."""
         super().post_backward(closure_loss)
         model = self.model
-        if isinstance(model, SteadyDistributedDataParallel) and model.require_backward_grad_sync:
+        if isinstance(model, DeterministicDistributedDataParallel) and model.require_backward_grad_sync:
             model.check_gradients()

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Alike(Sequence[T]):
+class RepeatedRecords(Sequence[T]):
     """`number` records like the first, each made when it is asked for.
 
     Attributes:
@@ -39,13 +39,13 @@ class Alike(Sequence[T]):
 
 def where(records: Sequence[T], holds: Callable[[T], bool]) -> Sequence[T]:
     """The records that `holds` is true of, in order; of records that are alike, all or none."""
-    if isinstance(records, Alike):
+    if isinstance(records, RepeatedRecords):
         return records if records.number and holds(records.first) else ()
     return [record for record in records if holds(record)]
 
 
 def counted(records: Sequence[T]) -> Sequence[tuple[T, int]]:
     """Records and how many there are of each: one of those that are alike, any other by itself."""
-    if isinstance(records, Alike):
+    if isinstance(records, RepeatedRecords):
         return [(records.first, records.number)] if records.number else []
     return [(record, 1) for record in records]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from strategies.steady_ddp import SteadyDistributedDataParallel
+from strategies.deterministic_ddp import DeterministicDistributedDataParallel
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def _buckets(steps: int, **options: Any) -> list[list[int]]:
     widths = (8, 16, 32, 64, 8)
     model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)))
     # Full with the last two layers.
-    ddp = SteadyDistributedDataParallel(model, bucket_cap_mb=2560 * 4 / 2**20, **options)
+    ddp = DeterministicDistributedDataParallel(model, bucket_cap_mb=2560 * 4 / 2**20, **options)
     seen: list[list[int]] = []
 
     # torch looks at the annotations of a hook, and finds them as text here.
@@ -64,7 +64,7 @@ def test_a_model_that_runs_its_layers_in_another_order_trains(group: None) -> No
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.body(x))
 
-    model = SteadyDistributedDataParallel(Backwards())
+    model = DeterministicDistributedDataParallel(Backwards())
     for _ in range(3):
         model(torch.ones(2, 4)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

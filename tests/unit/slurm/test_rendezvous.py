@@ -12,17 +12,17 @@ import pytest
 from torch.distributed import TCPStore
 
 from slurm.interfaces import addresses
-from slurm.meeting import MeetingError, PortReservation, host_meeting, join_meeting
+from slurm.rendezvous import PortReservation, RendezvousError, host_rendezvous, join_rendezvous
 
 # Jobs that really start, if not on a cluster.
 pytestmark = pytest.mark.slow
 
 
 def test_every_node_gets_an_address_that_answers_and_the_port(tmp_path: Path) -> None:
-    file = tmp_path / "meeting.json"
+    file = tmp_path / "rendezvous.json"
     with ThreadPoolExecutor(4) as pool:
-        others = [pool.submit(join_meeting, file, node, 30) for node in (1, 2, 3)]
-        first = pool.submit(host_meeting, file, 4, 1234, ["no-such-host.invalid", "localhost"], 30)
+        others = [pool.submit(join_rendezvous, file, node, 30) for node in (1, 2, 3)]
+        first = pool.submit(host_rendezvous, file, 4, 1234, ["no-such-host.invalid", "localhost"], 30)
         places = [other.result() for other in others]
         assert first.result().port == 1234
     for place in places:
@@ -33,7 +33,7 @@ def test_every_node_gets_an_address_that_answers_and_the_port(tmp_path: Path) ->
 
 
 def test_a_node_that_does_not_come_is_named_and_a_stranger_is_not_counted_for_it(tmp_path: Path) -> None:
-    file = tmp_path / "meeting.json"
+    file = tmp_path / "rendezvous.json"
 
     def knock() -> int:
         while not file.exists():
@@ -45,17 +45,17 @@ def test_a_node_that_does_not_come_is_named_and_a_stranger_is_not_counted_for_it
         return mode
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(host_meeting, file, 3, 1234, ["localhost"], 2)
-        pool.submit(join_meeting, file, 2, 30)
+        first = pool.submit(host_rendezvous, file, 3, 1234, ["localhost"], 2)
+        pool.submit(join_rendezvous, file, 2, 30)
         assert pool.submit(knock).result() == 0o600, "what is published is the user's alone"
-        with pytest.raises(MeetingError, match=r"node 1 of 3 did not come within 2 s") as raised:
+        with pytest.raises(RendezvousError, match=r"node 1 of 3 did not come within 2 s") as raised:
             first.result()
         assert raised.value.missing == (1,)
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MeetingError, match="disk that the nodes share"):
-        join_meeting(tmp_path / "meeting.json", 1, 0.1)
+    with pytest.raises(RendezvousError, match="disk that the nodes share"):
+        join_rendezvous(tmp_path / "rendezvous.json", 1, 0.1)
 
 
 def test_a_reserved_port_is_for_our_own_server_alone() -> None:

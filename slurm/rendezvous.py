@@ -28,7 +28,7 @@ _TRY = 3.0
 _LOOK_EVERY = 0.2
 
 
-class MeetingError(RuntimeError):
+class RendezvousError(RuntimeError):
     """The nodes did not find each other; says which are missing or what was tried.
 
     Args:
@@ -42,7 +42,7 @@ class MeetingError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Endpoint:
     """Where the ranks of an attempt meet.
 
     Attributes:
@@ -84,27 +84,27 @@ class PortReservation:
 
 
 @contextlib.contextmanager
-def meeting(file: Path, node: int, nodes: int, names: list[str], timeout: float) -> Generator[Place]:
+def rendezvous(file: Path, node: int, nodes: int, names: list[str], timeout: float) -> Generator[Endpoint]:
     """Where the nodes of an attempt meet; node 0's port stays reserved inside.
 
     Args:
-        file: see `host_meeting`.
+        file: see `host_rendezvous`.
         node: this node's number.
         nodes: how many there are.
         names: of this node, the preferred first.
         timeout: seconds to wait for the others.
 
     Raises:
-        MeetingError: see `host_meeting` and `join_meeting`.
+        RendezvousError: see `host_rendezvous` and `join_rendezvous`.
     """
     if node > 0:
-        yield join_meeting(file, node, timeout)
+        yield join_rendezvous(file, node, timeout)
         return
     with contextlib.closing(PortReservation()) as reserved:
-        yield host_meeting(file, nodes, reserved.port, names, timeout)
+        yield host_rendezvous(file, nodes, reserved.port, names, timeout)
 
 
-def host_meeting(file: Path, nodes: int, port: int, names: list[str], timeout: float) -> Place:
+def host_rendezvous(file: Path, nodes: int, port: int, names: list[str], timeout: float) -> Endpoint:
     """Node 0: publish the place and wait for the other nodes.
 
     Args:
@@ -115,7 +115,7 @@ def host_meeting(file: Path, nodes: int, port: int, names: list[str], timeout: f
         timeout: seconds to wait.
 
     Raises:
-        MeetingError: names the nodes that did not come.
+        RendezvousError: names the nodes that did not come.
     """
     token = secrets.token_hex(_TOKEN_BYTES // 2)
     own = addresses()
@@ -125,14 +125,14 @@ def host_meeting(file: Path, nodes: int, port: int, names: list[str], timeout: f
         _publish(file, _Published(hosts, port, answers, token))
         interfaces = _await_nodes(server, nodes, token, own, timeout)
     file.unlink(missing_ok=True)
-    return Place(names[0], port, interfaces.pop() if len(interfaces) == 1 else None)
+    return Endpoint(names[0], port, interfaces.pop() if len(interfaces) == 1 else None)
 
 
-def join_meeting(file: Path, node: int, timeout: float, now: Callable[[], float] = time.monotonic) -> Place:
+def join_rendezvous(file: Path, node: int, timeout: float, now: Callable[[], float] = time.monotonic) -> Endpoint:
     """Another node: find the file, then an address of node 0 that answers.
 
     Raises:
-        MeetingError: nothing was published, or nothing that was answered; says what was tried.
+        RendezvousError: nothing was published, or nothing that was answered; says what was tried.
     """
     give_up = now() + timeout
     tried: dict[str, str] = {}
@@ -145,20 +145,24 @@ def join_meeting(file: Path, node: int, timeout: float, now: Callable[[], float]
                 except OSError as error:
                     tried[host] = error.strerror or str(error)
                 else:
-                    return Place(host, published.port, addresses().get(local))
+                    return Endpoint(host, published.port, addresses().get(local))
         time.sleep(_LOOK_EVERY)
     if not tried:
         with contextlib.suppress(OSError):
             found = file.lstat()
             if file.is_symlink() or not is_own(found, file.parent):
                 what = f"{'a link' if file.is_symlink() else 'a file'} of {name_of_owner(found)}"
-                raise MeetingError(f"{file} is {what}, and is not trusted; have it removed, or set another runs_dir",
+                raise RendezvousError(f"{file} is {what}, and is not trusted; have it removed, or set another runs_dir",
                                    missing=(0,))  # fmt: skip
-        raise MeetingError(f"node 0 published no address in {file} within {timeout:g} s; is that folder on a disk that "
-                           "the nodes share?", missing=(0,))  # fmt: skip
+        raise RendezvousError(
+            f"node 0 published no address in {file} within {timeout:g} s; do the nodes share that folder?",
+            missing=(0,),
+        )
     attempts = "; ".join(f"{host}: {why}" for host, why in tried.items())
-    raise MeetingError(f"node {node} ({socket.gethostname()}) reaches no address of node 0: {attempts}; open the ports "
-                       "between the nodes")  # fmt: skip
+    raise RendezvousError(
+        f"node {node} ({socket.gethostname()}) reaches no address of node 0: {attempts}; "
+        "open the ports between the nodes"
+    )
 
 
 def _await_nodes(
@@ -174,7 +178,7 @@ def _await_nodes(
             connection, _ = server.accept()
         except TimeoutError:
             numbers = tuple(sorted(missing))
-            raise MeetingError(
+            raise RendezvousError(
                 f"node {', '.join(map(str, numbers))} of {nodes} did not come within {timeout:g} s", numbers
             ) from None
         with connection:

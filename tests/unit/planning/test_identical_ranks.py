@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import launcher.agreement.facts
-from launcher.agreement.facts import Agreement, RankFacts, alike_ranks
+from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.memory import machine_of
 from launcher.planning.plan import make_plan
-from strategies.alike import Alike, counted, where
 from strategies.precision import Precision
+from strategies.repeated import RepeatedRecords, counted, where
 from tests.support.rank_threads import CPU, H100, V100, facts
 
 
@@ -34,7 +34,7 @@ def said(config: RunConfig, agreement: Agreement) -> Any:
 
 
 def test_records_that_are_alike_are_made_when_asked_for() -> None:
-    ranks = Alike("rank", 10, lambda first, place: f"{first} {place}")
+    ranks = RepeatedRecords("rank", 10, lambda first, place: f"{first} {place}")
     assert (len(ranks), ranks[0], ranks[3], ranks[-1], list(ranks[:2])) == (
         10, "rank", "rank 3", "rank 9", ["rank", "rank 1"],
     )  # fmt: skip
@@ -45,7 +45,7 @@ def test_records_that_are_alike_are_made_when_asked_for() -> None:
     assert counted(ranks) == [("rank", 10)]
     assert counted(["a", "b"]) == [("a", 1), ("b", 1)]
     assert where(["a", "b"], lambda one: one == "b") == ["b"]
-    nobody = Alike("rank", 0, lambda first, place: first)
+    nobody = RepeatedRecords("rank", 0, lambda first, place: first)
     assert not where(nobody, lambda one: True)
     assert not counted(nobody)
 
@@ -61,7 +61,7 @@ def test_one_record_for_all_gives_the_plan_that_a_record_of_each_gives(
     count: int, device: Any, given: dict[str, Any]
 ) -> None:
     config = RunConfig(global_batch_size=96, **given)
-    short = Agreement(alike_ranks(first_of(device, min(count, 8), ninja=None), count), assumed=True)
+    short = Agreement(identical_ranks(first_of(device, min(count, 8), ninja=None), count), assumed=True)
     whole = dataclasses.replace(short, facts=tuple(short.facts))
     assert [f.rank for f in whole.facts] == list(range(count))
     assert [f.node_rank for f in whole.facts] == [rank // 8 for rank in range(count)]
@@ -84,7 +84,7 @@ def test_a_million_ranks_are_not_made_one_by_one(
     of_facts = launcher.agreement.facts._numbered_capability
     monkeypatch.setattr(launcher.agreement.facts, "_numbered", counting(launcher.agreement.facts._numbered))
     monkeypatch.setattr(launcher.agreement.facts, "_numbered_capability", lambda known: counting(of_facts(known)))
-    agreement = Agreement(alike_ranks(first_of(device, 1000), 1_000_000), assumed=True)
+    agreement = Agreement(identical_ranks(first_of(device, 1000), 1_000_000), assumed=True)
     config = RunConfig(global_batch_size=1_000_000, precision_fallback=True, **given)
     plan = make_plan(config, agreement)
     machine_of(agreement, Precision.FP32_TRUE)
