@@ -54,7 +54,7 @@ def test_a_node_that_does_not_come_is_named_and_a_stranger_is_not_counted_for_it
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RendezvousError, match="disk that the nodes share"):
+    with pytest.raises(RendezvousError, match="do the nodes share that folder"):
         join_rendezvous(tmp_path / "rendezvous.json", 1, 0.1)
 
 
