@@ -25,7 +25,7 @@ def run(words: Sequence[str]) -> int:
     options = parser.parse_args(words)
     # Only files are read: DeepSpeed need not look for a GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from launcher.training.convert import convert_checkpoint
+    from launcher.training.resume.convert import convert_checkpoint
 
     count = convert_checkpoint(options.checkpoint, options.out)
     sys.stdout.write(f"{options.out}: {count} tensors\n")

@@ -33,13 +33,13 @@ from launcher.planning.plan import Plan, make_plan
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import RunDirectory
+from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.context import RunContext
-from launcher.training.convert import loadable_checkpoint, save_private
+from launcher.training.data.evaluation import share_evaluation_data
 from launcher.training.evaluated_run import find_evaluated_run
-from launcher.training.evaluation_data import share_evaluation_data
 from launcher.training.fit import ask_rank_zero, attach_log, gather_facts
-from launcher.training.heartbeat_callback import heartbeat_callbacks
 from launcher.training.quiet_lightning import quiet_lightning
+from launcher.training.resume.convert import loadable_checkpoint, save_private
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
 

@@ -24,19 +24,19 @@ from launcher.planning.deepspeed_facts import check_model
 from launcher.planning.plan import Plan
 from launcher.process.open_resources import leave_open
 from launcher.runs.directory import RunDirectory, last_checkpoint
-from launcher.training.callbacks import EventWriter, as_numbers
+from launcher.training.callbacks.events import EventWriter, as_numbers
+from launcher.training.callbacks.memory import MeasuredMemory
+from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
+from launcher.training.callbacks.run_checkpoint import best_checkpoint
 from launcher.training.context import RunContext
-from launcher.training.convert import loadable_checkpoint
-from launcher.training.data_order import DataOrder
+from launcher.training.data.order import DataOrder
 from launcher.training.failures import record_failure, record_interruption
-from launcher.training.graceful_stop import SignalListener, StopAgreement
-from launcher.training.loops import use_resumable_loops
-from launcher.training.memory_reporter import MeasuredMemory
+from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.result import FitResult
-from launcher.training.run_callbacks import RunParts, run_callbacks
-from launcher.training.run_checkpoint import best_checkpoint
+from launcher.training.resume.convert import loadable_checkpoint
 from launcher.training.script_end import announce_end_of_training
+from launcher.training.stop.agreement import SignalListener, StopAgreement
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
 from strategies.choice import AUTO

@@ -25,9 +25,9 @@ from launcher.checkpoint.resume import check_fits_model
 from launcher.config.schema import RunConfig
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
-from launcher.training.callbacks import ProgressLines
+from launcher.training.callbacks.events import ProgressLines
+from launcher.training.callbacks.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.training.context import RunContext
-from launcher.training.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
 from strategies.build import FixedClusterEnvironment, PreflightRank, build_strategy, precision_plugin

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from launcher.training.rng_callback import KEY as RANDOM_STATES
+from launcher.training.resume.random_states import KEY as RANDOM_STATES
 from tests.support.runs import events_of, read_trace
 from tests.support.slurm_cluster import Cluster
 from tests.support.slurm_faults import FAULTS, Fault

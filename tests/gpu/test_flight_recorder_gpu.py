@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 _ONE_RANK = """
 import torch, torch.distributed as dist
 from launcher.agent.flight_recorder import parse_flight_record
-from launcher.training.heartbeat_callback import flight_record
+from launcher.training.callbacks.heartbeat import flight_record
 
 torch.cuda.set_device(0)
 dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)

@@ -25,13 +25,13 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from launcher.training.callbacks import LastCheckpointWriter
-from launcher.training.data_order import DataOrder
-from launcher.training.epoch_hooks import PartialEpochNotices
-from launcher.training.epoch_metrics import EpochMetrics
-from launcher.training.loops import use_resumable_loops
-from launcher.training.plateau_callback import StepPlateaus
-from launcher.training.rng_callback import RandomStates
+from launcher.training.callbacks.events import LastCheckpointWriter
+from launcher.training.data.order import DataOrder
+from launcher.training.loops.fit_loop import use_resumable_loops
+from launcher.training.resume.epoch_metrics import EpochMetrics
+from launcher.training.resume.partial_epoch import PartialEpochNotices
+from launcher.training.resume.plateaus import StepPlateaus
+from launcher.training.resume.random_states import RandomStates
 from strategies.batch import BatchSplit
 from strategies.build import PreflightRank, build_strategy
 from strategies.choice import choose_strategy

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-from launcher.training.data_order import DataOrder, place
+from launcher.training.data.order import DataOrder, place
 from strategies.batch import BatchSplit
 
 

@@ -162,7 +162,7 @@ def test_torchs_own_record_is_understood() -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.training.heartbeat_callback import flight_record
+    from launcher.training.callbacks.heartbeat import flight_record
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -13,7 +13,7 @@ from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_la
 from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import check_checkpoint
 from launcher.core.errors import ResumeError
-from launcher.training.convert import convert_checkpoint
+from launcher.training.resume.convert import convert_checkpoint
 from strategies.choice import StrategyError
 from strategies.deepspeed_strategy import check_optimizers, replace_folder
 

@@ -1,4 +1,4 @@
-"""`launcher.training.graceful_stop.SignalListener` in processes: first signal, second signal, signal to a fork."""
+"""`launcher.training.stop.agreement.SignalListener` in processes: first signal, second signal, signal to a fork."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.processes import Finished, run
 
 _PRELUDE = """
 import ctypes, multiprocessing, os, signal, socket, sys, threading
-import launcher.training.graceful_stop
-from launcher.training.graceful_stop import SignalListener, StopAgreement
+import launcher.training.stop.agreement
+from launcher.training.stop.agreement import SignalListener, StopAgreement
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -74,7 +74,7 @@ with listener:
 
 def test_a_second_ctrl_c_ends_a_main_thread_that_waits_at_once(tmp_path: Path) -> None:
     body = """
-launcher.training.graceful_stop._SECOND_AFTER = 0.0
+launcher.training.stop.agreement._SECOND_AFTER = 0.0
 with listener:
     say("ready")
     threading.Event().wait()
@@ -86,7 +86,7 @@ with listener:
 def test_signals_are_heard_while_the_main_thread_never_comes_back_from_c_code(tmp_path: Path) -> None:
     # As in a collective: no signal interrupts the wait for a mutex, so no handler in Python ever runs.
     body = """
-launcher.training.graceful_stop._SECOND_AFTER = 0.0
+launcher.training.stop.agreement._SECOND_AFTER = 0.0
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
 libc.pthread_mutex_lock(mutex)
 with listener:
@@ -112,7 +112,7 @@ def test_a_second_signal_that_does_not_mean_now_ends_nothing(
     tmp_path: Path, first: int, second: int, after: float, has_agent: bool
 ) -> None:
     body = f"""
-launcher.training.graceful_stop._SECOND_AFTER = {after}
+launcher.training.stop.agreement._SECOND_AFTER = {after}
 listener = Listener(agreement, lambda number: say("requested", number), has_agent={has_agent})
 with listener:
     say("ready")
@@ -127,7 +127,7 @@ say("went on")
 
 def test_a_second_sigterm_ends_at_once_where_no_agent_of_ours_does(tmp_path: Path) -> None:
     body = """
-launcher.training.graceful_stop._SECOND_AFTER = 0.0
+launcher.training.stop.agreement._SECOND_AFTER = 0.0
 with listener:
     say("ready")
     threading.Event().wait()
@@ -190,7 +190,7 @@ signal.set_wakeup_fd(writer.fileno())
 signal.signal(signal.SIGINT, mine)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 with listener:
-    say([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.graceful_stop.SIGNALS])
+    say([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.stop.agreement.SIGNALS])
 say(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 child = fork(lambda: os.kill(os.getpid(), signal.SIGINT))
 child.join(20)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-from launcher.training.position import Position, moved
-from launcher.training.samplers import GlobalOrderSampler
+from launcher.training.data.samplers import GlobalOrderSampler
+from launcher.training.loops.position import Position, moved
 from tests.support.training_loaders import ordered, shuffled
 
 # torchdata calls what torch 2.13 deprecates.

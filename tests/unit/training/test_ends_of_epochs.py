@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.training.plateau_callback import StepPlateaus
+from launcher.training.resume.plateaus import StepPlateaus
 
 
 class _Resumed:

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelPruning, StochasticWeightAveraging
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.training.data_order import DataOrder
-from launcher.training.epoch_hooks import PartialEpochNotices, own_hooks
-from launcher.training.loops import use_resumable_loops
+from launcher.training.data.order import DataOrder
+from launcher.training.loops.fit_loop import use_resumable_loops
+from launcher.training.resume.partial_epoch import PartialEpochNotices, own_hooks
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import wrappers
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
-from launcher.training.data_order import DataOrder
-from launcher.training.epoch_metrics import EpochMetrics
-from launcher.training.loops import use_resumable_loops
-from launcher.training.rng_callback import RandomStates
+from launcher.training.data.order import DataOrder
+from launcher.training.loops.fit_loop import use_resumable_loops
+from launcher.training.resume.epoch_metrics import EpochMetrics
+from launcher.training.resume.random_states import RandomStates
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from launcher.training.evaluation_data import SharedOnce, SharedSource, _can_share, share_evaluation_data
+from launcher.training.data.evaluation import SharedOnce, SharedSource, _can_share, share_evaluation_data
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300))

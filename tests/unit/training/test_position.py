@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.training.position import Position, changes_of, moved, read_position, rewound
+from launcher.training.loops.position import Position, changes_of, moved, read_position, rewound
 
 
 def _counts(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:

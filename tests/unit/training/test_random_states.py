@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from launcher.checkpoint.rng_state import capture, restore
-from launcher.training.rng_callback import KEY, RandomStates, gather_states
+from launcher.training.resume.random_states import KEY, RandomStates, gather_states
 
 
 def _draw() -> list[float]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_split
 
 from launcher.checkpoint.rng_state import capture, restore
-from launcher.training.loader_seeds import SeededIndex, mixed, seed_each_sample
+from launcher.training.data.sample_seeds import SeededIndex, mixed, seed_each_sample
 from tests.support.training_loaders import keep, ordered
 
 # torchdata calls what torch 2.13 deprecates.

@@ -1,4 +1,4 @@
-"""`launcher.training.graceful_stop.StopAgreement` over a real TCPStore: all ranks stop at the same gate."""
+"""`launcher.training.stop.agreement.StopAgreement` over a real TCPStore: all ranks stop at the same gate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore
 
-import launcher.training.graceful_stop
-from launcher.training.graceful_stop import StopAgreement
+import launcher.training.stop.agreement
+from launcher.training.stop.agreement import StopAgreement
 from tests.support.rank_threads import LocalRendezvous, Server, Spy, run_ranks
 
 
@@ -205,18 +205,18 @@ def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
     server: Server, monkeypatch: pytest.MonkeyPatch, other_is_late: bool
 ) -> None:
     # Longer than a test may take: a gate that waited for it would not end.
-    monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
+    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     rendezvous = LocalRendezvous(server)
     store, told = heard(rendezvous, 0)
     alone = StopAgreement(store, 0, 2)
     alone.start()
     alone.request(signal.SIGINT)
     assert told.wait(10)
-    monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 0.5)
     began = time.monotonic()
     assert alone.gate() is False
     assert time.monotonic() - began > 0.4
-    monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
+    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     assert [alone.gate() for _ in range(4)] == [False] * 4
     if other_is_late:
         late = StopAgreement(rendezvous.client(), 1, 2)
@@ -228,7 +228,7 @@ def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
 
 
 def test_a_lost_store_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
+    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     own, listens = Server(), threading.Event()
     store = Spy(LocalRendezvous(own).client(), lambda name, key: listens.set() if name == "wait" else None)
     agreement = StopAgreement(store, 0, 2)
@@ -283,7 +283,7 @@ def test_all_ranks_stop_at_one_gate_or_none_does_whatever_is_late(
     chance = dice("late", seed)
     world = chance.choice((2, 3, 5))
     # About as long as the operations take: the ranks give up before, while and after the others tell.
-    monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", chance.choice((0.02, 0.05, 0.1, 1.0)))
+    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", chance.choice((0.02, 0.05, 0.1, 1.0)))
     rendezvous, collective = LocalRendezvous(server), threading.Barrier(world)
     ranks = [StopAgreement(Late(rendezvous.client(), dice(seed, n), 0.01), n, world) for n in range(world)]
     asked = {rank: chance.randrange(1, 25) for rank in chance.sample(range(world), chance.randrange(1, world + 1))}
@@ -318,7 +318,7 @@ def test_a_rank_does_not_wait_for_one_that_has_closed(
     server: Server, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     # Longer than a test may take.
-    monkeypatch.setattr(launcher.training.graceful_stop, "_ANSWER_TIMEOUT", 3600)
+    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     rendezvous = LocalRendezvous(server)
     store, asked = heard(rendezvous, 1 - first)
     closed, left = StopAgreement(rendezvous.client(), first, 2), StopAgreement(store, 1 - first, 2)

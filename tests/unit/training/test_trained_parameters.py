@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.training.data_order import DataOrder
-from launcher.training.loops import use_resumable_loops
-from launcher.training.trained_parameters import KEY, TrainedParameters, flags_of
+from launcher.training.data.order import DataOrder
+from launcher.training.loops.fit_loop import use_resumable_loops
+from launcher.training.resume.trained_parameters import KEY, TrainedParameters, flags_of
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")

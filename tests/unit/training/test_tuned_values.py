@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.training.data_order import DataOrder
-from launcher.training.loops import use_resumable_loops
-from launcher.training.tuned_values import TunedValues
+from launcher.training.data.order import DataOrder
+from launcher.training.loops.fit_loop import use_resumable_loops
+from launcher.training.resume.tuned_values import TunedValues
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")

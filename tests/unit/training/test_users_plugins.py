@@ -23,7 +23,7 @@ from launcher.core.events import EventLog
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
-from launcher.training.callbacks import ProgressLines
+from launcher.training.callbacks.events import ProgressLines
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.classes import import_classes

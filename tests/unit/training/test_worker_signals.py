@@ -13,7 +13,7 @@ from tests.support.processes import run_warm
 # In a process of its own: a fork of the tests' process would have the locks of its threads.
 _PARENT = """
 import multiprocessing, os, pathlib, signal, subprocess, sys
-from launcher.training.loader_workers import start_worker
+from launcher.training.data.workers import start_worker
 
 def work(answers, seen):
     start_worker(3, inner=seen.append, rank=0)
@@ -49,7 +49,7 @@ def test_a_worker_outlives_a_strangers_signal_and_obeys_its_parents(tmp_path: Pa
 
 _RANK = """
 import multiprocessing, os, signal, sys, time
-from launcher.training.loader_workers import start_worker
+from launcher.training.data.workers import start_worker
 
 def work(told):
     start_worker(0, inner=None, rank=0)

@@ -14,7 +14,7 @@ from torch.utils.data import SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from typing_extensions import override
 
-from launcher.training.loader_seeds import SeededIndex, mixed, seed_all
+from launcher.training.data.sample_seeds import SeededIndex, mixed, seed_all
 
 # What torch's generators take as a seed, with room to add an epoch.
 _SEEDS = 2**62 - 1

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from launcher.training.metric_states import capture_metrics, plain_attributes, restore_metrics
-from launcher.training.rng_callback import gather_states
+from launcher.training.resume.metric_states import capture_metrics, plain_attributes, restore_metrics
+from launcher.training.resume.random_states import gather_states
 
 KEY = "launcher_epoch_metrics"
 _META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",

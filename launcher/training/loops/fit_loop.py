@@ -25,9 +25,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from launcher.training.data_order import DataOrder, is_placeable, place
-from launcher.training.evaluation_data import SharedSource
-from launcher.training.position import KEY, Position, changes_of, moved, read_position, rewound
+from launcher.training.data.evaluation import SharedSource
+from launcher.training.data.order import DataOrder, is_placeable, place
+from launcher.training.loops.position import KEY, Position, changes_of, moved, read_position, rewound
 
 # Marks a loader whose generator is not the user's.
 _OURS = "_launcher_generator"

@@ -21,7 +21,7 @@ class RandomStates(pl.Callback):
     """Saves the states of Python's, NumPy's, torch's and CUDA's generators of all ranks, and restores them.
 
     They are restored when the training begins, after the model and the data were made: that may draw from them too.
-    Loader workers have generators of their own, see `launcher.training.loader_seeds`.
+    Loader workers have generators of their own, see `launcher.training.data.sample_seeds`.
 
     Args:
         notice: told if the checkpoint has no state for this rank.

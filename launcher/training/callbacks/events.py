@@ -19,8 +19,8 @@ from launcher.checkpoint.precision import RECORD, record_of
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
 from launcher.planning.plan import Plan
-from launcher.training.batch_end import after_batch
-from launcher.training.graceful_stop import SignalListener, StopAgreement
+from launcher.training.loops.batch_end import after_batch
+from launcher.training.stop.agreement import SignalListener, StopAgreement
 
 # Layer-wise rates come in dozens; the first ones show the schedule.
 _RATES_IN_EVENT = 8

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import get_worker_info
 
 from launcher.process.parent_death import die_with_parent
-from launcher.training.loader_seeds import seed_each_sample
+from launcher.training.data.sample_seeds import seed_each_sample
 
 # Seconds after a scheduler's signal in which its rank has saved and left.
 _GRACE = 300.0

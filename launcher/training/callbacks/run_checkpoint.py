@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from typing_extensions import override
 
 from launcher.config.schema import CheckpointOptions
-from launcher.training.batch_end import CheckpointAfterBatch
+from launcher.training.loops.batch_end import CheckpointAfterBatch
 
 
 class RunCheckpoint(CheckpointAfterBatch):

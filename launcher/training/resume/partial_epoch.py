@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from typing_extensions import override
 
-from launcher.training.position import Position
+from launcher.training.loops.position import Position
 
 _BEGINNING, _END = "on_train_epoch_start", "on_train_epoch_end"
 

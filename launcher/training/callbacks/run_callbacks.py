@@ -18,17 +18,17 @@ from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.runs.directory import LAST_CHECKPOINT
-from launcher.training.callbacks import EventWriter, GracefulStop, LastCheckpointWriter, PlanRecorder
+from launcher.training.callbacks.events import EventWriter, GracefulStop, LastCheckpointWriter, PlanRecorder
+from launcher.training.callbacks.heartbeat import heartbeat_callbacks
+from launcher.training.callbacks.memory import MeasuredMemory, MemoryReporter
 from launcher.training.context import RunContext
-from launcher.training.epoch_hooks import PartialEpochNotices
-from launcher.training.epoch_metrics import EpochMetrics
-from launcher.training.graceful_stop import SignalListener, StopAgreement
-from launcher.training.heartbeat_callback import heartbeat_callbacks
-from launcher.training.memory_reporter import MeasuredMemory, MemoryReporter
-from launcher.training.plateau_callback import StepPlateaus
-from launcher.training.rng_callback import RandomStates
-from launcher.training.trained_parameters import TrainedParameters
-from launcher.training.tuned_values import TunedValues
+from launcher.training.resume.epoch_metrics import EpochMetrics
+from launcher.training.resume.partial_epoch import PartialEpochNotices
+from launcher.training.resume.plateaus import StepPlateaus
+from launcher.training.resume.random_states import RandomStates
+from launcher.training.resume.trained_parameters import TrainedParameters
+from launcher.training.resume.tuned_values import TunedValues
+from launcher.training.stop.agreement import SignalListener, StopAgreement
 from launcher.user_code.objects import UserObjects
 
 

@@ -16,14 +16,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRandomSampler
 
 from launcher.core.errors import DataError
-from launcher.training.loader_workers import start_worker
-from launcher.training.samplers import (
+from launcher.training.data.samplers import (
     GlobalOrderSampler,
     PlaceableSampler,
     PlacedBatches,
     PlacedSampler,
     SequentialOrder,
 )
+from launcher.training.data.workers import start_worker
 from strategies.batch import BatchSplit
 
 # The user's loader of which ours is a copy.
