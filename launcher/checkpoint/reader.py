@@ -24,7 +24,7 @@ from launcher.checkpoint.pickle_nodes import NODES
 from launcher.core.errors import ResumeError
 
 # A checkpoint that was put together for this attempt, in the run's directory.
-PUT_TOGETHER = ".resume-whole.ckpt"
+CONSOLIDATED = ".resume-whole.ckpt"
 _SHOWN = 5
 
 
@@ -60,7 +60,7 @@ class Trust:
                     return f"{path} is a link, or belongs to somebody else"
                 if status.st_mode & (0o077 if path in folders else 0o022):
                     return f"others can get at {path} (mode {stat.S_IMODE(status.st_mode):o}; chmod 700)"
-            if not is_written or place == run / PUT_TOGETHER:
+            if not is_written or place == run / CONSOLIDATED:
                 return None
             if not manifest_of(place).exists():
                 return "it has no manifest, so it is not known who has written it"

@@ -270,13 +270,13 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topol
 
     try:
         if not options.config and "checkpoint" in options:
-            from launcher.training.evaluated_config import config_of_run
+            from launcher.training.evaluated_run import find_run_config
 
-            options.config = config_of_run(options.checkpoint, overrides)
+            options.config = find_run_config(options.checkpoint, overrides)
         return load_config(options.config, overrides)
     except ConfigError as error:
         if topology.world_size > 1:
-            from launcher.training.fit import refuse_together
+            from launcher.training.decision import refuse_together
 
             refuse_together(topology, error)
         raise

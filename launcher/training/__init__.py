@@ -1,4 +1,5 @@
-"""What runs inside a rank: from a config to a trained model, and the callbacks and loops of every run.
+"""Everything inside a rank: from a config to a trained model. `fit` is the main path, `evaluate` the second one.
 
-How ranks are started and restarted is in `agent`.
+`decision` agrees and plans with the other ranks, `run` trains, `stop` handles signals, `resume` restores, `data` orders
+the samples. How ranks are started and restarted belongs in `launcher.agent`.
 """

@@ -1,4 +1,4 @@
-"""`RunContext`: what every function inside a rank of a run may need, as one frozen record."""
+"""`RunContext`: what functions inside a rank of a run need, as one frozen record."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """One rank of a run, from the agreement on.
+    """One rank of a run, after the ranks have agreed.
 
     Attributes:
-        config: what was asked for.
+        config: the run's config.
         topology: this rank's place.
-        plan: what the ranks agreed on.
-        run: the run's directory.
+        plan: the plan that the ranks agreed on.
+        run: the run directory; its `resume_from` is the checkpoint to resume from or to evaluate.
         store: the ranks' c10d store.
         attempt: name of this start of all ranks.
         output: events and terminal.
         status: what this rank reports to its agent.
-        given: objects made in code, trained instead of what the config names; None without any.
-        stays_open: whether process group and W&B run stay open for the Trainer that is returned.
+        given: objects made in code, trained instead of those that the config names; None without any.
+        stays_open: whether the process group and the W&B run stay open for the returned Trainer.
     """
 
     config: RunConfig
@@ -47,14 +47,14 @@ class RunContext:
 
     @property
     def trust(self) -> Trust:
-        """Whose pickles may be loaded: this run's own, and others if the config says so."""
+        """Which checkpoints may run code when they are loaded: this run's own, and others if the config allows it."""
         from launcher.checkpoint.reader import Trust
 
         return Trust(self.run.path, everywhere=self.config.resume_trust)
 
     @property
     def attempt_store(self) -> Any:
-        """The store with keys of this attempt alone."""
+        """The store, with keys of this attempt only."""
         from torch.distributed import PrefixStore
 
         return PrefixStore(f"launcher/{self.attempt}", self.store)

@@ -1,19 +1,18 @@
-"""`launcher validate`, `test` and `predict`: evaluate a checkpoint of a run that is there already."""
+"""`launcher validate`, `test` and `predict`: evaluate a checkpoint of an existing run."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
-import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
@@ -21,29 +20,27 @@ from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.process_group import open_store, process_group
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
-from launcher.core.errors import LauncherError, TrainingError, UsageError
+from launcher.core.errors import UsageError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.output import RunOutput
-from launcher.core.secrets import find_secrets, scrub
 from launcher.core.terminal import make_console
-from launcher.hardware.topology import Topology
 from launcher.loggers.selection import make_wandb_logger, own_loggers, run_loggers
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.planning.plan import Plan, make_plan
-from launcher.process.rank_log import RankLog
-from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import RunDirectory
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.context import RunContext
 from launcher.training.data.evaluation import share_evaluation_data
+from launcher.training.decision import ask_rank_zero, gather_facts
 from launcher.training.evaluated_run import find_evaluated_run
-from launcher.training.fit import ask_rank_zero, attach_log, gather_facts
+from launcher.training.failures import error_boundary, explain_error
 from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.resume.convert import loadable_checkpoint, save_private
+from launcher.training.session import rank_session
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
 
-# The step that a LightningModule needs, and the loaders that may be divided; predictions Lightning divides well itself.
+# The method that the LightningModule needs, and the loaders to distribute; Lightning distributes predictions well.
 _STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 _LOADERS = {"validate": "val_dataloader", "test": "test_dataloader"}
 
@@ -56,111 +53,123 @@ def evaluate(
     env: Mapping[str, str] | None = None,
     terminal_ranks: Collection[int] | None = (0,),
 ) -> Sequence[Mapping[str, float]]:
-    """Evaluate as one rank; the other ranks, if there are any, do the same. Lightning prints the metrics.
+    """Evaluate as one rank; all other ranks call this too. Lightning prints the metrics.
 
-    Whatever the run was trained with, the evaluation has the whole module on every rank: DDP, or one device.
+    The evaluation uses DDP or one device, whatever strategy the run was trained with.
 
     Args:
         config: the run's.
         command: `validate`, `test` or `predict`.
         checkpoint: `best`, `last` or a path.
-        env: says which rank this is; `os.environ` if not given.
-        terminal_ranks: the ranks whose output goes to the terminal too; None means all.
+        env: defines which rank this is; `os.environ` if not given.
+        terminal_ranks: ranks whose output goes to the terminal too; None means all.
 
     Returns:
-        The metrics of each loader; nothing for `predict`, which writes to the run's `predictions/rank-<r>.pt`.
+        The metrics of each loader; empty for `predict`, which writes to the run's `predictions/rank-<r>.pt`.
 
     Raises:
-        UsageError: there is no such run or checkpoint, or the ranks cannot do it.
-        TrainingError: the model's or the data's own code raised.
+        UsageError: there is no such run or checkpoint, or the ranks cannot evaluate it.
+        TrainingError: the code of the model or the data raised an error.
     """
-    env = os.environ if env is None else env
-    topology = Topology.from_env(env, socket.gethostname())
-    report = RankStatusWriter.from_env(env)
-    secrets = tuple(find_secrets(config.to_dict()).values())
-    report.keep_secret(secrets)
-    log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
-    try:
-        attach_log(log)
-        report.tell(log=log.path)
-        # Strategy and batches of the training are not the evaluation's.
-        asked = dataclasses.replace(config, strategy="auto", deepspeed_config=None, global_batch_size=None)
-        facts = gather_facts(asked, topology)
+    # The training's strategy and batch do not apply to an evaluation.
+    config = dataclasses.replace(config, strategy="auto", deepspeed_config=None, global_batch_size=None)
+
+    def decide(all_facts: Sequence[RankFacts]) -> Mapping[str, Any]:
+        plan = make_plan(config, agree_on(all_facts))
+        run, notices = find_evaluated_run(config, checkpoint)
+        plan = dataclasses.replace(plan, notices=(*notices, *plan.notices))
+        return {"plan": plan.to_dict(), "run": run.to_dict()}
+
+    with rank_session(config, os.environ if env is None else env, terminal_ranks) as session:
+        topology = session.topology
+        facts = gather_facts(config, topology)
         store = open_store(topology, config.agreement_timeout)
-
-        def decide(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
-            plan = make_plan(asked, agree_on(everybody))
-            run, notices = find_evaluated_run(config, checkpoint)
-            plan = dataclasses.replace(plan, notices=(*notices, *plan.notices))
-            return {"plan": plan.to_dict(), "run": run.to_dict()}
-
-        decision = ask_rank_zero(asked, topology, facts, store, decide)
+        decision = ask_rank_zero(config, topology, facts, store, decide)
         plan, run = Plan.from_dict(decision.values["plan"]), RunDirectory.from_dict(decision.values["run"])
-        log.move_to(run.path / "logs" / f"{command}-rank-{topology.rank}.log")
-        report.tell(log=log.path)
+        session.move_log(run.path / "logs" / f"{command}-rank-{topology.rank}.log")
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0, records_notices=False)
-        ctx = RunContext(asked, topology, plan, run, store, decision.attempt, output, report)
+        ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, session.status)
         with (
-            process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout),
-            # The callbacks of a training have nothing to do here.
+            process_group(store, topology, plan.strategy.backend, ctx.attempt, config.process_group_timeout),
+            # The callbacks of the training are not needed here.
             quiet_lightning(".*callbacks used to create the checkpoint need to be provided.*"),
+            error_boundary(ctx, explain_error),
         ):
             return _evaluate(ctx, command)
-    except LauncherError as error:
-        report.raised(error)
-        raise
-    except Exception as error:
-        # The user's code may raise anything; it is told with this rank's name and handed on whole.
-        report.raised(error)
-        report.trace(error)
-        text = scrub(f"{type(error).__name__}: {error}", secrets)
-        raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}", rank=topology.rank) from error
-    finally:
-        log.detach()
-        log.discard_pending()
 
 
 def _evaluate(ctx: RunContext, command: str) -> Sequence[Mapping[str, float]]:
-    """Make the objects and let Lightning evaluate."""
-    config, topology, plan, run = ctx.config, ctx.topology, ctx.plan, ctx.run
-    console, notice, checkpoint = ctx.output.console, ctx.output.notice, run.resume_from
+    """Create the objects and let Lightning evaluate."""
+    checkpoint = ctx.run.resume_from
     assert checkpoint is not None  # noqa: S101 -- rank zero has chosen one
+    for text in ctx.plan.notices:
+        ctx.output.notice(text)
+    pl.seed_everything(ctx.config.seed, workers=True, verbose=False)
+    objects = make_user_objects(ctx.config, _micro_batch_size(ctx.run))
+    _check_step(objects.model, command)
+    _share_data(ctx, objects, command)
+    with _wandb(ctx, command) as wandb_logger:
+        trainer = _evaluation_trainer(ctx, objects, command, wandb_logger)
+        _restore_counters(trainer, ctx, checkpoint)
+        if ctx.topology.rank == 0:
+            ctx.output.console.print(f"{command}: {checkpoint}", highlight=False, markup=False, soft_wrap=True)
+        with loadable_checkpoint(ctx) as loadable:
+            metrics = _run(trainer, command, objects, str(loadable))
+    if ctx.topology.rank == 0:
+        ctx.output.events.write(
+            "evaluated", command=command, checkpoint=str(checkpoint), metrics=[dict(each) for each in metrics]
+        )
+    return metrics
 
-    for text in plan.notices:
-        notice(text)
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    objects = make_user_objects(config, _micro_batch_size(run))
+
+def _check_step(model: pl.LightningModule, command: str) -> None:
     step = _STEPS[command]
-    if not is_overridden(step, objects.model) and command != "predict":
-        raise UsageError(f"{type(objects.model).__name__} has no {step}, which `launcher {command}` needs; add it")
-    owner = objects.model if objects.data is None else objects.data
-    if command in _LOADERS and topology.world_size > 1 and config.trainer.use_distributed_sampler:
-        share_evaluation_data(owner, _LOADERS[command], topology.world_size, topology.rank)
-    ours = None if command == "predict" else _wandb(config, run, notice)
-    own = objects.loggers if command == "predict" else own_loggers(config, objects.loggers, run)
-    loggers: list[Logger] = run_loggers(own, ours, run, is_off=command == "predict")
-    callbacks = [*objects.callbacks, *heartbeat_callbacks(ctx.status), *_writers(command, objects, run)]
-    trainer = build_trainer(ctx, objects, callbacks, loggers)
+    if not is_overridden(step, model) and command != "predict":
+        raise UsageError(f"{type(model).__name__} has no {step}, which `launcher {command}` needs; add it")
+
+
+def _share_data(ctx: RunContext, objects: UserObjects, command: str) -> None:
+    world_size = ctx.topology.world_size
+    if command in _LOADERS and world_size > 1 and ctx.config.trainer.use_distributed_sampler:
+        owner = objects.model if objects.data is None else objects.data
+        share_evaluation_data(owner, _LOADERS[command], world_size, ctx.topology.rank)
+
+
+@contextlib.contextmanager
+def _wandb(ctx: RunContext, command: str) -> Iterator[QueuedWandbLogger | None]:
+    """The logger of the run's W&B run, if it has one; predictions log nothing."""
+    if command == "predict" or not ctx.run.wandb_id:
+        yield None
+        return
+    logger = make_wandb_logger(ctx.config.wandb, ctx.run, {}, ctx.output.notice)
+    exit_code = 1
+    try:
+        yield logger
+        exit_code = 0
+    finally:
+        if logger is not None:
+            finish_wandb(logger, exit_code, ctx.output.notice)
+
+
+def _evaluation_trainer(
+    ctx: RunContext, objects: UserObjects, command: str, wandb_logger: QueuedWandbLogger | None
+) -> pl.Trainer:
+    is_predict = command == "predict"
+    own = objects.loggers if is_predict else own_loggers(ctx.config, objects.loggers, ctx.run)
+    loggers = run_loggers(own, wandb_logger, ctx.run, is_off=is_predict)
+    callbacks = [*objects.callbacks, *heartbeat_callbacks(ctx.status)]
+    if is_predict and not any(isinstance(each, BasePredictionWriter) for each in objects.callbacks):
+        callbacks.append(PredictionFiles(ctx.run.path / "predictions"))
+    return build_trainer(ctx, objects, callbacks, loggers)
+
+
+def _restore_counters(trainer: pl.Trainer, ctx: RunContext, checkpoint: Path) -> None:
+    """Set the Trainer's step, at which the metrics are logged, to the checkpoint's."""
     content = read_checkpoint(checkpoint, ctx.trust, outline=True)
     if "loops" in content:
-        # The metrics belong to the step of the checkpoint; where the loaders were is for a resume.
+        # Without the state of the loaders, which only a resume needs.
         trainer.fit_loop.load_state_dict({**content["loops"]["fit_loop"], "state_dict": {}})
-    if topology.rank == 0:
-        console.print(f"{command}: {checkpoint}", highlight=False, markup=False, soft_wrap=True)
-    code = 1
-    try:
-        with loadable_checkpoint(checkpoint, plan, run, topology.rank, notice, ctx.trust) as loadable:
-            found = _run(trainer, command, objects, str(loadable))
-        code = 0
-    finally:
-        if ours is not None:
-            finish_wandb(ours, code, notice)
-    if topology.rank == 0:
-        ctx.output.events.write(
-            "evaluated", command=command, checkpoint=str(checkpoint), metrics=[dict(each) for each in found]
-        )
-    return found
 
 
 def _run(trainer: pl.Trainer, command: str, objects: UserObjects, checkpoint: str) -> Sequence[Mapping[str, float]]:
@@ -168,13 +177,11 @@ def _run(trainer: pl.Trainer, command: str, objects: UserObjects, checkpoint: st
     if command == "predict":
         trainer.predict(objects.model, return_predictions=False, **options)
         return []
-    return (
-        trainer.validate(objects.model, **options) if command == "validate" else trainer.test(objects.model, **options)
-    )
+    return (trainer.validate if command == "validate" else trainer.test)(objects.model, **options)
 
 
 class PredictionFiles(BasePredictionWriter):
-    """Writes a rank's predictions to a file of mode 0600, with the numbers of the samples in each batch.
+    """Writes a rank's predictions to a file of mode 0600, with the indices of the samples in each batch.
 
     Args:
         folder: of the files.
@@ -191,7 +198,7 @@ class PredictionFiles(BasePredictionWriter):
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / f"rank-{trainer.global_rank}.pt"
         if trainer.is_global_zero:
-            # Of an earlier evaluation on more ranks.
+            # Remove files of an earlier evaluation on more ranks.
             for rank in itertools.count(trainer.world_size):
                 stale = self._folder / f"rank-{rank}.pt"
                 if not stale.exists():
@@ -200,20 +207,8 @@ class PredictionFiles(BasePredictionWriter):
         save_private({"predictions": predictions, "batch_indices": batch_indices}, path)
 
 
-def _writers(command: str, objects: UserObjects, run: RunDirectory) -> list[pl.Callback]:
-    """Ours, unless the user has one."""
-    if command != "predict" or any(isinstance(callback, BasePredictionWriter) for callback in objects.callbacks):
-        return []
-    return [PredictionFiles(run.path / "predictions")]
-
-
-def _wandb(config: RunConfig, run: RunDirectory, notice: Callable[[str], None]) -> QueuedWandbLogger | None:
-    """The run's own W&B run goes on, if it has one."""
-    return make_wandb_logger(config.wandb, run, {}, notice) if run.wandb_id else None
-
-
 def _micro_batch_size(run: RunDirectory) -> int | None:
-    """What a rank of the training took at once where the config fixed the global batch; None for what the data has."""
+    """The planned micro batch size if the training's config fixed the global batch, otherwise None."""
     try:
         return json.loads((run.path / "plan.json").read_text(encoding="utf-8"))["batch"]["micro_batch_size"]
     except (OSError, ValueError, KeyError):

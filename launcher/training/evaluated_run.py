@@ -1,57 +1,76 @@
-"""Which run and which of its checkpoints `launcher validate`, `test` and `predict` evaluate."""
+"""Which run, which of its checkpoints and which config `launcher validate`, `test` and `predict` use.
+
+The command line imports this module, so nothing here imports torch before it is needed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint.manifest import choose_checkpoint, problem_of
-from launcher.checkpoint.reader import Trust
-from launcher.checkpoint.resume import read_checkpoint
+from launcher.config.loading import read_sources
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory
+from launcher.runs.lookup import find_run_named
 from launcher.runs.trust import check_run_folder
-from launcher.training.evaluated_config import BEST, LAST, run_of
+
+BEST, LAST = "best", "last"
+
+
+def find_run_config(checkpoint: str, overrides: Sequence[str]) -> list[Path]:
+    """The config file of the run that the command line names; empty if it names none, or the run has no config.
+
+    Args:
+        checkpoint: `best`, `last` or a path; a path in a run directory names the run.
+        overrides: arguments of the command line; `--name` and `--runs-dir` are used.
+
+    Raises:
+        ConfigError: an argument is not a setting.
+        NoSuchRunError: there is no run of that name; lists the runs.
+        RunDirectoryError: the run belongs to another user.
+    """
+    values = read_sources((), overrides)
+    if name := values.get("name"):
+        path = find_run_named(Path(values.get("runs_dir") or RunConfig().runs_dir), str(name))
+    else:
+        path = None if checkpoint in (BEST, LAST) else _run_of(Path(checkpoint).absolute())
+    if path is None or not (path / "config.yaml").exists():
+        return []
+    # The config names classes to import.
+    check_run_folder(path)
+    return [path / "config.yaml"]
 
 
 def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory, tuple[str, ...]]:
-    """The run's directory, with the checkpoint as what to go on from.
+    """The run directory, whose `resume_from` is the checkpoint to evaluate.
 
-    It is made only for a checkpoint that is given by its path with the name of a run that is not there.
+    A new directory is created only if the checkpoint is a path and the config has the name of a run that does not
+    exist.
 
     Args:
-        config: says the run's name and folder; without a name the newest run with this config is meant.
+        config: has the run's name and folder; without a name, the newest run with this config is used.
         checkpoint: `best`, `last` or a path.
 
     Returns:
-        The directory, and what to tell of damaged checkpoints that were passed over.
+        The directory, and a notice for each damaged checkpoint that was skipped.
 
     Raises:
         RunDirectoryError: there is no such run.
         ResumeError: there is no such checkpoint, or it is damaged.
     """
     given = None if checkpoint in (BEST, LAST) else Path(checkpoint).absolute()
-    path = run_of(given) if given is not None and config.name is None else None
-    runs = Path(config.runs_dir).absolute()
-    if path is None:
-        name = config.name or newest_run_like(config)
-        if name is None:
-            own = "" if given is None else f"; to evaluate {given.name} in a new one, name that: --name NEW"
-            raise RunDirectoryError(
-                f"{runs} has no run with this config to evaluate; name one: --name NAME, or --config "
-                f"{runs}/NAME/config.yaml{own}"
-            )
-        path = runs / name
-    # What lies there is loaded, and written to.
+    path = _find_folder(config, given)
+    # Files in it are loaded, and others are written to it.
     check_run_folder(path)
     if not (path / "config.yaml").exists():
         if given is None:
             raise RunDirectoryError(
-                f"there is no run {path.name!r} at {path}; give the name of one that was trained, or --checkpoint PATH "
-                "to evaluate that in a new run of this name"
+                f"there is no run {path.name!r} at {path}; give the name of a trained run, or --checkpoint PATH to "
+                "evaluate that checkpoint in a new run of this name"
             )
         _check_checkpoint(given)
         made = open_run_directory(dataclasses.replace(config, resume="none"))
@@ -59,40 +78,62 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
         return RunDirectory(made.path, given, made.wandb_id, is_new=False), ()
     notices: tuple[str, ...] = ()
     if given is None:
-        last, notices = choose_checkpoint(path / "checkpoints", LAST_CHECKPOINT, None)
-        if last is None:
-            raise ResumeError(f"run {path.name!r} has no checkpoint in {path / 'checkpoints'}; give one's path")
-        given = (
-            last
-            if checkpoint == LAST
-            else _best(path / "checkpoints", last, Trust(path, everywhere=config.resume_trust))
-        )
+        given, notices = choose_checkpoint(path / "checkpoints", LAST_CHECKPOINT, None)
+        if given is None:
+            raise ResumeError(f"run {path.name!r} has no checkpoint in {path / 'checkpoints'}; give the path of one")
+        if checkpoint == BEST:
+            given = _find_best(path, given, config)
     _check_checkpoint(given)
     id_file = path / "wandb" / "run_id"
     wandb_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else ""
     return RunDirectory(path, given, wandb_id, is_new=False), notices
 
 
+def _find_folder(config: RunConfig, given: Path | None) -> Path:
+    path = _run_of(given) if given is not None and config.name is None else None
+    if path is not None:
+        return path
+    runs = Path(config.runs_dir).absolute()
+    name = config.name or newest_run_like(config)
+    if name is None:
+        new = "" if given is None else f"; to evaluate {given.name} in a new run, give its name: --name NEW"
+        raise RunDirectoryError(
+            f"{runs} has no run with this config; give the run to evaluate: --name NAME, or --config "
+            f"{runs}/NAME/config.yaml{new}"
+        )
+    return runs / name
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The run directory that contains a checkpoint."""
+    path = checkpoint.parent.parent
+    return path if checkpoint.parent.name == "checkpoints" and (path / "config.yaml").exists() else None
+
+
 def _check_checkpoint(given: Path) -> None:
     if not given.exists():
-        raise ResumeError(f"checkpoint: {given} does not exist; give `best`, `last` or the path of one")
+        raise ResumeError(f"checkpoint: {given} does not exist; give `best`, `last` or a path")
     problem = problem_of(given)
     if problem is not None:
         raise ResumeError(f"checkpoint: {given} is damaged: {problem}; give another one")
 
 
-def _best(folder: Path, last: Path, trust: Trust) -> Path:
-    """The checkpoint that the run's ModelCheckpoint found best, as the last one knows it."""
+def _find_best(run: Path, last: Path, config: RunConfig) -> Path:
+    """The best checkpoint according to the ModelCheckpoint states in the last one."""
+    from launcher.checkpoint.reader import Trust
+    from launcher.checkpoint.resume import read_checkpoint
+
+    trust = Trust(run, everywhere=config.resume_trust)
     states: Mapping[str, Any] = read_checkpoint(last, trust, outline=True).get("callbacks") or {}
-    # By what they keep: ours and the user's may be of any class.
-    keepers = [state for state in states.values() if isinstance(state, Mapping) and state.get("best_model_path")]
-    # One that watches a metric knows better than one that keeps what is newest.
-    keepers.sort(key=lambda state: state.get("monitor") is None)
-    for state in keepers:
-        named = Path(state["best_model_path"])
-        # The run may have been moved since; a folder of the user's own has not.
-        places = (folder / named.name, named) if named.parent.name == folder.name else (named,)
+    # Recognized by their content, as the callbacks may be of any class.
+    saved = [state for state in states.values() if isinstance(state, Mapping) and state.get("best_model_path")]
+    # Prefer callbacks that monitor a metric to those that keep the newest checkpoint.
+    saved.sort(key=lambda state: state.get("monitor") is None)
+    for state in saved:
+        best, folder = Path(state["best_model_path"]), run / "checkpoints"
+        # The run may have been moved since; a folder of the user has not.
+        places = (folder / best.name, best) if best.parent.name == folder.name else (best,)
         found = next((path for path in places if path.exists()), None)
         if found is not None:
             return found
-    raise ResumeError(f"checkpoint: {last} names no best checkpoint that is still there; give `last` or a path")
+    raise ResumeError(f"checkpoint: {last} names no best checkpoint that still exists; give `last` or a path")

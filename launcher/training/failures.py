@@ -1,6 +1,9 @@
-"""A training that ended with an error: what is recorded of it, and the error that the caller gets."""
+"""Errors of a training or an evaluation: what is recorded, and the error that the caller gets."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
 
 from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.core.secrets import find_secrets, scrub
@@ -10,25 +13,50 @@ from launcher.training.context import RunContext
 from strategies.choice import StrategyError
 
 
-def record_failure(ctx: RunContext, error: Exception) -> Exception:
-    """Write an error to the run's events, and this rank's traceback where it is not explained.
+@contextlib.contextmanager
+def error_boundary(ctx: RunContext, explain: Callable[[RunContext, Exception], Exception]) -> Iterator[None]:
+    """Raise an error inside as what `explain` makes of it.
 
-    Returns:
-        The error to raise: the same one if it is the launcher's own, else one that names the rank.
+    Args:
+        ctx: this rank's run.
+        explain: `record_failure` for a training; `explain_error` for an evaluation, which does not change the state
+            of the run.
     """
-    if isinstance(error, LauncherError | StrategyError):
-        ctx.output.events.write("failed", host=ctx.topology.host, error=str(error))
-        # What only the optimizer could show, which Lightning makes late.
-        return PlanError(str(error)) if isinstance(error, StrategyError) else error
-    if is_out_of_memory(error):
+    try:
+        yield
+    except Exception as error:
+        failure = explain(ctx, error)
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def record_failure(ctx: RunContext, error: Exception) -> Exception:
+    """Write an error to the run's events; see `explain_error`."""
+    is_explained = isinstance(error, LauncherError | StrategyError)
+    if not is_explained and is_out_of_memory(error):
         return _record_out_of_memory(ctx, error)
-    # The user's code may raise anything; it is reported with this rank's name and handed on whole.
-    text = scrub(f"{type(error).__name__}: {error}", find_secrets(ctx.config.to_dict()).values())
+    text = str(error) if is_explained else _describe(ctx, error)
     ctx.output.events.write("failed", host=ctx.topology.host, error=text)
+    return explain_error(ctx, error)
+
+
+def explain_error(ctx: RunContext, error: Exception) -> Exception:
+    """The error to raise: the launcher's own errors as they are, others as one that names the rank.
+
+    Of other errors, this rank's traceback is written to its log.
+    """
+    if isinstance(error, StrategyError):
+        # Only the optimizer, which Lightning creates late, could show this obstacle.
+        return PlanError(str(error))
+    if isinstance(error, LauncherError):
+        return error
+    # Any exception of the user's code. It is reported at once: W&B may take time to end, and until then other ranks
+    # of the run may end this one.
     ctx.status.raised(error)
-    # Now: W&B may take its time to end, and until then the others of this run may end this rank.
     ctx.status.trace(error)
-    return TrainingError(f"rank {ctx.topology.rank} ({ctx.topology.host}): {text}", rank=ctx.topology.rank)
+    rank, host = ctx.topology.rank, ctx.topology.host
+    return TrainingError(f"rank {rank} ({host}): {_describe(ctx, error)}", rank=rank)
 
 
 def record_interruption(ctx: RunContext, interruption: Interrupted) -> None:
@@ -37,13 +65,17 @@ def record_interruption(ctx: RunContext, interruption: Interrupted) -> None:
                             checkpoint=interruption.checkpoint)  # fmt: skip
 
 
+def _describe(ctx: RunContext, error: Exception) -> str:
+    return scrub(f"{type(error).__name__}: {error}", find_secrets(ctx.config.to_dict()).values())
+
+
 def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
     plan, topology = ctx.plan, ctx.topology
-    told = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
-                         allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
-    ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
-                            expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
-                            go_on=told.go_on)  # fmt: skip
+    failure = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
+                            allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
+    ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name,
+                            next=failure.next_strategy, expected_bytes=failure.expected_bytes,
+                            allocated_bytes=failure.allocated_bytes, go_on=failure.go_on)  # fmt: skip
     remember(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
     ctx.status.trace(error)
-    return told
+    return failure

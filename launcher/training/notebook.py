@@ -1,4 +1,4 @@
-"""A training on forks of a notebook's kernel: weights, metrics and a Trainer come back into the kernel."""
+"""A training in forks of a notebook's kernel, which returns weights, metrics and a Trainer to the kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _save(result: FitResult, given: UserObjects, path: Path) -> None:
 
     trainer: pl.Trainer = result.trainer
     loops = trainer.fit_loop.state_dict()
-    # Where the loaders were is for a resume.
+    # The state of the loaders is needed by a resume only.
     loops["state_dict"] = {}
     values = {
         "run": result.run,
@@ -43,27 +43,27 @@ def _save(result: FitResult, given: UserObjects, path: Path) -> None:
         "best": result.best,
         "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
         "loops": loops,
-        # ZeRO leaves pieces in the module; the checkpoint has them all.
+        # With ZeRO the module has this rank's shards only; the checkpoint has all.
         "weights": None if result.plan.strategy.name in VARIANTS else given.model.state_dict(),
     }
     torch.save(values, path)
 
 
 def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path) -> FitResult:
-    """What rank zero has saved, and its weights in the module of this process.
+    """Read rank zero's result, and load the trained weights into the model of this process.
 
     Args:
-        config: what was trained.
+        config: the run's.
         given: the objects; the model gets the trained weights.
-        count: ranks.
+        count: number of ranks.
         folder: where `train_rank` saved its result.
 
     Returns:
-        What came of it on rank zero, with a Trainer for this process; see `_trainer_here`.
+        The result of rank zero, with a Trainer for this process.
     """
     import torch
 
-    # Written a moment ago by a fork of this process, in a private folder: objects in it are this process's own.
+    # A fork of this process wrote it just now in a private folder, so unpickling it is safe.
     values: dict[str, Any] = torch.load(folder / _RESULT, map_location="cpu", weights_only=False)
     weights = values["weights"]
     if weights is None and values["checkpoint"] is not None:
@@ -71,19 +71,19 @@ def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path)
 
         weights = read_consolidated(values["checkpoint"])["state_dict"]
     if weights is not None:
-        # As Lightning does: a rank may have added layers or removed some.
+        # As Lightning does: a rank may have added or removed layers.
         given.model.load_state_dict(weights, strict=False)
     plan = Plan.from_dict(values["plan"])
-    trainer = _trainer_here(config, plan, given, count, values)
+    trainer = _kernel_trainer(config, plan, given, count, values)
     return FitResult(
         values["run"], plan, values["metrics"], values["steps"], values["checkpoint"], values["best"], trainer
     )
 
 
-def _trainer_here(
+def _kernel_trainer(
     config: RunConfig, plan: Plan, given: UserObjects, count: int, values: Mapping[str, Any]
 ) -> pl.Trainer:
-    """A Trainer for the kernel that stands where rank zero's stood; what it does next it does by `ddp_notebook`."""
+    """A Trainer for the kernel with the state of rank zero's; it uses `ddp_notebook` for what it does next."""
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
 

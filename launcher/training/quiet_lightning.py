@@ -1,4 +1,4 @@
-"""Leaves out what Lightning says of things that the launcher's own output says already, for as long as a run lasts."""
+"""Hides messages of Lightning that repeat the launcher's own output, during a run."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-# The Trainer's own parts; what callbacks, the tuner and profilers say is asked for by the user.
+# The Trainer's own modules; the user has asked for the output of callbacks, the tuner and profilers.
 _PARTS = ("trainer", "loops", "strategies", "overrides")
-# Lightning's advice to use more loader workers is for the user's data, and shown once is enough: it stays.
+# Lightning's advice to use more loader workers is not hidden, as it is about the user's data.
 _WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
-    # The ranks are made by the launcher's agent, on SLURM too.
+    # The launcher's agent starts the ranks, on SLURM too.
     ".*`srun` command is available.*",
-    # torchdata's and Lightning's own affair with torch 2.13.
+    # torchdata and Lightning with torch 2.13.
     ".*set_vital.*",
-    # The summary counts parameters; their size in half precision is the plan's to say.
+    # The summary counts parameters; the plan shows their size in half precision.
     ".*is not supported by the model summary.*",
     ".*LeafSpec.*",
-    # DeepSpeed's own affair with torch 2.13.
+    # DeepSpeed with torch 2.13.
     ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
 )
 
 
-class _WithoutTrainers(logging.Filter):
-    """Hides what the Trainer's own code says; `rank_zero_info` of the user's code has the same logger."""
+class _TrainerMessageFilter(logging.Filter):
+    """Hides messages of the Trainer's own code; `rank_zero_info` of the user's code uses the same logger."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class _WithoutTrainers(logging.Filter):
 
 @contextlib.contextmanager
 def quiet_lightning(*more: str) -> Iterator[None]:
-    """Hide Lightning's own lines and warnings; afterwards everything is as it was.
+    """Hide Lightning's messages and warnings, and restore all settings afterwards.
 
     Args:
-        more: patterns of further warnings.
+        more: patterns of additional warnings.
     """
-    hidden = _WithoutTrainers()
+    hidden = _TrainerMessageFilter()
     loggers = [
         logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "strategies.deepspeed")
     ]
@@ -64,7 +64,7 @@ def quiet_lightning(*more: str) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(hidden)
-        # Not `catch_warnings`: filters that the user's code has added meanwhile stay.
+        # Not `catch_warnings`: filters that the user's code has added stay.
         kept: Any = warnings.filters
         for each in ours:
             if each in kept:

@@ -1,4 +1,4 @@
-"""What came of a training."""
+"""`FitResult`: the result of a training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from launcher.planning.plan import Plan
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of a run.
+    """Result of a training.
 
     Attributes:
-        run: its directory.
-        plan: what was trained with.
+        run: the run directory.
+        plan: the plan of the training.
         metrics: the last value of every metric.
-        steps: optimizer steps done.
-        checkpoint: the checkpoint to go on from, None if none was written.
-        best: the best checkpoint by the monitor of the user's own ModelCheckpoint, else by `checkpoint.monitor`, else
-            the last; a URL where it was saved to one; None if none was written.
-        trainer: Lightning's, after the fit.
-        monitor: what `best` is the best by, None where it is the last.
+        steps: number of optimizer steps.
+        checkpoint: the checkpoint to resume from, None if none was written.
+        best: the best checkpoint by the monitor of the user's own ModelCheckpoint, otherwise by `checkpoint.monitor`,
+            otherwise the last one; a URL if it was saved to one; None if none was written.
+        trainer: Lightning's Trainer after the fit.
+        monitor: the metric that `best` was chosen by, None if it is the last one.
     """
 
     run: Path

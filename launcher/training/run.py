@@ -1,4 +1,4 @@
-"""The last step of the main path: Lightning trains what the plan says."""
+"""The last step of the main path: Lightning trains according to the plan."""
 
 from __future__ import annotations
 
@@ -21,70 +21,57 @@ from launcher.loggers.wandb_config import build_wandb_config
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.planning.changes import PlanChanges
 from launcher.planning.deepspeed_facts import check_model
-from launcher.planning.plan import Plan
 from launcher.process.open_resources import leave_open
-from launcher.runs.directory import RunDirectory, last_checkpoint
+from launcher.runs.directory import last_checkpoint
 from launcher.training.callbacks.events import EventWriter, as_numbers
 from launcher.training.callbacks.memory import MeasuredMemory
 from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
-from launcher.training.callbacks.run_checkpoint import best_checkpoint
+from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.data.order import DataOrder
-from launcher.training.failures import record_failure, record_interruption
+from launcher.training.failures import error_boundary, record_failure, record_interruption
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.result import FitResult
 from launcher.training.resume.convert import loadable_checkpoint
 from launcher.training.script_end import announce_end_of_training
-from launcher.training.stop.agreement import SignalListener, StopAgreement
+from launcher.training.stop.agreement import StopAgreement
+from launcher.training.stop.signals import SignalListener
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects, make_user_objects
 from strategies.choice import AUTO
 
 
 def train(ctx: RunContext) -> FitResult:
-    """Make the model, the data and the Trainer, and fit.
+    """Create the model, the data and the Trainer, and fit.
 
-    With `ctx.stays_open` the W&B run of a training that ended well is left to `launcher.process.open_resources`.
+    With `ctx.stays_open`, `launcher.process.open_resources` closes the W&B run of a successful training later.
 
     Raises:
         TrainingError, Interrupted, DataError, ResumeError: see `launcher.training.fit.fit`.
     """
-    topology = ctx.topology
-    stop = StopAgreement(ctx.attempt_store, topology.rank, topology.world_size)
-    # Signals are taken until W&B has ended: torchrun ends the other ranks as soon as the first has left.
-    taken = SignalListener(
-        stop,
-        lambda number: _say_stopping(number, topology),
-        has_agent=ctx.status.has_agent,
-        has_scheduler="SLURM_JOB_ID" in os.environ,
-    )
-    # Lightning took its rank from the environment on import; objects made before the Trainer may ask for it.
-    vars(rank_zero_only)["rank"] = topology.rank
-    secrets = find_secrets(ctx.config.to_dict()).values()
-    with taken as listener, _wandb(ctx) as wandb_logger:
+    stop = StopAgreement(ctx.attempt_store, ctx.topology.rank, ctx.topology.world_size)
+    # Lightning reads its rank from the environment on import; objects made before the Trainer may use it.
+    vars(rank_zero_only)["rank"] = ctx.topology.rank
+    # The listener stays until W&B has ended: torchrun ends the other ranks as soon as the first one has left.
+    with _signal_listener(ctx, stop) as listener, _wandb(ctx) as wandb_logger:
         try:
-            with quiet_lightning(), announce_end_of_training(ctx.attempt_store, topology, secrets):
+            with error_boundary(ctx, record_failure), quiet_lightning(), _announced_to_script(ctx):
                 trainer = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             if ctx.stays_open:
                 interruption.users_handler = listener.users_handler
-                _say_stopped(interruption, topology)
+                _print_stopped(interruption, ctx.topology)
             record_interruption(ctx, interruption)
             raise
-        except Exception as error:
-            failure = record_failure(ctx, error)
-            if failure is error:
-                raise
-            raise failure from error
         finally:
             stop.close()
-    result = _result(trainer, ctx.plan, ctx.run)
-    if topology.rank == 0:
+    result = _result(ctx, trainer)
+    if ctx.topology.rank == 0:
         ctx.output.events.write("finished", step=result.steps, metrics=dict(result.metrics),
                                 checkpoint=result.checkpoint)  # fmt: skip
     if ctx.stays_open and listener.first is not None:
-        # It came when the training ended by itself: the script must hear of it, before it begins another one.
+        # The signal came when the training had ended: the script must stop before it starts another training.
         saved = None if result.checkpoint is None else str(result.checkpoint)
         interruption = Interrupted(listener.first, checkpoint=saved, step=result.steps)
         interruption.users_handler = listener.users_handler
@@ -92,9 +79,52 @@ def train(ctx: RunContext) -> FitResult:
     return result
 
 
+def _fit(
+    ctx: RunContext, stop: StopAgreement, listener: SignalListener, wandb_logger: QueuedWandbLogger | None
+) -> pl.Trainer:
+    """Create the objects and train; exceptions of the user's code are not changed."""
+    pl.seed_everything(ctx.config.seed, workers=True, verbose=False)
+    measured = MeasuredMemory(ctx.plan.device_kind)
+    objects = _user_objects(ctx)
+    _notify_lost_loss_scale(ctx)
+    changes = PlanChanges(ctx.plan, ctx.run, ctx.output)
+    own = own_loggers(ctx.config, objects.loggers, ctx.run)
+    loggers = run_loggers(own, wandb_logger, ctx.run, is_off=wants_no_logger(ctx.config))
+    parts = RunParts(objects, stop, listener, measured, loggers, wandb_logger, _describe_model(ctx, objects))
+    events = EventWriter(ctx.output.events)
+    trainer = build_trainer(
+        ctx,
+        objects,
+        run_callbacks(ctx, parts, events),
+        loggers,
+        on_unused=changes.unused_parameters if ctx.config.strategy == AUTO else None,
+    )
+    use_resumable_loops(trainer, DataOrder.of_run(ctx, changes.loader_batch))
+    stop.start()
+    _train_from_checkpoint(ctx, trainer, objects)
+    if ctx.run.resume_from is not None and not events.batches:
+        ctx.output.notice(
+            f"nothing was left to train after step {trainer.global_step}: raise trainer.max_epochs or trainer.max_steps"
+        )
+    return trainer
+
+
+def _signal_listener(ctx: RunContext, stop: StopAgreement) -> SignalListener:
+    return SignalListener(
+        stop,
+        lambda number: _print_stopping(number, ctx.topology),
+        has_agent=ctx.status.has_agent,
+        has_scheduler="SLURM_JOB_ID" in os.environ,
+    )
+
+
+def _announced_to_script(ctx: RunContext) -> contextlib.AbstractContextManager[None]:
+    return announce_end_of_training(ctx.attempt_store, ctx.topology, find_secrets(ctx.config.to_dict()).values())
+
+
 @contextlib.contextmanager
 def _wandb(ctx: RunContext) -> Iterator[QueuedWandbLogger | None]:
-    """The run's W&B, ended with the exit code of what happens inside."""
+    """The run's W&B logger; its run ends with the exit code of the code inside."""
     values = redact({"config": ctx.config.to_dict(), "plan": ctx.plan.to_dict()})
     logger = make_wandb_logger(ctx.config.wandb, ctx.run, values, ctx.output.notice)
     exit_code = 1
@@ -111,36 +141,6 @@ def _wandb(ctx: RunContext) -> Iterator[QueuedWandbLogger | None]:
             finish_wandb(logger, exit_code, ctx.output.notice)
 
 
-def _fit(
-    ctx: RunContext, stop: StopAgreement, listener: SignalListener, wandb_logger: QueuedWandbLogger | None
-) -> pl.Trainer:
-    """Make the objects and train; whatever they raise comes out as it is."""
-    pl.seed_everything(ctx.config.seed, workers=True, verbose=False)
-    measured = MeasuredMemory(ctx.plan.device_kind)
-    objects = _user_objects(ctx)
-    _check_loss_scale(ctx)
-    changes = PlanChanges(ctx.plan, ctx.run, ctx.output)
-    own = own_loggers(ctx.config, objects.loggers, ctx.run)
-    loggers = run_loggers(own, wandb_logger, ctx.run, is_off=wants_no_logger(ctx.config))
-    parts = RunParts(objects, stop, listener, measured, loggers, wandb_logger, _described(ctx, objects))
-    events = EventWriter(ctx.output.events)
-    trainer = build_trainer(
-        ctx,
-        objects,
-        run_callbacks(ctx, parts, events),
-        loggers,
-        on_unused=changes.unused_parameters if ctx.config.strategy == AUTO else None,
-    )
-    use_resumable_loops(trainer, _data_order(ctx, changes))
-    stop.start()
-    _train_from_checkpoint(ctx, trainer, objects)
-    if ctx.run.resume_from is not None and not events.batches:
-        ctx.output.notice(
-            f"nothing was left to train after step {trainer.global_step}: raise trainer.max_epochs or trainer.max_steps"
-        )
-    return trainer
-
-
 def _user_objects(ctx: RunContext) -> UserObjects:
     objects = ctx.given or make_user_objects(ctx.config, ctx.plan.batch.micro_batch_size)
     for text in objects.notices:
@@ -149,59 +149,43 @@ def _user_objects(ctx: RunContext) -> UserObjects:
     return objects
 
 
-def _described(ctx: RunContext, objects: UserObjects) -> Mapping[str, Any]:
-    """The model for W&B's config. Before the Trainer: a strategy may divide the parameters that are counted."""
-    wishes = {} if ctx.config.use_amp is None else {"use_amp": ctx.config.use_amp}
-    return build_wandb_config(objects.model, getattr(objects.model, "config", None), wishes, ctx.plan)
+def _describe_model(ctx: RunContext, objects: UserObjects) -> Mapping[str, Any]:
+    """The model for W&B's config. Before the Trainer, as a strategy may shard the parameters that are counted."""
+    requested = {} if ctx.config.use_amp is None else {"use_amp": ctx.config.use_amp}
+    return build_wandb_config(objects.model, getattr(objects.model, "config", None), requested, ctx.plan)
 
 
-def _check_loss_scale(ctx: RunContext) -> None:
+def _notify_lost_loss_scale(ctx: RunContext) -> None:
     if ctx.run.resume_from is None or not ctx.plan.has_loss_scale:
         return
-    damaged = scaler_problem(ctx.run.resume_from)
-    if damaged is not None:
-        ctx.output.notice(f"cannot restore the checkpoint's loss scale ({damaged}); it starts afresh")
-
-
-def _data_order(ctx: RunContext, changes: PlanChanges) -> DataOrder:
-    return DataOrder(
-        ctx.plan.batch,
-        rank=ctx.topology.rank,
-        seed=ctx.config.seed,
-        fixed_global_batch=ctx.config.global_batch_size is not None,
-        distribute=ctx.config.trainer.use_distributed_sampler is not False,
-        notice=ctx.output.notice,
-        on_batch=changes.loader_batch,
-    )
+    problem = scaler_problem(ctx.run.resume_from)
+    if problem is not None:
+        ctx.output.notice(f"cannot restore the checkpoint's loss scale ({problem}); it starts at its initial value")
 
 
 def _train_from_checkpoint(ctx: RunContext, trainer: pl.Trainer, objects: UserObjects) -> None:
     """Fit, from the run's checkpoint if there is one."""
-    resume, notice = ctx.run.resume_from, ctx.output.notice
-    with (
-        loadable_checkpoint(resume, ctx.plan, ctx.run, ctx.topology.rank, notice, ctx.trust) as loadable,
-        explain_other_model(resume, objects.model, trainer),
-    ):
+    with loadable_checkpoint(ctx) as loadable, explain_other_model(ctx.run.resume_from, objects.model, trainer):
         path = None if loadable is None else str(loadable)
         trainer.fit(objects.model, datamodule=objects.data, ckpt_path=path, weights_only=True)
 
 
-def _result(trainer: pl.Trainer, plan: Plan, run: RunDirectory) -> FitResult:
+def _result(ctx: RunContext, trainer: pl.Trainer) -> FitResult:
     metrics = as_numbers(trainer.callback_metrics)
-    last = last_checkpoint(run.checkpoints)
-    best, monitor = best_checkpoint(trainer)
-    return FitResult(run.path, plan, metrics, trainer.global_step, last, best or last, trainer, monitor)
+    last = last_checkpoint(ctx.run.checkpoints)
+    best, monitor = find_best_checkpoint(trainer)
+    return FitResult(ctx.run.path, ctx.plan, metrics, trainer.global_step, last, best or last, trainer, monitor)
 
 
-def _say_stopping(number: int, topology: Topology) -> None:
+def _print_stopping(number: int, topology: Topology) -> None:
     if topology.rank == 0:
         text = f"signal {number}: saving at the next step boundary; Ctrl-C again ends at once\n"
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
-def _say_stopped(interruption: Interrupted, topology: Topology) -> None:
-    """A script ends without a traceback then."""
+def _print_stopped(interruption: Interrupted, topology: Topology) -> None:
+    """The script then ends without a traceback."""
     if topology.rank == 0:
         saved = f"; saved {interruption.checkpoint}" if interruption.checkpoint else ""
         sys.stdout.write(f"{interruption}{saved}\n")

@@ -20,20 +20,24 @@ from launcher.checkpoint.atomic_io import AtomicCheckpointIO
 from launcher.checkpoint.deepspeed import read_consolidated
 from launcher.checkpoint.manifest import note_hashes
 from launcher.checkpoint.read_back import ReadBack
-from launcher.checkpoint.reader import Trust, guarded_loads
+from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
 from launcher.config.schema import RunConfig
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
 from launcher.training.callbacks.events import ProgressLines
-from launcher.training.callbacks.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
+from launcher.training.callbacks.run_checkpoint import (
+    RunCheckpoint,
+    accept_file_urls,
+    hide_multiple_checkpoints_warning,
+)
 from launcher.training.context import RunContext
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
 from strategies.build import FixedClusterEnvironment, PreflightRank, build_strategy, precision_plugin
 from strategies.precision import Precision
 
-# Ours to decide, or handed over in another way.
+# Settings that the plan decides, or that are passed in another way.
 _NOT_PASSED_ON = (
     "callbacks",
     "logger",
@@ -53,46 +57,32 @@ def build_trainer(
     *,
     on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> pl.Trainer:
-    """The Trainer that does what the plan says.
+    """The Trainer for the plan.
 
     Args:
         ctx: this rank's run.
-        objects: the user's plugins and profiler are taken from them.
-        callbacks: the launcher's and the user's; those of checkpoints, progress and summary are added here.
-        loggers: of every rank; see `launcher.loggers.selection`.
-        on_unused: called with the names of parameters that DDP gets no gradient for; None refuses them.
+        objects: the user's plugins and profiler.
+        callbacks: the launcher's and the user's; callbacks for checkpoints, progress and summary are added here.
+        loggers: the loggers of every rank; see `launcher.loggers.selection`.
+        on_unused: called with the names of parameters that get no gradient under DDP; None makes them an error.
     """
     config, plan, topology = ctx.config, ctx.plan, ctx.topology
     read_back = ReadBack(ctx.trust, ctx.output.notice)
-    place = _place(topology)
+    strategy = _strategy(ctx, read_back, on_unused)
     plugin = objects.precision_plugin or precision_plugin(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
-    strategy = build_strategy(
-        plan.strategy,
-        plan.device_kind,
-        place,
-        config.process_group_timeout,
-        deepspeed=plan.deepspeed,
-        pretend_fp16=pretends_cpu_fp16(os.environ),
-        ddp=make_ddp_options(config),
-        on_unused=on_unused,
-    )
     plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back))
-    if plugin is not None:
-        plugins.append(plugin)
+    plugins += [] if plugin is None else [plugin]
     if isinstance(strategy, SingleDeviceStrategy):
-        # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
-        plugins.append(FixedClusterEnvironment(place))
-    if plan.deepspeed is not None:
-        _read_and_write_as_others(strategy, ctx.trust, read_back, ctx.run.resume_from)
-    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
-    # Lightning refuses a second progress bar, and one without the flag.
+        # It has no cluster environment, so Lightning would read SLURM's variables and requeue the job itself.
+        plugins.append(FixedClusterEnvironment(_place(topology)))
+    # Lightning refuses a second progress bar, and a progress bar callback without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
     shows_bar = has_bar or (topology.rank == 0 and ctx.output.console.is_terminal)
     trainer = pl.Trainer(
         **plain_options(config),
-        **precision,
+        **({"precision": plan.precision} if plugin is None else {}),
         profiler=objects.profiler or make_profiler(config),
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,
@@ -103,12 +93,43 @@ def build_trainer(
         callbacks=[*callbacks, *_added_callbacks(ctx, callbacks, has_bar)],
         logger=False if config.trainer.barebones else list(loggers) or False,
         default_root_dir=str(ctx.run.path),
-        # Bar and summary of its own would be added beside ours.
+        # Otherwise Lightning adds its own bar and summary to those added above.
         enable_progress_bar=_wants_bar(config) and shows_bar,
         enable_model_summary=False,
     )
-    hide_from_advice(trainer)
+    hide_multiple_checkpoints_warning(trainer)
     return trainer
+
+
+def _strategy(ctx: RunContext, read_back: ReadBack, on_unused: Callable[[tuple[str, ...]], None] | None) -> Any:
+    plan = ctx.plan
+    strategy = build_strategy(
+        plan.strategy,
+        plan.device_kind,
+        _place(ctx.topology),
+        ctx.config.process_group_timeout,
+        deepspeed=plan.deepspeed,
+        pretend_fp16=pretends_cpu_fp16(os.environ),
+        ddp=make_ddp_options(ctx.config),
+        on_unused=on_unused,
+    )
+    if plan.deepspeed is not None:
+        _check_deepspeed_files(strategy, ctx, read_back)
+    return strategy
+
+
+def _check_deepspeed_files(strategy: Any, ctx: RunContext, read_back: ReadBack) -> None:
+    """Apply the launcher's checks to DeepSpeed's checkpoints, which DeepSpeed reads and writes itself."""
+
+    def written(fresh: Path, name: Path, step: int | None) -> None:
+        read_back(fresh, name)
+        note_hashes(fresh, name, step)
+
+    strategy.on_written = written
+    strategy.read_consolidated = read_consolidated
+    strategy.reading = functools.partial(guarded_loads, trust=ctx.trust)
+    if ctx.run.resume_from is not None:
+        strategy.check_model = functools.partial(check_fits_model, ctx.run.resume_from)
 
 
 def _place(topology: Topology) -> PreflightRank:
@@ -128,11 +149,11 @@ def _wants_bar(config: RunConfig) -> bool:
 
 
 def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar: bool) -> list[pl.Callback]:
-    """The run's checkpoint, model summary and progress, each unless it is switched off or the user has their own."""
+    """The run's checkpoint, model summary and progress, unless switched off or replaced by a callback of the user."""
     config, console = ctx.config, ctx.output.console
     added: list[pl.Callback] = []
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
-        take_file_urls(callbacks)
+        accept_file_urls(callbacks)
         added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints))
     has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
     if config.trainer.enable_model_summary is not False and not config.trainer.barebones and not has_summary:
@@ -142,30 +163,16 @@ def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar:
     return added
 
 
-def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, resume_from: Path | None) -> None:
-    """DeepSpeed reads and writes its folders itself, and looks at nothing."""
-
-    def written(fresh: Path, name: Path, step: int | None) -> None:
-        read_back(fresh, name)
-        note_hashes(fresh, name, step)
-
-    strategy.on_written = written
-    strategy.read_consolidated = read_consolidated
-    strategy.reading = functools.partial(guarded_loads, trust=trust)
-    if resume_from is not None:
-        strategy.check_model = functools.partial(check_fits_model, resume_from)
-
-
 def plain_options(config: RunConfig) -> dict[str, Any]:
-    """The settings of `config.trainer` that Lightning's Trainer takes as they are."""
+    """The settings of `config.trainer` that Lightning's Trainer takes unchanged."""
     names = [entry.name for entry in dataclasses.fields(config.trainer) if entry.name not in _NOT_PASSED_ON]
     return {name: getattr(config.trainer, name) for name in names}
 
 
-def _with_checkpoint_io(own: Sequence[Any], ours: AtomicCheckpointIO) -> list[Any]:
-    """The user's plugins, and the launcher's way to the disk unless one of them is another; one may go around it."""
-    ways = [each for each in own if isinstance(each, CheckpointIO)]
-    for each in ways:
+def _with_checkpoint_io(plugins: Sequence[Any], default: AtomicCheckpointIO) -> list[Any]:
+    """The user's plugins, and the launcher's CheckpointIO unless the user has one; the user's may wrap it."""
+    own = [each for each in plugins if isinstance(each, CheckpointIO)]
+    for each in own:
         if isinstance(each, _WrappingCheckpointIO) and each.checkpoint_io is None:
-            each.checkpoint_io = ours
-    return [*own, *([] if ways else [ours])]
+            each.checkpoint_io = default
+    return [*plugins, *([] if own else [default])]

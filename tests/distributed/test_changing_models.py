@@ -95,6 +95,6 @@ def test_bf16_of_stage_1_with_fp32_gradients_goes_on_elsewhere(tmp_path: Path) -
     first = weights(tmp_path, "it")
     assert all(value.dtype == torch.float32 for value in first.values())
     for epochs, strategy, more in ((2, "deepspeed_stage_1", ()), (3, "deepspeed_stage_1", own), (4, "ddp", ())):
-        assert f"it is put together for {strategy}" in train("it", epochs, strategy, *more)
+        assert f"it is consolidated for {strategy}" in train("it", epochs, strategy, *more)
     train("whole", 4, "deepspeed_stage_1", *own)
     assert_equal(weights(tmp_path, "whole"), weights(tmp_path, "it"), rel=5e-2)

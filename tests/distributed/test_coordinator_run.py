@@ -335,7 +335,7 @@ def test_a_trainer_that_comes_back_goes_on_and_a_second_training_is_like_the_fir
         assert (end["compiled"]["steps"], end["compiled"]["same"]) == (2, True)
     assert sorted(number for end in told for number in end["first"]["predicted"]) == list(range(16))
     for name in ("first", "second", "by-hand", "compiled"):
-        assert not [text for text in notices_of(tmp_path / "runs" / name) if "left as it is" in text]
+        assert not [text for text in notices_of(tmp_path / "runs" / name) if "loader is not changed" in text]
         (file,) = wandb_file.files(tmp_path / "runs" / name)
         kinds = [record.WhichOneof("record_type") for record in wandb_file.records(file)]
         assert kinds.count("exit") == 1, "every W&B run is ended"

@@ -110,7 +110,7 @@ def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
     interrupt(tmp_path, "trace", 2, "stage2", 5, *last("alone"), "--strategy", "deepspeed_stage_2")
     end = train(tmp_path, "trace", 3, "--name", "end", *last("stage2"), "--strategy", "deepspeed_stage_3").check()
 
-    assert "saved by ZeRO stage 2 in fp32 on 2 ranks: it is put together for deepspeed_stage_3" in end.output
+    assert "saved by ZeRO stage 2 in fp32 on 2 ranks: it is consolidated for deepspeed_stage_3" in end.output
     assert_same(curve(tmp_path, "trace"), whole)
     assert not list((tmp_path / "runs").glob("*/.resume-whole*"))
 

@@ -168,7 +168,7 @@ def test_a_checkpoint_of_zero_3_is_evaluated_by_its_trainer_and_without_deepspee
     output = evaluate(folder, 1, "test", "--data", "evaluated.Data", "--devices", "1", name="zero").output
     (event,) = events_of(folder / "runs" / "zero", "evaluated")
     assert event["metrics"] == [{"test": pytest.approx(right, rel=1e-6)}]
-    assert "saved by ZeRO stage 3 in fp32 on 2 ranks: it is put together for single_device" in output
+    assert "saved by ZeRO stage 3 in fp32 on 2 ranks: it is consolidated for single_device" in output
     assert not list((folder / "runs" / "zero").glob(".*.ckpt")), "what was made for it is gone"
 
 

@@ -69,7 +69,7 @@ def test_a_class_that_divides_the_batch_by_itself_is_refused_where_the_batch_is_
 ) -> None:
     words = ("--data.kind", "own", "--data.own_share", "true", "--trainer.max_epochs", "1")
     refused = _train(tmp_path / "fixed", 2, *words, "--global_batch_size", "8", code=2)
-    assert "needs 4 samples at once on each of 2 ranks, but LoadersData.train_dataloader made a loader of 2" in refused
+    assert "needs batch_size 4 on each of 2 ranks, but LoadersData.train_dataloader returned a loader with 2" in refused
     assert not list((tmp_path / "fixed").glob("trace*"))
     told = _train(tmp_path / "free", 2, *words)
     assert (

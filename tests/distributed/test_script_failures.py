@@ -107,12 +107,12 @@ class Model(Toy):
 
 # The signal comes in this step; a script's own thread waits for it beside the launcher's.
 reached = threading.Event()
-import launcher.training.stop.agreement
-handle = launcher.training.stop.agreement.SignalListener._handle
+import launcher.training.stop.signals
+handle = launcher.training.stop.signals.SignalListener._handle
 def handled(self, number):
     handle(self, number)
     reached.set()
-launcher.training.stop.agreement.SignalListener._handle = handled
+launcher.training.stop.signals.SignalListener._handle = handled
 
 trains = coordinator(precision="32", devices=int(sys.argv[1]))
 for name in ("first", "second"):

@@ -25,7 +25,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from launcher.training.callbacks.events import LastCheckpointWriter
+from launcher.training.callbacks.run_checkpoint import LastCheckpointWriter
 from launcher.training.data.order import DataOrder
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.resume.epoch_metrics import EpochMetrics
@@ -429,7 +429,7 @@ def compared(program: Program, folder: Path) -> tuple[list[str], list[str]]:
     found += [f"validation at step {key}: {whole.validations.get(key)} whole, {merged.validations.get(key)} in parts"
               for key in sorted(keys) if whole.validations.get(key) != merged.validations.get(key)][:2]  # fmt: skip
     # It excuses nothing else, and is told only where it is true.
-    stopped = [text for text in second.notices if "for that Lightning validated once more" in text]
+    stopped = [text for text in second.notices if "to end it, Lightning validated once more" in text]
     nothing_left = program.end == "stop" and not second.batches
     ignored = {"waits"} if stopped or nothing_left else set()
     if stopped and program.accumulate == 1 and not set(merged.validations) - set(whole.validations):

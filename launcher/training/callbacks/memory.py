@@ -1,4 +1,4 @@
-"""The memory that a rank really needed, so measured that it may stand beside what the plan expected."""
+"""The measured memory peak of each rank, comparable with the plan's estimate."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from launcher.core.events import EventLog
 from launcher.planning.oom import planned_memory
 from launcher.planning.plan import Plan
 
-# More would make an event of a large run longer than it is useful.
+# Limits the size of the event of a large run.
 _RANKS_IN_EVENT = 64
 _ALLOCATOR = "most bytes that torch's allocator had in use on the device"
 _GROWTH = "growth of the process's resident memory since before the model was made"
 
 
 class MeasuredMemory:
-    """A rank's peak since this was made; make it before the model is.
+    """A rank's memory peak since this object was created, which must be before the model is created.
 
-    On a GPU torch's allocator keeps the account. A CPU's does not: there it is how far the resident memory of the
-    process grew, in which libraries loaded later, loaders and what the allocator keeps are counted too.
+    On a GPU it is the peak of torch's allocator. On a CPU it is the growth of the process's resident memory, which
+    includes libraries that are loaded later, data loaders and memory that the allocator keeps.
 
     Args:
         device_kind: 'cpu', 'cuda' or 'mps'.
-        status, clear: of this process, as Linux has them.
+        status, clear: files of this process in Linux's /proc.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class MeasuredMemory:
         self._status = status
         self._base = 0
         if self._on_gpu:
-            # Of a training before, in a notebook; else CUDA is not initialised yet, nor this rank's device chosen.
+            # Only after an earlier training, as in a notebook; otherwise this rank's device is not chosen yet.
             if torch.cuda.is_initialized():
                 torch.cuda.reset_peak_memory_stats()
             return
-        # Else the peak of the imports would count, as it does on a kernel without it.
+        # Resets VmHWM, so that the peak of the imports does not count; not every kernel has it.
         with contextlib.suppress(OSError):
             clear.write_text("5", encoding="ascii")
         self._base = self._resident("VmRSS")
 
     @property
     def method(self) -> str:
-        """What is measured, in words."""
+        """What is measured, as text."""
         return _ALLOCATOR if self._on_gpu else _GROWTH
 
     def peak(self) -> int:
@@ -70,20 +70,20 @@ class MeasuredMemory:
             lines = self._status.read_text(encoding="ascii", errors="replace").splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
         except (OSError, StopIteration):
-            # Not Linux: the highest so far is all that is known. macOS counts in bytes.
+            # Not Linux: only the highest value so far is known. macOS counts in bytes.
             most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             return most if sys.platform == "darwin" else most * 1024
 
 
 class MemoryReporter(pl.Callback):
-    """Rank zero tells the events what the plan expected and what each rank needed.
+    """Rank zero writes an event with the planned and the measured memory of each rank.
 
-    At the end of the training, or where a signal stops it on all ranks at one step.
+    Runs at the end of the training, or when a signal stops all ranks at one step.
 
     Args:
-        plan: what was trained with.
-        measured: this rank's.
-        events: the run's.
+        plan: the run's plan.
+        measured: this rank's memory.
+        events: the run's events.
     """
 
     def __init__(self, plan: Plan, measured: MeasuredMemory, events: EventLog) -> None:
@@ -93,16 +93,16 @@ class MemoryReporter(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tell(trainer, pl_module)
+        self._write(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # After anything else the ranks may not come together.
+        # After other errors not all ranks may reach this collective.
         if isinstance(exception, Interrupted):
-            self._tell(trainer, pl_module)
+            self._write(trainer, pl_module)
 
-    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        peaks = _of_all_ranks(self._measured.peak(), pl_module.device)
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        peaks = _gather_peaks(self._measured.peak(), pl_module.device)
         if trainer.global_rank == 0:
             shown = sorted(sorted(range(len(peaks)), key=lambda rank: -peaks[rank])[:_RANKS_IN_EVENT])
             planned: dict[str, Any] | None = planned_memory(self._plan, self._plan.strategy.name)
@@ -116,8 +116,8 @@ class MemoryReporter(pl.Callback):
             )
 
 
-def _of_all_ranks(peak: int, device: torch.device) -> list[int]:
-    """Every rank's, in their order."""
+def _gather_peaks(peak: int, device: torch.device) -> list[int]:
+    """The peaks of all ranks in rank order; a collective."""
     if not dist.is_initialized():
         return [peak]
     group = dist.group.WORLD

@@ -18,9 +18,10 @@ from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.runs.directory import LAST_CHECKPOINT
-from launcher.training.callbacks.events import EventWriter, GracefulStop, LastCheckpointWriter, PlanRecorder
+from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.callbacks.memory import MeasuredMemory, MemoryReporter
+from launcher.training.callbacks.run_checkpoint import LastCheckpointWriter, PlanRecorder
 from launcher.training.context import RunContext
 from launcher.training.resume.epoch_metrics import EpochMetrics
 from launcher.training.resume.partial_epoch import PartialEpochNotices
@@ -28,21 +29,23 @@ from launcher.training.resume.plateaus import StepPlateaus
 from launcher.training.resume.random_states import RandomStates
 from launcher.training.resume.trained_parameters import TrainedParameters
 from launcher.training.resume.tuned_values import TunedValues
-from launcher.training.stop.agreement import SignalListener, StopAgreement
+from launcher.training.stop.agreement import StopAgreement
+from launcher.training.stop.callback import GracefulStop
+from launcher.training.stop.signals import SignalListener
 from launcher.user_code.objects import UserObjects
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a training has made before its Trainer.
+    """What a training creates before its Trainer.
 
     Attributes:
         objects: the user's.
-        stop: the ranks' decision to stop.
+        stop: the ranks' decision where to stop.
         listener: receives the signals.
-        measured: memory since before the model was made.
+        measured: memory since before the model was created.
         loggers: of the Trainer.
-        wandb: the run's own W&B logger; None if W&B is not installed.
+        wandb: the run's W&B logger; None if W&B is not installed.
         described: the model and its precision, for W&B's config.
     """
 
@@ -55,26 +58,26 @@ class RunParts:
     described: Mapping[str, Any]
 
 
-def run_callbacks(ctx: RunContext, parts: RunParts, writes_events: EventWriter) -> list[pl.Callback]:
-    """The user's callbacks and the launcher's."""
+def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -> list[pl.Callback]:
+    """The user's callbacks, then the launcher's."""
     config, notice, events = ctx.config, ctx.output.notice, ctx.output.events
     checkpoint = ctx.run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
-    # Lightning itself takes the loggers and the checkpoints away.
+    # In these modes Lightning itself removes loggers and checkpoints.
     is_trial = bool(config.trainer.barebones or config.trainer.fast_dev_run)
     if checkpoint is None and not is_trial:
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     wandb = parts.wandb
     writer = wandb.writer if wandb is not None and logs_to_wandb(parts.loggers) and not is_trial else None
-    watch = RankMonitor(config.watch, ctx.plan.precision, ctx.output, writer)
+    monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, writer)
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     return [
         *tuned.kept,
         tuned,
         *([] if wandb is None else [WandbStarter(wandb.values, parts.described, notice)]),
-        watch,
-        BufferMonitor(watch.alert, events, notice),
+        monitor,
+        BufferMonitor(monitor.alert, events, notice),
         PlanRecorder(ctx.plan),
-        writes_events,
+        event_writer,
         *heartbeat_callbacks(ctx.status),
         RandomStates(notice),
         SecretRedactor(notice),
@@ -90,7 +93,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, writes_events: EventWriter) 
 
 
 def _kept_logs(ctx: RunContext, loggers: Sequence[Logger]) -> LogFileState:
-    # No more of the checkpoint, as its file would stay open.
+    # Only this value: more of the checkpoint would keep its file open.
     written = None if ctx.run.resume_from is None else read_checkpoint(ctx.run.resume_from, outline=True).get(KEY, {})
     return LogFileState(loggers, ctx.run, ctx.topology.rank, ctx.topology.world_size, ctx.attempt_store,
-                    ctx.config.process_group_timeout, written)  # fmt: skip
+                        ctx.config.process_group_timeout, written)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The run's own checkpoints, beside any that the user keeps."""
+"""The run's own checkpoints, in addition to any that the user saves."""
 
 from __future__ import annotations
 
@@ -14,19 +14,33 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from typing_extensions import override
 
+from launcher.checkpoint.precision import RECORD, record_of
 from launcher.config.schema import CheckpointOptions
-from launcher.training.loops.batch_end import CheckpointAfterBatch
+from launcher.planning.plan import Plan
+from launcher.training.loops.batch_end import after_batch
+
+
+class CheckpointAfterBatch(ModelCheckpoint):
+    """A ModelCheckpoint that saves every n steps after all of the batch's hooks have run."""
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        save = super().on_train_batch_end
+        after_batch(trainer, lambda: save(trainer, pl_module, outputs, batch, batch_idx))
 
 
 class RunCheckpoint(CheckpointAfterBatch):
-    """Keeps what a run resumes from, whatever checkpoint callbacks the user has.
+    """Saves the checkpoints that a run resumes from, independent of the user's checkpoint callbacks.
 
-    A type of its own: Lightning takes the Trainer's callbacks of a type away if the model's `configure_callbacks`
-    brings one of that type, and callbacks of one type need different settings to be saved together.
+    It has its own type for two reasons. Lightning removes the Trainer's callbacks of a type if the model's
+    `configure_callbacks` returns one of that type, and callbacks of one type need different settings to be saved
+    together.
 
     Args:
         options: when to save.
-        folder: where.
+        folder: where to save.
     """
 
     def __init__(self, options: CheckpointOptions, folder: Path) -> None:
@@ -39,21 +53,21 @@ class RunCheckpoint(CheckpointAfterBatch):
             save_last=True,
             every_n_train_steps=options.every_n_steps,
             every_n_epochs=options.every_n_epochs,
-            # One `last.ckpt`, overwritten: that is where a resume looks.
+            # One `last.ckpt` that is overwritten: a resume reads that file.
             enable_version_counter=False,
         )
 
     @property
     @override
     def _legacy_state_key(self) -> Any:
-        # Until now it was Lightning's own class.
+        # Earlier versions used Lightning's ModelCheckpoint.
         return self.state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        # Behind those that the model brought: `trainer.checkpoint_callback` is the first. A list of its own, as
-        # Lightning is going through the other one.
+        # Move behind the model's own checkpoint callbacks: `trainer.checkpoint_callback` is the first one. The list is
+        # replaced, not changed, as Lightning is iterating over it.
         connected: Any = trainer
         connected.callbacks = [*(each for each in connected.callbacks if each is not self), self]
 
@@ -62,14 +76,50 @@ class RunCheckpoint(CheckpointAfterBatch):
         if trainer.checkpoint_callback is self:
             super()._save_checkpoint(trainer, filepath)
             return
-        # The user's own are the ones that loggers may upload.
+        # Save without informing the loggers, which may upload the user's own checkpoints.
         trainer.save_checkpoint(filepath, self.save_weights_only)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
 
 
-def hide_from_advice(trainer: pl.Trainer) -> None:
-    """Let `test(ckpt_path="best")` not warn of several `ModelCheckpoint`s where the user has one at most."""
+class LastCheckpointWriter(pl.Callback):
+    """Saves at the end of the training, which Lightning skips if a validation saved shortly before.
+
+    Args:
+        checkpoint: where to save.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._saved = -1
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saved = trainer.global_step
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._saved != trainer.global_step:
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
+
+
+class PlanRecorder(pl.Callback):
+    """Writes precision, strategy and number of ranks into each checkpoint, for the run that resumes from it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._record = record_of(plan.precision, plan.strategy.name, plan.world_size)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RECORD] = dict(self._record)
+
+
+def hide_multiple_checkpoints_warning(trainer: pl.Trainer) -> None:
+    """Keep `test(ckpt_path="best")` from warning of several `ModelCheckpoint`s if the user has one at most."""
     connected: Any = trainer
     connected._checkpoint_connector.__class__ = _Connector
 
@@ -84,15 +134,15 @@ class _Connector(_CheckpointConnector):
             return super()._parse_ckpt_path(*arguments, **options)
 
 
-def best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | None]:
-    """The best checkpoint by the first callback with a monitor, the user's before the run's own.
+def find_best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | None]:
+    """The best checkpoint by the first callback with a monitor, the user's callbacks before the run's.
 
     Returns:
-        Its path, or its URL, and the monitor. Without a monitor what the first callback saved last; None if nothing
-        was saved.
+        The path or URL, and the monitor. Without a monitor, the checkpoint that the first callback saved last; None if
+        there is none.
     """
-    keepers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-    saved = [each for each in keepers if each.best_model_path]
+    callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    saved = [each for each in callbacks if each.best_model_path]
     chosen = next((each for each in saved if each.monitor is not None), next(iter(saved), None))
     if chosen is None:
         return None, None
@@ -100,8 +150,8 @@ def best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | None]
     return Path(place) if _is_local_file_protocol(place) else place, chosen.monitor
 
 
-def take_file_urls(callbacks: Iterable[pl.Callback]) -> None:
-    """Let a `ModelCheckpoint` with a `file://` URL save there: Lightning takes it for a folder named `file:`."""
+def accept_file_urls(callbacks: Iterable[pl.Callback]) -> None:
+    """Let a `ModelCheckpoint` save to a `file://` URL, which Lightning takes for a folder named `file:`."""
     misread = os.path.realpath("file:") + os.sep
     for each in callbacks:
         if isinstance(each, ModelCheckpoint) and each.dirpath is not None:

@@ -1,4 +1,4 @@
-"""The data of an evaluation on several ranks: each sample once, where Lightning's own sampler repeats some."""
+"""The data of an evaluation on several ranks: each sample once, although Lightning's sampler repeats some."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing_extensions import override
 
 
 class SharedOnce(DistributedSampler[Any]):
-    """Batches of one rank: its share of the samples, in as many batches as every other rank has.
+    """The batches of one rank, as many as on every other rank, which collectives in a step need.
 
-    The ranks' shares differ by one sample at most. Equal numbers of batches matter to collectives in a step.
+    The numbers of samples of the ranks differ by one at most.
 
     Args:
-        size: samples in all; at least one for each rank.
-        batch_size: samples that a rank takes at once, at most.
+        size: total number of samples; at least one for each rank.
+        batch_size: largest micro batch size.
         world_size: number of ranks.
         rank: this rank.
     """
@@ -46,7 +46,7 @@ class SharedOnce(DistributedSampler[Any]):
 def share_evaluation_data(
     owner: pl.LightningDataModule | pl.LightningModule, method: str, world_size: int, rank: int
 ) -> None:
-    """Make `owner.<method>()` return loaders of this rank's share; other loaders than usual ones stay as they are.
+    """Make `owner.<method>()` return loaders of this rank's samples; loaders with special samplers are not changed.
 
     Args:
         owner: has the loaders.
@@ -60,7 +60,7 @@ def share_evaluation_data(
         if not _can_share(loader, world_size):
             return loader
         batches = SharedOnce(len(cast(Sized, loader.dataset)), loader.batch_size or 1, world_size, rank)
-        # By its sampler Lightning knows that the data is divided already.
+        # The sampler's type keeps Lightning from distributing the data again.
         return _with_samplers(loader, batches, batches)
 
     @functools.wraps(original)
@@ -71,13 +71,13 @@ def share_evaluation_data(
 
 
 class SharedSource(_DataLoaderSource):
-    """Where evaluation loaders come from: they get Lightning's own sampler for a rank's share, and stay what they are.
+    """The source of evaluation loaders, which sets Lightning's distributed sampler on a copy of the loader.
 
-    Lightning makes loaders anew from their constructors' arguments, which not every class, and not every call, allows.
+    Lightning itself creates the loader again from its constructor's arguments, which not every class allows.
 
     Args:
-        name: the method that makes the loaders.
-        trainer: knows the ranks.
+        name: the method that creates the loaders.
+        trainer: has the number of ranks.
     """
 
     def __init__(self, name: str, trainer: pl.Trainer) -> None:
@@ -105,20 +105,20 @@ class SharedSource(_DataLoaderSource):
 
 
 def _with_samplers(loader: DataLoader[Any], sampler: Any, batch_sampler: Any) -> DataLoader[Any]:
-    """A copy of its own class, which draws from these."""
+    """A copy of the loader, of the same class, with these samplers."""
     made = copy.copy(loader)
-    # torch forbids to set these on a loader that is ready.
+    # torch does not allow to set these attributes of a loader after its construction.
     vars(made).update(sampler=sampler, batch_sampler=batch_sampler)
     return made
 
 
 def _can_share(loader: DataLoader[Any], world_size: int) -> bool:
-    usual = type(loader.sampler) in (SequentialSampler, RandomSampler)
-    if not usual or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None or loader.drop_last:
+    is_usual = type(loader.sampler) in (SequentialSampler, RandomSampler)
+    if not is_usual or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None or loader.drop_last:
         return False
     size = len(cast(Sized, loader.dataset))
     if isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or len(loader.sampler) != size):
         return False
-    # With fewer samples than batches on all ranks a rank would have an empty one.
+    # With fewer samples than batches, a rank would have an empty batch.
     batches = math.ceil(math.ceil(size / world_size) / loader.batch_size)
     return size // world_size >= batches > 0

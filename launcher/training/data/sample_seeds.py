@@ -1,9 +1,8 @@
-"""Random draws of loader workers: of seed, epoch and sample alone, so that a resumed epoch repeats them.
+"""Random draws of loader workers, which depend on seed, epoch and sample only, so that a resumed epoch repeats them.
 
-A worker that is started in the middle of an epoch cannot know what it would have drawn until then. So each sample's
-index carries a seed, and a worker sets its generators to it before it reads the sample: augmentation does not depend
-on the number of workers or ranks either. In a process without workers the training's own generators are drawn from,
-which a checkpoint holds.
+A worker that starts in the middle of an epoch cannot know what it would have drawn before. So each sample's index has a
+seed, and a worker sets its generators to it before it reads the sample: augmentation does not depend on the number of
+workers or ranks either. Without workers, samples draw from the training's own generators, which a checkpoint contains.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _MASK = 2**64 - 1
 
 
 class SeededIndex(int):
-    """A sample's index with the seed of what is drawn at random for it.
+    """A sample's index with the seed for its random draws.
 
     Attributes:
         seed: 64 bits.
@@ -29,7 +28,7 @@ class SeededIndex(int):
     seed: int
 
     def __new__(cls, index: int, seed: int) -> SeededIndex:
-        """An index that knows its seed."""
+        """Create an index with a seed."""
         made = super().__new__(cls, index)
         made.seed = seed
         return made
@@ -38,8 +37,8 @@ class SeededIndex(int):
         return SeededIndex, (int(self), self.seed)
 
 
-def mixed(*numbers: int) -> int:
-    """64 bits that depend on all of the numbers and their order; the finalizer of SplitMix64 (Steele et al. 2014)."""
+def mix_seeds(*numbers: int) -> int:
+    """64 bits that depend on all numbers and their order; the finalizer of SplitMix64 (Steele et al. 2014)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & _MASK
@@ -50,11 +49,11 @@ def mixed(*numbers: int) -> int:
 
 
 def seed_each_sample(dataset: Any) -> None:
-    """In a loader's worker: from now on the worker's generators are set before each sample is read.
+    """Make the generators of a loader's worker be set before each sample is read.
 
-    A dataset that reads a whole batch at once (`__getitems__`) has them set before each batch; torch's `Subset` only
-    hands its indices on, so it reads sample by sample if the dataset below does. One that takes no attribute, such as a
-    list, draws nothing and is left as it is. Generators that the dataset made itself are its own.
+    For a dataset that reads a batch at once (`__getitems__`) they are set before each batch. torch's `Subset` only
+    forwards its indices, so it reads sample by sample if the dataset below does. A dataset that takes no attribute,
+    such as a list, draws nothing and is not changed. Generators that the dataset created itself are not changed.
 
     Args:
         dataset: the worker's own copy.
@@ -62,19 +61,19 @@ def seed_each_sample(dataset: Any) -> None:
     if not hasattr(dataset, "__dict__"):
         return
     own: Callable[[list[int]], Sequence[Any]] | None = getattr(dataset, "__getitems__", None)
-    by_sample = own is None or _only_hands_on(dataset)
+    reads_one_by_one = own is None or _only_forwards(dataset)
 
     def read(indices: list[int]) -> Sequence[Any]:
-        if own is None or by_sample:
+        if own is None or reads_one_by_one:
             return [_read_one(dataset, index) for index in indices]
-        _set(indices[0])
+        _seed_for(indices[0])
         return own([int(index) if isinstance(index, SeededIndex) else index for index in indices])
 
-    # torch looks here first.
+    # torch prefers this method.
     vars(dataset)["__getitems__"] = read
 
 
-def _only_hands_on(dataset: Any) -> bool:
+def _only_forwards(dataset: Any) -> bool:
     """Whether the dataset is a `Subset` of one that reads sample by sample."""
     while type(dataset).__getitem__ is Subset.__getitem__ and type(dataset).__getitems__ is Subset.__getitems__:
         dataset = dataset.dataset
@@ -86,18 +85,18 @@ def _only_hands_on(dataset: Any) -> bool:
 
 
 def _read_one(dataset: Any, index: Any) -> Any:
-    _set(index)
+    _seed_for(index)
     return dataset[int(index) if isinstance(index, SeededIndex) else index]
 
 
-def _set(index: Any) -> None:
-    # An index without a seed comes from a sampler that was put in place of ours.
+def _seed_for(index: Any) -> None:
+    # An index without a seed comes from a sampler that replaced the launcher's.
     if isinstance(index, SeededIndex):
         seed_all(index.seed)
 
 
 def seed_all(seed: int) -> None:
-    """Set this process's three generators; `torch.manual_seed` would look for devices, too."""
+    """Seed the three generators of this process; `torch.manual_seed` would also look for devices."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""How a loader's worker begins: deaf to a scheduler's signal to the whole job, as its rank may be saving; seeded."""
+"""The start of a loader worker: it ignores a scheduler's SIGTERM, as its rank may be saving, and seeds each sample."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch.utils.data import get_worker_info
 from launcher.process.parent_death import die_with_parent
 from launcher.training.data.sample_seeds import seed_each_sample
 
-# Seconds after a scheduler's signal in which its rank has saved and left.
+# Seconds after a scheduler's signal in which the rank saves and leaves.
 _GRACE = 300.0
 
 
 def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: int) -> None:
-    """What a loader worker does first; a `worker_init_fn`.
+    """Initialize a loader worker; a `worker_init_fn`.
 
     Args:
-        worker_id: torch's number of it.
+        worker_id: torch's number of the worker.
         inner: the user's own function, None without one.
         rank: of the training process.
     """
     _end_with_rank()
-    outlive_schedulers()
+    ignore_scheduler_signals()
     if inner is not None:
         inner(worker_id)
     elif os.environ.get("PL_SEED_WORKERS") == "1":
-        # Lightning does it where a loader has no function.
+        # As Lightning does for a loader without a function.
         pl_worker_init_function(worker_id, rank)
     info = get_worker_info()
     if info is not None:
@@ -40,24 +40,24 @@ def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: in
 
 
 def _end_with_rank() -> None:
-    """End at once when the rank dies. Without this, a worker notices it only between two samples.
+    """End at once when the rank ends. Otherwise a worker notices it only between two samples.
 
-    Until then it would hold what it has of the rank: memory, ports, the pipe of its log.
+    Until then it would keep the rank's memory, ports and the pipe of its log open.
     """
-    # The kernel watches the thread that made this process: one that ends earlier must not end the worker.
+    # The kernel watches the thread that created this process: one that ends earlier must not end the worker.
     if threading.current_thread().name == "MainThread":
         with contextlib.suppress(OSError):
             die_with_parent()
 
 
-def outlive_schedulers() -> None:
-    """From now on SIGTERM ends this process at once only if its parent sent it, which torch does to end a worker.
+def ignore_scheduler_signals() -> None:
+    """Let SIGTERM end this process at once only if its parent sent it, which is how torch ends a worker.
 
-    SLURM sends it to every process of a job: a worker that ended then would take down a rank that still saves. The
-    worker ends with its rank all the same, which torch's own watch sees to.
+    SLURM sends SIGTERM to every process of a job. A worker that ended then would end a rank that is still saving. The
+    worker ends with its rank in any case, as torch monitors its parent.
     """
     parent = os.getppid()
-    # Threads that are started later inherit it.
+    # Threads that start later inherit the mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_wait, args=(parent,), name="launcher-worker-signals", daemon=True).start()
 
@@ -65,6 +65,6 @@ def outlive_schedulers() -> None:
 def _wait(parent: int) -> None:
     received = signal.sigwaitinfo({signal.SIGTERM})
     while received is not None and received.si_pid != parent and os.getppid() == parent:
-        # A second one that comes before the first is taken is lost, the parent's too: so there is an end to it.
+        # A second SIGTERM that arrives before the first is taken is lost, also the parent's: this needs a timeout.
         received = signal.sigtimedwait({signal.SIGTERM}, _GRACE)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""What is done at the end of a batch, after everybody's `on_train_batch_end`: also the module's, which comes last."""
+"""Run an action at the end of a batch, after the `on_train_batch_end` hooks of all callbacks and of the module."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
-from typing_extensions import override
 
 
 def after_batch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     """Run `action` once at the end of this batch, before a validation that follows it.
 
     A checkpoint that is saved in a callback's `on_train_batch_end` lacks what later callbacks and the module do in
-    theirs, and a resume does not do it again. In `action` Lightning's counters are as they are in a callback, so a
-    checkpoint is taken, and resumed from, as one of the end of a batch. Of several actions the last one runs first.
+    theirs, and a resume does not run those hooks again. In `action` Lightning's counters have the same values as in a
+    callback, so a checkpoint is saved and resumed as one of the end of a batch. Of several actions the last one runs
+    first.
 
     Args:
-        trainer: in one of its callbacks' `on_train_batch_end`.
-        action: what it raises ends the training.
+        trainer: while one of its callbacks' `on_train_batch_end` runs.
+        action: an exception in it ends the training.
     """
     loop = trainer.fit_loop.epoch_loop
-    goes_on = loop.on_advance_end
+    proceed = loop.on_advance_end
 
     def once(data_fetcher: Any) -> None:
         if original is None:
@@ -32,7 +31,7 @@ def after_batch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
             vars(loop)["on_advance_end"] = original
         with _batch_not_completed(loop.batch_progress):
             action()
-        goes_on(data_fetcher)
+        proceed(data_fetcher)
 
     original = vars(loop).get("on_advance_end")
     vars(loop)["on_advance_end"] = once
@@ -47,14 +46,3 @@ def _batch_not_completed(progress: Any) -> Iterator[None]:
     finally:
         for count in (progress.total, progress.current):
             count.completed += 1
-
-
-class CheckpointAfterBatch(ModelCheckpoint):
-    """Lightning's, which saves every n steps only after all of the batch's hooks."""
-
-    @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        save = super().on_train_batch_end
-        after_batch(trainer, lambda: save(trainer, pl_module, outputs, batch, batch_idx))

@@ -1,4 +1,4 @@
-"""Where a training is in its data: the one record that a resume goes by."""
+"""The place of a training in its data: the one record that a resume uses."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ class Position:
     """A point between two batches of a training.
 
     Attributes:
-        epoch: the epoch that the training is in, from 0.
-        batches: of this epoch, that a rank has trained.
-        stage: what follows the last of them. `between`: the next batch, or the end of the epoch after the last one.
-            `batch_end`: what ends a batch, the validation that is due included. `validated`: the same, but the
-            validation has run. `epoch_end`: the end of the epoch has run up to the schedulers that follow a metric.
-        last: whether the last of the batches ended the epoch.
+        epoch: the current epoch, from 0.
+        batches: batches of this epoch that a rank has trained.
+        stage: what follows the last of these batches. `between`: the next batch, or the end of the epoch after the
+            last one. `batch_end`: the end of the batch, including a validation that is due. `validated`: the same,
+            but the validation has run. `epoch_end`: the end of the epoch has run, except for schedulers that follow a
+            metric.
+        last: whether the last of these batches ended the epoch.
         total: batches that a rank has trained in all epochs.
-        accumulate: batches that made an optimizer step in this epoch.
-        planned_accumulate: the same, as planned: a callback may have changed it.
+        accumulate: micro batches per optimizer step in this epoch.
+        planned_accumulate: the planned value of `accumulate`, which a callback may have changed.
         world_size: number of ranks.
-        batch_sizes: samples that a rank took at once, of each loader; None where a loader does not say.
-        validated_batches: of this epoch, up to which no validation is due; only after `rewound`.
+        batch_sizes: micro batch size of each loader; None if the loader does not have one.
+        validated_batches: no validation is due up to this batch of the epoch; set by `rewound` only.
         cut: the Trainer ended the epoch before its last batch, or was about to.
-        validated_to_stop: a validation has run after the last batch only because the Trainer was told to stop.
+        validated_to_stop: a validation has run after the last batch only because the Trainer should stop.
     """
 
     epoch: int
@@ -49,11 +50,11 @@ class Position:
 
     @property
     def in_epoch(self) -> bool:
-        """Whether the epoch has begun and its end has not run."""
+        """Whether the epoch has started and its end has not run."""
         return (self.batches > 0 or self.validated_batches > 0) and self.stage != "epoch_end"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """The record as plain values."""
         return {**dataclasses.asdict(self), "batch_sizes": list(self.batch_sizes)}
 
     @classmethod
@@ -65,22 +66,22 @@ class Position:
 def read_position(
     epochs: Mapping[str, int], batches: Mapping[str, int], total: int, *, last: bool, stage: Stage | None, **more: Any
 ) -> Position:
-    """The position that Lightning's counters say.
+    """The position according to Lightning's counters.
 
-    An epoch that the Trainer ended before its last batch (`max_steps`, `should_stop`, `max_time`) is gone on with.
+    A resume continues an epoch that the Trainer ended before its last batch (`max_steps`, `should_stop`, `max_time`).
 
     Args:
-        epochs: the fit loop's count of epochs: ready, started, processed, completed.
-        batches: the epoch loop's count of this epoch's batches.
-        total: trained batches of all epochs.
+        epochs: the fit loop's counters of epochs: ready, started, processed, completed.
+        batches: the epoch loop's counters of this epoch's batches.
+        total: batches trained in all epochs.
         last: whether the last batch ended its epoch.
-        stage: what is known beyond the counters; None derives it from them.
+        stage: see `Position`; None derives it from the counters.
         more: further fields of `Position`.
     """
     trained = batches["processed"]
     if epochs["started"] > epochs["processed"]:
         if stage is None:
-            # Of a checkpoint that plain Lightning wrote: after a validation, unless it was before the batch's end.
+            # Plain Lightning wrote the checkpoint: after a validation, unless the batch has not ended.
             stage = "batch_end" if trained > batches["completed"] else "validated"
         return Position(epochs["processed"], trained, stage, last, total, **more)
     finished = last or trained == 0
@@ -93,7 +94,7 @@ def read_position(
 
 
 def rewound(position: Position) -> Position:
-    """The last point at which no gradients were being accumulated, which no checkpoint holds."""
+    """The last point between two optimizer steps: checkpoints do not contain accumulated gradients."""
     over = position.batches % position.accumulate
     if not over or position.last or not position.in_epoch:
         return position
@@ -108,10 +109,10 @@ def rewound(position: Position) -> Position:
 
 
 def moved(position: Position, world_size: int, planned_accumulate: int, batch_sizes: Sequence[int | None]) -> Position:
-    """The same point for another number of ranks or another batch: the count of the samples of all ranks is kept.
+    """The same point for another number of ranks or another batch size, by the number of samples of all ranks.
 
-    Where it is no point between two optimizer steps of this run, it is the nearest one before. A checkpoint that plain
-    Lightning wrote does not say its ranks and batch: they are this run's.
+    If that is not between two optimizer steps of this run, the nearest such point before it is taken. A checkpoint of
+    plain Lightning does not contain its number of ranks and batch size; they are taken from this run.
     """
     if not position.batch_sizes:
         position = dataclasses.replace(position, world_size=world_size)
@@ -121,9 +122,9 @@ def moved(position: Position, world_size: int, planned_accumulate: int, batch_si
         else Fraction(position.world_size, world_size)
         for old, new in zip(position.batch_sizes or (None,), batch_sizes or (None,), strict=False)
     }
-    # A callback's number of batches a step is its own, on any number of ranks.
-    changed = position.accumulate != position.planned_accumulate
-    accumulate = position.accumulate if changed else planned_accumulate
+    # A value that a callback has set does not depend on the number of ranks.
+    is_changed = position.accumulate != position.planned_accumulate
+    accumulate = position.accumulate if is_changed else planned_accumulate
     now = dataclasses.replace(
         position,
         accumulate=accumulate,
@@ -138,39 +139,39 @@ def moved(position: Position, world_size: int, planned_accumulate: int, batch_si
     if not position.last:
         batches -= batches % accumulate
     before = position.total - position.batches
-    exact = batches == position.batches * ratio
+    is_exact = batches == position.batches * ratio
     return dataclasses.replace(
         now,
         batches=batches,
         total=int(before * ratio) + batches,
-        stage=position.stage if exact or position.last else "between",
+        stage=position.stage if is_exact or position.last else "between",
         validated_batches=0,
     )
 
 
-def changes_of(saved: Position, now: Position) -> list[str]:
-    """What a resume at `now` cannot repeat of a run that went on from `saved`, in words for the user."""
+def describe_changes(saved: Position, now: Position) -> list[str]:
+    """Describe what a resume at `now` does differently from a run that continues at `saved`."""
     found: list[str] = []
     if saved.in_epoch and not saved.last:
         if saved.world_size == now.world_size and now.batches < saved.batches:
             found.append(
-                f"the checkpoint was saved between two optimizer steps; its last {saved.batches - now.batches} "
-                "batches are trained again, with other random draws"
+                f"the checkpoint was saved while gradients were accumulated: its last {saved.batches - now.batches} "
+                "batches are trained again, with other random numbers"
             )
         elif not saved.batch_sizes:
-            pass  # plain Lightning's, which does not say them
+            pass  # a checkpoint of plain Lightning, which does not contain them
         elif len(saved.batch_sizes) != len(now.batch_sizes):
-            found.append(f"the checkpoint had {len(saved.batch_sizes)} training loaders, now there are "
-                         f"{len(now.batch_sizes)}: the epoch goes on with other samples")  # fmt: skip
+            found.append(f"the checkpoint had {len(saved.batch_sizes)} training loaders and this run has "
+                         f"{len(now.batch_sizes)}: the epoch continues with other samples")  # fmt: skip
         elif (had := _samples(saved, now)) != (has := _samples(now, saved)):
-            found.append(f"{had} samples of the epoch were trained, no whole number of this run's steps: "
-                         f"it goes on after {has}")  # fmt: skip
+            found.append(f"{had} samples of the epoch were trained, which is not a multiple of this run's "
+                         f"steps: the epoch continues after {has} samples")  # fmt: skip
     return found
 
 
 def _samples(position: Position, other: Position) -> tuple[int, ...] | int:
-    """Of all ranks; of a loader that does not say its batch in both, the batches."""
-    sizes = [own if own is not None and theirs is not None else 1
-             for own, theirs in zip(position.batch_sizes, other.batch_sizes, strict=False)]  # fmt: skip
+    """Samples of all ranks for each loader; batches where one of the two has no batch size."""
+    sizes = [size if size is not None and other_size is not None else 1
+             for size, other_size in zip(position.batch_sizes, other.batch_sizes, strict=False)]  # fmt: skip
     counts = tuple(position.batches * position.world_size * size for size in sizes)
     return counts[0] if len(set(counts)) == 1 else counts

@@ -1,4 +1,4 @@
-"""A checkpoint of one strategy made loadable by another: put together into one file, on rank zero."""
+"""Consolidate a sharded checkpoint into one file on rank zero, for another strategy or for `launcher convert`."""
 
 from __future__ import annotations
 
@@ -12,52 +12,44 @@ import torch
 import torch.distributed as dist
 
 from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_layout
-from launcher.checkpoint.reader import PUT_TOGETHER, Trust
+from launcher.checkpoint.reader import CONSOLIDATED
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.planning.plan import Plan
-from launcher.runs.directory import RunDirectory
+from launcher.training.context import RunContext
 
 
 @contextlib.contextmanager
-def loadable_checkpoint(
-    resume: Path | None, plan: Plan, run: RunDirectory, rank: int, notice: Callable[[str], None], trust: Trust
-) -> Iterator[Path | None]:
-    """The checkpoint as the planned strategy can load it; a file that had to be made for it is gone afterwards.
+def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
+    """The run's checkpoint as the planned strategy can load it; a file that is written for this is removed afterwards.
 
-    Every rank calls it, with the process group there.
-
-    Args:
-        resume: what to go on from.
-        plan: says how DeepSpeed cuts its pieces in this run.
-        run: where a file is made.
-        rank: this rank.
-        notice: told of a change.
-        trust: which checkpoints may run code when they are loaded.
+    Every rank calls this, within the process group.
 
     Raises:
-        ResumeError: the pieces cannot be put together.
+        ResumeError: the checkpoint cannot be consolidated.
     """
+    resume, plan = ctx.run.resume_from, ctx.plan
     if resume is None or not resume.is_dir() or zero_layout(resume) == planned_layout(plan):
         yield resume
         return
-    notice(f"{resume.name} was saved by {_described(zero_layout(resume))}: it is put together for {plan.strategy.name}")
-    whole = run.path / PUT_TOGETHER
-    _on_rank_zero(rank, lambda: save_private(read_consolidated(resume, trust), whole))
+    layout = _describe(zero_layout(resume))
+    ctx.output.notice(f"{resume.name} was saved by {layout}: it is consolidated for {plan.strategy.name}")
+    consolidated, rank = ctx.run.path / CONSOLIDATED, ctx.topology.rank
+    _on_rank_zero(rank, lambda: save_private(read_consolidated(resume, ctx.trust), consolidated))
     try:
-        yield whole
+        yield consolidated
     finally:
         if rank == 0:
-            whole.unlink(missing_ok=True)
+            consolidated.unlink(missing_ok=True)
 
 
 def planned_layout(plan: Plan) -> ZeroLayout | None:
-    """How DeepSpeed will cut its pieces; None without DeepSpeed."""
+    """How DeepSpeed partitions the states in this run; None without DeepSpeed."""
     return None if plan.deepspeed is None else ZeroLayout.of(plan.deepspeed, plan.world_size)
 
 
 def convert_checkpoint(source: Path, target: Path) -> int:
-    """Write a checkpoint's weights as one plain state dict, loadable with `weights_only` and without this program.
+    """Write a checkpoint's weights as one plain state dict, loadable with `weights_only` and without the launcher.
 
     Args:
         source: a checkpoint of any strategy.
@@ -67,12 +59,12 @@ def convert_checkpoint(source: Path, target: Path) -> int:
         The number of tensors.
 
     Raises:
-        ResumeError: `source` is no checkpoint, or `target` exists or cannot be written.
+        ResumeError: `source` is not a checkpoint, or `target` exists or cannot be written.
     """
     if not source.exists():
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
-        raise ResumeError(f"convert: {target} exists already, and is left alone; give another name")
+        raise ResumeError(f"convert: {target} exists already and is not overwritten; give another name")
     content = read_consolidated(source) if source.is_dir() else read_checkpoint(source)
     state: Any = content.get("state_dict")
     if not isinstance(state, Mapping):
@@ -81,13 +73,13 @@ def convert_checkpoint(source: Path, target: Path) -> int:
         save_private(dict(state), target)
     except OSError as error:
         raise ResumeError(
-            f"convert: {target} cannot be written: {error.strerror or error}; give another place"
+            f"convert: {target} cannot be written: {error.strerror or error}; give another path"
         ) from error
     return len(state)
 
 
 def save_private(content: Any, path: Path) -> None:
-    """`torch.save` to a file of mode 0600, whole or not at all."""
+    """`torch.save` to a file of mode 0600, atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
@@ -96,13 +88,13 @@ def save_private(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:  # Ctrl-C too leaves no half-written file; raised on
+    except BaseException:  # Ctrl-C too leaves no partial file; raised on
         temporary.unlink(missing_ok=True)
         raise
 
 
 def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:
-    """Rank zero acts while the others wait, and its error is everybody's."""
+    """Run `action` on rank zero while the others wait; all ranks raise its error."""
     failure: list[str | None] = [None]
     if rank == 0:
         try:
@@ -115,7 +107,6 @@ def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:
         raise ResumeError(failure[0])
 
 
-def _described(layout: ZeroLayout) -> str:
-    return (
-        f"ZeRO stage {layout.stage} in {layout.dtype} on {layout.world_size} rank{'s' if layout.world_size > 1 else ''}"
-    )
+def _describe(layout: ZeroLayout) -> str:
+    ranks = f"{layout.world_size} rank{'s' if layout.world_size > 1 else ''}"
+    return f"ZeRO stage {layout.stage} in {layout.dtype} on {ranks}"

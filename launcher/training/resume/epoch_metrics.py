@@ -1,4 +1,4 @@
-"""What an epoch has logged so far, in the checkpoint and back: its mean is of all of its batches after a resume too."""
+"""Saves and restores what an epoch has logged, so that its mean covers all of its batches after a resume too."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_grap
 
 
 class EpochMetrics(pl.Callback):
-    """Saves and restores what `self.log(..., on_epoch=True)` and the module's torchmetrics have added up.
+    """Saves and restores the values accumulated by `self.log(..., on_epoch=True)` and the module's torchmetrics.
 
-    Lightning begins them anew, so that a metric of a resumed epoch is of its last batches alone: EarlyStopping,
-    ModelCheckpoint and ReduceLROnPlateau would follow that. Of an epoch that the Trainer ended early they are saved as
-    before its end, and so is EarlyStopping. A metric that Lightning does not reset, such as the best of all epochs,
-    comes back where an epoch begins, too.
+    Lightning resets them, so that a metric of a resumed epoch would cover its last batches only, and EarlyStopping,
+    ModelCheckpoint and ReduceLROnPlateau would follow it. If the Trainer ended an epoch early, the values and the state
+    of EarlyStopping are saved as before that end. A metric that Lightning does not reset, such as the best of all
+    epochs, is also restored at the start of an epoch.
 
     Args:
-        notice: told if the checkpoint is of another number of ranks.
+        notice: called if the checkpoint has another number of ranks.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
@@ -51,11 +51,11 @@ class EpochMetrics(pl.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # After this they are reset, but a resume continues an epoch that the Trainer ended.
+        # Lightning resets them after this, but a resume continues an epoch that the Trainer ended early.
         self._ended = self._capture(trainer, pl_module)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if not (progress.is_last_batch or progress.current.ready == trainer.num_training_batches):
-            # It checks here, and again where the epoch ends.
+            # EarlyStopping checks here, and again when the resumed epoch ends.
             self._stopping = {stopping.state_key: copy.deepcopy(stopping.state_dict())
                               for stopping in trainer.early_stopping_callbacks}  # fmt: skip
 
@@ -64,7 +64,7 @@ class EpochMetrics(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         own = self._ended or self._capture(trainer, pl_module)
-        # At an epoch's beginning; None: as in its middle.
+        # For a resume at an epoch's start; None means the same values as in an epoch's middle.
         kept = None
         if self._ended is not None:
             kept = capture_metrics(pl_module, self._made, _logged_in_validation(trainer) | _logged_in_training(trainer))
@@ -84,9 +84,9 @@ class EpochMetrics(pl.Callback):
         if not any(in_epoch or _kept(each) for each in saved):
             return
         if len(saved) != trainer.world_size:
-            what = "resumed epoch are of its remaining batches" if in_epoch else "module are reset"
-            self._notice(f"the metrics of the {what}: the checkpoint "
-                         f"has those of {len(saved)} ranks, and now there are {trainer.world_size}")  # fmt: skip
+            what = "resumed epoch cover its remaining batches only" if in_epoch else "module are reset"
+            self._notice(f"the metrics of the {what}: the checkpoint has {len(saved)} ranks and this run has "
+                         f"{trainer.world_size}")  # fmt: skip
             return
         mine = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
         restore_metrics(pl_module, mine["own"] if in_epoch else _kept(mine))
@@ -94,10 +94,10 @@ class EpochMetrics(pl.Callback):
             return
         modules = dict(pl_module.named_modules())
         for key, state in mine["logged"].items():
-            restored = _restored(state, trainer, modules)
+            restored = _restore_logged(state, trainer, modules)
             if restored is not None:
                 trainer.fit_loop.epoch_loop._results[key] = restored
-        # The first batch of an epoch's loop begins them anew.
+        # Otherwise the first batch resets them.
         trainer._logger_connector._first_loop_iter = False
 
     def _capture(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
@@ -109,18 +109,18 @@ class EpochMetrics(pl.Callback):
 
 
 def _kept(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the module's metrics, at an epoch's beginning; nothing in a checkpoint of an earlier version."""
+    """The module's metrics for an epoch's start; empty in a checkpoint of an earlier version."""
     kept = state.get("kept", {})
     return state["own"] if kept is None else kept
 
 
 def _logged_in_training(trainer: pl.Trainer) -> set[str]:
-    """Metrics that Lightning resets where an epoch ends."""
+    """Metrics that Lightning resets at the end of an epoch."""
     return _names(trainer.fit_loop.epoch_loop._results)
 
 
 def _logged_in_validation(trainer: pl.Trainer) -> set[str]:
-    """Metrics that Lightning resets after each validation, in whose end they may be saved."""
+    """Metrics that Lightning resets after each validation; a checkpoint may be saved before that."""
     return _names(trainer.fit_loop.epoch_loop.val_loop._results)
 
 
@@ -139,7 +139,7 @@ def _state_of_logged(metric: _ResultMetric) -> dict[str, Any]:
     }
 
 
-def _restored(state: Mapping[str, Any], trainer: pl.Trainer, modules: Mapping[str, Any]) -> _ResultMetric | None:
+def _restore_logged(state: Mapping[str, Any], trainer: pl.Trainer, modules: Mapping[str, Any]) -> _ResultMetric | None:
     meta = _Metadata(**state["meta"], reduce_fx=state["reduce_fx"])
     meta.sync = _Sync(
         fn=trainer.strategy.reduce, _should=state["sync"], rank_zero_only=state["rank_zero_only"], _group=None

@@ -1,4 +1,4 @@
-"""The states of a module's torchmetrics, with what some of them keep in plain attributes; out of them and back."""
+"""Read and write the states of a module's torchmetrics, including those that some keep in plain attributes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torchmetrics.wrappers import MetricTracker
 
 
 def plain_attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Copies of the numbers, texts and tensors that each metric has besides its declared states, by its name.
+    """Copies of the plain attributes and tensors of each metric other than its declared states, by metric name.
 
-    Settings are among them, and what wrappers such as `MinMaxMetric` and `Running` count.
+    These are settings, and the counters of wrappers such as `MinMaxMetric` and `Running`.
     """
     return {
         name: _copied({key: value for key, value in vars(metric).items() if _is_own(metric, key) and _is_plain(value)})
@@ -27,12 +27,12 @@ def plain_attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
 def capture_metrics(
     module: nn.Module, made: Mapping[str, Mapping[str, Any]], skip: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """What the metrics have added up, by their names.
+    """The accumulated values of the metrics, by metric name.
 
     Args:
-        module: that has them.
-        made: their `plain_attributes` before training, which tell settings from what training has changed.
-        skip: names of metrics that are reset before they go on, with what they wrap.
+        module: has the metrics.
+        made: their `plain_attributes` before the training; attributes with these values are settings.
+        skip: names of metrics that are reset before they continue, and of those that they wrap.
     """
     found: dict[str, dict[str, Any]] = {}
     attributes = plain_attributes(module)
@@ -51,7 +51,7 @@ def capture_metrics(
 
 
 def restore_metrics(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """The inverse of `capture_metrics`; what the module does not have is left out."""
+    """The inverse of `capture_metrics`; metrics that the module does not have are ignored."""
     for name, tracker in module.named_modules():
         steps = saved.get(name, {}).get("steps", 0)
         while isinstance(tracker, MetricTracker) and tracker.n_steps < steps:
@@ -67,16 +67,16 @@ def restore_metrics(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -
 
 
 def _states(metric: Metric) -> set[str]:
-    """A wrapper may show the states of what it wraps as its own."""
+    """A wrapper may list states of the metric that it wraps."""
     return {key for key in metric._defaults if key in vars(metric)}
 
 
 def _is_own(metric: Metric, key: str) -> bool:
-    return key not in _of_every_metric() and key not in metric._defaults
+    return key not in _common_attributes() and key not in metric._defaults
 
 
 @functools.cache
-def _of_every_metric() -> frozenset[str]:
+def _common_attributes() -> frozenset[str]:
     return frozenset(vars(SumMetric()))
 
 
@@ -101,5 +101,5 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _copied(states: dict[str, Any]) -> dict[str, Any]:
-    """Metrics are reset in place."""
+    """Copies, as metrics are reset in place."""
     return apply_to_collection(states, Tensor, lambda tensor: tensor.detach().clone())

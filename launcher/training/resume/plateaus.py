@@ -1,4 +1,4 @@
-"""What follows a metric does in a resumed run what it does in one that nothing interrupted."""
+"""Makes schedulers that follow a metric step in a resumed run as in an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KEY = "launcher_monitored"
 
 
 class StepPlateaus(pl.Callback):
-    """Keeps the callback metrics, and the steps of ReduceLROnPlateau that Lightning leaves out around a resume.
+    """Saves the callback metrics, and makes the steps of ReduceLROnPlateau that Lightning skips around a resume.
 
-    These are the one at the end of an epoch that was resumed in its middle, and the one of an epoch whose end was just
-    being saved. Lightning does not save the metrics that they and EarlyStopping need; here they are in the checkpoint.
+    Lightning skips the step at the end of an epoch that was resumed in its middle, and the step of an epoch whose end
+    was being saved. It does not save the metrics that these steps and EarlyStopping need.
 
     Args:
-        notice: told if a step is left out all the same.
+        notice: called if a step is skipped because its metric is not known.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
@@ -51,7 +51,7 @@ class StepPlateaus(pl.Callback):
             return
         for config in _plateaus(trainer):
             if config.monitor not in known:
-                self._tell(config.monitor)
+                self._notify_skipped(config.monitor)
             elif trainer.current_epoch % config.frequency == 0:
                 pl_module.lr_scheduler_step(config.scheduler, known[config.monitor])
 
@@ -62,17 +62,17 @@ class StepPlateaus(pl.Callback):
         monitors = {config.monitor for config in _plateaus(trainer)}
         unknown = sorted(monitors - set(trainer.callback_metrics))
         if unknown:
-            self._tell(", ".join(unknown))
+            self._notify_skipped(", ".join(unknown))
         elif monitors:
-            # The setter would say yes again where the number of steps ends the training.
+            # Lightning's setter always sets True if max_steps is given.
             vars(trainer.fit_loop)["_restarting"] = False
 
-    def _tell(self, metric: str) -> None:
-        self._notice(f"the learning rate does not follow {metric} at the end of the epoch that was resumed: the "
-                     "checkpoint does not hold it")  # fmt: skip
+    def _notify_skipped(self, metric: str) -> None:
+        self._notice(f"the learning rate does not follow {metric} at the end of the resumed epoch: the checkpoint "
+                     "does not contain this metric")  # fmt: skip
 
 
 def _plateaus(trainer: pl.Trainer) -> list[Any]:
-    """Lightning's configs of those that step at the end of an epoch."""
+    """The configs of ReduceLROnPlateau schedulers that step at the end of an epoch."""
     return [config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau
             and config.interval == "epoch" and config.monitor]  # fmt: skip

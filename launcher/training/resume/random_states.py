@@ -1,4 +1,4 @@
-"""The random generators of every rank, in the checkpoint and back: dropout goes on as if nothing had happened."""
+"""Saves and restores the random generators of every rank, so that dropout continues as without an interruption."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ KEY = "launcher_random_states"
 
 
 class RandomStates(pl.Callback):
-    """Saves the states of Python's, NumPy's, torch's and CUDA's generators of all ranks, and restores them.
+    """Saves and restores the generators of Python, NumPy, torch and CUDA of all ranks.
 
-    They are restored when the training begins, after the model and the data were made: that may draw from them too.
-    Loader workers have generators of their own, see `launcher.training.data.sample_seeds`.
+    They are restored when the training starts, after the model and the data are created, which may draw from them too.
+    Loader workers have other generators, see `launcher.training.data.sample_seeds`.
 
     Args:
-        notice: told if the checkpoint has no state for this rank.
+        notice: called if the checkpoint has no state for this rank.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
@@ -52,26 +52,26 @@ class RandomStates(pl.Callback):
         self._resumed = False
         saved, self._saved = self._saved, None
         if not saved:
-            self._notice("the checkpoint has no random states: dropout and augmentation begin anew from the seed")
+            self._notice("the checkpoint has no random states: dropout and augmentation start from the seed")
         elif len(saved) != trainer.world_size:
-            self._notice(f"the checkpoint has the random states of {len(saved)} ranks, and now there are "
-                         f"{trainer.world_size}: dropout and augmentation begin anew from the seed")  # fmt: skip
+            self._notice(f"the checkpoint has the random states of {len(saved)} ranks and this run has "
+                         f"{trainer.world_size}: dropout and augmentation start from the seed")  # fmt: skip
         else:
             restore(saved[trainer.global_rank])
 
 
 def gather_states(own: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """The states of all ranks, in their order, on every rank; a collective.
+    """Gather the states of all ranks, in rank order, on every rank; a collective.
 
     Args:
-        own: of this rank.
-        device: that the process group moves tensors of.
+        own: this rank's states.
+        device: the device of the process group.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return [own]
     buffer = io.BytesIO()
     torch.save(own, buffer)
-    # As bytes, and not as objects: torch would unpickle those, which can run code.
+    # As bytes: torch would unpickle objects, which can run code.
     data = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8).to(device)
     size = torch.tensor([data.numel()], device=device)
     sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""Learning rate and batch size that Lightning's finders found: a resumed run goes on with them."""
+"""Saves and restores the learning rate and batch size that Lightning's finders have found."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _SEARCHES = (LearningRateFinder.on_fit_start, BatchSizeFinder.on_fit_start)
 
 
 class TunedValues(pl.Callback):
-    """Saves what the finders set, and sets it again.
+    """Saves the values that the finders set, and sets them in a resumed run instead of searching again.
 
-    A finder that ran before a resume would search with other weights, and Lightning would then begin at step 0, as the
-    finder ends by restoring its own checkpoint.
+    A search in a resumed run would use other weights, and Lightning would then start at step 0, as a finder ends by
+    restoring its own checkpoint.
 
     Args:
         callbacks: the user's.
-        resumes: whether the run goes on from a checkpoint.
-        notice: told that a finder is left out.
+        resumes: whether the run resumes from a checkpoint.
+        notice: called if a finder is removed.
 
     Attributes:
-        kept: the user's callbacks without those that search before the training, if it goes on.
+        kept: the user's callbacks; in a resumed run without the finders.
     """
 
     def __init__(self, callbacks: Sequence[pl.Callback], *, resumes: bool, notice: Callable[[str], None]) -> None:
@@ -36,7 +36,7 @@ class TunedValues(pl.Callback):
         self._resumes = resumes
         if resumes and finders:
             names = " and ".join(type(finder).__name__ for finder in finders)
-            notice(f"{names} does not search again: the run goes on with the learning rate and batch size it had")
+            notice(f"{names} does not search again: the run continues with its learning rate and batch size")
 
     @override
     def on_save_checkpoint(
@@ -50,7 +50,7 @@ class TunedValues(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # A finder ends by restoring a checkpoint from before its search.
+        # Only once: a finder ends by restoring a checkpoint from before its search.
         found, self._resumes = checkpoint.get(KEY, {}) if self._resumes else {}, False
         for name, value in found.items():
             if lightning_hasattr(pl_module, name):

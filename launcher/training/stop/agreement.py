@@ -1,45 +1,33 @@
 """Stop all ranks at the same optimizer step, without a collective in any step.
 
-A rank passes a gate at the end of each optimizer step. When one rank gets a signal it tells the others over the store;
-each rank then tells how many gates it has passed and waits at its next gate until it knows the largest such number.
-That is where all of them stop: a rank that is ahead is in a step whose collectives need the others, and they come, as
-their gates let them through up to that number. The threads wait inside the store's C code; a step costs one lock.
+A rank passes a gate at the end of each optimizer step. When one rank receives a signal, it informs the others over the
+store. Each rank then reports how many gates it has passed and waits at its next gate until it knows the largest of
+these numbers. All ranks stop at that gate: a rank that is ahead is in a step whose collectives need the other ranks,
+and the gates let the others through up to that number. The threads wait inside the store's C code; a step costs one
+lock.
 
-The decision is one key that is written once, by whoever comes first: the last rank to tell its number, which knows all
-of them; or a rank that has waited too long for another, or ends, which writes that nobody stops. Whatever comes late
-finds that decision. All ranks wait for the same two keys and write one of their own.
+The decision is one key that is written once, by the first of these: the last rank to report its number, which knows
+all of them; or a rank that timed out waiting for another one, or that ends, which decides that no rank stops. All later
+writers read that decision. All ranks wait for the same two keys and write one key each.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import sys
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-# A person, a scheduler that warns or ends, a terminal that closes: all mean "save and stop".
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# Of these a script's own handler is left alone: they end nothing in a process that has one.
-_FOR_SCRIPTS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# A second one sooner than this is torchrun's agent handing the first one on.
-_SECOND_AFTER = 2.0
-# Seconds that a rank waits at a gate for the decision before it decides that nobody stops.
+# Seconds that a rank waits at a gate for the decision before it decides that no rank stops.
 _ANSWER_TIMEOUT = 60.0
-# Seconds that the end of a run waits for the listening thread; it needs a moment unless the store is gone.
+# Seconds that the end of a run waits for the listening thread, which returns at once unless the store is lost.
 _END_TIMEOUT = 5.0
 _FOREVER = timedelta(days=365)
-# A gate that no training reaches: nobody stops.
+# A gate that no training reaches: no rank stops.
 _NEVER = 2**62
-_ASKED, _STOP_AT, _TOLD = "stop/asked", "stop/at", "stop/told"
-# Instead of a signal's number: a rank has ended, so there is nothing to ask any more.
+_ASKED, _STOP_AT, _REPORTED = "stop/asked", "stop/at", "stop/reported"
+# Instead of a signal's number: a rank has ended, so no stop can be agreed on any more.
 _ENDED = "0"
 
 
@@ -47,7 +35,7 @@ class StopAgreement:
     """The ranks' common decision where to stop.
 
     Args:
-        store: shared by the ranks, of this attempt alone; None with one rank.
+        store: shared by the ranks, with keys of this attempt only; None with one rank.
         rank: this rank.
         world_size: number of ranks.
     """
@@ -68,17 +56,17 @@ class StopAgreement:
         self.signal_number: int = signal.SIGTERM
 
     def start(self) -> None:
-        """Begin to listen to the other ranks."""
+        """Start listening to the other ranks."""
         if self._store is not None:
             self._watcher = threading.Thread(target=self._watch, name="launcher-stop-watch", daemon=True)
             self._watcher.start()
 
     def expect(self) -> None:
-        """This rank has a signal: its next gate waits for the answer. No lock, as a signal handler calls it."""
+        """Make this rank's next gate wait for the decision. Takes no lock, as a signal handler calls it."""
         self._asked = True
 
     def request(self, signal_number: int) -> None:
-        """Ask all ranks to stop at the end of the step that the furthest one is in."""
+        """Ask all ranks to stop at the end of the step that the most advanced rank is in."""
         self.expect()
         if self._store is None:
             with self._changed:
@@ -91,7 +79,7 @@ class StopAgreement:
         client.compare_set(_ASKED, "", str(signal_number))
 
     def gate(self) -> bool:
-        """Pass the end of an optimizer step; True: stop here. The main thread calls it, on every rank equally often."""
+        """Pass the end of an optimizer step; True means stop here. The main thread of every rank calls it."""
         with self._changed:
             if self._asked and not self._answered:
                 self._changed.wait_for(lambda: self._answered or self._store_lost, _ANSWER_TIMEOUT)
@@ -104,15 +92,15 @@ class StopAgreement:
             return False
 
     def _decide_late(self) -> int | None:
-        """What was decided meanwhile, else that nobody stops. It takes as long as it takes: the others rely on it."""
-        # A lost store means that the run is ending: nothing is left to agree on.
+        """Read the decision, or decide that no rank stops. Has no timeout, as the other ranks rely on the decision."""
+        # A lost store means that the run is ending: there is nothing to agree on.
         with suppress(RuntimeError):
-            # Only the thread that is to write it may be late: what all have told makes the decision.
-            everybody = self._store.check([_TOLD]) and int(self._store.add(_TOLD, 0)) == self._world_size
-            return self._decide(self._store, self._common_gate(self._store) if everybody else _NEVER)
+            # If all ranks have reported, only the thread that writes the decision is late.
+            has_all = self._store.check([_REPORTED]) and int(self._store.add(_REPORTED, 0)) == self._world_size
+            return self._decide(self._store, self._common_gate(self._store) if has_all else _NEVER)
 
     def close(self) -> None:
-        """End the listening thread; the others' gates do not wait for this rank any more."""
+        """End the listening thread; the gates of other ranks no longer wait for this rank."""
         self._closed = True
         if self._store is not None:
             with suppress(RuntimeError):
@@ -123,12 +111,12 @@ class StopAgreement:
             self._watcher.join(_END_TIMEOUT)
 
     def _watch(self) -> None:
-        """Wait until somebody asks, then for the decision."""
+        """Wait for a request, then for the decision."""
         try:
             self._own_client = self._store.clone()
             stop_at = self._agree(self._store.clone())
         except RuntimeError:
-            # Its server has ended, or this connection: the gate finds out.
+            # The store's server or this connection has ended. The gate acts on it.
             with self._changed:
                 self._store_lost = True
                 self._changed.notify_all()
@@ -145,151 +133,19 @@ class StopAgreement:
                 self._asked = True
                 self.signal_number = int(asked)
                 client.set(_gates_key(self._rank), str(self._gates))
-            if client.add(_TOLD, 1) == self._world_size:
+            if client.add(_REPORTED, 1) == self._world_size:
                 self._decide(client, self._common_gate(client))
         client.wait([_STOP_AT], _FOREVER)
         return int(client.get(_STOP_AT))
 
     def _common_gate(self, client: Any) -> int:
-        """The largest number of gates that a rank has passed, once all have told theirs."""
+        """The largest number of gates that a rank has passed, once all ranks have reported."""
         return max(int(value) for value in client.multi_get([_gates_key(rank) for rank in range(self._world_size)]))
 
     def _decide(self, client: Any, stop_at: int) -> int:
-        """Decide unless somebody has; returns what is decided."""
+        """Write the decision unless there is one; return the decision that holds."""
         return int(client.compare_set(_STOP_AT, "", str(stop_at)))
 
 
 def _gates_key(rank: int) -> str:
     return f"stop/gates/{rank}"
-
-
-class SignalListener:
-    """Hands signals to a `StopAgreement`, also while the main thread is inside a collective.
-
-    The C-level handler writes the signal's number to a socket, and a thread reads it. A second Ctrl-C ends at once, and
-    so does a second SIGTERM where nobody hands signals on.
-
-    Args:
-        agreement: the ranks' common decision.
-        on_request: told the first signal.
-        has_agent: whether an agent of ours hands signals on as SIGTERM, and ends its ranks itself where that is meant.
-        has_scheduler: whether SIGHUP, SIGUSR1 or SIGUSR2 may be a scheduler's warning; else the handlers that a script
-            has for them stay.
-    """
-
-    def __init__(
-        self,
-        agreement: StopAgreement,
-        on_request: Callable[[int], None],
-        *,
-        has_agent: bool = False,
-        has_scheduler: bool = False,
-    ) -> None:
-        self._agreement = agreement
-        self._on_request = on_request
-        self._has_agent = has_agent
-        self._takes_all = has_agent or has_scheduler
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        self._before: dict[int, Any] = {}
-        self._before_fd = -1
-        self._first: int | None = None
-        self._since = 0.0
-        self._closed = False
-
-    @property
-    def first(self) -> int | None:
-        """The signal that asked this rank to stop, None if none did."""
-        return self._first
-
-    @property
-    def users_handler(self) -> Callable[[], Any] | None:
-        """Calls the handler that the script has for that signal; None if it has none."""
-        handler: Any = None if self._first is None else self._before[self._first]
-        return partial(handler, self._first, None) if _is_users(handler) else None
-
-    def __enter__(self) -> SignalListener:
-        if threading.current_thread() is not threading.main_thread():
-            # Python hands signals to the main thread alone, which is somebody else's here.
-            self._closed = True
-            return self
-        # What is ignored stays so: `nohup` ignores the terminal's end, a SLURM job of ours its own warning.
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        self._before = {
-            number: handler
-            for number, handler in handlers.items()
-            if handler not in (signal.SIG_IGN, None) and not (number in _FOR_SCRIPTS and self._is_left(number, handler))
-        }
-        self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self.install()
-        # A data loader's worker is a fork: its signals are its own, and it must die of them.
-        os.register_at_fork(after_in_child=self._leave)
-        threading.Thread(target=self._listen, name="launcher-signals", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        # The handlers first: a signal between the two must not be swallowed.
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._before_fd)
-        self._writer.close()
-
-    def _is_left(self, number: int, handler: Any) -> bool:
-        return not self._takes_all and (_is_users(handler) or (handler == signal.SIG_DFL and _is_caught(number)))
-
-    def _leave(self) -> None:
-        if not self._closed:
-            signal.set_wakeup_fd(-1)
-            for number in self._before:
-                signal.signal(number, signal.SIG_DFL)
-
-    def install(self) -> None:
-        """Take the signals (again: Lightning's own SIGTERM handler starts a collective on one rank alone)."""
-        for number in () if self._closed else self._before:
-            signal.signal(number, self._wake)
-
-    def _wake(self, signum: int, frame: object) -> None:
-        """The socket has the signal's number already; the step that the main thread is in shall be the last."""
-        self._agreement.expect()
-
-    def _listen(self) -> None:
-        while data := self._reader.recv(16):
-            for number in data:
-                if number in self._before:
-                    self._handle(number)
-        self._reader.close()
-
-    def _handle(self, number: int) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self._since = number, now
-            with suppress(RuntimeError):
-                self._agreement.request(number)
-            self._on_request(number)
-        elif now - self._since > _SECOND_AFTER and self._means_now(number):
-            what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nsecond {what}: ending at once\n".encode())
-            os._exit(128 + number)
-
-    def _means_now(self, number: int) -> bool:
-        """A scheduler sends SIGTERM after its warning (USR1, USR2): that must not cut the saving off."""
-        return number == signal.SIGINT or (number == signal.SIGTERM == self._first and not self._has_agent)
-
-
-def _is_users(handler: Any) -> bool:
-    """Whether a script has set this handler, rather than Python, Lightning or the launcher."""
-    module = str(getattr(handler, "__module__", None))
-    ours = module.partition(".")[0] in ("lightning", "launcher")
-    return callable(handler) and handler is not signal.default_int_handler and not ours
-
-
-def _is_caught(number: int) -> bool:
-    """Whether the process catches the signal, by C code such as `faulthandler`'s if Python knows of no handler."""
-    with suppress(OSError, StopIteration, ValueError):  # not Linux
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
-        return bool(int(caught, 16) >> (number - 1) & 1)
-    return False

@@ -1,4 +1,4 @@
-"""`launcher.training.stop.agreement.SignalListener` in processes: first signal, second signal, signal to a fork."""
+"""`launcher.training.stop.signals.SignalListener` in processes: first signal, second signal, signal to a fork."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tests.support.processes import Finished, run
 
 _PRELUDE = """
 import ctypes, multiprocessing, os, signal, socket, sys, threading
-import launcher.training.stop.agreement
-from launcher.training.stop.agreement import SignalListener, StopAgreement
+import launcher.training.stop.signals
+from launcher.training.stop.agreement import StopAgreement
+from launcher.training.stop.signals import SignalListener
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -74,7 +75,7 @@ with listener:
 
 def test_a_second_ctrl_c_ends_a_main_thread_that_waits_at_once(tmp_path: Path) -> None:
     body = """
-launcher.training.stop.agreement._SECOND_AFTER = 0.0
+launcher.training.stop.signals._SECOND_AFTER = 0.0
 with listener:
     say("ready")
     threading.Event().wait()
@@ -86,7 +87,7 @@ with listener:
 def test_signals_are_heard_while_the_main_thread_never_comes_back_from_c_code(tmp_path: Path) -> None:
     # As in a collective: no signal interrupts the wait for a mutex, so no handler in Python ever runs.
     body = """
-launcher.training.stop.agreement._SECOND_AFTER = 0.0
+launcher.training.stop.signals._SECOND_AFTER = 0.0
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
 libc.pthread_mutex_lock(mutex)
 with listener:
@@ -112,7 +113,7 @@ def test_a_second_signal_that_does_not_mean_now_ends_nothing(
     tmp_path: Path, first: int, second: int, after: float, has_agent: bool
 ) -> None:
     body = f"""
-launcher.training.stop.agreement._SECOND_AFTER = {after}
+launcher.training.stop.signals._SECOND_AFTER = {after}
 listener = Listener(agreement, lambda number: say("requested", number), has_agent={has_agent})
 with listener:
     say("ready")
@@ -127,7 +128,7 @@ say("went on")
 
 def test_a_second_sigterm_ends_at_once_where_no_agent_of_ours_does(tmp_path: Path) -> None:
     body = """
-launcher.training.stop.agreement._SECOND_AFTER = 0.0
+launcher.training.stop.signals._SECOND_AFTER = 0.0
 with listener:
     say("ready")
     threading.Event().wait()
@@ -190,7 +191,7 @@ signal.set_wakeup_fd(writer.fileno())
 signal.signal(signal.SIGINT, mine)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 with listener:
-    say([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.stop.agreement.SIGNALS])
+    say([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.stop.signals.SIGNALS])
 say(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 child = fork(lambda: os.kill(os.getpid(), signal.SIGINT))
 child.join(20)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-from launcher.training.data.samplers import GlobalOrderSampler
+from launcher.training.data.samplers import GlobalOrderSampler, Sharding
 from launcher.training.loops.position import Position, moved
 from tests.support.training_loaders import ordered, shuffled
 
@@ -19,18 +19,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWa
 
 
 def deal(
-    size: int, seed: int, epoch: int, world_size: int, global_batch: int | None, **options: Any
+    size: int,
+    seed: int,
+    epoch: int,
+    world_size: int,
+    global_batch: int | None,
+    *,
+    shuffle: bool = True,
+    drop_last: bool = False,
 ) -> list[list[int]]:
     """Each rank's samples of one epoch."""
     dealt: list[list[int]] = []
     for rank in range(world_size):
         sampler = GlobalOrderSampler(
             range(size),
-            world_size=world_size,
-            rank=rank,
-            seed=seed,
+            Sharding(world_size, rank, seed, drop_last=drop_last),
+            shuffle=shuffle,
             global_batch_size=global_batch,
-            **{"shuffle": True, "drop_last": False, **options},
         )
         sampler.set_epoch(epoch)
         dealt.append(list(sampler))

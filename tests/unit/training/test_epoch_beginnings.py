@@ -81,7 +81,7 @@ def test_a_resume_tells_where_an_epoch_goes_on_in_its_middle(tmp_path: Path, ste
     assert again.seen == 4  # the last epoch's
     assert len(told) == in_its_middle
     if in_its_middle:
-        assert told[0].startswith("epoch 1 goes on in its middle, so that _Begins.on_train_epoch_start and _Unfreezes.")
+        assert told[0].startswith("epoch 1 is resumed in its middle, so _Begins.on_train_epoch_start and _Unfreezes.")
     assert _fit(tmp_path, _Plain(), steps, None) == []
     assert _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt") == []
 
@@ -128,19 +128,19 @@ class _Stops(pl.Callback):
 
 
 _VALIDATED = "validated once more than in an uninterrupted run, which callbacks such as EarlyStopping count"
-_CALLED = "called _Ends.on_train_epoch_end, to be called again where the epoch ends"
+_CALLED = "called _Ends.on_train_epoch_end, which is called again at the end of the epoch"
 
 
 @pytest.mark.parametrize(
     ("module", "stops_at", "steps", "told"),
     [
         # Of 4 steps an epoch.
-        (_Validates, 6, 12, [f"the run was ended in the middle of epoch 1: for that Lightning {_VALIDATED}"]),
+        (_Validates, 6, 12, [f"the run ended in the middle of epoch 1: to end it, Lightning {_VALIDATED}"]),
         (_Validates, 8, 12, []),
         (_Validates, None, 6, []),
         (_Plain, 6, 12, []),
-        (_Ends, 6, 12, [f"the run was ended in the middle of epoch 1: for that Lightning {_CALLED}"]),
-        (_Ends, None, 6, [f"the run was ended in the middle of epoch 1: for that Lightning {_CALLED}"]),
+        (_Ends, 6, 12, [f"the run ended in the middle of epoch 1: to end it, Lightning {_CALLED}"]),
+        (_Ends, None, 6, [f"the run ended in the middle of epoch 1: to end it, Lightning {_CALLED}"]),
         (_Ends, 8, 12, []),
         (_Ends, None, 8, []),
     ],

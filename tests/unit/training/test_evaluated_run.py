@@ -57,7 +57,7 @@ def test_a_checkpoint_from_elsewhere_is_evaluated_in_a_run_of_a_new_name(tmp_pat
     outside = tmp_path / "plain.ckpt"
     torch.save({"state_dict": {}}, outside)
     runs = tmp_path / "runs"
-    with pytest.raises(RunDirectoryError, match=r"to evaluate plain.ckpt in a new one, name that: --name NEW"):
+    with pytest.raises(RunDirectoryError, match=r"to evaluate plain.ckpt in a new run, give its name: --name NEW"):
         find_evaluated_run(config(runs, None), str(outside))
     with pytest.raises(ResumeError, match=r"gone\.ckpt does not exist"):
         find_evaluated_run(config(runs, "new"), str(tmp_path / "gone.ckpt"))
@@ -95,10 +95,10 @@ def test_without_a_name_it_is_the_newest_run_with_the_config(run: Path, tmp_path
     ("name", "checkpoint", "kind", "says"),
     [
         ("other", "best", RunDirectoryError, "there is no run 'other'"),
-        (None, "best", RunDirectoryError, "has no run with this config to evaluate"),
+        (None, "best", RunDirectoryError, "has no run with this config; give the run to evaluate"),
         ("first", "gone.ckpt", ResumeError, "gone.ckpt does not exist"),
         ("empty", "best", ResumeError, "has no checkpoint"),
-        ("untold", "best", ResumeError, "names no best checkpoint that is still there"),
+        ("untold", "best", ResumeError, "names no best checkpoint that still exists"),
         ("broken", "last", ResumeError, "no checkpoint in .* is whole"),
     ],
 )

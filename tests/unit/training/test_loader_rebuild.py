@@ -155,13 +155,16 @@ def test_ranks_share_what_a_sampler_of_the_users_own_draws(kind: str) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: DataLoader(Stream(), 4), "(its dataset is iterable): a resume begins its epoch anew"),
-        (lambda: StatefulDataLoader(Stream(), 4), "(its dataset is iterable): a resume gives all ranks the state"),
-        (lambda: [1], "(list, no DataLoader): a resume begins its epoch anew"),
-        (lambda: CombinedLoader([CombinedLoader(DataLoader(_NUMBERS))]), "(CombinedLoader): a resume begins"),
-        (_KEPT["own sampler"], "in the order of OwnSampler: a resume repeats it if it depends on"),
-        (_KEPT["own batches"], "in the order of OwnBatches: a resume repeats it if it depends on"),
-        (lambda: Reversed(_NUMBERS, 4), "Reversed iterates in a way of its own"),
+        (lambda: DataLoader(Stream(), 4), "(its dataset is iterable): a resume restarts its epoch"),
+        (
+            lambda: StatefulDataLoader(Stream(), 4),
+            "(its dataset is iterable): a resume gives all ranks the loader state",
+        ),
+        (lambda: [1], "(list is not a DataLoader): a resume restarts its epoch"),
+        (lambda: CombinedLoader([CombinedLoader(DataLoader(_NUMBERS))]), "(CombinedLoader): a resume restarts"),
+        (_KEPT["own sampler"], "OwnSampler decides the order of the training data: a resume repeats it if it depends"),
+        (_KEPT["own batches"], "OwnBatches decides the order of the training data: a resume repeats it if it depends"),
+        (lambda: Reversed(_NUMBERS, 4), "Reversed overrides __iter__"),
     ],
 )
 def test_what_a_resume_may_not_repeat_is_told_once(make: Callable[[], Any], told: str) -> None:
@@ -261,7 +264,7 @@ def test_a_batch_sampler_whose_sampler_cannot_be_set_is_drawn_from_as_it_is(worl
     made = ordered(lambda: DataLoader(_NUMBERS, batch_sampler=Fixed(), collate_fn=keep), fixed=False,
                    world_size=world_size, notices=notices)  # fmt: skip
     assert len(list(made)) == 6
-    assert any("left as it is" in notice for notice in notices) is (world_size == 2)
+    assert any("is not changed" in notice for notice in notices) is (world_size == 2)
 
 
 def test_a_batch_sampler_over_torchs_own_sampler_is_dealt_to_the_ranks() -> None:
@@ -276,7 +279,9 @@ def test_a_batch_sampler_over_torchs_own_sampler_is_dealt_to_the_ranks() -> None
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("fixed", [True, False])
 def test_empty_data_is_told_by_the_class_that_made_it(shuffle: bool, fixed: bool) -> None:
-    with pytest.raises(DataError, match=r"^the training data is empty: Owner\.train_dataloader made a loader of no"):
+    with pytest.raises(
+        DataError, match=r"^the training data is empty: Owner\.train_dataloader returned a loader without"
+    ):
         ordered(lambda: DataLoader([], 4, shuffle=shuffle), fixed=fixed)  # type: ignore[arg-type]
 
 
@@ -299,7 +304,7 @@ def test_less_data_than_one_global_batch_is_refused(size: int, enough: bool) -> 
 
 def test_a_loader_that_ignores_the_planned_batch_is_refused_with_both_sizes() -> None:
     with pytest.raises(
-        DataError, match=r"global_batch_size 32 needs 8 samples at once .* 4 ranks, but Owner\..* of 3;"
+        DataError, match=r"global_batch_size 32 needs batch_size 8 on each of 4 ranks, but Owner\..* with 3;"
     ):
         ordered(shuffled(48, 3), micro=8, world_size=4)
 
@@ -308,7 +313,7 @@ def test_each_of_combined_loaders_has_the_planned_batch() -> None:
     def make() -> Any:
         return CombinedLoader({"a": shuffled(24, 4)(), "b": shuffled(24, 3)()}, "min_size")
 
-    with pytest.raises(DataError, match=r"needs 4 samples at once .* made a loader of 3"):
+    with pytest.raises(DataError, match=r"needs batch_size 4 .* returned a loader with 3"):
         ordered(make)
 
 
@@ -322,6 +327,4 @@ def test_without_a_fixed_global_batch_any_loader_will_do_and_another_batch_than_
     assert len(batches) == 1
     assert notices == []
     ordered(lambda: [shuffled(3, 3)(), shuffled(3, 2)()], micro=3, **known)
-    assert notices == [
-        "Owner.train_dataloader made a loader of 2 samples, not of the 3 that the plan has for each rank"
-    ]
+    assert notices == ["Owner.train_dataloader returned a loader with batch_size 2; the plan has 3 for each rank"]

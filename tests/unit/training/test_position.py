@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.training.loops.position import Position, changes_of, moved, read_position, rewound
+from launcher.training.loops.position import Position, describe_changes, moved, read_position, rewound
 
 
 def _counts(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:
@@ -67,8 +67,8 @@ def test_it_goes_back_to_where_no_gradients_were_being_added_up(position: Positi
     assert 0 < position.batches - back.batches < position.accumulate
     assert back.total - back.batches == position.total - position.batches
     assert back.validated_batches == position.batches - (position.stage == "batch_end")
-    (told,) = changes_of(position, back) if back.in_epoch else ["between two optimizer steps"]
-    assert "between two optimizer steps" in told
+    (told,) = describe_changes(position, back) if back.in_epoch else ["while gradients were accumulated"]
+    assert "while gradients were accumulated" in told
 
 
 @given(st.integers(1, 20), st.sampled_from([(1, 2), (2, 1), (4, 2), (2, 8), (3, 6)]), st.sampled_from([1, 2, 3]))
@@ -85,16 +85,16 @@ def test_the_samples_of_all_ranks_are_kept_on_another_number_of_ranks(
     assert now.batches == steps * accumulate_now
     assert now.total == (steps + 9) * accumulate_now
     assert (now.stage, now.accumulate, now.world_size) == ("batch_end", accumulate_now, new)
-    assert changes_of(position, now) == []
+    assert describe_changes(position, now) == []
 
 
 def test_what_is_no_whole_number_of_steps_goes_on_before_it_and_is_told() -> None:
     position = Position(0, 5, "validated", total=5, world_size=1, batch_sizes=(4,))
     now = moved(position, 2, 1, [4])
     assert (now.batches, now.stage) == (2, "between")
-    (told,) = changes_of(position, now)
+    (told,) = describe_changes(position, now)
     assert told.startswith("20 samples of the epoch were trained")
-    assert "goes on after 16" in told
+    assert "continues after 16" in told
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -104,18 +104,18 @@ def test_a_checkpoint_of_plain_lightning_goes_on_at_its_batch(world_size: int, s
     position = Position(0, 4, "validated", total=12)
     now = moved(position, world_size, 1, sizes)
     assert (now.batches, now.total, now.stage, now.world_size) == (4, 12, "validated", world_size)
-    assert changes_of(position, now) == []
+    assert describe_changes(position, now) == []
 
 
 def test_a_loader_that_does_not_say_its_batch_is_compared_by_batches() -> None:
     position = Position(0, 4, total=4, batch_sizes=(None, 8))
-    assert changes_of(position, moved(position, 1, 1, [4, 8])) == []
+    assert describe_changes(position, moved(position, 1, 1, [4, 8])) == []
 
 
 def test_another_number_of_loaders_is_told() -> None:
     position = Position(0, 5, total=5, batch_sizes=(4, 4))
-    (told,) = changes_of(position, moved(position, 1, 1, [4]))
-    assert "had 2 training loaders, now there are 1" in told
+    (told,) = describe_changes(position, moved(position, 1, 1, [4]))
+    assert "had 2 training loaders and this run has 1" in told
 
 
 def test_what_a_callback_accumulates_stays_as_it_was() -> None:

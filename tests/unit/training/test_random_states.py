@@ -64,7 +64,10 @@ def test_the_training_begins_with_the_checkpoints_states() -> None:
 def test_a_checkpoint_without_states_or_of_other_ranks_says_so_and_changes_nothing() -> None:
     states = capture()
     first = _draw()
-    for checkpoint, world_size, said in (({}, 1, "no random states"), ({KEY: [states] * 4}, 2, "of 4 ranks, and now")):
+    for checkpoint, world_size, said in (
+        ({}, 1, "no random states"),
+        ({KEY: [states] * 4}, 2, "of 4 ranks and this run has 2"),
+    ):
         restore(states)
         (notice,) = _resume(checkpoint, world_size)
         assert said in notice

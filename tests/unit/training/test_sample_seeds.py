@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, random_split
 
 from launcher.checkpoint.rng_state import capture, restore
-from launcher.training.data.sample_seeds import SeededIndex, mixed, seed_each_sample
+from launcher.training.data.sample_seeds import SeededIndex, mix_seeds, seed_each_sample
 from tests.support.training_loaders import keep, ordered
 
 # torchdata calls what torch 2.13 deprecates.
@@ -121,5 +121,5 @@ def test_a_seeded_index_goes_to_the_worker_whole() -> None:
 def test_every_number_and_its_place_count(numbers: list[int], at: int, other: int) -> None:
     changed = list(numbers)
     changed[at % len(numbers)] = other
-    assert (mixed(*changed) == mixed(*numbers)) == (changed == numbers)
-    assert 0 <= mixed(*numbers) < 2**64
+    assert (mix_seeds(*changed) == mix_seeds(*numbers)) == (changed == numbers)
+    assert 0 <= mix_seeds(*numbers) < 2**64

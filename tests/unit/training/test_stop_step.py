@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.core.errors import Interrupted
-from launcher.training.callbacks.events import GracefulStop
-from launcher.training.loops.batch_end import CheckpointAfterBatch
+from launcher.training.callbacks.run_checkpoint import CheckpointAfterBatch
 from launcher.training.stop.agreement import StopAgreement
+from launcher.training.stop.callback import GracefulStop
 
 
 class Counting(pl.LightningModule):

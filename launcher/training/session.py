@@ -1,0 +1,65 @@
+"""This process as one rank of a run: its place, its log and what it reports to its agent."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.config.schema import RunConfig
+from launcher.core.secrets import find_secrets
+from launcher.hardware.topology import Topology
+from launcher.process.rank_log import RankLog
+from launcher.process.rank_status import RankStatusWriter
+
+
+@dataclass(frozen=True, slots=True)
+class RankSession:
+    """One rank from its start to its end.
+
+    Attributes:
+        topology: this rank's place.
+        status: what this rank reports to its agent.
+        log: this rank's output.
+    """
+
+    topology: Topology
+    status: RankStatusWriter
+    log: RankLog
+
+    def move_log(self, path: Path, **values: Any) -> None:
+        """Move the log into the run directory, and report the new path and `values` to the agent."""
+        self.log.move_to(path)
+        self.status.tell(log=self.log.path, **values)
+
+
+@contextlib.contextmanager
+def rank_session(
+    config: RunConfig, env: Mapping[str, str], terminal_ranks: Collection[int] | None
+) -> Iterator[RankSession]:
+    """Log this rank's output, and report an error that ends it to the agent.
+
+    Args:
+        config: the run's.
+        env: defines which rank this is.
+        terminal_ranks: ranks whose output goes to the terminal too; None means all.
+    """
+    topology = Topology.from_env(env, socket.gethostname())
+    status = RankStatusWriter.from_env(env)
+    status.keep_secret(find_secrets(config.to_dict()).values())
+    log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
+    try:
+        # If the folder cannot be written, opening the run directory reports it.
+        with contextlib.suppress(OSError):
+            log.attach()
+        status.tell(log=log.path)
+        yield RankSession(topology, status, log)
+    except BaseException as error:  # every end of a rank is reported; raised on
+        status.raised(error)
+        raise
+    finally:
+        log.detach()
+        log.discard_pending()
