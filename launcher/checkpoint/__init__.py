@@ -1,4 +1,4 @@
-"""Checkpoint files: their formats, integrity, precision, and how they are read without running foreign code.
+"""Checkpoint files: formats, integrity, precision, and reading them without running untrusted code.
 
-What a training puts into a checkpoint is decided in `training`.
+What a training saves in a checkpoint belongs in `launcher.training`.
 """

@@ -1,4 +1,4 @@
-"""Lightning's way to the disk for checkpoints: nothing half written ever has a checkpoint's name."""
+"""A CheckpointIO plugin that writes atomically: no partly written file has the name of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
 from launcher.checkpoint.manifest import publish, remove
-from launcher.checkpoint.read_back import ReadBack, unsaveable
+from launcher.checkpoint.read_back import ReadBack, find_unsaveable
 from launcher.checkpoint.reader import Trust, read_file
 from launcher.checkpoint.secrets import hide_hyperparameters
 from launcher.core.errors import TrainingError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, syncs it, notes its hashes, and only then gives it its name.
+    """Writes a checkpoint under a temporary name, syncs it, writes its hashes and renames it.
 
-    Lightning's own writes whole files too, but does not wait for the disk and keeps no hash.
+    Lightning's plugin is atomic too, but does not sync the file and writes no hashes.
 
     Args:
         trust: which checkpoints may run code when they are loaded.
-        read_back: looks at the first one that is written.
+        read_back: checks that the first checkpoint can be read.
     """
 
     def __init__(self, trust: Trust = Trust(), read_back: ReadBack | None = None) -> None:  # noqa: B008 -- frozen
@@ -37,27 +37,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save to a local path, or as Lightning does to another URL, without hashes.
+        """Save to a local path, or to a URL as Lightning does, without hashes.
 
         Args:
             checkpoint: what to save.
             path: its name.
-            storage_options: none are known.
+            storage_options: not used for a local path.
 
         Raises:
-            OSError: the disk is full or read-only; an earlier checkpoint of that name is still there.
-            TrainingError: something in it cannot be pickled; says where it is.
+            OSError: the disk is full or read-only; an earlier checkpoint of that name is kept.
+            TrainingError: a part of it cannot be pickled; names the part.
         """
         if not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target, run = _local(path), self._trust.run
-        # Elsewhere the user's umask decides.
+        # Outside the run directory the user's umask applies.
         private = run is None or target.is_relative_to(run.absolute())
         target.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
-        # Of weights alone the callbacks are not told.
+        # Lightning does not call the callbacks when it saves weights only.
         hide_hyperparameters(checkpoint)
         try:
             with open(temporary, "wb", opener=_private if private else None) as file:
@@ -65,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if self._read_back is not None:
                 self._read_back(temporary, target)
             publish(temporary, target, step if isinstance(step, int) else None, with_manifest=private)
-        except BaseException:  # Ctrl-C too leaves no half-written checkpoint; raised on
+        except BaseException:  # Ctrl-C too leaves no partly written checkpoint; raised on
             temporary.unlink(missing_ok=True)
             raise
 
@@ -76,7 +76,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, loc: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load from a local path, or from another URL, of which only trust runs anything.
+        """Load from a local path or a URL. Code from a URL runs only if all checkpoints are trusted.
 
         Args:
             path: the checkpoint.
@@ -84,7 +84,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             weights_only: False if the caller trusts the file.
 
         Raises:
-            ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
+            ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
         """
         if not _is_local_file_protocol(path):
             safe = weights_only is not False and not self._trust.everywhere
@@ -94,7 +94,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove it with what was noted of it."""
+        """Remove a checkpoint and its manifest."""
         if _is_local_file_protocol(path):
             remove(_local(path))
         else:
@@ -109,10 +109,12 @@ def _save(checkpoint: dict[str, Any], file: Any) -> None:
     try:
         torch.save(checkpoint, file)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        found = unsaveable(checkpoint)
+        found = find_unsaveable(checkpoint)
         if found is None:
             raise
-        raise TrainingError(f"the checkpoint cannot be saved: {found}: {error}; keep it out of the state") from error
+        raise TrainingError(
+            f"the checkpoint cannot be saved: {found}: {error}; remove this object from the state"
+        ) from error
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,6 +1,6 @@
-"""DeepSpeed's checkpoints: a folder with files of every rank, read as `launcher.checkpoint.reader` reads any.
+"""DeepSpeed's checkpoints: a folder with files of every rank, read with the same safety as other checkpoints.
 
-The layout is DeepSpeed's own (deepspeed/utils/zero_to_fp32.py, whose functions put the pieces together here too).
+For the layout see deepspeed/utils/zero_to_fp32.py, whose functions consolidate the partitions here too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, plain, 
 from launcher.core.errors import ResumeError
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
-# DeepSpeed's part of a file; the rest is what Lightning had it save.
+# DeepSpeed's own keys in a file; Lightning saves the others.
 _OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
                  "frozen_param_fragments", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names",
                  "skipped_steps", "global_steps", "global_samples", "dp_world_size", "mp_world_size",
@@ -29,60 +29,60 @@ _OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_
 
 @dataclass(frozen=True, slots=True)
 class ZeroLayout:
-    """How a checkpoint's pieces are cut. DeepSpeed itself loads only what is cut as the running training is.
+    """How a checkpoint is partitioned. DeepSpeed loads only checkpoints with the layout of the running training.
 
     Attributes:
         stage: ZeRO's stage.
         world_size: number of ranks.
         dtype: 'fp16', 'bf16' or 'fp32'.
-        cut: the further settings that the cut depends on.
+        settings: other settings that the layout depends on.
     """
 
     stage: int
     world_size: int
     dtype: str
-    cut: tuple[Any, ...]
+    settings: tuple[Any, ...]
 
     @classmethod
     def of(cls, config: Mapping[str, Any], world_size: int) -> ZeroLayout:
-        """The layout that a DeepSpeed config makes with `world_size` ranks."""
+        """The layout for a DeepSpeed config and `world_size` ranks."""
         zero = config.get("zero_optimization", {})
         dtypes = [name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled")]
         offload = zero.get("offload_optimizer") or {}
-        cut = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"),
-               _gradients_in_fp32(config))  # fmt: skip
-        return cls(zero.get("stage", 0), world_size, dtypes[0] if dtypes else "fp32", cut)
+        settings = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"),
+                    _gradients_in_fp32(config))  # fmt: skip
+        return cls(zero.get("stage", 0), world_size, dtypes[0] if dtypes else "fp32", settings)
 
 
 def _gradients_in_fp32(config: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed takes its optimizer of stage 1 for bf16 weights with fp32 gradients, as it decides itself."""
+    """Whether DeepSpeed chooses its optimizer for bf16 weights with fp32 gradients in stage 1."""
     zero = config.get("zero_optimization", {})
-    asked = config.get("data_types", {}).get("grad_accum_dtype")
+    dtype = config.get("data_types", {}).get("grad_accum_dtype")
     offload = (zero.get("offload_optimizer") or {}).get("device", "none")
     is_bf16 = config.get("bf16", {}).get("enabled") is True
-    return asked == "fp32" and is_bf16 and zero.get("stage", 0) == 1 and offload == "none"
+    return dtype == "fp32" and is_bf16 and zero.get("stage", 0) == 1 and offload == "none"
 
 
 def zero_layout(path: Path) -> ZeroLayout:
-    """How the pieces of a checkpoint are cut.
+    """The layout of a checkpoint.
 
     Raises:
-        ResumeError: it is no DeepSpeed checkpoint, or damaged.
+        ResumeError: it is not a DeepSpeed checkpoint, or damaged.
     """
     content = _model_file(path)
     return ZeroLayout.of(content["ds_config"], content["dp_world_size"])
 
 
 def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
-    """What Lightning had saved, and in place of weights tensors without content that have their shapes.
+    """What Lightning saved, with meta tensors of the right shapes instead of the weights.
 
     Args:
         path: the checkpoint.
         trust: see `launcher.checkpoint.reader.read_file`.
-        outline: see there.
+        outline: see `launcher.checkpoint.reader.read_file`.
 
     Raises:
-        ResumeError: no DeepSpeed checkpoint, a damaged one, or one that lacks the files of a rank.
+        ResumeError: not a DeepSpeed checkpoint, a damaged one, or one without the files of a rank.
     """
     content = _model_file(path, trust, outline=outline)
     folder = _folder(path)
@@ -90,7 +90,7 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
     if pieces != content["dp_world_size"]:
         raise ResumeError(
             f"resume: {path} has the optimizer files of {pieces} ranks, but {content['dp_world_size']} saved it; "
-            "all ranks must see the same folder, or the save was cut short"
+            "either the ranks do not share the folder, or the save was interrupted; give another checkpoint"
         )
     shapes: dict[str, Any] = {}
     for group in content["param_shapes"]:
@@ -103,25 +103,25 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
 
 
 def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
-    """A DeepSpeed checkpoint as the one that Lightning would have saved without it: fp32 weights, optimizer states.
+    """A DeepSpeed checkpoint as Lightning saves one without DeepSpeed: fp32 weights, optimizer states.
 
     Args:
         path: the checkpoint.
         trust: see `launcher.checkpoint.reader.read_file`.
 
     Returns:
-        A Lightning checkpoint. `optimizer_states` holds one state dict as torch's optimizers make it, for parameters in
-        the order of `parameter_names`.
+        A Lightning checkpoint. `optimizer_states` has one state dict in the form of torch's optimizers, for parameters
+        in the order of `parameter_names`.
 
     Raises:
-        ResumeError: no DeepSpeed checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
+        ResumeError: not a DeepSpeed checkpoint, a damaged one, or one whose loading would run untrusted code.
     """
     from deepspeed.utils import zero_to_fp32
 
     content = _model_file(path, trust)
     folder = str(_folder(path))
     try:
-        # DeepSpeed's functions tell their progress on stdout and stderr.
+        # DeepSpeed's functions print their progress.
         with (
             guarded_loads(path, trust),
             contextlib.redirect_stdout(io.StringIO()),
@@ -130,37 +130,37 @@ def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
             models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(folder))
             pieces = [read_file(Path(file), trust, of=path)["optimizer_state_dict"]
                       for file in zero_to_fp32.get_optim_files(folder)]  # fmt: skip
-            whole = _Whole(models, pieces)
-            state = whole.join(whole.fp32_pieces(), with_buffers=True)
-            optimizer, names = whole.optimizer_state()
+            partitions = _Partitions(models, pieces)
+            state = partitions.join(partitions.fp32_weights(), with_buffers=True)
+            optimizer, names = partitions.optimizer_state()
         settings = content.get(EMPTY_GROUPS, {})
         optimizer["param_groups"] = with_empty_groups(optimizer["param_groups"], settings)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
-        raise ResumeError(f"resume: {path} cannot be put together: {plain(error)}") from error
+        raise ResumeError(f"resume: {path} cannot be consolidated: {plain(error)}; give another checkpoint") from error
     return {**_of_lightning(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
 
 
-class _Whole:
-    """Puts the ranks' pieces together, weights and optimizer states alike: they are cut in the same way."""
+class _Partitions:
+    """Consolidates the ranks' partitions of weights and optimizer states, which have the same layout."""
 
     def __init__(self, models: Sequence[Any], pieces: Sequence[Mapping[str, Any]]) -> None:
         self._models = models
         self._pieces = pieces
-        # The optimizer of bf16 weights with fp32 gradients in stage 1 does not name it.
+        # DeepSpeed's optimizer for bf16 weights with fp32 gradients in stage 1 does not save the stage.
         self._stage = int(pieces[0].get("zero_stage", 1))
         self._shapes = [dict(group) for group in models[0].param_shapes]
 
-    def fp32_pieces(self) -> list[list[Tensor]]:
-        """Each rank's piece of each group of fp32 weights."""
+    def fp32_weights(self) -> list[list[Tensor]]:
+        """Each rank's partition of each group of fp32 weights."""
         key = "fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"
         return [list(piece[key]) for piece in self._pieces]
 
     def join(self, pieces: list[list[Tensor]], *, with_buffers: bool) -> dict[str, Tensor]:
-        """Whole tensors by parameter name.
+        """Consolidated tensors by parameter name.
 
         Args:
             pieces: for each rank, for each group.
-            with_buffers: also the buffers and frozen parameters, which are not cut.
+            with_buffers: also the buffers and frozen parameters, which are not partitioned.
         """
         from deepspeed.utils import zero_to_fp32 as tools
 
@@ -171,16 +171,16 @@ class _Whole:
         else:
             paddings = self._pieces[0].get("param_alignment_paddings")
             joined = tools._get_fp32_state_dict_from_zero2_checkpoint(count, pieces, self._models, frozen_too, paddings)
-        # Each its own storage: views would be saved with the whole group behind them.
-        whole = {name: tensor.clone() for name, tensor in tools.to_torch_tensor(joined).items()}
-        return whole if with_buffers else {name: whole[name] for group in self._shapes for name in group}
+        # A storage for each: saving a view would save its group.
+        full = {name: tensor.clone() for name, tensor in tools.to_torch_tensor(joined).items()}
+        return full if with_buffers else {name: full[name] for group in self._shapes for name in group}
 
     def optimizer_state(self) -> tuple[dict[str, Any], list[str]]:
-        """The state dict of an optimizer that was never cut, and the names of its parameters in their order."""
+        """The state dict of an optimizer without partitions, and the names of its parameters in their order."""
         key = "optimizer_state_dict" if self._stage == 3 else "base_optimizer_state"
         states = [piece[key] for piece in self._pieces]
-        weights = self.fp32_pieces()
-        # In stage 3 a group of the user's may be several here.
+        weights = self.fp32_weights()
+        # In stage 3 DeepSpeed may split a parameter group of the user.
         groups = [dict(group) for group in states[0]["param_groups"]]
         names: list[str] = []
         state: dict[int, dict[str, Any]] = {}
@@ -189,22 +189,22 @@ class _Whole:
             group["params"] = list(range(len(names), len(names) + len(own)))
             names += own
         index_of = {name: index for index, name in enumerate(names)}
-        whole: dict[str, dict[str, Tensor]] = {}
-        for key in self._cut_keys(states[0], weights[0]):
+        full: dict[str, dict[str, Tensor]] = {}
+        for key in self._partitioned_keys(states[0], weights[0]):
             pieces = [
                 [own["state"][n][key].flatten()[: len(weight)] for n, weight in enumerate(weights[rank])]
                 for rank, own in enumerate(states)
             ]
-            whole[key] = self.join(pieces, with_buffers=False)
+            full[key] = self.join(pieces, with_buffers=False)
         for n, shapes in enumerate(self._shapes):
             for name in shapes:
-                # A copy for each parameter: a count of steps that they shared would be raised by every one of them.
-                scalars = {k: copy.deepcopy(v) for k, v in states[0]["state"].get(n, {}).items() if k not in whole}
-                state[index_of[name]] = {**scalars, **{key: whole[key][name] for key in whole}}
+                # A copy for each parameter: each parameter would increment a shared step counter.
+                scalars = {k: copy.deepcopy(v) for k, v in states[0]["state"].get(n, {}).items() if k not in full}
+                state[index_of[name]] = {**scalars, **{key: full[key][name] for key in full}}
         return {"state": state, "param_groups": groups}, names
 
-    def _cut_keys(self, own: Mapping[str, Any], weights: Sequence[Tensor]) -> list[str]:
-        """The states that there is one number of for each weight, such as Adam's two moments."""
+    def _partitioned_keys(self, own: Mapping[str, Any], weights: Sequence[Tensor]) -> list[str]:
+        """The states with one number for each weight, such as Adam's moments."""
         first = own["state"].get(0, {})
         return [key for key, value in first.items() if isinstance(value, Tensor) and value.numel() >= len(weights[0])
                 and value.dim() > 0]  # fmt: skip
@@ -216,17 +216,19 @@ def _model_file(path: Path, trust: Trust | None = None, *, outline: bool = False
     found = [folder / name for name in names if (folder / name).exists()]
     if not found:
         raise ResumeError(
-            f"resume: {path} is a folder, but no DeepSpeed checkpoint: it has no {names[0]}; give another one"
+            f"resume: {path} is a folder, but not a DeepSpeed checkpoint: it has no {names[0]}; give another one"
         )
     content = as_mapping(read_file(found[0], trust, of=path, outline=outline), path)
     missing = [key for key in ("param_shapes", "dp_world_size", "ds_config", "module") if key not in content]
     if missing:
-        raise ResumeError(f"resume: {found[0]} is of no ZeRO training: it lacks {', '.join(missing)}; give another one")
+        raise ResumeError(
+            f"resume: {found[0]} is not from a ZeRO training: it lacks {', '.join(missing)}; give another one"
+        )
     return content
 
 
 def _folder(path: Path) -> Path:
-    """Where the files are: DeepSpeed names it in `latest`."""
+    """The folder of the files, which DeepSpeed writes to `latest`."""
     try:
         tag = (path / "latest").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

@@ -1,6 +1,6 @@
-"""The classes whose objects a checkpoint may hold wherever it comes from: making them runs none of a file's choice.
+"""The classes whose objects any checkpoint may contain, as creating them runs no code that the file chooses.
 
-torch's own list for `weights_only`, what the user has added to it, and values such as numbers, paths and dates.
+These are torch's list for `weights_only`, the user's additions to it, and values such as numbers, paths and dates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from launcher.checkpoint.pickle_nodes import Global
 
 
 class NotLoaded:
-    """Stands for an object of a checkpoint whose making would run code; it has nothing of it but the name."""
+    """Replaces an object of a checkpoint whose creation would run code; it has only the object's name."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -43,7 +43,7 @@ class NotLoaded:
 
     def __getattr__(self, name: str) -> Any:
         what = self.__dict__.get("_what", "an object")
-        raise AttributeError(f"{name}: {what} of the checkpoint was not loaded, as this could run code of the file")
+        raise AttributeError(f"{name}: {what} of the checkpoint was not loaded, as this could run code from the file")
 
 
 _VALUES = (
@@ -53,9 +53,9 @@ _VALUES = (
     *(frozenset, slice, range, int, float, bool, str, bytes, list, dict, tuple, object, type(None)),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path, pathlib.PosixPath),
 )
-# A path of another system is one that files cannot be opened by here.
+# Paths of another operating system cannot open files here.
 _ALIASES: dict[str, Any] = {"pathlib.WindowsPath": pathlib.PureWindowsPath}
-# Modules whose classes are made like plain values, each with what is one; imported only if a file names them.
+# Classes of other libraries that are created like plain values; imported only if a file names them.
 _LIBRARIES = {
     "omegaconf.dictconfig": ("DictConfig",),
     "omegaconf.listconfig": ("ListConfig",),
@@ -67,15 +67,15 @@ _LIBRARIES = {
     "deepspeed.utils.tensor_fragment": ("fragment_address",),
 }  # fmt: skip
 _RECONSTRUCTOR: Any = vars(copyreg)["_reconstructor"]
-# Named, never called from here: an optimizer's or a layer's class, or a function between them.
+# Classes and functions of these packages may be named, such as an activation; they are never called here.
 _NAMED = ("torch.nn.", "torch.optim.")
 
 
 def known(named: Global) -> Any:
-    """What a name stands for.
+    """Find a known class or function.
 
     Returns:
-        The class or function; `NotImplemented` if it is none of those that may come from anywhere.
+        The class or function; `NotImplemented` if it is not a known one.
     """
     path = str(named) if named.module != "builtins" else f"builtins.{named.name}"
     for table in (_table(), torchs._get_allowed_globals(), torchs._get_user_allowed_globals()):
@@ -92,7 +92,7 @@ def known(named: Global) -> Any:
     if (
         named.module.startswith(_NAMED)
         and isinstance(found, type | types.FunctionType)
-        # Not a name that the module has only taken from elsewhere.
+        # Not a name that the module imports from another one.
         and (found.__module__, found.__qualname__) == (named.module, named.name)
     ):
         return found
@@ -100,19 +100,19 @@ def known(named: Global) -> Any:
 
 
 def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, new: bool) -> Any:
-    """Make an object of a known class.
+    """Create an object of a known class.
 
     Raises:
-        pickle.UnpicklingError: it is none that may be called.
+        pickle.UnpicklingError: the function must not be called.
     """
     if isinstance(function, enum.EnumType):
         return _member(function, *args)
     if not isinstance(function, type | types.FunctionType | types.BuiltinFunctionType):
-        raise pickle.UnpicklingError(f"a {type(function).__name__} is not to be called")
+        raise pickle.UnpicklingError(f"a {type(function).__name__} must not be called")
     if (own := _CALLS.get(function)) is not None:
         return own(*args, **kwargs)
-    if not _is_of_torchs_list(function) and function not in _makers():
-        raise pickle.UnpicklingError(f"{function.__module__}.{function.__qualname__} is not to be called")
+    if not _is_on_torchs_list(function) and function not in _makers():
+        raise pickle.UnpicklingError(f"{function.__module__}.{function.__qualname__} must not be called")
     if function is _rebuild_from_type_v2:
         _check_rebuilt(*args)
     if new and function is not torch.nn.Parameter:
@@ -121,14 +121,14 @@ def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 
 
 def may_change(made: Any, step: str) -> bool:
-    """Whether a file may change a known object after it was made: not one that is there once for all, as of an enum.
+    """Whether a file may change a known object after its creation: not a shared one, such as an enum's member.
 
     Args:
         made: the object.
-        step: of `launcher.checkpoint.pickle_nodes.Call`.
+        step: a step of `launcher.checkpoint.pickle_nodes.Call`.
     """
     kind = type(made)
-    if _is_of_torchs_list(kind):
+    if _is_on_torchs_list(kind):
         return True
     if step == "state":
         others = (functools.partial, collections.defaultdict, np.ndarray)
@@ -137,19 +137,19 @@ def may_change(made: Any, step: str) -> bool:
 
 
 def _check_rebuilt(function: Any, kind: Any, *_: Any) -> None:
-    if function not in torchs._tensor_rebuild_functions() or not _is_of_torchs_list(kind):
-        raise pickle.UnpicklingError(f"{function} makes no tensor")
+    if function not in torchs._tensor_rebuild_functions() or not _is_on_torchs_list(kind):
+        raise pickle.UnpicklingError(f"{function} does not create a tensor")
 
 
-def _is_of_torchs_list(function: Any) -> bool:
-    """By identity: what a file holds may compare equal to anything."""
+def _is_on_torchs_list(function: Any) -> bool:
+    """Compares by identity: an object of a file may compare equal to anything."""
     tables = (torchs._get_allowed_globals(), torchs._get_user_allowed_globals())
     return any(function is each for table in tables for each in table.values())
 
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    """Classes and functions by the names under which they are pickled, whichever version has done it."""
+    """Classes and functions by the names under which any version pickles them."""
     table: dict[str, Any] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _VALUES}
     for module in ("pathlib", "pathlib._local"):
         names = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath")
@@ -167,14 +167,14 @@ def _table() -> dict[str, Any]:
 
 
 def _makers() -> frozenset[Any]:
-    """What may be called as it is, besides torch's."""
+    """Classes and functions other than torch's that may be called directly."""
     libraries = {getattr(sys.modules[module], name) for module, names in _LIBRARIES.items() if module in sys.modules
                  for name in names if hasattr(sys.modules[module], name)}  # fmt: skip
     return frozenset({*_VALUES, *libraries, _empty_array, _number, _frombuffer})
 
 
 def _imported(named: Global) -> Any:
-    """What a name stands for in a module that this program has imported; nothing of the module runs."""
+    """Find a name in a module that is imported already; runs no code of the module."""
     found: Any = sys.modules.get(named.module)
     for part in named.name.split("."):
         try:
@@ -185,7 +185,7 @@ def _imported(named: Global) -> Any:
 
 
 def _member(kind: enum.EnumType, *args: Any) -> Any:
-    """A member by its value; the class's own code is not asked."""
+    """A member by its value, without calling the class's own code."""
     members: list[Any] = list(kind.__members__.values())
     found = [member for member in members if len(args) == 1 and member._value_ == args[0]]
     if found:
@@ -196,14 +196,14 @@ def _member(kind: enum.EnumType, *args: Any) -> Any:
 
 
 def _attribute(kind: Any, name: Any) -> Any:
-    """How Python 3.11 pickles a member of an enum."""
+    """Python 3.11 pickles a member of an enum as an attribute."""
     if isinstance(kind, enum.EnumType) and name in kind.__members__:
         return kind.__members__[name]
     raise pickle.UnpicklingError(f"attribute {name!r:.100} of {type(kind).__name__}")
 
 
 def _or(one: Any, other: Any) -> Any:
-    """How Python 3.11.2 pickles a combined flag: by two of its class, or by one and the bits that have no name."""
+    """Python 3.11.2 pickles a combined flag as two members, or as a member and the bits without a name."""
     kind = type(one)
     if not issubclass(kind, enum.Flag) or type(other) not in (kind, int):
         raise pickle.UnpicklingError(f"{kind.__name__} | {type(other).__name__}")
@@ -212,7 +212,7 @@ def _or(one: Any, other: Any) -> Any:
 
 def _old_style(kind: Any, base: Any, state: Any) -> Any:
     if base is not object or kind not in _makers():
-        raise pickle.UnpicklingError(f"{kind} is not to be called")
+        raise pickle.UnpicklingError(f"{kind} must not be called")
     return object.__new__(kind)
 
 
@@ -221,28 +221,28 @@ def _partial(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _default_dict(factory: Any = None, *args: Any) -> Any:
-    # It is called whenever a key is missing.
+    # The factory is called for each missing key.
     if factory not in (None, list, dict, set, int, float, str, tuple, bool, collections.OrderedDict):
-        raise pickle.UnpicklingError(f"{factory} makes the values of a defaultdict")
+        raise pickle.UnpicklingError(f"{factory} as the factory of a defaultdict")
     return collections.defaultdict(factory, *args)
 
 
 def _dtype(of: Any, *_: Any) -> np.dtype[Any]:
     if not isinstance(of, str | np.dtype | type):
-        raise pickle.UnpicklingError("a NumPy dtype of something else than a name")
-    # A copy always: its state is set next, and NumPy has one of each for everybody.
+        raise pickle.UnpicklingError("a NumPy dtype that is not given by name")
+    # Always a copy: its state is set next, and NumPy shares one object of each dtype.
     return np.dtype(of, False, True)  # type: ignore[call-overload]
 
 
 def _empty_array(kind: Any, shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
     if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"{kind} is no NumPy array")
+        raise pickle.UnpicklingError(f"{kind} is not a NumPy array")
     return np.empty((0,), dtype="b")
 
 
 def _number(dtype: Any, content: Any) -> Any:
     if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(content, bytes):
-        raise pickle.UnpicklingError("a NumPy number that is none")
+        raise pickle.UnpicklingError("an invalid NumPy number")
     return np.frombuffer(content, dtype, 1)[0]
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints on disk: written whole or not at all, and known by their hashes, so that a damaged one is found.
+"""Checkpoints on disk: written atomically, with hashes that show damage.
 
-Beside each checkpoint `x.ckpt`, a file or a directory, lies `x.ckpt.manifest`: its step, and the size and SHA-256 of
-each of its files. A checkpoint that is overwritten is for a moment on disk with the next one's manifest, so a manifest
-keeps what its checkpoint was before, too.
+Each checkpoint `x.ckpt`, a file or a directory, has a manifest `x.ckpt.manifest` with its step, and the size and
+SHA-256 of each of its files. While a checkpoint is overwritten, the old one is on disk with the manifest of the new
+one, so a manifest also contains the hashes of the checkpoint before.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from launcher.process.activity import doing
 
 MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"
-# Disks give more to several readers, up to a point.
+# Several readers get more from a disk, up to a limit.
 _HASHED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedCheckpoint:
-    """A checkpoint that cannot be resumed, and why."""
+    """A damaged checkpoint, and what is wrong with it."""
 
     path: Path
     reason: str
 
 
 def manifest_of(checkpoint: Path) -> Path:
-    """Where a checkpoint's manifest is."""
+    """The path of a checkpoint's manifest."""
     return checkpoint.with_name(checkpoint.name + MANIFEST_SUFFIX)
 
 
 def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifest: bool = True) -> None:
-    """Give a finished checkpoint of one file its name, in place of the one that has it.
+    """Rename a complete checkpoint file to its name, replacing an older one.
 
     Args:
-        temporary: the file, complete, on the same disk.
+        temporary: the file, on the same disk.
         checkpoint: its name.
-        step: optimizer steps that it holds; None if not known.
-        with_manifest: false in a folder of the user's, which holds what Lightning would put there.
+        step: number of optimizer steps; None if not known.
+        with_manifest: false in a folder of the user, which gets the same files as with plain Lightning.
 
     Raises:
-        OSError: the disk is full or read-only; what had the name before has it still.
+        OSError: the disk is full or read-only; the older checkpoint is kept.
     """
     if with_manifest:
         note_hashes(temporary, checkpoint, step)
     else:
         _sync(temporary)
         manifest_of(checkpoint).unlink(missing_ok=True)
-    # DeepSpeed's folder of that name, if the run has trained with another strategy before.
+    # A DeepSpeed folder of that name, if the run used DeepSpeed before.
     before = checkpoint.with_name(f"{checkpoint.stem}-before{checkpoint.suffix}") if checkpoint.is_dir() else None
     if before is not None:
         shutil.rmtree(before, ignore_errors=True)
@@ -71,19 +71,19 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
 
 
 def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
-    """Get a finished checkpoint, a file or a directory, onto the disk, and write the manifest for its name to be.
+    """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name.
 
     Args:
-        temporary: where it is.
-        checkpoint: the name that it will have.
-        step: optimizer steps that it holds; None if not known.
+        temporary: its path.
+        checkpoint: the path that it will have.
+        step: number of optimizer steps; None if not known.
     """
     for file in _files(temporary):
         _sync(file)
     before = _read_manifest(checkpoint) or {}
     versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
     write_file(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
-    # Whoever may read a checkpoint in a folder of the user's may check it, too.
+    # In a folder of the user, all users who may read the checkpoint may read its manifest too.
     manifest_of(checkpoint).chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)
 
 
@@ -97,9 +97,9 @@ def remove(checkpoint: Path) -> None:
 
 
 def problem_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are as they were written.
+    """What is wrong with a checkpoint's files; None if they are unchanged.
 
-    One without a manifest is another program's, or older: nothing is known against it.
+    A checkpoint without a manifest, as of another program, counts as valid.
     """
     try:
         manifest = _read_manifest(checkpoint)
@@ -115,32 +115,32 @@ def problem_of(checkpoint: Path) -> str | None:
     wanted = versions[0] if versions and isinstance(versions[0], dict) else {}
     missing = sorted(set(wanted) - set(found))
     if missing:
-        return f"{len(missing)} of its files are missing, as {missing[0]}"
+        return f"{len(missing)} of its files are missing, such as {missing[0]}"
     changed = next((name for name, value in wanted.items() if found[name] != value), None)
     if changed is None:
         return "its manifest is damaged"
     (size, _), (now, _) = wanted[changed], found[changed]
-    # A checkpoint of one file has no name inside.
+    # In a checkpoint of one file, the file has no name.
     what = f"{changed} in it" if changed else "it"
-    return f"{what} has {now} bytes of {size}" if size != now else f"{what} is not what was written (SHA-256 differs)"
+    return f"{what} has {now} bytes of {size}" if size != now else f"{what} has changed (SHA-256 differs)"
 
 
 def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> tuple[Path | None, tuple[str, ...]]:
-    """What to go on from.
+    """Choose the checkpoint to resume from.
 
     Args:
-        folder: of a run whose own checkpoints come first, None to leave them out.
-        last: name of the one that is looked at first.
-        explicit: the checkpoint that was asked for, None if none was.
+        folder: checkpoints of the run, which are preferred; None ignores them.
+        last: name of the checkpoint to try first.
+        explicit: the checkpoint that the user gave, None without one.
 
     Returns:
-        Its path, None for a fresh start; and a notice for each damaged one that was skipped.
+        Its path, None for a fresh start; and a notice for each damaged checkpoint that was skipped.
 
     Raises:
-        ResumeError: the run's checkpoints are all damaged, or the one that was asked for is.
+        ResumeError: all checkpoints of the run are damaged, or the one that the user gave is.
     """
-    found, passed = (None, ()) if folder is None else newest_valid(folder, last)
-    notices = tuple(f"checkpoint {damaged.path} is skipped: {damaged.reason}" for damaged in passed)
+    found, skipped = (None, ()) if folder is None else newest_valid(folder, last)
+    notices = tuple(f"checkpoint {damaged.path} is skipped: {damaged.reason}" for damaged in skipped)
     if found is not None:
         return found, notices
     if explicit is None:
@@ -148,41 +148,41 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
             return None, ()
         listed = "\n".join(f"  {notice}" for notice in notices)
         raise ResumeError(
-            f"no checkpoint in {folder} is whole:\n{listed}\n"
-            "start again under another --name, or from a checkpoint elsewhere: --resume PATH"
+            f"no checkpoint in {folder} is valid:\n{listed}\n"
+            "start a new run with another --name, or resume from another checkpoint: --resume PATH"
         )
     problem = problem_of(explicit)
     if problem is not None:
         raise ResumeError(
             f"resume: {explicit} is damaged: {problem}; give another checkpoint, or remove "
-            f"{manifest_of(explicit)} if you have changed it yourself"
+            f"{manifest_of(explicit)} if you changed the checkpoint yourself"
         )
     return explicit, notices
 
 
 def newest_valid(folder: Path, last: str) -> tuple[Path | None, tuple[SkippedCheckpoint, ...]]:
-    """The checkpoint to go on from: `last`, else the newest one that is whole.
+    """The newest valid checkpoint; `last` is tried first.
 
     Returns:
-        Its path, None if there is none; and the damaged ones that were skipped on the way.
+        Its path, None if there is none; and the damaged checkpoints that were skipped.
     """
-    passed: list[SkippedCheckpoint] = []
+    skipped: list[SkippedCheckpoint] = []
     for checkpoint in candidates(folder, last):
         problem = problem_of(checkpoint)
         if problem is None:
-            return checkpoint, tuple(passed)
-        passed.append(SkippedCheckpoint(checkpoint, problem))
-    return None, tuple(passed)
+            return checkpoint, tuple(skipped)
+        skipped.append(SkippedCheckpoint(checkpoint, problem))
+    return None, tuple(skipped)
 
 
 def candidates(folder: Path, last: str) -> list[Path]:
-    """All checkpoints of a run, the one to go on from first."""
+    """All checkpoints of a run in the order in which a resume tries them."""
     found = sorted(folder.glob(CHECKPOINT_PATTERN), key=lambda path: path.stat().st_mtime, reverse=True)
     return sorted(found, key=lambda path: path.name != last)
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """The manifest; None without one. One that is no JSON counts as empty, and nothing fits it."""
+    """The manifest; None without one. Invalid JSON counts as an empty manifest, which matches no checkpoint."""
     name = (
         checkpoint.name.removeprefix(".").removesuffix(".old") if checkpoint.name.startswith(".") else checkpoint.name
     )
@@ -200,7 +200,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _hashes(path: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of each file, by its path inside; several files at once, as hashing leaves other threads run."""
+    """Size and SHA-256 of each file, by its relative path; in threads, as hashing releases the GIL."""
     files = list(_files(path))
     with ThreadPoolExecutor(min(len(files), _HASHED_AT_ONCE, len(os.sched_getaffinity(0))) or 1) as pool:
         hashes = list(pool.map(_size_and_hash, files))
@@ -213,16 +213,16 @@ def _size_and_hash(file: Path) -> list[Any]:
     return [status.st_size, _sha256(file, status.st_size, status.st_mtime_ns, status.st_ino)]
 
 
-# Without a bound: a sharded checkpoint has a few files of each rank, and all are looked at again.
+# Unbounded: a sharded checkpoint has a few files of each rank, and all are checked again.
 @cache
 def _sha256(file: Path, size: int, changed: int, inode: int) -> str:
-    """Hexadecimal digits; a file that has not changed is read once."""
+    """Hexadecimal digits; the other arguments make sure that a changed file is read again."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's names, are on the disk."""
+    """Wait until a file's content, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The objects of a checkpoint, made from the nodes of its pickle. What a fit does not need is never made."""
+"""Creates the objects of a checkpoint from the nodes of its pickle, except those that a fit does not need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch._utils import _validate_loaded_sparse_tensors
 from launcher.checkpoint.known_classes import NotLoaded, call_known, known, may_change
 from launcher.checkpoint.pickle_nodes import Call, Global
 
-# A fit takes these from the model and the data module that it is given.
+# A fit takes these from its model and data module.
 NOT_NEEDED = frozenset(
     f"{prefix}{name}" for prefix in ("", "datamodule_") for name in ("hyper_parameters", "hparams_name", "hparams_type")
 ) | {"hparams", "module_arguments"}
@@ -23,10 +23,10 @@ NOT_NEEDED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """An object that only code from outside can make.
+    """An object that only untrusted code can create.
 
     Attributes:
-        key: where it is in the checkpoint, with dots.
+        key: its dotted path in the checkpoint.
         kind: its class.
     """
 
@@ -38,21 +38,21 @@ class Foreign:
 
 
 class UnreadableError(Exception):
-    """An object that cannot be made, with its key, its class and the reason."""
+    """An object cannot be created; the text has its key, its class and the reason."""
 
 
-class _NeedsCode(Exception):  # noqa: N818 -- no error: it says how far a node could be made
-    """A node that is made of code from outside."""
+class _NeedsCode(Exception):  # noqa: N818 -- not an error, but a result
+    """A node needs untrusted code."""
 
 
 @dataclass(slots=True)
 class _Maker:
-    """Makes objects of nodes.
+    """Creates objects from nodes.
 
     Attributes:
-        trusted: whether code from outside is imported and called, as `pickle` does it.
-        foreign: what needs code from outside; filled where `trusted` is false.
-        made: the objects of the nodes by their ids, and the nodes too, so that no id is taken anew.
+        trusted: whether untrusted code is imported and called, as `pickle` does.
+        foreign: the objects that need untrusted code; filled if `trusted` is false.
+        made: node and object by the node's id; keeping the node keeps its id from being used again.
     """
 
     trusted: bool
@@ -60,12 +60,12 @@ class _Maker:
     made: dict[tuple[int, bool], tuple[Any, Any]] = field(default_factory=dict)
 
     def make(self, node: Any, key: str, *, strict: bool = False) -> Any:
-        """The object of a node.
+        """Create the object of a node.
 
         Args:
-            node: it.
-            key: where it is.
-            strict: raise `_NeedsCode` instead of putting a `NotLoaded` inside.
+            node: the node.
+            key: its dotted path.
+            strict: raise `_NeedsCode` instead of creating a `NotLoaded`.
         """
         if not isinstance(node, Call | Global | list | dict | tuple | set):
             return node
@@ -76,8 +76,8 @@ class _Maker:
             if isinstance(node, Call | Global):
                 return self._object(node, key, strict=strict)
             return self._container(node, key, strict=strict)
-        except BaseException:  # whatever a class raises; raised on
-            # It is half made.
+        except BaseException:  # any error of a class; raised on
+            # The object is not complete.
             self.made.pop((id(node), strict), None)
             raise
 
@@ -110,7 +110,7 @@ class _Maker:
         except (_NeedsCode, UnreadableError):
             if strict or self.trusted:
                 raise
-        except Exception as error:  # A file may ask for anything, and the classes of a trusted one may do anything.
+        except Exception as error:  # A file may contain anything, and the classes of a trusted one may raise any error.
             if self.trusted:
                 raise UnreadableError(f"{key} ({node}): {type(error).__name__}: {error}") from error
             if strict:
@@ -162,7 +162,7 @@ class _Maker:
 
 
 def _set_state(made: Any, state: Any) -> None:
-    """As `pickle` does it."""
+    """As `pickle` does."""
     if type(made) is torch.Tensor:
         made.set_(*state)
     elif type(made) is OrderedDict:
@@ -180,17 +180,17 @@ def _set_state(made: Any, state: Any) -> None:
 
 
 def make_objects(tree: Any, *, trusted: bool) -> tuple[Any, tuple[Foreign, ...]]:
-    """The content of a checkpoint.
+    """Create the content of a checkpoint.
 
     Args:
-        tree: of the pickle's nodes.
-        trusted: whether the objects that a fit needs may run code; the others never do.
+        tree: the nodes of the pickle.
+        trusted: whether objects that a fit needs may run code; others never do.
 
     Returns:
-        The content, and what stands in it as `NotLoaded` although a fit needs it.
+        The content, and the objects in it that are `NotLoaded` although a fit needs them.
 
     Raises:
-        UnreadableError: a trusted object cannot be made.
+        UnreadableError: a trusted object cannot be created.
     """
     if not isinstance(tree, Mapping):
         maker = _Maker(trusted)

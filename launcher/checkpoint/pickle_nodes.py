@@ -1,6 +1,6 @@
-"""A pickle read as a tree of what it would make: nothing is imported, called or made while it is read.
+"""Reads a pickle as a tree of nodes: nothing is imported, called or created.
 
-torch reads the storages of a checkpoint's file and hands the pickle to `NODES`, as to the module `pickle`.
+torch reads the storages of a checkpoint's file and passes the pickle to `NODES` instead of the module `pickle`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Global:
 
 
 class Call:
-    """An object that the pickle has made by a call, and what it does to the object afterwards.
+    """An object that the pickle creates by a call, and the steps that change the object afterwards.
 
     Attributes:
         function: a node, called with the arguments.
-        args: the arguments, with nodes in them.
-        kwargs: those with names.
+        args: the arguments, which may contain nodes.
+        kwargs: the keyword arguments.
         new: whether `function.__new__` is called instead.
         steps: pairs in their order: `state` with the state; `extend` with a list; `update` with a list of pairs;
             `add` with a list of members of a set.
@@ -54,9 +54,9 @@ class Call:
         self.steps: list[tuple[str, Any]] = []
 
     def __str__(self) -> str:
-        """The name of what the call makes, as far as the pickle says it."""
+        """The name of the class that the call creates, as far as the pickle contains it."""
         args = self.args if isinstance(self.args, tuple) else ()
-        # These make an object of their first argument.
+        # These create an object of their first argument.
         makers = ("copyreg._reconstructor", "builtins.getattr", "getattr", "functools.partial")
         first = args[0] if args and isinstance(args[0], Global | Call) else None
         return str(first if str(self.function) in makers and first is not None else self.function)
@@ -66,12 +66,12 @@ class Call:
 _STORAGES = {("torch.storage", kind.__name__): kind for kind in (torch.UntypedStorage, torch.storage.TypedStorage)}
 
 
-# The one that is written in Python: only its opcodes can be replaced.
+# The implementation in Python, whose opcodes can be replaced.
 _Unpickler: Any = vars(pickle)["_Unpickler"]
 
 
 class _NodeUnpickler(_Unpickler):
-    """Python's own, whose every way to run something makes a node instead."""
+    """Python's unpickler; every opcode that would run code creates a node instead."""
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(_Unpickler.dispatch)
 
@@ -95,7 +95,7 @@ class _NodeUnpickler(_Unpickler):
 
     def _build(self) -> None:
         state = self.stack.pop()
-        self._node("state", state)
+        self._add_step("state", state)
 
     def _append(self) -> None:
         self._extend_by([self.stack.pop()])
@@ -107,7 +107,7 @@ class _NodeUnpickler(_Unpickler):
         if type(self.stack[-1]) is list:
             self.stack[-1].extend(items)
         else:
-            self._node("extend", items)
+            self._add_step("extend", items)
 
     def _setitem(self) -> None:
         value = self.stack.pop()
@@ -121,18 +121,18 @@ class _NodeUnpickler(_Unpickler):
         if type(self.stack[-1]) is dict:
             self.stack[-1].update(pairs)
         else:
-            self._node("update", pairs)
+            self._add_step("update", pairs)
 
     def _additems(self) -> None:
         items = self.pop_mark()
         if type(self.stack[-1]) is set:
             self.stack[-1].update(items)
         else:
-            self._node("add", items)
+            self._add_step("add", items)
 
-    def _node(self, step: str, value: Any) -> None:
+    def _add_step(self, step: str, value: Any) -> None:
         if not isinstance(self.stack[-1], Call):
-            raise pickle.UnpicklingError(f"{step} of a {type(self.stack[-1]).__name__}, which only an object has")
+            raise pickle.UnpicklingError(f"{step} of a {type(self.stack[-1]).__name__}, which is not an object")
         self.stack[-1].steps.append((step, value))
 
     def _instance(self) -> None:
@@ -155,5 +155,5 @@ class _NodeUnpickler(_Unpickler):
     })  # fmt: skip
 
 
-# What `torch.load` takes as its `pickle_module`.
+# For the argument `pickle_module` of `torch.load`.
 NODES = types.SimpleNamespace(__name__=__name__, Unpickler=_NodeUnpickler)

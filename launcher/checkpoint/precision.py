@@ -1,4 +1,4 @@
-"""In which precision a checkpoint was trained: its own record, or what its content shows."""
+"""The precision that a checkpoint was trained in: from its record, or from its content."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from strategies.precision import Precision, PrecisionError, normalize_precision
 
-# The key of a checkpoint under which the launcher writes what it was trained with.
+# The key of the launcher's record in a checkpoint: precision, strategy and number of ranks.
 RECORD = "launcher"
-# Where Lightning keeps the loss scale, and reads it back from: the name of its plugin, and that of versions before 1.6.
+# The keys from which Lightning restores the loss scale: its plugin's name, and the key of versions before 1.6.
 RESTORED_SCALER_KEYS = ("MixedPrecision", "native_amp_scaling_state")
-# Lightning 1 kept it under its plugin's name of then, which Lightning 2 does not read.
+# Lightning 1 used another plugin name, which Lightning 2 does not read.
 SCALER_KEYS = (*RESTORED_SCALER_KEYS, "MixedPrecisionPlugin")
 _TRUE = {
     "torch.float16": Precision.FP16_TRUE,
@@ -24,11 +24,11 @@ _TRUE = {
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPrecision:
-    """What a checkpoint says of its precision.
+    """The precision of a checkpoint.
 
     Attributes:
-        precision: Lightning 2's name; None if the checkpoint does not say.
-        notice: what the user should know about it.
+        precision: Lightning 2's name; None if it is not known.
+        notice: a message for the user about it.
     """
 
     precision: Precision | None
@@ -36,34 +36,34 @@ class CheckpointPrecision:
 
 
 def record_of(precision: str, strategy: str, world_size: int) -> dict[str, Any]:
-    """What a checkpoint is to say; plain values, which `weights_only` loads."""
+    """The launcher's record in a checkpoint; plain values, which `weights_only` loads."""
     return {"precision": precision, "strategy": strategy, "world_size": world_size}
 
 
 def precision_of(content: Mapping[str, Any]) -> CheckpointPrecision:
-    """Read it from a loaded checkpoint.
+    """The precision of a loaded checkpoint.
 
     Args:
-        content: of the file; its tensors are only asked for their dtypes.
+        content: of the file; only the dtypes of its tensors are read.
     """
     shown = _shown(content)
     if RECORD not in content:
         return CheckpointPrecision(shown)
     found = content[RECORD]
-    said = found.get("precision") if isinstance(found, Mapping) else found
-    if said == "custom":
+    recorded = found.get("precision") if isinstance(found, Mapping) else found
+    if recorded == "custom":
         return CheckpointPrecision(None)
     try:
-        return CheckpointPrecision(normalize_precision(said))
+        return CheckpointPrecision(normalize_precision(recorded))
     except PrecisionError:
         instead = f"its content shows {shown}" if shown else "its content does not show one"
         return CheckpointPrecision(
-            shown, f"the checkpoint's record of its precision is damaged ({reprlib.repr(said)}); {instead}"
+            shown, f"the checkpoint's record of its precision is damaged ({reprlib.repr(recorded)}); {instead}"
         )
 
 
 def _shown(content: Mapping[str, Any]) -> Precision | None:
-    """A saved loss scale means fp16; weights all in one half or double dtype mean that; fp32 may be any other."""
+    """A loss scale shows 16-mixed; weights of one half or double dtype show that precision; fp32 shows nothing."""
     if any(isinstance(content.get(key), Mapping) and content[key] for key in SCALER_KEYS):
         return Precision.FP16_MIXED
     weights = content.get("state_dict")

@@ -1,4 +1,4 @@
-"""Whether a run can go on from what it saves: found at the first checkpoint, while something can be done about it."""
+"""Check at the first checkpoint that a run can resume from what it saves, while the user can still fix it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from launcher.checkpoint.reader import Trust, foreign_objects, listed, plain, read_file
+from launcher.checkpoint.reader import Trust, foreign_objects, list_objects, plain, read_file
 from launcher.core.errors import ResumeError
 
 
 class ReadBack:
-    """Reads the first checkpoint in each folder as a resume would.
+    """Reads the first checkpoint in each folder as a resume does.
 
     Args:
         trust: which checkpoints may run code when they are loaded.
-        notice: told of what a resume could not read.
+        notice: called if a resume could not read the checkpoint.
     """
 
     def __init__(self, trust: Trust, notice: Callable[[str], None]) -> None:
@@ -27,25 +27,25 @@ class ReadBack:
         self._done: set[Path] = set()
 
     def __call__(self, written: Path, name: Path) -> None:
-        """Look at a checkpoint.
+        """Check a checkpoint.
 
         Args:
-            written: where it is: its file, or DeepSpeed's folder.
+            written: its temporary file, or DeepSpeed's folder.
             name: the path that it will have.
         """
         if name.parent in self._done:
             return
         self._done.add(name.parent)
-        # Of DeepSpeed's pieces one says it for all.
+        # DeepSpeed's files all have the same content types, so one of each kind is enough.
         pieces = (sorted(written.rglob(f"*_{kind}_states.pt"))[:1] for kind in ("model", "optim"))
         try:
             for file in [file for found in pieces for file in found] if written.is_dir() else [written]:
-                self._look(file, name)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the training goes on, as plain Lightning's does
+                self._check(file, name)
+        except Exception as error:  # noqa: BLE001 -- the training continues in any case, as in plain Lightning
             reason = plain(error.__cause__ if isinstance(error, ResumeError) and error.__cause__ else error)
-            self._notice(f"the checkpoint {name} cannot be read back: {reason}; no resume or restart can go on from it")
+            self._notice(f"the checkpoint {name} cannot be read back: {reason}; no resume or restart can use it")
 
-    def _look(self, file: Path, name: Path) -> None:
+    def _check(self, file: Path, name: Path) -> None:
         foreign = foreign_objects(file)
         if not foreign:
             return
@@ -54,21 +54,21 @@ class ReadBack:
             read_file(file, Trust(everywhere=True))
             return
         self._notice(
-            f"the checkpoint {name} holds objects whose loading runs code: {listed(foreign)}; a resume from it needs "
-            f"--resume-trust, as {objection}"
+            f"the checkpoint {name} contains objects whose loading runs code: {list_objects(foreign)}; a resume "
+            f"from it needs --resume-trust, as {objection}"
         )
 
 
-def unsaveable(value: Any, key: str = "") -> str | None:
-    """The first part of a checkpoint that cannot be pickled, as a lambda: its key and class; None if there is none."""
+def find_unsaveable(value: Any, key: str = "") -> str | None:
+    """Key and class of the first part of a checkpoint that cannot be pickled, such as a lambda; None without one."""
     if isinstance(value, Tensor):
         return None
     if isinstance(value, Mapping | list | tuple):
         parts: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else enumerate(value)
-        found = (unsaveable(part, f"{key}.{name}" if key else str(name)) for name, part in parts)
+        found = (find_unsaveable(part, f"{key}.{name}" if key else str(name)) for name, part in parts)
         return next((text for text in found if text is not None), None)
     try:
         pickle.dumps(value, protocol=2)
-    except Exception:  # noqa: BLE001 -- whatever its class raises
+    except Exception:  # noqa: BLE001 -- its class may raise any error
         return f"{key} ({type(value).__module__}.{type(value).__qualname__})"
     return None

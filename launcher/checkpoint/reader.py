@@ -1,6 +1,6 @@
-"""Reads a checkpoint's files. Code from outside runs only if this run has written the file, or the user trusts it.
+"""Reads a checkpoint's files. Untrusted code runs only if this run wrote the file, or the user trusts it.
 
-`hyper_parameters` and what else a fit takes from its own objects never runs anything, wherever the file is from.
+`hyper_parameters` and other values that a fit takes from its own objects never run code, whoever wrote the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launcher.checkpoint.objects import Foreign, UnreadableError, make_objects
 from launcher.checkpoint.pickle_nodes import NODES
 from launcher.core.errors import ResumeError
 
-# A checkpoint that was put together for this attempt, in the run's directory.
+# A checkpoint that was consolidated for this attempt, in the run directory.
 CONSOLIDATED = ".resume-whole.ckpt"
 _SHOWN = 5
 
@@ -33,8 +33,8 @@ class Trust:
     """Which checkpoints may run code when they are loaded.
 
     Attributes:
-        run: directory of the run; what it has written itself may, if nobody else can write there.
-        everywhere: whether all may (`resume_trust`).
+        run: the run directory; checkpoints that the run wrote may run code if no other user can write there.
+        everywhere: whether all checkpoints may (`resume_trust`).
     """
 
     run: Path | None = None
@@ -45,7 +45,7 @@ class Trust:
 
         Args:
             checkpoint: its path.
-            is_written: false for one whose manifest is still to be written.
+            is_written: false if its manifest is not written yet.
         """
         if self.everywhere:
             return None
@@ -57,15 +57,15 @@ class Trust:
             for path in [*folders, *([place] if is_written else [])]:
                 status = path.lstat()
                 if stat.S_ISLNK(status.st_mode) or status.st_uid != os.geteuid():
-                    return f"{path} is a link, or belongs to somebody else"
+                    return f"{path} is a link, or belongs to another user"
                 if status.st_mode & (0o077 if path in folders else 0o022):
-                    return f"others can get at {path} (mode {stat.S_IMODE(status.st_mode):o}; chmod 700)"
+                    return f"other users have access to {path} (mode {stat.S_IMODE(status.st_mode):o}; chmod 700)"
             if not is_written or place == run / CONSOLIDATED:
                 return None
             if not manifest_of(place).exists():
-                return "it has no manifest, so it is not known who has written it"
+                return "it has no manifest, so its origin is not known"
         except OSError as error:
-            return f"it cannot be looked at: {error.strerror or error}"
+            return f"it cannot be read: {error.strerror or error}"
         return problem_of(place)
 
 
@@ -78,19 +78,19 @@ def read_file(
     mmap: bool = True,
     outline: bool = False,
 ) -> Any:
-    """What is in a file that `torch.save` has written.
+    """Read a file that `torch.save` has written.
 
     Args:
-        file: it.
-        trust: whether objects of other classes than torch's and plain values are made; None leaves `NotLoaded` in
-            their places.
-        of: the checkpoint that the file is a part of; itself if not given.
+        file: the file.
+        trust: whether objects of classes other than torch's and plain values are created; None replaces them with
+            `NotLoaded`.
+        of: the checkpoint that the file is a part of; the file itself if not given.
         map_location: as for `torch.load`.
         mmap: whether the tensors stay on the disk.
-        outline: only look whether the objects might be made, and leave `NotLoaded` in their places.
+        outline: only check whether these objects may be created, and replace them with `NotLoaded`.
 
     Raises:
-        ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
+        ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
     """
     checkpoint = of or file
     try:
@@ -108,20 +108,20 @@ def read_file(
         raise
     except UnreadableError as error:
         raise ResumeError(
-            f"resume: {checkpoint} holds an object that cannot be made again: {plain(error)}; keep it out of the "
-            "checkpoint, or start again under another --name"
+            f"resume: {checkpoint} contains an object that cannot be created again: {plain(error)}; remove it from "
+            "the checkpoint, or start a new run with another --name"
         ) from error
-    except Exception as error:  # What a damaged file, or one that was made to do harm, raises cannot be listed.
+    except Exception as error:  # A damaged or malicious file may raise any error.
         raise ResumeError(
-            f"resume: {checkpoint} is no checkpoint, or is damaged: {plain(error)}; give another checkpoint"
+            f"resume: {checkpoint} is not a checkpoint, or is damaged: {plain(error)}; give another checkpoint"
         ) from error
 
 
 def foreign_objects(file: Path) -> tuple[Foreign, ...]:
-    """The objects of a file that only code from outside can make and that a fit needs.
+    """The objects of a file that a fit needs and that only untrusted code can create.
 
     Raises:
-        Exception: whatever a file that is no checkpoint raises.
+        Exception: any error, if the file is not a checkpoint.
     """
     tree = _load(file, "cpu", mmap=True)
     return make_objects(tree.root, trusted=False)[1] if isinstance(tree, _Tree) else ()
@@ -129,7 +129,7 @@ def foreign_objects(file: Path) -> tuple[Foreign, ...]:
 
 @contextlib.contextmanager
 def guarded_loads(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
-    """Every `torch.load` within reads a part of a checkpoint as `read_file` does: DeepSpeed's own, which unpickle."""
+    """Replace `torch.load`, which DeepSpeed calls for the files of a checkpoint, by `read_file`."""
 
     def load(file: Any, map_location: Any = None, **_: Any) -> Any:
         return read_file(Path(file), trust, of=checkpoint, map_location=map_location, mmap=False)
@@ -143,7 +143,7 @@ def guarded_loads(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
 
 
 def plain(error: BaseException) -> str:
-    """The first line of an error's text, without the codes for terminals that torch puts into it."""
+    """The first line of an error's text, without the terminal codes that torch adds."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -154,17 +154,17 @@ class _Tree:
 
 
 def _load(file: Path, map_location: Any, mmap: bool) -> Any:
-    """The content if torch itself takes it for safe; else the nodes of its pickle."""
+    """The content if torch's `weights_only` loads it; otherwise the nodes of its pickle."""
     try:
         return _torch_load(file, map_location=map_location, mmap=mmap, weights_only=True)
     except pickle.UnpicklingError:
-        # Other formats than `torch.save`'s of today have no way but to be unpickled.
+        # Formats other than the current one of `torch.save` can only be unpickled.
         if not _is_archive(file):
             raise
         return _Tree(_torch_load(file, map_location=map_location, mmap=mmap, weights_only=False, pickle_module=NODES))
 
 
-# `guarded_loads` puts another in its place.
+# `guarded_loads` replaces it.
 _torch_load = torch.load
 
 
@@ -173,19 +173,19 @@ def _is_archive(file: Path) -> bool:
         return False
     with zipfile.ZipFile(file) as archive:
         names = [Path(name).name for name in archive.namelist()]
-    # TorchScript's, which torch would run.
+    # A TorchScript archive contains code that torch would run.
     return "data.pkl" in names and "constants.pkl" not in names
 
 
 def _refusal(checkpoint: Path, foreign: Sequence[Foreign], objection: str) -> ResumeError:
     return ResumeError(
-        f"resume: {checkpoint} holds objects whose loading would run code: {listed(foreign)}; this is done for a run's "
-        f"own checkpoints only, and {objection}; if you trust who has written it: --resume-trust"
+        f"resume: {checkpoint} contains objects whose loading would run code: {list_objects(foreign)}; this is "
+        f"allowed for a run's own checkpoints only, and {objection}; if you trust its author, give --resume-trust"
     )
 
 
-def listed(foreign: Sequence[Foreign]) -> str:
-    """The first of the objects, and how many more there are."""
+def list_objects(foreign: Sequence[Foreign]) -> str:
+    """The first objects, and the number of the others."""
     more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
     return ", ".join(map(str, foreign[:_SHOWN])) + more
 
@@ -194,8 +194,10 @@ def as_mapping(content: Any, path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint.
 
     Raises:
-        ResumeError: it is no mapping.
+        ResumeError: it is not a mapping.
     """
     if not isinstance(content, dict):
-        raise ResumeError(f"resume: {path} holds a {type(content).__name__}, no Lightning checkpoint; give another one")
+        raise ResumeError(
+            f"resume: {path} contains a {type(content).__name__}, not a Lightning checkpoint; give another one"
+        )
     return content

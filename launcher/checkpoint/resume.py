@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one to go on from."""
+"""Checks whether a run can resume from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from launcher.core.errors import ResumeError
 from strategies.loss_scale import state_problem
 from strategies.precision import Precision
 
-# What Lightning needs to go on with a training, rather than only to load weights.
+# What Lightning needs to resume a training, not only to load weights.
 _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
-# How torch begins its list of what does not fit; the class's name follows.
+# The start of torch's error message, before the class's name.
 _REFUSED_BY_TORCH = "Error(s) in loading state_dict for "
 
 
 def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
-    """The checkpoint's content, its tensors left on disk; of a DeepSpeed one the shapes alone.
+    """The checkpoint's content; its tensors stay on disk, and of a DeepSpeed checkpoint only the shapes are read.
 
     Args:
         path: the checkpoint.
         trust: see `launcher.checkpoint.reader.read_file`.
-        outline: see there.
+        outline: see `launcher.checkpoint.reader.read_file`.
 
     Raises:
-        ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
+        ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
     """
     if path.is_dir():
         return read_zero_outline(path, trust, outline=outline)
@@ -41,32 +41,32 @@ def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = F
 
 
 def check_checkpoint(path: Path, trust: Trust | None = None) -> CheckpointPrecision:
-    """Read the file's outline.
+    """Check that a training can resume from a checkpoint.
 
     Args:
         path: the checkpoint.
-        trust: whether what it holds may run code when it is loaded; None leaves that open.
+        trust: which checkpoints may run code when they are loaded; None skips this check.
 
     Returns:
         The precision that it was trained in.
 
     Raises:
-        ResumeError: it is no Lightning checkpoint of a training, or would run code that nobody trusts.
+        ResumeError: it is not a Lightning training checkpoint, or would run untrusted code.
     """
     content = read_checkpoint(path, trust, outline=True)
     missing = [key for key in _NEEDED if key not in content]
     if missing:
         raise ResumeError(
-            f"resume: {path} is no Lightning training checkpoint: it lacks {', '.join(missing)}; "
+            f"resume: {path} is not a Lightning training checkpoint: it lacks {', '.join(missing)}; "
             "load plain weights in the model's own constructor"
         )
     return precision_of(content)
 
 
 def scaler_problem(path: Path) -> str | None:
-    """Why the saved loss scale cannot be gone on with; None if it can, or if there was none to save."""
+    """Why the saved loss scale cannot be restored; None if it can, or if the training had none."""
     if path.is_dir():
-        return None  # DeepSpeed's, which keeps and restores its scale itself
+        return None  # DeepSpeed saves and restores its loss scale itself
     content = read_checkpoint(path)
     saved = [content[key] for key in RESTORED_SCALER_KEYS if key in content]
     if not saved:
@@ -75,15 +75,15 @@ def scaler_problem(path: Path) -> str | None:
 
 
 def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, Any] | None = None) -> None:
-    """Compare names and shapes with the model's, once it is as it will be trained.
+    """Compare names and shapes of the weights with the model's.
 
     Args:
         path: the checkpoint.
-        model: as its `setup` and `configure_model` have left it.
-        saved: the weights, as the model's `on_load_checkpoint` has left them; None reads them.
+        model: after its `setup` and `configure_model`.
+        saved: the weights after the model's `on_load_checkpoint`; None reads them.
 
     Raises:
-        ResumeError: the checkpoint is of another model; says what differs.
+        ResumeError: the checkpoint is of another model; lists the differences.
     """
     if model.strict_loading and (found := _differences(saved or read_checkpoint(path)["state_dict"], model)):
         raise _other_model(path, model, found)
@@ -91,9 +91,9 @@ def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, 
 
 @contextlib.contextmanager
 def explain_other_model(path: Path | None, model: pl.LightningModule, trainer: pl.Trainer) -> Iterator[None]:
-    """While Lightning restores: torch's refusal of the weights becomes an error that says what differs.
+    """Replace torch's error about the weights, while Lightning restores them, by one that lists the differences.
 
-    Lightning has the last word, as the model's hooks and its layers may change names and shapes until then.
+    This is not checked before, as the model's hooks and layers may change names and shapes until then.
     """
     try:
         yield
@@ -116,8 +116,8 @@ def _differences(state: Mapping[str, Any], model: pl.LightningModule) -> list[st
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
-    """By name; None for a layer that takes its shape from its first batch."""
-    # ZeRO 3 keeps the shape of what it has cut.
+    """Shapes by name; None for a lazy layer, whose shape depends on its first batch."""
+    # ZeRO 3 keeps the shape of a partitioned parameter here.
     return {name: None if is_lazy(value) else tuple(getattr(value, "ds_shape", value.shape))
             for name, value in state.items() if isinstance(value, Tensor)}  # fmt: skip
 
@@ -126,5 +126,5 @@ def _other_model(path: Path, model: pl.LightningModule, differences: Sequence[st
     more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
     return ResumeError(
         f"resume: {path} is of another model than {type(model).__name__}: {'; '.join(differences[:5])}{more}\n"
-        "make the model as it was, or start again under another --name"
+        "use the model that was saved, or start a new run with another --name"
     )

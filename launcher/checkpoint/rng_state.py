@@ -1,4 +1,4 @@
-"""The state of this process's random generators: Python's, NumPy's, torch's and CUDA's."""
+"""The states of this process's random generators: Python, NumPy, torch and CUDA."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 
 def capture() -> dict[str, Any]:
-    """The states of this process's generators, as tensors and numbers, which `weights_only` loads."""
-    version, words, gauss = random.getstate()
-    # The old generator is what libraries use that say `np.random.rand`.
+    """The states of the generators as tensors and numbers, which `weights_only` loads."""
+    version, state, gauss = random.getstate()
+    # The legacy generator, which libraries use through `np.random.rand`.
     name, keys, position, has_gauss, cached = np.random.get_state()
     states: dict[str, Any] = {
-        "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
+        "python": {"version": version, "words": torch.tensor(state, dtype=torch.int64), "gauss": gauss},
         "numpy": {"name": str(name), "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
                   "position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
         "torch": torch.get_rng_state(),

@@ -1,4 +1,4 @@
-"""Checkpoints are handed on: the secrets among the hyperparameters that Lightning stores in them are not."""
+"""Removes secrets from the hyperparameters in a checkpoint, as checkpoints are shared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HYPERPARAMETERS = (pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, pl.Lightning
 
 
 def hide_hyperparameters(checkpoint: dict[str, Any]) -> list[str]:
-    """Take the secrets out of a checkpoint's hyperparameters, in place; what is not secret stays the same object.
+    """Redact the secrets in a checkpoint's hyperparameters, in place; other values stay the same objects.
 
     Returns:
         Dotted paths of the secrets.
@@ -31,25 +31,25 @@ def hide_hyperparameters(checkpoint: dict[str, Any]) -> list[str]:
 
 
 class SecretRedactor(pl.Callback):
-    """Does so at each save, whatever the strategy.
+    """Redacts secrets at each save, with every strategy.
 
     Args:
-        notice: told once, as `load_from_checkpoint` needs such a value again.
+        notice: called once, as `load_from_checkpoint` needs the values again.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
         self._notice = notice
-        self._told = False
+        self._has_notified = False
 
     @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         hidden = hide_hyperparameters(checkpoint)
-        if hidden and not self._told:
-            self._told = True
+        if hidden and not self._has_notified:
+            self._has_notified = True
             name = hidden[0].partition(".")[0]
             self._notice(
-                f"checkpoints keep no secret: hyperparameter {', '.join(hidden)} is hidden in them; "
-                f"give it again: load_from_checkpoint(PATH, {name}=...)"
+                f"checkpoints contain no secrets: hyperparameter {', '.join(hidden)} is redacted; "
+                f"give it when you load one: load_from_checkpoint(PATH, {name}=...)"
             )

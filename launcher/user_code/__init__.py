@@ -1,4 +1,4 @@
-"""The user's own classes and objects: importing, checking and making them.
+"""The user's classes and objects: importing, checking and creating them.
 
-Nothing here trains; the built-in demo is treated as user code, too.
+Nothing here trains. The built-in demo is treated as user code too.
 """

@@ -1,4 +1,4 @@
-"""The arguments of a class that a config names: checked without making anything, then the object."""
+"""Check the arguments of a class that a config names, without creating anything, and create the object."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from launcher.config.merge import FORMER
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_code.imports import import_class
 
-# What makes a model anew of the hyperparameters in a checkpoint: LightningCLI's own, which knows nested classes.
+# Creates a model from the hyperparameters in a checkpoint; LightningCLI's own, which supports nested classes.
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def argument_problems(
     cls: type[Any], key: str, spec: Mapping[str, Any], skip: Collection[str] = frozenset()
 ) -> list[Problem]:
-    """Each argument by itself, so that all wrong ones are told at once.
+    """Check each argument by itself, so that all wrong ones are reported at once.
 
     Args:
         cls: the class.
-        key: the spec's place in the config.
+        key: the spec's path in the config.
         spec: `class_path`, `init_args`, `dict_kwargs`.
-        skip: arguments that come from elsewhere.
+        skip: arguments that the config does not give.
     """
     for name in ("init_args", "dict_kwargs"):
         if not isinstance(spec.get(name) or {}, Mapping):
@@ -44,7 +44,7 @@ def argument_problems(
     for name, value in given.items():
         path = f"{key}.init_args.{name}"
         if name not in known:
-            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_other_place(cls, name, known)}"))
+            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_hint(cls, name, known)}"))
             continue
         if name == "batch_size" and isinstance(value, int) and value < 1:
             problems.append(Problem(path, f"given {value!r}; expected at least 1"))
@@ -55,7 +55,7 @@ def argument_problems(
         try:
             parser.parse_object({"it": {name: value}}, defaults=False)
         except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-            if detail := _told_of(name, str(error)):
+            if detail := _errors_of(name, str(error)):
                 problems.append(Problem(path, f"given {value!r}; {detail}"))
     if not _takes_anything(cls):
         problems += [
@@ -69,8 +69,8 @@ def argument_problems(
     return problems
 
 
-def _told_of(name: str, error: str) -> str:
-    """What an error of a parser that was given this argument alone says of it: others may be required, too."""
+def _errors_of(name: str, error: str) -> str:
+    """The part of a parser's error that is about this argument; it may also list other required arguments."""
     first, *more = [line.strip() for line in error.splitlines() if line.strip()]
     keys = re.findall(rf"\bit\.({re.escape(name)}(?:\.\w+)*)(?!\w)", first)
     if "arguments are required" in first:
@@ -79,25 +79,25 @@ def _told_of(name: str, error: str) -> str:
 
 
 def read_argument(cls: type[Any], spec: Mapping[str, Any], name: str, default: Any) -> Any:
-    """One argument of a valid spec in the form of its type: a quoted number is a number; `default` if not given."""
+    """One argument of a valid spec, converted to its type, so a quoted number is a number; `default` if not given."""
     given, _ = _split(spec, _known(cls))
     if name not in given:
         return default
-    # All that is given: a parser misses required arguments in less.
+    # With all arguments, as the parser requires some of them.
     return vars(_parser(cls, frozenset()).parse_object({"it": given}, defaults=False)["it"])[name]
 
 
 def make_object(
     base: type[Any] | tuple[type[Any], ...], spec: Mapping[str, Any], *, as_hyperparameters: bool = False
 ) -> Any:
-    """The object, nested `class_path`s made first; what its constructor raises comes out as it is.
+    """Create an object, nested `class_path`s first; exceptions of its constructor are not changed.
 
     Args:
-        base: what it is a subclass of.
+        base: the required base class or classes.
         spec: `class_path`, `init_args`, `dict_kwargs`.
-        as_hyperparameters: where a setting is more than a plain value, `save_hyperparameters` saves the settings, as
-            under LightningCLI, not the objects made of them: a checkpoint with them can be read again. Elsewhere it
-            saves what a script would: what the bases' constructors were given, too, which their code may rely on.
+        as_hyperparameters: if a setting is not a plain value, `save_hyperparameters` saves the settings, as under
+            LightningCLI, not the objects created from them, so that the checkpoint can be read again. Otherwise it
+            saves the same as in a script, including arguments of the base classes' constructors.
     """
     cls = import_class(spec["class_path"], base, "class_path")
     given, more = _split(spec, _known(cls))
@@ -113,7 +113,7 @@ def make_object(
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a setting and what is made of it are the same, as a checkpoint keeps it."""
+    """Whether a setting is saved unchanged in a checkpoint."""
     if isinstance(value, dict):
         return type(value) is dict and all(map(_is_plain, (*value, *value.values())))
     if isinstance(value, list):
@@ -122,7 +122,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _settings(parser: jsonargparse.ArgumentParser, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as a config file has them; an object that none can have, as a default may be, as it is."""
+    """Arguments in the form of a config file; objects that have no such form, such as some defaults, unchanged."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         try:
@@ -135,7 +135,7 @@ def _settings(parser: jsonargparse.ArgumentParser, given: Mapping[str, Any]) -> 
 
 
 def make_arguments(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a class without making it: import paths of functions and nested classes become what they name."""
+    """Arguments of a class, without creating it: import paths and nested classes become the objects that they name."""
     if not given:
         return {}
     known, more = _split({"dict_kwargs": given}, _known(cls))
@@ -146,46 +146,46 @@ def make_arguments(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_arguments(cls: type[Any], spec: Mapping[str, Any], skip: Collection[str]) -> dict[str, Any]:
-    """All arguments but `skip`, defaults too, in the form of their types, without an object made of any."""
+    """All arguments but `skip`, with defaults, converted to their types; no objects are created from them."""
     given, more = _split(spec, _known(cls, skip))
     found = _parser(cls, frozenset(skip)).parse_object({"it": given}).get("it")
     return {**(found.as_dict() if found else {}), **more}
 
 
 def _split(spec: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments that the signature knows, and those that only its `**kwargs` take."""
+    """The arguments in the signature, and those that only its `**kwargs` accept."""
     more = dict(spec.get("dict_kwargs") or {})
     given = {name: more.pop(name) for name in [*more] if name in known}
     former = {name: value for name, value in (spec.get(FORMER) or {}).items() if name in known and name not in more}
-    return {k: _settled(v) for k, v in {**former, **given, **(spec.get("init_args") or {})}.items()}, more
+    return {k: _merge_former(v) for k, v in {**former, **given, **(spec.get("init_args") or {})}.items()}, more
 
 
-def _settled(value: Any) -> Any:
-    """Nested specs with what their class takes of the arguments of the one before it."""
+def _merge_former(value: Any) -> Any:
+    """Add to nested specs those arguments of a replaced class that the new class accepts too."""
     if isinstance(value, list | tuple):
-        return [_settled(each) for each in value]
+        return [_merge_former(each) for each in value]
     if not isinstance(value, Mapping):
         return value
     if FORMER not in value or "class_path" not in value:
-        return {key: _settled(each) for key, each in value.items()}
+        return {key: _merge_former(each) for key, each in value.items()}
     try:
         cls = import_class(str(value["class_path"]), object, "class_path")
     except ConfigError:
-        known: set[str] = set()  # told when it is made
+        known: set[str] = set()  # reported when the object is created
     else:
         known = _known(cls)
     own = {key: each for key, each in value.items() if key not in (FORMER, "init_args")}
     return {**own, "init_args": _split({**value, "dict_kwargs": None}, known)[0]}
 
 
-def _other_place(cls: type[Any], name: str, known: Collection[str]) -> str:
-    """The argument that was meant, or where one for `**kwargs` goes."""
-    hint = "; for its **kwargs, give it under dict_kwargs" if _takes_anything(cls) else ""
-    return _did_you_mean(name, known) + hint
+def _hint(cls: type[Any], name: str, known: Collection[str]) -> str:
+    """A hint for an unknown argument: a similar name, or where to give one for `**kwargs`."""
+    more = "; for its **kwargs, give it under dict_kwargs" if _takes_anything(cls) else ""
+    return _did_you_mean(name, known) + more
 
 
 def _did_you_mean(name: str, known: Collection[str]) -> str:
-    """A 'did you mean' for an argument's name."""
+    """The most similar argument, otherwise all arguments."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(known)) or 'no arguments'}"
 
@@ -193,7 +193,7 @@ def _did_you_mean(name: str, known: Collection[str]) -> str:
 @functools.lru_cache(maxsize=64)
 def _parser(cls: type[Any], skip: frozenset[str]) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    # No group: the object is made here, and only what its arguments are made of by jsonargparse.
+    # No group: jsonargparse creates the arguments' objects only, not the object itself.
     parser.add_class_arguments(cls, "it", fail_untyped=False, skip=set(skip), as_group=False)
     return parser
 
@@ -203,7 +203,7 @@ def _known(cls: type[Any], skip: Collection[str] = frozenset()) -> set[str]:
 
 
 def _takes_null(cls: type[Any], name: str) -> bool:
-    """Whether null may be meant; an argument without a type hint may mean anything."""
+    """Whether the argument accepts null; one without a type hint accepts anything."""
     parameter = inspect.signature(cls.__init__).parameters.get(name)
     if parameter is None or parameter.annotation is parameter.empty or parameter.default is None:
         return True
@@ -215,7 +215,7 @@ def _takes_null(cls: type[Any], name: str) -> bool:
 
 
 def _own_parameters(cls: type[Any]) -> list[inspect.Parameter]:
-    """Without the object itself, whatever its name."""
+    """The parameters without `self`, whatever its name."""
     return list(inspect.signature(cls.__init__).parameters.values())[1:]
 
 

@@ -1,4 +1,4 @@
-"""The user's own classes: imported, checked and made from `class_path` and `init_args`."""
+"""The user's classes: importing, checking and creating them from `class_path` and `init_args`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from launcher.user_code.arguments import argument_problems, make_arguments, make
 from launcher.user_code.imports import import_class
 from launcher.user_code.optimizers import add_configure_optimizers, optimizer_problems
 
-# The plugins that may be the user's own; the launcher makes the environment of the ranks.
+# The kinds of plugins that the user may give; the launcher creates the cluster environment.
 PLUGINS = (Precision, CheckpointIO, LayerSync)
 
 
 @dataclass(frozen=True)
 class UserClasses:
-    """The classes that a config names, importable and of the right kind.
+    """The classes that a config names, imported and checked.
 
     Attributes:
         model: the LightningModule's class.
-        data: the LightningDataModule's class, None if the model has loaders of its own.
-        batch_size_of: 'data' or 'model', whichever takes a `batch_size`; None if none does.
+        data: the LightningDataModule's class, None if the model has its own loaders.
+        batch_size_of: 'data' or 'model', the one that takes a `batch_size`; None if none does.
         batch_size: that argument's value.
         precision_plugin: class of the user's own precision plugin, None without one.
     """
@@ -43,7 +43,7 @@ class UserClasses:
     precision_plugin: type[Precision] | None = None
 
     def traits(self) -> dict[str, Any]:
-        """What the classes say of themselves, as plain JSON values."""
+        """Properties of the classes, as plain JSON values."""
         return {
             "model": name_of(self.model),
             "batch_size": self.batch_size,
@@ -53,7 +53,7 @@ class UserClasses:
 
 
 def import_classes(config: RunConfig) -> UserClasses:
-    """Import what the config names and check the arguments, without making an object.
+    """Import the classes that the config names and check their arguments, without creating an object.
 
     Raises:
         ConfigError: lists every class that does not import or is of the wrong kind, and every wrong argument.
@@ -86,15 +86,15 @@ def import_classes(config: RunConfig) -> UserClasses:
         raise ConfigError(Problem(p.path, scrub(p.message, secrets)) for p in problems)
     owner, batch_size = _find_batch_size(config, found)
     kinds = [import_class(spec["class_path"], PLUGINS, "trainer.plugins") for spec in plugins]
-    doubled = doubled_plugins(kinds, "trainer.plugins")
-    if doubled:
-        raise ConfigError(doubled)
+    duplicates = find_duplicate_plugins(kinds, "trainer.plugins")
+    if duplicates:
+        raise ConfigError(duplicates)
     own = [kind for kind in kinds if issubclass(kind, Precision)]
     return UserClasses(found["model"], found.get("data"), owner, batch_size, own[0] if own else None)
 
 
-def doubled_plugins(kinds: Sequence[type[Any]], field: str) -> list[Problem]:
-    """What to tell of plugins of which a run has one and several were given."""
+def find_duplicate_plugins(kinds: Sequence[type[Any]], field: str) -> list[Problem]:
+    """Problems with several plugins of a kind of which a run can have only one."""
     counts = {
         "precision plugins; a run has one precision": Precision,
         "CheckpointIO plugins; a run has one way to save": CheckpointIO,
@@ -107,15 +107,15 @@ def doubled_plugins(kinds: Sequence[type[Any]], field: str) -> list[Problem]:
 def make_objects(
     config: RunConfig, classes: UserClasses, micro_batch_size: int | None
 ) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-    """Make the model and the data; the planned micro batch goes in where a `batch_size` is taken.
+    """Create the model and the data, with the planned micro batch as `batch_size` if one of them takes it.
 
-    Whatever the constructors raise comes out as it is.
+    Exceptions of the constructors are not changed.
     """
     return make_model(config, classes, micro_batch_size), make_data(config, classes, micro_batch_size)
 
 
 def make_model(config: RunConfig, classes: UserClasses, micro_batch_size: int | None) -> pl.LightningModule:
-    """The model alone."""
+    """Create the model."""
     spec = _spec(config, classes, "model", micro_batch_size) or {}
     model = make_object(pl.LightningModule, spec, as_hyperparameters=True)
     add_configure_optimizers(model, config)
@@ -123,13 +123,13 @@ def make_model(config: RunConfig, classes: UserClasses, micro_batch_size: int | 
 
 
 def make_data(config: RunConfig, classes: UserClasses, micro_batch_size: int | None) -> pl.LightningDataModule | None:
-    """The data alone; None if the model has loaders of its own."""
+    """Create the data; None if the model has its own loaders."""
     spec = _spec(config, classes, "data", micro_batch_size)
     return make_object(pl.LightningDataModule, spec, as_hyperparameters=True) if spec else None
 
 
 def _spec(config: RunConfig, classes: UserClasses, key: str, micro_batch_size: int | None) -> dict[str, Any] | None:
-    """What the config says of an object, with the planned micro batch if it is the one that takes it."""
+    """The config's spec of an object, with the planned micro batch if it takes `batch_size`."""
     spec: dict[str, Any] | None = getattr(config, key)
     if not spec or classes.batch_size_of != key or micro_batch_size is None:
         return spec
@@ -137,38 +137,38 @@ def _spec(config: RunConfig, classes: UserClasses, key: str, micro_batch_size: i
 
 
 def make_callbacks(config: RunConfig) -> list[pl.Callback]:
-    """The user's own callbacks, in their order."""
+    """The user's callbacks, in their order."""
     return [make_object(pl.Callback, spec) for spec in _as_list(config.trainer.callbacks)]
 
 
 def make_loggers(config: RunConfig) -> list[Logger]:
-    """The user's own loggers, beside W&B."""
+    """The user's loggers, in addition to W&B."""
     return [make_object(Logger, spec) for spec in _as_list(config.trainer.logger)]
 
 
 def make_plugins(config: RunConfig) -> list[Any]:
-    """The user's own plugins."""
+    """The user's plugins."""
     return [make_object(PLUGINS, spec) for spec in _as_list(config.trainer.plugins)]
 
 
 def make_profiler(config: RunConfig) -> Profiler | str | None:
-    """The profiler, or the name by which Lightning knows it."""
+    """The profiler, or Lightning's name of one."""
     given = config.trainer.profiler
     return make_object(Profiler, given) if isinstance(given, dict) else given
 
 
 def make_ddp_options(config: RunConfig) -> dict[str, Any]:
-    """The user's own arguments of Lightning's DDPStrategy: named functions and classes become what they name."""
+    """The user's arguments of Lightning's DDPStrategy, with functions and classes imported by their paths."""
     return make_arguments(DDPStrategy, config.ddp or {})
 
 
 def name_of(cls: type[Any]) -> str:
-    """Where a class is imported from."""
+    """The import path of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _as_list(value: bool | list[dict[str, Any]] | dict[str, Any] | None) -> list[dict[str, Any]]:
-    """No class is named by null, nor by `logger: true`."""
+    """A list of specs; null and `logger: true` name no class."""
     return [] if value is None or isinstance(value, bool) else [value] if isinstance(value, dict) else value
 
 
@@ -188,7 +188,7 @@ def _class_problems(spec: Mapping[str, Any], base: type[Any] | tuple[type[Any], 
 
 
 def _find_batch_size(config: RunConfig, classes: Mapping[str, type[Any]]) -> tuple[str | None, int | None]:
-    """Which class takes `batch_size`, and what it would get: Lightning's own name for the micro batch."""
+    """Which class takes `batch_size`, Lightning's usual name for the micro batch, and its value."""
     for key in ("data", "model"):
         if key not in classes:
             continue

@@ -1,4 +1,4 @@
-"""Look at the classes that a config names: do they import, what do they take, how many parameters has the model."""
+"""Inspect the classes that a config names: problems, signatures, and the number of parameters of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Part = Literal["model", "data"]
 
 
 class ModelCountError(LauncherError):
-    """The model cannot be made on the meta device; says what its constructor raised."""
+    """The model cannot be created on the meta device; the text has the error of its constructor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ModelSize:
 
     Attributes:
         total: all of them.
-        trainable: those that get a gradient.
+        trainable: parameters that get a gradient.
     """
 
     total: int
@@ -42,41 +42,41 @@ class ModelSize:
 
 
 def class_problems(config: RunConfig, part: Part) -> list[Problem]:
-    """What is wrong with the model's or the data's class and arguments; empty if it can be made."""
+    """What is wrong with the class and arguments of the model or the data; empty if it can be created."""
     try:
         import_classes(config)
     except ConfigError as error:
         found = [problem for problem in error.problems if problem.path.startswith(f"{part}.")]
         if any(problem.path == f"{part}.class_path" for problem in found):
-            # The user will mend the file: the next try must read it anew.
+            # The user will fix the file: the next attempt must read it again.
             _forget((getattr(config, part) or {}).get("class_path", ""))
         return found
     return []
 
 
 def signature_of(class_path: str) -> str:
-    """What a class that imports takes, as 'MyModule(lr: float = 0.1)'."""
+    """The signature of an importable class, such as 'MyModule(lr: float = 0.1)'."""
     module, _, name = class_path.rpartition(".")
     signature = inspect.signature(getattr(importlib.import_module(module), name))
-    # Hints that `from __future__ import annotations` made text of are shown as they were written.
-    bare = [p.replace(annotation=_Bare(p.annotation)) if isinstance(p.annotation, str) else p
+    # Type hints that `from __future__ import annotations` turned into strings are shown without quotes.
+    bare = [p.replace(annotation=_Unquoted(p.annotation)) if isinstance(p.annotation, str) else p
             for p in signature.parameters.values()]  # fmt: skip
     return f"{name}{signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)}"
 
 
-class _Bare(str):
-    """Text without quotes around it."""
+class _Unquoted(str):
+    """Text whose repr has no quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def count_parameters(config: RunConfig) -> ModelSize:
-    """Make the model on the meta device, where it takes no memory, and count.
+    """Create the model on the meta device, where it takes no memory, and count its parameters.
 
     Raises:
         ConfigError: the class does not import, or an argument is wrong.
-        ModelCountError: its constructor raised; one that reads weights or values cannot work there.
+        ModelCountError: its constructor raised an error, such as one that reads weights or values.
     """
     alone = dataclasses.replace(config, data=None)
     found = import_classes(alone)
@@ -84,17 +84,19 @@ def count_parameters(config: RunConfig) -> ModelSize:
         with torch.device("meta"):
             model, _ = make_objects(alone, UserClasses(found.model, None, None, None), None)
     except (Exception, SystemExit) as error:
-        # The user's constructor may raise anything; the last line is what it says.
+        # The user's constructor may raise any error; its last line has the message.
         last = traceback.format_exception_only(error)[-1].strip()
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{where.filename}, line {where.lineno}"
-        raise ModelCountError(f"{found.model.__name__} was not made on the meta device: {last} ({place})") from error
+        raise ModelCountError(
+            f"{found.model.__name__} cannot be created on the meta device: {last} ({place})"
+        ) from error
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return ModelSize(sum(size for size, _ in sizes), sum(size for size, grad in sizes if grad))
 
 
 def _forget(class_path: str) -> None:
-    """Forget a module of the user's own; a library is never imported twice."""
+    """Remove a module of the user from the imported ones; a library is never imported twice."""
     name = class_path.rpartition(".")[0]
     file = Path(getattr(sys.modules.get(name), "__file__", None) or "/")
     if file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts:

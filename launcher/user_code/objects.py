@@ -1,4 +1,4 @@
-"""The user's own objects of one run: made from the config, or handed over in code."""
+"""The user's objects of one run: created from the config, or given in code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_code.classes import (
     PLUGINS,
-    doubled_plugins,
+    find_duplicate_plugins,
     import_classes,
     make_callbacks,
     make_loggers,
@@ -30,17 +30,17 @@ from launcher.user_code.optimizers import optimizer_notice
 
 @dataclass(frozen=True)
 class UserObjects:
-    """What is trained, and what of the user's own takes part.
+    """The model, the data and other objects of the user.
 
     Attributes:
         model: the LightningModule.
-        data: the LightningDataModule, None if the model has loaders of its own.
+        data: the LightningDataModule, None if the model has its own loaders.
         callbacks: in their order.
-        loggers: beside W&B.
+        loggers: in addition to W&B.
         precision_plugin: decides the precision instead of the plan; None without one.
-        notices: what the user should be told of how they came to be trained.
-        plugins: of other kinds, which stand for the launcher's.
-        profiler: None for what the config names.
+        notices: messages for the user about these objects.
+        plugins: of other kinds, which replace the launcher's.
+        profiler: None for the one that the config names.
     """
 
     model: pl.LightningModule
@@ -53,7 +53,7 @@ class UserObjects:
     profiler: Profiler | None = None
 
     def traits(self) -> dict[str, Any]:
-        """What they say of themselves, as plain JSON values; see `launcher.user_code.classes.UserClasses.traits`."""
+        """Properties of the objects, as plain JSON values; see `launcher.user_code.classes.UserClasses.traits`."""
         batch_size = getattr(self.data if self.data is not None else self.model, "batch_size", None)
         plugin = None if self.precision_plugin is None else name_of(type(self.precision_plugin))
         return {
@@ -65,7 +65,7 @@ class UserObjects:
 
 
 class Loaders(pl.LightningDataModule):
-    """Loaders that were made already, as a LightningDataModule.
+    """Existing loaders as a LightningDataModule.
 
     Args:
         train: the training loader or loaders.
@@ -88,11 +88,11 @@ class Loaders(pl.LightningDataModule):
 
 
 def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserObjects:
-    """Make what the config names; whatever the constructors raise comes out as it is.
+    """Create the objects that the config names; exceptions of the constructors are not changed.
 
     Args:
         config: names the classes and their arguments.
-        micro_batch_size: samples that a rank takes at once, None for what the data has.
+        micro_batch_size: planned micro batch size, None for the data's own.
     """
     model, data = make_objects(config, import_classes(config), micro_batch_size)
     precision, others = sort_plugins(make_plugins(config), "trainer.plugins")
@@ -109,11 +109,11 @@ def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserOb
 
 
 def sort_plugins(plugins: Sequence[Any], field: str = "plugins") -> tuple[Precision | None, tuple[Any, ...]]:
-    """The precision plugin among the user's own, and the others: one that reads and writes checkpoints, a layer sync.
+    """Separate the precision plugin from the others: a CheckpointIO and a LayerSync.
 
     Args:
-        plugins: of Lightning's.
-        field: where they were given.
+        plugins: the user's.
+        field: their path in the config.
 
     Raises:
         ConfigError: one is of another kind, or several are of one.
@@ -122,12 +122,12 @@ def sort_plugins(plugins: Sequence[Any], field: str = "plugins") -> tuple[Precis
         Problem(
             f"{field}[{n}]",
             f"given a {type(p).__name__}; expected a precision plugin, a CheckpointIO or a LayerSync, as the launcher "
-            "makes the rest",
+            "creates the others",
         )
         for n, p in enumerate(plugins)
         if not isinstance(p, PLUGINS)
     ]
-    problems += doubled_plugins([type(p) for p in plugins], field)
+    problems += find_duplicate_plugins([type(p) for p in plugins], field)
     if problems:
         raise ConfigError(problems)
     precision = next((p for p in plugins if isinstance(p, Precision)), None)

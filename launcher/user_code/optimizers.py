@@ -1,4 +1,4 @@
-"""An optimizer and a schedule that the config names, as LightningCLI gives them to a model."""
+"""Gives a model the optimizer and the scheduler that the config names, as LightningCLI does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.user_code.arguments import argument_problems, plain_arguments
 from launcher.user_code.imports import import_class
 
-# Field, what its class is, and the argument that comes from the model.
+# Field, base classes, and the argument that comes from the model.
 _BLOCKS: tuple[tuple[str, tuple[type[Any], ...], str], ...] = (
     ("optimizer", (Optimizer,), "params"),
     ("lr_scheduler", LRSchedulerTypeTuple, "optimizer"),
@@ -22,7 +22,7 @@ _BLOCKS: tuple[tuple[str, tuple[type[Any], ...], str], ...] = (
 
 
 def optimizer_problems(config: RunConfig) -> list[Problem]:
-    """What is wrong with the config's optimizer and schedule."""
+    """What is wrong with the config's optimizer and scheduler."""
     problems: list[Problem] = []
     if config.lr_scheduler and not config.optimizer:
         problems.append(Problem("lr_scheduler", "given without an optimizer; add one, as in `optimizer: Adam`"))
@@ -39,12 +39,12 @@ def optimizer_problems(config: RunConfig) -> list[Problem]:
 
 
 def add_configure_optimizers(model: pl.LightningModule, config: RunConfig) -> None:
-    """Let the model's `configure_optimizers` make what the config names, if it names an optimizer."""
+    """Make the model's `configure_optimizers` create the optimizer of the config, if it names one."""
     if not config.optimizer:
         return
 
     def configure_optimizers(module: pl.LightningModule) -> Any:
-        # Made here, not with the model: its parameters may change until then.
+        # Created here, not with the model, whose parameters may change until then.
         made: list[Any] = [module.parameters()]
         for field, bases, first in _BLOCKS:
             spec = getattr(config, field)
@@ -57,7 +57,7 @@ def add_configure_optimizers(model: pl.LightningModule, config: RunConfig) -> No
 
 
 def optimizer_notice(model: pl.LightningModule | type[pl.LightningModule], config: RunConfig) -> str | None:
-    """What to tell where the config's optimizer takes the place of the model's own."""
+    """The notice if the config's optimizer replaces the model's own; None otherwise."""
     cls = model if isinstance(model, type) else type(model)
     own = getattr(cls, "configure_optimizers", None)
     if not config.optimizer or own is pl.LightningModule.configure_optimizers:

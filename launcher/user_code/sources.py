@@ -1,4 +1,4 @@
-"""The user's own source files behind the imported modules, each with a digest, so that ranks can compare their code."""
+"""Digests of the user's source files of imported modules, so that ranks can compare their code."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from types import ModuleType
 
 from launcher.core.distribution import OWN_PACKAGES
 
-# The launcher's own packages: their version is compared, and the user's folder may have packages of these names.
+# The launcher's own packages, whose version is compared; the user's folder may have packages of these names.
 _OWN = Path(__file__).resolve().parents[2]
 _OWN_PACKAGES = tuple(str(_OWN / name) + os.sep for name in OWN_PACKAGES)
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-# Written by build tools: two nodes may have installed one commit at two times.
+# Written by build tools: two nodes may have installed the same commit at different times.
 _GENERATED = ("_version.py", "__version__.py", "version.py", "_build_info.py")
-# A package with more files than this is compared by those that are imported.
+# Of a package with more files than this, only imported files are compared.
 _MOST_FILES = 2000
 
 
 def user_sources(modules: Mapping[str, ModuleType | None]) -> dict[str, str]:
-    """Digest of each source file of the user's, by a name that is the same on all nodes.
+    """The digest of each source file of the user, by a name that is the same on all nodes.
 
     Args:
-        modules: `sys.modules`, once the user's classes are imported. Of the user are modules whose file is neither
-            Python's own, nor installed, nor the launcher's; of a package all its files count, as ranks may import some
-            later. Line ends and files that build tools write do not count.
+        modules: `sys.modules` after the user's classes are imported. A module is the user's if its file belongs
+            neither to Python, nor to an installed package, nor to the launcher. Of a package all files are compared,
+            as ranks may import some later. Line ends and files that build tools write are ignored.
 
     Returns:
-        Such as {"my_pkg/model.py": "0f3a..."}; empty in a notebook that imports nothing of its own.
+        Such as {"my_pkg/model.py": "0f3a..."}; empty in a notebook that imports no files of the user.
     """
     library = _library_folders()
     found: dict[str, Path] = {}
@@ -54,7 +54,7 @@ def digest_of(sources: Mapping[str, str]) -> str:
 
 
 def differing(base: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Files that both have and that differ; one that only one has may be imported by that rank alone."""
+    """Files that differ; a file that only one of the two has is ignored, as only that rank may import it."""
     return [name for name, digest in base.items() if other.get(name, digest) != digest]
 
 
@@ -75,7 +75,7 @@ def _files_of(package: str, folder: Path) -> dict[str, Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
-        # No hidden folder, and no environment: what lies there is not the package's.
+        # Hidden folders and virtual environments do not belong to the package.
         folders[:] = sorted(
             name for name in folders
             if not name.startswith((".", "__pycache__")) and not Path(parent, name, "pyvenv.cfg").exists()
@@ -92,7 +92,7 @@ def _library_folders() -> tuple[str, ...]:
 def _is_library(file: str, library: tuple[str, ...]) -> bool:
     if file.startswith(library) or any(name in file for name in _INSTALLED):
         return True
-    # Few come so far: to follow links costs a look at each folder.
+    # Last, as resolving links reads each folder.
     return os.path.realpath(file).startswith((*library, *_OWN_PACKAGES))
 
 
@@ -100,4 +100,4 @@ def _digest(path: Path) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()[:16]
     except OSError:
-        return None  # gone since the import, or not readable: there is nothing to compare
+        return None  # removed since the import, or not readable: nothing to compare

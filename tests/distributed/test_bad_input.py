@@ -71,7 +71,7 @@ def test_a_class_that_does_not_import_shows_its_own_last_words(tmp_path: Path) -
 
 
 def test_a_class_that_is_no_lightning_module(tmp_path: Path) -> None:
-    assert "tests.support.toy.NoModule is no LightningModule" in _refused(
+    assert "tests.support.toy.NoModule is not a LightningModule" in _refused(
         tmp_path, "--model", "tests.support.toy.NoModule"
     )
 
@@ -123,7 +123,9 @@ def test_resume_of_a_missing_file(earlier: Path) -> None:
 
 def test_resume_of_a_foreign_file_makes_no_run(tmp_path: Path) -> None:
     (tmp_path / "foreign.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint at all")
-    assert "foreign.ckpt is no checkpoint" in _refused(tmp_path, *SETTINGS, "--resume", "foreign.ckpt", "--name", "new")
+    assert "foreign.ckpt is not a checkpoint" in _refused(
+        tmp_path, *SETTINGS, "--resume", "foreign.ckpt", "--name", "new"
+    )
     assert not (tmp_path / "runs" / "new").exists()
 
 

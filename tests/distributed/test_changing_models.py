@@ -40,7 +40,7 @@ def test_every_kind_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     for kind in KINDS:
         assert f"{kind.__name__}: 16 steps, same" in output, output
     (refused,) = [line for line in output.splitlines() if line.startswith("refused: ")]
-    assert "last.ckpt holds objects whose loading would run code: " in refused
+    assert "last.ckpt contains objects whose loading would run code: " in refused
     for key in ("Data.counts", "callbacks.Counter.counts", "stats.counts"):
         assert f"{key} (tests.support.changing_models.Counts)" in refused
     assert "trusted: 4 weights" in output, output

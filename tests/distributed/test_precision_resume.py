@@ -206,7 +206,7 @@ def test_a_damaged_or_missing_loss_scale_is_one_notice_and_a_fresh_one(runs: Map
     assert found["state"]["_growth_tracker"] == 0
     (notice,) = found["notices"]
     assert notice.startswith("cannot restore the checkpoint's loss scale (")
-    assert notice.endswith("); it starts afresh")
+    assert notice.endswith("); it starts at its initial value")
 
 
 @pytest.mark.parametrize("name", RECORDS)

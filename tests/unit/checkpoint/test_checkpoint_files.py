@@ -82,7 +82,7 @@ def test_a_folder_is_as_whole_as_each_of_its_files(tmp_path: Path) -> None:
     (path / "inner" / "a").unlink()
     assert "inner/a" in (problem_of(path) or "")
     (path / "inner" / "a").write_bytes(b"2")
-    assert "inner/a in it is not what was written" in (problem_of(path) or "")
+    assert "inner/a in it has changed" in (problem_of(path) or "")
 
 
 def test_killed_while_a_folder_is_replaced_the_one_before_is_found(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_if_none_is_whole_nothing_is_begun_anew_in_its_place(tmp_path: Path) -> 
     run = make_run(tmp_path, checkpoint=None)
     _save(run / "checkpoints" / "last.ckpt", b"newest").write_bytes(b"newes")
     with pytest.raises(
-        ResumeError, match=r"no checkpoint in .*/first/checkpoints is whole:\n.*5 bytes of 6\n.*another --name"
+        ResumeError, match=r"no checkpoint in .*/first/checkpoints is valid:\n.*5 bytes of 6\n.*another --name"
     ):
         find_run(config(tmp_path, resume="auto"))
 
@@ -121,10 +121,10 @@ def test_if_none_is_whole_nothing_is_begun_anew_in_its_place(tmp_path: Path) -> 
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path: Path) -> None:
     path = _save(tmp_path / "mine.ckpt", b"weights")
     path.write_bytes(b"weighTs")
-    with pytest.raises(ResumeError, match=r"mine.ckpt is damaged: it is not what was written") as caught:
+    with pytest.raises(ResumeError, match=r"mine.ckpt is damaged: it has changed") as caught:
         find_run(config(tmp_path, name="other", resume=str(path)))
-    manifest = Path(str(caught.value).partition(" or remove ")[2].partition(" if you have changed it")[0])
-    # A surgeon's work is no damage.
+    manifest = Path(str(caught.value).partition(" or remove ")[2].partition(" if you changed")[0])
+    # A checkpoint that the user changed is not damaged.
     manifest.unlink()
     assert find_run(config(tmp_path, name="other", resume=str(path))).resume_from == path
 

@@ -245,7 +245,7 @@ def test_another_format_than_torch_saves_of_today_is_not_unpickled(tmp_path: Pat
     torch.save({"hyper_parameters": Acts(Path.touch, mark)}, old, _use_new_zipfile_serialization=False)
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), script)
     for path in (old, script):
-        with pytest.raises(ResumeError, match="is no checkpoint, or is damaged") as caught:
+        with pytest.raises(ResumeError, match="is not a checkpoint, or is damaged") as caught:
             read_file(path, Trust())
         assert "\x1b" not in str(caught.value)
     assert not mark.exists()
@@ -259,7 +259,7 @@ class TestTrust:
         for open_one, mode in ((run, 0o755), (path.parent, 0o770), (path, 0o620)):
             before = stat.S_IMODE(open_one.stat().st_mode)
             open_one.chmod(mode)
-            assert f"others can get at {open_one} (mode {mode:o}" in str(trust.objection(path))
+            assert f"other users have access to {open_one} (mode {mode:o}" in str(trust.objection(path))
             open_one.chmod(before)
         assert trust.objection(path) is None
 
@@ -322,7 +322,7 @@ class TestReadBack:
         run.chmod(0o755)
         (notice,) = self.told(run, placed(("stats",), NEED_CODE["object"]), Trust(run))
         assert "runs code: stats (tests.support.kinds_of_objects.State)" in notice
-        assert f"needs --resume-trust, as others can get at {run} (mode 755" in notice
+        assert f"needs --resume-trust, as other users have access to {run} (mode 755" in notice
 
     def test_each_folder_is_looked_at(self, run: Path, tmp_path: Path) -> None:
         notices: list[str] = []

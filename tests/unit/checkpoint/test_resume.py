@@ -72,7 +72,7 @@ def test_a_checkpoint_of_lightnings_is_accepted_by_its_own_model(real: Path) -> 
 @pytest.mark.parametrize("lacking", sorted(NEEDED))
 def test_a_checkpoint_without_a_needed_key_is_refused_by_that_key(tmp_path: Path, lacking: str) -> None:
     file = saved(tmp_path, {key: value for key, value in NEEDED.items() if key != lacking})
-    with pytest.raises(ResumeError, match=rf"{file} is no Lightning training checkpoint: it lacks {lacking};"):
+    with pytest.raises(ResumeError, match=rf"{file} is not a Lightning training checkpoint: it lacks {lacking};"):
         check_checkpoint(file)
 
 
@@ -83,7 +83,7 @@ def test_plain_weights_are_refused_with_advice(tmp_path: Path) -> None:
 
 
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResumeError, match=r"some.ckpt holds a list, no Lightning checkpoint"):
+    with pytest.raises(ResumeError, match=r"some.ckpt contains a list, not a Lightning checkpoint"):
         check_checkpoint(saved(tmp_path, [1, 2]))
 
 
@@ -95,7 +95,7 @@ def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path) -> None:
 def test_damaged_bytes_are_refused_by_the_files_name(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "damaged.ckpt"
     file.write_bytes(content)
-    with pytest.raises(ResumeError, match=r"^resume: .*damaged\.ckpt is no checkpoint"):
+    with pytest.raises(ResumeError, match=r"^resume: .*damaged\.ckpt is not a checkpoint"):
         check_checkpoint(file)
 
 
@@ -103,14 +103,14 @@ def test_damaged_bytes_are_refused_by_the_files_name(tmp_path: Path, content: by
 def test_a_checkpoint_that_was_cut_off_is_refused(real: Path, tmp_path: Path, kept: float) -> None:
     whole = real.read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(ResumeError, match=r"cut\.ckpt is no checkpoint, or is damaged"):
+    with pytest.raises(ResumeError, match=r"cut\.ckpt is not a checkpoint, or is damaged"):
         check_checkpoint(tmp_path / "cut.ckpt")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path, says in (
-        (tmp_path / "none.ckpt", "is no checkpoint, or is damaged"),
-        (tmp_path, "no DeepSpeed checkpoint"),
+        (tmp_path / "none.ckpt", "is not a checkpoint, or is damaged"),
+        (tmp_path, "not a DeepSpeed checkpoint"),
     ):
         with pytest.raises(ResumeError, match=says):
             check_checkpoint(path)
@@ -132,7 +132,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 def test_code_in_a_plain_pickle_is_never_run(tmp_path: Path) -> None:
     file = tmp_path / "evil.pkl"
     file.write_bytes(pickle.dumps(Opens(tmp_path / "ran")))
-    with pytest.raises(ResumeError, match="is no checkpoint"):
+    with pytest.raises(ResumeError, match="is not a checkpoint"):
         check_checkpoint(file)
     assert not (tmp_path / "ran").exists()
     pickle.loads(file.read_bytes())  # noqa: S301 -- shows that the file is armed

@@ -73,7 +73,7 @@ def test_missing_pieces_of_a_rank_are_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ResumeError, match="is a folder, but no DeepSpeed checkpoint"):
+    with pytest.raises(ResumeError, match="is a folder, but not a DeepSpeed checkpoint"):
         check_checkpoint(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     path = write(tmp_path / "piece.ckpt", ranks=1)
     piece = next((path / "checkpoint").glob("*_optim_states.pt"))
     torch.save({"optimizer_state_dict": {"zero_stage": 2, "it": RunsCode(mark)}}, piece)
-    with pytest.raises(ResumeError, match="holds objects whose loading would run code"):
+    with pytest.raises(ResumeError, match="contains objects whose loading would run code"):
         read_consolidated(path, Trust())
     assert not mark.exists()
 

@@ -153,5 +153,5 @@ def test_plan_as_json_is_the_plan_for_the_users_own_classes(tmp_path: Path) -> N
 def test_a_class_of_the_wrong_kind_is_a_usage_error(tmp_path: Path) -> None:
     given = ("--model", "tests.support.toy.NoModule", "--runs_dir", str(tmp_path))
     ended = plan(*given).check(2)
-    assert "model.class_path: tests.support.toy.NoModule is no LightningModule" in ended.output
+    assert "model.class_path: tests.support.toy.NoModule is not a LightningModule" in ended.output
     assert "Traceback" not in ended.output

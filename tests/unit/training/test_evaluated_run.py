@@ -99,7 +99,7 @@ def test_without_a_name_it_is_the_newest_run_with_the_config(run: Path, tmp_path
         ("first", "gone.ckpt", ResumeError, "gone.ckpt does not exist"),
         ("empty", "best", ResumeError, "has no checkpoint"),
         ("untold", "best", ResumeError, "names no best checkpoint that still exists"),
-        ("broken", "last", ResumeError, "no checkpoint in .* is whole"),
+        ("broken", "last", ResumeError, "no checkpoint in .* is valid"),
     ],
 )
 def test_what_is_not_there_is_told_and_nothing_is_made(

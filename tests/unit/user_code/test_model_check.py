@@ -43,7 +43,7 @@ def test_parameters_are_counted_without_their_memory() -> None:
 
 
 def test_a_constructor_that_raises_is_named_with_its_place() -> None:
-    with pytest.raises(ModelCountError, match=r"ReadsWeights was not made on the meta device: .*line \d+"):
+    with pytest.raises(ModelCountError, match=r"ReadsWeights cannot be created on the meta device: .*line \d+"):
         count_parameters(config_of("ReadsWeights"))
 
 

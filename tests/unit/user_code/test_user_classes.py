@@ -115,11 +115,11 @@ def only_message(given: RunConfig, path: str) -> str:
         ("broken.Model", "the last line ({folder}/broken.py, line 2)"),
         ("leaving.Model", "leaving.Model does not import: SystemExit: 3 ({folder}/leaving.py, line 2)"),
         ("half.Model", "half.Model does not import: SyntaxError: '(' was never closed"),
-        ("theirs.Modle", "module theirs has no Modle; it lies in {folder}/theirs.py"),
-        ("theirs.number", "theirs.number is no LightningModule; it is a int"),
-        ("theirs.Bare", "theirs.Bare is no LightningModule; it is a bare class"),
-        ("theirs.Data", "theirs.Data is no LightningModule; it is a class of LightningDataModule"),
-        ("os.path", "os.path is no LightningModule; it is a module"),
+        ("theirs.Modle", "module theirs has no Modle; the module is {folder}/theirs.py"),
+        ("theirs.number", "theirs.number is not a LightningModule; it is of type int"),
+        ("theirs.Bare", "theirs.Bare is not a LightningModule; it is a class without a base class"),
+        ("theirs.Data", "theirs.Data is not a LightningModule; it is a subclass of LightningDataModule"),
+        ("os.path", "os.path is not a LightningModule; it is of type module"),
     ],
 )
 def test_a_class_that_is_not_there_or_of_the_wrong_kind_is_told(tmp_path: Path, path: str, says: str) -> None:
@@ -143,7 +143,7 @@ def test_a_module_that_leaves_is_found_through_a_wrapped_exit(tmp_path: Path, mo
 
 def test_a_model_in_place_of_data_is_told() -> None:
     given = config(model(width=1), {"class_path": "theirs.Alone"})
-    assert only_message(given, "data.class_path").startswith("theirs.Alone is no LightningDataModule")
+    assert only_message(given, "data.class_path").startswith("theirs.Alone is not a LightningDataModule")
 
 
 def test_a_wrong_argument_name_names_the_one_that_was_meant() -> None:
@@ -361,7 +361,7 @@ def test_a_short_name_is_that_of_an_imported_class() -> None:
     message = only_message(
         config(model(width=1), callbacks=[{"class_path": "Nope"}]), "trainer.callbacks[0].class_path"
     )
-    assert message == "given 'Nope', and no imported Callback has that name; give its import path, as my_pkg.Nope"
+    assert message == "given 'Nope', and no imported Callback has that name; give its import path, such as my_pkg.Nope"
 
 
 def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,8 +378,8 @@ def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatc
         sys.modules.pop("pytorch_lightning", None)
         sys.modules.pop("old", None)
     assert message == (
-        "old.Net is a LightningModule of the package pytorch_lightning, and the launcher trains with the package "
-        "lightning, which has the same: in old, write `lightning.pytorch` instead of `pytorch_lightning`"
+        "old.Net is a LightningModule of the package pytorch_lightning, and the launcher uses the package "
+        "lightning, which has the same class: in old, import `lightning.pytorch` instead of `pytorch_lightning`"
     )
 
 

@@ -96,7 +96,7 @@ def test_the_model_is_checked_at_once_and_its_parameters_counted() -> None:
         "model: given 'nodots'; expected an import path",
         "model.class_path: module tests has no no_such",
         "model.class_path: module tests.support.toy has no Toyy",
-        "model.class_path: tests.support.toy.NoModule is no LightningModule",
+        "model.class_path: tests.support.toy.NoModule is not a LightningModule",
         "Toy(lr: float = 0.05",
         "161 parameters",
     ):
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_made_on_the_meta_device_is_kept_only_if_the_user
     config, _, screen = wizard(Model=broken, Its_parameters=True)
     assert config is not None
     assert config.model == broken
-    assert "ReadsWeights was not made on the meta device" in screen
+    assert "ReadsWeights cannot be created on the meta device" in screen
 
     config, _, _ = wizard(Model=[broken, "tests.support.toy.Toy"], Its_parameters=False)
     assert config is not None
