@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
-from launcher.checkpoint.manifest import publish, remove
+from launcher.checkpoint.manifest import publish, remove_checkpoint
 from launcher.checkpoint.read_back import ReadBack, find_unsaveable
 from launcher.checkpoint.reader import Trust, read_file
 from launcher.checkpoint.secrets import hide_hyperparameters
@@ -96,7 +96,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its manifest."""
         if _is_local_file_protocol(path):
-            remove(_local(path))
+            remove_checkpoint(_local(path))
         else:
             super().remove_checkpoint(path)
 

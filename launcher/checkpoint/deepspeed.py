@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, plain, read_file
+from launcher.checkpoint.reader import Trust, as_mapping, first_line, guarded_loads, read_file
 from launcher.core.errors import ResumeError
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
@@ -42,6 +42,10 @@ class ZeroLayout:
     world_size: int
     dtype: str
     settings: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
+        return f"ZeRO stage {self.stage} in {self.dtype} on {ranks}"
 
     @classmethod
     def of(cls, config: Mapping[str, Any], world_size: int) -> ZeroLayout:
@@ -136,7 +140,9 @@ def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
         settings = content.get(EMPTY_GROUPS, {})
         optimizer["param_groups"] = with_empty_groups(optimizer["param_groups"], settings)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
-        raise ResumeError(f"resume: {path} cannot be consolidated: {plain(error)}; give another checkpoint") from error
+        raise ResumeError(
+            f"resume: {path} cannot be consolidated: {first_line(error)}; give another checkpoint"
+        ) from error
     return {**_of_lightning(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
 
 

@@ -71,7 +71,7 @@ _RECONSTRUCTOR: Any = vars(copyreg)["_reconstructor"]
 _NAMED = ("torch.nn.", "torch.optim.")
 
 
-def known(named: Global) -> Any:
+def find_known(named: Global) -> Any:
     """Find a known class or function.
 
     Returns:

@@ -37,7 +37,7 @@ class SkippedCheckpoint:
     reason: str
 
 
-def manifest_of(checkpoint: Path) -> Path:
+def manifest_path(checkpoint: Path) -> Path:
     """The path of a checkpoint's manifest."""
     return checkpoint.with_name(checkpoint.name + MANIFEST_SUFFIX)
 
@@ -58,7 +58,7 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
         note_hashes(temporary, checkpoint, step)
     else:
         _sync(temporary)
-        manifest_of(checkpoint).unlink(missing_ok=True)
+        manifest_path(checkpoint).unlink(missing_ok=True)
     # A DeepSpeed folder of that name, if the run used DeepSpeed before.
     before = checkpoint.with_name(f"{checkpoint.stem}-before{checkpoint.suffix}") if checkpoint.is_dir() else None
     if before is not None:
@@ -82,21 +82,21 @@ def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
         _sync(file)
     before = _read_manifest(checkpoint) or {}
     versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
-    write_file(manifest_of(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
+    write_file(manifest_path(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
     # In a folder of the user, all users who may read the checkpoint may read its manifest too.
-    manifest_of(checkpoint).chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)
+    manifest_path(checkpoint).chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)
 
 
-def remove(checkpoint: Path) -> None:
+def remove_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint and its manifest."""
     if checkpoint.is_dir():
         shutil.rmtree(checkpoint)
     else:
         checkpoint.unlink(missing_ok=True)
-    manifest_of(checkpoint).unlink(missing_ok=True)
+    manifest_path(checkpoint).unlink(missing_ok=True)
 
 
-def problem_of(checkpoint: Path) -> str | None:
+def find_problem(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if they are unchanged.
 
     A checkpoint without a manifest, as of another program, counts as valid.
@@ -151,11 +151,11 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
             f"no checkpoint in {folder} is valid:\n{listed}\n"
             "start a new run with another --name, or resume from another checkpoint: --resume PATH"
         )
-    problem = problem_of(explicit)
+    problem = find_problem(explicit)
     if problem is not None:
         raise ResumeError(
             f"resume: {explicit} is damaged: {problem}; give another checkpoint, or remove "
-            f"{manifest_of(explicit)} if you changed the checkpoint yourself"
+            f"{manifest_path(explicit)} if you changed the checkpoint yourself"
         )
     return explicit, notices
 
@@ -168,7 +168,7 @@ def newest_valid(folder: Path, last: str) -> tuple[Path | None, tuple[SkippedChe
     """
     skipped: list[SkippedCheckpoint] = []
     for checkpoint in candidates(folder, last):
-        problem = problem_of(checkpoint)
+        problem = find_problem(checkpoint)
         if problem is None:
             return checkpoint, tuple(skipped)
         skipped.append(SkippedCheckpoint(checkpoint, problem))
@@ -187,7 +187,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
         checkpoint.name.removeprefix(".").removesuffix(".old") if checkpoint.name.startswith(".") else checkpoint.name
     )
     try:
-        values = json.loads(manifest_of(checkpoint.with_name(name)).read_text(encoding="utf-8"))
+        values = json.loads(manifest_path(checkpoint.with_name(name)).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._utils import _validate_loaded_sparse_tensors
 
-from launcher.checkpoint.known_classes import NotLoaded, call_known, known, may_change
+from launcher.checkpoint.known_classes import NotLoaded, call_known, find_known, may_change
 from launcher.checkpoint.pickle_nodes import Call, Global
 
 # A fit takes these from its model and data module.
@@ -123,7 +123,7 @@ class _Maker:
         return made
 
     def _global(self, named: Global) -> Any:
-        found = known(named)
+        found = find_known(named)
         if found is not NotImplemented:
             return found
         if not self.trusted:

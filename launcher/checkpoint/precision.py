@@ -35,12 +35,12 @@ class CheckpointPrecision:
     notice: str | None = None
 
 
-def record_of(precision: str, strategy: str, world_size: int) -> dict[str, Any]:
+def make_record(precision: str, strategy: str, world_size: int) -> dict[str, Any]:
     """The launcher's record in a checkpoint; plain values, which `weights_only` loads."""
     return {"precision": precision, "strategy": strategy, "world_size": world_size}
 
 
-def precision_of(content: Mapping[str, Any]) -> CheckpointPrecision:
+def read_precision(content: Mapping[str, Any]) -> CheckpointPrecision:
     """The precision of a loaded checkpoint.
 
     Args:

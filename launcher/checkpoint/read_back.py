@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from launcher.checkpoint.reader import Trust, foreign_objects, list_objects, plain, read_file
+from launcher.checkpoint.reader import Trust, first_line, foreign_objects, list_objects, read_file
 from launcher.core.errors import ResumeError
 
 
@@ -42,7 +42,7 @@ class ReadBack:
             for file in [file for found in pieces for file in found] if written.is_dir() else [written]:
                 self._check(file, name)
         except Exception as error:  # noqa: BLE001 -- the training continues in any case, as in plain Lightning
-            reason = plain(error.__cause__ if isinstance(error, ResumeError) and error.__cause__ else error)
+            reason = first_line(error.__cause__ if isinstance(error, ResumeError) and error.__cause__ else error)
             self._notice(f"the checkpoint {name} cannot be read back: {reason}; no resume or restart can use it")
 
     def _check(self, file: Path, name: Path) -> None:

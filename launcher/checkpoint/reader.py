@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from launcher.checkpoint.manifest import manifest_of, problem_of
+from launcher.checkpoint.manifest import find_problem, manifest_path
 from launcher.checkpoint.objects import Foreign, UnreadableError, make_objects
 from launcher.checkpoint.pickle_nodes import NODES
 from launcher.core.errors import ResumeError
@@ -62,11 +62,11 @@ class Trust:
                     return f"other users have access to {path} (mode {stat.S_IMODE(status.st_mode):o}; chmod 700)"
             if not is_written or place == run / CONSOLIDATED:
                 return None
-            if not manifest_of(place).exists():
+            if not manifest_path(place).exists():
                 return "it has no manifest, so its origin is not known"
         except OSError as error:
             return f"it cannot be read: {error.strerror or error}"
-        return problem_of(place)
+        return find_problem(place)
 
 
 def read_file(
@@ -108,12 +108,12 @@ def read_file(
         raise
     except UnreadableError as error:
         raise ResumeError(
-            f"resume: {checkpoint} contains an object that cannot be created again: {plain(error)}; remove it from "
-            "the checkpoint, or start a new run with another --name"
+            f"resume: {checkpoint} contains an object that cannot be created again: {first_line(error)}; remove it "
+            "from the checkpoint, or start a new run with another --name"
         ) from error
     except Exception as error:  # A damaged or malicious file may raise any error.
         raise ResumeError(
-            f"resume: {checkpoint} is not a checkpoint, or is damaged: {plain(error)}; give another checkpoint"
+            f"resume: {checkpoint} is not a checkpoint, or is damaged: {first_line(error)}; give another checkpoint"
         ) from error
 
 
@@ -142,7 +142,7 @@ def guarded_loads(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
         torch.load = before
 
 
-def plain(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, without the terminal codes that torch adds."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from launcher.checkpoint.deepspeed import read_zero_outline
-from launcher.checkpoint.precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
+from launcher.checkpoint.precision import RESTORED_SCALER_KEYS, CheckpointPrecision, read_precision
 from launcher.checkpoint.reader import Trust, as_mapping, read_file
 from launcher.core.errors import ResumeError
 from strategies.loss_scale import state_problem
@@ -60,7 +60,7 @@ def check_checkpoint(path: Path, trust: Trust | None = None) -> CheckpointPrecis
             f"resume: {path} is not a Lightning training checkpoint: it lacks {', '.join(missing)}; "
             "load plain weights in the model's own constructor"
         )
-    return precision_of(content)
+    return read_precision(content)
 
 
 def scaler_problem(path: Path) -> str | None:
@@ -70,7 +70,7 @@ def scaler_problem(path: Path) -> str | None:
     content = read_checkpoint(path)
     saved = [content[key] for key in RESTORED_SCALER_KEYS if key in content]
     if not saved:
-        return "it was not saved" if precision_of(content).precision is Precision.FP16_MIXED else None
+        return "it was not saved" if read_precision(content).precision is Precision.FP16_MIXED else None
     return next(filter(None, map(state_problem, saved)), None)
 
 

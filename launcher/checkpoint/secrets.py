@@ -31,11 +31,7 @@ def hide_hyperparameters(checkpoint: dict[str, Any]) -> list[str]:
 
 
 class SecretRedactor(pl.Callback):
-    """Redacts secrets at each save, with every strategy.
-
-    Args:
-        notice: called once, as `load_from_checkpoint` needs the values again.
-    """
+    """Redacts secrets at each save, with every strategy."""
 
     def __init__(self, notice: Callable[[str], None]) -> None:
         self._notice = notice

@@ -181,11 +181,7 @@ def _run(trainer: pl.Trainer, command: str, objects: UserObjects, checkpoint: st
 
 
 class PredictionFiles(BasePredictionWriter):
-    """Writes a rank's predictions to a file of mode 0600, with the indices of the samples in each batch.
-
-    Args:
-        folder: of the files.
-    """
+    """Writes a rank's predictions to a file of mode 0600, with the indices of the samples in each batch."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__("epoch")

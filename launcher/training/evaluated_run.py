@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint.manifest import choose_checkpoint, problem_of
+from launcher.checkpoint.manifest import choose_checkpoint, find_problem
 from launcher.config.loading import read_sources
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
@@ -113,7 +113,7 @@ def _run_of(checkpoint: Path) -> Path | None:
 def _check_checkpoint(given: Path) -> None:
     if not given.exists():
         raise ResumeError(f"checkpoint: {given} does not exist; give `best`, `last` or a path")
-    problem = problem_of(given)
+    problem = find_problem(given)
     if problem is not None:
         raise ResumeError(f"checkpoint: {given} is damaged: {problem}; give another one")
 

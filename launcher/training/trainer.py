@@ -80,9 +80,10 @@ def build_trainer(
     # Lightning refuses a second progress bar, and a progress bar callback without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
     shows_bar = has_bar or (topology.rank == 0 and ctx.output.console.is_terminal)
+    precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     trainer = pl.Trainer(
         **plain_options(config),
-        **({"precision": plan.precision} if plugin is None else {}),
+        **precision,
         profiler=objects.profiler or make_profiler(config),
         plugins=plugins,
         accelerator="gpu" if plan.device_kind == "cuda" else plan.device_kind,

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-from launcher.training.data.order import DataOrder, place
+from launcher.training.data.order import DataOrder, place_loaders
 from strategies.batch import BatchSplit
 
 
@@ -41,7 +41,7 @@ def ordered(
         on_batch=lambda owner, size: None if batches is None else batches.append((owner, size)),
     )
     made = order.apply(make, "Owner.train_dataloader", overfit=overfit)
-    place(made if isinstance(made, CombinedLoader) else CombinedLoader(made, "max_size_cycle"), *at)
+    place_loaders(made if isinstance(made, CombinedLoader) else CombinedLoader(made, "max_size_cycle"), *at)
     return made
 
 

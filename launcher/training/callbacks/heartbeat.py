@@ -18,11 +18,7 @@ def heartbeat_callbacks(status: RankStatusWriter) -> list[pl.Callback]:
 
 
 class HeartbeatCallback(pl.Callback):
-    """Reports each step, validation batch and checkpoint, and how many collectives this rank has entered.
-
-    Args:
-        status: what the agent reads.
-    """
+    """Reports each step, validation batch and checkpoint, and how many collectives this rank has entered."""
 
     def __init__(self, status: RankStatusWriter) -> None:
         self._status = status

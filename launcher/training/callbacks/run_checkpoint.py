@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from typing_extensions import override
 
-from launcher.checkpoint.precision import RECORD, record_of
+from launcher.checkpoint.precision import RECORD, make_record
 from launcher.config.schema import CheckpointOptions
 from launcher.planning.plan import Plan
 from launcher.training.loops.batch_end import after_batch
@@ -83,11 +83,7 @@ class RunCheckpoint(CheckpointAfterBatch):
 
 
 class LastCheckpointWriter(pl.Callback):
-    """Saves at the end of the training, which Lightning skips if a validation saved shortly before.
-
-    Args:
-        checkpoint: where to save.
-    """
+    """Saves at the end of the training, which Lightning skips if a validation saved shortly before."""
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint
@@ -109,7 +105,7 @@ class PlanRecorder(pl.Callback):
     """Writes precision, strategy and number of ranks into each checkpoint, for the run that resumes from it."""
 
     def __init__(self, plan: Plan) -> None:
-        self._record = record_of(plan.precision, plan.strategy.name, plan.world_size)
+        self._record = make_record(plan.precision, plan.strategy.name, plan.world_size)
 
     @override
     def on_save_checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sized
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.utilities.data import sized_len
@@ -144,7 +145,8 @@ class DataOrder:
             batches: Any = loader.batch_sampler
             order = None
             if _is_known(_sampler_of(batches)):
-                order = self._order_of(loader, isinstance(batches.sampler, RandomSampler), seeds_samples=False)
+                sharding = replace(self._sharding_of(loader), seeds_samples=False)
+                order = self._order_of(loader, sharding, isinstance(batches.sampler, RandomSampler))
             self._notify_user_order(batches)
             sampler = PlacedBatches(batches, self._sharding_of(loader), order)
             values["batch_sampler"] = sampler
@@ -156,28 +158,22 @@ class DataOrder:
 
     def _sharding_of(self, loader: DataLoader[Any]) -> Sharding:
         """Workers draw from generators that are seeded for each sample."""
-        ranks = self._sharding
-        return Sharding(ranks.world_size, ranks.rank, ranks.seed, loader.num_workers > 0, loader.drop_last)
+        return replace(self._sharding, seeds_samples=loader.num_workers > 0, drop_last=loader.drop_last)
 
     def _sampler(self, loader: DataLoader[Any], overfit: bool) -> PlaceableSampler:
         own, sharding = loader.sampler, self._sharding_of(loader)
         if overfit or _is_known(own):
-            shuffle = type(own) is not SequentialSampler and not overfit
-            return self._order_of(loader, shuffle, seeds_samples=sharding.seeds_samples)
+            return self._order_of(loader, sharding, type(own) is not SequentialSampler and not overfit)
         self._notify_user_order(own)
         if isinstance(own, DistributedSampler):
             # It distributes the samples itself.
-            sharding = Sharding(1, 0, sharding.seed, sharding.seeds_samples, sharding.drop_last)
+            sharding = replace(sharding, world_size=1, rank=0)
         return PlacedSampler(own, sharding, loader.batch_size or 1)
 
-    def _order_of(self, loader: DataLoader[Any], shuffle: bool, *, seeds_samples: bool) -> GlobalOrderSampler:
-        ranks = self._sharding
-        return (GlobalOrderSampler if shuffle else SequentialOrder)(
-            cast(Sized, loader.dataset),
-            Sharding(ranks.world_size, ranks.rank, ranks.seed, seeds_samples, loader.drop_last),
-            shuffle=shuffle,
-            global_batch_size=self.batch.global_batch_size if self._fixed and self._distribute else None,
-        )
+    def _order_of(self, loader: DataLoader[Any], sharding: Sharding, shuffle: bool) -> GlobalOrderSampler:
+        global_batch_size = self.batch.global_batch_size if self._fixed and self._distribute else None
+        kind = GlobalOrderSampler if shuffle else SequentialOrder
+        return kind(cast(Sized, loader.dataset), sharding, shuffle=shuffle, global_batch_size=global_batch_size)
 
     def _notify_user_order(self, sampler: Any) -> None:
         if type(sampler).__module__.partition(".")[0] != "torch":
@@ -242,7 +238,7 @@ def is_placeable(loader: Any) -> bool:
     return isinstance(loader, DataLoader) and isinstance(loader.sampler, PlaceableSampler)
 
 
-def place(combined: CombinedLoader, epoch: int, batches: int) -> None:
+def place_loaders(combined: CombinedLoader, epoch: int, batches: int) -> None:
     """Make the next iteration of the loaders start after a number of the epoch's batches.
 
     Args:

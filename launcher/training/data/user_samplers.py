@@ -159,11 +159,7 @@ class PlacedBatches(_UserSampler):
 
 
 class _Generators:
-    """The generators of Python, NumPy and torch as a sampler sees them: it continues where it left them.
-
-    Args:
-        seed: their first seed.
-    """
+    """The generators of Python, NumPy and torch as a sampler sees them: it continues where it left them."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

@@ -20,9 +20,16 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from typing_extensions import override
 
 from launcher.training.data.evaluation import SharedSource
-from launcher.training.data.order import DataOrder, is_placeable, place
+from launcher.training.data.order import DataOrder, is_placeable, place_loaders
 from launcher.training.loops.epoch_loop import EpochLoop, set_restarting
-from launcher.training.loops.position import KEY, Position, describe_changes, moved, read_position, rewound
+from launcher.training.loops.position import (
+    KEY,
+    Position,
+    describe_changes,
+    read_position,
+    rewind_position,
+    scale_position,
+)
 
 
 def use_resumable_loops(trainer: pl.Trainer, order: DataOrder) -> None:
@@ -148,7 +155,7 @@ class FitLoop(_FitLoop):
         self._loader_states = own.get("loader_states", {})
         self._reload_epochs = own.get("loaders_made", {})
         self.resumed_from = saved
-        self._saved, self._position = saved, rewound(saved)
+        self._saved, self._position = saved, rewind_position(saved)
         self._set_counters(self._position)
         self.restarting = self._position.in_epoch
         if self._combined_loader is not None and self._data_fetcher is not None:
@@ -178,7 +185,9 @@ class FitLoop(_FitLoop):
         if self._saved is not None:
             sizes = [getattr(loader, "batch_size", None) for loader in combined.flattened]
             batch = self._order.batch
-            now = moved(self._position or rewound(self._saved), batch.world_size, batch.accumulate, sizes)
+            now = scale_position(
+                self._position or rewind_position(self._saved), batch.world_size, batch.accumulate, sizes
+            )
             for text in describe_changes(self._saved, now):
                 self._order.notify_once(text)
             self._position = now if now.in_epoch else None
@@ -186,7 +195,7 @@ class FitLoop(_FitLoop):
             self._set_counters(now)
             self._saved = None
         position = self._position
-        place(combined, self._epoch, 0 if position is None else position.batches)
+        place_loaders(combined, self._epoch, 0 if position is None else position.batches)
         states, self._loader_states = self._loader_states, {}
         if position is None or position.last:
             return
@@ -211,7 +220,7 @@ class FitLoop(_FitLoop):
             self._order.notify_once("training_step takes dataloader_iter: a resume loses prefetched batches")
         # The first iterator of a run was created, and placed, together with the loaders.
         if self.trainer.current_epoch > 0 and not self.is_resuming and not self.restarting:
-            place(cast(CombinedLoader, self._combined_loader), self._epoch, 0)
+            place_loaders(cast(CombinedLoader, self._combined_loader), self._epoch, 0)
 
     @property
     def _epoch(self) -> int:

@@ -30,7 +30,7 @@ class Position:
         planned_accumulate: the planned value of `accumulate`, which a callback may have changed.
         world_size: number of ranks.
         batch_sizes: micro batch size of each loader; None if the loader does not have one.
-        validated_batches: no validation is due up to this batch of the epoch; set by `rewound` only.
+        validated_batches: no validation is due up to this batch of the epoch; set by `rewind_position` only.
         cut: the Trainer ended the epoch before its last batch, or was about to.
         validated_to_stop: a validation has run after the last batch only because the Trainer should stop.
     """
@@ -93,7 +93,7 @@ def read_position(
     return Position(ended, trained, "epoch_end", True, total, **more)
 
 
-def rewound(position: Position) -> Position:
+def rewind_position(position: Position) -> Position:
     """The last point between two optimizer steps: checkpoints do not contain accumulated gradients."""
     over = position.batches % position.accumulate
     if not over or position.last or not position.in_epoch:
@@ -108,7 +108,9 @@ def rewound(position: Position) -> Position:
     )
 
 
-def moved(position: Position, world_size: int, planned_accumulate: int, batch_sizes: Sequence[int | None]) -> Position:
+def scale_position(
+    position: Position, world_size: int, planned_accumulate: int, batch_sizes: Sequence[int | None]
+) -> Position:
     """The same point for another number of ranks or another batch size, by the number of samples of all ranks.
 
     If that is not between two optimizer steps of this run, the nearest such point before it is taken. A checkpoint of

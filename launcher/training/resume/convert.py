@@ -15,7 +15,6 @@ from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_la
 from launcher.checkpoint.reader import CONSOLIDATED
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.errors import LauncherError, ResumeError
-from launcher.planning.plan import Plan
 from launcher.training.context import RunContext
 
 
@@ -29,10 +28,10 @@ def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
         ResumeError: the checkpoint cannot be consolidated.
     """
     resume, plan = ctx.run.resume_from, ctx.plan
-    if resume is None or not resume.is_dir() or zero_layout(resume) == planned_layout(plan):
+    planned = None if plan.deepspeed is None else ZeroLayout.of(plan.deepspeed, plan.world_size)
+    if resume is None or not resume.is_dir() or (layout := zero_layout(resume)) == planned:
         yield resume
         return
-    layout = _describe(zero_layout(resume))
     ctx.output.notice(f"{resume.name} was saved by {layout}: it is consolidated for {plan.strategy.name}")
     consolidated, rank = ctx.run.path / CONSOLIDATED, ctx.topology.rank
     _on_rank_zero(rank, lambda: save_private(read_consolidated(resume, ctx.trust), consolidated))
@@ -41,11 +40,6 @@ def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
     finally:
         if rank == 0:
             consolidated.unlink(missing_ok=True)
-
-
-def planned_layout(plan: Plan) -> ZeroLayout | None:
-    """How DeepSpeed partitions the states in this run; None without DeepSpeed."""
-    return None if plan.deepspeed is None else ZeroLayout.of(plan.deepspeed, plan.world_size)
 
 
 def convert_checkpoint(source: Path, target: Path) -> int:
@@ -105,8 +99,3 @@ def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:
         dist.broadcast_object_list(failure, src=0)
     if failure[0] is not None:
         raise ResumeError(failure[0])
-
-
-def _describe(layout: ZeroLayout) -> str:
-    ranks = f"{layout.world_size} rank{'s' if layout.world_size > 1 else ''}"
-    return f"ZeRO stage {layout.stage} in {layout.dtype} on {ranks}"

@@ -29,9 +29,6 @@ class EpochMetrics(pl.Callback):
     ModelCheckpoint and ReduceLROnPlateau would follow it. If the Trainer ended an epoch early, the values and the state
     of EarlyStopping are saved as before that end. A metric that Lightning does not reset, such as the best of all
     epochs, is also restored at the start of an epoch.
-
-    Args:
-        notice: called if the checkpoint has another number of ranks.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:

@@ -20,9 +20,6 @@ class PartialEpochNotices(pl.Callback):
     `on_train_epoch_start` is not called again. Lightning does not call it either: it would count, unfreeze or draw
     twice. But values that only this hook sets are missing. If the Trainer ended the epoch early, the hooks of its end
     ran then and run again.
-
-    Args:
-        notice: called with each difference.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
@@ -45,7 +42,7 @@ class PartialEpochNotices(pl.Callback):
             )
         if getattr(trainer.fit_loop, "position", None) is None:
             return
-        if skipped := own_hooks(_BEGINNING, pl_module, callbacks):
+        if skipped := find_own_hooks(_BEGINNING, pl_module, callbacks):
             self._notice(
                 f"epoch {epoch} is resumed in its middle, so {' and '.join(skipped)} is not called again, as in plain "
                 "Lightning; set values that a step needs in __init__ too, or save them: on_save_checkpoint of a "
@@ -62,12 +59,12 @@ def _done_twice(position: Position, module: pl.LightningModule, callbacks: Seque
     found: list[str] = []
     if position.validated_to_stop:
         found.append("validated once more than in an uninterrupted run, which callbacks such as EarlyStopping count")
-    if position.cut and (hooks := own_hooks(_END, module, callbacks)):
+    if position.cut and (hooks := find_own_hooks(_END, module, callbacks)):
         found.append(f"called {' and '.join(hooks)}, which is called again at the end of the epoch")
     return found
 
 
-def own_hooks(name: str, module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> list[str]:
+def find_own_hooks(name: str, module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> list[str]:
     """The hooks of a name that the user overrides, with the names of their classes."""
     owners = [type(each) for each in (module, *callbacks)]
     return [f"{owner.__qualname__}.{name}" for owner in dict.fromkeys(owners)

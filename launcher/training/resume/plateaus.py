@@ -19,9 +19,6 @@ class StepPlateaus(pl.Callback):
 
     Lightning skips the step at the end of an epoch that was resumed in its middle, and the step of an epoch whose end
     was being saved. It does not save the metrics that these steps and EarlyStopping need.
-
-    Args:
-        notice: called if a step is skipped because its metric is not known.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:

@@ -22,9 +22,6 @@ class RandomStates(pl.Callback):
 
     They are restored when the training starts, after the model and the data are created, which may draw from them too.
     Loader workers have other generators, see `launcher.training.data.sample_seeds`.
-
-    Args:
-        notice: called if the checkpoint has no state for this rank.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:

@@ -19,9 +19,6 @@ class TrainedParameters(pl.Callback):
 
     Without such a callback the program decides what is trained, and may have been changed on purpose. A notice then
     describes the difference.
-
-    Args:
-        notice: called with the difference.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
@@ -35,7 +32,7 @@ class TrainedParameters(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Before anything is restored, so that the next checkpoint contains the same changes.
-        self._made = flags_of(pl_module)
+        self._made = read_flags(pl_module)
         self._saved = checkpoint.get(KEY, {})
         if any(isinstance(each, BaseFinetuning) for each in cast(Any, trainer).callbacks):
             # Already here: DDP registers the trained parameters when it wraps the module.
@@ -43,11 +40,11 @@ class TrainedParameters(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._made = self._made or flags_of(pl_module)
+        self._made = self._made or read_flags(pl_module)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = flags_of(pl_module)
+        now = read_flags(pl_module)
         others = [name for name, trained in self._saved.items() if now.get(name, trained) != trained]
         # With manual optimization a step may freeze parameters itself.
         if others and pl_module.automatic_optimization:
@@ -62,7 +59,7 @@ class TrainedParameters(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        now = flags_of(pl_module)
+        now = read_flags(pl_module)
         changed = {
             name: flag for name, flag in now.items() if name in self._saved or self._made.get(name, flag) != flag
         }
@@ -70,14 +67,14 @@ class TrainedParameters(pl.Callback):
             checkpoint[KEY] = changed
 
 
-def flags_of(module: nn.Module) -> dict[str, bool]:
+def read_flags(module: nn.Module) -> dict[str, bool]:
     """`requires_grad` of the parameters, and `track_running_stats` of batch norms, which freezing changes too."""
     norms = {name: part.track_running_stats for name, part in module.named_modules() if isinstance(part, _BatchNorm)}
     return {**norms, **{name: parameter.requires_grad for name, parameter in module.named_parameters()}}
 
 
 def set_flags(module: nn.Module, flags: Mapping[str, bool]) -> None:
-    """The inverse of `flags_of`; names that the module does not have are ignored."""
+    """The inverse of `read_flags`; names that the module does not have are ignored."""
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm) and name in flags:
             part.track_running_stats = flags[name]

@@ -13,7 +13,15 @@ import torch
 
 import launcher.checkpoint.manifest
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
-from launcher.checkpoint.manifest import candidates, manifest_of, newest_valid, note_hashes, problem_of, publish, remove
+from launcher.checkpoint.manifest import (
+    candidates,
+    find_problem,
+    manifest_path,
+    newest_valid,
+    note_hashes,
+    publish,
+    remove_checkpoint,
+)
 from launcher.core.errors import ResumeError
 from launcher.runs.directory import find_run
 from tests.support.run_directories import config, fill, make_run, small_disk
@@ -41,8 +49,8 @@ def _save_folder(path: Path, step: int = 1, **files: bytes) -> Path:
 def test_a_saved_checkpoint_is_whole_and_has_its_step(tmp_path: Path) -> None:
     path = _save(tmp_path / "last.ckpt", b"weights", 7)
     assert path.read_bytes() == b"weights"
-    assert problem_of(path) is None
-    assert json.loads(manifest_of(path).read_text())["step"] == 7
+    assert find_problem(path) is None
+    assert json.loads(manifest_path(path).read_text())["step"] == 7
     assert sorted(f.name for f in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.manifest"]
 
 
@@ -53,12 +61,12 @@ def test_a_saved_checkpoint_is_whole_and_has_its_step(tmp_path: Path) -> None:
 def test_damage_is_found_and_described(tmp_path: Path, damage: bytes, said: str) -> None:
     path = _save(tmp_path / "last.ckpt", b"weights")
     path.write_bytes(damage)
-    assert said in (problem_of(path) or "")
+    assert said in (find_problem(path) or "")
 
 
 def test_a_file_of_another_program_has_nothing_against_it(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(b"from elsewhere")
-    assert problem_of(tmp_path / "x.ckpt") is None
+    assert find_problem(tmp_path / "x.ckpt") is None
 
 
 def test_killed_between_manifest_and_name_the_old_checkpoint_still_counts(tmp_path: Path) -> None:
@@ -66,23 +74,23 @@ def test_killed_between_manifest_and_name_the_old_checkpoint_still_counts(tmp_pa
     temporary = tmp_path / ".last.ckpt.tmp"
     temporary.write_bytes(b"new")
     note_hashes(temporary, path, 2)  # and here the power goes
-    assert problem_of(path) is None
+    assert find_problem(path) is None
     assert path.read_bytes() == b"old"
 
 
 def test_a_damaged_manifest_is_not_trusted(tmp_path: Path) -> None:
     path = _save(tmp_path / "last.ckpt", b"weights")
-    manifest_of(path).write_text("{")
-    assert problem_of(path) == "its manifest is damaged"
+    manifest_path(path).write_text("{")
+    assert find_problem(path) == "its manifest is damaged"
 
 
 def test_a_folder_is_as_whole_as_each_of_its_files(tmp_path: Path) -> None:
     path = _save_folder(tmp_path / "last.ckpt", a=b"1", b=b"22")
-    assert problem_of(path) is None
+    assert find_problem(path) is None
     (path / "inner" / "a").unlink()
-    assert "inner/a" in (problem_of(path) or "")
+    assert "inner/a" in (find_problem(path) or "")
     (path / "inner" / "a").write_bytes(b"2")
-    assert "inner/a in it has changed" in (problem_of(path) or "")
+    assert "inner/a in it has changed" in (find_problem(path) or "")
 
 
 def test_killed_while_a_folder_is_replaced_the_one_before_is_found(tmp_path: Path) -> None:
@@ -144,13 +152,13 @@ def test_each_file_of_a_checkpoint_of_many_ranks_is_read_once(tmp_path: Path, mo
 
     monkeypatch.setattr(hashlib, "file_digest", counting)
     for _ in range(2):
-        assert problem_of(path) is None
+        assert find_problem(path) is None
     assert len(read) == len(set(read)) == 1030
 
 
 def test_removal_takes_the_manifest_too(tmp_path: Path) -> None:
-    remove(_save(tmp_path / "a.ckpt", b"1"))
-    remove(_save_folder(tmp_path / "b.ckpt", a=b"1"))
+    remove_checkpoint(_save(tmp_path / "a.ckpt", b"1"))
+    remove_checkpoint(_save_folder(tmp_path / "b.ckpt", a=b"1"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,7 +166,7 @@ def test_lightnings_way_to_the_disk_is_private_whole_and_read_without_running_an
     path = tmp_path / "new" / "a.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint({"state_dict": {"w": torch.ones(3)}, "global_step": 4}, path)
-    assert problem_of(path) is None
+    assert find_problem(path) is None
     assert path.stat().st_mode & 0o777 == 0o600
     assert io.load_checkpoint(path)["global_step"] == 4
 
@@ -180,7 +188,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
         fill(tmp_path / "disk")
         with pytest.raises((OSError, RuntimeError)):
             io.save_checkpoint({"w": torch.ones(100_000), "global_step": 2}, path)
-        assert problem_of(path) is None
+        assert find_problem(path) is None
         assert io.load_checkpoint(path)["global_step"] == 1
         assert [f.name for f in candidates(tmp_path / "disk", "last.ckpt")] == ["last.ckpt"]
         assert not (tmp_path / "disk" / ".last.ckpt.tmp").exists()

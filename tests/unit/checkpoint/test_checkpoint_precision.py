@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.checkpoint.precision import RECORD, CheckpointPrecision, precision_of, record_of
+from launcher.checkpoint.precision import RECORD, CheckpointPrecision, make_record, read_precision
 from launcher.checkpoint.resume import check_checkpoint, scaler_problem
 from strategies.loss_scale import CountingGradScaler
 from strategies.precision import Precision
@@ -20,14 +20,16 @@ NEEDED = {"state_dict": {}, "loops": {}, "global_step": 2, "epoch": 0, "optimize
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_the_record_that_a_run_writes_is_read_back(precision: Precision, tmp_path: Path) -> None:
-    record = record_of(precision.value, "ddp", 2)
+    record = make_record(precision.value, "ddp", 2)
     assert json.loads(json.dumps(record)) == {"precision": precision.value, "strategy": "ddp", "world_size": 2}
     torch.save({**NEEDED, RECORD: record}, tmp_path / "a.ckpt")
     assert check_checkpoint(tmp_path / "a.ckpt") == CheckpointPrecision(precision)
 
 
 def test_a_run_with_a_plugin_of_the_users_own_left_no_precision_to_compare_with() -> None:
-    assert precision_of({RECORD: record_of("custom", "ddp", 2), "MixedPrecision": SCALE}) == CheckpointPrecision(None)
+    assert read_precision({RECORD: make_record("custom", "ddp", 2), "MixedPrecision": SCALE}) == CheckpointPrecision(
+        None
+    )
 
 
 def weights(*dtypes: torch.dtype) -> dict[str, torch.Tensor]:
@@ -56,7 +58,7 @@ def weights(*dtypes: torch.dtype) -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_checkpoint_without_a_record_is_judged_by_its_content(content: dict[str, Any], shown: Any) -> None:
-    assert precision_of(content) == CheckpointPrecision(shown)
+    assert read_precision(content) == CheckpointPrecision(shown)
 
 
 DAMAGED = [3, 8.5, True, None, [], [16], {}, {"precision": None}, {"precision": ["16-mixed"]}, "", "fp15", "nonsense",
@@ -65,19 +67,19 @@ DAMAGED = [3, 8.5, True, None, [], [16], {}, {"precision": None}, {"precision": 
 
 @pytest.mark.parametrize("record", DAMAGED, ids=repr)
 def test_a_damaged_record_is_a_notice_and_the_content_counts_instead(record: Any) -> None:
-    found = precision_of({RECORD: record, "state_dict": weights(torch.bfloat16)})
+    found = read_precision({RECORD: record, "state_dict": weights(torch.bfloat16)})
     assert found.precision is Precision.BF16_TRUE
     assert found.notice is not None
     assert found.notice.startswith("the checkpoint's record of its precision is damaged (")
     assert found.notice.endswith("; its content shows bf16-true")
-    without = precision_of({RECORD: record})
+    without = read_precision({RECORD: record})
     assert without.precision is None
     assert (without.notice or "").endswith("; its content does not show one")
 
 
 @pytest.mark.parametrize("record", ["x" * 100_000, list(range(100_000)), {"precision": "\x1b[2J" * 50_000}])
 def test_the_notice_of_a_huge_record_is_short_and_shows_no_control_characters(record: Any) -> None:
-    notice = precision_of({RECORD: record}).notice or ""
+    notice = read_precision({RECORD: record}).notice or ""
     assert 0 < len(notice) < 300
     assert notice.isprintable()
 
@@ -125,10 +127,10 @@ def test_a_damaged_loss_scale_is_told_by_what_is_wrong_with_it(tmp_path: Path, s
 
 
 def test_a_loss_scale_that_should_be_there_and_is_not_is_told(tmp_path: Path) -> None:
-    fp16 = record_of("16-mixed", "ddp", 2)
+    fp16 = make_record("16-mixed", "ddp", 2)
     assert scaler_problem(saved(tmp_path, **{RECORD: fp16})) == "it was not saved"
     # A change of precision has a notice of its own.
-    assert scaler_problem(saved(tmp_path, **{RECORD: record_of("bf16-mixed", "ddp", 2)})) is None
+    assert scaler_problem(saved(tmp_path, **{RECORD: make_record("bf16-mixed", "ddp", 2)})) is None
     assert scaler_problem(saved(tmp_path)) is None
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from launcher.training.data.samplers import GlobalOrderSampler, Sharding
-from launcher.training.loops.position import Position, moved
+from launcher.training.loops.position import Position, scale_position
 from tests.support.training_loaders import ordered, shuffled
 
 # torchdata calls what torch 2.13 deprecates.
@@ -102,7 +102,7 @@ def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_next_batch(workers:
 def test_a_resume_on_another_number_of_ranks_goes_on_with_the_same_samples(workers: int, old: int, new: int) -> None:
     total, steps = 8, 2
     position = Position(0, steps, total=steps, world_size=old, batch_sizes=(total // old,))
-    now = moved(position, new, 1, [total // new])
+    now = scale_position(position, new, 1, [total // new])
 
     parts = [
         list(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.training.data.order import DataOrder
 from launcher.training.loops.fit_loop import use_resumable_loops
-from launcher.training.resume.partial_epoch import PartialEpochNotices, own_hooks
+from launcher.training.resume.partial_epoch import PartialEpochNotices, find_own_hooks
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,11 +67,11 @@ def _fit(
 
 def test_the_hooks_of_the_user_are_named_and_those_of_lightning_are_not() -> None:
     callbacks = [_Unfreezes(), _Silent(), _Unfreezes(), LearningRateMonitor(), PartialEpochNotices(print)]
-    assert own_hooks("on_train_epoch_start", _Begins(), callbacks) == [
+    assert find_own_hooks("on_train_epoch_start", _Begins(), callbacks) == [
         "_Begins.on_train_epoch_start",
         "_Unfreezes.on_train_epoch_start",
     ]
-    assert own_hooks("on_train_epoch_start", _Plain(), [_Silent()]) == []
+    assert find_own_hooks("on_train_epoch_start", _Plain(), [_Silent()]) == []
 
 
 @pytest.mark.parametrize(("steps", "in_its_middle"), [(5, True), (4, False)])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.training.loops.position import Position, describe_changes, moved, read_position, rewound
+from launcher.training.loops.position import Position, describe_changes, read_position, rewind_position, scale_position
 
 
 def _counts(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:
@@ -59,7 +59,7 @@ _POSITIONS = st.builds(
 @given(_POSITIONS, st.booleans())
 def test_it_goes_back_to_where_no_gradients_were_being_added_up(position: Position, last: bool) -> None:
     position = dataclasses.replace(position, last=last)
-    back = rewound(position)
+    back = rewind_position(position)
     if last or position.batches % position.accumulate == 0:
         assert back == position
         return
@@ -81,7 +81,7 @@ def test_the_samples_of_all_ranks_are_kept_on_another_number_of_ranks(
     sizes = 288 // (old * accumulate), 288 // (new * accumulate_now)
     position = Position(1, steps * accumulate, "batch_end", False, (steps + 9) * accumulate, accumulate, accumulate,
                         old, (sizes[0],))  # fmt: skip
-    now = moved(position, new, accumulate_now, [sizes[1]])
+    now = scale_position(position, new, accumulate_now, [sizes[1]])
     assert now.batches == steps * accumulate_now
     assert now.total == (steps + 9) * accumulate_now
     assert (now.stage, now.accumulate, now.world_size) == ("batch_end", accumulate_now, new)
@@ -90,7 +90,7 @@ def test_the_samples_of_all_ranks_are_kept_on_another_number_of_ranks(
 
 def test_what_is_no_whole_number_of_steps_goes_on_before_it_and_is_told() -> None:
     position = Position(0, 5, "validated", total=5, world_size=1, batch_sizes=(4,))
-    now = moved(position, 2, 1, [4])
+    now = scale_position(position, 2, 1, [4])
     assert (now.batches, now.stage) == (2, "between")
     (told,) = describe_changes(position, now)
     assert told.startswith("20 samples of the epoch were trained")
@@ -102,22 +102,22 @@ def test_what_is_no_whole_number_of_steps_goes_on_before_it_and_is_told() -> Non
 def test_a_checkpoint_of_plain_lightning_goes_on_at_its_batch(world_size: int, sizes: tuple[int | None, ...]) -> None:
     """It does not say its ranks and batch."""
     position = Position(0, 4, "validated", total=12)
-    now = moved(position, world_size, 1, sizes)
+    now = scale_position(position, world_size, 1, sizes)
     assert (now.batches, now.total, now.stage, now.world_size) == (4, 12, "validated", world_size)
     assert describe_changes(position, now) == []
 
 
 def test_a_loader_that_does_not_say_its_batch_is_compared_by_batches() -> None:
     position = Position(0, 4, total=4, batch_sizes=(None, 8))
-    assert describe_changes(position, moved(position, 1, 1, [4, 8])) == []
+    assert describe_changes(position, scale_position(position, 1, 1, [4, 8])) == []
 
 
 def test_another_number_of_loaders_is_told() -> None:
     position = Position(0, 5, total=5, batch_sizes=(4, 4))
-    (told,) = describe_changes(position, moved(position, 1, 1, [4]))
+    (told,) = describe_changes(position, scale_position(position, 1, 1, [4]))
     assert "had 2 training loaders and this run has 1" in told
 
 
 def test_what_a_callback_accumulates_stays_as_it_was() -> None:
     position = Position(0, 6, total=6, accumulate=3, planned_accumulate=1, batch_sizes=(4,))
-    assert moved(position, 1, 1, [4]).accumulate == 3
+    assert scale_position(position, 1, 1, [4]).accumulate == 3

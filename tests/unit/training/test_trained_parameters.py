@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.training.data.order import DataOrder
 from launcher.training.loops.fit_loop import use_resumable_loops
-from launcher.training.resume.trained_parameters import KEY, TrainedParameters, flags_of
+from launcher.training.resume.trained_parameters import KEY, TrainedParameters, read_flags
 from strategies.batch import BatchSplit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -88,8 +88,8 @@ def test_a_finetuning_goes_on_where_it_was(tmp_path: Path, finetuning: Any, stop
     for steps in stops:
         _fit(tmp_path, steps, finetuning())
     resumed, notices = _fit(tmp_path, 16, finetuning())
-    assert flags_of(resumed) == flags_of(whole)
-    assert all(flags_of(whole).values())
+    assert read_flags(resumed) == read_flags(whole)
+    assert all(read_flags(whole).values())
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
     assert notices == []
@@ -114,6 +114,6 @@ def test_a_checkpoint_keeps_what_training_has_changed(tmp_path: Path) -> None:
     # Of another version of the module, and of the launcher.
     saved[KEY]["gone.weight"] = True
     torch.save(saved, tmp_path / "last.ckpt")
-    assert all(flags_of(_fit(tmp_path, 16, _OneByOne())[0]).values())
+    assert all(read_flags(_fit(tmp_path, 16, _OneByOne())[0]).values())
     torch.save({key: value for key, value in saved.items() if key != KEY}, tmp_path / "last.ckpt")
-    assert not flags_of(_fit(tmp_path, 7, _OneByOne())[0])["backbone.0.weight"]
+    assert not read_flags(_fit(tmp_path, 7, _OneByOne())[0])["backbone.0.weight"]
