@@ -16,6 +16,7 @@ from typing import Any, Literal
 from launcher.config import deepspeed_file as deepspeed_source
 from launcher.config.schema import FieldInfo, RunConfig, config_fields
 from launcher.core.errors import ConfigError, Problem
+from launcher.core.nested import flatten
 from launcher.core.secrets import redact
 from strategies import precision as precision_names
 from strategies.choice import DDP_OPTIONS, SINGLE_DEVICE
@@ -39,7 +40,10 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
     """Every problem of the plain values of a config, in their order; empty if `parse_config` takes them."""
     leaves = dict(config_fields())
     problems: list[Problem] = []
-    for path, value in _leaves(values, leaves):
+    groups = {path.rpartition(".")[0] for path in leaves} - {""}
+    for path, value in flatten(values, groups.__contains__).items():
+        if path in groups and (value is None or value == {}):
+            continue
         info = leaves.get(path)
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves)))
@@ -104,17 +108,6 @@ _MEANING: dict[str, Callable[[Any], Iterator[str]]] = {
     "memory_share": _share_problems,
     "ddp": _ddp_problems,
 }
-
-
-def _leaves(values: Mapping[str, Any], known: Mapping[str, FieldInfo], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths and values, down to the depth that the config knows."""
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        is_group = any(name.startswith(f"{path}.") for name in known)
-        if is_group and isinstance(value, Mapping):
-            yield from _leaves(value, known, f"{path}.")
-        elif not (is_group and value is None):
-            yield path, value
 
 
 def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import sys
 import threading
 import time
@@ -203,14 +202,10 @@ class RankStatusWriter:
     def _write(self) -> None:
         if self._folder is None:
             return
-        path = report_path(self._folder, self._rank)
-        temporary = path.with_suffix(".tmp")
-        # A full disk must not end a training.
+        # A full disk must not end a training. The agent on this machine reads it through memory.
         with contextlib.suppress(OSError):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(self._values, file, default=str)
-            temporary.replace(path)
+            text = json.dumps(self._values, default=str)
+            write_file(report_path(self._folder, self._rank), text, durable=False)
 
 
 @functools.cache

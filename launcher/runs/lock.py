@@ -5,7 +5,8 @@ processes that take over from the same owner one succeeds, also on a disk withou
 number counts. Its file is never removed, only marked as released, so that a number is not given twice.
 
 Whether an owner still runs is known from its process where that can be seen from here. Elsewhere the kernel's lock
-(`flock`) on its file tells, unless the disk has no locks.
+(`flock`) on its file shows it, unless the disk has no locks. The package filelock does not fit: a lock of its own has
+no record of the owner, and it has no answer for a disk without locks.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from launcher.core.atomic_write import make_private
 from launcher.core.distribution import __version__
 from launcher.core.errors import LauncherError
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.nested import flatten
 from launcher.core.output import RunOutput
 from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
@@ -266,14 +267,3 @@ def announce(ctx: RunContext) -> None:
     if run.resume_from is not None:
         events.write("resumed", checkpoint=str(run.resume_from))
         console.print(f"resuming from {run.resume_from}", highlight=False, markup=False)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted path."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
