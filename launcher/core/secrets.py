@@ -52,11 +52,6 @@ _REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
 _SHORTEST_IN_TEXT = 4
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether a setting of this name may hold a secret; 'token', 'key' and 'auth' only as its last word."""
-    return _strength(name) > 0
-
-
 def redact(values: Any) -> Any:
     """The same plain values with `HIDDEN` in the place of each secret, or of the reference to it."""
     return _changed(values, lambda path, value, named: HIDDEN)
