@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from launcher.core.errors import AgreementError, TopologyError
 from launcher.hardware.topology import Topology
-from launcher.process.open_resources import leave_open
+from launcher.process.open_resources import keep_open
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -134,10 +134,10 @@ def process_group(
         if backend != "nccl":
             dist.destroy_process_group()
         elif stays:
-            leave_open(_abort)
+            keep_open(_abort)
         raise
     if stays:
-        leave_open(_destroy)
+        keep_open(_destroy)
     else:
         _destroy()
 

@@ -112,7 +112,7 @@ def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
     return options
 
 
-def refuse_agents_flags(options: LaunchOptions) -> None:
+def reject_agent_flags(options: LaunchOptions) -> None:
     """Under torchrun there is no agent of ours that could do what these flags say: not heard is worse than refused.
 
     Raises:

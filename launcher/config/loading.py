@@ -19,7 +19,14 @@ import yaml
 
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.lightning_cli import translate_lightning_cli
-from launcher.config.merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs, with_whole_lists
+from launcher.config.merge import (
+    CLASS_FIELDS,
+    CLASS_LISTS,
+    merge_values,
+    set_path,
+    with_class_specs,
+    with_complete_lists,
+)
 from launcher.config.schema import RunConfig, config_fields
 from launcher.config.trainer_variables import read_variables
 from launcher.config.validation import find_problems, parse_config
@@ -107,7 +114,7 @@ def build_config(values: dict[str, Any]) -> RunConfig:
     if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in CLASS_FIELDS and value is None)}
         values = merge_values(read_preset("demo"), named)
-    values, missing = resolve_references(with_whole_lists(values), os.environ)
+    values, missing = resolve_references(with_complete_lists(values), os.environ)
     problems = [Problem(path, f"its value is a secret, which no file keeps: {name} is not set; set it, or give "
                         f"--{path} again") for path, name in missing.items()]  # fmt: skip
     problems += all_problems(values)

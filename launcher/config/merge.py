@@ -104,13 +104,13 @@ def _merged_class(below: dict[str, Any], value: Any) -> Any:
     return {**over, FORMER: former} if former else over
 
 
-def with_whole_lists(value: Any) -> Any:
+def with_complete_lists(value: Any) -> Any:
     """A copy in which `key+` of a class's arguments is the list itself: nothing was given that it appends to."""
     if isinstance(value, list):
-        return [with_whole_lists(each) for each in value]
+        return [with_complete_lists(each) for each in value]
     if not isinstance(value, dict):
         return value
-    result = {key: with_whole_lists(each) for key, each in value.items()}
+    result = {key: with_complete_lists(each) for key, each in value.items()}
     for part in ("init_args", FORMER):
         if isinstance(given := result.get(part), dict):
             result[part] = {}

@@ -147,7 +147,7 @@ class TrainingError(LauncherError):
         self.rank = rank
 
 
-def also_its_cause(error: TrainingError) -> TrainingError:
+def with_cause_type(error: TrainingError) -> TrainingError:
     """The same error, which an `except` for what the user's code raised catches too, as it does under plain Lightning.
 
     Optuna's pruning and a script's own `except ValueError` go by the class. Text, `args` and fields are the cause's,
@@ -198,7 +198,7 @@ class OutOfMemoryError(TrainingError):
         expected_bytes: what the plan expected at the step's peak; None if it did not look.
         allocated_bytes: the most that was allocated on this rank's device; None where that cannot be known (a CPU).
         next_strategy: what to go on with; None if nothing needs less.
-        go_on: whether the config asks to go on with it (`on_oom: next`).
+        restarts: whether the config asks to go on with it (`on_oom: next`).
     """
 
     def __init__(
@@ -208,14 +208,14 @@ class OutOfMemoryError(TrainingError):
         expected_bytes: int | None,
         allocated_bytes: int | None,
         next_strategy: str | None,
-        go_on: bool,
+        restarts: bool,
         rank: int | None = None,
     ) -> None:
         super().__init__(message, rank=rank)
         self.expected_bytes = expected_bytes
         self.allocated_bytes = allocated_bytes
         self.next_strategy = next_strategy
-        self.go_on = go_on
+        self.restarts = restarts
 
 
 class Interrupted(BaseException):

@@ -66,7 +66,7 @@ class HeartbeatWriter:
             self.step = step
         _FORMAT.pack_into(self._memory, 0, self.step, self._clock(), self._collectives, self._dumps_stacks)
 
-    def can_dump_stacks(self) -> None:
+    def announce_stack_dumps(self) -> None:
         """Say that this rank writes its stacks when asked."""
         self._dumps_stacks = True
         self.beat()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 _left: list[tuple[int, Callable[[], None]]] = []
 
 
-def leave_open(close: Callable[[], None]) -> None:
+def keep_open(close: Callable[[], None]) -> None:
     """Have `close` called by the next training of this process, or at its end.
 
     Args:
@@ -28,7 +28,7 @@ def leave_open(close: Callable[[], None]) -> None:
     _left.append((os.getpid(), close))
 
 
-def close_left_open() -> None:
+def close_kept_open() -> None:
     """Close what an earlier training of this process has left."""
     while _left:
         process, close = _left.pop()
@@ -39,4 +39,4 @@ def close_left_open() -> None:
 def _close_at_exit() -> None:
     # Python 3.12 and later starts no thread here; W&B then ends its run itself, a moment later.
     with contextlib.suppress(RuntimeError):
-        close_left_open()
+        close_kept_open()

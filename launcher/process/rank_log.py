@@ -30,7 +30,7 @@ from typing import BinaryIO, TextIO, cast
 
 from typing_extensions import Buffer
 
-from launcher.process.standard_streams import AlsoLogged, is_plain, open_missing_streams, passes_on
+from launcher.process.standard_streams import LoggedStream, is_plain, open_missing_streams, writes_to_standard_stream
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
 _FOR_THE_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -96,8 +96,8 @@ class RankLog:
         assert self._file is not None  # noqa: S101 -- attach() has just set it
         if not is_plain(stream, descriptor):
             # Once in the file: where it passes its text on to descriptor 1 or 2, that goes there already.
-            is_logged = (self._tee is not None or self._rank != 0) and passes_on(stream)
-            return cast(TextIO, AlsoLogged(stream, None if is_logged else _without_redraws(self._file)))
+            is_logged = (self._tee is not None or self._rank != 0) and writes_to_standard_stream(stream)
+            return cast(TextIO, LoggedStream(stream, None if is_logged else _without_redraws(self._file)))
         if terminal is None:
             return _steadfast(stream)
         # Whole writes, as what redraws the terminal is left out of the file.

@@ -69,7 +69,7 @@ class RankError:
     next_strategy: str | None = None
 
     @classmethod
-    def of(cls, error: BaseException, now: float, step: int) -> RankError:
+    def from_exception(cls, error: BaseException, now: float, step: int) -> RankError:
         """Describe what was raised; a `TrainingError` by what caused it, unless it says more."""
         no_memory = error if isinstance(error, OutOfMemoryError) else None
         cause = error.__cause__ if isinstance(error, TrainingError) and not no_memory and error.__cause__ else error
@@ -87,7 +87,7 @@ class RankError:
             repeats=isinstance(cause, _REPEATING),
             explained=isinstance(cause, UsageError | OutOfMemoryError),
             interrupted=isinstance(cause, Interrupted),
-            next_strategy=no_memory.next_strategy if no_memory and no_memory.go_on else None,
+            next_strategy=no_memory.next_strategy if no_memory and no_memory.restarts else None,
         )
 
     @classmethod
@@ -128,28 +128,28 @@ class RankStatusWriter:
         """Whether an agent of ours reads this, and tells people what went wrong."""
         return self._folder is not None
 
-    def tell(self, **values: Any) -> None:
+    def update(self, **values: Any) -> None:
         """Add to what the agent knows: `log`, `run`. A sign of life too."""
         self._values.update(values)
         self._write()
         self.beat()
 
-    def keep_secret(self, values: Iterable[Any]) -> None:
+    def hide_values(self, values: Iterable[Any]) -> None:
         """Leave these values out of what is told of errors from now on."""
         self._secrets = tuple(values)
 
-    def raised(self, error: BaseException) -> None:
+    def record_error(self, error: BaseException) -> None:
         """Tell what was raised; the first error stays."""
         if "error" in self._values or self._folder is None:
             return
         step = BEFORE_TRAINING if self._heart is None else self._heart.step
-        told = RankError.of(error, self._clock(), step)
+        told = RankError.from_exception(error, self._clock(), step)
         lines = tuple(scrub(line, self._secrets) for line in told.traceback)
         told = replace(told, message=scrub(told.message, self._secrets), traceback=lines)
         self._values["error"] = asdict(told)
         self._write()
 
-    def trace(self, error: BaseException) -> None:
+    def write_traceback(self, error: BaseException) -> None:
         """Write the traceback into this rank's log; on the terminal too if no agent tells people what went wrong."""
         log = self._values.get("log")
         text = scrub("".join(traceback.format_exception(error)), self._secrets)
@@ -166,10 +166,10 @@ class RankStatusWriter:
         if self._heart is not None:
             self._heart.beat(step)
 
-    def can_dump_stacks(self) -> None:
+    def announce_stack_dumps(self) -> None:
         """Say that the agent may ask for stacks."""
         if self._heart is not None:
-            self._heart.can_dump_stacks()
+            self._heart.announce_stack_dumps()
 
     def watch_collectives(self, count: Callable[[], int], record: Callable[[], str]) -> None:
         """Say once a second, from a thread, how many collectives this rank has entered; once asked, say which.

@@ -32,7 +32,7 @@ def is_plain(stream: TextIO, descriptor: int) -> bool:
     return type(stream) is io.TextIOWrapper and _descriptor_of(stream) == descriptor
 
 
-def passes_on(stream: object) -> bool:
+def writes_to_standard_stream(stream: object) -> bool:
     """Whether an object of the user's holds a file on descriptor 1 or 2, as a Tee of `sys.__stdout__` does."""
     held = cast("dict[str, Any]", getattr(stream, "__dict__", {})).values()
     nested = [each for value in held for each in (value if isinstance(value, list | tuple) else [value])]
@@ -47,7 +47,7 @@ def _descriptor_of(stream: object) -> int | None:
         return None
 
 
-class AlsoLogged:
+class LoggedStream:
     """A stream of the user's: what is written to it goes to a log as well. All else is the stream's own.
 
     Args:

@@ -19,7 +19,7 @@ from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.secrets import redact
 from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire, remove_lock
-from launcher.runs.missing_checkpoint import nothing_saved, trained_to
+from launcher.runs.missing_checkpoint import check_missing_checkpoint, last_trained_step
 from launcher.runs.oom_record import FILE_NAME
 from launcher.runs.sweep_record import MEMBERS
 from launcher.runs.trust import check_run_folder, run_folder_problem
@@ -139,7 +139,7 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         ResumeError: there is no such checkpoint, none that is whole, or none of a run that has trained.
     """
     runs = Path(config.runs_dir).absolute()
-    name = restart_of or config.name or (config.resume == "auto" and newest_run_like(config)) or None
+    name = restart_of or config.name or (config.resume == "auto" and newest_matching_run(config)) or None
     explicit = explicit_checkpoint(config)
     path = runs / (name or config.digest()[:6])
     try:
@@ -161,7 +161,7 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         if exists and chosen is None:
             # One that ran out of memory is gone on with for what it says of that.
             may_begin_again = is_requeued or restart_of is not None or (path / FILE_NAME).exists()
-            notices = (*notices, *nothing_saved(path, may_begin_again))
+            notices = (*notices, *check_missing_checkpoint(path, may_begin_again))
     except OSError as error:
         raise _not_made(path, error) from error
     return RunPlace(path, exists, chosen, notices)
@@ -179,7 +179,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next(iter(candidates(folder, LAST_CHECKPOINT)), None)
 
 
-def newest_run_like(config: RunConfig) -> str | None:
+def newest_matching_run(config: RunConfig) -> str | None:
     """Name of the newest run with this config that has trained, or has a record of what ran out of memory."""
     runs = Path(config.runs_dir)
     # Through YAML, as the other side went: a tuple given in code comes back as a list.
@@ -193,7 +193,7 @@ def newest_run_like(config: RunConfig) -> str | None:
         except (OSError, yaml.YAMLError, AttributeError, TypeError):
             continue  # not ours, or being written: no run to go on with
         path = file.parent
-        if same and (last_checkpoint(path / "checkpoints") or (path / FILE_NAME).exists() or trained_to(path)):
+        if same and (last_checkpoint(path / "checkpoints") or (path / FILE_NAME).exists() or last_trained_step(path)):
             found.append((file.stat().st_mtime, file.parent.name))
     return max(found)[1] if found else None
 

@@ -29,15 +29,15 @@ class JobOutput:
     reason: str
 
 
-def silent_job(run: Path) -> JobOutput | None:
+def find_job_output(run: Path) -> JobOutput | None:
     """The output of a run's newest submission, if no rank of it has begun; None if one has, or if it said nothing."""
     records = read_records(run)
     if not records or records[-1].get("submitted", 0) <= _last_event(run):
         return None
-    return output_of(run, records[-1])
+    return read_job_output(run, records[-1])
 
 
-def output_of(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
+def read_job_output(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
     """What the job of one submission said; None if nothing.
 
     Args:
@@ -46,7 +46,7 @@ def output_of(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
     """
     said = {file: _tail(file) for file in _files(run, record)}
     for file, text in said.items():
-        error = error_in(text)
+        error = find_error(text)
         if error is not None:
             return JobOutput(file, error)
     for file, text in said.items():
@@ -57,7 +57,7 @@ def output_of(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
     return None
 
 
-def error_in(text: str) -> str | None:
+def find_error(text: str) -> str | None:
     """The last error that a launcher's command told, on one line; None if there is none. Pure."""
     lines = text.splitlines()
     begins = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]

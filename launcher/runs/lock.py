@@ -175,7 +175,7 @@ def acquire(folder: Path, env: Mapping[str, str], *, previous: str | None = None
     return lock
 
 
-def owner_of(folder: Path) -> tuple[Owner | None, State]:
+def read_owner(folder: Path) -> tuple[Owner | None, State]:
     """Who trains the run; 'unknown' where it cannot be seen from here whether that process still runs."""
     try:
         number = _newest(folder)
@@ -192,7 +192,7 @@ def remove_lock(folder: Path) -> None:
         _file(folder, number).unlink(missing_ok=True)
 
 
-def judge(owner: Owner, own: Owner, previous: str | None) -> State:
+def owner_state(owner: Owner, own: Owner, previous: str | None) -> State:
     """Whether another owner still runs, as far as that can be known without its file's lock.
 
     Args:
@@ -222,7 +222,7 @@ def _look(path: Path, own: Owner, previous: str | None, *, writable: bool) -> tu
         if owner is None:
             age = time.time() - os.fstat(descriptor).st_mtime
             return None, "running" if age < _WRITTEN_WITHIN else "ended"
-        state = judge(owner, own, previous)
+        state = owner_state(owner, own, previous)
         if state == "unknown" and owner.locked:
             # A reader's lock is shared, so that two readers don't take each other for the owner.
             free = _flock(descriptor, fcntl.LOCK_EX if writable else fcntl.LOCK_SH)

@@ -10,7 +10,7 @@ from launcher.core.events import FILE_NAME, read_events
 _SAY_STEPS = ("first_step", "step", "validation", "checkpoint", "training_ended")
 
 
-def nothing_saved(run: Path, may_begin_again: bool) -> tuple[str, ...]:
+def check_missing_checkpoint(run: Path, may_begin_again: bool) -> tuple[str, ...]:
     """What to tell of a run without a checkpoint that is to be gone on with; nothing if it has not trained.
 
     Args:
@@ -20,7 +20,7 @@ def nothing_saved(run: Path, may_begin_again: bool) -> tuple[str, ...]:
     Raises:
         ResumeError: it has trained, and may not begin again.
     """
-    steps = trained_to(run)
+    steps = last_trained_step(run)
     if not steps:
         return ()
     if may_begin_again:
@@ -31,7 +31,7 @@ def nothing_saved(run: Path, may_begin_again: bool) -> tuple[str, ...]:
     )
 
 
-def trained_to(run: Path) -> int:
+def last_trained_step(run: Path) -> int:
     """How far a run's attempts came, in optimizer steps; 0 if no event says that one was done."""
     events = run / FILE_NAME
     if not events.exists():

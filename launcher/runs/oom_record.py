@@ -71,7 +71,7 @@ class OomRecord:
             memory_bytes=plan["memory"]["memory_bytes"] if plan["memory"] else None,
         )
 
-    def would_again(self, now: OomRecord) -> bool:
+    def would_recur(self, now: OomRecord) -> bool:
         """Whether this strategy would run out once more in the other's circumstances; where memory grew it may not."""
         if self.memory_bytes and now.memory_bytes and now.memory_bytes > _SAME_MEMORY * self.memory_bytes:
             return False
@@ -93,7 +93,7 @@ class MemoryRecord:
 
     def ran_out(self, now: OomRecord) -> tuple[str, ...]:
         """The strategies that would run out of memory again in these circumstances."""
-        return tuple(dict.fromkeys(entry.strategy for entry in self.entries if entry.would_again(now)))
+        return tuple(dict.fromkeys(entry.strategy for entry in self.entries if entry.would_recur(now)))
 
 
 def read_memory_record(run: Path) -> MemoryRecord:
@@ -109,7 +109,7 @@ def read_memory_record(run: Path) -> MemoryRecord:
         return MemoryRecord(problem=f"{file} cannot be read ({why}): what ran out of memory in this run is not known")
 
 
-def remember(run: Path, entry: OomRecord) -> bool:
+def add_oom_record(run: Path, entry: OomRecord) -> bool:
     """Add an entry to a run's record.
 
     Returns:
@@ -123,11 +123,11 @@ def remember(run: Path, entry: OomRecord) -> bool:
     return entry in read_memory_record(run).entries
 
 
-def remember_attempt(run: Path) -> bool:
+def add_attempt_oom_record(run: Path) -> bool:
     """Add the strategy of the run's last plan: for a rank that the kernel killed, which can say nothing.
 
     Returns:
-        See `remember`.
+        See `add_oom_record`.
     """
     try:
         config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -135,4 +135,4 @@ def remember_attempt(run: Path) -> bool:
         entry = OomRecord.of(config, plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return False
-    return remember(run, entry)
+    return add_oom_record(run, entry)

@@ -30,7 +30,7 @@ from launcher.hardware.topology import Topology
 from launcher.planning.plan import Plan
 from launcher.planning.table import print_plan
 from launcher.process.activity import doing
-from launcher.process.open_resources import close_left_open
+from launcher.process.open_resources import close_kept_open
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
@@ -77,31 +77,31 @@ def fit(
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     report = RankStatusWriter.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
-    report.keep_secret(find_secrets(config.to_dict()).values())
+    report.hide_values(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     run: RunDirectory | None = None
     try:
         attach_log(log)
-        report.tell(log=log.path)
+        report.update(log=log.path)
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
         decision, run = decide_together(config, topology, facts, store, given)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
         _remove_own_folder(Path(config.runs_dir).absolute(), run)
-        report.tell(log=log.path, run=run.path)
+        report.update(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0)
         ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, report, given, stays_open)
         announce(ctx)
         timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
-        close_left_open()
+        close_kept_open()
         with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
             from launcher.training.run import train
 
             return train(ctx)
     except BaseException as error:
-        report.raised(error)
+        report.record_error(error)
         raise
     finally:
         if run is not None:

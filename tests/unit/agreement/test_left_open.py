@@ -15,7 +15,7 @@ from launcher.agreement.process_group import open_store, process_group
 from launcher.agreement.script_ranks import free_port, rank_variables
 from launcher.core.errors import TopologyError
 from launcher.hardware.topology import Topology
-from launcher.process.open_resources import close_left_open, leave_open
+from launcher.process.open_resources import close_kept_open, keep_open
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(module, "_left", [])
     monkeypatch.setattr(groups, "_stores", {})
     yield
-    close_left_open()
+    close_kept_open()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -35,21 +35,21 @@ def place() -> Topology:
 
 def test_the_next_training_closes_it_once_the_last_first() -> None:
     closed: list[str] = []
-    leave_open(lambda: closed.append("group"))
-    leave_open(lambda: closed.append("W&B"))
-    close_left_open()
-    close_left_open()
+    keep_open(lambda: closed.append("group"))
+    keep_open(lambda: closed.append("W&B"))
+    close_kept_open()
+    close_kept_open()
     assert closed == ["W&B", "group"]
 
 
 def test_a_fork_leaves_it_to_its_parent() -> None:
     program = """
 import os
-from launcher.process.open_resources import close_left_open, leave_open
-leave_open(lambda: os.write(1, f"closed by {os.getpid()}".encode()))
+from launcher.process.open_resources import close_kept_open, keep_open
+keep_open(lambda: os.write(1, f"closed by {os.getpid()}".encode()))
 process = os.fork()
 if not process:
-    close_left_open()
+    close_kept_open()
     os._exit(0)
 os.waitpid(process, 0)
 os.write(1, f"parent {os.getpid()} ".encode())
@@ -61,7 +61,7 @@ os.write(1, f"parent {os.getpid()} ".encode())
 
 def test_the_end_of_the_interpreter_closes_it() -> None:
     program = (
-        "from launcher.process.open_resources import leave_open; leave_open(lambda: print('closed')); print('script')"
+        "from launcher.process.open_resources import keep_open; keep_open(lambda: print('closed')); print('script')"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert ended.stdout.split() == ["script", "closed"]
@@ -71,11 +71,11 @@ def test_the_end_of_the_interpreter_closes_it() -> None:
 def test_a_group_stays_until_the_next_training_if_it_is_asked_to(place: Topology, stays: bool) -> None:
     store = open_store(place, 5)
     for attempt in ("first", "second"):
-        close_left_open()
+        close_kept_open()
         with process_group(store, place, "gloo", attempt, 5, stays=stays):
             dist.barrier()
         assert dist.is_initialized() is stays
-    close_left_open()
+    close_kept_open()
     assert not dist.is_initialized()
 
 

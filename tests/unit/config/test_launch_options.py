@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
+from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
 from launcher.core.errors import LaunchError
 
 
@@ -83,9 +83,9 @@ def test_what_is_wrong_is_told(words: tuple[str, ...], told: str) -> None:
 
 
 def test_what_only_our_agent_can_do_is_refused_under_torchrun() -> None:
-    refuse_agents_flags(_read("--terminal-ranks", "all"))
+    reject_agent_flags(_read("--terminal-ranks", "all"))
     with pytest.raises(LaunchError) as caught:
-        refuse_agents_flags(_read("--max-restarts", "3", "--nproc-per-node", "2"))
+        reject_agent_flags(_read("--max-restarts", "3", "--nproc-per-node", "2"))
     assert [problem.path for problem in caught.value.problems] == ["--nproc-per-node", "--max-restarts"]
 
 

@@ -32,7 +32,7 @@ from launcher.core.secrets import (
 )
 from launcher.loggers.selection import run_loggers
 from launcher.process.rank_status import RankStatusWriter
-from launcher.runs.directory import newest_run_like, open_run_directory
+from launcher.runs.directory import newest_matching_run, open_run_directory
 from launcher.runs.oom_record import OomRecord
 from tests.support.run_directories import config, ended
 
@@ -164,11 +164,11 @@ def test_a_value_is_taken_out_of_a_text_however_it_is_spelt() -> None:
 
 def test_an_error_of_the_users_own_code_is_told_without_the_secret(capsys: pytest.CaptureFixture[str]) -> None:
     report = RankStatusWriter(None, 0)
-    report.keep_secret([CANARY])
+    report.hide_values([CANARY])
     try:
         raise ValueError(f"401 for {CANARY}")
     except ValueError as error:
-        report.trace(error)
+        report.write_traceback(error)
     told = capsys.readouterr().err
     assert f"ValueError: 401 for {HIDDEN}" in told
     assert CANARY not in told.replace('f"401 for {CANARY}"', "")
@@ -196,7 +196,7 @@ def test_a_run_is_found_again_with_another_secret_and_so_is_what_ran_out_of_memo
     run = ended(open_run_directory(with_token(CANARY)))
     (run.checkpoints / "last.ckpt").write_bytes(b"")
     assert CANARY not in (run.path / "config.yaml").read_text()
-    assert newest_run_like(with_token("another")) == run.name
+    assert newest_matching_run(with_token("another")) == run.name
     plan = {"strategy": {"name": "ddp"}, "precision": "32-true", "world_size": 1, "memory": None,
             "batch": {"micro_batch_size": 4}}  # fmt: skip
     stored = yaml.safe_load((run.path / "config.yaml").read_text())

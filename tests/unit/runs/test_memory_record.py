@@ -21,7 +21,14 @@ from launcher.planning.fit_plan import plan_for_fit
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan
 from launcher.runs.directory import find_run, open_run_directory, write_plan
-from launcher.runs.oom_record import FILE_NAME, MemoryRecord, OomRecord, read_memory_record, remember, remember_attempt
+from launcher.runs.oom_record import (
+    FILE_NAME,
+    MemoryRecord,
+    OomRecord,
+    add_attempt_oom_record,
+    add_oom_record,
+    read_memory_record,
+)
 from strategies.step_trace import ModelProfile
 from tests.support.rank_threads import CPU
 from tests.support.run_directories import ended as unlocked
@@ -54,7 +61,7 @@ def record_of(given: RunConfig, *plans: Plan) -> MemoryRecord:
 def test_an_entry_is_kept_once_whole_and_private(tmp_path: Path) -> None:
     other = dataclasses.replace(ENTRY, strategy="deepspeed_stage_1", micro_batch_size=None, memory_bytes=None)
     assert read_memory_record(tmp_path) == MemoryRecord()
-    assert all(remember(tmp_path, entry) for entry in (ENTRY, other, ENTRY))
+    assert all(add_oom_record(tmp_path, entry) for entry in (ENTRY, other, ENTRY))
     assert read_memory_record(tmp_path).entries == (ENTRY, other)
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
@@ -73,8 +80,8 @@ def test_a_damaged_record_is_told_and_knows_nothing(tmp_path: Path, text: str) -
 
 def test_what_cannot_be_written_is_told_to_whom_it_may_concern(tmp_path: Path) -> None:
     missing = tmp_path / "no"
-    assert not remember(missing, ENTRY)
-    assert not remember_attempt(missing)
+    assert not add_oom_record(missing, ENTRY)
+    assert not add_attempt_oom_record(missing)
     (tmp_path / "plan.json").write_text("{}")
     assert "cannot be written" in (remember_failure(KILLED, tmp_path) or "")
     # Nothing of memory, nothing to tell; and so on a node that has no such directory.
@@ -102,7 +109,7 @@ def test_what_cannot_be_written_is_told_to_whom_it_may_concern(tmp_path: Path) -
 )
 def test_a_record_holds_where_nothing_that_counts_has_changed(change: dict[str, Any], again: bool) -> None:
     now = dataclasses.replace(ENTRY, **change)
-    assert ENTRY.would_again(now) is again
+    assert ENTRY.would_recur(now) is again
     assert MemoryRecord((ENTRY, ENTRY)).ran_out(now) == (("ddp",) if again else ())
 
 

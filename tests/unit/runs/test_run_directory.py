@@ -19,7 +19,7 @@ from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.runs.directory import (
     RunDirectory,
     last_checkpoint,
-    newest_run_like,
+    newest_matching_run,
     open_run_directory,
     write_plan,
 )
@@ -105,7 +105,7 @@ def test_resume_auto_without_a_name_finds_the_newest_run_with_this_config(runs: 
     (runs / "foreign").mkdir()
     (runs / "foreign" / "config.yaml").write_text("- [broken")
     changed = config(runs, None, resume="auto", trainer=TrainerOptions(max_epochs=99), devices=4)
-    assert newest_run_like(changed) == "newest"
+    assert newest_matching_run(changed) == "newest"
     run = ended(open_run_directory(changed))
     assert (run.name, run.resume_from) == ("newest", runs / "newest" / "checkpoints" / "last.ckpt")
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from launcher.runs import lock as run_lock
-from launcher.runs.lock import DirectoryOwnedError, Owner, acquire, judge, owner_of
+from launcher.runs.lock import DirectoryOwnedError, Owner, acquire, owner_state, read_owner
 from tests.support.rank_threads import run_ranks
 
 HERE = Owner.this_process({})
@@ -65,9 +65,9 @@ def test_a_second_run_is_refused_until_the_first_has_released_it(tmp_path: Path,
         with pytest.raises(DirectoryOwnedError) as caught:
             acquire(tmp_path, {})
         assert (caught.value.owner, caught.value.state) == (first.owner, "running")
-    assert owner_of(tmp_path) == (first.owner, "running")
+    assert read_owner(tmp_path) == (first.owner, "running")
     first.release()
-    assert owner_of(tmp_path)[1] == "ended"
+    assert read_owner(tmp_path)[1] == "ended"
     acquire(tmp_path, {}).release()
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -80,7 +80,7 @@ def test_another_process_is_refused_and_its_death_noticed(
     assert caught.value.state == "running"
     other.kill()
     other.wait()
-    assert owner_of(tmp_path)[1] == "ended"
+    assert read_owner(tmp_path)[1] == "ended"
     acquire(tmp_path, {}).release()
 
 
@@ -104,7 +104,7 @@ def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> 
     worker.start()
     try:
         assert ours.recv() == []
-        assert owner_of(tmp_path) == (lock.owner, "running")
+        assert read_owner(tmp_path) == (lock.owner, "running")
         # What another host sees once this process has ended and its worker has not: the kernel's lock alone.
         os.close(lock.descriptor)
         rewrite(tmp_path, boot="another")
@@ -134,7 +134,7 @@ def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> 
     ],
 )
 def test_what_is_known_of_an_owner(owner: Owner, own: Owner, previous: str | None, state: str) -> None:
-    assert judge(owner, own, previous) == state
+    assert owner_state(owner, own, previous) == state
 
 
 def test_slurm_tells_a_requeued_job(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_kernels_lock_tells_of_another_host(tmp_path: Path, held: bool) -> N
         run_lock._HELD.clear()
         acquire(tmp_path, {}).release()
         return
-    assert owner_of(tmp_path)[1] == "running"
+    assert read_owner(tmp_path)[1] == "running"
     with pytest.raises(DirectoryOwnedError) as caught:
         acquire(tmp_path, {})
     assert (caught.value.path, caught.value.state) == (file, "running")
@@ -228,5 +228,5 @@ def test_one_that_looked_long_ago_does_not_become_the_owner(tmp_path: Path, monk
     monkeypatch.setattr(run_lock, "_look", slow_look)
     with pytest.raises(DirectoryOwnedError):
         acquire(tmp_path, {})
-    assert owner_of(tmp_path) == (others[0].owner, "running")
+    assert read_owner(tmp_path) == (others[0].owner, "running")
     others[0].release()
