@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.process_group import GroupSettings, open_store, process_group
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TrainingError, UsageError
@@ -101,8 +101,9 @@ def evaluate(
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0, records_notices=False)
         ctx = RunContext(asked, topology, plan, run, store, decision.attempt, output, report)
+        group = GroupSettings(plan.strategy.backend, decision.attempt, config.process_group_timeout)
         with (
-            process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout),
+            process_group(store, topology, group),
             # The callbacks of a training have nothing to do here.
             quiet_lightning(".*callbacks used to create the checkpoint need to be provided.*"),
         ):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.handshake import Decision, exchange
-from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.handshake import Decision, Participant, exchange
+from launcher.agreement.process_group import GroupSettings, open_store, process_group
 from launcher.agreement.script_ranks import check_script_ranks, is_script_rank
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
@@ -94,9 +94,10 @@ def fit(
         output = RunOutput(events, make_console(), topology.rank == 0)
         ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, report, given, stays_open)
         announce(ctx)
-        timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
+        group = GroupSettings(plan.strategy.backend, decision.attempt, config.process_group_timeout,
+                              run.log_file(topology.rank).parent, stays_open)  # fmt: skip
         close_kept_open()
-        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
+        with process_group(store, topology, group):
             from launcher.training.run import train
 
             return train(ctx)
@@ -203,9 +204,11 @@ def decide_together(
         write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
-    look = check_script_ranks if is_script_rank() else None
-    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting, look)
+    participant = dataclasses.replace(
+        _participant(config, topology, facts, store), notify=_notify_waiting,
+        check_peers=check_script_ranks if is_script_rank() else None,
+    )  # fmt: skip
+    decision = exchange(participant, decide)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 
@@ -217,8 +220,12 @@ def ask_rank_zero(
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
 ) -> Decision:
     """Have rank zero decide with everybody's facts; see `launcher.agreement.handshake.exchange`."""
+    return exchange(_participant(config, topology, facts, store), decide)
+
+
+def _participant(config: RunConfig, topology: Topology, facts: RankFacts, store: Any) -> Participant:
     compared = flatten(redact(_agreed(config).to_dict()))
-    return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
+    return Participant(store, topology.world_size, facts, config.agreement_timeout, compared)
 
 
 def _agreed(config: RunConfig) -> RunConfig:
@@ -227,7 +234,7 @@ def _agreed(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
 
 
-def _say_waiting(text: str) -> None:
+def _notify_waiting(text: str) -> None:
     sys.stderr.write(f"notice: {text}\n")
     sys.stderr.flush()
 
@@ -245,7 +252,7 @@ def refuse_together(topology: Topology, error: LauncherError) -> None:
         raise error
 
     store = open_store(topology, timeout)
-    exchange(store, topology.world_size, RankFacts.of(topology, error=str(error)), {}, decide, timeout)
+    exchange(Participant(store, topology.world_size, RankFacts.of(topology, error=str(error)), timeout), decide)
 
 
 def announce(ctx: RunContext) -> None:

@@ -22,7 +22,7 @@ def test_a_heart_is_heard_as_it_beats(tmp_path: Path) -> None:
     heart.beat(7)
     heart.beat()
     assert read_beat(path) == Heartbeat(7, 3.0, UNKNOWN, False)
-    heart.collectives(42)
+    heart.set_collectives(42)
     assert read_beat(path) == Heartbeat(7, 3.0, 42, False), "another thread's number is no sign of life"
     heart.announce_stack_dumps()
     assert read_beat(path) == Heartbeat(7, 4.0, 42, True)

@@ -13,7 +13,7 @@ import pytest
 import launcher.agreement.handshake
 import launcher.process.activity
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.handshake import Decision, exchange
+from launcher.agreement.handshake import Decision, Participant, exchange
 from launcher.core.errors import AgreementError, LauncherError, PlanError
 from launcher.process.activity import doing
 from tests.support.rank_threads import LocalRendezvous, Server, Spy, all_set, facts, run_ranks
@@ -45,7 +45,7 @@ def rank(
     deciding: Callable[[Sequence[RankFacts]], Mapping[str, Any]] = decide,
     timeout: float = 10,
 ) -> Callable[[], Decision]:
-    return lambda: exchange(store, world, own, config or {}, deciding, timeout)
+    return lambda: exchange(Participant(store, world, own, timeout, config or {}), deciding)
 
 
 def texts(errors: Sequence[Any]) -> set[str]:
@@ -54,7 +54,7 @@ def texts(errors: Sequence[Any]) -> set[str]:
 
 
 def test_one_rank_decides_alone(rendezvous: LocalRendezvous) -> None:
-    decision = exchange(rendezvous.client(), 1, facts(0), {}, decide, 1)
+    decision = exchange(Participant(rendezvous.client(), 1, facts(0), 1), decide)
     assert decision.values == {"hosts": ["node0"]}
 
 
@@ -145,24 +145,24 @@ def test_a_rank_that_never_arrives_is_named_to_all_that_did(rendezvous: LocalRen
     def lead() -> Decision:
         # Its time begins when the others are there, however slow the machine is.
         assert all_set(list(arrived.values()))
-        return exchange(rendezvous.client(), 4, facts(0), {}, decide, 1)
+        return exchange(Participant(rendezvous.client(), 4, facts(0), 1), decide)
 
     results = run_ranks([lead, *(rank(Spy(rendezvous.client(), waits(n)), facts(n), 4) for n in arrived)])
     (text,) = texts(results)
-    assert text.startswith("rank 2 (node 2) never arrived: rank 0 (node0) waited in vain")
+    assert text.startswith("rank 2 (node 2) did not arrive: rank 0 (node0) timed out")
     assert {error.ranks for error in results} == {(2,)}
 
 
 def test_many_missing_ranks_are_counted(rendezvous: LocalRendezvous) -> None:
     (error,) = run_ranks([rank(rendezvous.client(), facts(0, local_world_size=8), 33, timeout=0.2)])
-    assert "rank 8 (node 1) and 24 more never arrived" in str(error)
+    assert "rank 8 (node 1) and 24 more did not arrive" in str(error)
     assert error.ranks == tuple(range(1, 33))
 
 
 def test_rank_zero_that_never_arrives_is_named(rendezvous: LocalRendezvous) -> None:
     results = run_ranks([rank(rendezvous.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
     assert all(isinstance(error, AgreementError) for error in results)
-    assert [str(error).startswith(f"rank 0 never arrived: rank {n} (node{n})") for n, error in enumerate(results, 1)]
+    assert [str(error).startswith(f"rank 0 did not arrive: rank {n} (node{n})") for n, error in enumerate(results, 1)]
     assert {error.ranks for error in results} == {(0,)}
 
 
@@ -177,7 +177,7 @@ def test_a_lost_store_is_no_missing_rank() -> None:
 
     error, _ = run_ranks([rank(follower, facts(1), 2), end])
     assert isinstance(error, AgreementError)
-    assert "store that the ranks meet at is gone" in str(error)
+    assert "the store of the ranks is gone" in str(error)
 
 
 def answering(store: Any) -> tuple[Spy, threading.Event]:
@@ -192,7 +192,7 @@ def follow_then_lead(rendezvous: LocalRendezvous, world: int) -> list[Any]:
 
     def lead() -> Decision:
         assert all_set([answered for _, answered in followers])
-        return exchange(rendezvous.client(), world, facts(0, host="new0"), {}, decide, 10)
+        return exchange(Participant(rendezvous.client(), world, facts(0, host="new0"), 10), decide)
 
     return run_ranks([lead, *(rank(s, facts(n, host=f"new{n}"), world) for n, (s, _) in enumerate(followers, 1))])
 
@@ -232,7 +232,7 @@ def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
     run_ranks([rank(rendezvous.client(), facts(n), 2) for n in range(2)])
     (error,) = run_ranks([rank(rendezvous.client(), facts(1), 2, timeout=0.3)])
     assert isinstance(error, AgreementError)
-    assert str(error).startswith("rank 0 never arrived")
+    assert str(error).startswith("rank 0 did not arrive")
 
 
 def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
@@ -241,9 +241,9 @@ def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     (told,) = run_ranks([rank(rendezvous.client(), facts(0), 2, timeout=0.1)])
     (error,) = run_ranks([rank(rendezvous.client(), facts(1), 2, timeout=0.3)])
-    assert str(error).startswith("rank 0 never arrived: rank 1 (node1) waited for it in vain; ")
+    assert str(error).startswith("rank 0 did not arrive: rank 1 (node1) timed out after 0.3 s (agreement_timeout); ")
     assert str(error).endswith(f"; an earlier attempt ended with: {told}")
-    assert "rank 1 (node 1) never arrived: rank 0 (node0) waited in vain" in str(told)
+    assert "rank 1 (node 1) did not arrive: rank 0 (node0) timed out" in str(told)
 
 
 @pytest.mark.slow
@@ -265,11 +265,11 @@ def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
 
     def lead() -> Decision:
         assert late.wait(10)
-        return exchange(rendezvous.client(), 3, facts(0), {}, decide, 1)
+        return exchange(Participant(rendezvous.client(), 3, facts(0), 1), decide)
 
     results = run_ranks([lead, rank(Spy(rendezvous.client(), look), facts(1), 3, timeout=1)])
     (text,) = texts(results)
-    assert text.startswith("rank 2 (node 2) never arrived: ")
+    assert text.startswith("rank 2 (node 2) did not arrive: ")
     assert {error.ranks for error in results} == {(2,)}
 
 
@@ -295,7 +295,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
     told: dict[int, list[str]] = {0: [], 1: [], 2: []}
     all_told = threading.Event()
 
-    def tell(n: int) -> Callable[[str], None]:
+    def record(n: int) -> Callable[[str], None]:
         def keep(text: str) -> None:
             told[n].append(text)
             if all(told.values()):
@@ -309,7 +309,8 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
         return {"a": 1}
 
     bodies = [
-        lambda n=n: exchange(rendezvous.client(), 3, facts(n), {}, plan, 0.3 if n else 10, tell(n)) for n in range(3)
+        lambda n=n: exchange(Participant(rendezvous.client(), 3, facts(n), 0.3 if n else 10, notify=record(n)), plan)
+        for n in range(3)
     ]
     # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
     monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
@@ -339,7 +340,7 @@ def test_rank_zero_that_dies_while_it_plans_is_found(
     killed, error = run_ranks([rank(rendezvous.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=1)])
     assert isinstance(killed, MemoryError)
     assert isinstance(error, AgreementError)
-    assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) had no sign of life")
+    assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) received no report")
     assert error.ranks == (0,)
 
 
@@ -372,7 +373,8 @@ def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(rendezvous: L
 
     stores = [rendezvous.client(), Arriving(rendezvous.client(), arrived)]
     looks = [look, None]
-    bodies = [lambda n=n: exchange(cast(Any, stores[n]), 3, facts(n), {}, decide, 300, look=looks[n]) for n in range(2)]
+    members = [Participant(cast(Any, stores[n]), 3, facts(n), 300, check_peers=looks[n]) for n in range(2)]
+    bodies = [lambda member=member: exchange(member, decide) for member in members]
     results = run_ranks(bodies)
     assert texts(results) == {"rank 2 has ended; look at its output"}
     assert {error.ranks for error in results} == {(2,)}
@@ -382,7 +384,9 @@ def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(rendezvous: Local
     def look() -> None:
         raise AgreementError("rank 0 has ended; look at its output", [0])
 
-    (result,) = run_ranks([lambda: exchange(rendezvous.client(), 3, facts(1), {}, decide, 300, look=look)])
+    (result,) = run_ranks(
+        [lambda: exchange(Participant(rendezvous.client(), 3, facts(1), 300, check_peers=look), decide)]
+    )
     assert texts([result]) == {"rank 0 has ended; look at its output"}
 
 
@@ -391,4 +395,4 @@ def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(rendezvous: LocalRendezvous) 
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        exchange(rendezvous.client(), 2, facts(0), {}, decide, 300, look=look)
+        exchange(Participant(rendezvous.client(), 2, facts(0), 300, check_peers=look), decide)
