@@ -1,7 +1,8 @@
 """The store of the ranks, and the process group over it.
 
-The group is created here and not by Lightning because torchelastic's store outlives an attempt: without a prefix a group
-finds the addresses of dead ranks in it, and the restart fails or hangs. Each attempt has its own prefix.
+The group is created here and not by Lightning because torchelastic's store outlives an attempt: a group without
+a prefix finds the addresses of dead ranks in it, and the restart fails or hangs. Each attempt has its own
+prefix.
 """
 
 from __future__ import annotations

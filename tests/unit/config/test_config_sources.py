@@ -55,13 +55,13 @@ def test_broken_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int,
     file = write(tmp_path, text)
     problem = problem_of(file)
     assert problem.path.startswith(f"{file}, line {line}, column ")
-    assert problem.message.startswith("broken YAML: ")
+    assert problem.message.startswith("invalid YAML: ")
     assert says in problem.message
 
 
 def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
     file = write(tmp_path, '{"seed": 1,\n "name" "x"}', "config.json")
-    assert problem_of(file) == Problem(f"{file}, line 2", "Expecting ':' delimiter")
+    assert problem_of(file) == Problem(f"{file}, line 2", "invalid JSON: Expecting ':' delimiter; correct this line")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_value_of_a_yaml_type_that_does_not_exist_is_told_by_its_file(tmp_path
     file = write(tmp_path, text)
     problem = problem_of(file)
     assert problem.path == str(file)
-    assert problem.message.startswith(f"broken YAML: {says}")
+    assert problem.message.startswith(f"invalid YAML: {says}")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_value_of_a_yaml_type_that_does_not_exist_is_told_by_its_file(tmp_path
         ("model: {init_args: 3}", Problem("model.init_args", "given 3; expected a mapping of arguments")),
         (
             "model: {init_args: {1: 2}}",
-            Problem("model", "arguments 1 of which class? add class_path, or --model my_pkg.MyClass"),
+            Problem("model", "given arguments 1 without a class; add class_path, or --model my_pkg.MyClass"),
         ),
         (
             "wandb: disabled\ntrainer: {logger: false}",
@@ -106,7 +106,7 @@ def test_a_file_that_is_not_utf8_cannot_be_read(tmp_path: Path, text: bytes) -> 
 
 @pytest.mark.parametrize(("text", "found"), [("- a\n", "list"), ("3\n", "int"), ("words\n", "str")])
 def test_a_file_without_a_mapping_is_refused(tmp_path: Path, text: str, found: str) -> None:
-    assert problem_of(write(tmp_path, text)).message == f"expected a mapping of settings, found {found}"
+    assert problem_of(write(tmp_path, text)).message == f"found {found}; expected a mapping of settings"
 
 
 def test_the_problems_of_all_sources_are_told_at_once(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_file_in_the_place_of_a_class_is_told_with_the_classes_in_it(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pkg").mkdir()
     (tmp_path / "pkg" / "net.py").write_text("class A: pass\nclass B: pass\n")
-    with pytest.raises(ConfigError, match=r"that is a file; give a class in it: pkg\.net\.A or pkg\.net\.B"):
+    with pytest.raises(ConfigError, match=r"this is a file; give a class in it: pkg\.net\.A or pkg\.net\.B"):
         load_config([], ["--model", "pkg/net.py"])
     with pytest.raises(ConfigError, match=r"expected an import path like my_pkg\.MyClass, not a file"):
         load_config([], ["--model", "pkg/none.py"])
@@ -263,12 +263,12 @@ def test_a_class_path_that_cannot_be_imported_is_told(tmp_path: Path, path: str 
 
 
 def test_arguments_without_a_class_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"model: arguments lr, width of which class\?"):
+    with pytest.raises(ConfigError, match=r"model: given arguments lr, width without a class"):
         load_config([], ["--model.lr", "1", "--model.width", "2"])
 
 
 def test_data_without_a_model_is_told() -> None:
-    with pytest.raises(ConfigError, match="model: data was given, but no model"):
+    with pytest.raises(ConfigError, match="model: not given, but data is"):
         load_config([], ["--data", "pkg.Data"])
 
 

@@ -239,8 +239,8 @@ class TestFile:
     @pytest.mark.parametrize(
         ("text", "told"),
         [
-            ('{"fp16": {\n"enabled": tru}}', "line 2, column 12): broken JSON: Expecting value"),
-            ("[1]", "expected a mapping of settings, found list"),
+            ('{"fp16": {\n"enabled": tru}}', "line 2, column 12): invalid JSON: Expecting value"),
+            ("[1]", "found list; expected a mapping of settings"),
             ('{"steps_per_print": 1, "steps_per_print": 2}', "key 'steps_per_print' is given twice"),
             ('{"zero_optimisation": {}}', "deepspeed_config.zero_optimisation: unknown key; did you mean zero_opt"),
         ],

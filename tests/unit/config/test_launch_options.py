@@ -64,7 +64,7 @@ def test_times_and_restarts() -> None:
     [
         (("--nproc-per-node", "0"), "--nproc-per-node: given '0'; expected a number of at least 1, gpu, cpu or auto"),
         (("--nnodes", "4:1"), "--nnodes: given '4:1'; expected N or MIN:MAX"),
-        (("--nnodes", "2"), "--rdzv-endpoint: not given, but 2 nodes need a place to meet"),
+        (("--nnodes", "2"), "--rdzv-endpoint: not given, but required for 2 nodes"),
         (("--node-rank", "1"), "--node-rank: given 1; expected 0 to 0 with --nnodes 1"),
         (("--rdzv-endpoint", "n0:x"), "--rdzv-endpoint: given 'n0:x'"),
         (("--rdzv-endpoint", "n0:99999"), "--rdzv-endpoint: given 'n0:99999'"),
@@ -73,7 +73,7 @@ def test_times_and_restarts() -> None:
         (("--restart-window", "0"), "--restart-window: given '0'; expected seconds, more than 0"),
         (("--hang-timeout", "nan"), "--hang-timeout: given 'nan'"),
         (("--hang-timeout", "inf"), "--hang-timeout: given 'inf'"),
-        (("--terminal-ranks", "0-3"), "--terminal-ranks: given '0-3'; expected rank numbers"),
+        (("--terminal-ranks", "0-3"), "--terminal-ranks: given '0-3'; expected ranks"),
     ],
 )
 def test_what_is_wrong_is_told(words: tuple[str, ...], told: str) -> None:

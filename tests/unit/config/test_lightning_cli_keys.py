@@ -138,7 +138,7 @@ def test_a_key_without_meaning_here_is_refused_with_advice_unless_it_says_nothin
 
     _, (problem,) = translate_lightning_cli(values({"class_path": "a.B"}))
     assert problem.path == path
-    assert problem.message.startswith("has no meaning here: ")
+    assert problem.message.startswith("not supported here; ")
     assert advice in problem.message
     assert translated(values(None)) == ({"trainer": {}} if group else {})
 
@@ -246,7 +246,7 @@ def test_other_gpus_are_chosen_by_their_variable(given: Any, numbers: str) -> No
 def test_a_setting_of_lightning_1_says_what_to_write(key: str) -> None:
     assert key not in inspect.signature(Trainer).parameters
     _, (problem,) = translate_lightning_cli({"trainer": {key: True}})
-    assert problem == Problem(f"trainer.{key}", f"Lightning 2 has no such setting: remove it, and {_REMOVED[key]}")
+    assert problem == Problem(f"trainer.{key}", f"Lightning 2 has no such setting; remove it, and {_REMOVED[key]}")
     assert translated({"trainer": {key: None}}) == {"trainer": {}}, "a file of Lightning 1 has them all"
 
 

@@ -165,27 +165,27 @@ def test_the_file_of_deepspeed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "path", "says"),
     [
-        ("fsdp", _PATH, "deepspeed_stage_3 shares the same states"),
+        ("fsdp", _PATH, "deepspeed_stage_3 shards the same states"),
         ("dp", _PATH, "write ddp"),
-        (of_class("FSDPStrategy"), f"{_PATH}.class_path", "deepspeed_stage_3 shares the same states"),
-        (of_class("my.OwnStrategy"), f"{_PATH}.class_path", "write the name of one of its own, as in `strategy: ddp`"),
+        (of_class("FSDPStrategy"), f"{_PATH}.class_path", "deepspeed_stage_3 shards the same states"),
+        (of_class("my.OwnStrategy"), f"{_PATH}.class_path", "write one of its names, as in `strategy: ddp`"),
         (of_class("lightning.pytorch.strategies.Nope"), f"{_PATH}.class_path", "`strategy: ddp` or another"),
         ({"init_args": {"bucket_cap_mb": 3}}, f"{_PATH}.class_path", "given None"),
         (
             of_class("DDPStrategy", process_group_backend="mpi"),
             f"{_PATH}.init_args.process_group_backend",
-            "given 'mpi'; the launcher takes nccl for GPUs and gloo for CPUs: remove it",
+            "given 'mpi'; the launcher uses nccl for GPUs and gloo for CPUs; remove it",
         ),
         (
             of_class("DDPStrategy", cluster_environment="a.B"),
             f"{_PATH}.init_args.cluster_environment",
-            "the launcher makes it itself: remove it",
+            "the launcher sets it itself; remove it",
         ),
         (of_class("DDPStrategy", timeout="long"), f"{_PATH}.init_args.timeout", "expected H:MM:SS"),
         (
             of_class("DeepSpeedStrategy", pin_memory=True),
             f"{_PATH}.init_args.pin_memory",
-            "write it by DeepSpeed's own name in `deepspeed_config`",
+            "write it under DeepSpeed's name in `deepspeed_config`",
         ),
         (of_class("DeepSpeedStrategy", stage=0), _PATH, "write `strategy: ddp`"),
         (of_class("SingleDeviceStrategy", device="cuda:1"), f"{_PATH}.init_args.device", "CUDA_VISIBLE_DEVICES=1"),

@@ -81,7 +81,7 @@ def test_files_and_words_come_before_them_and_ranks_agree_on_them(
         ("MAX_EPOCHS", "many", "given 'many'; expected"),
         ("LIMIT_TRAIN_BATCHES", "-2", "given -2; expected at least 0"),
         ("STRATEGY", "no_such", "given 'no_such'"),
-        ("DEFAULT_ROOT_DIR", "/tmp/x", "a run's files lie in its run directory; set `runs_dir` and `name`"),
+        ("DEFAULT_ROOT_DIR", "/tmp/x", "a run's files are in its run directory; set `runs_dir` and `name`"),
         ("DEVICES", "[1, 3]", "write `devices: 2`, and CUDA_VISIBLE_DEVICES=1,3 before the command"),
     ],
 )

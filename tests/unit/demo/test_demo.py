@@ -80,7 +80,7 @@ def test_the_report_is_rank_zeros_alone(text: DemoText, capsys: pytest.CaptureFi
     bigram, own, sample = said_at_the_end(text, model, capsys, rank_zero=True).splitlines()
     assert bigram == f"a bigram model of the same text: val_loss {text.bigram_loss():.3f} nats per character"
     assert own == "this model:                      val_loss 1.250"
-    assert sample.startswith("it writes: The ")
+    assert sample.startswith("a sample: The ")
 
 
 def test_there_is_no_report_on_another_model(text: DemoText, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ STOPPED = ("interrupted", {"signal": 15, "step": 5})
         (JobState("COMPLETED", exit_code=0), 1, [STARTED, FINISHED], "done", ""),
         (JobState("FAILED", exit_code=1), 1, [STARTED, FAILED], "failed", "FAILED, exit code 1: nan"),
         (JobState("CANCELLED"), 1, [STARTED, STOPPED], "cancelled", "CANCELLED: by signal 15 after step 5"),
-        (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed", "FAILED, exit code 2: node 1, 3 never came"),
+        (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed", "FAILED, exit code 2: node 1, 3 did not join"),
         (JobState("NODE_FAIL"), 1, [STARTED], "failed", "NODE_FAIL"),
         (JobState("UNKNOWN"), 1, [STARTED, FINISHED], "done", "SLURM has forgotten the job"),
         (JobState("UNKNOWN"), 1, [STARTED], "ended", "SLURM has forgotten the job"),
