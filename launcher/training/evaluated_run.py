@@ -12,7 +12,8 @@ from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
-from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, newest_matching_run, open_run_directory
+from launcher.runs.directory import RunDirectory, open_run_directory
+from launcher.runs.selection import LAST_CHECKPOINT, newest_matching_run
 from launcher.runs.trust import check_run_folder
 from launcher.training.evaluated_config import BEST, LAST, run_of
 

@@ -33,8 +33,9 @@ from launcher.process.activity import doing
 from launcher.process.open_resources import close_kept_open
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankStatusWriter
-from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
+from launcher.runs.selection import find_run
 from launcher.training.context import RunContext
 from launcher.training.result import FitResult
 from launcher.training.script_end import ends_script

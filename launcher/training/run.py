@@ -23,7 +23,8 @@ from launcher.planning.changes import PlanChanges
 from launcher.planning.deepspeed_facts import check_model
 from launcher.planning.plan import Plan
 from launcher.process.open_resources import keep_open
-from launcher.runs.directory import RunDirectory, last_checkpoint
+from launcher.runs.directory import RunDirectory
+from launcher.runs.selection import last_checkpoint
 from launcher.training.callbacks import EventWriter, as_numbers
 from launcher.training.context import RunContext
 from launcher.training.convert import loadable_checkpoint

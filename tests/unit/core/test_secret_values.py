@@ -32,8 +32,9 @@ from launcher.core.secrets import (
 )
 from launcher.loggers.selection import run_loggers
 from launcher.process.rank_status import RankStatusWriter
-from launcher.runs.directory import newest_matching_run, open_run_directory
+from launcher.runs.directory import open_run_directory
 from launcher.runs.oom_record import OomRecord
+from launcher.runs.selection import newest_matching_run
 from tests.support.run_directories import config, ended
 
 CANARY = "CANARY-x9"

@@ -9,8 +9,9 @@ import pytest
 
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.events import EventLog
-from launcher.runs.directory import find_run, open_run_directory
+from launcher.runs.directory import open_run_directory
 from launcher.runs.oom_record import FILE_NAME
+from launcher.runs.selection import find_run
 from tests.support.run_directories import config, ended, everything, make_run
 
 
@@ -91,10 +92,10 @@ def test_a_run_that_trained_and_has_no_checkpoint_is_not_begun_again_without_a_w
     path = make_run(runs, checkpoint=None)
     EventLog(path / "events.jsonl", 0).write(kind, step=7)
     wanted = config(runs, name, resume="auto")
-    with pytest.raises(ResumeError, match=r"run 'first' trained to step 7, but .*/checkpoints holds no checkpoint"):
+    with pytest.raises(ResumeError, match=r"run 'first' trained to step 7, but .*/checkpoints contains no checkpoint"):
         find_run(wanted)
     # Nobody asked for these starts: there is nothing to lose.
-    notices = ("the run trained to step 7 before, and saved nothing: it begins again at step 0",)
+    notices = ("the run trained to step 7 before without saving a checkpoint: it starts again at step 0",)
     for more in ({"is_requeued": True}, {"restart_of": "first"}):
         place = find_run(wanted, **more)
         assert (place.path, place.resume_from, place.notices) == (path, None, notices)
@@ -145,7 +146,7 @@ def test_a_restart_that_was_not_saved_begins_with_the_launchs_own_checkpoint(run
 def test_a_checkpoint_that_is_not_there_is_named(runs: Path) -> None:
     with pytest.raises(ResumeError, match=r"missing\.ckpt does not exist"):
         find_run(config(runs, resume=str(runs / "missing.ckpt")))
-    with pytest.raises(ResumeError, match="cannot be looked at: File name too long"):
+    with pytest.raises(ResumeError, match="cannot be read: File name too long"):
         find_run(config(runs, resume="x" * 5000))
 
 
@@ -154,6 +155,6 @@ def test_a_folder_that_cannot_be_one_is_told_before_anything_is_made(tmp_path: P
     before = list(tmp_path.iterdir())
     wanted = config(tmp_path / "file" / "runs")
     assert find_run(wanted).exists is False
-    with pytest.raises(RunDirectoryError, match="cannot be made: Not a directory; set runs_dir"):
+    with pytest.raises(RunDirectoryError, match="cannot be created: Not a directory; set runs_dir"):
         open_run_directory(wanted)
     assert list(tmp_path.iterdir()) == before

@@ -20,7 +20,7 @@ from launcher.jobs.status import summarize_events
 from launcher.planning.fit_plan import plan_for_fit
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan
-from launcher.runs.directory import find_run, open_run_directory, write_plan
+from launcher.runs.directory import open_run_directory, write_plan
 from launcher.runs.oom_record import (
     FILE_NAME,
     MemoryRecord,
@@ -29,6 +29,7 @@ from launcher.runs.oom_record import (
     add_oom_record,
     read_memory_record,
 )
+from launcher.runs.selection import find_run
 from strategies.step_trace import ModelProfile
 from tests.support.rank_threads import CPU
 from tests.support.run_directories import ended as unlocked

@@ -16,13 +16,8 @@ import yaml
 from launcher.config.schema import TrainerOptions
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
-from launcher.runs.directory import (
-    RunDirectory,
-    last_checkpoint,
-    newest_matching_run,
-    open_run_directory,
-    write_plan,
-)
+from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
+from launcher.runs.selection import last_checkpoint, newest_matching_run
 from tests.support.run_directories import MODEL, config, ended, everything, make_run
 
 
@@ -185,7 +180,7 @@ def test_a_run_that_trains_in_another_process_is_named_and_left_alone(runs: Path
             assert other.stdout is not None
             assert other.stdout.readline() == "open\n"
             before = everything(runs / "first")
-            with pytest.raises(RunDirectoryError, match=f"'first' is training right now .process {other.pid} on "):
+            with pytest.raises(RunDirectoryError, match=f"'first' is training now .process {other.pid} on "):
                 open_run_directory(config(runs, resume="auto"))
             assert everything(runs / "first") == before
         finally:

@@ -16,25 +16,25 @@ from tests.support.run_directories import config, ended, everything, fill, make_
 def test_where_no_folder_can_be_made_the_error_names_it(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("a file")
     runs = Path(place.replace("FILE", str(tmp_path / "file")))
-    with pytest.raises(RunDirectoryError, match="cannot be made") as caught:
+    with pytest.raises(RunDirectoryError, match="cannot be created") as caught:
         open_run_directory(config(runs))
     assert str(runs / "first") in str(caught.value)
     assert (tmp_path / "file").read_text() == "a file"
 
 
 def test_a_path_too_long_for_the_system_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="cannot be made: File name too long"):
+    with pytest.raises(RunDirectoryError, match="cannot be created: File name too long"):
         open_run_directory(config(tmp_path / ("x" * 300)))
 
 
 def test_a_checkpoints_path_too_long_for_the_system_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ResumeError, match="cannot be looked at: File name too long"):
+    with pytest.raises(ResumeError, match="cannot be read: File name too long"):
         open_run_directory(config(tmp_path, resume="x" * 300))
 
 
 def test_a_link_to_nowhere_in_place_of_the_runs_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").symlink_to(tmp_path / "nowhere" / "x")
-    with pytest.raises(RunDirectoryError, match="cannot be made"):
+    with pytest.raises(RunDirectoryError, match="cannot be created"):
         open_run_directory(config(tmp_path / "runs"))
 
 

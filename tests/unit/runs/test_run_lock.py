@@ -213,19 +213,19 @@ def test_one_of_many_that_come_at_once_gets_it(tmp_path: Path, disk: bool) -> No
 
 
 def test_one_that_looked_long_ago_does_not_become_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look: Callable[..., Any] = run_lock._look
+    look: Callable[..., Any] = run_lock._read_owner_file
     others: list[run_lock.RunLock] = []
 
     def slow_look(*arguments: Any, **options: Any) -> Any:
         answer = look(*arguments, **options)
-        monkeypatch.setattr(run_lock, "_look", look)
+        monkeypatch.setattr(run_lock, "_read_owner_file", look)
         # Meanwhile one owner comes and goes, and another comes.
         acquire(tmp_path, {}).release()
         others.append(acquire(tmp_path, {}))
         return answer
 
     acquire(tmp_path, {}).release()
-    monkeypatch.setattr(run_lock, "_look", slow_look)
+    monkeypatch.setattr(run_lock, "_read_owner_file", slow_look)
     with pytest.raises(DirectoryOwnedError):
         acquire(tmp_path, {})
     assert read_owner(tmp_path) == (others[0].owner, "running")

@@ -13,7 +13,8 @@ import pytest
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError
 from launcher.core.events import EventLog
-from launcher.runs.directory import find_run, open_run_directory
+from launcher.runs.directory import open_run_directory
+from launcher.runs.selection import find_run
 from launcher.runs.trust import run_folder_problem
 from slurm.ownership import is_own
 from slurm.rendezvous import RendezvousError, join_rendezvous
@@ -47,7 +48,7 @@ def test_a_link_in_a_runs_directory_is_refused(shared: Path, victim: Path, name:
     (path / name).unlink(missing_ok=True)
     (path / name).symlink_to(victim)
     for resume in ("auto", "none"):
-        with pytest.raises(RunDirectoryError, match="is a link, and the launcher writes through none"):
+        with pytest.raises(RunDirectoryError, match="is a link, and the launcher does not write through links"):
             open_run_directory(config(shared, resume=resume))
     assert victim.read_text() == VICTIM
 

@@ -11,7 +11,7 @@ import yaml
 
 from launcher.cli import main as cli
 from launcher.core.errors import LauncherError, ResumeError, RunDirectoryError
-from launcher.runs.directory import newest_matching_run
+from launcher.runs.selection import newest_matching_run
 from launcher.training.evaluated_run import find_evaluated_run
 from tests.support.run_directories import config, make_run
 
