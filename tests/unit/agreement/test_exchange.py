@@ -76,7 +76,7 @@ def test_another_config_names_rank_host_and_setting_on_every_rank(rendezvous: Lo
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_settings_that_only_text_can_carry_are_no_difference(rendezvous: LocalRendezvous) -> None:
+def test_settings_that_become_text_are_no_difference(rendezvous: LocalRendezvous) -> None:
     config = {"betas": (0.9, 0.95), "path": Path("/x"), "seed": 1}
     one = rank(rendezvous.client(), facts(0, config_digest="a"), 2, config=config)
     other = rank(rendezvous.client(), facts(1, config_digest="b"), 2, config={**config, "seed": 2})
@@ -86,7 +86,7 @@ def test_settings_that_only_text_can_carry_are_no_difference(rendezvous: LocalRe
     assert "path" not in text
 
 
-def test_configs_are_not_sent_where_they_are_equal(rendezvous: LocalRendezvous) -> None:
+def test_equal_configs_are_not_sent(rendezvous: LocalRendezvous) -> None:
     seen: list[RankFacts] = []
 
     def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
@@ -98,7 +98,7 @@ def test_configs_are_not_sent_where_they_are_equal(rendezvous: LocalRendezvous) 
 
 
 @pytest.mark.parametrize("other", ["same", "another"])
-def test_digests_of_files_are_sent_where_one_differs_alone(rendezvous: LocalRendezvous, other: str) -> None:
+def test_digests_of_files_are_sent_only_by_ranks_that_differ(rendezvous: LocalRendezvous, other: str) -> None:
     sent: list[Mapping[str, str] | None] = []
 
     def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
@@ -118,14 +118,14 @@ def test_another_torch_is_named_on_every_rank(rendezvous: LocalRendezvous) -> No
     assert "2.10.0 on rank 1 (node1)" in text
 
 
-def test_one_ranks_error_is_told_on_every_rank(rendezvous: LocalRendezvous) -> None:
+def test_one_ranks_error_is_reported_on_every_rank(rendezvous: LocalRendezvous) -> None:
     everybody = [facts(0), facts(1), facts(2, hardware=None, error="cannot import my_pkg")]
     results = run_ranks([rank(rendezvous.client(), own, 3) for own in everybody])
     assert texts(results) == {"rank 2 (node2): cannot import my_pkg"}
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_what_rank_zeros_decision_raises_is_raised_everywhere(rendezvous: LocalRendezvous) -> None:
+def test_an_error_of_rank_zeros_decision_is_raised_on_every_rank(rendezvous: LocalRendezvous) -> None:
     def refuse(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
         raise PlanError("no plan meets the config")
 
@@ -136,7 +136,7 @@ def test_what_rank_zeros_decision_raises_is_raised_everywhere(rendezvous: LocalR
 
 
 @pytest.mark.slow
-def test_a_rank_that_never_arrives_is_named_to_all_that_did(rendezvous: LocalRendezvous) -> None:
+def test_a_missing_rank_is_named_on_all_others(rendezvous: LocalRendezvous) -> None:
     arrived = {n: threading.Event() for n in (1, 3)}
 
     def waits(n: int) -> Callable[[str, Any], None]:
@@ -159,14 +159,14 @@ def test_many_missing_ranks_are_counted(rendezvous: LocalRendezvous) -> None:
     assert error.ranks == tuple(range(1, 33))
 
 
-def test_rank_zero_that_never_arrives_is_named(rendezvous: LocalRendezvous) -> None:
+def test_a_missing_rank_zero_is_named(rendezvous: LocalRendezvous) -> None:
     results = run_ranks([rank(rendezvous.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
     assert all(isinstance(error, AgreementError) for error in results)
     assert [str(error).startswith(f"rank 0 did not arrive: rank {n} (node{n})") for n, error in enumerate(results, 1)]
     assert {error.ranks for error in results} == {(0,)}
 
 
-def test_a_lost_store_is_no_missing_rank() -> None:
+def test_a_lost_store_is_not_reported_as_a_missing_rank() -> None:
     server = Server()
     waiting = threading.Event()
     follower = Spy(server.client(0), lambda name, key: waiting.set() if name == "wait" else None)
@@ -225,7 +225,7 @@ def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
     assert all(result == new[0] and result.values["hosts"] == ["new0", "new1", "new2"] for result in new)
 
 
-def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
+def test_a_missing_rank_zero_of_a_new_attempt_is_named(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
@@ -235,7 +235,7 @@ def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
     assert str(error).startswith("rank 0 did not arrive")
 
 
-def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
+def test_a_late_rank_receives_the_error_of_the_attempt_without_it(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
@@ -247,7 +247,7 @@ def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
 
 
 @pytest.mark.slow
-def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
+def test_a_follower_of_a_late_rank_zero_learns_which_rank_is_missing(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The follower's time begins anew with rank zero's challenge: rank zero alone knows who is missing."""
@@ -285,7 +285,7 @@ def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -
 
 
 @pytest.mark.slow
-def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
+def test_the_others_wait_for_a_living_rank_zero_and_report_its_activity(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
@@ -323,7 +323,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
 
 
 @pytest.mark.slow
-def test_rank_zero_that_dies_while_it_plans_is_found(
+def test_the_death_of_rank_zero_while_it_plans_is_detected(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
@@ -344,7 +344,7 @@ def test_rank_zero_that_dies_while_it_plans_is_found(
     assert error.ranks == (0,)
 
 
-def test_no_thread_reports_once_the_ranks_have_agreed(rendezvous: LocalRendezvous) -> None:
+def test_no_thread_reports_after_the_agreement(rendezvous: LocalRendezvous) -> None:
     run_ranks([rank(rendezvous.client(), facts(n), 2) for n in range(2)])
     assert "launcher-activity" not in {thread.name for thread in threading.enumerate()}
 
@@ -364,7 +364,7 @@ class Arriving:
         return getattr(self._store, name)
 
 
-def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(rendezvous: LocalRendezvous) -> None:
+def test_a_rank_that_cannot_arrive_ends_the_wait_of_all_others(rendezvous: LocalRendezvous) -> None:
     arrived = threading.Event()
 
     def look() -> None:
@@ -380,7 +380,7 @@ def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(rendezvous: L
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(rendezvous: LocalRendezvous) -> None:
+def test_check_peers_reports_that_rank_zero_cannot_arrive(rendezvous: LocalRendezvous) -> None:
     def look() -> None:
         raise AgreementError("rank 0 has ended; look at its output", [0])
 
@@ -390,7 +390,7 @@ def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(rendezvous: Local
     assert texts([result]) == {"rank 0 has ended; look at its output"}
 
 
-def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(rendezvous: LocalRendezvous) -> None:
+def test_ctrl_c_ends_the_wait_with_check_peers(rendezvous: LocalRendezvous) -> None:
     def look() -> None:
         signal.raise_signal(signal.SIGINT)
 

@@ -14,7 +14,7 @@ def _read(*words: str) -> LaunchOptions:
     return read_launch_options(vars(parser.parse_args(words)))
 
 
-def test_nothing_said_is_one_node_that_does_not_restart() -> None:
+def test_without_flags_there_is_one_node_and_no_restart() -> None:
     assert _read() == LaunchOptions()
     assert not _read().several_nodes
 
@@ -76,20 +76,20 @@ def test_times_and_restarts() -> None:
         (("--terminal-ranks", "0-3"), "--terminal-ranks: given '0-3'; expected ranks"),
     ],
 )
-def test_what_is_wrong_is_told(words: tuple[str, ...], told: str) -> None:
+def test_wrong_flags_are_reported(words: tuple[str, ...], told: str) -> None:
     with pytest.raises(LaunchError) as caught:
         _read(*words)
     assert told in str(caught.value)
 
 
-def test_what_only_our_agent_can_do_is_refused_under_torchrun() -> None:
+def test_flags_of_the_agent_are_rejected_under_torchrun() -> None:
     reject_agent_flags(_read("--terminal-ranks", "all"))
     with pytest.raises(LaunchError) as caught:
         reject_agent_flags(_read("--max-restarts", "3", "--nproc-per-node", "2"))
     assert [problem.path for problem in caught.value.problems] == ["--nproc-per-node", "--max-restarts"]
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(LaunchError, match="the command line has 3 problems") as caught:
         _read("--nnodes", "x", "--max-restarts", "many", "--hang-timeout", "soon")
     assert len(caught.value.problems) == 3

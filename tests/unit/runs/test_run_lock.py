@@ -58,7 +58,7 @@ def rewrite(folder: Path, **changes: Any) -> Path:
     return file
 
 
-def test_a_second_run_is_refused_until_the_first_has_released_it(tmp_path: Path, disk: bool) -> None:
+def test_a_second_owner_is_rejected_until_the_first_releases_the_lock(tmp_path: Path, disk: bool) -> None:
     first = acquire(tmp_path, {})
     assert (first.notice is None) is disk
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_a_second_run_is_refused_until_the_first_has_released_it(tmp_path: Path,
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_another_process_is_refused_and_its_death_noticed(
+def test_another_process_is_rejected_and_its_death_is_detected(
     tmp_path: Path, disk: bool, other: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(DirectoryOwnedError, match=f"process {other.pid} on ") as caught:
@@ -137,7 +137,7 @@ def test_what_is_known_of_an_owner(owner: Owner, own: Owner, previous: str | Non
     assert owner_state(owner, own, previous) == state
 
 
-def test_slurm_tells_a_requeued_job(tmp_path: Path) -> None:
+def test_a_requeued_job_takes_over_its_lock(tmp_path: Path) -> None:
     lock = acquire(tmp_path, {"SLURM_JOB_ID": "7"})
     rewrite(tmp_path, boot="another", host="n2")
     with pytest.raises(DirectoryOwnedError):
@@ -148,7 +148,7 @@ def test_slurm_tells_a_requeued_job(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [True, False])
-def test_the_kernels_lock_tells_of_another_host(tmp_path: Path, held: bool) -> None:
+def test_the_kernels_lock_decides_about_another_host(tmp_path: Path, held: bool) -> None:
     lock = acquire(tmp_path, {})
     file = rewrite(tmp_path, boot="another", host="n2")
     if not held:
@@ -163,7 +163,7 @@ def test_the_kernels_lock_tells_of_another_host(tmp_path: Path, held: bool) -> N
     lock.release()
 
 
-def test_another_host_cannot_be_judged_without_locks(tmp_path: Path) -> None:
+def test_the_state_on_another_host_is_unknown_without_locks(tmp_path: Path) -> None:
     lock = acquire(tmp_path, {})
     file = rewrite(tmp_path, boot="another", host="n2", locked=False)
     with pytest.raises(DirectoryOwnedError) as caught:
@@ -175,7 +175,7 @@ def test_another_host_cannot_be_judged_without_locks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-def test_a_record_that_was_never_written_counts_for_a_minute(tmp_path: Path, text: str) -> None:
+def test_an_incomplete_record_counts_for_a_minute(tmp_path: Path, text: str) -> None:
     file = tmp_path / ".lock-4"
     file.write_text(text)
     with pytest.raises(DirectoryOwnedError):
@@ -197,7 +197,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_one_of_many_that_come_at_once_gets_it(tmp_path: Path, disk: bool) -> None:
+def test_one_of_many_concurrent_processes_becomes_the_owner(tmp_path: Path, disk: bool) -> None:
     for _ in range(20):
         acquire(tmp_path, {}).release()
         together = threading.Barrier(8)
@@ -212,7 +212,9 @@ def test_one_of_many_that_come_at_once_gets_it(tmp_path: Path, disk: bool) -> No
         lock.release()
 
 
-def test_one_that_looked_long_ago_does_not_become_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_an_outdated_number_does_not_become_the_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     look: Callable[..., Any] = run_lock._read_owner_file
     others: list[run_lock.RunLock] = []
 

@@ -43,7 +43,7 @@ def shared(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["events.jsonl", "config.yaml", "plan.json", "wandb/run_id"])
-def test_a_link_in_a_runs_directory_is_refused(shared: Path, victim: Path, name: str) -> None:
+def test_a_link_in_a_run_directory_is_rejected(shared: Path, victim: Path, name: str) -> None:
     path = make_run(shared)
     (path / name).unlink(missing_ok=True)
     (path / name).symlink_to(victim)
@@ -58,7 +58,7 @@ def laid(link: Path, victim: Path) -> Path:
     return link
 
 
-def test_no_file_of_ours_is_written_through_a_link(shared: Path, victim: Path) -> None:
+def test_no_file_is_written_through_a_link(shared: Path, victim: Path) -> None:
     events = EventLog(laid(shared / "events.jsonl", victim), 0)
     events.write("step")
     assert events.lost == 1
@@ -83,9 +83,7 @@ def test_no_file_of_ours_is_written_through_a_link(shared: Path, victim: Path) -
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
 @pytest.mark.parametrize("folder", ["", "checkpoints", "logs"])
-def test_a_directory_that_others_can_write_is_refused_and_a_chmod_is_enough(
-    shared: Path, mode: int, folder: str
-) -> None:
+def test_a_directory_that_others_can_write_is_rejected_until_a_chmod(shared: Path, mode: int, folder: str) -> None:
     path = make_run(shared)
     (path / folder).chmod(mode)
     with pytest.raises(RunDirectoryError, match=rf"can be written by other users \(mode {mode:o}\).*chmod go-w"):
@@ -100,7 +98,7 @@ def to_somebody(path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize("folder", ["", "checkpoints", "wandb"])
-def test_another_users_directory_is_refused_and_passed_over_by_resume_auto(shared: Path, folder: str) -> None:
+def test_another_users_directory_is_rejected_and_skipped_by_resume_auto(shared: Path, folder: str) -> None:
     path = make_run(shared)
     to_somebody(path / folder)
     with pytest.raises(RunDirectoryError, match=f"belongs to user {SOMEBODY}"):
@@ -110,7 +108,9 @@ def test_another_users_directory_is_refused_and_passed_over_by_resume_auto(share
 
 @needs_root
 @pytest.mark.parametrize("folder", ["", "checkpoints"])
-def test_another_users_link_is_refused_and_the_users_own_is_followed(shared: Path, tmp_path: Path, folder: str) -> None:
+def test_another_users_link_is_rejected_and_the_users_own_is_followed(
+    shared: Path, tmp_path: Path, folder: str
+) -> None:
     path = make_run(shared)
     place, moved = path / folder, tmp_path / "elsewhere"
     place.rename(moved)
@@ -128,7 +128,7 @@ def test_a_folder_of_runs_may_be_a_link_to_another_disk(tmp_path: Path, shared: 
 
 
 @needs_root
-def test_root_goes_on_with_the_runs_of_the_user_whose_folder_it_was_given(shared: Path) -> None:
+def test_root_may_use_the_runs_of_the_folders_owner(shared: Path) -> None:
     path = make_run(shared)
     for each in (shared, path, *path.rglob("*")):
         to_somebody(each)
@@ -139,7 +139,7 @@ def test_root_goes_on_with_the_runs_of_the_user_whose_folder_it_was_given(shared
 
 
 @needs_root
-def test_a_new_file_tells_who_we_are_on_a_disk_that_shows_other_owners(shared: Path) -> None:
+def test_a_new_file_shows_this_user_on_a_disk_that_maps_owners(shared: Path) -> None:
     file = shared / "file"
     file.touch()
     to_somebody(file)
@@ -150,7 +150,7 @@ def test_a_new_file_tells_who_we_are_on_a_disk_that_shows_other_owners(shared: P
 
 
 @pytest.mark.parametrize("kind", ["link", pytest.param("file", marks=needs_root)])
-def test_a_rendezvous_that_somebody_else_published_is_not_joined(shared: Path, kind: str) -> None:
+def test_a_rendezvous_of_another_user_is_not_joined(shared: Path, kind: str) -> None:
     place = shared / ".rendezvous-1-0-0.json"
     text = '{"hosts": ["127.0.0.1"], "port": 1, "answers": 1, "token": "t"}'
     if kind == "link":
