@@ -72,7 +72,7 @@ def test_two_trainers_in_one_process_share_nothing(wandb: RecordingWandb) -> Non
     steps(other, plain_trainer(FixedScaler(0.0)), 1)
     assert alerts == [("scale_underflow", 1), ("scale_underflow", 1)]
     assert [row["trainer/global_step"] for _, row in wandb.rows] == [1, 2, 1]
-    assert one._writer is not other._writer
+    assert one._tracker.queue is not other._tracker.queue
 
 
 @pytest.mark.case(11)
@@ -224,7 +224,7 @@ def test_another_rank_never_speaks_to_wandb(wandb: RecordingWandb, place: dict[s
     amp, trainer = callback(), plain_trainer(FixedScaler(0.0), **place)
     steps(amp, trainer, 1, 2)
     amp.on_train_end(trainer, None)
-    assert (wandb.rows, wandb.alerts, wandb.run.summary, amp._writer) == ([], [], {}, None)
+    assert (wandb.rows, wandb.alerts, wandb.run.summary, amp._tracker.queue) == ([], [], {}, None)
 
 
 def test_an_alert_goes_to_wandb_and_to_whoever_asked_or_the_log(

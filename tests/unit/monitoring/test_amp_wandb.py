@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.loggers.wandb_writer import WandbWriter
-from launcher.monitoring import amp_callback
+from launcher.loggers import wandb_tracker
+from launcher.loggers.row_queue import RowQueue
 from strategies.loss_scale import CountingGradScaler
 from tests.support.amp_steps import LONG, callback, only_row, steps
 from tests.support.plain_trainer import FixedScaler, plain_trainer
@@ -159,14 +159,14 @@ def test_a_stalled_wandb_costs_rows_that_are_counted_and_reported(
     assert [step for step, _ in wandb.rows] == [1, 2, 3, 4, 5, 21]
     assert wandb.rows[-1][1]["amp/dropped_rows"] == 15
     amp.on_train_end(trainer, None)
-    assert notices == ["W&B did not take 15 of the loss scale's rows and alerts; the training was not held up"]
+    assert notices == ["W&B did not accept 15 rows and alerts of the loss scale; training was not delayed"]
 
 
 @pytest.mark.case(41)
 def test_a_training_ends_while_wandb_stalls(
     wandb: RecordingWandb, gate: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amp_callback, "_FLUSH_TIMEOUT", 0.0)
+    monkeypatch.setattr(wandb_tracker, "FLUSH_TIMEOUT", 0.0)
     notices: list[str] = []
     amp, trainer = callback(capacity=4, on_notice=notices.append), plain_trainer(FixedScaler(8.0))
     for number in range(1, 4):
@@ -190,7 +190,7 @@ def test_a_wandb_that_raises_costs_rows_that_are_counted_and_one_warning(
     amp, trainer = callback(), plain_trainer(FixedScaler(8.0))
     steps(amp, trainer, 1, 2, 3)
     assert (amp.dropped, wandb.rows) == (3, [])
-    assert caplog.messages == ["W&B did not take a row: ConnectionError: closed; the training goes on"]
+    assert caplog.messages == ["W&B did not accept a row: ConnectionError: closed; training continues"]
     wandb.before = lambda: None
     steps(amp, trainer, 4)
     assert only_row(wandb)["amp/dropped_rows"] == 3
@@ -202,7 +202,7 @@ def test_a_writer_that_is_shared_is_neither_waited_for_nor_closed(
 ) -> None:
     entered, opened = gate
     notices: list[str] = []
-    writer = WandbWriter(2)
+    writer = RowQueue(2)
     amp, trainer = callback(writer=writer, on_notice=notices.append), plain_trainer(FixedScaler(8.0))
     for number in range(1, 5):
         trainer.global_step = number
