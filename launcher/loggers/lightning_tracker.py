@@ -32,6 +32,9 @@ class LightningTracker(Tracker):
         self._logger = logger
         self._notice = notice
         self._kind = next((name for name in _KINDS if _is_a(logger, name)), None)
+        # A method of the user's own may take numbers only.
+        is_lightnings = type(logger).log_metrics.__module__.startswith(("lightning.", "pytorch_lightning."))
+        self._is_table = self._kind == "CSVLogger" and is_lightnings
         self._queue = RowQueue(tracker=type(logger).__name__) if self._kind == "MLFlowLogger" else None
         self._columns: set[str] = set()
         self._error: Exception | None = None
@@ -46,12 +49,12 @@ class LightningTracker(Tracker):
 
     @override
     def log_row(self, row: Mapping[str, Any], step: LogStep) -> None:
-        numbers = {name: _plain_number(value) for name, value in row.items() if isinstance(value, int | float)}
-        if self._kind != "CSVLogger":
+        values = self._loggable(row)
+        if not self._is_table:
             # Lightning logs it at the same step already. In a table it belongs to each row.
-            numbers.pop("epoch", None)
-        self._columns.update(numbers)
-        self._write(lambda: self._logger.log_metrics(numbers, step.batch))
+            values.pop("epoch", None)
+        self._columns.update(values)
+        self._write(lambda: self._logger.log_metrics(values, step.batch))
 
     @override
     def alert(self, kind: str, title: str, text: str, step: LogStep) -> None:
@@ -60,22 +63,26 @@ class LightningTracker(Tracker):
 
     @override
     def summarize(self, values: Mapping[str, Any], step: LogStep) -> None:
-        texts = {name: value for name, value in values.items() if isinstance(value, str)}
-        # What the rows have is there already.
-        numbers = {name: _plain_number(value) for name, value in values.items()
-                   if isinstance(value, int | float) and name not in self._columns}  # fmt: skip
-        if self._kind == "CSVLogger":
-            numbers, texts = {**numbers, **texts}, {}
-        if numbers:
-            self._write(lambda: self._logger.log_metrics(numbers, step.batch))
-        for name, text in texts.items():
-            self._write(lambda name=name, text=text: self._write_text(name, text, step.batch))
+        # The rows' last values are there already.
+        new = {name: value for name, value in values.items() if name not in self._columns}
+        row = self._loggable(new)
+        if row:
+            self._write(lambda: self._logger.log_metrics(row, step.batch))
+        for name, text in new.items():
+            if isinstance(text, str) and name not in row:
+                self._write(lambda name=name, text=text: self._write_text(name, text, step.batch))
 
     @override
     def finish(self) -> None:
         if self._queue is not None and not self._queue.flush(_FLUSH_TIMEOUT):
             self._notice(f"{type(self._logger).__name__} did not accept all rows within {_FLUSH_TIMEOUT:g} s")
         self._report_error()
+
+    def _loggable(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that `log_metrics` accepts: numbers, and texts in a table."""
+        kinds = (int, float, str) if self._is_table else (int, float)
+        return {name: int(value) if isinstance(value, bool) else value for name, value in row.items()
+                if isinstance(value, kinds)}  # fmt: skip
 
     def _write(self, write: Callable[[], None]) -> None:
         def guarded() -> None:
@@ -114,7 +121,7 @@ class LightningTracker(Tracker):
             logger.experiment.add_text(name, text, step)
         elif self._kind == "MLFlowLogger":
             logger.experiment.set_tag(logger.run_id, name, text[:_LONGEST_TAG])
-        elif self._kind == "CSVLogger":
+        elif self._is_table:
             logger.log_metrics({name: text}, step)
         elif otherwise is not None:
             logger.log_metrics({name: otherwise}, step)
@@ -128,7 +135,3 @@ _KINDS = ("CSVLogger", "TensorBoardLogger", "MLFlowLogger")
 def _is_a(logger: Any, name: str) -> bool:
     """Whether it is of a class of this name: of lightning, pytorch_lightning, or a class made of one."""
     return any(base.__name__ == name for base in type(logger).__mro__)
-
-
-def _plain_number(value: float) -> float:
-    return int(value) if isinstance(value, bool) else value

@@ -29,7 +29,8 @@ def leave_to_user(config: Any, names: Iterable[str]) -> None:
 class WandbStarter(pl.Callback):
     """Begins the run of the Trainer's first `WandbLogger`, before the loss scale's first row, and adds to its config.
 
-    A run of the user's keeps the keys that its config has already, and what the user sets later replaces the launcher's.
+    A run of the user's keeps the keys that its config has already. What the user sets later replaces the launcher's
+    values.
 
     Args:
         values: config and plan, as plain values; a run of the launcher's has them from its begin.

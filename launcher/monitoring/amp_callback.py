@@ -65,6 +65,13 @@ class TrackedMonitor(LossScaleMonitor):
         if is_rank_zero(trainer) and self._summary:
             self._summarize(self._summary)
 
+    def _report_arrived(self, trainer: Any, timeout: float) -> None:
+        """Report what the ranks have sent so far, waiting for it no longer than the timeout."""
+        if is_rank_zero(trainer) and self._is_active(trainer):
+            self._exchange.wait(timeout)
+            for gathered in self._exchange.take():
+                self._report(trainer, gathered)
+
     def _summarize(self, values: Mapping[str, Any]) -> None:
         for tracker in self._trackers:
             tracker.summarize(values, self._last_step)
@@ -151,8 +158,10 @@ class AmpWandbCallback(TrackedMonitor):
         is_behind = self._is_stalled and not self.flush(0)
         super().on_train_epoch_end(trainer, pl_module)
         # A W&B that stalls costs the wait once, not at each epoch.
-        if not is_behind and self._is_active(trainer):
-            self._is_stalled = not self._flush_epoch(trainer)
+        if not is_behind:
+            deadline = time.monotonic() + _EPOCH_TIMEOUT
+            self._report_arrived(trainer, _EPOCH_TIMEOUT)
+            self._is_stalled = not self.flush(max(deadline - time.monotonic(), 0))
 
     @override
     def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
@@ -177,13 +186,3 @@ class AmpWandbCallback(TrackedMonitor):
     @override
     def _is_active(self, trainer: Any) -> bool:
         return self.enabled and super()._is_active(trainer)
-
-    def _flush_epoch(self, trainer: Any) -> bool:
-        """Report the samples of all ranks that arrive in time; return whether W&B has them all."""
-        if not is_rank_zero(trainer):
-            return True
-        deadline = time.monotonic() + _EPOCH_TIMEOUT
-        self._exchange.wait(_EPOCH_TIMEOUT)
-        for gathered in self._exchange.take():
-            self._report(trainer, gathered)
-        return self.flush(max(deadline - time.monotonic(), 0))

@@ -44,8 +44,8 @@ class LossScaleMonitor(Callback):
     """Gathers every rank's loss scale, skipped steps, step time and memory, and logs them from rank zero.
 
     One small collective at each logging interval, started there and read at the next one: no step waits for it, and
-    the steps between have neither a collective nor a host sync. Metrics go to the trainer's loggers: `amp/loss_scale` and
-    its `_min` and `_max` over the ranks, `amp/skipped_steps`, `amp/skip_rate`, `amp/growth_tracker`,
+    the steps between have neither a collective nor a host sync. Metrics go to the trainer's loggers: `amp/loss_scale`
+    and its `_min` and `_max` over the ranks, `amp/skipped_steps`, `amp/skip_rate`, `amp/growth_tracker`,
     `amp/floor_steps`, `amp/ranks_diverged`, `perf/step_seconds`, `perf/data_seconds`, `perf/slowest_rank`,
     `perf/slowest_factor`, `perf/peak_memory_bytes`. Of several in one trainer only the first is active.
 

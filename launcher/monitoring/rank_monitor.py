@@ -18,6 +18,8 @@ from launcher.monitoring.trainer_facts import is_rank_zero, logger_step, steps_d
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64
+# Seconds that a checkpoint may wait for the other ranks' samples. They arrive at once unless a rank has failed.
+_SAVE_TIMEOUT = 0.2
 
 
 class RankMonitor(TrackedMonitor):
@@ -73,6 +75,16 @@ class RankMonitor(TrackedMonitor):
             own_seconds=[round(s.own_seconds, 6) for s in samples],
             peak_memory=[s.peak_memory for s in samples],
         )
+
+    @override
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Write the rows up to here, which a resumed run does not measure again."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        try:
+            self._report_arrived(trainer, _SAVE_TIMEOUT)
+        except RuntimeError:
+            # torch's error for a rank that has failed: save without its last sample.
+            self._exchange.drop()
 
     @override
     def finish(self, trainer: Any) -> None:
