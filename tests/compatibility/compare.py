@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections import defaultdict
@@ -16,15 +15,12 @@ import yaml
 
 from tests.compatibility.programs import Program
 from tests.compatibility.record import read_records, same_number
+from tests.support.logged_rows import users_rows
 from tests.support.processes import Finished, launcher, run_warm
 from tests.support.runs import REPOSITORY, free_port, train_on
 
 # What the fit does in the same order with the same numbers may differ in the last bits: other kernels, other threads.
 _TOLERANCE = 1e-6
-
-
-# Columns that the launcher adds.
-_MONITORS = ("amp/", "perf/", "alert/", "final/")
 
 
 @dataclass(frozen=True)
@@ -53,10 +49,7 @@ class Outcome:
         files = frozenset(str(file.relative_to(folder)) for file in own)
         rows: list[dict[str, float]] = []
         for file in sorted((folder / "csv").rglob("metrics.csv")):
-            with file.open() as opened:
-                own = [{k: float(v) for k, v in row.items() if v and k and not k.startswith(_MONITORS)}
-                       for row in csv.DictReader(opened)]  # fmt: skip
-                rows += [row for row in own if row.keys() - {"step", "epoch"}]
+            rows += [{k: float(v) for k, v in row.items() if v and k} for row in users_rows(file)]
         return cls(failed, read_records(folder / "record"), files, rows, output)
 
 

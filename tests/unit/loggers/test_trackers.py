@@ -6,7 +6,6 @@ import csv
 import io
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +222,10 @@ def test_each_logger_of_a_run_has_one_tracker(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingWandb]:
+def wandb(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
     stand_in = RecordingWandb()
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    yield stand_in
+    return stand_in
 
 
 @pytest.mark.parametrize("is_zero", [True, False])
