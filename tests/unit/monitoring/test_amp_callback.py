@@ -248,3 +248,21 @@ def test_an_exception_ends_the_rows_without_waiting_for_the_other_ranks(
     monkeypatch.setattr(amp._exchange, "take", lambda **_: pytest.fail("the ranks may not come together any more"))
     amp.on_exception(trainer, None, ValueError())
     assert wandb.run.summary["amp/loss_scale"] == 8.0
+
+
+@pytest.mark.case(38)
+@pytest.mark.parametrize(
+    ("scaler", "scale"),
+    [(FixedScaler(1024.0), 1024.0), (FixedScaler(0), 0.0), (torch.amp.GradScaler("cpu", 8.0), 8.0), (None, None),
+     (torch.amp.GradScaler("cpu", 8.0, enabled=False), None), (RaisingScaler(ValueError()), None),
+     (FixedScaler("8"), None)],
+)  # fmt: skip
+def test_the_loss_scale_can_be_asked_for_and_a_missing_one_is_none(scaler: Any, scale: float | None) -> None:
+    for amp in (AmpWandbCallback(precision="16"), AmpWandbCallback(enabled=False)):
+        trainer = plain_trainer(scaler)
+        assert amp.get_loss_scale(trainer) == amp._get_loss_scale(trainer) == scale
+    assert AmpWandbCallback(precision="bf16").get_loss_scale(plain_trainer(scaler)) is None
+
+
+def test_without_a_strategy_the_loss_scale_is_none() -> None:
+    assert AmpWandbCallback(precision="16").get_loss_scale(object()) is None
