@@ -39,23 +39,25 @@ def alerts() -> str:
 
 
 def exit_codes() -> str:
-    """All exit codes with the exceptions that lead to them."""
-    by_code: dict[int, list[str]] = {0: []}
-    for kind in _tree(LauncherError):
-        by_code.setdefault(kind.exit_code, []).append(code(kind.__name__))
-    rows = [(code(str(number)), _MEANINGS[number], ", ".join(kinds)) for number, kinds in sorted(by_code.items())]
+    """All exit codes."""
+    numbers = sorted({0, *(kind.exit_code for kind in _tree(LauncherError))})
+    rows = [(code(str(number)), _MEANINGS[number]) for number in numbers]
     rows += [
-        (code(str(REQUEUED)), "On SLURM: the job saved a checkpoint and was queued again.", ""),
-        (code("128 + N"), "Stopped by signal N, after a checkpoint. 130 is Ctrl-C.", code(Interrupted.__name__)),
+        (code(str(REQUEUED)), "On SLURM: the job saved a checkpoint and was queued again."),
+        (code("128 + N"), "Stopped by signal N, after a checkpoint. 130 is Ctrl-C."),
     ]
-    return table(["code", "meaning", "exceptions"], rows)
+    return table(["code", "meaning"], rows)
 
 
 def exceptions() -> str:
-    """Every exception with the first sentence of its docstring."""
-    return table(["exception", "base", "meaning"],
-                 ((code(kind.__name__), code(kind.__bases__[0].__name__), _summary(kind))
-                  for kind in (*_tree(LauncherError), Interrupted)))  # fmt: skip
+    """Every exception with the first paragraph of its docstring, its base and its exit code."""
+    rows = [_exception_row(kind, str(kind.exit_code)) for kind in _tree(LauncherError)]
+    return table(["exception", "meaning, base and exit code"], [*rows, _exception_row(Interrupted, "128 + N")])
+
+
+def _exception_row(kind: type[BaseException], exit_code: str) -> tuple[str, str]:
+    meaning = (inspect.getdoc(kind) or "").partition("\n\n")[0]
+    return code(kind.__name__), f"{meaning}<br>Base: {code(kind.__bases__[0].__name__)}; exit code {exit_code}."
 
 
 def _tree(kind: type[LauncherError]) -> Iterator[type[LauncherError]]:
@@ -64,7 +66,3 @@ def _tree(kind: type[LauncherError]) -> Iterator[type[LauncherError]]:
         # The classes made for one error of the user's are not in the module.
         if each.__module__ == kind.__module__:
             yield from _tree(each)
-
-
-def _summary(kind: type) -> str:
-    return (inspect.getdoc(kind) or "").partition("\n\n")[0]

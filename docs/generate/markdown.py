@@ -16,10 +16,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def code(text: str) -> str:
     """Inline code for a cell: as HTML, because a cell of Markdown cannot hold code with `|`.
 
-    A browser may break the line after `_`, `.`, `/` and `-`.
+    A browser may break the line after `_`, `.`, `/` and `-`, and before a capital.
     """
     escaped = html.escape(text, quote=False).replace("|", "&#124;")
-    breakable = re.sub(r"([_./-]+)(?=[a-z])", r"\1<wbr>", escaped)
+    breakable = re.sub(r"([_./-]+)(?=[a-z])|(?<=[a-z])(?=[A-Z])", r"\1<wbr>", escaped)
     return f"<code>{breakable}</code>"
 
 
