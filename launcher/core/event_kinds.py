@@ -28,7 +28,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "name": "name of the run",
         "attempt": "identifier of the attempt, equal on all ranks",
         "restart_count": "how many times the agent or SLURM has restarted the ranks",
-        "source": "what started the ranks (torchrun, slurm, ...)",
+        "source": "what started the ranks: `torchrun`, `slurm`, or `single` for one process",
         "config_digest": "SHA-256 of the config",
         "wandb_id": "id of the W&B run",
         "host": "host of rank 0",
