@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.handshake import Decision, exchange
+from launcher.agreement.handshake import Decision, Participant, exchange
 from launcher.agreement.process_group import open_store
 from launcher.agreement.script_ranks import check_script_ranks, is_script_rank
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError
+from launcher.core.nested import flatten
 from launcher.core.secrets import digests, redact
 from launcher.hardware.topology import Topology
 from launcher.process.activity import doing
-from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
+from launcher.runs.selection import find_run
 
 if TYPE_CHECKING:
     from launcher.user_code.objects import UserObjects
@@ -71,9 +73,12 @@ def decide_together(
         opened.append(run)
         return values
 
-    check_ranks = check_script_ranks if is_script_rank() else None
-    decision = exchange(store, topology.world_size, facts, _compared_values(config), decide, config.agreement_timeout,
-                        _print_waiting, check_ranks)  # fmt: skip
+    participant = dataclasses.replace(
+        _participant(config, topology, facts, store),
+        notify=_print_waiting,
+        check_peers=check_script_ranks if is_script_rank() else None,
+    )
+    decision = exchange(participant, decide)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 
@@ -121,7 +126,7 @@ def ask_rank_zero(
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
 ) -> Decision:
     """Let rank zero decide with the facts of all ranks; see `launcher.agreement.handshake.exchange`."""
-    return exchange(store, topology.world_size, facts, _compared_values(config), decide, config.agreement_timeout)
+    return exchange(_participant(config, topology, facts, store), decide)
 
 
 def refuse_together(topology: Topology, error: LauncherError) -> None:
@@ -137,7 +142,7 @@ def refuse_together(topology: Topology, error: LauncherError) -> None:
         raise error
 
     store = open_store(topology, timeout)
-    exchange(store, topology.world_size, RankFacts.of(topology, error=str(error)), {}, decide, timeout)
+    exchange(Participant(store, topology.world_size, RankFacts.of(topology, error=str(error)), timeout), decide)
 
 
 def _compared(config: RunConfig) -> RunConfig:
@@ -146,21 +151,11 @@ def _compared(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, **{name: getattr(defaults, name) for name in _RANK_ZERO_SETTINGS})
 
 
-def _compared_values(config: RunConfig) -> dict[str, Any]:
-    return flatten(redact(_compared(config).to_dict()))
+def _participant(config: RunConfig, topology: Topology, facts: RankFacts, store: Any) -> Participant:
+    compared = flatten(redact(_compared(config).to_dict()))
+    return Participant(store, topology.world_size, facts, config.agreement_timeout, compared)
 
 
 def _print_waiting(text: str) -> None:
     sys.stderr.write(f"notice: {text}\n")
     sys.stderr.flush()
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted path."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

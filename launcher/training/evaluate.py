@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.process_group import GroupSettings, open_store, process_group
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import UsageError
@@ -90,8 +90,9 @@ def evaluate(
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0, records_notices=False)
         ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, session.status)
+        group = GroupSettings(plan.strategy.backend, ctx.attempt, config.process_group_timeout)
         with (
-            process_group(store, topology, plan.strategy.backend, ctx.attempt, config.process_group_timeout),
+            process_group(store, topology, group),
             # The callbacks of the training are not needed here.
             quiet_lightning(".*callbacks used to create the checkpoint need to be provided.*"),
             error_boundary(ctx, explain_error),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.core.secrets import find_secrets, scrub
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
-from launcher.runs.oom_record import OomRecord, remember
+from launcher.runs.oom_record import OomRecord, add_oom_record
 from launcher.training.context import RunContext
 from strategies.choice import StrategyError
 
@@ -53,8 +53,8 @@ def explain_error(ctx: RunContext, error: Exception) -> Exception:
         return error
     # Any exception of the user's code. It is reported at once: W&B may take time to end, and until then other ranks
     # of the run may end this one.
-    ctx.status.raised(error)
-    ctx.status.trace(error)
+    ctx.status.record_error(error)
+    ctx.status.write_traceback(error)
     rank, host = ctx.topology.rank, ctx.topology.host
     return TrainingError(f"rank {rank} ({host}): {_describe(ctx, error)}", rank=rank)
 
@@ -75,7 +75,7 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
                             allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
     ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name,
                             next=failure.next_strategy, expected_bytes=failure.expected_bytes,
-                            allocated_bytes=failure.allocated_bytes, go_on=failure.go_on)  # fmt: skip
-    remember(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
-    ctx.status.trace(error)
+                            allocated_bytes=failure.allocated_bytes, go_on=failure.restarts)  # fmt: skip
+    add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
+    ctx.status.write_traceback(error)
     return failure

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.process_group import GroupSettings, open_store, process_group
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import make_private
@@ -20,7 +20,7 @@ from launcher.core.terminal import make_console
 from launcher.hardware.devices import library_versions
 from launcher.planning.plan import Plan
 from launcher.planning.table import print_plan
-from launcher.process.open_resources import close_left_open
+from launcher.process.open_resources import close_kept_open
 from launcher.runs.directory import RunDirectory
 from launcher.training.context import RunContext
 from launcher.training.decision import decide_together, gather_facts
@@ -72,9 +72,10 @@ def fit(
             ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, session.status, given,
                              stays_open)  # fmt: skip
             announce(ctx)
-            close_left_open()
-            with process_group(store, topology, plan.strategy.backend, ctx.attempt, config.process_group_timeout,
-                               run.log_file(topology.rank).parent, stays=stays_open):  # fmt: skip
+            close_kept_open()
+            group = GroupSettings(plan.strategy.backend, ctx.attempt, config.process_group_timeout,
+                                  run.log_file(topology.rank).parent, stays_open)  # fmt: skip
+            with process_group(store, topology, group):
                 from launcher.training.run import train
 
                 return train(ctx)

@@ -89,7 +89,7 @@ def announce_end_of_training(store: Any, topology: Topology, secrets: Iterable[A
         training.report_end({})
         raise
     except Exception as error:
-        found = RankError.of(error, time.time(), 0)
+        found = RankError.from_exception(error, time.time(), 0)
         text = scrub(f"rank {topology.rank} ({topology.host}) failed first: {found.kind}: {found.message}", secrets)
         training.report_end({"rank": topology.rank, "text": text, "time": found.time, "lost_peer": found.lost_peer})
         raise
@@ -141,7 +141,7 @@ def _raise_first_failure(training: _Training, error: Exception) -> None:
         raise SystemExit(1) from error
     elif isinstance(error, TrainingError) and not missing:
         first = training.first_failure()
-        if first is not None and first["rank"] != training.rank and RankError.of(error, 0.0, 0).lost_peer:
+        if first is not None and first["rank"] != training.rank and RankError.from_exception(error, 0.0, 0).lost_peer:
             raise TrainingError(first["text"], rank=first["rank"]) from error
 
 

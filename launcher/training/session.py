@@ -33,7 +33,7 @@ class RankSession:
     def move_log(self, path: Path, **values: Any) -> None:
         """Move the log into the run directory, and report the new path and `values` to the agent."""
         self.log.move_to(path)
-        self.status.tell(log=self.log.path, **values)
+        self.status.update(log=self.log.path, **values)
 
 
 @contextlib.contextmanager
@@ -49,16 +49,16 @@ def rank_session(
     """
     topology = Topology.from_env(env, socket.gethostname())
     status = RankStatusWriter.from_env(env)
-    status.keep_secret(find_secrets(config.to_dict()).values())
+    status.hide_values(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     try:
         # If the folder cannot be written, opening the run directory reports it.
         with contextlib.suppress(OSError):
             log.attach()
-        status.tell(log=log.path)
+        status.update(log=log.path)
         yield RankSession(topology, status, log)
     except BaseException as error:  # every end of a rank is reported; raised on
-        status.raised(error)
+        status.record_error(error)
         raise
     finally:
         log.detach()

@@ -12,16 +12,16 @@ from lightning.pytorch.loggers import Logger
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.checkpoint.secrets import SecretRedactor
 from launcher.loggers.kept_logs import KEY, LogFileState
-from launcher.loggers.selection import logs_to_wandb
+from launcher.loggers.selection import make_trackers
 from launcher.loggers.wandb_callback import WandbStarter
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
-from launcher.runs.directory import LAST_CHECKPOINT
-from launcher.training.callbacks.events import EventWriter
+from launcher.runs.selection import LAST_CHECKPOINT
+from launcher.training.callbacks.events import EventWriter, as_numbers
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.callbacks.memory import MeasuredMemory, MemoryReporter
-from launcher.training.callbacks.run_checkpoint import LastCheckpointWriter, PlanRecorder
+from launcher.training.callbacks.run_checkpoint import LastCheckpointWriter, PlanRecorder, find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.resume.epoch_metrics import EpochMetrics
 from launcher.training.resume.partial_epoch import PartialEpochNotices
@@ -67,8 +67,8 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     if checkpoint is None and not is_trial:
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     wandb = parts.wandb
-    writer = wandb.writer if wandb is not None and logs_to_wandb(parts.loggers) and not is_trial else None
-    monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, writer)
+    trackers = [] if is_trial else make_trackers(parts.loggers, wandb, notice)
+    monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers, _final_summary)
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     return [
         *tuned.kept,
@@ -90,6 +90,14 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
         GracefulStop(parts.stop, parts.listener, checkpoint),
         *([] if checkpoint is None else [LastCheckpointWriter(checkpoint)]),
     ]
+
+
+def _final_summary(trainer: pl.Trainer) -> dict[str, Any]:
+    """The result of a training, for its loggers: the last value of every metric, steps and best checkpoint."""
+    summary: dict[str, Any] = {f"final/{name}": value for name, value in as_numbers(trainer.callback_metrics).items()}
+    summary["final/steps"] = trainer.global_step
+    best, _ = find_best_checkpoint(trainer)
+    return summary if best is None else {**summary, "final/best_checkpoint": str(best)}
 
 
 def _kept_logs(ctx: RunContext, loggers: Sequence[Logger]) -> LogFileState:

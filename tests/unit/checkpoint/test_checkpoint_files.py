@@ -23,7 +23,7 @@ from launcher.checkpoint.manifest import (
     remove_checkpoint,
 )
 from launcher.core.errors import ResumeError
-from launcher.runs.directory import find_run
+from launcher.runs.selection import find_run
 from tests.support.run_directories import config, fill, make_run, small_disk
 
 
