@@ -28,7 +28,7 @@ from launcher.training.callbacks.memory import MeasuredMemory
 from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
 from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext
-from launcher.training.data.order import DataOrder
+from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.failures import error_boundary, record_failure, record_interruption
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.quiet_lightning import quiet_lightning
@@ -99,7 +99,7 @@ def _fit(
         loggers,
         on_unused=changes.unused_parameters if ctx.config.strategy == AUTO else None,
     )
-    use_resumable_loops(trainer, DataOrder.of_run(ctx, changes.loader_batch))
+    use_resumable_loops(trainer, DataOrder(DataSplit.of_run(ctx), ctx.output.notice, changes.loader_batch))
     stop.start()
     _train_from_checkpoint(ctx, trainer, objects)
     if ctx.run.resume_from is not None and not events.batches:

@@ -26,7 +26,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from launcher.training.callbacks.run_checkpoint import LastCheckpointWriter
-from launcher.training.data.order import DataOrder
+from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.resume.epoch_metrics import EpochMetrics
 from launcher.training.resume.partial_epoch import PartialEpochNotices
@@ -311,9 +311,7 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
         num_sanity_val_steps=1, **options,
     )  # fmt: skip
     accumulate = 1 if isinstance(program.accumulate, dict) else program.accumulate
-    order = DataOrder(
-        BatchSplit(ranks, None, accumulate), rank=rank, seed=7, fixed_global_batch=False, notice=trace.notices.append
-    )
+    order = DataOrder(DataSplit(BatchSplit(ranks, None, accumulate), rank, seed=7), trace.notices.append)
     use_resumable_loops(trainer, order)
     module = _Module(program, trace)
     trainer.fit(module, datamodule=_Data(program), ckpt_path=None if ckpt is None else str(ckpt), weights_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-from launcher.training.data.order import DataOrder, place_loaders
+from launcher.training.data.order import DataOrder, DataSplit, place_loaders
 from strategies.batch import BatchSplit
 
 
@@ -32,13 +32,9 @@ def ordered(
 ) -> Any:
     """What `make`'s loaders become, placed at an epoch and a number of its batches."""
     order = DataOrder(
-        BatchSplit(world_size, micro, accumulate),
-        rank=rank,
-        seed=5,
-        fixed_global_batch=fixed,
-        distribute=distribute,
-        notice=([] if notices is None else notices).append,
-        on_batch=lambda owner, size: None if batches is None else batches.append((owner, size)),
+        DataSplit(BatchSplit(world_size, micro, accumulate), rank, 5, fixed, distribute),
+        ([] if notices is None else notices).append,
+        lambda owner, size: None if batches is None else batches.append((owner, size)),
     )
     made = order.apply(make, "Owner.train_dataloader", overfit=overfit)
     place_loaders(made if isinstance(made, CombinedLoader) else CombinedLoader(made, "max_size_cycle"), *at)

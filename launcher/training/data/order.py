@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.utilities.data import sized_len
@@ -29,6 +29,33 @@ if TYPE_CHECKING:
 _ORIGINAL = "_launcher_made_from"
 
 
+@dataclass(frozen=True, slots=True)
+class DataSplit:
+    """How the training samples are split among the ranks.
+
+    Attributes:
+        batch: the planned split.
+        rank: this rank.
+        seed: of the order.
+        fixed_global_batch: whether the user fixed `global_batch_size`.
+        distribute: whether the ranks share the samples (`use_distributed_sampler`); otherwise each rank reads all
+            samples of its loaders.
+    """
+
+    batch: BatchSplit
+    rank: int
+    seed: int
+    fixed_global_batch: bool = False
+    distribute: bool = True
+
+    @classmethod
+    def of_run(cls, ctx: RunContext) -> DataSplit:
+        """The split of a run."""
+        distribute = ctx.config.trainer.use_distributed_sampler is not False
+        is_fixed = ctx.config.global_batch_size is not None
+        return cls(ctx.plan.batch, ctx.topology.rank, ctx.config.seed, is_fixed, distribute)
+
+
 class DataOrder:
     """Puts training loaders into one global order that can be resumed at any batch.
 
@@ -36,49 +63,24 @@ class DataOrder:
     one decides the order; it draws from generators that are seeded for each epoch.
 
     Args:
-        batch: the planned split.
-        rank: this rank.
-        seed: of the order.
-        fixed_global_batch: whether the user fixed `global_batch_size`.
-        distribute: whether the ranks share the samples (`use_distributed_sampler`); otherwise each rank reads all
-            samples of its loaders.
+        split: how the samples are split.
         notice: called with a notice, for example if a resume cannot restore a loader's place in an epoch.
         on_batch: called with the owner of a loader and its micro batch size if that is not the planned one.
     """
 
     def __init__(
         self,
-        batch: BatchSplit,
-        *,
-        rank: int,
-        seed: int,
-        fixed_global_batch: bool,
-        distribute: bool = True,
+        split: DataSplit,
         notice: Callable[[str], None],
         on_batch: Callable[[str, int], None] = lambda *_: None,
     ) -> None:
-        self.batch = batch
-        self._rank = rank
-        self._fixed = fixed_global_batch
-        self._distribute = distribute
-        self._sharding = Sharding(*((batch.world_size, rank) if distribute else (1, 0)), seed)
+        self.batch = split.batch
+        self._rank, self._fixed, self._distribute = split.rank, split.fixed_global_batch, split.distribute
+        self._sharding = Sharding(*((split.batch.world_size, split.rank) if split.distribute else (1, 0)), split.seed)
         self._notice = notice
         self._notified: set[str] = set()
         self._on_batch = on_batch
         self._corrected: set[int] = set()
-
-    @classmethod
-    def of_run(cls, ctx: RunContext, on_batch: Callable[[str, int], None]) -> DataOrder:
-        """The order of a run's training data."""
-        return cls(
-            ctx.plan.batch,
-            rank=ctx.topology.rank,
-            seed=ctx.config.seed,
-            fixed_global_batch=ctx.config.global_batch_size is not None,
-            distribute=ctx.config.trainer.use_distributed_sampler is not False,
-            notice=ctx.output.notice,
-            on_batch=on_batch,
-        )
 
     def notify_once(self, text: str) -> None:
         """Give a notice unless it was given before."""

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelPruning, StochasticWeightAveraging
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.training.data.order import DataOrder
+from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.resume.partial_epoch import PartialEpochNotices, find_own_hooks
 from strategies.batch import BatchSplit
@@ -58,7 +58,7 @@ def _fit(
         enable_checkpointing=False, max_steps=steps, max_epochs=3, default_root_dir=folder,
         callbacks=[*callbacks, PartialEpochNotices(notices.append)], **options,
     )  # fmt: skip
-    order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=print)
+    order = DataOrder(DataSplit(BatchSplit(1, None, 1), rank=0, seed=1), print)
     use_resumable_loops(trainer, order)
     trainer.fit(module, ckpt_path=ckpt, weights_only=True)
     trainer.save_checkpoint(folder / "last.ckpt")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import wrappers
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
-from launcher.training.data.order import DataOrder
+from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.resume.epoch_metrics import EpochMetrics
 from launcher.training.resume.random_states import RandomStates
@@ -148,7 +148,7 @@ def _fit(folder: Path, leaves: tuple[int, str] | None, ckpt: Path | None) -> tup
         callbacks=[*own, _SavesAtTheEnd(folder, save_top_k=0), RandomStates(notices.append),
                    EpochMetrics(notices.append)],
     )  # fmt: skip
-    order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=notices.append)
+    order = DataOrder(DataSplit(BatchSplit(1, None, 1), rank=0, seed=1), notices.append)
     use_resumable_loops(trainer, order)
     trainer.fit(module, ckpt_path=ckpt, weights_only=True)
     return module, dict(trainer.callback_metrics), notices

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.training.data.order import DataOrder
+from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.resume.trained_parameters import KEY, TrainedParameters, read_flags
 from strategies.batch import BatchSplit
@@ -72,7 +72,7 @@ def _fit(
         enable_checkpointing=False, max_steps=steps, max_epochs=4, default_root_dir=folder,
         callbacks=[callback, TrainedParameters(notices.append)],
     )  # fmt: skip
-    order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=print)
+    order = DataOrder(DataSplit(BatchSplit(1, None, 1), rank=0, seed=1), print)
     use_resumable_loops(trainer, order)
     file = folder / "last.ckpt"
     trainer.fit(made := module(), ckpt_path=file if resume and file.exists() else None, weights_only=True)

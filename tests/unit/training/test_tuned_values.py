@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch.utils.data import DataLoader, TensorDataset
 
-from launcher.training.data.order import DataOrder
+from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.resume.tuned_values import TunedValues
 from strategies.batch import BatchSplit
@@ -52,7 +52,7 @@ def _fit(folder: Path, epochs: int, ckpt: Path | None, notices: list[str]) -> _M
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, max_epochs=epochs, default_root_dir=folder, callbacks=[*tuned.kept, tuned],
     )  # fmt: skip
-    order = DataOrder(BatchSplit(1, None, 1), rank=0, seed=1, fixed_global_batch=False, notice=notices.append)
+    order = DataOrder(DataSplit(BatchSplit(1, None, 1), rank=0, seed=1), notices.append)
     use_resumable_loops(trainer, order)
     module = _Module()
     trainer.fit(module, datamodule=_Data(), ckpt_path=ckpt, weights_only=True)
