@@ -1,4 +1,4 @@
-"""What a checkpoint says of its precision, whatever state its record is in."""
+"""The precision of a checkpoint, with valid, damaged and missing records."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NEEDED = {"state_dict": {}, "loops": {}, "global_step": 2, "epoch": 0, "optimize
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-def test_the_record_that_a_run_writes_is_read_back(precision: Precision, tmp_path: Path) -> None:
+def test_record_of_a_run_is_read(precision: Precision, tmp_path: Path) -> None:
     record = make_record(precision.value, "ddp", 2)
     assert json.loads(json.dumps(record)) == {"precision": precision.value, "strategy": "ddp", "world_size": 2}
     torch.save({**NEEDED, RECORD: record}, tmp_path / "a.ckpt")
     assert check_checkpoint(tmp_path / "a.ckpt") == CheckpointPrecision(precision)
 
 
-def test_a_run_with_a_plugin_of_the_users_own_left_no_precision_to_compare_with() -> None:
+def test_user_precision_plugin_leaves_the_precision_unknown() -> None:
     assert read_precision({RECORD: make_record("custom", "ddp", 2), "MixedPrecision": SCALE}) == CheckpointPrecision(
         None
     )
@@ -44,7 +44,7 @@ def weights(*dtypes: torch.dtype) -> dict[str, torch.Tensor]:
         ({"state_dict": weights(torch.float16)}, Precision.FP16_TRUE),
         ({"state_dict": weights(torch.bfloat16, torch.bfloat16)}, Precision.BF16_TRUE),
         ({"state_dict": weights(torch.float64)}, Precision.FP64_TRUE),
-        # Counters are whole numbers in every precision.
+        # Counters are integers in every precision.
         ({"state_dict": weights(torch.bfloat16, torch.int64)}, Precision.BF16_TRUE),
         ({"state_dict": weights(torch.bfloat16, torch.float32)}, None),
         ({"state_dict": weights(torch.int64)}, None),
@@ -52,12 +52,12 @@ def weights(*dtypes: torch.dtype) -> dict[str, torch.Tensor]:
         ({"MixedPrecision": SCALE, "state_dict": weights(torch.float32)}, Precision.FP16_MIXED),
         ({"MixedPrecisionPlugin": SCALE}, Precision.FP16_MIXED),
         ({"native_amp_scaling_state": SCALE}, Precision.FP16_MIXED),
-        # What a bf16 run of Lightning leaves is empty.
+        # Lightning saves an empty state with bf16.
         ({"MixedPrecision": {}}, None),
         ({"MixedPrecision": [1, 2]}, None),
     ],
 )
-def test_a_checkpoint_without_a_record_is_judged_by_its_content(content: dict[str, Any], shown: Any) -> None:
+def test_precision_without_a_record_is_read_from_the_content(content: dict[str, Any], shown: Any) -> None:
     assert read_precision(content) == CheckpointPrecision(shown)
 
 
@@ -66,7 +66,7 @@ DAMAGED = [3, 8.5, True, None, [], [16], {}, {"precision": None}, {"precision": 
 
 
 @pytest.mark.parametrize("record", DAMAGED, ids=repr)
-def test_a_damaged_record_is_a_notice_and_the_content_counts_instead(record: Any) -> None:
+def test_damaged_record_gives_a_notice_and_the_content_is_used(record: Any) -> None:
     found = read_precision({RECORD: record, "state_dict": weights(torch.bfloat16)})
     assert found.precision is Precision.BF16_TRUE
     assert found.notice is not None
@@ -89,7 +89,7 @@ def saved(folder: Path, **content: Any) -> Path:
     return folder / "some.ckpt"
 
 
-def test_a_sound_loss_scale_is_no_problem(tmp_path: Path) -> None:
+def test_valid_loss_scale_is_no_problem(tmp_path: Path) -> None:
     counted = {**SCALE, "counts": {"skipped_steps": 3, "overflows": 3, "floor_steps": 0}}
     for state in (SCALE, counted):
         assert scaler_problem(saved(tmp_path, MixedPrecision=state)) is None
@@ -120,31 +120,31 @@ DAMAGED_SCALES = [
 ]
 
 
-@pytest.mark.parametrize(("state", "says"), DAMAGED_SCALES, ids=[says for _, says in DAMAGED_SCALES])
-def test_a_damaged_loss_scale_is_told_by_what_is_wrong_with_it(tmp_path: Path, state: Any, says: str) -> None:
+@pytest.mark.parametrize(("state", "expected"), DAMAGED_SCALES, ids=[expected for _, expected in DAMAGED_SCALES])
+def test_damaged_loss_scale_is_described(tmp_path: Path, state: Any, expected: str) -> None:
     for key in ("MixedPrecision", "native_amp_scaling_state"):
-        assert says in (scaler_problem(saved(tmp_path, **{key: state})) or ""), key
+        assert expected in (scaler_problem(saved(tmp_path, **{key: state})) or ""), key
 
 
-def test_a_loss_scale_that_should_be_there_and_is_not_is_told(tmp_path: Path) -> None:
+def test_missing_loss_scale_is_reported(tmp_path: Path) -> None:
     fp16 = make_record("16-mixed", "ddp", 2)
     assert scaler_problem(saved(tmp_path, **{RECORD: fp16})) == "it was not saved"
-    # A change of precision has a notice of its own.
+    # A change of precision has another notice.
     assert scaler_problem(saved(tmp_path, **{RECORD: make_record("bf16-mixed", "ddp", 2)})) is None
     assert scaler_problem(saved(tmp_path)) is None
 
 
-def test_deepspeeds_folder_keeps_its_scale_itself(tmp_path: Path) -> None:
+def test_deepspeed_folder_is_not_checked_for_a_loss_scale(tmp_path: Path) -> None:
     assert scaler_problem(tmp_path) is None
 
 
-@pytest.mark.parametrize(("state", "says"), DAMAGED_SCALES, ids=[says for _, says in DAMAGED_SCALES])
-def test_the_scaler_starts_afresh_where_the_saved_scale_is_damaged_and_can_step(
-    state: Any, says: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("state", "expected"), DAMAGED_SCALES, ids=[expected for _, expected in DAMAGED_SCALES])
+def test_scaler_with_a_damaged_state_starts_at_its_initial_scale(
+    state: Any, expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     scaler = CountingGradScaler("cpu", init_scale=1024.0)
     scaler.load_state_dict(state)
-    assert says in caplog.text
+    assert expected in caplog.text
     assert _scale_after_a_step(scaler) == 1024.0
 
 
@@ -161,7 +161,7 @@ def test_the_scaler_starts_afresh_where_the_saved_scale_is_damaged_and_can_step(
         {"overflows": 10**400},
     ],
 )
-def test_damaged_counts_beside_a_sound_scale_begin_at_zero(counts: Any) -> None:
+def test_damaged_counts_with_a_valid_scale_start_at_zero(counts: Any) -> None:
     scaler = CountingGradScaler("cpu", init_scale=1024.0)
     scaler.load_state_dict({**SCALE, "counts": counts})
     assert scaler.counts() == {"skipped_steps": 0, "overflows": 0, "floor_steps": 0}

@@ -1,4 +1,4 @@
-"""What a resume reads of a checkpoint: values from anywhere; what needs code, from the run's own directory only."""
+"""What a resume reads: plain values from any checkpoint, objects that need code from the run's own directory only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEEDED = (("callbacks", "Mine{'a': 1}", "x"), ("Data", "x"), ("stats",), ("lr_sc
 
 
 def placed(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    """A checkpoint that has a value at a place."""
+    """A checkpoint with a value at a path."""
     content: Any = value
     for key in reversed(place):
         content = [content] if key == 0 else {key: content}
@@ -47,20 +47,20 @@ def at(content: Any, place: tuple[Any, ...]) -> Any:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run's directory as the launcher makes it."""
+    """A run directory as the launcher creates it."""
     (tmp_path / "run").mkdir(mode=0o700)
     return tmp_path / "run"
 
 
 def saved(run: Path, content: Any) -> Path:
-    """As a training saves it, with its manifest."""
+    """A checkpoint with a manifest, as a training saves it."""
     path = run / "checkpoints" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(content, path)
     return path
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_a_value_comes_through_at_every_place_from_everywhere(run: Path, kind: str) -> None:
+def test_plain_values_are_loaded_from_any_checkpoint(run: Path, kind: str) -> None:
     for place in UNNEEDED + NEEDED:
         path = saved(run, placed(place, VALUES[kind]))
         for trust in (None, Trust(), Trust(run), Trust(everywhere=True)):
@@ -70,7 +70,7 @@ def test_a_value_comes_through_at_every_place_from_everywhere(run: Path, kind: s
 
 
 @pytest.mark.parametrize("kind", NEED_CODE)
-def test_what_needs_code_is_made_from_the_runs_own_directory_and_with_trust_only(run: Path, kind: str) -> None:
+def test_objects_that_need_code_are_created_only_with_trust(run: Path, kind: str) -> None:
     for place in NEEDED:
         path = saved(run, placed(place, NEED_CODE[kind]))
         for trust in (Trust(run), Trust(everywhere=True)):
@@ -86,7 +86,7 @@ def test_what_needs_code_is_made_from_the_runs_own_directory_and_with_trust_only
 
 
 @pytest.mark.parametrize("kind", NEED_CODE)
-def test_what_a_fit_does_not_need_is_never_made(run: Path, kind: str) -> None:
+def test_objects_that_a_fit_does_not_need_are_not_created(run: Path, kind: str) -> None:
     for place in UNNEEDED:
         path = saved(run, placed(place, NEED_CODE[kind]))
         for trust in (None, Trust(), Trust(run), Trust(everywhere=True)):
@@ -101,7 +101,7 @@ def test_a_shared_object_stays_one_object(run: Path) -> None:
     assert content["callbacks"]["c"] is content["extra"]
 
 
-def test_what_is_not_loaded_says_so_and_can_be_saved_again(run: Path) -> None:
+def test_not_loaded_objects_explain_themselves_and_can_be_saved(run: Path) -> None:
     place = ("hyper_parameters", "x")
     for _ in range(2):
         content = read_file(saved(run, placed(place, NEED_CODE["object"])), Trust(run))
@@ -113,7 +113,7 @@ def test_what_is_not_loaded_says_so_and_can_be_saved_again(run: Path) -> None:
         )
 
 
-def test_a_container_of_omegaconf_comes_through(run: Path) -> None:
+def test_omegaconf_containers_are_loaded(run: Path) -> None:
     omegaconf = pytest.importorskip("omegaconf")
     given = omegaconf.OmegaConf.create({"a": 1, "b": {"c": [1, 2.5, "x"], "d": "${a}"}, "kind": Kind.SMALL})
     for place in (("hyper_parameters",), ("hyper_parameters", "x"), ("stats",)):
@@ -135,7 +135,7 @@ class Acts:
 
 
 class Sets:
-    """Its pickle has a state that a class of the program takes."""
+    """Its pickle has a state that a class of the program accepts."""
 
     def __setstate__(self, mark: str) -> None:
         Path(mark).touch()
@@ -145,7 +145,7 @@ class Sets:
 
 
 def harmful(mark: Path) -> Iterator[tuple[str, Any]]:
-    """Objects whose loading by `pickle` makes the file."""
+    """Objects that create the file when `pickle` loads them."""
     touch = Acts(Path.touch, mark)
     yield "call", touch
     yield "command", Acts(os.system, f"touch {mark}")
@@ -162,7 +162,7 @@ def harmful(mark: Path) -> Iterator[tuple[str, Any]]:
     yield "for a tensor", Acts(torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor, (f"touch {mark}",), {})
 
 
-def test_nothing_harmful_runs_anywhere_outside_nor_in_what_is_not_needed(run: Path, tmp_path: Path) -> None:
+def test_no_harmful_code_runs(run: Path, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     armed = 0
     for name, thing in harmful(mark):
@@ -177,7 +177,7 @@ def test_nothing_harmful_runs_anywhere_outside_nor_in_what_is_not_needed(run: Pa
                 with pytest.raises(ResumeError):
                     read_file(path, trust)
             assert not mark.exists(), (name, place)
-        with contextlib.suppress(Exception):  # it may have acted before
+        with contextlib.suppress(Exception):  # it may raise after it has acted
             pickle.loads(pickle.dumps(thing))  # noqa: S301 -- shows that it is armed
         armed += mark.exists()
         mark.unlink(missing_ok=True)
@@ -225,7 +225,7 @@ def test_a_crafted_pickle_is_refused_or_inert(tmp_path: Path, kind: str) -> None
     mark = tmp_path / "mark"
     # Their lengths must fit.
     end = CRAFTED[kind].replace(b"X\x0a\x00\x00\x00touch MARK", text_of(f"touch {mark}"))
-    # A second key keeps torch's own reader, which refuses the name, from being the only one that looks.
+    # With a second key, torch's own reader, which refuses the name, is not the only one that reads the file.
     text = b"\x80\x02}(" + text_of("extra") + end + text_of("hyper_parameters") + b"cmy\nClass\nu."
     path = archive(tmp_path / "crafted.ckpt", text)
     with pytest.raises(ResumeError):
@@ -239,7 +239,7 @@ def test_a_crafted_pickle_is_refused_or_inert(tmp_path: Path, kind: str) -> None
     assert not nn.modules.module._global_forward_pre_hooks
 
 
-def test_another_format_than_torch_saves_of_today_is_not_unpickled(tmp_path: Path) -> None:
+def test_older_formats_are_not_unpickled(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     old, script = tmp_path / "old.ckpt", tmp_path / "script.ckpt"
     torch.save({"hyper_parameters": Acts(Path.touch, mark)}, old, _use_new_zipfile_serialization=False)
@@ -252,7 +252,7 @@ def test_another_format_than_torch_saves_of_today_is_not_unpickled(tmp_path: Pat
 
 
 class TestTrust:
-    def test_a_run_trusts_its_own_directory_only_while_nobody_else_can_write_there(self, run: Path) -> None:
+    def test_run_directory_is_trusted_only_if_private(self, run: Path) -> None:
         path = saved(run, placed(("stats",), NEED_CODE["object"]))
         trust = Trust(run)
         assert trust.objection(path) is None
@@ -280,7 +280,7 @@ class TestTrust:
         (run / "checkpoints").symlink_to(path.parent)
         assert "is a link" in str(Trust(run).objection(run / "checkpoints" / "last.ckpt"))
 
-    def test_lightning_loads_as_the_run_trusts(self, run: Path) -> None:
+    def test_checkpoint_io_loads_according_to_trust(self, run: Path) -> None:
         path = saved(run, placed(("stats",), NEED_CODE["object"]))
         assert same(AtomicCheckpointIO(Trust(run)).load_checkpoint(path)["stats"], NEED_CODE["object"])
         assert same(AtomicCheckpointIO().load_checkpoint(path, weights_only=False)["stats"], NEED_CODE["object"])
@@ -290,7 +290,7 @@ class TestTrust:
 
 
 class Breaks:
-    """Pickled, and never made again."""
+    """Can be pickled, but not created again."""
 
     def __init__(self, needed: int) -> None:
         self.needed = needed
@@ -300,31 +300,31 @@ class Breaks:
 
 
 class TestReadBack:
-    def told(self, run: Path, content: Any, trust: Trust) -> list[str]:
+    def reported(self, run: Path, content: Any, trust: Trust) -> list[str]:
         notices: list[str] = []
         io = AtomicCheckpointIO(trust, ReadBack(trust, notices.append))
         for _ in range(2):
             io.save_checkpoint(content, run / "checkpoints" / "last.ckpt")
         return notices
 
-    def test_what_a_resume_can_read_is_not_told(self, run: Path) -> None:
+    def test_readable_checkpoint_gives_no_notice(self, run: Path) -> None:
         content = {**placed(("stats",), NEED_CODE["object"]), "hyper_parameters": {"x": Breaks(1)}}
-        assert self.told(run, content, Trust(run)) == []
+        assert self.reported(run, content, Trust(run)) == []
 
-    def test_what_cannot_be_made_again_is_told_once_with_key_and_class(self, run: Path) -> None:
-        (notice,) = self.told(run, placed(("callbacks", "Mine", "x"), Breaks(1)), Trust(run))
+    def test_unreadable_object_gives_one_notice_with_key_and_class(self, run: Path) -> None:
+        (notice,) = self.reported(run, placed(("callbacks", "Mine", "x"), Breaks(1)), Trust(run))
         assert (
             "cannot be read back: callbacks.Mine.x (tests.unit.checkpoint.test_checkpoint_reader.Breaks): TypeError: "
             in notice
         )
 
-    def test_what_needs_trust_is_told_where_others_can_write(self, run: Path) -> None:
+    def test_untrusted_folder_gives_a_notice(self, run: Path) -> None:
         run.chmod(0o755)
-        (notice,) = self.told(run, placed(("stats",), NEED_CODE["object"]), Trust(run))
+        (notice,) = self.reported(run, placed(("stats",), NEED_CODE["object"]), Trust(run))
         assert "runs code: stats (tests.support.kinds_of_objects.State)" in notice
         assert f"needs --resume-trust, as other users have access to {run} (mode 755" in notice
 
-    def test_each_folder_is_looked_at(self, run: Path, tmp_path: Path) -> None:
+    def test_each_folder_is_checked(self, run: Path, tmp_path: Path) -> None:
         notices: list[str] = []
         io = AtomicCheckpointIO(Trust(run), ReadBack(Trust(run), notices.append))
         content = placed(("stats",), NEED_CODE["object"])
@@ -333,7 +333,7 @@ class TestReadBack:
         assert ["not one of this run's own" in notice for notice in notices] == [True]
 
 
-def test_what_cannot_be_saved_is_told_with_key_and_class(run: Path) -> None:
+def test_unsaveable_object_is_reported_with_key_and_class(run: Path) -> None:
     content = placed(("callbacks", "Mine", "x"), [1, {"f": lambda: 3}])
     with pytest.raises(TrainingError, match=r"cannot be saved: callbacks.Mine.x.1.f \(builtins.function\): "):
         saved(run, content)

@@ -1,4 +1,4 @@
-"""Whether a file is a checkpoint to go on from; nothing in it is ever run."""
+"""Checks whether a file is a checkpoint to resume from; no code in it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEEDED = {"state_dict": {}, "loops": {}, "global_step": 2, "epoch": 0, "optimize
 
 
 class Opens:
-    """A pickle of it makes a file when it is loaded."""
+    """Its pickle creates a file when it is loaded."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -32,7 +32,7 @@ class Opens:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What Lightning saves after two steps."""
+    """A checkpoint of Lightning after two steps."""
     folder = tmp_path_factory.mktemp("real")
     trainer = pl.Trainer(
         max_steps=2,
@@ -46,7 +46,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(4, 32)), batch_size=None)
     with warnings.catch_warnings():
-        # Lightning's advice on workers, and its own affair with torch 2.13.
+        # Lightning's advice on workers, and its deprecation warnings with torch 2.13.
         warnings.filterwarnings("ignore", message=".*(does not have many workers|LeafSpec).*")
         trainer.fit(Unpacking(), loader)
     trainer.save_checkpoint(folder / "real.ckpt")
@@ -63,14 +63,14 @@ def saved(folder: Path, content: Any) -> Path:
     return folder / "some.ckpt"
 
 
-def test_a_checkpoint_of_lightnings_is_accepted_by_its_own_model(real: Path) -> None:
+def test_lightning_checkpoint_is_accepted_by_its_model(real: Path) -> None:
     check_checkpoint(real)
     check_fits_model(real, BoringModel())
     assert read_checkpoint(real)["global_step"] == 2
 
 
 @pytest.mark.parametrize("lacking", sorted(NEEDED))
-def test_a_checkpoint_without_a_needed_key_is_refused_by_that_key(tmp_path: Path, lacking: str) -> None:
+def test_error_names_the_missing_key(tmp_path: Path, lacking: str) -> None:
     file = saved(tmp_path, {key: value for key, value in NEEDED.items() if key != lacking})
     with pytest.raises(ResumeError, match=rf"{file} is not a Lightning training checkpoint: it lacks {lacking};"):
         check_checkpoint(file)
@@ -82,7 +82,7 @@ def test_plain_weights_are_refused_with_advice(tmp_path: Path) -> None:
         check_checkpoint(file)
 
 
-def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path) -> None:
+def test_file_without_a_mapping_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"some.ckpt contains a list, not a Lightning checkpoint"):
         check_checkpoint(saved(tmp_path, [1, 2]))
 
@@ -92,7 +92,7 @@ def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path) -> None:
     [b"", b"\0" * 100, b"not a checkpoint\n", b"PK\x03\x04" + b"\1" * 200, bytes(range(256)), b"\x80\x02."],
     ids=["empty", "zeros", "text", "zip-head", "all-bytes", "short-pickle"],
 )
-def test_damaged_bytes_are_refused_by_the_files_name(tmp_path: Path, content: bytes) -> None:
+def test_error_of_damaged_bytes_names_the_file(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "damaged.ckpt"
     file.write_bytes(content)
     with pytest.raises(ResumeError, match=r"^resume: .*damaged\.ckpt is not a checkpoint"):
@@ -100,19 +100,19 @@ def test_damaged_bytes_are_refused_by_the_files_name(tmp_path: Path, content: by
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.99])
-def test_a_checkpoint_that_was_cut_off_is_refused(real: Path, tmp_path: Path, kept: float) -> None:
-    whole = real.read_bytes()
-    (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * kept)])
+def test_truncated_checkpoint_is_refused(real: Path, tmp_path: Path, kept: float) -> None:
+    complete = real.read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(complete[: int(len(complete) * kept)])
     with pytest.raises(ResumeError, match=r"cut\.ckpt is not a checkpoint, or is damaged"):
         check_checkpoint(tmp_path / "cut.ckpt")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path, says in (
+    for path, expected in (
         (tmp_path / "none.ckpt", "is not a checkpoint, or is damaged"),
         (tmp_path, "not a DeepSpeed checkpoint"),
     ):
-        with pytest.raises(ResumeError, match=says):
+        with pytest.raises(ResumeError, match=expected):
             check_checkpoint(path)
 
 
@@ -146,7 +146,7 @@ class Other(pl.LightningModule):
         self.head = nn.Linear(width, 1, bias=False)
 
 
-def test_the_checkpoint_of_another_model_names_what_differs(real: Path) -> None:
+def test_error_lists_the_differences_of_another_model(real: Path) -> None:
     with pytest.raises(ResumeError) as caught:
         check_fits_model(real, Other(3))
     text = str(caught.value)
@@ -162,13 +162,13 @@ def test_many_differences_are_counted_after_the_first_five(tmp_path: Path) -> No
         check_fits_model(file, Other(3))
 
 
-def test_a_layer_that_takes_its_shape_from_its_first_batch_fits_any(real: Path) -> None:
+def test_lazy_layer_fits_any_shape(real: Path) -> None:
     model = Other(3)
     model.layer, model.head = nn.LazyLinear(2), nn.Identity()  # type: ignore[assignment]
     check_fits_model(real, model)
 
 
-def test_a_model_that_allows_other_weights_is_not_compared(real: Path) -> None:
+def test_model_without_strict_loading_is_not_compared(real: Path) -> None:
     model = Other(3)
     model.strict_loading = False
     check_fits_model(real, model)

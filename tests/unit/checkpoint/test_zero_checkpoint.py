@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints on disk: swapped in whole, refused when damaged or foreign, never run."""
+"""DeepSpeed's checkpoints on disk: replaced atomically, refused when damaged, and no code in them runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
 
 
 class RunsCode:
-    """A pickle of it makes a folder when it is loaded."""
+    """Its pickle creates a folder when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -60,19 +60,19 @@ def test_the_outline_has_the_progress_and_the_shapes(tmp_path: Path) -> None:
         {**CONFIG, "zero_optimization": {"stage": 2, "round_robin_gradients": True}},
     ],
 )
-def test_another_cut_is_another_layout(other: dict[str, Any]) -> None:
+def test_layout_depends_on_the_settings(other: dict[str, Any]) -> None:
     assert ZeroLayout.of(other, 2) != ZeroLayout.of(CONFIG, 2)
     assert ZeroLayout.of(CONFIG, 4) != ZeroLayout.of(CONFIG, 2)
     bucket = {**CONFIG, "zero_optimization": {"stage": 2, "reduce_bucket_size": 5}}
     assert ZeroLayout.of(bucket, 2) == ZeroLayout.of(CONFIG, 2)
 
 
-def test_missing_pieces_of_a_rank_are_told(tmp_path: Path) -> None:
+def test_missing_files_of_a_rank_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="optimizer files of 1 ranks, but 2 saved it"):
         check_checkpoint(write(tmp_path / "last.ckpt", pieces=1))
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_folder_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="is a folder, but not a DeepSpeed checkpoint"):
         check_checkpoint(tmp_path)
 
@@ -85,7 +85,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         check_checkpoint(path)
 
 
-def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+def test_no_code_in_a_checkpoint_runs(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     path = write(tmp_path / "model.ckpt", hyper_parameters=RunsCode(mark))
     check_checkpoint(path, Trust())
@@ -93,7 +93,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"would run code: callbacks.Mine \(posix.mkdir\)"):
         check_checkpoint(path, Trust())
 
-    # In a piece of a rank, which only DeepSpeed's own functions open, with weights_only=False.
+    # In a file of a rank, which only DeepSpeed's functions open, with weights_only=False.
     path = write(tmp_path / "piece.ckpt", ranks=1)
     piece = next((path / "checkpoint").glob("*_optim_states.pt"))
     torch.save({"optimizer_state_dict": {"zero_stage": 2, "it": RunsCode(mark)}}, piece)
@@ -102,7 +102,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_latest_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+def test_latest_cannot_name_a_file_outside_of_the_folder(tmp_path: Path) -> None:
     write(tmp_path / "other")
     path = write(tmp_path / "last.ckpt")
     (path / "latest").write_text("../other/checkpoint")
@@ -111,7 +111,7 @@ def test_latest_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
 
 
 class TestReplaceFolder:
-    def test_the_new_one_takes_the_place_and_nothing_is_left(self, tmp_path: Path) -> None:
+    def test_new_folder_replaces_the_old_one_completely(self, tmp_path: Path) -> None:
         path, fresh = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.new"
         for text in ("one", "two"):
             fresh.mkdir()
@@ -120,7 +120,7 @@ class TestReplaceFolder:
             assert (path / "file").read_text() == text
             assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
-    def test_a_file_of_another_strategy_gives_way(self, tmp_path: Path) -> None:
+    def test_folder_replaces_a_file_of_another_strategy(self, tmp_path: Path) -> None:
         path, fresh = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.new"
         path.write_text("a file of DDP's")
         fresh.mkdir()
@@ -128,7 +128,7 @@ class TestReplaceFolder:
         assert path.is_dir()
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
-    def test_between_the_renames_a_resume_finds_the_old_one(
+    def test_resume_between_the_renames_finds_the_old_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from launcher.runs.selection import last_checkpoint
@@ -150,7 +150,7 @@ class TestReplaceFolder:
         check_checkpoint(found)
 
 
-def test_convert_takes_a_file_too_and_leaves_what_exists_alone(tmp_path: Path) -> None:
+def test_convert_accepts_a_file_and_does_not_overwrite(tmp_path: Path) -> None:
     source, target = tmp_path / "ddp.ckpt", tmp_path / "weights.pt"
     torch.save({"state_dict": {"w": torch.arange(3)}, "optimizer_states": []}, source)
     assert convert_checkpoint(source, target) == 1
@@ -176,19 +176,19 @@ class TestOptimizers:
         [("LBFGS", "asks for the loss again"), ("SparseAdam", "sparse"), ("Adafactor", "rows and columns"),
          ("Muon", "rows and columns")],
     )  # fmt: skip
-    def test_what_zero_cannot_take_is_refused_with_the_reason(self, kind: str, why: str) -> None:
+    def test_optimizer_that_zero_cannot_use_is_refused_with_the_reason(self, kind: str, why: str) -> None:
         optimizer = getattr(torch.optim, kind)(self.parameters())
         with pytest.raises(StrategyError, match=f"cannot take {kind} of Mine.configure_optimizers: it .*{why}"):
             check_optimizers([optimizer], 0, "Mine")
 
-    def test_a_subclass_of_such_a_one_too(self) -> None:
+    def test_subclass_of_such_an_optimizer_is_refused(self) -> None:
         class Own(torch.optim.Adafactor):
             pass
 
         with pytest.raises(StrategyError, match="cannot take Own"):
             check_optimizers([Own(self.parameters())], 0, "Mine")
 
-    def test_several_or_none_are_refused(self) -> None:
+    def test_several_or_no_optimizers_are_refused(self) -> None:
         one = torch.optim.SGD(self.parameters(), 0.1)
         with pytest.raises(StrategyError, match=r"takes one optimizer, .* gave SGD, SGD"):
             check_optimizers([one, one], 0, "Mine")
@@ -198,5 +198,5 @@ class TestOptimizers:
             check_optimizers([one], 2, "Mine")
 
     @pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD", "Adagrad", "RMSprop", "NAdam"])
-    def test_what_treats_every_number_by_itself_is_taken(self, kind: str) -> None:
+    def test_elementwise_optimizer_is_accepted(self, kind: str) -> None:
         check_optimizers([getattr(torch.optim, kind)(self.parameters(), lr=0.1)], 1, "Mine")

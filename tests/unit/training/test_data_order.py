@@ -63,19 +63,19 @@ def test_step_k_trains_the_same_samples_on_any_number_of_ranks(
 
 
 @given(st.integers(30, 100), st.integers(0, 2**31), st.integers(0, 50), st.integers(1, 50))
-def test_each_epoch_has_an_order_of_its_own_and_each_seed_too(size: int, seed: int, epoch: int, more: int) -> None:
+def test_order_depends_on_epoch_and_seed(size: int, seed: int, epoch: int, more: int) -> None:
     (order,) = deal(size, seed, epoch, 1, 1)
     assert deal(size, seed, epoch, 1, 1) == [order]
     assert deal(size, seed, epoch + more, 1, 1) != [order]
     assert deal(size, seed + 1000 + more, epoch, 1, 1) != [order]
 
 
-def test_without_shuffling_the_order_is_the_datasets_own() -> None:
+def test_order_without_shuffling_is_the_datasets() -> None:
     assert deal(10, 5, 3, 1, 4, shuffle=False) == [list(range(8))]
 
 
 @given(st.integers(1, 60), st.sampled_from([1, 2, 3, 4]))
-def test_without_a_fixed_global_batch_no_sample_is_left_out(size: int, world_size: int) -> None:
+def test_no_sample_is_left_out_without_a_fixed_global_batch(size: int, world_size: int) -> None:
     dealt = deal(size, 1, 0, world_size, None)
     assert {n for mine in dealt for n in mine} == set(range(size))
     assert len({len(mine) for mine in dealt}) == 1
@@ -83,7 +83,7 @@ def test_without_a_fixed_global_batch_no_sample_is_left_out(size: int, world_siz
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("taken", [1, 3, 6])
-def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_next_batch(workers: int, taken: int) -> None:
+def test_resume_within_an_epoch_continues_with_the_next_batch(workers: int, taken: int) -> None:
     make = shuffled(num_workers=workers)
     loader = ordered(make, at=(2, 0))
     batches = list(loader)
@@ -99,7 +99,7 @@ def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_next_batch(workers:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (2, 4)])
-def test_a_resume_on_another_number_of_ranks_goes_on_with_the_same_samples(workers: int, old: int, new: int) -> None:
+def test_resume_on_another_number_of_ranks_continues_with_the_same_samples(workers: int, old: int, new: int) -> None:
     total, steps = 8, 2
     position = Position(0, steps, total=steps, world_size=old, batch_sizes=(total // old,))
     now = scale_position(position, new, 1, [total // new])
@@ -127,7 +127,7 @@ _SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=3)
 
 @settings(max_examples=60, deadline=None)
 @given(_SIZES, st.sampled_from(["min_size", "max_size", "max_size_cycle"]), st.integers(0, 3), st.data())
-def test_loaders_of_any_lengths_go_on_together_in_every_mode(
+def test_combined_loaders_of_different_lengths_resume_in_every_mode(
     sizes: list[int], mode: Any, epoch: int, data: st.DataObject
 ) -> None:
     def batches(taken: int) -> list[Any]:
@@ -137,13 +137,13 @@ def test_loaders_of_any_lengths_go_on_together_in_every_mode(
         # Lightning counts; the iterator of `max_size_cycle` alone does not know that it was placed.
         return [batch for batch, _, _ in itertools.islice(passed, len(made) - taken)]
 
-    whole = batches(0)
-    taken = data.draw(st.integers(0, len(whole)))
-    assert batches(taken) == whole[taken:]
+    complete = batches(0)
+    taken = data.draw(st.integers(0, len(complete)))
+    assert batches(taken) == complete[taken:]
 
 
 @pytest.mark.parametrize("collection", [list, dict])
-def test_each_of_several_loaders_is_ordered_and_resumed_in_its_place(collection: type) -> None:
+def test_each_of_several_loaders_is_ordered_and_resumed(collection: type) -> None:
     def make() -> Any:
         first, second = shuffled(24)(), shuffled(40)()
         return [first, second] if collection is list else {"a": first, "b": second}
@@ -152,12 +152,12 @@ def test_each_of_several_loaders_is_ordered_and_resumed_in_its_place(collection:
         assert type(made) is collection
         return [list(loader) for loader in (made.values() if isinstance(made, dict) else made)]
 
-    whole, rest = loaders(ordered(make)), loaders(ordered(make, at=(0, 2)))
-    assert rest == [batches[2:] for batches in whole]
+    complete, rest = loaders(ordered(make)), loaders(ordered(make, at=(0, 2)))
+    assert rest == [batches[2:] for batches in complete]
     assert [len(batches) for batches in rest] == [4, 8]
 
 
-def test_a_loader_that_is_begun_again_within_an_epoch_has_another_order() -> None:
+def test_loader_iterated_again_within_an_epoch_has_another_order() -> None:
     loader = ordered(shuffled())
     first, second = list(loader), list(loader)
     assert first != second

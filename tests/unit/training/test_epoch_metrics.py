@@ -1,4 +1,4 @@
-"""A module's torchmetrics go on where they were: those of an epoch, and those of all epochs, wrappers included."""
+"""A module's torchmetrics are restored by a resume: those of an epoch, those of all epochs, and wrappers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class _Counts(tm.Metric):
-    """A user's own, which counts beside its state."""
+    """A metric of the user with a counter outside of its state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _Measured(pl.LightningModule):
         super().__init__()
         self.net = torch.nn.Linear(2, 3)
         many = tm.MetricCollection({"p": MulticlassPrecision(3), "f": MulticlassF1Score(3), "a": MulticlassAccuracy(3)})
-        # In `all` nothing is reset; those of `each` begin anew in each epoch.
+        # Metrics in `all` are not reset; those in `each` are reset in each epoch.
         self.all = torch.nn.ModuleDict({
             "minmax": tm.MinMaxMetric(tm.MeanMetric()), "max": tm.MaxMetric(), "running": tm.RunningMean(window=3),
             "own": _Counts(), "cat": tm.CatMetric(),
@@ -111,7 +111,7 @@ class _LeftError(Exception):
 
 
 class _SavesAndLeaves(pl.Callback):
-    """Behind a step, where a validation ends, or where an epoch has ended."""
+    """After a step, at the end of a validation, or after an epoch."""
 
     def __init__(self, at: int, hook: str, file: Path) -> None:
         self.at, self.hook, self.file = at, hook, file
@@ -157,23 +157,23 @@ def _fit(folder: Path, leaves: tuple[int, str] | None, ckpt: Path | None) -> tup
 @pytest.mark.parametrize(
     "leaves", [(3, "step"), (4, "step"), (5, "step"), (2, "validation"), (6, "validation"), (4, "epoch"), (8, "epoch")]
 )
-def test_metrics_go_on_where_they_were(tmp_path: Path, leaves: tuple[int, str]) -> None:
-    whole, logged, _ = _fit(tmp_path, None, None)
+def test_metrics_continue_after_a_resume(tmp_path: Path, leaves: tuple[int, str]) -> None:
+    complete, logged, _ = _fit(tmp_path, None, None)
     with pytest.raises(_LeftError):
         _fit(tmp_path, leaves, None)
     resumed, again, notices = _fit(tmp_path, None, tmp_path / "left.ckpt")
     assert max(resumed.found) == 2
     for epoch, values in resumed.found.items():
         for name, value in values.items():
-            torch.testing.assert_close(value, whole.found[epoch][name], rtol=0, atol=0, msg=f"{epoch}: {name}")
-    assert resumed.sums == whole.sums[-len(resumed.sums) :]
+            torch.testing.assert_close(value, complete.found[epoch][name], rtol=0, atol=0, msg=f"{epoch}: {name}")
+    assert resumed.sums == complete.sums[-len(resumed.sums) :]
     torch.testing.assert_close(again, logged, rtol=0, atol=0)
     assert resumed.all["tracker"].n_steps == 3
     assert notices == []
 
 
-def test_settings_are_the_programs_own(tmp_path: Path) -> None:
-    """What training has not changed is not of the checkpoint."""
+def test_settings_of_metrics_are_not_restored(tmp_path: Path) -> None:
+    """Attributes that the training has not changed are not restored."""
     with pytest.raises(_LeftError):
         _fit(tmp_path, (3, "step"), None)
     saved = torch.load(tmp_path / "left.ckpt", weights_only=True)["launcher_epoch_metrics"][0]["own"]

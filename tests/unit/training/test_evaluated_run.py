@@ -24,13 +24,13 @@ def save(run: Path, name: str, **callbacks: Any) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Has a best, a newest and a last checkpoint, whose record is of the place where the run was before."""
+    """A run with a best, a newest and a last checkpoint; the recorded paths are those before the run was moved."""
     made = make_run(tmp_path, "first", checkpoint=None)
     save(made, "epoch=1.ckpt")
     save(made, "epoch=2.ckpt")
     newest = {"monitor": None, "best_model_path": "/gone/checkpoints/epoch=2.ckpt"}
     best = {"monitor": "val", "best_model_path": "/gone/checkpoints/epoch=1.ckpt"}
-    # Lightning's names of callbacks have their settings in them.
+    # Lightning's state keys of callbacks contain their settings.
     save(made, "last.ckpt", **{"ModelCheckpoint{'a': 1}": newest, "RunCheckpoint{'b': 2}": best, "EarlyStopping": {}})
     return made
 
@@ -43,7 +43,7 @@ def test_best_and_last_are_found(run: Path, tmp_path: Path, asked: str, name: st
     assert found.lock is None
 
 
-def test_a_path_names_its_run_and_any_file_can_be_evaluated_for_a_run_that_is_named(run: Path, tmp_path: Path) -> None:
+def test_path_names_its_run_and_any_file_is_evaluated_for_a_named_run(run: Path, tmp_path: Path) -> None:
     inside = run / "checkpoints" / "epoch=2.ckpt"
     found, _ = find_evaluated_run(config(tmp_path / "elsewhere", None), str(inside))
     assert (found.path, found.resume_from) == (run, inside)
@@ -53,7 +53,7 @@ def test_a_path_names_its_run_and_any_file_can_be_evaluated_for_a_run_that_is_na
     assert (found.path, found.resume_from) == (run, outside)
 
 
-def test_a_checkpoint_from_elsewhere_is_evaluated_in_a_run_of_a_new_name(tmp_path: Path) -> None:
+def test_checkpoint_outside_of_runs_is_evaluated_in_a_new_run(tmp_path: Path) -> None:
     outside = tmp_path / "plain.ckpt"
     torch.save({"state_dict": {}}, outside)
     runs = tmp_path / "runs"
@@ -70,7 +70,7 @@ def test_a_checkpoint_from_elsewhere_is_evaluated_in_a_run_of_a_new_name(tmp_pat
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_a_run_that_is_named_brings_its_config(
+def test_config_of_a_named_run_is_used(
     run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "config.yaml").write_text(f"name: first\nruns_dir: {run.parent}\nseed: 77\n")
@@ -78,21 +78,26 @@ def test_a_run_that_is_named_brings_its_config(
     inside = ["--checkpoint", str(run / "checkpoints" / "epoch=2.ckpt")]
     other = tmp_path / "other.yaml"
     other.write_text("seed: 5\n")
-    for words, seed in ((named, 77), (inside, 77), ([*named, "--seed", "3"], 3), ([*named, "--config", str(other)], 5)):
-        assert cli.run([command, *words, "--print-config"]) == 0
+    for given, seed in (
+        (named, 77),
+        (inside, 77),
+        ([*named, "--seed", "3"], 3),
+        ([*named, "--config", str(other)], 5),
+    ):
+        assert cli.run([command, *given, "--print-config"]) == 0
         assert yaml.safe_load(capsys.readouterr().out)["seed"] == seed
     assert cli.run([command, *named[2:], "--name", "frist", "--print-config"]) == 2
     assert "there is no run 'frist'" in capsys.readouterr().err
 
 
-def test_without_a_name_it_is_the_newest_run_with_the_config(run: Path, tmp_path: Path) -> None:
+def test_newest_run_with_the_config_is_used_without_a_name(run: Path, tmp_path: Path) -> None:
     asked = config(tmp_path, None)
     assert newest_matching_run(asked) == "first"
     assert find_evaluated_run(asked, "last")[0].path == run
 
 
 @pytest.mark.parametrize(
-    ("name", "checkpoint", "kind", "says"),
+    ("name", "checkpoint", "kind", "expected"),
     [
         ("other", "best", RunDirectoryError, "there is no run 'other'"),
         (None, "best", RunDirectoryError, "has no run with this config; give the run to evaluate"),
@@ -102,14 +107,14 @@ def test_without_a_name_it_is_the_newest_run_with_the_config(run: Path, tmp_path
         ("broken", "last", ResumeError, "no checkpoint in .* is valid"),
     ],
 )
-def test_what_is_not_there_is_told_and_nothing_is_made(
-    run: Path, tmp_path: Path, name: str | None, checkpoint: str, kind: type[LauncherError], says: str
+def test_missing_run_or_checkpoint_is_reported_and_nothing_is_created(
+    run: Path, tmp_path: Path, name: str | None, checkpoint: str, kind: type[LauncherError], expected: str
 ) -> None:
     make_run(tmp_path, "empty", checkpoint=None, seed=1)
     save(make_run(tmp_path, "untold", checkpoint=None, seed=2), "last.ckpt")
     broken = save(make_run(tmp_path, "broken", checkpoint=None, seed=3), "last.ckpt")
     broken.with_name("last.ckpt.manifest").write_text('{"versions": [{"files": {"": [3, "0"]}}]}')
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(kind, match=says):
+    with pytest.raises(kind, match=expected):
         find_evaluated_run(config(tmp_path, name, seed=42 if name else 7), checkpoint)
     assert sorted(tmp_path.rglob("*")) == before

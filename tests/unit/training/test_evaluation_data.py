@@ -1,4 +1,4 @@
-"""Each sample once on every number of ranks, in equally many batches."""
+"""Each sample is evaluated once on any number of ranks, in equal numbers of batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.training.data.evaluation import SharedOnce, SharedSource, _can_sha
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300))
-def test_every_sample_once_and_as_many_batches_on_every_rank(world: int, batch_size: int, size: int) -> None:
+def test_each_sample_is_used_once_in_equal_numbers_of_batches(world: int, batch_size: int, size: int) -> None:
     assume(_can_share(DataLoader(range(size), batch_size=batch_size), world))  # type: ignore[arg-type]
     ranks = [list(SharedOnce(size, batch_size, world, rank)) for rank in range(world)]
     assert sorted(n for rank in ranks for batch in rank for n in batch) == list(range(size))
@@ -47,7 +47,7 @@ def shared(loaders: Any, world: int = 2) -> Any:
     return owner.test_dataloader()
 
 
-def test_usual_loaders_are_shared_one_by_one_and_lightning_leaves_them_so() -> None:
+def test_default_loaders_are_shared_and_not_changed_by_lightning() -> None:
     first, second = shared([DataLoader(X, batch_size=4), DataLoader(X, batch_size=3, shuffle=True)])
     assert [batch[0].tolist() for batch in first] == [[1, 3], [5, 7, 9], [11, 13, 15]]
     assert len(second) == 3
@@ -75,18 +75,18 @@ def test_usual_loaders_are_shared_one_by_one_and_lightning_leaves_them_so() -> N
         DataLoader(X, batch_sampler=[[0], [1]]),
     ],
 )
-def test_other_loaders_are_lightnings(loader: DataLoader[Any]) -> None:
+def test_other_loaders_are_not_changed(loader: DataLoader[Any]) -> None:
     assert shared(loader) is loader
 
 
-def test_fewer_samples_than_batches_are_lightnings() -> None:
+def test_loader_with_fewer_samples_than_batches_is_not_changed() -> None:
     loader = DataLoader(TensorDataset(torch.arange(3)), batch_size=1)
     assert shared(loader, world=2) is loader
     assert shared(DataLoader(TensorDataset(torch.arange(0)), batch_size=1)) is not None
 
 
 class Demanding(DataLoader[Any]):
-    """A class that Lightning cannot make anew: its constructor takes other arguments."""
+    """A class that Lightning cannot create again: its constructor takes other arguments."""
 
     def __init__(self, numbers: Any, note: str) -> None:
         super().__init__(numbers, 4, False, None)
@@ -94,7 +94,7 @@ class Demanding(DataLoader[Any]):
 
 
 @pytest.mark.parametrize("loader", [Demanding(X, "mine"), DataLoader(X, 4, False, None), Own(X, 3, shuffle=True)])
-def test_loaders_that_lightning_could_not_make_anew_get_its_share_too(
+def test_loader_that_lightning_cannot_recreate_is_distributed(
     loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)

@@ -19,7 +19,7 @@ def _counts(ready: int, started: int, processed: int, completed: int) -> dict[st
 @pytest.mark.parametrize(
     ("epochs", "batches", "last", "stage", "expected"),
     [
-        # before the first epoch, and where an epoch begins
+        # before the first epoch, and at the start of an epoch
         ((0, 0, 0, 0), (0, 0, 0, 0), False, "between", (0, 0, "between")),
         ((3, 2, 2, 2), (8, 8, 8, 8), True, "between", (2, 0, "between")),
         # in an epoch: a step, the end of its last batch, a validation, an error in a step
@@ -27,18 +27,18 @@ def _counts(ready: int, started: int, processed: int, completed: int) -> dict[st
         ((3, 3, 2, 2), (8, 8, 8, 7), True, "batch_end", (2, 8, "batch_end")),
         ((3, 3, 2, 2), (8, 8, 8, 8), True, "validated", (2, 8, "validated")),
         ((3, 3, 2, 2), (6, 6, 5, 5), False, "between", (2, 5, "between")),
-        # of plain Lightning
+        # from plain Lightning
         ((3, 3, 2, 2), (8, 8, 8, 7), False, None, (2, 8, "batch_end")),
         ((3, 3, 2, 2), (8, 8, 8, 8), False, None, (2, 8, "validated")),
-        # the end of an epoch, and behind it
+        # at the end of an epoch, and after it
         ((3, 3, 3, 2), (8, 8, 8, 8), True, "between", (2, 8, "epoch_end")),
         ((3, 3, 3, 3), (8, 8, 8, 8), True, "between", (3, 0, "between")),
-        # ended by the Trainer before its last batch: gone on with
+        # ended by the Trainer before its last batch: continued
         ((3, 3, 3, 2), (5, 5, 5, 5), False, "between", (2, 5, "between")),
         ((3, 3, 3, 3), (5, 5, 5, 5), False, "between", (2, 5, "between")),
     ],
 )
-def test_the_counters_say_where_the_training_is(
+def test_position_is_read_from_the_counters(
     epochs: Any, batches: Any, last: bool, stage: Any, expected: tuple[int, int, str]
 ) -> None:
     found = read_position(_counts(*epochs), _counts(*batches), 21, last=last, stage=stage)
@@ -57,7 +57,7 @@ _POSITIONS = st.builds(
 
 
 @given(_POSITIONS, st.booleans())
-def test_it_goes_back_to_where_no_gradients_were_being_added_up(position: Position, last: bool) -> None:
+def test_position_is_rewound_to_the_last_optimizer_step(position: Position, last: bool) -> None:
     position = dataclasses.replace(position, last=last)
     back = rewind_position(position)
     if last or position.batches % position.accumulate == 0:
@@ -67,15 +67,15 @@ def test_it_goes_back_to_where_no_gradients_were_being_added_up(position: Positi
     assert 0 < position.batches - back.batches < position.accumulate
     assert back.total - back.batches == position.total - position.batches
     assert back.validated_batches == position.batches - (position.stage == "batch_end")
-    (told,) = describe_changes(position, back) if back.in_epoch else ["while gradients were accumulated"]
-    assert "while gradients were accumulated" in told
+    (reported,) = describe_changes(position, back) if back.in_epoch else ["while gradients were accumulated"]
+    assert "while gradients were accumulated" in reported
 
 
 @given(st.integers(1, 20), st.sampled_from([(1, 2), (2, 1), (4, 2), (2, 8), (3, 6)]), st.sampled_from([1, 2, 3]))
-def test_the_samples_of_all_ranks_are_kept_on_another_number_of_ranks(
+def test_number_of_samples_is_kept_on_another_number_of_ranks(
     steps: int, worlds: tuple[int, int], accumulate: int
 ) -> None:
-    """With a fixed global batch of 288 samples a step, of which a rank takes at once what its accumulation leaves."""
+    """With a global batch of 288 samples, split into micro batches by the accumulation."""
     old, new = worlds
     accumulate_now = accumulate + 1 if 288 % (new * (accumulate + 1)) == 0 else accumulate
     sizes = 288 // (old * accumulate), 288 // (new * accumulate_now)
@@ -88,36 +88,36 @@ def test_the_samples_of_all_ranks_are_kept_on_another_number_of_ranks(
     assert describe_changes(position, now) == []
 
 
-def test_what_is_no_whole_number_of_steps_goes_on_before_it_and_is_told() -> None:
+def test_partial_step_is_repeated_with_a_notice() -> None:
     position = Position(0, 5, "validated", total=5, world_size=1, batch_sizes=(4,))
     now = scale_position(position, 2, 1, [4])
     assert (now.batches, now.stage) == (2, "between")
-    (told,) = describe_changes(position, now)
-    assert told.startswith("20 samples of the epoch were trained")
-    assert "continues after 16" in told
+    (reported,) = describe_changes(position, now)
+    assert reported.startswith("20 samples of the epoch were trained")
+    assert "continues after 16" in reported
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [(8,), (8, None), (None,)])
-def test_a_checkpoint_of_plain_lightning_goes_on_at_its_batch(world_size: int, sizes: tuple[int | None, ...]) -> None:
-    """It does not say its ranks and batch."""
+def test_checkpoint_of_plain_lightning_resumes_at_its_batch(world_size: int, sizes: tuple[int | None, ...]) -> None:
+    """It does not contain the number of ranks and the batch size."""
     position = Position(0, 4, "validated", total=12)
     now = scale_position(position, world_size, 1, sizes)
     assert (now.batches, now.total, now.stage, now.world_size) == (4, 12, "validated", world_size)
     assert describe_changes(position, now) == []
 
 
-def test_a_loader_that_does_not_say_its_batch_is_compared_by_batches() -> None:
+def test_loader_without_a_batch_size_is_compared_by_batches() -> None:
     position = Position(0, 4, total=4, batch_sizes=(None, 8))
     assert describe_changes(position, scale_position(position, 1, 1, [4, 8])) == []
 
 
-def test_another_number_of_loaders_is_told() -> None:
+def test_another_number_of_loaders_gives_a_notice() -> None:
     position = Position(0, 5, total=5, batch_sizes=(4, 4))
-    (told,) = describe_changes(position, scale_position(position, 1, 1, [4]))
-    assert "had 2 training loaders and this run has 1" in told
+    (reported,) = describe_changes(position, scale_position(position, 1, 1, [4]))
+    assert "had 2 training loaders and this run has 1" in reported
 
 
-def test_what_a_callback_accumulates_stays_as_it_was() -> None:
+def test_accumulation_set_by_a_callback_is_kept() -> None:
     position = Position(0, 6, total=6, accumulate=3, planned_accumulate=1, batch_sizes=(4,))
     assert scale_position(position, 1, 1, [4]).accumulate == 3

@@ -1,4 +1,4 @@
-"""Random generators that go on where they were."""
+"""The random generators continue after a resume."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from launcher.training.resume.random_states import KEY, RandomStates, gather_sta
 
 
 def _draw() -> list[float]:
-    # A normal number leaves a second one in the generator: that is state too.
+    # A normal number leaves a second one in the generator, which is part of its state.
     python = [random.random(), random.gauss()]  # noqa: S311 -- no secret
     return [*python, float(np.random.rand()), float(np.random.randn()), float(torch.rand(()))]
 
 
-def test_what_is_drawn_after_a_restore_is_what_would_have_been_drawn() -> None:
+def test_draws_after_a_restore_are_the_same() -> None:
     _draw()
     states = capture()
     first = _draw()
@@ -27,7 +27,7 @@ def test_what_is_drawn_after_a_restore_is_what_would_have_been_drawn() -> None:
     assert _draw() == first
 
 
-def test_the_states_go_through_a_file_that_runs_nothing() -> None:
+def test_states_are_loaded_with_weights_only() -> None:
     buffer = io.BytesIO()
     torch.save(gather_states(capture(), torch.device("cpu")), buffer)
     first = _draw()
@@ -53,7 +53,7 @@ def _resume(checkpoint: dict[str, Any], world_size: int = 1) -> list[str]:
     return notices
 
 
-def test_the_training_begins_with_the_checkpoints_states() -> None:
+def test_training_starts_with_the_states_of_the_checkpoint() -> None:
     checkpoint: dict[str, Any] = {}
     RandomStates(print).on_save_checkpoint(cast(Any, _Trainer()), cast(Any, None), checkpoint)
     first = _draw()
@@ -61,14 +61,14 @@ def test_the_training_begins_with_the_checkpoints_states() -> None:
     assert _draw() == first
 
 
-def test_a_checkpoint_without_states_or_of_other_ranks_says_so_and_changes_nothing() -> None:
+def test_missing_states_give_a_notice_and_change_nothing() -> None:
     states = capture()
     first = _draw()
-    for checkpoint, world_size, said in (
+    for checkpoint, world_size, expected in (
         ({}, 1, "no random states"),
         ({KEY: [states] * 4}, 2, "of 4 ranks and this"),
     ):
         restore(states)
         (notice,) = _resume(checkpoint, world_size)
-        assert said in notice
+        assert expected in notice
         assert _draw() == first

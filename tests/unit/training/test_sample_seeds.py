@@ -1,4 +1,4 @@
-"""What loader workers draw at random depends on seed, epoch and sample, and on nothing else."""
+"""Random draws of loader workers depend on seed, epoch and sample only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORD = st.integers(0, 2**64 - 1)
 
 
 class Drawing(Dataset[tuple[int, float, float, float]]):
-    """A sample is its index and what is drawn for it."""
+    """A sample is its index and a random number."""
 
     def __len__(self) -> int:
         return 24
@@ -35,7 +35,7 @@ class Drawing(Dataset[tuple[int, float, float, float]]):
 
 
 class DrawingAtOnce(Drawing):
-    """Reads a batch in one go."""
+    """Reads a batch at once."""
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         return [self[index] for index in indices]
@@ -46,7 +46,7 @@ def _loader(workers: int, dataset: Callable[[], Any] = Drawing, **options: Any) 
 
 
 @pytest.mark.parametrize("dataset", [Drawing, DrawingAtOnce])
-def test_a_resumed_epoch_repeats_what_its_workers_would_have_drawn(dataset: type[Drawing]) -> None:
+def test_resumed_epoch_repeats_the_draws_of_workers(dataset: type[Drawing]) -> None:
     make = _loader(2, dataset)
     batches = list(ordered(make))
     assert list(ordered(make, at=(0, 3))) == batches[3:]
@@ -69,7 +69,7 @@ _WRAPPERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("wrapper", _WRAPPERS)
-def test_the_draws_do_not_depend_on_the_number_of_workers_or_ranks_and_change_with_the_epoch(wrapper: str) -> None:
+def test_draws_depend_on_the_epoch_but_not_on_workers_or_ranks(wrapper: str) -> None:
     def draws(workers: int, world_size: int, epoch: int = 0) -> list[Any]:
         found: list[Any] = []
         for rank in range(world_size):
@@ -86,8 +86,8 @@ def test_the_draws_do_not_depend_on_the_number_of_workers_or_ranks_and_change_wi
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_begin_of_an_epoch_draws_nothing_from_the_trainings_own_generators(workers: int) -> None:
-    # A checkpoint at the end of an epoch has their states from before it.
+def test_start_of_an_epoch_does_not_use_the_trainings_generators(workers: int) -> None:
+    # A checkpoint at the end of an epoch has the states from its start.
     loader = ordered(_loader(workers))
     before = capture()
     iterator = iter(loader)
@@ -97,7 +97,7 @@ def test_the_begin_of_an_epoch_draws_nothing_from_the_trainings_own_generators(w
     del iterator
 
 
-def test_without_workers_the_trainings_generators_are_drawn_from() -> None:
+def test_samples_without_workers_use_the_trainings_generators() -> None:
     loader = ordered(_loader(0))
     before = capture()
     first = list(loader)
@@ -108,17 +108,17 @@ def test_without_workers_the_trainings_generators_are_drawn_from() -> None:
     assert list(loader) != first
 
 
-def test_a_dataset_that_takes_no_attribute_is_left_as_it_is() -> None:
+def test_dataset_that_takes_no_attribute_is_not_changed() -> None:
     seed_each_sample([1, 2])
 
 
-def test_a_seeded_index_goes_to_the_worker_whole() -> None:
+def test_seeded_index_is_pickled_with_its_seed() -> None:
     index = pickle.loads(pickle.dumps(SeededIndex(7, 2**63)))  # noqa: S301 -- made here
     assert (index, index.seed, [*"abcdefgh"][index]) == (7, 2**63, "h")
 
 
 @given(st.lists(_WORD, min_size=1, max_size=3), st.integers(0, 2), _WORD)
-def test_every_number_and_its_place_count(numbers: list[int], at: int, other: int) -> None:
+def test_seed_depends_on_every_number_and_its_position(numbers: list[int], at: int, other: int) -> None:
     changed = list(numbers)
     changed[at % len(numbers)] = other
     assert (mix_seeds(*changed) == mix_seeds(*numbers)) == (changed == numbers)

@@ -1,4 +1,4 @@
-"""What a finetuning has unfrozen is trained after a resume, too; what the program freezes by itself is its own."""
+"""A resume trains the parameters that a finetuning has unfrozen, and not those that the program freezes."""
 
 from __future__ import annotations
 
@@ -82,20 +82,20 @@ def _fit(
 
 @pytest.mark.parametrize("finetuning", [_OneByOne, lambda: BackboneFinetuning(1, lambda epoch: 1.5)])
 @pytest.mark.parametrize("stops", [(2,), (6,), (8,), (5, 11), (10, 12)])
-def test_a_finetuning_goes_on_where_it_was(tmp_path: Path, finetuning: Any, stops: tuple[int, ...]) -> None:
-    whole, _ = _fit(tmp_path, 16, finetuning(), resume=False)
+def test_finetuning_resumes(tmp_path: Path, finetuning: Any, stops: tuple[int, ...]) -> None:
+    complete, _ = _fit(tmp_path, 16, finetuning(), resume=False)
     (tmp_path / "last.ckpt").unlink()
     for steps in stops:
         _fit(tmp_path, steps, finetuning())
     resumed, notices = _fit(tmp_path, 16, finetuning())
-    assert read_flags(resumed) == read_flags(whole)
-    assert all(read_flags(whole).values())
-    for name, value in whole.state_dict().items():
+    assert read_flags(resumed) == read_flags(complete)
+    assert all(read_flags(complete).values())
+    for name, value in complete.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
     assert notices == []
 
 
-def test_a_program_that_freezes_by_itself_keeps_its_say_and_is_told(tmp_path: Path) -> None:
+def test_program_that_freezes_parameters_itself_gets_a_notice(tmp_path: Path) -> None:
     _fit(tmp_path, 8, _OwnWay(), _AllParameters)
     resumed, notices = _fit(tmp_path, 16, _OwnWay(), _AllParameters)
     assert not resumed.backbone[0].weight.requires_grad
@@ -103,7 +103,7 @@ def test_a_program_that_freezes_by_itself_keeps_its_say_and_is_told(tmp_path: Pa
     assert text.startswith("backbone.0.weight and 5 more was trained when the checkpoint was saved and is frozen now")
 
 
-def test_a_checkpoint_keeps_what_training_has_changed(tmp_path: Path) -> None:
+def test_checkpoint_has_the_changes_of_the_training(tmp_path: Path) -> None:
     _fit(tmp_path, 3, _OneByOne())
     assert KEY not in torch.load(tmp_path / "last.ckpt", weights_only=True)
     _fit(tmp_path, 6, _OneByOne())
@@ -111,7 +111,7 @@ def test_a_checkpoint_keeps_what_training_has_changed(tmp_path: Path) -> None:
     assert saved[KEY] == dict.fromkeys(
         ("backbone.1", *(f"backbone.{n}.{kind}" for n in (0, 1) for kind in ("weight", "bias"))), True
     )
-    # Of another version of the module, and of the launcher.
+    # From other versions of the module and of the launcher.
     saved[KEY]["gone.weight"] = True
     torch.save(saved, tmp_path / "last.ckpt")
     assert all(read_flags(_fit(tmp_path, 16, _OneByOne())[0]).values())

@@ -1,4 +1,4 @@
-"""A run with Lightning's finders goes on with what they found."""
+"""A resumed run uses the values that Lightning's finders found."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Module(pl.LightningModule):
 
 def _fit(folder: Path, epochs: int, ckpt: Path | None, notices: list[str]) -> _Module:
     torch.manual_seed(1)
-    # It tries 2, and takes 4.
+    # It tries 2 and chooses 4.
     finders = [BatchSizeFinder(max_trials=2, steps_per_trial=1), LearningRateFinder(num_training_steps=20, min_lr=0.01)]
     tuned = TunedValues(finders, resumes=ckpt is not None, notice=notices.append)
     trainer = pl.Trainer(
@@ -60,7 +60,7 @@ def _fit(folder: Path, epochs: int, ckpt: Path | None, notices: list[str]) -> _M
     return module
 
 
-def test_finders_search_once_and_a_resumed_run_goes_on_at_its_step_with_what_they_found(tmp_path: Path) -> None:
+def test_finders_search_once_and_a_resume_uses_their_values(tmp_path: Path) -> None:
     notices: list[str] = []
     first = _fit(tmp_path, 1, None, notices)
     assert first.steps[-16:] == [(step, 4) for step in range(16)]

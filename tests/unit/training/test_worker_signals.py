@@ -1,4 +1,4 @@
-"""A loader worker ends with its rank; of a SIGTERM only if its parent sent it."""
+"""A loader worker ends with its rank, and on SIGTERM only if its parent sent it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.processes import run_warm
 
-# In a process of its own: a fork of the tests' process would have the locks of its threads.
+# In a separate process: a fork of the tests' process would inherit the locks of its threads.
 _PARENT = """
 import multiprocessing, os, pathlib, signal, subprocess, sys
 from launcher.training.data.workers import start_worker
@@ -31,7 +31,7 @@ worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs, 
 worker.start()
 assert ours.recv() == [3], "the user's own function was called"
 subprocess.run([sys.executable, "-c", f"import os, signal; os.kill({worker.pid}, signal.SIGTERM)"], check=True)
-while pending(worker.pid):  # two at once would count as one
+while pending(worker.pid):  # two at once would be merged into one
     pass
 ours.send("?")
 assert ours.recv() == "still here"
@@ -43,7 +43,7 @@ print("as it should be")
 
 
 @pytest.mark.slow
-def test_a_worker_outlives_a_strangers_signal_and_obeys_its_parents(tmp_path: Path) -> None:
+def test_worker_ends_on_its_parents_sigterm_only(tmp_path: Path) -> None:
     assert "as it should be" in run_warm([sys.executable, "-c", _PARENT], tmp_path, timeout=60).check().output
 
 
@@ -54,7 +54,7 @@ from launcher.training.data.workers import start_worker
 def work(told):
     start_worker(0, inner=None, rank=0)
     told.send("begun")
-    time.sleep(1000)  # a sample that takes long: nothing in Python looks at the parent
+    time.sleep(1000)  # a slow sample: no Python code checks the parent
 
 ours, theirs = multiprocessing.Pipe()
 multiprocessing.get_context("fork").Process(target=work, args=(theirs,), daemon=True).start()
@@ -64,6 +64,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_a_worker_does_not_outlive_its_rank_in_the_middle_of_a_sample(tmp_path: Path) -> None:
-    # The worker has the rank's output too, and `run_warm` returns once nobody has it any more.
+def test_worker_ends_with_its_rank_within_a_sample(tmp_path: Path) -> None:
+    # The worker has the rank's output open too, and `run_warm` returns when all have closed it.
     run_warm([sys.executable, "-c", _RANK], tmp_path, timeout=60).check(-signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The user's classes: what is wrong with them is told at once, before anything is made."""
+"""The user's classes: all problems are reported at once, before an object is created."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Modules of a user's, importable in this test alone."""
+    """Modules of a user, importable in this test only."""
     (tmp_path / "theirs.py").write_text(_SOURCE)
     (tmp_path / "broken.py").write_text("\nraise RuntimeError('first\\nthe last line')\n")
     (tmp_path / "needy.py").write_text("import no_such_dependency\n")
@@ -80,7 +80,7 @@ def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(tmp_path)
     names = ("theirs", "broken", "needy", "half", "leaving")
     for name in names:
-        # Of another test's.
+        # From another test.
         sys.modules.pop(name, None)
     yield
     for name in names:
@@ -108,7 +108,7 @@ def only_message(given: RunConfig, path: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "expected"),
     [
         ("nowhere.Model", "nowhere.Model does not import: ModuleNotFoundError: No module named 'nowhere'"),
         ("needy.Model", "ModuleNotFoundError: No module named 'no_such_dependency' ({folder}/needy.py, line 1)"),
@@ -122,36 +122,36 @@ def only_message(given: RunConfig, path: str) -> str:
         ("os.path", "os.path is not a LightningModule; it is of type module"),
     ],
 )
-def test_a_class_that_is_not_there_or_of_the_wrong_kind_is_told(tmp_path: Path, path: str, says: str) -> None:
+def test_missing_or_wrong_class_is_reported(tmp_path: Path, path: str, expected: str) -> None:
     message = only_message(config({"class_path": path}), "model.class_path")
-    assert says.format(folder=tmp_path) in message
+    assert expected.format(folder=tmp_path) in message
     assert "Traceback" not in message
 
 
-def test_a_module_that_leaves_is_found_through_a_wrapped_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_that_exits_is_found_through_a_wrapped_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrapped(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def exit(code: object = 0) -> None:  # noqa: A001 -- the name that W&B's has
             inner(code)
 
         return exit
 
-    # Twice: W&B's own may be there too.
+    # Twice: W&B may have replaced it too.
     monkeypatch.setattr(sys, "exit", wrapped(wrapped(sys.exit)))
     message = only_message(config({"class_path": "leaving.Model"}), "model.class_path")
     assert f"SystemExit: 3 ({tmp_path}/leaving.py, line 2)" in message
 
 
-def test_a_model_in_place_of_data_is_told() -> None:
+def test_model_instead_of_data_is_reported() -> None:
     given = config(model(width=1), {"class_path": "theirs.Alone"})
     assert only_message(given, "data.class_path").startswith("theirs.Alone is not a LightningDataModule")
 
 
-def test_a_wrong_argument_name_names_the_one_that_was_meant() -> None:
+def test_wrong_argument_name_suggests_the_right_one() -> None:
     given = config(model(width=1, nmae="x"))
     assert only_message(given, "model.init_args.nmae") == "Model takes no nmae; did you mean name?"
 
 
-def test_an_argument_like_no_other_lists_them_all() -> None:
+def test_unknown_argument_lists_all() -> None:
     given = config(model(width=1, zzz="x"))
     assert only_message(given, "model.init_args.zzz") == "Model takes no zzz; it takes lr, name, sizes, width"
 
@@ -166,7 +166,7 @@ def test_an_argument_like_no_other_lists_them_all() -> None:
         ("sizes", ["a"], "int"),
     ],
 )
-def test_a_wrong_argument_type_says_what_was_given_and_expected(name: str, value: Any, wanted: str) -> None:
+def test_wrong_argument_type_shows_given_and_expected(name: str, value: Any, wanted: str) -> None:
     message = only_message(config(model(**{"width": 1, name: value})), f"model.init_args.{name}")
     assert message.startswith(f"given {value!r}; ")
     assert f"<class '{wanted}'>" in message
@@ -175,32 +175,32 @@ def test_a_wrong_argument_type_says_what_was_given_and_expected(name: str, value
 @pytest.mark.parametrize(
     ("path", "name"), [("theirs.Model", "width"), ("theirs.Model", "lr"), ("theirs.Alone", "batch_size")]
 )
-def test_null_for_an_argument_that_needs_a_value_is_told(path: str, name: str) -> None:
+def test_null_for_an_argument_that_needs_a_value_is_reported(path: str, name: str) -> None:
     spec = model(path, **({"width": 1} if path == "theirs.Model" else {}) | {name: None})
     message = only_message(config(spec), f"model.init_args.{name}")
     assert message == f"given null; {path.partition('.')[2]} expects a value, so give one"
 
 
-def test_no_model_at_all_is_told() -> None:
+def test_missing_model_is_reported() -> None:
     assert only_message(RunConfig(), "model").startswith("no model was given; ")
 
 
-def test_a_missing_required_argument_is_told() -> None:
+def test_missing_required_argument_is_reported() -> None:
     assert only_message(config(model()), "model.init_args.width") == "Model needs it, and it was not given; add it"
 
 
-def test_arguments_that_are_no_mapping_are_told() -> None:
+def test_arguments_that_are_not_a_mapping_are_reported() -> None:
     given = config({"class_path": "theirs.Model", "init_args": [1]})
     assert only_message(given, "model.init_args") == "given [1]; expected a mapping of arguments"
 
 
 @pytest.mark.parametrize("size", [0, -4])
-def test_a_batch_of_no_sample_is_refused(size: int) -> None:
+def test_batch_size_zero_is_refused(size: int) -> None:
     given = config(model(width=1), {"class_path": "theirs.Data", "init_args": {"batch_size": size}})
     assert only_message(given, "data.init_args.batch_size") == f"given {size}; expected at least 1"
 
 
-def test_the_problems_of_all_classes_are_told_at_once() -> None:
+def test_problems_of_all_classes_are_reported_at_once() -> None:
     callbacks = [
         model("theirs.Counter", every="x"),
         {"class_path": "theirs.Model"},
@@ -230,25 +230,25 @@ def test_the_problems_of_all_classes_are_told_at_once() -> None:
         (model(width=1), model("theirs.Data", batch_size=16), "data", 16),
         (model("theirs.Alone"), None, "model", 4),
         (model("theirs.Alone", batch_size=2), None, "model", 2),
-        # The loaders are the data's where there is one.
+        # The data's loaders are used if there is a data module.
         (model("theirs.Alone", batch_size=2), {"class_path": "theirs.Data"}, "data", 8),
         (model(width=1), None, None, None),
     ],
 )
-def test_the_batch_size_is_found_where_it_is_taken(
+def test_batch_size_is_found_in_the_class_that_takes_it(
     model_spec: dict[str, Any], data_spec: dict[str, Any] | None, owner: str | None, size: int | None
 ) -> None:
     found = import_classes(config(model_spec, data_spec))
     assert (found.batch_size_of, found.batch_size) == (owner, size)
 
 
-def test_the_traits_are_what_the_classes_say_of_themselves() -> None:
+def test_traits_are_properties_of_the_classes() -> None:
     traits = import_classes(config(model(width=1), {"class_path": "theirs.Data"})).traits()
     assert traits == {"model": "theirs.Model", "batch_size": 8, "static_graph": True, "precision_plugin": None}
     assert import_classes(config(model("theirs.Alone"))).traits()["static_graph"] is False
 
 
-def test_the_micro_batch_goes_where_the_batch_size_is_taken() -> None:
+def test_micro_batch_is_passed_to_the_class_that_takes_batch_size() -> None:
     given = config(model(width=1, lr="1e-3"), model("theirs.Data", batch_size=16, root="/r"))
     made, data = make_objects(given, import_classes(given), 4)
     assert vars(made)["given"] == (1, 1e-3, "m", [1])
@@ -257,7 +257,7 @@ def test_the_micro_batch_goes_where_the_batch_size_is_taken() -> None:
     assert given.data == model("theirs.Data", batch_size=16, root="/r"), "the config stays as it was"
 
 
-def test_without_a_planned_micro_batch_the_users_own_stays() -> None:
+def test_batch_size_is_kept_without_a_planned_micro_batch() -> None:
     given = config(model("theirs.Alone", batch_size=6))
     made, data = make_objects(given, import_classes(given), None)
     assert (vars(made)["batch_size"], data) == (6, None)
@@ -269,13 +269,13 @@ def test_a_model_that_has_its_own_loaders_gets_the_micro_batch() -> None:
     assert vars(made)["batch_size"] == 2
 
 
-def test_what_a_constructor_raises_comes_out_as_it_is() -> None:
+def test_error_of_a_constructor_is_not_changed() -> None:
     given = config({"class_path": "theirs.Failing"})
     with pytest.raises(RuntimeError, match=r"^its own words$"):
         make_objects(given, import_classes(given), None)
 
 
-def test_callbacks_and_loggers_are_made_in_their_order(tmp_path: Path) -> None:
+def test_callbacks_and_loggers_are_created_in_order(tmp_path: Path) -> None:
     callbacks = [model("theirs.Counter", every=2), {"class_path": "lightning.pytorch.callbacks.Timer"}]
     logger = model("lightning.pytorch.loggers.CSVLogger", save_dir=str(tmp_path))
     given = config(model(width=1), callbacks=callbacks, logger=logger)
@@ -294,12 +294,12 @@ def test_one_callback_needs_no_list() -> None:
     assert vars(made)["every"] == 5
 
 
-def test_no_callbacks_and_loggers_are_none() -> None:
+def test_missing_callbacks_and_loggers_are_empty() -> None:
     assert make_callbacks(RunConfig()) == []
     assert make_loggers(RunConfig()) == []
 
 
-def test_the_object_itself_is_no_argument_whatever_its_name() -> None:
+def test_self_is_not_an_argument_under_any_name() -> None:
     given = config({"class_path": "tests.support.cli_zoo.Plain"})
     made, _ = make_objects(given, import_classes(given), None)
     assert vars(made)["d"] == 8
@@ -307,13 +307,13 @@ def test_the_object_itself_is_no_argument_whatever_its_name() -> None:
     assert problem == "Plain takes no s; it takes d"
 
 
-def test_an_argument_with_a_dataclass_is_that_dataclass() -> None:
+def test_argument_of_a_dataclass_type_is_created() -> None:
     given = config(model("tests.support.cli_zoo.Net", shape={"width": "3"}))
     made, _ = make_objects(given, import_classes(given), None)
     assert cli_zoo.Sizes(3, 1) in vars(made)["given"]
 
 
-def test_other_arguments_are_those_of_the_signature_or_go_to_its_last_parameter() -> None:
+def test_dict_kwargs_are_arguments_or_go_to_kwargs() -> None:
     spec = {"class_path": "tests.support.cli_zoo.Data", "dict_kwargs": {"batch_size": "4", "colour": "red"}}
     given = config(model(width=1), spec)
     classes = import_classes(given)
@@ -332,27 +332,27 @@ def test_a_quoted_batch_size_is_the_batch_size() -> None:
 
 
 @pytest.mark.parametrize("name", ["batch_size", "d", "old", "sizes"])
-def test_an_argument_beside_required_ones_is_taken_and_judged_by_itself(name: str) -> None:
-    """A name that stands in another's, as `d` in `folder`, is no sign that an error is about it."""
+def test_argument_next_to_required_ones_is_checked_by_itself(name: str) -> None:
+    """A name that is part of another, such as `d` in `folder`, does not relate an error to it."""
     given = {"folder": "here", "sizes": {"width": 3}, "d": "5", "old": 6, "batch_size": "4"}
-    whole = config(model(width=1), model("theirs.Rooted", **given))
-    classes = import_classes(whole)
-    _, data = make_objects(whole, classes, None)
+    complete = config(model(width=1), model("theirs.Rooted", **given))
+    classes = import_classes(complete)
+    _, data = make_objects(complete, classes, None)
     assert (classes.batch_size, vars(data)["given"]) == (4, ("here", 3, 5, 6, 4))
     without = config(model(width=1), model("theirs.Rooted", **{name: given[name]}))
-    told = {problem.path for problem in problems_of(without)}
-    assert told == {f"data.init_args.{other}" for other in ("folder", "sizes") if other != name}
+    reported = {problem.path for problem in problems_of(without)}
+    assert reported == {f"data.init_args.{other}" for other in ("folder", "sizes") if other != name}
     wrong = config(model(width=1), model("theirs.Rooted", **{**given, name: "x"}))
     assert all(problem.path == f"data.init_args.{name}" for problem in problems_of(wrong))
 
 
-def test_what_a_given_argument_lacks_is_told_alone() -> None:
+def test_error_of_an_argument_excludes_other_missing_ones() -> None:
     spec = model("theirs.Rooted", sizes={})
-    told = {problem.path: problem.message for problem in problems_of(config(model(width=1), spec))}
-    assert told["data.init_args.sizes"] == "given {}; sizes.width is required and was not given; add it"
+    reported = {problem.path: problem.message for problem in problems_of(config(model(width=1), spec))}
+    assert reported["data.init_args.sizes"] == "given {}; sizes.width is required and was not given; add it"
 
 
-def test_a_short_name_is_that_of_an_imported_class() -> None:
+def test_short_name_finds_an_imported_class() -> None:
     callbacks = [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}, {"class_path": "OfThisTestAlone"}]
     given = config(model(width=1), callbacks=callbacks)
     import_classes(given)
@@ -364,7 +364,7 @@ def test_a_short_name_is_that_of_an_imported_class() -> None:
     assert message == "given 'Nope', and no imported Callback has that name; give its import path, such as my_pkg.Nope"
 
 
-def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_of_pytorch_lightning_is_reported_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "pytorch_lightning"
     package.mkdir()
     (package / "__init__.py").write_text("class LightningModule: pass\n")
@@ -384,7 +384,7 @@ def test_code_for_the_old_package_says_what_to_import(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_has_settings_of_which_the_objects_are_made_again(tmp_path: Path) -> None:
+def test_checkpoint_has_settings_that_create_the_objects_again(tmp_path: Path) -> None:
     """As under LightningCLI, whether one of them names a class or none."""
     arguments = {"mode": "SLOW", "path": "a/b", "shape": {"width": 3}, "pair": [2, 0.25]}
     given = config({"class_path": "tests.support.cli_zoo.Net", "init_args": arguments},
@@ -404,8 +404,8 @@ def test_a_checkpoint_has_settings_of_which_the_objects_are_made_again(tmp_path:
     assert (again.folder, again.batch_size) == (Path("c"), 2)
 
 
-def test_a_default_that_no_file_can_have_is_saved_as_it_is() -> None:
-    """LightningCLI dies of it."""
+def test_default_without_a_form_in_a_file_is_saved_unchanged() -> None:
+    """LightningCLI raises an error for it."""
     given = config(model("tests.support.toy.Toy", lr="0.5"))
     made, _ = make_objects(given, import_classes(given), None)
     assert made.signal_at == -1
@@ -413,8 +413,8 @@ def test_a_default_that_no_file_can_have_is_saved_as_it_is() -> None:
     assert class_arguments._settings(parser, odd) == odd
 
 
-def test_hyperparameters_are_the_settings_where_one_of_them_names_a_class() -> None:
-    """As under LightningCLI: a checkpoint holds no object, and the model can be made of it again."""
+def test_hyperparameters_are_settings_if_one_names_a_class() -> None:
+    """As under LightningCLI: a checkpoint contains no object, and the model can be created from it again."""
     encoder = {"class_path": "tests.support.cli_zoo.Encoder", "init_args": {"width": 3}}
     given = config(model("tests.support.cli_zoo.Net", encoder=encoder))
     made, _ = make_objects(given, import_classes(given), None)
@@ -425,7 +425,7 @@ def test_hyperparameters_are_the_settings_where_one_of_them_names_a_class() -> N
     assert made.hparams["lr"] == 0.5
 
 
-def test_an_optimizer_of_the_config_replaces_the_models_own_with_a_notice() -> None:
+def test_optimizer_of_the_config_replaces_the_models_with_a_notice() -> None:
     def objects(name: str) -> UserObjects:
         optimizer = {"class_path": "SGD", "init_args": {"lr": 0.5}}
         values = {"model": {"class_path": f"tests.support.cli_zoo.{name}"}, "optimizer": optimizer}
@@ -442,7 +442,7 @@ def test_an_optimizer_of_the_config_replaces_the_models_own_with_a_notice() -> N
 
 
 @pytest.mark.parametrize(
-    ("values", "path", "says"),
+    ("values", "path", "expected"),
     [
         ({"lr_scheduler": {"class_path": "StepLR"}}, "lr_scheduler", "given without an optimizer"),
         ({"optimizer": {"class_path": "Adma"}}, "optimizer.class_path", "no imported Optimizer has that name"),
@@ -458,8 +458,8 @@ def test_an_optimizer_of_the_config_replaces_the_models_own_with_a_notice() -> N
         ),
     ],
 )
-def test_what_is_wrong_with_the_other_classes_is_told(values: dict[str, Any], path: str, says: str) -> None:
+def test_problems_of_other_classes_are_reported(values: dict[str, Any], path: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         import_classes(parse_config({"model": {"class_path": "tests.support.cli_zoo.Plain"}, **values}))
     messages = {problem.path: problem.message for problem in caught.value.problems}
-    assert says in messages[path]
+    assert expected in messages[path]

@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("__init__", "model", "later", "_version", "inner/__init__", "inner/deep"):
         (tmp_path / f"us_pkg/{name}.py").write_text(f"# {name}\n")
     yield tmp_path
-    # Only what lies here: a library that is forgotten and imported again is half of it the old one.
+    # Only modules in this folder: a library must not be imported twice.
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -38,7 +38,7 @@ def imported(*names: str) -> dict[str, ModuleType | None]:
     return dict(sys.modules)
 
 
-def test_files_of_the_user_are_those_of_no_library(folder: Path) -> None:
+def test_files_of_libraries_are_not_the_users(folder: Path) -> None:
     (folder / "venv/lib/python3/site-packages").mkdir(parents=True)
     (folder / "venv/lib/python3/site-packages/us_library.py").write_text("")
     sys.path.insert(0, str(folder / "venv/lib/python3/site-packages"))
@@ -49,7 +49,7 @@ def test_files_of_the_user_are_those_of_no_library(folder: Path) -> None:
     finally:
         del sys.path[0]
     own = {name for name in found if name.startswith("us_")}
-    # What is imported later, perhaps by one rank alone, is compared too; a generated version is not.
+    # Files that may be imported later are compared too; a generated version file is not.
     assert own == {
         "us_alone.py", "us_pkg/__init__.py", "us_pkg/model.py", "us_pkg/later.py", "us_pkg/inner/__init__.py",
         "us_pkg/inner/deep.py",
@@ -58,14 +58,14 @@ def test_files_of_the_user_are_those_of_no_library(folder: Path) -> None:
     assert not others & {"torch", "launcher", "strategies", "slurm", "json", "lightning", "us_library.py"}
 
 
-def test_a_script_counts_by_its_name_alone(folder: Path) -> None:
+def test_script_is_identified_by_its_file_name(folder: Path) -> None:
     script = ModuleType("__main__")
     script.__file__ = str(folder / "us_alone.py")
     assert set(user_sources({"__main__": script})) == {"us_alone.py"}
     assert user_sources({"__main__": ModuleType("__main__"), "gone": None}) == {}
 
 
-def test_only_what_python_reads_otherwise_makes_a_difference(folder: Path) -> None:
+def test_line_ends_and_generated_files_make_no_difference(folder: Path) -> None:
     def now() -> dict[str, str]:
         return user_sources(imported("us_pkg"))
 
@@ -82,7 +82,7 @@ def test_only_what_python_reads_otherwise_makes_a_difference(folder: Path) -> No
     assert differing(before, now()) == ["us_pkg/model.py"]
 
 
-def test_the_error_names_the_ranks_and_the_files_and_nothing_of_their_text() -> None:
+def test_error_names_ranks_and_files_but_no_content() -> None:
     base = {f"pkg/m{n}.py": "same" for n in range(12)}
     other = dict.fromkeys(base, "other")
     one = {**base, "pkg/m3.py": "stale", "own.py": "x"}
@@ -91,12 +91,12 @@ def test_the_error_names_the_ranks_and_the_files_and_nothing_of_their_text() -> 
         RankFacts(rank, rank, 5, 0, "host", config_digest="d", sources_digest=digest_of(each), sources=each)
         for rank, each in enumerate(sources)
     ]
-    # As it comes over the store: equal files are not sent.
+    # As received over the store: equal files are not sent.
     facts[1] = dataclasses.replace(facts[1], sources=None)
     with pytest.raises(AgreementError) as refused:
         agree_on([RankFacts.from_json(fact.to_json()) for fact in facts])
-    told = str(refused.value)
-    assert "code: pkg/m3.py differs on rank 2 (host) from rank 0 (host)" in told
-    assert "pkg/m7.py and 4 more differ on rank 3 (host), rank 4 (host) from rank 0 (host)" in told
-    assert "stale" not in told
-    assert "rank 1 " not in told
+    reported = str(refused.value)
+    assert "code: pkg/m3.py differs on rank 2 (host) from rank 0 (host)" in reported
+    assert "pkg/m7.py and 4 more differ on rank 3 (host), rank 4 (host) from rank 0 (host)" in reported
+    assert "stale" not in reported
+    assert "rank 1 " not in reported

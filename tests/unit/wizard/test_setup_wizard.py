@@ -120,7 +120,7 @@ def test_arguments_are_asked_until_the_class_takes_them() -> None:
 
 
 def test_a_model_that_cannot_be_made_on_the_meta_device_is_kept_only_if_the_user_says_so() -> None:
-    broken = "tests.unit.user_code.test_model_check.ReadsWeights"
+    broken = "tests.unit.user_code.test_inspection.ReadsWeights"
     config, _, screen = wizard(Model=broken, Its_parameters=True)
     assert config is not None
     assert config.model == broken

@@ -30,7 +30,7 @@ def watchers() -> list[threading.Thread]:
 
 @pytest.fixture
 def agreements(server: Server) -> Iterator[Callable[[int], list[StopAgreement]]]:
-    """Listening agreements of so many ranks; none listens after the test."""
+    """Started agreements of a number of ranks; their threads end with the test."""
     made: list[StopAgreement] = []
 
     def make(world: int) -> list[StopAgreement]:
@@ -53,20 +53,20 @@ def dice(*seed: object) -> random.Random:
 
 
 def gates_passed(agreement: StopAgreement) -> int:
-    """Gates until the one that stops."""
+    """Number of gates before the one that stops."""
     give_up = time.monotonic() + 10
     passed = 0
     while not agreement.gate():
         passed += 1
         if time.monotonic() > give_up:
-            raise TimeoutError(f"nobody stopped within {passed} gates")
+            raise TimeoutError(f"no rank stopped within {passed} gates")
     return passed
 
 
 def train(
     agreement: StopAgreement, together: threading.Barrier, chance: random.Random, at_step: Callable[[int], None]
 ) -> int:
-    """Steps with a collective in each, as in training: a rank that goes on alone breaks the others' collective."""
+    """Steps with a collective in each, as in training: a rank that continues alone breaks the others' collective."""
     give_up = time.monotonic() + 15
     step = 0
     while time.monotonic() < give_up:
@@ -76,12 +76,12 @@ def train(
         at_step(step)
         if agreement.gate():
             return step
-    raise TimeoutError(f"nobody stopped within {step} steps")
+    raise TimeoutError(f"no rank stopped within {step} steps")
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("world", [2, 4])
-def test_all_ranks_stop_at_the_same_gate_whoever_is_asked_whenever(
+def test_all_ranks_stop_at_the_same_gate(
     agreements: Callable[[int], list[StopAgreement]], world: int, seed: int
 ) -> None:
     chance = dice(world, seed)
@@ -107,7 +107,7 @@ def test_all_ranks_stop_at_the_same_gate_whoever_is_asked_whenever(
     assert {own.signal_number for own in ranks} == {signal.SIGINT}
 
 
-def test_ranks_that_are_all_asked_at_once_stop_at_one_gate(agreements: Callable[[int], list[StopAgreement]]) -> None:
+def test_simultaneous_requests_stop_at_one_gate(agreements: Callable[[int], list[StopAgreement]]) -> None:
     ranks = agreements(3)
     together, now = threading.Barrier(3), threading.Event()
 
@@ -124,7 +124,7 @@ def test_ranks_that_are_all_asked_at_once_stop_at_one_gate(agreements: Callable[
     assert {own.signal_number for own in ranks} == {signal.SIGTERM}
 
 
-def test_a_rank_that_is_ahead_waits_and_the_one_behind_comes_to_its_gate(
+def test_rank_that_is_ahead_waits_for_the_others(
     agreements: Callable[[int], list[StopAgreement]],
 ) -> None:
     ahead, behind = agreements(2)
@@ -135,8 +135,8 @@ def test_a_rank_that_is_ahead_waits_and_the_one_behind_comes_to_its_gate(
     assert 3 + further_ahead == 1 + further_behind
 
 
-def test_one_rank_that_waits_at_its_gate_is_answered_at_once() -> None:
-    """A signal's handler runs at once, what asks for the stop after it: the gate may be reached in between."""
+def test_single_rank_that_waits_is_answered_at_once() -> None:
+    """A signal's handler runs at once and the request follows: the gate may be reached in between."""
     alone = StopAgreement(None, 0, 1)
     alone.expect()
     waits = threading.Event()
@@ -156,14 +156,14 @@ def test_one_rank_that_waits_at_its_gate_is_answered_at_once() -> None:
     assert stopped is True
 
 
-def test_a_gate_stays_shut_once_all_have_stopped(agreements: Callable[[int], list[StopAgreement]]) -> None:
+def test_gate_stays_closed_after_the_stop(agreements: Callable[[int], list[StopAgreement]]) -> None:
     one, other = agreements(2)
     one.request(signal.SIGINT)
     run_ranks([lambda: gates_passed(one), lambda: gates_passed(other)])
     assert [one.gate(), other.gate(), one.gate()] == [True] * 3
 
 
-def test_one_rank_stops_at_its_next_gate_without_a_store_or_a_thread() -> None:
+def test_single_rank_needs_no_store_and_no_thread() -> None:
     alone = StopAgreement(None, 0, 1)
     alone.start()
     assert not watchers()
@@ -174,12 +174,12 @@ def test_one_rank_stops_at_its_next_gate_without_a_store_or_a_thread() -> None:
     alone.close()
 
 
-def test_nobody_stops_unasked(agreements: Callable[[int], list[StopAgreement]]) -> None:
+def test_no_rank_stops_without_a_request(agreements: Callable[[int], list[StopAgreement]]) -> None:
     ranks = agreements(2)
     assert not any(own.gate() for own in ranks for _ in range(50))
 
 
-def test_close_ends_the_listening_thread_without_stopping_anybody(
+def test_close_ends_the_thread_and_stops_no_rank(
     agreements: Callable[[int], list[StopAgreement]],
 ) -> None:
     one, other = agreements(2)
@@ -192,8 +192,8 @@ def test_close_ends_the_listening_thread_without_stopping_anybody(
     assert one.gate() is False
 
 
-def heard(rendezvous: LocalRendezvous, rank: int) -> tuple[Spy, threading.Event]:
-    """A store, and the event that its rank has told its gates: its next gate comes after that."""
+def reporting_store(rendezvous: LocalRendezvous, rank: int) -> tuple[Spy, threading.Event]:
+    """A store, and an event that is set after its rank has reported its gates."""
     event = threading.Event()
     return Spy(
         rendezvous.client(), lambda name, key: event.set() if (name, key) == ("wait", ["stop/at"]) else None
@@ -201,17 +201,17 @@ def heard(rendezvous: LocalRendezvous, rank: int) -> tuple[Spy, threading.Event]
 
 
 @pytest.mark.parametrize("other_is_late", [True, False])
-def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
+def test_rank_without_an_answer_times_out_at_one_gate(
     server: Server, monkeypatch: pytest.MonkeyPatch, other_is_late: bool
 ) -> None:
-    # Longer than a test may take: a gate that waited for it would not end.
+    # Longer than the test's timeout: a gate must not wait for it.
     monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     rendezvous = LocalRendezvous(server)
-    store, told = heard(rendezvous, 0)
+    store, reported = reporting_store(rendezvous, 0)
     alone = StopAgreement(store, 0, 2)
     alone.start()
     alone.request(signal.SIGINT)
-    assert told.wait(10)
+    assert reported.wait(10)
     monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 0.5)
     began = time.monotonic()
     assert alone.gate() is False
@@ -227,7 +227,7 @@ def test_a_rank_without_an_answer_waits_at_one_gate_and_then_nobody_stops(
     alone.close()
 
 
-def test_a_lost_store_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_store_does_not_block_a_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     own, listens = Server(), threading.Event()
     store = Spy(LocalRendezvous(own).client(), lambda name, key: listens.set() if name == "wait" else None)
@@ -256,7 +256,7 @@ def test_a_request_costs_each_rank_a_few_operations(server: Server, world: int) 
 
 
 class Late:
-    """A store of a busy machine: operations begin, and their answers come, at random times."""
+    """A store of a busy machine: requests and answers are delayed randomly."""
 
     def __init__(self, store: Any, chance: random.Random, longest: float) -> None:
         self._store, self._chance, self._longest = store, chance, longest
@@ -277,12 +277,10 @@ class Late:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_all_ranks_stop_at_one_gate_or_none_does_whatever_is_late(
-    server: Server, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_all_ranks_stop_at_one_gate_or_none_does(server: Server, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     chance = dice("late", seed)
     world = chance.choice((2, 3, 5))
-    # About as long as the operations take: the ranks give up before, while and after the others tell.
+    # About as long as the operations take: ranks time out before, while and after the others report.
     monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", chance.choice((0.02, 0.05, 0.1, 1.0)))
     rendezvous, collective = LocalRendezvous(server), threading.Barrier(world)
     ranks = [StopAgreement(Late(rendezvous.client(), dice(seed, n), 0.01), n, world) for n in range(world)]
@@ -293,7 +291,7 @@ def test_all_ranks_stop_at_one_gate_or_none_does_whatever_is_late(
         own = ranks[rank]
         own.start()
         for step in range(1, 60):
-            # Breaks, and so fails the test, if another rank has stopped.
+            # Breaks, and fails the test, if another rank has stopped.
             collective.wait(10)
             if asked.get(rank) == step:
                 own.expect()
@@ -317,10 +315,10 @@ def test_all_ranks_stop_at_one_gate_or_none_does_whatever_is_late(
 def test_a_rank_does_not_wait_for_one_that_has_closed(
     server: Server, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
-    # Longer than a test may take.
+    # Longer than the test's timeout.
     monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     rendezvous = LocalRendezvous(server)
-    store, asked = heard(rendezvous, 1 - first)
+    store, asked = reporting_store(rendezvous, 1 - first)
     closed, left = StopAgreement(rendezvous.client(), first, 2), StopAgreement(store, 1 - first, 2)
     for agreement in (closed, left):
         agreement.start()
@@ -332,7 +330,7 @@ def test_a_rank_does_not_wait_for_one_that_has_closed(
     left.close()
 
 
-def test_a_gate_touches_no_store(server: Server) -> None:
+def test_gate_does_not_use_the_store(server: Server) -> None:
     rendezvous = LocalRendezvous(server)
     spy = Spy(rendezvous.client())
     agreement = StopAgreement(spy, 0, 2)
@@ -346,8 +344,8 @@ def test_a_gate_touches_no_store(server: Server) -> None:
     assert set(operations) == {"clone"}
 
 
-def test_closing_ends_the_listening_thread() -> None:
-    # Left to itself it would wake inside the store's code while Python ends, which aborts the process.
+def test_close_ends_the_listening_thread() -> None:
+    # Otherwise it would wake inside the store's code while Python ends, which aborts the process.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     agreement = StopAgreement(store, rank=0, world_size=2)
     agreement.start()

@@ -1,4 +1,4 @@
-"""What a resume in the middle of an epoch leaves out is told before its first step."""
+"""Notices before the first step of a resume in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _fit(
     return notices
 
 
-def test_the_hooks_of_the_user_are_named_and_those_of_lightning_are_not() -> None:
+def test_only_hooks_of_the_user_are_listed() -> None:
     callbacks = [_Unfreezes(), _Silent(), _Unfreezes(), LearningRateMonitor(), PartialEpochNotices(print)]
     assert find_own_hooks("on_train_epoch_start", _Begins(), callbacks) == [
         "_Begins.on_train_epoch_start",
@@ -75,37 +75,39 @@ def test_the_hooks_of_the_user_are_named_and_those_of_lightning_are_not() -> Non
 
 
 @pytest.mark.parametrize(("steps", "in_its_middle"), [(5, True), (4, False)])
-def test_a_resume_tells_where_an_epoch_goes_on_in_its_middle(tmp_path: Path, steps: int, in_its_middle: bool) -> None:
+def test_resume_within_an_epoch_gives_a_notice(tmp_path: Path, steps: int, in_its_middle: bool) -> None:
     assert _fit(tmp_path, _Begins(), steps, None, _Unfreezes()) == []
-    told = _fit(tmp_path, again := _Begins(), 12, tmp_path / "last.ckpt", _Unfreezes())
+    reported = _fit(tmp_path, again := _Begins(), 12, tmp_path / "last.ckpt", _Unfreezes())
     assert again.seen == 4  # the last epoch's
-    assert len(told) == in_its_middle
+    assert len(reported) == in_its_middle
     if in_its_middle:
-        assert told[0].startswith("epoch 1 is resumed in its middle, so _Begins.on_train_epoch_start and _Unfreezes.")
+        assert reported[0].startswith(
+            "epoch 1 is resumed in its middle, so _Begins.on_train_epoch_start and _Unfreezes."
+        )
     assert _fit(tmp_path, _Plain(), steps, None) == []
     assert _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt") == []
 
 
-@pytest.mark.parametrize(("start", "told"), [(1, 1), (2, 1), (3, 0)])
-def test_averaging_that_has_begun_is_told(tmp_path: Path, start: int, told: int) -> None:
+@pytest.mark.parametrize(("start", "reported"), [(1, 1), (2, 1), (3, 0)])
+def test_started_weight_averaging_gives_a_notice(tmp_path: Path, start: int, reported: int) -> None:
     def averaging() -> pl.Callback:
         return StochasticWeightAveraging(0.1, swa_epoch_start=start)
 
     assert _fit(tmp_path, _Plain(), 5, None, averaging()) == []
     notices = _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt", averaging())
-    assert [text.partition(" ")[0] for text in notices] == ["StochasticWeightAveraging"] * told
+    assert [text.partition(" ")[0] for text in notices] == ["StochasticWeightAveraging"] * reported
 
 
 @pytest.mark.parametrize(
-    ("steps", "at_the_end", "told"), [(3, True, False), (4, True, True), (6, True, True), (3, False, True)]
+    ("steps", "at_the_end", "reported"), [(3, True, False), (4, True, True), (6, True, True), (3, False, True)]
 )
-def test_pruning_that_has_begun_is_told(tmp_path: Path, steps: int, at_the_end: bool, told: bool) -> None:
+def test_started_pruning_gives_a_notice(tmp_path: Path, steps: int, at_the_end: bool, reported: bool) -> None:
     def pruning() -> pl.Callback:
         return ModelPruning("l1_unstructured", amount=0.5, prune_on_train_epoch_end=at_the_end)
 
     _fit(tmp_path, _Plain(), steps, None, pruning())
     notices = _fit(tmp_path, _Plain(), 12, tmp_path / "last.ckpt", pruning())
-    assert [text.partition(" ")[0] for text in notices] == ["ModelPruning"] * told
+    assert [text.partition(" ")[0] for text in notices] == ["ModelPruning"] * reported
 
 
 class _Ends(_Plain):
@@ -132,7 +134,7 @@ _CALLED = "called _Ends.on_train_epoch_end, which is called again at the end of 
 
 
 @pytest.mark.parametrize(
-    ("module", "stops_at", "steps", "told"),
+    ("module", "stops_at", "steps", "reported"),
     [
         # Of 4 steps an epoch.
         (_Validates, 6, 12, [f"the run ended in the middle of epoch 1: to end it, Lightning {_VALIDATED}"]),
@@ -145,17 +147,17 @@ _CALLED = "called _Ends.on_train_epoch_end, which is called again at the end of 
         (_Ends, None, 8, []),
     ],
 )
-def test_what_an_epoch_that_the_trainer_ended_has_twice_is_told(
-    tmp_path: Path, module: type[_Plain], stops_at: int | None, steps: int, told: list[str]
+def test_hooks_that_run_twice_in_an_epoch_ended_early_give_a_notice(
+    tmp_path: Path, module: type[_Plain], stops_at: int | None, steps: int, reported: list[str]
 ) -> None:
     _fit(tmp_path, module(), steps, None, *([] if stops_at is None else [_Stops(stops_at)]))
-    assert _fit(tmp_path, module(), 12, tmp_path / "last.ckpt") == told
-    # It is of that resume alone.
+    assert _fit(tmp_path, module(), 12, tmp_path / "last.ckpt") == reported
+    # Only the first resume gives the notice.
     assert _fit(tmp_path, module(), 12, tmp_path / "last.ckpt") == []
 
 
-def test_a_validation_that_was_due_where_the_run_stopped_is_none_more(tmp_path: Path) -> None:
+def test_validation_that_was_due_at_the_stop_gives_no_notice(tmp_path: Path) -> None:
     for module in (_Validates, _Ends):
         _fit(tmp_path, module(), 12, None, _Stops(6), val_check_interval=2)
-        told = _fit(tmp_path, module(), 12, tmp_path / "last.ckpt", val_check_interval=2)
-        assert [_VALIDATED in text for text in told] == ([] if module is _Validates else [False])
+        reported = _fit(tmp_path, module(), 12, tmp_path / "last.ckpt", val_check_interval=2)
+        assert [_VALIDATED in text for text in reported] == ([] if module is _Validates else [False])

@@ -1,4 +1,4 @@
-"""What a signal raises towards a script: what Python itself would end one with."""
+"""A signal ends a script with the same exception as Python's own handler."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from launcher.training.script_end import ends_script
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_script_that_goes_on_after_failures_ends_at_a_signal(number: int) -> None:
+def test_script_that_handles_failures_ends_on_a_signal(number: int) -> None:
     inside = Interrupted(number, checkpoint="last.ckpt", step=7)
-    # Lightning makes exit code 1 of a KeyboardInterrupt.
+    # Lightning turns a KeyboardInterrupt into exit code 1.
     assert not isinstance(inside, (KeyboardInterrupt, SystemExit, Exception))
 
     @ends_script
@@ -36,7 +36,7 @@ def test_a_script_that_goes_on_after_failures_ends_at_a_signal(number: int) -> N
 
 
 @pytest.mark.parametrize("leaves", [True, False])
-def test_the_scripts_own_handler_is_called_first_and_may_leave_in_its_own_way(leaves: bool) -> None:
+def test_scripts_own_handler_is_called_first_and_may_exit(leaves: bool) -> None:
     called: list[str] = []
 
     def handler() -> None:

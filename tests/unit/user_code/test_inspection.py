@@ -1,4 +1,4 @@
-"""Counting a model's parameters without making them, and reading a mended file anew."""
+"""Counting a model's parameters without allocating them, and importing a fixed file again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Huge(pl.LightningModule):
 
 
 class ReadsWeights(pl.LightningModule):
-    """Cannot be made on the meta device: it looks at a value."""
+    """Cannot be created on the meta device, as it reads a value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,22 +42,22 @@ def test_parameters_are_counted_without_their_memory() -> None:
     assert count_parameters(config_of("Huge", width=4)).total == 16
 
 
-def test_a_constructor_that_raises_is_named_with_its_place() -> None:
+def test_error_of_a_constructor_is_reported_with_its_place() -> None:
     with pytest.raises(ModelCountError, match=r"ReadsWeights cannot be created on the meta device: .*line \d+"):
         count_parameters(config_of("ReadsWeights"))
 
 
-def test_the_default_device_is_as_before() -> None:
+def test_default_device_is_restored() -> None:
     with pytest.raises(ModelCountError):
         count_parameters(config_of("ReadsWeights"))
     assert torch.zeros(1).device.type == "cpu"
 
 
-def test_a_signature_is_shown_as_it_is_written() -> None:
+def test_signature_is_shown_as_written() -> None:
     assert signature_of(f"{__name__}.Huge") == "Huge(width: int = 1000000)"
 
 
-def test_a_mended_file_is_read_anew_and_a_library_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fixed_file_is_imported_again_and_a_library_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "being_written.py"

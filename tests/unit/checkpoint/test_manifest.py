@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, and how those are found that are not."""
+"""Valid checkpoints, and how damaged ones are found."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _save_folder(path: Path, step: int = 1, **files: bytes) -> Path:
     return path
 
 
-def test_a_saved_checkpoint_is_whole_and_has_its_step(tmp_path: Path) -> None:
+def test_saved_checkpoint_is_valid_and_has_its_step(tmp_path: Path) -> None:
     path = _save(tmp_path / "last.ckpt", b"weights", 7)
     assert path.read_bytes() == b"weights"
     assert find_problem(path) is None
@@ -55,25 +55,25 @@ def test_a_saved_checkpoint_is_whole_and_has_its_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "expected"),
     [(b"weight", "6 bytes of 7"), (b"weighTs", "SHA-256 differs"), (b"", "0 bytes of 7")],
 )
-def test_damage_is_found_and_described(tmp_path: Path, damage: bytes, said: str) -> None:
+def test_damage_is_found_and_described(tmp_path: Path, damage: bytes, expected: str) -> None:
     path = _save(tmp_path / "last.ckpt", b"weights")
     path.write_bytes(damage)
-    assert said in (find_problem(path) or "")
+    assert expected in (find_problem(path) or "")
 
 
-def test_a_file_of_another_program_has_nothing_against_it(tmp_path: Path) -> None:
+def test_file_of_another_program_is_valid(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(b"from elsewhere")
     assert find_problem(tmp_path / "x.ckpt") is None
 
 
-def test_killed_between_manifest_and_name_the_old_checkpoint_still_counts(tmp_path: Path) -> None:
+def test_old_checkpoint_is_valid_after_a_kill_between_manifest_and_rename(tmp_path: Path) -> None:
     path = _save(tmp_path / "last.ckpt", b"old", 1)
     temporary = tmp_path / ".last.ckpt.tmp"
     temporary.write_bytes(b"new")
-    note_hashes(temporary, path, 2)  # and here the power goes
+    note_hashes(temporary, path, 2)  # power failure here
     assert find_problem(path) is None
     assert path.read_bytes() == b"old"
 
@@ -84,7 +84,7 @@ def test_a_damaged_manifest_is_not_trusted(tmp_path: Path) -> None:
     assert find_problem(path) == "its manifest is damaged"
 
 
-def test_a_folder_is_as_whole_as_each_of_its_files(tmp_path: Path) -> None:
+def test_folder_is_valid_if_all_its_files_are(tmp_path: Path) -> None:
     path = _save_folder(tmp_path / "last.ckpt", a=b"1", b=b"22")
     assert find_problem(path) is None
     (path / "inner" / "a").unlink()
@@ -93,7 +93,7 @@ def test_a_folder_is_as_whole_as_each_of_its_files(tmp_path: Path) -> None:
     assert "inner/a in it has changed" in (find_problem(path) or "")
 
 
-def test_killed_while_a_folder_is_replaced_the_one_before_is_found(tmp_path: Path) -> None:
+def test_old_folder_is_found_after_a_kill_during_replacement(tmp_path: Path) -> None:
     _save_folder(tmp_path / "last.ckpt", 1, a=b"1")
     _save_folder(tmp_path / "last.ckpt", 2, a=b"2")
     (tmp_path / "last.ckpt" / "inner" / "a").write_bytes(b"torn")
@@ -102,7 +102,7 @@ def test_killed_while_a_folder_is_replaced_the_one_before_is_found(tmp_path: Pat
     assert [p.path.name for p in passed] == ["last.ckpt"]
 
 
-def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_skipped_for_an_older_one(tmp_path: Path) -> None:
     run = make_run(tmp_path, checkpoint=None)
     folder = run / "checkpoints"
     for age, name in enumerate(["epoch=2.ckpt", "epoch=1.ckpt", "epoch=0.ckpt"]):
@@ -117,7 +117,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-def test_if_none_is_whole_nothing_is_begun_anew_in_its_place(tmp_path: Path) -> None:
+def test_run_without_a_valid_checkpoint_is_not_started_again(tmp_path: Path) -> None:
     run = make_run(tmp_path, checkpoint=None)
     _save(run / "checkpoints" / "last.ckpt", b"newest").write_bytes(b"newes")
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_if_none_is_whole_nothing_is_begun_anew_in_its_place(tmp_path: Path) -> 
         find_run(config(tmp_path, resume="auto"))
 
 
-def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+def test_explicit_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path = _save(tmp_path / "mine.ckpt", b"weights")
     path.write_bytes(b"weighTs")
     with pytest.raises(ResumeError, match=r"mine.ckpt is damaged: it has changed") as caught:
@@ -138,10 +138,10 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path: Path) -> N
 
 
 def test_each_file_of_a_checkpoint_of_many_ranks_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So many files would each wait for the disk.
+    # Syncing so many files would take long.
     monkeypatch.setattr(launcher.checkpoint.manifest, "_sync", lambda path: None)
     path = _save_folder(tmp_path / "a.ckpt", **{f"rank-{n}": b"%d" % n for n in range(1030)})
-    # As in a process that begins.
+    # As in a new process.
     launcher.checkpoint.manifest._sha256.cache_clear()
     read: list[str] = []
     digest = hashlib.file_digest
@@ -162,7 +162,7 @@ def test_removal_takes_the_manifest_too(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lightnings_way_to_the_disk_is_private_whole_and_read_without_running_anything(tmp_path: Path) -> None:
+def test_checkpoint_io_is_private_atomic_and_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint({"state_dict": {"w": torch.ones(3)}, "global_step": 4}, path)
@@ -181,7 +181,7 @@ def test_lightnings_way_to_the_disk_is_private_whole_and_read_without_running_an
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_full_disk_keeps_the_older_checkpoint(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "256k"):
         path, io = tmp_path / "disk" / "last.ckpt", AtomicCheckpointIO()
         io.save_checkpoint({"w": torch.ones(4), "global_step": 1}, path)

@@ -1,4 +1,4 @@
-"""What a resumed epoch makes up for."""
+"""Scheduler steps that Lightning skips around a resume are made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.training.resume.plateaus import StepPlateaus
 
 
 class _Resumed:
-    """A training that goes on from a checkpoint with a scheduler that follows `val_loss`."""
+    """A training that resumes from a checkpoint, with a scheduler that follows `val_loss`."""
 
     def __init__(self, saved: dict[str, float], known: dict[str, float] | None = None, **scheduler: Any) -> None:
         config = {"reduce_on_plateau": True, "interval": "epoch", "monitor": "val_loss", "frequency": 1, **scheduler}
@@ -41,14 +41,14 @@ class _Resumed:
         self.callback.on_train_start(self.trainer, self.module)
 
     def end_epoch(self, *, restarting: bool = True) -> bool:
-        """Whether Lightning still leaves the scheduler's step out."""
+        """Whether Lightning still skips the scheduler's step."""
         self.trainer.fit_loop.restarting = restarting
         self.callback.on_train_epoch_end(self.trainer, self.module)
         return self.trainer.fit_loop._restarting
 
 
 @pytest.mark.parametrize(("saved", "known"), [({}, {"val_loss": 1.0}), ({"val_loss": 2.0}, {})])
-def test_a_plateau_scheduler_takes_its_step_at_the_end_of_a_resumed_epoch(
+def test_plateau_scheduler_steps_at_the_end_of_a_resumed_epoch(
     saved: dict[str, float], known: dict[str, float]
 ) -> None:
     resumed = _Resumed(saved, known)
@@ -63,7 +63,7 @@ def test_a_plateau_scheduler_takes_its_step_at_the_end_of_a_resumed_epoch(
 @pytest.mark.parametrize(
     ("saved", "known", "value"), [({"val_loss": 2.0}, {}, 2.0), ({"val_loss": 2.0}, {"val_loss": 1.0}, 1.0)]
 )
-def test_the_step_of_an_epoch_that_was_being_saved_is_made_up_for(
+def test_skipped_step_of_a_saved_epoch_end_is_made(
     saved: dict[str, float], known: dict[str, float], value: float
 ) -> None:
     resumed = _Resumed(saved, known)
@@ -72,7 +72,7 @@ def test_the_step_of_an_epoch_that_was_being_saved_is_made_up_for(
     assert resumed.steps == [("plateau", value)]
 
 
-def test_nothing_is_made_up_for_in_the_middle_of_an_epoch_or_between_two_steps_of_a_rare_one() -> None:
+def test_no_extra_step_within_an_epoch_or_between_steps_of_a_lower_frequency() -> None:
     resumed = _Resumed({"val_loss": 2.0})
     resumed.start()
     rare = _Resumed({"val_loss": 2.0}, frequency=2)
@@ -81,7 +81,7 @@ def test_nothing_is_made_up_for_in_the_middle_of_an_epoch_or_between_two_steps_o
     assert resumed.steps == rare.steps == []
 
 
-def test_without_its_metric_the_step_is_left_out_and_told() -> None:
+def test_step_without_its_metric_is_skipped_with_a_notice() -> None:
     resumed = _Resumed({}, {"loss": 1.0})
     assert resumed.end_epoch()
     resumed.trainer.fit_loop.resumed_on_epoch_end = True
@@ -91,7 +91,7 @@ def test_without_its_metric_the_step_is_left_out_and_told() -> None:
 
 
 @pytest.mark.parametrize("scheduler", [{"reduce_on_plateau": False}, {"interval": "step"}])
-def test_other_schedulers_are_lightnings_affair(scheduler: dict[str, Any]) -> None:
+def test_other_schedulers_are_not_stepped(scheduler: dict[str, Any]) -> None:
     resumed = _Resumed({"val_loss": 2.0}, **scheduler)
     resumed.trainer.fit_loop.resumed_on_epoch_end = True
     resumed.start()
@@ -100,7 +100,7 @@ def test_other_schedulers_are_lightnings_affair(scheduler: dict[str, Any]) -> No
     assert resumed.notices == []
 
 
-def test_an_epoch_from_its_begin_is_lightnings_affair() -> None:
+def test_epoch_resumed_at_its_start_is_left_to_lightning() -> None:
     resumed = _Resumed({}, {})
     assert resumed.end_epoch(restarting=False)
     assert resumed.notices == []

@@ -1,4 +1,4 @@
-"""What a rank needed, told beside what the plan expected: by the callback, and on the page."""
+"""The measured memory of a rank next to the planned memory: in the event and in the report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def status(path: Path, now: int, most: int) -> Path:
     return path
 
 
-def test_on_a_cpu_it_is_the_growth_since_before_the_model(tmp_path: Path) -> None:
+def test_cpu_memory_is_the_growth_since_before_the_model(tmp_path: Path) -> None:
     clear = tmp_path / "clear"
     measured = MeasuredMemory("cpu", status(tmp_path / "status", 1000, 1500), clear)
     assert clear.read_text() == "5"
@@ -37,21 +37,21 @@ def test_on_a_cpu_it_is_the_growth_since_before_the_model(tmp_path: Path) -> Non
     assert measured.peak() == 0
 
 
-def test_a_kernel_that_does_not_forget_its_peak_gives_more_and_no_error(tmp_path: Path) -> None:
+def test_kernel_without_peak_reset_gives_a_larger_value(tmp_path: Path) -> None:
     measured = MeasuredMemory("cpu", status(tmp_path / "status", 1000, 1500), tmp_path / "none" / "clear")
     assert measured.peak() == 500 * 1024
     elsewhere = MeasuredMemory("cpu", tmp_path / "none", tmp_path / "none" / "clear")
     assert elsewhere.peak() >= 0
 
 
-def test_this_process_sees_a_tensor_of_its_own() -> None:
+def test_memory_of_a_tensor_in_this_process_is_measured() -> None:
     measured = MeasuredMemory("cpu")
     held = torch.ones(16 << 20)
     assert held.sum() > 0
     assert measured.peak() > 60 << 20
 
 
-def test_on_a_gpu_it_is_the_allocators_account(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_is_the_allocators_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     cleared: list[bool] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: cleared.append(True))
     MeasuredMemory("cuda")
@@ -63,25 +63,25 @@ def test_on_a_gpu_it_is_the_allocators_account(monkeypatch: pytest.MonkeyPatch) 
     assert "allocator" in measured.method
 
 
-def test_rank_zero_tells_it_beside_the_plans_parts(tmp_path: Path) -> None:
+def test_event_has_planned_and_measured_memory(tmp_path: Path) -> None:
     parts = {"parameters": 3, "gradients": 4, "total": 7}
     memory = {"assessments": [{"name": "ddp", "memory": parts}]}
     plan = cast(Any, SimpleNamespace(memory=memory, strategy=SimpleNamespace(name="ddp")))
     measured = cast(Any, SimpleNamespace(peak=lambda: 5, method="so"))
     module = cast(Any, SimpleNamespace(device=torch.device("cpu")))
     for rank in (1, 0):
-        told = MemoryReporter(plan, measured, EventLog(tmp_path / "events.jsonl", rank))
+        reported = MemoryReporter(plan, measured, EventLog(tmp_path / "events.jsonl", rank))
         trainer = cast(Any, SimpleNamespace(global_rank=rank, global_step=9))
-        told.on_train_end(trainer, module)
-        told.on_exception(trainer, module, Interrupted(15, checkpoint=None, step=9))
-        told.on_exception(trainer, module, RuntimeError("the others do not know"))
+        reported.on_train_end(trainer, module)
+        reported.on_exception(trainer, module, Interrupted(15, checkpoint=None, step=9))
+        reported.on_exception(trainer, module, RuntimeError("the others do not know"))
     expected = {"rank": 0, "kind": "memory", "step": 9, "planned": parts, "ranks": [0], "measured": [5],
                 "measured_by": "so"}  # fmt: skip
     found = [{name: event[name] for name in expected} for event in read_events(tmp_path / "events.jsonl")]
     assert found == [expected, expected], "at the end, and after a signal"
 
 
-def test_the_page_has_a_row_for_each_rank(tmp_path: Path) -> None:
+def test_report_has_a_row_for_each_rank(tmp_path: Path) -> None:
     run = MadeRun(tmp_path / "it")
     parts = {"parameters": 2**30, "gradients": 2**30, "optimizer_states": 2**31, "activations": 0, "buffers": 0}
     run.plan = with_memory(run.plan, parts, 70 * 2**30)
@@ -93,13 +93,13 @@ def test_the_page_has_a_row_for_each_rank(tmp_path: Path) -> None:
     assert "rank 1 4 GiB 5 GiB 125%" in page
     assert f"Measured: {GROWTH}" in page
     assert "The highest peak was 5 GiB (rank 1), 125% of the plan's 4 GiB" in page
-    told = to_values(read_run(run.path))["attempts"][-1]["memory"]
-    assert told == {"planned": 2**32, "measured": {"0": 3 * 2**30, "1": 5 * 2**30}, "measured_by": GROWTH}
-    assert json.dumps(told)
+    reported = to_values(read_run(run.path))["attempts"][-1]["memory"]
+    assert reported == {"planned": 2**32, "measured": {"0": 3 * 2**30, "1": 5 * 2**30}, "measured_by": GROWTH}
+    assert json.dumps(reported)
 
 
 @pytest.mark.parametrize("more", [{"measured": [1]}, {"ranks": "all"}, {"measured": [-1, 2]}, {"planned": [1]}])
-def test_a_damaged_event_is_passed_over(more: dict[str, Any]) -> None:
+def test_damaged_event_is_ignored(more: dict[str, Any]) -> None:
     event = {"time": 1.0, "rank": 0, "kind": "memory", "ranks": [0, 1], "measured": [1, 2], "measured_by": "so", **more}
     history = read_history([{"time": 0.0, "rank": 0, "kind": "run_started"}, event])
     assert (history.attempts[0].memory, history.foreign_lines) == (None, 1)

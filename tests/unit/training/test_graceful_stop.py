@@ -1,4 +1,4 @@
-"""The step that a run stops at, in real Trainers: what belongs to it has been done when it is saved, and only once."""
+"""The step at which a run stops, with real Trainers: all its hooks have run once when it is saved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launcher.training.stop.callback import GracefulStop
 
 
 class Counting(pl.LightningModule):
-    """Counts its own hook's calls and averages its weight there, in buffers that a checkpoint has."""
+    """Counts the calls of its hook and averages its weight there, in buffers."""
 
     calls: Tensor
     average: Tensor
@@ -62,7 +62,7 @@ class Counting(pl.LightningModule):
 
 
 class Calls(pl.Callback):
-    """A user's callback whose count is in the checkpoint."""
+    """A callback of the user whose count is in the checkpoint."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -75,11 +75,11 @@ class Calls(pl.Callback):
 
 
 class Later(Calls):
-    """One that comes after ours."""
+    """A callback after the launcher's."""
 
 
 class Ask(pl.Callback):
-    """The stop's request comes in this step."""
+    """Requests the stop in this step."""
 
     def __init__(self, agreement: StopAgreement, step: int) -> None:
         self._agreement, self._step = agreement, step
@@ -90,13 +90,13 @@ class Ask(pl.Callback):
 
 
 class Notes(pl.Callback):
-    """The state after each step of a run that nothing stops, as a checkpoint of its end would have it."""
+    """The state after each step of an uninterrupted run, as in a checkpoint of its end."""
 
     def __init__(self) -> None:
         self.after: dict[int, dict[str, Tensor]] = {}
 
     def _note(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Of the batches of an accumulation the first begins with it.
+        # The request comes in the first micro batch of a step.
         state = {name: value.clone() for name, value in module.state_dict().items()}
         self.after.setdefault(trainer.global_step, state)
 
@@ -139,15 +139,15 @@ def load(path: Path) -> dict[str, Any]:
         ({"max_steps": 11}, False),
     ],
 )
-def test_a_stops_checkpoint_has_the_hooks_of_its_step_once(
+def test_checkpoint_of_a_stop_has_the_hooks_of_its_step_once(
     tmp_path: Path, options: dict[str, Any], manual: bool
 ) -> None:
     notes = Notes()
-    whole = fit(tmp_path, Counting(manual=manual), [notes], **options)
-    # In an epoch, at the end of one, and at the last two steps.
-    for step in {1, whole.global_step // 2 - 1, whole.global_step - 2, whole.global_step - 1}:
+    complete = fit(tmp_path, Counting(manual=manual), [notes], **options)
+    # Within an epoch, at the end of one, and at the last two steps.
+    for step in {1, complete.global_step // 2 - 1, complete.global_step - 2, complete.global_step - 1}:
         calls, later = Calls(), Later()
-        # Lightning puts a ModelCheckpoint behind ours.
+        # Lightning moves a ModelCheckpoint behind the launcher's callbacks.
         user: list[pl.Callback] = [later, ModelCheckpoint(tmp_path / "user", every_n_train_steps=1, save_top_k=0)]
         path = tmp_path / f"{step}.ckpt"
         with contextlib.suppress(Interrupted):
@@ -157,13 +157,13 @@ def test_a_stops_checkpoint_has_the_hooks_of_its_step_once(
         assert saved["state_dict"] == notes.after[saved["global_step"]]
         counts = [saved["callbacks"][each.state_key]["count"] for each in (calls, later)]
         assert counts == [int(saved["state_dict"]["calls"])] * 2
-        # To Lightning it is a checkpoint of a batch's end: the rest of that is done by a resume.
+        # For Lightning it is a checkpoint at the end of a batch: a resume does the rest of that end.
         progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
         assert progress["completed"] == progress["processed"] - 1
 
 
 class Raw(Counting):
-    """Calls its optimizer without Lightning, which then counts no step; or has none to call."""
+    """Calls its optimizer without Lightning, which then counts no step; or has no optimizer."""
 
     def __init__(self, every: int, *, has_optimizer: bool = True) -> None:
         super().__init__(manual=True)
@@ -184,7 +184,7 @@ class Raw(Counting):
 
 
 class AskInBatch(Ask):
-    """The stop's request comes in this batch."""
+    """Requests the stop in this batch."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.fit_loop.epoch_loop.batch_idx == self._step:
@@ -193,7 +193,7 @@ class AskInBatch(Ask):
 
 @pytest.mark.parametrize(("every", "has_optimizer", "stops_after"), [(1, True, 4), (3, True, 6), (1, False, 4)])
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*configure_optimizers.*")
-def test_it_stops_where_lightning_counts_no_steps(
+def test_stop_works_if_lightning_counts_no_steps(
     tmp_path: Path, every: int, has_optimizer: bool, stops_after: int
 ) -> None:
     path = tmp_path / "last.ckpt"
@@ -213,7 +213,7 @@ def test_it_stops_where_lightning_counts_no_steps(
         ({"val_check_interval": 2}, 3, [4, 5], 5),
         ({"val_check_interval": 3, "check_val_every_n_epoch": None}, 8, [9, 10], 10),
         ({"val_check_interval": 3, "check_val_every_n_epoch": None}, 4, [5], 5),
-        # Every step is one that a validation follows.
+        # A validation follows every step.
         ({"val_check_interval": 1}, 3, [4, 5], 5),
         ({"limit_train_batches": 1, "max_epochs": 9}, 3, [4, 5], 5),
         # At its last step the training ends by itself.
@@ -224,7 +224,7 @@ def test_it_stops_where_lightning_counts_no_steps(
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
-def test_before_a_validation_it_saves_at_once_and_leaves_after_the_next_step(
+def test_stop_before_a_validation_saves_at_once_and_leaves_after_the_next_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
@@ -247,7 +247,7 @@ def test_before_a_validation_it_saves_at_once_and_leaves_after_the_next_step(
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*pre-optimization state.*")
 @pytest.mark.parametrize("manual", [False, True])
-def test_a_checkpoint_every_n_steps_has_the_modules_hook_of_its_step(tmp_path: Path, manual: bool) -> None:
+def test_checkpoint_every_n_steps_has_the_modules_hook_of_its_step(tmp_path: Path, manual: bool) -> None:
     notes = Notes()
     keeper = CheckpointAfterBatch(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=3, monitor=None)
     fit(tmp_path, Counting(manual=manual), [notes, keeper])

@@ -1,4 +1,4 @@
-"""Plugins, profilers, bars and summaries of the user's own: they stand for the launcher's."""
+"""Plugins, profilers, progress bars and summaries of the user replace the launcher's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rank_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None, **options: Any) -> Any:
-    """A Trainer for one rank of the user's callbacks; `env` and `is_terminal` say which rank and where."""
+    """A Trainer with the user's callbacks for the rank of `env`, on a terminal or not."""
     env, is_terminal = options.pop("env", {}), options.pop("is_terminal", False)
     topology = Topology.from_env(env, "here")
     size = topology.world_size
@@ -66,13 +66,13 @@ def kept(trainer: pl.Trainer, *kinds: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("env", "is_terminal"), list(itertools.product([{}, _RANK_ONE], [False, True])))
 @pytest.mark.parametrize("bar", [callbacks.RichProgressBar, callbacks.TQDMProgressBar])
-def test_a_bar_of_the_users_is_the_only_one(tmp_path: Path, env: dict[str, str], is_terminal: bool, bar: Any) -> None:
+def test_user_progress_bar_is_the_only_one(tmp_path: Path, env: dict[str, str], is_terminal: bool, bar: Any) -> None:
     own = bar()
     trainer = built(tmp_path, [own], env=env, is_terminal=is_terminal)
     assert kept(trainer, callbacks.ProgressBar, ProgressLines) == [own]
 
 
-def test_without_one_rank_zero_has_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
+def test_rank_zero_has_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -> None:
     found = {(place, rank): [type(each) for each in kept(built(tmp_path, [], env=env, is_terminal=place),
                                                          callbacks.ProgressBar, ProgressLines)]
              for place in (False, True) for rank, env in enumerate([{}, _RANK_ONE])}  # fmt: skip
@@ -80,29 +80,29 @@ def test_without_one_rank_zero_has_a_bar_on_a_terminal_and_lines_elsewhere(tmp_p
 
 
 @pytest.mark.parametrize("summary", [callbacks.ModelSummary, callbacks.RichModelSummary])
-def test_a_summary_of_the_users_is_the_only_one(tmp_path: Path, summary: Any) -> None:
+def test_user_model_summary_is_the_only_one(tmp_path: Path, summary: Any) -> None:
     own = summary(3)
     assert kept(built(tmp_path, [own]), callbacks.ModelSummary) == [own]
 
 
-def test_checkpoint_io_of_the_users_stands_for_ours_and_one_that_wraps_goes_around_it(tmp_path: Path) -> None:
+def test_user_checkpoint_io_replaces_or_wraps_the_default(tmp_path: Path) -> None:
     own, around = TorchCheckpointIO(), AsyncCheckpointIO()
     assert built(tmp_path, [], own_plugins=[own]).strategy.checkpoint_io is own
     assert built(tmp_path, [], own_plugins=[around]).strategy.checkpoint_io is around
     assert isinstance(around.checkpoint_io, AtomicCheckpointIO)
-    whole = AsyncCheckpointIO(own)
-    built(tmp_path, [], own_plugins=[whole])
-    assert whole.checkpoint_io is own
+    complete = AsyncCheckpointIO(own)
+    built(tmp_path, [], own_plugins=[complete])
+    assert complete.checkpoint_io is own
     assert isinstance(built(tmp_path, []).strategy.checkpoint_io, AtomicCheckpointIO)
 
 
-def test_a_profiler_is_the_users_object_or_the_named_one(tmp_path: Path) -> None:
+def test_profiler_is_an_object_or_a_name(tmp_path: Path) -> None:
     own = SimpleProfiler()
     assert built(tmp_path, [], {"profiler": "advanced"}, own_profiler=own).profiler is own
     assert type(built(tmp_path, [], {"profiler": "simple"}).profiler) is SimpleProfiler
 
 
-def test_plugins_that_are_ours_to_make_or_given_twice_are_refused() -> None:
+def test_unsupported_and_duplicate_plugins_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"plugins\[1\]: given a LightningEnvironment; expected a precision"):
         sort_plugins([TorchCheckpointIO(), LightningEnvironment()])
     with pytest.raises(ConfigError, match="plugins: given 2 CheckpointIO plugins; a run has one way to save"):

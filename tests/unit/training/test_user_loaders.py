@@ -1,4 +1,4 @@
-"""The user's loaders made anew in the global order: what is kept, what is left alone and what is refused."""
+"""Loaders of the user in the global order: what is kept, what is not changed and what is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Stream(IterableDataset[int]):
 
 
 class OwnLoader(DataLoader[Any]):
-    """Cannot be made anew from what it holds."""
+    """Cannot be created again from its attributes."""
 
     def __init__(self, needed: str, dataset: Any, **options: Any) -> None:
         super().__init__(dataset, 4, **options)
@@ -51,7 +51,7 @@ def init_worker(number: int) -> None:
     del number
 
 
-def test_the_loaders_settings_are_kept() -> None:
+def test_settings_of_the_loader_are_kept() -> None:
     generator = torch.Generator()
     loader = DataLoader(
         range(24),  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_the_loaders_settings_are_kept() -> None:
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_the_users_wish_to_shuffle_is_kept(shuffle: bool) -> None:
+def test_shuffle_setting_is_kept(shuffle: bool) -> None:
     made = ordered(lambda: DataLoader(range(24), 4, shuffle=shuffle, collate_fn=keep))  # type: ignore[arg-type]
     samples = [n for batch in made for n in batch]
     assert sorted(samples) == list(range(24))
@@ -87,7 +87,7 @@ _NUMBERS: Any = range(24)
 
 
 class OwnBatches(BatchSampler):
-    """Batches of samples that stand together, in an order that is drawn."""
+    """Batches of neighbouring samples, in random order."""
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = list(super().__iter__())
@@ -126,34 +126,34 @@ _KEPT: dict[str, Callable[..., DataLoader[Any]]] = {
 
 @pytest.mark.parametrize("kind", _KEPT)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_keeps_its_class_and_goes_on_where_it_was(kind: str, workers: int) -> None:
+def test_loader_keeps_its_class_and_resumes(kind: str, workers: int) -> None:
     def placed(epoch: int, taken: int) -> tuple[Any, list[Any]]:
         loader = ordered(lambda: _KEPT[kind](num_workers=workers, collate_fn=keep), fixed=False, at=(epoch, taken))
-        torch.manual_seed(epoch + taken)  # the training's own generators are elsewhere
+        torch.manual_seed(epoch + taken)  # the training's generators have another state
         return loader, list(loader)
 
-    loader, whole = placed(3, 0)
+    loader, complete = placed(3, 0)
     assert type(loader) is type(_KEPT[kind]())
-    assert placed(3, 1)[1] == whole[1:]
-    assert placed(3, len(whole))[1] == []
-    assert whole != placed(2, 0)[1]
+    assert placed(3, 1)[1] == complete[1:]
+    assert placed(3, len(complete))[1] == []
+    assert complete != placed(2, 0)[1]
 
 
 @pytest.mark.parametrize("kind", ["weighted", "own sampler", "own batches", "own loader"])
-def test_ranks_share_what_a_sampler_of_the_users_own_draws(kind: str) -> None:
+def test_ranks_share_the_samples_of_a_user_sampler(kind: str) -> None:
     def drawn(world_size: int, rank: int) -> list[Any]:
         return list(ordered(lambda: _KEPT[kind](collate_fn=keep), fixed=False, world_size=world_size, rank=rank))
 
     alone, parts = drawn(1, 0), [drawn(2, rank) for rank in (0, 1)]
     dealt = sorted(n for part in parts for batch in part for n in batch)
-    if kind == "own batches":  # its batches are of each rank's own samples
+    if kind == "own batches":  # each rank batches its own samples
         assert dealt == list(range(24))
     else:
         assert dealt == sorted(n for batch in alone for n in batch)
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
         (lambda: DataLoader(Stream(), 4), "(its dataset is iterable): a resume restarts its epoch"),
         (
@@ -167,21 +167,21 @@ def test_ranks_share_what_a_sampler_of_the_users_own_draws(kind: str) -> None:
         (lambda: Reversed(_NUMBERS, 4), "Reversed overrides __iter__"),
     ],
 )
-def test_what_a_resume_may_not_repeat_is_told_once(make: Callable[[], Any], told: str) -> None:
+def test_inexact_resume_gives_one_notice(make: Callable[[], Any], reported: str) -> None:
     notices: list[str] = []
     ordered(lambda: CombinedLoader([make(), make()]), fixed=False, notices=notices)
     (notice,) = notices
-    assert told in notice
+    assert reported in notice
 
 
-def test_loaders_of_a_rank_are_left_to_it_without_the_distributed_sampler() -> None:
+def test_each_rank_reads_all_samples_without_the_distributed_sampler() -> None:
     for rank in (0, 1):
         loader = ordered(shuffled(), fixed=False, world_size=2, rank=rank, distribute=False)
         assert sorted(n for batch in loader for n in batch) == list(range(24))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_to_overfit_every_epoch_has_the_same_batches_in_the_datas_order(world_size: int) -> None:
+def test_overfit_batches_are_the_same_in_every_epoch(world_size: int) -> None:
     loader: Any = ordered(shuffled(num_workers=1), world_size=world_size, overfit=True)
     assert isinstance(loader.sampler, SequentialSampler), "Lightning leaves it as it is"
     batches = list(loader)
@@ -205,7 +205,7 @@ class Leveled(Sampler[Any]):
 
 
 class LeveledBatches(BatchSampler):
-    """The same over torch's own sampler."""
+    """The same with torch's own sampler."""
 
     level = 8
 
@@ -224,7 +224,7 @@ def _leveled(kind: str) -> tuple[Any, DataLoader[Any]]:
 
 @pytest.mark.parametrize("reach", ["own object", "the loader's sampler", "the loader's batch sampler"])
 @pytest.mark.parametrize("kind", ["sampler", "batches", "batches over torch's"])
-def test_what_the_user_changes_of_a_sampler_takes_effect_as_in_plain_lightning(kind: str, reach: str) -> None:
+def test_changes_of_a_user_sampler_take_effect(kind: str, reach: str) -> None:
     own, loader = _leveled(kind)
     made = ordered(lambda: loader, fixed=False)
     if reach == "the loader's sampler":
@@ -238,7 +238,7 @@ def test_what_the_user_changes_of_a_sampler_takes_effect_as_in_plain_lightning(k
     assert (own.level, changed.level) == (24, 24)
     drawn = iter(made)
     first = [n for _ in range(4) for n in next(drawn)]
-    # In the middle of an epoch: what was not drawn yet follows.
+    # Within an epoch: the remaining items follow.
     changed.level = 2
     rest = [n for batch in drawn for n in batch]
     assert max(first) > 7
@@ -247,7 +247,7 @@ def test_what_the_user_changes_of_a_sampler_takes_effect_as_in_plain_lightning(k
 
 
 class Fixed(LeveledBatches):
-    """Says what it draws from, and lets nobody change it."""
+    """Shows its sampler as a read-only property."""
 
     def __init__(self) -> None:
         self._drawn_from = RandomSampler(_NUMBERS)
@@ -259,7 +259,7 @@ class Fixed(LeveledBatches):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_batch_sampler_whose_sampler_cannot_be_set_is_drawn_from_as_it_is(world_size: int) -> None:
+def test_batch_sampler_with_a_read_only_sampler_is_not_changed(world_size: int) -> None:
     notices: list[str] = []
     made = ordered(lambda: DataLoader(_NUMBERS, batch_sampler=Fixed(), collate_fn=keep), fixed=False,
                    world_size=world_size, notices=notices)  # fmt: skip
@@ -267,7 +267,7 @@ def test_a_batch_sampler_whose_sampler_cannot_be_set_is_drawn_from_as_it_is(worl
     assert any("is not changed" in notice for notice in notices) is (world_size == 2)
 
 
-def test_a_batch_sampler_over_torchs_own_sampler_is_dealt_to_the_ranks() -> None:
+def test_batch_sampler_over_torchs_sampler_is_distributed() -> None:
     shares = [ordered(lambda: _leveled("batches over torch's")[1], fixed=False, world_size=2, rank=n) for n in range(2)]
     assert [len(share) for share in shares] == [3, 3]
     for share in shares:
@@ -278,14 +278,14 @@ def test_a_batch_sampler_over_torchs_own_sampler_is_dealt_to_the_ranks() -> None
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("fixed", [True, False])
-def test_empty_data_is_told_by_the_class_that_made_it(shuffle: bool, fixed: bool) -> None:
+def test_error_of_empty_data_names_the_class(shuffle: bool, fixed: bool) -> None:
     with pytest.raises(
         DataError, match=r"^the training data is empty: Owner\.train_dataloader returned a loader without"
     ):
         ordered(lambda: DataLoader([], 4, shuffle=shuffle), fixed=fixed)  # type: ignore[arg-type]
 
 
-def test_an_error_of_the_users_own_comes_out_as_it_is() -> None:
+def test_error_of_user_code_is_not_changed() -> None:
     def make() -> Any:
         raise ValueError("num_workers must be right")
 
@@ -309,7 +309,7 @@ def test_a_loader_that_ignores_the_planned_batch_is_refused_with_both_sizes() ->
         ordered(shuffled(48, 3), micro=8, world_size=4)
 
 
-def test_each_of_combined_loaders_has_the_planned_batch() -> None:
+def test_each_combined_loader_must_have_the_planned_batch() -> None:
     def make() -> Any:
         return CombinedLoader({"a": shuffled(24, 4)(), "b": shuffled(24, 3)()}, "min_size")
 
@@ -317,7 +317,7 @@ def test_each_of_combined_loaders_has_the_planned_batch() -> None:
         ordered(make)
 
 
-def test_without_a_fixed_global_batch_any_loader_will_do_and_another_batch_than_the_plans_is_told() -> None:
+def test_unplanned_batch_without_a_fixed_global_batch_is_reported() -> None:
     notices: list[str] = []
     batches: list[tuple[str, int]] = []
     known: dict[str, Any] = {"world_size": 2, "fixed": False, "notices": notices, "batches": batches}
