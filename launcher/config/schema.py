@@ -65,7 +65,15 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """When checkpoints are written. The last checkpoint is always written; a run resumes from it."""
+    """When checkpoints are written. The last checkpoint is always written; a run resumes from it.
+
+    Attributes:
+        every_n_epochs: save after each N epochs.
+        every_n_steps: save after each N optimizer steps: how many steps a crash can cost.
+        save_top_k: number of best checkpoints to keep; -1 keeps all.
+        monitor: the metric that decides which checkpoints are the best.
+        mode: whether a smaller or a larger value is better.
+    """
 
     every_n_epochs: int | None = _at_least(1, None)
     every_n_steps: int | None = _at_least(1, None)
@@ -76,7 +84,16 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """Weights & Biases. `auto`: online if an API key is configured, offline otherwise."""
+    """Weights & Biases. `auto`: online if an API key is configured, offline otherwise.
+
+    Attributes:
+        mode: `auto` is online if an API key is available, offline otherwise.
+        project: name of the project.
+        entity: user or team that owns the project.
+        group: group of runs in the project.
+        tags: labels of the run.
+        init_timeout: seconds to wait for the server before the run continues without W&B.
+    """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "launcher"
@@ -88,7 +105,11 @@ class WandbOptions:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """When an alert is raised; see `launcher.monitoring.health.Limits`."""
+    """When an alert is raised; the other names and meanings are those of `launcher.monitoring.health.Limits`.
+
+    Attributes:
+        every_n_steps: steps between two samples; Lightning's `log_every_n_steps` if not given.
+    """
 
     every_n_steps: int | None = _at_least(1, None)
     floor: float = _at_least(0, 1.0)

@@ -150,7 +150,7 @@ def _amount(limit: int) -> str:
 def check_wandb() -> Iterator[Finding]:
     """W&B's key, and its server if there is one."""
     from launcher.config.schema import WandbOptions
-    from launcher.loggers.wandb_run import resolve_mode
+    from launcher.loggers.wandb_settings import resolve_mode
 
     mode, remark = resolve_mode(WandbOptions(), os.environ)
     if remark is not None:

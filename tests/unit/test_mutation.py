@@ -14,7 +14,7 @@ PURE = {f"strategies/{name}.py" for name in ("precision_names", "precision_agree
                                              "choice")}  # fmt: skip
 MONITORING = {f"launcher/monitoring/{name}.py" for name in ("samples", "health", "step_timer", "loss_scale_monitor",
                                                             "amp_callback")}  # fmt: skip
-CALLBACK = {"strategies/loss_scale.py", "launcher/loggers/wandb_writer.py", *MONITORING}
+CALLBACK = {"strategies/loss_scale.py", "launcher/loggers/row_queue.py", *MONITORING}
 
 
 @pytest.mark.case(50)

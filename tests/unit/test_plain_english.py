@@ -44,7 +44,7 @@ REJECTED_PHRASES = {
 }
 _NAME = re.compile("|".join(f"(?:{pattern})" for pattern in REJECTED), re.IGNORECASE)
 _WORD = re.compile(r"(?<![\w])(?:" + "|".join(REJECTED) + r")(?![\w'])", re.IGNORECASE)
-_PHRASE = re.compile("|".join(f"(?:{pattern})" for pattern in REJECTED_PHRASES), re.IGNORECASE)
+_PHRASE = re.compile(r"(?<!\w)(?:" + "|".join(f"(?:{pattern})" for pattern in REJECTED_PHRASES) + r")(?!\w)", re.I)
 
 
 def _files() -> list[Path]:
