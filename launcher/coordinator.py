@@ -14,7 +14,7 @@ from launcher.agent.outside_ranks import outside_rank
 from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
-from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
+from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, with_cause_type
 from launcher.hardware.topology import Topology
 from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
@@ -166,7 +166,7 @@ class TrainingCoordinator:
         try:
             result = self._fit(config, given)
         except TrainingError as error:
-            raise also_its_cause(error) from error.__cause__
+            raise with_cause_type(error) from error.__cause__
         return {
             "trainer": result.trainer,
             "model": model,

@@ -17,7 +17,7 @@ from launcher.loggers.wandb_callback import WandbStarter
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
-from launcher.runs.directory import LAST_CHECKPOINT
+from launcher.runs.selection import LAST_CHECKPOINT
 from launcher.training.callbacks import EventWriter, GracefulStop, LastCheckpointWriter, PlanRecorder, as_numbers
 from launcher.training.context import RunContext
 from launcher.training.epoch_hooks import PartialEpochNotices

@@ -27,7 +27,7 @@ def test_the_pure_modules_and_the_callback_are_mutated_and_their_tests_named() -
 
 
 @pytest.mark.case(50)
-def test_the_score_that_is_written_down_is_at_least_95_percent_and_each_survivor_has_a_reason() -> None:
+def test_the_recorded_score_is_at_least_95_percent_and_each_survivor_has_a_reason() -> None:
     text = (ROOT / "tests" / "mutation.md").read_text()
     (found,) = re.findall(r"^\*\*(\d{4}-\d\d-\d\d): (\d+) of (\d+) mutants noticed, ([\d.]+) %\.\*\*$", text, re.M)
     date, noticed, total, percent = found
