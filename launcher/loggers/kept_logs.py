@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
 from launcher.core.atomic_write import write_file
+from launcher.hardware.topology import Topology
 from launcher.runs.directory import RunDirectory
 
 FILE_NAME = "loggers.json"
@@ -86,8 +87,7 @@ class LogFileState(pl.Callback):
     Args:
         loggers: of the run; those without versions are not changed.
         run: records the folders.
-        rank: rank zero chooses the folders and writes.
-        world_size: number of ranks.
+        topology: rank zero chooses the folders and writes.
         store: sends the folders to the other ranks.
         timeout: seconds that the other ranks wait for rank zero.
         written: value of `KEY` in the checkpoint that the run resumes from; None for a new run.
@@ -97,8 +97,7 @@ class LogFileState(pl.Callback):
         self,
         loggers: Sequence[Logger],
         run: RunDirectory,
-        rank: int,
-        world_size: int,
+        topology: Topology,
         store: Any,
         timeout: float,
         written: Mapping[str, Any] | None,
@@ -106,12 +105,13 @@ class LogFileState(pl.Callback):
         self._loggers: list[Any] = [each for each in loggers if isinstance(each, _VERSIONED)]
         if not self._loggers:
             return
-        before = () if run.is_new or rank != 0 else _read(run.path / FILE_NAME)
-        if rank == 0:
+        is_zero = topology.rank == 0
+        before = () if run.is_new or not is_zero else _read(run.path / FILE_NAME)
+        if is_zero:
             locations = choose_locations(self._loggers, before)
             text = json.dumps([dataclasses.asdict(location) for location in locations])
             write_file(run.path / FILE_NAME, text)
-            if world_size > 1:
+            if topology.world_size > 1:
                 store.set(_STORE_KEY, text)
         else:
             store.wait([_STORE_KEY], timedelta(seconds=timeout))
@@ -119,7 +119,7 @@ class LogFileState(pl.Callback):
         self._locations = locations
         for logger, location in zip(self._loggers, locations, strict=True):
             vars(logger)["_version"] = location.version
-            if rank == 0:
+            if is_zero:
                 _continue_files(logger, location, location in before, written)
 
     @override

@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.distributed import HashStore
 
+from launcher.hardware.topology import Topology
 from launcher.loggers.kept_logs import KEY, LogFileState, LogLocation, choose_locations
 from launcher.runs.directory import RunDirectory
 
@@ -25,7 +26,9 @@ def run_in(folder: Path, *, is_new: bool) -> RunDirectory:
 def keep(
     folder: Path, *loggers: Any, new: bool = False, checkpoint: Any = None, rank: int = 0, store: Any = None
 ) -> Any:
-    return LogFileState(loggers, run_in(folder, is_new=new), rank, 1 if store is None else 2, store, 1, checkpoint)
+    size = 1 if store is None else 2
+    topology = Topology(rank, size, rank, size, 0, "node", "single")
+    return LogFileState(loggers, run_in(folder, is_new=new), topology, store, 1, checkpoint)
 
 
 def saved(state: Any, step: int) -> dict[str, Any]:
