@@ -29,7 +29,6 @@ PENDING: dict[str, set[str]] = {
     "parameters": {
         "launcher.agent.fixed_rendezvous.FixedRendezvous.__init__",
         "launcher.agent.restart_policy.decide",
-        "launcher.loggers.kept_logs.LogFileState.__init__",
         "launcher.planning.profile._traced",
         "launcher.report.compare._differences",
         "launcher.report.markup.table",
