@@ -1,4 +1,4 @@
-"""Axes that look alike in all pictures, and the marks that several of them share."""
+"""Axes and marks that several plots share."""
 
 from __future__ import annotations
 
@@ -12,31 +12,9 @@ from launcher.report.records import Numbers
 from launcher.report.series import Line
 from launcher.report.svg import BAD, DASHES, MUTED, WARN, Key
 
-_WIDTH = 10.0
 
-
-def new_figure(height: float, rows: tuple[float, ...] = (), *, sharex: bool = False) -> tuple[Any, Any]:
-    """A figure whose axes lie below those of the page's other figures.
-
-    Args:
-        height: in units of 72 points.
-        rows: relative heights of several axes; one without.
-        sharex: whether those have one horizontal axis.
-    """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height))
-    FigureCanvasSVG(figure)
-    figure.subplots_adjust(left=0.1, right=0.985, bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
-    grid = figure.subplots(len(rows) or 1, 1, sharex=sharex, height_ratios=rows or None, squeeze=False)[:, 0]
-    for axes in grid:
-        axes.yaxis.set_label_coords(-0.088, 0.5)
-    return figure, grid if rows else grid[0]
-
-
-def name_steps(axes: Any) -> None:
-    """A horizontal axis of optimizer steps: whole numbers, thousands apart."""
+def set_step_axis(axes: Any) -> None:
+    """Make the horizontal axis one of optimizer steps."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlabel("optimizer step")
@@ -45,7 +23,7 @@ def name_steps(axes: Any) -> None:
 
 
 def label_rows(axes: Any, labels: Sequence[str]) -> None:
-    """Name the rows of a picture of bars, the first on top."""
+    """Label the rows of a bar chart, the first on top."""
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
@@ -53,8 +31,8 @@ def label_rows(axes: Any, labels: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def scale_by_twos(axes: Any) -> None:
-    """A logarithmic vertical axis for loss scales, which are halved and doubled."""
+def use_log2_scale(axes: Any) -> None:
+    """Make the vertical axis logarithmic to base 2: loss scales are halved and doubled."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.set_yscale("log", base=2)
@@ -64,11 +42,12 @@ def scale_by_twos(axes: Any) -> None:
     )
 
 
-def choose_scale(axes: Any, finite: Numbers, floor: float | None) -> None:
-    """Logarithmic where the values span more than two decades, unless the axis begins at a fixed value."""
+def use_log_scale_if_wide(axes: Any, values: Numbers) -> None:
+    """Make the vertical axis logarithmic if the values span more than two decades."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    if floor is None and len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
+    finite = values[np.isfinite(values)]
+    if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -76,41 +55,41 @@ def choose_scale(axes: Any, finite: Numbers, floor: float | None) -> None:
 
 
 def cut_outliers(axes: Any, steps: Numbers, values: Numbers, keys: list[Key]) -> None:
-    """Begin the vertical axis at zero and end it where the many are; mark what lies beyond."""
+    """Start the vertical axis at zero, end it above most values, and mark where values are higher."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return
     usual = float(np.percentile(finite, 90))
     high = float(finite.max())
-    beyond = high > 4 * usual > 0
-    top = 2 * usual if beyond else 1.12 * high
+    cut = high > 4 * usual > 0
+    top = 2 * usual if cut else 1.12 * high
     axes.set_ylim(0, top or 1.0)
-    if beyond:
+    if cut:
         at = np.unique(steps[np.isfinite(values) & (values > top)])
-        shown = at[every(len(at), 100)]
+        shown = at[thin(len(at), 100)]
         axes.plot(shown, np.full(len(shown), 0.97), transform=axes.get_xaxis_transform(), linestyle="", marker="^",
                   markersize=6, color=WARN, clip_on=False)  # fmt: skip
         keys.append(Key("higher than the axis", WARN, "up"))
 
 
 def mark_not_finite(axes: Any, line: Line) -> int:
-    """A cross at the upper edge for each value that is infinite."""
+    """Draw a cross at the upper edge for each value that is not finite; returns how many there are."""
     broken = line.steps[~np.isfinite(line.values)]
     if len(broken):
-        shown = broken[every(len(broken))]
+        shown = broken[thin(len(broken))]
         axes.plot(shown, np.full(len(shown), 0.98), transform=axes.get_xaxis_transform(), linestyle="", marker="x",
                   markersize=6, markeredgewidth=1.8, color=BAD, clip_on=False)  # fmt: skip
     return len(broken)
 
 
 def mark_restarts(axes: Any, restarts: Sequence[float], keys: list[Key]) -> None:
-    """A line at each step where another attempt went on."""
+    """Draw a vertical line at each step that a later attempt started from."""
     for step in restarts[:50]:
         axes.axvline(step, color=MUTED, linewidth=1.3, linestyle=DASHES[2])
     if restarts:
-        keys.append(Key("another attempt goes on", MUTED, dash=2))
+        keys.append(Key("a later attempt starts", MUTED, dash=2))
 
 
-def every(count: int, limit: int = 400) -> slice:
-    """An even choice of at most `limit` out of `count`."""
+def thin(count: int, limit: int = 400) -> slice:
+    """Evenly spaced indices, at most `limit` out of `count`."""
     return slice(None, None, max(1, -(-count // limit)))

@@ -1,77 +1,61 @@
-"""What all ranks told at each interval: read as plain numbers, and made into arrays. Pure."""
+"""Reads the values of all ranks at each logging interval into arrays. Pure."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from array import array
 from collections.abc import Mapping
-from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from launcher.report.event_fields import Malformed, as_any_number, as_sequence
+from launcher.report.event_fields import Malformed
 from launcher.report.records import Numbers, RankTable
 
-_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
-_FAST_TYPES = {int, float, type(None)}
-# A whole number may be too large for a float.
-_LARGEST_FAST = 1e300
-_NAN = math.nan
+_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RankRows:
-    """Intervals with the same ranks, as plain numbers: a long run logs millions, and objects of them take seconds.
+    """Consecutive intervals with the same ranks.
 
     Attributes:
-        ranks: of every interval.
-        steps: of shape (intervals,).
-        values: of shape (intervals, columns, ranks); NaN where there is none.
+        ranks: global ranks.
+        steps: optimizer steps done at each interval.
+        grids: values of each interval, shape (columns, ranks); NaN where a value is missing.
     """
 
     ranks: list[int]
-    steps: array[float] = dataclasses.field(default_factory=lambda: array("d"))
-    values: array[float] = dataclasses.field(default_factory=lambda: array("d"))
+    steps: list[int] = dataclasses.field(default_factory=list[int])
+    grids: list[Numbers] = dataclasses.field(default_factory=list[Numbers])
 
 
-def rank_columns(event: Mapping[str, Any], ranks: int) -> list[float]:
-    """The columns one after the other, a number a rank."""
-    columns = [event.get(name) for name in _RANK_COLUMNS]
-    if set(map(type, columns)) == {list} and set(map(len, columns)) == {ranks}:  # type: ignore[arg-type] -- all lists
-        numbers = list(chain.from_iterable(cast("list[list[Any]]", columns)))
-        types = set(map(type, numbers))
-        if types <= _FAST_TYPES and max(filter(None, numbers), default=0.0) < _LARGEST_FAST:
-            return [_NAN if value is None else value for value in numbers] if type(None) in types else numbers
-    return list(chain.from_iterable(_column(column, ranks) for column in columns))
+def read_rank_grid(event: Mapping[str, Any], ranks: int) -> Numbers:
+    """The values of one interval, shape (columns, ranks); a missing column is NaN.
 
-
-def _column(value: Any, length: int) -> list[float]:
-    """One number a rank, NaN where there is none; all NaN if the column is missing."""
-    if value is None:
-        return [_NAN] * length
-    column = as_sequence(value)
-    if len(column) != length:
+    Raises:
+        Malformed: a column has another length, or a value is not a number.
+    """
+    columns = [[None] * ranks if (column := event.get(name)) is None else column for name in _COLUMNS]
+    try:
+        # None becomes NaN, and so does the text that `launcher.core.events` writes for it.
+        grid = np.array(columns, dtype=float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Malformed from error
+    if grid.shape != (len(_COLUMNS), ranks):
         raise Malformed
-    return [_NAN if v is None else as_any_number(v) for v in column]
+    return grid
 
 
-def rank_table(rows: list[RankRows]) -> RankTable | None:
-    """The rows as arrays; a rank that is missing in some has NaN there."""
+def make_rank_table(rows: list[RankRows]) -> RankTable | None:
+    """All intervals in one table; NaN where a rank is missing in an interval."""
     if not rows:
         return None
-    ranks = sorted({rank for part in rows for rank in part.ranks}) if len(rows) > 1 else rows[0].ranks
-    grids = np.concatenate([_spread(part, ranks) for part in rows])
-    steps = np.concatenate([np.array(part.steps, dtype=float) for part in rows])
-    return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))
-
-
-def _spread(part: RankRows, ranks: list[int]) -> Numbers:
-    """Shape (intervals, columns, ranks), for these ranks; a rank that is named twice counts as it was named last."""
-    own = np.array(part.values, dtype=float).reshape(len(part.steps), len(_RANK_COLUMNS), len(part.ranks))
-    if part.ranks == ranks:
-        return own
-    grid = np.full((*own.shape[:2], len(ranks)), np.nan)
-    grid[:, :, [ranks.index(rank) for rank in part.ranks]] = own
-    return grid
+    ranks = sorted({rank for part in rows for rank in part.ranks})
+    steps = np.array([step for part in rows for step in part.steps], dtype=float)
+    grids = np.full((len(steps), len(_COLUMNS), len(ranks)), np.nan)
+    first = 0
+    for part in rows:
+        last = first + len(part.steps)
+        grids[first:last, :, [ranks.index(rank) for rank in part.ranks]] = np.stack(part.grids)
+        first = last
+    return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_COLUMNS))))

@@ -102,4 +102,4 @@ def test_the_page_has_a_row_for_each_rank(tmp_path: Path) -> None:
 def test_a_damaged_event_is_passed_over(more: dict[str, Any]) -> None:
     event = {"time": 1.0, "rank": 0, "kind": "memory", "ranks": [0, 1], "measured": [1, 2], "measured_by": "so", **more}
     history = read_history([{"time": 0.0, "rank": 0, "kind": "run_started"}, event])
-    assert (history.attempts[0].memory, history.foreign_lines) == (None, 1)
+    assert (history.attempts[0].memory, history.unreadable_lines) == (None, 1)
