@@ -51,7 +51,8 @@ def _from_mpi(starter: str, names: tuple[str, ...], env: Mapping[str, str]) -> d
     if not all(text.isdecimal() for text in texts):
         wrong = ", ".join(f"{name}={env.get(name)!r}" for name in names)
         raise TopologyError(f"{started}, but its variables do not identify this process ({wrong}); start one process "
-                            "on each node: python -m launcher fit --nnodes N --node-rank I --rdzv-endpoint HOST:PORT")  # fmt: skip
+                            "on each node: python -m launcher fit --nnodes N --node-rank I "
+                            "--rdzv-endpoint HOST:PORT")  # fmt: skip
     missing = [name for name in _ADDRESS if not env.get(name)]
     if missing:
         raise TopologyError(

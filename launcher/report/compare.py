@@ -7,20 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.core.nested import flatten
+from launcher.report import series
 from launcher.report.overview import Figure, list_figures
 from launcher.report.page import Section, Table
 from launcher.report.plots import Curve, CurveAxes, draw_curves
 from launcher.report.records import AttemptRecord, History
-from launcher.report.series import (
-    Line,
-    find_loss,
-    find_validation_loss,
-    learning_rate_lines,
-    loss_scale_line,
-    metric_line,
-    step_time_line,
-    validation_line,
-)
+from launcher.report.series import Line
 from launcher.report.source import Run
 from launcher.report.units import format_setting
 
@@ -79,11 +71,11 @@ def _describe_difference(a: Figure | None, b: Figure | None) -> str:
 def _compare_curves(histories: Mapping[str, History]) -> Section:
     losses: list[Curve] = []
     for name, history in histories.items():
-        if loss := find_loss(history):
-            losses.append(Curve(f"{name}: {loss}", [metric_line(a, loss) for a in history.attempts], trend=True))
+        if loss := series.find_loss(history):
+            losses.append(Curve(f"{name}: {loss}", [series.metric_line(a, loss) for a in history.attempts], trend=True))
     for name, history in histories.items():
-        if metric := find_validation_loss(history):
-            lines = [validation_line(a, metric) for a in history.attempts]
+        if metric := series.find_validation_loss(history):
+            lines = [series.validation_line(a, metric) for a in history.attempts]
             losses.append(Curve(f"{name}: {metric}", lines, points=True))
 
     def curves(line_of: Callable[[AttemptRecord], Line], *, trend: bool = False) -> list[Curve]:
@@ -93,9 +85,9 @@ def _compare_curves(histories: Mapping[str, History]) -> Section:
         (CurveAxes("loss", "Loss", "loss"), losses, "Loss over optimizer steps; thin lines are the logged values."),
         (CurveAxes("rate", "Learning rate", "learning rate", 2.3), curves(_first_learning_rate),
          "Learning rate of the first parameter group."),
-        (CurveAxes("scale", "Loss scale", "loss scale", 2.3, "loss scale"), curves(loss_scale_line),
+        (CurveAxes("scale", "Loss scale", "loss scale", 2.3, "loss scale"), curves(series.loss_scale_line),
          "Loss scale of rank 0."),
-        (CurveAxes("time", "Step time", "ms a step", 2.3, "time"), curves(step_time_line, trend=True),
+        (CurveAxes("time", "Step time", "ms a step", 2.3, "time"), curves(series.step_time_line, trend=True),
          "Wall time of an optimizer step, rank 0."),
     )  # fmt: skip
     drawn = [(draw_curves(axes, lines), caption) for axes, lines, caption in plots
@@ -104,7 +96,7 @@ def _compare_curves(histories: Mapping[str, History]) -> Section:
 
 
 def _first_learning_rate(attempt: AttemptRecord) -> Line:
-    return next(iter(learning_rate_lines(attempt)), metric_line(attempt, ""))
+    return next(iter(series.learning_rate_lines(attempt)), series.metric_line(attempt, ""))
 
 
 def _without(values: Mapping[str, Any], omitted: tuple[str, ...]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar
 
 # Integers up to here are exact as floats.
 _LARGEST_COUNT = 2**53
+_Kind = TypeVar("_Kind")
 
 
 class Malformed(Exception):  # noqa: N818 -- internal: the reader of events skips the event
@@ -42,23 +43,16 @@ def as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """A JSON object."""
-    if not isinstance(value, dict):
+def as_type(value: Any, kind: type[_Kind]) -> _Kind:
+    """A value of this type: `dict` for a JSON object, `list` for a JSON list."""
+    if not isinstance(value, kind):
         raise Malformed
-    return cast("dict[str, Any]", value)
-
-
-def as_sequence(value: Any) -> list[Any]:
-    """A JSON list."""
-    if not isinstance(value, list):
-        raise Malformed
-    return cast("list[Any]", value)
+    return value
 
 
 def as_metrics(value: Any) -> Mapping[str, float]:
     """Name to number."""
-    metrics = as_mapping(value)
+    metrics: dict[str, Any] = as_type(value, dict)
     if set(map(type, metrics.values())) == {float}:
         return metrics  # the common case
     return {name: as_any_number(number) for name, number in metrics.items()}

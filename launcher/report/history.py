@@ -6,25 +6,27 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import numpy as np
+
 from launcher.core.event_wording import describe_event
 from launcher.report.event_fields import (
     Malformed,
     as_any_number,
     as_count,
-    as_mapping,
     as_metrics,
     as_number,
-    as_sequence,
     as_text,
+    as_type,
 )
-from launcher.report.rank_rows import RankRows, make_rank_table, read_rank_grid
 from launcher.report.records import (
     AlertRecord,
     AttemptRecord,
     EventLine,
     History,
     MeasuredMemory,
+    Numbers,
     Outcome,
+    RankTable,
     Step,
     ValidationRecord,
 )
@@ -33,6 +35,7 @@ from launcher.report.records import (
 _WITHOUT_LINE = frozenset(
     {"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert", "memory"}
 )
+_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
 # Written between attempts: they do not make the attempt before them longer.
 _BETWEEN_ATTEMPTS = frozenset({"nodes_missing"})
 _ENDS: Mapping[str, Outcome] = {"interrupted": "interrupted", "preempted": "interrupted", "failed": "failed",
@@ -56,7 +59,7 @@ def read_history(events: Iterable[Mapping[str, Any]], *, unreadable_lines: int =
             if kind == "run_started" or not attempts:
                 attempts.append(_AttemptReader(len(attempts) + 1, time))
             if kind == "planned":
-                plan = as_mapping(event.get("plan"))
+                plan = as_type(event.get("plan"), dict)
             attempts[-1].add(event, kind, time, rank)
         except (Malformed, ValueError, OverflowError):
             unreadable_lines += 1
@@ -70,7 +73,7 @@ class _AttemptReader:
         self._attempt = AttemptRecord(number, started, started)
         self._known: dict[str, Any] = {}
         self._steps: list[Step] = []
-        self._rows: list[RankRows] = []
+        self._rows: list[_RankRows] = []
         self._validations: list[ValidationRecord] = []
         self._alerts: list[AlertRecord] = []
         self._checkpoints: list[tuple[int, float]] = []
@@ -123,7 +126,7 @@ class _AttemptReader:
             last_event=self._last_event,
             end_step=self._last_step,
             steps=tuple(self._steps),
-            rank_table=make_rank_table(self._rows),
+            rank_table=_make_rank_table(self._rows),
             validations=tuple(self._validations),
             alerts=tuple(self._alerts),
             checkpoints=tuple(self._checkpoints),
@@ -137,7 +140,7 @@ class _AttemptReader:
             restart_count=count if type(count) is int else 0,
             source=as_text(event.get("source")),
             host=as_text(event.get("host")),
-            versions={k: str(v) for k, v in as_mapping(versions).items() if v is not None} if versions else {},
+            versions={k: str(v) for k, v in as_type(versions, dict).items() if v is not None} if versions else {},
         )
 
     def _add_step(self, event: Mapping[str, Any], time: float) -> None:
@@ -148,7 +151,7 @@ class _AttemptReader:
                 time,
                 None if seconds is None else as_number(seconds),
                 as_metrics(event.get("metrics")),
-                tuple(as_any_number(rate) for rate in as_sequence(rates)),
+                tuple(as_any_number(rate) for rate in as_type(rates, list)),
             )
         )
 
@@ -158,8 +161,8 @@ class _AttemptReader:
         if rows is None:
             if not isinstance(ranks, list) or not ranks:
                 raise Malformed
-            rows = RankRows([as_count(one) for one in cast("list[Any]", ranks)])
-        step, grid = as_count(event.get("step")), read_rank_grid(event, len(rows.ranks))
+            rows = _RankRows([as_count(one) for one in cast("list[Any]", ranks)])
+        step, grid = as_count(event.get("step")), _read_rank_grid(event, len(rows.ranks))
         if not self._rows or self._rows[-1] is not rows:
             self._rows.append(rows)
         rows.steps.append(step)
@@ -168,12 +171,12 @@ class _AttemptReader:
     def _add_alert(self, event: Mapping[str, Any], time: float) -> None:
         step = event.get("step")
         kind, title, text = (as_text(event.get(name)) for name in ("alert", "title", "text"))
-        ranks = tuple(as_count(rank) for rank in as_sequence(event.get("ranks") or []))
+        ranks = tuple(as_count(rank) for rank in as_type(event.get("ranks") or [], list))
         self._alerts.append(AlertRecord(step if type(step) is int else None, time, kind, title, text, ranks))
 
     def _add_memory(self, event: Mapping[str, Any]) -> None:
-        ranks, peaks = as_sequence(event.get("ranks")), as_sequence(event.get("measured"))
-        total = as_mapping(event.get("planned") or {}).get("total")
+        ranks, peaks = as_type(event.get("ranks"), list), as_type(event.get("measured"), list)
+        total = as_type(event.get("planned") or {}, dict).get("total")
         self._known["memory"] = MeasuredMemory(
             {as_count(rank): as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
             as_text(event.get("measured_by")),
@@ -196,3 +199,50 @@ class _AttemptReader:
             error = describe_event(event, "failed")
         host = as_text(event.get("host"))
         self._known.update(failed_rank=rank, detail=f"rank {rank}{f' ({host})' if host else ''}: {error}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _RankRows:
+    """Consecutive intervals with the same ranks.
+
+    Attributes:
+        ranks: global ranks.
+        steps: optimizer steps done at each interval.
+        grids: values of each interval, shape (columns, ranks); NaN where a value is missing.
+    """
+
+    ranks: list[int]
+    steps: list[int] = dataclasses.field(default_factory=list[int])
+    grids: list[Numbers] = dataclasses.field(default_factory=list[Numbers])
+
+
+def _read_rank_grid(event: Mapping[str, Any], ranks: int) -> Numbers:
+    """The values of one interval, shape (columns, ranks); a missing column is NaN.
+
+    Raises:
+        Malformed: a column has another length, or a value is not a number.
+    """
+    columns = [[None] * ranks if (column := event.get(name)) is None else column for name in _RANK_COLUMNS]
+    try:
+        # None becomes NaN, and so does the text that `launcher.core.events` writes for it.
+        grid = np.array(columns, dtype=float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Malformed from error
+    if grid.shape != (len(_RANK_COLUMNS), ranks):
+        raise Malformed
+    return grid
+
+
+def _make_rank_table(rows: list[_RankRows]) -> RankTable | None:
+    """All intervals in one table; NaN where a rank is missing in an interval."""
+    if not rows:
+        return None
+    ranks = sorted({rank for part in rows for rank in part.ranks})
+    steps = np.array([step for part in rows for step in part.steps], dtype=float)
+    grids = np.full((len(steps), len(_RANK_COLUMNS), len(ranks)), np.nan)
+    first = 0
+    for part in rows:
+        last = first + len(part.steps)
+        grids[first:last, :, [ranks.index(rank) for rank in part.ranks]] = np.stack(part.grids)
+        first = last
+    return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))

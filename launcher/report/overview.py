@@ -6,19 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.report import units
 from launcher.report.page import Section, Table
 from launcher.report.records import AlertRecord, History, Outcome
 from launcher.report.series import count_skipped_steps, find_loss, find_validation_loss, summarize_ranks
 from launcher.report.source import Run
-from launcher.report.units import (
-    format_bytes,
-    format_count,
-    format_duration,
-    format_number,
-    format_plural,
-    format_ranks,
-    format_time,
-)
 
 BADGES: Mapping[Outcome, tuple[str, str]] = {
     "finished": ("finished", "good"),
@@ -56,22 +48,24 @@ def list_figures(run: Run) -> list[Figure]:
     step_time, skipped = history.seconds_per_step, count_skipped_steps(history)
     peaks = [s.peak_memory for s in summarize_ranks(history) if s.peak_memory is not None]
     ranks, nodes = plan["world_size"], plan["num_nodes"] or 1
-    ranks_note = "" if ranks is None else format_plural(int(ranks), "rank") + (f" on {nodes:.0f} nodes" * (nodes > 1))
+    ranks_note = (
+        "" if ranks is None else units.format_plural(int(ranks), "rank") + (f" on {nodes:.0f} nodes" * (nodes > 1))
+    )
     figures = [
-        Figure("optimizer steps", format_count(history.last_step),
-               f"{format_plural(repeated, 'step')} repeated" if repeated else "", history.last_step),
-        Figure("time in attempts", format_duration(seconds), format_plural(restarts, "restart") if restarts else "",
-               seconds),
-        Figure("time a step", format_duration(step_time), "median", step_time),
+        Figure("optimizer steps", units.format_count(history.last_step),
+               f"{units.format_plural(repeated, 'step')} repeated" if repeated else "", history.last_step),
+        Figure("time in attempts", units.format_duration(seconds),
+               units.format_plural(restarts, "restart") if restarts else "", seconds),
+        Figure("time a step", units.format_duration(step_time), "median", step_time),
         *_metric_figures(history),
         Figure("precision", plan["precision"] or "\u2013"),
         Figure("strategy", plan["strategy"]["name"] or "\u2013", ranks_note),
     ]  # fmt: skip
     if skipped is not None:
-        figures.append(Figure("skipped steps", format_count(skipped), "gradients not finite", skipped))
+        figures.append(Figure("skipped steps", units.format_count(skipped), "gradients not finite", skipped))
     if peaks:
-        figures.append(Figure("peak memory", format_bytes(max(peaks)), "of one rank", max(peaks)))
-    figures.append(Figure("alerts", format_count(len(history.alerts)), "", len(history.alerts)))
+        figures.append(Figure("peak memory", units.format_bytes(max(peaks)), "of one rank", max(peaks)))
+    figures.append(Figure("alerts", units.format_count(len(history.alerts)), "", len(history.alerts)))
     return figures
 
 
@@ -83,7 +77,9 @@ def _metric_figures(history: History) -> list[Figure]:
         values = [v[name] for v in metrics if name in v] if name is not None else []
         if name is not None and values:
             lowest = min((v for v in values if v == v), default=values[-1])
-            figures.append(Figure(name, format_number(values[-1]), f"last; lowest {format_number(lowest)}", values[-1]))
+            figures.append(
+                Figure(name, units.format_number(values[-1]), f"last; lowest {units.format_number(lowest)}", values[-1])
+            )
     return figures
 
 
@@ -118,7 +114,13 @@ def alerts_section(run: Run) -> Section | None:
 
 def _alerts_table(alerts: Sequence[AlertRecord], caption: str) -> Table:
     rows: list[tuple[Any, ...]] = [
-        (format_count(a.step), format_time(a.time), format_ranks(a.ranks) if a.ranks else "\u2013", a.title, a.text)
+        (
+            units.format_count(a.step),
+            units.format_time(a.time),
+            units.format_ranks(a.ranks) if a.ranks else "\u2013",
+            a.title,
+            a.text,
+        )
         for a in alerts
     ]
     return Table(caption, ("step", "time", "ranks", "alert", "cause and advice"), rows, (0,), (1, 2, 3))

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from launcher.report import units
-from launcher.report.svg import DASHES, VARIABLES
+from launcher.report.drawing import DASHES, VARIABLES
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -9,18 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from launcher.report.axes import (
-    cut_outliers,
-    label_rows,
-    mark_not_finite,
-    mark_restarts,
-    set_step_axis,
-    use_log2_scale,
-    use_log_scale_if_wide,
-)
+from launcher.report import drawing
+from launcher.report.drawing import BAD, DASHES, GOOD, GRID, INK, MUTED, SERIES, SURFACE, WARN, Key, Plot, new_plot
 from launcher.report.records import AttemptRecord
 from launcher.report.series import Line, decimate, smooth, smooth_by_medians
-from launcher.report.svg import BAD, DASHES, GOOD, GRID, INK, MUTED, SERIES, SURFACE, WARN, Key, Plot, new_plot
 from launcher.report.units import choose_time_unit
 
 # More rows in the plot of attempts would not be readable.
@@ -82,14 +74,14 @@ def draw_curves(what: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
     """
     with new_plot(what.name, what.title, what.height) as plot:
         (axes,), keys = plot.axes, plot.keys
-        set_step_axis(axes)
+        drawing.set_step_axis(axes)
         axes.set_ylabel(what.unit)
         lines = [line for curve in curves for line in curve.lines]
         values = np.concatenate([line.values for line in lines] or [np.array([])])
         if what.kind == "loss scale":
-            use_log2_scale(axes)
+            drawing.use_log2_scale(axes)
         elif what.kind == "value":
-            use_log_scale_if_wide(axes, values)
+            drawing.use_log_scale_if_wide(axes, values)
         trend_of = smooth_by_medians if what.kind == "time" else smooth
         for index, curve in enumerate(curves):
             style = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
@@ -102,10 +94,10 @@ def draw_curves(what: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
                         _draw(axes, curve, part, {**style, "alpha": alpha}, trend_of)
             keys.append(Key(curve.label, style["color"], dash=index))
         if what.kind == "time":
-            cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
-        if sum(mark_not_finite(axes, line) for line in lines):
+            drawing.cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
+        if sum(drawing.mark_not_finite(axes, line) for line in lines):
             keys.append(Key("not finite", BAD, "cross"))
-        mark_restarts(axes, restarts, keys)
+        drawing.mark_restarts(axes, restarts, keys)
     return plot
 
 
@@ -155,7 +147,7 @@ def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
             fill, edge = (SURFACE, color) if attempt.outcome == "unknown" else (color, SURFACE)
             axes.plot(at(attempt.last_event), row, linestyle="", marker=marker, markersize=8.5, markeredgewidth=1.6,
                       markerfacecolor=fill, markeredgecolor=edge, clip_on=False, zorder=5)  # fmt: skip
-        label_rows(axes, [f"attempt {a.number}" for a in shown])
+        drawing.label_rows(axes, [f"attempt {a.number}" for a in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{unit} since the first start")

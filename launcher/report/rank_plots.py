@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from launcher.report.axes import (
-    cut_outliers,
-    label_rows,
-    mark_not_finite,
-    mark_restarts,
-    set_step_axis,
-    thin,
-    use_log2_scale,
-)
+from launcher.report import drawing
+from launcher.report.drawing import BAD, DASHES, GRID, INK, MUTED, SERIES, SURFACE, Key, Plot, new_plot
 from launcher.report.records import Numbers, RankTable
 from launcher.report.series import Line, RankSummary, Skip, decimate
-from launcher.report.svg import BAD, DASHES, GRID, INK, MUTED, SERIES, SURFACE, Key, Plot, new_plot
 from launcher.report.units import choose_bytes_unit, format_ranks
 
 # More ranks cannot be distinguished in one plot.
@@ -44,7 +36,7 @@ def draw_loss_scale(
 
     with new_plot("scale-plot", "Loss scale of all ranks", 3.6, rows=(3.2, 1)) as plot:
         (axes, below), keys = plot.axes, plot.keys
-        use_log2_scale(axes)
+        drawing.use_log2_scale(axes)
         axes.set_ylabel("loss scale")
         for index, (ranks, lines) in enumerate(groups[:_MOST_LINES]):
             for line in lines:
@@ -53,13 +45,13 @@ def draw_loss_scale(
                 # A loss scale holds until the step that changes it.
                 axes.step(shown.steps, scales, where="post", color=SERIES[index], linestyle=DASHES[index],
                           linewidth=2.0 if index == 0 else 1.6)  # fmt: skip
-                mark_not_finite(axes, line)
+                drawing.mark_not_finite(axes, line)
             keys.append(Key(format_ranks(ranks), SERIES[index], dash=index))
         if floor > 0 and axes.get_ylim()[0] <= 2 * floor:
             axes.axhline(floor, color=BAD, linewidth=1, linestyle=DASHES[2])
             keys.append(Key("floor", BAD, dash=2))
         below.set_ylabel("skipped")
-        set_step_axis(below)
+        drawing.set_step_axis(below)
         if skips:
             steps, counts = [s.step for s in skips], [s.count for s in skips]
             # Lines: in a long run, bars would be thinner than a pixel.
@@ -70,7 +62,7 @@ def draw_loss_scale(
             keys.append(Key("optimizer steps skipped", BAD, "triangle"))
         below.set_ylim(0, 1.25 * max([1, *(s.count for s in skips)]))
         below.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
-        mark_restarts(axes, restarts, keys)
+        drawing.mark_restarts(axes, restarts, keys)
     return plot
 
 
@@ -96,7 +88,7 @@ def draw_rank_times(tables: Sequence[RankTable], slow: Sequence[int], restarts: 
     single = sorted(slow[: _MOST_LINES - 1]) if is_band else ranks
     with new_plot("own", "Own time of each rank", 2.9) as plot:
         (axes,), keys = plot.axes, plot.keys
-        set_step_axis(axes)
+        drawing.set_step_axis(axes)
         axes.set_ylabel("own time a step (ms)")
         if is_band:
             keys += [Key("80% of all ranks", MUTED, "band"), Key("median of all ranks", INK)]
@@ -110,14 +102,14 @@ def draw_rank_times(tables: Sequence[RankTable], slow: Sequence[int], restarts: 
                     axes.plot(shown.steps, shown.values, color=SERIES[index], linestyle=DASHES[index], linewidth=1.6)
         keys += [Key(f"rank {rank}", SERIES[index], dash=index) for index, rank in enumerate(single)]
         steps = np.concatenate([np.repeat(table.steps, len(table.ranks)) for table in tables])
-        cut_outliers(axes, steps, np.concatenate([table.own_seconds.ravel() * 1e3 for table in tables]), keys)
-        mark_restarts(axes, restarts, keys)
+        drawing.cut_outliers(axes, steps, np.concatenate([table.own_seconds.ravel() * 1e3 for table in tables]), keys)
+        drawing.mark_restarts(axes, restarts, keys)
     return plot
 
 
 def _draw_band(axes: Any, steps: Numbers, grid: Numbers) -> None:
     """Draw the median and the 10th to 90th percentile of the ranks; `grid` has shape (ranks, steps)."""
-    at = thin(len(steps))
+    at = drawing.thin(len(steps))
     low, middle, high = np.nanpercentile(grid[:, at], (10, 50, 90), axis=0)
     axes.fill_between(steps[at], low, high, color=MUTED, alpha=0.22, linewidth=0)
     axes.plot(steps[at], middle, color=INK, linewidth=1.6)
@@ -139,7 +131,7 @@ def draw_rank_bars(summaries: Sequence[RankSummary]) -> Plot:
             axes.barh(range(len(summaries)), values, left=left, color=color, **_BAR)
             left = left + values
             plot.keys.append(Key(label, color, "bar"))
-        label_rows(axes, [f"rank {s.rank}" for s in summaries])
+        drawing.label_rows(axes, [f"rank {s.rank}" for s in summaries])
         axes.set_xlabel("ms a step, median")
     return plot
 
@@ -169,6 +161,6 @@ def draw_memory(planned: Mapping[str, float], measured: Mapping[int, float], lim
         if limit is not None and limit < 4 * largest:
             axes.axvline(limit / size, color=BAD, linewidth=1.4, linestyle=DASHES[1])
             keys.append(Key("limit", BAD, dash=1))
-        label_rows(axes, labels)
+        drawing.label_rows(axes, labels)
         axes.set_xlabel(f"{unit} of one rank")
     return plot

@@ -7,18 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from launcher.report import series
 from launcher.report.page import Section, Table
 from launcher.report.plain import MEMORY_PARTS, read_watch_options
 from launcher.report.plots import Curve, CurveAxes, draw_curves
 from launcher.report.rank_plots import draw_loss_scale, draw_memory, draw_rank_bars, draw_rank_times
-from launcher.report.series import (
-    RankSummary,
-    find_skips,
-    find_stragglers,
-    group_by_loss_scale,
-    step_time_line,
-    summarize_ranks,
-)
+from launcher.report.series import RankSummary
 from launcher.report.source import Run
 from launcher.report.units import format_bytes, format_count, format_milliseconds
 
@@ -30,10 +24,10 @@ _MOST_ROWS = 64
 def scale_section(run: Run) -> Section:
     """The loss scale of all ranks, with skipped steps."""
     history = run.history
-    groups = group_by_loss_scale(history.rank_tables)
+    groups = series.group_by_loss_scale(history.rank_tables)
     if not groups:
         return Section("scale", "Loss scale", {"plan": run.plan}, "no_scale")
-    skips = [skip for a in history.attempts if a.rank_table for skip in find_skips(a.rank_table, a.start_step)]
+    skips = [skip for a in history.attempts if a.rank_table for skip in series.find_skips(a.rank_table, a.start_step)]
     scales = np.concatenate([line.values for _, lines in groups for line in lines])
     finite = scales[np.isfinite(scales)]
     rows = [(f"{s.before + 1:,} to {s.step:,}", format_count(s.count)) for s in skips[:_MOST_ROWS]]
@@ -53,10 +47,10 @@ def scale_section(run: Run) -> Section:
 
 def ranks_section(run: Run) -> Section:
     """Step time of all ranks, with the stragglers."""
-    history, lines = run.history, [step_time_line(a) for a in run.history.attempts]
+    history, lines = run.history, [series.step_time_line(a) for a in run.history.attempts]
     times = np.concatenate([line.values for line in lines] or [np.array([])])
-    summaries = summarize_ranks(history)
-    slow = find_stragglers(summaries, read_watch_options(run.config))
+    summaries = series.summarize_ranks(history)
+    slow = series.find_stragglers(summaries, read_watch_options(run.config))
     by_own_time = sorted(summaries, key=lambda s: -s.own_seconds if math.isfinite(s.own_seconds) else 0.0)
     axes = CurveAxes("time", "Step time", "ms a step", 2.4, "time")
     curve = Curve("optimizer step, rank 0", lines, trend=True)
@@ -97,7 +91,7 @@ def _rank_table(summaries: Sequence[RankSummary], slow: Sequence[int]) -> Table:
 def memory_section(run: Run) -> Section:
     """Planned memory and measured peak memory."""
     plan, planned = run.plan, planned_memory(run)
-    peaks = {s.rank: float(s.peak_memory) for s in summarize_ranks(run.history) if s.peak_memory is not None}
+    peaks = {s.rank: float(s.peak_memory) for s in series.summarize_ranks(run.history) if s.peak_memory is not None}
     measured = next((a.memory for a in reversed(run.history.attempts) if a.memory is not None), None)
     if measured is not None:
         peaks = {rank: float(peak) for rank, peak in measured.measured.items()}

@@ -7,26 +7,13 @@ from typing import Any
 
 from launcher.config.schema import RunConfig
 from launcher.core.nested import flatten
+from launcher.report import series, units
 from launcher.report.overview import BADGES, alerts_section, failure_section
 from launcher.report.page import Section, Table
 from launcher.report.plots import MOST_ATTEMPTS, Curve, CurveAxes, draw_attempts, draw_curves
 from launcher.report.rank_sections import memory_section, ranks_section, scale_section
 from launcher.report.records import AttemptRecord
-from launcher.report.series import (
-    find_loss,
-    find_validation_loss,
-    learning_rate_lines,
-    metric_line,
-    validation_line,
-)
 from launcher.report.source import Run
-from launcher.report.units import (
-    format_count,
-    format_duration,
-    format_plural,
-    format_setting,
-    format_time,
-)
 
 _MOST_LINES = 300
 _MOST_GROUPS = 6
@@ -40,15 +27,15 @@ def list_sections(run: Run) -> list[Section]:
 
 
 def _loss(run: Run) -> Section:
-    history, loss = run.history, find_loss(run.history)
+    history, loss = run.history, series.find_loss(run.history)
     if loss is None:
         return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
-    curves = [Curve(loss, [metric_line(a, loss) for a in history.attempts], trend=True)]
-    validated = find_validation_loss(history)
+    curves = [Curve(loss, [series.metric_line(a, loss) for a in history.attempts], trend=True)]
+    validated = series.find_validation_loss(history)
     if validated is not None:
-        curves.append(Curve(validated, [validation_line(a, validated) for a in history.attempts], points=True))
+        curves.append(Curve(validated, [series.validation_line(a, validated) for a in history.attempts], points=True))
     logged = [(s.metrics[loss], s.step) for a in history.attempts for s in a.steps if loss in s.metrics]
-    groups = [learning_rate_lines(a) for a in history.attempts]
+    groups = [series.learning_rate_lines(a) for a in history.attempts]
     width = max(map(len, groups))
     rates = [
         Curve(f"parameter group {i + 1}" if width > 1 else "learning rate", [g[i] for g in groups if i < len(g)])
@@ -77,15 +64,15 @@ def _attempts(run: Run) -> Section | None:
         return None
     repeated, lines = history.repeated_steps, [line for a in attempts for line in a.lines]
     rows: list[tuple[Any, ...]] = [
-        (f"{a.number}", format_time(a.started), format_duration(a.seconds),
-         format_duration(None if a.first_step_time is None else a.first_step_time - a.started),
-         _describe_steps(a), format_count(repeated.get(a.number, 0)),
+        (f"{a.number}", units.format_time(a.started), units.format_duration(a.seconds),
+         units.format_duration(None if a.first_step_time is None else a.first_step_time - a.started),
+         _describe_steps(a), units.format_count(repeated.get(a.number, 0)),
          {"badge": BADGES[a.outcome], "text": "" if a.outcome == "finished" else a.detail})
         for a in attempts[-_MOST_LINES:]
     ]  # fmt: skip
     head = ("attempt", "started", "duration", "to first step", "steps", "repeated", "end")
     events = [
-        (format_time(line.time), f"rank {line.rank}", format_count(line.step), line.text)
+        (units.format_time(line.time), f"rank {line.rank}", units.format_count(line.step), line.text)
         for line in lines[-_MOST_LINES:]
     ]
     view = {
@@ -120,8 +107,8 @@ def _plan(run: Run) -> Section:
     plan, strategy = run.plan, run.plan["strategy"]
     devices = ", ".join(f"{count} \u00d7 {name}" for name, count in plan["devices"].items())
     rows: list[tuple[Any, ...]] = [
-        ("ranks", format_count(plan["world_size"]), devices),
-        ("nodes", format_count(plan["num_nodes"]), ", ".join(plan["hosts"])),
+        ("ranks", units.format_count(plan["world_size"]), devices),
+        ("nodes", units.format_count(plan["num_nodes"]), ", ".join(plan["hosts"])),
         ("strategy", strategy["name"] or "\u2013", strategy["reasons"]),
         ("batch", plan["batch"]["global_batch_size"] or "batch size of the loader", plan["batch_reasons"]),
     ]
@@ -136,13 +123,13 @@ def _plan(run: Run) -> Section:
 
 def _config(run: Run) -> Section:
     given, default = flatten(run.config), flatten(RunConfig().to_dict())
-    changed = [(k, format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
-    unchanged = [(k, format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
+    changed = [(k, units.format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
+    unchanged = [(k, units.format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
     head = ("setting", "value")
     view = {
         "changed": Table("Settings that differ from the default", head, changed, kind="keys") if given else None,
         "unchanged": Table("Settings at the default", head, unchanged, kind="keys"),
-        "title": f"{format_plural(len(unchanged), 'setting')} at the default",
+        "title": f"{units.format_plural(len(unchanged), 'setting')} at the default",
     }
     return Section("config", "Config", view)
 
