@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from launcher.doctor.finding import Check, Finding
+from launcher.doctor.finding import Check, Finding, judge
 from launcher.doctor.gpu_probe import has_nvidia_driver, probe_gpus
 from launcher.doctor.gpus import gpu_findings
 from launcher.doctor.network import check_hostname, check_interfaces, read_ports
@@ -36,11 +36,7 @@ _WANDB_TIMEOUT_S = 5.0
 def check_versions() -> Iterator[Finding]:
     """Python, and every library that the launcher needs: compares them with the tested versions."""
     python = ".".join(map(str, sys.version_info[:3]))
-    yield (
-        Finding("python", "ok", python)
-        if sys.version_info >= (3, 11)
-        else Finding("python", "failure", python, "install Python 3.11 or newer")
-    )
+    yield judge("python", sys.version_info >= (3, 11), python, "install Python 3.11 or newer", "failure")
     for text in importlib.metadata.requires("launcher") or ():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -54,9 +50,9 @@ def version_finding(requirement: Requirement) -> Finding:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return Finding(requirement.name, "failure", "not installed", advice)
-    if requirement.specifier.contains(version, prereleases=True):
-        return Finding(requirement.name, "ok", version)
-    return Finding(requirement.name, "failure", f"{version}; known to work: {requirement.specifier}", advice)
+    is_known = requirement.specifier.contains(version, prereleases=True)
+    found = version if is_known else f"{version}; known to work: {requirement.specifier}"
+    return judge(requirement.name, is_known, found, advice, "failure")
 
 
 def check_devices() -> Iterator[Finding]:
@@ -80,14 +76,11 @@ def check_compiler() -> Iterator[Finding]:
     """The tools that DeepSpeed builds its extensions with."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     advice = "DeepSpeed needs it to build its CPU Adam: apt-get install g++"
-    yield Finding("C++ compiler", "ok", compiler) if compiler else Finding("C++ compiler", "warning", "no g++", advice)
+    yield judge("C++ compiler", compiler is not None, compiler or "no g++", advice)
     # pip installs it next to Python, which may not be on PATH.
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
-    yield (
-        Finding("ninja", "ok", ninja)
-        if ninja
-        else Finding("ninja", "warning", "not found", "DeepSpeed needs it to build extensions: pip install ninja")
-    )
+    advice = "DeepSpeed needs it to build extensions: pip install ninja"
+    yield judge("ninja", ninja is not None, ninja or "not found", advice)
 
 
 def check_memory_and_disk() -> Iterator[Finding]:
@@ -104,8 +97,7 @@ def space_finding(name: str, path: str, wanted: int, advice: str) -> Finding:
         free = shutil.disk_usage(path).free
     except OSError as error:
         return Finding(name, "warning", f"{path}: {error.strerror or error}", advice)
-    found = f"{free / _GIB:.1f} GiB free at {path}"
-    return Finding(name, "ok", found) if free >= wanted else Finding(name, "warning", found, advice)
+    return judge(name, free >= wanted, f"{free / _GIB:.1f} GiB free at {path}", advice)
 
 
 def check_limits() -> Iterator[Finding]:
@@ -122,11 +114,10 @@ def processes_finding(soft: int, hard: int) -> Finding:
 
 def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
     """The limit of pinned memory, which InfiniBand needs for its buffers; -1 is unlimited."""
-    found = "unlimited locked memory" if soft == resource.RLIM_INFINITY else f"{soft / 2**20:.3g} MiB of locked memory"
-    if soft == resource.RLIM_INFINITY or not has_infiniband:
-        return Finding("locked memory", "ok", found)
+    is_unlimited = soft == resource.RLIM_INFINITY
+    found = "unlimited locked memory" if is_unlimited else f"{soft / 2**20:.3g} MiB of locked memory"
     advice = "NCCL needs it unlimited for InfiniBand: ulimit -l unlimited, or limits.conf and LimitMEMLOCK of slurmd"
-    return Finding("locked memory", "failure", found, advice)
+    return judge("locked memory", is_unlimited or not has_infiniband, found, advice, "failure")
 
 
 def open_files_finding(soft: int, hard: int) -> Finding:
@@ -136,15 +127,13 @@ def open_files_finding(soft: int, hard: int) -> Finding:
 
 def _limit_finding(name: str, found: str, letter: str, wanted: int, soft: int, hard: int) -> Finding:
     """A limit that `ulimit -LETTER` raises, up to the hard limit."""
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return Finding(name, "ok", found)
     can_raise = hard == resource.RLIM_INFINITY or hard >= wanted
     advice = (
         f"ulimit -{letter} {wanted}"
         if can_raise
         else f"ask the administrator for a hard limit of {wanted} (limits.conf); it is {hard}"
     )
-    return Finding(name, "warning", found, advice)
+    return judge(name, soft == resource.RLIM_INFINITY or soft >= wanted, found, advice)
 
 
 def _amount(limit: int) -> str:
@@ -199,10 +188,7 @@ def check_slurm() -> Iterator[Finding]:
         found = (
             f"{partition.name}: {partition.nodes} nodes, {partition.gpus_per_node} GPUs each, {partition.time_limit}"
         )
-        if partition.is_up:
-            yield Finding("SLURM", "ok", found)
-        else:
-            yield Finding("SLURM", "warning", f"{found}, down", "jobs do not start in it")
+        yield judge("SLURM", partition.is_up, found if partition.is_up else f"{found}, down", "jobs do not start in it")
 
 
 def slurm_findings(facts: SlurmFacts) -> Iterator[Finding]:
@@ -215,11 +201,8 @@ def slurm_findings(facts: SlurmFacts) -> Iterator[Finding]:
         yield Finding("SLURM", "warning", version, advice)
     else:
         yield Finding("SLURM", "ok", version)
-    if facts.accounting:
-        advice = "`launcher status` can only ask squeue, which forgets a job minutes after its end"
-        yield Finding("accounting", "warning", facts.accounting, advice)
-    else:
-        yield Finding("accounting", "ok", "sacct answers")
+    advice = "`launcher status` can only ask squeue, which forgets a job minutes after its end"
+    yield judge("accounting", not facts.accounting, facts.accounting or "sacct answers", advice)
 
 
 # Run on every node; the others only on the login node.

@@ -29,6 +29,11 @@ class Finding:
     advice: str = ""
 
 
+def judge(name: str, is_ok: bool, found: str, advice: str, status: Status = "warning") -> Finding:
+    """A finding that is 'ok', or has another status and advice."""
+    return Finding(name, "ok", found) if is_ok else Finding(name, status, found, advice)
+
+
 Check = Callable[[], Iterable[Finding]]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.doctor.finding import Finding
+from launcher.doctor.finding import Finding, judge
 
 _GIB = 2**30
 # The oldest driver for each major version of CUDA: "CUDA minor version compatibility", CUDA Toolkit release notes.
@@ -176,10 +176,9 @@ def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
         advice = f"install a torch build for this GPU; the present one supports {', '.join(facts.architectures)}"
         return Finding(name, "failure", f"{found}: torch {facts.torch} has no kernels for it", advice)
     used = gpu.memory_bytes - gpu.free_bytes
-    if used > _MEMORY_USED * gpu.memory_bytes:
-        advice = "`nvidia-smi` lists the processes; a run may run out of memory although the plan fits"
-        return Finding(name, "warning", f"{found}; {used / _GIB:.1f} GiB are in use", advice)
-    return Finding(name, "ok", found)
+    is_free = used <= _MEMORY_USED * gpu.memory_bytes
+    advice = "`nvidia-smi` lists the processes; a run may run out of memory although the plan fits"
+    return judge(name, is_free, found if is_free else f"{found}; {used / _GIB:.1f} GiB are in use", advice)
 
 
 def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
