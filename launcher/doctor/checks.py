@@ -20,11 +20,11 @@ from launcher.doctor.gpus import gpu_findings
 from launcher.doctor.network import check_hostname, check_interfaces, read_ports
 from slurm.partitions import PartitionsError, read_partitions
 from slurm.version import OLDEST, WARNS_PREEMPTED, SlurmFacts, read_slurm
+from strategies.units import GIB, format_bytes
 
-_GIB = 2**30
 # For NCCL and the data loaders; a container has 64 MiB by default.
-_SHARED_MEMORY_BYTES = _GIB
-_DISK_BYTES = 10 * _GIB
+_SHARED_MEMORY_BYTES = GIB
+_DISK_BYTES = 10 * GIB
 # Ranks, loader workers and their pipes: 8 ranks of 16 workers reach 1024, the usual soft limit.
 _OPEN_FILES = 4096
 _PROCESSES = 4096
@@ -65,7 +65,7 @@ def check_devices() -> Iterator[Finding]:
     from launcher.hardware.devices import detect_hardware
 
     device = detect_hardware("auto", 0).device
-    found = f"{device.name}, {device.memory_bytes / _GIB:.0f} GiB, native: {', '.join(device.native_dtypes)}"
+    found = f"{device.name}, {format_bytes(device.memory_bytes)}, native: {', '.join(device.native_dtypes)}"
     if device.kind == "cpu":
         yield Finding("device", "warning", found, "no GPU found: enough for debugging")
     else:
@@ -97,7 +97,7 @@ def space_finding(name: str, path: str, wanted: int, advice: str) -> Finding:
         free = shutil.disk_usage(path).free
     except OSError as error:
         return Finding(name, "warning", f"{path}: {error.strerror or error}", advice)
-    return judge(name, free >= wanted, f"{free / _GIB:.1f} GiB free at {path}", advice)
+    return judge(name, free >= wanted, f"{format_bytes(free)} free at {path}", advice)
 
 
 def check_limits() -> Iterator[Finding]:
@@ -115,7 +115,7 @@ def processes_finding(soft: int, hard: int) -> Finding:
 def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
     """The limit of pinned memory, which InfiniBand needs for its buffers; -1 is unlimited."""
     is_unlimited = soft == resource.RLIM_INFINITY
-    found = "unlimited locked memory" if is_unlimited else f"{soft / 2**20:.3g} MiB of locked memory"
+    found = "unlimited locked memory" if is_unlimited else f"{format_bytes(soft)} of locked memory"
     advice = "NCCL needs it unlimited for InfiniBand: ulimit -l unlimited, or limits.conf and LimitMEMLOCK of slurmd"
     return judge("locked memory", is_unlimited or not has_infiniband, found, advice, "failure")
 
@@ -143,7 +143,7 @@ def _amount(limit: int) -> str:
 def check_wandb() -> Iterator[Finding]:
     """The key of W&B and, with a key, its server."""
     from launcher.config.schema import WandbOptions
-    from launcher.loggers.wandb_run import resolve_mode
+    from launcher.loggers.wandb_settings import resolve_mode
 
     mode, remark = resolve_mode(WandbOptions(), os.environ)
     if remark is not None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.doctor.finding import Finding, judge
+from strategies.units import format_bytes, format_rate
 
-_GIB = 2**30
 # The oldest driver for each major version of CUDA: "CUDA minor version compatibility", CUDA Toolkit release notes.
 _OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 # A link slower than this share of the median is reported, and so is used memory above this share.
@@ -169,7 +169,7 @@ def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
     """One GPU: whether torch has kernels for it, and whether its memory is free."""
     name, capability = f"cuda {gpu.index}", _dotted(gpu.capability)
     found = (
-        f"{gpu.name}, {gpu.memory_bytes / _GIB:.0f} GiB, native: {', '.join(gpu.native_dtypes)}, "
+        f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, native: {', '.join(gpu.native_dtypes)}, "
         f"compute capability {capability}"
     )
     if facts.architectures and not has_kernels(gpu.capability, facts.architectures):
@@ -178,7 +178,7 @@ def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
     used = gpu.memory_bytes - gpu.free_bytes
     is_free = used <= _MEMORY_USED * gpu.memory_bytes
     advice = "`nvidia-smi` lists the processes; a run may run out of memory although the plan fits"
-    return judge(name, is_free, found if is_free else f"{found}; {used / _GIB:.1f} GiB are in use", advice)
+    return judge(name, is_free, found if is_free else f"{found}; {format_bytes(used)} are in use", advice)
 
 
 def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
@@ -219,7 +219,7 @@ def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
             yield Finding("GPU links", "ok", found)
     for link in sorted(slow, key=lambda link: link.bytes_per_second or 0.0):
         way = "peer access" if link.peer_access else "through host memory"
-        found = f"{_pairs([link])}: {way}{_speed([link])}, the median is {_gigabytes(middle)}"
+        found = f"{_pairs([link])}: {way}{_speed([link])}, the median is {format_rate(middle)}"
         advice = "every all-reduce waits for it: check `nvidia-smi topo -m` and `nvidia-smi nvlink -s`"
         yield Finding("GPU links", "warning", found, advice)
 
@@ -233,12 +233,8 @@ def _speed(links: Sequence[Link]) -> str:
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     if not speeds:
         return ""
-    low, high = _gigabytes(min(speeds)), _gigabytes(max(speeds))
+    low, high = format_rate(min(speeds)), format_rate(max(speeds))
     return f", {low}" if low == high else f", {low} to {high}"
-
-
-def _gigabytes(speed: float) -> str:
-    return f"{speed / 1e9:.3g} GB/s"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.doctor.finding import Finding
+from strategies.units import format_rate
 
 # With larger clock differences, the order of log lines and events of different nodes is wrong.
 _MAX_CLOCK_DIFFERENCE_S = 0.1
@@ -206,7 +207,7 @@ def _all_reduce_findings(ranks: Sequence[RankResult]) -> Iterator[Finding]:
         yield Finding("all-reduce", "failure", f"rank {rank.rank} ({rank.host}) received a wrong sum", advice)
     speeds = [r.all_reduce for r in ranks if r.all_reduce]
     if speeds and not wrong:
-        yield Finding("all-reduce", "ok", f"{_bytes(min(speeds))} over {len(ranks)} ranks (bus bandwidth)")
+        yield Finding("all-reduce", "ok", f"{format_rate(min(speeds))} over {len(ranks)} ranks (bus bandwidth)")
 
 
 def _exchange_findings(ranks: Sequence[RankResult], factor: float) -> Iterator[Finding]:
@@ -219,10 +220,10 @@ def _exchange_findings(ranks: Sequence[RankResult], factor: float) -> Iterator[F
     between = f"{len(hosts)} nodes" if len(hosts) > 1 else f"{len(measured)} ranks"
     status = "warning" if len(hosts) > 1 and middle < _SLOW_NETWORK else "ok"
     advice = "ranks would wait for the network: select another with --interface" if status == "warning" else ""
-    yield Finding("exchange", status, f"{_bytes(middle)} between neighbours of {between} (median)", advice)
+    yield Finding("exchange", status, f"{format_rate(middle)} between neighbours of {between} (median)", advice)
     for speed, rank in _slow(measured, middle, factor):
         found = (
-            f"rank {rank.rank} ({rank.host}): {_bytes(speed)} with its faster neighbour, "
+            f"rank {rank.rank} ({rank.host}): {format_rate(speed)} with its faster neighbour, "
             f"{middle / speed:.1f} times slower than the median"
         )
         advice = f"every all-reduce waits for it: check its cable, network card and PCIe link, or --exclude {rank.host}"
@@ -255,7 +256,3 @@ def _list_hosts(hosts: Sequence[str]) -> str:
 
 def _flops(value: float) -> str:
     return f"{value / 1e12:.3g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.3g} GFLOP/s"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e9:.3g} GB/s" if value >= 1e9 else f"{value / 1e6:.3g} MB/s"

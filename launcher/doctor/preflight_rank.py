@@ -82,7 +82,7 @@ def measure(rank: PreflightRank, multiply: Callable[[torch.device], tuple[str, f
 
     import torch
 
-    from launcher.agreement.process_group import open_store, process_group
+    from launcher.agreement.process_group import GroupSettings, open_store, process_group
     from launcher.hardware.devices import detect_hardware
 
     hardware = detect_hardware("cpu" if rank.cpu else "auto", rank.local_rank)
@@ -106,8 +106,7 @@ def measure(rank: PreflightRank, multiply: Callable[[torch.device], tuple[str, f
         source="torchrun", master_addr=rank.host, master_port=rank.port,
     )  # fmt: skip
     store = open_store(topology, rank.timeout)
-    backend = "nccl" if on_gpu else "gloo"
-    with process_group(store, topology, backend, "preflight", rank.timeout):
+    with process_group(store, topology, GroupSettings("nccl" if on_gpu else "gloo", "preflight", rank.timeout)):
         offset = compare_clocks(store, rank)
         if offset is not None:
             result = dataclasses.replace(result, clock_offset=offset[0], clock_error=offset[1])

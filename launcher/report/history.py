@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from launcher.core.event_wording import describe_event
+from launcher.core.event_text import describe_event
 from launcher.report.event_fields import (
     Malformed,
     as_any_number,

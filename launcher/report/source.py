@@ -21,8 +21,8 @@ from launcher.report.history import read_history
 from launcher.report.plain import conform_plan
 from launcher.report.records import History
 from launcher.report.units import format_plural
-from launcher.runs.job_output import silent_job
-from launcher.runs.lock import owner_of
+from launcher.runs.job_output import find_job_output
+from launcher.runs.lock import read_owner
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
@@ -88,7 +88,7 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
         near = difflib.get_close_matches(name, _run_names(runs_dir), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ReportError(f"no run {name!r} found, as a directory or in {runs_dir}; {hint}{list_runs(runs_dir)}")
-    silent = silent_job(found)
+    silent = find_job_output(found)
     if silent is not None:
         raise ReportError(f"run {found.name!r} has not started to train: {silent.reason}; "
                           f"the output of its job is {silent.file}")  # fmt: skip
@@ -120,10 +120,10 @@ def read_run(path: Path) -> Run:
     config = _read_mapping(path / "config.yaml", problems)
     if not history.plan:
         history = dataclasses.replace(history, plan=_read_mapping(path / "plan.json", problems))
-    if history.attempts and history.outcome == "unknown" and owner_of(path)[1] != "ended":
+    if history.attempts and history.outcome == "unknown" and read_owner(path)[1] != "ended":
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
-    silent = silent_job(path)
+    silent = find_job_output(path)
     if silent is not None:
         problems.append(f"the newest job has not started to train: {silent.reason} ({silent.file})")
     log_file = _failure_log(path, history)

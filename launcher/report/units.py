@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-_GIB = 2**30
+from strategies import units
+
 _MIB = 2**20
 _DASH = "\u2013"
 
@@ -35,17 +36,7 @@ def format_plural(value: int, noun: str) -> str:
 
 def format_duration(seconds: float | None) -> str:
     """'350 ms', '12.4 s', '3 min 20 s', '2 h 05 min', '3 d 4 h'."""
-    if seconds is None or not math.isfinite(seconds):
-        return _DASH
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    return _DASH if seconds is None or not math.isfinite(seconds) else units.format_duration(seconds)
 
 
 def format_milliseconds(seconds: float | None) -> str:
@@ -57,9 +48,7 @@ def format_milliseconds(seconds: float | None) -> str:
 
 def format_bytes(amount: float | None) -> str:
     """'1.25 GiB'."""
-    if amount is None:
-        return _DASH
-    return f"{amount / _GIB:.3g} GiB" if amount >= _GIB else f"{amount / _MIB:.3g} MiB"
+    return _DASH if amount is None else units.format_bytes(int(amount))
 
 
 def format_time(seconds: float) -> str:
@@ -89,7 +78,7 @@ def format_setting(value: Any) -> str:
 
 def choose_bytes_unit(largest: float) -> tuple[str, float]:
     """The unit of an axis up to `largest` bytes, and its bytes."""
-    return ("GiB", _GIB) if largest >= _GIB else ("MiB", _MIB)
+    return ("GiB", units.GIB) if largest >= units.GIB else ("MiB", _MIB)
 
 
 def choose_time_unit(longest: float) -> tuple[str, float]:

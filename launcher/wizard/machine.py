@@ -33,7 +33,7 @@ def detect_machine() -> MachineFacts:
     """Read the facts; if SLURM does not answer, that is a remark."""
     # Here: it imports the loggers of Lightning, which takes seconds.
     from launcher.config.schema import WandbOptions
-    from launcher.loggers.wandb_run import resolve_mode
+    from launcher.loggers.wandb_settings import resolve_mode
 
     partitions: tuple[Partition, ...] = ()
     remarks: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
 from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.precision import Precision
+from strategies.units import format_bytes
 
 _STRATEGIES = {
     "auto": "auto: the launcher chooses, with reasons",
@@ -100,7 +101,7 @@ def ask_hardware(config: WizardConfig, session: WizardSession) -> WizardConfig:
     device = machine.hardware.device
     session.show(
         f"{machine.host}: {machine.hardware.local_device_count} x {device.name} ({device.kind}), "
-        f"{device.memory_bytes / 2**30:.0f} GiB, native {', '.join(device.native_dtypes)}"
+        f"{format_bytes(device.memory_bytes)}, native {', '.join(device.native_dtypes)}"
     )
     for remark in machine.remarks:
         session.show(remark, style="yellow")

@@ -122,7 +122,7 @@ def test_a_gpu_without_kernels_and_a_gpu_in_use_are_reported() -> None:
     assert "has no kernels for it" in old[2]
     assert "sm_75" in old[3]
     assert taken[:2] == ("cuda 1", "warning")
-    assert "50.0 GiB are in use" in taken[2]
+    assert "50 GiB are in use" in taken[2]
 
 
 def test_different_gpus_are_a_warning() -> None:

@@ -64,13 +64,13 @@ def test_missing_nodes_do_not_make_the_attempt_before_them_longer() -> None:
     stopped = event("interrupted", START + 9, step=9, signal=15, checkpoint="c")
     (attempt,) = read_history([*begun(), stopped, event("nodes_missing", START + 9000, nodes=[1])]).attempts
     assert (attempt.outcome, attempt.seconds) == ("interrupted", 9)
-    assert attempt.lines[-1].text == "node 1 never came"
+    assert attempt.lines[-1].text == "node 1 did not join"
 
 
 @pytest.mark.parametrize("nodes", [None, 3, "ab", [], {"a": 1}])
 def test_nodes_that_are_not_a_list_are_not_named(nodes: object) -> None:
     (attempt,) = read_history([*begun(), event("nodes_missing", START + 9, nodes=nodes)]).attempts
-    assert attempt.lines[-1].text == "a node never came"
+    assert attempt.lines[-1].text == "a node did not join"
 
 
 def test_a_new_start_is_a_new_attempt_and_repeated_steps_are_counted() -> None:
@@ -177,7 +177,7 @@ def test_an_event_of_an_unknown_kind_is_described_by_its_fields() -> None:
     events = [*begun(), event("requeued", START + 9, job=17, step=4)]
     lines = read_history(events).attempts[0].lines
     assert [line.text for line in lines] == [
-        "started: ranks made by torchrun",
+        "started: ranks created by torchrun",
         "first optimizer step done",
         "requeued: job 17",
     ]
