@@ -23,12 +23,12 @@ from launcher.core.atomic_write import write_file
 from launcher.core.own_modules import module_command
 from launcher.doctor.finding import run_checks
 from launcher.doctor.preflight_findings import NodeResult
-from launcher.doctor.preflight_rank import PreflightRank
+from launcher.doctor.preflight_rank import RankRequest
 from slurm.environment import read_slurm_task
 from slurm.rendezvous import Endpoint, PortReservation, RendezvousError, host_rendezvous, join_rendezvous
 from slurm.task import INTERFACE_VARIABLES
 
-# Runs a rank; a `PreflightRank` as JSON is appended.
+# Runs a rank; a `RankRequest` as JSON is appended.
 RANK_COMMAND = module_command("launcher.doctor.preflight_rank")
 _LAST_LINES = 6
 _LAST_BYTES = 8192
@@ -119,7 +119,7 @@ def _run_ranks(
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for local in range(count):
-            rank = PreflightRank(
+            rank = RankRequest(
                 str(folder),
                 node * count + local,
                 request.nodes * count,

@@ -1,6 +1,6 @@
 """One rank of a preflight: measures a matrix product, the clock, an all-reduce and an exchange with its neighbours.
 
-Started as `python -m launcher.doctor.preflight_rank RANK`; RANK is a `PreflightRank` as JSON. It writes its results
+Started as `python -m launcher.doctor.preflight_rank RANK`; RANK is a `RankRequest` as JSON. It writes its results
 after each measurement, so that a rank that dies leaves those it completed.
 """
 
@@ -36,7 +36,7 @@ _CLOCK_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class PreflightRank:
+class RankRequest:
     """What a rank receives from its node.
 
     Attributes:
@@ -71,7 +71,7 @@ class PreflightRank:
         return list(range(0, self.world_size, 1 if is_one_node else self.ranks_per_node))
 
 
-def measure(rank: PreflightRank, multiply: Callable[[torch.device], tuple[str, float]] | None = None) -> RankResult:
+def measure(rank: RankRequest, multiply: Callable[[torch.device], tuple[str, float]] | None = None) -> RankResult:
     """Run all measurements, and write the results to the folder after each.
 
     Args:
@@ -145,7 +145,7 @@ def time_product(device: torch.device) -> tuple[str, float]:
     return name, 2 * side**3 / seconds
 
 
-def compare_clocks(store: Store, rank: PreflightRank) -> tuple[float, float] | None:
+def compare_clocks(store: Store, rank: RankRequest) -> tuple[float, float] | None:
     """Compare the clock of each node with that of rank 0 over the store.
 
     Uses the shortest of several round trips (Cristian 1989, "Probabilistic clock synchronization"): the error is at
@@ -176,7 +176,7 @@ def compare_clocks(store: Store, rank: PreflightRank) -> tuple[float, float] | N
     return best
 
 
-def time_all_reduce(device: torch.device, rank: PreflightRank) -> tuple[float, bool]:
+def time_all_reduce(device: torch.device, rank: RankRequest) -> tuple[float, bool]:
     """All-reduce a large tensor.
 
     Returns:
@@ -201,7 +201,7 @@ def time_all_reduce(device: torch.device, rank: PreflightRank) -> tuple[float, b
     return 2 * (size - 1) / size * _BYTES[device.type] / best, exact
 
 
-def time_exchanges(device: torch.device, rank: PreflightRank) -> dict[int, float]:
+def time_exchanges(device: torch.device, rank: RankRequest) -> dict[int, float]:
     """Exchange a large tensor with both neighbours on the ring of `leaders`, one at a time.
 
     Returns:
@@ -250,14 +250,14 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _write(rank: PreflightRank, result: RankResult) -> None:
+def _write(rank: RankRequest, result: RankResult) -> None:
     write_file(Path(rank.folder) / f"rank-{rank.rank}.json", json.dumps(dataclasses.asdict(result)))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run one rank."""
     die_with_parent()
-    measure(PreflightRank(**json.loads(arguments[0])))
+    measure(RankRequest(**json.loads(arguments[0])))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from launcher.report.records import (
     AttemptRecord,
     EventLine,
     History,
-    MeasuredMemory,
     Numbers,
     Outcome,
+    PeakMemory,
     RankTable,
     Step,
     ValidationRecord,
@@ -177,7 +177,7 @@ class _AttemptReader:
     def _add_memory(self, event: Mapping[str, Any]) -> None:
         ranks, peaks = as_type(event.get("ranks"), list), as_type(event.get("measured"), list)
         total = as_type(event.get("planned") or {}, dict).get("total")
-        self._known["memory"] = MeasuredMemory(
+        self._known["memory"] = PeakMemory(
             {as_count(rank): as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
             as_text(event.get("measured_by")),
             None if total is None else as_count(total),

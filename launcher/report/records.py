@@ -83,7 +83,7 @@ class AlertRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredMemory:
+class PeakMemory:
     """Peak memory of the ranks, recorded at the end of an attempt.
 
     Attributes:
@@ -140,7 +140,7 @@ class AttemptRecord:
     first_step_time: float | None = None
     start_step: int | None = None
     end_step: int | None = None
-    memory: MeasuredMemory | None = None
+    memory: PeakMemory | None = None
     steps: tuple[Step, ...] = ()
     rank_table: RankTable | None = None
     validations: tuple[ValidationRecord, ...] = ()

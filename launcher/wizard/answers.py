@@ -182,11 +182,11 @@ class WizardConfig:
             Errors contain the answer, the given value and what is valid. Requests that this hardware cannot meet are
             warnings: a config may be written on a laptop for a cluster.
         """
-        # Here: it imports this module.
+        # Here: few callers validate, and it imports the rules of precision.
         from launcher.wizard.notes import find_notes
 
         errors = tuple(self.errors())
-        return ValidationResult(errors, () if errors else find_notes(self, hardware))
+        return ValidationResult(errors, () if errors else find_notes(vars(self), hardware))
 
     def errors(self) -> list[Problem]:
         """Problems of the answers, each with the name of its answer."""
