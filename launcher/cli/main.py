@@ -185,7 +185,7 @@ def _run_tool(module: str, words: Sequence[str]) -> int:
     try:
         return importlib.import_module(module).run(words)
     except (KeyboardInterrupt, EOFError):
-        _say("\nleft; nothing was written")
+        _say("\ncancelled; nothing was written")
         return 130
     except LauncherError as error:
         _say(f"error: {error}")

@@ -18,8 +18,8 @@ import launcher.training.stop.signals
 from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.signals import SignalListener
 
-def report(*values):
-    os.write(1, (" ".join(map(str, values)) + "\\n").encode())
+def emit(*parts):
+    os.write(1, (" ".join(map(str, parts)) + "\\n").encode())
 
 class Agreement(StopAgreement):
     def request(self, number):
@@ -29,7 +29,7 @@ class Agreement(StopAgreement):
 class Listener(SignalListener):
     def _handle(self, number):
         super()._handle(number)
-        report("handled", number)
+        emit("handled", number)
         handled.release()
 
 def fork(body):
@@ -39,12 +39,12 @@ def fork(body):
 
 asked, handled = threading.Event(), threading.Semaphore(0)
 agreement = Agreement(None, 0, 1)
-listener = Listener(agreement, lambda number: report("requested", number))
+listener = Listener(agreement, lambda number: emit("requested", number))
 """
 
 
 def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = None) -> Finished:
-    """Run the body; send the signal in `answers` when the body prints the line, once for each line."""
+    """Run the body; each line of its output is answered once with the signal given for it."""
     left = dict(answers or {})
 
     def on_line(line: str, process: int) -> None:
@@ -52,7 +52,7 @@ def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = No
         if number is not None:
             os.kill(process, number)
 
-    # Python warns about forks of processes with threads.
+    # The interpreter's remarks on forks beside threads are not of this test.
     return run([sys.executable, "-W", "ignore", "-c", _PRELUDE + body], folder, timeout=30, on_line=on_line)
 
 
@@ -60,16 +60,16 @@ def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = No
 def test_the_first_signal_is_reported_and_requests_a_stop(tmp_path: Path, number: int) -> None:
     body = """
 with listener:
-    report("gate", agreement.gate())
-    report("ready")
-    report(asked.wait(20))
-    report("gate", agreement.gate(), int(agreement.signal_number))
+    emit("gate", agreement.gate())
+    emit("ready")
+    emit(asked.wait(20))
+    emit("gate", agreement.gate(), int(agreement.signal_number))
     handled.acquire(timeout=20)
 """
     output = run_listener(body, tmp_path, {"ready": number}).check().output
     lines = [line for line in output.splitlines() if not line.startswith("handled")]
     assert lines[:2] == ["gate False", "ready"]
-    # Two threads print: the main one continues as soon as it is asked.
+    # Two threads speak: the main one goes on as soon as it is asked.
     assert sorted(lines[2:]) == ["True", f"gate True {int(number)}", f"requested {int(number)}"]
 
 
@@ -77,7 +77,7 @@ def test_a_second_ctrl_c_ends_a_waiting_main_thread_at_once(tmp_path: Path) -> N
     body = """
 launcher.training.stop.signals._SECOND_AFTER = 0.0
 with listener:
-    report("ready")
+    emit("ready")
     threading.Event().wait()
 """
     ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
@@ -91,9 +91,9 @@ launcher.training.stop.signals._SECOND_AFTER = 0.0
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
 libc.pthread_mutex_lock(mutex)
 with listener:
-    report("ready")
+    emit("ready")
     libc.pthread_mutex_lock(mutex)
-    report("unreachable")
+    emit("unreachable")
 """
     ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
     assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
@@ -114,12 +114,12 @@ def test_a_second_signal_without_urgency_ends_nothing(
 ) -> None:
     body = f"""
 launcher.training.stop.signals._SECOND_AFTER = {after}
-listener = Listener(agreement, lambda number: report("requested", number), has_agent={has_agent})
+listener = Listener(agreement, lambda number: emit("requested", number), has_agent={has_agent})
 with listener:
-    report("ready")
+    emit("ready")
     for _ in range(2):
         assert handled.acquire(timeout=20)
-report("went on")
+emit("went on")
 """
     one, two = int(first), int(second)
     ended = run_listener(body, tmp_path, {"ready": first, f"handled {one}": second}).check()
@@ -130,7 +130,7 @@ def test_a_second_sigterm_ends_the_process_without_an_agent(tmp_path: Path) -> N
     body = """
 launcher.training.stop.signals._SECOND_AFTER = 0.0
 with listener:
-    report("ready")
+    emit("ready")
     threading.Event().wait()
 """
     ended = run_listener(body, tmp_path, {"ready": signal.SIGTERM, "handled 15": signal.SIGTERM}).check(143)
@@ -144,7 +144,7 @@ with listener:
     os.kill(os.getpid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGUSR1)
     assert handled.acquire(timeout=20)
-report(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+emit(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
 """
     assert run_listener(body, tmp_path).check().output.splitlines() == ["requested 10", "handled 10", "True"]
 
@@ -171,7 +171,7 @@ with listener:
     ours.recv(1)
     child.terminate()
     child.join(10)
-    report("child", child.exitcode)
+    emit("child", child.exitcode)
     child.kill()
     child.join()
     # What the child's signal had left in the listener's socket would come before this.
@@ -193,12 +193,12 @@ signal.set_wakeup_fd(writer.fileno())
 signal.signal(signal.SIGINT, mine)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 with listener:
-    report([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.stop.signals.SIGNALS])
-report(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    emit([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.stop.signals.SIGNALS])
+emit(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 child = fork(lambda: os.kill(os.getpid(), signal.SIGINT))
 child.join(20)
-report("child", child.exitcode)
-report(signal.set_wakeup_fd(-1) == writer.fileno())
+emit("child", child.exitcode)
+emit(signal.set_wakeup_fd(-1) == writer.fileno())
 """
     assert run_listener(body, tmp_path).check().output.splitlines() == [
         "[False, False, False, False, False]",
@@ -211,7 +211,7 @@ report(signal.set_wakeup_fd(-1) == writer.fileno())
 def test_install_sets_the_handlers_again(tmp_path: Path) -> None:
     body = """
 with listener:
-    signal.signal(signal.SIGTERM, lambda *_: report("somebody else's"))
+    signal.signal(signal.SIGTERM, lambda *_: emit("somebody else's"))
     listener.install()
     os.kill(os.getpid(), signal.SIGTERM)
     assert handled.acquire(timeout=20)
@@ -227,24 +227,24 @@ import faulthandler
 
 class Mine:
     def handle(self, number, frame):
-        report("mine", number)
+        emit("mine", number)
 
 why = dict.fromkeys({[reason] if reason else []}, True)
-listener = Listener(agreement, lambda number: report("requested", number), **why)
+listener = Listener(agreement, lambda number: emit("requested", number), **why)
 numbers = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 for number in numbers:
     if "{kind}" == "faulthandler":
         faulthandler.register(number, file=open(f"stacks-{{number}}", "w"))
     else:
-        signal.signal(number, Mine().handle if "{kind}" == "a method" else lambda *given: Mine().handle(*given))
+        signal.signal(number, Mine().handle if "{kind}" == "a method" else lambda *arguments: Mine().handle(*arguments))
 with listener:
     for number in numbers:
         os.kill(os.getpid(), number)
     if {reason!r}:
         for _ in numbers:
             assert handled.acquire(timeout=20)
-    report("gate", agreement.gate())
-report([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}}") > 0 for number in numbers])
+    emit("gate", agreement.gate())
+emit([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}}") > 0 for number in numbers])
 """
     lines = run_listener(body, tmp_path).check().output.splitlines()
     taken = reason is not None
@@ -259,13 +259,13 @@ report([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{numb
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_scripts_handler_of_a_stop_signal_is_available_afterwards(tmp_path: Path, number: int) -> None:
     body = f"""
-listener = Listener(agreement, lambda number: report("requested", number), has_scheduler=True)
-report(listener.first, listener.users_handler)
-signal.signal({int(number)}, lambda *given: report("mine", *given))
+listener = Listener(agreement, lambda number: emit("requested", number), has_scheduler=True)
+emit(listener.first, listener.users_handler)
+signal.signal({int(number)}, lambda *arguments: emit("mine", *arguments))
 with listener:
     os.kill(os.getpid(), {int(number)})
     assert handled.acquire(timeout=20)
-report(listener.first)
+emit(listener.first)
 listener.users_handler()
 """
     lines = run_listener(body, tmp_path).check().output.splitlines()
@@ -278,7 +278,7 @@ listener.users_handler()
 def test_handlers_of_python_and_lightning_are_not_the_scripts(tmp_path: Path, number: int) -> None:
     body = f"""
 def lightnings(*_):
-    report("Lightning's")
+    emit("Lightning's")
 
 lightnings.__module__ = "lightning.pytorch.trainer.connectors.signal_connector"
 if {int(number)} != signal.SIGINT:
@@ -286,6 +286,6 @@ if {int(number)} != signal.SIGINT:
 with listener:
     os.kill(os.getpid(), {int(number)})
     assert handled.acquire(timeout=20)
-report(listener.users_handler)
+emit(listener.users_handler)
 """
     assert run_listener(body, tmp_path).check().output.splitlines()[-1] == "None"
