@@ -39,11 +39,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save to a local path, or to a URL as Lightning does, without hashes.
 
-        Args:
-            checkpoint: what to save.
-            path: its name.
-            storage_options: not used for a local path.
-
         Raises:
             OSError: the disk is full or read-only; an earlier checkpoint of that name is kept.
             TrainingError: a part of it cannot be pickled; names the part.
@@ -77,11 +72,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Load from a local path or a URL. Code from a URL runs only if all checkpoints are trusted.
-
-        Args:
-            path: the checkpoint.
-            map_location: as for `torch.load`.
-            weights_only: False if the caller trusts the file.
 
         Raises:
             ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.

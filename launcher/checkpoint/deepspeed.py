@@ -80,11 +80,6 @@ def zero_layout(path: Path) -> ZeroLayout:
 def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
     """What Lightning saved, with meta tensors of the right shapes instead of the weights.
 
-    Args:
-        path: the checkpoint.
-        trust: see `launcher.checkpoint.reader.read_file`.
-        outline: see `launcher.checkpoint.reader.read_file`.
-
     Raises:
         ResumeError: not a DeepSpeed checkpoint, a damaged one, or one without the files of a rank.
     """
@@ -108,10 +103,6 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
 
 def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     """A DeepSpeed checkpoint as Lightning saves one without DeepSpeed: fp32 weights, optimizer states.
-
-    Args:
-        path: the checkpoint.
-        trust: see `launcher.checkpoint.reader.read_file`.
 
     Returns:
         A Lightning checkpoint. `optimizer_states` has one state dict in the form of torch's optimizers, for parameters

@@ -121,12 +121,7 @@ def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 
 
 def may_change(made: Any, step: str) -> bool:
-    """Whether a file may change a known object after its creation: not a shared one, such as an enum's member.
-
-    Args:
-        made: the object.
-        step: a step of `launcher.checkpoint.pickle_nodes.Call`.
-    """
+    """Whether a file may change a known object after its creation: not a shared one, such as an enum's member."""
     kind = type(made)
     if _is_on_torchs_list(kind):
         return True

@@ -182,10 +182,6 @@ def _set_state(made: Any, state: Any) -> None:
 def make_objects(tree: Any, *, trusted: bool) -> tuple[Any, tuple[Foreign, ...]]:
     """Create the content of a checkpoint.
 
-    Args:
-        tree: the nodes of the pickle.
-        trusted: whether objects that a fit needs may run code; others never do.
-
     Returns:
         The content, and the objects in it that are `NotLoaded` although a fit needs them.
 

@@ -27,11 +27,6 @@ _REFUSED_BY_TORCH = "Error(s) in loading state_dict for "
 def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
     """The checkpoint's content; its tensors stay on disk, and of a DeepSpeed checkpoint only the shapes are read.
 
-    Args:
-        path: the checkpoint.
-        trust: see `launcher.checkpoint.reader.read_file`.
-        outline: see `launcher.checkpoint.reader.read_file`.
-
     Raises:
         ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
     """

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from launcher.core.errors import UsageError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.output import RunOutput
 from launcher.core.terminal import make_console
-from launcher.loggers.selection import make_wandb_logger, own_loggers, run_loggers
-from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
+from launcher.loggers.selection import own_loggers, run_loggers
+from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.plan import Plan, make_plan
 from launcher.runs.directory import RunDirectory
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
@@ -38,6 +38,7 @@ from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.resume.convert import loadable_checkpoint, save_private
 from launcher.training.session import rank_session
 from launcher.training.trainer import build_trainer
+from launcher.training.wandb_session import wandb_session
 from launcher.user_code.objects import UserObjects, make_user_objects
 
 # The method that the LightningModule needs, and the loaders to distribute; Lightning distributes predictions well.
@@ -110,7 +111,9 @@ def _evaluate(ctx: RunContext, command: str) -> Sequence[Mapping[str, float]]:
     objects = make_user_objects(ctx.config, _micro_batch_size(ctx.run))
     _check_step(objects.model, command)
     _share_data(ctx, objects, command)
-    with _wandb(ctx, command) as wandb_logger:
+    # Predictions log nothing.
+    has_wandb = command != "predict" and bool(ctx.run.wandb_id)
+    with wandb_session(ctx, {}) if has_wandb else contextlib.nullcontext() as wandb_logger:
         trainer = _evaluation_trainer(ctx, objects, command, wandb_logger)
         _restore_counters(trainer, ctx, checkpoint)
         if ctx.topology.rank == 0:
@@ -135,22 +138,6 @@ def _share_data(ctx: RunContext, objects: UserObjects, command: str) -> None:
     if command in _LOADERS and world_size > 1 and ctx.config.trainer.use_distributed_sampler:
         owner = objects.model if objects.data is None else objects.data
         share_evaluation_data(owner, _LOADERS[command], world_size, ctx.topology.rank)
-
-
-@contextlib.contextmanager
-def _wandb(ctx: RunContext, command: str) -> Iterator[QueuedWandbLogger | None]:
-    """The logger of the run's W&B run, if it has one; predictions log nothing."""
-    if command == "predict" or not ctx.run.wandb_id:
-        yield None
-        return
-    logger = make_wandb_logger(ctx.config.wandb, ctx.run, {}, ctx.output.notice)
-    exit_code = 1
-    try:
-        yield logger
-        exit_code = 0
-    finally:
-        if logger is not None:
-            finish_wandb(logger, exit_code, ctx.output.notice)
 
 
 def _evaluation_trainer(

@@ -44,11 +44,7 @@ class _TrainerMessageFilter(logging.Filter):
 
 @contextlib.contextmanager
 def quiet_lightning(*more: str) -> Iterator[None]:
-    """Hide Lightning's messages and warnings, and restore all settings afterwards.
-
-    Args:
-        more: patterns of additional warnings.
-    """
+    """Hide Lightning's messages and warnings, and restore all settings afterwards."""
     hidden = _TrainerMessageFilter()
     loggers = [
         logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "strategies.deepspeed")

@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from launcher.checkpoint.resume import explain_other_model, scaler_problem
-from launcher.core.errors import Interrupted, LauncherError
+from launcher.core.errors import Interrupted
 from launcher.core.secrets import find_secrets, redact
 from launcher.hardware.topology import Topology
-from launcher.loggers.selection import make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.loggers.selection import own_loggers, run_loggers, wants_no_logger
 from launcher.loggers.wandb_config import build_wandb_config
-from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
+from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.changes import PlanChanges
 from launcher.planning.deepspeed_facts import check_model
-from launcher.process.open_resources import keep_open
 from launcher.runs.selection import last_checkpoint
 from launcher.training.callbacks.events import EventWriter, as_numbers
 from launcher.training.callbacks.memory import MeasuredMemory
@@ -38,6 +36,7 @@ from launcher.training.script_end import announce_end_of_training
 from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.signals import SignalListener
 from launcher.training.trainer import build_trainer
+from launcher.training.wandb_session import wandb_session
 from launcher.user_code.objects import UserObjects, make_user_objects
 from strategies.choice import AUTO
 
@@ -54,7 +53,7 @@ def train(ctx: RunContext) -> FitResult:
     # Lightning reads its rank from the environment on import; objects made before the Trainer may use it.
     vars(rank_zero_only)["rank"] = ctx.topology.rank
     # The listener stays until W&B has ended: torchrun ends the other ranks as soon as the first one has left.
-    with _signal_listener(ctx, stop) as listener, _wandb(ctx) as wandb_logger:
+    with _signal_listener(ctx, stop) as listener, wandb_session(ctx, _wandb_values(ctx)) as wandb_logger:
         try:
             with error_boundary(ctx, record_failure), quiet_lightning(), _announced_to_script(ctx):
                 trainer = _fit(ctx, stop, listener, wandb_logger)
@@ -122,23 +121,8 @@ def _announced_to_script(ctx: RunContext) -> contextlib.AbstractContextManager[N
     return announce_end_of_training(ctx.attempt_store, ctx.topology, find_secrets(ctx.config.to_dict()).values())
 
 
-@contextlib.contextmanager
-def _wandb(ctx: RunContext) -> Iterator[QueuedWandbLogger | None]:
-    """The run's W&B logger; its run ends with the exit code of the code inside."""
-    values = redact({"config": ctx.config.to_dict(), "plan": ctx.plan.to_dict()})
-    logger = make_wandb_logger(ctx.config.wandb, ctx.run, values, ctx.output.notice)
-    exit_code = 1
-    try:
-        yield logger
-        exit_code = 0
-    except (LauncherError, Interrupted) as error:
-        exit_code = error.exit_code
-        raise
-    finally:
-        if logger is not None and ctx.stays_open and exit_code == 0:
-            keep_open(partial(finish_wandb, logger, 0, ctx.output.notice))
-        elif logger is not None:
-            finish_wandb(logger, exit_code, ctx.output.notice)
+def _wandb_values(ctx: RunContext) -> dict[str, Any]:
+    return redact({"config": ctx.config.to_dict(), "plan": ctx.plan.to_dict()})
 
 
 def _user_objects(ctx: RunContext) -> UserObjects:

@@ -65,12 +65,7 @@ class UserObjects:
 
 
 class Loaders(pl.LightningDataModule):
-    """Existing loaders as a LightningDataModule.
-
-    Args:
-        train: the training loader or loaders.
-        validation: the validation loaders, None without validation.
-    """
+    """Existing loaders as a LightningDataModule."""
 
     def __init__(self, train: Any, validation: Any = None) -> None:
         super().__init__()
@@ -110,10 +105,6 @@ def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserOb
 
 def sort_plugins(plugins: Sequence[Any], field: str = "plugins") -> tuple[Precision | None, tuple[Any, ...]]:
     """Separate the precision plugin from the others: a CheckpointIO and a LayerSync.
-
-    Args:
-        plugins: the user's.
-        field: their path in the config.
 
     Raises:
         ConfigError: one is of another kind, or several are of one.

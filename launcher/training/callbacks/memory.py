@@ -79,11 +79,6 @@ class MemoryReporter(pl.Callback):
     """Rank zero writes an event with the planned and the measured memory of each rank.
 
     Runs at the end of the training, or when a signal stops all ranks at one step.
-
-    Args:
-        plan: the run's plan.
-        measured: this rank's memory.
-        events: the run's events.
     """
 
     def __init__(self, plan: Plan, measured: MeasuredMemory, events: EventLog) -> None:

@@ -37,10 +37,6 @@ class RunCheckpoint(CheckpointAfterBatch):
     It has its own type for two reasons. Lightning removes the Trainer's callbacks of a type if the model's
     `configure_callbacks` returns one of that type, and callbacks of one type need different settings to be saved
     together.
-
-    Args:
-        options: when to save.
-        folder: where to save.
     """
 
     def __init__(self, options: CheckpointOptions, folder: Path) -> None:

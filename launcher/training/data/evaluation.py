@@ -46,14 +46,7 @@ class SharedOnce(DistributedSampler[Any]):
 def share_evaluation_data(
     owner: pl.LightningDataModule | pl.LightningModule, method: str, world_size: int, rank: int
 ) -> None:
-    """Make `owner.<method>()` return loaders of this rank's samples; loaders with special samplers are not changed.
-
-    Args:
-        owner: has the loaders.
-        method: `val_dataloader` or `test_dataloader`.
-        world_size: number of ranks.
-        rank: this rank.
-    """
+    """Make `owner.<method>()` return loaders of this rank's samples; loaders with special samplers are not changed."""
     original = getattr(owner, method)
 
     def share(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -74,10 +67,6 @@ class SharedSource(_DataLoaderSource):
     """The source of evaluation loaders, which sets Lightning's distributed sampler on a copy of the loader.
 
     Lightning itself creates the loader again from its constructor's arguments, which not every class allows.
-
-    Args:
-        name: the method that creates the loaders.
-        trainer: has the number of ranks.
     """
 
     def __init__(self, name: str, trainer: pl.Trainer) -> None:

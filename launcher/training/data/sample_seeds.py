@@ -54,9 +54,6 @@ def seed_each_sample(dataset: Any) -> None:
     For a dataset that reads a batch at once (`__getitems__`) they are set before each batch. torch's `Subset` only
     forwards its indices, so it reads sample by sample if the dataset below does. A dataset that takes no attribute,
     such as a list, draws nothing and is not changed. Generators that the dataset created itself are not changed.
-
-    Args:
-        dataset: the worker's own copy.
     """
     if not hasattr(dataset, "__dict__"):
         return

@@ -107,13 +107,7 @@ class _UserSampler(PlaceableSampler):
 
 
 class PlacedSampler(_UserSampler):
-    """A sampler of the user, distributed to the ranks.
-
-    Args:
-        inner: the user's; has a length.
-        sharding: how its samples are distributed.
-        batch_size: micro batch size.
-    """
+    """A sampler of the user, distributed to the ranks."""
 
     def __init__(self, inner: Any, sharding: Sharding, batch_size: int) -> None:
         super().__init__(inner, sharding, batch_size * sharding.world_size)

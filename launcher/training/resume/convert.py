@@ -45,10 +45,6 @@ def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
 def convert_checkpoint(source: Path, target: Path) -> int:
     """Write a checkpoint's weights as one plain state dict, loadable with `weights_only` and without the launcher.
 
-    Args:
-        source: a checkpoint of any strategy.
-        target: the file to write; it must not exist.
-
     Returns:
         The number of tensors.
 

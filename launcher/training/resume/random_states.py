@@ -58,12 +58,7 @@ class RandomStates(pl.Callback):
 
 
 def gather_states(own: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """Gather the states of all ranks, in rank order, on every rank; a collective.
-
-    Args:
-        own: this rank's states.
-        device: the device of the process group.
-    """
+    """Gather the states of all ranks, in rank order, on every rank; a collective."""
     if not (dist.is_available() and dist.is_initialized()):
         return [own]
     buffer = io.BytesIO()
