@@ -84,10 +84,10 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """Weights & Biases.
+    """Weights & Biases. `auto`: online if an API key is configured, offline otherwise.
 
     Attributes:
-        mode: `auto` is online if an API key is configured, offline otherwise.
+        mode: `auto` is online if an API key is available, offline otherwise.
         project: name of the project.
         entity: user or team that owns the project.
         group: group of runs in the project.
