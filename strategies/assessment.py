@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from strategies.candidates import ZERO_3
 from strategies.memory import MemoryEstimate, estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import MachineModel, StepTime
 from strategies.step_trace import ModelProfile, at_batch_size
 from strategies.units import gib, seconds
+from strategies.zero import ZERO_3
 
 # A strategy with more parts must be estimated this much faster than a simpler one that fits: the model is not finer.
 MARGIN = 0.1

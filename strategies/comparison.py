@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from strategies.assessment import MARGIN, Assessment, alternatives_for, reason_for, shortage, with_reason
+from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
-from strategies.candidates import CANDIDATES, Candidate
-from strategies.deepspeed_config import NOT_BY_ELEMENT
-from strategies.memory import MemoryEstimate, Method, estimate_memory, state_types
-from strategies.model_states import ZeroSettings
+from strategies.memory import MemoryEstimate, Method, estimate_memory
+from strategies.model_states import DEFAULT_SETTINGS, ZeroSettings
 from strategies.precision import Precision
+from strategies.registry import candidates
 from strategies.step_time import MachineModel, step_time
 from strategies.step_trace import ModelProfile, at_batch_size
 
@@ -65,7 +65,7 @@ def compare_strategies(
     splits: Sequence[BatchSplit],
     *,
     memory_share: float = 0.92,
-    settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
+    settings: ZeroSettings = DEFAULT_SETTINGS,
     obstacles: Mapping[str, str] = {},
 ) -> Comparison:
     """Assess every candidate and pick the fastest that fits.
@@ -80,18 +80,10 @@ def compare_strategies(
         obstacles: name of a candidate to why these ranks cannot run it, beyond what is seen here.
     """
     limit = int(machine.memory_bytes * memory_share)
+    run = _Run(profile, machine, precision, splits, limit, settings)
     first = [
-        _assess(
-            candidate,
-            profile,
-            machine,
-            precision,
-            splits,
-            limit,
-            settings,
-            _obstacle(candidate, profile, machine, precision) or obstacles.get(candidate.name),
-        )
-        for candidate in CANDIDATES
+        _assess(candidate, run, _obstacle(candidate, run) or obstacles.get(candidate.name))
+        for candidate in candidates()
     ]
     able = [a for a in first if a.eligible and a.fits]
     pick = _fastest(able, machine)
@@ -127,73 +119,56 @@ def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel)
     return None if after is None else after.name
 
 
-def _assess(
-    candidate: Candidate,
-    profile: ModelProfile,
-    machine: MachineModel,
-    precision: Precision,
-    splits: Sequence[BatchSplit],
-    limit: int,
-    settings: ZeroSettings,
-    obstacle: str | None,
-) -> Assessment:
-    ranks = 1 if candidate.name == "single_device" else machine.world_size
-    traces = profile.sharded if candidate.stage else profile.plain
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every candidate is assessed for; see `compare_strategies`."""
+
+    profile: ModelProfile
+    machine: MachineModel
+    precision: Precision
+    splits: Sequence[BatchSplit]
+    limit: int
+    settings: ZeroSettings
+
+
+def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assessment:
+    model, machine = run.profile.model, run.machine
+    ranks = machine.world_size if candidate.needs_process_group else 1
+    traces = run.profile.sharded if candidate.casts_module else run.profile.plain
     found: tuple[BatchSplit, MemoryEstimate] | None = None
     fits = False
-    for split in splits:
+    for split in run.splits:
         trace = at_batch_size(*traces, split.micro_batch_size or traces[1].batch_size)
         memory = estimate_memory(
-            profile.model,
+            model,
             trace,
             candidate,
             ranks,
-            precision,
-            settings=settings,
+            run.precision,
+            settings=run.settings,
             accumulate=split.accumulate,
-            method=cast("Method", profile.method),
+            method=cast("Method", run.profile.method),
             whole_process=machine.device_kind == "cpu",
         )
         found = split, memory
-        fits = shortage(memory, machine, limit) is None
+        fits = shortage(memory, machine, run.limit) is None
         if fits:
             break
     if found is None:
         raise ValueError("compare_strategies needs at least one way to share the batch, none was given")
     split, memory = found
     micro = split.micro_batch_size or traces[1].batch_size
-    step = step_time(
-        profile.model,
-        at_batch_size(*traces, micro),
-        candidate,
-        machine,
-        parameter_bytes=state_types(candidate, precision).parameter_bytes,
-        accumulate=split.accumulate,
-        settings=settings,
-    )
-    return Assessment(candidate.name, memory, step, micro, split.accumulate, obstacle is None, fits, obstacle or "")
+    types = candidate.state_types(run.precision)
+    step = TrainingStep(model, at_batch_size(*traces, micro), machine.world_size, types, split.accumulate, run.settings)
+    time = step_time(candidate, step, machine)
+    return Assessment(candidate.name, memory, time, micro, split.accumulate, obstacle is None, fits, obstacle or "")
 
 
-def _obstacle(candidate: Candidate, profile: ModelProfile, machine: MachineModel, precision: Precision) -> str | None:
-    """Why these ranks cannot run a candidate, whatever its memory."""
-    if candidate.name == "single_device":
-        return f"there are {machine.world_size} ranks" if machine.world_size > 1 else None
-    if machine.device_kind == "mps":
+def _obstacle(candidate: StrategyEntry, run: _Run) -> str | None:
+    """Why these ranks cannot run a candidate, regardless of its memory."""
+    if run.machine.device_kind == "mps" and candidate.needs_process_group:
         return "Apple's GPU has no process group backend"
-    if candidate.stage == 0:
-        return "with one rank it only adds the cost of its buckets" if machine.world_size == 1 else None
-    if precision is Precision.FP64_TRUE:
-        return "DeepSpeed does not train in 64-true"
-    if profile.zero_obstacle is not None:
-        return profile.zero_obstacle
-    optimizer = profile.model.optimizer.name
-    if optimizer in NOT_BY_ELEMENT:
-        return f"ZeRO does not take {optimizer}, which {NOT_BY_ELEMENT[optimizer]}"
-    if candidate.offload and machine.device_kind == "cpu":
-        return "a CPU's memory is the host's: there is nowhere to offload to"
-    if candidate.offload is None and machine.world_size == 1:
-        return "one rank has nobody to share states with"
-    return None
+    return candidate.obstacle(run.profile, run.machine, run.precision)
 
 
 def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:

@@ -30,16 +30,6 @@ class ZeroVariant:
         return self.offload_optimizer is not None or self.offload_parameters is not None
 
 
-# Lightning's registry has the same names with the same meaning.
-VARIANTS: Mapping[str, ZeroVariant] = {
-    "deepspeed_stage_1": ZeroVariant(1),
-    "deepspeed_stage_2": ZeroVariant(2),
-    "deepspeed_stage_3": ZeroVariant(3),
-    "deepspeed_stage_2_offload": ZeroVariant(2, CPU),
-    "deepspeed_stage_3_offload": ZeroVariant(3, CPU, CPU),
-    "deepspeed_stage_3_offload_nvme": ZeroVariant(3, NVME, NVME),
-}
-
 # ZeRO gives each rank a piece of all parameters laid end to end, whose shapes are gone.
 NOT_BY_ELEMENT: Mapping[str, str] = {
     "LBFGS": "asks for the loss again within a step",

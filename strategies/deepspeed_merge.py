@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from strategies.deepspeed_config import NVME, VARIANTS, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import NVME, BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_precision import AUTO
+from strategies.registry import zero_variants
 
 # The run config's place of what DeepSpeed's key says too.
 _PLANNED = {
@@ -38,7 +39,7 @@ def merge_config(
     Args:
         user: the user's settings, without unknown keys; not changed.
         planned: `strategies.deepspeed_config.zero_config` of the same strategy.
-        strategy: one of `VARIANTS`.
+        strategy: name of a variant of ZeRO.
         clip_is_set: whether the run config says anything about clipping; if not, the user's value counts.
 
     Returns:
@@ -64,10 +65,13 @@ def nvme_paths(strategy: str, user: Mapping[str, Any]) -> tuple[str, ...]:
     """The folders on NVMe that a strategy offloads to, with the user's own in their place; each once.
 
     Args:
-        strategy: one of `VARIANTS`.
+        strategy: any strategy's name; only variants of ZeRO offload there.
         user: the user's settings.
     """
-    planned = zero_config(VARIANTS[strategy], "cuda", BatchAndClip(1, None, 1, 0.0))
+    variant = zero_variants().get(strategy)
+    if variant is None:
+        return ()
+    planned = zero_config(variant, "cuda", BatchAndClip(1, None, 1, 0.0))
     zero = _block(_lay_over(planned, user)["zero_optimization"])
     blocks = (_block(zero.get(name)) for name in _OFFLOADS)
     return tuple(dict.fromkeys(str(b["nvme_path"]) for b in blocks if b.get("device") == NVME and b.get("nvme_path")))
@@ -88,7 +92,8 @@ def _lay_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     """Where stage and offload make another variant than the one that was asked for by name."""
-    variant = VARIANTS[strategy]
+    variants = zero_variants()
+    variant = variants[strategy]
     stage = _or(zero.get("stage"), variant.stage)
     meant = ZeroVariant(
         stage,
@@ -101,7 +106,7 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
         return ["zero_optimization.offload_param: parameters are offloaded in stage 3 alone; remove the block"]
     if meant == variant:
         return []
-    named = next((name for name, other in VARIANTS.items() if other == meant), None)
+    named = next((name for name, other in variants.items() if other == meant), None)
     if named is None and stage == variant.stage:
         return []  # offload of its own making, which no name says
     what = f"stage {stage}" + "".join(

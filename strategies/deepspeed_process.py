@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from strategies.choice import StrategyError
+from strategies.base import StrategyError
 
 
 def forget_earlier_groups() -> None:

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from strategies.choice import StrategyError
+from strategies.base import StrategyError
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 @contextlib.contextmanager
-def weights_only_loads(_: Path) -> Iterator[None]:
+def weights_only_loads() -> Iterator[None]:
     """Every `torch.load` within is `weights_only`, DeepSpeed's own too, which asks for the opposite.
 
     Of DeepSpeed's classes those are let through that its checkpoints hold; they only keep values.
@@ -84,7 +84,7 @@ def restore_consolidated(engine: Any, checkpoint: Mapping[str, Any], names: Sequ
     engine.global_steps = checkpoint["global_step"]
 
 
-def restore_weights(engine: Any, read_consolidated: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+def restore_weights(engine: Any, read_consolidated: Callable[[Path], Mapping[str, Any]], path: Path) -> dict[str, Any]:
     """Put the weights of a folder into the pieces of every rank, for an evaluation in stage 3. Every rank calls it.
 
     Args:
@@ -106,8 +106,8 @@ def restore_weights(engine: Any, read_consolidated: Callable[[Path], dict[str, A
     if dist.get_rank() == 0:
         try:
             whole = read_consolidated(path)
-            state = whole.pop("state_dict")
-            content = {key: value for key, value in whole.items() if key != "optimizer_states"}
+            state = whole["state_dict"]
+            content = {key: value for key, value in whole.items() if key not in ("state_dict", "optimizer_states")}
             told = [(None, content, {name: state[name] for name, _ in module.named_buffers() if name in state})]
         except Exception as error:  # noqa: BLE001 -- raised below, on every rank: the others wait for an answer
             told = [(str(error), {}, {})]

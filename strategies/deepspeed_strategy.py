@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from strategies.base import CheckpointHooks, StrategyError
 from strategies.batch_norms import compute_with_fp32_weights
-from strategies.choice import StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
 from strategies.deepspeed_process import forget_earlier_groups, use_deepspeeds_cpu_accelerator
 from strategies.deepspeed_restore import (
@@ -54,6 +53,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         cluster_environment: says which rank this is.
         process_group_backend: 'nccl' or 'gloo'.
         timeout: seconds after which a collective fails; used only if there is no process group yet.
+        hooks: the launcher's part in checkpoints; None loads with `weights_only` and checks nothing.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         cluster_environment: ClusterEnvironment,
         process_group_backend: str,
         timeout: float,
+        hooks: CheckpointHooks | None = None,
     ) -> None:
         # Lightning sets the accumulation itself, from the Trainer's, and refuses to find it in the config.
         own = {key: value for key, value in config.items() if key != "gradient_accumulation_steps"}
@@ -79,15 +80,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._names: list[str] = []
         self._groups: GroupsOfBoth | None = None
         self._order_hook: RemovableHandle | None = None
-        # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
-        self.on_written: Callable[[Path, Path, int | None], None] | None = None
-        # DeepSpeed's own reading of a folder happens within.
-        self.reading: Callable[[Path], AbstractContextManager[None]] = weights_only_loads
-        # Raises if the weights are another model's; without weights they are the folder's.
-        self.check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None
+        self._hooks = hooks
         self._whole: Mapping[str, Any] | None = None
-        # Puts the pieces of a folder together, for an evaluation in stage 3, where DeepSpeed loads what is wrong.
-        self.read_consolidated: Callable[[Path], dict[str, Any]] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -134,8 +128,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
-            if self.on_written is not None:
-                self.on_written(fresh, path, checkpoint.get("global_step"))
+            if self._hooks is not None:
+                self._hooks.on_written(fresh, path, checkpoint.get("global_step"))
             replace_folder(fresh, path)
         self.barrier()
 
@@ -146,11 +140,11 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             # Its weights go in when the model's hooks have seen them.
             self._whole = checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
             return checkpoint
-        if self.check_model is not None:
-            self.check_model(self._module, None)
-        if self.zero_stage_3 and self.read_consolidated is not None and not self._module.trainer.training:
-            return restore_weights(self.model, self.read_consolidated, Path(checkpoint_path))
-        with self.reading(Path(checkpoint_path)):
+        self._check_model(None)
+        hooks = self._hooks
+        if self.zero_stage_3 and hooks is not None and not self._module.trainer.training:
+            return restore_weights(self.model, hooks.read_consolidated, Path(checkpoint_path))
+        with weights_only_loads() if hooks is None else hooks.reading(Path(checkpoint_path)):
             checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         if self._groups is not None:
             self._groups.restored(checkpoint.get(EMPTY_GROUPS, {}))
@@ -163,13 +157,16 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         if self._whole is None:
             return
         self._whole = None
-        if self.check_model is not None:
-            self.check_model(self._module, checkpoint["state_dict"])
+        self._check_model(checkpoint["state_dict"])
         restore_consolidated(self.model, checkpoint, self._names, strict=strict)
         if self._groups is not None:
             saved = checkpoint["optimizer_states"][0]["param_groups"]
             empty = {n: group for n, group in enumerate(saved) if not group["params"]}
             self._groups.restored(empty)
+
+    def _check_model(self, weights: Mapping[str, Any] | None) -> None:
+        if self._hooks is not None and self._hooks.check_model is not None:
+            self._hooks.check_model(self._module, weights)
 
     @property
     def _module(self) -> LightningModule:
@@ -209,6 +206,7 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         cluster_environment: says which rank this is.
         local_world_size: ranks on this node.
         timeout: seconds.
+        hooks: as for `SharedGroupDeepSpeed`.
         pretend_fp16: for tests: DeepSpeed's CPU accelerator answers that it supports fp16, so that a real loss scale
             is seen at work.
 
@@ -223,6 +221,7 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         cluster_environment: ClusterEnvironment,
         local_world_size: int,
         timeout: float,
+        hooks: CheckpointHooks | None = None,
         pretend_fp16: bool = False,
     ) -> None:
         use_deepspeeds_cpu_accelerator(pretend_fp16)
@@ -232,6 +231,7 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
             cluster_environment=cluster_environment,
             process_group_backend="gloo",
             timeout=timeout,
+            hooks=hooks,
         )
 
     @property

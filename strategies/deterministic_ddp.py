@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from strategies.choice import UnusedParametersError
+from strategies.ddp import UnusedParametersError
 from strategies.unused_parameters import unused_on_any_rank
 
 

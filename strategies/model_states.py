@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-from strategies.candidates import Candidate
+from strategies.deepspeed_config import NVME, ZeroVariant
 
 FP32 = 4
 
@@ -122,6 +122,9 @@ class ZeroSettings:
     nvme_buffers: int = 4
 
 
+DEFAULT_SETTINGS = ZeroSettings()
+
+
 @dataclass(frozen=True, slots=True)
 class ModelStates:
     """Bytes of one rank between backward and optimizer step, when gradients are complete.
@@ -145,36 +148,39 @@ class ModelStates:
     nvme: int = 0
 
 
-def model_states(
-    model: ModelShape,
-    candidate: Candidate,
-    world_size: int,
-    types: StateTypes = StateTypes(),
-    settings: ZeroSettings = ZeroSettings(),
-    *,
-    unsharded_optimizer_bytes: int | None = None,
-) -> ModelStates:
-    """What the rank that holds most keeps.
+def replicated_states(model: ModelShape, types: StateTypes, measured_optimizer: int | None = None) -> ModelStates:
+    """What each rank keeps where none is sharded.
 
     Args:
         model: its parameters and optimizer.
-        candidate: the strategy.
+        types: widths of parameter and states.
+        measured_optimizer: bytes of the optimizer's states if they were measured; else computed from `model.optimizer`.
+    """
+    return ModelStates(
+        parameters=model.numel * types.parameter_bytes + types.buffers(model),
+        gradients=model.trainable_numel * types.parameter_bytes,
+        optimizer_states=_optimizer_bytes(model, types) if measured_optimizer is None else measured_optimizer,
+    )
+
+
+def zero_states(
+    model: ModelShape,
+    variant: ZeroVariant,
+    world_size: int,
+    types: StateTypes = StateTypes(),
+    settings: ZeroSettings = DEFAULT_SETTINGS,
+) -> ModelStates:
+    """What the rank that holds most keeps under ZeRO.
+
+    Args:
+        model: its parameters and optimizer.
+        variant: stage and offload.
         world_size: number of ranks.
         types: widths of parameter and states.
         settings: DeepSpeed's buckets.
-        unsharded_optimizer_bytes: the optimizer's states if they were measured; else from `model.optimizer`.
     """
-    if candidate.stage == 0:
-        if unsharded_optimizer_bytes is None:
-            unsharded_optimizer_bytes = _optimizer_bytes(model, types)
-        return ModelStates(
-            parameters=model.numel * types.parameter_bytes + types.buffers(model),
-            gradients=model.trainable_numel * types.parameter_bytes,
-            optimizer_states=unsharded_optimizer_bytes,
-        )
-    if candidate.stage == 3:
-        return _stage_3(model, candidate, world_size, types, settings)
-    return _stage_1_or_2(model, candidate, world_size, types, settings)
+    states = _stage_3 if variant.stage == 3 else _stage_1_or_2
+    return states(model, variant, world_size, types, settings)
 
 
 def owned_parts(model: ModelShape, stage: int, world_size: int) -> tuple[int, ...]:
@@ -199,14 +205,14 @@ def _optimizer_bytes(model: ModelShape, types: StateTypes) -> int:
 
 def _stage_1_or_2(
     model: ModelShape,
-    candidate: Candidate,
+    variant: ZeroVariant,
     world_size: int,
     types: StateTypes,
     settings: ZeroSettings,
 ) -> ModelStates:
     """Each optimizer group lies in one flat buffer, padded to 2 elements a rank; a rank owns one part of each."""
     groups = model.trained_groups()
-    parts = owned_parts(model, candidate.stage, world_size)
+    parts = owned_parts(model, variant.stage, world_size)
     # What no optimizer group holds, or is frozen, stays where it is.
     outside = model.numel - sum(map(sum, groups))
     states = sum(
@@ -216,7 +222,7 @@ def _stage_1_or_2(
     kept = max(owned_gradients(groups, parts, world_size))
     bucket = settings.reduce_bucket_size * types.parameter_bytes * (2 if settings.overlap_comm else 1)
     parameters = (sum(parts) * world_size + outside) * types.parameter_bytes + types.buffers(model)
-    if candidate.offload:
+    if variant.offload_optimizer:
         # fp32 master, states and a fp32 gradient of each part in host memory, and one part in the parameters' width.
         host = states + sum(parts) * (FP32 + types.parameter_bytes)
         largest = max((p.numel for p in model.parameters), default=0) * types.parameter_bytes
@@ -247,7 +253,7 @@ RANKS_LOOKED_AT = 4096
 
 
 def _stage_3(
-    model: ModelShape, candidate: Candidate, world_size: int, types: StateTypes, settings: ZeroSettings
+    model: ModelShape, variant: ZeroVariant, world_size: int, types: StateTypes, settings: ZeroSettings
 ) -> ModelStates:
     """Each parameter is cut by itself, padded to one element a rank; gradients have a buffer of their own."""
     parts = [-(-p.numel // world_size) for p in model.parameters]
@@ -264,10 +270,10 @@ def _stage_3(
     bucket = settings.reduce_bucket_size * types.parameter_bytes
     kept = sum(parts) * types.parameter_bytes
     gradients = owned * types.parameter_bytes
-    if not candidate.offload:
+    if not variant.offload_optimizer:
         return ModelStates(kept + types.buffers(model), gradients, states, gathered=gathered, bucket=bucket)
     moved = states + owned * FP32  # with the fp32 gradient
-    on_nvme = candidate.offload == "nvme"
+    on_nvme = variant.offload_optimizer == NVME
     largest = max(owned_parts(model, 3, world_size), default=0)
     in_flight = min(largest, settings.sub_group_size) * settings.nvme_buffers * FP32
     host = kept + gradients + (in_flight if on_nvme else moved)

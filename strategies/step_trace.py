@@ -25,6 +25,28 @@ class GradientArrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """What is alive at once, beside parameters and optimizer states.
+
+    Attributes:
+        phase: 'forward', 'backward' or 'step'.
+        gradients: kept by this rank.
+        activations: with the batch and what ops and the optimizer hold for a moment.
+        buffers: the strategy's.
+    """
+
+    phase: str
+    gradients: int
+    activations: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """Bytes together."""
+        return self.gradients + self.activations + self.buffers
+
+
+@dataclass(frozen=True, slots=True)
 class StepTrace:
     """Bytes that live at the peaks of a training step's phases, parameters and optimizer states not counted.
 

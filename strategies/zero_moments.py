@@ -11,35 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_gradients, owned_parts
-from strategies.step_trace import GradientArrival, StepTrace
+from strategies.step_trace import GradientArrival, Moment, StepTrace
 from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
 
 # DeepSpeed adds up a norm in fp64, on a copy of one piece after the other (`runtime/zero/utils.py`: `get_norm_dtype`).
 _NORM = 8
 # Elements of what stage 3 offloads that go into one such copy (`stage3.py`: `_constant_buffered_norm2`).
 _NORM_AT_ONCE = 250_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What is alive at once, beside parameters and optimizer states.
-
-    Attributes:
-        phase: 'forward', 'backward' or 'step'.
-        gradients: kept by this rank.
-        activations: with the batch and what ops and the optimizer hold for a moment.
-        buffers: the strategy's.
-    """
-
-    phase: str
-    gradients: int
-    activations: int
-    buffers: int
-
-    @property
-    def total(self) -> int:
-        """Bytes together."""
-        return self.gradients + self.activations + self.buffers
 
 
 @dataclass(frozen=True, slots=True)

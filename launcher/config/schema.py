@@ -132,8 +132,8 @@ class RunConfig:
         accelerator: kind of device; `auto` takes a GPU where there is one.
         devices: ranks on each node; `auto` takes all GPUs, or one process on a CPU.
         num_nodes: number of nodes; `auto` takes what torchrun or SLURM say.
-        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, or `deepspeed_stage_1`, `_2`, `_3`,
-            `_2_offload`, `_3_offload`, `_3_offload_nvme`.
+        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, `deepspeed_stage_1`, `_2`, `_3`,
+            `_2_offload`, `_3_offload`, `_3_offload_nvme`, or one of an installed package.
         deepspeed_config: DeepSpeed's own settings, or the path of its JSON file; what is left out or 'auto' is planned.
         precision: `auto`, or any spelling of a precision, which is an order that every rank must be able to meet.
         precision_fallback: turn that order into the best precision that all ranks share.

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.choice import listed
+from strategies.ddp import describe_parameters
 
 # A text longer than this is cut in the list of what happened.
 _LONGEST_TEXT = 600
@@ -37,7 +37,8 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it goes on with {event.get('strategy')}"
     elif kind == "unused_parameters":
-        text = f"{listed(event.get('names') or ())} got no gradient; DDP looks for such parameters from here on"
+        names = describe_parameters(event.get("names") or ())
+        text = f"{names} got no gradient; DDP looks for such parameters from here on"
     elif kind == "batch_corrected":
         text = f"a step trains {event.get('now')} samples; the plan had {event.get('before')}"
     elif kind == "nodes_missing":

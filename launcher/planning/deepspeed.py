@@ -11,10 +11,11 @@ from launcher.config.schema import RunConfig
 from launcher.planning.deepspeed_limits import assumed_folders, without_tools, zero_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
-from strategies.deepspeed_config import VARIANTS, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_merge import merge_config
 from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import AgreedPrecision
+from strategies.registry import requested_strategy, zero_variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ def deepspeed_settings(config: RunConfig) -> Mapping[str, Any] | None:
     Args:
         config: a file of settings is read in already, see `launcher.config.deepspeed_file`.
     """
-    if config.strategy not in VARIANTS:
+    requested = requested_strategy(config.strategy)
+    if requested is None or not requested.needs_deepspeed:
         return None
     return config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
 
@@ -60,7 +62,8 @@ def plan_deepspeed(
         agreement: what the ranks are and have.
     """
     name = config.strategy if strategy is None else strategy.name
-    if name not in VARIANTS:
+    variant = zero_variants().get(name)
+    if variant is None:
         return DeepSpeedPlan(None, tuple(_needless_settings(config)))
     user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
     problems: list[str] = []
@@ -68,7 +71,6 @@ def plan_deepspeed(
         problems.append(
             "DeepSpeed clips gradients by their norm alone; remove `trainer.gradient_clip_algorithm: value`"
         )
-    variant = VARIANTS[name]
     hardware = agreement.facts[0].hardware
     planned = zero_config(
         variant,
@@ -105,6 +107,6 @@ def _needless_settings(config: RunConfig) -> list[str]:
         parts = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
         devices = [part.get("device") if isinstance(part, Mapping) else None for part in parts]
         asked = ZeroVariant(zero.get("stage", 2), *(None if device == "none" else device for device in devices))
-        meant = next((name for name, variant in VARIANTS.items() if variant == asked), meant)
+        meant = next((name for name, variant in zero_variants().items() if variant == asked), meant)
     advice = f"use `strategy: {meant}`, or remove it"
     return [f"deepspeed_config was given, but the strategy is {config.strategy}; {advice}"]

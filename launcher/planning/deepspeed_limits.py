@@ -8,9 +8,9 @@ from typing import Any
 
 from launcher.agreement.facts import Agreement, RankFacts, hosts_of
 from launcher.hardware.devices import BUILD_TOOLS
-from strategies.deepspeed_config import VARIANTS
 from strategies.deepspeed_merge import nvme_paths
 from strategies.precision import Precision
+from strategies.registry import candidates
 from strategies.repeated import where
 
 _FP16 = (Precision.FP16_MIXED, Precision.FP16_TRUE)
@@ -38,7 +38,7 @@ def zero_obstacles(
     """Everything that is in the way of one variant.
 
     Args:
-        name: one of `VARIANTS`.
+        name: of a strategy that needs DeepSpeed.
         agreement: what the ranks are and have.
         precision: what was agreed on; None if nothing was, or a plugin of the user's own decides.
         user: the user's own DeepSpeed settings.
@@ -69,7 +69,8 @@ def zero_obstacles(
 
 def candidate_obstacles(agreement: Agreement, precision: Precision | None, user: Mapping[str, Any]) -> dict[str, str]:
     """Name of a variant to why these ranks cannot run it, for those that they cannot; see `zero_obstacles`."""
-    found = {name: zero_obstacles(name, agreement, precision, user) for name in VARIANTS}
+    names = [candidate.name for candidate in candidates() if candidate.needs_deepspeed]
+    found = {name: zero_obstacles(name, agreement, precision, user) for name in names}
     return {name: "; ".join(o.reason for o in obstacles) for name, obstacles in found.items() if obstacles}
 
 

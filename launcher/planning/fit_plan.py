@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
+from launcher.core.errors import PlanError
 from launcher.planning.memory import host_memory, machine_of, plan_with_memory, planned_precision
 from launcher.planning.plan import Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
 from launcher.user_code.objects import UserObjects
+from strategies.registry import find_strategy
 from strategies.step_trace import ModelProfile, Unprofiled
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 # Of a CPU's memory: with less than this in model states a run begins without a trace.
 _SHARE_WITHOUT_TRACE = 0.1
+
+
+def check_model(model: pl.LightningModule, plan: Plan, notice: Callable[[str], None]) -> None:
+    """Whether the planned strategy can train the model.
+
+    Args:
+        model: as its constructor made it.
+        plan: what it is trained with.
+        notice: called with each of the model's hooks that has no effect.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    strategy = find_strategy(plan.strategy.name)
+    problem = strategy.model_problem(model)
+    if problem is not None:
+        raise PlanError(problem)
+    for text in strategy.model_notices(model):
+        notice(text)
 
 
 def plan_for_fit(

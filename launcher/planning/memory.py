@@ -17,7 +17,6 @@ from launcher.planning.fallback import passed_over, why_not_planned, with_next
 from launcher.planning.plan import CUSTOM, Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
-from strategies.candidates import ZERO_3_NVME
 from strategies.choice import AUTO, Rejected, StrategyChoice
 from strategies.comparison import Comparison, compare_strategies
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
@@ -28,6 +27,7 @@ from strategies.repeated import RepeatedRecords
 from strategies.step_time import MachineModel
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import gib
+from strategies.zero import ZERO_3_NVME
 
 # A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
 _CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9

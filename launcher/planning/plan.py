@@ -12,7 +12,8 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
-from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_user_options
+from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, with_user_options
+from strategies.ddp import describe_parameters
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
 
 # A precision plugin of the user's own: it may do anything.
@@ -74,7 +75,7 @@ class Plan:
         Args:
             names: theirs.
         """
-        reason = f"find_unused_parameters on: {listed(names)} got no gradient in the first step"
+        reason = f"find_unused_parameters on: {describe_parameters(names)} got no gradient in the first step"
         reasons = (*self.strategy.reasons, reason)
         return replace(self, strategy=replace(self.strategy, find_unused_parameters=True, reasons=reasons))
 

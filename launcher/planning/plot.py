@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from launcher.config.schema import RunConfig
 from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import machine_of, planned_precision, splits, zero_settings
-from strategies.candidates import CANDIDATES, ZERO_3_NVME
 from strategies.comparison import compare_strategies
+from strategies.registry import candidates, find_strategy
 from strategies.units import GIB
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     axes = figure.add_subplot()
     for position, (name, sizes) in enumerate(lines.items()):
         # NVMe takes the same of the device as host memory does: one line must not hide the other.
-        style = "--" if name == ZERO_3_NVME.name else "-"
+        style = "--" if find_strategy(name).offload == "nvme" else "-"
         sizes_gib = [size / GIB for size in sizes]
-        axes.plot(counts, sizes_gib, style, marker=_MARKERS[position], markersize=5, linewidth=1.6, label=name)
+        axes.plot(
+            counts, sizes_gib, style, marker=_MARKERS[position % len(_MARKERS)], markersize=5, linewidth=1.6, label=name
+        )
     memory = found.plan.memory or {}
     limit, whole = memory["limit_bytes"], memory["memory_bytes"]
     axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1.2)
@@ -96,7 +98,7 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     while counts[-1] < last:
         counts.append(counts[-1] * 2)
     batch = splits(config, found.plan)[0]
-    lines: dict[str, list[int]] = {candidate.name: [] for candidate in CANDIDATES}
+    lines: dict[str, list[int]] = {candidate.name: [] for candidate in candidates()}
     for count in counts:
         ranks = dataclasses.replace(machine, world_size=count, ranks_per_node=min(count, machine.ranks_per_node))
         compared = compare_strategies(
@@ -109,8 +111,9 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
         )
         for assessed in compared.assessments:
             lines[assessed.name].append(assessed.memory.total)
-    hidden = {"single_device"} | ({c.name for c in CANDIDATES if c.offload} if machine.device_kind == "cpu" else set())
-    return counts, {name: sizes for name, sizes in lines.items() if name not in hidden}
+    on_cpu = machine.device_kind == "cpu"
+    shown = [c.name for c in candidates() if c.needs_process_group and not (on_cpu and c.offload)]
+    return counts, {name: lines[name] for name in shown}
 
 
 def _ticks(values: list[float]) -> tuple[list[float], list[str]]:

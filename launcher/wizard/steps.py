@@ -18,15 +18,8 @@ from launcher.wizard.answers import WizardConfig
 from launcher.wizard.machine import MachineFacts
 from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
-from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.precision import Precision
-
-_STRATEGIES = {
-    "auto": "auto: the launcher chooses, and says why",
-    "single_device": "single_device: one rank, one device",
-    "ddp": "ddp: each rank has the whole model",
-    "ddp_find_unused_parameters_true": "ddp_find_unused_parameters_true: for steps that use a part of the parameters",
-}
+from strategies.registry import AUTO, strategies
 
 
 class WizardSession:
@@ -108,8 +101,9 @@ def ask_precision_and_strategy(config: WizardConfig, desk: WizardSession) -> Wiz
     show_plan(config, desk)
     while True:
         config = _ask_precision(config, desk)
-        strategies = [Choice(name, _STRATEGIES.get(name, name)) for name in STRATEGY_NAMES]
-        strategy = desk.prompter.select("Strategy", strategies, config.strategy or "auto")
+        listed = [Choice(entry.name, f"{entry.name}: {entry.summary}") for entry in strategies()]
+        listed.insert(0, Choice(AUTO, "auto: the launcher chooses, and gives its reasons"))
+        strategy = desk.prompter.select("Strategy", listed, config.strategy or AUTO)
         config = _answered(config, "strategy", strategy, default="auto")
         if show_plan(config, desk) or not desk.prompter.confirm("There is no such plan here. Answer anew?"):
             return config

@@ -11,10 +11,12 @@ from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
 from launcher.planning.plan import Plan, make_plan
 from strategies.choice import StrategyError, choose_strategy
-from strategies.deepspeed_config import CPU_BUCKET, GPU_BUCKET, VARIANTS, BatchAndClip, zero_config
+from strategies.deepspeed_config import CPU_BUCKET, GPU_BUCKET, BatchAndClip, zero_config
+from strategies.registry import zero_variants
 from tests.support.rank_threads import CPU, H100
 from tests.unit.planning.test_plan import ranks, refusal
 
+VARIANTS = zero_variants()
 PLANNED = BatchAndClip(world_size=4, micro_batch_size=8, accumulate=3, gradient_clip_val=0.5)
 
 

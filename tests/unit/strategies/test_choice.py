@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.choice import DDP_FIND_UNUSED, NAMES, StrategyChoice, StrategyError, choose_strategy
-from strategies.deepspeed_config import VARIANTS
+from strategies.choice import StrategyChoice, StrategyError, choose_strategy
+from strategies.registry import strategy_names, zero_variants
+
+DDP_FIND_UNUSED = "ddp_find_unused_parameters_true"
+NAMES, VARIANTS = strategy_names(), zero_variants()
 
 
 def choose(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from strategies import cpu_workspaces
-from strategies.candidates import SINGLE_DEVICE
 from strategies.cpu_workspaces import CpuWorkspaces, lstm_workspace, product_code
 from strategies.fake_mode import FakeMode
 from strategies.memory import estimate_memory
 from strategies.model_shape import OptimizerError, describe_model, optimizer_of, probe_optimizer
 from strategies.model_states import OptimizerShape
 from strategies.precision import Precision
+from strategies.registry import SINGLE_DEVICE
 from strategies.step_trace import at_batch_size
 from strategies.trace import PlannedTrainer, TraceTypes, attach, trace_step
 from tests.support.allocator_peak import peak_of

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from strategies.candidates import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD, Candidate
 from strategies.memory import PROCESS, estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
 from strategies.precision import Precision
 from strategies.step_trace import GradientArrival, StepTrace, at_batch_size
+from strategies.zero import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD, Zero
 from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
 
 PLAIN = OptimizerShape("SGD", 0, 0, 0)
@@ -30,7 +30,7 @@ def trace_of(model: ModelShape, *peaks: int, live: int = 0, forward: int = 0) ->
 
 
 def beside_states(
-    model: ModelShape, trace: StepTrace, candidate: Candidate, ranks: int = 1, bucket: int = 0, *,
+    model: ModelShape, trace: StepTrace, candidate: Zero, ranks: int = 1, bucket: int = 0, *,
     process: bool = False, overlap: bool = False, accumulate: int = 1,
 ) -> tuple[str, int]:  # fmt: skip
     settings = ZeroSettings(bucket, overlap, persistence_threshold=0, prefetch_bucket_size=0)
@@ -134,7 +134,7 @@ def test_a_course_lies_on_the_line_between_two_batch_sizes() -> None:
 
 
 @pytest.mark.parametrize("candidate", [ZERO_1, ZERO_2, ZERO_3])
-def test_a_backward_pass_that_was_not_seen_is_taken_to_be_at_its_peak_all_the_time(candidate: Candidate) -> None:
+def test_a_backward_pass_that_was_not_seen_is_taken_to_be_at_its_peak_all_the_time(candidate: Zero) -> None:
     model = model_of(1000, 1000)
     seen = trace_of(model, 7000, 7000, 7000, live=7000)
     unseen = dataclasses.replace(seen, course=())
