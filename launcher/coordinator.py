@@ -21,7 +21,7 @@ from launcher.training.fit import fit
 from launcher.training.result import FitResult
 from strategies.deepspeed_config import BESIDE_DEEPSPEED
 from strategies.precision import AUTO, normalize_precision
-from strategies.registry import requested_strategy
+from strategies.registry import find_requested
 
 if TYPE_CHECKING:
     from launcher.user_code.objects import UserObjects
@@ -192,7 +192,7 @@ class TrainingCoordinator:
             problems.append(Problem("model", foreign_lightning(model) or other))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
-        strategy = requested_strategy(self._config.strategy)
+        strategy = find_requested(self._config.strategy)
         if strategy and not strategy.accepts_precision_plugin and any(isinstance(p, Precision) for p in self._plugins):
             problems.append(Problem("plugins", f"{BESIDE_DEEPSPEED}; remove it and set precision, or use ddp"))
         if train is not None and datamodule is not None:

@@ -12,7 +12,7 @@ from strategies.batch import BatchSplit
 from strategies.memory import MemoryEstimate, Method, estimate_memory
 from strategies.model_states import DEFAULT_SETTINGS, ZeroSettings
 from strategies.precision import Precision
-from strategies.registry import candidates
+from strategies.registry import list_candidates
 from strategies.step_time import MachineModel, step_time
 from strategies.step_trace import ModelProfile, at_batch_size
 
@@ -83,7 +83,7 @@ def compare_strategies(
     run = _Run(profile, machine, precision, splits, limit, settings)
     first = [
         _assess(candidate, run, _obstacle(candidate, run) or obstacles.get(candidate.name))
-        for candidate in candidates()
+        for candidate in list_candidates()
     ]
     able = [a for a in first if a.eligible and a.fits]
     pick = _fastest(able, machine)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from strategies.deepspeed_config import NVME, BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_precision import AUTO
-from strategies.registry import zero_variants
+from strategies.registry import list_zero_variants
 
 # The run config's place of what DeepSpeed's key says too.
 _PLANNED = {
@@ -68,7 +68,7 @@ def nvme_paths(strategy: str, user: Mapping[str, Any]) -> tuple[str, ...]:
         strategy: any strategy's name; only variants of ZeRO offload there.
         user: the user's settings.
     """
-    variant = zero_variants().get(strategy)
+    variant = list_zero_variants().get(strategy)
     if variant is None:
         return ()
     planned = zero_config(variant, "cuda", BatchAndClip(1, None, 1, 0.0))
@@ -92,7 +92,7 @@ def _lay_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     """Where stage and offload make another variant than the one that was asked for by name."""
-    variants = zero_variants()
+    variants = list_zero_variants()
     variant = variants[strategy]
     stage = _or(zero.get("stage"), variant.stage)
     meant = ZeroVariant(

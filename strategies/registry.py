@@ -42,20 +42,20 @@ for _entry in (SINGLE_DEVICE, DDP, DistributedUnused(), ZERO_1, ZERO_2, ZERO_3,
     register(_entry)
 
 
-def strategies() -> tuple[StrategyEntry, ...]:
+def list_strategies() -> tuple[StrategyEntry, ...]:
     """All strategies in their order."""
     _load_entry_points()
     return tuple(sorted(_entries.values(), key=lambda entry: entry.order))
 
 
-def candidates() -> tuple[StrategyEntry, ...]:
+def list_candidates() -> tuple[StrategyEntry, ...]:
     """The strategies that `strategy: auto` compares, in their order."""
-    return tuple(entry for entry in strategies() if entry.is_candidate)
+    return tuple(entry for entry in list_strategies() if entry.is_candidate)
 
 
-def strategy_names() -> tuple[str, ...]:
+def list_strategy_names() -> tuple[str, ...]:
     """What `strategy:` in a config takes."""
-    return (AUTO, *(entry.name for entry in strategies()))
+    return (AUTO, *(entry.name for entry in list_strategies()))
 
 
 def find_strategy(name: str) -> StrategyEntry:
@@ -67,7 +67,7 @@ def find_strategy(name: str) -> StrategyEntry:
     if name not in _entries:
         _load_entry_points()
     if name not in _entries:
-        known = ", ".join(strategy_names())
+        known = ", ".join(list_strategy_names())
         raise StrategyError(f"strategy {name!r} does not exist; valid are {known}{describe_broken(name)}")
     return _entries[name]
 
@@ -77,14 +77,14 @@ def describe_broken(name: str) -> str:
     return f" ({_broken[name]})" if name in _broken else ""
 
 
-def requested_strategy(name: Any) -> StrategyEntry | None:
+def find_requested(name: Any) -> StrategyEntry | None:
     """The strategy that a config requests; None for `auto`, and for what is no strategy."""
-    return _entries.get(name) if isinstance(name, str) and name in strategy_names() else None
+    return _entries.get(name) if isinstance(name, str) and name in list_strategy_names() else None
 
 
-def zero_variants() -> Mapping[str, ZeroVariant]:
+def list_zero_variants() -> Mapping[str, ZeroVariant]:
     """The variants of ZeRO by name."""
-    return {entry.name: entry.variant for entry in strategies() if isinstance(entry, Zero)}
+    return {entry.name: entry.variant for entry in list_strategies() if isinstance(entry, Zero)}
 
 
 @functools.cache

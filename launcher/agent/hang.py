@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.agent.flight_recorder import FlightRecord, ranks_that_did_not_enter
 from launcher.process.heartbeat import UNKNOWN, Heartbeat
-from strategies.registry import strategies
+from strategies.registry import list_strategies
 
 # The default limit: this many steps' time, and never less than this many seconds.
 _STEPS = 20.0
@@ -144,7 +144,7 @@ def main_thread_frame(stacks: str) -> tuple[str, str, str] | None:
 def in_collective(stacks: str) -> bool:
     """Whether the main thread waits for other ranks."""
     # A training step that sleeps is within backward's callers too: the innermost frames alone tell.
-    files = (*_COLLECTIVE_FILES, *(part for strategy in strategies() for part in strategy.collective_files))
+    files = (*_COLLECTIVE_FILES, *(part for strategy in list_strategies() for part in strategy.collective_files))
     return any(part in frame[0] for frame in _main_thread(stacks)[:2] for part in files)
 
 

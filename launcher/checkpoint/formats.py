@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, read_zero_outline, zero_layout
 from launcher.checkpoint.reader import Trust, as_mapping, read_file
-from strategies.registry import find_strategy, strategies
+from strategies.registry import find_strategy, list_strategies
 
 Settings = Mapping[str, Any]
 
@@ -131,7 +131,7 @@ _FORMATS: dict[str, CheckpointFormat] = {"file": OneFile(), "deepspeed": DeepSpe
 
 def format_of(path: Path) -> CheckpointFormat:
     """The format of a checkpoint."""
-    names = dict.fromkeys(entry.checkpoint_format for entry in strategies())
+    names = dict.fromkeys(entry.checkpoint_format for entry in list_strategies())
     own = [_find_format(name) for name in names if name not in _FORMATS]
     return next(each for each in (*own, *_FORMATS.values()) if each.recognizes(path))
 

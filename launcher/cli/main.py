@@ -108,9 +108,12 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def _list_strategies() -> str:
-    from strategies.registry import strategies
+    from strategies.registry import list_strategies
 
-    rows = {"auto": "the fastest that fits the memory at hand", **{each.name: each.summary for each in strategies()}}
+    rows = {
+        "auto": "the fastest that fits the memory at hand",
+        **{each.name: each.summary for each in list_strategies()},
+    }
     return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
 
 

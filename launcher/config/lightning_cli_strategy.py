@@ -11,7 +11,7 @@ from launcher.config.deepspeed_file import read_deepspeed_file
 from launcher.core.errors import ConfigError, Problem
 from strategies.ddp import DDP_OPTIONS
 from strategies.deepspeed_config import ZeroVariant
-from strategies.registry import zero_variants
+from strategies.registry import list_zero_variants
 
 _PACKAGE = "lightning.pytorch.strategies"
 _DDP, _FIND_UNUSED = "ddp", "ddp_find_unused_parameters_true"
@@ -206,7 +206,7 @@ def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     strategy = _variant_of({"zero_optimization": zero}, path)
-    variant = zero_variants()[strategy]
+    variant = list_zero_variants()[strategy]
     by_name = {"stage": variant.stage, "offload_optimizer": {"device": variant.offload_optimizer},
                "offload_param": {"device": variant.offload_parameters}}  # fmt: skip
     more = {key: value for key, value in zero.items() if value != by_name.get(key)}
@@ -219,7 +219,7 @@ def _variant_of(content: Any, path: str) -> str:
     blocks = [zero.get(block) or {} for block in ("offload_optimizer", "offload_param")]
     stage, parts = zero.get("stage", 0), [block.get("device") for block in blocks]
     wanted = ZeroVariant(stage, *(None if part == "none" else part for part in parts))
-    variants = zero_variants()
+    variants = list_zero_variants()
     for name, variant in variants.items():
         if variant == wanted:
             return name

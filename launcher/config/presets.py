@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.config.loading import read_preset
 from launcher.core.errors import ConfigError, Problem
-from strategies.registry import AUTO, strategy_names
+from strategies.registry import AUTO, list_strategy_names
 
 # From a laptop to a cluster, as the wizard lists them.
 ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "zero2-node", "zero3-offload", "slurm-multi-node")
@@ -16,7 +16,7 @@ ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "zero2-node", "zero3-offload",
 
 def preset_names() -> tuple[str, ...]:
     """The presets whose strategy this version has."""
-    known = strategy_names()
+    known = list_strategy_names()
     return tuple(name for name in ALL_PRESETS if read_preset(name).get("strategy", AUTO) in known)
 
 

@@ -20,7 +20,7 @@ from launcher.core.secrets import redact
 from strategies import precision as precision_names
 from strategies.ddp import DDP_OPTIONS
 from strategies.deepspeed_config import BESIDE_DEEPSPEED
-from strategies.registry import describe_broken, requested_strategy, strategy_names
+from strategies.registry import describe_broken, find_requested, list_strategy_names
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -58,7 +58,7 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Settings that are each right, and wrong together."""
-    trainer, strategy = values.get("trainer"), requested_strategy(values.get("strategy"))
+    trainer, strategy = values.get("trainer"), find_requested(values.get("strategy"))
     if strategy is None:
         return
     if isinstance(trainer, Mapping) and trainer.get("plugins") and not strategy.accepts_precision_plugin:
@@ -82,7 +82,7 @@ def _precision_problems(precision: Any) -> Iterator[str]:
 
 
 def _strategy_problems(strategy: Any) -> Iterator[str]:
-    names = strategy_names()
+    names = list_strategy_names()
     if strategy not in names:
         yield f"given {strategy!r}; expected one of {', '.join(names)}{describe_broken(strategy)}"
 

@@ -15,7 +15,7 @@ from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_merge import merge_config
 from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import AgreedPrecision
-from strategies.registry import requested_strategy, zero_variants
+from strategies.registry import find_requested, list_zero_variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def deepspeed_settings(config: RunConfig) -> Mapping[str, Any] | None:
     Args:
         config: a file of settings is read in already, see `launcher.config.deepspeed_file`.
     """
-    requested = requested_strategy(config.strategy)
+    requested = find_requested(config.strategy)
     if requested is None or not requested.needs_deepspeed:
         return None
     return config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
@@ -62,7 +62,7 @@ def plan_deepspeed(
         agreement: what the ranks are and have.
     """
     name = config.strategy if strategy is None else strategy.name
-    variant = zero_variants().get(name)
+    variant = list_zero_variants().get(name)
     if variant is None:
         return DeepSpeedPlan(None, tuple(_needless_settings(config)))
     user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
@@ -107,6 +107,6 @@ def _needless_settings(config: RunConfig) -> list[str]:
         parts = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
         devices = [part.get("device") if isinstance(part, Mapping) else None for part in parts]
         asked = ZeroVariant(zero.get("stage", 2), *(None if device == "none" else device for device in devices))
-        meant = next((name for name, variant in zero_variants().items() if variant == asked), meant)
+        meant = next((name for name, variant in list_zero_variants().items() if variant == asked), meant)
     advice = f"use `strategy: {meant}`, or remove it"
     return [f"deepspeed_config was given, but the strategy is {config.strategy}; {advice}"]

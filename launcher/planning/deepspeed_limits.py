@@ -10,7 +10,7 @@ from launcher.agreement.facts import Agreement, RankFacts, hosts_of
 from launcher.hardware.devices import BUILD_TOOLS
 from strategies.deepspeed_merge import nvme_paths
 from strategies.precision import Precision
-from strategies.registry import candidates
+from strategies.registry import list_candidates
 from strategies.repeated import where
 
 _FP16 = (Precision.FP16_MIXED, Precision.FP16_TRUE)
@@ -69,7 +69,7 @@ def zero_obstacles(
 
 def candidate_obstacles(agreement: Agreement, precision: Precision | None, user: Mapping[str, Any]) -> dict[str, str]:
     """Name of a variant to why these ranks cannot run it, for those that they cannot; see `zero_obstacles`."""
-    names = [candidate.name for candidate in candidates() if candidate.needs_deepspeed]
+    names = [candidate.name for candidate in list_candidates() if candidate.needs_deepspeed]
     found = {name: zero_obstacles(name, agreement, precision, user) for name in names}
     return {name: "; ".join(o.reason for o in obstacles) for name, obstacles in found.items() if obstacles}
 

@@ -10,7 +10,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import machine_of, planned_precision, splits, zero_settings
 from strategies.comparison import compare_strategies
-from strategies.registry import candidates, find_strategy
+from strategies.registry import find_strategy, list_candidates
 from strategies.units import GIB
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     while counts[-1] < last:
         counts.append(counts[-1] * 2)
     batch = splits(config, found.plan)[0]
-    lines: dict[str, list[int]] = {candidate.name: [] for candidate in candidates()}
+    lines: dict[str, list[int]] = {candidate.name: [] for candidate in list_candidates()}
     for count in counts:
         ranks = dataclasses.replace(machine, world_size=count, ranks_per_node=min(count, machine.ranks_per_node))
         compared = compare_strategies(
@@ -112,7 +112,7 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
         for assessed in compared.assessments:
             lines[assessed.name].append(assessed.memory.total)
     on_cpu = machine.device_kind == "cpu"
-    shown = [c.name for c in candidates() if c.needs_process_group and not (on_cpu and c.offload)]
+    shown = [c.name for c in list_candidates() if c.needs_process_group and not (on_cpu and c.offload)]
     return counts, {name: lines[name] for name in shown}
 
 

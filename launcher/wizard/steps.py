@@ -19,7 +19,7 @@ from launcher.wizard.machine import MachineFacts
 from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
 from strategies.precision import Precision
-from strategies.registry import AUTO, strategies
+from strategies.registry import AUTO, list_strategies
 
 
 class WizardSession:
@@ -101,7 +101,7 @@ def ask_precision_and_strategy(config: WizardConfig, desk: WizardSession) -> Wiz
     show_plan(config, desk)
     while True:
         config = _ask_precision(config, desk)
-        listed = [Choice(entry.name, f"{entry.name}: {entry.summary}") for entry in strategies()]
+        listed = [Choice(entry.name, f"{entry.name}: {entry.summary}") for entry in list_strategies()]
         listed.insert(0, Choice(AUTO, "auto: the launcher chooses, and gives its reasons"))
         strategy = desk.prompter.select("Strategy", listed, config.strategy or AUTO)
         config = _answered(config, "strategy", strategy, default="auto")

@@ -16,7 +16,7 @@ from launcher.config.lightning_cli_strategy import DEEPSPEED_DEFAULTS, translate
 from launcher.config.loading import load_config
 from launcher.core.errors import ConfigError
 from strategies.ddp import DDP_OPTIONS
-from strategies.registry import strategy_names
+from strategies.registry import list_strategy_names
 
 _PATH = "trainer.strategy"
 
@@ -41,7 +41,7 @@ def test_every_name_of_lightnings_is_one_of_ours_or_says_what_to_write(name: str
     settings, problems = translate_strategy(name, _PATH, None)
     if problems:
         assert problems[0].message.startswith(f"given {name!r}; ")
-    elif settings["strategy"] not in strategy_names():
+    elif settings["strategy"] not in list_strategy_names():
         with pytest.raises(ConfigError, match="expected one of auto, single_device, ddp"):
             load_config([], ["--model", "a.B", "--trainer.strategy", name])
         assert name.startswith(("xla", "single_")), "no Lightning strategy that trains on these devices"

@@ -12,11 +12,11 @@ from launcher.core.errors import PlanError
 from launcher.planning.plan import Plan, make_plan
 from strategies.choice import StrategyError, choose_strategy
 from strategies.deepspeed_config import CPU_BUCKET, GPU_BUCKET, BatchAndClip, zero_config
-from strategies.registry import zero_variants
+from strategies.registry import list_zero_variants
 from tests.support.rank_threads import CPU, H100
 from tests.unit.planning.test_plan import ranks, refusal
 
-VARIANTS = zero_variants()
+VARIANTS = list_zero_variants()
 PLANNED = BatchAndClip(world_size=4, micro_batch_size=8, accumulate=3, gradient_clip_val=0.5)
 
 

@@ -24,13 +24,13 @@ from launcher.planning.plan import Plan, make_plan
 from launcher.planning.table import print_memory
 from strategies.deepspeed_config import NVME_PATH
 from strategies.gpus import find_gpu
-from strategies.registry import zero_variants
+from strategies.registry import list_zero_variants
 from tests.support.rank_threads import CPU, H100, facts
 from tests.support.toy import Toy
 from tests.unit.strategies.test_comparison import GIB, profile
 
 NVME = "deepspeed_stage_3_offload_nvme"
-VARIANTS = zero_variants()
+VARIANTS = list_zero_variants()
 
 
 def planned(*ranks: RankFacts, billions: float = 0.1, host: int | None = None, **given: Any) -> Plan:

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.choice import StrategyChoice, StrategyError, choose_strategy
-from strategies.registry import strategy_names, zero_variants
+from strategies.registry import list_strategy_names, list_zero_variants
 
 DDP_FIND_UNUSED = "ddp_find_unused_parameters_true"
-NAMES, VARIANTS = strategy_names(), zero_variants()
+NAMES, VARIANTS = list_strategy_names(), list_zero_variants()
 
 
 def choose(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
-from strategies.registry import strategy_names
+from strategies.registry import list_strategy_names
 
 BUCKETS = "gradient_as_bucket_view: saves a copy of all gradients"
 STATIC = "static_graph on: the model declares that every step uses the same parameters"
@@ -85,7 +85,7 @@ def test_deepspeeds_variants(name: str, world: int, kind: str, words: list[str])
 @pytest.mark.parametrize(
     ("requested", "world", "kind", "said"),
     [
-        ("dpd", 2, "cpu", f"strategy 'dpd' does not exist; valid are {', '.join(strategy_names())}"),
+        ("dpd", 2, "cpu", f"strategy 'dpd' does not exist; valid are {', '.join(list_strategy_names())}"),
         ("single_device", 2, "cpu",
          ("strategy single_device was asked for, but there are 2 ranks; use `strategy: auto`, or one rank")),
         ("auto", 2, "mps", "Apple's GPU has no process group backend; use `devices: 1` or `accelerator: cpu`"),

@@ -17,7 +17,7 @@ from strategies.gpus import find_gpu
 from strategies.memory import estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, StateTypes, ZeroSettings
 from strategies.precision import Precision
-from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3, candidates
+from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3, list_candidates
 from strategies.step_time import Collective, MachineModel, StepTime, step_time
 from strategies.step_trace import ModelProfile, StepTrace
 from strategies.units import gib
@@ -102,7 +102,7 @@ def test_what_deepspeed_cannot_train_is_never_sharded(change: dict[str, object],
 
 def test_every_candidate_has_its_memory_its_time_and_a_reason() -> None:
     found = compare(profile(7), machine(8))
-    assert [a.name for a in found.assessments] == [c.name for c in candidates()]
+    assert [a.name for a in found.assessments] == [c.name for c in list_candidates()]
     for assessed in found.assessments:
         assert assessed.reason
         assert assessed.memory.total > 0

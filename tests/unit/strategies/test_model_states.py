@@ -27,7 +27,7 @@ from strategies.registry import (
     ZERO_3,
     ZERO_3_NVME,
     ZERO_3_OFFLOAD,
-    candidates,
+    list_candidates,
 )
 from strategies.step_trace import StepTrace
 
@@ -126,7 +126,7 @@ def test_measured_states_go_before_the_formula() -> None:
 @example([67, 63, 127], ZERO_1, 2, StateTypes())
 @given(
     st.lists(st.integers(1, 10_000), min_size=1, max_size=20),
-    st.sampled_from([c for c in candidates() if c.is_sharded]),
+    st.sampled_from([c for c in list_candidates() if c.is_sharded]),
     st.integers(1, 64),
     st.sampled_from([StateTypes(), HALF]),
 )
