@@ -48,7 +48,7 @@ class StrategyChoice:
 
     Attributes:
         name: of the strategy's entry in `strategies.registry`.
-        reasons: in plain words, for the plan.
+        reasons: for the plan.
         rejected: the other candidates.
         backend: process group backend, None without a process group.
         gradient_as_bucket_view: gradients are views into DDP's buckets, which saves one copy of all gradients.

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 def compute_with_fp32_weights(module: nn.Module) -> int:
-    """Let norms whose running statistics stayed in fp32 compute with their weights in fp32; returns how many there are.
+    """Make batch norms with fp32 running statistics compute with fp32 weights; return how many there are.
 
     DeepSpeed casts parameters and, since 0.19, leaves buffers as they are (`_cast_module_mixed_precision`). torch's
-    batch norm takes an input in 16 bits with weights and statistics in fp32, as under autocast, but no mixture of these
-    two. Statistics in 16 bits are no way out: bf16 loses the small steps of a running mean, fp16 overflows at 65,504.
+    batch norm accepts a 16-bit input with fp32 weights and statistics, as under autocast, but no mixture of the two.
+    16-bit statistics would not help: bf16 loses the small steps of a running mean, fp16 overflows at 65,504.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     mixed = [n for n in norms if n.weight is not None and n.running_mean is not None
@@ -29,11 +29,11 @@ def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
 
 
 class _InFp32:
-    """A norm seen with its weights in fp32, by the code of its own class."""
+    """A view of a norm with fp32 weights, for the forward code of its class."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        # Copies that autograd follows: their gradients arrive at the parameters in the parameters' type.
+        # Differentiable copies: autograd casts their gradients back to the type of the parameters.
         self.weight = layer.weight.float()
         self.bias = None if layer.bias is None else layer.bias.float()
 

@@ -1,4 +1,4 @@
-"""Every strategy's memory, traffic and time on the ranks at hand, and the fastest that fits. Pure."""
+"""Every strategy's memory, traffic and time on the given ranks, and the fastest that fits. Pure."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from strategies.step_trace import ModelProfile, at_batch_size
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All candidates, and which was taken.
+    """All candidates, and which one was chosen.
 
     Attributes:
-        assessments: in the order of `CANDIDATES`.
+        assessments: in the order of `list_candidates()`.
         pick: the name of the fastest that fits; None if none does.
-        why: the reason for it, or by how much nothing fits and what would do.
-        next: the candidate to go on with if the pick runs out of memory; None if there is none.
+        why: the reason for it; if nothing fits, by how much, and what would.
+        next: the candidate to continue with if the pick runs out of memory; None if there is none.
         limit_bytes: bytes that a rank may use.
         memory_bytes: bytes that its device has.
         method: how activations were found.
-        notes: what the user should know of the numbers.
+        notes: what the user should know about the numbers.
         machine: the ranks that they were estimated for.
-        next_obstacle: what keeps the config from the candidate that would be next, and what to change; None if nothing.
+        next_obstacle: why the config does not allow the next candidate, and what to change; None if it does.
     """
 
     assessments: tuple[Assessment, ...]
@@ -50,7 +50,7 @@ class Comparison:
         return next((a for a in self.assessments if a.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; totals are added for readers."""
+        """Plain JSON values, with totals added for readers."""
         values = cast("dict[str, Any]", _plain(asdict(self)))
         for entry, assessed in zip(values["assessments"], self.assessments, strict=True):
             entry["memory"]["total"] = assessed.memory.total
@@ -77,7 +77,7 @@ def compare_strategies(
         splits: ways to share the global batch, the largest micro batch first; at least one.
         memory_share: share of the device's memory that a rank may use, in (0, 1].
         settings: DeepSpeed's buckets.
-        obstacles: name of a candidate to why these ranks cannot run it, beyond what is seen here.
+        obstacles: name of a candidate to why these ranks cannot run it, for reasons not visible here.
     """
     limit = int(machine.memory_bytes * memory_share)
     run = _Run(profile, machine, precision, splits, limit, settings)
@@ -106,10 +106,10 @@ def compare_strategies(
 
 
 def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel) -> str | None:
-    """What to go on with where a candidate has run out of memory: the fastest of those that need less on the device.
+    """The candidate to continue with after one has run out of memory: the fastest of those that need less.
 
     Args:
-        name: the candidate's; one that was not assessed has nothing after it.
+        name: of the candidate that ran out; one that was not assessed has no successor.
         assessed: all of them.
         machine: the ranks.
     """
@@ -172,7 +172,7 @@ def _obstacle(candidate: StrategyEntry, run: _Run) -> str | None:
 
 
 def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
-    """The fastest; a later one only if it is faster by the margin. On a CPU the first, where ZeRO is for debugging."""
+    """The fastest; a later one only if it is faster by the margin. On a CPU the first: ZeRO there is for debugging."""
     if not able:
         return None
     best = able[0]
@@ -185,7 +185,7 @@ def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | 
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
+    """Tuples as lists, for JSON."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):

@@ -51,7 +51,7 @@ class UnusedParametersError(StrategyError):
     def __init__(self, names: Sequence[str], where: str) -> None:
         many = len(names) != 1
         super().__init__(
-            f"{describe_parameters(names)} got no gradient in {where}, and DDP would go on with gradients that are "
+            f"{describe_parameters(names)} got no gradient in {where}, and DDP would continue with gradients that are "
             f"not summed over the ranks; set `strategy: {DistributedUnused.name}`, or freeze "
             f"{'them' if many else 'it'} with requires_grad_(False)"
         )
@@ -78,7 +78,7 @@ class Distributed(StrategyEntry):
     def choose(self, request: ChoiceRequest) -> StrategyChoice:
         """See `StrategyEntry`."""
         static, why_static = self._static_graph(request)
-        why = f"{request.world_size} ranks, each with the whole model" if request.is_auto else "asked for"
+        why = f"{request.world_size} ranks, each with the whole model" if request.is_auto else "requested"
         reasons = (
             f"DDP: {why}",
             f"{request.backend} carries the gradients of {request.device_kind} devices",

@@ -1,4 +1,4 @@
-"""What DeepSpeed decides once for a whole process, and a later training in it must not find."""
+"""State that DeepSpeed keeps for a whole process, reset so that several runs can train in one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from strategies.base import StrategyError
 
 
 def forget_earlier_groups() -> None:
-    """Let DeepSpeed take the process group that is there now.
+    """Make DeepSpeed use the current process group.
 
-    It keeps the first one of a process for good, also after that has been destroyed.
+    It keeps the first one of a process, even after that was destroyed.
     """
     from deepspeed.comm import comm
     from deepspeed.utils import groups
@@ -22,13 +22,13 @@ def forget_earlier_groups() -> None:
 
 
 def use_deepspeeds_cpu_accelerator(pretend_fp16: bool) -> None:
-    """DeepSpeed decides for one kind of device when it is imported, and takes a GPU where it sees one.
+    """Import DeepSpeed for CPUs. It selects one kind of device at import, and prefers a GPU.
 
     Args:
         pretend_fp16: for tests, see `strategies.deepspeed_strategy.CpuDeepSpeed`.
 
     Raises:
-        StrategyError: it was imported for another kind before.
+        StrategyError: it was already imported for another kind of device.
     """
     if "deepspeed" not in sys.modules:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -38,10 +38,10 @@ def use_deepspeeds_cpu_accelerator(pretend_fp16: bool) -> None:
     accelerator: Any = get_accelerator()
     if accelerator.device_name() != "cpu":
         raise StrategyError(
-            f"DeepSpeed was imported in this process for {accelerator.device_name()} and cannot train on a CPU any "
-            "more; set DS_ACCELERATOR=cpu before the first import, or use `accelerator: gpu`"
+            f"DeepSpeed was already imported in this process for {accelerator.device_name()} and cannot train on a CPU; "
+            "set DS_ACCELERATOR=cpu before the first import, or use `accelerator: gpu`"
         )
-    # Its all-reduce over shared memory would be compiled first, under a lock that a killed rank leaves behind.
+    # Its all-reduce over shared memory would be compiled first, and a killed rank leaves the lock of that behind.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if pretend_fp16:
         accelerator.is_fp16_supported = lambda: True

@@ -1,6 +1,6 @@
-"""Lightning's DeepSpeedStrategy over a process group that exists already, on CUDA devices and on CPUs.
+"""Lightning's DeepSpeedStrategy over an existing process group, on CUDA devices and on CPUs.
 
-On CPUs it is for debugging and tests: the real ZeRO optimizers over gloo.
+On CPUs it is for debugging and tests: ZeRO's real optimizers over gloo.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from strategies.deepspeed_restore import (
 from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
 from strategies.module_order import keep_module_order
 
-# What Lightning sets for DeepSpeed, and a later run in this process must not find.
+# Lightning sets these for DeepSpeed; a later run in this process must not see them.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 class SharedGroupDeepSpeed(DeepSpeedStrategy):
-    """DeepSpeed that takes the ranks' process group as it is, instead of making one of its own.
+    """DeepSpeed on the existing process group of the ranks.
 
     Args:
-        config: a whole DeepSpeed config, without 'auto'; copied.
+        config: a complete DeepSpeed config without 'auto'; copied.
         parallel_devices: the node's devices, in the order of the local ranks.
-        cluster_environment: says which rank this is.
+        cluster_environment: gives this rank's location.
         process_group_backend: 'nccl' or 'gloo'.
-        timeout: seconds after which a collective fails; used only if there is no process group yet.
+        timeout: seconds after which a collective fails; only used if there is no process group yet.
         hooks: the launcher's part in checkpoints; None loads with `weights_only` and checks nothing.
     """
 
@@ -66,7 +66,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         timeout: float,
         hooks: CheckpointHooks | None = None,
     ) -> None:
-        # Lightning sets the accumulation itself, from the Trainer's, and refuses to find it in the config.
+        # Lightning sets the accumulation from the Trainer's, and refuses one in the config.
         own = {key: value for key, value in config.items() if key != "gradient_accumulation_steps"}
         super().__init__(
             config=own,
@@ -81,7 +81,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._groups: GroupsOfBoth | None = None
         self._order_hook: RemovableHandle | None = None
         self._hooks = hooks
-        self._whole: Mapping[str, Any] | None = None
+        self._consolidated: Mapping[str, Any] | None = None
 
     @override
     def setup_distributed(self) -> None:
@@ -96,7 +96,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         try:
             optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
         except RuntimeError as error:
-            # Lightning's own refusal advises to optimize by hand, which DeepSpeed cannot.
+            # Lightning's message suggests manual optimization, which DeepSpeed does not support.
             if "multiple optimizers" not in str(error):
                 raise
             raise StrategyError(
@@ -116,7 +116,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Every rank saves its piece beside the place, which then changes at once: a kill never leaves half a one."""
+        """Every rank saves its shard to a temporary folder, which is then renamed: a kill leaves no partial checkpoint."""
         path = Path(self.broadcast(str(filepath)))
         fresh = path.with_name(f".{path.name}.new")
         if self.is_global_zero:
@@ -135,10 +135,10 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """A folder of DeepSpeed's that is cut as this training is, or a file that Lightning saved in one piece."""
+        """Load a folder of DeepSpeed's with the same shards as this training, or a file that Lightning saved."""
         if not Path(checkpoint_path).is_dir():
-            # Its weights go in when the model's hooks have seen them.
-            self._whole = checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+            # Its weights are loaded after the model's hooks have seen them.
+            self._consolidated = checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
             return checkpoint
         self._check_model(None)
         hooks = self._hooks
@@ -148,15 +148,15 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         if self._groups is not None:
             self._groups.restored(checkpoint.get(EMPTY_GROUPS, {}))
-        # DeepSpeed has put the weights in; a hook may still want to add some.
+        # DeepSpeed has loaded the weights; a hook may add some.
         checkpoint.setdefault("state_dict", {})
         return checkpoint
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        if self._whole is None:
+        if self._consolidated is None:
             return
-        self._whole = None
+        self._consolidated = None
         self._check_model(checkpoint["state_dict"])
         restore_consolidated(self.model, checkpoint, self._names, strict=strict)
         if self._groups is not None:
@@ -187,10 +187,10 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._variables_before = {}
 
 
-class AccumulatesOnce(DeepSpeedPrecision):
-    """Lightning's DeepSpeed plugin, without DeepSpeed's own division of the loss by the accumulated batches.
+class SingleScalingPrecision(DeepSpeedPrecision):
+    """Lightning's DeepSpeed plugin without DeepSpeed's division of the loss by the number of accumulated batches.
 
-    Lightning has divided already: both together would make gradients too small for clipping, SGD and Adam's moments.
+    Lightning divides too: both would make gradients too small for clipping, SGD and Adam's moments.
     """
 
     @override
@@ -199,19 +199,18 @@ class AccumulatesOnce(DeepSpeedPrecision):
 
 
 class CpuDeepSpeed(SharedGroupDeepSpeed):
-    """DeepSpeed's ZeRO over gloo on CPUs, which Lightning itself refuses.
+    """DeepSpeed's ZeRO over gloo on CPUs, which Lightning does not support.
 
     Args:
         config: as for `SharedGroupDeepSpeed`.
-        cluster_environment: says which rank this is.
+        cluster_environment: gives this rank's location.
         local_world_size: ranks on this node.
         timeout: seconds.
         hooks: as for `SharedGroupDeepSpeed`.
-        pretend_fp16: for tests: DeepSpeed's CPU accelerator answers that it supports fp16, so that a real loss scale
-            is seen at work.
+        pretend_fp16: for tests: DeepSpeed's CPU accelerator claims to support fp16, so that there is a real loss scale.
 
     Raises:
-        StrategyError: DeepSpeed was imported for another kind of device before.
+        StrategyError: DeepSpeed was already imported for another kind of device.
     """
 
     def __init__(
@@ -237,12 +236,12 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
     @property
     @override
     def root_device(self) -> torch.device:
-        # An index, as Lightning hands it to DeepSpeed; torch knows one CPU only.
+        # With an index, which Lightning passes to DeepSpeed; torch has only one CPU.
         return torch.device("cpu", 0)
 
     @override
     def setup_environment(self) -> None:
-        # Not DeepSpeedStrategy's own, which lets nothing but CUDA through.
+        # DeepSpeedStrategy's own accepts only CUDA.
         ParallelStrategy.setup_environment(self)
         self.setup_distributed()
 
@@ -256,9 +255,9 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
 
 
 def replace_folder(fresh: Path, path: Path) -> None:
-    """Put a folder in the place of another, or of a file; there is a whole one at every moment.
+    """Replace a folder or a file by a folder; a valid checkpoint exists at every moment.
 
-    Between the two renames it is `<name>-before.ckpt`, where a resume finds it as it finds any checkpoint.
+    Between the two renames it is `<name>-before.ckpt`, which a resume finds like any checkpoint.
     """
     before = path.with_name(f"{path.stem}-before{path.suffix}")
     if path.is_dir():
@@ -274,7 +273,7 @@ def replace_folder(fresh: Path, path: Path) -> None:
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:
-    """Whether ZeRO can take what `configure_optimizers` gave: one optimizer that treats every number by itself.
+    """Check that ZeRO supports what `configure_optimizers` returned: one elementwise optimizer.
 
     Args:
         optimizers: all of them.
@@ -282,7 +281,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
         model: name of the model's class.
 
     Raises:
-        StrategyError: says which optimizer, and why.
+        StrategyError: names the optimizer and the reason.
     """
     where = f"{model}.configure_optimizers"
     names = [type(optimizer).__name__ for optimizer in optimizers]
@@ -295,5 +294,5 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
         if base.__name__ in NOT_BY_ELEMENT:
             raise StrategyError(
                 f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
-                "that treats every number by itself, such as AdamW or SGD, or `strategy: ddp`"
+                "that updates every element by itself, such as AdamW or SGD, or `strategy: ddp`"
             )

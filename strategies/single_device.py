@@ -35,11 +35,11 @@ class SingleDevice(StrategyEntry):
         """See `StrategyEntry`."""
         if request.world_size > 1:
             raise StrategyError(
-                f"strategy single_device was asked for, but there are {request.world_size} ranks; "
+                f"strategy single_device was requested, but there are {request.world_size} ranks; "
                 "use `strategy: auto`, or one rank"
             )
         rejected = (Rejected("ddp", "with one rank it only adds the cost of its buckets"),)
-        return StrategyChoice(self.name, ("one rank: there is nobody to exchange gradients with",), rejected)
+        return StrategyChoice(self.name, ("one rank: no gradient exchange needed",), rejected)
 
     def obstacle(self, profile: ModelProfile, machine: MachineModel, precision: Precision) -> str | None:
         """See `StrategyEntry`."""

@@ -170,7 +170,7 @@ def _forward_and_backward(
     forward = tracker.peak_activations
     tracker.reset_peak()
     loss.backward()
-    return forward, tracker.peak_activations, tracker.peak_total, [*tracker.course, tracker.landing()]
+    return forward, tracker.peak_activations, tracker.peak_total, [*tracker.course, tracker.arrival()]
 
 
 def _optimizer_step(optimizer: Optimizer, tracker: StorageTracker) -> int:

@@ -1,4 +1,4 @@
-"""Parameters that a step's loss does not depend on: DDP waits for their gradients unless it looks for such."""
+"""Parameters that a step's loss does not depend on: DDP waits for their gradients unless it searches for them."""
 
 from __future__ import annotations
 

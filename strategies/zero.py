@@ -63,18 +63,18 @@ class Zero(StrategyEntry):
         variant = self.variant
         if request.world_size == 1 and not variant.offloads:
             raise StrategyError(
-                f"strategy {self.name} shares the model's states among ranks, but there is one rank; start several "
+                f"strategy {self.name} shards the model's states over the ranks, but there is one rank; start several "
                 "(`devices: 2`, or torchrun), or use `strategy: auto`"
             )
         reasons = [
-            f"{self.name}: asked for",
+            f"{self.name}: requested",
             f"ZeRO stage {variant.stage}: each rank keeps 1/{request.world_size} of "
             + ", ".join(_SHARDED[: variant.stage]),
         ]
         if variant.offload_optimizer is not None:
-            reasons.append(f"optimizer states lie on {variant.offload_optimizer}")
+            reasons.append(f"optimizer states are on {variant.offload_optimizer}")
         if variant.offload_parameters is not None:
-            reasons.append(f"parameters lie on {variant.offload_parameters}")
+            reasons.append(f"parameters are on {variant.offload_parameters}")
         reasons.append(f"{request.backend} carries gradients and parameters of {request.device_kind} devices")
         if request.device_kind == "cpu":
             reasons.append("DeepSpeed on CPUs is for debugging: it is slower than DDP and saves no memory that matters")
@@ -95,7 +95,7 @@ class Zero(StrategyEntry):
         if self.offload and machine.device_kind == "cpu":
             return "a CPU's memory is the host's: there is nowhere to offload to"
         if self.offload is None and machine.world_size == 1:
-            return "one rank has nobody to share states with"
+            return "one rank has no other rank to share states with"
         return None
 
     def state_types(self, precision: Precision) -> StateTypes:
@@ -187,16 +187,16 @@ class Zero(StrategyEntry):
 
     def precision_plugin(self, precision: Precision, device_kind: str, floor: float) -> PrecisionPlugin:
         """DeepSpeed casts and scales by itself. With a plugin, Lightning does not turn fp16 on a CPU into bf16."""
-        from strategies.deepspeed_strategy import AccumulatesOnce
+        from strategies.deepspeed_strategy import SingleScalingPrecision
 
-        return AccumulatesOnce(cast(Any, precision.value))
+        return SingleScalingPrecision(cast(Any, precision.value))
 
     def model_problem(self, model: LightningModule) -> str | None:
         """See `StrategyEntry`."""
         if model.automatic_optimization:
             return None
         return (
-            f"{type(model).__name__} optimizes by hand (automatic_optimization is False), which {self.name} cannot: "
+            f"{type(model).__name__} optimizes by hand (automatic_optimization is False), which {self.name} does not support: "
             "ZeRO steps by itself after the last backward of a batch; use `strategy: ddp`, or automatic optimization"
         )
 

@@ -11,7 +11,7 @@ from launcher.hardware.devices import BUILD_TOOLS
 from strategies.deepspeed_merge import nvme_paths
 from strategies.precision import Precision
 from strategies.registry import list_candidates
-from strategies.repeated import where
+from strategies.repeated import select
 
 _FP16 = (Precision.FP16_MIXED, Precision.FP16_TRUE)
 
@@ -48,7 +48,7 @@ def zero_obstacles(
     if plugin is not None:
         reason = f"the user's own {plugin} decides the precision, but DeepSpeed's engine has a plugin of its own"
         found.append(Obstacle(reason, "remove yours and set `precision`, or use `strategy: ddp`"))
-    without = where(agreement.facts, lambda fact: not fact.deepspeed_fp16)
+    without = select(agreement.facts, lambda fact: not fact.deepspeed_fp16)
     if precision in _FP16 and without:
         found.append(
             Obstacle(
@@ -97,7 +97,7 @@ def without_tools(agreement: Agreement) -> tuple[str, str] | None:
     tools = dict.fromkeys(tool for fact, _ in agreement.kinds() for tool in _lacking(fact))
     if not tools:
         return None
-    hosts = some(hosts_of(where(agreement.facts, lambda fact: bool(_lacking(fact)))))
+    hosts = some(hosts_of(select(agreement.facts, lambda fact: bool(_lacking(fact)))))
     install = " and ".join(BUILD_TOOLS[tool] for tool in tools)
     return f"{' and '.join(tools)} not on the PATH of {hosts}", f"install {install}"
 
@@ -118,12 +118,12 @@ def _folder_obstacles(path: str, facts: Sequence[RankFacts]) -> list[Obstacle]:
     def problem_of(fact: RankFacts) -> str | None:
         return next((folder.problem for folder in fact.nvme if folder.path == path), None)
 
-    wrong = where(facts, lambda fact: problem_of(fact) is not None)
+    wrong = select(facts, lambda fact: problem_of(fact) is not None)
     problems = dict.fromkeys(problem_of(fact) for fact in wrong)
     return [
         Obstacle(
             f"its NVMe folder {path} {problem} on "
-            + some(hosts_of(where(wrong, lambda fact, problem=problem: problem_of(fact) == problem))),
+            + some(hosts_of(select(wrong, lambda fact, problem=problem: problem_of(fact) == problem))),
             "make it on every node, or name another as nvme_path in deepspeed_config.zero_optimization, under "
             "offload_optimizer and offload_param",
         )

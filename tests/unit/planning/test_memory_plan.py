@@ -234,7 +234,7 @@ def test_a_model_too_large_for_ddp_is_sharded_or_the_plan_says_what_is_missing()
     assert plan.memory["pick"].startswith("deepspeed_stage")
     assert plan.strategy.name == plan.memory["pick"]
     assert plan.deepspeed is not None
-    assert not any("asked for" in reason for reason in plan.strategy.reasons)
+    assert not any("requested" in reason for reason in plan.strategy.reasons)
     assert any("estimated" in reason or "nothing else fits" in reason for reason in plan.strategy.reasons)
 
 
@@ -263,7 +263,7 @@ def test_an_order_is_kept_and_a_notice_says_that_it_does_not_fit() -> None:
     given = config(here("Large"), strategy="ddp")
     plan = plan_with_memory(given, ranks(8, H100), profiled(given, "cuda", Precision.BF16_MIXED))
     assert plan.strategy.name == "ddp"
-    assert "ddp was asked for, and it does not fit" in plan.notices[-1]
+    assert "ddp was requested, and it does not fit" in plan.notices[-1]
 
 
 def test_the_micro_batch_shrinks_to_what_fits_and_the_global_batch_stays() -> None:

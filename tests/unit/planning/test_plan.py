@@ -100,7 +100,7 @@ def test_every_problem_is_told_at_once() -> None:
     assert text.count("\n  ") == 3
     for part in (
         "global_batch_size 5 cannot",
-        "precision bf16-mixed was asked for",
+        "precision bf16-mixed was requested",
         "strategy single_device was asked",
     ):
         assert part in text

@@ -38,7 +38,7 @@ def test_several_ranks_get_ddp_over_the_devices_own_backend(kind: str, backend: 
 def test_ddp_that_was_asked_for_is_taken_on_one_rank_too() -> None:
     choice = choose("ddp", world=1)
     assert (choice.name, choice.backend, choice.rejected) == ("ddp", "gloo", ())
-    assert "asked for" in choice.reasons[0]
+    assert "requested" in choice.reasons[0]
 
 
 def test_static_graph_is_on_where_the_model_declares_it() -> None:

@@ -201,7 +201,7 @@ def test_the_largest_count_goes_on() -> None:
     assert scaler.counts() == counts(skipped=LARGEST_COUNT)
 
 
-def test_a_scaler_that_is_switched_off_scales_nothing_and_takes_its_own_state_silently(
+def test_a_scaler_that_is_disabled_dtypes_scales_nothing_and_takes_its_own_state_silently(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scaler = counting(enabled=False)
