@@ -57,7 +57,8 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineMod
             f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, which the estimate does not settle: "
             "the simpler one is taken"
         )
-    return f"{needs}; estimated {format_seconds(pick.step.seconds)} a step, {nearest.name} {format_seconds(nearest.step.seconds)}"
+    own, other = format_seconds(pick.step.seconds), format_seconds(nearest.step.seconds)
+    return f"{needs}; estimated {own} a step, {nearest.name} {other}"
 
 
 def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
@@ -69,9 +70,11 @@ def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str |
         limit: bytes of the device that a rank may use.
     """
     if memory.total > limit:
-        return f"{format_bytes(memory.total)}, {format_bytes(memory.total - limit)} above the limit of {format_bytes(limit)}"
+        above = format_bytes(memory.total - limit)
+        return f"{format_bytes(memory.total)}, {above} above the limit of {format_bytes(limit)}"
     if machine.host_memory_bytes is not None and memory.host > machine.host_memory_bytes:
-        return f"{format_bytes(memory.host)} of host memory a rank, {format_bytes(memory.host - machine.host_memory_bytes)} too much"
+        above = format_bytes(memory.host - machine.host_memory_bytes)
+        return f"{format_bytes(memory.host)} of host memory a rank, {above} too much"
     if machine.nvme_bytes is not None and memory.nvme > machine.nvme_bytes:
         return f"{format_bytes(memory.nvme)} on NVMe a rank, where there is room for {format_bytes(machine.nvme_bytes)}"
     return None

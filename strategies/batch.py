@@ -32,7 +32,7 @@ class BatchSplitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BatchSplit:
-    """How the samples of an optimizer step are split: `global_batch_size == micro_batch_size * world_size * accumulate`.
+    """The samples of an optimizer step: `global_batch_size == micro_batch_size * world_size * accumulate`.
 
     Attributes:
         world_size: number of ranks.

@@ -45,8 +45,8 @@ NOT_BY_ELEMENT: Mapping[str, str] = {
 # Lightning's DeepSpeedStrategy accepts only its own DeepSpeedPrecision.
 BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine computes by one of its own"
 
-# Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates complete buckets: Lightning's 200 million
-# suit a GPU, but take 1.6 GB for every rank on a laptop.
+# Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates complete buckets: Lightning's
+# 200 million suit a GPU, but take 1.6 GB for every rank on a laptop.
 GPU_BUCKET = 200_000_000
 CPU_BUCKET = 5_000_000
 NVME_PATH = "/local_nvme"

@@ -215,7 +215,7 @@ def _numel(parameter: Any) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def forget_hooks(kept: Any) -> None:
+def remove_hooks(kept: Any) -> None:
     """Remove DeepSpeed's hooks from losses that the user's objects keep, so that they can be saved.
 
     DeepSpeed adds functions to each loss, and a metric or a criterion among the hyperparameters may still hold one.
@@ -230,10 +230,10 @@ def forget_hooks(kept: Any) -> None:
         for part in kept.modules():
             for value in vars(part).values():
                 if not isinstance(value, nn.Module):
-                    forget_hooks(value)
+                    remove_hooks(value)
     elif isinstance(kept, Mapping):
         for value in kept.values():
-            forget_hooks(value)
+            remove_hooks(value)
     elif isinstance(kept, list | tuple):
         for value in kept:
-            forget_hooks(value)
+            remove_hooks(value)

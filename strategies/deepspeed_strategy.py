@@ -27,18 +27,21 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from strategies.base import CheckpointHooks, StrategyError
-from strategies.batch_norms import compute_with_fp32_weights
 from strategies.deepspeed_config import NOT_BY_ELEMENT
-from strategies.deepspeed_process import forget_earlier_groups, use_deepspeeds_cpu_accelerator
+from strategies.deepspeed_patches import (
+    compute_with_fp32_weights,
+    keep_module_order,
+    reset_process_groups,
+    use_cpu_accelerator,
+)
 from strategies.deepspeed_restore import (
-    forget_hooks,
     parameter_names,
+    remove_hooks,
     restore_consolidated,
     restore_weights,
     weights_only_loads,
 )
-from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
-from strategies.module_order import keep_module_order
+from strategies.empty_groups import EMPTY_GROUPS, SplitOptimizer
 
 # Lightning sets these for DeepSpeed; a later run in this process must not see them.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -78,7 +81,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
-        self._groups: GroupsOfBoth | None = None
+        self._groups: SplitOptimizer | None = None
         self._order_hook: RemovableHandle | None = None
         self._hooks = hooks
         self._consolidated: Mapping[str, Any] | None = None
@@ -86,7 +89,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     @override
     def setup_distributed(self) -> None:
         self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
-        forget_earlier_groups()
+        reset_process_groups()
         super().setup_distributed()
 
     @override
@@ -104,7 +107,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
-        self._groups = GroupsOfBoth(optimizers[0])
+        self._groups = SplitOptimizer(optimizers[0])
         return self._groups.optimizer, schedulers[0] if schedulers else None
 
     @override
@@ -116,7 +119,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Every rank saves its shard to a temporary folder, which is then renamed: a kill leaves no partial checkpoint."""
+        """Every rank saves its shard in a temporary folder, which is renamed: a kill leaves no partial checkpoint."""
         path = Path(self.broadcast(str(filepath)))
         fresh = path.with_name(f".{path.name}.new")
         if self.is_global_zero:
@@ -124,7 +127,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self.barrier()
         if self._groups is not None and (settings := self._groups.settings()):
             checkpoint[EMPTY_GROUPS] = settings
-        forget_hooks([checkpoint, self._module])
+        remove_hooks([checkpoint, self._module])
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
@@ -147,7 +150,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         with weights_only_loads() if hooks is None else hooks.reading(Path(checkpoint_path)):
             checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         if self._groups is not None:
-            self._groups.restored(checkpoint.get(EMPTY_GROUPS, {}))
+            self._groups.share_settings(checkpoint.get(EMPTY_GROUPS, {}))
         # DeepSpeed has loaded the weights; a hook may add some.
         checkpoint.setdefault("state_dict", {})
         return checkpoint
@@ -162,7 +165,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         if self._groups is not None:
             saved = checkpoint["optimizer_states"][0]["param_groups"]
             empty = {n: group for n, group in enumerate(saved) if not group["params"]}
-            self._groups.restored(empty)
+            self._groups.share_settings(empty)
 
     def _check_model(self, weights: Mapping[str, Any] | None) -> None:
         if self._hooks is not None and self._hooks.check_model is not None:
@@ -223,7 +226,7 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         hooks: CheckpointHooks | None = None,
         pretend_fp16: bool = False,
     ) -> None:
-        use_deepspeeds_cpu_accelerator(pretend_fp16)
+        use_cpu_accelerator(pretend_fp16)
         super().__init__(
             config,
             parallel_devices=[torch.device("cpu", n) for n in range(local_world_size)],
@@ -248,7 +251,7 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
     @override
     def setup_distributed(self) -> None:
         self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
-        forget_earlier_groups()
+        reset_process_groups()
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()

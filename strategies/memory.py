@@ -1,7 +1,6 @@
 """`estimate_memory`: bytes of one rank at the peak of a training step, by part. Pure.
 
-Model states by `strategies.model_states`, activations by `strategies.trace`; this puts them on one line of time: what
-is alive together in the forward pass, in the backward pass and in the optimizer's step.
+A strategy gives the model states and the moments of a step that can be its peak; `strategies.trace` the activations.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from strategies.precision import Precision
 from strategies.step_trace import StepTrace
 
 Method = Literal["traced", "probed", "bound"]
-# Of a CPU's process beside its tensors, once it trains: matrix products' scratch memory, autograd's and Python's
-# objects. Ten families of models had 2 to 17 MiB, half of them at most 7 (`tests.benchmarks.oracle`).
+# Memory of a CPU process beside its tensors while it trains: scratch memory of matrix products, objects of autograd and
+# Python. Ten families of models had 2 to 17 MiB, half of them at most 7 (`tests.benchmarks.oracle`).
 PROCESS = 10 << 20
 
 
@@ -26,11 +25,11 @@ class MemoryEstimate:
 
     Attributes:
         parameters: weights and the module's buffers.
-        gradients: what is alive of them in that phase.
+        gradients: those alive in that phase.
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
-        activations: what the step allocates: saved for backward, the batch, temporaries of ops and optimizer.
-        buffers: the strategy's own: DeepSpeed's buckets and gathered parameters; on a CPU what a process has itself.
-        host: bytes in host memory for each rank (offload); on a CPU these are the device's.
+        activations: allocated by the step: saved for backward, the batch, temporaries of ops and optimizer.
+        buffers: of the strategy: DeepSpeed's buckets and gathered parameters; on a CPU also those of the process.
+        host: bytes in host memory for each rank (offload).
         nvme: bytes on NVMe for each rank (offload).
         phase: 'forward', 'backward' or 'step'.
         method: how activations were found: 'traced' on fake tensors, 'probed' by a real step, or an analytic 'bound'.
@@ -75,7 +74,7 @@ def estimate_memory(
         settings: DeepSpeed's buckets.
         accumulate: micro batches per optimizer step.
         method: how `trace` was found.
-        whole_process: count what a CPU's process has with gloo, instead of what a GPU's allocator has.
+        whole_process: count the memory of a CPU process with gloo, instead of a GPU's allocator.
     """
     types = candidate.state_types(precision)
     step = TrainingStep(model, trace, world_size, types, accumulate, settings, whole_process)

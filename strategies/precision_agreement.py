@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from strategies.deepspeed_precision import (
-    requested_precision,
+    disabled_dtypes,
     precision_blocks,
     precision_conflicts,
-    disabled_dtypes,
+    requested_precision,
     without_precision,
 )
 from strategies.precision_names import AUTO, DTYPE, Precision, PrecisionError, normalize_precision

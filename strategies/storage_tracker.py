@@ -19,8 +19,8 @@ class StorageTracker(TorchDispatchMode):
     """A dispatch mode that tracks which storages created under it are alive, and the peak of their bytes.
 
     A storage counts once, for any number of views, from the op that creates it until its last reference is dropped.
-    Existing storages count when an op returns them, unless they are passed to `ignore`. Gradients are counted separately
-    by `count_as_gradient`: a single device frees and recreates them, DDP and ZeRO keep them elsewhere.
+    Existing storages count when an op returns them, unless they are passed to `ignore`. Gradients are counted
+    separately by `count_as_gradient`: a single device frees and recreates them, DDP and ZeRO keep them elsewhere.
 
     Args:
         granularity: bytes that the device's allocator rounds a storage up to (512 in torch's CUDA caching allocator).

@@ -196,8 +196,9 @@ class Zero(StrategyEntry):
         if model.automatic_optimization:
             return None
         return (
-            f"{type(model).__name__} optimizes by hand (automatic_optimization is False), which {self.name} does not support: "
-            "ZeRO steps by itself after the last backward of a batch; use `strategy: ddp`, or automatic optimization"
+            f"{type(model).__name__} optimizes by hand (automatic_optimization is False), which {self.name} does not "
+            "support: ZeRO steps by itself after the last backward of a batch; use `strategy: ddp`, or automatic "
+            "optimization"
         )
 
     def model_notices(self, model: LightningModule) -> Sequence[str]:

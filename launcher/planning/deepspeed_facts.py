@@ -12,15 +12,15 @@ _PRETEND_FP16 = "LAUNCHER_TEST_DEEPSPEED_CPU_FP16"
 
 
 def pretends_cpu_fp16(env: Mapping[str, str]) -> bool:
-    """Whether a test wants DeepSpeed to take fp16 on a CPU, where it lacks the instructions for it."""
+    """Whether a test makes DeepSpeed accept fp16 on a CPU without the instructions for it."""
     return env.get(_PRETEND_FP16) == "1"
 
 
 def deepspeed_facts(config: RunConfig, device_kind: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """What this rank tells the others of its node for DeepSpeed, by the names of `RankFacts`.
+    """Facts of this rank and its node that DeepSpeed needs, by the names of `RankFacts`.
 
     Args:
-        config: a file of DeepSpeed's settings is read in already.
+        config: with the content of a settings file of DeepSpeed.
         device_kind: 'cpu', 'cuda' or 'mps'.
         env: this process's variables.
     """

@@ -1,4 +1,4 @@
-"""Draws memory against the number of GPUs, one line a strategy, with the device's limit."""
+"""Plots memory against the number of GPUs, one line per strategy, with the device's limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import MissingLibraryError, UsageError
-from launcher.planning.memory import machine_of, planned_precision, splits, zero_settings
+from launcher.planning.memory import list_splits, machine_of, planned_precision, zero_settings
 from strategies.comparison import compare_strategies
 from strategies.registry import find_strategy, list_candidates
 from strategies.units import GIB
@@ -20,16 +20,16 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
-    """Write the picture.
+    """Write the plot.
 
     Args:
-        found: the plan; its micro batch is kept for every number of GPUs.
+        found: the plan; its micro batch is used with every number of GPUs.
         config: for the memory share.
         path: a file that ends in .png, .svg or .pdf.
 
     Raises:
         MissingLibraryError: matplotlib is not installed.
-        UsageError: another ending, a folder that does not exist, or a module whose memory is not known.
+        UsageError: another suffix, a folder that does not exist, or a module whose memory is not known.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot: given {path}; expected a file that ends in {', '.join(_SUFFIXES)}")
@@ -50,7 +50,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for position, (name, sizes) in enumerate(lines.items()):
-        # NVMe takes the same of the device as host memory does: one line must not hide the other.
+        # Offload to NVMe needs as much of the device as offload to the host: one line must not hide the other.
         style = "--" if find_strategy(name).offload == "nvme" else "-"
         sizes_gib = [size / GIB for size in sizes]
         axes.plot(
@@ -88,7 +88,7 @@ _MARKERS = "os^vD<>P"
 
 
 def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[str, list[int]]]:
-    """Numbers of ranks, and for each strategy its bytes on the device: those that these ranks can run."""
+    """Numbers of ranks, and by strategy its bytes on the device for each number."""
     if found.profile is None:
         raise ValueError("memory_by_gpus needs a profile, the dry run has none")
     precision = planned_precision(found.plan)
@@ -97,7 +97,7 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     counts = [1]
     while counts[-1] < last:
         counts.append(counts[-1] * 2)
-    batch = splits(config, found.plan)[0]
+    batch = list_splits(config, found.plan)[0]
     lines: dict[str, list[int]] = {candidate.name: [] for candidate in list_candidates()}
     for count in counts:
         ranks = dataclasses.replace(machine, world_size=count, ranks_per_node=min(count, machine.ranks_per_node))
@@ -117,7 +117,7 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
 
 
 def _ticks(values: list[float]) -> tuple[list[float], list[str]]:
-    """1, 2, 5 steps over the range of the values, in plain numbers."""
+    """Ticks at 1, 2 and 5 times powers of ten over the range of the values, with labels."""
     low, high = min(values), max(values)
     steps = [factor * 10.0**power for power in range(-9, 7) for factor in (1, 2, 5)]
     inside = [step for step in steps if low * 0.6 <= step <= high * 1.7]

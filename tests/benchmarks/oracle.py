@@ -35,7 +35,7 @@ from launcher.planning.memory import cpu_machine
 from strategies.base import StrategyEntry
 from strategies.batch import BatchSplit
 from strategies.comparison import Comparison, compare_strategies
-from strategies.model_shape import describe_model, optimizer_of
+from strategies.model_shape import describe_model, find_optimizer
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.registry import DDP, ZERO_1, ZERO_2, ZERO_3
@@ -90,7 +90,7 @@ def measure(context: ForkServerContext, case: Case) -> Outcome:
 def deepspeeds_estimate(family: str, stage: int) -> int:
     """Bytes on the device by DeepSpeed's own estimators."""
     module = LARGE[family].make()
-    shape = describe_model(module, optimizer_of(module.configure_optimizers()))
+    shape = describe_model(module, find_optimizer(module.configure_optimizers()))
     if stage == 3:
         largest = max(p.numel for p in shape.parameters)
         return estimate_zero3_model_states_mem_needs(shape.numel, largest, RANKS, 1, cpu_offload=False)[1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strategies.deepspeed_config import ZeroVariant
-from strategies.model_shape import describe_model, optimizer_of
+from strategies.model_shape import describe_model, find_optimizer
 from strategies.model_states import ModelShape, StateTypes, ZeroSettings, replicated_states, zero_states
 from tests.support.model_zoo import MODELS
 from tests.support.processes import run
@@ -76,7 +76,7 @@ def compare(
 def shape_of(name: str) -> ModelShape:
     """The shape as the plan reads it."""
     module = MODELS[name].make()
-    return describe_model(module, optimizer_of(module.configure_optimizers()))
+    return describe_model(module, find_optimizer(module.configure_optimizers()))
 
 
 def types_of(stage: int, dtype: str) -> StateTypes:

@@ -20,7 +20,7 @@ from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError, UsageError
 from launcher.planning.dry_run import DryRun, plan_here
 from launcher.planning.fit_plan import plan_for_fit
-from launcher.planning.memory import machine_of, plan_with_memory, splits, zero_settings
+from launcher.planning.memory import list_splits, machine_of, plan_with_memory, zero_settings
 from launcher.planning.oom import is_out_of_memory, out_of_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.plot import memory_by_gpus, plot_memory
@@ -284,9 +284,9 @@ def test_the_micro_batch_shrinks_to_what_fits_and_the_global_batch_stays() -> No
 
 def test_a_batch_that_the_user_fixed_has_one_split() -> None:
     fixed = config(global_batch_size=64, trainer=TrainerOptions(accumulate_grad_batches=2))
-    assert len(splits(fixed, make_plan(fixed, ranks(1)))) == 1
+    assert len(list_splits(fixed, make_plan(fixed, ranks(1)))) == 1
     free = config(global_batch_size=64)
-    sizes = [split.micro_batch_size for split in splits(free, make_plan(free, ranks(2, batch_size=8)))]
+    sizes = [split.micro_batch_size for split in list_splits(free, make_plan(free, ranks(2, batch_size=8)))]
     assert sizes == [8, 4, 2, 1]
 
 

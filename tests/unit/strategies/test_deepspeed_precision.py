@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.deepspeed_precision import requested_precision, precision_blocks, precision_conflicts, without_precision
+from strategies.deepspeed_precision import precision_blocks, precision_conflicts, requested_precision, without_precision
 from strategies.precision import Precision
 from tests.support.deepspeed_configs import ANYTHING, WHOLE
 
@@ -123,7 +123,7 @@ def test_a_config_that_agrees_has_no_conflict(precision: Precision, config: dict
           "bf16_master_weights_and_grads, bf16_optimizer_states")),
         (BF16, {"bf16": {"enabled": True}, "bfloat16": {}},
          "bfloat16: DeepSpeed reads this old name only where bf16 is absent; remove it"),
-        (FP32, {"amp": {"enabled": True}}, "amp.enabled: DeepSpeed has no Apex AMP any more; remove the block"),
+        (FP32, {"amp": {"enabled": True}}, "amp.enabled: DeepSpeed no longer supports Apex AMP; remove the block"),
         (BF16, {"torch_autocast": {"enabled": True}},
          "torch_autocast.enabled is a second mixed precision beside bf16-mixed; remove the block"),
         (BF16, {"communication_data_type": "fp16"},

@@ -62,8 +62,8 @@ def test_an_explicit_precision_against_the_deepspeed_config_lists_every_conflict
     [
         (H100S, ("bf16",), FP16, "every rank is a CUDA device, but the DeepSpeed config disables bf16"),
         (H100S, ("fp16",), BF16, "every rank computes bf16 natively"),
-        (H100S, ("bf16", "fp16"), FP32, "the DeepSpeed config switches bf16 and fp16 off"),
-        (MIXED, ("fp16",), FP32, "the DeepSpeed config switches fp16 off"),
+        (H100S, ("bf16", "fp16"), FP32, "the DeepSpeed config disables bf16 and fp16"),
+        (MIXED, ("fp16",), FP32, "the DeepSpeed config disables fp16"),
         ([cpu(0)], ("fp16",), FP32, "mixed precision is native on no rank"),
     ],
 )
