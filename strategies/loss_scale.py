@@ -183,7 +183,7 @@ def state_problem(state: Any) -> str | None:
     values = cast(Mapping[str, Any], state)
     missing = [key for key in _STATE if key not in values]
     if missing:
-        return f"it has no {', '.join(missing)}" if values else "it is empty"
+        return f"it lacks {', '.join(missing)}" if values else "it is empty"
     for key in _STATE:
         value = values[key]
         kind, largest = (int, _LARGEST_COUNT) if key in _COUNTED else (int | float, _LARGEST)

@@ -49,7 +49,7 @@ def test_auto_never_takes_deepspeed_by_itself() -> None:
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if not VARIANTS[n].offloads])
 def test_a_stage_without_other_ranks_is_refused(name: str) -> None:
-    with pytest.raises(StrategyError, match=rf"{name} shares .* but there is one rank; start several"):
+    with pytest.raises(StrategyError, match=rf"{name} shards .* but there is one rank; start several"):
         choose(name, world=1)
 
 

@@ -133,7 +133,9 @@ class TestNvme:
 
     def test_by_name_it_is_refused_with_what_to_do(self) -> None:
         agreement = Agreement((seen(0, 10**15), seen(1, 0, problem="cannot be written")))
-        with pytest.raises(PlanError, match=r"cannot be written on node1; make it on every node, or name another as"):
+        with pytest.raises(
+            PlanError, match=r"cannot be written on node1; create it on every node, or set another nvme_path"
+        ):
             make_plan(RunConfig(strategy=NVME), agreement)
         make_plan(RunConfig(strategy="deepspeed_stage_3_offload"), agreement)
 

@@ -100,7 +100,7 @@ def test_ranks_that_do_not_fit(ranks: list[RankCapability], world_size: int | No
 
 
 TRANSFORMER_ENGINE = "needs NVIDIA's Transformer Engine and a recipe for each layer, which the launcher does not set up"
-WEIGHTS = "is a format of frozen weights, not of a training"
+WEIGHTS = "is a format for frozen weights, not for training"
 
 
 @pytest.mark.parametrize(
