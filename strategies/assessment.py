@@ -10,7 +10,7 @@ from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import MachineModel, StepTime
 from strategies.step_trace import ModelProfile, at_batch_size
-from strategies.units import format_bytes, format_seconds
+from strategies.units import format_bytes, format_duration
 from strategies.zero import ZERO_3
 
 # A later candidate must be estimated this much faster than a simpler one: smaller differences are below the error.
@@ -57,7 +57,7 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineMod
             f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, which the estimate does not settle: "
             "the simpler one is taken"
         )
-    own, other = format_seconds(pick.step.seconds), format_seconds(nearest.step.seconds)
+    own, other = format_duration(pick.step.seconds), format_duration(nearest.step.seconds)
     return f"{needs}; estimated {own} a step, {nearest.name} {other}"
 
 
@@ -73,8 +73,8 @@ def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str |
         above = format_bytes(memory.total - limit)
         return f"{format_bytes(memory.total)}, {above} above the limit of {format_bytes(limit)}"
     if machine.host_memory_bytes is not None and memory.host > machine.host_memory_bytes:
-        above = format_bytes(memory.host - machine.host_memory_bytes)
-        return f"{format_bytes(memory.host)} of host memory a rank, {above} too much"
+        excess = format_bytes(memory.host - machine.host_memory_bytes)
+        return f"{format_bytes(memory.host)} of host memory a rank, {excess} too much"
     if machine.nvme_bytes is not None and memory.nvme > machine.nvme_bytes:
         return f"{format_bytes(memory.nvme)} on NVMe a rank, where there is room for {format_bytes(machine.nvme_bytes)}"
     return None
@@ -89,7 +89,7 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
     elif not assessed.fits:
         reason = f"does not fit: {shortage(assessed.memory, machine, limit)}"
     else:
-        reason = f"fits; estimated {format_seconds(assessed.step.seconds)} a step"
+        reason = f"fits; estimated {format_duration(assessed.step.seconds)} a step"
         if pick is not None and assessed.step.seconds >= pick.step.seconds:
             reason += f", not faster than {pick.name}"
     return replace(assessed, reason=reason)

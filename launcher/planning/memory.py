@@ -101,8 +101,8 @@ def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str
     folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
     if nvme is None or not nvme.eligible or not folders:
         return found
-    room = format_bytes(nvme.memory.nvme)
-    note = f"no node was asked: {nvme.name} assumes {room} for each rank on {' and '.join(folders)}"
+    needed = format_bytes(nvme.memory.nvme)
+    note = f"no node was asked: {nvme.name} assumes {needed} for each rank on {' and '.join(folders)}"
     return dataclasses.replace(found, notes=(*found.notes, note))
 
 

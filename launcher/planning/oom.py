@@ -83,7 +83,7 @@ def out_of_memory(
         expected_bytes=None if own is None else own["total"],
         allocated_bytes=allocated_bytes,
         next_strategy=following,
-        go_on=on_oom == "next" and following is not None,
+        restarts=on_oom == "next" and following is not None,
     )
 
 

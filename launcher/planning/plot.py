@@ -11,7 +11,7 @@ from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import list_splits, machine_of, planned_precision, zero_settings
 from strategies.comparison import compare_strategies
 from strategies.registry import find_strategy, list_candidates
-from strategies.units import GIB
+from strategies.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from launcher.planning.dry_run import DryRun
@@ -60,7 +60,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     limit, whole = memory["limit_bytes"], memory["memory_bytes"]
     axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1.2)
     axes.annotate(
-        f"limit {limit / GIB:.3g} GiB of {whole / GIB:.3g} GiB",
+        f"limit {format_bytes(limit)} of {format_bytes(whole)}",
         (counts[-1], limit / GIB),
         textcoords="offset points",
         xytext=(0, 4),
