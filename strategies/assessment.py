@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from strategies.machine import MachineModel
 from strategies.memory import MemoryEstimate, estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import MachineModel, StepTime
+from strategies.step_time import StepTime
 from strategies.step_trace import ModelProfile, at_batch_size
 from strategies.units import format_bytes, format_duration
 from strategies.zero import ZERO_3

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from strategies.machine import CollectiveTraffic, MachineModel
 from strategies.model_states import (
     DEFAULT_SETTINGS,
     ModelShape,
@@ -21,7 +22,6 @@ from strategies.model_states import (
     replicated_states,
 )
 from strategies.precision_names import Precision
-from strategies.step_time import Collective, MachineModel
 from strategies.step_trace import ModelProfile, Moment, StepTrace
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class StrategyEntry(ABC):
         ]
 
     @abstractmethod
-    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[Collective]:
+    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """What a rank exchanges in one optimizer step.
 
         Args:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from strategies.assessment import MARGIN, Assessment, alternatives_for, reason_for, shortage, with_reason
 from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
+from strategies.machine import MachineModel
 from strategies.memory import MemoryEstimate, Method, estimate_memory
 from strategies.model_states import DEFAULT_SETTINGS, ZeroSettings
 from strategies.precision import Precision
 from strategies.registry import list_candidates
-from strategies.step_time import MachineModel, step_time
+from strategies.step_time import step_time
 from strategies.step_trace import ModelProfile, at_batch_size
 
 
@@ -58,15 +59,30 @@ class Comparison:
         return values
 
 
+@dataclass(frozen=True, slots=True)
+class ComparisonOptions:
+    """Limits of a comparison.
+
+    Attributes:
+        memory_share: share of the device's memory that a rank may use, in (0, 1].
+        settings: DeepSpeed's buckets.
+        obstacles: name of a candidate to why these ranks cannot run it, for reasons not visible here.
+    """
+
+    memory_share: float = 0.92
+    settings: ZeroSettings = DEFAULT_SETTINGS
+    obstacles: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+DEFAULT_OPTIONS = ComparisonOptions()
+
+
 def compare_strategies(
     profile: ModelProfile,
     machine: MachineModel,
     precision: Precision,
     splits: Sequence[BatchSplit],
-    *,
-    memory_share: float = 0.92,
-    settings: ZeroSettings = DEFAULT_SETTINGS,
-    obstacles: Mapping[str, str] = {},
+    options: ComparisonOptions = DEFAULT_OPTIONS,
 ) -> Comparison:
     """Assess every candidate and pick the fastest that fits.
 
@@ -75,21 +91,19 @@ def compare_strategies(
         machine: the ranks.
         precision: what was agreed on.
         splits: ways to share the global batch, the largest micro batch first; at least one.
-        memory_share: share of the device's memory that a rank may use, in (0, 1].
-        settings: DeepSpeed's buckets.
-        obstacles: name of a candidate to why these ranks cannot run it, for reasons not visible here.
+        options: limits.
     """
-    limit = int(machine.memory_bytes * memory_share)
-    run = _Run(profile, machine, precision, splits, limit, settings)
+    limit = int(machine.memory_bytes * options.memory_share)
+    run = _Run(profile, machine, precision, splits, limit, options.settings)
     first = [
-        _assess(candidate, run, _obstacle(candidate, run) or obstacles.get(candidate.name))
+        _assess(candidate, run, _obstacle(candidate, run) or options.obstacles.get(candidate.name))
         for candidate in list_candidates()
     ]
     able = [a for a in first if a.eligible and a.fits]
     pick = _fastest(able, machine)
     assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
-        why = alternatives_for(first, profile, machine, precision, limit, settings)
+        why = alternatives_for(first, profile, machine, precision, limit, options.settings)
     else:
         why = reason_for(pick, able, machine)
     return Comparison(

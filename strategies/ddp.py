@@ -14,11 +14,10 @@ from strategies.base import (
     Rejected,
     StrategyChoice,
     StrategyEntry,
-    StrategyError,
     TrainingStep,
 )
+from strategies.machine import BACKWARD_SHARE, CollectiveTraffic, MachineModel
 from strategies.precision_names import Precision
-from strategies.step_time import BACKWARD_SHARE, Collective, MachineModel
 from strategies.step_trace import ModelProfile
 
 if TYPE_CHECKING:
@@ -37,33 +36,6 @@ DDP_OPTIONS = (
     "skip_all_reduce_unused_params",
 )
 _BUCKET = 25 << 20  # torch's bucket_cap_mb
-# Names of parameters that a message lists.
-_MOST_NAMES = 8
-
-
-class UnusedParametersError(StrategyError):
-    """DDP found parameters without a gradient.
-
-    Attributes:
-        names: of the parameters, as in `named_parameters()`.
-    """
-
-    def __init__(self, names: Sequence[str], where: str) -> None:
-        many = len(names) != 1
-        super().__init__(
-            f"{describe_parameters(names)} got no gradient in {where}, and DDP would continue with gradients that are "
-            f"not summed over the ranks; set `strategy: {DistributedUnused.name}`, or freeze "
-            f"{'them' if many else 'it'} with requires_grad_(False)"
-        )
-        self.names = tuple(names)
-
-
-def describe_parameters(names: Sequence[str]) -> str:
-    """The names of parameters in a message: all of a few, the first of many."""
-    if not names:
-        return "some parameters"
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"parameter{'' if len(names) == 1 else 's'} {', '.join(names[:_MOST_NAMES])}{more}"
 
 
 class Distributed(StrategyEntry):
@@ -111,17 +83,17 @@ class Distributed(StrategyEntry):
         """See `StrategyEntry`."""
         return "with one rank it only adds the cost of its buckets" if machine.world_size == 1 else None
 
-    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[Collective]:
+    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
         gradients = step.model.trainable_numel * step.types.parameter_bytes
         # Only the backward pass of the last micro batch communicates.
         hidden_by = BACKWARD_SHARE * compute / step.accumulate
-        return [Collective(2 * gradients, math.ceil(gradients / _BUCKET), hidden_by)]
+        return [CollectiveTraffic(2 * gradients, math.ceil(gradients / _BUCKET), hidden_by)]
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""
-        from strategies.build import FixedClusterEnvironment, devices_of
         from strategies.deterministic_ddp import DeterministicDDPStrategy
+        from strategies.environment import FixedClusterEnvironment, devices_of
 
         return DeterministicDDPStrategy(
             on_unused=options.on_unused,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from strategies.ddp import UnusedParametersError
+from strategies.unused_parameters import UnusedParametersError
 
 # Functions that build a graph inside their backward pass, which cannot be inspected before.
 _OPAQUE = ("Checkpoint", "Revers", "Invert")

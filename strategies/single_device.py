@@ -14,9 +14,9 @@ from strategies.base import (
     StrategyError,
     TrainingStep,
 )
+from strategies.machine import CollectiveTraffic, MachineModel
 from strategies.model_states import ModelStates
 from strategies.precision_names import Precision
-from strategies.step_time import Collective, MachineModel
 from strategies.step_trace import ModelProfile, Moment
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SingleDevice(StrategyEntry):
             backward = Moment("backward", first, both - first, 0)
         return [forward, backward, update]
 
-    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[Collective]:
+    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
         return ()
 
@@ -63,6 +63,6 @@ class SingleDevice(StrategyEntry):
         """See `StrategyEntry`."""
         from lightning.pytorch.strategies import SingleDeviceStrategy
 
-        from strategies.build import device_of
+        from strategies.environment import device_of
 
         return SingleDeviceStrategy(device=device_of(options.device_kind, options.location.local_rank))

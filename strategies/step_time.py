@@ -10,75 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from strategies.base import StrategyEntry, TrainingStep
+from strategies.base import StrategyEntry, TrainingStep
+from strategies.machine import CollectiveTraffic, MachineModel
 
 # Share of a GPU's peak that large models reach in training (Narayanan et al. 2021, table 1: 44 to 52 %).
 _EFFICIENCY = 0.45
 # Share of a link's peak that large collectives reach.
 _LINK_EFFICIENCY = 0.7
-BACKWARD_SHARE = 2 / 3  # backward computes two products for each of forward's
 _LATENCY_IN_NODE = 10e-6
 _LATENCY_ACROSS = 30e-6
-
-
-@dataclass(frozen=True, slots=True)
-class MachineModel:
-    """The ranks: what they compute with and how they are connected.
-
-    Attributes:
-        device_kind: 'cpu', 'cuda' or 'mps'.
-        world_size: number of ranks.
-        ranks_per_node: ranks on one node.
-        memory_bytes: device memory of one rank.
-        flops: peak FLOP/s of one rank in the precision at hand.
-        memory_bandwidth: bytes/s of device memory.
-        link_bandwidth: bytes/s to the ranks of the same node, one direction.
-        node_bandwidth: bytes/s of one rank's share of its node's network, one direction.
-        host_bandwidth: bytes/s to host memory, one direction.
-        host_memory_bytes: host memory of one rank; None if not known.
-        nvme_bytes: room on NVMe for one rank; None if not known.
-        known: whether the numbers are this device's, or only typical ones.
-        source: URL of the device's data sheet; None if the numbers are only typical ones.
-    """
-
-    device_kind: str
-    world_size: int
-    ranks_per_node: int
-    memory_bytes: int
-    flops: float
-    memory_bandwidth: float
-    link_bandwidth: float
-    node_bandwidth: float
-    host_bandwidth: float
-    host_memory_bytes: int | None = None
-    known: bool = True
-    nvme_bytes: int | None = None
-    source: str | None = None
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes."""
-        return -(-self.world_size // self.ranks_per_node)
-
-
-@dataclass(frozen=True, slots=True)
-class Collective:
-    """Collectives of one kind in an optimizer step.
-
-    Attributes:
-        volume: bytes that each rank sends, times N/(N-1) for a ring of N ranks.
-        messages: how many there are.
-        hidden_by: seconds of computing that run at the same time.
-        scope: which ranks form a ring: all ('world'), those of a node ('node'), or one of each node ('across').
-    """
-
-    volume: float
-    messages: int
-    hidden_by: float
-    scope: Literal["world", "node", "across"] = "world"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +76,14 @@ def step_time(strategy: StrategyEntry, step: TrainingStep, machine: MachineModel
     )
 
 
-def _ring(collective: Collective, machine: MachineModel) -> int:
+def _ring(collective: CollectiveTraffic, machine: MachineModel) -> int:
     """Number of ranks that exchange with each other."""
     if collective.scope == "node":
         return min(machine.world_size, machine.ranks_per_node)
     return machine.num_nodes if collective.scope == "across" else machine.world_size
 
 
-def _sent(collectives: Sequence[Collective], machine: MachineModel) -> int:
+def _sent(collectives: Sequence[CollectiveTraffic], machine: MachineModel) -> int:
     """Bytes that a rank sends."""
     volumes: dict[int, float] = {}
     for each in collectives:
@@ -151,7 +92,7 @@ def _sent(collectives: Sequence[Collective], machine: MachineModel) -> int:
     return round(sum(volume * ((ring - 1) / ring) for ring, volume in volumes.items()))
 
 
-def _seconds(collective: Collective, machine: MachineModel) -> float:
+def _seconds(collective: CollectiveTraffic, machine: MachineModel) -> float:
     """Time of ring collectives.
 
     A ring over all ranks crosses each border between nodes once, and a node's ranks share its network: the slower of

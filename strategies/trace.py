@@ -39,23 +39,26 @@ class TraceTypes:
 
 
 @dataclass(frozen=True, slots=True)
-class TraceTarget:
-    """Where the step runs, and which device it stands for.
+class TraceOptions:
+    """Where the step runs, which device it stands for, and how much is traced.
 
     Attributes:
         is_fake: on fake tensors; else a real step on this machine, with real numbers and memory.
         device: 'cpu', or 'cuda' where this torch sees one: then the workspaces of its kernels are traced.
         foreach: use torch's multi-tensor optimizer step unless the user sets another, as torch does on a GPU.
         granularity: bytes that the device's allocator rounds up to.
+        with_optimizer: trace the optimizer's step and count operations; else `step`, `optimizer_states` and `flops`
+            of the trace are 0.
     """
 
     is_fake: bool = True
     device: str = "cpu"
     foreach: bool = False
     granularity: int = 1
+    with_optimizer: bool = True
 
 
-FAKE_CPU = TraceTarget()
+FAKE_CPU = TraceOptions()
 
 
 class _FlopCount(TorchDispatchMode):
@@ -108,8 +111,7 @@ def trace_step(
     *,
     types: TraceTypes = TraceTypes(),
     trainer: PlannedTrainer | None = None,
-    target: TraceTarget = FAKE_CPU,
-    with_optimizer: bool = True,
+    options: TraceOptions = FAKE_CPU,
 ) -> tuple[StepTrace, ModelShape]:
     """Run one training step as Lightning's automatic optimization does, and measure its phases.
 
@@ -117,22 +119,20 @@ def trace_step(
     Errors of the user's code are raised unchanged.
 
     Args:
-        make_module: creates a new module; called under the fake mode if the target is fake.
+        make_module: creates a new module; called under the fake mode if the options is fake.
         batch: a batch of the user's loader, real tensors in any nesting.
         batch_size: its number of samples.
         types: what it computes in.
         trainer: the Trainer that the module sees.
-        target: where it runs.
-        with_optimizer: trace the optimizer's step and count operations; else `step`, `optimizer_states` and `flops`
-            are 0.
+        options: where and how.
     """
-    mode = FakeMode(allow_non_fake_inputs=True) if target.is_fake else None
-    device, granularity = target.device, target.granularity
+    mode = FakeMode(allow_non_fake_inputs=True) if options.is_fake else None
+    device, granularity = options.device, options.granularity
     within: Callable[[], AbstractContextManager[Any]] = nullcontext if mode is None else (lambda: mode)
     tracker, count = StorageTracker(granularity), _FlopCount()
     # A real step on real tensors has real ones.
     onednn = CpuWorkspaces()
-    workspaces: AbstractContextManager[Any] = onednn if target.is_fake and device == "cpu" else nullcontext()
+    workspaces: AbstractContextManager[Any] = onednn if options.is_fake and device == "cpu" else nullcontext()
     with _quiet(), within():
         with torch.device(device):
             module = make_module()
@@ -141,7 +141,7 @@ def trace_step(
         attach(module, trainer or PlannedTrainer())
         module.train()
         optimizer = find_optimizer(module.configure_optimizers())
-        if target.foreach:
+        if options.foreach:
             use_foreach(optimizer)
         tensors = [leaf for leaf in tree_iter(inputs) if isinstance(leaf, Tensor)]
         tracker.ignore([*module.parameters(), *module.buffers(), *tensors])
@@ -150,16 +150,16 @@ def trace_step(
             for number, p in enumerate(module.parameters())
             if p.requires_grad
         ]
-        with tracker, workspaces, count if with_optimizer else nullcontext():
+        with tracker, workspaces, count if options.with_optimizer else nullcontext():
             forward, backward, both, course = _forward_and_backward(module, inputs, types, tracker, device)
         with tracker:
-            temporary = _optimizer_step(optimizer, tracker) if with_optimizer else 0
+            temporary = _optimizer_step(optimizer, tracker) if options.with_optimizer else 0
         for hook in hooks:
             hook.remove()
         states = sum(_rounded(t, granularity) for s in optimizer.state.values() for t in s.values()
                      if isinstance(t, Tensor))  # fmt: skip
         input_bytes = sum(_rounded(t, granularity) for t in tensors)
-        shape = describe_model(module, optimizer, foreach=target.foreach)
+        shape = describe_model(module, optimizer, foreach=options.foreach)
     trace = StepTrace(
         batch_size=batch_size,
         forward=forward + input_bytes,

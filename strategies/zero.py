@@ -17,9 +17,9 @@ from strategies.base import (
     updated_in,
 )
 from strategies.deepspeed_config import CPU, NOT_BY_ELEMENT, NVME, ZeroVariant
+from strategies.machine import BACKWARD_SHARE, CollectiveTraffic, MachineModel
 from strategies.model_states import ModelStates, StateTypes, zero_states
 from strategies.precision_names import Precision
-from strategies.step_time import BACKWARD_SHARE, Collective, MachineModel
 from strategies.step_trace import ModelProfile, Moment
 from strategies.zero_moments import ZeroStep
 
@@ -126,7 +126,7 @@ class Zero(StrategyEntry):
         )
         return list(zero.moments())
 
-    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[Collective]:
+    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
         model, settings, accumulate = step.model, step.settings, step.accumulate
         backward = BACKWARD_SHARE * compute
@@ -135,17 +135,17 @@ class Zero(StrategyEntry):
             rounds = accumulate if self.variant.stage == 2 else 1
             buckets = math.ceil(model.trainable_numel / settings.reduce_bucket_size)
             return [
-                Collective(rounds * gradients, rounds * buckets, backward * rounds / accumulate),
+                CollectiveTraffic(rounds * gradients, rounds * buckets, backward * rounds / accumulate),
                 # The updated parameters are gathered after the step, with nothing left to compute.
-                Collective(gradients, buckets, 0.0),
+                CollectiveTraffic(gradients, buckets, 0.0),
             ]
         weights, tensors = model.numel * step.types.parameter_bytes, len(model.parameters)
         # Below the reuse distance the forward pass's parameters are still there in the backward pass.
         gathers = 1 if model.numel <= settings.max_live_parameters else 2
         rest = accumulate * ((gathers - 1) * weights + gradients)
         return [
-            Collective(accumulate * weights, accumulate * tensors, compute - backward),
-            Collective(rest, accumulate * tensors, backward),
+            CollectiveTraffic(accumulate * weights, accumulate * tensors, compute - backward),
+            CollectiveTraffic(rest, accumulate * tensors, backward),
         ]
 
     def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
@@ -163,8 +163,8 @@ class Zero(StrategyEntry):
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""
-        from strategies.build import FixedClusterEnvironment, devices_of
         from strategies.deepspeed_strategy import CpuDeepSpeed, SharedGroupDeepSpeed
+        from strategies.environment import FixedClusterEnvironment, devices_of
 
         config, ranks = options.deepspeed or {}, FixedClusterEnvironment(options.location)
         if options.device_kind == "cpu":

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.ddp import describe_parameters
+from strategies.unused_parameters import describe_parameters
 
 # A longer text is truncated in lists of events.
 _LONGEST_TEXT = 600

@@ -15,7 +15,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.plan import make_plan
 from strategies.comparison import Comparison, next_after
-from strategies.step_time import MachineModel
+from strategies.machine import MachineModel
 
 # Settings of DeepSpeed that fix the variant of ZeRO.
 _FIXING = ("stage", "offload_optimizer", "offload_param")

@@ -18,13 +18,13 @@ from launcher.planning.plan import CUSTOM, Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, Rejected, StrategyChoice
-from strategies.comparison import Comparison, compare_strategies
+from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
+from strategies.machine import MachineModel
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.repeated import RepeatedRecords
-from strategies.step_time import MachineModel
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import format_bytes
 from strategies.zero import ZERO_3_NVME
@@ -70,9 +70,11 @@ def plan_with_memory(
         machine,
         planned_precision(plan),
         list_splits(config, plan),
-        memory_share=config.memory_share,
-        settings=zero_settings(plan.device_kind, plan.deepspeed),
-        obstacles=candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
+        ComparisonOptions(
+            config.memory_share,
+            zero_settings(plan.device_kind, plan.deepspeed),
+            candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
+        ),
     )
     found = _with_assumptions(found, agreement, user)
     why_not = functools.partial(why_not_planned, config, agreement, checkpoint)

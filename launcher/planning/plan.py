@@ -13,8 +13,8 @@ from launcher.core.errors import PlanError
 from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, with_user_options
-from strategies.ddp import describe_parameters
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
+from strategies.unused_parameters import describe_parameters
 
 # The precision of a user's precision plugin.
 CUSTOM = "custom"

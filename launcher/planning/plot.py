@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from launcher.config.schema import RunConfig
 from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import list_splits, machine_of, planned_precision, zero_settings
-from strategies.comparison import compare_strategies
+from strategies.comparison import ComparisonOptions, compare_strategies
 from strategies.registry import find_strategy, list_candidates
 from strategies.units import GIB, format_bytes
 
@@ -106,8 +106,7 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
             ranks,
             precision,
             [dataclasses.replace(batch, world_size=count)],
-            memory_share=config.memory_share,
-            settings=zero_settings(machine.device_kind),
+            ComparisonOptions(config.memory_share, zero_settings(machine.device_kind)),
         )
         for assessed in compared.assessments:
             lines[assessed.name].append(assessed.memory.total)

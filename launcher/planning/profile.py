@@ -21,7 +21,7 @@ from strategies.model_shape import OptimizerError, describe_model, find_optimize
 from strategies.model_states import ModelShape, ParameterShape
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, StepTrace, Unprofiled
-from strategies.trace import PlannedTrainer, TraceTarget, TraceTypes, attach, trace_step
+from strategies.trace import PlannedTrainer, TraceOptions, TraceTypes, attach, trace_step
 
 T = TypeVar("T")
 _CUDA_GRANULARITY = 512  # torch's caching allocator rounds up to it
@@ -93,7 +93,7 @@ def profile_of(
     if device is None:
         device = "cuda" if device_kind == "cuda" and torch.cuda.is_available() else "cpu"
     on_cuda = device_kind == "cuda"
-    fake = TraceTarget(True, device, on_cuda, _CUDA_GRANULARITY if on_cuda else 1)
+    fake = TraceOptions(True, device, on_cuda, _CUDA_GRANULARITY if on_cuda else 1)
     source = _Source(make, batch, size, precision, trainer)
     try:
         with doing("tracing a training step"):
@@ -118,7 +118,7 @@ class _Source:
     trainer: PlannedTrainer
 
 
-def _trace(source: _Source, target: TraceTarget, failure: str = "") -> ModelProfile:
+def _trace(source: _Source, options: TraceOptions, failure: str = "") -> ModelProfile:
     precision, size = source.precision, source.size
     half = _HALF.get(precision) or (torch.float64 if precision is Precision.FP64_TRUE else None)
     plain = TraceTypes(half, _AUTOCAST.get(precision))
@@ -127,15 +127,8 @@ def _trace(source: _Source, target: TraceTarget, failure: str = "") -> ModelProf
 
     def traced(types: TraceTypes, samples: int, *, with_optimizer: bool = False) -> tuple[StepTrace, ModelShape]:
         batch = resized(source.batch, size, samples)
-        return trace_step(
-            source.make,
-            batch,
-            samples,
-            types=types,
-            trainer=source.trainer,
-            target=target,
-            with_optimizer=with_optimizer,
-        )
+        how = replace(options, with_optimizer=with_optimizer)
+        return trace_step(source.make, batch, samples, types=types, trainer=source.trainer, options=how)
 
     small, large = sorted((size, other))
     # The optimizer's step does not depend on the batch, and ZeRO's is known from the formulas.
@@ -149,10 +142,10 @@ def _trace(source: _Source, target: TraceTarget, failure: str = "") -> ModelProf
     halved = traces
     if sharded != plain:
         halved = completed(traced(sharded, small)[0]), completed(traced(sharded, large)[0])
-    notes = [] if target.is_fake else [f"{failure}; one real step was measured instead"]
-    if target.foreach and target.device == "cpu":
+    notes = [] if options.is_fake else [f"{failure}; one real step was measured instead"]
+    if options.foreach and options.device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")
-    return ModelProfile(model, traces, halved, "traced" if target.is_fake else "probed", tuple(notes))
+    return ModelProfile(model, traces, halved, "traced" if options.is_fake else "probed", tuple(notes))
 
 
 def bounded(

@@ -31,7 +31,8 @@ from launcher.training.run_checkpoint import RunCheckpoint, hide_from_advice, ta
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
 from strategies.base import BuildOptions, CheckpointHooks, RankLocation
-from strategies.build import FixedClusterEnvironment, build_strategy, precision_plugin
+from strategies.build import build_strategy, precision_plugin
+from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
 
 # Ours to decide, or handed over in another way.

@@ -34,7 +34,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from launcher.planning.memory import cpu_machine
 from strategies.base import StrategyEntry
 from strategies.batch import BatchSplit
-from strategies.comparison import Comparison, compare_strategies
+from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
 from strategies.model_shape import describe_model, find_optimizer
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
@@ -79,7 +79,7 @@ def plan(profile: ModelProfile, limit: int, precision: str = "32-true") -> Compa
     """What the plan says for ranks that may use `limit` bytes each."""
     split = BatchSplit(RANKS, profile.plain[1].batch_size, 1)
     machine = cpu_machine(RANKS, RANKS, limit)
-    return compare_strategies(profile, machine, Precision(precision), [split], settings=SETTINGS)
+    return compare_strategies(profile, machine, Precision(precision), [split], ComparisonOptions(settings=SETTINGS))
 
 
 def measure(context: ForkServerContext, case: Case) -> Outcome:

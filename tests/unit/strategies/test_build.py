@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from strategies.base import BuildOptions, RankLocation
-from strategies.build import FixedClusterEnvironment, build_strategy, precision_plugin
+from strategies.build import build_strategy, precision_plugin
 from strategies.choice import choose_strategy
 from strategies.deterministic_ddp import DeterministicDDPStrategy
+from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
 
 LOCATION = RankLocation(

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from strategies.assessment import MARGIN
 from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
-from strategies.comparison import Comparison, compare_strategies, next_after
+from strategies.comparison import Comparison, ComparisonOptions, compare_strategies, next_after
 from strategies.gpus import find_gpu
+from strategies.machine import CollectiveTraffic, MachineModel
 from strategies.memory import estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, StateTypes, ZeroSettings
 from strategies.precision import Precision
 from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3, list_candidates
-from strategies.step_time import Collective, MachineModel, StepTime, step_time
+from strategies.step_time import StepTime, step_time
 from strategies.step_trace import ModelProfile, StepTrace
 from strategies.units import format_bytes
 
@@ -141,8 +142,8 @@ def test_the_share_of_memory_is_the_limit() -> None:
     split = (BatchSplit(1, 1, 1),)
     needs = compare(found, machine(1)).assessments[0].memory.total
     memory = dataclasses.replace(machine(1), memory_bytes=needs)
-    assert compare_strategies(found, memory, BF16, split, memory_share=1.0).assessments[0].fits
-    assert not compare_strategies(found, memory, BF16, split, memory_share=0.99).assessments[0].fits
+    assert compare_strategies(found, memory, BF16, split, ComparisonOptions(1.0)).assessments[0].fits
+    assert not compare_strategies(found, memory, BF16, split, ComparisonOptions(0.99)).assessments[0].fits
 
 
 def test_after_running_out_of_memory_the_next_needs_less() -> None:
@@ -240,9 +241,12 @@ class HybridShard(type(DDP)):  # type: ignore[misc]
 
     name = "hybrid"
 
-    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> list[Collective]:
+    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> list[CollectiveTraffic]:
         size = step.model.numel * step.types.parameter_bytes
-        return [Collective(2 * size, 1, 0.0, "node"), Collective(2 * size / machine.ranks_per_node, 1, 0.0, "across")]
+        return [
+            CollectiveTraffic(2 * size, 1, 0.0, "node"),
+            CollectiveTraffic(2 * size / machine.ranks_per_node, 1, 0.0, "across"),
+        ]
 
 
 def test_collectives_of_a_node_stay_on_it_and_those_across_share_the_network() -> None:

@@ -20,7 +20,7 @@ from strategies.model_states import OptimizerShape
 from strategies.precision import Precision
 from strategies.registry import SINGLE_DEVICE
 from strategies.step_trace import at_batch_size
-from strategies.trace import PlannedTrainer, TraceTarget, TraceTypes, attach, trace_step
+from strategies.trace import PlannedTrainer, TraceOptions, TraceTypes, attach, trace_step
 from tests.support.allocator_peak import peak_of
 from tests.support.model_families import SMALL
 from tests.support.model_zoo import MODELS, Net, adamw
@@ -80,7 +80,7 @@ def test_the_workspace_of_an_lstm_is_counted_from_above(precision: str) -> None:
     # A trace of fake tensors alone is under by 70 %: oneDNN's workspace is empty there.
     entry = SMALL["deep_lstm"]
     real, fake = (
-        trace_step(entry.make, entry.batch(8), 8, types=TYPES[precision], target=TraceTarget(is_fake=f))[0]
+        trace_step(entry.make, entry.batch(8), 8, types=TYPES[precision], options=TraceOptions(is_fake=f))[0]
         for f in (False, True)
     )
     assert real.backward <= fake.backward <= 1.35 * real.backward
@@ -139,13 +139,13 @@ def test_code_for_products_in_16_bits_is_counted_once_a_shape() -> None:
     found = {name: trace_step(make, batch, 4, types=types)[0].kernels for name, types in TYPES.items()}
     eight = 8 * product_code(torch.bfloat16)
     assert found == {"32-true": 0, "bf16-true": eight, "bf16-mixed": eight}
-    plain, _ = trace_step(make, batch, 4, types=TYPES["bf16-true"], target=TraceTarget(is_fake=False))
+    plain, _ = trace_step(make, batch, 4, types=TYPES["bf16-true"], options=TraceOptions(is_fake=False))
     assert plain.kernels == 0, "a real step has them in its process already"
 
 
 def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
     entry = MODELS["conv"]
-    real = trace_step(entry.make, entry.batch(8), 8, target=TraceTarget(is_fake=False))[0]
+    real = trace_step(entry.make, entry.batch(8), 8, options=TraceOptions(is_fake=False))[0]
     fake = trace_step(entry.make, entry.batch(8), 8)[0]
     # Input, weight and output of the first one: the forward pass has its peak later, with less.
     first = 4 * (8 * 3 * 12 * 12 + 13 * 3 * 9 + 8 * 13 * 10 * 10)
@@ -158,7 +158,9 @@ def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
 @pytest.mark.parametrize("name", ["gpt", "low_rank"])
 def test_a_fake_step_and_a_real_one_are_traced_alike(name: str) -> None:
     entry = MODELS[name]
-    fake, real = (trace_step(entry.make, entry.batch(4), 4, target=TraceTarget(is_fake=fake)) for fake in (True, False))
+    fake, real = (
+        trace_step(entry.make, entry.batch(4), 4, options=TraceOptions(is_fake=fake)) for fake in (True, False)
+    )
     assert fake == real
 
 
@@ -169,7 +171,7 @@ def test_weights_of_copied_layers_are_no_activations() -> None:
         return Net(nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), adamw)
 
     batch = torch.randn(4, 5, 16), torch.zeros(4, 5, 16)
-    fake, real = (trace_step(make, batch, 4, target=TraceTarget(is_fake=fake))[0] for fake in (True, False))
+    fake, real = (trace_step(make, batch, 4, options=TraceOptions(is_fake=fake))[0] for fake in (True, False))
     assert fake == real
 
 
@@ -224,7 +226,7 @@ def test_random_numbers_go_on_as_if_nothing_had_been_traced() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    trace_step(MODELS["tiny"].make, MODELS["tiny"].batch(1), 1, target=TraceTarget(is_fake=False))
+    trace_step(MODELS["tiny"].make, MODELS["tiny"].batch(1), 1, options=TraceOptions(is_fake=False))
     assert torch.equal(torch.rand(2), expected)
 
 

@@ -1,0 +1,35 @@
+"""The error for parameters without a gradient under DDP. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from strategies.base import StrategyError
+
+# Names of parameters that a message lists.
+_MOST_NAMES = 8
+
+
+class UnusedParametersError(StrategyError):
+    """DDP found parameters without a gradient.
+
+    Attributes:
+        names: of the parameters, as in `named_parameters()`.
+    """
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        many = len(names) != 1
+        super().__init__(
+            f"{describe_parameters(names)} got no gradient in {where}, and DDP would continue with gradients that are "
+            f"not summed over the ranks; set `strategy: ddp_find_unused_parameters_true`, or freeze "
+            f"{'them' if many else 'it'} with requires_grad_(False)"
+        )
+        self.names = tuple(names)
+
+
+def describe_parameters(names: Sequence[str]) -> str:
+    """The names of parameters in a message: all of a few, the first of many."""
+    if not names:
+        return "some parameters"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"parameter{'' if len(names) == 1 else 's'} {', '.join(names[:_MOST_NAMES])}{more}"
