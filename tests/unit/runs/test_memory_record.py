@@ -125,7 +125,7 @@ def test_strategies_that_ran_out_of_memory_are_skipped_in_turn(strategy: str) ->
     assert second.strategy.name == first.memory["next"] == second.memory["pick"]
     assert second.ran_out == ("ddp",)
     assert second.deepspeed is not None
-    assert f"ddp ran out of memory in this run: it goes on with {second.strategy.name}" in second.notices
+    assert f"ddp ran out of memory in this run: it continues with {second.strategy.name}" in second.notices
     assert any("which ran out of memory in this run" in reason for reason in second.strategy.reasons)
     third = planned(given, record_of(given, first, second))
     assert third.strategy.name == second.memory["next"]
