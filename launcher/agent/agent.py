@@ -21,16 +21,16 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.diagnostics import RankEvidence, RankProcess
-from launcher.agent.failure import RankEnd, account, first_failure, shell_code
+from launcher.agent.failure_report import RankEnd, account, first_failure, shell_code
 from launcher.agent.fork_server import StartMethod
-from launcher.agent.hang import HangWatch, ranks_behind
-from launcher.agent.node_store import NodeExchange
-from launcher.agent.oom_restart import next_strategy, remember_failure
+from launcher.agent.hang_detection import HangWatch, ranks_behind
+from launcher.agent.node_exchange import NodeExchange
+from launcher.agent.rank_inspector import RankEvidence, RankProcess
+from launcher.agent.rank_main import RankCommand, RankTask, run_rank
+from launcher.agent.rank_processes import AttemptProcesses, ask_for_stacks
 from launcher.agent.restart_policy import Verdict, decide, host_lost
+from launcher.agent.restarts import next_strategy, remember_failure
 from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped
-from launcher.agent.worker import RankCommand, RankTask, run_rank
-from launcher.agent.workers import AttemptProcesses, ask_for_stacks
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.events import FILE_NAME, EventLog
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
+from launcher.agent.fork_server_process import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
 from launcher.core.own_modules import without_working_directory
 from launcher.process.socket_folder import folder_of_sockets
 

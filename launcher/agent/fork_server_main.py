@@ -6,7 +6,7 @@ import json
 import os
 import signal
 
-from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, preload, reporting_to
+from launcher.agent.fork_server_process import MODULES_VARIABLE, REPORT_VARIABLE, preload, reporting_to
 from launcher.core.gc_paused import quick_imports
 from launcher.core.own_modules import forget_safe_path
 from launcher.process import parent_death

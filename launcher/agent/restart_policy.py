@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.agent.failure import RankEnd, describe
+from launcher.agent.failure_report import RankEnd, describe
 
 _USAGE = 2
 # Signals that come from a rank's own code; others come from outside, and need not come again.

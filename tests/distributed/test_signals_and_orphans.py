@@ -211,7 +211,7 @@ def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_f
 def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_any_other_would(tmp_path: Path) -> None:
     # Lightning takes its rank on import, and the fork server that imports has none.
     (tmp_path / "helper.py").write_text(
-        "import os\nfrom launcher.agent.preload import RANK_VARIABLES\n"
+        "import os\nfrom launcher.agent.fork_server_process import RANK_VARIABLES\n"
         "SEEN = {name: os.environ.get(name) for name in RANK_VARIABLES}\n"
     )
     (tmp_path / "mine.py").write_text(

@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # What every rank imports, and its agent; never a user's module, whose import is the rank's own to do and to report.
-MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader", "launcher.agent.worker",
+MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
+           "launcher.agent.rank_main",
            "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count",
            "launcher.user_code.classes",
            "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume",
            "launcher.training.run",
            "launcher.cli.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
-           "launcher.agent.agent", "launcher.agent.rendezvous", "launcher.agent.launch", "launcher.planning.dry_run",
+           "launcher.agent.agent", "launcher.agent.rendezvous", "launcher.agent.start", "launcher.planning.dry_run",
            "launcher.planning.profile", "rich.progress")  # fmt: skip
 # Variables that importing them sets where they are not set, which it would do in each process.
 _SET_BY_IMPORTS: dict[str, str] = {}

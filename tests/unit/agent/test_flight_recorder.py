@@ -15,8 +15,8 @@ from launcher.agent.flight_recorder import (
     ranks_that_did_not_enter,
     read_flight_record,
 )
-from launcher.agent.hang import RankState, ranks_behind
-from launcher.agent.node_store import NodeExchange
+from launcher.agent.hang_detection import RankState, ranks_behind
+from launcher.agent.node_exchange import NodeExchange
 from launcher.process.heartbeat import Heartbeat
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.agent.fork_server import PreloadReport, choose_start_method
-from launcher.agent.launch import modules_to_preload
-from launcher.agent.preload import USER_MODULES, preload
+from launcher.agent.fork_server_process import USER_MODULES, preload
+from launcher.agent.start import modules_to_preload
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
@@ -166,7 +166,7 @@ def test_two_different_numbers_of_ranks_are_refused() -> None:
 
 
 def test_the_agents_modules_that_come_before_torch_do_not_import_it() -> None:
-    script = ("import sys, launcher.cli.main, launcher.agent.launch, launcher.agent.fork_server\n"
+    script = ("import sys, launcher.cli.main, launcher.agent.start, launcher.agent.fork_server\n"
               "import launcher.hardware.rank_count\n"
               "print([m for m in ('torch', 'lightning', 'wandb', 'deepspeed') if m in sys.modules])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.oom_restart import remember_failure
+from launcher.agent.restarts import remember_failure
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
@@ -25,7 +25,7 @@ from launcher.runs.oom_record import FILE_NAME, MemoryRecord, OomRecord, read_me
 from strategies.step_trace import ModelProfile
 from tests.support.rank_threads import CPU
 from tests.support.run_directories import ended as unlocked
-from tests.unit.agent.test_failure import ended, error
+from tests.unit.agent.test_failure_report import ended, error
 from tests.unit.planning.test_memory_plan import config, profiled, ranks
 
 ENTRY = OomRecord("ddp", "auto", "my_pkg.Model", "d1", "32-true", 2, 4, 100 << 30)

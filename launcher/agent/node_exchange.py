@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.agent.failure import RankEnd
-from launcher.agent.hang import RankState
+from launcher.agent.failure_report import RankEnd
+from launcher.agent.hang_detection import RankState
 
 _PAUSE = 0.1
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.diagnostics import RankEvidence, RankProcess, last_lines, process_state
-from launcher.agent.hang import RankState
+from launcher.agent.hang_detection import RankState
+from launcher.agent.rank_inspector import RankEvidence, RankProcess, last_lines, process_state
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, HeartbeatWriter, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, beat_path, read_status, report_path

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from launcher.agent.failure import RankEnd, account, describe, first_failure, shell_code
+from launcher.agent.failure_report import RankEnd, account, describe, first_failure, shell_code
 from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
 from launcher.process.rank_status import RankError
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.diagnostics import RankEvidence
-from launcher.agent.failure import RankEnd, describe, first_failure
-from launcher.agent.worker import set_rank_zero
-from launcher.agent.workers import AttemptProcesses, ask_for_stacks
+from launcher.agent.failure_report import RankEnd, describe, first_failure
+from launcher.agent.rank_inspector import RankEvidence
+from launcher.agent.rank_main import set_rank_zero
+from launcher.agent.rank_processes import AttemptProcesses, ask_for_stacks
 from launcher.agreement.script_ranks import free_port, rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.outside_ranks import outside_rank
+from launcher.agent.external_ranks import outside_rank
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
 from launcher.hardware.topology import Topology

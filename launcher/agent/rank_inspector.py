@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.failure import RankEnd
+from launcher.agent.failure_report import RankEnd
 from launcher.agent.flight_recorder import read_flight_record
-from launcher.agent.hang import RankState
+from launcher.agent.hang_detection import RankState
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import (

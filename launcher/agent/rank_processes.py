@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.agent.diagnostics import RankEvidence, RankProcess
-from launcher.agent.worker import STACKS_SIGNAL
+from launcher.agent.rank_inspector import RankEvidence, RankProcess
+from launcher.agent.rank_main import STACKS_SIGNAL
 
 
 class AttemptProcesses:

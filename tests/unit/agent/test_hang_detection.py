@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from launcher.agent.hang import HangWatch, RankState, in_collective, main_thread_frame, ranks_behind
+from launcher.agent.hang_detection import HangWatch, RankState, in_collective, main_thread_frame, ranks_behind
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat
 
 WAITING = """Thread 0x01 (most recent call first):

@@ -1,4 +1,4 @@
-"""`launcher.agent.installed_imports`: what the user's files import at their head, found without running them."""
+"""`launcher.agent.preload_modules`: what the user's files import at their head, found without running them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.installed_imports import installed_imports
+from launcher.agent.preload_modules import installed_imports
 
 
 def _files(folder: Path, **files: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from launcher.agent.failure import RankEnd
+from launcher.agent.failure_report import RankEnd
 from launcher.runs.oom_record import FILE_NAME, remember_attempt
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent.fork_server import ForkServer, StartMethod
-from launcher.agent.installed_imports import installed_imports
-from launcher.agent.preload import USER_MODULES
-from launcher.agent.worker import RankCommand
+from launcher.agent.fork_server_process import USER_MODULES
+from launcher.agent.preload_modules import installed_imports
+from launcher.agent.rank_main import RankCommand
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
@@ -28,7 +28,7 @@ from launcher.hardware.rank_count import likely_ranks, requested_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
-              "launcher.agent.worker", "launcher.training.fit", "launcher.hardware.devices",
+              "launcher.agent.rank_main", "launcher.training.fit", "launcher.hardware.devices",
               "launcher.hardware.rank_count",
               "launcher.user_code.classes", "launcher.config.loading", "launcher.config.validation",
               "launcher.checkpoint.resume",
