@@ -1,4 +1,4 @@
-"""Who failed first, and how a person is told. Pure: the facts come in as records."""
+"""Finds the rank that failed first and formats the error report that the user reads. Pure."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from launcher.core.errors import OutOfMemoryError
 from launcher.process.heartbeat import BEFORE_TRAINING
 from launcher.process.rank_status import RankError
 
-_SERVER_LOST = 255
+# `multiprocessing` gives this exit code if the fork server died before it could report the real one.
+_FORK_SERVER_DIED = 255
+_MAX_OTHER_RANKS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class RankEnd:
-    """How a rank ended, or what it was doing when another one failed.
+class RankOutcome:
+    """How a rank ended, or what it was doing when another rank failed.
 
     Attributes:
-        rank, host: which rank, where.
-        exit_code: minus the signal's number if a signal ended it; None if it still ran.
-        time: when its agent saw it end, in seconds since the epoch.
-        step: optimizer steps it had done; `BEFORE_TRAINING` before the training.
-        error: what it raised.
-        log: the file with its output.
+        rank, host: the rank and its host.
+        exit_code: minus the signal's number if a signal ended the rank; None if it was still running.
+        time: when the agent saw the rank end, in seconds since the epoch.
+        step: optimizer steps done; `BEFORE_TRAINING` before training started.
+        error: the exception that the rank raised.
+        log: the file with the rank's output.
         last_lines: the end of that file.
-        out_of_memory: whether the kernel killed it for memory.
-        doing: where in the code it was, if it still ran.
-        hung: whether it kept the others waiting in a collective that it never entered.
+        out_of_memory: whether the kernel's out-of-memory killer ended the rank.
+        doing: the rank's position in the code, if it was still running.
+        hung: whether the other ranks waited for this one in a collective that it did not enter.
     """
 
     rank: int
@@ -44,101 +46,106 @@ class RankEnd:
     hung: bool = False
 
     @property
-    def failed(self) -> bool:
-        """Whether it ended otherwise than well."""
+    def has_failed(self) -> bool:
+        """Whether the rank hung or ended with an exit code other than 0."""
         return self.hung or self.exit_code not in (0, None)
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether the kernel killed it for memory, or it was refused memory itself."""
-        refused = self.error is not None and self.error.kind == OutOfMemoryError.__name__
-        return self.out_of_memory or refused
+        """Whether the kernel killed the rank for memory, or an allocation of its own failed."""
+        allocation_failed = self.error is not None and self.error.kind == OutOfMemoryError.__name__
+        return self.out_of_memory or allocation_failed
 
     @property
-    def consequence(self) -> bool:
-        """Whether it only failed because another rank was gone."""
+    def is_consequence(self) -> bool:
+        """Whether the rank failed only because it lost the connection to another rank."""
         return self.error is not None and self.error.lost_peer
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal requested that the rank save and stop."""
+        return self.error is not None and self.error.interrupted
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RankEnd:
+    def from_dict(cls, values: Mapping[str, Any]) -> RankOutcome:
         """The inverse of `to_dict`."""
         error = RankError.from_dict(values["error"]) if values["error"] else None
         return cls(**{**values, "error": error, "last_lines": tuple(values["last_lines"])})
 
 
-def first_failure(ends: Sequence[RankEnd]) -> RankEnd | None:
-    """The rank that began it: the earliest whose failure isn't just that another rank was gone."""
-    failed = [end for end in ends if end.failed]
+def find_first_failure(outcomes: Sequence[RankOutcome]) -> RankOutcome | None:
+    """The earliest failure that is not a consequence of another rank's failure; None if no rank failed."""
+    failed = [outcome for outcome in outcomes if outcome.has_failed]
     if not failed:
         return None
 
-    def when(end: RankEnd) -> float:
-        return end.error.time if end.error is not None else end.time
+    def failure_time(outcome: RankOutcome) -> float:
+        return outcome.error.time if outcome.error is not None else outcome.time
 
-    # A rank that kept the others waiting is behind whatever their timeouts made of it.
-    return min(failed, key=lambda end: (end.consequence, not end.hung, when(end), end.rank))
+    # A hung rank caused the timeouts of the ranks that waited for it.
+    return min(failed, key=lambda each: (each.is_consequence, not each.hung, failure_time(each), each.rank))
 
 
-def shell_code(exit_code: int) -> int:
-    """The exit code as a shell shows it: 128 + N for a death by signal N."""
+def to_shell_exit_code(exit_code: int) -> int:
+    """The exit code as a shell shows it: 128 + N for a process that signal N ended."""
     return exit_code if exit_code >= 0 else 128 - exit_code
 
 
-def describe(end: RankEnd) -> str:
-    """What became of a rank, in a few words."""
-    at = f" at step {end.step}" if end.step >= 0 else " before the training began"
-    if end.hung:
-        return f"hung{at}" + (f": it was {end.doing}" if end.doing else "")
-    if end.exit_code is None:
-        return f"running{at}" + (f", {end.doing}" if end.doing else "")
-    if end.error is not None and end.exit_code > 0:
-        if end.consequence:
-            return f"lost a peer ({end.error.kind}){at}"
-        first_line = end.error.message.splitlines()[0] if end.error.message else ""
-        return f"{end.error.kind}: {first_line}{at}"
-    if end.out_of_memory:
-        return f"killed by the kernel because the memory was full (SIGKILL){at}"
-    if end.exit_code < 0:
-        return f"killed by {_signal_name(-end.exit_code)} (signal {-end.exit_code}){at}"
-    if end.exit_code == 0:
-        return f"done{at}"
-    if end.exit_code == _SERVER_LOST:
-        return f"lost{at}: it, or the fork server above it, was killed"
-    return f"exited with code {end.exit_code}{at}"
+def describe_outcome(outcome: RankOutcome) -> str:
+    """One line about how a rank ended or what it is doing."""
+    at = f" at step {outcome.step}" if outcome.step >= 0 else " before training started"
+    if outcome.hung:
+        return f"hung{at}" + (f": it was {outcome.doing}" if outcome.doing else "")
+    if outcome.exit_code is None:
+        return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
+    if outcome.error is not None and outcome.exit_code > 0:
+        if outcome.is_consequence:
+            return f"lost the connection to another rank ({outcome.error.kind}){at}"
+        first_line = outcome.error.message.splitlines()[0] if outcome.error.message else ""
+        return f"{outcome.error.kind}: {first_line}{at}"
+    if outcome.out_of_memory:
+        return f"killed by the kernel because the host ran out of memory (SIGKILL){at}"
+    if outcome.exit_code < 0:
+        return f"killed by {_signal_name(-outcome.exit_code)} (signal {-outcome.exit_code}){at}"
+    if outcome.exit_code == 0:
+        return f"finished{at}"
+    if outcome.exit_code == _FORK_SERVER_DIED:
+        return f"ended{at} with an unknown exit code: the rank or its fork server was killed"
+    return f"exited with code {outcome.exit_code}{at}"
 
 
-def account(first: RankEnd, ends: Sequence[RankEnd], verdict: str) -> str:
-    """The whole story for a person.
+def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: str) -> str:
+    """The error report: the rank that failed first with its last lines, the other ranks, and what happens now.
 
     Args:
-        first: the rank that began it.
-        ends: all ranks of the attempt that are known.
-        verdict: what happens now, and why.
+        first: the rank that failed first.
+        outcomes: all known ranks of the attempt.
+        decision: whether the ranks restart, and why.
     """
     if first.error is not None and first.error.explained:
-        return f"error: {first.error.message}" + ("" if first.error.repeats else f"\n  {verdict}")
-    lines = [f"error: rank {first.rank} ({first.host}) failed first: {describe(first)}"]
-    told = _evidence(first)
-    if told:
-        lines.append(f"  its last lines ({first.log}):" if first.log else "  its last words:")
-        lines += [f"    | {line}" for line in told]
-    others = [end for end in ends if end.rank != first.rank]
-    lines += [f"  rank {end.rank} ({end.host}): {describe(end)}" for end in others[:8]]
-    if len(others) > 8:
-        lines.append(f"  and {len(others) - 8} more ranks")
-    lines.append(f"  {verdict}")
+        return f"error: {first.error.message}" + ("" if first.error.repeats else f"\n  {decision}")
+    lines = [f"error: rank {first.rank} ({first.host}) failed first: {describe_outcome(first)}"]
+    last_lines = _select_last_lines(first)
+    if last_lines:
+        lines.append(f"  its last lines ({first.log}):" if first.log else "  its last lines:")
+        lines += [f"    | {line}" for line in last_lines]
+    others = [outcome for outcome in outcomes if outcome.rank != first.rank]
+    lines += [f"  rank {each.rank} ({each.host}): {describe_outcome(each)}" for each in others[:_MAX_OTHER_RANKS]]
+    if len(others) > _MAX_OTHER_RANKS:
+        lines.append(f"  and {len(others) - _MAX_OTHER_RANKS} more ranks")
+    lines.append(f"  {decision}")
     return "\n".join(lines)
 
 
-def _evidence(end: RankEnd) -> Sequence[str]:
-    """The log's end; if the exception is not in it, the exception's own traceback."""
-    if end.error is not None and not any(end.error.kind in line for line in end.last_lines):
-        return end.error.traceback
-    return end.last_lines
+def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:
+    """The end of the log; the exception's traceback if the log does not contain it."""
+    if outcome.error is not None and not any(outcome.error.kind in line for line in outcome.last_lines):
+        return outcome.error.traceback
+    return outcome.last_lines
 
 
 def _signal_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What the agents of several nodes tell each other when a rank fails: over the store of the attempt that they share."""
+"""Exchanges failures and hang states between the agents of several nodes, over the store of the current attempt."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.agent.failure_report import RankEnd
+from launcher.agent.failure_report import RankOutcome
 from launcher.agent.hang_detection import RankState
 
-_PAUSE = 0.1
+_POLL_INTERVAL = 0.1
 
 
 class NodeExchange:
-    """One attempt's exchange.
+    """One node's side of the exchange. If the store is gone, so is the node that serves it: reads return nothing.
 
     Args:
-        store: shared by the nodes, of this attempt alone.
+        store: store of this attempt, shared by the nodes.
         node: this node's number in the attempt.
         nodes: number of nodes.
     """
@@ -28,66 +28,66 @@ class NodeExchange:
         self._node = node
         self._others = [number for number in range(nodes) if number != node]
 
-    def publish(self, ends: Sequence[RankEnd]) -> None:
-        """Tell the other nodes what became of this node's ranks."""
-        # The store may have gone with the node that served it: then nobody is left to tell.
+    def publish_outcomes(self, outcomes: Sequence[RankOutcome]) -> None:
+        """Publish the outcomes of this node's ranks."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(_key(self._node), json.dumps([end.to_dict() for end in ends]))
+            self._store.set(_outcomes_key(self._node), json.dumps([outcome.to_dict() for outcome in outcomes]))
 
-    def others(self, wait: float = 0.0) -> list[RankEnd]:
-        """What the other nodes have told.
+    def read_outcomes(self, wait: float = 0.0) -> list[RankOutcome]:
+        """Outcomes that the other nodes have published.
 
         Args:
-            wait: seconds to wait until one of them tells of a failure that is not just a lost peer.
+            wait: seconds to wait for a failure that is not a lost connection.
         """
-        give_up = time.monotonic() + wait
+        deadline = time.monotonic() + wait
         while True:
             found = self._read()
-            if any(end.failed and not end.consequence for end in found) or time.monotonic() >= give_up:
+            has_cause = any(outcome.has_failed and not outcome.is_consequence for outcome in found)
+            if has_cause or time.monotonic() >= deadline:
                 return found
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_INTERVAL)
 
-    def states(self, own: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
-        """Tell the other nodes what this node's ranks do in a hang, and hear the same from them.
+    def exchange_states(self, own: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
+        """Publish the states of this node's ranks in a hang and read those of the other nodes.
 
         Args:
             own: by global rank.
-            wait: seconds to wait for all other nodes; each finds the hang by itself, and not at the same moment.
+            wait: seconds to wait for all other nodes, which detect the hang at different times.
 
         Returns:
-            This node's and all that have told in time.
+            States of this node and of all nodes that published in time.
         """
-        everybody = dict(own)
-        give_up = time.monotonic() + wait
+        states = dict(own)
+        deadline = time.monotonic() + wait
         waiting = set(self._others)
-        # The store may have gone with the node that served it.
         with contextlib.suppress(RuntimeError):
             self._store.set(_states_key(self._node), json.dumps({r: state.to_dict() for r, state in own.items()}))
             while True:
                 for number in sorted(waiting):
                     if self._store.check([_states_key(number)]):
-                        told = json.loads(self._store.get(_states_key(number)))
-                        everybody |= {int(rank): RankState.from_dict(values) for rank, values in told.items()}
+                        published = json.loads(self._store.get(_states_key(number)))
+                        states |= {int(rank): RankState.from_dict(values) for rank, values in published.items()}
                         waiting.discard(number)
-                if not waiting or time.monotonic() >= give_up:
+                if not waiting or time.monotonic() >= deadline:
                     break
-                time.sleep(_PAUSE)
-        return everybody
+                time.sleep(_POLL_INTERVAL)
+        return states
 
-    def reachable(self) -> bool:
-        """Whether the store still answers; it goes with the node that serves it."""
+    def is_reachable(self) -> bool:
+        """Whether the store still answers."""
         try:
-            self._store.check([_key(self._node)])
+            self._store.check([_outcomes_key(self._node)])
         except RuntimeError:
             return False
         return True
 
-    def _read(self) -> list[RankEnd]:
-        found: list[RankEnd] = []
+    def _read(self) -> list[RankOutcome]:
+        found: list[RankOutcome] = []
         with contextlib.suppress(RuntimeError):
             for number in self._others:
-                if self._store.check([_key(number)]):
-                    found += [RankEnd.from_dict(values) for values in json.loads(self._store.get(_key(number)))]
+                if self._store.check([_outcomes_key(number)]):
+                    published = json.loads(self._store.get(_outcomes_key(number)))
+                    found += [RankOutcome.from_dict(values) for values in published]
         return found
 
 
@@ -95,5 +95,5 @@ def _states_key(node: int) -> str:
     return f"launcher/states/{node}"
 
 
-def _key(node: int) -> str:
+def _outcomes_key(node: int) -> str:
     return f"launcher/ends/{node}"

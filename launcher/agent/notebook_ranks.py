@@ -1,6 +1,6 @@
-"""Ranks as forks of this process, for a notebook: the kernel itself stays free of CUDA and process groups.
+"""Ranks of a notebook: forks of the kernel process, which itself initialises neither CUDA nor a process group.
 
-As with Lightning's `ddp_notebook`, what is defined in cells is there in every rank.
+As with Lightning's `ddp_notebook`, every rank has the objects that the cells define.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.failure_report import RankEnd, describe, first_failure
-from launcher.agent.rank_inspector import RankEvidence
+from launcher.agent.failure_report import RankOutcome, describe_outcome, find_first_failure
+from launcher.agent.rank_inspector import RankInspector
 from launcher.agent.rank_main import set_rank_zero
-from launcher.agent.rank_processes import AttemptProcesses, ask_for_stacks
+from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agreement.script_ranks import free_port, rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.runs.directory import LAST_CHECKPOINT
 
-# Seconds that the other ranks have to end by themselves after one has failed, and after SIGTERM.
-_GRACE = 10.0
-# The same to save a checkpoint after the cell was interrupted.
-_GRACE_TO_SAVE = 120.0
+# Seconds that the other ranks have to end after one has failed, and after SIGTERM.
+_EXIT_TIMEOUT = 10.0
+# Seconds to save a checkpoint after the cell was interrupted.
+_SAVE_TIMEOUT = 120.0
 
 
 def run_in_forks(train: Callable[[int], None], count: int, folder: Path) -> None:
-    """Run `train` with each rank's number in forks of this process, and wait for all.
+    """Run `train` in one fork of this process for each rank, and wait for all of them.
 
     Args:
-        train: trains as one rank, whose variables are in the environment.
-        count: ranks.
-        folder: private and empty; the ranks report their state there.
+        train: takes the rank and trains; the environment has the rank's variables.
+        count: number of ranks.
+        folder: private empty folder for the ranks' reports.
 
     Raises:
-        UsageError: the ranks refused, all for one reason.
-        TrainingError: has the traceback of the rank that failed first.
-        Interrupted: the cell was interrupted; says what was saved.
+        UsageError: a usage error that is the same on all ranks.
+        TrainingError: a rank failed; has the traceback of the first.
+        Interrupted: the cell was interrupted; has the saved checkpoint.
     """
     port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_be_rank, args=(train, rank, count, port, folder), name=f"rank-{rank}")
+        context.Process(target=_run_rank, args=(train, rank, count, port, folder), name=f"rank-{rank}")
         for rank in range(count)
     ]
-    attempt = AttemptProcesses(range(count), processes, RankEvidence(folder, ask_for_stacks))
-    with _ended(attempt, processes):
+    attempt = AttemptProcesses(range(count), processes, RankInspector(folder))
+    with _end_processes(attempt, processes):
         for process in processes:
             process.start()
         _wait(attempt)
@@ -59,64 +59,62 @@ def run_in_forks(train: Callable[[int], None], count: int, folder: Path) -> None
 
 
 @contextlib.contextmanager
-def _ended(attempt: AttemptProcesses, processes: list[Any]) -> Iterator[None]:
-    """None of the processes is left, whatever happens; an interrupted cell has them save first."""
-    started = list(processes)
+def _end_processes(attempt: AttemptProcesses, processes: list[Any]) -> Iterator[None]:
+    """End all processes at the end of the context; an interrupted cell lets them save first."""
     try:
         yield
     except KeyboardInterrupt:
         attempt.send(signal.SIGTERM)
-        attempt.await_end(_GRACE_TO_SAVE)
+        attempt.wait_for_all(_SAVE_TIMEOUT)
     finally:
-        for process in started:
+        for process in processes:
             if process.pid is not None:
                 process.kill()
                 process.join()
 
 
 def _wait(attempt: AttemptProcesses) -> None:
-    """Wait for all; once one has failed the others may be in a collective that it never joins."""
+    """Wait for all ranks; end the others after a failure, because they may wait for the failed rank in a collective."""
     while True:
         ranks = attempt.ranks().values()
         if any(process.exit_code for process in ranks):
-            attempt.await_cause(_GRACE)
-            attempt.await_end(_GRACE)
+            attempt.wait_for_cause(_EXIT_TIMEOUT)
+            attempt.wait_for_all(_EXIT_TIMEOUT)
             attempt.send(signal.SIGTERM)
-            attempt.await_end(_GRACE)
+            attempt.wait_for_all(_EXIT_TIMEOUT)
             return
         if all(process.exit_code == 0 for process in ranks):
             return
-        attempt.await_one(1.0)
+        attempt.wait_for_next_exit(1.0)
 
 
 def _raise_failure(attempt: AttemptProcesses) -> None:
-    ends = attempt.evidence.ends(attempt.ranks(), {})
-    first = first_failure(ends)
+    first = find_first_failure(attempt.inspector.collect_outcomes(attempt.ranks(), {}))
     if first is None:
         return
     error = first.error
     if error is not None and error.interrupted:
-        run = attempt.evidence.run_directory(attempt.ranks())
+        run = attempt.inspector.find_run_directory(attempt.ranks())
         saved = None if run is None else run / "checkpoints" / LAST_CHECKPOINT
         checkpoint = str(saved) if saved is not None and saved.exists() else None
         raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step).for_script()
     if error is not None and error.explained:
         raise UsageError(error.message) if error.repeats else TrainingError(error.message)
-    raise TrainingError(_account(first), rank=first.rank)
+    raise TrainingError(_describe_failure(first), rank=first.rank)
 
 
-def _account(first: RankEnd) -> str:
-    """How the rank ended, with its own traceback or its last lines."""
-    told = first.last_lines if first.error is None else first.error.traceback
-    return "\n".join([f"rank {first.rank} ({first.host}): {describe(first)}", *told])
+def _describe_failure(first: RankOutcome) -> str:
+    """How the rank ended, with its traceback or the last lines of its log."""
+    details = first.last_lines if first.error is None else first.error.traceback
+    return "\n".join([f"rank {first.rank} ({first.host}): {describe_outcome(first)}", *details])
 
 
-def _be_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
-    """Train as one rank. `multiprocessing` ends the fork without the exit functions of the kernel."""
+def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
+    """Train as one rank in a fork, then exit."""
     parent_death.die_with_parent()
     os.environ.update({**rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
-    _one_thread()
-    _leave_notebook()
+    _use_one_thread()
+    _detach_from_notebook()
     set_rank_zero(os.environ)
     code = 1
     try:
@@ -125,24 +123,23 @@ def _be_rank(train: Callable[[int], None], rank: int, count: int, port: int, fol
     except (LauncherError, Interrupted) as error:
         # `fit` has reported it already.
         code = error.exit_code
-    # What `multiprocessing` would print of another error is in the report.
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
 
 
-def _leave_notebook() -> None:
-    """Let the libraries know that a rank is no prompt: a fork cannot display in the notebook, only print."""
+def _detach_from_notebook() -> None:
+    """Make libraries print instead of displaying in the notebook, which a fork cannot do."""
     from lightning.pytorch.trainer.connectors import accelerator_connector
 
     if hasattr(builtins, "get_ipython"):
         delattr(builtins, "get_ipython")
-    setattr(accelerator_connector, "_IS_INTERACTIVE", False)  # noqa: B010 -- not for type checkers
+    setattr(accelerator_connector, "_IS_INTERACTIVE", False)  # noqa: B010 -- private name
 
 
-def _one_thread() -> None:
-    """GNU OpenMP's threads are not forked, and a fork that wants several waits for them for ever."""
+def _use_one_thread() -> None:
+    """A fork has none of GNU OpenMP's threads, and with several threads it would wait for them without end."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)

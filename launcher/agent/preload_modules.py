@@ -1,39 +1,80 @@
-"""What installed packages the user's files import, found by reading them: nothing of the user's runs here.
+"""Lists the modules that the fork server imports for all ranks: libraries, and packages that the user's files import.
 
-The fork server may import an installed package for all ranks. The user's own files are left to the ranks: at module
-level they may read RANK, which only a rank has.
+The user's files are parsed, not run: at module level they may read RANK, which only a rank has.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import functools
 import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
-# More files than a user writes: then a whole library lies beside them, which each rank imports by itself.
-_MOST_FILES = 300
+from launcher.agent.fork_server_process import USER_MODULES
+from launcher.config.schema import RunConfig
+
+# Modules that every rank imports before it trains. The fork server imports them once, and the ranks share the memory.
+_LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
+              "launcher.agent.rank_main", "launcher.training.fit", "launcher.hardware.devices",
+              "launcher.hardware.rank_count",
+              "launcher.user_code.classes", "launcher.config.loading", "launcher.config.validation",
+              "launcher.checkpoint.resume",
+              "launcher.training.run", "launcher.cli.summary", "docstring_parser",
+              "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
+# More files than users write: a library lies beside them, which each rank imports itself.
+_MAX_FILES = 300
 _CODE_RUNNERS = frozenset({"exec", "eval", "compile", "__import__", "setattr", "delattr"})
 _ENVIRONMENT_READERS = frozenset({"os.environ.get", "os.getenv"})
 
 
-def installed_imports(class_paths: Iterable[str]) -> list[str]:
-    """Imports of installed packages at the head of the user's files, in the order in which they would run.
-
-    Reading ends at the first statement that may change what a later import does, such as one that sets an environment
-    variable: what comes after it is left to the ranks.
+def list_preload_modules(config: RunConfig, env: Mapping[str, str]) -> list[str]:
+    """The libraries, `USER_MODULES`, and the installed packages that the user's files import.
 
     Args:
-        class_paths: import paths of the classes that a config names.
+        config: what to train.
+        env: the environment of the ranks.
+    """
+    libraries = list(_LIBRARIES)
+    if config.wandb.mode != "disabled":
+        libraries.append("wandb")
+    # Without the variable a rank chooses DeepSpeed's accelerator first and imports DeepSpeed after that.
+    if config.strategy.startswith("deepspeed") and env.get("DS_ACCELERATOR"):
+        libraries += ["deepspeed", "lightning.pytorch.strategies.deepspeed"]
+    settings = [config.model, config.data, dataclasses.asdict(config.trainer)]
+    return [*libraries, USER_MODULES, *find_installed_imports(_class_paths(settings))]
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """Every `class_path` in nested settings."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key == "class_path" and isinstance(inner, str):
+                yield inner
+            else:
+                yield from _class_paths(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _class_paths(inner)
+
+
+def find_installed_imports(class_paths: Iterable[str]) -> list[str]:
+    """Imports of installed packages at the head of the user's files, in the order in which they would run.
+
+    Parsing stops at the first statement that may change a later import, such as one that sets an environment variable.
+
+    Args:
+        class_paths: import paths of the classes in the config.
 
     Returns:
-        'module', or 'module:name' where a name is imported from it.
+        'module', or 'module:name' for `from module import name`.
     """
     reader = _ImportReader()
     for path in class_paths:
@@ -50,30 +91,32 @@ class _ImportReader:
         self._stopped = False
 
     def read(self, module: str, name: str = "") -> bool:
-        """Note an installed module, or read a file of the user's with all that it imports.
+        """Add an installed module, or read a file of the user and the files that it imports.
 
         Returns:
-            whether the module is an installed one, or is not there.
+            Whether the module is installed or does not exist.
         """
         parts = module.split(".")
-        place: list[str] | None = None
+        search_path: list[str] | None = None
         for end in range(1, len(parts) + 1):
             prefix = ".".join(parts[:end])
-            spec = _find(prefix, place)
+            spec = _find(prefix, search_path)
             if spec is None:
                 return True
             if _is_installed(spec):
-                self._note(module, name)
+                self._add(module, name)
                 return True
-            place = None if spec.submodule_search_locations is None else list(spec.submodule_search_locations)
+            locations = spec.submodule_search_locations
+            search_path = None if locations is None else list(locations)
             if prefix not in self._seen:
                 self._seen.add(prefix)
                 self._read_file(prefix, spec)
-        if name and place is not None and f"{module}.{name}" not in self._seen and _find(f"{module}.{name}", place):
-            self.read(f"{module}.{name}")
+        submodule = f"{module}.{name}"
+        if name and search_path is not None and submodule not in self._seen and _find(submodule, search_path):
+            self.read(submodule)
         return False
 
-    def _note(self, module: str, name: str) -> None:
+    def _add(self, module: str, name: str) -> None:
         if not self._stopped and module.partition(".")[0] not in sys.stdlib_module_names:
             self.found.append(f"{module}:{name}" if name else module)
 
@@ -84,18 +127,18 @@ class _ImportReader:
         try:
             tree = ast.parse(Path(spec.origin).read_bytes())
         except (OSError, SyntaxError, ValueError):
-            # The rank that imports it reports it; an extension module may do anything.
+            # The rank that imports the file reports the error; an extension module cannot be parsed.
             self._stopped = True
             return
-        self._stopped = self._stopped or len(self._seen) > _MOST_FILES
+        self._stopped = self._stopped or len(self._seen) > _MAX_FILES
         names: set[str] = set()
         for statement in tree.body:
             if self._stopped:
                 return
-            self._statement(statement, package, names)
+            self._read_statement(statement, package, names)
 
-    def _statement(self, statement: ast.stmt, package: str, names: set[str]) -> None:
-        """One statement at module level. `names` are the installed packages' in this file."""
+    def _read_statement(self, statement: ast.stmt, package: str, names: set[str]) -> None:
+        """Read a statement at module level. `names` are the names in this file that come from installed packages."""
         match statement:
             case ast.Import():
                 for alias in statement.names:
@@ -108,45 +151,45 @@ class _ImportReader:
                         names.add(alias.asname or alias.name)
             case ast.Try():
                 for inner in (*statement.body, *statement.orelse, *statement.finalbody):
-                    self._statement(inner, package, names)
+                    self._read_statement(inner, package, names)
             case ast.If() if "TYPE_CHECKING" in ast.unparse(statement.test):
                 for inner in statement.orelse:
-                    self._statement(inner, package, names)
+                    self._read_statement(inner, package, names)
             case ast.If() if "__name__" in ast.unparse(statement.test):
                 return
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() | ast.Pass():
                 return
             case ast.Expr(value=ast.Constant()):
                 return
-            case ast.Assign() | ast.AnnAssign() if _only_names(statement) and _computes(statement.value, names):
+            case ast.Assign() | ast.AnnAssign() if _assigns_names(statement) and _is_harmless(statement.value, names):
                 return
             case _:
                 self._stopped = True
 
 
-def _only_names(statement: ast.Assign | ast.AnnAssign) -> bool:
+def _assigns_names(statement: ast.Assign | ast.AnnAssign) -> bool:
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     return all(isinstance(node, ast.Name | ast.Tuple | ast.List | ast.Store) for t in targets for node in ast.walk(t))
 
 
-def _computes(value: ast.expr | None, names: set[str]) -> bool:
-    """Whether an expression only calls what is built in or installed, and nothing that sets the environment."""
+def _is_harmless(value: ast.expr | None, names: set[str]) -> bool:
+    """Whether an expression calls only built-in or installed functions, and none that changes the environment."""
     calls = [node.func for node in ast.walk(value) if isinstance(node, ast.Call)] if value is not None else []
-    return all(_is_harmless(function, names) for function in calls)
+    return all(_is_harmless_call(function, names) for function in calls)
 
 
-def _is_harmless(function: ast.expr, names: set[str]) -> bool:
+def _is_harmless_call(function: ast.expr, names: set[str]) -> bool:
     path = ast.unparse(function)
     if path in _ENVIRONMENT_READERS:
         return True
     root = function
-    # A method of a result is the business of what made the result.
+    # A method of a result belongs to the function that returned it.
     while isinstance(root, ast.Attribute | ast.Call | ast.Subscript):
         root = root.func if isinstance(root, ast.Call) else root.value
-    known = isinstance(root, ast.Constant | ast.JoinedStr)
+    is_known = isinstance(root, ast.Constant | ast.JoinedStr)
     if isinstance(root, ast.Name):
-        known = root.id in names or (hasattr(builtins, root.id) and root.id not in _CODE_RUNNERS)
-    return known and "env" not in path and "chdir" not in path
+        is_known = root.id in names or (hasattr(builtins, root.id) and root.id not in _CODE_RUNNERS)
+    return is_known and "env" not in path and "chdir" not in path
 
 
 def _absolute(statement: ast.ImportFrom, package: str) -> str:
@@ -157,30 +200,30 @@ def _absolute(statement: ast.ImportFrom, package: str) -> str:
     return ".".join([*base, *filter(None, [statement.module])])
 
 
-def _find(name: str, place: list[str] | None) -> ModuleSpec | None:
-    """Where a module would be imported from, without importing the packages that it lies in."""
-    if place is not None:
-        # Its bare name: the whole one makes Python look at the package, which is not imported.
-        return PathFinder.find_spec(name.rpartition(".")[2], place)
+def _find(name: str, search_path: list[str] | None) -> ModuleSpec | None:
+    """Find a module without importing its parent packages."""
+    if search_path is not None:
+        # The full name would make Python import the parent package.
+        return PathFinder.find_spec(name.rpartition(".")[2], search_path)
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
         try:
             spec = None if find is None else find(name, None)
         except (ImportError, OSError, ValueError):
-            continue  # a finder of somebody else's
+            continue  # another library's finder
         if spec is not None:
             return spec
     return None
 
 
 def _is_installed(spec: ModuleSpec) -> bool:
-    """Whether it comes with Python or lies where packages are installed; the launcher itself counts."""
+    """Whether a module belongs to Python, to an installed package or to the launcher."""
     if spec.origin is None:
         return False
     if spec.origin in ("built-in", "frozen") or not Path(spec.origin).is_absolute():
         return spec.origin in ("built-in", "frozen")
     if {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
-        return True  # another interpreter's, by PYTHONPATH
+        return True  # of another interpreter, through PYTHONPATH
     return os.path.realpath(spec.origin).startswith(_installed_folders())
 
 

@@ -1,4 +1,4 @@
-"""What an agent can find out about its ranks while and after they run: their words, logs, stacks and process states."""
+"""Collects what an agent can learn about its ranks: reported status, heartbeats, logs, stacks and process states."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.failure_report import RankEnd
+from launcher.agent.failure_report import RankOutcome
 from launcher.agent.flight_recorder import read_flight_record
 from launcher.agent.hang_detection import RankState
+from launcher.agent.rank_main import STACKS_SIGNAL
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import (
@@ -28,6 +29,8 @@ from launcher.process.rank_status import (
 
 _LAST_LINES = 16
 _TAIL_BYTES = 16384
+# psutil's names of process states in which a process does not answer a signal.
+_UNRESPONSIVE = {"stopped", "zombie", "dead"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,134 +38,124 @@ class RankProcess:
     """One of this agent's ranks.
 
     Attributes:
-        rank: global rank.
-        pid: its process.
+        pid: id of its process.
         exit_code: None while it runs.
         ended: when the agent saw it end, in seconds since the epoch.
     """
 
-    rank: int
     pid: int
     exit_code: int | None
     ended: float = 0.0
 
 
-class RankEvidence:
-    """Reads what the ranks of one attempt leave in its folder.
+class RankInspector:
+    """Reads what the ranks of one attempt write into its folder."""
 
-    Args:
-        folder: the attempt's.
-        ask_for_stacks: sends a process the signal upon which it writes its stacks.
-        clock: CLOCK_MONOTONIC, in seconds.
-    """
-
-    def __init__(
-        self, folder: Path, ask_for_stacks: Callable[[int], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._ask = ask_for_stacks
-        self._clock = clock
         self._counters = oom_kill_counters()
         self._oom_kills = count_oom_kills(self._counters)
         self._host = socket.gethostname()
 
-    def beat(self, rank: int) -> Heartbeat | None:
-        """The rank's last sign of life."""
+    def read_heartbeat(self, rank: int) -> Heartbeat | None:
+        """The rank's last heartbeat."""
         return read_beat(beat_path(self._folder, rank))
 
-    def words(self, rank: int) -> RankStatus:
-        """What the rank has told."""
+    def read_status(self, rank: int) -> RankStatus:
+        """The status that the rank has reported."""
         return read_status(self._folder, rank)
 
-    def run_directory(self, ranks: Mapping[int, RankProcess]) -> Path | None:
-        """The run's directory, once a rank knows it."""
-        return next((words.run for rank in ranks if (words := self.words(rank)).run is not None), None)
+    def find_run_directory(self, ranks: Mapping[int, RankProcess]) -> Path | None:
+        """The run directory; None until a rank has reported it."""
+        return next((status.run for rank in ranks if (status := self.read_status(rank)).run is not None), None)
 
-    def states(self, ranks: Mapping[int, RankProcess], wait: float) -> dict[int, RankState]:
-        """What the running ranks are doing.
+    def collect_states(self, ranks: Mapping[int, RankProcess], wait: float) -> dict[int, RankState]:
+        """States of the running ranks.
 
         Args:
-            ranks: all of this agent's.
-            wait: seconds to give them to write their stacks.
+            ranks: all ranks of this agent.
+            wait: seconds that they have to write their stacks.
         """
         running = {rank: process for rank, process in ranks.items() if process.exit_code is None}
-        beats = {rank: self.beat(rank) for rank in running}
-        letters = {rank: process_state(process.pid) for rank, process in running.items()}
-        asked = {
-            rank: _size(stacks_path(self._folder, rank))
+        heartbeats = {rank: self.read_heartbeat(rank) for rank in running}
+        statuses = {rank: read_process_status(process.pid) for rank, process in running.items()}
+        requested = {
+            rank: _file_size(stacks_path(self._folder, rank))
             for rank in running
-            if (beat := beats[rank]) is not None and beat.dumps_stacks and letters[rank] not in "TZX"
+            if (beat := heartbeats[rank]) is not None and beat.dumps_stacks and statuses[rank] not in _UNRESPONSIVE
         }
-        for rank in asked:
-            self._ask(running[rank].pid)
-        give_up = self._clock() + wait
-        texts: dict[int, str] = {}
-        while len(texts) < len(asked) and self._clock() < give_up:
-            for rank, before in asked.items():
-                if rank not in texts and (text := _complete(stacks_path(self._folder, rank), before)):
-                    texts[rank] = text
+        for rank in requested:
+            _request_stacks(running[rank].pid)
+        deadline = time.monotonic() + wait
+        stacks: dict[int, str] = {}
+        while len(stacks) < len(requested) and time.monotonic() < deadline:
+            for rank, start in requested.items():
+                if rank not in stacks and (text := _read_complete_stacks(stacks_path(self._folder, rank), start)):
+                    stacks[rank] = text
             time.sleep(0.005)
-        return {rank: RankState(beats[rank], letters[rank], texts.get(rank)) for rank in running}
+        return {rank: RankState(heartbeats[rank], statuses[rank], stacks.get(rank)) for rank in running}
 
-    def ends(
+    def collect_outcomes(
         self,
         ranks: Mapping[int, RankProcess],
         states: Mapping[int, RankState],
         hung: Mapping[int, str] | None = None,
-    ) -> list[RankEnd]:
-        """How each rank ended, or what it was doing.
+    ) -> list[RankOutcome]:
+        """How each rank ended, or what it is doing.
 
         Args:
-            ranks: all of this agent's.
-            states: of those that still ran.
-            hung: the ranks that the others waited for, and what they did.
+            ranks: all ranks of this agent.
+            states: of the running ranks.
+            hung: ranks that the others wait for, with their position.
         """
-        killed_for_memory = count_oom_kills(self._counters) > self._oom_kills
-        found: list[RankEnd] = []
+        has_oom_kill = count_oom_kills(self._counters) > self._oom_kills
+        found: list[RankOutcome] = []
         for rank, process in ranks.items():
-            words, beat = self.words(rank), self.beat(rank)
+            status, heartbeat = self.read_status(rank), self.read_heartbeat(rank)
             state = states.get(rank)
             found.append(
-                RankEnd(
+                RankOutcome(
                     rank=rank,
                     host=self._host,
                     exit_code=process.exit_code,
                     time=process.ended,
-                    step=BEFORE_TRAINING if beat is None else beat.step,
-                    error=words.error,
-                    log=None if words.log is None else str(words.log),
-                    last_lines=last_lines(words.log),
-                    out_of_memory=killed_for_memory and process.exit_code == -9,
+                    step=BEFORE_TRAINING if heartbeat is None else heartbeat.step,
+                    error=status.error,
+                    log=None if status.log is None else str(status.log),
+                    last_lines=read_last_lines(status.log),
+                    out_of_memory=has_oom_kill and process.exit_code == -9,
                     doing=(hung or {}).get(rank) or (state.doing if state else None),
                     hung=rank in (hung or {}),
                 )
             )
         return found
 
-    def with_flight_records(self, states: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
-        """The same with what the ranks' flight recorders know; once for each attempt, as it ends with a hang.
+    def add_flight_records(self, states: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
+        """The states with the ranks' flight records. Call it once in an attempt: a rank writes its record once.
 
         Args:
-            states: of the ranks that run.
-            wait: seconds to give them to write it.
+            states: of the running ranks.
+            wait: seconds that they have to write the record.
         """
         paths = {
             rank: flight_path(self._folder, rank)
             for rank, state in states.items()
-            if state.beat is not None and state.beat.collectives != UNKNOWN and state.process_state not in "TZX"
+            if state.heartbeat is not None
+            and state.heartbeat.collectives != UNKNOWN
+            and state.process_status not in _UNRESPONSIVE
         }
         with contextlib.suppress(OSError):
             flight_request_path(self._folder).touch(mode=0o600)
-        give_up = self._clock() + wait
-        while not all(path.exists() for path in paths.values()) and self._clock() < give_up:
+        deadline = time.monotonic() + wait
+        while not all(path.exists() for path in paths.values()) and time.monotonic() < deadline:
             time.sleep(0.05)
         return {
-            rank: dataclasses.replace(state, record=read_flight_record(paths[rank]) if rank in paths else None)
+            rank: dataclasses.replace(state, flight_record=read_flight_record(paths[rank]) if rank in paths else None)
             for rank, state in states.items()
         }
 
-    def keep_stacks(self, states: Mapping[int, RankState], folder: Path) -> None:
-        """Write the ranks' stacks and flight records into the run's directory, for people."""
+    def save_stacks(self, states: Mapping[int, RankState], folder: Path) -> None:
+        """Write the ranks' stacks and flight records into a folder of the run directory, for the user."""
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for rank in states:
@@ -173,20 +166,22 @@ class RankEvidence:
                     folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
                 )
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    collectives = state.beat.collectives if state.beat else "unknown"
+                    collectives = state.heartbeat.collectives if state.heartbeat else "unknown"
                     file.write(f"{state.doing}\ncollectives entered: {collectives}\n\n{state.stacks or ''}")
 
 
-def process_state(pid: int) -> str:
-    """The kernel's letter for what a process does: R, S, D, T, Z; X if it is gone."""
+def read_process_status(pid: int) -> str:
+    """State of a process by psutil's name, such as 'running' or 'stopped'; 'dead' if it does not exist."""
+    import psutil  # only a failure needs it, not a start
+
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return "X"
+        return psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_DEAD
 
 
-def last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
-    """The last lines of a log, or how it says that the process crashed; none if it cannot be read."""
+def read_last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
+    """The last lines of a log, or its report of a crash; empty if the log cannot be read."""
     if path is None:
         return ()
     try:
@@ -196,26 +191,31 @@ def last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
     except OSError:
         return ()
     lines = [line for line in text.splitlines() if line.strip()]
-    crash = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
-    guilty = [n for n, line in enumerate(lines) if line.startswith("Current thread")]
-    if crash and guilty:
-        # faulthandler's report of a crash is long: what happened, and where the thread was that did it.
-        return (lines[crash[-1]], *lines[guilty[-1] : guilty[-1] + count - 1])
+    crashes = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    crashed_threads = [n for n, line in enumerate(lines) if line.startswith("Current thread")]
+    if crashes and crashed_threads:
+        # faulthandler's report is long: keep the error and the stack of the thread that crashed.
+        return (lines[crashes[-1]], *lines[crashed_threads[-1] : crashed_threads[-1] + count - 1])
     return tuple(lines[-count:])
 
 
-def _size(path: Path) -> int:
+def _request_stacks(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, STACKS_SIGNAL)
+
+
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return 0
 
 
-def _complete(path: Path, before: int) -> str | None:
-    """What was written since, once the main thread's outermost frame is there."""
+def _read_complete_stacks(path: Path, start: int) -> str | None:
+    """The text after `start`; None until it ends with the main thread's outermost frame."""
     try:
         with path.open("rb") as file:
-            file.seek(before)
+            file.seek(start)
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return None

@@ -21,10 +21,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from launcher.agent.fixed_rendezvous import FixedRendezvous
+from launcher.agent.fixed_rendezvous import FixedRendezvous, NumberedNode
 from launcher.agreement.handshake import exchange
 from tests.support.rank_threads import facts
 
@@ -87,7 +88,10 @@ def all_at_once(size: int, work: Callable[[int], object]) -> float:
 def fixed_rendezvous(stores: Sequence[Any]) -> tuple[float, int]:
     """Seconds and store operations of numbered agents that meet in the launcher's way."""
     size = len(stores)
-    handlers = [FixedRendezvous(store, "127.0.0.1", 1, number, size, _TIMEOUT) for number, store in enumerate(stores)]
+    address = RendezvousStoreInfo("127.0.0.1", 1)
+    handlers = [
+        FixedRendezvous(store, address, NumberedNode(number, size), _TIMEOUT) for number, store in enumerate(stores)
+    ]
     counting = [Counting(store) for store in stores]
     for handler, counted in zip(handlers, counting, strict=True):
         handler._store = counted

@@ -5,66 +5,79 @@ import json
 
 import pytest
 
-from launcher.agent.failure_report import RankEnd, account, describe, first_failure, shell_code
+from launcher.agent.failure_report import (
+    RankOutcome,
+    describe_outcome,
+    find_first_failure,
+    format_failure_report,
+    to_shell_exit_code,
+)
 from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
 from launcher.process.rank_status import RankError
 
-END = RankEnd(rank=0, host="a", exit_code=None, time=0.0, step=7)
+OUTCOME = RankOutcome(rank=0, host="a", exit_code=None, time=0.0, step=7)
 
 
-def error(*, message: str = "bad", time: float = 1.0, **fields: bool) -> RankError:
+def make_error(*, message: str = "bad", time: float = 1.0, **fields: bool) -> RankError:
     return RankError("ValueError", message, ("Traceback", "ValueError: bad"), "s", time, 7, **fields)
 
 
-def ended(rank: int, code: int | None, time: float = 1.0, **fields: object) -> RankEnd:
-    return dataclasses.replace(END, rank=rank, exit_code=code, time=time, **fields)  # type: ignore[arg-type]
+def make_outcome(rank: int, code: int | None, time: float = 1.0, **fields: object) -> RankOutcome:
+    return dataclasses.replace(OUTCOME, rank=rank, exit_code=code, time=time, **fields)  # type: ignore[arg-type]
 
 
-def test_the_earliest_failure_is_the_first() -> None:
-    assert first_failure([ended(0, -9, 3.0), ended(1, -11, 2.0), ended(2, None)]) == ended(1, -11, 2.0)
-    assert first_failure([ended(0, 0), ended(1, None)]) is None
+def test_the_earliest_failure_is_first() -> None:
+    earlier = make_outcome(1, -11, 2.0)
+    assert find_first_failure([make_outcome(0, -9, 3.0), earlier, make_outcome(2, None)]) is earlier
+    assert find_first_failure([make_outcome(0, 0), make_outcome(1, None)]) is None
 
 
-def test_when_a_rank_raised_counts_more_than_when_it_had_ended() -> None:
-    # Rank one raised first, but wrote its words and its W&B run before it ended.
-    slow = ended(1, 1, 9.0, error=error(time=1.0))
-    assert first_failure([ended(0, -6, 5.0), slow]) is slow
+def test_failures_are_ordered_by_the_time_of_the_exception() -> None:
+    # Rank 1 raised first, but finished its W&B run before it ended.
+    slow = make_outcome(1, 1, 9.0, error=make_error(time=1.0))
+    assert find_first_failure([make_outcome(0, -6, 5.0), slow]) is slow
 
 
-def test_a_lost_peer_is_never_first_where_there_is_another_failure() -> None:
-    lost = ended(0, 1, 1.0, error=error(time=1.0, lost_peer=True))
-    killed = ended(1, -9, 2.0)
-    assert first_failure([lost, killed]) is killed
-    assert first_failure([lost, ended(1, None)]) is lost
+def test_a_lost_connection_is_first_only_without_another_failure() -> None:
+    lost = make_outcome(0, 1, 1.0, error=make_error(time=1.0, lost_peer=True))
+    killed = make_outcome(1, -9, 2.0)
+    assert find_first_failure([lost, killed]) is killed
+    assert find_first_failure([lost, make_outcome(1, None)]) is lost
 
 
-def test_a_rank_that_kept_the_others_waiting_is_before_their_timeouts() -> None:
-    hung = ended(2, None, 0.0, hung=True)
-    assert first_failure([ended(0, 1, 1.0, error=error()), hung]) is hung
+def test_a_hung_rank_comes_before_the_timeouts_of_the_others() -> None:
+    hung = make_outcome(2, None, 0.0, hung=True)
+    assert find_first_failure([make_outcome(0, 1, 1.0, error=make_error()), hung]) is hung
 
 
 @pytest.mark.parametrize(
-    ("end", "words"),
+    ("outcome", "text"),
     [
-        (ended(0, -11), "killed by SIGSEGV (signal 11) at step 7"),
-        (ended(0, -9, out_of_memory=True), "killed by the kernel because the memory was full (SIGKILL) at step 7"),
-        (ended(0, 3, step=-1), "exited with code 3 before the training began"),
-        (ended(0, 1, error=error(message="bad\nworse")), "ValueError: bad at step 7"),
-        (ended(0, 1, error=error(lost_peer=True)), "lost a peer (ValueError) at step 7"),
-        (ended(0, None, doing="in f.py, line 3, in f"), "running at step 7, in f.py, line 3, in f"),
-        (ended(0, None, hung=True, doing="asleep"), "hung at step 7: it was asleep"),
-        (ended(0, 0), "done at step 7"),
-        (ended(0, 255), "lost at step 7: it, or the fork server above it, was killed"),
-        (ended(0, -99), "killed by an unknown signal (signal 99) at step 7"),
+        (make_outcome(0, -11), "killed by SIGSEGV (signal 11) at step 7"),
+        (
+            make_outcome(0, -9, out_of_memory=True),
+            "killed by the kernel because the host ran out of memory (SIGKILL) at step 7",
+        ),
+        (make_outcome(0, 3, step=-1), "exited with code 3 before training started"),
+        (make_outcome(0, 1, error=make_error(message="bad\nworse")), "ValueError: bad at step 7"),
+        (
+            make_outcome(0, 1, error=make_error(lost_peer=True)),
+            "lost the connection to another rank (ValueError) at step 7",
+        ),
+        (make_outcome(0, None, doing="in f.py, line 3, in f"), "running at step 7, in f.py, line 3, in f"),
+        (make_outcome(0, None, hung=True, doing="asleep"), "hung at step 7: it was asleep"),
+        (make_outcome(0, 0), "finished at step 7"),
+        (make_outcome(0, 255), "ended at step 7 with an unknown exit code: the rank or its fork server was killed"),
+        (make_outcome(0, -99), "killed by an unknown signal (signal 99) at step 7"),
     ],
 )
-def test_descriptions(end: RankEnd, words: str) -> None:
-    assert describe(end) == words
+def test_outcomes_are_described(outcome: RankOutcome, text: str) -> None:
+    assert describe_outcome(outcome) == text
 
 
-def test_the_account_has_the_culprit_its_log_the_others_and_the_verdict() -> None:
-    first = ended(1, -9, log="/runs/x/logs/rank-1.log", last_lines=("one", "two"))
-    assert account(first, [ended(0, None, doing="waiting"), first], "no restart").splitlines() == [
+def test_the_report_has_the_first_failure_its_log_the_other_ranks_and_the_decision() -> None:
+    first = make_outcome(1, -9, log="/runs/x/logs/rank-1.log", last_lines=("one", "two"))
+    assert format_failure_report(first, [make_outcome(0, None, doing="waiting"), first], "no restart").splitlines() == [
         "error: rank 1 (a) failed first: killed by SIGKILL (signal 9) at step 7",
         "  its last lines (/runs/x/logs/rank-1.log):",
         "    | one",
@@ -74,74 +87,73 @@ def test_the_account_has_the_culprit_its_log_the_others_and_the_verdict() -> Non
     ]
 
 
-def test_the_traceback_is_shown_where_the_log_does_not_have_it() -> None:
-    first = ended(1, 1, error=error(), last_lines=("only this",))
-    assert "    | ValueError: bad" in account(first, [first], "").splitlines()
-    logged = ended(1, 1, error=error(), last_lines=("x", "ValueError: bad, in the log"))
-    assert "    | Traceback" not in account(logged, [logged], "").splitlines()
+def test_the_traceback_is_shown_if_the_log_does_not_have_it() -> None:
+    first = make_outcome(1, 1, error=make_error(), last_lines=("only this",))
+    assert "    | ValueError: bad" in format_failure_report(first, [first], "").splitlines()
+    logged = make_outcome(1, 1, error=make_error(), last_lines=("x", "ValueError: bad, in the log"))
+    assert "    | Traceback" not in format_failure_report(logged, [logged], "").splitlines()
 
 
-def test_an_error_that_explains_itself_is_told_as_it_is() -> None:
-    first = ended(1, 2, error=error(message="the config has 1 problem:\n  a: b", explained=True, repeats=True))
-    assert account(first, [first], "no restart") == "error: the config has 1 problem:\n  a: b"
+def test_an_explained_error_is_reported_unchanged() -> None:
+    error = make_error(message="the config has 1 problem:\n  a: b", explained=True, repeats=True)
+    first = make_outcome(1, 2, error=error)
+    assert format_failure_report(first, [first], "no restart") == "error: the config has 1 problem:\n  a: b"
 
 
-def test_an_error_that_explains_itself_and_need_not_repeat_has_the_verdict() -> None:
-    first = ended(1, 1, error=error(message="rank 1 is out of memory", explained=True))
-    assert account(first, [first], "restart with strategy x") == (
+def test_an_explained_error_that_may_not_repeat_is_reported_with_the_decision() -> None:
+    first = make_outcome(1, 1, error=make_error(message="rank 1 is out of memory", explained=True))
+    assert format_failure_report(first, [first], "restart with strategy x") == (
         "error: rank 1 is out of memory\n  restart with strategy x"
     )
 
 
-@pytest.mark.parametrize(("go_on", "following"), [(True, "deepspeed_stage_3"), (False, None)])
-def test_out_of_memory_is_told_in_the_plans_words_and_names_what_to_go_on_with(
-    go_on: bool, following: str | None
-) -> None:
-    told = OutOfMemoryError("rank 0 is out of memory with ddp", expected_bytes=1, allocated_bytes=None,
+@pytest.mark.parametrize(("go_on", "next_strategy"), [(True, "deepspeed_stage_3"), (False, None)])
+def test_an_out_of_memory_error_keeps_its_message_and_the_next_strategy(go_on: bool, next_strategy: str | None) -> None:
+    raised = OutOfMemoryError("rank 0 is out of memory with ddp", expected_bytes=1, allocated_bytes=None,
                             next_strategy="deepspeed_stage_3", go_on=go_on)  # fmt: skip
-    told.__cause__ = MemoryError("no room")
-    described = _raised(told)
+    raised.__cause__ = MemoryError("no room")
+    described = _describe(raised)
     assert described.message == "rank 0 is out of memory with ddp"
-    assert (described.explained, described.repeats, described.next_strategy) == (True, False, following)
+    assert (described.explained, described.repeats, described.next_strategy) == (True, False, next_strategy)
 
 
-def test_hundreds_of_ranks_are_one_line() -> None:
-    first = ended(0, -9)
-    lines = account(first, [first, *(ended(n, None) for n in range(1, 300))], "").splitlines()
+def test_hundreds_of_ranks_are_summarized_in_one_line() -> None:
+    first = make_outcome(0, -9)
+    lines = format_failure_report(first, [first, *(make_outcome(n, None) for n in range(1, 300))], "").splitlines()
     assert "  and 291 more ranks" in lines
     assert len(lines) < 15
 
 
-def test_exit_codes_as_a_shell_shows_them() -> None:
-    assert (shell_code(3), shell_code(-9)) == (3, 137)
+def test_exit_codes_are_converted_to_a_shells() -> None:
+    assert (to_shell_exit_code(3), to_shell_exit_code(-9)) == (3, 137)
 
 
-def test_records_survive_the_store() -> None:
-    end = ended(1, 1, error=error(), last_lines=("a", "b"))
-    assert RankEnd.from_dict(json.loads(json.dumps(end.to_dict()))) == end
+def test_outcomes_can_be_stored_as_json() -> None:
+    outcome = make_outcome(1, 1, error=make_error(), last_lines=("a", "b"))
+    assert RankOutcome.from_dict(json.loads(json.dumps(outcome.to_dict()))) == outcome
 
 
-def _raised(exception: BaseException) -> RankError:
+def _describe(exception: BaseException) -> RankError:
     try:
         raise exception
-    except BaseException as caught:  # noqa: BLE001 -- any kind is described
+    except BaseException as caught:  # noqa: BLE001 -- any exception is described
         return RankError.of(caught, 5.0, 3)
 
 
-def test_errors_are_described_by_their_cause() -> None:
+def test_an_error_is_described_by_its_cause() -> None:
     try:
         try:
             raise ValueError("inner")
         except ValueError as inner:
             raise TrainingError("rank 0: outer") from inner
     except TrainingError as outer:
-        told = RankError.of(outer, 5.0, 3)
-    assert (told.kind, told.message, told.step) == ("ValueError", "inner", 3)
-    assert told.traceback[-1] == "ValueError: inner"
+        described = RankError.of(outer, 5.0, 3)
+    assert (described.kind, described.message, described.step) == ("ValueError", "inner", 3)
+    assert described.traceback[-1] == "ValueError: inner"
 
 
-def test_the_signature_is_the_place_and_not_the_words() -> None:
-    one, two = (_raised(ValueError(text)) for text in ("1 sample", "2 samples"))
+def test_the_signature_depends_on_the_place_and_not_on_the_message() -> None:
+    one, two = (_describe(ValueError(text)) for text in ("1 sample", "2 samples"))
     assert one.signature == two.signature
     assert one.signature != RankError.of(ValueError("elsewhere"), 5.0, 3).signature
 
@@ -158,8 +170,9 @@ def test_the_signature_is_the_place_and_not_the_words() -> None:
         (RuntimeError("Connection reset by peer"), False, False, False, True),
     ],
 )
-def test_what_an_exception_means(
+def test_exceptions_are_classified(
     exception: BaseException, repeats: bool, explained: bool, interrupted: bool, lost: bool
 ) -> None:
-    told = _raised(exception)
-    assert (told.repeats, told.explained, told.interrupted, told.lost_peer) == (repeats, explained, interrupted, lost)
+    found = _describe(exception)
+    assert (found.repeats, found.explained) == (repeats, explained)
+    assert (found.interrupted, found.lost_peer) == (interrupted, lost)

@@ -4,77 +4,82 @@ import dataclasses
 
 import pytest
 
-from launcher.agent.failure_report import RankEnd
-from launcher.agent.restart_policy import decide
-from tests.unit.agent.test_failure_report import END, ended, error
+from launcher.agent.failure_report import RankOutcome
+from launcher.agent.restart_policy import RestartHistory, decide_restart
+from tests.unit.agent.test_failure_report import OUTCOME, make_error, make_outcome
 
 
-def _decide(failure: RankEnd, *earlier: tuple[float, RankEnd], limit: int = 3, now: float = 100.0) -> tuple[bool, str]:
-    verdict = decide(failure, earlier, now, limit, 60.0)
-    return verdict.restart, verdict.reason
+def _decide(failure: RankOutcome, *earlier: tuple[float, RankOutcome], limit: int = 3) -> tuple[bool, str]:
+    decision = decide_restart(failure, RestartHistory(limit, 60.0, earlier, now=100.0))
+    return decision.restart, decision.reason
 
 
-KILLED = ended(1, -9)
+KILLED = make_outcome(1, -9)
 
 
-def test_a_killed_rank_is_replaced_up_to_the_limit() -> None:
+def test_a_killed_rank_restarts_up_to_the_limit() -> None:
     assert _decide(KILLED) == (True, "restart 1 of 3, from the last checkpoint")
-    nothing_saved = decide(KILLED, (), 100.0, 3, 60.0, has_checkpoint=False)
+    nothing_saved = decide_restart(KILLED, RestartHistory(3, 60.0), has_checkpoint=False)
     assert nothing_saved.reason == "restart 1 of 3; no checkpoint was saved yet"
     assert _decide(KILLED, (99.0, KILLED), (99.5, KILLED))[0]
     assert _decide(KILLED, *[(99.0, KILLED)] * 3) == (False, "no restart: 3 of 3 restarts were used in the last 60 s")
     assert _decide(KILLED, limit=0) == (False, "no restart: --max-restarts is 0")
 
 
-def test_out_of_memory_goes_on_with_the_next_strategy_without_using_a_restart_up() -> None:
-    verdict = decide(KILLED, [(99.0, KILLED)], 100.0, 0, 60.0, "deepspeed_stage_3")
-    assert (verdict.restart, verdict.strategy) == (True, "deepspeed_stage_3")
-    assert verdict.reason == "restart with strategy deepspeed_stage_3, from the last checkpoint"
-    assert decide(KILLED, (), 100.0, 1, 60.0).strategy is None
+def test_a_restart_with_the_next_strategy_does_not_count() -> None:
+    decision = decide_restart(KILLED, RestartHistory(0, 60.0, ((99.0, KILLED),), 100.0), "deepspeed_stage_3")
+    assert (decision.restart, decision.strategy) == (True, "deepspeed_stage_3")
+    assert decision.reason == "restart with strategy deepspeed_stage_3, from the last checkpoint"
+    assert decide_restart(KILLED, RestartHistory(1, 60.0)).strategy is None
 
 
-def test_restarts_out_of_the_window_are_forgiven() -> None:
+def test_restarts_outside_the_window_do_not_count() -> None:
     assert _decide(KILLED, *[(30.0, KILLED)] * 3)[0]
     assert not _decide(KILLED, *[(41.0, KILLED)] * 3)[0]
 
 
 @pytest.mark.parametrize(
     "failure",
-    [ended(0, 2), ended(0, 1, error=error(repeats=True))],
-    ids=["usage", "import error"],
+    [make_outcome(0, 2), make_outcome(0, 1, error=make_error(repeats=True))],
+    ids=["usage", "import make_error"],
 )
-def test_what_repeats_is_not_tried_again(failure: RankEnd) -> None:
+def test_an_error_that_would_repeat_causes_no_restart(failure: RankOutcome) -> None:
     restart, reason = _decide(failure)
     assert not restart
     assert "would repeat" in reason
 
 
-def test_a_rank_that_was_asked_to_stop_is_not_started_again() -> None:
-    assert not _decide(ended(0, 143, error=error(interrupted=True)))[0]
+def test_an_interrupted_rank_does_not_restart() -> None:
+    assert not _decide(make_outcome(0, 143, error=make_error(interrupted=True)))[0]
 
 
 @pytest.mark.parametrize(
     "failure",
-    [ended(1, 1, error=error()), ended(1, -11), ended(1, 3), ended(1, None, hung=True)],
+    [
+        make_outcome(1, 1, error=make_error()),
+        make_outcome(1, -11),
+        make_outcome(1, 3),
+        make_outcome(1, None, hung=True),
+    ],
     ids=["exception", "segfault", "exit code", "hang"],
 )
-def test_the_same_end_twice_at_the_same_step_is_enough(failure: RankEnd) -> None:
+def test_the_same_failure_twice_at_the_same_step_causes_no_restart(failure: RankOutcome) -> None:
     restart, reason = _decide(failure, (99.0, failure))
     assert not restart
-    assert "ended in the same way" in reason
-    # Further on it is another event, and so is the same end with something else in between.
+    assert "failed in the same way" in reason
+    # A failure at a later step, or after a different failure, restarts.
     assert _decide(dataclasses.replace(failure, step=8), (99.0, failure))[0]
     assert _decide(failure, (98.0, failure), (99.0, KILLED))[0]
 
 
 @pytest.mark.parametrize(
     "failure",
-    [KILLED, ended(1, -15), ended(1, 1, error=error(lost_peer=True)), END],
+    [KILLED, make_outcome(1, -15), make_outcome(1, 1, error=make_error(lost_peer=True)), OUTCOME],
     ids=["killed", "terminated", "lost peer", "unknown"],
 )
-def test_what_came_from_outside_may_be_over(failure: RankEnd) -> None:
+def test_a_repeated_failure_from_outside_restarts(failure: RankOutcome) -> None:
     assert _decide(failure, (99.0, failure))[0]
 
 
-def test_the_same_exit_code_of_another_rank_is_no_repetition() -> None:
-    assert _decide(ended(1, 3), (99.0, ended(2, 3)))[0]
+def test_the_same_exit_code_of_another_rank_is_not_a_repetition() -> None:
+    assert _decide(make_outcome(1, 3), (99.0, make_outcome(2, 3)))[0]
