@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,9 @@ class FlightRecord:
     waiting: tuple[Collective, ...] = ()
     members: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FlightRecord:
-        """The inverse of `to_dict`."""
+        """The inverse of `dataclasses.asdict`."""
         waiting = tuple(
             Collective(v["group"], v["number"], v["operation"], tuple(map(tuple, v["sizes"])), tuple(v["dtypes"]))
             for v in values["waiting"]

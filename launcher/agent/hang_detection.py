@@ -89,11 +89,11 @@ class RankState:
     def from_dict(cls, values: Mapping[str, Any]) -> RankState:
         """The inverse of `to_dict`."""
         heartbeat, record = values["heartbeat"], values["flight_record"]
-        known = {
+        nested: dict[str, Any] = {
             "heartbeat": None if heartbeat is None else Heartbeat(**heartbeat),
             "flight_record": None if record is None else FlightRecord.from_dict(record),
         }
-        return cls(**{**values, **known})
+        return cls(**{**values, **nested})
 
     @property
     def doing(self) -> str:
