@@ -21,7 +21,7 @@ def _nothing_trained(folder: Path) -> bool:
     return not list(folder.glob("trace-*")) and not list(folder.glob("runs/*/checkpoints"))
 
 
-def test_ranks_with_different_configs_are_named_with_the_setting_that_differs(tmp_path: Path) -> None:
+def test_ranks_with_different_configs_are_reported_with_the_setting(tmp_path: Path) -> None:
     words = [SETTINGS, (*SETTINGS, "--model.lr", "0.5")]
     zero, one = start_by_hand(words, tmp_path, toy_env(tmp_path / "trace"))
 
@@ -32,7 +32,7 @@ def test_ranks_with_different_configs_are_named_with_the_setting_that_differs(tm
     assert _nothing_trained(tmp_path)
 
 
-def test_a_rank_whose_code_does_not_import_is_named_and_the_others_stop_at_once(tmp_path: Path) -> None:
+def test_a_rank_whose_code_fails_to_import_is_reported_and_all_ranks_stop(tmp_path: Path) -> None:
     words = [SETTINGS, ("--model", "no.Such", *SETTINGS[2:])]
     zero, one = start_by_hand(words, tmp_path, toy_env(tmp_path / "trace"))
 
@@ -43,7 +43,7 @@ def test_a_rank_whose_code_does_not_import_is_named_and_the_others_stop_at_once(
     assert _nothing_trained(tmp_path)
 
 
-def test_a_rank_with_a_broken_config_is_named(tmp_path: Path) -> None:
+def test_a_rank_with_a_broken_config_is_reported(tmp_path: Path) -> None:
     words = [SETTINGS, (*SETTINGS, "--trainer.max_epochs", "many")]
     zero, one = start_by_hand(words, tmp_path, toy_env(tmp_path / "trace"))
 
@@ -51,7 +51,7 @@ def test_a_rank_with_a_broken_config_is_named(tmp_path: Path) -> None:
     assert re.search(r"rank 1 \(.+\): the config has 1 problem:\s+trainer\.max_epochs: given 'many'", zero.output)
 
 
-def test_the_same_mistake_on_every_rank_is_told_once_without_ranks(tmp_path: Path) -> None:
+def test_the_same_error_on_every_rank_is_reported_once_without_ranks(tmp_path: Path) -> None:
     words = [(*SETTINGS, "--seed", "x")] * 2
     zero, one = start_by_hand(words, tmp_path, toy_env(tmp_path / "trace"))
 
@@ -60,7 +60,7 @@ def test_the_same_mistake_on_every_rank_is_told_once_without_ranks(tmp_path: Pat
     assert one.output == ""
 
 
-def test_a_rank_that_never_arrives_is_named_within_the_limit(tmp_path: Path) -> None:
+def test_a_missing_rank_is_reported_within_the_timeout(tmp_path: Path) -> None:
     words = [(*SETTINGS, "--agreement_timeout", "8")] * 2
     outputs = start_by_hand(words, tmp_path, toy_env(tmp_path / "trace"), world_size=3)
 
@@ -79,7 +79,7 @@ TrainingCoordinator("runs", use_gpu=False, precision="32", wandb=WandbOptions(mo
 
 
 @pytest.mark.parametrize("differs", ["module", "script"])
-def test_ranks_with_other_files_under_the_same_name_are_named(tmp_path: Path, differs: str) -> None:
+def test_ranks_with_different_files_of_the_same_name_are_reported(tmp_path: Path, differs: str) -> None:
     port = free_port()
 
     def one(rank: int) -> tuple[int, str]:
@@ -108,7 +108,7 @@ def test_ranks_with_other_files_under_the_same_name_are_named(tmp_path: Path, di
     assert not list(tmp_path.glob("runs/*/checkpoints"))
 
 
-def test_ranks_that_mpirun_made_are_one_world_and_the_users_modules_see_their_rank(tmp_path: Path) -> None:
+def test_ranks_of_mpirun_are_one_world_and_user_modules_see_their_rank(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "mine.py").write_text(
         "import os\nfrom tests.support.toy import Toy, ToyData\nRANK = os.environ.get('RANK')\nclass Mine(Toy):\n"

@@ -33,7 +33,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], r
         torch.testing.assert_close(value, other[name], rtol=rel, atol=rel)
 
 
-def test_every_kind_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_every_kind_resumes_as_if_uninterrupted(tmp_path: Path) -> None:
     """As plain Lightning does beside it; and a foreign run's objects are made with trust only."""
     command = [sys.executable, "-m", "tests.support.changing_models_here"]
     output = run_warm(command, tmp_path, env=ENV, timeout=300).check().output
@@ -46,7 +46,7 @@ def test_every_kind_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     assert "trusted: 4 weights" in output, output
 
 
-def test_a_rank_that_dies_is_replaced_whatever_the_model_does(tmp_path: Path) -> None:
+def test_a_killed_rank_is_replaced_with_every_model(tmp_path: Path) -> None:
     def train(name: str, **more: str) -> Finished:
         words = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name",
                  name,
@@ -60,7 +60,7 @@ def test_a_rank_that_dies_is_replaced_whatever_the_model_does(tmp_path: Path) ->
     assert_equal(weights(tmp_path, "whole"), weights(tmp_path, "parts"))
 
 
-def test_an_empty_group_and_objects_go_through_every_strategy(tmp_path: Path) -> None:
+def test_an_empty_group_and_objects_are_kept_through_every_strategy(tmp_path: Path) -> None:
     """ZeRO drops the group; the schedule, which has a rate for it, goes on, and so does DDP afterwards."""
 
     def train(name: str, epochs: int, *more: str) -> None:
@@ -80,7 +80,7 @@ def test_an_empty_group_and_objects_go_through_every_strategy(tmp_path: Path) ->
     assert_equal(weights(tmp_path, "whole"), weights(tmp_path, "parts"), rel=1e-4)
 
 
-def test_bf16_of_stage_1_with_fp32_gradients_goes_on_elsewhere(tmp_path: Path) -> None:
+def test_bf16_of_stage_1_with_fp32_gradients_resumes_under_other_strategies(tmp_path: Path) -> None:
     """DeepSpeed has an optimizer of its own for it, with other names in its files."""
 
     def train(name: str, epochs: int, strategy: str, *more: str) -> str:

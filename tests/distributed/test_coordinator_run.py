@@ -56,7 +56,7 @@ def probed(folder: Path) -> Sequence[Any]:
 
 
 @pytest.mark.case(18)
-def test_a_wish_for_mixed_precision_on_a_cpu_is_trained_in_32_bit_with_one_notice(tmp_path: Path) -> None:
+def test_use_amp_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
     output = script(tmp_path, """
 model = Toy()
 end = coordinator(callbacks=[Probe()]).train(model, ToyData(), max_epochs=1, use_amp=True, **QUIET)
@@ -87,7 +87,7 @@ class Own(HalfPrecision):
 
 
 @pytest.mark.case(19)
-def test_a_precision_plugin_as_object_is_respected_and_not_doubled(tmp_path: Path) -> None:
+def test_a_precision_plugin_object_is_used_and_not_duplicated(tmp_path: Path) -> None:
     output = script(tmp_path, _OWN + """
 own = Own()
 end = coordinator(plugins=[own], callbacks=[Probe()]).train(Toy(), ToyData(), max_steps=2, **QUIET)
@@ -105,7 +105,7 @@ found(same=end["trainer"].precision_plugin is own, made=Own.made, plan=end["plan
 
 
 @pytest.mark.case(19)
-def test_a_precision_plugin_in_a_config_file_is_respected_and_not_doubled(tmp_path: Path) -> None:
+def test_a_precision_plugin_in_a_config_file_is_used_and_not_duplicated(tmp_path: Path) -> None:
     (tmp_path / "theirs.py").write_text(_OWN)
     output = script(tmp_path, """
 from launcher import fit, load_config
@@ -123,7 +123,7 @@ found(own=type(result.trainer.precision_plugin) is theirs.Own, made=theirs.Own.m
 
 
 @pytest.mark.case(20)
-def test_a_config_that_wandb_does_not_take_is_one_warning_and_the_training_goes_on(tmp_path: Path) -> None:
+def test_a_config_that_wandb_rejects_is_one_warning_and_training_continues(tmp_path: Path) -> None:
     output = script(tmp_path, """
 import wandb
 from wandb.sdk.wandb_config import Config
@@ -172,7 +172,7 @@ def two(folder: Path, *words: str, code: int = 0) -> str:
     return script(folder, _TWO, *words, code=code).output
 
 
-def test_trainings_of_a_script_with_two_devices_one_after_the_other_and_one_refused(tmp_path: Path) -> None:
+def test_a_script_trains_twice_on_two_devices_after_a_rejected_training(tmp_path: Path) -> None:
     told = found_in(two(tmp_path))
     # One that is refused comes first: the ranks are there for the next.
     assert sorted(
@@ -198,7 +198,7 @@ def test_trainings_of_a_script_with_two_devices_one_after_the_other_and_one_refu
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_fails_ends_the_script_with_its_own_words_and_none_is_left(tmp_path: Path, rank: int) -> None:
+def test_a_failed_rank_ends_the_script_with_its_error_and_no_process_remains(tmp_path: Path, rank: int) -> None:
     # That no process is left is what the guard around every test looks at.
     output = two(tmp_path, "raise", "second", str(rank), code=1)
     assert "ValueError: the user's own mistake" in output
@@ -212,13 +212,13 @@ def test_a_rank_that_fails_ends_the_script_with_its_own_words_and_none_is_left(t
     assert failed[rank] == "ValueError: the user's own mistake"
 
 
-def test_a_rank_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+def test_a_rank_that_exits_before_training_is_reported(tmp_path: Path) -> None:
     # Rank zero would wait for the other at the agreement, for five minutes.
     output = two(tmp_path, "leave", "second", "1", code=1)
     assert "AgreementError: rank 1 of this script ended with exit code 7, and a training needs all ranks" in output
 
 
-def test_a_rank_zero_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+def test_a_rank_zero_that_exits_before_training_is_reported(tmp_path: Path) -> None:
     output = two(tmp_path, "leave", "second", "0", code=7)
     assert "AgreementError: rank 0 of this script has ended, and a training needs all ranks" in output
 
@@ -320,7 +320,7 @@ def as_slurm_tasks(folder: Path, text: str, *words: str, tasks: int) -> list[Fin
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_a_trainer_that_comes_back_goes_on_and_a_second_training_is_like_the_first(tmp_path: Path, tasks: int) -> None:
+def test_a_returned_trainer_can_continue_and_a_second_training_equals_the_first(tmp_path: Path, tasks: int) -> None:
     outputs = [ended.output for ended in as_slurm_tasks(tmp_path, _AFTER, tasks=tasks)]
     told = [{end["what"]: end for end in found_in(output)} for output in outputs]
     assert sorted((end["first"]["rank"], end["first"]["world"]) for end in told) == [(n, tasks) for n in range(tasks)]
@@ -362,7 +362,7 @@ main()
 """
 
 
-def test_each_job_of_a_sweep_of_hydras_is_one_training_of_two_ranks(tmp_path: Path) -> None:
+def test_each_job_of_a_hydra_sweep_is_one_training_of_two_ranks(tmp_path: Path) -> None:
     words = ["-m", "+lr=0.1,0.2", "hydra.sweep.dir=sweep", "hydra.job.chdir=true"]
     told = found_in(script(tmp_path, _HYDRA, *words).output)
     folders = {0.1: str(tmp_path / "sweep" / "0"), 0.2: str(tmp_path / "sweep" / "1")}

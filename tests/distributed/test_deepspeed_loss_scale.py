@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.case(43)
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_an_overflow_under_zero_is_skipped_halves_the_scale_and_is_told_for_both_ranks(
+def test_an_overflow_under_zero_skips_a_step_halves_the_scale_and_is_logged_for_both_ranks(
     tmp_path: Path, stage: int
 ) -> None:
     words = (*TOY, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--precision", "16-mixed",

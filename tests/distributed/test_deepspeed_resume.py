@@ -69,7 +69,7 @@ def assert_same(got: list[tuple[list[int], float]], expected: list[tuple[list[in
 
 
 @pytest.mark.parametrize(("stage", "damaged"), [(2, True), (3, False)])
-def test_an_interrupted_run_goes_on_with_the_next_batch(
+def test_an_interrupted_run_resumes_with_the_next_batch(
     tmp_path: Path, stage: int, damaged: bool, whole: list[tuple[list[int], float]]
 ) -> None:
     """With one bit of one rank's piece wrong it goes on from the checkpoint before."""
@@ -99,7 +99,7 @@ def test_an_interrupted_run_goes_on_with_the_next_batch(
     assert not left, "nothing of a save is left"
 
 
-def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
+def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
     tmp_path: Path, whole: list[tuple[list[int], float]]
 ) -> None:
     def last(name: str) -> tuple[str, str]:
@@ -126,7 +126,7 @@ def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
     assert "exists already, and is left alone" in again.output
 
 
-def test_a_rank_that_dies_is_replaced_and_deepspeed_takes_the_new_group(
+def test_a_killed_rank_is_replaced_and_deepspeed_uses_the_new_group(
     tmp_path: Path, whole: list[tuple[list[int], float]]
 ) -> None:
     words = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
@@ -140,7 +140,7 @@ def test_a_rank_that_dies_is_replaced_and_deepspeed_takes_the_new_group(
     assert sorted(by_step) == list(range(STEPS))
 
 
-def test_two_runs_in_one_process_leave_nothing_to_each_other(tmp_path: Path) -> None:
+def test_two_runs_in_one_process_are_independent(tmp_path: Path) -> None:
     script = tmp_path / "twice.py"
     script.write_text(
         "import os\n"

@@ -85,7 +85,7 @@ def _engine(finished: Finished) -> dict[str, Any]:
     return json.loads(line.removeprefix("ENGINE "))
 
 
-def test_the_engine_runs_with_what_the_plan_and_the_users_file_say(tmp_path: Path) -> None:
+def test_the_engine_uses_the_plan_and_the_users_file(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({
         "train_batch_size": "auto",
@@ -110,14 +110,14 @@ def test_the_engine_runs_with_what_the_plan_and_the_users_file_say(tmp_path: Pat
     assert kept["zero_optimization"]["reduce_bucket_size"] == 1e5
 
 
-def test_fp16_has_a_real_loss_scale_where_a_test_asks_for_it(tmp_path: Path) -> None:
+def test_fp16_has_a_real_loss_scale_if_a_test_enables_it(tmp_path: Path) -> None:
     words = ("--strategy", "deepspeed_stage_2", "--precision", "16-mixed", "--trainer.max_epochs", "1",
              "--deepspeed_config", "{fp16: {enabled: auto, initial_scale_power: 8}}")  # fmt: skip
     told = _engine(_train(tmp_path, *words, env=PRETEND_FP16).check())
     assert (told["dtype"], told["scale"]) == ("torch.float16", 256.0)
 
 
-def test_stage_3_keeps_its_record_of_the_modules_of_a_step_that_calls_the_module_itself(tmp_path: Path) -> None:
+def test_stage_3_keeps_its_module_order_if_a_step_calls_the_module(tmp_path: Path) -> None:
     words = ("--model", "tests.distributed.test_deepspeed_run.CallsItself", *TOY[2:], "--strategy", "deepspeed_stage_3",
              "--trainer.callbacks", "[{class_path: tests.distributed.test_deepspeed_run.OrderProbe}]",
              "--trainer.max_steps", "5")  # fmt: skip
@@ -143,7 +143,7 @@ def test_a_batch_norm_trains_in_16_bits_with_its_statistics_in_fp32(tmp_path: Pa
         ("ByHand", "ByHand optimizes by hand (automatic_optimization is False), which deepspeed_stage_1 cannot"),
     ],
 )
-def test_a_model_that_deepspeed_cannot_train_is_told_by_one_line(tmp_path: Path, model: str, told: str) -> None:
+def test_a_model_that_deepspeed_cannot_train_is_reported_in_one_line(tmp_path: Path, model: str, told: str) -> None:
     path = f"tests.distributed.test_deepspeed_run.{model}"
     words = ("--model", path, "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--devices", "2",
              "--strategy", "deepspeed_stage_1")  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_model_that_deepspeed_cannot_train_is_told_by_one_line(tmp_path: Path,
     assert not list(tmp_path.glob("trace-*")), "nothing was trained"
 
 
-def test_every_problem_is_told_before_ranks_start(tmp_path: Path) -> None:
+def test_every_problem_is_reported_before_ranks_start(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}, "train_batch_size": 7}')
     words = (*TOY, "--strategy", "deepspeed_stage_2", "--global_batch_size", "8")
     env = {"PYTHONPATH": str(REPOSITORY)}

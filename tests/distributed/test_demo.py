@@ -15,7 +15,7 @@ from tests.support.runs import events_of, only_run
 pytestmark = pytest.mark.slow
 
 
-def test_the_demo_on_two_ranks_shows_plan_progress_baseline_and_where_everything_lies(tmp_path: Path) -> None:
+def test_the_demo_on_two_ranks_shows_plan_progress_baseline_and_paths(tmp_path: Path) -> None:
     output = run(torchrun(2), tmp_path, timeout=240).check().output
 
     directory = only_run(tmp_path)
@@ -34,7 +34,7 @@ def test_the_demo_on_two_ranks_shows_plan_progress_baseline_and_where_everything
     assert output.count("W&B is offline") == 1
 
 
-def test_the_demo_alone_leaves_a_private_run_directory_with_config_plan_events_and_logs(tmp_path: Path) -> None:
+def test_the_demo_on_one_rank_writes_a_private_run_directory(tmp_path: Path) -> None:
     arguments = ("--trainer.max_steps", "20", "--trainer.limit_val_batches", "2")
     run(launcher(*arguments), tmp_path).check()
 

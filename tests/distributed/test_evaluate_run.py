@@ -88,7 +88,7 @@ def checkpoints(folder: Path, name: str = "first") -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_metrics_are_those_of_plain_lightning_on_any_number_of_ranks(folder: Path, ranks: int) -> None:
+def test_metrics_equal_plain_lightnings_on_any_number_of_ranks(folder: Path, ranks: int) -> None:
     best, last = checkpoints(folder)
     run_directory = folder / "runs" / "first"
     before = len(events_of(run_directory, "evaluated"))
@@ -111,7 +111,7 @@ def test_metrics_are_those_of_plain_lightning_on_any_number_of_ranks(folder: Pat
     assert len(rows) == 1 + before // 2, "nothing while it was disabled"
 
 
-def test_predictions_are_in_a_private_file_for_each_rank_and_none_is_left_of_before(folder: Path) -> None:
+def test_predictions_are_in_a_private_file_for_each_rank_and_replace_earlier_ones(folder: Path) -> None:
     where = folder / "runs" / "first" / "predictions"
     for ranks in (2, 1):
         evaluate(folder, ranks, "predict")
@@ -185,7 +185,7 @@ def script_on_two_ranks(folder: Path, script: str) -> list[str]:
         return list(pool.map(one, range(2)))
 
 
-def test_what_cannot_be_evaluated_is_told_in_words(folder: Path) -> None:
+def test_invalid_evaluations_are_reported(folder: Path) -> None:
     words = ["test", "--model", "tests.support.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
     output = train_on(1, [*words, "--name", "first"], folder, env_of(folder)).check(2).output
     assert "error: Toy has no test_step, which `launcher test` needs; add it" in output

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 HANG = ("--hang-timeout", "20", "--trainer.log_every_n_steps", "1")
 
 
-def test_a_rank_that_sleeps_for_ever_is_named_with_the_line_and_all_stacks_are_kept(tmp_path: Path) -> None:
+def test_a_sleeping_rank_is_reported_with_its_position_and_all_stacks_are_saved(tmp_path: Path) -> None:
     words = (*SETTINGS, *HANG, "--model.fault", "sleep")
     output = run_warm(launcher("fit", *words), tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check(1).output
 
@@ -35,7 +35,7 @@ def test_a_rank_that_sleeps_for_ever_is_named_with_the_line_and_all_stacks_are_k
     assert read_flight_record(folder / "rank-0.flight.json") is not None
 
 
-def test_a_stopped_rank_is_named_and_the_restart_finishes_the_run(tmp_path: Path) -> None:
+def test_a_stopped_rank_is_reported_and_the_restart_finishes_the_run(tmp_path: Path) -> None:
     words = (*SETTINGS, *HANG, "--model.fault", "stop", "--max-restarts", "1")
     output = run_warm(launcher("fit", *words), tmp_path, env=toy_env(tmp_path / "trace"), timeout=180).check().output
 

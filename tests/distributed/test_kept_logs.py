@@ -77,7 +77,7 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     ("ranks", "words", "code"),
     [(1, ("--model.kill_at", "12"), -signal.SIGKILL), (2, ("--model.signal_at", "12"), 128 + signal.SIGINT)],
 )
-def test_the_rows_and_checkpoints_of_a_run_that_goes_on_are_those_of_an_uninterrupted_one(
+def test_rows_and_checkpoints_of_a_resumed_run_equal_those_of_an_uninterrupted_one(
     tmp_path: Path, whole: Callable[[int], Path], ranks: int, words: tuple[str, ...], code: int
 ) -> None:
     parts = tmp_path / "parts"

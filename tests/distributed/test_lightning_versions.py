@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.case(49)
 @pytest.mark.parametrize("requirement", VERSIONS)
-def test_the_callback_sees_the_same_under_every_lightning(requirement: str) -> None:
+def test_the_callback_logs_the_same_under_every_lightning(requirement: str) -> None:
     ((_, line),) = check([requirement])
     said = json.loads(line)
     package, _, version = requirement.partition("==")

@@ -41,7 +41,7 @@ def _steps(cwd: Path, ranks: int) -> dict[int, tuple[list[list[int]], list[float
         (2, ("--data.kind", "min_size", "--trainer.use_distributed_sampler", "false"), ("--trainer.max_steps", "4")),
     ],
 )
-def test_a_run_that_the_trainer_ended_goes_on_as_if_it_had_not(
+def test_a_run_that_the_trainer_ended_resumes_as_if_uninterrupted(
     tmp_path: Path, ranks: int, words: tuple[str, ...], first: tuple[str, ...]
 ) -> None:
     _train(tmp_path / "whole", ranks, *words)
@@ -51,7 +51,7 @@ def test_a_run_that_the_trainer_ended_goes_on_as_if_it_had_not(
     assert [event["message"] for event in events_of(tmp_path / "parts" / "runs" / "it", "notice")] == []
 
 
-def test_it_goes_on_with_the_same_samples_on_another_number_of_ranks(tmp_path: Path) -> None:
+def test_a_run_resumes_with_the_same_samples_on_another_number_of_ranks(tmp_path: Path) -> None:
     words = ("--data.kind", "dict", "--global_batch_size", "4", "--data.batch_size", "2")
     _train(tmp_path / "whole", 1, *words)
     _train(tmp_path / "parts", 2, *words, "--trainer.max_steps", "3")
@@ -64,7 +64,7 @@ def test_it_goes_on_with_the_same_samples_on_another_number_of_ranks(tmp_path: P
     assert later[0] == later[1]
 
 
-def test_a_class_that_divides_the_batch_by_itself_is_refused_where_the_batch_is_fixed_and_told_where_not(
+def test_a_loader_that_divides_the_batch_itself_is_rejected_with_a_fixed_batch_and_reported_without(
     tmp_path: Path,
 ) -> None:
     words = ("--data.kind", "own", "--data.own_share", "true", "--trainer.max_epochs", "1")

@@ -37,7 +37,7 @@ def _ended(cwd: Path) -> None:
     assert (cwd / "runs" / "it" / "submissions").exists()
 
 
-def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None:
+def test_a_background_run_is_cancelled_saved_and_resumed(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
@@ -68,7 +68,7 @@ def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None
     assert len({event["wandb_id"] for event in events_of(parts / "runs" / "it", "run_started")}) == 1
 
 
-def test_a_job_that_dies_on_its_config_says_why_wherever_it_is_looked_for(tmp_path: Path) -> None:
+def test_status_logs_and_report_have_the_reason_of_a_job_with_a_config_error(tmp_path: Path) -> None:
     _words(tmp_path, "submit", "--cluster", "local", *MODEL, "--model.nope", "3").check()
     _ended(tmp_path)
     reason, file = "model.init_args.nope: PacedToy takes no nope", "runs/it/submissions/1/output.log"

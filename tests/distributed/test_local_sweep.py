@@ -40,7 +40,7 @@ def _wait(cwd: Path) -> None:
             os.killpg(record["pid"], signal.SIGKILL)
 
 
-def test_the_members_run_one_after_another_and_their_results_are_one_table(tmp_path: Path) -> None:
+def test_the_members_run_one_after_another_and_share_one_table(tmp_path: Path) -> None:
     assert "runs 2 members in the background" in _words(tmp_path, "submit", *MODEL, *SWEEP).check().output
     states = [member["run"]["state"] for member in _members(tmp_path)]
     assert states in (["queued", "queued"], ["running", "queued"])
@@ -56,7 +56,7 @@ def test_the_members_run_one_after_another_and_their_results_are_one_table(tmp_p
     assert starts[1] > ends[0]
 
 
-def test_a_cancelled_sweep_saves_the_member_that_runs_and_begins_no_other(tmp_path: Path) -> None:
+def test_a_cancelled_sweep_saves_the_running_member_and_starts_no_other(tmp_path: Path) -> None:
     _words(tmp_path, "submit", *MODEL, *SWEEP, pace="0.5").check()
     events = tmp_path / "runs/s-0/events.jsonl"
     wait_until("the training", lambda: events.exists() and '"training_started"' in events.read_text(), 120)

@@ -20,7 +20,7 @@ def strategies_in_record(directory: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_plan_for_gpus_that_are_not_here_has_every_candidate_and_a_picture(tmp_path: Path) -> None:
+def test_a_plan_for_other_gpus_has_every_candidate_and_a_plot(tmp_path: Path) -> None:
     words = launcher("plan", *TOY, *H100S, "--json", "--plot", "memory.svg", "--global-batch-size", "256")
     ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check()
     plan = json.loads(ended.output[ended.output.index("{") :])
@@ -33,7 +33,7 @@ def test_a_plan_for_gpus_that_are_not_here_has_every_candidate_and_a_picture(tmp
 
 
 @pytest.mark.slow
-def test_wrong_options_are_told_at_once_and_nothing_is_planned(tmp_path: Path) -> None:
+def test_wrong_options_are_reported_together_without_a_plan(tmp_path: Path) -> None:
     words = launcher("plan", *TOY, "--gpus", "12", "--gpus-per-node", "8", "--gpu", "h10")
     ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
     assert "the config has 2 problems" in ended.output
@@ -42,7 +42,7 @@ def test_wrong_options_are_told_at_once_and_nothing_is_planned(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_model_too_large_for_anything_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
+def test_a_model_too_large_for_every_strategy_is_rejected_before_a_run_exists(tmp_path: Path) -> None:
     words = launcher("fit", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9", "--devices", "1")
     plan = launcher("plan", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9")
     env = toy_env(tmp_path / "trace")
@@ -54,7 +54,7 @@ def test_a_model_too_large_for_anything_is_refused_before_a_run_is_made(tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> None:
+def test_a_run_that_is_out_of_memory_reports_what_to_do(tmp_path: Path) -> None:
     words = launcher(
         "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--trainer.max_steps", "4"
     )
@@ -68,7 +68,7 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
+def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path: Path) -> None:
     words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry", "--model.content_from",
                      "2",
                      "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
@@ -106,7 +106,7 @@ def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) -> None:
+def test_a_restart_by_torchrun_uses_the_next_strategy(tmp_path: Path) -> None:
     words = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448",
              *TOY[2:],
              "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
@@ -125,7 +125,7 @@ def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_where_nothing_needs_less_there_is_no_restart(tmp_path: Path) -> None:
+def test_without_a_smaller_strategy_there_is_no_restart(tmp_path: Path) -> None:
     words = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom",
                      "next",
                      "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip

@@ -11,7 +11,7 @@ from tests.support.live_comparison import compare
 
 @pytest.mark.slow
 @pytest.mark.timeout(290)
-def test_formulas_give_to_the_byte_what_two_ranks_hold_under_ddp_and_every_zero_stage(
+def test_formulas_equal_the_bytes_that_two_ranks_hold_under_ddp_and_every_zero_stage(
     tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     cache = pytestconfig.cache

@@ -51,7 +51,7 @@ def _fit_on_nodes(
         return list(pool.map(one, range(len(own))))
 
 
-def test_two_nodes_keep_their_numbers_and_train_as_one(tmp_path: Path) -> None:
+def test_two_nodes_keep_their_numbers_and_train_together(tmp_path: Path) -> None:
     zero, one = _fit_on_nodes(tmp_path, "2", [(), ()])
 
     assert (zero.code, one.code) == (0, 0), zero.output + one.output
@@ -61,7 +61,7 @@ def test_two_nodes_keep_their_numbers_and_train_as_one(tmp_path: Path) -> None:
     assert len(read_trace(tmp_path / "trace", 0)) == len(read_trace(tmp_path / "trace", 1)) == 16
 
 
-def test_a_failure_on_one_node_is_named_on_both_and_both_restart(tmp_path: Path) -> None:
+def test_a_failure_on_one_node_is_reported_on_both_and_both_restart(tmp_path: Path) -> None:
     words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "kill", "--max-restarts", "2",
              "--checkpoint.every_n_steps", "2", *PERSISTENT)  # fmt: skip
     zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
@@ -74,7 +74,7 @@ def test_a_failure_on_one_node_is_named_on_both_and_both_restart(tmp_path: Path)
     assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 16
 
 
-def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: Path) -> None:
+def test_after_a_lost_node_a_smaller_run_keeps_the_global_batch(tmp_path: Path) -> None:
     lost: list[int] = []
 
     def lose_node_one(node: int, line: str, agent: int) -> None:
@@ -99,7 +99,7 @@ def test_a_lost_node_leaves_a_smaller_run_with_the_same_global_batch(tmp_path: P
     assert events_of(directory, "finished")[0]["step"] == 80
 
 
-def test_a_node_that_never_comes_is_named_and_noted_in_the_run_that_waited(tmp_path: Path) -> None:
+def test_a_missing_node_is_reported_and_written_into_the_resumed_run(tmp_path: Path) -> None:
     (run,) = _fit_on_nodes(tmp_path, "2", [("--trainer.max_steps", "1", "--rdzv-conf", "join_timeout=1")])
     run.check(2)
     assert "node 1 never came within 1 s" in run.output
@@ -112,7 +112,7 @@ def test_a_node_that_never_comes_is_named_and_noted_in_the_run_that_waited(tmp_p
     assert [event["nodes"] for event in events_of(tmp_path / "runs" / "it", "nodes_missing")] == [[1]]
 
 
-def test_the_end_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_told(tmp_path: Path) -> None:
+def test_the_loss_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_reported(tmp_path: Path) -> None:
     lost: list[int] = []
 
     def lose_node_zero(node: int, line: str, agent: int) -> None:
@@ -130,7 +130,7 @@ def test_the_end_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_told
     assert "Traceback" not in one.output
 
 
-def test_a_hang_is_explained_alike_on_the_node_that_waits_and_on_the_one_that_sleeps(tmp_path: Path) -> None:
+def test_a_hang_is_reported_on_the_waiting_node_and_on_the_sleeping_one(tmp_path: Path) -> None:
     words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "30")
     zero, one = _fit_on_nodes(tmp_path, "2", [words, words])
 

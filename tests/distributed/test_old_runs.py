@@ -60,7 +60,7 @@ def test_an_old_run_is_reported_with_the_same_figures(name: str, project: Path) 
 
 
 @pytest.mark.parametrize("name", ["ddp-fp16", "zero-bf16"])
-def test_an_old_run_goes_on_as_it_did(name: str, project: Path) -> None:
+def test_an_old_run_resumes_as_before(name: str, project: Path) -> None:
     length = ("--trainer.max_epochs", "3", "--trainer.max_steps", "14")
     arguments = ("fit", "--config", f"runs/{name}/config.yaml", "--resume", "auto", *length)
     output = train_on(2, arguments, project, {"OMP_NUM_THREADS": "1"}).check().output

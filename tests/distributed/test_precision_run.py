@@ -73,7 +73,7 @@ def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> Non
     assert "on a CPU 16-mixed is for debugging" in output
 
 
-def test_a_wish_for_mixed_precision_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
+def test_use_amp_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
     words = (*TOY, "--use_amp", "true", "--trainer.max_steps", "2")
     output = run_warm(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
 

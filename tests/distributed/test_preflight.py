@@ -24,7 +24,7 @@ def findings(*words: str, how: tuple[str, str], monkeypatch: pytest.MonkeyPatch)
     return list(preflight(parser.parse_args([*words, "--cpu"]), command))
 
 
-def test_one_slow_rank_of_three_is_named_and_all_reduce_and_exchange_are_measured(
+def test_one_slow_rank_of_three_is_reported_and_all_reduce_and_exchange_are_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -38,7 +38,7 @@ def test_one_slow_rank_of_three_is_named_and_all_reduce_and_exchange_are_measure
     assert list(tmp_path.iterdir()) == [], "nothing is left of it"
 
 
-def test_a_rank_that_dies_is_a_failure_with_its_last_words_and_the_others_are_ended(
+def test_a_killed_rank_is_a_failure_with_its_last_lines_and_the_others_are_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("launcher.doctor.preflight_node._GRACE", 1.0)
@@ -50,7 +50,7 @@ def test_a_rank_that_dies_is_a_failure_with_its_last_words_and_the_others_are_en
     assert "ranks" not in [f.name for f in found if f.status == "ok"]
 
 
-def test_the_command_itself_with_one_rank(tmp_path: Path) -> None:
+def test_the_command_with_one_rank(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launcher", "doctor", "--nproc-per-node", "1", "--cpu"]
     said = run(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}).output
     assert "ok       matmul" in said

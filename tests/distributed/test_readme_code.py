@@ -41,7 +41,7 @@ def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
     assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()
 
 
-def test_the_callback_logs_in_a_trainer_of_ones_own(tmp_path: Path) -> None:
+def test_the_callback_logs_in_the_users_trainer(tmp_path: Path) -> None:
     run_block(tmp_path, "import lightning.pytorch as pl")
     rows = [row for row in history_rows(tmp_path) if row.get("amp/enabled")]
     # Lightning turns 16-mixed on a CPU into bf16-mixed, which has no loss scale; on a GPU it has one.

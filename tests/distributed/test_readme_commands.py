@@ -37,7 +37,7 @@ def commands() -> list[str]:
     return found
 
 
-def test_what_a_new_user_types_works(
+def test_commands_of_the_readme_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the README's order, with its own `run.yaml`; a training of the toy stands for the user's."""
@@ -77,7 +77,7 @@ def test_what_a_new_user_types_works(
     assert (tmp_path / "runs" / "scale" / "report.html").is_file()
 
 
-def test_what_is_not_run_here_still_stands_in_the_readme() -> None:
+def test_commands_that_are_not_run_are_still_in_the_readme() -> None:
     lines = commands()
     gone = [start for start in ELSEWHERE if not any(line.startswith(start) for line in lines)]
     assert gone == [], "the README has changed: these reasons are nobody's"

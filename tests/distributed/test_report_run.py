@@ -60,7 +60,7 @@ def _pictures(page: Page, file: Path) -> list[float]:
     return shares
 
 
-def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_browser(tmp_path: Path) -> None:
+def test_a_resumed_fp16_run_of_two_ranks_is_reported_in_a_browser(tmp_path: Path) -> None:
     words = (*SETTINGS, "--precision", "16-mixed", "--trainer.max_epochs", "3")
     env = toy_env(tmp_path / "trace")
     train_on(2, (*words, "--model.signal_at", "7"), tmp_path, env).check(130)
@@ -106,7 +106,7 @@ def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_brow
         assert page.requests == [report.as_uri()]
 
 
-def test_a_run_that_failed_and_a_run_with_markup_in_its_names_are_compared_in_a_browser(tmp_path: Path) -> None:
+def test_a_failed_run_and_a_run_with_markup_in_its_names_are_compared_in_a_browser(tmp_path: Path) -> None:
     words = (*SETTINGS, "--trainer.max_epochs", "1", "--model.raise_at", "3", "--model.by_rank", "1")
     train_on(2, words, tmp_path, toy_env(tmp_path / "trace")).check(1)
     made = MadeRun(tmp_path / "runs" / "<b>made", model={"class_path": NASTY})

@@ -38,7 +38,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
 
 
 @pytest.mark.parametrize("seed", range(_COUNT))
-def test_on_every_rank_going_on_equals_the_uninterrupted_run_or_rank_zero_says_before_what_does_not(
+def test_on_every_rank_a_resumed_run_equals_the_uninterrupted_one_or_rank_zero_reports_the_difference(
     played: tuple[Path, list[dict[str, Any]]], seed: int
 ) -> None:
     program = random_program(seed)
@@ -48,7 +48,7 @@ def test_on_every_rank_going_on_equals_the_uninterrupted_run_or_rank_zero_says_b
 
 
 @pytest.mark.parametrize("seed", _ON_ONE)
-def test_one_rank_goes_on_with_the_samples_that_two_have_left(
+def test_one_rank_resumes_with_the_samples_that_two_ranks_have_not_used(
     played: tuple[Path, list[dict[str, Any]]], seed: int
 ) -> None:
     program = random_program(seed)

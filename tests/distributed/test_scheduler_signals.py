@@ -14,7 +14,7 @@ MODEL = ("fit", *TOY, "--model", "tests.support.slurm_paced.Scheduled", *PERSIST
          "--nproc-per-node", "2", "--global_batch_size", "8", "--trainer.max_epochs", "2", "--name", "it")  # fmt: skip
 
 
-def test_neither_the_fork_server_nor_loader_workers_take_the_ranks_with_them(tmp_path: Path) -> None:
+def test_fork_server_and_loader_workers_survive_a_signal_to_every_process(tmp_path: Path) -> None:
     def train(folder: str, *words: str, code: int = 0) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
         env = toy_env(tmp_path / f"trace-{folder}")

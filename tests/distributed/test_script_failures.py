@@ -45,7 +45,7 @@ for name in ("everywhere", "fine", "on-rank-1", "never"):
 """
 
 
-def test_ranks_that_all_fail_go_on_together_and_one_that_fails_alone_is_named_to_the_others(tmp_path: Path) -> None:
+def test_ranks_that_all_fail_continue_together_and_one_failed_rank_is_reported_to_the_others(tmp_path: Path) -> None:
     output = script(tmp_path, _SWEEP, code=1).output
     told = found_in(output)
     assert sorted(end["rank"] for end in told if end.get("caught") == "everywhere") == [0, 1]
@@ -83,7 +83,7 @@ for name in ("first", "second"):
 """
 
 
-def test_a_rank_that_does_not_leave_a_failed_training_is_ended_and_the_next_training_names_it(tmp_path: Path) -> None:
+def test_a_rank_that_stays_in_a_failed_training_is_ended_and_the_next_training_reports_it(tmp_path: Path) -> None:
     told = found_in(script(tmp_path, _STUCK).output)
     assert [(end["name"], end["rank"]) for end in told] == [("first", "0"), ("second", "0")]
     assert told[0]["error"] == "TrainingError: on rank 0"
@@ -132,7 +132,7 @@ for name in ("first", "second"):
         pytest.param(signal.SIGTERM, 1, True, 77, id="SIGTERM with a handler of the script's"),
     ],
 )
-def test_a_signal_ends_a_script_that_goes_on_after_errors(
+def test_a_signal_ends_a_script_that_continues_after_errors(
     tmp_path: Path, number: int, ranks: int, own: bool, code: int
 ) -> None:
     def on_line(line: str, group: int) -> None:
@@ -163,7 +163,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
-def test_ctrl_c_to_rank_zero_alone_ends_its_wait_for_a_rank_that_is_late(tmp_path: Path) -> None:
+def test_ctrl_c_to_rank_zero_only_ends_its_wait_for_a_late_rank(tmp_path: Path) -> None:
     def on_line(line: str, process: int) -> None:
         if line.startswith("waits"):
             os.kill(process, signal.SIGINT)

@@ -46,7 +46,7 @@ def _fit(cwd: Path, send: Callable[[int], None], *words: str, start: Callable[..
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGHUP, 129)],
 )
-def test_a_signal_to_the_agent_alone_saves_on_all_ranks_at_the_same_step(
+def test_a_signal_to_the_agent_only_saves_on_all_ranks_at_the_same_step(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     output = _fit(tmp_path, lambda agent: os.kill(agent, number)).check(code).output
@@ -68,7 +68,7 @@ def test_ctrl_c_at_the_terminal_reaches_the_ranks_once(tmp_path: Path) -> None:
     assert "ending at once" not in output
 
 
-def test_a_second_signal_ends_at_once_even_where_no_step_boundary_comes(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_ranks_in_the_middle_of_a_step(tmp_path: Path) -> None:
     # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
     words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
 
@@ -97,7 +97,7 @@ def _press_until_it_ends(agent: int) -> None:
         os.close(agent)
 
 
-def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
+def test_no_process_remains_when_the_agent_is_killed(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
     def kill_agent(agent: int) -> None:
@@ -124,7 +124,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_the_fork_server_dying_is_a_failure_like_others_and_the_restart_works(tmp_path: Path) -> None:
+def test_a_killed_fork_server_is_a_failure_and_the_restart_works(tmp_path: Path) -> None:
     def kill_server(agent: int) -> None:
         children = [pid for pid, command in session_processes(agent) if "forkserver" in command]
         os.kill(min(children), signal.SIGKILL)
@@ -146,7 +146,7 @@ def _terminal() -> Iterator[tuple[int, int]]:
                 os.close(descriptor)
 
 
-def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+def test_a_closed_terminal_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     with _terminal() as (master, slave):
         env = {**os.environ, **toy_env(tmp_path / "trace"), "TERM": "dumb"}
         words = ("--trainer.enable_progress_bar", "false")
@@ -166,7 +166,7 @@ def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path
     assert (directory / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Path) -> None:
+def test_a_full_disk_loses_log_lines_but_does_not_end_training(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -190,7 +190,7 @@ def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Pat
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_files_alone(tmp_path: Path) -> None:
+def test_lines_of_shown_ranks_have_a_number_and_hidden_ranks_are_in_files_only(tmp_path: Path) -> None:
     (tmp_path / "talk.py").write_text(
         "import sys\nfrom tests.support.toy import Toy\n\n\nclass Talk(Toy):\n    def on_fit_start(self):\n"
         "        print('out of', self.global_rank)\n        print('err of', self.global_rank, file=sys.stderr)\n"
@@ -208,7 +208,7 @@ def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_f
         assert log.count(f"out of {rank}") == log.count(f"err of {rank}") == 1
 
 
-def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_any_other_would(tmp_path: Path) -> None:
+def test_every_rank_has_its_variables_from_the_first_line_and_starts_processes_normally(tmp_path: Path) -> None:
     # Lightning takes its rank on import, and the fork server that imports has none.
     (tmp_path / "helper.py").write_text(
         "import os\nfrom launcher.agent.fork_server_process import RANK_VARIABLES\n"
@@ -239,7 +239,7 @@ def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_a
         assert f"start method {multiprocessing.get_start_method()}" in log
 
 
-def test_a_long_tmpdir_and_a_low_limit_of_open_files_are_no_obstacle(tmp_path: Path) -> None:
+def test_a_long_tmpdir_and_a_low_limit_of_open_files_work(tmp_path: Path) -> None:
     # The address of a Unix socket holds 107 bytes: the fork server has one, and so have loader workers.
     long = tmp_path / ("long" * 30)
     long.mkdir()
@@ -255,7 +255,7 @@ def test_a_long_tmpdir_and_a_low_limit_of_open_files_are_no_obstacle(tmp_path: P
     assert [path.name for path in long.iterdir() if path.name.startswith(("launcher-", "pymp-"))] == []
 
 
-def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_with_what_to_do(tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as taken:

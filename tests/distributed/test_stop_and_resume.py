@@ -46,7 +46,7 @@ def _learned(trace: Path) -> dict[tuple[int, tuple[int, ...]], float]:
     ("ranks", "step", "workers", "number"),
     [(1, 7, 0, signal.SIGUSR1), (1, 11, 2, signal.SIGHUP), (1, 15, 2, signal.SIGTERM), (2, 11, 0, signal.SIGINT)],
 )
-def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, whole: Callable[[int, int], Path], ranks: int, step: int, workers: int, number: int
 ) -> None:
     own = (*NOISY, "--data.workers", str(workers))
@@ -71,7 +71,7 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
 
 
 @pytest.mark.parametrize("every", [(), ("--checkpoint.every_n_steps", "8")])
-def test_a_run_that_was_killed_goes_on_from_the_end_of_an_epoch_as_if_it_had_not_been(
+def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
     tmp_path: Path, whole: Callable[[int, int], Path], every: tuple[str, ...]
 ) -> None:
     """The checkpoint is of an epoch's last step: written after its validation, or before, which is made up for then."""
@@ -116,7 +116,7 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
     assert not events_of(directory, "failed")
 
 
-def test_the_end_of_the_training_is_saved_and_more_epochs_go_on_from_there(tmp_path: Path) -> None:
+def test_the_end_of_training_is_saved_and_more_epochs_continue_from_there(tmp_path: Path) -> None:
     words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it",
              "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode", "disabled",
              "--trainer.limit_val_batches", "4")  # fmt: skip

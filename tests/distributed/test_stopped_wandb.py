@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.case(41)
-def test_a_training_goes_on_beside_a_stopped_wandb_and_every_row_is_in_its_file_or_counted(tmp_path: Path) -> None:
+def test_training_continues_with_a_stopped_wandb_and_every_row_is_written_or_counted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.stopped_wandb", str(tmp_path)]
     run_warm(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=240).check()
     seen = json.loads((tmp_path / "seen.json").read_text())

@@ -46,7 +46,7 @@ def _modes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
 
 
-def test_the_users_files_get_the_users_umask_and_the_runs_are_private(tmp_path: Path) -> None:
+def test_user_files_get_the_users_umask_and_run_files_are_private(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(_USER)
     words = ("fit", *TOY, "--model", "user.Module", "--data", "user.Data", "--devices", "1", "--accelerator", "cpu",
              "--name", "it", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1", "--wandb.mode", "offline",

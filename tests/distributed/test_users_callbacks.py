@@ -51,13 +51,13 @@ def user(kind: str, ranks: int, groups: Sequence[str], folder: Path) -> list[dic
     return sorted(found, key=lambda each: (groups.index(each["group"]), each["rank"]))
 
 
-def test_no_public_callback_is_left_out() -> None:
+def test_every_public_callback_is_tested() -> None:
     made = [each for group in GROUPS for each in make_group(group)]
     bases = {base.__name__ for each in made for base in type(each).__mro__}
     assert {*callbacks.__all__} - bases == set()
 
 
-def test_on_one_rank_every_callback_does_what_it_does_in_lightnings_own_trainer(tmp_path: Path) -> None:
+def test_on_one_rank_every_callback_works_as_in_lightnings_trainer(tmp_path: Path) -> None:
     plain, ours = (user(kind, 1, GROUPS, tmp_path) for kind in ("plain", "launcher"))
     for theirs, mine in zip(plain, ours, strict=True):
         group = theirs["group"]
@@ -73,7 +73,7 @@ def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if not k.startswith(measured)} for row in rows]
 
 
-def test_on_two_ranks_of_a_script_every_callback_trains_and_the_ranks_agree(tmp_path: Path) -> None:
+def test_on_two_ranks_of_a_script_every_callback_trains_equally(tmp_path: Path) -> None:
     groups = [group for group in GROUPS if group != "batch"]
     found = user("launcher", 2, groups, tmp_path)
     for group, both in itertools.groupby(found, key=lambda each: each["group"]):

@@ -91,7 +91,7 @@ def found_in(output: str) -> list[dict[str, Any]]:
     return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
-def test_a_users_checkpoints_are_the_same_as_in_lightnings_own_trainer(tmp_path: Path) -> None:
+def test_user_checkpoints_are_the_same_as_in_lightnings_trainer(tmp_path: Path) -> None:
     output = script(tmp_path, """
 for number, (name, kept) in enumerate(SETTINGS.items()):
     theirs, ours = Path(f"plain-{number}").absolute(), Path(f"ours-{number}").absolute()
@@ -113,7 +113,7 @@ for number, (name, kept) in enumerate(SETTINGS.items()):
             assert each["told"] == f"{each['folder']}/{each['best'][0]}", each["name"]
 
 
-def test_a_model_that_brings_checkpoint_callbacks_leaves_the_runs_own(tmp_path: Path) -> None:
+def test_a_model_with_checkpoint_callbacks_keeps_the_runs_callback(tmp_path: Path) -> None:
     output = script(tmp_path, """
 brought = {
     "one": lambda: ModelCheckpoint("one", monitor="val_loss"),
@@ -133,7 +133,7 @@ for number, (name, make) in enumerate(brought.items()):
     assert [Path(each["best"]).parent.name for each in (one, own, several)] == ["one", "two", "four"]
 
 
-def test_urls_are_taken_as_fsspec_takes_them(tmp_path: Path) -> None:
+def test_urls_are_handled_as_by_fsspec(tmp_path: Path) -> None:
     output = script(tmp_path, """
 here = Path.cwd()
 for number, url in enumerate(("memory://kept", f"file://{here}/local", f"file://{here}/with space")):
@@ -151,7 +151,7 @@ print("FOUND", json.dumps({"memory": fsspec.filesystem("memory").ls("/kept", det
     assert len(memory["memory"]) == 2, "the best and the last: the one that was best before is removed"
 
 
-def test_what_the_runs_own_callback_kept_is_known_again_after_a_resume_from_an_old_checkpoint(tmp_path: Path) -> None:
+def test_the_runs_callback_state_is_restored_from_an_old_checkpoint(tmp_path: Path) -> None:
     output = script(tmp_path, """
 import torch
 
@@ -174,7 +174,7 @@ print("FOUND", json.dumps({"best": end["trainer"].checkpoint_callback.best_model
     assert found_in(output) == [{"best": "the-old-one"}]
 
 
-def test_a_run_that_was_not_to_save_says_so_and_is_not_begun_again_without_a_word(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_reports_it_and_does_not_start_again_silently(tmp_path: Path) -> None:
     words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
              "--accelerator", "cpu",
              "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--name", "r"]  # fmt: skip

@@ -62,7 +62,7 @@ for by in ("Lightning", "launcher"):
 """
 
 
-def test_what_the_user_asks_to_be_told_is_told_and_nothing_stays_hidden_afterwards(tmp_path: Path) -> None:
+def test_requested_output_is_shown_and_nothing_stays_hidden_afterwards(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(_SCRIPT)
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     output = run_warm([sys.executable, "train.py"], tmp_path, env=env, timeout=120).check().output

@@ -39,7 +39,7 @@ def steps_of(rows: list[dict[str, Any]], key: str) -> list[int]:
     return [row["trainer/global_step"] for row in rows if key in row]
 
 
-def test_a_logger_of_the_users_gets_every_row_once_and_a_resume_goes_on_with_its_run(tmp_path: Path) -> None:
+def test_a_user_logger_receives_every_row_once_and_a_resume_continues_its_run(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(_OWN)
     words = ["fit", "--config", "run.yaml", "--name", "r"]
     for each in start_by_hand([words, words], tmp_path, _ENV):
@@ -58,7 +58,7 @@ def test_a_logger_of_the_users_gets_every_row_once_and_a_resume_goes_on_with_its
     assert [place_of(file)[:2] for file in files(tmp_path)] == [("theirs", run_id)] * 2
 
 
-def test_a_run_of_the_scripts_own_gets_every_row_once_and_is_the_scripts_afterwards(tmp_path: Path) -> None:
+def test_the_scripts_wandb_run_receives_every_row_once_and_stays_open(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("""
 import wandb
 from launcher import TrainingCoordinator
@@ -83,7 +83,7 @@ wandb.finish()
     assert sum("val_loss" in row for row in rows) == 5, "what was logged last is written before the script ends its run"
 
 
-def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path: Path) -> None:
+def test_variables_select_the_wandb_run_and_later_attempts_continue_it(tmp_path: Path) -> None:
     words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
              "--accelerator", "cpu",
              "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name", "r"]  # fmt: skip
@@ -97,7 +97,7 @@ def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path
 
 
 @pytest.mark.parametrize("begin", ["", 'wandb.init(project="theirs")'])
-def test_a_module_may_say_in_the_runs_config_what_the_launcher_has_said_already(tmp_path: Path, begin: str) -> None:
+def test_a_module_may_write_keys_of_the_launcher_into_the_wandb_config(tmp_path: Path, begin: str) -> None:
     (tmp_path / "train.py").write_text(f"""
 import wandb
 from launcher import TrainingCoordinator

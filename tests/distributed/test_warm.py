@@ -32,7 +32,7 @@ sys.exit(7)
 
 
 @pytest.mark.parametrize("how", ["text", "file", "module"])
-def test_it_has_the_same_arguments_environment_paths_and_signals(tmp_path: Path, how: str) -> None:
+def test_a_warm_process_has_the_same_arguments_environment_paths_and_signals(tmp_path: Path, how: str) -> None:
     (tmp_path / "say_it.py").write_text(_SAY)
     start = {"text": ["-c", _SAY], "file": ["say_it.py"], "module": ["-m", "say_it"]}[how]
     env = {"RANK": "3", "MINE": "ä", "PYTHONPATH": str(tmp_path / "more")}
@@ -57,11 +57,11 @@ def test_it_has_the_same_arguments_environment_paths_and_signals(tmp_path: Path,
         ("import atexit; atexit.register(print, 'last words')", 0, "last words"),
     ],
 )
-def test_it_ends_as_others_do(tmp_path: Path, text: str, code: int, says: str) -> None:
+def test_a_warm_process_ends_as_others(tmp_path: Path, text: str, code: int, says: str) -> None:
     assert says in run_warm([sys.executable, "-c", text], tmp_path).check(code).output
 
 
-def test_a_signal_reaches_it_while_it_runs(tmp_path: Path) -> None:
+def test_a_signal_reaches_a_warm_process(tmp_path: Path) -> None:
     text = "import signal; print('ready', flush=True); signal.pause()"
 
     def interrupt(line: str, pid: int) -> None:

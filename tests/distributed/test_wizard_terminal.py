@@ -74,7 +74,7 @@ def terminals() -> Iterator[list[Terminal]]:
 
 @pytest.mark.case(45)
 @pytest.mark.parametrize(("term", "columns"), [("xterm-256color", 200), ("dumb", 40)])
-def test_five_steps_on_a_terminal_make_a_config_that_trains(
+def test_five_steps_on_a_terminal_write_a_config_that_trains(
     tmp_path: Path, terminals: list[Terminal], term: str, columns: int
 ) -> None:
     terminal = Terminal(tmp_path, "--accelerator", "cpu", term=term, columns=columns)
@@ -117,7 +117,7 @@ def test_five_steps_on_a_terminal_make_a_config_that_trains(
 
 @pytest.mark.parametrize("question", ["Model: the", "Begin with", "Train in mixed", "Weights & Biases", "What now?"])
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_ctrl_c_at_a_question_leaves_nothing(
+def test_ctrl_c_at_a_question_writes_nothing(
     tmp_path: Path, terminals: list[Terminal], question: str, term: str
 ) -> None:
     before = "# mine\nseed: 1\n"
@@ -135,7 +135,7 @@ def test_ctrl_c_at_a_question_leaves_nothing(
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_the_end_of_the_input_leaves_nothing(tmp_path: Path, terminals: list[Terminal], term: str) -> None:
+def test_the_end_of_the_input_writes_nothing(tmp_path: Path, terminals: list[Terminal], term: str) -> None:
     terminal = Terminal(tmp_path, term=term)
     terminals.append(terminal)
     terminal.press("Model: the", CTRL_D)

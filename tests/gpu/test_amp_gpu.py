@@ -60,7 +60,7 @@ def test_a_cuda_scaler_counts_as_one_on_a_cpu() -> None:
     assert seen[0][0]["skipped_steps"] == 3
 
 
-def test_counting_makes_the_host_wait_for_nothing() -> None:
+def test_counting_does_not_synchronize_the_host() -> None:
     from strategies.loss_scale import CountingGradScaler
 
     scaler = CountingGradScaler(DEVICE, init_scale=16.0)
@@ -72,7 +72,7 @@ def test_counting_makes_the_host_wait_for_nothing() -> None:
     assert scaler.counts()["skipped_steps"] == 3
 
 
-def test_a_sample_of_cuda_tensors_reaches_the_host_without_a_wait() -> None:
+def test_a_sample_of_cuda_tensors_reaches_the_host_asynchronously() -> None:
     import torch
 
     from launcher.monitoring.gather import SampleExchange
@@ -101,7 +101,7 @@ def test_a_sample_of_cuda_tensors_reaches_the_host_without_a_wait() -> None:
     assert gathered.samples == (RankSample(0, 1.0, 3, 17, 0, True, 0.5, 0.125, 0.25, 2**40 + 1),)
 
 
-def test_what_was_sent_is_what_was_true_then() -> None:
+def test_a_sample_has_the_values_of_its_step() -> None:
     import torch
 
     from launcher.monitoring.gather import SampleExchange
@@ -116,7 +116,7 @@ def test_what_was_sent_is_what_was_true_then() -> None:
     assert gathered.samples[0].scale == 1024.0
 
 
-def test_no_hook_of_the_callback_makes_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hook_of_the_callback_synchronizes_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from launcher import AmpWandbCallback

@@ -27,12 +27,12 @@ def _interrupt_and_go_on(folder: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["deepspeed_stage_2_offload", "deepspeed_stage_3_offload"])
-def test_one_gpu_trains_with_offload_and_goes_on(tmp_path: Path, name: str) -> None:
+def test_one_gpu_trains_with_offload_and_resumes(tmp_path: Path, name: str) -> None:
     _interrupt_and_go_on(tmp_path, "--devices", "1", "--strategy", name)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_two_gpus_share_the_states_and_go_on(tmp_path: Path, stage: int) -> None:
+def test_two_gpus_share_the_states_and_resume(tmp_path: Path, stage: int) -> None:
     import torch
 
     if torch.cuda.device_count() < 2:

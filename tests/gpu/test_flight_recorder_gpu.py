@@ -29,11 +29,11 @@ dist.destroy_process_group()
 """
 
 
-def test_nccls_own_record_is_understood(tmp_path: Path) -> None:
+def test_a_record_of_nccl_is_read(tmp_path: Path) -> None:
     run([sys.executable, "-c", _ONE_RANK], tmp_path).check()
 
 
-def test_a_rank_that_never_enters_an_nccl_collective_is_named_with_it(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_enter_an_nccl_collective_is_reported_with_it(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.device_count() < 2:

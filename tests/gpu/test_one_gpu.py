@@ -13,7 +13,7 @@ from tests.support.runs import TOY, events_of, only_run, toy_env
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 
-def test_hardware_names_the_device_and_what_it_computes_natively() -> None:
+def test_hardware_has_the_device_and_its_native_types() -> None:
     import torch
 
     from launcher.hardware.devices import detect_hardware
@@ -27,7 +27,7 @@ def test_hardware_names_the_device_and_what_it_computes_natively() -> None:
     assert ("bf16" in device.native_dtypes) == (major >= 8)
 
 
-def test_looking_at_the_hardware_before_a_fork_does_not_initialise_cuda(tmp_path: Path) -> None:
+def test_detecting_the_hardware_before_a_fork_does_not_initialise_cuda(tmp_path: Path) -> None:
     import sys
 
     code = (

@@ -103,7 +103,7 @@ def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
     assert len(stopped) == 1, "all four ranks stopped at the same step"
 
 
-def test_two_nodes_train_as_one(whole: Job) -> None:
+def test_two_nodes_train_together(whole: Job) -> None:
     (started,) = events_of(whole.run, "run_started")
     assert started["name"] == "whole"
     assert {event["step"] for event in events_of(whole.run, "finished")} == {STEPS}
@@ -115,7 +115,7 @@ def test_two_nodes_train_as_one(whole: Job) -> None:
     assert (plan["world_size"], plan["num_nodes"], sorted(plan["hosts"])) == (4, 2, list(NODES))
 
 
-def test_a_preempted_job_saves_and_goes_on_as_if_nothing_had_happened(whole: Job, paced: Job) -> None:
+def test_a_preempted_job_saves_and_resumes_as_if_uninterrupted(whole: Job, paced: Job) -> None:
     faults.preempt(paced)
     _wait_for_warning(paced)
     _resumed_in_order(paced, whole)
@@ -123,7 +123,7 @@ def test_a_preempted_job_saves_and_goes_on_as_if_nothing_had_happened(whole: Job
     assert "the job is queued again" in said
 
 
-def test_a_job_whose_time_is_up_saves_and_goes_on(whole: Job, paced: Job) -> None:
+def test_a_job_at_its_time_limit_saves_and_resumes(whole: Job, paced: Job) -> None:
     faults.run_out_of_time(paced)
     _wait_for_warning(paced)
     _wait_for_requeue(paced)
@@ -132,7 +132,7 @@ def test_a_job_whose_time_is_up_saves_and_goes_on(whole: Job, paced: Job) -> Non
 
 
 @pytest.mark.parametrize("paced", ["deepspeed_stage_2"], indirect=True)
-def test_a_job_that_is_requeued_by_hand_saves_and_goes_on(whole: Job, paced: Job) -> None:
+def test_a_manually_requeued_job_saves_and_resumes(whole: Job, paced: Job) -> None:
     """DeepSpeed's, on both nodes, whose losses are DDP's but for the last bits."""
     # It does not so much as notice that daemons end and come again.
     faults.restart_slurmd(paced)
@@ -143,7 +143,7 @@ def test_a_job_that_is_requeued_by_hand_saves_and_goes_on(whole: Job, paced: Job
     assert (paced.run / "checkpoints" / "last.ckpt" / "checkpoint").is_dir()
 
 
-def test_a_job_whose_second_node_does_not_come_back_is_queued_once_more(whole: Job, paced: Job) -> None:
+def test_a_job_whose_second_node_does_not_return_is_requeued(whole: Job, paced: Job) -> None:
     cluster = paced.cluster
     cluster.hold_tasks(NODES[1])
     try:
@@ -158,7 +158,7 @@ def test_a_job_whose_second_node_does_not_come_back_is_queued_once_more(whole: J
     assert "node 1 never came; the job is queued again" in said
 
 
-def test_a_job_whose_second_node_never_comes_ends_instead_of_waiting_for_it(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_whose_second_node_is_missing_ends(cluster: Cluster, tmp_path: Path) -> None:
     cluster.hold_tasks(NODES[1])
     try:
         job = submit(cluster, tmp_path, "alone", *MODEL, "--time", "10", "--join-timeout", "2")
@@ -170,7 +170,7 @@ def test_a_job_whose_second_node_never_comes_ends_instead_of_waiting_for_it(clus
     assert int(cluster.job_field(job.job_id, "Restarts")) == 0
 
 
-def test_a_run_whose_node_is_cut_off_goes_on_from_its_last_checkpoint(whole: Job, paced: Job) -> None:
+def test_a_run_whose_node_loses_the_network_continues_from_its_last_checkpoint(whole: Job, paced: Job) -> None:
     faults.unplug(paced)
     try:
         (paced.cwd / "pace").unlink()

@@ -14,7 +14,7 @@ from tests.support.slurm_jobs import PATIENCE, REPOSITORY
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_two_nodes_multiply_reduce_and_compare_their_clocks(cluster: Cluster, tmp_path: Path) -> None:
+def test_two_nodes_multiply_reduce_and_compare_clocks(cluster: Cluster, tmp_path: Path) -> None:
     words = ("--nodes", "2", "--nproc-per-node", "2", "--cpus-per-task", "4", "--partition", "high", "--cpu", "--json")
     env = {**cluster.env, "PYTHONPATH": str(REPOSITORY)}
     ended = run(launcher("doctor", *words), tmp_path, env=env, timeout=2 * PATIENCE)

@@ -19,7 +19,7 @@ from tests.support.slurm_jobs import PATIENCE, words
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_sweep_is_a_job_array_whose_members_are_requeued_by_themselves(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_sweep_is_a_job_array_with_members_that_are_requeued_independently(cluster: Cluster, tmp_path: Path) -> None:
     pace, trace = tmp_path / "pace", tmp_path / "trace"
     pace.write_text("1")
     own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], "PACE": str(pace), "TRACE": str(trace)}
@@ -62,9 +62,7 @@ def test_a_sweep_is_a_job_array_whose_members_are_requeued_by_themselves(cluster
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_a_job_gets_the_gpus_that_were_asked_for_and_a_torch_without_cuda_is_told(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_job_gets_the_requested_gpus_and_a_torch_without_cuda_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     """The cluster's GPUs are device files, which SLURM counts and hands out; torch here has no CUDA."""
     own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
     said = words(cluster, tmp_path, "submit", *TOY, "--nodes", "1", "--gpus-per-node", "2", "--cpus-per-task", "4",
