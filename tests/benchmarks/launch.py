@@ -56,9 +56,9 @@ def running(
                # torchx and NeMo-Run look for torchrun there.
                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
         began = time.time()
-        words = command(who, ranks, steps, restarts, pause)
+        arguments = command(who, ranks, steps, restarts, pause)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(words, cwd=folder, env=env, start_new_session=True, **quiet)
+        process = subprocess.Popen(arguments, cwd=folder, env=env, start_new_session=True, **quiet)
         try:
             yield process, marks, began
         finally:

@@ -37,7 +37,7 @@ def read_marks(path: Path) -> list[tuple[float, int]]:
     if not path.exists():
         return []
     lines = (line.split() for line in path.read_text().splitlines())
-    return [(float(words[0]), int(words[1])) for words in lines if len(words) == 3]
+    return [(float(arguments[0]), int(arguments[1])) for arguments in lines if len(arguments) == 3]
 
 
 def main() -> None:

@@ -36,9 +36,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "blocks.json"
-        words = [str(out), str(options.rounds), str(options.steps), str(options.width)]
+        arguments = [str(out), str(options.rounds), str(options.steps), str(options.width)]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        command += [str(options.ranks), "-m", "tests.benchmarks.monitor_cost_worker", *words]
+        command += [str(options.ranks), "-m", "tests.benchmarks.monitor_cost_worker", *arguments]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "offline"}
         env |= {"WANDB_SILENT": "true"}
         began = time.monotonic()

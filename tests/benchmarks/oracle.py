@@ -151,8 +151,8 @@ def run_pairs(context: ForkServerContext, family: str, batch_size: int) -> list[
         estimates = {a.name: a.memory.total for a in found.assessments}
         outcomes = {candidate.name: measure(context, case(candidate, limit)) for candidate in CANDIDATES}
         pairs.append(Pair(family, limit, outcomes, found.pick, estimates))
-        told = ", ".join(f"{name} {'lives' if o.lives else 'fails'}" for name, o in outcomes.items())
-        print(f"{family}, {gib(limit)}: {told}; pick {found.pick}; load {os.getloadavg()[0]:.1f}", flush=True)
+        outcomes_text = ", ".join(f"{name} {'lives' if o.lives else 'fails'}" for name, o in outcomes.items())
+        print(f"{family}, {gib(limit)}: {outcomes_text}; pick {found.pick}; load {os.getloadavg()[0]:.1f}", flush=True)
         for name, outcome in outcomes.items():
             if not outcome.lives and "memory" not in outcome.reason:
                 print(f"  {name}: {outcome.reason}")

@@ -62,8 +62,8 @@ def main() -> None:
     for ranks in options.ranks:
         with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "peaks"
-            words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-            words += [
+            arguments = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+            arguments += [
                 "--rdzv-backend",
                 "c10d",
                 "--rdzv-endpoint",
@@ -72,9 +72,9 @@ def main() -> None:
                 "tests.support.live_peaks",
                 str(out),
             ]
-            words += [",".join(options.models), "0,1,2,3", ",".join(options.dtypes), str(options.batch)]
+            arguments += [",".join(options.models), "0,1,2,3", ",".join(options.dtypes), str(options.batch)]
             env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
-            run(words, Path(name), env=env, timeout=3600).check()
+            run(arguments, Path(name), env=env, timeout=3600).check()
             files = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(ranks)]
         for lines in zip(*files, strict=True):
             cases = [json.loads(line) for line in lines]

@@ -96,7 +96,7 @@ def main() -> None:
         clusters = [stack.enter_context(_cluster(folder / f"cluster-{n}")) for n in range(options.clusters)]
         whole = submit(clusters[0], folder / "whole", "whole", *MODEL)
         if whole.wait_for_end() != "COMPLETED":
-            raise SystemExit(f"the run that nothing happens to did not end well\n{whole.said()}")
+            raise SystemExit(f"the run that nothing happens to did not end well\n{whole.collect_output()}")
         threads = [
             threading.Thread(target=_work, args=(cluster, folder, waiting, whole, outcomes, options.json))
             for cluster in clusters
@@ -171,7 +171,7 @@ def one_run(cluster: Cluster, folder: Path, fault: Fault, seed: int, whole: Job)
         job.wait_for("all nodes idle", lambda: cluster.node_states() == {"idle"})
     outcome = _judge(fault, seed, step, ended, began, job, whole, problem.partition("\n")[0])
     if outcome.problem:
-        (folder / "account.txt").write_text(f"{outcome}\n{problem or job.said()}")
+        (folder / "account.txt").write_text(f"{outcome}\n{problem or job.collect_output()}")
     return outcome
 
 

@@ -58,13 +58,13 @@ def run_plain(programs: Sequence[Program], ranks: int, folder: Path) -> dict[str
     """All programs in one process (or one a rank), each in a folder of its own."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["-m", "tests.compatibility.plain", str(ranks), *(each.name for each in programs)]
+    arguments = ["-m", "tests.compatibility.plain", str(ranks), *(each.name for each in programs)]
 
     def one(rank: int) -> Finished:
         place = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0,
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "plain"}  # fmt: skip
         env = {"PYTHONPATH": str(REPOSITORY), **({k: str(v) for k, v in place.items()} if ranks > 1 else {})}
-        return run_warm([sys.executable, *words], folder, env=env, timeout=280)
+        return run_warm([sys.executable, *arguments], folder, env=env, timeout=280)
 
     with ThreadPoolExecutor(ranks) as pool:
         output = "".join(each.check().output for each in pool.map(one, range(ranks)))
@@ -83,11 +83,11 @@ def run_launcher(program: Program, ranks: int, folder: Path) -> Outcome:
     own = {"seed": 42, "accelerator": "cpu", "name": "run", "wandb": {"mode": "disabled"}}
     (folder / "run.yaml").write_text(yaml.safe_dump({**program.settings(), **own}))
     env = {"PYTHONPATH": str(REPOSITORY), "RECORD": str(folder / "record")}
-    words = ["fit", "--config", "run.yaml"]
+    arguments = ["fit", "--config", "run.yaml"]
     if program.by_agent and ranks > 1:
-        ended = run_warm(launcher(*words, "--devices", str(ranks)), folder, env=env, timeout=120)
+        ended = run_warm(launcher(*arguments, "--devices", str(ranks)), folder, env=env, timeout=120)
     else:
-        ended = train_on(ranks, words, folder, env)
+        ended = train_on(ranks, arguments, folder, env)
     return Outcome.of(folder, None if ended.code == 0 else ended.output, ended.output)
 
 

@@ -38,7 +38,9 @@ class Package:
     model: str = "Model"
     data: Mapping[str, Any] = field(default_factory=dict)
 
-    def fit(self, folder: Path, *words: str, preloaded: Sequence[str] = (), code: int = 0, **settings: Any) -> Finished:
+    def fit(
+        self, folder: Path, *arguments: str, preloaded: Sequence[str] = (), code: int = 0, **settings: Any
+    ) -> Finished:
         """`launcher fit` in `folder`, which ends with `code`."""
         if "CI" not in os.environ:
             for name in self.imports:
@@ -53,7 +55,7 @@ class Package:
         file = folder / f"{settings['name']}.yaml"
         file.write_text(yaml.safe_dump(values))
         env = {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-        command = launcher("fit", "--config", str(file), *words)
+        command = launcher("fit", "--config", str(file), *arguments)
         return run_warm(command, folder, env=env, timeout=240, preloaded=(*self.imports, *preloaded)).check(code)
 
 

@@ -59,7 +59,7 @@ def test_only_rank_zero_logs_to_wandb(ranks: list[dict[str, Any]]) -> None:
     for part in ("watched", "overflow", "skewed"):
         assert ranks[0][part]["rows"]
         assert ranks[1][part]["rows"] == []
-    assert (ranks[1]["skewed"]["told"], ranks[1]["skewed"]["alerts"]) == ([], [])
+    assert (ranks[1]["skewed"]["reported"], ranks[1]["skewed"]["alerts"]) == ([], [])
 
 
 @pytest.mark.case(39)
@@ -87,16 +87,16 @@ def test_a_rank_with_a_different_scale_is_reported_once(ranks: list[dict[str, An
     assert column(skewed["rows"], "amp/ranks_diverged") == [0, 0, 1, 1, 1, 1]
     assert column(skewed["rows"], "amp/loss_scale_min") == [1024.0] * 2 + [256.0] * 4
     assert column(skewed["rows"], "amp/loss_scale_max") == [1024.0] * STEPS
-    assert [told for told in skewed["told"] if told[0] == "ranks_diverged"] == [["ranks_diverged", 3, [1]]]
+    assert [each for each in skewed["reported"] if each[0] == "ranks_diverged"] == [["ranks_diverged", 3, [1]]]
     (alert,) = [text for title, text in skewed["alerts"] if title == "the ranks' loss scales differ"]
     assert alert.startswith("step 3: rank 0 has 1024.0; rank 1: 256.0: ")
 
 
 @pytest.mark.case(40)
 def test_in_a_launcher_run_the_rank_is_reported_in_one_event_and_on_the_terminal(tmp_path: Path) -> None:
-    words = (*TOY, "--precision", "16-mixed", "--trainer.max_steps", "6", "--watch.every_n_steps", "1",
-             "--trainer.callbacks", "[{class_path: tests.support.amp_ranks.SkewScale}]")  # fmt: skip
-    output = train_on(RANKS, words, tmp_path, toy_env(tmp_path / "trace")).check().output
+    arguments = (*TOY, "--precision", "16-mixed", "--trainer.max_steps", "6", "--watch.every_n_steps", "1",
+                 "--trainer.callbacks", "[{class_path: tests.support.amp_ranks.SkewScale}]")  # fmt: skip
+    output = train_on(RANKS, arguments, tmp_path, toy_env(tmp_path / "trace")).check().output
 
     folder = only_run(tmp_path)
     (event,) = [event for event in events_of(folder, "alert") if event["alert"] == "ranks_diverged"]

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "1")
 
 
-def _refused(cwd: Path, *words: str, env: dict[str, str] | None = None) -> str:
-    finished = run_warm(launcher(*words), cwd, env={**toy_env(cwd / "trace"), **(env or {})}).check(2)
+def _refused(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> str:
+    finished = run_warm(launcher(*arguments), cwd, env={**toy_env(cwd / "trace"), **(env or {})}).check(2)
     assert "Traceback" not in finished.output
     assert finished.output.startswith("error: ") or "\nerror: " in finished.output
     assert not list(cwd.glob("trace-*")), "nothing was trained"
@@ -57,10 +57,10 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
 def test_unknown_keys_wrong_types_and_wrong_sizes_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("sede: 1\nglobal_batch_size: 0\ntrainer:\n  max_epochs: -7\n  max_step: 3\n")
     output = _refused(tmp_path, "--config", "run.yaml", "--devices", "none")
-    for told in ("sede: unknown key; did you mean seed?", "global_batch_size: given 0; expected at least 1",
-                 "trainer.max_epochs: given -7", "did you mean trainer.max_steps?", "devices: given 'none'",
-                 "5 problems"):  # fmt: skip
-        assert told in output
+    for message in ("sede: unknown key; did you mean seed?", "global_batch_size: given 0; expected at least 1",
+                    "trainer.max_epochs: given -7", "did you mean trainer.max_steps?", "devices: given 'none'",
+                    "5 problems"):  # fmt: skip
+        assert message in output
 
 
 def test_a_class_that_fails_to_import_is_reported_with_its_error(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_a_run_that_is_training_is_not_changed(tmp_path: Path) -> None:
             os.kill(first, signal.SIGINT)
 
     env = {"PYTHONPATH": str(REPOSITORY)}
-    words = (*SETTINGS, "--name", "busy", "--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "4000")
-    run_warm(launcher(*words), tmp_path, env=env, on_line=start_second).check(130)
+    arguments = (*SETTINGS, "--name", "busy", "--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "4000")
+    run_warm(launcher(*arguments), tmp_path, env=env, on_line=start_second).check(130)
     assert second[0].check(2).output.count("run 'busy' is training right now (process ") == 1
 
 
@@ -133,7 +133,7 @@ def test_resume_of_another_models_checkpoint_lists_the_differences(earlier: Path
         "    def __init__(self) -> None:\n        super().__init__()\n        self.more = torch.nn.Linear(2, 2)\n"
     )
     checkpoint = str(earlier / "runs" / "earlier" / "checkpoints" / "last.ckpt")
-    words = (
+    arguments = (
         "--model",
         "other.Other",
         "--data",
@@ -143,7 +143,7 @@ def test_resume_of_another_models_checkpoint_lists_the_differences(earlier: Path
         "--resume",
         checkpoint,
     )
-    assert "is of another model than Other: more.weight is only in the model" in _refused(tmp_path, *words)
+    assert "is of another model than Other: more.weight is only in the model" in _refused(tmp_path, *arguments)
 
 
 def test_a_read_only_runs_dir(tmp_path: Path) -> None:

@@ -48,10 +48,10 @@ def test_every_kind_resumes_as_if_uninterrupted(tmp_path: Path) -> None:
 
 def test_a_killed_rank_is_replaced_with_every_model(tmp_path: Path) -> None:
     def train(name: str, **more: str) -> Finished:
-        words = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name",
-                 name,
-                 "--checkpoint.every_n_steps", "2", "--nproc-per-node", "2", "--max-restarts", "1")  # fmt: skip
-        return run_warm(launcher(*words), tmp_path, env={**ENV, **more}).check()
+        arguments = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name",
+                     name, "--checkpoint.every_n_steps", "2", "--nproc-per-node", "2", "--max-restarts",
+                     "1")  # fmt: skip
+        return run_warm(launcher(*arguments), tmp_path, env={**ENV, **more}).check()
 
     train("whole")
     train("parts", DIES="1")
@@ -64,10 +64,9 @@ def test_an_empty_group_and_objects_are_kept_through_every_strategy(tmp_path: Pa
     """ZeRO drops the group; the schedule, which has a rate for it, goes on, and so does DDP afterwards."""
 
     def train(name: str, epochs: int, *more: str) -> None:
-        words = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs",
-                 str(epochs),
-                 "--name", name, "--resume", "auto", *more)  # fmt: skip
-        train_on(2, words, tmp_path, ENV, preloaded=DEEPSPEED).check()
+        arguments = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs",
+                     str(epochs), "--name", name, "--resume", "auto", *more)  # fmt: skip
+        train_on(2, arguments, tmp_path, ENV, preloaded=DEEPSPEED).check()
 
     def rate(steps: int) -> float:
         return float((tmp_path / f"rate-{steps}").read_text())
@@ -84,10 +83,10 @@ def test_bf16_of_stage_1_with_fp32_gradients_resumes_under_other_strategies(tmp_
     """DeepSpeed has an optimizer of its own for it, with other names in its files."""
 
     def train(name: str, epochs: int, strategy: str, *more: str) -> str:
-        words = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs",
-                 str(epochs),
-                 "--precision", "bf16-mixed", "--name", name, "--resume", "auto", "--strategy", strategy)  # fmt: skip
-        return train_on(2, (*words, *more), tmp_path, ENV, preloaded=DEEPSPEED).check().output
+        arguments = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs",
+                     str(epochs), "--precision", "bf16-mixed", "--name", name, "--resume", "auto", "--strategy",
+                     strategy)  # fmt: skip
+        return train_on(2, (*arguments, *more), tmp_path, ENV, preloaded=DEEPSPEED).check().output
 
     (tmp_path / "fp32.yaml").write_text("deepspeed_config: {data_types: {grad_accum_dtype: fp32}}\n")
     own = ("--config", "fp32.yaml")

@@ -31,16 +31,16 @@ def coordinator(**options):
     return TrainingCoordinator(**{"output_dir": "runs", "use_gpu": False, "wandb": WandbOptions("disabled"), **options})
 
 def found(**values):
-    # One write: the ranks' words must not mix within a line.
+    # One write: the ranks' arguments must not mix within a line.
     sys.stdout.write(f"FOUND {json.dumps(values)}\\n")
 """
 
 
-def script(folder: Path, text: str, *words: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
+def script(folder: Path, text: str, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
     """Run a user's script in an empty folder."""
     (folder / "train.py").write_text(HEAD + text)
     whole = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
-    return run_warm([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
+    return run_warm([sys.executable, "train.py", *arguments], folder, env=whole, timeout=240).check(code)
 
 
 def found_in(output: str) -> list[dict[str, Any]]:
@@ -111,10 +111,10 @@ def test_a_precision_plugin_in_a_config_file_is_used_and_not_duplicated(tmp_path
 from launcher import fit, load_config
 import theirs
 
-words = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
+arguments = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
          "--trainer.max_steps", "2", "--trainer.plugins", "{class_path: theirs.Own}",
          "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]"]
-result = fit(load_config(overrides=words))
+result = fit(load_config(overrides=arguments))
 found(own=type(result.trainer.precision_plugin) is theirs.Own, made=theirs.Own.made, plan=result.plan.precision)
 """).output  # fmt: skip
     assert found_in(output) == [{"own": True, "made": 1, "plan": "custom"}]
@@ -167,18 +167,18 @@ for each in ("refused", "first", "second"):
 """
 
 
-def two(folder: Path, *words: str, code: int = 0) -> str:
+def two(folder: Path, *arguments: str, code: int = 0) -> str:
     (folder / "elsewhere").mkdir()
-    return script(folder, _TWO, *words, code=code).output
+    return script(folder, _TWO, *arguments, code=code).output
 
 
 def test_a_script_trains_twice_on_two_devices_after_a_rejected_training(tmp_path: Path) -> None:
-    told = found_in(two(tmp_path))
+    results = found_in(two(tmp_path))
     # One that is refused comes first: the ranks are there for the next.
     assert sorted(
-        end["rank"] for end in told if "refused" in end and "missing.ckpt does not exist" in end["refused"]
+        end["rank"] for end in results if "refused" in end and "missing.ckpt does not exist" in end["refused"]
     ) == ["0", "1"]
-    found = [end for end in told if "refused" not in end]
+    found = [end for end in results if "refused" not in end]
     assert sorted((end["name"], end["rank"], end["world"], end["steps"]) for end in found) == [
         ("first", 0, 2, 8), ("first", 1, 2, 8), ("second", 0, 2, 8), ("second", 1, 2, 8),
     ]  # fmt: skip
@@ -308,12 +308,12 @@ def slurm_task(rank: int, tasks: int) -> dict[str, str]:
     return {f"SLURM_{name}": str(value) for name, value in values.items()}
 
 
-def as_slurm_tasks(folder: Path, text: str, *words: str, tasks: int) -> list[Finished]:
+def as_slurm_tasks(folder: Path, text: str, *arguments: str, tasks: int) -> list[Finished]:
     """A script as `srun` starts it: all its tasks at once, one of which is enough without ranks."""
     port = {"MASTER_PORT": str(free_port())}
 
     def one(rank: int) -> Finished:
-        return script(folder, text, *words, env={**slurm_task(rank, tasks), **port})
+        return script(folder, text, *arguments, env={**slurm_task(rank, tasks), **port})
 
     with ThreadPoolExecutor(tasks) as pool:
         return list(pool.map(one, range(tasks)))
@@ -322,9 +322,11 @@ def as_slurm_tasks(folder: Path, text: str, *words: str, tasks: int) -> list[Fin
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_a_returned_trainer_can_continue_and_a_second_training_equals_the_first(tmp_path: Path, tasks: int) -> None:
     outputs = [ended.output for ended in as_slurm_tasks(tmp_path, _AFTER, tasks=tasks)]
-    told = [{end["what"]: end for end in found_in(output)} for output in outputs]
-    assert sorted((end["first"]["rank"], end["first"]["world"]) for end in told) == [(n, tasks) for n in range(tasks)]
-    for end in told:
+    results = [{end["what"]: end for end in found_in(output)} for output in outputs]
+    assert sorted((end["first"]["rank"], end["first"]["world"]) for end in results) == [
+        (n, tasks) for n in range(tasks)
+    ]
+    for end in results:
         first, second = end["first"], end["second"]
         assert first["val"] == pytest.approx(first["right"])
         assert first["test"] == pytest.approx(first["right"])
@@ -333,7 +335,7 @@ def test_a_returned_trainer_can_continue_and_a_second_training_equals_the_first(
         assert second["right"] == first["right"], "the same order of the data, and nothing left of the first training"
         assert (end["by hand"]["steps"], end["by hand"]["clip"]) == (4, None)
         assert (end["compiled"]["steps"], end["compiled"]["same"]) == (2, True)
-    assert sorted(number for end in told for number in end["first"]["predicted"]) == list(range(16))
+    assert sorted(number for end in results for number in end["first"]["predicted"]) == list(range(16))
     for name in ("first", "second", "by-hand", "compiled"):
         assert not [text for text in notices_of(tmp_path / "runs" / name) if "left as it is" in text]
         (file,) = wandb_file.files(tmp_path / "runs" / name)
@@ -342,9 +344,9 @@ def test_a_returned_trainer_can_continue_and_a_second_training_equals_the_first(
     assert not (tmp_path / "elsewhere").exists(), "what only rank zero uses is rank zero's"
     # W&B stays open for what comes after the training, and the next training has a run of its own.
     rows = wandb_file.history_rows(tmp_path / "runs" / "first")
-    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["first"]["test"])]
+    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(results[0]["first"]["test"])]
     rows = wandb_file.history_rows(tmp_path / "runs" / "second")
-    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["second"]["test"])]
+    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(results[0]["second"]["test"])]
 
 
 _HYDRA = """
@@ -363,10 +365,10 @@ main()
 
 
 def test_each_job_of_a_hydra_sweep_is_one_training_of_two_ranks(tmp_path: Path) -> None:
-    words = ["-m", "+lr=0.1,0.2", "hydra.sweep.dir=sweep", "hydra.job.chdir=true"]
-    told = found_in(script(tmp_path, _HYDRA, *words).output)
+    arguments = ["-m", "+lr=0.1,0.2", "hydra.sweep.dir=sweep", "hydra.job.chdir=true"]
+    results = found_in(script(tmp_path, _HYDRA, *arguments).output)
     folders = {0.1: str(tmp_path / "sweep" / "0"), 0.2: str(tmp_path / "sweep" / "1")}
-    assert sorted(told, key=lambda end: (end["lr"], end["rank"])) == [
+    assert sorted(results, key=lambda end: (end["lr"], end["rank"])) == [
         {"lr": lr, "rank": rank, "world": 2, "folder": folders[lr], "at": folders[lr]}
         for lr in (0.1, 0.2) for rank in (0, 1)
     ]  # fmt: skip

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.slow
 def test_an_overflow_under_zero_skips_a_step_halves_the_scale_and_is_logged_for_both_ranks(
     tmp_path: Path, stage: int
 ) -> None:
-    words = (*TOY, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--precision", "16-mixed",
-             "--strategy", f"deepspeed_stage_{stage}", "--name", "it")  # fmt: skip
+    arguments = (*TOY, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--precision", "16-mixed",
+                 "--strategy", f"deepspeed_stage_{stage}", "--name", "it")  # fmt: skip
     # DeepSpeed takes fp16 on a CPU only where that has the instructions for it; the arithmetic is the same without.
     env = {**toy_env(tmp_path / "trace"), "LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
-    train_on(2, words, tmp_path, env, preloaded=DEEPSPEED).check()
+    train_on(2, arguments, tmp_path, env, preloaded=DEEPSPEED).check()
 
     seen = events_of(tmp_path / "runs" / "it", "ranks")
     assert [event["step"] for event in seen] == list(range(1, 17))

@@ -20,16 +20,16 @@ STEPS = 10
 INTERRUPTED = 130
 
 
-def train(folder: Path, trace: str, ranks: int, *words: str, options: Sequence[str] = ()) -> Finished:
+def train(folder: Path, trace: str, ranks: int, *arguments: str, options: Sequence[str] = ()) -> Finished:
     env = toy_env(folder / trace)
     if options:
-        return run(torchrun(ranks, *SETTINGS, *words, options=options), folder, env=env)
-    return train_on(ranks, (*SETTINGS, *words), folder, env, preloaded=DEEPSPEED)
+        return run(torchrun(ranks, *SETTINGS, *arguments, options=options), folder, env=env)
+    return train_on(ranks, (*SETTINGS, *arguments), folder, env, preloaded=DEEPSPEED)
 
 
-def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *words: str) -> None:
+def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *arguments: str) -> None:
     """Train until SIGINT in `step`."""
-    finished = train(folder, trace, ranks, "--name", name, "--model.signal_at", str(step), *words)
+    finished = train(folder, trace, ranks, "--name", name, "--model.signal_at", str(step), *arguments)
     finished.check(INTERRUPTED)
     steps = {event["step"] for event in events_of(folder / "runs" / name, "interrupted")}
     assert steps == {step + 1}, finished.output
@@ -73,8 +73,8 @@ def test_an_interrupted_run_resumes_with_the_next_batch(
     tmp_path: Path, stage: int, damaged: bool, whole: list[tuple[list[int], float]]
 ) -> None:
     """With one bit of one rank's piece wrong it goes on from the checkpoint before."""
-    words = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
-    interrupt(tmp_path, "trace", 2, "it", 6, *words)
+    arguments = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
+    interrupt(tmp_path, "trace", 2, "it", 6, *arguments)
     last = tmp_path / "runs" / "it" / "checkpoints" / "last.ckpt"
     pieces = sorted(file.name for file in (last / "checkpoint").glob("*_optim_states.pt"))
     assert len(pieces) == 2, "every rank saved its piece"
@@ -83,7 +83,7 @@ def test_an_interrupted_run_resumes_with_the_next_batch(
         content = bytearray(piece.read_bytes())
         content[len(content) // 2] ^= 1
         piece.write_bytes(content)
-    again = train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *words).check()
+    again = train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *arguments).check()
 
     (resumed,) = events_of(tmp_path / "runs" / "it", "resumed")
     if damaged:
@@ -129,9 +129,9 @@ def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
 def test_a_killed_rank_is_replaced_and_deepspeed_uses_the_new_group(
     tmp_path: Path, whole: list[tuple[list[int], float]]
 ) -> None:
-    words = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
+    arguments = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
     kill = ("--model.kill_at", "5", "--model.by_rank", "1")
-    train(tmp_path, "trace", 2, *words, *kill, options=("--max-restarts", "1")).check()
+    train(tmp_path, "trace", 2, *arguments, *kill, options=("--max-restarts", "1")).check()
     directory = tmp_path / "runs" / "it"
     assert [event["restart_count"] for event in events_of(directory, "run_started")] == [0, 1]
     assert events_of(directory, "finished")[-1]["step"] == STEPS
@@ -147,9 +147,9 @@ def test_two_runs_in_one_process_are_independent(tmp_path: Path) -> None:
         "from launcher import fit, load_config\n"
         "from strategies.deepspeed_config import VARIANTS\n"
         "before = dict(os.environ)\n"
-        "words = ['--model', 'tests.support.toy.Toy', '--data', 'tests.support.toy.ToyData', '--wandb.mode',\n"
+        "arguments = ['--model', 'tests.support.toy.Toy', '--data', 'tests.support.toy.ToyData', '--wandb.mode',\n"
         "         'disabled', '--trainer.max_steps', '3', '--strategy', 'deepspeed_stage_2_offload', '--name']\n"
-        "losses = [fit(load_config([], [*words, name])).metrics['loss'] for name in ('a', 'b')]\n"
+        "losses = [fit(load_config([], [*arguments, name])).metrics['loss'] for name in ('a', 'b')]\n"
         "assert losses[0] == losses[1], losses\n"
         "rank = {k for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if k in os.environ}\n"
         "assert not rank, rank\n"

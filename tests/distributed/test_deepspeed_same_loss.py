@@ -21,8 +21,8 @@ DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mod
 def _curve(folder: Path, strategy: str, precision: str) -> list[float]:
     """The training loss of rank zero at every step, then the validation loss of the end."""
     name = f"{strategy}-{precision}"
-    words = (*DEMO, "--strategy", strategy, "--precision", precision, "--name", name)
-    train_on(2, words, folder, {}, preloaded=DEEPSPEED).check()
+    arguments = (*DEMO, "--strategy", strategy, "--precision", precision, "--name", name)
+    train_on(2, arguments, folder, {}, preloaded=DEEPSPEED).check()
     directory = folder / "runs" / name
     steps = [event["metrics"]["train_loss"] for event in events_of(directory, "step")]
     (finished,) = events_of(directory, "finished")

@@ -60,9 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def evaluate(folder: Path, ranks: int, command: str, *words: str, name: str = "first", code: int = 0) -> Finished:
+def evaluate(folder: Path, ranks: int, command: str, *arguments: str, name: str = "first", code: int = 0) -> Finished:
     config = ("--config", f"runs/{name}/config.yaml")
-    return train_on(ranks, [command, *config, *words], folder, env_of(folder), preloaded=DEEPSPEED).check(code)
+    return train_on(ranks, [command, *config, *arguments], folder, env_of(folder), preloaded=DEEPSPEED).check(code)
 
 
 def plain(folder: Path, checkpoint: Path, *, stage: str = "test") -> float:
@@ -127,8 +127,10 @@ def test_predictions_are_in_a_private_file_for_each_rank_and_replace_earlier_one
 
 
 def test_the_agents_ranks_evaluate_too_and_the_metrics_are_printed_once(folder: Path) -> None:
-    words = launcher("test", "--config", "runs/first/config.yaml", "--nproc-per-node", "2", "--wandb.mode", "disabled")
-    output = run(words, folder, env=env_of(folder), timeout=200).check().output
+    arguments = launcher(
+        "test", "--config", "runs/first/config.yaml", "--nproc-per-node", "2", "--wandb.mode", "disabled"
+    )
+    output = run(arguments, folder, env=env_of(folder), timeout=200).check().output
     assert output.count("Test metric") == 1
     assert f"{plain(folder, checkpoints(folder)[0]):.5f}" in output
 
@@ -186,9 +188,9 @@ def script_on_two_ranks(folder: Path, script: str) -> list[str]:
 
 
 def test_invalid_evaluations_are_reported(folder: Path) -> None:
-    words = ["test", "--model", "tests.support.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
-    output = train_on(1, [*words, "--name", "first"], folder, env_of(folder)).check(2).output
+    arguments = ["test", "--model", "tests.support.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
+    output = train_on(1, [*arguments, "--name", "first"], folder, env_of(folder)).check(2).output
     assert "error: Toy has no test_step, which `launcher test` needs; add it" in output
-    output = train_on(1, [*words, "--name", "other"], folder, env_of(folder)).check(2).output
+    output = train_on(1, [*arguments, "--name", "other"], folder, env_of(folder)).check(2).output
     assert "error: there is no run 'other' in" in output
     assert not (folder / "runs" / "other").exists()

@@ -18,12 +18,12 @@ SETTINGS = ("--model", "tests.support.faulty.Faulty", *TOY[2:], "--global_batch_
             "--name", "it", "--devices", "2", *PERSISTENT)  # fmt: skip
 
 
-def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
-    return run_warm(launcher("fit", *SETTINGS, *words), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
+def _fit(cwd: Path, *arguments: str, timeout: float = 150) -> Finished:
+    return run_warm(launcher("fit", *SETTINGS, *arguments), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "told"),
+    ("fault", "code", "text"),
     [
         ("kill", 137, r"killed by SIGKILL \(signal 9\) at step 3"),
         ("segfault", 139, r"killed by SIGSEGV \(signal 11\) at step 3"),
@@ -32,12 +32,12 @@ def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
     ],
 )
 def test_the_first_failed_rank_is_reported_once_with_its_log_and_its_exit_code(
-    tmp_path: Path, fault: str, code: int, told: str
+    tmp_path: Path, fault: str, code: int, text: str
 ) -> None:
     output = _fit(tmp_path, "--model.fault", fault).check(code).output
 
     account = output[output.index("error: ") :]
-    assert re.match(rf"error: rank 1 \(\S+\) failed first: {told}\n", account), output
+    assert re.match(rf"error: rank 1 \(\S+\) failed first: {text}\n", account), output
     assert re.search(r"^  rank 0 \(\S+\): ", account, re.M)
     assert output.count("failed first") == 1
     assert "no restart: --max-restarts is 0" in account
@@ -69,8 +69,8 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_reported_as_out_of_memory(tm
     command = launcher("fit", *SETTINGS, "--model.fault", "eat memory")
     output = run_warm(command, tmp_path, env=env, timeout=150).check(137).output
 
-    told = r"error: rank 1 \(\S+\) failed first: killed by the kernel because the memory was full \(SIGKILL\) at step 3"
-    assert re.search(told, output), output
+    expected = r"error: rank 1 \(\S+\) failed first: killed by the kernel because the host ran out of memory \(SIGKILL\) at step 3"
+    assert re.search(expected, output), output
     (event,) = events_of(tmp_path / "runs" / "it", "rank_failed")
     assert event["out_of_memory"] is True
 
@@ -79,13 +79,13 @@ def test_an_exception_before_the_process_group_exists_is_reported_with_its_rank(
     output = _fit(tmp_path, "--model", "tests.support.faulty.FailsEarly").check(1).output
 
     assert re.search(r"error: rank 1 \(\S+\) failed first: OSError: a licence server", output), output
-    assert "before the training began" in output
+    assert "before training started" in output
 
 
 def test_restarts_continue_from_the_checkpoint_with_every_sample_in_the_same_run(tmp_path: Path) -> None:
-    words = ("--model.fault", "kill", "--model.by_rank", "0", "--model.times", "3", "--max-restarts", "5",
-             "--checkpoint.every_n_steps", "2")  # fmt: skip
-    output = _fit(tmp_path, *words).check().output
+    arguments = ("--model.fault", "kill", "--model.by_rank", "0", "--model.times", "3", "--max-restarts", "5",
+                 "--checkpoint.every_n_steps", "2")  # fmt: skip
+    output = _fit(tmp_path, *arguments).check().output
 
     directory = tmp_path / "runs" / "it"
     assert [e["verdict"][:12] for e in events_of(directory, "rank_failed")] == [
@@ -100,8 +100,17 @@ def test_restarts_continue_from_the_checkpoint_with_every_sample_in_the_same_run
 
 
 def test_restarts_are_counted_up_to_the_limit(tmp_path: Path) -> None:
-    words = ("--model.fault", "kill", "--model.times", "9", "--max-restarts", "1", "--checkpoint.every_n_steps", "2")
-    output = _fit(tmp_path, *words).check(137).output
+    arguments = (
+        "--model.fault",
+        "kill",
+        "--model.times",
+        "9",
+        "--max-restarts",
+        "1",
+        "--checkpoint.every_n_steps",
+        "2",
+    )
+    output = _fit(tmp_path, *arguments).check(137).output
     assert "restart 1 of 1, from the last checkpoint" in output
     assert "no restart: 1 of 1 restarts were used in the last 3600 s" in output
 
@@ -109,7 +118,7 @@ def test_restarts_are_counted_up_to_the_limit(tmp_path: Path) -> None:
 def test_the_same_exception_at_the_same_step_causes_no_third_attempt(tmp_path: Path) -> None:
     output = _fit(tmp_path, "--model.fault", "raise", "--model.times", "9", "--max-restarts", "5").check(1).output
     assert output.count("failed first") == 2
-    assert "no restart: the attempt before ended in the same way (ValueError" in output
+    assert "no restart: the previous attempt failed in the same way (ValueError" in output
 
 
 def test_an_import_error_in_a_step_causes_no_restart(tmp_path: Path) -> None:

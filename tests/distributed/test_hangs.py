@@ -18,10 +18,12 @@ HANG = ("--hang-timeout", "20", "--trainer.log_every_n_steps", "1")
 
 
 def test_a_sleeping_rank_is_reported_with_its_position_and_all_stacks_are_saved(tmp_path: Path) -> None:
-    words = (*SETTINGS, *HANG, "--model.fault", "sleep")
-    output = run_warm(launcher("fit", *words), tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check(1).output
+    arguments = (*SETTINGS, *HANG, "--model.fault", "sleep")
+    output = (
+        run_warm(launcher("fit", *arguments), tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check(1).output
+    )
 
-    assert re.search(r"hang: no sign of life from any rank for \d+ s; the others wait for rank 1;", output), output
+    assert re.search(r"hang: no heartbeat from any rank for \d+ s; the other ranks wait for rank 1;", output), output
     assert re.search(r"error: rank 1 \(\S+\) failed first: hung at step 3: it was in \S+threading.py", output), output
     assert re.search(r"rank 0 \(\S+\): running at step 3, waiting in a collective", output), output
     directory = tmp_path / "runs" / "it"
@@ -36,8 +38,10 @@ def test_a_sleeping_rank_is_reported_with_its_position_and_all_stacks_are_saved(
 
 
 def test_a_stopped_rank_is_reported_and_the_restart_finishes_the_run(tmp_path: Path) -> None:
-    words = (*SETTINGS, *HANG, "--model.fault", "stop", "--max-restarts", "1")
-    output = run_warm(launcher("fit", *words), tmp_path, env=toy_env(tmp_path / "trace"), timeout=180).check().output
+    arguments = (*SETTINGS, *HANG, "--model.fault", "stop", "--max-restarts", "1")
+    output = (
+        run_warm(launcher("fit", *arguments), tmp_path, env=toy_env(tmp_path / "trace"), timeout=180).check().output
+    )
 
     assert re.search(r"rank 1 \(\S+\) failed first: hung at step 3: it was stopped by a signal \(SIGSTOP\)", output)
     assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 8

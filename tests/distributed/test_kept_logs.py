@@ -38,11 +38,11 @@ _CONFIG = {
 }  # fmt: skip
 
 
-def _train(folder: Path, ranks: int, *words: str, code: int = 0) -> None:
+def _train(folder: Path, ranks: int, *arguments: str, code: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "c.yaml").write_text(yaml.safe_dump(_CONFIG))
-    words = ("--config", "c.yaml", "--name", "it", *words)
-    train_on(ranks, words, folder, toy_env(folder / "trace")).check(code)
+    arguments = ("--config", "c.yaml", "--name", "it", *arguments)
+    train_on(ranks, arguments, folder, toy_env(folder / "trace")).check(code)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,14 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 # After 12 steps: in the second epoch, in whose middle is a validation. A kill goes back to the end of the first.
 @pytest.mark.parametrize(
-    ("ranks", "words", "code"),
+    ("ranks", "arguments", "code"),
     [(1, ("--model.kill_at", "12"), -signal.SIGKILL), (2, ("--model.signal_at", "12"), 128 + signal.SIGINT)],
 )
 def test_rows_and_checkpoints_of_a_resumed_run_equal_those_of_an_uninterrupted_one(
-    tmp_path: Path, whole: Callable[[int], Path], ranks: int, words: tuple[str, ...], code: int
+    tmp_path: Path, whole: Callable[[int], Path], ranks: int, arguments: tuple[str, ...], code: int
 ) -> None:
     parts = tmp_path / "parts"
-    _train(parts, ranks, *words, code=code)
+    _train(parts, ranks, *arguments, code=code)
     _train(parts, ranks, "--resume", "auto")
     assert _rows(parts) == _rows(whole(ranks))
     assert _scalars(parts) == _scalars(whole(ranks))

@@ -22,12 +22,12 @@ MODEL = (*TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator",
 SWEEP = ("--sweep", "model.init_args.lr=0.01,0.05")
 
 
-def _words(cwd: Path, *given: str, pace: str = "0") -> Finished:
+def _launch(cwd: Path, *given: str, pace: str = "0") -> Finished:
     return run(launcher(*given), cwd, env={"PACE": pace, "PYTHONPATH": str(REPOSITORY)}, timeout=120)
 
 
 def _members(cwd: Path) -> list[dict[str, Any]]:
-    return json.loads(_words(cwd, "status", "s", "--json").check().output)
+    return json.loads(_launch(cwd, "status", "s", "--json").check().output)
 
 
 def _wait(cwd: Path) -> None:
@@ -41,10 +41,10 @@ def _wait(cwd: Path) -> None:
 
 
 def test_the_members_run_one_after_another_and_share_one_table(tmp_path: Path) -> None:
-    assert "runs 2 members in the background" in _words(tmp_path, "submit", *MODEL, *SWEEP).check().output
+    assert "runs 2 members in the background" in _launch(tmp_path, "submit", *MODEL, *SWEEP).check().output
     states = [member["run"]["state"] for member in _members(tmp_path)]
     assert states in (["queued", "queued"], ["running", "queued"])
-    assert "has not begun; cancel its sweep" in _words(tmp_path, "cancel", "s-1").check(1).output
+    assert "has not begun; cancel its sweep" in _launch(tmp_path, "cancel", "s-1").check(1).output
     _wait(tmp_path)
     one, two = _members(tmp_path)
     assert [member["run"]["state"] for member in (one, two)] == ["done", "done"]
@@ -57,10 +57,10 @@ def test_the_members_run_one_after_another_and_share_one_table(tmp_path: Path) -
 
 
 def test_a_cancelled_sweep_saves_the_running_member_and_starts_no_other(tmp_path: Path) -> None:
-    _words(tmp_path, "submit", *MODEL, *SWEEP, pace="0.5").check()
+    _launch(tmp_path, "submit", *MODEL, *SWEEP, pace="0.5").check()
     events = tmp_path / "runs/s-0/events.jsonl"
     wait_until("the training", lambda: events.exists() and '"training_started"' in events.read_text(), 120)
-    assert "asked to save and stop" in _words(tmp_path, "cancel", "s").check().output
+    assert "asked to save and stop" in _launch(tmp_path, "cancel", "s").check().output
     _wait(tmp_path)
     one, two = _members(tmp_path)
     assert one["run"]["state"] == "stopped"

@@ -21,8 +21,8 @@ def strategies_in_record(directory: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_plan_for_other_gpus_has_every_candidate_and_a_plot(tmp_path: Path) -> None:
-    words = launcher("plan", *TOY, *H100S, "--json", "--plot", "memory.svg", "--global-batch-size", "256")
-    ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check()
+    arguments = launcher("plan", *TOY, *H100S, "--json", "--plot", "memory.svg", "--global-batch-size", "256")
+    ended = run_warm(arguments, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check()
     plan = json.loads(ended.output[ended.output.index("{") :])
     assert (plan["world_size"], plan["num_nodes"], plan["precision"]) == (64, 8, "bf16-mixed")
     assert plan["strategy"]["name"] == plan["memory"]["pick"] == "ddp"
@@ -34,8 +34,8 @@ def test_a_plan_for_other_gpus_has_every_candidate_and_a_plot(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_wrong_options_are_reported_together_without_a_plan(tmp_path: Path) -> None:
-    words = launcher("plan", *TOY, "--gpus", "12", "--gpus-per-node", "8", "--gpu", "h10")
-    ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
+    arguments = launcher("plan", *TOY, "--gpus", "12", "--gpus-per-node", "8", "--gpu", "h10")
+    ended = run_warm(arguments, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
     assert "the config has 2 problems" in ended.output
     assert "did you mean h100?" in ended.output
     assert "Traceback" not in ended.output
@@ -43,22 +43,22 @@ def test_wrong_options_are_reported_together_without_a_plan(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_model_too_large_for_every_strategy_is_rejected_before_a_run_exists(tmp_path: Path) -> None:
-    words = launcher("fit", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9", "--devices", "1")
+    arguments = launcher("fit", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9", "--devices", "1")
     plan = launcher("plan", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9")
     env = toy_env(tmp_path / "trace")
     ended = run_warm(plan, tmp_path, env=env, timeout=60).check(2)
     assert "no strategy fits: single_device needs least" in ended.output
     assert "what would do" in ended.output
     # A run of so small a model begins without a look at memory.
-    run_warm([*words, "--trainer.max_steps", "1"], tmp_path, env=env, timeout=90).check()
+    run_warm([*arguments, "--trainer.max_steps", "1"], tmp_path, env=env, timeout=90).check()
 
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_reports_what_to_do(tmp_path: Path) -> None:
-    words = launcher(
+    arguments = launcher(
         "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--trainer.max_steps", "4"
     )
-    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=90).check(1)
+    ended = run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=90).check(1)
     assert "rank 0" in ended.output
     assert "is out of memory with single_device" in ended.output
     assert "next: a smaller micro batch" in ended.output
@@ -69,11 +69,11 @@ def test_a_run_that_is_out_of_memory_reports_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path: Path) -> None:
-    words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry", "--model.content_from",
-                     "2",
-                     "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
-                     "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4", *WORKERS)  # fmt: skip
-    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
+    arguments = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry",
+                         "--model.content_from", "2", "--model.width", "1448", *TOY[2:], "--accelerator", "cpu",
+                         "--on_oom", "next", "--strategy", "ddp", "--checkpoint.every_n_steps", "1",
+                         "--trainer.max_steps", "4", *WORKERS)  # fmt: skip
+    ended = run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
     directory = only_run(tmp_path)
     plans = [event["plan"] for event in events_of(directory, "planned")]
     first, second, third = (plan["strategy"]["name"] for plan in plans)
@@ -95,8 +95,8 @@ def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path:
     assert memory["ranks"] == [0, 1, 2]
     planned = memory["planned"]["total"]
     assert all(0.7 * planned < peak < planned + (500 << 20) for peak in memory["measured"])
-    told = run_warm(launcher("report", directory.name, "--json"), tmp_path).check().output
-    found = json.loads(told[told.index("{") :])["attempts"][-1]["memory"]
+    output = run_warm(launcher("report", directory.name, "--json"), tmp_path).check().output
+    found = json.loads(output[output.index("{") :])["attempts"][-1]["memory"]
     assert found["measured"] == {str(rank): peak for rank, peak in enumerate(memory["measured"])}
     assert found["planned"] == planned
     assert strategies_in_record(directory) == [first, second]
@@ -107,11 +107,10 @@ def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path:
 
 @pytest.mark.slow
 def test_a_restart_by_torchrun_uses_the_next_strategy(tmp_path: Path) -> None:
-    words = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448",
-             *TOY[2:],
-             "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
-             "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
-    command = torchrun(2, *words, options=("--max-restarts", "1"))
+    arguments = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448",
+                 *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
+                 "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
+    command = torchrun(2, *arguments, options=("--max-restarts", "1"))
     ended = run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check()
     directory = only_run(tmp_path)
     plans = [event["plan"] for event in events_of(directory, "planned")]
@@ -126,10 +125,9 @@ def test_a_restart_by_torchrun_uses_the_next_strategy(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_a_smaller_strategy_there_is_no_restart(tmp_path: Path) -> None:
-    words = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom",
-                     "next",
-                     "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
-    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
+    arguments = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom",
+                         "next", "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
+    ended = run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
     assert "is out of memory with single_device" in ended.output
     (event,) = events_of(only_run(tmp_path), "rank_failed")
     assert not event["restart"]

@@ -118,10 +118,10 @@ def test_a_notebook_trains_on_two_ranks_in_a_real_kernel(tmp_path: Path) -> None
     folders = {name: str(tmp_path / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2", **folders}
     command = [sys.executable, "-m", "tests.support.notebook_kernel", "cells"]
-    told = run(command, tmp_path, env=env, timeout=280).check(0).output
+    shown = run(command, tmp_path, env=env, timeout=280).check(0).output
     outputs = [re.sub(r"\x1b\[[\d;]*m", "", "".join(cell)) for cell in json.loads((tmp_path / "cells").read_text())]
     _, trained, looked, tested, by_hand, failed, refused, again = outputs
-    assert "2 x " in trained, told
+    assert "2 x " in trained, shown
     assert "ranks" in trained
     assert "this is a notebook" not in trained
     assert found_in(looked) == [

@@ -40,7 +40,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _said(project: Path, *arguments: str) -> Any:
+def _read_json(project: Path, *arguments: str) -> Any:
     return json.loads(run_warm(launcher(*arguments), project).check().output)
 
 
@@ -53,8 +53,8 @@ def _figures(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["ddp-fp16", "zero-bf16"])
 def test_an_old_run_is_reported_with_the_same_figures(name: str, project: Path) -> None:
-    assert _figures(_said(project, "report", name, "--json")) == _figures(EXPECTED[name]["report"])
-    assert _figures(_said(project, "status", name, "--json")) == _figures(EXPECTED[name]["status"])
+    assert _figures(_read_json(project, "report", name, "--json")) == _figures(EXPECTED[name]["report"])
+    assert _figures(_read_json(project, "status", name, "--json")) == _figures(EXPECTED[name]["status"])
     page = run_warm(launcher("report", name), project).check()
     assert (project / "runs" / name / "report.html").stat().st_size > 10_000, page.output
 
@@ -82,9 +82,9 @@ def test_an_old_run_resumes_as_before(name: str, project: Path) -> None:
 
 
 def test_old_submissions_and_sweeps_are_found(project: Path) -> None:
-    status = _said(project, "status", "submitted", "--json")
+    status = _read_json(project, "status", "submitted", "--json")
     assert (status["state"], status["step"], status["job"]) == ("done", 8, "local 5047")
-    members = _said(project, "status", "sw", "--json")
+    members = _read_json(project, "status", "sw", "--json")
     assert [member["run"]["name"] for member in members] == ["sw-0", "sw-1"]
     assert [member["settings"] for member in members] == [{"model.init_args.lr": 0.01}, {"model.init_args.lr": 0.1}]
     assert "step 8/8" in run_warm(launcher("logs", "submitted"), project).check().output

@@ -177,8 +177,18 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
 @pytest.mark.usefixtures("output")
 def test_an_invalid_change_on_the_command_line_is_exit_code_2_and_the_run_is_unchanged(folder: Path) -> None:
     before = contents(folder / "runs")
-    words = (*TOY, "--name", "fp16", "--resume", "auto", "--precision", "bf16-mixed", "--on_precision_change", "error")
-    text = run_warm(launcher(*words), folder, env=toy_env(folder / "trace-of-none")).check(2).output
+    arguments = (
+        *TOY,
+        "--name",
+        "fp16",
+        "--resume",
+        "auto",
+        "--precision",
+        "bf16-mixed",
+        "--on_precision_change",
+        "error",
+    )
+    text = run_warm(launcher(*arguments), folder, env=toy_env(folder / "trace-of-none")).check(2).output
     assert "the checkpoint was trained in 16-mixed, this run trains in bf16-mixed" in text
     assert "Traceback" not in text
     assert contents(folder / "runs") == before

@@ -16,12 +16,12 @@ from tests.support.runs import REPOSITORY
 pytestmark = pytest.mark.slow
 
 
-def findings(*words: str, how: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+def findings(*arguments: str, how: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     parser = argparse.ArgumentParser()
     add_preflight_arguments(parser)
     command = (sys.executable, "-m", "tests.support.slow_preflight_rank", *how)
-    return list(preflight(parser.parse_args([*words, "--cpu"]), command))
+    return list(preflight(parser.parse_args([*arguments, "--cpu"]), command))
 
 
 def test_one_slow_rank_of_three_is_reported_and_all_reduce_and_exchange_are_measured(
@@ -52,6 +52,6 @@ def test_a_killed_rank_is_a_failure_with_its_last_lines_and_the_others_are_ended
 
 def test_the_command_with_one_rank(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launcher", "doctor", "--nproc-per-node", "1", "--cpu"]
-    said = run(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}).output
-    assert "ok       matmul" in said
-    assert "GFLOP/s a rank in fp32" in said
+    output = run(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}).output
+    assert "ok       matmul" in output
+    assert "GFLOP/s a rank in fp32" in output

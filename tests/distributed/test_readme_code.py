@@ -36,7 +36,7 @@ def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
     output = run_block(tmp_path, "from launcher import TrainingCoordinator")
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["world_size"] == 2
-    # Both ranks print to one pipe, unbuffered, so that the words of one line may mix; a word is whole.
+    # Both ranks print to one pipe, unbuffered, so that the arguments of one line may mix; a word is whole.
     assert output.count("/checkpoints/") == 2, "each rank prints its result"
     assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()
 

@@ -55,19 +55,19 @@ def test_commands_of_the_readme_work(
         if command in done or any(command.startswith(start) for start in ELSEWHERE):
             continue
         done.add(command)
-        words = shlex.split(command)[3:]
-        if words[0] == "fit":
+        arguments = shlex.split(command)[3:]
+        if arguments[0] == "fit":
             # The toy has 64 samples, on one process here.
             small = ("--trainer.max_steps", "2", "--global_batch_size", "8")
-            own = () if "--name" in words else ("--name", names.pop(0))
-            run(launcher(*words, *own, *small), tmp_path).check()
+            own = () if "--name" in arguments else ("--name", names.pop(0))
+            run(launcher(*arguments, *own, *small), tmp_path).check()
             continue
-        if "--open" in words:
-            words.remove("--open")  # no browser for a person here
-        if words[0] == "logs":
+        if "--open" in arguments:
+            arguments.remove("--open")  # no browser for a person here
+        if arguments[0] == "logs":
             # A run of one rank, which has ended.
-            words = [word if word != "3" else "0" for word in words]
-        assert cli.run(words) == 0, f"{command}\n{capsys.readouterr()}"
+            arguments = [word if word != "3" else "0" for word in arguments]
+        assert cli.run(arguments) == 0, f"{command}\n{capsys.readouterr()}"
     # Quoted in the text, and quick.
     for quoted in ("init --yes --preset debug --output debug.yaml", "plan --config run.yaml", "report my-run --json",
                    "submit --config run.yaml --nodes 2 --gpus-per-node 8 --partition gpu --dry-run",

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_is_replaced_and_the_run_continues_in_its_directory(tmp_path: Path, victim: int) -> None:
-    words = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--checkpoint.every_n_steps", "2",
-             "--model.kill_at", "5", "--model.by_rank", str(victim),
-             *(PERSISTENT if victim else WORKERS))  # fmt: skip
-    command = torchrun(2, *words, options=("--max-restarts", "1"))
+    arguments = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--checkpoint.every_n_steps", "2",
+                 "--model.kill_at", "5", "--model.by_rank", str(victim),
+                 *(PERSISTENT if victim else WORKERS))  # fmt: skip
+    command = torchrun(2, *arguments, options=("--max-restarts", "1"))
     run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check()
 
     directory = only_run(tmp_path)

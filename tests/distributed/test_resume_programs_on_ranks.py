@@ -42,8 +42,8 @@ def test_on_every_rank_a_resumed_run_equals_the_uninterrupted_one_or_rank_zero_r
     played: tuple[Path, list[dict[str, Any]]], seed: int
 ) -> None:
     program = random_program(seed)
-    told = played[1][0][str(seed)]["told"]
-    wrong = [judged(program, rank[str(seed)]["found"], told) for rank in played[1]]
+    notices = played[1][0][str(seed)]["notices"]
+    wrong = [judged(program, rank[str(seed)]["found"], notices) for rank in played[1]]
     assert wrong == [[], []], program
 
 

@@ -15,10 +15,10 @@ MODEL = ("fit", *TOY, "--model", "tests.support.slurm_paced.Scheduled", *PERSIST
 
 
 def test_fork_server_and_loader_workers_survive_a_signal_to_every_process(tmp_path: Path) -> None:
-    def train(folder: str, *words: str, code: int = 0) -> None:
+    def train(folder: str, *arguments: str, code: int = 0) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
         env = toy_env(tmp_path / f"trace-{folder}")
-        run_warm(launcher(*MODEL, *words), tmp_path / folder, env=env, timeout=150).check(code)
+        run_warm(launcher(*MODEL, *arguments), tmp_path / folder, env=env, timeout=150).check(code)
 
     train("whole")
     train("parts", "--model.term_at", "9", code=143)

@@ -37,9 +37,11 @@ def _send_at_step(number: int, send: Callable[[int], None]) -> Callable[[str, in
     return on_line
 
 
-def _fit(cwd: Path, send: Callable[[int], None], *words: str, start: Callable[..., Finished] = run_warm) -> Finished:
+def _fit(
+    cwd: Path, send: Callable[[int], None], *arguments: str, start: Callable[..., Finished] = run_warm
+) -> Finished:
     env = toy_env(cwd / "trace")
-    return start(launcher("fit", *SETTINGS, *words), cwd, env=env, timeout=120, on_line=_send_at_step(4, send))
+    return start(launcher("fit", *SETTINGS, *arguments), cwd, env=env, timeout=120, on_line=_send_at_step(4, send))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_ctrl_c_at_the_terminal_reaches_the_ranks_once(tmp_path: Path) -> None:
 
 def test_a_second_signal_ends_the_ranks_in_the_middle_of_a_step(tmp_path: Path) -> None:
     # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
-    words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
+    arguments = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
 
     def again(line: str, agent: int) -> None:
         if line.startswith("step 5/"):
@@ -81,7 +83,7 @@ def test_a_second_signal_ends_the_ranks_in_the_middle_of_a_step(tmp_path: Path) 
             person.start()
 
     env = toy_env(tmp_path / "trace")
-    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=env, timeout=120, on_line=again)
+    finished = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=env, timeout=120, on_line=again)
     finished.check(130)
     assert not (tmp_path / "runs/it/checkpoints/last.ckpt").exists()
 
@@ -129,8 +131,8 @@ def test_a_killed_fork_server_is_a_failure_and_the_restart_works(tmp_path: Path)
         children = [pid for pid, command in session_processes(agent) if "forkserver" in command]
         os.kill(min(children), signal.SIGKILL)
 
-    words = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")
-    output = _fit(tmp_path, kill_server, *words, start=run).check().output
+    arguments = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")
+    output = _fit(tmp_path, kill_server, *arguments, start=run).check().output
     assert "the fork server above it, was killed" in output
     assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 24
 
@@ -149,8 +151,8 @@ def _terminal() -> Iterator[tuple[int, int]]:
 def test_a_closed_terminal_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     with _terminal() as (master, slave):
         env = {**os.environ, **toy_env(tmp_path / "trace"), "TERM": "dumb"}
-        words = ("--trainer.enable_progress_bar", "false")
-        process = warm.start(launcher("fit", *SETTINGS, *words)[1:], tmp_path, env, slave, terminal=True)
+        arguments = ("--trainer.enable_progress_bar", "false")
+        process = warm.start(launcher("fit", *SETTINGS, *arguments)[1:], tmp_path, env, slave, terminal=True)
         try:
             os.close(slave)
             trace = tmp_path / "trace-1"
@@ -175,13 +177,12 @@ def test_a_full_disk_loses_log_lines_but_does_not_end_training(tmp_path: Path) -
     if mounted.returncode and not os.environ.get("CI"):
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     mounted.check_returncode()
-    words = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model",
-             "tests.support.faulty.Faulty",
-             "--model.fault", "fill", "--trainer.max_epochs", "1")  # fmt: skip
+    arguments = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model",
+                 "tests.support.faulty.Faulty", "--model.fault", "fill", "--trainer.max_epochs", "1")  # fmt: skip
     try:
         for rank in ("0", "1"):
             trace = tmp_path / f"trace-by-{rank}"
-            command = launcher("fit", *SETTINGS, *words, "--model.by_rank", rank, "--name", f"by-{rank}")
+            command = launcher("fit", *SETTINGS, *arguments, "--model.by_rank", rank, "--name", f"by-{rank}")
             run_warm(command, tmp_path, env=toy_env(trace)).check()
             assert len(Path(f"{trace}-{rank}").read_text().splitlines()) == 8
             for log in (disk / "runs" / f"by-{rank}" / "logs").iterdir():
@@ -195,8 +196,8 @@ def test_lines_of_shown_ranks_have_a_number_and_hidden_ranks_are_in_files_only(t
         "import sys\nfrom tests.support.toy import Toy\n\n\nclass Talk(Toy):\n    def on_fit_start(self):\n"
         "        print('out of', self.global_rank)\n        print('err of', self.global_rank, file=sys.stderr)\n"
     )
-    words = ("--model", "talk.Talk", "--trainer.max_epochs", "1", "--devices", "3", "--global_batch_size", "12")
-    command = launcher("fit", *SETTINGS, *words, "--terminal-ranks", "0,2")
+    arguments = ("--model", "talk.Talk", "--trainer.max_epochs", "1", "--devices", "3", "--global_batch_size", "12")
+    command = launcher("fit", *SETTINGS, *arguments, "--terminal-ranks", "0,2")
     output = run_warm(command, tmp_path, env=toy_env(tmp_path / "trace")).check().output
 
     lines = output.splitlines()
@@ -228,8 +229,8 @@ def test_every_rank_has_its_variables_from_the_first_line_and_starts_processes_n
         "import os\nfrom tests.support.toy import ToyData\nRANK = os.environ['RANK']\n\n\n"
         "class Data(ToyData):\n    def setup(self, stage):\n        super().setup(stage)\n        print('data', RANK)\n"
     )
-    words = ("--model", "mine.Mine", "--data", "theirs.Data", "--trainer.max_epochs", "1")
-    run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check()
+    arguments = ("--model", "mine.Mine", "--data", "theirs.Data", "--trainer.max_epochs", "1")
+    run(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace")).check()
     for rank in range(2):
         log = (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text().splitlines()
         assert f"rank_zero_only {rank} {rank}" in log
@@ -247,8 +248,8 @@ def test_a_long_tmpdir_and_a_low_limit_of_open_files_work(tmp_path: Path) -> Non
         "import resource\nfrom tests.support.toy import Toy\n\n\nclass Mine(Toy):\n    def on_train_start(self):\n"
         "        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n        print('raised', soft == hard)\n"
     )
-    words = ("--model", "mine.Mine", "--trainer.max_epochs", "1", "--data.workers", "1")
-    command = ["bash", "-c", 'ulimit -Sn 256; exec "$@"', "bash", *launcher("fit", *SETTINGS, *words)]
+    arguments = ("--model", "mine.Mine", "--trainer.max_epochs", "1", "--data.workers", "1")
+    command = ["bash", "-c", 'ulimit -Sn 256; exec "$@"', "bash", *launcher("fit", *SETTINGS, *arguments)]
     run(command, tmp_path, env={**toy_env(tmp_path / "trace"), "TMPDIR": str(long)}).check()
     for rank in range(2):
         assert "raised True" in (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text().splitlines()
@@ -262,8 +263,10 @@ def test_a_port_in_use_is_reported_with_what_to_do(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
-        words = ("--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", endpoint)
-        output = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check(2).output
+        arguments = ("--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", endpoint)
+        output = (
+            run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace")).check(2).output
+        )
     assert f"error: --rdzv-endpoint {endpoint}: cannot serve it from" in output
     assert "Traceback" not in output
 
@@ -274,8 +277,8 @@ def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_pa
         "own = threading.Thread(target=threading.Event().wait, daemon=True, name='the-users-own')\nown.start()\n\n\n"
         "class Threaded(Toy):\n    def on_train_start(self):\n        assert own.is_alive()\n"
     )
-    words = ("--model", "threads.Threaded", "--trainer.max_epochs", "1")
-    output = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
+    arguments = ("--model", "threads.Threaded", "--trainer.max_epochs", "1")
+    output = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace")).check().output
     assert "notice: importing" not in output
     assert events_of(tmp_path / "runs/it", "finished")[0]["step"] == 8
 
@@ -283,11 +286,11 @@ def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_pa
 @pytest.mark.parametrize("ending", ["os._exit(5)", "raise RuntimeError('no licence')", "import sys; sys.exit(4)"])
 def test_a_module_that_ends_its_process_on_import_is_reported_by_the_rank(tmp_path: Path, ending: str) -> None:
     (tmp_path / "ends.py").write_text(f"import os\n{ending}\n")
-    words = ("--model", "ends.Model")
-    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"))
+    arguments = ("--model", "ends.Model")
+    finished = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace"))
     if "_exit" in ending:
         finished.check(5)
-        assert "failed first: exited with code 5 before the training began" in finished.output
+        assert "failed first: exited with code 5 before training started" in finished.output
     else:
         finished.check(2)
         assert "ends.Model does not import: " in finished.output

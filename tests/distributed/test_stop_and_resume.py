@@ -18,9 +18,9 @@ SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--na
 NOISY = ("--model", "tests.support.toy.Noisy", "--data", "tests.support.toy.NoisyData")
 
 
-def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
+def _train(cwd: Path, trace: Path, ranks: int, *arguments: str, code: int = 0) -> str:
     cwd.mkdir(exist_ok=True)
-    return train_on(ranks, (*SETTINGS, *words), cwd, toy_env(trace)).check(code).output
+    return train_on(ranks, (*SETTINGS, *arguments), cwd, toy_env(trace)).check(code).output
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     own = (*NOISY, "--data.workers", str(workers))
     parts = tmp_path / "parts"
-    words = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
-    stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number)
+    arguments = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
+    stopped = _train(parts, tmp_path / "trace", ranks, *own, *arguments, code=128 + number)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
     # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
@@ -75,9 +75,9 @@ def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
     tmp_path: Path, whole: Callable[[int, int], Path], every: tuple[str, ...]
 ) -> None:
     """The checkpoint is of an epoch's last step: written after its validation, or before, which is made up for then."""
-    words = (*NOISY, *every, "--model.kill_at", "12")
-    _train(tmp_path, tmp_path / "trace", 1, *words, code=-signal.SIGKILL)
-    _train(tmp_path, tmp_path / "trace", 1, *words, "--resume", "auto")
+    arguments = (*NOISY, *every, "--model.kill_at", "12")
+    _train(tmp_path, tmp_path / "trace", 1, *arguments, code=-signal.SIGKILL)
+    _train(tmp_path, tmp_path / "trace", 1, *arguments, "--resume", "auto")
     directory = tmp_path / "runs" / "it"
     assert [event["step"] for event in events_of(directory, "training_started")] == [0, 8]
     assert _learned(tmp_path / "trace") == _learned(whole(1, 0))
@@ -87,8 +87,8 @@ def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
 
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
     # Rank one gets it alone, in the middle of its own step; a scheduler's warning, as SLURM sends it.
-    words = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
-    _train(tmp_path, tmp_path / "trace", 2, *words, code=128 + signal.SIGUSR2)
+    arguments = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
+    _train(tmp_path, tmp_path / "trace", 2, *arguments, code=128 + signal.SIGUSR2)
 
     interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
     assert {event["rank"] for event in interrupted} == {0, 1}
@@ -104,8 +104,8 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
             sent.append(line)
             os.killpg(group, signal.SIGINT)
 
-    words = ("--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "200")
-    finished = run(torchrun(2, *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"), on_line=press_ctrl_c)
+    arguments = ("--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "200")
+    finished = run(torchrun(2, *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace"), on_line=press_ctrl_c)
 
     assert sent
     directory = tmp_path / "runs" / "it"
@@ -117,12 +117,12 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
 
 
 def test_the_end_of_training_is_saved_and_more_epochs_continue_from_there(tmp_path: Path) -> None:
-    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it",
-             "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode", "disabled",
-             "--trainer.limit_val_batches", "4")  # fmt: skip
-    run_warm(launcher(*words), tmp_path).check()
-    run_warm(launcher(*words, "--resume", "auto"), tmp_path).check()
-    output = run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
+    arguments = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name",
+                 "it", "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode",
+                 "disabled", "--trainer.limit_val_batches", "4")  # fmt: skip
+    run_warm(launcher(*arguments), tmp_path).check()
+    run_warm(launcher(*arguments, "--resume", "auto"), tmp_path).check()
+    output = run_warm(launcher(*arguments, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
 
     events = [events_of(tmp_path / "runs" / "it", kind) for kind in ("finished", "checkpoint", "training_started")]
     steps = [[event["step"] for event in of_kind] for of_kind in events]

@@ -27,7 +27,7 @@ def test_training_continues_with_a_stopped_wandb_and_every_row_is_written_or_cou
     assert seen["dropped"] == seen["in_the_end"] >= ENOUGH
     rows = [row["trainer/global_step"] for row in history_rows(tmp_path) if "amp/enabled" in row]
     summary = 1
-    assert len(rows) + len(alerts(tmp_path)) + seen["dropped"] == seen["rows"] + seen["told"] + summary
+    assert len(rows) + len(alerts(tmp_path)) + seen["dropped"] == seen["rows"] + seen["alerted"] + summary
     assert rows == sorted(set(rows))
     assert seen["notices"] == [
         f"W&B did not take {seen['dropped']} of the loss scale's rows and alerts; the training was not held up"

@@ -48,14 +48,14 @@ def _modes(folder: Path) -> dict[str, int]:
 
 def test_user_files_get_the_users_umask_and_run_files_are_private(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(_USER)
-    words = ("fit", *TOY, "--model", "user.Module", "--data", "user.Data", "--devices", "1", "--accelerator", "cpu",
-             "--name", "it", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1", "--wandb.mode", "offline",
-             "--trainer.callbacks", _CALLBACKS, "--trainer.logger", _LOGGERS)  # fmt: skip
+    arguments = ("fit", *TOY, "--model", "user.Module", "--data", "user.Data", "--devices", "1", "--accelerator", "cpu",
+                 "--name", "it", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1", "--wandb.mode",
+                 "offline", "--trainer.callbacks", _CALLBACKS, "--trainer.logger", _LOGGERS)  # fmt: skip
     umask = 0o027
     before = os.umask(umask)
     try:
         # Not a fork of a process that has an umask of its own.
-        run(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check()
+        run(launcher(*arguments), tmp_path, env=toy_env(tmp_path / "trace")).check()
     finally:
         os.umask(before)
     own = _modes(tmp_path / "own")

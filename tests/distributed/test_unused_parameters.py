@@ -93,10 +93,19 @@ def test_a_run_lists_the_unused_parameters(tmp_path: Path, strategy: str, code: 
         "import torch\nfrom tests.support.toy import Toy, ToyData\n\n\nclass Spare(Toy):\n    static_graph = False\n\n"
         "    def __init__(self):\n        super().__init__()\n        self.spare = torch.nn.Linear(2, 2)\n"
     )
-    words = ("--model", "mine.Spare", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--name", "it")
+    arguments = (
+        "--model",
+        "mine.Spare",
+        "--data",
+        "tests.support.toy.ToyData",
+        "--wandb.mode",
+        "disabled",
+        "--name",
+        "it",
+    )
     settings = ("--global_batch_size", "8", "--trainer.max_epochs", "1", "--strategy", strategy)
     env = {"TRACE": str(tmp_path / "trace"), "PYTHONPATH": str(REPOSITORY)}
-    output = train_on(2, ("fit", *words, *settings), tmp_path, env).check(code).output
+    output = train_on(2, ("fit", *arguments, *settings), tmp_path, env).check(code).output
     named = "parameters spare.weight, spare.bias got no gradient in the first step"
     assert named in output
     if code:

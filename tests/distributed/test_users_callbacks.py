@@ -44,8 +44,8 @@ trainer:
 def user(kind: str, ranks: int, groups: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """What each rank found, by group and rank."""
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    words = ["-m", "tests.support.callback_user", kind, str(ranks), *groups]
-    output = run_warm([sys.executable, *words], folder, env=env, timeout=240).check().output
+    arguments = ["-m", "tests.support.callback_user", kind, str(ranks), *groups]
+    output = run_warm([sys.executable, *arguments], folder, env=env, timeout=240).check().output
     found = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
     assert len(found) == ranks * len(groups), output
     return sorted(found, key=lambda each: (groups.index(each["group"]), each["rank"]))
@@ -90,8 +90,8 @@ def test_on_two_ranks_of_a_script_every_callback_trains_equally(tmp_path: Path) 
 )
 def test_loggers_and_their_callbacks_on_every_rank(tmp_path: Path, start: str, mode: str) -> None:
     (tmp_path / "run.yaml").write_text(_CONFIG)
-    words = ["fit", "--config", "run.yaml", "--name", "r", "--wandb.mode", mode]
-    ended = _started(start, words, tmp_path)
+    arguments = ["fit", "--config", "run.yaml", "--name", "r", "--wandb.mode", mode]
+    ended = _started(start, arguments, tmp_path)
     for each in ended:
         each.check()
     runs = list((tmp_path / "runs" / "r" / "wandb").glob("*run-*"))
@@ -103,9 +103,9 @@ def test_loggers_and_their_callbacks_on_every_rank(tmp_path: Path, start: str, m
     assert f"{best.relative_to(tmp_path)} (val_loss)" in "".join(ended[0].output.split("\n")).replace("  ", "")
 
 
-def _started(start: str, words: list[str], folder: Path) -> list[Finished]:
+def _started(start: str, arguments: list[str], folder: Path) -> list[Finished]:
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     if start == "variables":
-        return start_by_hand([words, words], folder, env)
+        return start_by_hand([arguments, arguments], folder, env)
     ranks = ["--devices", "2" if start == "agent" else "1"]
-    return [run_warm(launcher(*words, *ranks), folder, env=env)]
+    return [run_warm(launcher(*arguments, *ranks), folder, env=env)]

@@ -100,7 +100,7 @@ for number, (name, kept) in enumerate(SETTINGS.items()):
     first, mine = plain.checkpoint_callback, end["trainer"].checkpoint_callback
     best = lambda c, d: os.path.relpath(c.best_model_path, d) if c.best_model_path else ""
     print("FOUND", json.dumps({"name": name, "theirs": files(theirs), "ours": files(ours),
-        "best": [best(first, theirs), best(mine, ours)], "told": end["best_model_path"], "folder": str(ours),
+        "best": [best(first, theirs), best(mine, ours)], "reported": end["best_model_path"], "folder": str(ours),
         "monitor": mine.monitor, "score": [str(first.best_model_score), str(mine.best_model_score)]}), flush=True)
 """).output  # fmt: skip
     found = found_in(output)
@@ -110,7 +110,7 @@ for number, (name, kept) in enumerate(SETTINGS.items()):
         assert each["best"][0] == each["best"][1], each["name"]
         assert each["score"][0] == each["score"][1], each["name"]
         if each["monitor"] is not None:
-            assert each["told"] == f"{each['folder']}/{each['best'][0]}", each["name"]
+            assert each["reported"] == f"{each['folder']}/{each['best'][0]}", each["name"]
 
 
 def test_a_model_with_checkpoint_callbacks_keeps_the_runs_callback(tmp_path: Path) -> None:
@@ -175,16 +175,16 @@ print("FOUND", json.dumps({"best": end["trainer"].checkpoint_callback.best_model
 
 
 def test_a_run_without_checkpoints_reports_it_and_does_not_start_again_silently(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
-             "--accelerator", "cpu",
-             "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--name", "r"]  # fmt: skip
+    arguments = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
+                 "--accelerator", "cpu", "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--name",
+                 "r"]  # fmt: skip
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    run_warm(launcher(*words, "--trainer.enable_checkpointing", "false"), tmp_path, env=env).check()
+    run_warm(launcher(*arguments, "--trainer.enable_checkpointing", "false"), tmp_path, env=env).check()
     notices = [event["message"] for event in events_of(tmp_path / "runs" / "r", "notice")]
     assert notices == ["trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed"]
-    output = run_warm(launcher(*words, "--resume", "auto"), tmp_path, env=env).check(2).output
+    output = run_warm(launcher(*arguments, "--resume", "auto"), tmp_path, env=env).check(2).output
     assert "run 'r' trained to step 8, but" in output
     # A job that SLURM queued again was begun by nobody: it may begin its run once more, with a notice.
-    run_warm(launcher(*words, "--resume", "auto"), tmp_path, env={**env, "SLURM_RESTART_COUNT": "1"}).check()
+    run_warm(launcher(*arguments, "--resume", "auto"), tmp_path, env={**env, "SLURM_RESTART_COUNT": "1"}).check()
     notices = [event["message"] for event in events_of(tmp_path / "runs" / "r", "notice")]
     assert notices[1:] == ["the run trained to step 8 before, and saved nothing: it begins again at step 0"]

@@ -48,8 +48,8 @@ def fit(by):
 
 logging.getLogger("lightning.pytorch").addHandler(Kept())
 for by in ("Lightning", "launcher"):
-    filters, records, told = warnings.filters[:], [], io.StringIO()
-    with contextlib.redirect_stdout(told):
+    filters, records, printed = warnings.filters[:], [], io.StringIO()
+    with contextlib.redirect_stdout(printed):
         trainer = fit(by)
     left = [each for each in warnings.filters if each not in filters]
     with warnings.catch_warnings(record=True) as caught:
@@ -58,7 +58,7 @@ for by in ("Lightning", "launcher"):
         warnings.warn("Checkpoint directory x exists and is not empty")
     rank_zero_info("after")
     print("FOUND", json.dumps({"records": records, "left": [str(each[1].pattern) for each in left],
-        "warned": [str(each.message) for each in caught], "printed": told.getvalue().splitlines()}), flush=True)
+        "warned": [str(each.message) for each in caught], "printed": printed.getvalue().splitlines()}), flush=True)
 """
 
 

@@ -41,8 +41,8 @@ def steps_of(rows: list[dict[str, Any]], key: str) -> list[int]:
 
 def test_a_user_logger_receives_every_row_once_and_a_resume_continues_its_run(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(_OWN)
-    words = ["fit", "--config", "run.yaml", "--name", "r"]
-    for each in start_by_hand([words, words], tmp_path, _ENV):
+    arguments = ["fit", "--config", "run.yaml", "--name", "r"]
+    for each in start_by_hand([arguments, arguments], tmp_path, _ENV):
         each.check()
     run_id = (tmp_path / "runs" / "r" / "wandb" / "run_id").read_text().strip()
     (first,) = files(tmp_path)
@@ -54,7 +54,7 @@ def test_a_user_logger_receives_every_row_once_and_a_resume_continues_its_run(tm
     config = config_of(tmp_path)
     assert config["precision"] == "kept", "what the user says there stays"
     assert (config["lr"], config["model_class"], config["plan"]["world_size"]) == (0.125, "Net", 2)
-    run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path, env=_ENV).check()
+    run_warm(launcher(*arguments, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path, env=_ENV).check()
     assert [place_of(file)[:2] for file in files(tmp_path)] == [("theirs", run_id)] * 2
 
 
@@ -84,12 +84,12 @@ wandb.finish()
 
 
 def test_variables_select_the_wandb_run_and_later_attempts_continue_it(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
-             "--accelerator", "cpu",
-             "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name", "r"]  # fmt: skip
-    said = {"WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "fixed", "WANDB_NAME": "trial", "WANDB_TAGS": "a,b"}
-    run_warm(launcher(*words), tmp_path, env={**_ENV, **said}).check()
-    longer = [*words, "--resume", "auto", "--trainer.max_epochs", "2"]
+    arguments = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
+                 "--accelerator", "cpu", "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name",
+                 "r"]  # fmt: skip
+    variables = {"WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "fixed", "WANDB_NAME": "trial", "WANDB_TAGS": "a,b"}
+    run_warm(launcher(*arguments), tmp_path, env={**_ENV, **variables}).check()
+    longer = [*arguments, "--resume", "auto", "--trainer.max_epochs", "2"]
     run_warm(launcher(*longer), tmp_path, env=_ENV).check()
     first, second = files(tmp_path / "runs" / "r")
     assert place_of(first) == ("theirs", "fixed", "trial", ["a", "b"])

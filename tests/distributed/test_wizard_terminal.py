@@ -27,7 +27,7 @@ _TIMEOUT_S = 120
 class Terminal:
     """`launcher init` with a keyboard and a screen."""
 
-    def __init__(self, folder: Path, *words: str, term: str = "xterm", columns: int = 200) -> None:
+    def __init__(self, folder: Path, *arguments: str, term: str = "xterm", columns: int = 200) -> None:
         # This machine's own cluster, if it has one, would ask one more question.
         programs = folder.parent / f"{folder.name}-programs"
         programs.mkdir(exist_ok=True)
@@ -37,8 +37,8 @@ class Terminal:
         master, slave = pty.openpty()
         try:
             termios.tcsetwinsize(slave, (50, columns))
-            words = ("-m", "launcher", "init", *words)
-            self.process = warm.start(words, folder, env, slave, terminal=True)
+            arguments = ("-m", "launcher", "init", *arguments)
+            self.process = warm.start(arguments, folder, env, slave, terminal=True)
         finally:
             os.close(slave)
         self.child = fdspawn(master, encoding="utf-8", timeout=_TIMEOUT_S)

@@ -13,13 +13,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--precision", "bf16-mixed", "--name", "it")
 
 
-def _interrupt_and_go_on(folder: Path, *words: str) -> None:
+def _interrupt_and_go_on(folder: Path, *arguments: str) -> None:
     env = toy_env(folder / "trace")
-    run(launcher(*SETTINGS, *words, "--model.signal_at", "5"), folder, env=env, timeout=240)
+    run(launcher(*SETTINGS, *arguments, "--model.signal_at", "5"), folder, env=env, timeout=240)
     directory = folder / "runs" / "it"
     assert {event["step"] for event in events_of(directory, "interrupted")} == {6}
     assert (directory / "checkpoints" / "last.ckpt").is_dir()
-    run(launcher(*SETTINGS, *words, "--resume", "auto"), folder, env=env, timeout=240).check()
+    run(launcher(*SETTINGS, *arguments, "--resume", "auto"), folder, env=env, timeout=240).check()
     assert events_of(directory, "finished")[-1]["step"] == 16
     plan = events_of(directory, "planned")[-1]["plan"]
     assert plan["strategy"]["backend"] == "nccl"

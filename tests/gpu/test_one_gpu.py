@@ -41,10 +41,10 @@ def test_detecting_the_hardware_before_a_fork_does_not_initialise_cuda(tmp_path:
 def test_the_planned_precision_is_trained_on_the_gpu(tmp_path: Path, asked: str) -> None:
     import torch
 
-    words = (*TOY, "--devices", "1", "--precision", asked, "--trainer.max_steps", "3",
-             "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]")  # fmt: skip
+    arguments = (*TOY, "--devices", "1", "--precision", asked, "--trainer.max_steps", "3", "--trainer.callbacks",
+                 "[{class_path: tests.support.toy.Probe}]")  # fmt: skip
     env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
-    run(launcher(*words), tmp_path, env=env).check()
+    run(launcher(*arguments), tmp_path, env=env).check()
 
     native_bf16 = torch.cuda.get_device_capability(0)[0] >= 8
     expected = "bf16-mixed" if native_bf16 else "16-mixed"
@@ -59,8 +59,8 @@ def test_the_planned_precision_is_trained_on_the_gpu(tmp_path: Path, asked: str)
 def test_the_demo_trains_on_all_gpus_of_the_machine(tmp_path: Path) -> None:
     import torch
 
-    words = ("--trainer.max_steps", "20", "--trainer.limit_val_batches", "0", "--checkpoint.monitor", "null")
-    run(launcher(*words), tmp_path, timeout=240).check()
+    arguments = ("--trainer.max_steps", "20", "--trainer.limit_val_batches", "0", "--checkpoint.monitor", "null")
+    run(launcher(*arguments), tmp_path, timeout=240).check()
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["device_kind"] == "cuda"
     assert planned["plan"]["world_size"] == torch.cuda.device_count()

@@ -30,7 +30,7 @@ Curve = dict[int, list[tuple[int, list[int], float]]]
 def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The run that nothing happens to."""
     job = submit(cluster, tmp_path_factory.mktemp("whole"), "whole", *MODEL)
-    assert job.wait_for_end() == "COMPLETED", job.said()
+    assert job.wait_for_end() == "COMPLETED", job.collect_output()
     return job
 
 
@@ -38,7 +38,7 @@ def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
 def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
     """The same, held in a step in the middle of its second epoch; a parameter is a strategy."""
     pace = tmp_path / "pace"
-    words = (
+    arguments = (
         "--partition",
         "low",
         "--signal-delay",
@@ -52,7 +52,7 @@ def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> I
         getattr(request, "param", "ddp"),
     )
     set_pace(pace, "0.3")
-    job = submit(cluster, tmp_path, "paced", *MODEL, *words, env={"PACE": str(pace)})
+    job = submit(cluster, tmp_path, "paced", *MODEL, *arguments, env={"PACE": str(pace)})
     try:
         job.wait_for_step(9)
         set_pace(pace, _FOR_EVER)
@@ -93,8 +93,8 @@ def _nearly(curve: Curve) -> Any:
 
 def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
     """The run is done; it was stopped once, saved, and lost no step; its loss curve is the uninterrupted run's."""
-    assert job.wait_for_end() == "COMPLETED", job.said()
-    assert _curve(job) == (_curve(whole) if exact else _nearly(_curve(whole))), job.said()
+    assert job.wait_for_end() == "COMPLETED", job.collect_output()
+    assert _curve(job) == (_curve(whole) if exact else _nearly(_curve(whole))), job.collect_output()
     first, second = events_of(job.run, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
     (resumed,) = events_of(job.run, "resumed")
@@ -119,8 +119,8 @@ def test_a_preempted_job_saves_and_resumes_as_if_uninterrupted(whole: Job, paced
     faults.preempt(paced)
     _wait_for_warning(paced)
     _resumed_in_order(paced, whole)
-    said = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
-    assert "the job is queued again" in said
+    output = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
+    assert "the job is queued again" in output
 
 
 def test_a_job_at_its_time_limit_saves_and_resumes(whole: Job, paced: Job) -> None:
@@ -153,20 +153,20 @@ def test_a_job_whose_second_node_does_not_return_is_requeued(whole: Job, paced: 
     finally:
         cluster.let_tasks_begin(NODES[1])
     _resumed_in_order(paced, whole)
-    said = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
-    assert "node 1 of 2 did not come within 30 s" in said
-    assert "node 1 never came; the job is queued again" in said
+    output = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
+    assert "node 1 of 2 did not come within 30 s" in output
+    assert "node 1 never came; the job is queued again" in output
 
 
 def test_a_job_whose_second_node_is_missing_ends(cluster: Cluster, tmp_path: Path) -> None:
     cluster.hold_tasks(NODES[1])
     try:
         job = submit(cluster, tmp_path, "alone", *MODEL, "--time", "10", "--join-timeout", "2")
-        assert job.wait_for_end() == "FAILED", job.said()
+        assert job.wait_for_end() == "FAILED", job.collect_output()
     finally:
         cluster.let_tasks_begin(NODES[1])
-    said = "".join(file.read_text() for file in job.run.glob("submissions/1/*_0_log.err"))
-    assert "error: node 1 of 2 did not come within 2 s" in said
+    output = "".join(file.read_text() for file in job.run.glob("submissions/1/*_0_log.err"))
+    assert "error: node 1 of 2 did not come within 2 s" in output
     assert int(cluster.job_field(job.job_id, "Restarts")) == 0
 
 
@@ -177,7 +177,7 @@ def test_a_run_whose_node_loses_the_network_continues_from_its_last_checkpoint(w
         _wait_for_requeue(paced)
     finally:
         faults.plug_in(paced)
-    assert paced.wait_for_end() == "COMPLETED", paced.said()
-    assert _last_of_each_step(paced) == _curve(whole), paced.said()
+    assert paced.wait_for_end() == "COMPLETED", paced.collect_output()
+    assert _last_of_each_step(paced) == _curve(whole), paced.collect_output()
     (resumed,) = events_of(paced.run, "resumed")
     assert "/paced/checkpoints/" in resumed["checkpoint"]

@@ -15,14 +15,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_two_nodes_multiply_reduce_and_compare_clocks(cluster: Cluster, tmp_path: Path) -> None:
-    words = ("--nodes", "2", "--nproc-per-node", "2", "--cpus-per-task", "4", "--partition", "high", "--cpu", "--json")
+    arguments = (
+        "--nodes",
+        "2",
+        "--nproc-per-node",
+        "2",
+        "--cpus-per-task",
+        "4",
+        "--partition",
+        "high",
+        "--cpu",
+        "--json",
+    )
     env = {**cluster.env, "PYTHONPATH": str(REPOSITORY)}
-    ended = run(launcher("doctor", *words), tmp_path, env=env, timeout=2 * PATIENCE)
+    ended = run(launcher("doctor", *arguments), tmp_path, env=env, timeout=2 * PATIENCE)
     findings = json.loads(ended.output[ended.output.index("[\n") :])
-    told = {(f["name"], f["found"]) for f in findings if f["status"] == "ok"}
-    assert ("accounting", "sacct answers") in told, ended.output
+    passed = {(f["name"], f["found"]) for f in findings if f["status"] == "ok"}
+    assert ("accounting", "sacct answers") in passed, ended.output
     assert any(
-        (name == "SLURM" and found.startswith("22.")) or found.startswith("low: 2 nodes") for name, found in told
+        (name == "SLURM" and found.startswith("22.")) or found.startswith("low: 2 nodes") for name, found in passed
     )
     by_name = {f["name"]: f for f in findings}
     assert by_name["ranks"]["status"] == "ok", f"{ended.output}\n{cluster.log_tails()}"

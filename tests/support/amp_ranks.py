@@ -158,10 +158,12 @@ def main(folder: Path) -> None:
     }
     wandb.run.step = 0
 
-    told: list[Any] = []
-    amp = AmpWandbCallback(every_n_steps=1, on_alert=lambda alert, step: told.append([alert.kind, step, alert.ranks]))
+    reported: list[Any] = []
+    amp = AmpWandbCallback(
+        every_n_steps=1, on_alert=lambda alert, step: reported.append([alert.kind, step, alert.ranks])
+    )
     fit(Net(), SkewScale(), amp)
-    seen["skewed"] = {"rows": logged(wandb), "told": told, "alerts": wandb.alerts}
+    seen["skewed"] = {"rows": logged(wandb), "reported": reported, "alerts": wandb.alerts}
 
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()

@@ -37,8 +37,8 @@ def only_row(wandb: RecordingWandb) -> dict[str, Any]:
 class Rows(LossScaleMonitor):
     """Keeps what it is to write."""
 
-    def __init__(self, *words: Any, **options: Any) -> None:
-        super().__init__(*words, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.rows: list[tuple[int, dict[str, Any]]] = []
         self.samples: list[RankSample] = []
         self.finished: list[Any] = []

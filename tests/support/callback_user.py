@@ -177,8 +177,8 @@ def _logged(group: str, kind: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def main(words: Sequence[str]) -> None:
-    kind, ranks, *groups = words
+def main(arguments: Sequence[str]) -> None:
+    kind, ranks, *groups = arguments
     for group in groups:
         trainer = train(kind, int(ranks), group)
         found = {
@@ -190,7 +190,7 @@ def main(words: Sequence[str]) -> None:
             "parameters": [p.tolist() for p in trainer.lightning_module.parameters()],
             "rows": _logged(group, kind) if trainer.is_global_zero else None,
         }
-        # One write: the ranks' words must not mix within a line.
+        # One write: the ranks' arguments must not mix within a line.
         sys.stdout.write(f"FOUND {json.dumps(found)}\n")
         sys.stdout.flush()
 

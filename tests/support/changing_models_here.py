@@ -28,11 +28,10 @@ def by_lightning(kind: type[pl.LightningModule], folder: Path) -> int:
 
 def by_launcher(kind: str, name: str, epochs: int, *more: str) -> dict[str, Any]:
     """The weights of the last checkpoint."""
-    words = ("--model", f"tests.support.changing_models.{kind}", "--data", "tests.support.changing_models.Data",
-             "--name", name,
-             "--wandb.mode", "disabled", "--accelerator", "cpu", "--devices", "1",
-             "--trainer.enable_model_summary", "false", "--trainer.max_epochs", str(epochs))  # fmt: skip
-    trainer = fit(load_config([], [*words, *more]), env={}).trainer
+    arguments = ("--model", f"tests.support.changing_models.{kind}", "--data", "tests.support.changing_models.Data",
+                 "--name", name, "--wandb.mode", "disabled", "--accelerator", "cpu", "--devices", "1",
+                 "--trainer.enable_model_summary", "false", "--trainer.max_epochs", str(epochs))  # fmt: skip
+    trainer = fit(load_config([], [*arguments, *more]), env={}).trainer
     return {key: value.clone() for key, value in trainer.lightning_module.state_dict().items()}
 
 

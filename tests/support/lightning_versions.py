@@ -71,15 +71,15 @@ def check(requirements: Sequence[str]) -> list[tuple[str, str]]:
     Args:
         requirements: what pip is to install, one for each environment.
     """
-    said: list[tuple[str, str]] = []
+    results: list[tuple[str, str]] = []
     for requirement in requirements:
         wanted = Requirement(requirement)
         if wanted.name == "lightning" and wanted.specifier.contains(version("lightning")):
-            said.append((requirement, train(Path(sys.executable))))
+            results.append((requirement, train(Path(sys.executable))))
             continue
         with tempfile.TemporaryDirectory() as folder:
-            said.append((requirement, train(make_environment(Path(folder) / "venv", requirement))))
-    return said
+            results.append((requirement, train(make_environment(Path(folder) / "venv", requirement))))
+    return results
 
 
 if __name__ == "__main__":

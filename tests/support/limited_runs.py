@@ -113,17 +113,17 @@ def run_case(context: ForkServerContext, case: Case, folder: Path, *, ranks: int
         codes = _run_ranks(context, case, folder, groups, timeout)
         full = [group.killed() > 0 for group in groups]
         peaks = [group.peak() for group in groups]
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for rank, code in enumerate(codes):
         path = folder / f"rank-{rank}"
-        told.append(json.loads(path.read_text()) if path.exists() else {"reason": f"exit code {code}"})
+        results.append(json.loads(path.read_text()) if path.exists() else {"reason": f"exit code {code}"})
     if any(full):
         return Outcome(False, f"out of memory: ranks {[r for r, k in enumerate(full) if k]}", (), 0.0, max(peaks))
-    reason = next((entry["reason"] for entry in told if entry.get("reason")), "")
+    reason = next((entry["reason"] for entry in results if entry.get("reason")), "")
     if reason:
         return Outcome(False, reason, (), 0.0, 0)
-    steps = tuple(max(times) for times in zip(*(e["step_seconds"] for e in told), strict=True))
-    return Outcome(True, "", steps, statistics.mean(e["cpu_seconds"] for e in told), max(peaks))
+    steps = tuple(max(times) for times in zip(*(e["step_seconds"] for e in results), strict=True))
+    return Outcome(True, "", steps, statistics.mean(e["cpu_seconds"] for e in results), max(peaks))
 
 
 def _run_ranks(
@@ -168,7 +168,7 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGrou
 
         ours.keep_module_order = lambda engine: None
     code = 1
-    told: dict[str, Any]
+    results: dict[str, Any]
     with (Path(folder) / f"log-{rank}").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -177,12 +177,12 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGrou
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
             )  # fmt: skip
-            told, code = _train(case, rank, ranks, group), 0
+            results, code = _train(case, rank, ranks, group), 0
         except Exception as error:  # noqa: BLE001 -- whatever the rank dies of is the outcome
             reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}"
             traceback.print_exc()
-            told = {"reason": f"{reason}: {str(error)[:200]}"}
-    (Path(folder) / f"rank-{rank}").write_text(json.dumps(told))
+            results = {"reason": f"{reason}: {str(error)[:200]}"}
+    (Path(folder) / f"rank-{rank}").write_text(json.dumps(results))
     os._exit(code)
 
 

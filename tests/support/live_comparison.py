@@ -48,16 +48,16 @@ def compare(
         extensions: where DeepSpeed's compiled ops are kept.
     """
     out = folder / f"live-{world_size}"
-    words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
-    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_states"]
-    words += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
+    arguments = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
+    arguments += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_states"]
+    arguments += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
     env = {
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "TORCH_EXTENSIONS_DIR": str(extensions),
         "PYTHONPATH": str(REPOSITORY),
     }
-    run(words, folder, env=env, timeout=timeout).check()
+    run(arguments, folder, env=env, timeout=timeout).check()
     shapes = {name: shape_of(name) for name in models}
     ranks = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(world_size)]
     for lines in zip(*ranks, strict=True):

@@ -95,9 +95,9 @@ def main() -> None:
     """See the module."""
     settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
     os.environ["MUTANT_UNDER_TEST"] = ""
-    words = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
+    arguments = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
     loop = MutantLoop(tuple(sys.argv[1:]) or ("",))
-    sys.exit(pytest.main([*words, "-q", "--capture=no", "--rootdir=."], plugins=[loop]))
+    sys.exit(pytest.main([*arguments, "-q", "--capture=no", "--rootdir=."], plugins=[loop]))
 
 
 if __name__ == "__main__":

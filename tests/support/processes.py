@@ -42,7 +42,7 @@ def run(
     """Run to the end and return its output, stdout and stderr together.
 
     Args:
-        command: the words.
+        command: the arguments.
         cwd: working directory.
         env: set on top of this process's environment.
         timeout: seconds; then the whole session is killed and the test fails with what it had said.
@@ -77,11 +77,11 @@ def run_warm(
         on_line: as for `run`.
         preloaded: modules to have imported beside those, such as `warm.DEEPSPEED`.
     """
-    python, *words = command
+    python, *arguments = command
     assert python == sys.executable, f"{python} is another program, which cannot be forked"
 
     def start(whole: Mapping[str, str], output: int) -> warm.WarmProcess:
-        return warm.start(words, cwd, whole, output, *preloaded)
+        return warm.start(arguments, cwd, whole, output, *preloaded)
 
     return _run_to_end(start, env, timeout, on_line)
 

@@ -89,13 +89,13 @@ class Spy:
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._store, name)
 
-        def told(*arguments: Any) -> Any:
+        def observed(*arguments: Any) -> Any:
             self.operations.append(name)
             self._before(name, arguments[0] if arguments else None)
             answer = call(*arguments)
             return Spy(answer, self._before) if name == "clone" else answer
 
-        return told
+        return observed
 
 
 def outcome(body: Callable[[], T]) -> T | Exception:

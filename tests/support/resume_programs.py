@@ -270,12 +270,12 @@ class _Breaker(pl.Callback):
 def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks: bool, whole_steps: int) -> None:
     pl.seed_everything(7, workers=True, verbose=False)
     last = folder / "last.ckpt"
-    tell = trace.notices.append
+    notify = trace.notices.append
     callbacks: list[Any] = [
-        RandomStates(tell),
-        EpochMetrics(tell),
-        PartialEpochNotices(tell),
-        StepPlateaus(tell),
+        RandomStates(notify),
+        EpochMetrics(notify),
+        PartialEpochNotices(notify),
+        StepPlateaus(notify),
         LastCheckpointWriter(last),
     ]
     options: dict[str, Any] = {"max_epochs": EPOCHS, **dict(program.limit)}
@@ -401,8 +401,8 @@ def _meet() -> None:
 
 def differences(program: Program, folder: Path) -> list[str]:
     """In what the run that was gone on with differs from the uninterrupted one; nothing where it said so before."""
-    found, told = compared(program, folder)
-    return judged(program, found, told)
+    found, notices = compared(program, folder)
+    return judged(program, found, notices)
 
 
 def is_placed(program: Program) -> bool:
@@ -411,11 +411,11 @@ def is_placed(program: Program) -> bool:
     return program.loader not in UNPLACED and not overfit_batches
 
 
-def judged(program: Program, found: list[str], told: list[str]) -> list[str]:
+def judged(program: Program, found: list[str], notices: list[str]) -> list[str]:
     """What is wrong of what `compared` found and of what the user was told, which rank zero does."""
-    if told and is_placed(program) and program.accumulate == 1:
-        return [f"notice: {text}" for text in told]
-    return [] if told else found
+    if notices and is_placed(program) and program.accumulate == 1:
+        return [f"notice: {text}" for text in notices]
+    return [] if notices else found
 
 
 def compared(program: Program, folder: Path) -> tuple[list[str], list[str]]:

@@ -26,8 +26,8 @@ def main(folder: Path, first: int, count: int) -> None:
     seen: dict[str, Any] = {}
     for seed in range(first, first + count):
         print(f"rank {rank}: seed {seed}", flush=True)
-        found, told = compared(random_program(seed), folder / str(seed))
-        seen[str(seed)] = {"found": found, "told": told}
+        found, notices = compared(random_program(seed), folder / str(seed))
+        seen[str(seed)] = {"found": found, "notices": notices}
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 

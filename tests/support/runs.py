@@ -26,7 +26,7 @@ def toy_env(trace: Path) -> dict[str, str]:
 
 
 def start_by_hand(
-    words: Sequence[Sequence[str]],
+    arguments: Sequence[Sequence[str]],
     cwd: Path,
     env: Mapping[str, str],
     *,
@@ -34,31 +34,31 @@ def start_by_hand(
     timeout: float = 120,
     preloaded: Sequence[str] = (),
 ) -> list[Finished]:
-    """Ranks without an agent: rank n gets `words[n]`, and torchrun's variables. Rank zero serves the store."""
-    size = world_size or len(words)
+    """Ranks without an agent: rank n gets `arguments[n]`, and torchrun's variables. Rank zero serves the store."""
+    size = world_size or len(arguments)
     port = free_port()
 
     def one(rank: int) -> Finished:
         own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         variables = {**env, **{name: str(value) for name, value in own.items()}}
-        return run_warm(launcher(*words[rank]), cwd, env=variables, timeout=timeout, preloaded=preloaded)
+        return run_warm(launcher(*arguments[rank]), cwd, env=variables, timeout=timeout, preloaded=preloaded)
 
-    with ThreadPoolExecutor(len(words)) as pool:
-        return list(pool.map(one, range(len(words))))
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(one, range(len(arguments))))
 
 
 def train_on(
-    ranks: int, words: Sequence[str], cwd: Path, env: Mapping[str, str], *, preloaded: Sequence[str] = ()
+    ranks: int, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], *, preloaded: Sequence[str] = ()
 ) -> Finished:
-    """One run on some ranks, all with the same words; several are as torchrun makes them, without the start it takes.
+    """One run on some ranks, all with the same arguments; several are as torchrun makes them, without the start it takes.
 
     Returns:
         What all of them said, and the exit code of the first that has another than 0.
     """
     if ranks == 1:
-        return run_warm(launcher(*words), cwd, env=env, preloaded=preloaded)
-    ended = start_by_hand([words] * ranks, cwd, env, preloaded=preloaded)
+        return run_warm(launcher(*arguments), cwd, env=env, preloaded=preloaded)
+    ended = start_by_hand([arguments] * ranks, cwd, env, preloaded=preloaded)
     return Finished(next((each.code for each in ended if each.code), 0), "".join(each.output for each in ended))
 
 

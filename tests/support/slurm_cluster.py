@@ -107,12 +107,12 @@ class Cluster:
         """What a command needs to speak to this cluster."""
         return {"SLURM_CONF": str(self.conf)}
 
-    def command(self, *words: str) -> str:
+    def command(self, *arguments: str) -> str:
         """Run one of SLURM's commands; its output."""
-        done = subprocess.run(words, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=_PATIENCE,
-                              check=False)  # fmt: skip
+        done = subprocess.run(arguments, env={**os.environ, **self.env}, capture_output=True, text=True,
+                              timeout=_PATIENCE, check=False)  # fmt: skip
         assert done.returncode == 0, (
-            f"{' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}\n{self.log_tails()}"
+            f"{' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}\n{self.log_tails()}"
         )
         return done.stdout.strip()
 
@@ -136,11 +136,11 @@ class Cluster:
 
     def start_daemon(self, name: str) -> None:
         """Start slurmctld or a node's slurmd (again)."""
-        words, env = self._daemons[name]
+        arguments, env = self._daemons[name]
         log = (self.folder / f"{name}.out").open("ab")
         with log:
             process = subprocess.Popen(
-                words, env={**os.environ, **env}, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                arguments, env={**os.environ, **env}, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         self._processes.append((name, process))
 
@@ -263,9 +263,9 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=off MaxTime=INFINITE
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
         # Clients with other ids than root must reach the socket; here all are root.
-        words = ["munged", "--foreground", "--force", f"--socket={munge}/socket", f"--key-file={key}",
-                 f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed"]  # fmt: skip
-        self._daemons["munged"] = (words, {})
+        arguments = ["munged", "--foreground", "--force", f"--socket={munge}/socket", f"--key-file={key}",
+                     f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed"]  # fmt: skip
+        self._daemons["munged"] = (arguments, {})
         self.start_daemon("munged")
         wait_until("munge's socket", (munge / "socket").exists)
 
@@ -283,10 +283,10 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=off MaxTime=INFINITE
             f"CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY '{password}';\n"
             "GRANT ALL PRIVILEGES ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';\n"
         )
-        words = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={database}/data", f"--socket={sock}",
-                 f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={database}/pid", f"--init-file={start}",
-                 "--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]  # fmt: skip
-        self._daemons["mariadbd"] = (words, {})
+        arguments = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={database}/data", f"--socket={sock}",
+                     f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={database}/pid", f"--init-file={start}",
+                     "--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]  # fmt: skip
+        self._daemons["mariadbd"] = (arguments, {})
         self.start_daemon("mariadbd")
         wait_until("the database", lambda: _listens(port))
         conf = folder / "slurmdbd.conf"
@@ -320,10 +320,10 @@ PidFile={folder}/slurmdbd.pid
                     os.kill(int(pid), signal.SIGKILL)
 
 
-def _ip(*words: str, check: bool = True) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=30)
+def _ip(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=30)
     if check and done.returncode:
-        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
 
 

@@ -52,7 +52,7 @@ class Job:
         try:
             wait_until(what, done, PATIENCE)
         except TimeoutError as error:
-            raise AssertionError(f"{error}\n{self.said()}") from None
+            raise AssertionError(f"{error}\n{self.collect_output()}") from None
 
     def wait_for_step(self, step: int, *, attempts: int = 1) -> None:
         """Until rank zero has done a step, in its n-th attempt."""
@@ -83,7 +83,7 @@ class Job:
         file = self.run / "logs" / f"rank-{rank}.log"
         return file.read_text(errors="replace") if file.exists() else ""
 
-    def said(self) -> str:
+    def collect_output(self) -> str:
         """All that the job's tasks and ranks have said, and SLURM of it."""
         files = [*sorted(self.run.glob("submissions/*/*_log.*")), *sorted(self.run.glob("logs/*.log"))]
         texts = [f"== {file.relative_to(self.run)}\n{file.read_text(errors='replace')[-4000:]}" for file in files]
@@ -91,7 +91,9 @@ class Job:
         return "\n".join([shown, *texts, self.cluster.log_tails()])
 
 
-def words(cluster: Cluster, cwd: Path, *given: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
+def run_launcher(
+    cluster: Cluster, cwd: Path, *given: str, code: int = 0, env: dict[str, str] | None = None
+) -> Finished:
     """Run one `launcher` command against the cluster."""
     whole = {**cluster.env, "PYTHONPATH": str(REPOSITORY), **(env or {})}
     return run(launcher(*given), cwd, env=whole, timeout=PATIENCE).check(code)
@@ -103,9 +105,9 @@ def submit(cluster: Cluster, folder: Path, name: str, *given: str, env: dict[str
     trace = folder / f"trace-{name}"
     own = {"TRACE": str(trace), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], **(env or {})}
     export = [word for variable in ("TRACE", *(env or {})) for word in ("--export-env", variable)]
-    said = words(cluster, folder, "submit", *RANKS, *export, *TOY, "--name", name, *given, env=own).output
-    found = re.search(r"job (\d+) is queued", said)
-    assert found is not None, said
+    output = run_launcher(cluster, folder, "submit", *RANKS, *export, *TOY, "--name", name, *given, env=own).output
+    found = re.search(r"job (\d+) is queued", output)
+    assert found is not None, output
     return Job(cluster, folder, name, found[1], trace)
 
 

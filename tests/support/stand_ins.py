@@ -54,12 +54,12 @@ class StandIns:
         (self.folder / "answers.json").write_text(json.dumps({**known, **answers}))
 
     def calls(self, name: str) -> list[list[str]]:
-        """The words that a program was called with, each time."""
+        """The arguments that a program was called with, each time."""
         try:
             lines = (self.folder / "calls.jsonl").read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [words[1:] for words in map(json.loads, lines) if words[0] == name]
+        return [arguments[1:] for arguments in map(json.loads, lines) if arguments[0] == name]
 
 
 TAKEN = (0, "Submitted batch job 42\n", "")

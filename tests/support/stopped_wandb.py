@@ -42,17 +42,17 @@ class UntilDropped(pl.Callback):
 class CountedRows(AmpWandbCallback):
     """Counts what it is given to write."""
 
-    rows = told = 0
+    rows = alerted = 0
 
     @override
-    def write(self, *words: Any) -> None:
+    def write(self, *arguments: Any) -> None:
         self.rows += 1
-        super().write(*words)
+        super().write(*arguments)
 
     @override
-    def alert(self, *words: Any) -> None:
-        self.told += 1
-        super().alert(*words)
+    def alert(self, *arguments: Any) -> None:
+        self.alerted += 1
+        super().alert(*arguments)
 
 
 def wandb_process() -> int:
@@ -100,7 +100,7 @@ def main(folder: Path) -> None:
     assert amp.flush(60), "the row that was underway gets through"
     run.finish()
     wandb.teardown()
-    seen = {"steps": steps, "rows": amp.rows, "told": amp.told, "dropped": dropped, "in_the_end": amp.dropped,
+    seen = {"steps": steps, "rows": amp.rows, "alerted": amp.alerted, "dropped": dropped, "in_the_end": amp.dropped,
             "notices": notices}  # fmt: skip
     (folder / "seen.json").write_text(json.dumps(seen))
 

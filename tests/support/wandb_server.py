@@ -69,23 +69,23 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Type", "").partition(";")[0] != "application/json":
-            self._say({})  # the client's telemetry of itself
+            self._send({})  # the client's telemetry of itself
             return
         body = json.loads(data)
         if self.path.endswith("/file_stream"):
             self.server.streams.append(body)
-            self._say({})
+            self._send({})
         else:
             self.server.asked.append(str(body.get("operationName") or body.get("query", ""))[:80])
-            self._say({"data": self._answer(body.get("query", ""), body.get("variables") or {})})
+            self._send({"data": self._answer(body.get("query", ""), body.get("variables") or {})})
 
     def do_GET(self) -> None:
         self.server.asked.append(f"GET {self.path}")
-        self._say({})
+        self._send({})
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self._say({})
+        self._send({})
 
     def _answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         if "upsertBucket" in query:
@@ -103,7 +103,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             return {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         return {}
 
-    def _say(self, content: dict[str, Any]) -> None:
+    def _send(self, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -111,5 +111,5 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *words: object) -> None:
-        del words
+    def log_message(self, *arguments: object) -> None:
+        del arguments

@@ -40,12 +40,12 @@ class WarmProcess:
     """A process that leads its session, as `subprocess.Popen(..., start_new_session=True)` would make it."""
 
     pid: int
-    _told: socket.socket
+    _exit_code_socket: socket.socket
     returncode: int | None = None
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs; the negative number of the signal that ended it."""
-        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+        if self.returncode is None and select.select([self._exit_code_socket], [], [], 0)[0]:
             return self.wait()
         return self.returncode
 
@@ -56,9 +56,9 @@ class WarmProcess:
             timeout: seconds; TimeoutError after them.
         """
         if self.returncode is None:
-            self._told.settimeout(timeout)
-            self.returncode = int(_line(self._told))
-            self._told.close()
+            self._exit_code_socket.settimeout(timeout)
+            self.returncode = int(_line(self._exit_code_socket))
+            self._exit_code_socket.close()
         return self.returncode
 
     def kill(self) -> None:
@@ -69,12 +69,12 @@ class WarmProcess:
 
 
 def start(
-    words: Sequence[str], cwd: Path, env: Mapping[str, str], output: int, *more: str, terminal: bool = False
+    arguments: Sequence[str], cwd: Path, env: Mapping[str, str], output: int, *more: str, terminal: bool = False
 ) -> WarmProcess:
-    """Begin `python words`.
+    """Begin `python arguments`.
 
     Args:
-        words: `-m MODULE ...`, `-c TEXT ...` or `FILE ...`.
+        arguments: `-m MODULE ...`, `-c TEXT ...` or `FILE ...`.
         cwd: working directory.
         env: the whole environment.
         output: descriptor for stdout and stderr; stdin is at its end.
@@ -85,7 +85,7 @@ def start(
         address, path = _server(more)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    asked = {"words": list(words), "cwd": str(cwd), "env": dict(env), "path": path, "terminal": terminal}
+    asked = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env), "path": path, "terminal": terminal}
     with Path(os.devnull).open("rb") as nothing:
         socket.send_fds(connection, [b"\0"], [output if terminal else nothing.fileno(), output])
         connection.sendall(json.dumps(asked).encode())
@@ -100,14 +100,14 @@ def _server(more: Sequence[str]) -> tuple[str, list[str]]:
     place = tempfile.gettempdir()
     folder = tempfile.TemporaryDirectory(prefix="launcher-tests-", dir=place if len(place) < 60 else "/tmp")
     address = str(Path(folder.name) / "warm")
-    said = Path(folder.name) / "said"
+    log = Path(folder.name) / "log"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
     env = {name: value for name, value in os.environ.items() if not is_foreign(name) and name != "PYTHONPATH"}
     env |= {name: value for name, value in _ON_IMPORT.items() if more or name != "DS_ACCELERATOR"}
     command = [sys.executable, "-u", "-m", "tests.support.warm_server", str(listener.fileno()), *more]
-    with said.open("wb") as file:
+    with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=_REPOSITORY, env=env, pass_fds=[listener.fileno()],
                                    stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True)  # fmt: skip
     listener.close()
@@ -128,7 +128,7 @@ def _server(more: Sequence[str]) -> tuple[str, list[str]]:
             path: list[str] = json.loads(_line(first))
         except (OSError, ValueError):
             process.send_signal(signal.SIGKILL)
-            raise AssertionError(f"the warm server did not start:\n{said.read_text()}") from None
+            raise AssertionError(f"the warm server did not start:\n{log.read_text()}") from None
     return address, path
 
 

@@ -70,7 +70,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
         if woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 4096)
-            _tell_ends(children)
+            _send_exit_codes(children)
         if listener in ready:
             connection, _ = listener.accept()
             pid = _fork(connection, (listener, *children.values()), (woken, wake))
@@ -78,7 +78,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
             children[pid] = connection
 
 
-def _tell_ends(children: dict[int, socket.socket]) -> None:
+def _send_exit_codes(children: dict[int, socket.socket]) -> None:
     for pid in list(children):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -115,30 +115,30 @@ def _be_child(asked: dict[str, Any], descriptors: Sequence[int], of_the_server: 
 
 
 def _become(asked: dict[str, Any]) -> NoReturn:
-    """As `python WORDS` does, to the exit code."""
-    words, folder = asked["words"], asked["cwd"]
+    """As `python ARGUMENTS` does, to the exit code."""
+    arguments, folder = asked["arguments"], asked["cwd"]
     os.environ.clear()
     os.environ.update({**_SET_BY_IMPORTS, **asked["env"]})
     os.chdir(folder)
     own = [entry for entry in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
-    first = {"-m": folder, "-c": ""}.get(words[0], str(Path(words[0]).absolute().parent))
+    first = {"-m": folder, "-c": ""}.get(arguments[0], str(Path(arguments[0]).absolute().parent))
     sys.path[:] = [first, *own, *asked["path"]]
-    sys.orig_argv = [sys.executable, *words]
+    sys.orig_argv = [sys.executable, *arguments]
     importlib.invalidate_caches()
     _set_rank_zero()
     _fork_the_fork_server()
 
     def be_it() -> None:
-        if words[0] == "-m":
-            sys.argv = ["", *words[2:]]
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        elif words[0] == "-c":
-            sys.argv = ["-c", *words[2:]]
+        if arguments[0] == "-m":
+            sys.argv = ["", *arguments[2:]]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
             main = sys.modules["__main__"] = types.ModuleType("__main__")
-            exec(words[1], vars(main))  # noqa: S102 -- a test's own script
+            exec(arguments[1], vars(main))  # noqa: S102 -- a test's own script
         else:
-            sys.argv = words
-            runpy.run_path(str(Path(words[0]).absolute()), run_name="__main__")
+            sys.argv = arguments
+            runpy.run_path(str(Path(arguments[0]).absolute()), run_name="__main__")
 
     _leave(be_it)
 
@@ -184,7 +184,7 @@ def _fork_the_fork_server() -> None:
             owner.__init__()
         vars(weakref.finalize)["_registry"].clear()
         sys.argv = ["-c"]
-        _leave(lambda: exec(args[-1], {"__name__": "__main__"}))  # noqa: S102 -- the words that would follow `python -c`
+        _leave(lambda: exec(args[-1], {"__name__": "__main__"}))  # noqa: S102 -- the arguments that would follow `python -c`
 
     multiprocessing.util.spawnv_passfds = fork_or_spawn
 
