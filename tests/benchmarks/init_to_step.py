@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.init_to_step [--repeats 5]
 
-The steps of a new user, one after the other: the config is written, `launcher fit --config` trains it. The clock starts
+A new user's steps: the config is written, `launcher fit --config` trains it. The clock starts
 before `init` and ends with the event of the first optimizer step.
 """
 

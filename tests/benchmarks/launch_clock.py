@@ -1,4 +1,4 @@
-"""What the benchmarks of start and restart measure with: a Lightning callback, and a plain Lightning script.
+"""Measures start and restart: a Lightning callback, and a plain Lightning script.
 
 The callback appends a line to the file MARKS at each optimizer step of rank zero: wall-clock seconds, step, process id.
 """
@@ -33,7 +33,7 @@ class Marks(pl.Callback):
 
 
 def read_marks(path: Path) -> list[tuple[float, int]]:
-    """Time and step of each line that is there by now."""
+    """Time and step of each line so far."""
     if not path.exists():
         return []
     lines = (line.split() for line in path.read_text().splitlines())
@@ -41,7 +41,7 @@ def read_marks(path: Path) -> list[tuple[float, int]]:
 
 
 def main() -> None:
-    """The peer: the same toy under Lightning alone, resumed from its last checkpoint. torchrun makes the ranks."""
+    """The peer: the same toy under plain Lightning, resumed from its last checkpoint. torchrun starts the ranks."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from tests.support.toy import Toy, ToyData

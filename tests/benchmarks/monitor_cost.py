@@ -1,4 +1,4 @@
-"""What watching the loss scale of all ranks costs a step: `AmpWandbCallback` against the common way.
+"""Cost of monitoring the loss scale of all ranks in a step: `AmpWandbCallback` against the common way.
 
     python -m tests.benchmarks.monitor_cost [--ranks 4] [--rounds 30] [--steps 50]
 

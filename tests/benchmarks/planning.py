@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.planning [--gpus 1024 100000] [--repeats 3]
 
-Each plan is a process of its own; `plan` is without the import of torch and Lightning, `command` is all of it.
+Each plan is a separate process; `plan` excludes the import of torch and Lightning, `command` includes it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SevenBillion(DemoGPT):
 
 
 def plan_once(gpus: int) -> None:
-    """The work of one process."""
+    """Plan once, in one process."""
     from launcher.config.loading import load_config
     from launcher.hardware.target_machines import read_options
     from launcher.planning.dry_run import plan_here

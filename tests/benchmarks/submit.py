@@ -1,8 +1,8 @@
-"""How long `launcher submit` takes beyond sbatch itself.
+"""Time of `launcher submit` in addition to sbatch.
 
     python -m tests.benchmarks.submit [--repeats 9]
 
-sbatch is a stand-in that answers at once, so all of the time is the launcher's. The target is 2 s.
+sbatch is a stand-in that answers immediately, so all measured time is the launcher's. The target is 2 s.
 """
 
 from __future__ import annotations

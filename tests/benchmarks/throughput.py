@@ -22,7 +22,7 @@ GLOBAL_BATCH = 32
 
 
 def samples_per_second(arguments: list[str], ranks: int, folder: str) -> dict[str, float]:
-    """One run's speed by mean and by median step, as the clock inside it measured it."""
+    """The speed of one run by mean and by median step, measured inside the run."""
     speed = Path(folder) / "speed"
     speed.unlink(missing_ok=True)
     command = [

@@ -1,4 +1,4 @@
-"""Run programs under plain Lightning and under the launcher, and name what differs."""
+"""Runs programs under plain Lightning and under the launcher, and lists the differences."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.compatibility.record import read_records, same_number
 from tests.support.processes import Finished, launcher, run_warm
 from tests.support.runs import REPOSITORY, free_port, train_on
 
-# What the fit does in the same order with the same numbers may differ in the last bits: other kernels, other threads.
+# Equal computations may differ in the last bits, through other kernels and threads.
 _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did.
+    """The result of a program.
 
     Attributes:
-        failed: name of the exception, or what the launcher printed; None if it trained.
+        failed: name of the exception, or the launcher's error; None if it trained.
         ranks: the record of each rank.
         files: checkpoints in the user's own folders.
         rows: of the user's CSV logger, by step: names and numbers.
@@ -43,9 +43,9 @@ class Outcome:
 
     @classmethod
     def of(cls, folder: Path, failed: str | None, output: str) -> Outcome:
-        """Read what lies in a program's folder."""
+        """Read the files of a program's folder."""
         own = [file for name in ("kept", "also") for file in (folder / name).rglob("*.ckpt")]
-        # The version of Lightning's own counter is no matter here.
+        # Lightning's version number does not matter.
         files = frozenset(str(file.relative_to(folder)) for file in own)
         rows: list[dict[str, float]] = []
         for file in sorted((folder / "csv").rglob("metrics.csv")):
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def run_plain(programs: Sequence[Program], ranks: int, folder: Path) -> dict[str, Outcome]:
-    """All programs in one process (or one a rank), each in a folder of its own."""
+    """All programs in one process (or one a rank), each in its own folder."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     arguments = ["-m", "tests.compatibility.plain", str(ranks), *(each.name for each in programs)]
@@ -78,7 +78,7 @@ def run_plain(programs: Sequence[Program], ranks: int, folder: Path) -> dict[str
 
 
 def run_launcher(program: Program, ranks: int, folder: Path) -> Outcome:
-    """One program by `python -m launcher fit`; several ranks by the agent where the program says so."""
+    """One program by `python -m launcher fit`; several ranks by the agent if `by_agent` is set."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {"seed": 42, "accelerator": "cpu", "name": "run", "wandb": {"mode": "disabled"}}
     (folder / "run.yaml").write_text(yaml.safe_dump({**program.settings(), **own}))
@@ -92,7 +92,7 @@ def run_launcher(program: Program, ranks: int, folder: Path) -> Outcome:
 
 
 def differences(program: Program, plain: Outcome, ours: Outcome) -> list[str]:
-    """What a user would notice; empty where the launcher does as plain Lightning does."""
+    """Differences that a user would notice; empty if there are none."""
     if program.same == "fails":
         return _failures(plain, ours)
     if plain.failed is not None:

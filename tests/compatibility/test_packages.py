@@ -1,4 +1,4 @@
-"""Packages of the field: alone, on two ranks, resumed, restarted after a kill, and under ZeRO 2."""
+"""Packages of the Lightning ecosystem: on one rank, on two ranks, resumed, restarted after a kill, and under ZeRO 2."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _PACKAGES = "tests.compatibility.packages"
 
 @dataclass(frozen=True)
 class Package:
-    """What a user of a package trains.
+    """A user's training with a package.
 
     Attributes:
-        module: of `tests.compatibility.packages`.
-        imports: what it imports, imported once for all its runs.
+        module: name in `tests.compatibility.packages`.
+        imports: modules that are imported once for all its runs.
         model: class of the module.
         data: arguments of its data module.
     """
@@ -72,7 +72,7 @@ DIE = {"class_path": "tests.compatibility.callbacks.DieOnce", "init_args": {"ste
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Of a run's last checkpoint, which may hold objects of the package in its hyperparameters."""
+    """Weights of a run's last checkpoint, whose hyperparameters may contain objects of the package."""
     file = folder / "runs" / name / "checkpoints" / "last.ckpt"
     return torch.load(file, weights_only=False)["state_dict"]
 

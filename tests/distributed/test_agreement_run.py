@@ -1,4 +1,4 @@
-"""Ranks that would not train the same model are named, on every rank, before a model is built."""
+"""Ranks that would train different models are reported on every rank, before a model is built."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_ranks_with_different_configs_are_reported_with_the_setting(tmp_path: Pa
     assert (zero.code, one.code) == (2, 2)
     assert re.search(r"model\.init_args\.lr: None on rank 0 \(.+\), 0\.5 on rank 1 \(", zero.output), zero.output
     assert "Traceback" not in zero.output
-    assert one.output == "", "rank zero alone speaks on the terminal"
+    assert one.output == "", "only rank zero writes to the terminal"
     assert _nothing_trained(tmp_path)
 
 
@@ -129,4 +129,4 @@ def test_ranks_of_mpirun_are_one_world_and_user_modules_see_their_rank(tmp_path:
         ended = list(pool.map(one, range(2)))
     assert [code for code, _ in ended] == [0, 0], ended
     assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(2)] == ["0 of 2", "1 of 2"]
-    assert ended[1][1] == "", "rank zero alone speaks on the terminal"
+    assert ended[1][1] == "", "only rank zero writes to the terminal"

@@ -20,7 +20,7 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two ranks saw; one start for all tests of this file."""
+    """Results of two ranks; one start for all tests of this file."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def one(rank: int) -> None:
@@ -76,7 +76,7 @@ def test_every_rank_enters_one_collective_at_each_interval(ranks: list[dict[str,
 def test_steps_that_do_not_log_have_no_additional_host_sync(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         bare, watched = rank["bare"]["syncs"], rank["watched"]["syncs"]
-        # torch's own scaler asks once a step whether to skip it.
+        # torch's scaler reads once in a step whether to skip it.
         assert min(bare) > 0
         assert [watched[step] - bare[step] for step in (0, 1, 3, 4)] == [0, 0, 0, 0]
 

@@ -1,4 +1,4 @@
-"""Every mistake gets a clear message and exit code 2, no traceback, and no earlier run is harmed."""
+"""Every error in the input has a clear message, exit code 2 and no traceback, and changes no earlier run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _refused(cwd: Path, *arguments: str, env: dict[str, str] | None = None) -> s
     assert "Traceback" not in finished.output
     assert finished.output.startswith("error: ") or "\nerror: " in finished.output
     assert not list(cwd.glob("trace-*")), "nothing was trained"
-    assert not list(cwd.glob("runs/.pending*")), "no log without a run is left"
+    assert not list(cwd.glob("runs/.pending*")), "no log without a run remains"
     return finished.output
 
 
@@ -37,7 +37,7 @@ def _contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with one finished run, `earlier`; checked to be untouched at the end."""
+    """A folder with one finished run, `earlier`, which must be unchanged at the end."""
     folder = tmp_path_factory.mktemp("earlier")
     run_warm(launcher(*SETTINGS, "--name", "earlier"), folder, env={"PYTHONPATH": str(REPOSITORY)}).check()
     before = _contents(folder)

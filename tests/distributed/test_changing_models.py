@@ -1,4 +1,4 @@
-"""Models that change themselves, or put objects into their checkpoints, go on as those that do not."""
+"""Models that change themselves, or save objects in their checkpoints, resume like others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = ("--data", "tests.support.changing_models.Data", "--wandb.mode", "dis
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Of a run's last checkpoint."""
+    """Weights of a run's last checkpoint."""
     target = folder / f"{name}.pt"
     target.unlink(missing_ok=True)
     run_warm(launcher("convert", f"runs/{name}/checkpoints/last.ckpt", str(target)), folder).check()
@@ -34,7 +34,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], r
 
 
 def test_every_kind_resumes_as_if_uninterrupted(tmp_path: Path) -> None:
-    """As plain Lightning does beside it; and a foreign run's objects are made with trust only."""
+    """Compared with plain Lightning. Objects in a checkpoint of another run are loaded only if trusted."""
     command = [sys.executable, "-m", "tests.support.changing_models_here"]
     output = run_warm(command, tmp_path, env=ENV, timeout=300).check().output
     for kind in KINDS:
@@ -61,7 +61,7 @@ def test_a_killed_rank_is_replaced_with_every_model(tmp_path: Path) -> None:
 
 
 def test_an_empty_group_and_objects_are_kept_through_every_strategy(tmp_path: Path) -> None:
-    """ZeRO drops the group; the schedule, which has a rate for it, goes on, and so does DDP afterwards."""
+    """ZeRO drops the empty group; the schedule, which has a rate for it, continues, and so does DDP afterwards."""
 
     def train(name: str, epochs: int, *more: str) -> None:
         arguments = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs",
@@ -80,7 +80,7 @@ def test_an_empty_group_and_objects_are_kept_through_every_strategy(tmp_path: Pa
 
 
 def test_bf16_of_stage_1_with_fp32_gradients_resumes_under_other_strategies(tmp_path: Path) -> None:
-    """DeepSpeed has an optimizer of its own for it, with other names in its files."""
+    """DeepSpeed uses another optimizer for this case, with other names in its files."""
 
     def train(name: str, epochs: int, strategy: str, *more: str) -> str:
         arguments = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs",

@@ -1,4 +1,4 @@
-"""Trainings by `TrainingCoordinator` in scripts: one process, ranks of its own, and what is left when one fails."""
+"""`TrainingCoordinator` in scripts: one process, several ranks, and the state after a failure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def coordinator(**options):
     return TrainingCoordinator(**{"output_dir": "runs", "use_gpu": False, "wandb": WandbOptions("disabled"), **options})
 
 def found(**values):
-    # One write: the ranks' arguments must not mix within a line.
+    # One write, so that the lines of the ranks do not mix.
     sys.stdout.write(f"FOUND {json.dumps(values)}\\n")
 """
 
@@ -119,7 +119,7 @@ found(own=type(result.trainer.precision_plugin) is theirs.Own, made=theirs.Own.m
 """).output  # fmt: skip
     assert found_in(output) == [{"own": True, "made": 1, "plan": "custom"}]
     assert probed(tmp_path)[:2] == ["bf16-true", "torch.bfloat16"]
-    assert notices_of(only_run(tmp_path)) == [], "nothing else was asked for"
+    assert notices_of(only_run(tmp_path)) == [], "nothing else was requested"
 
 
 @pytest.mark.case(20)
@@ -174,7 +174,7 @@ def two(folder: Path, *arguments: str, code: int = 0) -> str:
 
 def test_a_script_trains_twice_on_two_devices_after_a_rejected_training(tmp_path: Path) -> None:
     results = found_in(two(tmp_path))
-    # One that is refused comes first: the ranks are there for the next.
+    # A rejected training comes first: the ranks stay for the next one.
     assert sorted(
         end["rank"] for end in results if "refused" in end and "missing.ckpt does not exist" in end["refused"]
     ) == ["0", "1"]
@@ -189,7 +189,7 @@ def test_a_script_trains_twice_on_two_devices_after_a_rejected_training(tmp_path
         assert {end["best"] for end in found if end["name"] == name} == {str(best)}
         assert len(events_of(directory, "finished")) == 1
         assert sorted(p.name for p in (directory / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
-    # Every sample once in each training: the ranks share the data, and the second begins anew.
+    # Every sample once in each training: the ranks share the data, and the second training starts from the beginning.
     for rank in (0, 1):
         steps = [step for step, _, _ in read_trace(tmp_path / "trace", rank)]
         assert steps == [*range(8), *range(8)]
@@ -199,10 +199,10 @@ def test_a_script_trains_twice_on_two_devices_after_a_rejected_training(tmp_path
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_failed_rank_ends_the_script_with_its_error_and_no_process_remains(tmp_path: Path, rank: int) -> None:
-    # That no process is left is what the guard around every test looks at.
+    # A fixture around every test checks that no process remains.
     output = two(tmp_path, "raise", "second", str(rank), code=1)
     assert "ValueError: the user's own mistake" in output
-    # Rank zero in its last word, too, whichever it was.
+    # Rank zero's last message too, whichever rank it was.
     assert f"rank {rank} (" in output
     assert "TrainingError: " in output
     assert [end["name"] for end in found_in(output)] == ["first", "first"]
@@ -213,7 +213,7 @@ def test_a_failed_rank_ends_the_script_with_its_error_and_no_process_remains(tmp
 
 
 def test_a_rank_that_exits_before_training_is_reported(tmp_path: Path) -> None:
-    # Rank zero would wait for the other at the agreement, for five minutes.
+    # Otherwise rank zero would wait five minutes for the other rank in the agreement.
     output = two(tmp_path, "leave", "second", "1", code=1)
     assert "AgreementError: rank 1 of this script ended with exit code 7, and a training needs all ranks" in output
 
@@ -301,7 +301,7 @@ found(what="compiled", steps=end["trainer"].global_step, same=end["model"] is co
 
 
 def slurm_task(rank: int, tasks: int) -> dict[str, str]:
-    """What `srun --ntasks-per-node=N python train.py` sets in one node's tasks."""
+    """Variables that `srun --ntasks-per-node=N python train.py` sets in the tasks of one node."""
     values = {"JOB_ID": 4711, "JOB_NAME": "train", "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "NNODES": 1,
               "STEP_ID": 0, "STEP_NUM_TASKS": tasks, "STEP_NUM_NODES": 1, "JOB_NODELIST": "n1",
               "PROCID": rank, "LOCALID": rank, "NODEID": 0}  # fmt: skip
@@ -309,7 +309,7 @@ def slurm_task(rank: int, tasks: int) -> dict[str, str]:
 
 
 def as_slurm_tasks(folder: Path, text: str, *arguments: str, tasks: int) -> list[Finished]:
-    """A script as `srun` starts it: all its tasks at once, one of which is enough without ranks."""
+    """Run a script as `srun` does: all its tasks at once."""
     port = {"MASTER_PORT": str(free_port())}
 
     def one(rank: int) -> Finished:
@@ -332,7 +332,7 @@ def test_a_returned_trainer_can_continue_and_a_second_training_equals_the_first(
         assert first["test"] == pytest.approx(first["right"])
         assert first["steps"] == 2 * 16 // tasks, "the second epoch of `trainer.fit`"
         assert second["test"] == pytest.approx(second["right"])
-        assert second["right"] == first["right"], "the same order of the data, and nothing left of the first training"
+        assert second["right"] == first["right"], "the same order of the data, independent of the first training"
         assert (end["by hand"]["steps"], end["by hand"]["clip"]) == (4, None)
         assert (end["compiled"]["steps"], end["compiled"]["same"]) == (2, True)
     assert sorted(number for end in results for number in end["first"]["predicted"]) == list(range(16))
@@ -341,8 +341,8 @@ def test_a_returned_trainer_can_continue_and_a_second_training_equals_the_first(
         (file,) = wandb_file.files(tmp_path / "runs" / name)
         kinds = [record.WhichOneof("record_type") for record in wandb_file.records(file)]
         assert kinds.count("exit") == 1, "every W&B run is ended"
-    assert not (tmp_path / "elsewhere").exists(), "what only rank zero uses is rank zero's"
-    # W&B stays open for what comes after the training, and the next training has a run of its own.
+    assert not (tmp_path / "elsewhere").exists(), "settings that only rank zero uses come from rank zero"
+    # The W&B run stays open after the training, and the next training has a new run.
     rows = wandb_file.history_rows(tmp_path / "runs" / "first")
     assert [row["test"] for row in rows if "test" in row] == [pytest.approx(results[0]["first"]["test"])]
     rows = wandb_file.history_rows(tmp_path / "runs" / "second")

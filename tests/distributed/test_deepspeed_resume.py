@@ -1,4 +1,4 @@
-"""Runs under DeepSpeed go on with the very next batch: under the same strategy, under another one, after a kill."""
+"""Runs under DeepSpeed resume with the next batch: under the same strategy, under another one, after a kill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, 
 from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
-# 64 samples are 5 global batches of 12: two epochs are 10 steps, on 1, 2 and 3 ranks alike.
+# 64 samples are 5 global batches of 12: two epochs are 10 steps, on 1, 2 and 3 ranks.
 SETTINGS = (*TOY, "--global_batch_size", "12", "--trainer.max_epochs", "2")
 STEPS = 10
 INTERRUPTED = 130
@@ -36,7 +36,7 @@ def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *argum
 
 
 def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
-    """For each step the samples of all ranks and their mean loss, whatever the ranks were.
+    """For each step the samples of all ranks and their mean loss, for any number of ranks.
 
     What was done again counts as it was done last.
     """
@@ -57,7 +57,7 @@ def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
-    """The run that nothing interrupted, on one rank without DeepSpeed."""
+    """The uninterrupted run, on one rank without DeepSpeed."""
     folder = tmp_path_factory.mktemp("whole")
     train_on(1, SETTINGS, folder, toy_env(folder / "trace")).check()
     return curve(folder, "trace")
@@ -72,12 +72,12 @@ def assert_same(got: list[tuple[list[int], float]], expected: list[tuple[list[in
 def test_an_interrupted_run_resumes_with_the_next_batch(
     tmp_path: Path, stage: int, damaged: bool, whole: list[tuple[list[int], float]]
 ) -> None:
-    """With one bit of one rank's piece wrong it goes on from the checkpoint before."""
+    """With one wrong bit in one rank's file it resumes from the previous checkpoint."""
     arguments = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
     interrupt(tmp_path, "trace", 2, "it", 6, *arguments)
     last = tmp_path / "runs" / "it" / "checkpoints" / "last.ckpt"
     pieces = sorted(file.name for file in (last / "checkpoint").glob("*_optim_states.pt"))
-    assert len(pieces) == 2, "every rank saved its piece"
+    assert len(pieces) == 2, "every rank saved its part"
     if damaged:
         piece = last / "checkpoint" / pieces[1]
         content = bytearray(piece.read_bytes())
@@ -96,7 +96,7 @@ def test_an_interrupted_run_resumes_with_the_next_batch(
     finished = events_of(tmp_path / "runs" / "it", "finished")
     assert finished[-1]["step"] == STEPS
     left = [path.name for path in last.parent.iterdir() if path.name.startswith(".") or "before" in path.name]
-    assert not left, "nothing of a save is left"
+    assert not left, "no part of a save remains"
 
 
 def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
@@ -135,7 +135,7 @@ def test_a_killed_rank_is_replaced_and_deepspeed_uses_the_new_group(
     directory = tmp_path / "runs" / "it"
     assert [event["restart_count"] for event in events_of(directory, "run_started")] == [0, 1]
     assert events_of(directory, "finished")[-1]["step"] == STEPS
-    # Step 4 was saved, 4 and 5 are trained again: the last word of each step counts.
+    # Step 4 was saved, 4 and 5 are trained again: the last record of each step counts.
     by_step = {step: samples for step, samples, _ in read_trace(tmp_path / "trace", 0)}
     assert sorted(by_step) == list(range(STEPS))
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed really runs with: the planned batch, accumulation, clipping and precision; and what it refuses."""
+"""Settings that DeepSpeed runs with (batch, accumulation, clipping, precision), and models that it rejects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRETEND_FP16 = {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
 
 
 class EngineProbe(pl.Callback):
-    """Rank zero prints what DeepSpeed's engine says of itself after the training."""
+    """Rank zero prints the settings of DeepSpeed's engine after the training."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         engine: Any = trainer.model
@@ -40,7 +40,7 @@ class EngineProbe(pl.Callback):
 
 
 class OrderProbe(pl.Callback):
-    """Rank zero prints whether stage 3 still had its record of the modules' order in each step."""
+    """Rank zero prints whether stage 3 still had its module order in each step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         engine: Any = trainer.model

@@ -1,4 +1,4 @@
-"""The README's first command: the built-in demo, alone and under torchrun."""
+"""The README's first command: the built-in demo, on one rank and under torchrun."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_demo_on_two_ranks_shows_plan_progress_baseline_and_paths(tmp_path: 
     for shown in (f"run         runs/{directory.name}", f"runs/{directory.name}/checkpoints/last.ckpt",
                   f"wandb sync runs/{directory.name}/wandb/offline-run-", "--resume auto"):  # fmt: skip
         assert shown in output
-    # Rank zero alone speaks on the terminal, and only once.
+    # Only rank zero writes to the terminal, and only once.
     assert len(re.findall(r"^Plan", output, re.M)) == 1
     assert output.count("W&B is offline") == 1
 

@@ -1,4 +1,4 @@
-"""`launcher validate`, `test` and `predict` on real runs, beside plain Lightning on one device."""
+"""`launcher validate`, `test` and `predict` on real runs, compared with plain Lightning on one device."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def env_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Has one run, `first`, trained on one rank, with W&B offline."""
+    """A folder with one run, `first`, trained on one rank, with W&B offline."""
     made = tmp_path_factory.mktemp("evaluate")
     (made / "evaluated.py").write_text(_THEIRS)
     train_on(1, [*_TRAINED, "--name", "first", "--wandb.mode", "offline"], made, env_of(made)).check()
@@ -66,7 +66,7 @@ def evaluate(folder: Path, ranks: int, command: str, *arguments: str, name: str 
 
 
 def plain(folder: Path, checkpoint: Path, *, stage: str = "test") -> float:
-    """What Lightning itself finds on one device."""
+    """Results of plain Lightning on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         import evaluated  # pyright: ignore[reportMissingImports]
@@ -103,7 +103,7 @@ def test_metrics_equal_plain_lightnings_on_any_number_of_ranks(folder: Path, ran
     assert events[0]["metrics"] == [{"test": pytest.approx(right, rel=1e-6)}]
     assert events[1]["metrics"] == [{"val": pytest.approx(plain(folder, last, stage="validate"), rel=1e-6)}]
     assert [path.name for path in (folder / "runs").iterdir() if path.is_dir()] == ["first"], "no run is made for it"
-    # The run's own W&B run goes on, at the step of the checkpoint.
+    # The run's W&B run continues, at the step of the checkpoint.
     rows = [row for row in wandb_file.history_rows(run_directory) if "test" in row]
     step = torch.load(best, weights_only=True)["global_step"]
     assert rows[-1]["test"] == pytest.approx(right, rel=1e-6)
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_zero_3_is_evaluated_by_its_trainer_and_without_deepspee
 
 
 def script_on_two_ranks(folder: Path, script: str) -> list[str]:
-    """What both say."""
+    """Output of both ranks."""
     port = free_port()
 
     def one(rank: int) -> str:

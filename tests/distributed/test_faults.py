@@ -1,4 +1,4 @@
-"""Every way for a rank to go: the culprit is named, the exit code is handed on, nothing hangs, nothing is left."""
+"""Failures of a rank: the first failed rank is reported, its exit code is returned, and no process remains."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_the_first_failed_rank_is_reported_once_with_its_log_and_its_exit_code(
     if fault == "raise":
         assert "| ValueError: the user's own mistake" in account
         assert "tests/support/faulty.py" in account
-        assert account.count("Traceback") == 0, "the lost peer's traceback is for its log alone"
+        assert account.count("Traceback") == 0, "the traceback of the lost connection is only in that rank's log"
         assert "closed by peer" in (tmp_path / "runs/it/logs/rank-0.log").read_text()
     if fault == "segfault":
-        assert 'faulty.py", line' in account, "the log's end says where"
+        assert 'faulty.py", line' in account, "the end of the log has the position"
 
 
 @pytest.fixture
@@ -69,7 +69,8 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_reported_as_out_of_memory(tm
     command = launcher("fit", *SETTINGS, "--model.fault", "eat memory")
     output = run_warm(command, tmp_path, env=env, timeout=150).check(137).output
 
-    expected = r"error: rank 1 \(\S+\) failed first: killed by the kernel because the host ran out of memory \(SIGKILL\) at step 3"
+    killed = r"killed by the kernel because the host ran out of memory \(SIGKILL\) at step 3"
+    expected = rf"error: rank 1 \(\S+\) failed first: {killed}"
     assert re.search(expected, output), output
     (event,) = events_of(tmp_path / "runs" / "it", "rank_failed")
     assert event["out_of_memory"] is True
@@ -95,7 +96,7 @@ def test_restarts_continue_from_the_checkpoint_with_every_sample_in_the_same_run
     started = events_of(directory, "run_started")
     assert len({event["attempt"] for event in started}) == len(started) == 4
     assert events_of(directory, "finished")[0]["step"] == 8
-    # Steps 2 and 3 come again after each kill in step 3, then all the rest.
+    # Steps 2 and 3 are repeated after each kill in step 3, then the rest follows.
     assert [step for step, _, _ in read_trace(tmp_path / "trace", 1)][-6:] == [2, 3, 4, 5, 6, 7]
 
 

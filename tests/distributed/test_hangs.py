@@ -1,4 +1,4 @@
-"""A run that stands still is found, and the rank that the others wait for is named."""
+"""A hang is detected, and the rank that the others wait for is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.processes import launcher, run_warm
 from tests.support.runs import events_of, toy_env
 
 pytestmark = pytest.mark.slow
-# Far more than a step needs on a busy machine, far less than a person waits.
+# Much longer than a step on a busy machine.
 HANG = ("--hang-timeout", "20", "--trainer.log_every_n_steps", "1")
 
 
@@ -31,7 +31,7 @@ def test_a_sleeping_rank_is_reported_with_its_position_and_all_stacks_are_saved(
     (folder,) = directory.glob("hang-*")
     assert "faulty.py" in (folder / "rank-1.txt").read_text()
     assert "in backward" in (folder / "rank-0.txt").read_text()
-    # The flight recorder says which collective it is: gloo's has the same form as NCCL's.
+    # The flight recorder has the collective; gloo's record has the same format as NCCL's.
     absent = r"it did not enter all_reduce of \[\d+\] Float \(number \d+ of default_pg\), in which rank 0 waits"
     assert re.search(absent, output), output
     assert read_flight_record(folder / "rank-0.flight.json") is not None

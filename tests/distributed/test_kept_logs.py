@@ -1,4 +1,4 @@
-"""A run that goes on writes its logs where it wrote them before, row by row as one that nothing interrupted."""
+"""A resumed run continues its log files, with the same rows as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _train(folder: Path, ranks: int, *arguments: str, code: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Where a run trained that nothing interrupted."""
+    """Folder of an uninterrupted run."""
 
     @functools.cache
     def train(ranks: int) -> Path:
@@ -72,7 +72,7 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-# After 12 steps: in the second epoch, in whose middle is a validation. A kill goes back to the end of the first.
+# After 12 steps: in the second epoch, which has a validation in the middle. A kill goes back to the end of the first.
 @pytest.mark.parametrize(
     ("ranks", "arguments", "code"),
     [(1, ("--model.kill_at", "12"), -signal.SIGKILL), (2, ("--model.signal_at", "12"), 128 + signal.SIGINT)],

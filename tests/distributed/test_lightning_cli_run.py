@@ -1,4 +1,4 @@
-"""A file of LightningCLI's, trained by LightningCLI and by the launcher."""
+"""A LightningCLI file, trained by LightningCLI and by the launcher."""
 
 from __future__ import annotations
 

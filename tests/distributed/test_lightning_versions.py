@@ -18,8 +18,8 @@ def test_the_callback_logs_the_same_under_every_lightning(requirement: str) -> N
     result = json.loads(line)
     package, _, version = requirement.partition("==")
     assert result["version"].startswith(version.rstrip("*"))
-    # Lightning 1's own spelling is the short one.
+    # Lightning 1 has the short spelling.
     assert result["precision"] == ("16" if package == "pytorch_lightning" else "16-mixed")
     assert result["steps"] == [4, 8, 12, 16]
-    # The first scale of 65536 overflows in fp16, and step 4 is made to.
+    # The first scale of 65536 overflows in fp16, and step 4 overflows on purpose.
     assert (result["scale"], result["skipped"]) == (16384.0, 2)

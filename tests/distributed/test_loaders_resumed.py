@@ -1,4 +1,4 @@
-"""Users' loaders and epochs that the Trainer ended, on real ranks: broken off and gone on with, or refused."""
+"""User loaders and epochs ended by the Trainer, on real ranks: interrupted and resumed, or rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _train(cwd: Path, ranks: int, *arguments: str, code: int = 0) -> str:
 
 
 def _steps(cwd: Path, ranks: int) -> dict[int, tuple[list[list[int]], list[float]]]:
-    """Of each step as it was last: each rank's samples and loss; without validations, which are sample -1."""
+    """Samples and loss of each rank in the last execution of each step; without validations, which are sample -1."""
     seen: dict[int, tuple[list[list[int]], list[float]]] = {}
     for rank in range(ranks):
         own = {step: (samples, loss) for step, samples, loss in read_trace(cwd / "trace", rank) if samples != [-1]}
@@ -58,7 +58,7 @@ def test_a_run_resumes_with_the_same_samples_on_another_number_of_ranks(tmp_path
     trace = tmp_path / "parts" / "trace-1"
     trace.rename(trace.with_name("first-1"))
     _train(tmp_path / "parts", 1, *arguments, "--resume", "auto")
-    # One rank takes two batches a step, of the samples that two ranks took at once.
+    # One rank takes two batches a step, with the samples that two ranks take together.
     whole, parts = (read_trace(tmp_path / name / "trace") for name in ("whole", "parts"))
     later = [[entry[:2] for entry in trace if entry[0] >= 3 and entry[1] != [-1]] for trace in (whole, parts)]
     assert later[0] == later[1]

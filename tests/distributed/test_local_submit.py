@@ -1,4 +1,4 @@
-"""`launcher submit --cluster local`: a run in the background of this machine, looked at and ended by its name."""
+"""`launcher submit --cluster local`: a background run on this machine, inspected and cancelled by its name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _launch(cwd: Path, *given: str, pace: str = "0") -> Finished:
 
 
 def _ended(cwd: Path) -> None:
-    """Wait for the background process, which no test fixture knows of; end it if it takes too long."""
+    """Wait for the background process, which no fixture tracks; end it if it takes too long."""
     record = read_records(cwd / "runs" / "it")[-1]
     try:
         wait_until("the end", lambda: not is_running(record["pid"], record["started"]), 150)
@@ -46,7 +46,7 @@ def test_a_background_run_is_cancelled_saved_and_resumed(tmp_path: Path) -> None
     status = json.loads(_launch(whole, "status", "it", "--json").check().output)
     assert (status["state"], status["step"], status["attempts"]) == ("done", 24, 1)
     assert "Plan" in _launch(whole, "logs", "it").check().output
-    # The user's code in it has the rights that it has here.
+    # The copied user code keeps its file modes.
     (here := tmp_path / "here").touch()
     assert (whole / "trace-0").stat().st_mode == here.stat().st_mode
 
@@ -63,7 +63,7 @@ def test_a_background_run_is_cancelled_saved_and_resumed(tmp_path: Path) -> None
     _launch(parts, "submit", "--cluster", "local", *MODEL, "--resume", "auto").check()
     _ended(parts)
     for rank in range(2):
-        # Dropout goes on too: the generators of both ranks were saved.
+        # Dropout continues too: the generators of both ranks were saved.
         assert read_trace(parts / "trace", rank) == read_trace(whole / "trace", rank)
     assert len({event["wandb_id"] for event in events_of(parts / "runs" / "it", "run_started")}) == 1
 

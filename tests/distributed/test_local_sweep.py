@@ -1,4 +1,4 @@
-"""`launcher submit --sweep --cluster local`: the members on this machine, looked at and ended by the sweep's name."""
+"""`launcher submit --sweep --cluster local`: members on this machine, inspected and cancelled by the sweep's name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _members(cwd: Path) -> list[dict[str, Any]]:
 
 
 def _wait(cwd: Path) -> None:
-    """Wait for the background process, which no test fixture knows of; end it if it takes too long."""
+    """Wait for the background process, which no fixture tracks; end it if it takes too long."""
     record = read_arrays(cwd / "runs" / "s")[-1]
     try:
         wait_until("the end", lambda: not is_running(record["pid"], record["started"]), 200)

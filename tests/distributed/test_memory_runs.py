@@ -1,4 +1,4 @@
-"""Memory in real processes: plans for machines that are not here, and a run that runs out."""
+"""Memory in real processes: plans for other machines, and a run that is out of memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_model_too_large_for_every_strategy_is_rejected_before_a_run_exists(tm
     ended = run_warm(plan, tmp_path, env=env, timeout=60).check(2)
     assert "no strategy fits: single_device needs least" in ended.output
     assert "what would do" in ended.output
-    # A run of so small a model begins without a look at memory.
+    # A run of such a small model starts without a memory check.
     run_warm([*arguments, "--trainer.max_steps", "1"], tmp_path, env=env, timeout=90).check()
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path:
     directory = only_run(tmp_path)
     plans = [event["plan"] for event in events_of(directory, "planned")]
     first, second, third = (plan["strategy"]["name"] for plan in plans)
-    # What each plan says is next is what the agent and the next plan take.
+    # The agent and the next plan use the strategy that each plan lists as next.
     assert (first, second, third) == ("ddp", plans[0]["memory"]["next"], plans[1]["memory"]["next"])
     assert second == "deepspeed_stage_1"
     assert [event["verdict"] for event in events_of(directory, "rank_failed")] == [
@@ -87,8 +87,8 @@ def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path:
     assert {event["step"] for event in events_of(directory, "finished")} == {4}
     assert "is out of memory with ddp" in ended.output
     assert "next: `strategy: deepspeed_stage_1`" in ended.output
-    # What the plan expected of the strategy that came through stands beside what each rank needed: libraries that are
-    # loaded late and the allocator's slack come on top.
+    # The plan's estimate is compared with the measured memory, which includes libraries that are
+    # loaded late and the allocator's overhead.
     (memory,) = events_of(directory, "memory")
     last = events_of(directory, "planned")[-1]["plan"]["memory"]["assessments"]
     assert memory["planned"] == next(a["memory"] for a in last if a["name"] == third)
@@ -101,7 +101,7 @@ def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path:
     assert found["planned"] == planned
     assert strategies_in_record(directory) == [first, second]
     assert [event["ran_out"] for event in events_of(directory, "strategy_changed")] == [[first], [first, second]]
-    # What the user asked for stays in the run's config, by which `--resume auto` finds the run.
+    # The requested strategy stays in the run's config, by which `--resume auto` finds the run.
     assert "strategy: ddp\n" in (directory / "config.yaml").read_text()
 
 

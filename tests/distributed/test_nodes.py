@@ -1,4 +1,4 @@
-"""Several agents, as on several nodes: they meet, keep their numbers, tell each other of failures, and shrink."""
+"""Several agents, as on several nodes: rendezvous, node numbers, exchanged failures, and a smaller run after a loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--tr
             "--name", "it", "--nproc-per-node", "1", "--rdzv-conf", "join_timeout=120,last_call_timeout=1")  # fmt: skip
 
 
-# Node one's agent, or zero's, writes its process id where the test finds it.
+# Writes the process id of the agent of node 0 or 1 into a file for the test.
 _MARK = """\
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ class Mark(Toy):
 def _fit_on_nodes(
     cwd: Path, nodes: str, own: Sequence[Sequence[str]], on_line: Callable[[int, str, int], None] | None = None
 ) -> list[Finished]:
-    """One agent for each entry of `own`, started at once; `on_line` hears all of them, with the node's number."""
+    """Start one agent for each entry of `own`; `on_line` receives all lines with the node's number."""
     endpoint = f"127.0.0.1:{free_port()}"
 
     def one(node: int) -> Finished:
@@ -78,7 +78,7 @@ def test_after_a_lost_node_a_smaller_run_keeps_the_global_batch(tmp_path: Path) 
     lost: list[int] = []
 
     def lose_node_one(node: int, line: str, agent: int) -> None:
-        # Rank zero's steps say when to end it.
+        # Kill it at a step of rank zero.
         if line.startswith("step 4/") and not lost:
             lost.append(int((tmp_path / "agent-1").read_text()))
             os.kill(lost[0], signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_after_a_lost_node_a_smaller_run_keeps_the_global_batch(tmp_path: Path) 
     (tmp_path / "mark.py").write_text(_MARK)
     arguments = ("--model", "mark.Mark", "--max-restarts", "2", "--checkpoint.every_n_steps", "1",
                  "--trainer.max_epochs", "10",
-                 # One node would do, so the first must wait for the second, however long its start takes.
+                 # One node is enough, so the first must wait for the second one's slow start.
                  "--rdzv-conf", "join_timeout=120,last_call_timeout=10")  # fmt: skip
     zero, one = _fit_on_nodes(tmp_path, "1:2", [arguments, arguments], lose_node_one)
 
@@ -103,12 +103,12 @@ def test_a_missing_node_is_reported_and_written_into_the_resumed_run(tmp_path: P
     (run,) = _fit_on_nodes(tmp_path, "2", [("--trainer.max_steps", "1", "--rdzv-conf", "join_timeout=1")])
     run.check(2)
     assert "node 1 did not join within 1 s" in run.output
-    assert not (tmp_path / "runs").exists(), "a run that did not begin leaves nothing"
+    assert not (tmp_path / "runs").exists(), "a run that did not start leaves no files"
     (tmp_path / "runs" / "it").mkdir(parents=True)
     for more in ((), ("--resume", "auto")):
         arguments = ("--trainer.max_steps", "1", "--rdzv-conf", "join_timeout=1", *more)
         _fit_on_nodes(tmp_path, "2", [arguments])[0].check(2)
-    # Without --resume the run that is there is somebody else's.
+    # Without --resume the existing directory belongs to another run.
     assert [event["nodes"] for event in events_of(tmp_path / "runs" / "it", "nodes_missing")] == [[1]]
 
 
@@ -134,7 +134,8 @@ def test_a_hang_is_reported_on_the_waiting_node_and_on_the_sleeping_one(tmp_path
     arguments = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "30")
     zero, one = _fit_on_nodes(tmp_path, "2", [arguments, arguments])
 
-    expected = r"error: rank 1 \(\S+\) failed first: hung at step 3: it was in .*; it did not enter all_reduce of .*, in which rank 0 waits"
+    hung = r"hung at step 3: it was in .*; it did not enter all_reduce of .*, in which rank 0 waits"
+    expected = rf"error: rank 1 \(\S+\) failed first: {hung}"
     for finished in (zero, one):
         finished.check(1)
         assert re.search(expected, finished.output), finished.output

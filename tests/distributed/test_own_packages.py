@@ -1,4 +1,4 @@
-"""Folders in the working directory that have the names of the launcher's own packages."""
+"""Folders in the working directory with the names of the launcher's packages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_folders_are_not_imported_by_the_console_script_its_background_run_and_i
 
 @pytest.mark.slow
 def test_folders_are_not_imported_under_torchrun(tmp_path: Path) -> None:
-    # `-m` itself takes a folder named launcher first, before anything of ours runs.
+    # `-m` imports a folder named launcher before any code of the launcher runs.
     _folders(tmp_path, "strategies", "slurm")
     run(torchrun(1, "fit", *_FIT), tmp_path, timeout=180).check()
     assert [event["step"] for event in events_of(tmp_path / "runs" / "it", "finished")] == [2]

@@ -1,4 +1,4 @@
-"""Real runs that go on in the checkpoint's precision or in another: what is told, and what the loss scale does."""
+"""Real runs that resume in the checkpoint's precision or in another one: notices and loss scale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.runs import TOY, toy_env
 
 pytestmark = pytest.mark.slow
 
-# All runs in one process, as each process spends seconds on imports.
+# All runs in one process, because imports take seconds in each.
 _SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -118,7 +118,7 @@ def runs(output: str) -> Mapping[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def saved(output: str) -> list[Any]:
-    """The loss scale of the first run's checkpoint, the same moved by hand, and the checkpoint's own record."""
+    """The loss scale of the first run's checkpoint, a changed copy, and the checkpoint's precision record."""
     (line,) = (line for line in output.splitlines() if line.startswith("SAVED"))
     return json.loads(line.split(" ", 1)[1])
 

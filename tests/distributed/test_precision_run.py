@@ -1,4 +1,4 @@
-"""What the plan says about precision is what Lightning then trains in."""
+"""Lightning trains in the precision of the plan."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> Non
 
     precision, dtype, scale, strategy = json.loads((tmp_path / "probe").read_text())
     assert (precision, dtype, strategy) == ("16-mixed", "torch.float16", "DeterministicDDPStrategy")
-    # It starts at 65536 and has halved if the first step overflowed.
+    # It starts at 65536 and is halved if the first step overflows.
     assert scale in (65536.0, 32768.0)
     assert "on a CPU 16-mixed is for debugging" in output
 

@@ -28,7 +28,7 @@ def test_one_slow_rank_of_three_is_reported_and_all_reduce_and_exchange_are_meas
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    # Others on this machine slow down any rank by a few times; this one does twenty times the work.
+    # Other processes may slow down any rank by a small factor; this rank does twenty times the work.
     found = findings("--nproc-per-node", "3", "--slow-factor", "6", how=("slow", "1"), monkeypatch=monkeypatch)
     slow = [f for f in found if f.status != "ok"]
     assert [f.name for f in slow] == ["matmul"], found

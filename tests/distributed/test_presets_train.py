@@ -1,4 +1,4 @@
-"""Every preset trains: a few steps of a user's own model, on as many CPU ranks as the preset is for."""
+"""Every preset trains: a few steps of a user's model, on the preset's number of CPU ranks."""
 
 from __future__ import annotations
 

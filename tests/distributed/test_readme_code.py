@@ -1,4 +1,4 @@
-"""The README's Python, run as it stands there: scripts of a user whose own package is `my_pkg`."""
+"""The README's Python code, run unchanged as scripts of a user with a package `my_pkg`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
     output = run_block(tmp_path, "from launcher import TrainingCoordinator")
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["world_size"] == 2
-    # Both ranks print to one pipe, unbuffered, so that the arguments of one line may mix; a word is whole.
+    # Both ranks print to one pipe without buffering, so lines may mix but not parts of a write.
     assert output.count("/checkpoints/") == 2, "each rank prints its result"
     assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()
 
@@ -44,7 +44,7 @@ def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
 def test_the_callback_logs_in_the_users_trainer(tmp_path: Path) -> None:
     run_block(tmp_path, "import lightning.pytorch as pl")
     rows = [row for row in history_rows(tmp_path) if row.get("amp/enabled")]
-    # Lightning turns 16-mixed on a CPU into bf16-mixed, which has no loss scale; on a GPU it has one.
+    # On a CPU Lightning replaces 16-mixed by bf16-mixed, which has no loss scale.
     assert rows
     assert {row["amp/precision"] for row in rows} <= {"bf16-mixed", "16-mixed"}
     assert all("perf/step_seconds" in row for row in rows)

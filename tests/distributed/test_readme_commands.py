@@ -1,4 +1,4 @@
-"""Every command line of the README: run as a new user would run it, or listed with why it is not run here."""
+"""Every command line of the README: run as a new user would, or listed with the reason why it is not run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.runs import REPOSITORY, toy_env
 pytestmark = pytest.mark.slow
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-# What a command line begins with: why it is not run by the test below.
+# Start of a command line, and why the test below does not run it.
 ELSEWHERE = {
     "python3 -m venv": ".ci/run makes the environment",
     'pip install -e ".[test]"': ".ci/run does it",
@@ -40,7 +40,7 @@ def commands() -> list[str]:
 def test_commands_of_the_readme_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the README's order, with its own `run.yaml`; a training of the toy stands for the user's."""
+    """In the README's order, with its `run.yaml`; the toy model replaces the user's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(REPOSITORY))
@@ -57,18 +57,18 @@ def test_commands_of_the_readme_work(
         done.add(command)
         arguments = shlex.split(command)[3:]
         if arguments[0] == "fit":
-            # The toy has 64 samples, on one process here.
+            # The toy has 64 samples and trains in one process.
             small = ("--trainer.max_steps", "2", "--global_batch_size", "8")
             own = () if "--name" in arguments else ("--name", names.pop(0))
             run(launcher(*arguments, *own, *small), tmp_path).check()
             continue
         if "--open" in arguments:
-            arguments.remove("--open")  # no browser for a person here
+            arguments.remove("--open")  # there is no browser
         if arguments[0] == "logs":
-            # A run of one rank, which has ended.
+            # A finished run of one rank.
             arguments = [word if word != "3" else "0" for word in arguments]
         assert cli.run(arguments) == 0, f"{command}\n{capsys.readouterr()}"
-    # Quoted in the text, and quick.
+    # Quoted in the text.
     for quoted in ("init --yes --preset debug --output debug.yaml", "plan --config run.yaml", "report my-run --json",
                    "submit --config run.yaml --nodes 2 --gpus-per-node 8 --partition gpu --dry-run",
                    "completion bash", "fit --print-config"):  # fmt: skip

@@ -25,7 +25,7 @@ def _report(cwd: Path, *arguments: str) -> Path:
 
 
 def _contrast(page: Page, selector: str, attribute: str) -> float:
-    """The least contrast of WCAG 2 of these elements against their section, and that there are some."""
+    """The smallest WCAG 2 contrast of these elements with their section; there must be some."""
     found: Sequence[Sequence[str]] = page.evaluate(
         f"""[...document.querySelectorAll({selector!r})].map(e => [getComputedStyle(e)[{attribute!r}],
              getComputedStyle(e.closest('section')).backgroundColor])"""
@@ -46,7 +46,7 @@ def _contrast(page: Page, selector: str, attribute: str) -> float:
 
 
 def _pictures(page: Page, file: Path) -> list[float]:
-    """For each picture the share of its pixels that are not its background."""
+    """For each plot the share of pixels that are not background."""
     boxes = page.evaluate(
         """[...document.querySelectorAll('.plot svg')].map(e => { const b = e.getBoundingClientRect();
              return [b.x + scrollX, b.y + scrollY, b.width, b.height] })"""
@@ -93,7 +93,7 @@ def test_a_resumed_fp16_run_of_two_ranks_is_reported_in_a_browser(tmp_path: Path
         light, dark = (matplotlib.image.imread(tmp_path / f"{s}.png")[:, :, :3].mean() for s in ("light", "dark"))
         assert light > 0.8
         assert dark < 0.3
-        # Folded parts are printed, and nothing is cut off at the side of a narrow window.
+        # Collapsed parts are printed, and a narrow window has no horizontal overflow.
         assert page.evaluate("document.querySelector('details table').getBoundingClientRect().height") == 0
         page.show_as("dark", media="print")
         assert page.evaluate("document.querySelector('details table').getBoundingClientRect().height") > 20

@@ -1,4 +1,4 @@
-"""Random programs that break off and go on, against the run that nothing interrupted."""
+"""Random programs that are interrupted and resumed, compared with the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.support.resume_programs import LOADERS, Program, differences, random_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-# LAUNCHER_RESUME_PROGRAMS=500 plays more of them.
+# LAUNCHER_RESUME_PROGRAMS=500 runs more of them.
 _COUNT = int(os.environ.get("LAUNCHER_RESUME_PROGRAMS", "40"))
 
 
@@ -43,7 +43,7 @@ def test_loaders_with_workers_resume_at_their_position(program: Program, tmp_pat
 @pytest.mark.parametrize(
     "program",
     [
-        # torchdata's sampler draws from the training's generator where it is made.
+        # torchdata's sampler draws from the training's generator when it is created.
         Program("stop", 12, loader="stateful", validate=None, reload=2),
         Program("max_epochs", 1, loader="stateful", reload=2),
         Program("crash", 10, loader="stateful", every=1, reload=2),

@@ -1,4 +1,4 @@
-"""Random programs that break off and go on, on two real ranks."""
+"""Random programs that are interrupted and resumed, on two real ranks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.runs import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 _RANKS = 2
-# LAUNCHER_RESUME_PROGRAMS=500 plays more of them.
+# LAUNCHER_RESUME_PROGRAMS=500 runs more of them.
 _COUNT = int(os.environ.get("LAUNCHER_RESUME_PROGRAMS", "12"))
 _ON_ONE = [seed for seed in range(_COUNT) if is_placed(random_program(seed))]
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder, and what each of two ranks found of each seed; one start for all tests of this file."""
+    """The folder, and the results of two ranks for each seed; one start for all tests of this file."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def one(rank: int) -> None:

@@ -1,4 +1,4 @@
-"""A signal that a scheduler sends to every process of a job: the ranks save, whoever else got it."""
+"""A signal that a scheduler sends to every process of a job: the ranks save."""
 
 from __future__ import annotations
 

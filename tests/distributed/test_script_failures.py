@@ -1,4 +1,4 @@
-"""Scripts that go on after a training that failed, or that a signal ends: on two ranks, as plain Lightning's do."""
+"""Scripts that continue after a failed training, or that a signal ends: on two ranks, as with plain Lightning."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_ranks_that_all_fail_continue_together_and_one_failed_rank_is_reported_t
     results = found_in(output)
     assert sorted(end["rank"] for end in results if end.get("caught") == "everywhere") == [0, 1]
     assert sorted(end["steps"] for end in results if end.get("name") == "fine") == [8, 8]
-    assert len({end["pid"] for end in results}) == 2, "the ranks are made once"
+    assert len({end["pid"] for end in results}) == 2, "the ranks are started once"
     assert not any(end["group"] for end in results if "caught" in end)
-    # Rank zero is in a collective until the other has ended, and its script does not catch that it lost it.
+    # Rank zero is in a collective until the other rank has ended, and its script does not catch the lost connection.
     last = next(line for line in reversed(output.splitlines()) if "Error: " in line)
     assert "launcher.core.errors.TrainingError: rank 1 (" in last
     assert last.endswith(") failed first: Diverges: on-rank-1")

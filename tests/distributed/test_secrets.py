@@ -1,4 +1,4 @@
-"""Real runs with a canary among their settings: it is in none of their files, W&B's included, nor on the terminal."""
+"""Real runs with a secret in their settings: no file, including W&B's, and no terminal output contains it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cwd(tmp_path: Path) -> Path:
 
 
 def holders(folder: Path) -> list[Path]:
-    """Files that hold the canary, W&B's records looked through one by one."""
+    """Files that contain the secret; W&B's records are decoded."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     assert files
     plain = [path for path in files if CANARY.encode() in path.read_bytes() and path.name != "given.yaml"]
@@ -60,7 +60,7 @@ def test_a_secret_is_nowhere_in_a_run(cwd: Path, ranks: int) -> None:
     stored = (cwd / "runs/a/config.yaml").read_text()
     assert "hf_token: ${oc.env:LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN}" in stored
 
-    # The same command line goes on with the run, and so does another token.
+    # The same command line resumes the run, and so does one with another token.
     more = ("--resume", "auto", "--trainer.max_epochs", "2")
     changed = [word.replace("token", "TOKEN") if word == CANARY else word for word in arguments]
     again = train_on(ranks, ["fit", *changed, *more], cwd, env).check()

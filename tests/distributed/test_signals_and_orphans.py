@@ -1,4 +1,4 @@
-"""Signals to the agent save and stop all ranks; whatever dies, no process is left."""
+"""Signals to the agent save and stop all ranks; after any failure no process remains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "4000", "-
 
 
 def _send_at_step(number: int, send: Callable[[int], None]) -> Callable[[str, int], None]:
-    """On rank zero's line of step `number`, once: `send` with the agent's process id."""
+    """Call `send` once with the agent's process id, at rank zero's line of step `number`."""
     sent: list[str] = []
 
     def on_line(line: str, agent: int) -> None:
@@ -71,14 +71,14 @@ def test_ctrl_c_at_the_terminal_reaches_the_ranks_once(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_the_ranks_in_the_middle_of_a_step(tmp_path: Path) -> None:
-    # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
+    # Rank one sleeps in step 3, so the first Ctrl-C does not end the run.
     arguments = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
 
     def again(line: str, agent: int) -> None:
         if line.startswith("step 5/"):
             os.kill(agent, signal.SIGINT)
         if "saving at the next step boundary" in line:
-            # One that comes too soon is taken for the same Ctrl-C, sent twice: an impatient person goes on.
+            # A second one within half a second counts as the same Ctrl-C, so keep sending.
             person = threading.Thread(target=_press_until_it_ends, args=(os.pidfd_open(agent),), daemon=True)
             person.start()
 
@@ -89,12 +89,12 @@ def test_a_second_signal_ends_the_ranks_in_the_middle_of_a_step(tmp_path: Path) 
 
 
 def _press_until_it_ends(agent: int) -> None:
-    """Ctrl-C again and again, to a process by its descriptor: its number may be somebody else's afterwards."""
+    """Send Ctrl-C repeatedly through a process descriptor, because the process id may be reused."""
     try:
         while not select.select([agent], [], [], 0.05)[0]:
             signal.pidfd_send_signal(agent, signal.SIGINT)
     except ProcessLookupError:
-        pass  # it ended in between
+        pass  # it has ended
     finally:
         os.close(agent)
 
@@ -103,10 +103,10 @@ def test_no_process_remains_when_the_agent_is_killed(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
     def kill_agent(agent: int) -> None:
-        # One of the ranks stands still, and so could not end by itself.
+        # A stopped rank cannot end itself.
         below = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
         seen.append([str(pid) for pid in below])
-        # The workers are the youngest.
+        # The workers started last.
         os.kill(below[2], signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL)
 
@@ -133,7 +133,7 @@ def test_a_killed_fork_server_is_a_failure_and_the_restart_works(tmp_path: Path)
 
     arguments = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")
     output = _fit(tmp_path, kill_server, *arguments, start=run).check().output
-    assert "the fork server above it, was killed" in output
+    assert "the rank or its fork server was killed" in output
     assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 24
 
 
@@ -210,7 +210,7 @@ def test_lines_of_shown_ranks_have_a_number_and_hidden_ranks_are_in_files_only(t
 
 
 def test_every_rank_has_its_variables_from_the_first_line_and_starts_processes_normally(tmp_path: Path) -> None:
-    # Lightning takes its rank on import, and the fork server that imports has none.
+    # Lightning reads its rank on import, and the fork server has none.
     (tmp_path / "helper.py").write_text(
         "import os\nfrom launcher.agent.fork_server_process import RANK_VARIABLES\n"
         "SEEN = {name: os.environ.get(name) for name in RANK_VARIABLES}\n"
@@ -236,12 +236,12 @@ def test_every_rank_has_its_variables_from_the_first_line_and_starts_processes_n
         assert f"rank_zero_only {rank} {rank}" in log
         for line in (f"module {rank} {rank}", f"data {rank}", "helper True"):
             assert line in log
-        # The agent's fork server is not for the loaders' workers.
+        # The agent's fork server must not start loader workers.
         assert f"start method {multiprocessing.get_start_method()}" in log
 
 
 def test_a_long_tmpdir_and_a_low_limit_of_open_files_work(tmp_path: Path) -> None:
-    # The address of a Unix socket holds 107 bytes: the fork server has one, and so have loader workers.
+    # The address of a Unix socket has at most 107 bytes; the fork server and loader workers use one.
     long = tmp_path / ("long" * 30)
     long.mkdir()
     (tmp_path / "mine.py").write_text(

@@ -1,4 +1,4 @@
-"""A run that is stopped in the middle of an epoch goes on with the very next batch."""
+"""A run that is stopped in the middle of an epoch resumes with the next batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _train(cwd: Path, trace: Path, ranks: int, *arguments: str, code: int = 0) -
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
-    """The trace of the run that nothing interrupted, by its numbers of ranks and of loader workers."""
+    """Traces of uninterrupted runs, by number of ranks and of loader workers."""
 
     @functools.cache
     def train(ranks: int, workers: int) -> Path:
@@ -37,11 +37,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path
 
 
 def _learned(trace: Path) -> dict[tuple[int, tuple[int, ...]], float]:
-    """The loss of each step's samples, as it was last; validations are sample -1."""
+    """Samples and loss of each step's last execution; validations are sample -1."""
     return {(step, tuple(samples)): loss for step, samples, loss in read_trace(trace)}
 
 
-# Steps 7 and 15 are the last of an epoch, of which a validation and its end belong to it too.
+# Steps 7 and 15 are the last of an epoch, followed by a validation and the end of the epoch.
 @pytest.mark.parametrize(
     ("ranks", "step", "workers", "number"),
     [(1, 7, 0, signal.SIGUSR1), (1, 11, 2, signal.SIGHUP), (1, 15, 2, signal.SIGTERM), (2, 11, 0, signal.SIGINT)],
@@ -55,7 +55,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     stopped = _train(parts, tmp_path / "trace", ranks, *own, *arguments, code=128 + number)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
-    # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
+    # The rank with the signal stops in that step; if the other is one step ahead, both finish that step.
     next_border = step + 1 + (step % 8 == 7)
     assert stopped_at in ((next_border,) if ranks == 1 else (next_border, next_border + 1))
     assert f"stopped after step {stopped_at}; saved" in stopped
@@ -74,7 +74,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
 def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
     tmp_path: Path, whole: Callable[[int, int], Path], every: tuple[str, ...]
 ) -> None:
-    """The checkpoint is of an epoch's last step: written after its validation, or before, which is made up for then."""
+    """The checkpoint is from an epoch's last step: written after its validation, or before it and then repeated."""
     arguments = (*NOISY, *every, "--model.kill_at", "12")
     _train(tmp_path, tmp_path / "trace", 1, *arguments, code=-signal.SIGKILL)
     _train(tmp_path, tmp_path / "trace", 1, *arguments, "--resume", "auto")
@@ -86,7 +86,7 @@ def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
 
 
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
-    # Rank one gets it alone, in the middle of its own step; a scheduler's warning, as SLURM sends it.
+    # Only rank one receives SLURM's warning, in the middle of a step.
     arguments = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
     _train(tmp_path, tmp_path / "trace", 2, *arguments, code=128 + signal.SIGUSR2)
 
@@ -126,7 +126,7 @@ def test_the_end_of_training_is_saved_and_more_epochs_continue_from_there(tmp_pa
 
     events = [events_of(tmp_path / "runs" / "it", kind) for kind in ("finished", "checkpoint", "training_started")]
     steps = [[event["step"] for event in of_kind] for of_kind in events]
-    # The epoch's last quarter is not whole, so the last validation is not the last step.
+    # The last quarter of the epoch is incomplete, so the last validation is not at the last step.
     end = steps[0][0]
     assert steps[0] == [end, end, 2 * end]
     assert end in steps[1]

@@ -1,4 +1,4 @@
-"""W&B's own process stands still while a real training runs."""
+"""W&B's process is stopped during a real training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_training_continues_with_a_stopped_wandb_and_every_row_is_written_or_cou
     run_warm(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=240).check()
     seen = json.loads((tmp_path / "seen.json").read_text())
 
-    # The training stepped on while W&B took nothing.
+    # The training continued while W&B accepted no rows.
     assert seen["steps"] >= ENOUGH
     assert seen["dropped"] == seen["in_the_end"] >= ENOUGH
     rows = [row["trainer/global_step"] for row in history_rows(tmp_path) if "amp/enabled" in row]

@@ -1,4 +1,4 @@
-"""The user's own files have the rights that the user's umask gives them; the run's directory is private."""
+"""User files have the modes of the user's umask; the run directory is private."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_user_files_get_the_users_umask_and_run_files_are_private(tmp_path: Path
     umask = 0o027
     before = os.umask(umask)
     try:
-        # Not a fork of a process that has an umask of its own.
+        # Not a fork of a process with another umask.
         run(launcher(*arguments), tmp_path, env=toy_env(tmp_path / "trace")).check()
     finally:
         os.umask(before)

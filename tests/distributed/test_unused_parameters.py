@@ -1,4 +1,4 @@
-"""Steps that leave out parameters, on two real ranks: found in the first step, or refused with their names."""
+"""Steps with unused parameters, on two real ranks: detected in the first step, or rejected with their names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNUSED = {
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two ranks saw; one start for all tests of this file."""
+    """Results of two ranks; one start for all tests of this file."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def one(rank: int) -> None:

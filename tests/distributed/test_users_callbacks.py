@@ -1,4 +1,4 @@
-"""Every public callback of Lightning's in a usual configuration, and what users call of a logger, on 1 and 2 ranks."""
+"""Every public Lightning callback in a usual configuration, and the logger calls of users, on 1 and 2 ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.wandb_file import history_rows
 
 pytestmark = pytest.mark.slow
 
-# The YAML that users have; those whose arguments are objects are left to `tests.support.callback_user`.
+# YAML of users; callbacks with objects as arguments are in `tests.support.callback_user`.
 _CONFIG = """
 model: {class_path: tests.support.callback_user.Net, init_args: {use_logger: true}}
 data: {class_path: tests.support.callback_user.Data}
@@ -42,7 +42,7 @@ trainer:
 
 
 def user(kind: str, ranks: int, groups: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """What each rank found, by group and rank."""
+    """Results by group and rank."""
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     arguments = ["-m", "tests.support.callback_user", kind, str(ranks), *groups]
     output = run_warm([sys.executable, *arguments], folder, env=env, timeout=240).check().output
@@ -68,7 +68,7 @@ def test_on_one_rank_every_callback_works_as_in_lightnings_trainer(tmp_path: Pat
 
 
 def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Without what is measured, and differs between any two trainings."""
+    """The rows without measured times."""
     measured = ("DeviceStatsMonitor", "train/", "validate/")
     return [{k: v for k, v in row.items() if not k.startswith(measured)} for row in rows]
 
@@ -79,7 +79,7 @@ def test_on_two_ranks_of_a_script_every_callback_trains_equally(tmp_path: Path) 
     for group, both in itertools.groupby(found, key=lambda each: each["group"]):
         zero, one = both
         assert zero["loggers"] == one["loggers"]
-        # The scheduler of the group halves the steps of two epochs of three.
+        # The group's scheduler halves the steps of two of three epochs.
         assert (zero["steps"], one["steps"]) == ((8, 8) if group == "average" else (12, 12)), group
         assert zero["parameters"] == one["parameters"], group
 

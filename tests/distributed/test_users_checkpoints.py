@@ -1,4 +1,4 @@
-"""Checkpoint callbacks of the user's, in any number and with any settings, beside the run's own."""
+"""User checkpoint callbacks, in any number and with any settings, besides the run's own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bringing(Net):
     def configure_callbacks(self):
         return self.brought()
 """
-# Each is made once for Lightning's own Trainer and once for the launcher.
+# Each runs once with Lightning's Trainer and once with the launcher.
 _SETTINGS = """
 SETTINGS = {
     "usual": lambda d: [ModelCheckpoint(d)],
@@ -184,7 +184,7 @@ def test_a_run_without_checkpoints_reports_it_and_does_not_start_again_silently(
     assert notices == ["trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed"]
     output = run_warm(launcher(*arguments, "--resume", "auto"), tmp_path, env=env).check(2).output
     assert "run 'r' trained to step 8, but" in output
-    # A job that SLURM queued again was begun by nobody: it may begin its run once more, with a notice.
+    # A requeued SLURM job may start its run again, with a notice.
     run_warm(launcher(*arguments, "--resume", "auto"), tmp_path, env={**env, "SLURM_RESTART_COUNT": "1"}).check()
     notices = [event["message"] for event in events_of(tmp_path / "runs" / "r", "notice")]
     assert notices[1:] == ["the run trained to step 8 before, and saved nothing: it begins again at step 0"]

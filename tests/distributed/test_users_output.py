@@ -1,4 +1,4 @@
-"""What users' code says, and what Lightning says at their wish, is said here as under Lightning's own Trainer."""
+"""Output of user code, and output that users request from Lightning, appears as with Lightning's Trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""W&B belongs to the user first: a logger of their own, a run of the script, variables; metrics are logged once."""
+"""The user's W&B settings have priority: a logger, a run of the script, variables; metrics are logged once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_user_logger_receives_every_row_once_and_a_resume_continues_its_run(tm
     # Lightning counts the steps of its rows from 0.
     assert (steps_of(rows, "loss"), steps_of(rows, "perf/step_seconds")) == ([0, 1, 2, 3], [1, 2, 3, 4])
     config = config_of(tmp_path)
-    assert config["precision"] == "kept", "what the user says there stays"
+    assert config["precision"] == "kept", "the user's values stay"
     assert (config["lr"], config["model_class"], config["plan"]["world_size"]) == (0.125, "Net", 2)
     run_warm(launcher(*arguments, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path, env=_ENV).check()
     assert [place_of(file)[:2] for file in files(tmp_path)] == [("theirs", run_id)] * 2
@@ -79,7 +79,7 @@ wandb.finish()
     rows = history_rows(tmp_path)
     assert (steps_of(rows, "loss"), steps_of(rows, "perf/step_seconds")) == ([3, 7, 3, 7, 11, 15], [4, 8, 4, 8, 12, 16])
     assert [sum(f"after_{n}" in row for row in rows) for n in (1, 2)] == [1, 1]
-    # At the end of each of three epochs, and twice afterwards.
+    # At the end of each of three epochs, and twice after training.
     assert sum("val_loss" in row for row in rows) == 5, "what was logged last is written before the script ends its run"
 
 

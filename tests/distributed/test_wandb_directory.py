@@ -1,4 +1,4 @@
-"""What real runs leave on W&B: the same keys offline and online, and a directory that `wandb sync` accepts."""
+"""W&B data of real runs: the same keys offline and online, and a directory that `wandb sync` accepts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ for mode in ("offline", "online"):
 
 @dataclass(frozen=True)
 class WandbFile:
-    """What W&B wrote of one run."""
+    """W&B's file of one run."""
 
     run_id: str
     config: dict[str, Any]
@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Without W&B's account of itself."""
+    """The values without W&B's own keys."""
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
@@ -110,7 +110,7 @@ def test_the_summary_of_a_run_holds_final_scale_skipped_steps_and_precision(trai
 @pytest.mark.case(29)
 def test_every_row_has_its_step_and_is_logged_once(trained: Trained) -> None:
     rows = [row for row in trained.offline.history if "amp/loss_scale" in row]
-    # Lightning's logger counts the same steps from 0: its rows are others.
+    # Lightning's logger counts the same steps from 0, in separate rows.
     assert [row["trainer/global_step"] for row in rows] == [*range(4, 33, 4)]
     assert not [row for row in rows if "loss" in row]
     assert {row["amp/precision"] for row in rows} == {"16-mixed"}

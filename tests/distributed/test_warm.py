@@ -1,4 +1,4 @@
-"""A process that `tests.support.warm_server` forked is what a fresh interpreter would be, but for its imports."""
+"""A process forked by `tests.support.warm_server` equals a new interpreter, except for its imports."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_signal_reaches_a_warm_process(tmp_path: Path) -> None:
     text = "import signal; print('ready', flush=True); signal.pause()"
 
     def interrupt(line: str, pid: int) -> None:
-        # Once: what it says then are lines, too.
+        # Once: its later output has lines too.
         if line == "ready\n":
             os.kill(pid, signal.SIGINT)
 

@@ -1,4 +1,4 @@
-"""The wizard on a real terminal, up to a config that `launcher fit` takes and trains with."""
+"""The wizard on a real terminal, up to a config that `launcher fit` trains."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TIMEOUT_S = 120
 
 
 class Terminal:
-    """`launcher init` with a keyboard and a screen."""
+    """`launcher init` in a pseudo-terminal."""
 
     def __init__(self, folder: Path, *arguments: str, term: str = "xterm", columns: int = 200) -> None:
-        # This machine's own cluster, if it has one, would ask one more question.
+        # On a machine with SLURM the wizard would ask one more question.
         programs = folder.parent / f"{folder.name}-programs"
         programs.mkdir(exist_ok=True)
         fake_sinfo(programs, "exit 0")
@@ -53,13 +53,13 @@ class Terminal:
         self.child.send(keys)
 
     def ends(self, code: int) -> str:
-        """Wait for the end; returns what was said since the last question."""
+        """Wait for the end and return the output since the last question."""
         self.child.expect(pexpect.EOF)
         assert self.process.wait() == code, self.child.before
         return self.child.before or ""
 
     def close(self) -> None:
-        """End it, if it has not ended."""
+        """End the process if it is still running."""
         self.process.kill()
         self.child.close()
 

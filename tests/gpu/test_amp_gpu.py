@@ -1,4 +1,4 @@
-"""The loss scale on a CUDA device: counted there, gathered from there, and nobody waits for it. `pytest -m gpu`."""
+"""The loss scale on a CUDA device: counted and gathered there, without synchronizing the host. `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVERFLOWS = (1.0, float("inf"), 1.0, 1.0, 1.0, float("inf"), float("inf"), 1.0)
 
 @contextlib.contextmanager
 def no_host_sync() -> Iterator[None]:
-    """What makes the host wait for the device raises."""
+    """Operations that make the host wait for the device raise."""
     import torch
 
     torch.cuda.set_sync_debug_mode("error")
@@ -66,7 +66,7 @@ def test_counting_does_not_synchronize_the_host() -> None:
     scaler = CountingGradScaler(DEVICE, init_scale=16.0)
     for number, factor in enumerate(OVERFLOWS):
         backward(scaler, factor)
-        # The counts come to the device in the first step, once.
+        # The counts are copied to the device once, in the first step.
         with no_host_sync() if number else contextlib.nullcontext():
             scaler.update()
     assert scaler.counts()["skipped_steps"] == 3
@@ -93,7 +93,7 @@ def test_a_sample_of_cuda_tensors_reaches_the_host_asynchronously() -> None:
     with no_host_sync():
         exchange.send(7, 2, values)
         exchange.take()
-        # What the training does next must not change what was sent.
+        # Later training steps must not change a sample in transfer.
         values["scale"].fill_(1.0)
         exchange.send(8, 2, values)
     torch.cuda.synchronize()
@@ -108,7 +108,7 @@ def test_a_sample_has_the_values_of_its_step() -> None:
 
     exchange = SampleExchange()
     scale = torch.tensor(1024.0, device=DEVICE)
-    # Work in the queue before it, so that the copies are still to come when the scale moves.
+    # Queue work first, so that the copies run after the scale has changed.
     torch.randn(2000, 2000, device=DEVICE).matmul(torch.randn(2000, 2000, device=DEVICE))
     exchange.send(7, 0, {"has_scale": 1.0, "scale": scale, "loss_not_finite": 0.0})
     scale.fill_(1.0)
@@ -129,7 +129,7 @@ def test_no_hook_of_the_callback_synchronizes_the_host(monkeypatch: pytest.Monke
     module = SimpleNamespace(device=torch.device(DEVICE, 0))
     amp.on_train_start(trainer, module)
     for step, factor in enumerate(OVERFLOWS, start=1):
-        # Before the first step the pinned memory and the streams are made.
+        # The pinned memory and the streams are created before the first step.
         with no_host_sync() if step > 3 else contextlib.nullcontext():
             amp.on_train_batch_start(trainer, module, None, step)
             amp.on_before_backward(trainer, module, None)

@@ -1,4 +1,4 @@
-"""NCCL's flight recorder: the form that is read, and a rank that never enters a collective."""
+"""NCCL's flight recorder: its format, and a rank that does not enter a collective."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs on a real SLURM, two nodes with two ranks each: preempted, out of time, requeued, cut off the network.
+"""Runs on a real SLURM, two nodes with two ranks each: preempted, at the time limit, requeued, without network.
 
-Each is compared, sample by sample and loss by loss, with a run that nothing happened to.
+Each is compared, sample by sample and loss by loss, with an undisturbed run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MODEL = ("--model", "tests.support.slurm_paced.PacedToy", *PERSISTENT,
          "--global_batch_size", "8", "--trainer.max_epochs", "3", "--checkpoint.every_n_steps", "5")  # fmt: skip
 STEPS = 24
-# Seconds that no step takes.
+# Seconds; longer than any step takes.
 _FOR_EVER = "100000"
 Curve = dict[int, list[tuple[int, list[int], float]]]
 
 
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The run that nothing happens to."""
+    """The undisturbed run."""
     job = submit(cluster, tmp_path_factory.mktemp("whole"), "whole", *MODEL)
     assert job.wait_for_end() == "COMPLETED", job.collect_output()
     return job
@@ -36,14 +36,14 @@ def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture
 def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
-    """The same, held in a step in the middle of its second epoch; a parameter is a strategy."""
+    """A run that is held in a step in the middle of its second epoch; the parameter is a strategy."""
     pace = tmp_path / "pace"
     arguments = (
         "--partition",
         "low",
         "--signal-delay",
         "60",
-        # SLURM may end tasks of the new attempt on a node that was cut off, for those of the old one.
+        # On a node that lost the network, SLURM may end tasks of the new attempt together with the old ones.
         "--join-timeout",
         "30",
         "--time",
@@ -63,13 +63,13 @@ def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> I
 
 
 def _wait_for_warning(job: Job) -> None:
-    """Until the ranks know that they are to save; from there it goes as fast as it can."""
+    """Wait until the ranks have the signal to save, then run at full speed."""
     job.wait_for("the warning", lambda: "saving at the next step boundary" in job.rank_log(0))
     (job.cwd / "pace").unlink()
 
 
 def _wait_for_requeue(job: Job) -> None:
-    """Until SLURM starts it again."""
+    """Wait until SLURM starts the job again."""
     job.wait_for("the requeue", lambda: int(job.cluster.job_field(job.job_id, "Restarts")) == 1)
 
 
@@ -78,13 +78,13 @@ def _curve(job: Job) -> Curve:
 
 
 def _last_of_each_step(job: Job) -> Curve:
-    """What counted: a step that was done again after a failure, as it was done last."""
+    """Samples and losses of the last execution of each step."""
     return {rank: [entry for _, entry in sorted({entry[0]: entry for entry in trace}.items())]
             for rank, trace in _curve(job).items()}  # fmt: skip
 
 
 def _nearly(curve: Curve) -> Any:
-    """What is as near to it as sums in another order come."""
+    """The curve within the accuracy of sums in another order."""
     return {
         rank: [(step, samples, pytest.approx(loss, rel=1e-3)) for step, samples, loss in trace]
         for rank, trace in curve.items()
@@ -92,7 +92,7 @@ def _nearly(curve: Curve) -> Any:
 
 
 def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
-    """The run is done; it was stopped once, saved, and lost no step; its loss curve is the uninterrupted run's."""
+    """The run finished; it was stopped once, saved, and lost no step; its loss curve equals the undisturbed run's."""
     assert job.wait_for_end() == "COMPLETED", job.collect_output()
     assert _curve(job) == (_curve(whole) if exact else _nearly(_curve(whole))), job.collect_output()
     first, second = events_of(job.run, "run_started")
@@ -133,8 +133,8 @@ def test_a_job_at_its_time_limit_saves_and_resumes(whole: Job, paced: Job) -> No
 
 @pytest.mark.parametrize("paced", ["deepspeed_stage_2"], indirect=True)
 def test_a_manually_requeued_job_saves_and_resumes(whole: Job, paced: Job) -> None:
-    """DeepSpeed's, on both nodes, whose losses are DDP's but for the last bits."""
-    # It does not so much as notice that daemons end and come again.
+    """Under DeepSpeed on both nodes, whose losses equal DDP's except for the last bits."""
+    # Restarted daemons do not affect the job.
     faults.restart_slurmd(paced)
     faults.restart_slurmctld(paced)
     faults.requeue(paced)

@@ -1,4 +1,4 @@
-"""A job array and an allocation by hand, on a real SLURM."""
+"""A job array and a manual allocation, on a real SLURM."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_sweep_is_a_job_array_with_members_that_are_requeued_independently(clu
         return "\n".join(f"== {log}\n{log.read_text()[-3000:]}" for log in logs) + cluster.log_tails()
 
     try:
-        # The first one trains, the other waits for its end: one at once.
+        # One member at a time: the second waits for the end of the first.
         wait_until("a step", lambda: Path(f"{trace}-0").exists(), PATIENCE)
         cluster.command("scontrol", "requeue", f"{array}_0")
         events = tmp_path / "runs" / "s-0" / "events.jsonl"
@@ -54,7 +54,7 @@ def test_a_sweep_is_a_job_array_with_members_that_are_requeued_independently(clu
     assert [member["run"]["attempts"] for member in (first, last)] == [2, 1], describe()
     assert left_out["run"] is None
     assert first["last"] != last["last"]
-    # Each of the two has done its 16 steps once; the one that was stopped has lost none.
+    # Both have done their 16 steps once; the stopped one has lost none.
     steps = [step for step, _, _ in read_trace(trace)]
     assert sorted(steps) == sorted([*range(16)] * 2), describe()
     ids = [event["wandb_id"] for n in (0, 2) for event in events_of(tmp_path / "runs" / f"s-{n}", "run_started")]
@@ -63,7 +63,7 @@ def test_a_sweep_is_a_job_array_with_members_that_are_requeued_independently(clu
 
 
 def test_a_job_gets_the_requested_gpus_and_a_torch_without_cuda_is_reported(cluster: Cluster, tmp_path: Path) -> None:
-    """The cluster's GPUs are device files, which SLURM counts and hands out; torch here has no CUDA."""
+    """The cluster's GPUs are device files that SLURM counts and assigns; torch has no CUDA."""
     own = {"OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
     output = run_launcher(cluster, tmp_path, "submit", *TOY, "--nodes", "1", "--gpus-per-node", "2", "--cpus-per-task",
                           "4", "--name", "g", env=own).output  # fmt: skip
@@ -90,6 +90,6 @@ def test_inside_an_allocation_the_agents_are_started_on_its_nodes(cluster: Clust
     assert (plan["world_size"], plan["num_nodes"], sorted(plan["hosts"])) == (4, 2, list(NODES))
     assert list((tmp_path / "runs").glob(".rendezvous*")) == []
 
-    # More than one task a node is log how to start instead.
+    # With more than one task a node the error has the command to use instead.
     wrong = ["srun", "--nodes=1", "--ntasks=2", "--cpus-per-task=2", sys.executable, "-m", "launcher", "fit", *TOY]
     assert "one task a node" in run(wrong, tmp_path, env=env, timeout=PATIENCE).output

@@ -1,6 +1,6 @@
 """One of several gloo ranks that train in real fp16 on a CPU: `python -m tests.support.amp_ranks FOLDER`.
 
-Leaves in FOLDER what the rank saw, as `rank-<r>.json`. RANK and WORLD_SIZE say which it is.
+Writes its results to FOLDER as `rank-<r>.json`. RANK and WORLD_SIZE are its variables.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS = 6
 
 
 class Net(pl.LightningModule):
-    """One layer; on rank `overflow_on` the gradients of step 2 do not fit into any scale."""
+    """One layer; on rank `overflow_on` the gradients of step 2 overflow at any scale."""
 
     def __init__(self, overflow_on: int | None = None) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Net(pl.LightningModule):
 
 
 class SkewScale(pl.Callback):
-    """From step 2 on, rank 1 scales its loss by another number than the others."""
+    """From step 2 on, rank 1 has a different loss scale."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == 2 and trainer.global_rank == 1:
@@ -58,7 +58,7 @@ class SkewScale(pl.Callback):
 class Ops(TorchDispatchMode):
     """Counts the ops of the thread that trains.
 
-    torch's profiler crashes, now and then, where one of gloo's threads ends its work as the profiler begins or ends.
+    torch's profiler sometimes crashes if a gloo thread finishes while the profiler starts or ends.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Ops(TorchDispatchMode):
 
 
 class Watched:
-    """The ops of each batch, from before the other callbacks' begin to after their end."""
+    """The ops of each batch, including those of all other callbacks."""
 
     def __init__(self) -> None:
         self.syncs: list[int] = []

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(pl.LightningModule):
-    """A backbone and a head; with `use_logger` all that users call of the logger, on every rank."""
+    """A backbone and a head; with `use_logger`, all logger methods that users call, on every rank."""
 
     def __init__(self, lr: float = 0.05, use_logger: bool = False) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Data(pl.LightningDataModule):
 
 
 class Writer(callbacks.BasePredictionWriter):
-    """Nothing is predicted while it is fitted."""
+    """Writes nothing during a fit, which does not predict."""
 
     def __init__(self) -> None:
         super().__init__("epoch")
@@ -98,7 +98,7 @@ class Freeze(callbacks.BaseFinetuning):
 
 
 class Bar(callbacks.ProgressBar):
-    """A bar of the user's own."""
+    """A user's progress bar."""
 
     def disable(self) -> None:
         pass
@@ -113,7 +113,7 @@ def _begun(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def make_group(name: str) -> list[pl.Callback]:
-    """Callbacks that go together in one training, new ones each time."""
+    """New callbacks that are used together in one training."""
     made: dict[str, Any] = {
         "watch": lambda: [
             callbacks.LearningRateMonitor(),
@@ -143,9 +143,9 @@ def make_group(name: str) -> list[pl.Callback]:
         "backbone": lambda: [callbacks.BackboneFinetuning(unfreeze_backbone_at_epoch=1)],
         "prune": lambda: [callbacks.ModelPruning("l1_unstructured", amount=0.5)],
         "rate": lambda: [callbacks.LearningRateFinder(num_training_steps=4)],
-        # Not on several ranks, as Lightning has it.
+        # Lightning does not support it on several ranks.
         "batch": lambda: [callbacks.BatchSizeFinder(max_trials=2, steps_per_trial=1, init_val=2)],
-        # Its state cannot be saved, in Lightning's own Trainer neither.
+        # Its state cannot be saved, also not with Lightning's Trainer.
         "spike": lambda: [callbacks.SpikeDetection(warmup=1000)],
     }
     return made[name]()
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> None:
             "parameters": [p.tolist() for p in trainer.lightning_module.parameters()],
             "rows": _logged(group, kind) if trainer.is_global_zero else None,
         }
-        # One write: the ranks' arguments must not mix within a line.
+        # One write, so that the lines of the ranks do not mix.
         sys.stdout.write(f"FOUND {json.dumps(found)}\n")
         sys.stdout.flush()
 

@@ -1,6 +1,6 @@
-"""One of several gloo ranks that play random programs: `python -m tests.support.resume_ranks FOLDER FIRST COUNT`.
+"""One of several gloo ranks that run random programs: `python -m tests.support.resume_ranks FOLDER FIRST COUNT`.
 
-Leaves in FOLDER what the rank found of each seed, as `rank-<r>.json`. RANK and WORLD_SIZE say which it is.
+Writes the result of each seed to FOLDER as `rank-<r>.json`. RANK and WORLD_SIZE are its variables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of real runs share: start ranks by hand, read traces and events."""
+"""Helpers for real runs: start ranks without an agent, read traces and events."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.support.processes import Finished, launcher, run_warm
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = ("--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled")
 
-# A real training's data come from worker processes; they must not stand in the way of a restart.
+# A real training loads data in worker processes; they must not block a restart.
 WORKERS = ("--data.workers", "2")
 PERSISTENT = (*WORKERS, "--data.persistent", "true")
 
 
 def toy_env(trace: Path) -> dict[str, str]:
-    """Where the toy writes what it saw, and where its module lies."""
+    """Variables with the toy's trace file and the path of its module."""
     return {"TRACE": str(trace), "PYTHONPATH": str(REPOSITORY)}
 
 
@@ -34,7 +34,7 @@ def start_by_hand(
     timeout: float = 120,
     preloaded: Sequence[str] = (),
 ) -> list[Finished]:
-    """Ranks without an agent: rank n gets `arguments[n]`, and torchrun's variables. Rank zero serves the store."""
+    """Ranks without an agent: rank n receives `arguments[n]` and torchrun's variables. Rank zero serves the store."""
     size = world_size or len(arguments)
     port = free_port()
 
@@ -51,10 +51,10 @@ def start_by_hand(
 def train_on(
     ranks: int, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], *, preloaded: Sequence[str] = ()
 ) -> Finished:
-    """One run on some ranks, all with the same arguments; several are as torchrun makes them, without the start it takes.
+    """Run with the same arguments on some ranks; several ranks have torchrun's variables, without its start.
 
     Returns:
-        What all of them said, and the exit code of the first that has another than 0.
+        The output of all ranks, and the first exit code other than 0.
     """
     if ranks == 1:
         return run_warm(launcher(*arguments), cwd, env=env, preloaded=preloaded)
@@ -63,14 +63,14 @@ def train_on(
 
 
 def free_port() -> int:
-    """A port that the system has just given and taken back."""
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def read_trace(trace: Path, rank: int = 0) -> list[tuple[int, list[int], float]]:
-    """What a rank's toy saw: (step, sample numbers, loss) for each micro batch."""
+    """A rank's trace: (step, sample numbers, loss) for each micro batch."""
     lines = Path(f"{trace}-{rank}").read_text().splitlines()
     return [(step, index, loss) for step, index, loss in map(json.loads, lines)]
 

@@ -61,7 +61,7 @@ def alerts(folder: Path) -> list[tuple[str, str]]:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The config of all runs below a folder, put together."""
+    """The merged config of all runs below a folder."""
     values: dict[str, Any] = {}
     for file in files(folder):
         for record in records(file):

@@ -1,4 +1,4 @@
-"""A server on the loopback that says to W&B's client what it needs to hear, and keeps what it is sent."""
+"""A loopback server that gives W&B's client the required answers, and keeps its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
-    """What came in: `runs` are the upserted runs, `streams` the chunks of their files."""
+    """Received data: `runs` are the upserted runs, `streams` the chunks of their files."""
 
     daemon_threads = True
 
@@ -31,7 +31,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def config(self) -> dict[str, Any]:
-        """The last config of the run, as the user's page would show it."""
+        """The last config of the run, as shown on the run's page."""
         texts = [run["config"] for run in self.runs if run.get("config")]
         return {key: entry["value"] for key, entry in json.loads(texts[-1]).items()}
 
@@ -45,13 +45,13 @@ class WandbServer(http.server.ThreadingHTTPServer):
         return self.rows("wandb-summary.json")[-1]
 
     def exit_code(self) -> int | None:
-        """What the run ended with, None if it has not."""
+        """The run's exit code; None while it runs."""
         return next((s["exitcode"] for s in self.streams if s.get("complete")), None)
 
 
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
-    """A server on a port of the system's choice, while the test needs it."""
+    """A server on a free port, for one test."""
     with WandbServer() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

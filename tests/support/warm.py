@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# On top of the server's own modules; with DeepSpeed its accelerator, which it looks for once, on import.
+# In addition to the server's modules; DeepSpeed chooses its accelerator on import.
 DEEPSPEED = ("deepspeed", "lightning.pytorch.strategies.deepspeed")
-# What the server looks for on import: everything else comes with each process's own environment.
+# Variables that the server's imports read; all others come with each process.
 _ON_IMPORT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 _START_TIMEOUT = 300.0
-# Several ranks are started by as many threads, and need one server.
+# Several threads start ranks, with one server.
 _one_at_a_time = threading.Lock()
-# What torchrun, SLURM and W&B set: neither a test nor a server must see it from outside.
+# Variables of torchrun, SLURM and W&B, which must not reach a test or a server from outside.
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_", "PL_")
 
@@ -37,7 +37,7 @@ def is_foreign(name: str) -> bool:
 
 @dataclass
 class WarmProcess:
-    """A process that leads its session, as `subprocess.Popen(..., start_new_session=True)` would make it."""
+    """A process that leads its session, like one of `subprocess.Popen(..., start_new_session=True)`."""
 
     pid: int
     _exit_code_socket: socket.socket
@@ -62,7 +62,7 @@ class WarmProcess:
         return self.returncode
 
     def kill(self) -> None:
-        """End it, if it has not ended, and wait for that."""
+        """Kill the process if it is running, and wait for its end."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
@@ -71,15 +71,15 @@ class WarmProcess:
 def start(
     arguments: Sequence[str], cwd: Path, env: Mapping[str, str], output: int, *more: str, terminal: bool = False
 ) -> WarmProcess:
-    """Begin `python arguments`.
+    """Start `python ARGUMENTS`.
 
     Args:
         arguments: `-m MODULE ...`, `-c TEXT ...` or `FILE ...`.
         cwd: working directory.
         env: the whole environment.
-        output: descriptor for stdout and stderr; stdin is at its end.
-        more: modules that are imported already, beside those of every server.
-        terminal: `output` is a terminal, which becomes the process's own, and its stdin too.
+        output: descriptor for stdout and stderr; stdin is empty.
+        more: imported modules in addition to those of every server.
+        terminal: `output` is a terminal, which becomes the controlling terminal and stdin.
     """
     with _one_at_a_time:
         address, path = _server(more)
@@ -95,8 +95,8 @@ def start(
 
 @functools.cache
 def _server(more: Sequence[str]) -> tuple[str, list[str]]:
-    """One server for the whole session: its address, and the search path that follows a process's own."""
-    # The address of a Unix socket holds 107 bytes, and TMPDIR may have more.
+    """Start one server for the session: its address, and the end of the search path."""
+    # The address of a Unix socket has at most 107 bytes, and TMPDIR may be longer.
     place = tempfile.gettempdir()
     folder = tempfile.TemporaryDirectory(prefix="launcher-tests-", dir=place if len(place) < 60 else "/tmp")
     address = str(Path(folder.name) / "warm")
@@ -114,7 +114,7 @@ def _server(more: Sequence[str]) -> tuple[str, list[str]]:
 
     @atexit.register
     def end() -> None:
-        # The end of its stdin ends it.
+        # Closing its stdin ends the server.
         assert process.stdin is not None
         process.stdin.close()
         process.wait()

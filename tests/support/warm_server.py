@@ -1,8 +1,8 @@
-"""A process that has imported torch, Lightning and the launcher, and forks to be one more `python ...`.
+"""A process that has imported torch, Lightning and the launcher, and forks into `python ...` processes.
 
-Tests of real processes spend most of their time on those imports. What a test starts here is a process like any other:
-its own session, environment, directory, arguments and exit code. Only its modules are there already. What tests the
-start itself takes a fresh interpreter (`tests.support.processes.run(..., fresh=True)`).
+Tests of real processes spend most of their time on those imports. A process that a test starts
+here has its own session, environment, directory, arguments and exit code; only its modules are already imported.
+Tests of the start use a new interpreter (`tests.support.processes.run(..., fresh=True)`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# What every rank imports, and its agent; never a user's module, whose import is the rank's own to do and to report.
+# Imports of every rank and its agent. Not user modules: the rank imports them and reports their errors.
 MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
            "launcher.agent.rank_main",
            "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count",
@@ -36,13 +36,13 @@ MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.statefu
            "launcher.cli.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
            "launcher.agent.agent", "launcher.agent.rendezvous", "launcher.agent.start", "launcher.planning.dry_run",
            "launcher.planning.profile", "rich.progress")  # fmt: skip
-# Variables that importing them sets where they are not set, which it would do in each process.
+# Variables that these imports set in each process if they are not set.
 _SET_BY_IMPORTS: dict[str, str] = {}
 _HANDLED = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
-    """Tell the search path, then fork for each connection until the other end of stdin is closed."""
+    """Send the search path, then fork for each connection until the other end of stdin is closed."""
     from launcher.core.gc_paused import quick_imports
 
     # The first entry is for `-m`: each process has its own.
@@ -87,7 +87,7 @@ def _send_exit_codes(children: dict[int, socket.socket]) -> None:
 
 
 def _fork(connection: socket.socket, sockets: Sequence[socket.socket], pipe: Sequence[int]) -> int:
-    """One more process, which becomes what the connection asks for."""
+    """Fork a process that runs the request of the connection."""
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
     asked = json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))
     of_the_server = [*(each.fileno() for each in (connection, *sockets)), *pipe]
@@ -115,7 +115,7 @@ def _be_child(asked: dict[str, Any], descriptors: Sequence[int], of_the_server: 
 
 
 def _become(asked: dict[str, Any]) -> NoReturn:
-    """As `python ARGUMENTS` does, to the exit code."""
+    """Run `python ARGUMENTS` up to the exit code."""
     arguments, folder = asked["arguments"], asked["cwd"]
     os.environ.clear()
     os.environ.update({**_SET_BY_IMPORTS, **asked["env"]})
@@ -144,7 +144,7 @@ def _become(asked: dict[str, Any]) -> NoReturn:
 
 
 def _set_rank_zero() -> None:
-    """Lightning takes its rank from the environment on import, and the server had none."""
+    """Set Lightning's rank, which it reads on import: the server had none."""
     from lightning_utilities.core.rank_zero import rank_zero_only
 
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
@@ -154,7 +154,7 @@ def _set_rank_zero() -> None:
 
 
 def _fork_the_fork_server() -> None:
-    """The launcher's own fork server has its imports from here too, while this process has no threads."""
+    """Fork the launcher's fork server from this process too, while it has no threads."""
     import multiprocessing.forkserver
     import multiprocessing.resource_tracker
     import multiprocessing.util
@@ -167,7 +167,7 @@ def _fork_the_fork_server() -> None:
         pid = os.fork()
         if pid:
             return pid
-        # What an exec would do to signals and descriptors.
+        # Reset signals and descriptors as an exec does.
         for number in _HANDLED:
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -178,7 +178,7 @@ def _fork_the_fork_server() -> None:
                     os.close(int(entry))
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
-        # What the agent has begun is not this process's: its lock is held right now, its folders are its own to remove.
+        # Locks and temporary folders belong to the agent.
         for state in (multiprocessing.forkserver.ensure_running, multiprocessing.resource_tracker.ensure_running):
             owner = state.__self__
             owner.__init__()
@@ -190,7 +190,7 @@ def _fork_the_fork_server() -> None:
 
 
 def _leave(body: Any) -> NoReturn:
-    """Run to the end as an interpreter does: what it says of an exception, exit functions, streams, exit code."""
+    """End as an interpreter does: traceback, exit functions, streams, exit code."""
     import atexit
 
     code = 1

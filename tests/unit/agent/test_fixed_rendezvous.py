@@ -28,7 +28,7 @@ class CountingStore:
 
     def __init__(self, store: Any, observe: Callable[[str, Any], None] = lambda *_: None) -> None:
         self._store = store
-        self._heard = observe
+        self._observe = observe
         self.operations: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +36,7 @@ class CountingStore:
 
         def call(*arguments: Any) -> Any:
             self.operations.append(name)
-            self._heard(name, arguments[0])
+            self._observe(name, arguments[0])
             return method(*arguments)
 
         return call
