@@ -94,11 +94,11 @@ def main() -> None:
     outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
         clusters = [stack.enter_context(_cluster(folder / f"cluster-{n}")) for n in range(options.clusters)]
-        whole = submit(clusters[0], folder / "whole", "whole", *MODEL)
-        if whole.wait_for_end() != "COMPLETED":
-            raise SystemExit(f"the undisturbed run failed\n{whole.collect_output()}")
+        undisturbed = submit(clusters[0], folder / "undisturbed", "undisturbed", *MODEL)
+        if undisturbed.wait_for_end() != "COMPLETED":
+            raise SystemExit(f"the undisturbed run failed\n{undisturbed.collect_output()}")
         threads = [
-            threading.Thread(target=_work, args=(cluster, folder, waiting, whole, outcomes, options.json))
+            threading.Thread(target=_work, args=(cluster, folder, waiting, undisturbed, outcomes, options.json))
             for cluster in clusters
         ]
         for thread in threads:
@@ -123,7 +123,7 @@ def _work(
     cluster: Cluster,
     folder: Path,
     waiting: queue.SimpleQueue[tuple[Fault, int]],
-    whole: Job,
+    undisturbed: Job,
     outcomes: list[Outcome],
     file: Path | None,
 ) -> None:
@@ -132,7 +132,7 @@ def _work(
             fault, seed = waiting.get_nowait()
         except queue.Empty:
             return
-        outcome = one_run(cluster, folder / f"{fault.name.replace(' ', '-')}-{seed}", fault, seed, whole)
+        outcome = one_run(cluster, folder / f"{fault.name.replace(' ', '-')}-{seed}", fault, seed, undisturbed)
         outcomes.append(outcome)
         line = json.dumps(asdict(outcome))
         print(line, flush=True)
@@ -141,7 +141,7 @@ def _work(
                 stream.write(line + "\n")
 
 
-def one_run(cluster: Cluster, folder: Path, fault: Fault, seed: int, whole: Job) -> Outcome:
+def one_run(cluster: Cluster, folder: Path, fault: Fault, seed: int, undisturbed: Job) -> Outcome:
     """Train, cause the fault once, and compare with the undisturbed run."""
     folder.mkdir()
     pace = folder / "pace"
@@ -169,18 +169,20 @@ def one_run(cluster: Cluster, folder: Path, fault: Fault, seed: int, whole: Job)
     finally:
         cluster.command("scancel", job.job_id)
         job.wait_for("all nodes idle", lambda: cluster.node_states() == {"idle"})
-    outcome = _judge(fault, seed, step, ended, began, job, whole, problem.partition("\n")[0])
+    outcome = _judge(fault, seed, step, ended, began, job, undisturbed, problem.partition("\n")[0])
     if outcome.problem:
         (folder / "account.txt").write_text(f"{outcome}\n{problem or job.collect_output()}")
     return outcome
 
 
-def _judge(fault: Fault, seed: int, step: int, ended: str, began: float, job: Job, whole: Job, problem: str) -> Outcome:
+def _judge(
+    fault: Fault, seed: int, step: int, ended: str, began: float, job: Job, undisturbed: Job, problem: str
+) -> Outcome:
     starts = events_of(job.run, "run_started")
     later = [event["time"] for event in events_of(job.run, "first_step") if event["time"] > began]
     again = len(read_trace(job.trace)) - STEPS
-    same_states = ended == "COMPLETED" and same(final_states(job), final_states(whole))
-    same_losses = all(_last_of_each_step(job, rank) == _last_of_each_step(whole, rank) for rank in RANKS)
+    same_states = ended == "COMPLETED" and same(final_states(job), final_states(undisturbed))
+    same_losses = all(_last_of_each_step(job, rank) == _last_of_each_step(undisturbed, rank) for rank in RANKS)
     same_wandb = len({event["wandb_id"] for event in starts}) == 1
     wrong = [
         text

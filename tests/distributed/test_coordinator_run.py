@@ -39,8 +39,8 @@ def found(**values):
 def script(folder: Path, text: str, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
     """Run a user's script in an empty folder."""
     (folder / "train.py").write_text(HEAD + text)
-    whole = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
-    return run_warm([sys.executable, "train.py", *arguments], folder, env=whole, timeout=240).check(code)
+    environment = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
+    return run_warm([sys.executable, "train.py", *arguments], folder, env=environment, timeout=240).check(code)
 
 
 def found_in(output: str) -> list[dict[str, Any]]:

@@ -56,9 +56,9 @@ def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
     """The uninterrupted run, on one rank without DeepSpeed."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     train_on(1, SETTINGS, folder, toy_env(folder / "trace")).check()
     return curve(folder, "trace")
 
@@ -70,7 +70,7 @@ def assert_same(got: list[tuple[list[int], float]], expected: list[tuple[list[in
 
 @pytest.mark.parametrize(("stage", "damaged"), [(2, True), (3, False)])
 def test_an_interrupted_run_resumes_with_the_next_batch(
-    tmp_path: Path, stage: int, damaged: bool, whole: list[tuple[list[int], float]]
+    tmp_path: Path, stage: int, damaged: bool, uninterrupted: list[tuple[list[int], float]]
 ) -> None:
     """With one wrong bit in one rank's file it resumes from the previous checkpoint."""
     arguments = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
@@ -92,7 +92,7 @@ def test_an_interrupted_run_resumes_with_the_next_batch(
         assert resumed["checkpoint"].endswith("step=6.ckpt")
     else:
         assert resumed["checkpoint"].endswith("last.ckpt")
-    assert_same(curve(tmp_path, "trace"), whole)
+    assert_same(curve(tmp_path, "trace"), uninterrupted)
     finished = events_of(tmp_path / "runs" / "it", "finished")
     assert finished[-1]["step"] == STEPS
     left = [path.name for path in last.parent.iterdir() if path.name.startswith(".") or "before" in path.name]
@@ -100,7 +100,7 @@ def test_an_interrupted_run_resumes_with_the_next_batch(
 
 
 def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
-    tmp_path: Path, whole: list[tuple[list[int], float]]
+    tmp_path: Path, uninterrupted: list[tuple[list[int], float]]
 ) -> None:
     def last(name: str) -> tuple[str, str]:
         return "--resume", str(tmp_path / "runs" / name / "checkpoints" / "last.ckpt")
@@ -111,7 +111,7 @@ def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
     end = train(tmp_path, "trace", 3, "--name", "end", *last("stage2"), "--strategy", "deepspeed_stage_3").check()
 
     assert "saved by ZeRO stage 2 in fp32 on 2 ranks: it is put together for deepspeed_stage_3" in end.output
-    assert_same(curve(tmp_path, "trace"), whole)
+    assert_same(curve(tmp_path, "trace"), uninterrupted)
     assert not list((tmp_path / "runs").glob("*/.resume-whole*"))
 
     plain = tmp_path / "weights.pt"
@@ -127,7 +127,7 @@ def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
 
 
 def test_a_killed_rank_is_replaced_and_deepspeed_uses_the_new_group(
-    tmp_path: Path, whole: list[tuple[list[int], float]]
+    tmp_path: Path, uninterrupted: list[tuple[list[int], float]]
 ) -> None:
     arguments = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
     kill = ("--model.kill_at", "5", "--model.by_rank", "1")

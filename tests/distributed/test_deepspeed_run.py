@@ -76,8 +76,8 @@ class ByHand(Toy):
 
 def _train(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Finished:
     probe = ("--trainer.callbacks", "[{class_path: tests.distributed.test_deepspeed_run.EngineProbe}]")
-    whole = {**toy_env(folder / "trace"), **(env or {})}
-    return train_on(2, (*TOY, *probe, *arguments), folder, whole, preloaded=DEEPSPEED)
+    environment = {**toy_env(folder / "trace"), **(env or {})}
+    return train_on(2, (*TOY, *probe, *arguments), folder, environment, preloaded=DEEPSPEED)
 
 
 def _engine(finished: Finished) -> dict[str, Any]:

@@ -46,12 +46,12 @@ def _train(folder: Path, ranks: int, *arguments: str, code: int = 0) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """Folder of an uninterrupted run."""
 
     @functools.cache
     def train(ranks: int) -> Path:
-        folder = tmp_path_factory.mktemp("whole")
+        folder = tmp_path_factory.mktemp("uninterrupted")
         _train(folder, ranks)
         return folder
 
@@ -78,18 +78,18 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     [(1, ("--model.kill_at", "12"), -signal.SIGKILL), (2, ("--model.signal_at", "12"), 128 + signal.SIGINT)],
 )
 def test_rows_and_checkpoints_of_a_resumed_run_equal_those_of_an_uninterrupted_one(
-    tmp_path: Path, whole: Callable[[int], Path], ranks: int, arguments: tuple[str, ...], code: int
+    tmp_path: Path, uninterrupted: Callable[[int], Path], ranks: int, arguments: tuple[str, ...], code: int
 ) -> None:
     parts = tmp_path / "parts"
     _train(parts, ranks, *arguments, code=code)
     _train(parts, ranks, "--resume", "auto")
-    assert _rows(parts) == _rows(whole(ranks))
-    assert _scalars(parts) == _scalars(whole(ranks))
+    assert _rows(parts) == _rows(uninterrupted(ranks))
+    assert _scalars(parts) == _scalars(uninterrupted(ranks))
 
     def checkpoints(folder: Path) -> list[str]:
         return sorted(str(each.relative_to(folder)) for each in folder.glob("logs/**/*.ckpt"))
 
     assert len(checkpoints(parts)) == 2, "save_top_k over the attempts"
-    assert checkpoints(parts) == checkpoints(whole(ranks))
+    assert checkpoints(parts) == checkpoints(uninterrupted(ranks))
     places = parts / "runs" / "it" / "loggers.json"
     assert places.stat().st_mode & 0o777 == 0o600

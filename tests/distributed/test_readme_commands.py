@@ -80,4 +80,4 @@ def test_commands_of_the_readme_work(
 def test_commands_that_are_not_run_are_still_in_the_readme() -> None:
     lines = commands()
     gone = [start for start in ELSEWHERE if not any(line.startswith(start) for line in lines)]
-    assert gone == [], "the README has changed: these reasons are nobody's"
+    assert gone == [], "the README has changed: remove these reasons"

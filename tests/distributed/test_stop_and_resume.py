@@ -24,12 +24,12 @@ def _train(cwd: Path, trace: Path, ranks: int, *arguments: str, code: int = 0) -
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
     """Traces of uninterrupted runs, by number of ranks and of loader workers."""
 
     @functools.cache
     def train(ranks: int, workers: int) -> Path:
-        folder = tmp_path_factory.mktemp("whole")
+        folder = tmp_path_factory.mktemp("uninterrupted")
         _train(folder, folder / "trace", ranks, *NOISY, "--data.workers", str(workers))
         return folder / "trace"
 
@@ -47,7 +47,7 @@ def _learned(trace: Path) -> dict[tuple[int, tuple[int, ...]], float]:
     [(1, 7, 0, signal.SIGUSR1), (1, 11, 2, signal.SIGHUP), (1, 15, 2, signal.SIGTERM), (2, 11, 0, signal.SIGINT)],
 )
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    tmp_path: Path, whole: Callable[[int, int], Path], ranks: int, step: int, workers: int, number: int
+    tmp_path: Path, uninterrupted: Callable[[int, int], Path], ranks: int, step: int, workers: int, number: int
 ) -> None:
     own = (*NOISY, "--data.workers", str(workers))
     parts = tmp_path / "parts"
@@ -64,7 +64,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
 
     for rank in range(ranks):
-        assert read_trace(tmp_path / "trace", rank) == read_trace(whole(ranks, workers), rank)
+        assert read_trace(tmp_path / "trace", rank) == read_trace(uninterrupted(ranks, workers), rank)
     assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
     first, second = events_of(directory, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
@@ -72,7 +72,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
 
 @pytest.mark.parametrize("every", [(), ("--checkpoint.every_n_steps", "8")])
 def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
-    tmp_path: Path, whole: Callable[[int, int], Path], every: tuple[str, ...]
+    tmp_path: Path, uninterrupted: Callable[[int, int], Path], every: tuple[str, ...]
 ) -> None:
     """The checkpoint is from an epoch's last step: written after its validation, or before it and then repeated."""
     arguments = (*NOISY, *every, "--model.kill_at", "12")
@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
     _train(tmp_path, tmp_path / "trace", 1, *arguments, "--resume", "auto")
     directory = tmp_path / "runs" / "it"
     assert [event["step"] for event in events_of(directory, "training_started")] == [0, 8]
-    assert _learned(tmp_path / "trace") == _learned(whole(1, 0))
+    assert _learned(tmp_path / "trace") == _learned(uninterrupted(1, 0))
     validated = [event["step"] for event in events_of(directory, "validation")]
     assert validated == ([8, 8, 16, 24] if every else [8, 16, 24])
 

@@ -76,7 +76,7 @@ def by_launcher(make, kept, folder, name, **options):
     pl.seed_everything(42, verbose=False)
     made = TrainingCoordinator("runs", False, "32", None, callbacks=kept(folder), wandb=WandbOptions("disabled"))
     end = made.train(make(), Data(), name=name, **{**quiet(), **options})
-    assert Path(f"runs/{name}/checkpoints/last.ckpt").is_file(), "what a resume goes on from"
+    assert Path(f"runs/{name}/checkpoints/last.ckpt").is_file(), "a resume needs it"
     return end
 """
 

@@ -27,9 +27,9 @@ Curve = dict[int, list[tuple[int, list[int], float]]]
 
 
 @pytest.fixture(scope="module")
-def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def uninterrupted(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The undisturbed run."""
-    job = submit(cluster, tmp_path_factory.mktemp("whole"), "whole", *MODEL)
+    job = submit(cluster, tmp_path_factory.mktemp("uninterrupted"), "uninterrupted", *MODEL)
     assert job.wait_for_end() == "COMPLETED", job.collect_output()
     return job
 
@@ -91,10 +91,10 @@ def _nearly(curve: Curve) -> Any:
     }
 
 
-def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
+def _resumed_in_order(job: Job, uninterrupted: Job, *, exact: bool = True) -> None:
     """The run finished; it was stopped once, saved, and lost no step; its loss curve equals the undisturbed run's."""
     assert job.wait_for_end() == "COMPLETED", job.collect_output()
-    assert _curve(job) == (_curve(whole) if exact else _nearly(_curve(whole))), job.collect_output()
+    assert _curve(job) == (_curve(uninterrupted) if exact else _nearly(_curve(uninterrupted))), job.collect_output()
     first, second = events_of(job.run, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
     (resumed,) = events_of(job.run, "resumed")
@@ -103,47 +103,51 @@ def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
     assert len(stopped) == 1, "all four ranks stopped at the same step"
 
 
-def test_two_nodes_train_together(whole: Job) -> None:
-    (started,) = events_of(whole.run, "run_started")
-    assert started["name"] == "whole"
-    assert {event["step"] for event in events_of(whole.run, "finished")} == {STEPS}
+def test_two_nodes_train_together(uninterrupted: Job) -> None:
+    (started,) = events_of(uninterrupted.run, "run_started")
+    assert started["name"] == "uninterrupted"
+    assert {event["step"] for event in events_of(uninterrupted.run, "finished")} == {STEPS}
     samples = [
-        index for rank in range(4) for step, batch, _ in read_trace(whole.trace, rank) if step < 8 for index in batch
+        index
+        for rank in range(4)
+        for step, batch, _ in read_trace(uninterrupted.trace, rank)
+        if step < 8
+        for index in batch
     ]
     assert sorted(samples) == list(range(64)), "each sample once an epoch, on one of four ranks"
-    plan = events_of(whole.run, "planned")[0]["plan"]
+    plan = events_of(uninterrupted.run, "planned")[0]["plan"]
     assert (plan["world_size"], plan["num_nodes"], sorted(plan["hosts"])) == (4, 2, list(NODES))
 
 
-def test_a_preempted_job_saves_and_resumes_as_if_uninterrupted(whole: Job, paced: Job) -> None:
+def test_a_preempted_job_saves_and_resumes_as_if_uninterrupted(uninterrupted: Job, paced: Job) -> None:
     faults.preempt(paced)
     _wait_for_warning(paced)
-    _resumed_in_order(paced, whole)
+    _resumed_in_order(paced, uninterrupted)
     output = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
     assert "the job is queued again" in output
 
 
-def test_a_job_at_its_time_limit_saves_and_resumes(whole: Job, paced: Job) -> None:
+def test_a_job_at_its_time_limit_saves_and_resumes(uninterrupted: Job, paced: Job) -> None:
     faults.run_out_of_time(paced)
     _wait_for_warning(paced)
     _wait_for_requeue(paced)
     faults.give_time(paced)
-    _resumed_in_order(paced, whole)
+    _resumed_in_order(paced, uninterrupted)
 
 
 @pytest.mark.parametrize("paced", ["deepspeed_stage_2"], indirect=True)
-def test_a_manually_requeued_job_saves_and_resumes(whole: Job, paced: Job) -> None:
+def test_a_manually_requeued_job_saves_and_resumes(uninterrupted: Job, paced: Job) -> None:
     """Under DeepSpeed on both nodes, whose losses equal DDP's except for the last bits."""
     # Restarted daemons do not affect the job.
     faults.restart_slurmd(paced)
     faults.restart_slurmctld(paced)
     faults.requeue(paced)
     _wait_for_warning(paced)
-    _resumed_in_order(paced, whole, exact=False)
+    _resumed_in_order(paced, uninterrupted, exact=False)
     assert (paced.run / "checkpoints" / "last.ckpt" / "checkpoint").is_dir()
 
 
-def test_a_job_whose_second_node_does_not_return_is_requeued(whole: Job, paced: Job) -> None:
+def test_a_job_whose_second_node_does_not_return_is_requeued(uninterrupted: Job, paced: Job) -> None:
     cluster = paced.cluster
     cluster.hold_tasks(NODES[1])
     try:
@@ -152,7 +156,7 @@ def test_a_job_whose_second_node_does_not_return_is_requeued(whole: Job, paced: 
         paced.wait_for("the second requeue", lambda: int(cluster.job_field(paced.job_id, "Restarts")) >= 2)
     finally:
         cluster.let_tasks_begin(NODES[1])
-    _resumed_in_order(paced, whole)
+    _resumed_in_order(paced, uninterrupted)
     output = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
     assert "node 1 of 2 did not come within 30 s" in output
     assert "node 1 never came; the job is queued again" in output
@@ -170,7 +174,7 @@ def test_a_job_whose_second_node_is_missing_ends(cluster: Cluster, tmp_path: Pat
     assert int(cluster.job_field(job.job_id, "Restarts")) == 0
 
 
-def test_a_run_whose_node_loses_the_network_continues_from_its_last_checkpoint(whole: Job, paced: Job) -> None:
+def test_a_run_whose_node_loses_the_network_continues_from_its_last_checkpoint(uninterrupted: Job, paced: Job) -> None:
     faults.unplug(paced)
     try:
         (paced.cwd / "pace").unlink()
@@ -178,6 +182,6 @@ def test_a_run_whose_node_loses_the_network_continues_from_its_last_checkpoint(w
     finally:
         faults.plug_in(paced)
     assert paced.wait_for_end() == "COMPLETED", paced.collect_output()
-    assert _last_of_each_step(paced) == _curve(whole), paced.collect_output()
+    assert _last_of_each_step(paced) == _curve(uninterrupted), paced.collect_output()
     (resumed,) = events_of(paced.run, "resumed")
     assert "/paced/checkpoints/" in resumed["checkpoint"]

@@ -49,9 +49,9 @@ def run(
         on_line: receives each line and the id of the process group, to send signals at the right moment.
     """
 
-    def start(whole: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=cwd, env=whole, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-                                start_new_session=True)  # fmt: skip
+    def start(environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output,
+                                stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
 
     return _run_to_end(start, env, timeout, on_line)
 
@@ -80,8 +80,8 @@ def run_warm(
     python, *arguments = command
     assert python == sys.executable, f"{python} is another program, which cannot be forked"
 
-    def start(whole: Mapping[str, str], output: int) -> warm.WarmProcess:
-        return warm.start(arguments, cwd, whole, output, *preloaded)
+    def start(environment: Mapping[str, str], output: int) -> warm.WarmProcess:
+        return warm.start(arguments, cwd, environment, output, *preloaded)
 
     return _run_to_end(start, env, timeout, on_line)
 

@@ -95,8 +95,8 @@ def run_launcher(
     cluster: Cluster, cwd: Path, *given: str, code: int = 0, env: dict[str, str] | None = None
 ) -> Finished:
     """Run one `launcher` command against the cluster."""
-    whole = {**cluster.env, "PYTHONPATH": str(REPOSITORY), **(env or {})}
-    return run(launcher(*given), cwd, env=whole, timeout=PATIENCE).check(code)
+    environment = {**cluster.env, "PYTHONPATH": str(REPOSITORY), **(env or {})}
+    return run(launcher(*given), cwd, env=environment, timeout=PATIENCE).check(code)
 
 
 def submit(cluster: Cluster, folder: Path, name: str, *given: str, env: dict[str, str] | None = None) -> Job:

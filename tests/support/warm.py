@@ -76,7 +76,7 @@ def start(
     Args:
         arguments: `-m MODULE ...`, `-c TEXT ...` or `FILE ...`.
         cwd: working directory.
-        env: the whole environment.
+        env: the complete environment.
         output: descriptor for stdout and stderr; stdin is empty.
         more: imported modules in addition to those of every server.
         terminal: `output` is a terminal, which becomes the controlling terminal and stdin.
