@@ -65,8 +65,8 @@ def run_rank(task: RankTask) -> None:
         # The user's code may call `sys.exit`.
         code = error.code if isinstance(error.code, int) else 1 if error.code else 0
     except BaseException as error:  # noqa: BLE001 -- the outermost frame of the process: reports the error, then exits
-        report.raised(error)
-        report.trace(error)
+        report.record_error(error)
+        report.write_traceback(error)
     _exit_process(code)
 
 
@@ -102,7 +102,7 @@ def _prepare_stacks(folder: Path, report: RankStatusWriter) -> None:
         # Lightning restores this handler when its trainer ends; the default would kill the process.
         signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
         faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True, chain=False)
-        report.can_dump_stacks()
+        report.announce_stack_dumps()
 
 
 def _exit_process(code: int) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from launcher.agent.failure_report import RankOutcome
 from launcher.agent.restart_policy import RestartDecision, RestartHistory, decide_restart
-from launcher.runs.oom_record import FILE_NAME, remember_attempt
+from launcher.runs.oom_record import FILE_NAME, add_attempt_oom_record
 
 
 class RestartTracker:
@@ -95,7 +95,7 @@ def record_out_of_memory(failure: RankOutcome, run: Path | None) -> str | None:
         return None
     if failure.out_of_memory and _uses_gpus(run):
         return None  # the host's memory ran out, which does not depend on the strategy on the GPU
-    if remember_attempt(run):
+    if add_attempt_oom_record(run):
         return None
     return f"notice: cannot write {run / FILE_NAME}: the next start will not know that this strategy ran out of memory"
 

@@ -173,7 +173,7 @@ def _logs(options: Namespace) -> int:
 def _cancel(options: Namespace) -> int:
     from launcher.jobs.status import run_status
     from launcher.process.background import ask_to_stop
-    from launcher.runs.lock import owner_of
+    from launcher.runs.lock import read_owner
     from launcher.runs.lookup import find_run_named
     from launcher.runs.submission_record import read_records
     from launcher.runs.sweep_record import find_sweep
@@ -204,6 +204,6 @@ def _cancel(options: Namespace) -> int:
         sys.stdout.write(f"process {record['pid']} is asked to save and stop\n")
         return 0
     raise QueueError(
-        f"run {run.name!r} was not submitted and is trained by {owner_of(run)[0] or 'nobody any more'}; "
+        f"run {run.name!r} was not submitted and is trained by {read_owner(run)[0] or 'nobody any more'}; "
         "Ctrl-C there, or SIGTERM to that process, saves and stops it"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.job_parser import JOB_COMMANDS
-from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
+from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
 from launcher.core.distribution import __version__
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
@@ -154,7 +154,7 @@ def run(arguments: Sequence[str]) -> int:
             evaluate(config, command, options.checkpoint, terminal_ranks=launch.terminal_ranks)
             return 0
     except Interrupted as error:
-        RankStatusWriter.from_env(os.environ).raised(error)
+        RankStatusWriter.from_env(os.environ).record_error(error)
         _say(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
         return error.exit_code
     except KeyboardInterrupt:
@@ -195,7 +195,7 @@ def _run_tool(module: str, words: Sequence[str]) -> int:
 def _tell_agent(error: LauncherError) -> None:
     """Let our agent's account, or torchrun's, say what went wrong, instead of only the exit code."""
     report = RankStatusWriter.from_env(os.environ)
-    report.raised(error)
+    report.record_error(error)
     if report.has_agent:
         return
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):
@@ -210,7 +210,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
     """The exit code of this node's ranks; None if this process is a rank itself."""
     if topology.source == "torchrun":
         if not RankStatusWriter.from_env(os.environ).has_agent:
-            refuse_agents_flags(launch)
+            reject_agent_flags(launch)
         return None
     from launcher.agent.rank_main import RankCommand
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step

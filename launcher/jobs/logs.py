@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
-from launcher.runs.job_output import JobOutput, silent_job
+from launcher.runs.job_output import JobOutput, find_job_output
 
 _LOOK_EVERY = 0.5
 
@@ -31,7 +31,7 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
         NoSuchRunError: no such rank has said anything.
     """
     files = log_files(run, rank)
-    said = silent_job(run)
+    said = find_job_output(run)
     if not files and said is None:
         ranks = sorted(
             {int(m[1]) for f in (run / "logs").glob("rank-*.log") if (m := re.match(r"rank-(\d+)\.", f.name))}
@@ -72,7 +72,7 @@ def follow_log(
             if new:
                 yield new
         if ended:
-            said = silent_job(run)
+            said = find_job_output(run)
             if said is not None:
                 yield _headed(said)
             return

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.event_wording import describe_event
+from launcher.core.event_text import describe_event
 from launcher.core.events import FILE_NAME, read_events
 from launcher.process.background import is_running
-from launcher.runs.job_output import output_of
-from launcher.runs.lock import owner_of
+from launcher.runs.job_output import read_job_output
+from launcher.runs.lock import read_owner
 from launcher.runs.submission_record import read_records
 from launcher.runs.sweep_record import read_array_record
 from slurm.attempts import read_attempts
@@ -86,13 +86,13 @@ def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStat
     record = records[-1] if records else None
     if record is not None and record.get("submitted", 0) > (told.updated or 0):
         # What the events say is an earlier submission's.
-        said = output_of(run, record)
+        said = read_job_output(run, record)
         ending = ("ended", "") if said is None else ("failed", f"{said.reason} ({said.file})")
     if record is None or record.get("cluster") == "local":
         if record is not None and record.get("waits_in"):
             return _waiting(Path(record["waits_in"]), known)
         job = None if record is None else f"local {record.get('pid')}"
-        _, lock = owner_of(run)
+        _, lock = read_owner(run)
         # Where only the run's host could say, the events do.
         held = lock == "running" or (lock == "unknown" and told.ending is None)
         if held or (record is not None and _local_runs(record)):

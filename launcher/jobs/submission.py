@@ -17,7 +17,7 @@ from launcher.core.atomic_write import write_file
 from launcher.core.errors import Problem, SubmitError
 from launcher.core.own_modules import module_command
 from launcher.core.secrets import references
-from launcher.runs.directory import RunPlace, find_run
+from launcher.runs.selection import RunPlace, find_run
 from launcher.runs.submission_record import FOLDER
 from slurm.check import find_contradictions, ranks_per_node
 from slurm.handed_on import names_to_hand_on
@@ -103,7 +103,7 @@ def prepare(
 
     Raises:
         SubmitError: lists every option that is wrong or contradicts the config.
-        RunDirectoryError, ResumeError: see `launcher.runs.directory.find_run`.
+        RunDirectoryError, ResumeError: see `launcher.runs.selection.find_run`.
     """
     problems: list[OptionProblem] = []
     missing = [name for name in export if name not in env]

@@ -1,4 +1,4 @@
-"""What was queued or started for a run, one record in each submission's folder."""
+"""The submissions of a run, one record in each submission's folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ RECORD = "submission.json"
 
 
 def write_record(folder: Path, cluster: str, **known: Any) -> None:
-    """Note in a submission's folder what was queued, for `status`, `logs` and `cancel`."""
+    """Record a submission in its folder, for `status`, `logs` and `cancel`."""
     values = {"cluster": cluster, "submitted": round(time.time(), 3), "host": os.uname().nodename, **known}
     write_file(folder / RECORD, json.dumps(values) + "\n")
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
-    """What was queued for a run, oldest first; each with its `folder`."""
+    """The submissions of a run, oldest first; each with its `folder`."""
     found: list[tuple[int, dict[str, Any]]] = []
     for file in run.glob(f"{FOLDER}/*/{RECORD}"):
         try:
             found.append((int(file.parent.name), {**json.loads(file.read_text()), "folder": str(file.parent)}))
         except (OSError, ValueError, TypeError):
-            continue  # being written, or not ours
+            continue  # not written completely yet, or not a record
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]

@@ -187,4 +187,4 @@ def test_a_run_without_checkpoints_reports_it_and_does_not_start_again_silently(
     # A requeued SLURM job may start its run again, with a notice.
     run_warm(launcher(*arguments, "--resume", "auto"), tmp_path, env={**env, "SLURM_RESTART_COUNT": "1"}).check()
     notices = [event["message"] for event in events_of(tmp_path / "runs" / "r", "notice")]
-    assert notices[1:] == ["the run trained to step 8 before, and saved nothing: it begins again at step 0"]
+    assert notices[1:] == ["the run trained to step 8 before without saving a checkpoint: it starts again at step 0"]

@@ -107,10 +107,10 @@ def test_an_explained_error_that_may_not_repeat_is_reported_with_the_decision() 
     )
 
 
-@pytest.mark.parametrize(("go_on", "next_strategy"), [(True, "deepspeed_stage_3"), (False, None)])
-def test_an_out_of_memory_error_keeps_its_message_and_the_next_strategy(go_on: bool, next_strategy: str | None) -> None:
+@pytest.mark.parametrize(("restarts", "next_strategy"), [(True, "deepspeed_stage_3"), (False, None)])
+def test_an_out_of_memory_error_keeps_its_message_and_next_strategy(restarts: bool, next_strategy: str | None) -> None:
     raised = OutOfMemoryError("rank 0 is out of memory with ddp", expected_bytes=1, allocated_bytes=None,
-                            next_strategy="deepspeed_stage_3", go_on=go_on)  # fmt: skip
+                            next_strategy="deepspeed_stage_3", restarts=restarts)  # fmt: skip
     raised.__cause__ = MemoryError("no room")
     described = _describe(raised)
     assert described.message == "rank 0 is out of memory with ddp"
@@ -137,7 +137,7 @@ def _describe(exception: BaseException) -> RankError:
     try:
         raise exception
     except BaseException as caught:  # noqa: BLE001 -- any exception is described
-        return RankError.of(caught, 5.0, 3)
+        return RankError.from_exception(caught, 5.0, 3)
 
 
 def test_an_error_is_described_by_its_cause() -> None:
@@ -147,7 +147,7 @@ def test_an_error_is_described_by_its_cause() -> None:
         except ValueError as inner:
             raise TrainingError("rank 0: outer") from inner
     except TrainingError as outer:
-        described = RankError.of(outer, 5.0, 3)
+        described = RankError.from_exception(outer, 5.0, 3)
     assert (described.kind, described.message, described.step) == ("ValueError", "inner", 3)
     assert described.traceback[-1] == "ValueError: inner"
 
@@ -155,7 +155,7 @@ def test_an_error_is_described_by_its_cause() -> None:
 def test_the_signature_depends_on_the_place_and_not_on_the_message() -> None:
     one, two = (_describe(ValueError(text)) for text in ("1 sample", "2 samples"))
     assert one.signature == two.signature
-    assert one.signature != RankError.of(ValueError("elsewhere"), 5.0, 3).signature
+    assert one.signature != RankError.from_exception(ValueError("elsewhere"), 5.0, 3).signature
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ def test_heartbeats_are_read_as_written(tmp_path: Path) -> None:
     writer.beat(7)
     writer.beat()
     assert read_beat(path) == Heartbeat(7, 3.0, UNKNOWN, False)
-    writer.collectives(42)
+    writer.set_collectives(42)
     assert read_beat(path) == Heartbeat(7, 3.0, 42, False), "a count from another thread is not a heartbeat"
-    writer.can_dump_stacks()
+    writer.announce_stack_dumps()
     assert read_beat(path) == Heartbeat(7, 4.0, 42, True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_bytes(b"cut")
@@ -34,11 +34,11 @@ def test_heartbeats_are_read_as_written(tmp_path: Path) -> None:
 
 def test_a_ranks_report_is_read_and_keeps_its_first_error(tmp_path: Path) -> None:
     report = RankStatusWriter(tmp_path, 3, clock=lambda: 9.0)
-    report.tell(log=tmp_path / "log")
+    report.update(log=tmp_path / "log")
     report.beat(5)
-    report.raised(ValueError("first"))
-    report.raised(ValueError("second"))
-    report.tell(run=tmp_path)
+    report.record_error(ValueError("first"))
+    report.record_error(ValueError("second"))
+    report.update(run=tmp_path)
     status = read_status(tmp_path, 3)
     assert (status.log, status.run) == (tmp_path / "log", tmp_path)
     assert status.error is not None
@@ -49,8 +49,8 @@ def test_a_ranks_report_is_read_and_keeps_its_first_error(tmp_path: Path) -> Non
 def test_without_an_agent_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = RankStatusWriter.from_env({"RANK": "1"})
-    report.tell(log="x")
-    report.raised(ValueError("x"))
+    report.update(log="x")
+    report.record_error(ValueError("x"))
     report.beat(1)
     assert not report.has_agent
     assert not list(tmp_path.iterdir())
@@ -64,8 +64,8 @@ def test_a_process_has_one_report(tmp_path: Path) -> None:
 
 def test_a_missing_folder_loses_the_report_but_does_not_raise(tmp_path: Path) -> None:
     report = RankStatusWriter(tmp_path / "gone", 0)
-    report.tell(log="x")
-    report.raised(ValueError("x"))
+    report.update(log="x")
+    report.record_error(ValueError("x"))
     report.beat(1)
 
 
@@ -77,11 +77,11 @@ def test_missing_and_damaged_reports_have_no_error(tmp_path: Path) -> None:
 
 def test_with_an_agent_the_traceback_goes_to_the_log_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = RankStatusWriter(tmp_path, 0)
-    report.tell(log=tmp_path / "log")
-    report.trace(ValueError("mine"))
+    report.update(log=tmp_path / "log")
+    report.write_traceback(ValueError("mine"))
     assert capsys.readouterr().err == ""
     assert "ValueError: mine" in (tmp_path / "log").read_text()
-    RankStatusWriter(None, 0).trace(ValueError("mine"))
+    RankStatusWriter(None, 0).write_traceback(ValueError("mine"))
     assert "ValueError: mine" in capsys.readouterr().err
 
 
@@ -110,7 +110,7 @@ def test_outcomes_combine_the_process_and_the_ranks_report(tmp_path: Path) -> No
     RankStatusWriter(tmp_path, 0).beat(4)
     report = RankStatusWriter(tmp_path, 1)
     report.beat(5)
-    report.raised(ValueError("mine"))
+    report.record_error(ValueError("mine"))
     inspector = RankInspector(tmp_path)
     ranks = {0: RankProcess(os.getpid(), None), 1: RankProcess(1, 1, ended=8.0)}
     states = {0: RankState(read_beat(beat_path(tmp_path, 0)), "stopped")}

@@ -20,14 +20,14 @@ RAISED = {
     if inspect.isclass(kind) and issubclass(kind, errors.LauncherError)
 } - {"TrainingError", "OutOfMemoryError", "Interrupted"}  # fmt: skip
 # The advice itself is put in, from a table or a list beside it.
-PUT_IN = {"cannot differ: {}", "has no meaning here: {}", "{} holds runs and is none itself; {}", "{} takes no {}; {}",
+PUT_IN = {"cannot differ: {}", "not supported here; {}", "{} holds runs and is none itself; {}", "{} takes no {}; {}",
           "given {}; {}", "no plan meets the config:\n{}"}  # fmt: skip
 # What tells a person how to go on: an order, what is valid instead, or a guess at what was meant.
 NEXT = re.compile(
-    r"\b(add|ask|begin|check|choose|correct|did you mean|allocate|end|expected|free|give|go on|install|keep|leave|load|"
-    r"look|make|mend|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|set|start|submit|"
-    r"take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|(?:presets|the runs|commands) (?:are|in)|"
-    r"writes one|given as)\b|--[a-z]|so .* expects|`strategy: NAME` takes"
+    r"\b(add|ask|begin|check|choose|correct|did you mean|allocate|destroy|end|expected|free|give|go on|install|keep|"
+    r"leave|load|look|make|mend|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|set|"
+    r"start|submit|take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|"
+    r"(?:the runs|commands) (?:are|in)|writes one|given as)\b|--[a-z]|so .* expects|`strategy: NAME` takes"
 )
 
 
