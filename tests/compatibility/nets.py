@@ -72,7 +72,7 @@ class TwoLoaders(Plain):
         self.log(f"own_{dataloader_idx}", self.loss(batch), add_dataloader_idx=False)
 
 
-class Words(Plain):
+class TiedLstm(Plain):
     """Tied embeddings over padded sequences of different lengths, with an LSTM."""
 
     def make(self, hidden: int) -> nn.Module:

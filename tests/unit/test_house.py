@@ -27,8 +27,6 @@ PENDING: dict[str, set[str]] = {
     "class names": {"launcher.doctor.preflight_rank.PreflightRank", "strategies.build.PreflightRank"},
     "files": {"launcher/training/loops.py"},
     "parameters": {
-        "launcher.agent.fixed_rendezvous.FixedRendezvous.__init__",
-        "launcher.agent.restart_policy.decide",
         "launcher.loggers.kept_logs.LogFileState.__init__",
         "launcher.planning.profile._traced",
         "launcher.report.compare._differences",
