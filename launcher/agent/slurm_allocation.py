@@ -28,13 +28,13 @@ def enter_allocation(config: RunConfig, options: LaunchOptions, arguments: Seque
     allocation = read_slurm_allocation(os.environ)
     if allocation is None:
         return
-    arguments_of_srun = build_srun_arguments(allocation, config, options, socket.gethostname())
-    if arguments_of_srun is None:
+    srun = build_srun_command(allocation, config, options, socket.gethostname())
+    if srun is None:
         return
     sys.stderr.write(f"notice: job {allocation.job_id} has {allocation.nodes} nodes: starting on them through srun\n")
     sys.stderr.flush()
     try:
-        command = [*arguments_of_srun, sys.executable, "-m", "launcher", *arguments]
+        command = [*srun, sys.executable, "-m", "launcher", *arguments]
         os.execvp(command[0], command)  # noqa: S606 -- no shell is needed
     except OSError as error:
         raise TopologyError(
@@ -43,7 +43,7 @@ def enter_allocation(config: RunConfig, options: LaunchOptions, arguments: Seque
         ) from error
 
 
-def build_srun_arguments(
+def build_srun_command(
     allocation: SlurmAllocation, config: RunConfig, options: LaunchOptions, host: str
 ) -> tuple[str, ...] | None:
     """The command that starts one agent on each node; None if this process trains itself. Pure.

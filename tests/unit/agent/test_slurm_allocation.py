@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.slurm_allocation import build_srun_arguments, nodes_of_step
+from launcher.agent.slurm_allocation import build_srun_command, nodes_of_step
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
@@ -46,22 +46,22 @@ def test_srun_starts_one_agent_on_each_node_unless_this_is_the_only_node(
     allocation: SlurmAllocation, num_nodes: int | str, host: str, starts: int | None
 ) -> None:
     config = dataclasses.replace(CONFIG, num_nodes=num_nodes)  # type: ignore[arg-type]
-    arguments = build_srun_arguments(allocation, config, PLAIN, host)
+    command = build_srun_command(allocation, config, PLAIN, host)
     expected = ("srun", f"--nodes={starts}", f"--ntasks={starts}", "--ntasks-per-node=1", "--export=ALL")
-    assert arguments == (None if starts is None else expected)
+    assert command == (None if starts is None else expected)
 
 
 def test_the_cpus_of_a_task_are_passed_to_srun() -> None:
-    arguments = build_srun_arguments(dataclasses.replace(TWO, cpus_per_task="4"), CONFIG, PLAIN, "n1")
-    assert arguments is not None
-    assert arguments[-1] == "--cpus-per-task=4"
+    command = build_srun_command(dataclasses.replace(TWO, cpus_per_task="4"), CONFIG, PLAIN, "n1")
+    assert command is not None
+    assert command[-1] == "--cpus-per-task=4"
 
 
 def test_explicit_nodes_need_no_srun_and_too_many_nodes_are_an_error() -> None:
     explicit = dataclasses.replace(PLAIN, min_nodes=2, max_nodes=2, endpoint_host="n1", endpoint_port=1)
-    assert build_srun_arguments(TWO, CONFIG, explicit, "n1") is None
+    assert build_srun_command(TWO, CONFIG, explicit, "n1") is None
     with pytest.raises(TopologyError, match="num_nodes is 3, but job 7 has 2"):
-        build_srun_arguments(TWO, dataclasses.replace(CONFIG, num_nodes=3), PLAIN, "n1")
+        build_srun_command(TWO, dataclasses.replace(CONFIG, num_nodes=3), PLAIN, "n1")
 
 
 def test_the_options_stay_unless_a_step_has_several_nodes(tmp_path: Path) -> None:
