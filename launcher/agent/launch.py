@@ -23,8 +23,8 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
-from launcher.hardware.cpus import usable_cpus
-from launcher.hardware.rank_count import likely_ranks, requested_ranks
+from launcher.hardware.cpus import count_usable_cpus
+from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
@@ -50,7 +50,7 @@ def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand)
     Raises:
         TopologyError: there are fewer devices than ranks, or the nodes cannot meet.
     """
-    likely = likely_ranks(config, options)
+    likely = estimate_ranks(config, options)
     # One rank has an agent too where a failure may be followed by another start.
     several = options.several_nodes or options.max_restarts > 0 or config.on_oom == "next"
     with contextlib.ExitStack() as stack:
@@ -65,7 +65,7 @@ def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand)
 
         before = dict(os.environ)
         server = start_server(likely) if likely > 1 or several else None
-        count = requested_ranks(config, options)
+        count = count_requested_ranks(config, options)
         alone = count == 1 and not several
         guessed_wrong = _variables(config, likely, before) != _variables(config, count, before)
         if server is not None and (alone or guessed_wrong):
@@ -83,7 +83,7 @@ def _variables(config: RunConfig, ranks: int, env: Mapping[str, str]) -> dict[st
     """What the fork server and the ranks must find in their environment beside what the user has set."""
     wanted = {
         # Read by torch and numpy when they are imported, so before the fork server begins.
-        "OMP_NUM_THREADS": str(max(1, usable_cpus() // ranks)),
+        "OMP_NUM_THREADS": str(max(1, count_usable_cpus() // ranks)),
         # c10d asks for the name of every address that it connects to; a lost answer costs the resolver 5 s by default.
         "RES_OPTIONS": "timeout:1 attempts:3",
     }

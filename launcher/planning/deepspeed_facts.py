@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.hardware.nvme import inspect_folders, offload_folders
+from launcher.hardware.nvme import find_offload_folders, inspect_folders
 from strategies.deepspeed_config import VARIANTS
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def deepspeed_facts(config: RunConfig, device_kind: str, env: Mapping[str, str])
         env: this process's variables.
     """
     fp16 = device_kind != "cpu" or pretends_cpu_fp16(env) or _has_fp16()
-    return {"deepspeed_fp16": fp16, "nvme": inspect_folders(offload_folders(config))}
+    return {"deepspeed_fp16": fp16, "nvme": inspect_folders(find_offload_folders(config))}
 
 
 def _has_fp16() -> bool:
