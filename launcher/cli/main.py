@@ -86,7 +86,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         f"launcher {command}",
         usage=f"launcher {command} [options] [--key value ...]",
         description=_COMMANDS[command] + (f".\n{_EVALUATIONS[command]}{_OF_A_RUN}" if command in _EVALUATIONS else ""),
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\n{_list_strategies()}",
         formatter_class=formatter,
         allow_abbrev=False,
     )
@@ -105,6 +105,16 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
         add_options(parser)
     return parser
+
+
+def _list_strategies() -> str:
+    from strategies.registry import list_strategies
+
+    rows = {
+        "auto": "the fastest that fits the memory at hand",
+        **{each.name: each.summary for each in list_strategies()},
+    }
+    return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -212,9 +222,9 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         if not RankStatusWriter.from_env(os.environ).has_agent:
             reject_agent_flags(launch)
         return None
-    from launcher.agent.launch import start_ranks
+    from launcher.agent.rank_main import RankCommand
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
-    from launcher.agent.worker import RankCommand
+    from launcher.agent.start import start_ranks
     from launcher.hardware.rank_count import check_ranks
 
     enter_allocation(config, launch, arguments)

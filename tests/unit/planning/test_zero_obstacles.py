@@ -22,13 +22,15 @@ from launcher.planning.deepspeed_limits import nvme_room
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.table import print_memory
-from strategies.deepspeed_config import NVME_PATH, VARIANTS
+from strategies.deepspeed_config import NVME_PATH
 from strategies.gpus import find_gpu
+from strategies.registry import list_zero_variants
 from tests.support.rank_threads import CPU, H100, facts
 from tests.support.toy import Toy
 from tests.unit.strategies.test_comparison import GIB, profile
 
 NVME = "deepspeed_stage_3_offload_nvme"
+VARIANTS = list_zero_variants()
 
 
 def planned(*ranks: RankFacts, billions: float = 0.1, host: int | None = None, **given: Any) -> Plan:
@@ -131,7 +133,9 @@ class TestNvme:
 
     def test_by_name_it_is_refused_with_what_to_do(self) -> None:
         agreement = Agreement((seen(0, 10**15), seen(1, 0, problem="cannot be written")))
-        with pytest.raises(PlanError, match=r"cannot be written on node1; make it on every node, or name another as"):
+        with pytest.raises(
+            PlanError, match=r"cannot be written on node1; create it on every node, or set another nvme_path"
+        ):
             make_plan(RunConfig(strategy=NVME), agreement)
         make_plan(RunConfig(strategy="deepspeed_stage_3_offload"), agreement)
 
