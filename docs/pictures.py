@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from launcher.cli.main import build_parser
+from launcher.cli.commands import COMMANDS
 from launcher.config.loading import load_config
 from launcher.hardware.target_machines import read_options
 from launcher.planning.dry_run import plan_here
@@ -37,7 +37,12 @@ def main() -> None:
     """Draw both."""
     console = Console(record=True, width=128, file=StringIO())
     words = ["--gpus", "8", "--gpu", "h100"]
-    found = plan_here(load_config([], []), socket.gethostname(), read_options(build_parser("plan").parse_args(words)))
+    options = COMMANDS["plan"].load().build_parser().parse_args(words)
+    found = plan_here(
+        load_config([], []),
+        socket.gethostname(),
+        read_options(options),
+    )
     print_plan(found.plan, console)
     print_memory(found.plan, console)
     drawn = console.export_svg(title=f"launcher plan {' '.join(words)}")

@@ -1,4 +1,4 @@
-"""The addresses of this machine, and which network interface each of them is on."""
+"""The addresses of this machine and their network interfaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIOCGIFADDR = 0x8915
 
 
 def addresses() -> dict[str, str]:
-    """Every address of this machine to the name of its interface; loopback and link-local ones are left out."""
+    """The interface of each address of this machine; without loopback and link-local addresses."""
     return {**_ipv4(), **_ipv6()}
 
 
@@ -24,7 +24,7 @@ def _ipv4() -> dict[str, str]:
             try:
                 answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
             except OSError:
-                continue  # it has no IPv4 address
+                continue  # the interface has no IPv4 address
             address = socket.inet_ntoa(answer[20:24])
             if not address.startswith("127."):
                 found[address] = name

@@ -154,8 +154,8 @@ def test_a_job_whose_second_node_does_not_come_back_is_queued_once_more(whole: J
         cluster.let_tasks_begin(NODES[1])
     _resumed_in_order(paced, whole)
     said = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
-    assert "node 1 of 2 did not come within 30 s" in said
-    assert "node 1 never came; the job is queued again" in said
+    assert "node 1 of 2 did not join within 30 s" in said
+    assert "node 1 did not join; the job is queued again" in said
 
 
 def test_a_job_whose_second_node_never_comes_ends_instead_of_waiting_for_it(cluster: Cluster, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_job_whose_second_node_never_comes_ends_instead_of_waiting_for_it(clus
     finally:
         cluster.let_tasks_begin(NODES[1])
     said = "".join(file.read_text() for file in job.run.glob("submissions/1/*_0_log.err"))
-    assert "error: node 1 of 2 did not come within 2 s" in said
+    assert "error: node 1 of 2 did not join within 2 s" in said
     assert int(cluster.job_field(job.job_id, "Restarts")) == 0
 
 

@@ -1,4 +1,4 @@
-"""The README says what is so."""
+"""The commands and the config in the README work."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.job_parser import JOB_COMMANDS, build_job_parser
-from launcher.cli.main import build_parser, run
+from launcher.cli.commands import COMMANDS
+from launcher.cli.main import run
 from launcher.config.loading import load_config
 from launcher.config.presets import preset_names
-from launcher.doctor.command import build_parser as build_doctor_parser
-from launcher.report.command import build_parser as build_report_parser
-from launcher.wizard.command import build_parser as build_init_parser
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def _commands() -> list[list[str]]:
-    """The words behind `launcher` of every command in a code block or between backticks."""
+    """The arguments of every `launcher` command in a code block or between backticks."""
     blocks = re.findall(r"^    (?:.*&& )?(?:torchrun [^|]*?-m|python -m) (launcher.*)$", README, re.M)
     quoted = re.findall(r"`(?:python -m )?(launcher [^`]+)`", README)
     return [shlex.split(text, comments=True)[1:] for text in blocks + quoted]
@@ -33,38 +30,17 @@ def test_the_two_commands_stand_in_the_readme_and_ci_runs_the_second() -> None:
     assert '".[test]" && pytest' in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("words", _commands(), ids=" ".join)
-def test_every_launcher_command_in_the_readme_is_accepted(words: list[str], tmp_path: Path) -> None:
-    if "--help" in words:
+@pytest.mark.parametrize("arguments", _commands(), ids=" ".join)
+def test_every_launcher_command_in_the_readme_is_accepted(arguments: list[str]) -> None:
+    if "--help" in arguments:
         with pytest.raises(SystemExit, match=r"^0$"):
-            run(words)
+            run(arguments)
         return
-    if words[:1] == ["init"]:
-        options, overrides = build_init_parser().parse_known_args(words[1:])
-        assert options.preset in (None, *preset_names())
-        assert str(options.source) in ("None", "run.yaml")
-        load_config([], overrides)
-        return
-    if words[:1] == ["convert"]:
-        assert words[1:] == ["CKPT", "OUT"]
-        return
-    if words[:1] == ["report"]:
-        assert len(build_report_parser().parse_args(words[1:]).runs) in (1, 2)
-        return
-    if words[:1] == ["completion"]:
-        assert run(words) == 0
-        return
-    if words[:1] == ["doctor"]:
-        build_doctor_parser().parse_args(words[1:])
-        return
-    if words and words[0] in JOB_COMMANDS:
-        options, overrides = build_job_parser(words[0]).parse_known_args(words[1:])
-        assert getattr(options, "config", []) in ([], ["run.yaml"])
-        load_config([], overrides)
-        return
-    command = words.pop(0) if words and not words[0].startswith("-") else "fit"
-    options, overrides = build_parser(command).parse_known_args(words)
-    assert options.config in ([], ["run.yaml"])
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "fit"
+    options, overrides = COMMANDS[name].load().build_parser().parse_known_args(arguments)
+    assert not overrides or COMMANDS[name].takes_settings
+    assert getattr(options, "config", []) in ([], ["run.yaml"])
+    assert getattr(options, "preset", None) in (None, *preset_names())
     load_config([], overrides)
 
 

@@ -116,7 +116,7 @@ def test_files_with_secrets_are_links_and_the_notice_names_the_key_alone(
     assert [path for path in copy.rglob("*") if path.is_file() and not path.is_symlink()
             and canary in path.read_text()] == []  # fmt: skip
     told = capsys.readouterr().err
-    assert "notice: train.yaml holds a secret (model.init_args.hf_token)" in told
+    assert "notice: train.yaml contains a secret (model.init_args.hf_token)" in told
     assert canary not in told
 
 

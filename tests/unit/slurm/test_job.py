@@ -10,9 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm.check import find_contradictions
-from slurm.handed_on import names_to_hand_on
-from slurm.job import JobRequestError, SlurmJob, job_options, minutes_of, read_job
+from slurm.job import (
+    JobRequestError,
+    SlurmJob,
+    find_contradictions,
+    job_options,
+    names_to_export,
+    read_job,
+    read_minutes,
+)
 from slurm.render import JobExecutor, submission_parameters
 
 
@@ -23,7 +29,7 @@ from slurm.render import JobExecutor, submission_parameters
      ("UNLIMITED", None), ("0", 0)],
 )  # fmt: skip
 def test_sbatchs_forms_of_a_time(text: str, minutes: int | None) -> None:
-    assert minutes_of(text) == minutes
+    assert read_minutes(text) == minutes
 
 
 def test_a_job_has_sbatchs_options() -> None:
@@ -141,4 +147,4 @@ def test_variables_are_handed_on_by_name() -> None:
         "TORCHELASTIC_RUN_ID",
         "MY_DATA",
     ]
-    assert names_to_hand_on(present, ["MY_DATA"]) == ("MY_DATA", "NCCL_DEBUG", "PATH", "WANDB_API_KEY")
+    assert names_to_export(present, ["MY_DATA"]) == ("MY_DATA", "NCCL_DEBUG", "PATH", "WANDB_API_KEY")

@@ -48,13 +48,13 @@ def test_a_node_that_does_not_come_is_named_and_a_stranger_is_not_counted_for_it
         first = pool.submit(host_rendezvous, file, 3, 1234, ["localhost"], 2)
         pool.submit(join_rendezvous, file, 2, 30)
         assert pool.submit(knock).result() == 0o600, "what is published is the user's alone"
-        with pytest.raises(RendezvousError, match=r"node 1 of 3 did not come within 2 s") as raised:
+        with pytest.raises(RendezvousError, match=r"node 1 of 3 did not join within 2 s") as raised:
             first.result()
         assert raised.value.missing == (1,)
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RendezvousError, match="do the nodes share that folder"):
+    with pytest.raises(RendezvousError, match="check that the nodes share that folder"):
         join_rendezvous(tmp_path / "rendezvous.json", 1, 0.1)
 
 

@@ -155,7 +155,7 @@ def test_a_job_that_ran_before_and_whose_nodes_do_not_all_come_is_requeued(tmp_p
     node = Node(tmp_path, fruitless_limit=2)
     assert node.attempt(restarts=1, warn=False, at_once=True, code=2, missing=True) == 75, node.said
     assert node.slurm.calls("scontrol") == [["requeue", "7"]]
-    assert "node 1 never came; the job is queued again" in node.said
+    assert "node 1 did not join; the job is queued again" in node.said
     # An event of an earlier attempt is no reason.
     assert node.attempt(restarts=2, warn=False, at_once=True, code=2) == 2
     assert len(node.slurm.calls("scontrol")) == 1

@@ -1,4 +1,4 @@
-"""`launcher.jobs.sweep_local`: a signal at the worst moment."""
+"""`launcher.jobs.backends.local_sweep`: a signal at the worst moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher.jobs.sweep_local import LocalSweep
+from launcher.jobs.backends.local_sweep import LocalSweep
 from launcher.runs.sweep_record import write_array
 
 
