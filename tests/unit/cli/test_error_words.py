@@ -25,9 +25,9 @@ PUT_IN = {"cannot differ: {}", "has no meaning here: {}", "{} holds runs and is 
 # What tells a person how to go on: an order, what is valid instead, or a guess at what was meant.
 NEXT = re.compile(
     r"\b(add|ask|begin|cancel|check|choose|correct|did you mean|allocate|end|expected|free|give|go on|install|keep|"
-    r"leave|load|look|make|mend|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|set|start|"
-    r"submit|take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|(?:presets|the runs|commands) (?:are|in)|"
-    r"writes one|given as)\b|--[a-z]|so .* expects|`strategy: NAME` takes"
+    r"leave|load|look|make|mend|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|set|"
+    r"start|submit|take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|"
+    r"(?:presets|the runs|commands) (?:are|in)|writes one|given as)\b|--[a-z]|so .* expects|`strategy: NAME` takes"
 )
 
 

@@ -115,10 +115,8 @@ def test_a_sweep_changes_no_existing_files_of_its_name(cwd: Path, slurm: StandIn
     slurm.answer(sbatch=TAKEN)
     launch("submit", cwd, slurm, "--model", "my_pkg.Model", "--name", "queued", "--no-snapshot").check()
     model = ("--model", "my_pkg.Model", "--no-snapshot")
-    assert (
-        "is a run already"
-        in launch("submit", cwd, slurm, *model, "--name", "queued", "--sweep", "seed=1").check(2).output
-    )
+    ended = launch("submit", cwd, slurm, *model, "--name", "queued", "--sweep", "seed=1").check(2)
+    assert "is a run already" in ended.output
 
     launch("submit", cwd, slurm, *model, "--name", "s", "--sweep", "seed=1,2").check()
     slurm.answer(squeue=(0, "", ""), sacct=(0, "CANCELLED|0:15|n1|42_1\n", ""))
