@@ -7,8 +7,8 @@ import contextlib
 import os
 import socket
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,33 +39,29 @@ the evaluation keeps the whole module on every rank. On several ranks each sampl
 Lightning has to repeat some."""
 
 
-class ConfigCommand(ABC):
+@dataclass(frozen=True, slots=True)
+class ConfigCommand:
     """A subcommand with a config.
 
-    Args:
+    Attributes:
         name: of the subcommand.
+        add_arguments: adds the options that only this command has.
+        execute: runs it, in each rank if it starts ranks; returns the exit code.
+        starts_ranks: whether this process starts the ranks, unless it is one itself.
+        details: the help after the summary.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @property
-    def description(self) -> str:
-        """The first paragraph of the help."""
-        return COMMANDS[self.name].summary
-
-    @abstractmethod
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options that only this command has."""
-
-    @abstractmethod
-    def execute(self, config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
-        """Run it; returns the exit code."""
+    name: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    execute: Callable[[RunConfig, Topology, argparse.Namespace], int]
+    starts_ranks: bool = True
+    details: str = ""
 
     def build_parser(self) -> argparse.ArgumentParser:
         """The parser of the command's options."""
         usage = f"launcher {self.name} [options] [--key value ...]"
-        parser = new_parser(self.name, usage=usage, description=self.description, epilog=EPILOG)
+        description = COMMANDS[self.name].summary + self.details
+        parser = new_parser(self.name, usage=usage, description=description, epilog=EPILOG)
         add_config(parser)
         parser.add_argument("--print-config", "--print_config", action="store_true",
                             help="print the complete config and exit")  # fmt: skip
@@ -79,134 +75,36 @@ class ConfigCommand(ABC):
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules read the rank from these variables.
         os.environ.update(as_torchrun_variables(env))
-        options.launch = read_launch_options(vars(options))
-        options.arguments = (self.name, *arguments)
-        config = self._load(options, overrides, topology)
+        launch = read_launch_options(vars(options))
+        options.terminal_ranks = launch.terminal_ranks
+        config = _load(options, overrides, topology)
         if options.print_config:
             sys.stdout.write(config.to_yaml(os.environ))
             return 0
-        return self.execute(config, topology, options)
-
-    def _load(self, options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
-        from launcher.config.loading import load_config
-
-        try:
-            if not options.config and "checkpoint" in options:
-                from launcher.training.evaluated_config import config_of_run
-
-                options.config = config_of_run(options.checkpoint, overrides)
-            return load_config(options.config, overrides)
-        except ConfigError as error:
-            if topology.world_size > 1:
-                from launcher.training.fit import refuse_together
-
-                refuse_together(topology, error)
-            raise
-
-
-class MultiRankCommand(ConfigCommand):
-    """A command that every rank runs; this process starts the ranks unless it is one itself."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options that start ranks."""
-        add_launch_arguments(parser)
-
-    def execute(self, config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
-        """Start the ranks, or be one; returns the exit code."""
+        if not self.starts_ranks:
+            return self.execute(config, topology, options)
         from launcher.process.socket_folder import socket_folder
 
         with socket_folder():
-            code = _start_ranks(config, topology, options.launch, options.arguments)
-            return self.run_rank(config, topology, options) if code is None else code
-
-    @abstractmethod
-    def run_rank(self, config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
-        """Run one rank; returns the exit code."""
+            code = _start_ranks(config, topology, launch, [self.name, *arguments])
+            return self.execute(config, topology, options) if code is None else code
 
 
-class FitCommand(MultiRankCommand):
-    """`launcher fit`."""
+def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
+    from launcher.config.loading import load_config
 
-    def run_rank(self, config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
-        """Train; rank zero prints the summary."""
-        with quick_imports():
-            import launcher.training.run  # noqa: F401 -- Lightning, which `fit` needs anyway
-            from launcher.cli.summary import print_summary
-            from launcher.training.fit import fit
+    try:
+        if not options.config and "checkpoint" in options:
+            from launcher.training.evaluated_config import config_of_run
 
-        # The user's loggers may record the command line, as W&B's does.
-        sys.argv = hide_in_arguments(sys.argv)
-        result = fit(config, terminal_ranks=options.launch.terminal_ranks, stays_open=False)
-        if topology.rank == 0:
-            # The training is complete even if the terminal is closed.
-            with contextlib.suppress(OSError):
-                print_summary(result)
-        return 0
+            options.config = config_of_run(options.checkpoint, overrides)
+        return load_config(options.config, overrides)
+    except ConfigError as error:
+        if topology.world_size > 1:
+            from launcher.training.fit import refuse_together
 
-
-class EvaluationCommand(MultiRankCommand):
-    """`launcher validate`, `test` and `predict`.
-
-    Args:
-        name: of the subcommand.
-        output: what becomes of the results, for the help.
-    """
-
-    def __init__(self, name: str, output: str) -> None:
-        super().__init__(name)
-        self._output = output
-
-    @property
-    def description(self) -> str:
-        """The summary, the output, and which run is evaluated."""
-        return f"{super().description}.\n{self._output}{_EXISTING_RUN}"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the checkpoint and the options that start ranks."""
-        parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH",
-                            help="what to evaluate (default: best, by the run's ModelCheckpoint)")  # fmt: skip
-        super().add_arguments(parser)
-
-    def run_rank(self, config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
-        """Evaluate the checkpoint."""
-        from launcher.training.evaluate import evaluate
-
-        evaluate(config, self.name, options.checkpoint, terminal_ranks=options.launch.terminal_ranks)
-        return 0
-
-
-class PlanCommand(ConfigCommand):
-    """`launcher plan`."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the output format and the target machine."""
-        from launcher.hardware.target_machines import add_options
-
-        parser.add_argument("--json", action="store_true", help="the plan as JSON")
-        add_options(parser)
-
-    def execute(self, config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
-        """Print the plan, and plot it on request."""
-        from launcher.hardware.target_machines import read_options
-        from launcher.planning.dry_run import plan_here
-
-        found = plan_here(config, topology.host, read_options(options))
-        if options.plot:
-            from launcher.planning.plot import plot_memory
-
-            plot_memory(found, config, Path(options.plot))
-        if options.json:
-            import json
-
-            sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
-            return 0
-        from launcher.core.terminal import make_console
-        from launcher.planning.table import print_memory, print_plan
-
-        console = make_console()
-        print_plan(found.plan, console)
-        print_memory(found.plan, console)
-        return 0
+            refuse_together(topology, error)
+        raise
 
 
 def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int | None:
@@ -228,8 +126,72 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
     return code
 
 
-FIT = FitCommand("fit")
-PLAN = PlanCommand("plan")
-VALIDATE = EvaluationCommand("validate", _METRICS)
-TEST = EvaluationCommand("test", _METRICS)
-PREDICT = EvaluationCommand("predict", _PREDICTIONS)
+def _fit(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
+    with quick_imports():
+        import launcher.training.run  # noqa: F401 -- Lightning, which `fit` needs anyway
+        from launcher.cli.summary import print_summary
+        from launcher.training.fit import fit
+
+    # The user's loggers may record the command line, as W&B's does.
+    sys.argv = hide_in_arguments(sys.argv)
+    result = fit(config, terminal_ranks=options.terminal_ranks, stays_open=False)
+    if topology.rank == 0:
+        # The training is complete even if the terminal is closed.
+        with contextlib.suppress(OSError):
+            print_summary(result)
+    return 0
+
+
+def _evaluation(name: str, output: str) -> ConfigCommand:
+    """The command `name`, which evaluates a checkpoint; `output` describes its results."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH",
+                            help="what to evaluate (default: best, by the run's ModelCheckpoint)")  # fmt: skip
+        add_launch_arguments(parser)
+
+    def execute(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
+        del topology
+        from launcher.training.evaluate import evaluate
+
+        evaluate(config, name, options.checkpoint, terminal_ranks=options.terminal_ranks)
+        return 0
+
+    return ConfigCommand(name, add_arguments, execute, details=f".\n{output}{_EXISTING_RUN}")
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    from launcher.hardware.target_machines import add_options
+
+    parser.add_argument("--json", action="store_true", help="the plan as JSON")
+    add_options(parser)
+
+
+def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
+    from launcher.hardware.target_machines import read_options
+    from launcher.planning.dry_run import plan_here
+
+    found = plan_here(config, topology.host, read_options(options))
+    if options.plot:
+        from launcher.planning.plot import plot_memory
+
+        plot_memory(found, config, Path(options.plot))
+    if options.json:
+        import json
+
+        sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
+        return 0
+    from launcher.core.terminal import make_console
+    from launcher.planning.table import print_memory, print_plan
+
+    console = make_console()
+    print_plan(found.plan, console)
+    print_memory(found.plan, console)
+    return 0
+
+
+FIT = ConfigCommand("fit", add_launch_arguments, _fit)
+PLAN = ConfigCommand("plan", _add_plan_arguments, _plan, starts_ranks=False)
+VALIDATE = _evaluation("validate", _METRICS)
+TEST = _evaluation("test", _METRICS)
+PREDICT = _evaluation("predict", _PREDICTIONS)
