@@ -24,7 +24,7 @@ def _commands() -> list[list[str]]:
     return [shlex.split(text, comments=True)[1:] for text in blocks + quoted]
 
 
-def test_the_two_commands_stand_in_the_readme_and_ci_runs_the_second() -> None:
+def test_the_readme_has_the_two_commands_and_ci_runs_the_second() -> None:
     assert "    pip install -e . && torchrun --nproc-per-node 2 -m launcher\n" in README
     assert '    pip install -e ".[test]" && pytest\n' in README
     assert '".[test]" && pytest' in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")

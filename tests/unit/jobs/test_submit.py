@@ -138,12 +138,12 @@ def test_shell_syntax_in_a_value_is_rejected(
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
-    for words in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
+    for option in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
                   ("--name", "a;touch x"), ("--name", "$(touch x)"), ("--name", "a'b"),
                   ("--name", 'a"b'), ("--name", "né"),
                   ("--runs_dir", "a%jb"), ("--account", "é")):  # fmt: skip
-        assert cli.run(["submit", *MODEL, *words]) == 2
-        assert f"{words[1]!r}" in capsys.readouterr().err
+        assert cli.run(["submit", *MODEL, *option]) == 2
+        assert f"{option[1]!r}" in capsys.readouterr().err
     assert list(cwd.iterdir()) == []
 
 
