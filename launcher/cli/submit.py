@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from launcher.cli.parsers import add_config, new_parser
 from launcher.core.errors import Problem, SubmitError
@@ -55,24 +55,23 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Submit a run or a sweep; returns the exit code."""
     options, overrides = build_parser().parse_known_args(list(arguments))
-    given = {key.removeprefix("slurm_"): value for key, value in vars(options).items() if key.startswith("slurm_")}
     if options.sweep:
-        _submit_sweep(options, overrides, given)
+        _submit_sweep(options, overrides)
     elif options.array is not None:
         message = f"given {options.array!r} without --sweep; it chooses among the sweep's runs"
         raise SubmitError([Problem("--array", message)])
     else:
-        _submit_run(options, overrides, given)
+        _submit_run(options, overrides)
     return 0
 
 
-def _submit_run(options: argparse.Namespace, overrides: Sequence[str], given: Mapping[str, str | None]) -> None:
+def _submit_run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from launcher.config.loading import load_config
-    from launcher.jobs.submission import prepare, read_attempt_options
+    from launcher.jobs.submission import JobOptions, prepare
 
     backend = find_backend(options.cluster)
     config = load_config(options.config, overrides)
-    submission = prepare(config, given, os.environ, options.export_env, read_attempt_options(options))
+    submission = prepare(config, JobOptions.from_arguments(options), os.environ)
     if options.dry_run:
         from launcher.jobs.preview import print_preview
 
@@ -86,13 +85,13 @@ def _submit_run(options: argparse.Namespace, overrides: Sequence[str], given: Ma
     sys.stdout.write(f"{message}\nrun {submission.name}: {commands}\n")
 
 
-def _submit_sweep(options: argparse.Namespace, overrides: Sequence[str], given: Mapping[str, str | None]) -> None:
+def _submit_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from launcher.jobs.submit import refuse_running
     from launcher.jobs.sweep import describe
     from launcher.jobs.sweep_submit import prepare_sweep, submit_sweep
 
     backend = find_backend(options.cluster)
-    sweep = prepare_sweep(options, overrides, given)
+    sweep = prepare_sweep(options, overrides)
     if options.dry_run:
         from launcher.jobs.preview import print_preview
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,22 +31,36 @@ from slurm.job import (
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptOptions:
-    """Options that every attempt of a job uses.
+class JobOptions:
+    """The job's options of `launcher submit`.
 
     Attributes:
+        given: SLURM's options, by sbatch's names; they override the config's `slurm`.
+        export: names of more variables for the job.
         interface: network interface; None for the one on which the nodes reach each other.
         max_fruitless: attempts in a row without a saved step, after which the job is not requeued.
         join_timeout: seconds that the nodes wait for each other.
     """
 
+    given: Mapping[str, str | None]
+    export: tuple[str, ...] = ()
     interface: str | None = None
     max_fruitless: int = 3
     join_timeout: float = 600.0
 
-    def find_problems(self) -> list[OptionProblem]:
-        """Every value that is out of range."""
-        found: list[OptionProblem] = []
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> JobOptions:
+        """Select them from all options of the command line."""
+        given = {
+            key.removeprefix("slurm_"): value for key, value in vars(arguments).items() if key.startswith("slurm_")
+        }
+        return cls(given, tuple(arguments.export_env), arguments.interface, arguments.max_fruitless,
+                   arguments.join_timeout)  # fmt: skip
+
+    def find_problems(self, env: Mapping[str, str]) -> list[OptionProblem]:
+        """Every value that is not valid in the environment `env`."""
+        found = [OptionProblem("export-env", f"given {name!r}, which is not set here; set it, or leave it out")
+                 for name in self.export if name not in env]  # fmt: skip
         if self.max_fruitless < 1:
             found.append(OptionProblem("max-fruitless", f"given {self.max_fruitless}; expected at least 1"))
         if not 0 < self.join_timeout < math.inf:
@@ -65,7 +79,7 @@ class Submission:
         place: the run's directory.
         folder: of this submission, in the run's directory; not created yet.
         resume_from: checkpoint to start from.
-        attempts: options of its attempts.
+        options: of the command line.
     """
 
     config: RunConfig
@@ -73,7 +87,7 @@ class Submission:
     place: RunPlace
     folder: Path
     resume_from: Path | None
-    attempts: AttemptOptions = AttemptOptions()
+    options: JobOptions
 
     @property
     def name(self) -> str:
@@ -86,32 +100,19 @@ class Submission:
         return module_command("launcher", "fit", "--config", str(self.folder / "config.yaml"))
 
 
-def read_attempt_options(options: argparse.Namespace) -> AttemptOptions:
-    """The attempts' options among those of `launcher submit`."""
-    return AttemptOptions(options.interface, options.max_fruitless, options.join_timeout)
-
-
-def prepare(
-    config: RunConfig,
-    given: Mapping[str, str | None],
-    env: Mapping[str, str],
-    export: Sequence[str] = (),
-    attempts: AttemptOptions = AttemptOptions(),
-) -> Submission:
+def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> Submission:
     """Check everything and choose the run directory; creates nothing.
 
     Args:
         config: of the run.
-        given: SLURM's options, by sbatch's names; they override the config's `slurm`.
+        options: of the job.
         env: the submitting shell's variables; only their names are used.
-        export: names of more variables for the job.
-        attempts: options of the job's attempts.
 
     Raises:
         SubmitError: lists every option that is wrong or contradicts the config.
         RunDirectoryError, ResumeError: see `launcher.runs.directory.find_run`.
     """
-    job = _read_job(config, given, env, export, attempts)
+    job = _read_job(config, options, env)
     place = find_run(config)
     devices = config.devices if isinstance(config.devices, int) else None
     fixed = dataclasses.replace(
@@ -130,52 +131,37 @@ def prepare(
         place=place,
         folder=place.path / FOLDER / str(number),
         resume_from=None if config.resume in ("none", "auto") else place.resume_from,
-        attempts=attempts,
+        options=options,
     )
 
 
-def _read_job(
-    config: RunConfig,
-    given: Mapping[str, str | None],
-    env: Mapping[str, str],
-    export: Sequence[str],
-    attempts: AttemptOptions,
-) -> SlurmJob:
-    problems = [OptionProblem("export-env", f"given {name!r}, which is not set here; set it, or leave it out")
-                for name in export if name not in env]  # fmt: skip
-    problems += attempts.find_problems()
+def _read_job(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> SlurmJob:
+    problems = options.find_problems(env)
     if any(letter in config.runs_dir for letter in "%\n\r"):
         message = f"given {config.runs_dir!r}; sbatch replaces '%' and breaks at line ends; use another folder"
         problems.append(OptionProblem("runs_dir", message))
+    # The command line overrides the config.
+    slurm = dataclasses.asdict(config.slurm)
+    configured = {name.replace("_", "-"): str(value) for name, value in slurm.items() if value is not None}
+    texts = configured | {name: text for name, text in options.given.items() if text is not None}
     job = SlurmJob("unnamed")
     try:
-        variables = names_to_export(env, [*export, *references(config.to_dict(), env)])
-        job = read_job(job.name, with_config(given, config), variables)
+        variables = names_to_export(env, [*options.export, *references(config.to_dict(), env)])
+        job = read_job(job.name, texts, variables)
     except JobRequestError as error:
         problems += error.problems
     else:
         fixed = {key: value if isinstance(value, int) else None
                  for key, value in (("devices", config.devices), ("num_nodes", config.num_nodes))}  # fmt: skip
         problems += find_contradictions(job, **fixed, global_batch_size=config.global_batch_size)
+
+    def source_of(option: str) -> str:
+        is_in_config = option in configured and options.given.get(option) is None
+        return f"slurm.{option.replace('-', '_')}" if is_in_config else f"--{option}"
+
     if problems:
-        raise SubmitError(Problem(_source_of(p.option, given, config), p.message) for p in problems)
+        raise SubmitError(Problem(source_of(p.option), p.message) for p in problems)
     return job
-
-
-def with_config(given: Mapping[str, str | None], config: RunConfig) -> dict[str, str | None]:
-    """SLURM's options as texts: those of the command line, then those of the config. Pure."""
-    texts: dict[str, str | None] = {}
-    for field in dataclasses.fields(config.slurm):
-        value = getattr(config.slurm, field.name)
-        texts[field.name.replace("_", "-")] = None if value is None else str(value)
-    return {**texts, **{option: text for option, text in given.items() if text is not None}}
-
-
-def _source_of(option: str, given: Mapping[str, str | None], config: RunConfig) -> str:
-    """Where an option was set, for a message."""
-    key = option.replace("-", "_")
-    in_config = given.get(option) is None and getattr(config.slurm, key, None) is not None
-    return f"slurm.{key}" if in_config else f"--{option}"
 
 
 def make_folder(submission: Submission) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from launcher.core.errors import Problem, RunDirectoryError, SubmitError
 from launcher.jobs.backends.base import JobBackend
 from launcher.jobs.backends.registry import find_backend
 from launcher.jobs.submission import (
+    JobOptions,
     Submission,
     make_folder,
     prepare,
-    read_attempt_options,
     remove_empty_folders,
     remove_folder,
 )
@@ -57,37 +57,35 @@ class SweepSubmission:
         return self.path.name
 
 
-def prepare_sweep(options: Namespace, overrides: Sequence[str], given: Mapping[str, str | None]) -> SweepSubmission:
+def prepare_sweep(arguments: Namespace, overrides: Sequence[str]) -> SweepSubmission:
     """Check every member and choose its run directory; creates nothing.
 
     Args:
-        options: of `launcher submit`.
+        arguments: options of `launcher submit`.
         overrides: settings for all members, as arguments of the command line.
-        given: SLURM's options, by sbatch's names.
 
     Raises:
         SubmitError: the sweep, the array or an option is wrong.
         ConfigError: every problem of every member.
         RunDirectoryError: some members' runs exist already.
     """
-    base = read_sources(options.config, overrides)
+    base = read_sources(arguments.config, overrides)
     keys = (argument[2:].partition("=")[0] for argument in overrides if argument.startswith("--"))
-    sets = read_sweep(options.sweep, [path_of(key) for key in keys])
+    sets = read_sweep(arguments.sweep, [path_of(key) for key in keys])
     config = build_config({**base, "name": base.get("name")})
     name = config.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.digest()[:6]}"
     members = make_members(base, sets, name)
     try:
-        choice = read_array(options.array, len(members))
+        choice = read_array(arguments.array, len(members))
     except JobRequestError as error:
         raise SubmitError(Problem(f"--{p.option}", p.message) for p in error.problems) from error
-    find_backend(options.cluster).check_sweep(choice)
-    attempts = read_attempt_options(options)
+    find_backend(arguments.cluster).check_sweep(choice)
+    options = JobOptions.from_arguments(arguments)
     submissions: list[Submission] = []
     existing: list[str] = []
     for index in choice.indices:
         try:
-            submission = prepare(members[index].config, given, os.environ, options.export_env, attempts)
-            submissions.append(submission)
+            submissions.append(prepare(members[index].config, options, os.environ))
         except RunDirectoryError as error:
             existing.append(f"member {index}: {error}")
     if existing:

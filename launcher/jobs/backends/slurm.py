@@ -188,7 +188,7 @@ def _fit_request(submission: Submission, cwd: Path) -> FitRequest:
         ranks_per_node=int(submission.config.devices),
         signal=submission.job.signal,
         resume_from=None if submission.resume_from is None else str(submission.resume_from),
-        fruitless_limit=submission.attempts.max_fruitless,
-        interface=submission.attempts.interface,
-        join_timeout=submission.attempts.join_timeout,
+        fruitless_limit=submission.options.max_fruitless,
+        interface=submission.options.interface,
+        join_timeout=submission.options.join_timeout,
     )
