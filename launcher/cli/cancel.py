@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.cli.parsers import add_runs_dir, new_parser
+from launcher.core.errors import QueueError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,9 +32,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _cancel_run(path: Path) -> list[str]:
-    from launcher.jobs.backends.local import not_submitted
     from launcher.jobs.backends.registry import find_backend
     from launcher.jobs.status import run_status
+    from launcher.runs.lock import owner_of
     from launcher.runs.submission_record import read_records
 
     status = run_status(path)
@@ -41,7 +42,11 @@ def _cancel_run(path: Path) -> list[str]:
         return [f"run {path.name} is not running: {status.state}"]
     records = read_records(path)
     if not records:
-        raise not_submitted(path)
+        trainer = owner_of(path)[0] or "no process"
+        raise QueueError(
+            f"run {path.name!r} was not submitted; {trainer} trains it; use Ctrl-C there, or send SIGTERM to it, to "
+            "save and stop"
+        )
     return [find_backend(records[-1].get("cluster")).cancel(records[-1])]
 
 

@@ -38,7 +38,7 @@ def submit_run(backend: JobBackend, submission: Submission, *, snapshot: bool) -
 
     with private_folder(folder, prepare, lambda: remove_folder(submission)) as cwd:
         job = backend.submit(submission, cwd)
-        with cancel_on_error(backend, folder, lambda: {**job.record, "folder": str(folder)}):
+        with cancel_on_error(backend, folder, lambda: job.record):
             write_record(folder, backend.name, **job.record)
     return job.message
 

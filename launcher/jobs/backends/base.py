@@ -166,7 +166,7 @@ def cancel_on_error(backend: JobBackend, folder: Path, find_record: Callable[[],
 
     Raises:
         SubmitError: the disk is full or read-only; the job is cancelled.
-        QueueError: the job runs, but can neither be recorded nor cancelled.
+        QueueError: the job was taken, but can neither be recorded nor cancelled.
     """
     try:
         yield
@@ -178,8 +178,8 @@ def cancel_on_error(backend: JobBackend, folder: Path, find_record: Callable[[],
                 backend.cancel(record)
             except QueueError as failed:
                 raise QueueError(
-                    f"job {job} runs, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); cancel it "
-                    "by hand"
+                    f"job {job} was taken, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); "
+                    "cancel it by hand"
                 ) from error
             outcome = f"; job {job} was taken and is now cancelled"
         if isinstance(error, OSError):

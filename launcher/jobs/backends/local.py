@@ -66,9 +66,12 @@ class LocalBackend(JobBackend):
                 f"run {_run_of(record).name!r} has not started; cancel its sweep ({self.describe(record)}), or wait "
                 "until the run trains"
             )
-        if not ask_to_stop(record.get("pid", 0), record.get("started")):
-            raise not_submitted(_run_of(record))
-        return f"process {record['pid']} is asked to save and stop"
+        pid = record.get("pid")
+        if not pid or not ask_to_stop(pid, record.get("started")):
+            raise QueueError(
+                f"process {pid} does not run on this machine; send SIGTERM to the process that trains, to save and stop"
+            )
+        return f"process {pid} is asked to save and stop"
 
     def cancel_sweep(self, array: Record, members: Sequence[Record]) -> list[str]:
         """Send SIGTERM to the process that runs the members, unless it has ended."""
@@ -85,15 +88,6 @@ class LocalBackend(JobBackend):
 def directory_status(run: Path) -> JobStatus:
     """The status of a run by the owner of its directory, for runs that were not submitted."""
     return {"running": JobStatus("running"), "unknown": JobStatus("unknown")}.get(owner_of(run)[1], JobStatus("ended"))
-
-
-def not_submitted(run: Path) -> QueueError:
-    """The error for a run that a process trains which no back end has started."""
-    trainer = owner_of(run)[0] or "no process"
-    return QueueError(
-        f"run {run.name!r} was not submitted; {trainer} trains it; use Ctrl-C there, or send SIGTERM to it, "
-        "to save and stop"
-    )
 
 
 def _status(record: Record) -> JobStatus:

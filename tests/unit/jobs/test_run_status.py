@@ -249,6 +249,23 @@ def test_status_logs_and_cancel_find_a_run_by_name(
     assert "is not running" in output("cancel", "it")
 
 
+def test_cancel_reports_a_process_that_no_back_end_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened = open_run_directory(config(tmp_path / "runs", name="it"))
+    assert cli.run(["cancel", "it"]) == 1
+    process = f"process {os.getpid()} on {os.uname().nodename}"
+    assert f"error: run 'it' was not submitted; {process} trains it; use Ctrl-C there" in capsys.readouterr().err
+    folder = opened.path / "submissions" / "1"
+    folder.mkdir(parents=True)
+    (folder / "submission.json").write_text(json.dumps({"cluster": "local", "pid": 0, "started": 1}))
+    assert cli.run(["cancel", "it"]) == 1
+    assert "process 0 does not run on this machine; send SIGTERM" in capsys.readouterr().err
+    opened.release()
+    assert cli.run(["cancel", "it"]) == 0
+
+
 def test_a_closed_pipe_ends_the_command_without_an_error(tmp_path: Path) -> None:
     path = _submitted(tmp_path / "runs")
     (path / "logs").mkdir()

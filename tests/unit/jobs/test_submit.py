@@ -186,7 +186,7 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(tmp_path: Path, slurm: Stand
         (disk / "filler").unlink()
         slurm.answer(scancel=(1, "", "scancel: error: Access denied"))
         ended = submit(disk, slurm, "--no-snapshot", *more).check(1)
-        assert "job slurm 42 runs, but cannot be recorded" in ended.output
+        assert "job slurm 42 was taken, but cannot be recorded" in ended.output
         assert ended.output.endswith("(scancel: scancel: error: Access denied); cancel it by hand\n")
 
 
