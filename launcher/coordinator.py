@@ -1,4 +1,4 @@
-"""`TrainingCoordinator`: the main path for a model that a script or a notebook has at hand."""
+"""`TrainingCoordinator`: trains the model objects of a script or a notebook."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.agent.outside_ranks import outside_rank
 from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
-from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, also_its_cause
+from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, with_cause_type
 from launcher.hardware.topology import Topology
 from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
@@ -25,39 +25,41 @@ from strategies.precision import AUTO, normalize_precision
 if TYPE_CHECKING:
     from launcher.user_code.objects import UserObjects
 
-_USUAL_CLIP = 1.0
+_DEFAULT_CLIP = 1.0
 
 
 class TrainingCoordinator:
-    """Trains models with the launcher's agreement, plan and watch, from a script or a notebook.
+    """Trains models with the launcher's agreement, plan and monitoring, from a script or a notebook.
 
-    Under torchrun, SLURM's srun or MPI it is one of their ranks. Started alone with several devices, this process is
-    rank zero and the script is run again for each other rank, as Lightning does it. A notebook trains on one process
-    unless `notebook_processes` allows to fork it.
+    Under torchrun, SLURM's srun or MPI the process is one of their ranks. Started alone with several devices, it is
+    rank zero and runs the script again for each other rank, as Lightning does. A notebook trains in one process unless
+    `notebook_processes` allows forks.
 
-    The Trainer that `train` returns can go on with `test`, `validate`, `predict` and `fit`; the process group and the
-    W&B run stay for it until the next training or the end of the script.
+    The Trainer that `train` returns can `test`, `validate`, `predict` and `fit` again: the process group and the W&B
+    run stay open until the next training or the end of the script.
+
+    Each argument is an attribute of the same name, with the value that was given.
 
     Args:
         output_dir: folder of the run directories.
-        use_gpu: take a GPU where there is one; False trains on the CPU.
-        precision: any spelling, or 'auto'. It is an order; `use_amp=True` in `train` makes it a wish.
-        gradient_clip_val: largest norm of the gradients; None doesn't clip, and a model that optimizes by hand isn't
-            clipped at the default.
+        use_gpu: use a GPU if there is one; False trains on the CPU.
+        precision: any spelling, or 'auto'. A rank that cannot compute in it stops the run, unless `use_amp=True` in
+            `train` makes it a request.
+        gradient_clip_val: largest norm of the gradients; None does not clip. The default does not apply to a model
+            with manual optimization.
         strategy: see `RunConfig`.
-        devices: ranks on each node; None, -1 and 'auto' take all GPUs, or one process on a CPU.
+        devices: ranks on each node; None, -1 and 'auto' use all GPUs, or one process on a CPU.
         num_nodes: number of nodes.
-        notebook_processes: whether a notebook may be forked for several ranks, as Lightning's `ddp_notebook` does it:
-            weights and metrics come back into this process.
+        notebook_processes: whether a notebook may be forked for several ranks, as Lightning's `ddp_notebook` does;
+            weights and metrics are copied back into this process.
         callbacks: Lightning's callbacks of every training, one or several.
         loggers: Lightning's loggers beside W&B, one or several.
-        plugins: a precision plugin of your own, which then decides the precision; a CheckpointIO; a LayerSync; one or
-            several.
+        plugins: one or several of a precision plugin, which then decides the precision, a CheckpointIO, a LayerSync.
         wandb: settings of W&B.
         on_precision_change: see `RunConfig`.
 
     Raises:
-        PrecisionError: `precision` is none.
+        PrecisionError: `precision` is not valid.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class TrainingCoordinator:
         output_dir: str | os.PathLike[str] = "runs",
         use_gpu: bool = True,
         precision: str | int = "16",
-        gradient_clip_val: float | None = _USUAL_CLIP,
+        gradient_clip_val: float | None = _DEFAULT_CLIP,
         strategy: str = "auto",
         devices: int | str | None = None,
         num_nodes: int = 1,
@@ -77,17 +79,21 @@ class TrainingCoordinator:
         wandb: WandbOptions | None = None,
         on_precision_change: Literal["notice", "error"] = "notice",
     ) -> None:
+        self.precision = precision
         if isinstance(precision, str) and precision.strip().lower() == AUTO:
             precision = AUTO
         else:
             normalize_precision(precision)
-        self._notebook_processes = notebook_processes
+        self.output_dir, self.use_gpu, self.strategy = output_dir, use_gpu, strategy
+        self.gradient_clip_val, self.devices, self.num_nodes = gradient_clip_val, devices, num_nodes
+        self.notebook_processes, self.wandb, self.on_precision_change = notebook_processes, wandb, on_precision_change
+        self.callbacks, self.loggers, self.plugins = callbacks, loggers, plugins
         self._callbacks, self._loggers, self._plugins = _all_of(callbacks), _all_of(loggers), _all_of(plugins)
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",
             devices=_devices(devices),
-            # One node is what a script knows of; torchrun and SLURM say how many there are.
+            # 1 is the default of a script: torchrun and SLURM report how many there are.
             num_nodes="auto" if num_nodes == 1 else num_nodes,
             strategy=strategy,
             precision=precision,
@@ -110,20 +116,20 @@ class TrainingCoordinator:
         name: str | None = None,
         **trainer_options: Any,
     ) -> dict[str, Any]:
-        """Train to the end; `PL_TRAINER_*` variables stand in for what is left at its default.
+        """Train until the end. `PL_TRAINER_*` variables replace arguments that have their default value.
 
         Args:
-            model: a LightningModule, or what `torch.compile` made of one.
-            train_dataloaders: a loader or several; a LightningDataModule is taken too. None asks the model.
+            model: a LightningModule, or one compiled by `torch.compile`.
+            train_dataloaders: one or several loaders, or a LightningDataModule. None uses the model's own.
             val_dataloaders: loaders of the validation.
             datamodule: a LightningDataModule, instead of the loaders.
-            max_epochs: how long.
-            use_amp: True wishes for mixed precision, False turns it off, None leaves `precision` as it is.
-            resume_from_checkpoint: a checkpoint to go on from.
+            max_epochs: number of epochs.
+            use_amp: True requests mixed precision, False disables it, None leaves `precision` unchanged.
+            resume_from_checkpoint: a checkpoint to resume from.
             seed: of every random generator and of the order of the data.
-            name: the run's name; made from the date if not given.
-            trainer_options: further arguments of Lightning's Trainer, as `RunConfig.trainer` has them; a `profiler` may
-                be an object.
+            name: the run's name; None makes one from the date.
+            trainer_options: further arguments of Lightning's Trainer, as in `RunConfig.trainer`; `profiler` may be an
+                object.
 
         Returns:
             `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`
@@ -131,36 +137,36 @@ class TrainingCoordinator:
 
         Raises:
             MissingLibraryError: Lightning is not installed.
-            ConfigError: lists every argument that is none.
+            ConfigError: lists every argument that is not valid.
             UsageError, Interrupted: see `launcher.training.fit.fit`.
-            TrainingError: the model's or the data's own code raised; an `except` for that catches it, too. The ranks of
-                a script raise it together, and can go on to another training.
+            TrainingError: the model's or the data's code raised. It is also an instance of that exception's class. The
+                ranks of a script raise it together, and can begin another training.
         """
         open_missing_streams()
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
         clip = self._config.trainer.gradient_clip_val
-        if clip == _USUAL_CLIP and not given.model.automatic_optimization:
-            # Lightning refuses to clip for a model that steps by itself; nobody may have asked for it.
+        if clip == _DEFAULT_CLIP and not given.model.automatic_optimization:
+            # Lightning refuses to clip for manual optimization, and the default need not be the user's choice.
             clip = None
         profiler = trainer_options.get("profiler")
         if profiler is not None and not isinstance(profiler, str):
             given = dataclasses.replace(given, profiler=trainer_options.pop("profiler"))
         options = {"gradient_clip_val": clip, "max_epochs": max_epochs}
-        asked = dataclasses.replace(
+        requested = dataclasses.replace(
             self._config,
             name=name,
             seed=seed,
             use_amp=use_amp,
             resume="none" if resume_from_checkpoint is None else os.fspath(resume_from_checkpoint),
-            # Where the class is, for whoever reads the run's config; the object itself is what is trained.
+            # For readers of the run's config; the object itself is trained.
             model={"class_path": given.traits()["model"]},
         )
-        asked, options = with_variables(asked, options, TrainingCoordinator()._config, os.environ)
-        config = _checked(asked, {**options, **trainer_options})
+        requested, options = with_variables(requested, options, TrainingCoordinator()._config, os.environ)
+        config = _checked(requested, {**options, **trainer_options})
         try:
             result = self._fit(config, given)
         except TrainingError as error:
-            raise also_its_cause(error) from error.__cause__
+            raise with_cause_type(error) from error.__cause__
         return {
             "trainer": result.trainer,
             "model": model,
@@ -175,7 +181,7 @@ class TrainingCoordinator:
             from lightning.pytorch.plugins import Precision
         except ImportError as error:
             raise MissingLibraryError(
-                f"training needs Lightning, which does not import here ({error}); pip install 'lightning>=2.6'"
+                f"cannot import Lightning, which training needs ({error}); pip install 'lightning>=2.6'"
             ) from error
         from lightning.pytorch.utilities.compile import from_compiled
         from torch._dynamo import OptimizedModule
@@ -194,16 +200,12 @@ class TrainingCoordinator:
         if any(isinstance(p, Precision) for p in self._plugins) and self._config.strategy in VARIANTS:
             problems.append(Problem("plugins", f"{BESIDE_DEEPSPEED}; remove it and set precision, or use ddp"))
         if train is not None and datamodule is not None:
-            problems.append(
-                Problem("train_dataloaders", "given beside a datamodule, which has its own; give one of them")
-            )
+            text = "given together with a datamodule, which has its own; give one of them"
+            problems.append(Problem("train_dataloaders", text))
         elif train is None and validation is not None:
-            of = "the model's" if datamodule is None else "the datamodule's"
-            problems.append(
-                Problem(
-                    "val_dataloaders", f"given without train_dataloaders, where {of} own are taken; give both or none"
-                )
-            )
+            owner = "model" if datamodule is None else "datamodule"
+            text = f"given without train_dataloaders, so that the {owner}'s loaders are used; give both or none"
+            problems.append(Problem("val_dataloaders", text))
         if problems:
             raise ConfigError(problems)
         data = datamodule if train is None else Loaders(train, validation)
@@ -235,17 +237,17 @@ class TrainingCoordinator:
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
         from launcher.training.script_end import leave_together
 
-        # Every rank goes on to what the script does then: another training, perhaps.
+        # Every rank continues with the script, which may begin another training.
         with leave_together():
             return fit(config, env=script_rank(count), given=given)
 
     def _why_not_forked(self) -> str | None:
         import torch
 
-        if not self._notebook_processes:
+        if not self.notebook_processes:
             return "notebook_processes=True allows one process for each device"
         if torch.cuda.is_initialized():
-            return "CUDA is in use already, and cannot be forked; restart the kernel and train first"
+            return "CUDA is initialized already and cannot be forked; restart the kernel and train first"
         return None
 
 
@@ -261,22 +263,22 @@ def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResul
 
 
 def _all_of(given: Any) -> tuple[Any, ...]:
-    """Lightning takes one object for a list of one."""
+    """As a tuple: Lightning also accepts one object for a list of one."""
     if given is None:
         return ()
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def _devices(given: int | str | None) -> Any:
-    """As a config has it; Lightning takes all devices for -1, and a count that is a text."""
+    """In the config's form: Lightning uses all devices for -1, and accepts a count as text."""
     if given in (None, -1, "-1"):
         return AUTO
     return int(given) if isinstance(given, str) and given.isdecimal() else given
 
 
-# Objects of the user's own among Lightning's options, and the coordinator's name for them.
+# Arguments of Lightning's Trainer that hold objects, and the coordinator's names for them.
 _OBJECTS = {"callbacks": "callbacks", "logger": "loggers", "plugins": "plugins"}
-# What a Trainer, or its `fit`, is told and `train` is not: what to do instead.
+# Arguments of a Trainer, or of its `fit`, that `train` does not accept: what to do instead.
 _ELSEWHERE = {
     **{name: f"give it to TrainingCoordinator, as {name}"
        for name in ("devices", "num_nodes", "precision", "strategy", "output_dir", "loggers", "wandb")},
@@ -290,22 +292,22 @@ def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
     """The config with these options of Lightning's Trainer.
 
     Raises:
-        ConfigError: every setting that is none, as a config file's would be told.
+        ConfigError: every setting that is not valid, in the form of a config file's.
     """
     from launcher.config.validation import find_problems
 
     trainer = dict(trainer)
     if trainer.get("logger", False) is None:
-        trainer.pop("logger")  # the default, as in a config file
+        trainer.pop("logger")  # None is the default in a config file
     elif trainer.get("logger") is False:
         trainer["logger"] = []
         config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
     objects = [name for name in _OBJECTS if trainer.get(name) and trainer[name] is not True]
     elsewhere = [name for name in _ELSEWHERE if name in trainer]
     plain = {name: value for name, value in trainer.items() if name not in (*objects, *elsewhere)}
-    # What nobody said is right, and the check of every field takes its time.
-    usual = RunConfig().to_dict()
-    given = {name: value for name, value in config.to_dict().items() if value != usual[name]}
+    # Defaults need no check, and the check of every field takes time.
+    defaults = RunConfig().to_dict()
+    given = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
     problems = find_problems({**given, "trainer": plain})
     problems += [Problem(f"trainer.{n}", f"give {_OBJECTS[n]} to TrainingCoordinator, as objects") for n in objects]
     problems += [Problem(name, _ELSEWHERE[name]) for name in elsewhere]

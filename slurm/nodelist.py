@@ -1,4 +1,4 @@
-"""SLURM's short forms for lists: `n[01-03,7],login` for nodes, `2(x3),1` for counts. Pure."""
+"""SLURM's short form for lists of nodes: `n[01-03,7],login`. Pure."""
 
 from __future__ import annotations
 
@@ -24,24 +24,6 @@ def expand_nodes(text: str) -> list[str]:
         NodeListError: brackets do not match, a range is descending, or a name is empty.
     """
     return [name for part in _split(text) for name in _expand(part, text)]
-
-
-def expand_counts(text: str) -> list[int]:
-    """The numbers in a list of counts, as in SLURM_TASKS_PER_NODE: `2(x3),1` is 2, 2, 2, 1.
-
-    Raises:
-        NodeListError: the text is not such a list.
-    """
-    counts: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part, re.ASCII)
-        if found is None:
-            raise NodeListError(f"given {text!r}; expected counts like 2(x3),1")
-        times = int(found[2] or 1)
-        if len(counts) + times > _MOST_NODES:
-            raise NodeListError(f"given {text!r}; expected at most {_MOST_NODES} counts")
-        counts += [int(found[1])] * times
-    return counts
 
 
 def _split(text: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_time import MachineModel, StepTime
 from strategies.step_trace import ModelProfile, at_batch_size
-from strategies.units import gib, seconds
+from strategies.units import format_bytes, format_duration
 
 # A strategy with more parts must be estimated this much faster than a simpler one that fits: the model is not finer.
 MARGIN = 0.1
@@ -45,7 +45,7 @@ class Assessment:
 
 def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineModel) -> str:
     """Why the pick is the pick, among those that these ranks can run and that fit."""
-    needs = f"needs {gib(pick.memory.total)} of {gib(machine.memory_bytes)}"
+    needs = f"needs {format_bytes(pick.memory.total)} of {format_bytes(machine.memory_bytes)}"
     if len(able) == 1:
         return f"{needs}; nothing else fits"
     if machine.device_kind == "cpu":
@@ -57,7 +57,8 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineMod
             f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, which the estimate does not settle: "
             "the simpler one is taken"
         )
-    return f"{needs}; estimated {seconds(pick.step.seconds)} a step, {nearest.name} {seconds(nearest.step.seconds)}"
+    own, other = format_duration(pick.step.seconds), format_duration(nearest.step.seconds)
+    return f"{needs}; estimated {own} a step, {nearest.name} {other}"
 
 
 def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
@@ -69,11 +70,13 @@ def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str |
         limit: bytes of the device that a rank may use.
     """
     if memory.total > limit:
-        return f"{gib(memory.total)}, {gib(memory.total - limit)} above the limit of {gib(limit)}"
+        above = format_bytes(memory.total - limit)
+        return f"{format_bytes(memory.total)}, {above} above the limit of {format_bytes(limit)}"
     if machine.host_memory_bytes is not None and memory.host > machine.host_memory_bytes:
-        return f"{gib(memory.host)} of host memory a rank, {gib(memory.host - machine.host_memory_bytes)} too much"
+        excess = format_bytes(memory.host - machine.host_memory_bytes)
+        return f"{format_bytes(memory.host)} of host memory a rank, {excess} too much"
     if machine.nvme_bytes is not None and memory.nvme > machine.nvme_bytes:
-        return f"{gib(memory.nvme)} on NVMe a rank, where there is room for {gib(machine.nvme_bytes)}"
+        return f"{format_bytes(memory.nvme)} on NVMe a rank, where there is room for {format_bytes(machine.nvme_bytes)}"
     return None
 
 
@@ -86,7 +89,7 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
     elif not assessed.fits:
         reason = f"does not fit: {shortage(assessed.memory, machine, limit)}"
     else:
-        reason = f"fits; estimated {seconds(assessed.step.seconds)} a step"
+        reason = f"fits; estimated {format_duration(assessed.step.seconds)} a step"
         if pick is not None and assessed.step.seconds >= pick.step.seconds:
             reason += f", not faster than {pick.name}"
     return replace(assessed, reason=reason)
@@ -105,8 +108,8 @@ def alternatives_for(
     least = min(able or assessed, key=lambda a: a.memory.total)
     parts = least.memory
     text = (
-        f"no strategy fits: {least.name} needs least, {gib(parts.total)} with a micro batch of "
-        f"{least.micro_batch_size}, {gib(parts.total - limit)} more than the limit of {gib(limit)}"
+        f"no strategy fits: {least.name} needs least, {format_bytes(parts.total)} with a micro batch of "
+        f"{least.micro_batch_size}, {format_bytes(parts.total - limit)} more than the limit of {format_bytes(limit)}"
     )
     on_device = parts.total > limit
     if not on_device:
@@ -118,12 +121,12 @@ def alternatives_for(
         trace = at_batch_size(*profile.sharded, 1)
         needed = estimate_memory(profile.model, trace, ZERO_3, ranks, precision, settings=settings)
         if needed.total <= limit:
-            ideas.append(f"{ranks} ranks with {ZERO_3.name} and a micro batch of 1 ({gib(needed.total)})")
+            ideas.append(f"{ranks} ranks with {ZERO_3.name} and a micro batch of 1 ({format_bytes(needed.total)})")
             break
     if parts.activations > parts.total // 2:
         ideas.append("activation checkpointing in the module, or shorter samples: activations are the largest part")
     if not on_device:
         ideas.append("nodes with more memory, or more room on NVMe")
     else:
-        ideas.append(f"a device of {gib(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
+        ideas.append(f"a device of {format_bytes(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
     return f"{text}; what would do: {'; '.join(ideas)}"

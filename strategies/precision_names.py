@@ -107,7 +107,7 @@ def normalize_precision(value: object) -> Precision:
 
 
 def compute_effective_precision(
-    requested: str,
+    requested_precision: str,
     use_amp: bool | None,
     cuda_available: bool,
     use_gpu: bool,
@@ -118,20 +118,20 @@ def compute_effective_precision(
     """The precision of one process in its caller's short spelling ('16', 'bf16', '32').
 
     Args:
-        requested: any spelling that `normalize_precision` takes.
-        use_amp: None leaves `requested` as it is; True wishes for mixed precision; False turns it off.
+        requested_precision: any spelling that `normalize_precision` takes.
+        use_amp: None leaves `requested_precision` as it is; True wishes for mixed precision; False turns it off.
         cuda_available: whether a CUDA device can be used.
         use_gpu: whether the user wants one used.
         bf16_supported: whether that device computes bf16 natively.
         mps_available: whether this is an Apple GPU; Lightning has no autocast there, so it changes nothing.
 
     Raises:
-        PrecisionError: `requested` is no precision, whatever `use_amp` says.
+        PrecisionError: `requested_precision` is no precision, whatever `use_amp` says.
     """
     del mps_available
-    normalized = normalize_precision(requested)
+    normalized = normalize_precision(requested_precision)
     if use_amp is None:
-        return str(requested)
+        return str(requested_precision)
     if not (use_amp and cuda_available and use_gpu):
         return "32"
     return "bf16" if DTYPE[normalized] == "bf16" and bf16_supported else "16"

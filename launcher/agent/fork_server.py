@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
 from launcher.core.own_modules import without_working_directory
-from launcher.process.socket_folder import folder_of_sockets
+from launcher.process.socket_folder import socket_folder_in_use
 
 # Seconds until the server must have begun, and until its imports must have ended.
 _BEGIN_TIMEOUT = 120.0
@@ -106,7 +106,7 @@ class ForkServer:
         """
         self._modules = list(modules)
         self._folder = tempfile.TemporaryDirectory(
-            prefix="launcher-", dir=folder_of_sockets(), ignore_cleanup_errors=True
+            prefix="launcher-", dir=socket_folder_in_use(), ignore_cleanup_errors=True
         )
         address = str(Path(self._folder.name) / "preload")
         self._listener = socket.socket(socket.AF_UNIX)

@@ -23,7 +23,7 @@ from launcher.agreement.script_ranks import free_port, rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
-from launcher.runs.directory import LAST_CHECKPOINT
+from launcher.runs.selection import LAST_CHECKPOINT
 
 # Seconds that the other ranks have to end by themselves after one has failed, and after SIGTERM.
 _GRACE = 10.0

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from launcher.agent.failure import RankEnd
-from launcher.runs.oom_record import FILE_NAME, remember_attempt
+from launcher.runs.oom_record import FILE_NAME, add_attempt_oom_record
 
 
 def next_strategy(failure: RankEnd, run: Path | None) -> str | None:
@@ -50,7 +50,7 @@ def remember_failure(failure: RankEnd, run: Path | None) -> str | None:
         return None
     if failure.out_of_memory and _on_gpus(run):
         return None  # killed for the host's memory, of which the strategy on the GPU says nothing
-    if remember_attempt(run):
+    if add_attempt_oom_record(run):
         return None
     return f"notice: {run / FILE_NAME} cannot be written: the next start will not know that memory ran out"
 

@@ -65,8 +65,8 @@ def run_rank(task: RankTask) -> None:
         # The user's code may end the process as it likes.
         code = ending.code if isinstance(ending.code, int) else 1 if ending.code else 0
     except BaseException as error:  # noqa: BLE001 -- the last frame of this process: told, then ended
-        report.raised(error)
-        report.trace(error)
+        report.record_error(error)
+        report.write_traceback(error)
     _leave(code)
 
 
@@ -102,7 +102,7 @@ def _prepare_stacks(folder: Path, report: RankStatusWriter) -> None:
         # Lightning puts back what Python knew of when its trainer ends: that must not be the default, which kills.
         signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
         faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True, chain=False)
-        report.can_dump_stacks()
+        report.announce_stack_dumps()
 
 
 def _leave(code: int) -> None:

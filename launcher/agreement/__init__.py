@@ -1,4 +1,4 @@
-"""What the ranks exchange before training, over the c10d store, and the process group that follows.
+"""The exchange between the ranks before training, over the c10d store, and the process group.
 
-What is decided from it is the plan, in `planning`.
+The decision that is made from it, the plan, is in `planning`.
 """

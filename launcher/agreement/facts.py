@@ -1,4 +1,4 @@
-"""What all ranks must agree on before the model is built: the records and the comparison."""
+"""The facts on which all ranks must agree before the model is built, and their comparison."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from strategies.repeated import RepeatedRecords, counted
 
 @dataclass(frozen=True, slots=True)
 class RankFacts:
-    """What one rank tells the others.
+    """What one rank sends to the others.
 
     Attributes:
-        rank, local_rank, local_world_size, node_rank, host: its place.
-        hardware: its device and versions; None if it failed before it looked.
+        rank, local_rank, local_world_size, node_rank, host: its position.
+        hardware: its device and versions; None if it failed earlier.
         config_digest: `RunConfig.digest()`; None if it has no valid config.
         config: dotted path to value, only if the digest differs from rank zero's; without its secrets.
         secrets: dotted path to digest of the config's secrets.
-        traits: what its classes say of themselves, equal on all ranks with equal code.
+        traits: properties of its classes, equal on all ranks with equal code.
         sources_digest: of the user's own source files; None if it has not imported them.
         sources: file to digest, only if that digest differs from rank zero's.
         deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
-        nvme: the folders that ZeRO may offload to, as it found them; those it did not look at are not in it.
+        nvme: the folders for ZeRO's offload that it checked, with the result.
         error: why this rank cannot train.
-        token: tells this process from an earlier one of the same rank.
+        token: unique to this process; an earlier process of the same rank has another one.
     """
 
     rank: int
@@ -67,7 +67,7 @@ class RankFacts:
         )
 
     def to_json(self) -> str:
-        """As the text that the store carries."""
+        """As the text that the store holds."""
         return json.dumps({**asdict(self), "hardware": self.hardware.to_dict() if self.hardware else None}, default=str)
 
     @classmethod
@@ -82,10 +82,10 @@ class RankFacts:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Every rank's facts, in the order of the ranks; no rank differs where it must not.
+    """Every rank's facts, in the order of the ranks; they are equal where they must be.
 
     Attributes:
-        facts: one record per rank; of ranks that don't run yet, and are alike, one for all (`identical_ranks`).
+        facts: one record per rank; for identical ranks that don't run yet, see `identical_ranks`.
         assumed: whether the ranks are only assumed to be like this one (a plan for ranks that don't run yet).
     """
 
@@ -110,11 +110,11 @@ class Agreement:
         return len({f.node_rank for f in self.facts})
 
     def kinds(self) -> Sequence[tuple[RankFacts, int]]:
-        """A rank of each kind, and how many there are like it."""
+        """One rank of each kind, and the number of ranks like it."""
         return counted(self.facts)
 
     def capabilities(self) -> Sequence[RankCapability]:
-        """What each rank's device computes."""
+        """The capabilities of each rank's device."""
         facts = self.facts
         if isinstance(facts, RepeatedRecords):
             first = _capability(facts.first)
@@ -123,7 +123,7 @@ class Agreement:
 
 
 def identical_ranks(first: RankFacts, count: int) -> RepeatedRecords[RankFacts]:
-    """The facts of `count` ranks like the first, its `local_world_size` on each node."""
+    """The facts of `count` ranks like the first one, `local_world_size` of them on each node."""
     return RepeatedRecords(first, count, _numbered)
 
 
@@ -158,7 +158,7 @@ def agree_on(facts: Sequence[RankFacts]) -> Agreement:
     """Compare the facts of all ranks.
 
     Raises:
-        AgreementError: lists every rank that failed or differs, by rank and host, and in what.
+        AgreementError: lists every rank that failed or differs, with its host and the difference.
     """
     ordered = sorted(facts, key=lambda f: f.rank)
     failed: dict[str, list[RankFacts]] = {}
@@ -197,7 +197,7 @@ def _version(name: str) -> Callable[[RankFacts], Any]:
     return lambda fact: fact.hardware.versions.get(name) if fact.hardware else None
 
 
-# A patch release of Python trains the same; a build of torch ("+cpu", "+cu130") is part of its version.
+# Patch releases of Python do not matter; a build of torch ("+cpu", "+cu130") is part of its version.
 _MUST_MATCH: dict[str, Callable[[RankFacts], Any]] = {
     "torch version": _version("torch"),
     "lightning version": _version("lightning"),
@@ -208,7 +208,7 @@ _MUST_MATCH: dict[str, Callable[[RankFacts], Any]] = {
 
 
 def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
-    """Which settings differ from rank zero's."""
+    """The settings that differ from rank zero's."""
     base = facts[0].config or {}
     lines: list[str] = []
     for fact in facts[1:]:
@@ -223,17 +223,17 @@ def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
 
 
 def _secret_differences(facts: Sequence[RankFacts]) -> list[str]:
-    """Which secrets differ from rank zero's; what they are is nobody's to read."""
+    """The secrets that differ from rank zero's, without their values."""
     lines: list[str] = []
     for path in sorted({path for fact in facts for path in fact.secrets}):
         others = [fact for fact in facts if fact.secrets.get(path) != facts[0].secrets.get(path)]
         if others:
-            lines.append(f"{path}: differs on {_name(others)} from {_name(facts[:1])}; it is a secret, and not shown")
+            lines.append(f"{path}: differs on {_name(others)} from {_name(facts[:1])} (a secret, not shown)")
     return lines
 
 
 def _source_differences(facts: Sequence[RankFacts]) -> list[str]:
-    """Which files differ from rank zero's: the ranks would run different code."""
+    """The source files that differ from rank zero's."""
     base = facts[0].sources or {}
     by_files: dict[tuple[str, ...], list[RankFacts]] = {}
     for fact in facts[1:]:

@@ -1,12 +1,12 @@
 """The exchange over the c10d store by which the ranks agree.
 
-The exchange also gives the attempt a name of its own: torchelastic's store outlives the ranks of a failed attempt, and
-what they left in it must not be taken for this attempt's. So rank zero publishes a fresh word (the challenge), every
-rank answers under it, and the decision lists the answers' tokens: a rank that read an old challenge does not find its
-own token in the old decision and asks again. Five store operations a rank, whatever the number of ranks.
+The exchange also gives the attempt a unique name: torchelastic's store outlives the ranks of a failed attempt, and the
+entries that they left in it must not be used by this attempt. Rank zero publishes a random token (the challenge), every
+rank answers under it, and the decision lists the tokens of the answers. A rank that read an old challenge does not find
+its own token in the old decision, and waits for the new one. Each rank needs five store operations, whatever the number
+of ranks.
 
-Rank zero plans meanwhile, which may take long. It reports that it lives and what it does, and the others wait as long
-as it does; without a sign of life they give up.
+Rank zero plans meanwhile, which may take long. It reports what it does, and the others wait as long as it reports.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -25,24 +25,27 @@ from launcher.core.errors import AgreementError, LauncherError
 from launcher.process.activity import ActivityReporter, ActivityWatch, doing
 
 _CHALLENGE = "launcher/challenge"
-# Seconds that a rank waits for a decision under one challenge before it looks whether there is a newer one.
+# Seconds that a rank waits for a decision under one challenge before it checks for a newer challenge.
 _RECHECK = 2.0
 _STALE_PAUSE = 0.05
-# Seconds between two looks at the store of a rank that has more than the store to look at.
-_LOOK_PAUSE = 0.1
+# Seconds between two checks of the store by a rank that has more than the store to check.
+_CHECK_PAUSE = 0.1
 # Seconds that one side of the exchange gives the other beyond its own limit.
 _GRACE = 5.0
 
+# Rank zero's decision, made from the facts of all ranks: plain JSON values.
+Decide = Callable[[Sequence[RankFacts]], Mapping[str, Any]]
+
 
 class Store(Protocol):
-    """What is used of torch's c10d stores."""
+    """The methods of torch's c10d stores that the exchange needs."""
 
     def set(self, key: str, value: str, /) -> None:
-        """Write a key, over what it had."""
+        """Write a key, in place of its old value."""
         ...
 
     def get(self, key: str, /) -> bytes:
-        """Read a key; waits until it is there."""
+        """Read a key; waits until it is set."""
         ...
 
     def add(self, key: str, value: int, /) -> int:
@@ -50,11 +53,11 @@ class Store(Protocol):
         ...
 
     def wait(self, keys: list[str], timeout: timedelta, /) -> None:
-        """Wait until all keys are there."""
+        """Wait until all keys are set."""
         ...
 
     def check(self, keys: list[str], /) -> bool:
-        """Whether all keys are there."""
+        """Whether all keys are set."""
         ...
 
     def multi_get(self, keys: list[str], /) -> list[bytes]:
@@ -64,10 +67,10 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What rank zero decided for this attempt.
+    """Rank zero's decision for this attempt.
 
     Attributes:
-        attempt: a word that no other attempt has; prefixes the store keys of the process group.
+        attempt: a unique token of the attempt; prefixes the store keys of the process group.
         values: plain JSON values.
     """
 
@@ -75,57 +78,84 @@ class Decision:
     values: Mapping[str, Any]
 
 
-def exchange(
-    store: Store,
-    world_size: int,
-    facts: RankFacts,
-    flat_config: Mapping[str, Any],
-    decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
-    timeout: float,
-    tell: Callable[[str], None] = lambda text: None,
-    look: Callable[[], None] | None = None,
-) -> Decision:
-    """Give this rank's facts to rank zero and get its decision.
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """One rank in the exchange.
+
+    Attributes:
+        store: shared by all ranks, possibly with entries of an earlier attempt.
+        world_size: number of ranks.
+        facts: this rank's facts.
+        timeout: seconds to wait for the other ranks; for rank zero's decision, seconds without a report from it.
+        flat_config: dotted path to value; sent only if it differs from rank zero's.
+        notify: called with a text about rank zero's activity, if that takes long.
+        check_peers: called often while this rank waits, which costs a store operation each time; raises an
+            `AgreementError` if another rank cannot arrive any more. Without it nothing interrupts the wait, not even
+            Ctrl-C.
+    """
+
+    store: Store
+    world_size: int
+    facts: RankFacts
+    timeout: float
+    flat_config: Mapping[str, Any] = field(default_factory=dict)
+    notify: Callable[[str], None] = lambda text: None
+    check_peers: Callable[[], None] | None = None
+
+    def wait(self, keys: list[str], deadline: float) -> None:
+        """Wait until the store has `keys`; the clock distinguishes a timeout from a lost server, c10d does not.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            AgreementError: the store is gone, or another rank cannot arrive any more.
+        """
+        if not keys:
+            return
+        try:
+            if self.check_peers is None:
+                self.store.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
+                return
+            # In the store's own wait Python handles no signal, and each of its timeouts is a warning on the terminal.
+            while not self.store.check(keys):
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+                self.check_peers()
+                time.sleep(_CHECK_PAUSE)
+        except RuntimeError as error:
+            if time.monotonic() >= deadline - 0.01:
+                raise TimeoutError from error
+            raise AgreementError(
+                f"the store of the ranks is gone: {error}; look at the log of rank 0, which serves it"
+            ) from error
+
+
+def exchange(participant: Participant, decide: Decide) -> Decision:
+    """Send this rank's facts to rank zero and receive its decision.
 
     Args:
-        store: shared by all ranks, possibly with what an earlier attempt left in it.
-        world_size: number of ranks.
-        facts: this rank's.
-        flat_config: dotted path to value; sent only where it differs from rank zero's.
-        decide: called on rank zero with everybody's facts; what it raises as `LauncherError` is raised on every rank.
-        timeout: seconds to wait for the others; for rank zero's decision, without a sign of life from it.
-        tell: told what rank zero is doing, if that takes long.
-        look: called often while this rank waits, which costs a store operation each time; raises an `AgreementError`
-            if another rank will never come. Without it nothing interrupts the wait, Ctrl-C neither.
+        participant: this rank.
+        decide: called on rank zero with the facts of all ranks; a `LauncherError` from it is raised on every rank.
 
     Raises:
-        AgreementError: a rank never arrived or died, or `decide` found that the ranks differ.
-        LauncherError: what `decide` raised.
+        AgreementError: a rank did not arrive or died, or `decide` found that the ranks differ.
+        LauncherError: raised by `decide`.
     """
-    deadline = time.monotonic() + timeout
-    if facts.rank == 0:
-        return _lead(store, world_size, facts, flat_config, decide, deadline, timeout, tell, look)
-    return _follow(store, facts, flat_config, deadline, timeout, tell, look)
+    deadline = time.monotonic() + participant.timeout
+    if participant.facts.rank == 0:
+        return _lead(participant, decide, deadline)
+    return _follow(participant, deadline)
 
 
-def _lead(
-    store: Store,
-    world_size: int,
-    own: RankFacts,
-    flat_config: Mapping[str, Any],
-    decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
-    deadline: float,
-    timeout: float,
-    tell: Callable[[str], None],
-    look: Callable[[], None] | None,
-) -> Decision:
+def _lead(zero: Participant, decide: Decide, deadline: float) -> Decision:
+    store, own = zero.store, zero.facts
     attempt = secrets.token_hex(8)
     store.set(
         _CHALLENGE,
         json.dumps({"attempt": attempt, "config_digest": own.config_digest, "sources_digest": own.sources_digest}),
     )
-    with ActivityReporter(store if world_size > 1 else None, _sign_key(attempt), tell, timeout):
-        decision, failure = _decide(store, world_size, own, flat_config, decide, deadline, attempt, look)
+    shared = store if zero.world_size > 1 else None
+    with ActivityReporter(shared, _sign_key(attempt), zero.notify, zero.timeout):
+        decision, failure = _decide(zero, decide, attempt, deadline)
     store.set(_decision_key(attempt), json.dumps(decision, default=str))
     if failure is not None:
         # Rank zero may serve the store: the others must have read its answer before it ends.
@@ -135,33 +165,28 @@ def _lead(
 
 
 def _decide(
-    store: Store,
-    world_size: int,
-    own: RankFacts,
-    flat_config: Mapping[str, Any],
-    decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
-    deadline: float,
-    attempt: str,
-    look: Callable[[], None] | None,
+    zero: Participant, decide: Decide, attempt: str, deadline: float
 ) -> tuple[dict[str, Any], LauncherError | None]:
-    """Rank zero's decision once all have answered, and the error that it is."""
-    keys = [_facts_key(attempt, rank) for rank in range(1, world_size)]
+    """Rank zero's decision once all ranks have answered, and the error if it is one."""
+    store, own, others = zero.store, zero.facts, range(1, zero.world_size)
+    keys = [_facts_key(attempt, rank) for rank in others]
     decision: dict[str, Any] = {"tokens": [], "values": None, "error": None}
     failure: LauncherError | None = None
     try:
         with doing("waiting for the facts of all ranks"):
-            _wait(store, keys, deadline, look)
+            zero.wait(keys, deadline)
     except (TimeoutError, AgreementError) as problem:
-        missing = [rank for rank in range(1, world_size) if not store.check([_facts_key(attempt, rank)])]
-        # The ranks that did come wait for an answer too.
+        missing = [rank for rank in others if not store.check([_facts_key(attempt, rank)])]
+        # The ranks that did arrive wait for an answer too.
         decision["tokens"] = [""] + [
-            "" if rank in missing else _read_facts(store, attempt, rank).token for rank in range(1, world_size)
+            "" if rank in missing else RankFacts.from_json(store.get(_facts_key(attempt, rank))).token
+            for rank in others
         ]
-        failure = _never_arrived(missing, own) if isinstance(problem, TimeoutError) else problem
+        failure = _missing_ranks_error(missing, own) if isinstance(problem, TimeoutError) else problem
     else:
         everybody = [own] + [RankFacts.from_json(text) for text in (store.multi_get(keys) if keys else [])]
         if any(f.config_digest != own.config_digest for f in everybody):
-            everybody[0] = dataclasses.replace(own, config=json.loads(json.dumps(flat_config, default=str)))
+            everybody[0] = dataclasses.replace(own, config=json.loads(json.dumps(zero.flat_config, default=str)))
         decision["tokens"] = [f.token for f in everybody]
         try:
             decision["values"] = dict(decide(everybody))
@@ -178,120 +203,99 @@ def _await_count(store: Store, key: str, count: int) -> None:
         time.sleep(0.01)
 
 
-def _follow(
-    store: Store,
-    facts: RankFacts,
-    flat_config: Mapping[str, Any],
-    deadline: float,
-    timeout: float,
-    tell: Callable[[str], None],
-    look: Callable[[], None] | None,
-) -> Decision:
-    problem = f"rank 0 never arrived: rank {facts.rank} ({facts.host}) waited for it in vain; look at rank 0's log"
+def _follow(follower: Participant, deadline: float) -> Decision:
+    store, facts = follower.store, follower.facts
     leader: _Leader | None = None
     earlier = ""
     try:
-        _wait(store, [_CHALLENGE], deadline, look)
+        follower.wait([_CHALLENGE], deadline)
         while True:
             challenge = json.loads(store.get(_CHALLENGE))
             attempt = challenge["attempt"]
             if leader is None or attempt != leader.attempt:
-                differs = challenge["config_digest"] != facts.config_digest
-                # Rank zero may have begun to wait for the others only now.
-                answer = dataclasses.replace(facts, config=flat_config) if differs else facts
-                if challenge["sources_digest"] == facts.sources_digest:
-                    answer = dataclasses.replace(answer, sources=None)
-                store.set(_facts_key(attempt, facts.rank), answer.to_json())
-                leader = _Leader(store, attempt, timeout + _GRACE, tell, look)
-            decision = leader.decision_or_newer_challenge()
+                store.set(_facts_key(attempt, facts.rank), _answer(follower, challenge).to_json())
+                leader = _Leader(follower, attempt)
+            decision = leader.await_decision()
             if decision is not None and decision["tokens"][facts.rank : facts.rank + 1] == [facts.token]:
                 break
-            # An earlier attempt's challenge: rank zero of this attempt is not here yet.
+            # The challenge of an earlier attempt: rank zero of this attempt has not arrived yet.
             if decision is not None and decision["error"] is not None:
                 earlier = f"; an earlier attempt ended with: {decision['error']['message']}"
             if time.monotonic() > leader.deadline:
                 raise TimeoutError
             time.sleep(_STALE_PAUSE)
     except TimeoutError:
-        if leader is not None and leader.watch.activity:
-            problem = (
-                f"rank 0 died or hangs while {leader.watch.activity}: rank {facts.rank} ({facts.host}) had no sign of "
-                f"life from it for {timeout:g} s (agreement_timeout); look at rank 0's log"
-            )
-        raise AgreementError(problem + earlier, [0]) from None
+        raise AgreementError(_no_leader_text(follower, leader) + earlier, [0]) from None
     if decision["error"] is not None:
         store.add(_seen_key(attempt), 1)
         raise AgreementError(decision["error"]["message"], decision["error"]["ranks"])
     return Decision(attempt, decision["values"])
 
 
+def _answer(follower: Participant, challenge: Mapping[str, Any]) -> RankFacts:
+    """The facts to send, with config and sources only if they differ from rank zero's."""
+    answer = follower.facts
+    if challenge["config_digest"] != answer.config_digest:
+        answer = dataclasses.replace(answer, config=follower.flat_config)
+    if challenge["sources_digest"] == answer.sources_digest:
+        answer = dataclasses.replace(answer, sources=None)
+    return answer
+
+
 class _Leader:
-    """Rank zero of one challenge, as another rank sees it: waited for while it gives signs of life."""
+    """Rank zero of one challenge, as another rank sees it: waited for while it reports that it is alive."""
 
-    def __init__(
-        self,
-        store: Store,
-        attempt: str,
-        patience: float,
-        tell: Callable[[str], None],
-        look: Callable[[], None] | None,
-    ) -> None:
+    def __init__(self, follower: Participant, attempt: str) -> None:
         self.attempt = attempt
-        self.watch = ActivityWatch(store, _sign_key(attempt), tell)
-        self.deadline = time.monotonic() + patience
-        self._store, self._patience, self._look = store, patience, look
+        self.watch = ActivityWatch(follower.store, _sign_key(attempt), follower.notify)
+        # Rank zero may have started to wait for the others only now.
+        self._patience = follower.timeout + _GRACE
+        self.deadline = time.monotonic() + self._patience
+        self._follower = follower
 
-    def decision_or_newer_challenge(self) -> dict[str, Any] | None:
-        """The decision under this challenge, or None if another challenge has taken its place."""
+    def await_decision(self) -> dict[str, Any] | None:
+        """The decision under this challenge, or None if a newer challenge has replaced it.
+
+        Raises:
+            TimeoutError: rank zero has not reported for too long.
+        """
+        store = self._follower.store
         while True:
             try:
                 recheck = min(self.deadline, time.monotonic() + _RECHECK)
-                _wait(self._store, [_decision_key(self.attempt)], recheck, self._look)
+                self._follower.wait([_decision_key(self.attempt)], recheck)
             except TimeoutError:
-                if json.loads(self._store.get(_CHALLENGE))["attempt"] != self.attempt:
+                if json.loads(store.get(_CHALLENGE))["attempt"] != self.attempt:
                     return None
-                if self.watch.has_moved():
+                if self.watch.has_update():
                     self.deadline = time.monotonic() + self._patience
                 if time.monotonic() >= self.deadline:
                     raise
             else:
-                return json.loads(self._store.get(_decision_key(self.attempt)))
+                return json.loads(store.get(_decision_key(self.attempt)))
 
 
-def _never_arrived(missing: Sequence[int], own: RankFacts) -> AgreementError:
-    names = ", ".join(f"rank {r} (node {r // own.local_world_size})" for r in missing[:8])
-    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    return AgreementError(
-        f"{names}{more} never arrived: rank 0 ({own.host}) waited in vain; look at that rank's log, or raise "
-        "agreement_timeout if the node is slow to start",
-        missing,
+def _no_leader_text(follower: Participant, leader: _Leader | None) -> str:
+    name = f"rank {follower.facts.rank} ({follower.facts.host})"
+    if leader is not None and leader.watch.activity:
+        return (
+            f"rank 0 died or hangs while {leader.watch.activity}: {name} received no report from it for "
+            f"{follower.timeout:g} s (agreement_timeout); look at rank 0's log"
+        )
+    return (
+        f"rank 0 did not arrive: {name} timed out after {follower.timeout:g} s (agreement_timeout); look at rank 0's "
+        "log"
     )
 
 
-def _wait(store: Store, keys: list[str], deadline: float, look: Callable[[], None] | None) -> None:
-    """Wait for `keys`; c10d reports a timeout and a lost server alike, so the clock tells them apart."""
-    if not keys:
-        return
-    try:
-        if look is None:
-            store.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.001)))
-            return
-        # Inside the store's own wait Python handles no signal, and each of its timeouts is a warning on the terminal.
-        while not store.check(keys):
-            if time.monotonic() >= deadline:
-                raise TimeoutError
-            look()
-            time.sleep(_LOOK_PAUSE)
-    except RuntimeError as error:
-        if time.monotonic() >= deadline - 0.01:
-            raise TimeoutError from error
-        raise AgreementError(
-            f"the store that the ranks meet at is gone: {error}; look at the log of rank 0, which serves it"
-        ) from error
-
-
-def _read_facts(store: Store, attempt: str, rank: int) -> RankFacts:
-    return RankFacts.from_json(store.get(_facts_key(attempt, rank)))
+def _missing_ranks_error(missing: Sequence[int], own: RankFacts) -> AgreementError:
+    names = ", ".join(f"rank {r} (node {r // own.local_world_size})" for r in missing[:8])
+    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    return AgreementError(
+        f"{names}{more} did not arrive: rank 0 ({own.host}) timed out; look at that rank's log, or raise "
+        "agreement_timeout if the node is slow to start",
+        missing,
+    )
 
 
 def _facts_key(attempt: str, rank: int) -> str:

@@ -1,7 +1,8 @@
-"""The store that the ranks meet at, and the process group over it.
+"""The store of the ranks, and the process group over it.
 
-The group is made here and not by Lightning because torchelastic's store outlives an attempt: a group over the bare
-store finds the addresses of dead ranks in it, and the restart fails or hangs. Each attempt gets a prefix of its own.
+The group is created here and not by Lightning because torchelastic's store outlives an attempt: a group without
+a prefix finds the addresses of dead ranks in it, and the restart fails or hangs. Each attempt has its own
+prefix.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.core.errors import AgreementError, TopologyError
 from launcher.hardware.topology import Topology
-from launcher.process.open_resources import leave_open
+from launcher.process.open_resources import keep_open
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-# The stores that this process is connected to, and how many trainings each has had.
+# The stores that this process is connected to, and how many trainings have used each.
 _stores: dict[tuple[str, int, int], tuple[Store, int]] = {}
 
 _ENDED = "launcher/script-ended"
@@ -29,15 +31,15 @@ _ENDED = "launcher/script-ended"
 def open_store(topology: Topology, timeout: float) -> Store:
     """Connect to the store of this run's ranks; rank zero serves it where no agent does.
 
-    A process that trains again keeps its connection: the server of the training before could be gone in the middle of
-    this one. Each training has a prefix of its own.
+    A process that trains again keeps its connection, because another server could end during this training. Each
+    training has its own prefix.
 
     Args:
-        topology: this rank's place.
+        topology: of this rank.
         timeout: seconds to wait for the server.
 
     Raises:
-        AgreementError: nobody serves the store.
+        AgreementError: the store cannot be served or reached.
     """
     import torch.distributed as dist
 
@@ -62,41 +64,47 @@ def open_store(topology: Topology, timeout: float) -> Store:
         role = "serve" if serves else "reach"
         raise AgreementError(
             f"rank {topology.rank} ({topology.host}) cannot {role} the store at {topology.master_addr}:"
-            f"{topology.master_port}: {error}; look at rank 0's log, and whether that port is open between the nodes",
+            f"{topology.master_port}: {error}; look at rank 0's log, and check that nodes can reach this port",
             [0],
         ) from error
     _stores[place] = (store, 1)
     return store
 
 
-@contextmanager
-def process_group(
-    store: Store,
-    topology: Topology,
-    backend: str | None,
-    attempt: str,
-    timeout: float,
-    dumps: Path | None = None,
-    *,
-    stays: bool = False,
-) -> Iterator[None]:
-    """A process group that only the ranks of this attempt can meet in; nothing without a backend.
+@dataclass(frozen=True, slots=True)
+class GroupSettings:
+    """Settings of a process group.
 
-    One that the user's code has made is taken as it is, as Lightning does, and stays.
+    Attributes:
+        backend: 'gloo', 'nccl', or None for no group.
+        attempt: the token that this attempt's ranks agreed on.
+        timeout: seconds after which a collective that waits for a rank fails.
+        dump_folder: NCCL's watchdog writes its flight record there when it ends this rank, for torch's own tools.
+        stays_open: whether it stays open after a successful training, for the Trainer that is returned.
+    """
+
+    backend: str | None
+    attempt: str
+    timeout: float
+    dump_folder: Path | None = None
+    stays_open: bool = False
+
+
+@contextmanager
+def process_group(store: Store, topology: Topology, settings: GroupSettings) -> Iterator[None]:
+    """A process group that only the ranks of this attempt can join; nothing without a backend.
+
+    A group that the user's code has created is used and not destroyed, as Lightning does.
 
     Args:
         store: shared by the ranks.
-        topology: this rank's place.
-        backend: 'gloo', 'nccl' or None.
-        attempt: a word that this attempt's ranks agreed on.
-        timeout: seconds after which a collective that waits for a rank fails.
-        dumps: folder in which NCCL's watchdog leaves its flight record when it ends this rank, for torch's own tools.
-        stays: whether it is left open after a training that ended well, for the Trainer that is returned.
+        topology: of this rank.
+        settings: of the group.
 
     Raises:
-        TopologyError: the user's own group is of other ranks.
+        TopologyError: the user's group has other ranks.
     """
-    if backend is None:
+    if settings.backend is None:
         yield
         return
     import torch
@@ -106,58 +114,58 @@ def process_group(
         found = (dist.get_rank(), dist.get_world_size())
         if found != (topology.rank, topology.world_size):
             raise TopologyError(
-                f"this process is rank {found[0]} of {found[1]} in a process group that was there already, and rank "
-                f"{topology.rank} of {topology.world_size} in this training; end that group first"
+                f"this process is rank {found[0]} of {found[1]} in a process group that exists already, and rank "
+                f"{topology.rank} of {topology.world_size} in this training; destroy that group first"
             )
         yield
         return
     device = None
-    if backend == "nccl":
+    if settings.backend == "nccl":
         device = torch.device("cuda", topology.local_rank)
         torch.cuda.set_device(device)
-        if dumps is not None:
-            # Read when the group is made; torch's own place is one for all runs of the user.
+        if settings.dump_folder is not None:
+            # Read when the group is created; torch's default folder is one for all runs of the user.
             os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-            os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(dumps / "flight-record-rank-"))
+            os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(settings.dump_folder / "flight-record-rank-"))
     dist.init_process_group(
-        backend,
-        store=dist.PrefixStore(f"launcher/{attempt}/group", store),
+        settings.backend,
+        store=dist.PrefixStore(f"launcher/{settings.attempt}/group", store),
         rank=topology.rank,
         world_size=topology.world_size,
-        timeout=timedelta(seconds=timeout),
+        timeout=timedelta(seconds=settings.timeout),
         device_id=device,
     )
     try:
         yield
-    except BaseException:  # Ctrl-C too: a group that is left must not outlive the run; raised on
+    except BaseException:  # Ctrl-C too: the group must not outlive the run; raised again
         # The others may be in a collective that this rank never joins, and NCCL would wait for them; gloo does not.
-        if backend != "nccl":
+        if settings.backend != "nccl":
             dist.destroy_process_group()
-        elif stays:
-            leave_open(_abort)
+        elif settings.stays_open:
+            keep_open(_abort)
         raise
-    if stays:
-        leave_open(_destroy)
+    if settings.stays_open:
+        keep_open(_destroy)
     else:
         _destroy()
 
 
 def announce_end() -> None:
-    """Tell the other ranks of this script that rank zero takes part in no further training."""
+    """Inform the other ranks of this script that rank zero takes part in no further training."""
     for store, _ in _stores.values():
         with suppress(RuntimeError):
             store.set(_ENDED, "1")
 
 
 def rank_zero_has_ended() -> bool:
-    """Whether rank zero of this script has told so."""
-    with suppress(RuntimeError):  # its store is gone, which who waits for it finds out
+    """Whether rank zero of this script has called `announce_end`."""
+    with suppress(RuntimeError):  # its store is gone; a rank that waits for it gets that error
         return any(store.check([_ENDED]) for store, _ in _stores.values())
     return False
 
 
 def _abort() -> None:
-    """Leave a group whose collectives may have begun on some ranks only."""
+    """Abort a group whose collectives may have started on some ranks only."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -167,6 +175,6 @@ def _abort() -> None:
 def _destroy() -> None:
     import torch.distributed as dist
 
-    # The script may have done so itself.
+    # The script may have destroyed it.
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
 def _cancel_run(path: Path) -> list[str]:
     from launcher.jobs.backends.registry import find_backend
     from launcher.jobs.status import run_status
-    from launcher.runs.lock import owner_of
+    from launcher.runs.lock import read_owner
     from launcher.runs.submission_record import read_records
 
     status = run_status(path)
@@ -42,7 +42,7 @@ def _cancel_run(path: Path) -> list[str]:
         return [f"run {path.name} is not running: {status.state}"]
     records = read_records(path)
     if not records:
-        trainer = owner_of(path)[0] or "no process"
+        trainer = read_owner(path)[0] or "no process"
         raise QueueError(
             f"run {path.name!r} was not submitted; {trainer} trains it; use Ctrl-C there, or send SIGTERM to it, to "
             "save and stop"

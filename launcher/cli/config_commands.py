@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from launcher.cli.commands import COMMANDS
 from launcher.cli.main import EPILOG, run
 from launcher.cli.parsers import add_config, new_parser
-from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
+from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
 from launcher.core.errors import ConfigError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
@@ -111,7 +111,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
     """Start this node's ranks and return their exit code; None if this process is a rank itself."""
     if topology.source == "torchrun":
         if not RankStatusWriter.from_env(os.environ).has_agent:
-            refuse_agents_flags(launch)
+            reject_agent_flags(launch)
         return None
     from launcher.agent.launch import start_ranks
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step

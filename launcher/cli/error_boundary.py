@@ -28,7 +28,7 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
     try:
         return run()
     except Interrupted as error:
-        RankStatusWriter.from_env(os.environ).raised(error)
+        RankStatusWriter.from_env(os.environ).record_error(error)
         print_line(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
         return error.exit_code
     except KeyboardInterrupt:
@@ -79,7 +79,7 @@ def _is_reporter(error: LauncherError) -> bool:
 def _report_to_agent(error: LauncherError) -> None:
     """Report the error to the launcher's agent, or to torchrun's, which otherwise know only the exit code."""
     status = RankStatusWriter.from_env(os.environ)
-    status.raised(error)
+    status.record_error(error)
     if not status.has_agent and os.environ.get("TORCHELASTIC_ERROR_FILE"):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -1,4 +1,4 @@
-"""The config: its schema, where its values come from, and their validation.
+"""The config: its schema, its sources and its validation.
 
-Nothing here imports the user's classes, looks at hardware or starts anything.
+Nothing here imports the user's classes, reads hardware or starts a process.
 """

@@ -1,4 +1,4 @@
-"""A config as YAML with a comment on each setting, which `--config` takes like any other."""
+"""A config as YAML with a comment on each setting; a valid file for `--config`."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ _COMMENTS = {
     "global_batch_size": "Samples per optimizer step, whatever the number of ranks.",
     "accelerator": "Kind of device; auto takes a GPU where there is one.",
     "devices": "Ranks on each node; auto takes all GPUs, or one process on a CPU.",
-    "num_nodes": "Number of nodes; auto takes what torchrun or SLURM say.",
-    "slurm": "What `launcher submit` asks SLURM for; its flags override it.",
-    "use_amp": "true: mixed precision where the hardware has it; false: none.",
-    "precision": "auto, or an order that every rank must meet: 16-mixed, bf16-mixed, 32-true ...",
-    "precision_fallback": "Turn that order into the best precision that all ranks share.",
-    "strategy": "How the ranks share the work; auto chooses and says why.",
-    "static_graph": "Whether every step uses the same parameters; auto asks the model.",
+    "num_nodes": "Number of nodes; auto takes the number of torchrun or SLURM.",
+    "slurm": "What `launcher submit` requests from SLURM; its flags override it.",
+    "use_amp": "true: mixed precision if the hardware supports it; false: none.",
+    "precision": "auto, or a precision that every rank must support: 16-mixed, bf16-mixed, 32-true ...",
+    "precision_fallback": "If a rank does not support it, use the best precision that all ranks share.",
+    "strategy": "How the ranks share the work; auto chooses one and reports why.",
+    "static_graph": "Whether every step uses the same parameters; auto reads the model's static_graph.",
     "trainer": "Lightning's own Trainer arguments.",
     "trainer.max_epochs": "Passes over the data.",
     "trainer.max_steps": "Optimizer steps at most; -1 for no limit.",
-    "trainer.limit_train_batches": "Batches of an epoch at most (a whole number), or part of it (a fraction).",
+    "trainer.limit_train_batches": "Most batches of an epoch (a whole number), or a share of them (a fraction).",
     "trainer.limit_val_batches": "The same for validation.",
-    "trainer.gradient_clip_val": "Gradients are clipped to this norm.",
-    "checkpoint": "When checkpoints are written, besides the one at the end.",
-    "checkpoint.every_n_steps": "How many steps a crash may cost.",
-    "checkpoint.monitor": "The metric by which the best are kept.",
+    "trainer.gradient_clip_val": "Largest norm of the gradients; larger ones are clipped.",
+    "checkpoint": "When checkpoints are written, in addition to the one at the end.",
+    "checkpoint.every_n_steps": "Most steps that a crash may lose.",
+    "checkpoint.monitor": "The metric that decides which checkpoints are the best.",
     "resume": "none, auto (this run's last checkpoint, if it has one) or the path of a checkpoint.",
-    "resume_trust": "Whether it may run code when it is loaded; only if you trust who has written it.",
-    "seed": "Seed of every random generator and of the order of the data.",
-    "name": "The run's name and its folder.",
+    "resume_trust": "Whether the checkpoint may run code when it is loaded; only for files from a trusted source.",
+    "seed": "Seed of all random generators and of the order of the data.",
+    "name": "Name of the run and of its folder.",
     "runs_dir": "Folder of all runs.",
     "wandb": "Weights & Biases.",
-    "wandb.mode": "auto (online if a key is at hand), online, offline or disabled.",
+    "wandb.mode": "auto (online if an API key is configured), online, offline or disabled.",
 }
-# Shown as comments where they are not set, so that the file says what else there is.
+# Written as comments if they are not set, to show further settings.
 _ABSENT = {
     "model": """\
-No model is set: the built-in demo is trained. Your own:
+No model is set: the built-in demo is trained. To train your own:
 model:
   class_path: my_pkg.MyModule
   init_args: {lr: 1.0e-4}
 data:
   class_path: my_pkg.MyData""",
     "global_batch_size": "global_batch_size: 256   # samples per optimizer step, whatever the number of ranks",
-    "use_amp": "use_amp: true   # mixed precision where the hardware has it, 32-true elsewhere",
+    "use_amp": "use_amp: true   # mixed precision if the hardware supports it, otherwise 32-true",
 }
 
 
 def commented_yaml(values: Mapping[str, Any], header: Sequence[str] = (), footer: Sequence[str] = ()) -> str:
-    """Write a config's values in sections, each setting below a comment.
+    """Write a config's values in sections, with a comment above each setting.
 
     Args:
         values: nested plain values, in any order.
-        header: comment lines at the top; line breaks in them become blanks.
+        header: comment lines at the top; line breaks in them become spaces.
         footer: the same at the end.
     """
     placed = {key for keys in _SECTIONS.values() for key in keys}
@@ -103,5 +103,5 @@ def _comment_of(path: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """One comment line: a line break in `text` must not begin a setting."""
+    """One comment line; a line break in `text` must not start a setting."""
     return f"# {' '.join(text.split())}\n"

@@ -1,4 +1,4 @@
-"""A user's DeepSpeed config: read from its file, which is never written, and checked for keys that do not exist."""
+"""A user's DeepSpeed config: read from its file and checked for unknown keys. The file is never written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FIELD = "deepspeed_config"
 
 
 def with_deepspeed_file(config: RunConfig) -> RunConfig:
-    """The same config with the content of the file that `deepspeed_config` names, if it names one.
+    """The same config with the content of the file in `deepspeed_config`, if it is a path.
 
-    The run keeps the content, so that a file that changes later does not change the run.
+    The run keeps the content, so that a later change of the file does not change the run.
 
     Raises:
-        ConfigError: no such file, broken JSON (with the line), or keys that DeepSpeed does not know.
+        ConfigError: no such file, invalid JSON (with the line), or unknown keys.
     """
     if not isinstance(config.deepspeed_config, str):
         return config
@@ -36,10 +36,10 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
     """The settings of a DeepSpeed JSON file.
 
     Raises:
-        ConfigError: no such file, unreadable, broken (with the line), no mapping, or a key given twice.
+        ConfigError: no such file, unreadable, invalid (with the line), no mapping, or a key given twice.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_reject_repeated_keys)
     except FileNotFoundError:
         problem = "no such file; give a DeepSpeed JSON file, or its settings as a mapping"
         raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None
@@ -49,31 +49,31 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
         ) from error
     except json.JSONDecodeError as error:
         where = f"{FIELD} ({path}, line {error.lineno}, column {error.colno})"
-        raise ConfigError([Problem(where, f"broken JSON: {error.msg}; correct this line")]) from error
-    except _TwiceError as error:
+        raise ConfigError([Problem(where, f"invalid JSON: {error.msg}; correct this line")]) from error
+    except _RepeatedKeyError as error:
         problem = f"key {error.args[0]!r} is given twice; remove one of them"
         raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None
     if not isinstance(content, dict):
-        problem = f"expected a mapping of settings, found {type(content).__name__}"
+        problem = f"found {type(content).__name__}; expected a mapping of settings"
         raise ConfigError([Problem(f"{FIELD} ({path})", problem)])
     return content
 
 
 def deepspeed_problems(settings: Any) -> list[Problem]:
-    """Every key of a mapping of settings that DeepSpeed does not know, and every value of the wrong kind."""
+    """Every unknown key of a mapping of DeepSpeed settings, and every value of the wrong type."""
     if not isinstance(settings, Mapping):
         return []
     return [Problem(f"{FIELD}.{path}", message) for path, message in broken_keys(settings)]
 
 
-class _TwiceError(Exception):
+class _RepeatedKeyError(Exception):
     """A key of a JSON object that is given twice."""
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _TwiceError(key)
+            raise _RepeatedKeyError(key)
         found[key] = value
     return found

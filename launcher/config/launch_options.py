@@ -1,4 +1,4 @@
-"""How the ranks are started: torchrun's own flags, read into one frozen record. Pure."""
+"""The flags that set how ranks are started, named as torchrun's, in one frozen record. Pure."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 from launcher.core.errors import LaunchError, Problem
 
-# Seconds in which `--max-restarts` restarts may happen; older ones are forgiven.
+# Seconds in which `--max-restarts` restarts are allowed; older ones do not count.
 DEFAULT_RESTART_WINDOW = 3600.0
 _DEFAULT_PORT = 29400
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """What was said about starting and restarting the ranks.
+    """How the ranks are started and restarted.
 
     Attributes:
-        nproc_per_node: ranks on each node, 'gpu', 'cpu' or 'auto'; None if not said.
-        min_nodes: nodes that are needed.
-        max_nodes: nodes that are taken.
+        nproc_per_node: ranks on each node, 'gpu', 'cpu' or 'auto'; None if not given.
+        min_nodes: fewest nodes.
+        max_nodes: most nodes.
         node_rank: this node's number, 0 to `max_nodes - 1`; None lets the rendezvous decide.
-        endpoint_host: where the nodes meet; node 0 serves it.
+        endpoint_host: host of the rendezvous; node 0 serves it.
         endpoint_port: its port; 0 lets the system choose, on a single node.
-        run_id: the name of the rendezvous; None makes one up, on a single node.
+        run_id: the name of the rendezvous; None for a generated one, on a single node.
         join_timeout: seconds that a node waits for the others.
-        last_call: seconds that an elastic start waits for more nodes once it has enough.
+        last_call: seconds that an elastic start waits for more nodes after `min_nodes` have joined.
         max_restarts: restarts within `restart_window` before the agent gives up.
         restart_window: seconds.
-        hang_timeout: seconds without a step before the run counts as hung; None: from the observed step time.
-        terminal_ranks: ranks whose output goes to the terminal; None means all.
+        hang_timeout: seconds without a step after which the run counts as hung; None: from the observed step time.
+        terminal_ranks: ranks whose output is shown on the terminal; None means all.
     """
 
     nproc_per_node: int | str | None = None
@@ -55,7 +55,7 @@ class LaunchOptions:
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags, with torchrun's names in both of its spellings."""
+    """Add the flags with torchrun's names, in both of its spellings."""
     group = parser.add_argument_group("ranks (without torchrun)")
 
     def flag(name: str, metavar: str, help_text: str) -> None:
@@ -63,22 +63,22 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(*sorted(spellings), dest=name.replace("-", "_"), metavar=metavar, help=help_text)
 
     flag("nproc-per-node", "N", "ranks on each node: a number, gpu, cpu or auto")
-    flag("nnodes", "N|MIN:MAX", "nodes, or the fewest and the most of an elastic run")
+    flag("nnodes", "N|MIN:MAX", "number of nodes, or the range of an elastic run")
     flag("node-rank", "N", "this node's number; node 0 serves the rendezvous")
-    flag("rdzv-endpoint", "HOST:PORT", "where the nodes meet")
+    flag("rdzv-endpoint", "HOST:PORT", "address of the rendezvous")
     flag("rdzv-id", "NAME", "name of this run's rendezvous (default: launcher)")
     flag("rdzv-conf", "K=V,...", "join_timeout and last_call_timeout, in seconds")
-    flag("max-restarts", "N", "restarts after a failure within the window (default 0)")
-    flag("restart-window", "SECONDS", "the window; older restarts no longer count (default 3600)")
-    flag("hang-timeout", "SECONDS", "no step for so long is a hang (default: 20 steps' time, at least 600)")
-    flag("terminal-ranks", "0,1|all|none", "ranks whose output is shown (default 0); files have them all")
+    flag("max-restarts", "N", "most restarts after failures within the window (default 0)")
+    flag("restart-window", "SECONDS", "length of the window; older restarts do not count (default 3600)")
+    flag("hang-timeout", "SECONDS", "time without a step that counts as a hang (default: 20 step times, at least 600)")
+    flag("terminal-ranks", "0,1|all|none", "ranks whose output is shown (default 0); log files contain all ranks")
 
 
 def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
-    """Read the flags' texts.
+    """Read the flags.
 
     Args:
-        given: flag name, with underscores, to text; None or missing where it was not given.
+        given: flag name, with underscores, to text; None or missing if it was not given.
 
     Raises:
         LaunchError: lists every flag that is wrong.
@@ -104,16 +104,16 @@ def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
         terminal_ranks=reader.ranks("terminal_ranks"),
     )
     if largest > 1 and "rdzv_endpoint" not in reader.given:
-        reader.wrong("rdzv-endpoint", f"not given, but {largest} nodes need a place to meet; give HOST:PORT of node 0")
+        reader.add_problem("rdzv-endpoint", f"not given, but required for {largest} nodes; give HOST:PORT of node 0")
     if node_rank >= largest:
-        reader.wrong("node-rank", f"given {node_rank}; expected 0 to {largest - 1} with --nnodes {largest}")
+        reader.add_problem("node-rank", f"given {node_rank}; expected 0 to {largest - 1} with --nnodes {largest}")
     if reader.problems:
         raise LaunchError(reader.problems)
     return options
 
 
-def refuse_agents_flags(options: LaunchOptions) -> None:
-    """Under torchrun there is no agent of ours that could do what these flags say: not heard is worse than refused.
+def reject_agent_flags(options: LaunchOptions) -> None:
+    """Under torchrun there is no agent of the launcher: reject its flags instead of ignoring them.
 
     Raises:
         LaunchError: names the flags that were given.
@@ -124,18 +124,18 @@ def refuse_agents_flags(options: LaunchOptions) -> None:
              "hang-timeout": "hang_timeout"}  # fmt: skip
     given = [flag for flag, name in flags.items() if getattr(options, name) != getattr(plain, name)]
     if given:
-        message = "given to a rank that torchrun made; give it to torchrun if it has it, or start without torchrun"
+        message = "not valid under torchrun; give it to torchrun if it has this flag, or start without torchrun"
         raise LaunchError([Problem(f"--{flag}", message) for flag in given])
 
 
 class _Reader:
-    """Reads texts and keeps what is wrong with them."""
+    """Reads the flags' texts and collects the problems."""
 
     def __init__(self, given: Mapping[str, str]) -> None:
         self.given = given
         self.problems: list[Problem] = []
 
-    def wrong(self, flag: str, message: str) -> None:
+    def add_problem(self, flag: str, message: str) -> None:
         self.problems.append(Problem(f"--{flag}", message))
 
     def number(self, name: str, default: int, *, minimum: int) -> int:
@@ -143,7 +143,7 @@ class _Reader:
         if text is None:
             return default
         if not text.isdecimal() or int(text) < minimum:
-            self.wrong(name.replace("_", "-"), f"given {text!r}; expected a whole number of at least {minimum}")
+            self.add_problem(name.replace("_", "-"), f"given {text!r}; expected a whole number of at least {minimum}")
             return default
         return int(text)
 
@@ -153,7 +153,7 @@ class _Reader:
             return default
         value = _positive(text)
         if value is None:
-            self.wrong(name.replace("_", "-"), f"given {text!r}; expected seconds, more than 0")
+            self.add_problem(name.replace("_", "-"), f"given {text!r}; expected seconds, more than 0")
             return default
         return value
 
@@ -162,7 +162,7 @@ class _Reader:
         if text is None or text in ("gpu", "cpu", "auto"):
             return text
         if not text.isdecimal() or int(text) < 1:
-            self.wrong("nproc-per-node", f"given {text!r}; expected a number of at least 1, gpu, cpu or auto")
+            self.add_problem("nproc-per-node", f"given {text!r}; expected a number of at least 1, gpu, cpu or auto")
             return None
         return int(text)
 
@@ -171,7 +171,7 @@ class _Reader:
         low, _, high = text.partition(":")
         high = high or low
         if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
-            self.wrong("nnodes", f"given {text!r}; expected N or MIN:MAX, as in 2 or 1:4")
+            self.add_problem("nnodes", f"given {text!r}; expected N or MIN:MAX, as in 2 or 1:4")
             return 1, 1
         return int(low), int(high)
 
@@ -180,10 +180,10 @@ class _Reader:
         if text is None:
             return "127.0.0.1", 0
         host, colon, port = text.rpartition(":")
-        if not colon or text.endswith("]"):  # an IPv6 address without a port ends so
+        if not colon or text.endswith("]"):  # an IPv6 address without a port
             host, port = text, str(_DEFAULT_PORT)
         if not host or not port.isdecimal() or not int(port) <= 65535:
-            self.wrong("rdzv-endpoint", f"given {text!r}; expected HOST:PORT, as in node0:29400")
+            self.add_problem("rdzv-endpoint", f"given {text!r}; expected HOST:PORT, as in node0:29400")
             return "127.0.0.1", 0
         return host.strip("[]"), int(port)
 
@@ -194,7 +194,7 @@ class _Reader:
             value = _positive(text)
             if key not in known or value is None:
                 expected = " or ".join(f"{k}=SECONDS" for k in known)
-                self.wrong(name.replace("_", "-"), f"given {part!r}; expected {expected}")
+                self.add_problem(name.replace("_", "-"), f"given {part!r}; expected {expected}")
             else:
                 values[key] = value
         return values
@@ -207,7 +207,7 @@ class _Reader:
             return frozenset()
         parts = text.split(",")
         if not all(part.isdecimal() for part in parts):
-            self.wrong(name.replace("_", "-"), f"given {text!r}; expected rank numbers as in 0,3, or all, or none")
+            self.add_problem(name.replace("_", "-"), f"given {text!r}; expected ranks as in 0,3, or all, or none")
             return frozenset({0})
         return frozenset(map(int, parts))
 

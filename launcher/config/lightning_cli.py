@@ -1,4 +1,4 @@
-"""Read the keys of a config that LightningCLI wrote (`--print_config`) as the launcher's own."""
+"""Translate the keys of a LightningCLI config (`--print_config`) to the launcher's keys."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from launcher.config.lightning_cli_strategy import translate_strategy
 from launcher.core.errors import Problem
 
-# Under `trainer` for LightningCLI, at the top level here: the launcher decides them. Lightning's defaults say nothing.
+# Under `trainer` in LightningCLI, at the top level here, with the values that count as not given.
 _MOVED = {"accelerator": "auto", "devices": "auto", "num_nodes": 1, "precision": None}
-# Known to LightningCLI, of no use here: fine while they say nothing, an error with the right place otherwise.
-_REFUSED = {
-    "trainer.default_root_dir": "a run's files lie in its run directory; set `runs_dir` and `name`",
-    "trainer.model_registry": "checkpoints lie in the run directory",
+# Keys of LightningCLI without a meaning here: ignored while null, otherwise an error with the right key.
+_REJECTED = {
+    "trainer.default_root_dir": "a run's files are in its run directory; set `runs_dir` and `name`",
+    "trainer.model_registry": "checkpoints are in the run directory",
     "weights_only": "checkpoints are always loaded with weights_only",
 }
-# The Trainer of Lightning 1 had them; LightningCLI refuses them too.
+# Arguments of Lightning 1's Trainer; LightningCLI rejects them too.
 _REMOVED = {
     **dict.fromkeys(
         ("gpus", "num_processes", "tpu_cores", "ipus", "num_gpus"),
@@ -46,22 +46,22 @@ _REMOVED = {
     "auto_lr_find": "write the callback LearningRateFinder",
     "auto_scale_batch_size": "write the callback BatchSizeFinder",
 }
-# As a number of devices.
+# Lightning's number for all devices.
 _ALL = -1
-# Lightning's for `seed_everything: true`.
+# Lightning's seed for `seed_everything: true`.
 _DEFAULT_SEED = 0
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Move LightningCLI's keys to the launcher's places.
+    """Move LightningCLI's keys to the launcher's keys.
 
     Returns:
-        New values, and a problem for each key whose two places contradict or that has no meaning here.
+        New values, and a problem for each key that contradicts the launcher's key or has no meaning here.
     """
-    result = _of_fit(values)
+    result = _select_fit(values)
     trainer = dict(result["trainer"]) if isinstance(result.get("trainer"), Mapping) else None
-    problems = _refuse(result, trainer)
+    problems = _reject(result, trainer)
     for place, path in ((result, "devices"), (trainer or {}, "trainer.devices")):
         if "devices" in place:
             place["devices"], found = _read_devices(place["devices"], path)
@@ -75,7 +75,7 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
             if given != default and given is not None:
                 problems += _move(result, f"trainer.{key}", key, "auto" if given == _ALL else given)
         problems += _move_strategy(result, trainer, "trainer.strategy")
-        # W&B is the default logger here; a bare true asks for Lightning's, and false for none.
+        # W&B is the default logger here; true requests Lightning's default, false no logger.
         if trainer.get("logger") is None:
             trainer.pop("logger", None)
         elif trainer["logger"] is False:
@@ -85,7 +85,7 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
     seed = result.pop("seed_everything", None)
     if seed is False:
         problems.append(
-            Problem("seed_everything", "given False; every run is seeded here: give a number, or remove it")
+            Problem("seed_everything", "given False, but every run has a seed; give a number, or remove it")
         )
     elif seed is True:
         result.setdefault("seed", _DEFAULT_SEED)
@@ -97,8 +97,8 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
     return result, problems
 
 
-def _of_fit(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy; of a file for several of LightningCLI's subcommands, what it says of `fit`."""
+def _select_fit(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy; of a file for several subcommands of LightningCLI, the part for `fit`."""
     own = values.get("fit")
     if not isinstance(own, Mapping):
         return dict(values)
@@ -106,7 +106,7 @@ def _of_fit(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_devices(given: Any, path: str) -> tuple[Any, list[Problem]]:
-    """How many: Lightning takes the numbers of GPUs, too."""
+    """The number of devices; Lightning also accepts a list of GPU indices."""
     if given == str(_ALL):
         return _ALL, []
     if isinstance(given, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", given) and "," in given:
@@ -121,7 +121,7 @@ def _read_devices(given: Any, path: str) -> tuple[Any, list[Problem]]:
 
 
 def _move_strategy(result: dict[str, Any], place: dict[str, Any], path: str) -> list[Problem]:
-    """A strategy of Lightning's, a name or a class, and what follows from it."""
+    """Translate a strategy of Lightning, a name or a class."""
     given = place.pop("strategy", None)
     if given is None or (given == "auto" and place is not result):
         return []
@@ -134,7 +134,7 @@ def _move_strategy(result: dict[str, Any], place: dict[str, Any], path: str) -> 
 def _turn_wandb_off(result: dict[str, Any]) -> list[Problem]:
     wandb = result.get("wandb") or {}
     if not isinstance(wandb, Mapping):
-        return []  # told by the check of the types
+        return []  # reported by the type check
     result["wandb"] = {**wandb, "mode": wandb.get("mode", "disabled")}
     if result["wandb"]["mode"] != "disabled":
         return [Problem("trainer.logger", f"given False, but wandb.mode is {wandb['mode']!r}; remove one of them")]
@@ -148,14 +148,14 @@ def _move(result: dict[str, Any], old: str, new: str, value: Any) -> list[Proble
     return []
 
 
-def _refuse(result: dict[str, Any], trainer: dict[str, Any] | None) -> list[Problem]:
+def _reject(result: dict[str, Any], trainer: dict[str, Any] | None) -> list[Problem]:
     problems: list[Problem] = []
-    for path, advice in _REFUSED.items():
+    for path, advice in _REJECTED.items():
         group, _, key = path.rpartition(".")
         place = trainer if group else result
         if place is not None and place.pop(key, None) is not None:
-            problems.append(Problem(path, f"has no meaning here: {advice}"))
+            problems.append(Problem(path, f"not supported here; {advice}"))
     for key, advice in _REMOVED.items():
         if trainer is not None and key in trainer and trainer.pop(key) is not None:
-            problems.append(Problem(f"trainer.{key}", f"Lightning 2 has no such setting: remove it, and {advice}"))
+            problems.append(Problem(f"trainer.{key}", f"Lightning 2 has no such setting; remove it, and {advice}"))
     return problems

@@ -1,4 +1,4 @@
-"""LightningCLI's `trainer.strategy`, a name or a class with its arguments, as the launcher's own settings."""
+"""Translate LightningCLI's `trainer.strategy`, a name or a class with arguments, to the launcher's settings."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from strategies.deepspeed_config import VARIANTS, ZeroVariant
 
 _PACKAGE = "lightning.pytorch.strategies"
 _DDP, _FIND_UNUSED = "ddp", "ddp_find_unused_parameters_true"
-# Names of Lightning's that differ in how it starts processes, which the launcher does itself.
+# Lightning's names that differ in how processes are started, which the launcher does itself.
 _NAMES = {
     **{f"{name}_find_unused_parameters_false": _DDP for name in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")},
     **{f"{name}_find_unused_parameters_true": _FIND_UNUSED for name in ("ddp_spawn", "ddp_fork", "ddp_notebook")},
     **dict.fromkeys(("ddp_spawn", "ddp_fork", "ddp_notebook"), _DDP),
     "deepspeed": "deepspeed_stage_2",
 }
-_NO_FSDP = "FSDP is not available here; deepspeed_stage_3 shares the same states among the ranks"
-_REFUSED_NAMES = {
+_NO_FSDP = "FSDP is not available; deepspeed_stage_3 shards the same states"
+_REJECTED_NAMES = {
     **dict.fromkeys(("fsdp", "fsdp_cpu_offload", "FSDPStrategy", "ModelParallelStrategy"), _NO_FSDP),
     **dict.fromkeys(("dp", "ddp2"), "Lightning 2 has no such strategy; write ddp"),
     "deepspeed_stage_1_offload": "write deepspeed_stage_2_offload, which keeps less on the GPU",
 }
-# Of every strategy, made by the launcher.
-_MADE_HERE = ("accelerator", "parallel_devices", "cluster_environment", "checkpoint_io", "precision_plugin")
-# Arguments of Lightning's that have a place in DeepSpeed's `zero_optimization`.
+# Arguments of every strategy that the launcher sets.
+_SET_HERE = ("accelerator", "parallel_devices", "cluster_environment", "checkpoint_io", "precision_plugin")
+# Lightning's arguments that are keys of DeepSpeed's `zero_optimization`.
 _ZERO = {
     **{key: key for key in ("contiguous_gradients", "overlap_comm", "allgather_partitions", "reduce_scatter",
                             "allgather_bucket_size", "reduce_bucket_size", "sub_group_size")},
@@ -38,7 +38,7 @@ _ZERO = {
     "max_in_cpu": "offload_param.max_in_cpu",
     "optimizer_buffer_count": "offload_optimizer.buffer_count",
 }  # fmt: skip
-# What LightningCLI writes of the class where nothing was asked for.
+# Defaults of the class, which LightningCLI writes out.
 DEEPSPEED_DEFAULTS: Mapping[str, Any] = {
     "zero_optimization": True,
     "stage": 2,
@@ -79,23 +79,23 @@ DEEPSPEED_DEFAULTS: Mapping[str, Any] = {
     "load_full_weights": False,
     "exclude_frozen_parameters": False,
 }
-# Of no use here: how DeepSpeed logs, and how ranks wait for each other.
+# Ignored: DeepSpeed's logging, and timeouts that the launcher sets.
 _IGNORED = ("logging_level", "logging_batch_size_per_gpu", "timeout", "process_group_backend")
 
 
 def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """The launcher's settings for a strategy of Lightning's.
+    """The launcher's settings for a strategy of Lightning.
 
     Args:
         given: a name, or `class_path` and `init_args`.
-        path: its place in the config.
-        accelerator: the config's, None if it says none.
+        path: its dotted path in the config.
+        accelerator: of the config; None if not set.
 
     Returns:
-        Settings at the top level (`strategy`, `static_graph`, ...), and what cannot be taken over.
+        Settings at the top level (`strategy`, `static_graph`, ...), and a problem for each unsupported argument.
     """
-    if isinstance(given, str) and given in _REFUSED_NAMES:
-        return {}, [Problem(path, f"given {given!r}; {_REFUSED_NAMES[given]}")]
+    if isinstance(given, str) and given in _REJECTED_NAMES:
+        return {}, [Problem(path, f"given {given!r}; {_REJECTED_NAMES[given]}")]
     if not isinstance(given, Mapping):
         return {"strategy": _NAMES.get(given, given) if isinstance(given, str) else given}, []
     class_path, arguments = (
@@ -104,14 +104,14 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     )
     name = str(class_path).rpartition(".")[2]
     if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_module_of(name)}.{name}"):
-        advice = "the launcher makes the strategy itself: write the name of one of its own, as in `strategy: ddp`"
+        advice = "the launcher creates the strategy itself; write one of its names, as in `strategy: ddp`"
         return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; {advice}")]
-    if name in _REFUSED_NAMES:
-        return {}, [Problem(f"{path}.class_path", f"given {name}; {_REFUSED_NAMES[name]}")]
-    made_here = {key: arguments.pop(key) for key in _MADE_HERE if key in arguments}
+    if name in _REJECTED_NAMES:
+        return {}, [Problem(f"{path}.class_path", f"given {name}; {_REJECTED_NAMES[name]}")]
+    set_here = {key: arguments.pop(key) for key in _SET_HERE if key in arguments}
     problems = [
-        Problem(f"{path}.init_args.{key}", f"given {value!r}; the launcher makes it itself: remove it")
-        for key, value in made_here.items()
+        Problem(f"{path}.init_args.{key}", f"given {value!r}; the launcher sets it itself; remove it")
+        for key, value in set_here.items()
         if value is not None
     ]
     try:
@@ -123,7 +123,7 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
             return {"strategy": "single_device", **_device(arguments.get("device"), path)}, problems
     except ConfigError as error:
         return {}, [*problems, *error.problems]
-    return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; write `strategy: ddp` or another name of ours")]
+    return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; write `strategy: ddp` or another name")]
 
 
 def _module_of(name: str) -> str:
@@ -132,7 +132,7 @@ def _module_of(name: str) -> str:
 
 
 def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:
-    """Like Lightning's: what is not one of its own arguments is DistributedDataParallel's."""
+    """DDPStrategy's arguments; those that are not its own are arguments of DistributedDataParallel, as in Lightning."""
     found: dict[str, Any] = {"strategy": _FIND_UNUSED if arguments.pop("find_unused_parameters", False) else _DDP}
     static = arguments.pop("static_graph", None)
     if static is not None:
@@ -140,19 +140,19 @@ def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, An
     timeout = arguments.pop("timeout", None)
     if timeout is not None:
         found["process_group_timeout"] = _seconds(timeout, f"{path}.init_args.timeout")
-    # The launcher makes the processes.
+    # The launcher starts the processes.
     arguments.pop("start_method", None)
     _check_backend(arguments.pop("process_group_backend", None), path, accelerator)
-    # LightningCLI writes DistributedDataParallel's defaults, too.
+    # LightningCLI writes out the defaults of DistributedDataParallel.
     more = {key: value for key, value in arguments.items() if value or (value is not None and key in DDP_OPTIONS)}
     return {**found, "ddp": more} if more else found
 
 
 def _check_backend(backend: Any, path: str, accelerator: Any) -> None:
-    """The launcher takes the one that belongs to the device."""
+    """Reject a backend that is not the device's."""
     expected = {"cpu": ("gloo",), "gpu": ("nccl",), "cuda": ("nccl",)}.get(str(accelerator), ("nccl",))
     if backend is not None and backend not in expected:
-        advice = "the launcher takes nccl for GPUs and gloo for CPUs: remove it"
+        advice = "the launcher uses nccl for GPUs and gloo for CPUs; remove it"
         raise ConfigError([Problem(f"{path}.init_args.process_group_backend", f"given {backend!r}; {advice}")])
 
 
@@ -180,23 +180,23 @@ def _device(device: Any, path: str) -> dict[str, Any]:
 def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
     config = arguments.get("config")
     if config is not None:
-        # Lightning then ignores all others.
+        # Lightning then ignores all other arguments.
         content = read_deepspeed_file(Path(config)) if isinstance(config, str) else config
         return {"strategy": _variant_of(content, path), "deepspeed_config": content}
     given = {key: value for key, value in arguments.items()
              if key not in _IGNORED and value != DEEPSPEED_DEFAULTS.get(key)}  # fmt: skip
     zero: dict[str, Any] = {"stage": given.pop("stage", 2)}
     folder = given.pop("nvme_path", None)
-    for block, wish, place in (("offload_optimizer", "offload_optimizer", "offload_optimizer_device"),
+    for block, switch, device_key in (("offload_optimizer", "offload_optimizer", "offload_optimizer_device"),
                                ("offload_param", "offload_parameters", "offload_params_device")):  # fmt: skip
-        device = given.pop(place, "cpu")
-        if given.pop(wish, False):
+        device = given.pop(device_key, "cpu")
+        if given.pop(switch, False):
             zero[block] = {"device": device, **({"nvme_path": folder} if folder and device == "nvme" else {})}
     problems: list[Problem] = []
     for key, value in given.items():
         block, _, name = _ZERO.get(key, "").rpartition(".")
         if not name:
-            advice = "write it by DeepSpeed's own name in `deepspeed_config`"
+            advice = "write it under DeepSpeed's name in `deepspeed_config`"
             problems.append(Problem(f"{path}.init_args.{key}", f"given {value!r}; {advice}"))
         elif not block:
             zero[name] = value
@@ -213,7 +213,7 @@ def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _variant_of(content: Any, path: str) -> str:
-    """The strategy that a DeepSpeed config's stage and offload mean; without a name for the offload, its stage."""
+    """The strategy for the stage and offload of a DeepSpeed config; if none has this offload, the one of its stage."""
     zero = (content.get("zero_optimization") or {}) if isinstance(content, Mapping) else {}
     blocks = [zero.get(block) or {} for block in ("offload_optimizer", "offload_param")]
     stage, parts = zero.get("stage", 0), [block.get("device") for block in blocks]

@@ -1,4 +1,4 @@
-"""Where a config comes from: files, dotted overrides, LightningCLI's own files, or nothing (the demo)."""
+"""Load a config from files (also LightningCLI's), dotted overrides and variables; without a source, the demo's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ import yaml
 
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.lightning_cli import translate_lightning_cli
-from launcher.config.merge import CLASS_FIELDS, CLASS_LISTS, merge_values, set_path, with_class_specs, with_whole_lists
+from launcher.config.merge import (
+    CLASS_FIELDS,
+    CLASS_LISTS,
+    merge_values,
+    set_path,
+    with_class_specs,
+    with_complete_lists,
+)
 from launcher.config.schema import RunConfig, config_fields
 from launcher.config.trainer_variables import read_variables
 from launcher.config.validation import find_problems, parse_config
@@ -28,7 +35,7 @@ from launcher.core.secrets import resolve_references
 from launcher.core.yaml_loader import Loader
 
 _FILES = (".yaml", ".yml", ".json")
-# Where LightningCLI takes a file for a part of the config.
+# Parts of the config for which LightningCLI accepts a file.
 _PARTS = (*CLASS_FIELDS, "trainer", *(f"trainer.{key}" for key in CLASS_LISTS))
 
 
@@ -37,7 +44,7 @@ def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ())
 
     Args:
         files: YAML or JSON files; a later one overrides an earlier one, key by key.
-        overrides: command line words such as `--trainer.max_epochs 3` or `--model.init_args.lr=1e-4`.
+        overrides: command line arguments such as `--trainer.max_epochs 3` or `--model.init_args.lr=1e-4`.
 
     Raises:
         ConfigError: every problem of every source at once.
@@ -49,7 +56,7 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
     """Read and merge: normalized plain values, whose fields are not checked yet; `PL_TRAINER_*` come first.
 
     Raises:
-        ConfigError: a source cannot be read or contradicts itself; the fields' problems are told beside it.
+        ConfigError: a source cannot be read or contradicts itself; lists the problems of the fields too.
     """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -60,7 +67,7 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
     for read in readers:
         try:
             raw = read()
-            strategy = _whole_strategy(raw, strategy)
+            strategy = _complete_strategy(raw, strategy)
             source, contradictions = normalize_values(raw)
         except ConfigError as error:
             problems += error.problems
@@ -72,8 +79,8 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
     return values
 
 
-def _whole_strategy(source: dict[str, Any], earlier: Any) -> Any:
-    """Complete a strategy's arguments that are given without its class by an earlier source's; returns the latest."""
+def _complete_strategy(source: dict[str, Any], earlier: Any) -> Any:
+    """Add the class of an earlier source to strategy arguments without a class; returns the last strategy."""
     trainer = source.get("trainer")
     given = trainer.get("strategy") if isinstance(trainer, dict) else None
     if (
@@ -87,7 +94,7 @@ def _whole_strategy(source: dict[str, Any], earlier: Any) -> Any:
 
 
 def load_values(values: Mapping[str, Any]) -> RunConfig:
-    """Check plain values as those of one config file.
+    """Check plain values as if read from one config file.
 
     Raises:
         ConfigError: every problem at once.
@@ -99,7 +106,7 @@ def load_values(values: Mapping[str, Any]) -> RunConfig:
 
 
 def build_config(values: dict[str, Any]) -> RunConfig:
-    """The config of normalized values; where they name neither model nor data, that of the demo below them.
+    """The config of normalized values; without model and data, the demo's config with these values merged in.
 
     Raises:
         ConfigError: every problem at once.
@@ -107,8 +114,8 @@ def build_config(values: dict[str, Any]) -> RunConfig:
     if not values.get("model") and not values.get("data"):
         named = {key: value for key, value in values.items() if not (key in CLASS_FIELDS and value is None)}
         values = merge_values(read_preset("demo"), named)
-    values, missing = resolve_references(with_whole_lists(values), os.environ)
-    problems = [Problem(path, f"its value is a secret, which no file keeps: {name} is not set; set it, or give "
+    values, missing = resolve_references(with_complete_lists(values), os.environ)
+    problems = [Problem(path, f"its value is a secret, which is not stored, and {name} is not set; set it, or give "
                         f"--{path} again") for path, name in missing.items()]  # fmt: skip
     problems += all_problems(values)
     if problems:
@@ -117,17 +124,17 @@ def build_config(values: dict[str, Any]) -> RunConfig:
 
 
 def normalize_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """One source's values in the long form and under the launcher's keys, and what contradicts in it."""
+    """One source's values in the long form under the launcher's keys, and its contradictions."""
     return translate_lightning_cli(with_class_specs(values))
 
 
 def all_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Every problem of normalized values that can be seen without importing a class."""
+    """Every problem of normalized values that can be found without importing a class."""
     return [*find_problems(values), *_class_problems(values)]
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The plain values of one of the launcher's own configs."""
+    """The plain values of a config that ships with the launcher."""
     text = importlib.resources.files("launcher").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
@@ -136,18 +143,18 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """The plain values of one YAML or JSON file.
 
     Raises:
-        ConfigError: no such file, unreadable, broken (with the line), or no mapping.
+        ConfigError: no such file, unreadable, invalid (with the line), or no mapping.
     """
     values = read_plain_file(path)
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError([Problem(str(path), f"expected a mapping of settings, found {type(values).__name__}")])
+        raise ConfigError([Problem(str(path), f"found {type(values).__name__}; expected a mapping of settings")])
     return {str(key): _read_part(each, path.parent, key) if key in _PARTS else each for key, each in values.items()}
 
 
 def _read_part(given: Any, folder: Path, part: str) -> Any:
-    """The content of a file in the place of its name, as in `model: model.yaml`; anything else as it is."""
+    """The content of the file for a file name, as in `model: model.yaml`; other values unchanged."""
     if isinstance(given, str) and given.endswith(_FILES):
         file = folder / given
         given, folder = read_plain_file(file), file.parent
@@ -157,15 +164,15 @@ def _read_part(given: Any, folder: Path, part: str) -> Any:
 
 
 def read_plain_file(path: Path) -> Any:
-    """Whatever a YAML or JSON file holds.
+    """The content of a YAML or JSON file.
 
     Raises:
-        ConfigError: no such file, unreadable, or broken (with the line).
+        ConfigError: no such file, unreadable, or invalid (with the line).
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` writes one")]) from None
+        raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` prints one")]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             [Problem(str(path), f"cannot be read: {error}; give a text file that you may read")]
@@ -173,39 +180,40 @@ def read_plain_file(path: Path) -> Any:
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
     except json.JSONDecodeError as error:
-        raise ConfigError([Problem(f"{path}, line {error.lineno}", error.msg)]) from error
+        problem = f"invalid JSON: {error.msg}; correct this line"
+        raise ConfigError([Problem(f"{path}, line {error.lineno}", problem)]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise ConfigError(
-            [Problem(where, f"broken YAML: {error.problem or error.context}; correct this line")]
+            [Problem(where, f"invalid YAML: {error.problem or error.context}; correct this line")]
         ) from error
     except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a date or number of the right shape that does not exist.
-        raise ConfigError([Problem(str(path), f"broken YAML: {error}; correct this value")]) from error
+        # ValueError: a well-formed date or number that does not exist.
+        raise ConfigError([Problem(str(path), f"invalid YAML: {error}; correct this value")]) from error
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Nested values of `--a.b value`, `--a.b=value` and bare `--flag` words.
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Nested values of the arguments `--a.b value`, `--a.b=value` and `--flag`.
 
     Raises:
-        ConfigError: a word that is no option.
+        ConfigError: an argument that is no option.
     """
     hints = {path: info.hint for path, info in config_fields()}
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     position = 0
-    while position < len(words):
-        word = words[position]
+    while position < len(arguments):
+        argument = arguments[position]
         position += 1
-        if not word.startswith("--") or len(word) == 2:
-            problems.append(Problem(word, "not an option; settings are given as --key value or --key=value"))
+        if not argument.startswith("--") or len(argument) == 2:
+            problems.append(Problem(argument, "not an option; give settings as --key value or --key=value"))
             continue
-        key, equals, text = word[2:].partition("=")
+        key, equals, text = argument[2:].partition("=")
         path = path_of(key)
         if not equals:
-            if position < len(words) and not words[position].startswith("--"):
-                text = words[position]
+            if position < len(arguments) and not arguments[position].startswith("--"):
+                text = arguments[position]
                 position += 1
             else:
                 text = "true"
@@ -217,19 +225,19 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def path_of(key: str) -> str:
-    """The dotted path that a key of the command line means: its first word may have dashes."""
+    """The dotted path of a command line key, whose first part may have dashes."""
     group, dot, rest = key.partition(".")
     return group.replace("-", "_") + dot + rest
 
 
 def is_text(hint: Any) -> bool:
-    """Whether a field's every word is text, whatever YAML would read it as."""
+    """Whether a field takes only text, so that its value is not read as YAML."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     return set(parts) <= {str, type(None)}
 
 
 def _parse_value(text: str, hint: Any) -> Any:
-    """A command line word as YAML reads it, unless the field is text anyway."""
+    """A command line value read as YAML, unless the field takes only text."""
     if text != "null" and is_text(hint):
         return text
     try:
@@ -239,10 +247,10 @@ def _parse_value(text: str, hint: Any) -> Any:
 
 
 def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """What can be said of the classes without importing them."""
+    """Problems of the classes that can be found without importing them."""
     problems: list[Problem] = []
     if values.get("data") and not values.get("model"):
-        problems.append(Problem("model", "data was given, but no model; add `model: {class_path: my_pkg.MyModule}`"))
+        problems.append(Problem("model", "not given, but data is; add `model: {class_path: my_pkg.MyModule}`"))
     for key in CLASS_FIELDS:
         spec = values.get(key)
         if not isinstance(spec, dict) or not spec:
@@ -253,20 +261,20 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
         elif path is None:
             given = ", ".join(map(str, arguments))
             problems.append(
-                Problem(key, f"arguments {given} of which class? add class_path, or --{key} my_pkg.MyClass")
+                Problem(key, f"given arguments {given} without a class; add class_path, or --{key} my_pkg.MyClass")
             )
         elif not _names_class(path, short=key not in ("model", "data")):
-            problems.append(Problem(f"{key}.class_path", f"given {path!r}; {_import_path_of(path)}"))
+            problems.append(Problem(f"{key}.class_path", f"given {path!r}; {_suggest_import_path(path)}"))
     return problems
 
 
 def _names_class(path: Any, *, short: bool) -> bool:
-    """Whether a value looks like an import path; LightningCLI's short names are for classes that are imported."""
+    """Whether a value looks like an import path; `short` allows a name without a module, as LightningCLI does."""
     return isinstance(path, str) and re.fullmatch(rf"[^\W\d]\w*(\.[^\W\d]\w*){'*' if short else '+'}", path) is not None
 
 
-def _import_path_of(path: Any) -> str:
-    """What to write instead of a file's name."""
+def _suggest_import_path(path: Any) -> str:
+    """The advice for a value that is no import path."""
     if not isinstance(path, str) or not path.endswith(".py"):
         return "expected an import path like my_pkg.MyClass"
     file = Path(path)
@@ -276,4 +284,4 @@ def _import_path_of(path: Any) -> str:
         module = ".".join(file.absolute().relative_to(Path.cwd()).with_suffix("").parts)
     except (OSError, ValueError, SyntaxError):
         return "expected an import path like my_pkg.MyClass, not a file"
-    return f"that is a file; give a class in it: {' or '.join(f'{module}.{name}' for name in classes or ['MyClass'])}"
+    return f"this is a file; give a class in it: {' or '.join(f'{module}.{name}' for name in classes or ['MyClass'])}"

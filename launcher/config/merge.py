@@ -1,4 +1,4 @@
-"""Settings of several sources become one: class specs in their long form, laid over one another."""
+"""Merge the settings of several sources, with class specs in their long form."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 CLASS_FIELDS = ("model", "data", "optimizer", "lr_scheduler")
 CLASS_LISTS = ("callbacks", "logger", "plugins")
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-# Arguments of the class that another one was put in the place of: those that the new class takes, too, stay.
+# Arguments of a class that another source has replaced: those that the new class accepts too are kept.
 FORMER = "former_args"
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _OLD_PATH = re.compile(r"pytorch_lightning(\.\w+)+")
 
 
 def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Put a value at a dotted path, in place.
+    """Set a value at a dotted path, in place.
 
-    `model` may be a class's name or its settings; what is set of `trainer.callbacks` is set of the last one.
+    `model` may be a class name or a mapping; settings of `trainer.callbacks` belong to the last callback.
     """
     place = values
     for key in keys[:-1]:
@@ -46,7 +46,7 @@ def set_path(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _put(place: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value, or append it: of a list that is not given here, `key+` is kept."""
+    """Set a value, or append it; if this source does not set the list, `key+` is kept."""
     name = appended_to(key)
     if name == key:
         place.pop(f"{key}+", None)
@@ -58,10 +58,10 @@ def _put(place: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `over` on `base`, in place, as LightningCLI does.
+    """Merge `over` into `base`, in place, as LightningCLI does.
 
-    Another class keeps the earlier arguments that it takes, too, which shows when it is imported; `callbacks+` adds to
-    `callbacks`, and `key+` to any list; settings without a class are those of the last of several.
+    A new class keeps the earlier arguments that it accepts, which is decided when it is imported. `callbacks+` appends
+    to `callbacks`, and `key+` to any list. Settings without a class belong to the last class of several.
     """
     for key, value in over.items():
         name = appended_to(key)
@@ -87,12 +87,12 @@ def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 
 def _is_part(value: Any) -> bool:
-    """Whether these are settings of a class that is named elsewhere."""
+    """Whether these are settings of a class that another source names."""
     return isinstance(value, Mapping) and "class_path" not in value
 
 
 def _merged_class(below: dict[str, Any], value: Any) -> Any:
-    """A class spec with another, a part of one, or a name laid on it."""
+    """A class spec merged with another one, a part of one, or a class name."""
     if isinstance(value, str) and _IMPORT_PATH.fullmatch(value):
         value = {"class_path": value}
     if not isinstance(value, Mapping):
@@ -104,13 +104,13 @@ def _merged_class(below: dict[str, Any], value: Any) -> Any:
     return {**over, FORMER: former} if former else over
 
 
-def with_whole_lists(value: Any) -> Any:
-    """A copy in which `key+` of a class's arguments is the list itself: nothing was given that it appends to."""
+def with_complete_lists(value: Any) -> Any:
+    """A copy in which `key+` of a class's arguments becomes `key`: no source has set the list that it appends to."""
     if isinstance(value, list):
-        return [with_whole_lists(each) for each in value]
+        return [with_complete_lists(each) for each in value]
     if not isinstance(value, dict):
         return value
-    result = {key: with_whole_lists(each) for key, each in value.items()}
+    result = {key: with_complete_lists(each) for key, each in value.items()}
     for part in ("init_args", FORMER):
         if isinstance(given := result.get(part), dict):
             result[part] = {}
@@ -121,7 +121,7 @@ def with_whole_lists(value: Any) -> Any:
 
 
 def with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
-    """`model: pkg.Class` and `model: {lr: 1}` in the long form with `class_path` and `init_args`; others likewise."""
+    """A copy with `model: pkg.Class` and `model: {lr: 1}` in the form `class_path` and `init_args`; others likewise."""
     result = _current_paths(values)
     for key in CLASS_FIELDS:
         if key in result:
@@ -138,7 +138,7 @@ def with_class_specs(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spec(given: Any) -> Any:
-    """One class, or each of several, in the long form; what is no class is left for the check to tell."""
+    """One class or each of several in the long form; other values are left to the validation."""
     if isinstance(given, list):
         return [_spec(each) for each in given]
     if isinstance(given, str):
@@ -148,7 +148,7 @@ def _spec(given: Any) -> Any:
     own = {k: v for k, v in given.items() if k in (*_CLASS_KEYS, FORMER)}
     arguments = {k: v for k, v in given.items() if k not in own}
     inner = own.get("init_args") or {}
-    # Something else than a mapping is left for the check to tell.
+    # Values that are no mapping are left to the validation.
     if arguments and isinstance(inner, Mapping):
         own["init_args"] = dict(inner)
         for key, value in arguments.items():
@@ -157,7 +157,7 @@ def _spec(given: Any) -> Any:
 
 
 def _current_paths(value: Any) -> Any:
-    """A copy with Lightning's own classes where they lie today: files for `pytorch_lightning` name the old place."""
+    """A copy with `lightning.pytorch` in the import paths of Lightning's classes instead of `pytorch_lightning`."""
     if isinstance(value, dict):
         return {key: _current_paths(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -168,10 +168,10 @@ def _current_paths(value: Any) -> Any:
 
 
 def appended_to(key: Any) -> Any:
-    """The name of the list that `key+` appends to; any other key as it is."""
+    """The name of the list that `key+` appends to; other keys unchanged."""
     return key.removesuffix("+") if isinstance(key, str) else key
 
 
 def as_list(value: Any) -> list[Any]:
-    """Of one value or several; of none, an empty one."""
+    """A list of one or several values; empty for None."""
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,4 +1,4 @@
-"""The presets that a config can start from: small config files of the launcher's own."""
+"""The presets: small config files of the launcher to start from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from launcher.core.errors import ConfigError, Problem
 from strategies.choice import AUTO
 from strategies.choice import NAMES as STRATEGY_NAMES
 
-# From a laptop to a cluster, as the wizard lists them.
+# From a laptop to a cluster, in the order of the wizard's list.
 ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "zero2-node", "zero3-offload", "slurm-multi-node")
 
 
 def preset_names() -> tuple[str, ...]:
-    """The presets whose strategy this version has."""
+    """The presets whose strategy exists."""
     return tuple(name for name in ALL_PRESETS if read_preset(name).get("strategy", AUTO) in STRATEGY_NAMES)
 
 
@@ -24,17 +24,17 @@ def preset_values(name: str) -> dict[str, Any]:
     """A preset's plain values.
 
     Raises:
-        ConfigError: there is no such preset; lists them.
+        ConfigError: no such preset; lists the valid ones.
     """
     names = preset_names()
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError([Problem("preset", f"given {name!r}; {hint}presets are {', '.join(names)}")])
+        raise ConfigError([Problem("preset", f"given {name!r}; {hint}valid are {', '.join(names)}")])
     return read_preset(name)
 
 
 def preset_summary(name: str) -> str:
-    """What a preset is for, in one line: the first of its file."""
+    """The purpose of a preset: the first line of its file."""
     text = importlib.resources.files("launcher").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
     return text.partition("\n")[0].removeprefix("# ")

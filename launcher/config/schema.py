@@ -1,4 +1,4 @@
-"""`RunConfig`: what the user asked for, as a frozen record."""
+"""`RunConfig`: the user's settings as a frozen record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.core.yaml_loader import dump_yaml
 
 
 def _at_least(minimum: float, default: Any) -> Any:
-    """A field whose number, where one is given, is at least `minimum`."""
+    """A field whose number, if given, is at least `minimum`."""
     return field(default=default, metadata={"minimum": minimum})
 
 
@@ -23,8 +23,8 @@ def _at_least(minimum: float, default: Any) -> Any:
 class TrainerOptions:
     """Lightning's Trainer arguments, with Lightning's names, meanings and defaults.
 
-    What the launcher decides itself (accelerator, strategy, devices, num_nodes, precision) stands at the top level;
-    LightningCLI's place for it under `trainer` is read too.
+    Settings that the launcher decides (accelerator, strategy, devices, num_nodes, precision) are at the top level; they
+    are also read under `trainer`, as in LightningCLI.
     """
 
     max_epochs: int | None = _at_least(-1, None)
@@ -65,7 +65,15 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """When checkpoints are written. The last one always is: it is what a run resumes from."""
+    """When checkpoints are written. The last checkpoint is always written; a run resumes from it.
+
+    Attributes:
+        every_n_epochs: save after each N epochs.
+        every_n_steps: save after each N optimizer steps: how many steps a crash can cost.
+        save_top_k: number of best checkpoints to keep; -1 keeps all.
+        monitor: the metric that decides which checkpoints are the best.
+        mode: whether a smaller or a larger value is better.
+    """
 
     every_n_epochs: int | None = _at_least(1, None)
     every_n_steps: int | None = _at_least(1, None)
@@ -76,7 +84,16 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """Where Weights & Biases gets the metrics. `auto`: online if a key is at hand, offline otherwise."""
+    """Weights & Biases. `auto`: online if an API key is configured, offline otherwise.
+
+    Attributes:
+        mode: `auto` is online if an API key is available, offline otherwise.
+        project: name of the project.
+        entity: user or team that owns the project.
+        group: group of runs in the project.
+        tags: labels of the run.
+        init_timeout: seconds to wait for the server before the run continues without W&B.
+    """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "launcher"
@@ -88,7 +105,11 @@ class WandbOptions:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """When an alert is raised; names and meanings of `launcher.monitoring.health.Limits`."""
+    """When an alert is raised; the other names and meanings are those of `launcher.monitoring.health.Limits`.
+
+    Attributes:
+        every_n_steps: steps between two samples; Lightning's `log_every_n_steps` if not given.
+    """
 
     every_n_steps: int | None = _at_least(1, None)
     floor: float = _at_least(0, 1.0)
@@ -100,7 +121,7 @@ class WatchOptions:
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What `launcher submit` asks SLURM for where its flags do not say it; names and meanings of sbatch's options."""
+    """What `launcher submit` requests from SLURM unless its flags set it; named as sbatch's options."""
 
     nodes: int | None = _at_least(1, None)
     gpus_per_node: int | None = _at_least(1, None)
@@ -126,37 +147,37 @@ class RunConfig:
     """One run. `model` and `data` are `class_path` and `init_args`, as LightningCLI users know them.
 
     Attributes:
-        name: the run's name and its directory under `runs_dir`; made from the date and the config if not given.
+        name: name of the run and of its folder in `runs_dir`; by default from the date and the config.
         runs_dir: folder of all runs.
-        seed: seed of every random generator and of the order of the data.
-        accelerator: kind of device; `auto` takes a GPU where there is one.
+        seed: seed of all random generators and of the order of the data.
+        accelerator: kind of device; `auto` takes a GPU if there is one.
         devices: ranks on each node; `auto` takes all GPUs, or one process on a CPU.
-        num_nodes: number of nodes; `auto` takes what torchrun or SLURM say.
+        num_nodes: number of nodes; `auto` takes the number of torchrun or SLURM.
         strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, or `deepspeed_stage_1`, `_2`, `_3`,
             `_2_offload`, `_3_offload`, `_3_offload_nvme`.
-        deepspeed_config: DeepSpeed's own settings, or the path of its JSON file; what is left out or 'auto' is planned.
-        precision: `auto`, or any spelling of a precision, which is an order that every rank must be able to meet.
-        precision_fallback: turn that order into the best precision that all ranks share.
+        deepspeed_config: DeepSpeed settings, or the path of a JSON file; missing and 'auto' values are planned.
+        precision: `auto`, or any spelling of a precision, which every rank must support.
+        precision_fallback: if a rank does not support it, use the best precision that all ranks share.
         on_precision_change: what to do if a resumed run would train in another precision than its checkpoint.
-        use_amp: true wishes for mixed precision, false turns it off.
+        use_amp: true requests mixed precision where supported, false turns it off.
         global_batch_size: samples per optimizer step, whatever the number of ranks.
         memory_share: share of each device's memory that a plan may use.
         on_oom: what to do when a run is out of memory: `stop`, or restart with the `next` strategy that needs less.
         ddp: further arguments of Lightning's DDPStrategy, such as `bucket_cap_mb` or `ddp_comm_hook`.
-        static_graph: whether DDP may take the first step's graph for all; `auto` asks the model's `static_graph`.
+        static_graph: whether DDP may use the first step's graph for all steps; `auto` reads the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
-        resume_trust: whether that checkpoint may run code when it is loaded, as objects of foreign classes do; a run's
-            own checkpoints may, as long as nobody else can write to its directory.
+        resume_trust: whether that checkpoint may run code when it is loaded, as objects of unknown classes do; a run's
+            own checkpoints may, if no other user can write to its directory.
         agreement_timeout: seconds that the ranks wait for each other at the start.
         process_group_timeout: seconds after which a collective that waits for a rank fails.
         trainer: Lightning's Trainer arguments.
         checkpoint: when checkpoints are written.
         wandb: Weights & Biases.
-        watch: what is told of the loss scale and the speed of the ranks.
-        slurm: what `launcher submit` asks SLURM for.
+        watch: when an alert on the loss scale or the speed of ranks is raised.
+        slurm: what `launcher submit` requests from SLURM.
         model: the LightningModule.
-        data: the LightningDataModule; not needed if the model has loaders of its own.
-        optimizer: made instead of what the model's configure_optimizers returns.
+        data: the LightningDataModule; not needed if the model has its own loaders.
+        optimizer: replaces the result of the model's configure_optimizers.
         lr_scheduler: the schedule of that optimizer.
     """
 
@@ -192,11 +213,11 @@ class RunConfig:
     lr_scheduler: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain YAML values; `parse_config` takes it back."""
+        """As plain YAML values; `parse_config` is the inverse."""
         return dataclasses.asdict(self)
 
     def to_yaml(self, env: Mapping[str, str] = MappingProxyType({})) -> str:
-        """As a config file that `--config` takes; a secret is in it as a reference to a variable.
+        """As a config file for `--config`; secrets are references to variables.
 
         Args:
             env: see `launcher.core.secrets.references`.
@@ -204,12 +225,12 @@ class RunConfig:
         return dump_yaml(with_references(self.to_dict(), env))
 
     def digest(self) -> str:
-        """SHA-256 over every field but the secrets, as hexadecimal digits: equal exactly if the configs are."""
+        """SHA-256 over every field but the secrets, as hexadecimal digits; equal for equal configs."""
         return hashlib.sha256(repr(_sorted(redact(self.to_dict()))).encode()).hexdigest()
 
 
 def _sorted(value: Any) -> Any:
-    """The same for equal values, whatever the order of their keys; lists and tuples are alike, as in YAML."""
+    """A form that is the same for equal values, whatever the order of their keys; tuples count as lists, as in YAML."""
     if isinstance(value, Mapping):
         return sorted(((repr(k), _sorted(v)) for k, v in value.items()), key=lambda pair: pair[0])
     return (
@@ -219,14 +240,14 @@ def _sorted(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FieldInfo:
-    """What a config file may say at one dotted path."""
+    """The valid values of a config at one dotted path."""
 
     hint: Any
     minimum: float | None
 
 
 def config_fields(record: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every leaf of the config: its dotted path, type and smallest number."""
+    """Every setting of the config: its dotted path, type and smallest number."""
     hints = typing.get_type_hints(record)
     for entry in dataclasses.fields(record):
         hint = hints[entry.name]

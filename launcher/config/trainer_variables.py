@@ -1,4 +1,4 @@
-"""`PL_TRAINER_<NAME>` variables: Lightning's Trainer takes them as its defaults, and so does a config."""
+"""`PL_TRAINER_<NAME>` variables: defaults of the config, as of Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from launcher.config.validation import find_problems
 from launcher.core.errors import ConfigError, Problem
 
 PREFIX = "PL_TRAINER_"
-# The Trainer's other parameters, which are top-level keys here or have no meaning.
+# The Trainer's other parameters, which are top-level keys here or not supported.
 _OTHERS = ("accelerator", "devices", "num_nodes", "precision", "strategy", "default_root_dir", "model_registry")
 NAMES = (*(entry.name for entry in dataclasses.fields(TrainerOptions)), *_OTHERS)
 
 
 def read_variables(env: Mapping[str, str]) -> dict[str, Any]:
-    """What the variables say, as values of a config file; Lightning, too, passes over other names and empty ones.
+    """The variables as values of a config file; unknown names and empty values are ignored, as in Lightning.
 
     Raises:
-        ConfigError: names each variable of a wrong value, or of no meaning here.
+        ConfigError: names each variable with a wrong value or without a meaning here.
     """
     given = {name: _parsed(text) for name in NAMES if (text := env.get(PREFIX + name.upper()))}
     if not given:
@@ -39,12 +39,12 @@ def read_variables(env: Mapping[str, str]) -> dict[str, Any]:
 def with_variables(
     config: RunConfig, options: Mapping[str, Any], usual: RunConfig, env: Mapping[str, str]
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """The variables where a script has left its defaults.
+    """Apply the variables to the settings that a script has left at their defaults.
 
     Args:
         config: of the script.
-        options: of `config.trainer`, by the script.
-        usual: what both are where the script says nothing.
+        options: of `config.trainer`, set by the script.
+        usual: the defaults of both.
         env: with the variables.
 
     Returns:
@@ -53,13 +53,13 @@ def with_variables(
     values = read_variables(env)
     trainer, wandb = values.pop("trainer", {}), values.pop("wandb", {})
     untouched = {name: value for name, value in values.items() if getattr(config, name) == getattr(usual, name)}
-    said = {name: value for name, value in options.items() if value != getattr(usual.trainer, name)}
+    explicit = {name: value for name, value in options.items() if value != getattr(usual.trainer, name)}
     config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, **wandb), **untouched)
-    return config, {**options, **trainer, **said}
+    return config, {**options, **trainer, **explicit}
 
 
 def _parsed(text: str) -> Any:
-    """As Lightning does it."""
+    """As Lightning parses it."""
     with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ast.literal_eval(text)
     return text

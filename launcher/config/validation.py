@@ -1,4 +1,4 @@
-"""The check of a config's plain values: every problem at once, with its field path."""
+"""Validate a config's plain values: all problems at once, each with its field path."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from launcher.config import deepspeed_file as deepspeed_source
 from launcher.config.schema import FieldInfo, RunConfig, config_fields
 from launcher.core.errors import ConfigError, Problem
+from launcher.core.nested import flatten
 from launcher.core.secrets import redact
 from strategies import precision as precision_names
 from strategies.choice import DDP_OPTIONS, SINGLE_DEVICE
@@ -24,10 +25,10 @@ from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
-    """Make a `RunConfig` of plain values.
+    """Create a `RunConfig` from plain values.
 
     Raises:
-        ConfigError: lists every unknown key, wrong type and number out of range.
+        ConfigError: lists every unknown key, wrong type and invalid value.
     """
     problems = find_problems(values)
     if problems:
@@ -36,10 +37,13 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def find_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Every problem of the plain values of a config, in their order; empty if `parse_config` takes them."""
+    """Every problem of the plain values of a config, in their order; empty if they are valid."""
     leaves = dict(config_fields())
     problems: list[Problem] = []
-    for path, value in _leaves(values, leaves):
+    groups = {path.rpartition(".")[0] for path in leaves} - {""}
+    for path, value in flatten(values, groups.__contains__).items():
+        if path in groups and (value is None or value == {}):
+            continue
         info = leaves.get(path)
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves)))
@@ -51,13 +55,13 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem(path, f"given {value!r}; expected {wanted}"))
         elif path == deepspeed_source.FIELD:
             problems += deepspeed_source.deepspeed_problems(value)
-        elif path in _MEANING:
-            problems += [Problem(path, message) for message in _MEANING[path](value)]
+        elif path in _CHECKS:
+            problems += [Problem(path, message) for message in _CHECKS[path](value)]
     return [*problems, *_contradictions(values)]
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Settings that are each right, and wrong together."""
+    """Settings that are valid alone but not together."""
     trainer = values.get("trainer")
     if isinstance(trainer, Mapping) and trainer.get("plugins") and values.get("strategy") in VARIANTS:
         yield Problem("trainer.plugins", f"{BESIDE_DEEPSPEED}; remove it and set `precision`, or use `strategy: ddp`")
@@ -66,7 +70,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _name_problems(name: Any) -> Iterator[str]:
-    """A name is a folder's, and goes into W&B and job names."""
+    """A name is used for a folder, the W&B run and jobs."""
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         yield f"given {name!r}; expected up to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
 
@@ -85,7 +89,7 @@ def _strategy_problems(strategy: Any) -> Iterator[str]:
 
 
 def _share_problems(share: Any) -> Iterator[str]:
-    # A quoted number is one too.
+    # A quoted number is valid too.
     if not 0 < float(share) <= 1:
         yield f"given {share!r}; expected a share of each device's memory, more than 0 and at most 1, as in 0.92"
 
@@ -93,28 +97,17 @@ def _share_problems(share: Any) -> Iterator[str]:
 def _ddp_problems(options: Any) -> Iterator[str]:
     for key in options or {}:
         if key not in DDP_OPTIONS:
-            yield f"{key} is no option of it; valid are {', '.join(DDP_OPTIONS)}"
+            yield f"unknown argument {key}; valid are {', '.join(DDP_OPTIONS)}"
 
 
-# Fields whose type alone does not say what is valid.
-_MEANING: dict[str, Callable[[Any], Iterator[str]]] = {
+# Checks of fields whose type alone does not define the valid values.
+_CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
     "name": _name_problems,
     "precision": _precision_problems,
     "strategy": _strategy_problems,
     "memory_share": _share_problems,
     "ddp": _ddp_problems,
 }
-
-
-def _leaves(values: Mapping[str, Any], known: Mapping[str, FieldInfo], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths and values, down to the depth that the config knows."""
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        is_group = any(name.startswith(f"{path}.") for name in known)
-        if is_group and isinstance(value, Mapping):
-            yield from _leaves(value, known, f"{path}.")
-        elif not (is_group and value is None):
-            yield path, value
 
 
 def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
@@ -124,7 +117,7 @@ def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
     by_name: dict[str, list[str]] = {}
     for known in leaves:
         by_name.setdefault(known.rpartition(".")[2], []).append(known)
-    # A key at the wrong level is as common as a misspelt one, and so is a misspelt group.
+    # Keys at the wrong level and misspelt groups are as common as misspelt keys.
     groups = {known.partition(".")[0] for known in leaves if "." in known}
     close = by_name.get(name, []) + difflib.get_close_matches(path, {*leaves, *groups}, n=1, cutoff=0.75)
     close += [p for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.75) for p in by_name[n]]
@@ -142,7 +135,7 @@ def _parser(hint: Any) -> Any:
 
 
 def _is_plainly(hint: Any, value: Any) -> bool:
-    """Whether a value is of the type as it stands; asking jsonargparse takes 8 ms a key."""
+    """Whether a value is of the type without conversion; a check by jsonargparse takes 8 ms per key."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_is_plainly(part, value) for part in typing.get_args(hint))
@@ -169,7 +162,7 @@ def _has_type(hint: Any, value: Any) -> bool:
 
 
 def _read(hint: Any, value: Any) -> Any:
-    """A value in the form of its type: a quoted number is a number.
+    """A value converted to its type; a quoted number becomes a number.
 
     Raises:
         jsonargparse.ArgumentError, TypeError, ValueError: it is not of that type.
@@ -179,7 +172,7 @@ def _read(hint: Any, value: Any) -> Any:
     if _is_plainly(hint, value):
         return copy.deepcopy(value)
     if _holds_anything(hint):
-        # What a class is made of stays as it was given: jsonargparse makes an object of every class_path in it.
+        # Arguments of classes are not converted: jsonargparse would create an object for every class_path.
         raise TypeError(f"{value!r} is no {hint}")
     return _parser(hint).parse_object({"it": value})["it"]
 
@@ -189,7 +182,7 @@ def _holds_anything(hint: Any) -> bool:
 
 
 def _build(record: Any, values: Mapping[str, Any]) -> Any:
-    """The record, value by value: jsonargparse takes 100 ms for the whole."""
+    """Create the record value by value; jsonargparse takes 100 ms for all."""
     hints = typing.get_type_hints(record)
     given: dict[str, Any] = {}
     for key, value in values.items():
@@ -201,26 +194,26 @@ def _build(record: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _takes_null(hint: Any) -> bool:
-    """Whether null is a value here; left alone, jsonargparse lets it through everywhere."""
+    """Whether null is valid; jsonargparse accepts it for every type."""
     return type(None) in typing.get_args(hint)
 
 
 def _in_range(value: Any, minimum: float) -> bool:
-    """Whether a number is finite and large enough; text and booleans are no numbers."""
+    """Whether a number is finite and large enough; text and booleans always are."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return not is_number or minimum <= float(value) < math.inf
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
           dict: "a mapping", list: "a list"}  # fmt: skip
 
 
 def _describe(hint: Any) -> str:
-    """A type hint in the words of a YAML file."""
+    """A type hint as text for users of YAML."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        words = dict.fromkeys(_describe(part) for part in typing.get_args(hint))
-        return ", ".join([*words][:-1]) + f" or {[*words][-1]}" if len(words) > 1 else next(iter(words))
+        names = list(dict.fromkeys(_describe(part) for part in typing.get_args(hint)))
+        return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
     if origin is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return _WORDS.get(origin or hint, str(hint))
+    return _TYPE_NAMES.get(origin or hint, str(hint))

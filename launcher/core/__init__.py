@@ -1,4 +1,4 @@
-"""What every other package may use: errors, events, files written at once, YAML, the terminal, secrets.
+"""Basics that every other package may use: errors, events, atomic writes, YAML, the terminal, secrets.
 
-Nothing here knows of ranks, runs or training. What only one package uses belongs there.
+Nothing here depends on ranks, runs or training. Code that only one package uses belongs into that package.
 """

@@ -1,4 +1,4 @@
-"""Private files: one that is there whole or not at all, and those that others have written."""
+"""Private files, written atomically: a reader sees the old content or the new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,36 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file of mode 0600 whole or not at all."""
+@contextmanager
+def replace_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a file of mode 0600, which takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: the file.
+        durable: wait until the content is on the disk; not needed for what only lives as long as the machine is up.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    # New, so that nobody has laid a link there.
+    # O_EXCL: in a shared folder another user may have created a link of this name.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:  # Ctrl-C too leaves no half-written file
+    except BaseException:  # Ctrl-C too leaves no partial file
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file of mode 0600 atomically; see `replace_file`."""
+    with replace_file(path, durable=durable) as file:
+        file.write(text.encode())
 
 
 @contextmanager
@@ -38,12 +52,12 @@ def private_umask() -> Iterator[None]:
 
 
 def make_private(path: Path) -> None:
-    """Take the rights of group and others from what libraries wrote, a file or a folder; no link is followed.
+    """Remove the permissions of group and others from a file or a folder that a library wrote; follows no link.
 
-    A umask would do it at once, but it holds for the whole process, and so for the user's own files.
+    A umask would do the same, but it applies to the whole process, and therefore to the user's own files.
 
     Raises:
-        OSError: it is another user's, or the disk is read-only.
+        OSError: another user owns it, or the disk is read-only.
     """
     for folder, _, files in os.walk(path):
         for each in (folder, *(os.path.join(folder, name) for name in files)):  # noqa: PTH118 -- there may be many

@@ -1,6 +1,6 @@
-"""What this distribution is: its version and its packages."""
+"""The version and the packages of this distribution."""
 
 __version__ = "0.1.0"
 
-# They lie side by side.
+# All in one folder.
 OWN_PACKAGES = ("launcher", "strategies", "slurm")

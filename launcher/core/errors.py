@@ -1,24 +1,24 @@
-"""What can go wrong, as a tree. Only the command line turns it into text and an exit code.
+"""The tree of exceptions. Only the command line turns them into text and an exit code.
 
 LauncherError                      exit code 1
-  UsageError                       exit code 2: what was asked for cannot be done
+  UsageError                       exit code 2: the request cannot be fulfilled
     ConfigError                    every wrong field of a config, at once
-      LaunchError                  the flags that say how to start the ranks are wrong, all of them at once
+      LaunchError                  every wrong flag that sets how the ranks are started, at once
       SubmitError                  every option of a submission that is wrong or contradicts the config
-    NoSuchRunError                 there is no run of that name
-    TopologyError                  the variables that describe this rank are half set or contradict the config
-    AgreementError                 the ranks differ, or one of them never came
-    PlanError                      no strategy, precision or batch split meets the config on these ranks
-    RunDirectoryError              the run directory cannot be made or belongs to another run
-    ResumeError                    the checkpoint to resume from is missing, foreign or damaged
+    NoSuchRunError                 no run has that name
+    TopologyError                  the variables that describe this rank are incomplete or contradict the config
+    AgreementError                 the ranks differ, or one of them did not arrive
+    PlanError                      no strategy, precision or batch split fulfils the config on these ranks
+    RunDirectoryError              the run directory cannot be created or belongs to another run
+    ResumeError                    the checkpoint to resume from is missing, damaged or of another model
     DataError                      the data cannot feed the planned batches
-    MissingLibraryError            a library is needed that is not installed
-  QueueError                       exit code 1: SLURM, or the machine, did not take or answer what it was asked
-    ReportError                    there is no such run to report on, or the report cannot be written
+    MissingLibraryError            a required library is not installed
+    ReportError                    no such run, or the report cannot be written
+  QueueError                       exit code 1: SLURM, or this machine, rejected a request or did not answer
   TrainingError                    exit code 1: the model's or the data's own code raised
-    OutOfMemoryError               the device or the host had no memory left
+    OutOfMemoryError               the device or the host ran out of memory
 
-Interrupted                        exit code 128 + signal: stopped by a signal, after a checkpoint; no `Exception`
+Interrupted                        exit code 128 + signal: stopped by a signal after a checkpoint; no `Exception`
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from typing import Any
 
 
 class LauncherError(Exception):
-    """Anything that the launcher itself reports.
+    """Base class of all errors of the launcher.
 
     Attributes:
-        exit_code: what the process ends with.
+        exit_code: of the process.
     """
 
     exit_code = 1
 
 
 class UsageError(LauncherError):
-    """What was asked for cannot be done; nothing was trained."""
+    """The request cannot be fulfilled; nothing was trained."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One wrong field.
+    """One wrong field of a config or flag.
 
     Attributes:
         path: dotted path of the field, or the file's name.
-        message: what was given, what was expected, what to do.
+        message: the given value, the valid values, what to do.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Problem:
 
 
 class ConfigError(UsageError):
-    """Every problem of a config, in the order of the fields.
+    """All problems of a config, in the order of the fields.
 
     Attributes:
         problems: at least one.
@@ -76,7 +76,7 @@ class ConfigError(UsageError):
 
 
 class LaunchError(ConfigError):
-    """The flags that say how the ranks are started are wrong or contradict each other."""
+    """Flags that set how the ranks are started are wrong or contradict each other."""
 
     what = "the command line"
 
@@ -88,19 +88,19 @@ class SubmitError(ConfigError):
 
 
 class NoSuchRunError(UsageError):
-    """There is no run of that name; says which there are."""
+    """No run has that name; the message lists the existing ones."""
 
 
 class QueueError(LauncherError):
-    """SLURM, or this machine, did not take or answer what it was asked; carries its own words."""
+    """SLURM, or this machine, rejected a request or did not answer; contains its own message."""
 
 
 class TopologyError(UsageError):
-    """The variables that describe this rank are half set, no numbers, or contradict the config."""
+    """The variables that describe this rank are incomplete, no numbers, or contradict the config."""
 
 
 class AgreementError(UsageError):
-    """The ranks differ, one of them failed before the start, or one never came.
+    """The ranks differ, one of them failed before the start, or one did not arrive.
 
     Attributes:
         ranks: the blocking ranks.
@@ -112,15 +112,15 @@ class AgreementError(UsageError):
 
 
 class PlanError(UsageError):
-    """No strategy, precision or batch split meets the config on these ranks."""
+    """No strategy, precision or batch split fulfils the config on these ranks."""
 
 
 class RunDirectoryError(UsageError):
-    """The run directory cannot be made, or belongs to another run."""
+    """The run directory cannot be created, or belongs to another run."""
 
 
 class ResumeError(UsageError):
-    """The checkpoint to resume from is missing, foreign or damaged."""
+    """The checkpoint to resume from is missing, damaged or of another model."""
 
 
 class DataError(UsageError):
@@ -128,18 +128,18 @@ class DataError(UsageError):
 
 
 class MissingLibraryError(UsageError):
-    """A library is needed that is not installed; says how to get it."""
+    """A required library is not installed; the message contains the command to install it."""
 
 
 class ReportError(UsageError):
-    """There is no such run to report on, or the report cannot be written."""
+    """No such run, or the report cannot be written."""
 
 
 class TrainingError(LauncherError):
-    """The model's or the data's own code raised; `__cause__` is what it raised.
+    """The code of the model or the data raised an exception, which is `__cause__`.
 
     Attributes:
-        rank: the rank whose code it was, None where that is not known.
+        rank: the rank on which it was raised; None if not known.
     """
 
     def __init__(self, message: str, *, rank: int | None = None) -> None:
@@ -147,33 +147,33 @@ class TrainingError(LauncherError):
         self.rank = rank
 
 
-def also_its_cause(error: TrainingError) -> TrainingError:
-    """The same error, which an `except` for what the user's code raised catches too, as it does under plain Lightning.
+def with_cause_type(error: TrainingError) -> TrainingError:
+    """The same error as an instance of its cause's class too, so that an `except` of the user's script catches it.
 
-    Optuna's pruning and a script's own `except ValueError` go by the class. Text, `args` and fields are the cause's,
-    too; the rank is in the attribute `rank` and in a note.
+    Optuna's pruning and a script's `except ValueError` depend on the class. Text, `args` and fields are those of the
+    cause; the rank is in the attribute `rank` and in a note.
 
     Args:
-        error: with a `__cause__`; returned as it is where its class cannot be joined with the cause's.
+        error: with a `__cause__`; returned unchanged if its class cannot be combined with that of the cause.
     """
     cause = error.__cause__
     if not isinstance(cause, Exception) or type(error) is not TrainingError or isinstance(cause, LauncherError):
         return error
 
-    told = error.args
+    arguments = error.args
 
     def text(_: object) -> str:
         return str(cause)
 
-    def as_sent(_: object) -> tuple[type[TrainingError], tuple[Any, ...]]:
-        # Another process has no such class.
-        return TrainingError, told
+    def reduce(_: object) -> tuple[type[TrainingError], tuple[Any, ...]]:
+        # Another process does not have the combined class.
+        return TrainingError, arguments
 
     space: dict[str, Any] = {
-        # The cause's own may want other arguments.
+        # The cause's `__init__` may require other arguments.
         "__init__": Exception.__init__,
         "__str__": text,
-        "__reduce__": as_sent,
+        "__reduce__": reduce,
         "__module__": TrainingError.__module__,
     }
     try:
@@ -181,24 +181,24 @@ def also_its_cause(error: TrainingError) -> TrainingError:
     except TypeError:
         return error
     joined.args = cause.args
-    # What is no entry of `vars`: the fields of Python's own errors, such as `errno`, and slots.
+    # Fields that are not in `vars`: those of Python's own errors, such as `errno`, and slots.
     for kind in type(cause).__mro__:
         for name, member in vars(kind).items():
             if isinstance(member, types.MemberDescriptorType) and not name.startswith("__") and hasattr(cause, name):
                 setattr(joined, name, getattr(cause, name))
     vars(joined).update({**vars(cause), **vars(error)})
-    joined.__notes__ = [*getattr(cause, "__notes__", ()), *map(str, told)]
+    joined.__notes__ = [*getattr(cause, "__notes__", ()), *map(str, arguments)]
     return joined.with_traceback(error.__traceback__)
 
 
 class OutOfMemoryError(TrainingError):
-    """The device or the host had no memory left; `__cause__` is what said so.
+    """The device or the host ran out of memory; `__cause__` is the original error.
 
     Attributes:
-        expected_bytes: what the plan expected at the step's peak; None if it did not look.
-        allocated_bytes: the most that was allocated on this rank's device; None where that cannot be known (a CPU).
-        next_strategy: what to go on with; None if nothing needs less.
-        go_on: whether the config asks to go on with it (`on_oom: next`).
+        expected_bytes: peak of a step in the plan; None if the plan has no memory estimate.
+        allocated_bytes: peak that was allocated on this rank's device; None if unknown (a CPU).
+        next_strategy: the next strategy that needs less memory; None if there is none.
+        restarts: whether the run restarts with that strategy (`on_oom: next`).
     """
 
     def __init__(
@@ -208,27 +208,27 @@ class OutOfMemoryError(TrainingError):
         expected_bytes: int | None,
         allocated_bytes: int | None,
         next_strategy: str | None,
-        go_on: bool,
+        restarts: bool,
         rank: int | None = None,
     ) -> None:
         super().__init__(message, rank=rank)
         self.expected_bytes = expected_bytes
         self.allocated_bytes = allocated_bytes
         self.next_strategy = next_strategy
-        self.go_on = go_on
+        self.restarts = restarts
 
 
 class Interrupted(BaseException):
     """Stopped by a signal at a step boundary, with a checkpoint if one could be written.
 
-    No `Exception`: a script that goes on after a failed training must end here. What `launcher.fit` and `train` raise
-    is a `SystemExit`, too, and a `KeyboardInterrupt` after Ctrl-C.
+    No `Exception`: a script that continues after a failed training must end here. `launcher.fit` and `train` raise it
+    as a `SystemExit` too, and after Ctrl-C as a `KeyboardInterrupt`.
 
     Attributes:
         signal_number: the signal.
-        checkpoint: path of what was saved, if anything was.
+        checkpoint: path of the saved checkpoint, if there is one.
         step: optimizer steps done.
-        exit_code: what the process ends with.
+        exit_code: of the process.
         users_handler: calls the script's own handler of the signal; None if it has none.
     """
 
@@ -241,7 +241,7 @@ class Interrupted(BaseException):
         self.users_handler: Callable[[], Any] | None = None
 
     def for_script(self) -> Interrupted:
-        """The same, which ends a script as Python's own would. Lightning inside would take it for something else."""
+        """The same as a `SystemExit`, which ends a script; not raised inside Lightning, which handles those itself."""
         kind = _InterruptedByCtrlC if self.signal_number == signal.SIGINT else _InterruptedBySignal
         return kind(self.signal_number, checkpoint=self.checkpoint, step=self.step)
 

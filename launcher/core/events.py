@@ -1,4 +1,4 @@
-"""One JSON line per thing that happened: the single source for reports and tests."""
+"""The event log, one JSON line per event: the only source of reports and tests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FILE_NAME = "events.jsonl"
 class EventLog:
     """Appends events of one rank to the run's `events.jsonl`.
 
-    A line is one `write` on a file opened for appending, so the lines of several ranks don't mix. A full disk is no
-    reason to stop a training: the lost lines are counted.
+    A line is one `write` to a file opened for appending, so the lines of several ranks do not mix. A full disk does not
+    stop the training: the lost lines are counted.
 
     Args:
-        path: the file; made with mode 0600 if missing.
-        rank: the rank that speaks.
+        path: the file; created with mode 0600 if missing.
+        rank: the rank that writes.
         clock: seconds since the epoch.
     """
 
@@ -33,14 +33,14 @@ class EventLog:
         self.lost = 0
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append `{"time", "rank", "kind", **fields}`; numbers that are not finite become text ('nan', 'inf')."""
+        """Append `{"time", "rank", "kind", **fields}`; non-finite numbers become text ('nan', 'inf')."""
         record = {"time": round(self._clock(), 6), "rank": self._rank, "kind": kind, **_finite(fields)}
         line = ("\n" if self._cut else "") + json.dumps(record, separators=(",", ":"), default=str) + "\n"
         data = line.encode()
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
-                # A disk that gets full may take a part: the next line must not be glued to it.
+                # A disk that becomes full may take a part of it: the next event must start on a new line.
                 self._cut = os.write(descriptor, data) < len(data)
             finally:
                 os.close(descriptor)
@@ -50,19 +50,19 @@ class EventLog:
 
 
 def read_events(path: Path, on_foreign: Callable[[], None] | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a run, oldest first; lines that are cut off or foreign are passed over.
+    """The events of a run, oldest first; incomplete and foreign lines are skipped.
 
     Args:
         path: the file.
-        on_foreign: told of each line that was passed over.
+        on_foreign: called for each line that is skipped.
     """
-    # What `json.loads` does, without its searches for white space: a long run has 200,000 lines.
+    # As `json.loads`, without its search for white space: a long run has 200,000 lines.
     decode = json.JSONDecoder().raw_decode
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in map(str.strip, lines):
             try:
                 record, end = decode(line)
-            except (ValueError, RecursionError):  # also a number of 5,000 digits, or brackets nested as deep
+            except (ValueError, RecursionError):  # also a number of 5,000 digits, or deeply nested brackets
                 record, end = None, 0
             if isinstance(record, dict) and "kind" in record and end == len(line):
                 yield record
@@ -71,7 +71,7 @@ def read_events(path: Path, on_foreign: Callable[[], None] | None = None) -> Ite
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: write it as text, which every reader takes."""
+    """JSON has no NaN: write it as text, which every reader accepts."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

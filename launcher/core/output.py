@@ -1,4 +1,4 @@
-"""What a rank shows and records of its run: events, terminal, notices."""
+"""The output of a rank: events, terminal, notices."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from launcher.core.events import EventLog
 
 @dataclass(frozen=True)
 class RunOutput:
-    """Where a rank writes what people and programs read.
+    """Where a rank writes its events and notices.
 
     Attributes:
         events: of the run.
         console: rank zero's terminal.
         is_rank_zero: notices of other ranks are dropped.
-        records_notices: whether a notice is an event too.
+        records_notices: whether a notice is also an event.
     """
 
     events: EventLog
@@ -26,7 +26,7 @@ class RunOutput:
     records_notices: bool = True
 
     def notice(self, message: str) -> None:
-        """Inform the user, from rank zero alone."""
+        """Inform the user; only rank zero does."""
         if not self.is_rank_zero:
             return
         if self.records_notices:

@@ -1,4 +1,4 @@
-"""Commands that run the launcher's own modules, whatever lies in the user's folder."""
+"""Commands that run the launcher's own modules, even if the user's folder has packages of the same names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 _SAFE_PATH = "PYTHONSAFEPATH"
 
 
-def module_command(module: str, *words: str) -> tuple[str, ...]:
-    """`python -m MODULE WORDS`, which finds no package of the same name in the working directory."""
-    return (sys.executable, "-P", "-m", module, *words)
+def module_command(module: str, *arguments: str) -> tuple[str, ...]:
+    """`python -m MODULE ARGUMENTS`, which does not import from the working directory."""
+    return (sys.executable, "-P", "-m", module, *arguments)
 
 
 @contextlib.contextmanager
 def without_working_directory() -> Iterator[None]:
-    """For a process that Python starts by itself: it finds no package of the launcher's name in the working directory.
+    """For a process that Python itself starts in the block: it does not import from the working directory.
 
-    The process calls `forget_safe_path`, so that those that it starts are as they always are.
+    The process calls `forget_safe_path`, so that this does not apply to the processes that it starts.
     """
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = before or "launcher"
@@ -31,7 +31,7 @@ def without_working_directory() -> Iterator[None]:
 
 
 def forget_safe_path() -> None:
-    """In that process: the working directory is importable again, after what is imported already."""
+    """In that process: allow imports from the working directory again."""
     if os.environ.get(_SAFE_PATH) == "launcher":
         del os.environ[_SAFE_PATH]
         sys.path.insert(0, "")

@@ -1,4 +1,4 @@
-"""What a secret is, in one place: values whose key or form says so, and what may be shown or written instead. Pure."""
+"""Which values are secrets, judged by their key or form, and what is shown or written in their place. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 HIDDEN = "(hidden)"
-# Names the variable that holds a secret which its path alone identifies.
+# Prefix of the variable for a secret that no other variable holds.
 VARIABLE_PREFIX = "LAUNCHER_SECRET_"
 
 _Path = tuple[str, ...]
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-# A key with one of these words has a secret value, whatever the value looks like.
+_KEY_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# A key with one of these parts has a secret value, whatever the value looks like.
 _STRONG = {"password", "passwords", "passwd", "pwd", "passphrase", "passcode", "secret", "secrets", "credential",
            "credentials", "creds", "apikey", "apikeys", "accesskey", "secretkey", "authtoken",
            "authorization"}  # fmt: skip
@@ -24,23 +24,23 @@ _STRONG_PAIRS = {
     for kind in ("api", "access", "private", "auth", "account", "refresh", "bearer", "session", "signing", "encryption",
                  "ssh", "license", "hf", "hub", "wandb", "github", "gitlab", "openai", "aws", "azure")
 }  # fmt: skip
-# Last words of a key that say where a secret is, or how large: not the secret itself.
+# Last parts of a key for the place or size of a secret: not the secret itself.
 _ABOUT = {"file", "files", "path", "paths", "dir", "folder", "env", "var", "variable", "name", "names", "length", "len",
           "dim", "size", "type", "types", "count", "num", "field", "column", "policy", "prefix", "ttl",
           "expiry"}  # fmt: skip
-# What stands before 'token' in the names of language models' symbols and counts.
+# Parts before 'token' in the names of symbols and counts of language models.
 _SYMBOLS = {"pad", "padding", "bos", "eos", "mask", "masked", "cls", "sep", "unk", "unknown", "oov", "special", "image",
             "video", "audio", "text", "start", "end", "stop", "begin", "per", "each", "next", "first", "last", "prompt",
             "class", "register", "query", "prefix", "suffix", "eot", "eod", "sos", "go", "blank", "additional", "num",
             "n", "max", "min", "total", "sub", "word", "dist", "distillation", "label", "separator", "new", "added",
             "extra", "input", "output", "target"}  # fmt: skip
-# What stands before 'key' where it names an entry of a batch, a table or a state.
+# Parts before 'key' in the names of entries of a batch, a table or a state.
 _ENTRIES = {"label", "image", "img", "target", "input", "output", "batch", "text", "data", "feature", "features",
             "sort", "group", "index", "id", "join", "metric", "monitor", "loss", "score", "state", "dict", "value",
             "mask", "time", "sample", "item", "class", "column", "source", "src", "tgt", "dst", "node", "edge", "graph",
             "x", "y", "pred", "prediction", "caption", "audio", "video", "map", "cond", "query"}  # fmt: skip
 _SYMBOL = re.compile(r"[<\[|].*[>\]|]", re.DOTALL)
-# A column, a metric, an entry of a batch: what `label_key`, `keys` and `monitor_key` name; or `auth: basic`.
+# A column, a metric or an entry of a batch, as in `label_key`, `keys` and `monitor_key`; or `auth: basic`.
 _ENTRY = re.compile(r"(?=.{1,40}$)[a-z]+([_./ -][a-z]+)*[_-]?\d{0,2}")
 _IN_URL = re.compile(
     r"\b[a-z][a-z0-9+.-]*://(?:[^\s/@:]*:[^\s/@]+|[^\s/@:]{20,})@"
@@ -48,27 +48,22 @@ _IN_URL = re.compile(
     re.IGNORECASE,
 )
 _REFERENCE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)\}")
-# A shorter one may stand in any text by chance.
+# A shorter secret may occur in any text by chance.
 _SHORTEST_IN_TEXT = 4
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether a setting of this name may hold a secret; 'token', 'key' and 'auth' only as its last word."""
-    return _strength(name) > 0
-
-
 def redact(values: Any) -> Any:
-    """The same plain values with `HIDDEN` in the place of each secret, or of the reference to it."""
+    """The same plain values with `HIDDEN` in place of each secret or reference to one."""
     return _changed(values, lambda path, value, named: HIDDEN)
 
 
 def without_secrets(values: Any) -> Any:
-    """The same plain values; what is named like a secret is left out, with its key."""
+    """The same plain values without secrets and their keys."""
     return _without(redact(values))
 
 
 def find_secrets(values: Any) -> dict[str, Any]:
-    """Dotted path to value of every secret in plain values; a reference is none."""
+    """Dotted path to value of every secret in plain values; references are not included."""
     found: dict[str, Any] = {}
 
     def note(path: _Path, value: Any, named: bool) -> Any:
@@ -82,17 +77,17 @@ def find_secrets(values: Any) -> dict[str, Any]:
 
 
 def digests(values: Any) -> dict[str, str]:
-    """Dotted path to a digest of every secret, by which two ranks compare theirs without showing them."""
+    """Dotted path to a digest of every secret, by which ranks compare secrets without showing them."""
     return {path: hashlib.sha256(f"{path}={value}".encode()).hexdigest()[:16]
             for path, value in find_secrets(values).items()}  # fmt: skip
 
 
 def references(values: Any, env: Mapping[str, str]) -> dict[str, str]:
-    """Variable to value of every secret in plain values: what has to be set to read `with_references` back.
+    """Variable to value of every secret in plain values: must be set to read the result of `with_references`.
 
     Args:
         values: of a config.
-        env: a secret-looking variable that holds a value already is taken for it.
+        env: if a variable with a secret's name holds a value already, that variable is used.
     """
     found: dict[str, str] = {}
 
@@ -106,7 +101,7 @@ def references(values: Any, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def with_references(values: Any, env: Mapping[str, str]) -> Any:
-    """The same plain values, `${oc.env:NAME}` in the place of each secret: what may be written to a file."""
+    """The same plain values with `${oc.env:NAME}` in place of each secret, which may be written to a file."""
 
     def refer(path: _Path, value: Any, named: bool) -> Any:
         return value if _variable_of(value) else f"${{oc.env:{_variable(path, value, named, env)}}}"
@@ -118,7 +113,7 @@ def resolve_references(values: Any, env: Mapping[str, str]) -> tuple[Any, dict[s
     """The inverse of `with_references`.
 
     Returns:
-        The values, and the dotted path and variable of every secret whose variable is not set.
+        The values, and dotted path to variable of every secret whose variable is not set.
     """
     missing: dict[str, str] = {}
 
@@ -132,17 +127,17 @@ def resolve_references(values: Any, env: Mapping[str, str]) -> tuple[Any, dict[s
     return _changed(values, resolve), missing
 
 
-def hide_in_arguments(words: Sequence[str]) -> list[str]:
+def hide_in_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line without the values of `--some.token VALUE` and `--some.token=VALUE`."""
     shown: list[str] = []
-    before = ""
-    for word in words:
-        key, equals, text = word.partition("=")
-        if word.startswith("--"):
-            shown.append(f"{key}={_shown(key, text)}" if equals else word)
+    option = ""
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if argument.startswith("--"):
+            shown.append(f"{key}={_shown(key, text)}" if equals else argument)
         else:
-            shown.append(_shown(before, word))
-        before = word if word.startswith("--") and not equals else ""
+            shown.append(_shown(option, argument))
+        option = argument if argument.startswith("--") and not equals else ""
     return shown
 
 
@@ -151,7 +146,7 @@ def _shown(key: str, text: str) -> str:
 
 
 def scrub(text: str, secrets: Iterable[Any]) -> str:
-    """A text without these values: what an error says of a wrong one."""
+    """A text without these values, for error messages."""
     spelt = {text for each in secrets for text in (str(each), repr(str(each))[1:-1])}
     for secret in sorted(spelt, key=len, reverse=True):
         if len(secret) >= _SHORTEST_IN_TEXT:
@@ -160,27 +155,27 @@ def scrub(text: str, secrets: Iterable[Any]) -> str:
 
 
 def _strength(name: str) -> int:
-    """2: whatever its value, 1: by its value, 0: no secret."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    while words and (words[-1].isdigit() or words[-1] in ("value", "string", "str")):
-        words.pop()
-    if words[-3:] == ["access", "key", "id"]:
+    """2: a secret whatever its value, 1: depends on its value, 0: no secret."""
+    parts = [part.lower() for part in _KEY_PART.findall(name)]
+    while parts and (parts[-1].isdigit() or parts[-1] in ("value", "string", "str")):
+        parts.pop()
+    if parts[-3:] == ["access", "key", "id"]:
         return 2
-    if not words or words[-1] in _ABOUT:
+    if not parts or parts[-1] in _ABOUT:
         return 0
-    if _STRONG & set(words) or tuple(words[-2:]) in _STRONG_PAIRS:
+    if _STRONG & set(parts) or tuple(parts[-2:]) in _STRONG_PAIRS:
         return 2
-    if words[-1] == "auth" or words[-2:] == ["auth", "header"]:
+    if parts[-1] == "auth" or parts[-2:] == ["auth", "header"]:
         return 1
-    # Several keys are entries of a batch, unless a word before says more.
-    ordinary = {"token": _SYMBOLS, "tokens": _SYMBOLS, "key": _ENTRIES}.get(words[-1])
-    return 0 if ordinary is None or (words[-2:-1] and words[-2] in ordinary) else 1
+    # The plural `keys` names entries of a batch, except in the pairs above.
+    ordinary = {"token": _SYMBOLS, "tokens": _SYMBOLS, "key": _ENTRIES}.get(parts[-1])
+    return 0 if ordinary is None or (parts[-2:-1] and parts[-2] in ordinary) else 1
 
 
 def _is_secret(name: str, value: Any, strength: int) -> bool:
-    # An array is not compared with a text.
+    # Not `==`: an array does not compare to a text.
     if not isinstance(value, str):
-        # A rate or a share, as `secret_loss_scale`: `load_from_checkpoint` needs it.
+        # A number with a fraction is a rate or a share, as `secret_loss_scale`, and `load_from_checkpoint` needs it.
         return strength == 2 and value is not None and not isinstance(value, bool | float)
     if value in ("", HIDDEN) or (strength == 2 and name == "class_path"):
         return False
@@ -191,7 +186,7 @@ def _is_secret(name: str, value: Any, strength: int) -> bool:
 
 
 def _changed(value: Any, change: Callable[[_Path, Any, bool], Any], path: _Path = (), strength: int = 0) -> Any:
-    """A copy of nested plain values, its secrets changed. What lies below a strong name is secret, too."""
+    """A copy of nested plain values with changed secrets. All values below a strong name are secrets."""
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
@@ -221,8 +216,8 @@ def _variable_of(value: Any) -> str | None:
 
 
 def _variable(path: _Path, value: Any, named: bool, env: Mapping[str, str]) -> str:
-    """The variable that holds a secret: one that does already, else one named after the secret's path."""
-    # A reference to any variable is resolved only where the setting's name says that there is a secret.
+    """The variable for a secret: one that holds it already, else one named after the secret's path."""
+    # A reference to any variable is resolved only if the setting's name is that of a secret.
     if named:
         holders = (name for name in sorted(env) if env[name] == str(value) and _strength(name))
         holder = next((n for n in holders if re.fullmatch(r"[A-Za-z_]\w*", n, re.ASCII)), None)

@@ -1,4 +1,4 @@
-"""The YAML of config files: YAML 1.1, but 1e-4 is a number both ways, 12:00:00 and dates are text, a key given twice
+"""The YAML of config files: YAML 1.1, except that 1e-4 is a number, 12:00:00 and dates are text, and a repeated key is
 an error.
 """
 
@@ -10,27 +10,26 @@ from typing import Any
 
 import yaml
 
-# YAML 1.1 wants a dot and a sign in the exponent ("1.0e-4"); people and Python don't.
+# YAML 1.1 requires a dot and a sign in the exponent ("1.0e-4"); Python does not.
 _EXPONENT = re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
-# No folding: each setting stays on the lines that its value has.
+# No folding of long lines.
 _WIDTH = 1_000_000
 
 
 class Loader(yaml.SafeLoader):
-    """Reads what people write."""
+    """Reads config files."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         """The tag of a node.
 
-        YAML 1.1 reads times as numbers to the base of 60, seconds where SLURM means hours. A date is text, as for
-        LightningCLI.
+        YAML 1.1 reads 12:00:00 as the number 43200; here it is text. So is a date, as for LightningCLI.
         """
         tag = super().resolve(kind, value, implicit)
         is_time = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in value
         return "tag:yaml.org,2002:str" if is_time or tag == "tag:yaml.org,2002:timestamp" else tag
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping; refuses a key that is given twice."""
+        """A mapping; rejects a key that is given twice."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -42,7 +41,7 @@ class Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text '1e-4', which `Loader` would take for a number."""
+    """Quotes the text '1e-4', which `Loader` would read as a number."""
 
 
 for _side in (Loader, _Dumper):
@@ -50,7 +49,7 @@ for _side in (Loader, _Dumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Line breaks, which Unicode has seven of, are escaped: unquoted, PyYAML reads some back as others."""
+    """Quote text with any of Unicode's seven line breaks: without quotes PyYAML reads some of them back as others."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
@@ -58,12 +57,12 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def dump_yaml(values: Any) -> str:
-    """Plain values as YAML that `Loader` reads back as the same; what is not plain is written as its text."""
+    """Plain values as YAML that `Loader` reads back unchanged; other values are written as their text."""
     return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 
 def _plain(value: Any) -> Any:
-    """A copy without shared parts, which YAML would write as references."""
+    """A copy without shared objects, which YAML would write as references."""
     if isinstance(value, Mapping):
         return {_plain_key(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -73,7 +72,7 @@ def _plain(value: Any) -> Any:
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
-    # An enum's member that is text is its value.
+    # A member of a text enum is written as its value.
     return str.__str__(value) if isinstance(value, str) else str(value)
 
 

@@ -1,4 +1,4 @@
 """The built-in model and its data, which `launcher fit` trains without a config.
 
-Nothing else imports it, but by its class path.
+Other packages use it only by its class path.
 """

@@ -1,4 +1,4 @@
-"""The demo's data: the English text that every CPython carries, as windows of characters.
+"""The demo's data: English text that ships with CPython, as windows of characters.
 
 The text is `pydoc_data.topics` (Python's own help pages, about 465,000 characters), so the demo needs no download.
 """
@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-# Fixed, not read off the text: the few non-ASCII characters differ between CPython releases, and a checkpoint written
-# under one release must load under another. The last entry stands for every character outside printable ASCII.
+# Fixed: the few non-ASCII characters of the text differ between CPython releases, and a checkpoint written under one
+# release must load under another. The last entry represents all characters outside printable ASCII.
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 VOCABULARY = "\n" + "".join(map(chr, range(32, 127))) + UNKNOWN
 
@@ -89,7 +89,7 @@ class DemoText(LightningDataModule):
         return torch.tensor([ids.get(char, unknown) for char in text], dtype=torch.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids back to characters; characters that the vocabulary lacks come back as U+FFFD."""
+        """Ids back to characters; unknown characters become U+FFFD."""
         return "".join(VOCABULARY[i] for i in ids)
 
     def setup(self, stage: str | None = None) -> None:

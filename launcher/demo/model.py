@@ -1,4 +1,4 @@
-"""The built-in demo: a character-level GPT on the English text that every CPython carries."""
+"""The built-in demo: a character-level GPT on English text that ships with CPython."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """One layer applied to `x`, shape (batch, time, n_embd), kept."""
+        """Apply the layer to `x`, shape (batch, time, n_embd); the shape stays."""
         batch, time, width = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(batch, time, 3, self.n_head, width // self.n_head)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_head, time, width / n_head)
@@ -42,10 +42,10 @@ class Block(nn.Module):
 
 
 class DemoReport(Callback):
-    """Says at the end what the loss means: against a bigram model of the same text, and by a sample."""
+    """At the end, compares the loss with that of a bigram model of the same text, and prints a sample."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print on rank zero, where the sampling needs no other rank."""
+        """Print on rank zero; sampling needs no other rank."""
         data = getattr(trainer, "datamodule", None)
         loss = trainer.callback_metrics.get("val_loss")
         if not (trainer.is_global_zero and isinstance(pl_module, DemoGPT) and isinstance(data, DemoText)):
@@ -53,10 +53,10 @@ class DemoReport(Callback):
         lines = [f"a bigram model of the same text: val_loss {data.bigram_loss():.3f} nats per character"]
         if loss is not None:
             lines.append(f"this model:                      val_loss {float(loss):.3f}")
-        # ZeRO-3's parameters are in parts on all ranks, and this rank alone cannot gather them.
+        # ZeRO-3 shards the parameters over all ranks; rank zero alone cannot gather them.
         if not any(hasattr(parameter, "ds_id") for parameter in pl_module.parameters()):
             text = " ".join(sample(pl_module, data, "The ", 70, seed=0).split())
-            lines.append(f"it writes: The {text}")
+            lines.append(f"a sample: The {text}")
         sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -73,7 +73,7 @@ class DemoGPT(LightningModule):
         warmup_steps: optimizer steps of linear warm-up; at most a tenth of the run.
     """
 
-    # Every step uses every parameter, so DDP may take the first step's graph for all.
+    # Every step uses every parameter, so DDP may use the first step's graph for all steps.
     static_graph = True
 
     def __init__(
@@ -153,7 +153,7 @@ def lr_factor(step: int, warmup: int, total: float) -> float:
 def sample(model: DemoGPT, data: DemoText, prompt: str, length: int, seed: int, temperature: float = 0.7) -> str:
     """`length` characters that continue `prompt` (not included), drawn at `temperature` > 0.
 
-    The same seed gives the same text on one device. The model's train or eval mode is left as it was.
+    The same seed gives the same text on one device. The model's train or eval mode is restored.
     """
     generator = torch.Generator().manual_seed(seed)
     ids = data.encode(prompt or "\n")

@@ -20,11 +20,11 @@ from launcher.doctor.gpus import gpu_findings
 from launcher.doctor.network import check_hostname, check_interfaces, read_ports
 from slurm.partitions import PartitionsError, read_partitions
 from slurm.version import OLDEST, WARNS_PREEMPTED, SlurmFacts, read_slurm
+from strategies.units import GIB, format_bytes
 
-_GIB = 2**30
 # NCCL's and the data loaders' shared memory; a container has 64 MiB unless told otherwise.
-_SHARED_MEMORY_BYTES = _GIB
-_DISK_BYTES = 10 * _GIB
+_SHARED_MEMORY_BYTES = GIB
+_DISK_BYTES = 10 * GIB
 # Ranks, loader workers and their pipes: 1024, the usual soft limit, is reached with 8 ranks of 16 workers.
 _OPEN_FILES = 4096
 _PROCESSES = 4096
@@ -69,7 +69,7 @@ def check_devices() -> Iterator[Finding]:
     from launcher.hardware.devices import detect_hardware
 
     device = detect_hardware("auto", 0).device
-    found = f"{device.name}, {device.memory_bytes / _GIB:.0f} GiB, native: {', '.join(device.native_dtypes)}"
+    found = f"{device.name}, {format_bytes(device.memory_bytes)}, native: {', '.join(device.native_dtypes)}"
     if device.kind == "cpu":
         yield Finding("device", "warning", found, "no GPU is in use: fine for debugging")
     else:
@@ -104,7 +104,7 @@ def space_finding(name: str, path: str, wanted: int, advice: str) -> Finding:
         free = shutil.disk_usage(path).free
     except OSError as error:
         return Finding(name, "warning", f"{path}: {error.strerror or error}", advice)
-    found = f"{free / _GIB:.1f} GiB free at {path}"
+    found = f"{format_bytes(free)} free at {path}"
     return Finding(name, "ok", found) if free >= wanted else Finding(name, "warning", found, advice)
 
 
@@ -122,7 +122,7 @@ def processes_finding(soft: int, hard: int) -> Finding:
 
 def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
     """The limit of memory that may be pinned, which InfiniBand registers its buffers with; -1 is none."""
-    found = "unlimited locked memory" if soft == resource.RLIM_INFINITY else f"{soft / 2**20:.3g} MiB of locked memory"
+    found = "unlimited locked memory" if soft == resource.RLIM_INFINITY else f"{format_bytes(soft)} of locked memory"
     if soft == resource.RLIM_INFINITY or not has_infiniband:
         return Finding("locked memory", "ok", found)
     advice = "NCCL's InfiniBand needs it unlimited: ulimit -l unlimited, or limits.conf and slurmd's LimitMEMLOCK"
@@ -150,7 +150,7 @@ def _amount(limit: int) -> str:
 def check_wandb() -> Iterator[Finding]:
     """W&B's key, and its server if there is one."""
     from launcher.config.schema import WandbOptions
-    from launcher.loggers.wandb_run import resolve_mode
+    from launcher.loggers.wandb_settings import resolve_mode
 
     mode, remark = resolve_mode(WandbOptions(), os.environ)
     if remark is not None:

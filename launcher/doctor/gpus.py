@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.doctor.command import Finding
+from strategies.units import format_bytes, format_rate
 
-_GIB = 2**30
 # The oldest driver for each major version of CUDA: "CUDA minor version compatibility", CUDA Toolkit release notes.
 _OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 # A link below this share of the median is named, as is memory beyond this share in other hands.
@@ -169,7 +169,7 @@ def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
     """One GPU: whether torch has kernels for it, and whether it is free."""
     name, capability = f"cuda {gpu.index}", _dotted(gpu.capability)
     found = (
-        f"{gpu.name}, {gpu.memory_bytes / _GIB:.0f} GiB, native: {', '.join(gpu.native_dtypes)}, "
+        f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, native: {', '.join(gpu.native_dtypes)}, "
         f"compute capability {capability}"
     )
     if facts.architectures and not has_kernels(gpu.capability, facts.architectures):
@@ -178,7 +178,7 @@ def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
     taken = gpu.memory_bytes - gpu.free_bytes
     if taken > _MEMORY_TAKEN * gpu.memory_bytes:
         advice = "`nvidia-smi` shows whose; a run may then be out of memory where the plan says that it fits"
-        return Finding(name, "warning", f"{found}; {taken / _GIB:.1f} GiB are in use already", advice)
+        return Finding(name, "warning", f"{found}; {format_bytes(taken)} are in use already", advice)
     return Finding(name, "ok", found)
 
 
@@ -220,7 +220,7 @@ def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
             yield Finding("GPU links", "ok", found)
     for link in sorted(slow, key=lambda link: link.bytes_per_second or 0.0):
         way = "peer access" if link.peer_access else "through the host"
-        found = f"{_pairs([link])}: {way}{_speed([link])}, the median is {_gigabytes(middle)}"
+        found = f"{_pairs([link])}: {way}{_speed([link])}, the median is {format_rate(middle)}"
         advice = "every all-reduce waits for it: `nvidia-smi topo -m` and `nvidia-smi nvlink -s` show why"
         yield Finding("GPU links", "warning", found, advice)
 
@@ -234,12 +234,8 @@ def _speed(links: Sequence[Link]) -> str:
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     if not speeds:
         return ""
-    low, high = _gigabytes(min(speeds)), _gigabytes(max(speeds))
+    low, high = format_rate(min(speeds)), format_rate(max(speeds))
     return f", {low}" if low == high else f", {low} to {high}"
-
-
-def _gigabytes(speed: float) -> str:
-    return f"{speed / 1e9:.3g} GB/s"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.doctor.command import Finding
+from strategies.units import format_rate
 
 # Clocks further apart than this make logs and events of the nodes read in the wrong order.
 _CLOCK_APART_S = 0.1
@@ -200,7 +201,7 @@ def _all_reduce(ranks: Sequence[RankResult]) -> Iterator[Finding]:
         yield Finding("all-reduce", "failure", f"rank {rank.rank} ({rank.host}) got a wrong sum", advice)
     speeds = [r.all_reduce for r in ranks if r.all_reduce]
     if speeds and not wrong:
-        yield Finding("all-reduce", "ok", f"{_bytes(min(speeds))} over {len(ranks)} ranks (bus bandwidth)")
+        yield Finding("all-reduce", "ok", f"{format_rate(min(speeds))} over {len(ranks)} ranks (bus bandwidth)")
 
 
 def _exchange(ranks: Sequence[RankResult], factor: float) -> Iterator[Finding]:
@@ -213,10 +214,10 @@ def _exchange(ranks: Sequence[RankResult], factor: float) -> Iterator[Finding]:
     between = f"{len(hosts)} nodes" if len(hosts) > 1 else f"{len(told)} ranks"
     status = "warning" if len(hosts) > 1 and middle < _SLOW_NETWORK else "ok"
     advice = "ranks would wait for the network: choose another with --interface" if status == "warning" else ""
-    yield Finding("exchange", status, f"{_bytes(middle)} between neighbours of {between} (median)", advice)
+    yield Finding("exchange", status, f"{format_rate(middle)} between neighbours of {between} (median)", advice)
     for speed, rank in _slow(told, middle, factor):
         found = (
-            f"rank {rank.rank} ({rank.host}): {_bytes(speed)} with the better of its neighbours, "
+            f"rank {rank.rank} ({rank.host}): {format_rate(speed)} with the better of its neighbours, "
             f"{middle / speed:.1f} times slower than the median"
         )
         advice = f"every all-reduce waits for it: cable, network card or PCIe link there; --exclude {rank.host}"
@@ -247,7 +248,3 @@ def _named(hosts: Sequence[str]) -> str:
 
 def _flops(value: float) -> str:
     return f"{value / 1e12:.3g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.3g} GFLOP/s"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e9:.3g} GB/s" if value >= 1e9 else f"{value / 1e6:.3g} MB/s"

@@ -82,7 +82,7 @@ def measure(place: PreflightRank, multiply: Callable[[torch.device], tuple[str, 
 
     import torch
 
-    from launcher.agreement.process_group import open_store, process_group
+    from launcher.agreement.process_group import GroupSettings, open_store, process_group
     from launcher.hardware.devices import detect_hardware
 
     hardware = detect_hardware("cpu" if place.cpu else "auto", place.local_rank)
@@ -106,8 +106,7 @@ def measure(place: PreflightRank, multiply: Callable[[torch.device], tuple[str, 
         source="torchrun", master_addr=place.host, master_port=place.port,
     )  # fmt: skip
     store = open_store(topology, place.timeout)
-    backend = "nccl" if on_gpu else "gloo"
-    with process_group(store, topology, backend, "preflight", place.timeout):
+    with process_group(store, topology, GroupSettings("nccl" if on_gpu else "gloo", "preflight", place.timeout)):
         offset = compare_clocks(store, place)
         if offset is not None:
             result = dataclasses.replace(result, clock_offset=offset[0], clock_error=offset[1])

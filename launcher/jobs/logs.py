@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
-from launcher.runs.job_output import JobOutput, silent_job
+from launcher.runs.job_output import JobOutput, find_job_output
 
 _POLL_SECONDS = 0.5
 
@@ -31,7 +31,7 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
         NoSuchRunError: the rank has no log.
     """
     files = log_files(run, rank)
-    output = silent_job(run)
+    output = find_job_output(run)
     if not files and output is None:
         ranks = sorted(
             {int(m[1]) for f in (run / "logs").glob("rank-*.log") if (m := re.match(r"rank-(\d+)\.", f.name))}
@@ -72,7 +72,7 @@ def follow_log(
             if new:
                 yield new
         if ended:
-            output = silent_job(run)
+            output = find_job_output(run)
             if output is not None:
                 yield _with_header(output)
             return

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import QueueError
-from launcher.core.event_wording import describe_event
+from launcher.core.event_text import describe_event
 from launcher.core.events import FILE_NAME, read_events
 from launcher.jobs.backends.base import JobStatus, Record
 from launcher.jobs.backends.local import directory_status
 from launcher.jobs.backends.registry import find_backend
-from launcher.runs.job_output import output_of
+from launcher.runs.job_output import read_job_output
 from launcher.runs.submission_record import read_records
 from slurm.attempts import read_attempts
 
@@ -86,7 +86,7 @@ def run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
         job = JobStatus("running" if progress.ending is None else "ended")
     if record is not None and record.get("submitted", 0) > (progress.updated or 0):
         # The events are those of an earlier submission.
-        output = output_of(record)
+        output = read_job_output(record)
         ending = ("ended", "") if output is None else ("failed", f"{output.reason} ({output.file})")
     state, detail = _combine(job, *ending, starts)
     return RunStatus(

@@ -17,8 +17,10 @@ from launcher.core.atomic_write import write_file
 from launcher.core.errors import Problem, SubmitError
 from launcher.core.own_modules import module_command
 from launcher.core.secrets import references
-from launcher.runs.directory import RunPlace, find_run
+from launcher.jobs.sweep import Member
+from launcher.runs.selection import RunPlace, find_run
 from launcher.runs.submission_record import FOLDER
+from slurm.array import ArrayChoice
 from slurm.job import (
     JobRequestError,
     OptionProblem,
@@ -100,6 +102,30 @@ class Submission:
         return module_command("launcher", "fit", "--config", str(self.folder / "config.yaml"))
 
 
+@dataclass(frozen=True)
+class SweepSubmission:
+    """A sweep to submit.
+
+    Attributes:
+        path: the sweep's folder, next to those of its runs.
+        members: all of them.
+        choice: which of them to run now.
+        submissions: of the chosen members, by index.
+        folder: of this submission: script, pickles and output of the tasks; not created yet.
+    """
+
+    path: Path
+    members: tuple[Member, ...]
+    choice: ArrayChoice
+    submissions: tuple[Submission, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.path.name
+
+
 def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> Submission:
     """Check everything and choose the run directory; creates nothing.
 
@@ -110,7 +136,7 @@ def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> S
 
     Raises:
         SubmitError: lists every option that is wrong or contradicts the config.
-        RunDirectoryError, ResumeError: see `launcher.runs.directory.find_run`.
+        RunDirectoryError, ResumeError: see `launcher.runs.selection.find_run`.
     """
     job = _read_job(config, options, env)
     place = find_run(config)

@@ -25,6 +25,7 @@ from launcher.config.loading import (
 from launcher.config.schema import RunConfig, config_fields
 from launcher.config.validation import find_problems
 from launcher.core.errors import ConfigError, Problem, SubmitError
+from launcher.core.nested import flatten
 from launcher.core.secrets import redact
 from launcher.core.yaml_loader import Loader
 
@@ -200,16 +201,8 @@ def _expanded(settings: Overrides, where: str) -> dict[str, Any]:
     values, problems = normalize_values(nested(settings))
     if problems:
         raise SubmitError(Problem(f"{_FLAG} {where}: {p.path}", p.message) for p in problems)
-    return dict(_leaves(values))
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if path in _GROUPS and isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}.")
-        else:
-            yield path, value
+    flat = flatten(values, _GROUPS.__contains__)
+    return {path: value for path, value in flat.items() if not (path in _GROUPS and value == {})}
 
 
 def _repeated(axes: Sequence[Sequence[Overrides]], given: Sequence[str]) -> Iterator[Problem]:

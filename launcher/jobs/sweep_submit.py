@@ -9,7 +9,6 @@ import shutil
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.loading import build_config, path_of, read_sources
@@ -19,6 +18,7 @@ from launcher.jobs.backends.registry import find_backend
 from launcher.jobs.submission import (
     JobOptions,
     Submission,
+    SweepSubmission,
     make_folder,
     prepare,
     remove_empty_folders,
@@ -29,32 +29,8 @@ from launcher.jobs.sweep import Member, describe, make_members, read_sweep
 from launcher.runs.submission_record import FOLDER
 from launcher.runs.sweep_record import ARRAYS, MEMBERS, read_members, write_members
 from launcher.runs.trust import check_run_folder
-from slurm.array import ArrayChoice, read_array
+from slurm.array import read_array
 from slurm.job import JobRequestError
-
-
-@dataclass(frozen=True)
-class SweepSubmission:
-    """A sweep to submit.
-
-    Attributes:
-        path: the sweep's folder, next to those of its runs.
-        members: all of them.
-        choice: which of them to run now.
-        submissions: of the chosen members, by index.
-        folder: of this submission: script, pickles and output of the tasks; not created yet.
-    """
-
-    path: Path
-    members: tuple[Member, ...]
-    choice: ArrayChoice
-    submissions: tuple[Submission, ...]
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The sweep's name."""
-        return self.path.name
 
 
 def prepare_sweep(arguments: Namespace, overrides: Sequence[str]) -> SweepSubmission:

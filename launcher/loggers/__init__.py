@@ -1,4 +1,5 @@
-"""Where the rows of a run go: W&B, and the loggers of the user's own.
+"""Trackers of a run: W&B, and any logger of Lightning's behind one base class.
 
-What is measured is in `monitoring`.
+Also which loggers a run has, and how a resumed run continues their files. The measurements that they receive are in
+`monitoring`.
 """

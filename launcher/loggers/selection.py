@@ -1,4 +1,4 @@
-"""Which loggers a run has: the same list on every rank, the user's own first."""
+"""Selects the loggers of a run, the same list on every rank with the user's own first, and their trackers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from typing_extensions import override
 
 from launcher.config.schema import RunConfig, WandbOptions
 from launcher.core.secrets import redact
+from launcher.loggers.base import Tracker
+from launcher.loggers.lightning_tracker import LightningTracker
 from launcher.loggers.wandb_run import QueuedWandbLogger, first_line
+from launcher.loggers.wandb_tracker import WandbTracker
 from launcher.runs.directory import RunDirectory
 
 
 class FileLogger(CSVLogger):
-    """Lightning's logger to a CSV file, which keeps no secret."""
+    """Lightning's logger to a CSV file, without secrets."""
 
     @override
     @rank_zero_only
@@ -28,7 +31,7 @@ class FileLogger(CSVLogger):
 
 
 class BoardLogger(TensorBoardLogger):
-    """Lightning's logger to TensorBoard's files, which keeps no secret."""
+    """Lightning's logger to TensorBoard's files, without secrets."""
 
     @override
     @rank_zero_only
@@ -41,7 +44,7 @@ def _without_secrets(params: Any) -> Any:
 
 
 def own_loggers(config: RunConfig, given: Sequence[Logger], run: RunDirectory) -> list[Logger]:
-    """The user's; where `trainer.logger` is true, Lightning's default one comes first, in the run's directory."""
+    """The user's loggers; with `trainer.logger: true` Lightning's default one is first, in the run's directory."""
     if config.trainer.logger is not True:
         return list(given)
     has_board = bool(_TENSORBOARD_AVAILABLE or _TENSORBOARDX_AVAILABLE)
@@ -51,7 +54,7 @@ def own_loggers(config: RunConfig, given: Sequence[Logger], run: RunDirectory) -
 def make_wandb_logger(
     options: WandbOptions, run: RunDirectory, values: Mapping[str, Any], notice: Callable[[str], None]
 ) -> QueuedWandbLogger | None:
-    """The run's logger, equal on all ranks; None if W&B is not installed. Nothing begins yet."""
+    """Make the run's W&B logger, equal on all ranks; None if W&B is not installed. The run does not begin yet."""
     try:
         return QueuedWandbLogger(options, run, values, notice, os.environ)
     except ModuleNotFoundError as error:
@@ -60,7 +63,7 @@ def make_wandb_logger(
 
 
 def wants_no_logger(config: RunConfig) -> bool:
-    """Whether the user switched all loggers off, as `trainer.logger: false` does."""
+    """Whether the user disabled all loggers, as `trainer.logger: false` does."""
     return config.trainer.logger == [] and config.wandb.mode == "disabled"
 
 
@@ -73,28 +76,45 @@ def logs_to_wandb(loggers: Sequence[Logger]) -> bool:
 
 
 def run_loggers(own: Sequence[Logger], ours: QueuedWandbLogger | None, run: RunDirectory, is_off: bool) -> list[Logger]:
-    """The loggers of every rank: the user's first, as `self.logger` is the first one.
+    """Return the loggers of every rank: the user's first, as `self.logger` is the first one.
 
     Args:
         own: the user's.
-        ours: the run's W&B; left out where a `WandbLogger` of the user's decides what W&B gets.
-        run: where a CSV file is kept if W&B is not installed.
-        is_off: the user wants no logger (`trainer.logger: false`).
+        ours: the run's W&B logger; left out if the user has a `WandbLogger`.
+        run: holds a CSV file if W&B is not installed.
+        is_off: the user disabled all loggers (`trainer.logger: false`).
     """
     if is_off:
         return list(own)
-    theirs = next((logger for logger in own if isinstance(logger, WandbLogger)), None)
-    if theirs is not None:
-        _continue_run(theirs, run)
+    users = next((logger for logger in own if isinstance(logger, WandbLogger)), None)
+    if users is not None:
+        _continue_run(users, run)
         return list(own)
     if ours is None:
         return list(own) or [FileLogger(str(run.path))]
-    # One that is switched off is there for code that wants a logger.
+    # A disabled one serves code that needs a logger.
     return list(own) if own and ours.mode == "disabled" else [*own, ours]
 
 
+def make_trackers(
+    loggers: Sequence[Logger], wandb: QueuedWandbLogger | None, notice: Callable[[str], None]
+) -> list[Tracker]:
+    """Make a tracker for every logger of a run.
+
+    Args:
+        loggers: the Trainer's.
+        wandb: the run's own logger, whose queue all rows for W&B share; None if W&B is not installed.
+        notice: receives what a tracker does not accept.
+    """
+    trackers: list[Tracker] = []
+    if wandb is not None and logs_to_wandb(loggers):
+        trackers.append(WandbTracker(notice, wandb.writer))
+    trackers += [LightningTracker(logger, notice) for logger in loggers if not isinstance(logger, WandbLogger)]
+    return trackers
+
+
 def _continue_run(logger: WandbLogger, run: RunDirectory) -> None:
-    """Give a logger of the user's that names no run the run directory's id: an attempt goes on with the one before."""
+    """Give a user's logger without a run id the run directory's: each attempt continues the W&B run."""
     arguments: dict[str, Any] = vars(logger).get("_wandb_init", {})
     fixed = logger.version is not None or os.environ.get("WANDB_RUN_ID") or os.environ.get("WANDB_SWEEP_ID")
     # A config file's `WandbLogger` has every argument of `wandb.init`, most of them None.

@@ -1,4 +1,4 @@
-"""Begins the W&B run with the fit, and says there what was planned and what is known once the model is made."""
+"""Begins the W&B run with the fit, and writes plan and model into its config."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from launcher.loggers.wandb_run import QueuedWandbLogger, first_line
 
 
 def leave_to_user(config: Any, names: Iterable[str]) -> None:
-    """Let the user's code give these keys another value: W&B raises where the config has one that differs.
+    """Let the user's code set these keys to other values: W&B raises where the config has a different one.
 
-    W&B keeps what was said, until the user says otherwise.
+    W&B's server keeps the launcher's values until then.
 
     Args:
         config: of a W&B run.
         names: keys that the launcher has set.
     """
-    said: dict[str, Any] = vars(config).get("_items", {})
+    items: dict[str, Any] = vars(config).get("_items", {})
     for name in names:
-        said.pop(name, None)
+        items.pop(name, None)
 
 
 class WandbStarter(pl.Callback):
     """Begins the run of the Trainer's first `WandbLogger`, before the loss scale's first row, and adds to its config.
 
-    A run that is the user's own keeps what its config says already, and whatever it is told later stands above ours.
+    A run of the user's keeps the keys that its config has already. What the user sets later replaces the launcher's
+    values.
 
     Args:
         values: config and plan, as plain values; a run of the launcher's has them from its begin.
-        described: what is known of the model; from `launcher.loggers.wandb_config.build_wandb_config`.
-        notice: told if W&B does not take them.
+        described: facts of the model, from `launcher.loggers.wandb_config.build_wandb_config`.
+        notice: informed if W&B does not accept them.
     """
 
     def __init__(self, values: Mapping[str, Any], described: Mapping[str, Any], notice: Callable[[str], None]) -> None:
@@ -62,4 +63,4 @@ class WandbStarter(pl.Callback):
             config.update(more, allow_val_change=True)
             leave_to_user(config, {**self._values, **more} if is_ours and logger.is_own else more)
         except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
-            self._notice(f"W&B did not take the model's config: {first_line(error)}")
+            self._notice(f"W&B did not accept the model's config: {first_line(error)}")

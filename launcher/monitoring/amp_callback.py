@@ -2,23 +2,83 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import override
 
-from launcher.loggers.wandb_writer import WandbWriter, log_row
+from launcher.loggers.base import LogStep, Tracker
+from launcher.loggers.row_queue import RowQueue
+from launcher.loggers.wandb_tracker import FLUSH_TIMEOUT, WandbTracker, is_wandb_logger
+from launcher.monitoring.gather import Gathered
 from launcher.monitoring.health import Alert, Limits
 from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
+from launcher.monitoring.trainer_facts import is_rank_zero
+from strategies.loss_scale import LossScaleError, read_loss_scale
 
 _log = logging.getLogger(__name__)
-# Seconds that the end of a training waits for W&B to take the last rows.
-_FLUSH_TIMEOUT = 5.0
+# Seconds that the end of an epoch may wait until W&B has its row.
+_EPOCH_TIMEOUT = 0.2
+# Columns whose last values belong in the summary of a run.
+_SUMMARY = ("amp/precision", "amp/loss_scale", "amp/skipped_steps")
 
 
-class AmpWandbCallback(LossScaleMonitor):
+class TrackedMonitor(LossScaleMonitor):
+    """Sends rows, alerts and a summary to trackers instead of the trainer's loggers.
+
+    Args:
+        trackers: all that the run has.
+        precision: see `LossScaleMonitor`.
+        options: further arguments of `LossScaleMonitor`.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], precision: str | int | None, **options: Any) -> None:
+        super().__init__(precision, **options)
+        self._trackers = trackers
+        self._batch = 0
+        self._last_step = LogStep(0, 0)
+        self._summary: dict[str, Any] = {}
+
+    @override
+    def observe(self, gathered: Gathered) -> None:
+        self._batch = gathered.batch
+
+    @override
+    def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
+        precision = self._precision_of(trainer)
+        full = {"amp/enabled": True, "amp/precision": None if precision is None else str(precision), **row}
+        self._summary = {name: full[name] for name in _SUMMARY if name in full}
+        self._last_step = LogStep(step, self._batch)
+        for tracker in self._trackers:
+            tracker.log_row(full, self._last_step)
+
+    @override
+    def alert(self, alert: Alert, step: int) -> None:
+        super().alert(alert, step)
+        for tracker in self._trackers:
+            tracker.alert(alert.kind, alert.title, alert.text, LogStep(step, self._batch))
+
+    @override
+    def finish(self, trainer: Any) -> None:
+        if is_rank_zero(trainer) and self._summary:
+            self._summarize(self._summary)
+
+    def _report_arrived(self, trainer: Any, timeout: float) -> None:
+        """Report what the ranks have sent so far, waiting for it no longer than the timeout."""
+        if is_rank_zero(trainer) and self._is_active(trainer):
+            self._exchange.wait(timeout)
+            for gathered in self._exchange.take():
+                self._report(trainer, gathered)
+
+    def _summarize(self, values: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.summarize(values, self._last_step)
+            tracker.finish()
+
+
+class AmpWandbCallback(TrackedMonitor):
     """Logs `amp/enabled`, `amp/precision`, the loss scale of all ranks and their speed to the current W&B run.
 
     Rows carry their true step as `trainer/global_step`, and alerts go to W&B's own. A stalled or failing W&B costs
@@ -26,22 +86,19 @@ class AmpWandbCallback(LossScaleMonitor):
 
     Args:
         enabled: False logs nothing at all; the same on every rank, as all take part in the exchange.
-        precision: any spelling; logged as given. None asks the trainer.
+        precision: any spelling; logged as given. None takes the trainer's.
         every_n_steps: optimizer steps between two rows; None takes the trainer's `log_every_n_steps`.
-        limits: when something is wrong.
+        limits: thresholds of the alerts.
         count_skipped: see `LossScaleMonitor`.
-        on_alert: told beside W&B what is wrong.
-        on_notice: told what does not work with W&B, and how many rows were dropped; logged as a warning without it.
+        on_alert: receives alerts in addition to W&B.
+        on_notice: receives what does not work with W&B, and how many rows were dropped; None logs a warning.
         capacity: rows that may wait for W&B.
-        writer: writes to W&B together with others, and is closed by its owner; None makes one.
+        writer: queue shared with other writers and closed by its owner; None makes one.
         group: process group of the ranks; None for all.
 
     Raises:
-        PrecisionError: `precision` is none.
+        PrecisionError: `precision` is not valid.
     """
-
-    # Whether others log to the same run from another thread.
-    _at_next = False
 
     def __init__(
         self,
@@ -54,10 +111,12 @@ class AmpWandbCallback(LossScaleMonitor):
         on_alert: Callable[[Alert, int], None] | None = None,
         on_notice: Callable[[str], None] | None = None,
         capacity: int = 256,
-        writer: WandbWriter | None = None,
+        writer: RowQueue | None = None,
         group: Any = None,
     ) -> None:
+        self._tracker = WandbTracker(on_notice or _log.warning, writer, capacity)
         super().__init__(
+            [self._tracker],
             precision,
             every_n_steps=every_n_steps,
             limits=limits,
@@ -66,98 +125,64 @@ class AmpWandbCallback(LossScaleMonitor):
             group=group,
         )
         self.enabled = enabled
-        self._notice = on_notice or _log.warning
-        self._capacity = capacity
-        self._writer = writer
-        self._is_owner = writer is None
-        self._told_missing = False
-        self._defined = False
-        self._last: dict[str, Any] = {}
+        self._is_stalled = False
 
     @property
     def dropped(self) -> int:
-        """Rows and alerts that W&B did not take."""
-        return 0 if self._writer is None else self._writer.dropped
+        """Rows and alerts that W&B did not accept."""
+        return self._tracker.dropped
+
+    def get_loss_scale(self, trainer: Any) -> float | None:
+        """Return the loss scale now; waits for the device.
+
+        Args:
+            trainer: a Trainer, or an object with `strategy.precision_plugin.scaler`.
+
+        Returns:
+            None if nothing scales the loss, or if the scale cannot be read.
+        """
+        if not self.watches(trainer):
+            return None
+        try:
+            sample = read_loss_scale(trainer)
+        except LossScaleError:
+            return None
+        return None if sample is None else sample.scale
+
+    # The name that an earlier system's callers use.
+    _get_loss_scale = get_loss_scale
 
     @override
-    def _is_active(self, trainer: Any) -> bool:
-        return self.enabled and super()._is_active(trainer)
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Sample the epoch's end, and give W&B a short time to accept the row: callers may look at the run next."""
+        is_behind = self._is_stalled and not self.flush(0)
+        super().on_train_epoch_end(trainer, pl_module)
+        # A W&B that stalls costs the wait once, not at each epoch.
+        if not is_behind:
+            deadline = time.monotonic() + _EPOCH_TIMEOUT
+            self._report_arrived(trainer, _EPOCH_TIMEOUT)
+            self._is_stalled = not self.flush(max(deadline - time.monotonic(), 0))
 
     @override
     def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
-        precision = self._precision_of(trainer)
-        full = {"amp/enabled": True, "amp/precision": None if precision is None else str(precision), **row}
-        if self.dropped:
-            full["amp/dropped_rows"] = self.dropped
-        # What the summary of the run shall hold at its end.
-        kept = ("amp/precision", "amp/loss_scale", "amp/skipped_steps")
-        self._last = {name: full[name] for name in kept if name in full}
-        wandb = self._wandb()
-        if wandb is not None:
-            # Lightning's logger lets W&B count, from the training's thread, while this row waits for its own.
-            at_next = self._at_next or _has_wandb_logger(trainer)
-            self._put(lambda: self._log(wandb, full, step, at_next))
-
-    @override
-    def alert(self, alert: Alert, step: int) -> None:
-        super().alert(alert, step)
-        wandb = self._wandb()
-        if wandb is not None:
-            self._put(lambda: wandb.alert(title=alert.title, text=f"step {step}: {alert.text}", level="WARN"))
+        # Lightning's logger lets W&B count, from the training's thread, while this row waits in the queue.
+        self._tracker.shares_run = any(map(is_wandb_logger, getattr(trainer, "loggers", ())))
+        super().write(trainer, row, step)
 
     @override
     def finish(self, trainer: Any) -> None:
-        writer = self._writer
-        if writer is None:
-            return
-        wandb = self._wandb()
-        if wandb is not None:
-            last = dict(self._last)
-            self._put(lambda: wandb.run.summary.update(last))
-        dropped = writer.close(_FLUSH_TIMEOUT) if self._is_owner else 0
-        if dropped:
-            self._notice(
-                f"W&B did not take {dropped} of the loss scale's rows and alerts; the training was not held up"
-            )
+        super().finish(trainer)
+        # The owner of a shared queue closes it later.
+        self.flush(_EPOCH_TIMEOUT)
 
-    def flush(self, timeout: float = _FLUSH_TIMEOUT) -> bool:
-        """Wait until W&B has what was logged so far; whether it has.
+    def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
+        """Wait until W&B has what was logged so far; return whether it has.
 
         Args:
             timeout: seconds.
         """
-        return self._writer is None or self._writer.flush(timeout)
+        return self._tracker.flush(timeout)
 
-    def _wandb(self) -> Any:
-        """The module with a run to log to, or None."""
-        try:
-            import wandb
-
-            run = wandb.run
-        # Without an installation a folder `wandb/` of old runs is a module with no `run`.
-        except Exception as error:  # noqa: BLE001 -- a broken installation raises anything; told, and trained without
-            if not self._told_missing:
-                self._told_missing = True
-                self._notice(f"the loss scale is not logged: {error}; pip install wandb")
-            return None
-        return None if run is None else wandb
-
-    def _put(self, write: Callable[[], None]) -> None:
-        if self._writer is None:
-            self._writer = WandbWriter(self._capacity)
-        self._writer.put(write)
-
-    def _log(self, wandb: Any, row: Mapping[str, Any], step: int, at_next: bool) -> None:
-        if not self._defined:
-            self._defined = True
-            # Charts against the true step, also where no logger of Lightning's has asked for it. Only a nicety.
-            with contextlib.suppress(Exception):
-                for name in ("amp/*", "perf/*"):
-                    wandb.define_metric(name, step_metric="trainer/global_step")
-        log_row(wandb, row, step, at_next=at_next)
-
-
-def _has_wandb_logger(trainer: Any) -> bool:
-    """Whether a `WandbLogger` writes too: of lightning, pytorch_lightning, or a class made of one."""
-    bases = (base for logger in getattr(trainer, "loggers", ()) for base in type(logger).__mro__)
-    return any(base.__name__ == "WandbLogger" for base in bases)
+    @override
+    def _is_active(self, trainer: Any) -> bool:
+        return self.enabled and super()._is_active(trainer)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, sample_of
+
+# Seconds between two looks at a transfer.
+_POLL_INTERVAL = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +26,27 @@ class Gathered:
         step: optimizer steps done when they were taken.
         epoch: the epoch then, None if unknown.
         samples: by rank; empty on ranks other than zero, which need none.
+        batch: the step at which Lightning logs this moment; see `launcher.loggers.base.LogStep`.
     """
 
     step: int
     epoch: int | None
     samples: tuple[RankSample, ...]
+    batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Underway:
-    step: int
-    epoch: int | None
+class _Transfer:
+    """Samples that are being gathered; `moment` has none yet."""
+
+    moment: Gathered
     vectors: Sequence[Tensor]
     ready: Callable[[], bool]
     wait: Callable[[], object]
 
 
 class SampleExchange:
-    """The ranks' samples on their way to rank zero. Every rank sends equally often, at the same steps.
+    """Sends the ranks' samples to rank zero. Every rank sends equally often, at the same steps.
 
     Args:
         group: the ranks; None for all.
@@ -47,7 +54,7 @@ class SampleExchange:
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
-        self._underway: deque[_Underway] = deque()
+        self._transfers: deque[_Transfer] = deque()
 
     @property
     def world_size(self) -> int:
@@ -59,45 +66,57 @@ class SampleExchange:
         """This rank."""
         return dist.get_rank(self._group) if _is_distributed() else 0
 
-    def send(self, step: int, epoch: int | None, values: Mapping[str, float | Tensor]) -> None:
+    def send(self, step: int, epoch: int | None, values: Mapping[str, float | Tensor], batch: int = 0) -> None:
         """Start to gather this rank's sample with the others'; does not wait.
 
         Args:
             step: optimizer steps done.
             epoch: the epoch, None if unknown.
-            values: by the names of `FIELDS`; what is missing counts as absent. Tensors have one element and may be on
-                the device.
+            values: by the names of `FIELDS`; missing ones count as absent. Tensors have one element and may be on the
+                device.
+            batch: see `Gathered`.
         """
+        moment = Gathered(step, epoch, (), batch)
         vector = _pack(values, self._device(values))
         if self.world_size == 1:
-            self._underway.append(_to_host(step, epoch, [vector], None))
+            self._transfers.append(_to_host(moment, [vector], None))
             return
         vectors = [torch.empty_like(vector) for _ in range(self.world_size)]
         work = dist.all_gather(vectors, vector, group=self._group, async_op=True)
         if work is None:  # this rank is not in the group
             return
-        self._underway.append(_to_host(step, epoch, vectors if self.rank == 0 else vectors[:0], work))
+        self._transfers.append(_to_host(moment, vectors if self.rank == 0 else vectors[:0], work))
 
     def take(self, *, wait: bool = False) -> list[Gathered]:
-        """What has arrived, oldest first.
+        """Return what has arrived, oldest first.
 
         Args:
-            wait: for all that was sent, as long as the process group's timeout allows.
+            wait: for everything that was sent, at most for the process group's timeout.
         """
         arrived: list[Gathered] = []
-        while self._underway and (wait or self._underway[0].ready()):
-            sent = self._underway.popleft()
+        while self._transfers and (wait or self._transfers[0].ready()):
+            sent = self._transfers.popleft()
             sent.wait()
             samples = tuple(sample_of(rank, vector.tolist()) for rank, vector in enumerate(sent.vectors))
-            arrived.append(Gathered(sent.step, sent.epoch, samples))
+            arrived.append(replace(sent.moment, samples=samples))
         return arrived
 
+    def wait(self, timeout: float) -> None:
+        """Wait until everything that was sent has arrived, but no longer than the timeout.
+
+        Args:
+            timeout: seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while not all(sent.ready() for sent in self._transfers) and time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL)
+
     def drop(self) -> None:
-        """Forget what is underway: the ranks will not come together any more."""
-        self._underway.clear()
+        """Discard transfers that have not finished: a rank has failed, and they never will."""
+        self._transfers.clear()
 
     def _device(self, values: Mapping[str, Any]) -> torch.device:
-        """Where the collective works; without one, where the tensors are."""
+        """Device of the collective; without one, the device of the tensors."""
         if self.world_size > 1:
             on_gpu = "nccl" in dist.get_backend(self._group)
             return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
@@ -109,7 +128,7 @@ def _is_distributed() -> bool:
 
 
 def _pack(values: Mapping[str, float | Tensor], device: torch.device) -> Tensor:
-    """The vector, in the order of FIELDS. Doubles hold any count; Apple's GPUs have none."""
+    """The vector, in the order of FIELDS. float64 holds any count; Apple's GPUs do not support it."""
     known = [ABSENT if isinstance(v, Tensor) else v for v in (values.get(name, ABSENT) for name in FIELDS)]
     dtype = torch.float32 if device.type == "mps" else torch.float64
     vector = torch.tensor(known, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
@@ -120,13 +139,13 @@ def _pack(values: Mapping[str, float | Tensor], device: torch.device) -> Tensor:
     return vector
 
 
-def _to_host(step: int, epoch: int | None, vectors: Sequence[Tensor], work: Any) -> _Underway:
-    """Bring the gathered vectors to the host without making it wait."""
+def _to_host(moment: Gathered, vectors: Sequence[Tensor], work: Any) -> _Transfer:
+    """Copy the gathered vectors to the host without making it wait."""
     if not vectors or vectors[0].device.type != "cuda":
         if work is None:
-            return _Underway(step, epoch, vectors, lambda: True, lambda: None)
-        return _Underway(step, epoch, vectors, work.is_completed, work.wait)
-    # A stream of its own: the training's must not wait for the slowest rank here.
+            return _Transfer(moment, vectors, lambda: True, lambda: None)
+        return _Transfer(moment, vectors, work.is_completed, work.wait)
+    # A separate stream: the training's must not wait for the slowest rank here.
     stream = torch.cuda.Stream(vectors[0].device)
     stream.wait_stream(torch.cuda.current_stream(vectors[0].device))
     event = torch.cuda.Event()
@@ -138,4 +157,4 @@ def _to_host(step: int, epoch: int | None, vectors: Sequence[Tensor], work: Any)
             vector.record_stream(stream)
             host.append(torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True).copy_(vector, non_blocking=True))
         event.record(stream)
-    return _Underway(step, epoch, host, event.query, event.synchronize)
+    return _Transfer(moment, host, event.query, event.synchronize)

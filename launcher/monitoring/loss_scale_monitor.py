@@ -1,6 +1,6 @@
-"""A Lightning callback that watches the loss scale and the speed of all ranks, in anybody's own Trainer.
+"""A Lightning callback that monitors the loss scale and the speed of all ranks, in any Trainer.
 
-It needs torch and one of Lightning's packages, and nothing else of the launcher's run.
+It needs torch and one of Lightning's packages, and no run of the launcher.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from launcher.monitoring.gather import Gathered, SampleExchange
 from launcher.monitoring.health import Alert, Health, Limits, judge
 from launcher.monitoring.samples import ABSENT
 from launcher.monitoring.step_timer import StepClock
-from launcher.monitoring.trainer_facts import attribute, is_rank_zero, loss_not_finite, peak_memory, steps_done
+from launcher.monitoring.trainer_facts import (
+    attribute,
+    is_rank_zero,
+    logger_step,
+    loss_not_finite,
+    peak_memory,
+    steps_done,
+)
 from strategies.loss_scale import CountingGradScaler, LiveScale, LossScaleError, find_loss_scale
 from strategies.precision_names import DTYPE, PrecisionError, normalize_precision
 
@@ -37,21 +44,21 @@ class LossScaleMonitor(Callback):
     """Gathers every rank's loss scale, skipped steps, step time and memory, and logs them from rank zero.
 
     One small collective at each logging interval, started there and read at the next one: no step waits for it, and
-    steps between have neither a collective nor a host sync. Metrics go to the trainer's loggers: `amp/loss_scale` and
-    its `_min` and `_max` over the ranks, `amp/skipped_steps`, `amp/skip_rate`, `amp/growth_tracker`,
+    the steps between have neither a collective nor a host sync. Metrics go to the trainer's loggers: `amp/loss_scale`
+    and its `_min` and `_max` over the ranks, `amp/skipped_steps`, `amp/skip_rate`, `amp/growth_tracker`,
     `amp/floor_steps`, `amp/ranks_diverged`, `perf/step_seconds`, `perf/data_seconds`, `perf/slowest_rank`,
     `perf/slowest_factor`, `perf/peak_memory_bytes`. Of several in one trainer only the first is active.
 
     Args:
-        precision: any spelling; None asks the trainer. Only fp16 has a loss scale that is looked for.
+        precision: any spelling; None takes the trainer's. The loss scale is read in fp16 only.
         every_n_steps: optimizer steps between two samples; None takes the trainer's `log_every_n_steps`.
-        limits: when something is wrong.
-        count_skipped: exchange torch's own GradScaler for one that counts, when the fit begins.
-        on_alert: told on rank zero what is wrong, once until it is over; without it, it is logged as a warning.
+        limits: thresholds of the alerts.
+        count_skipped: replace torch's GradScaler with one that counts skipped steps, when the fit begins.
+        on_alert: called on rank zero, once per occurrence of a problem; None logs a warning instead.
         group: process group of the ranks; None for all.
 
     Raises:
-        PrecisionError: `precision` is none.
+        PrecisionError: `precision` is not valid.
     """
 
     def __init__(
@@ -79,22 +86,22 @@ class LossScaleMonitor(Callback):
         self._raised: frozenset[str] = frozenset()
         self._passed_step = -1
         self._sampled_step = -1
-        self._scale_told = False
+        self._is_scale_error_reported = False
 
-    # What Lightning calls.
+    # Hooks that Lightning calls.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let the scaler count, before a checkpoint is loaded into it."""
+        """Install the counting scaler, before a checkpoint is loaded into it."""
         del pl_module
         plugin = attribute(attribute(trainer, "strategy"), "precision_plugin")
         scaler = attribute(plugin, "scaler")
-        # A subclass knows better than we do.
+        # A subclass keeps its own behavior.
         plain = type(scaler) in (torch.amp.GradScaler, torch.cuda.amp.GradScaler)
         if stage == "fit" and self._count_skipped and plain and scaler.is_enabled() and self._is_active(trainer):
             plugin.scaler = CountingGradScaler.adopt(scaler, self.limits.floor)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to count from here."""
+        """Start counting."""
         del pl_module
         self._passed_step = self._sampled_step = steps_done(trainer)
         self._health = Health(steps_done(trainer))
@@ -112,7 +119,7 @@ class LossScaleMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """At the interval: read what the last one gathered, and start the next."""
+        """At the interval: report the last sample, and send the next."""
         del pl_module, batch, batch_idx
         self._clock.batch_ends()
         step, passed = steps_done(trainer), self._passed_step
@@ -120,31 +127,31 @@ class LossScaleMonitor(Callback):
         interval = self._interval(trainer)
         # Manual optimization may move by several steps at once.
         if step // interval > max(passed, 0) // interval:
-            self._sample(trainer, outputs)
+            self._sample(trainer, outputs, logger_step(trainer, is_epoch_end=False))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Each epoch's end is logged, wherever the interval is."""
+        """Sample each epoch's end, whatever the interval."""
         del pl_module
         if steps_done(trainer) != self._sampled_step:
-            self._sample(trainer, None)
+            self._sample(trainer, None, logger_step(trainer, is_epoch_end=True))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """A validation is no part of a step."""
+        """Leave the validation out of the step time."""
         del trainer, pl_module
         self._clock.pause()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """A validation is no part of a step."""
+        """Leave the validation out of the step time."""
         del trainer, pl_module
         self._clock.pause()
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        """Writing a checkpoint is no part of a step."""
+        """Leave the checkpoint out of the step time."""
         del trainer, pl_module, checkpoint
         self._clock.pause()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Wait for what is underway."""
+        """Wait for the samples that are being gathered, and report them."""
         del pl_module
         if self._is_active(trainer):
             for gathered in self._exchange.take(wait=True):
@@ -152,13 +159,13 @@ class LossScaleMonitor(Callback):
             self.finish(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """The ranks may not come together any more: leave what is underway."""
+        """Discard the samples that are being gathered: the other ranks may never send theirs."""
         del pl_module, exception
         if self._is_active(trainer):
             self._exchange.drop()
             self.finish(trainer)
 
-    # What a subclass may do otherwise.
+    # Methods that a subclass may override.
 
     def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
         """Log a row, on rank zero.
@@ -172,17 +179,17 @@ class LossScaleMonitor(Callback):
         for logger in attribute(trainer, "loggers") or ():
             try:
                 logger.log_metrics(numbers, step=step)
-            except Exception as error:  # noqa: BLE001 -- a logger's trouble is none of the training's
-                _log.warning("%s did not take the loss scale: %s", type(logger).__name__, error)
+            except Exception as error:  # noqa: BLE001 -- a logger raises anything, and may not stop a training
+                _log.warning("%s did not accept the loss scale: %s", type(logger).__name__, error)
 
     def observe(self, gathered: Gathered) -> None:
-        """See every rank's own numbers, on rank zero, before they are written as one row."""
+        """Receive every rank's own numbers, on rank zero, before they are written as one row."""
 
     def alert(self, alert: Alert, step: int) -> None:
-        """Tell that something is wrong, on rank zero.
+        """Report a problem, on rank zero.
 
         Args:
-            alert: what.
+            alert: the problem.
             step: optimizer steps done.
         """
         if self._on_alert is not None:
@@ -191,30 +198,28 @@ class LossScaleMonitor(Callback):
         _log.warning("step %d: %s: %s", step, alert.title, alert.text)
 
     def finish(self, trainer: Any) -> None:
-        """The training is over, well or not; called on every rank."""
+        """End the monitoring, whether the training succeeded or failed; called on every rank."""
 
     def watches(self, trainer: Any) -> bool:
-        """Whether a loss scale is looked for: there is none but in fp16."""
+        """Whether the loss scale is read: only fp16 has one."""
         try:
             return DTYPE[normalize_precision(self._precision_of(trainer))] == "fp16"
         except PrecisionError:
             return True
 
-    # The rest.
-
     def _precision_of(self, trainer: Any) -> Any:
         return self.precision if self.precision is not None else attribute(trainer, "precision")
 
     def _is_active(self, trainer: Any) -> bool:
-        """Only the first of several in one trainer gathers and logs; one that is switched off does not count."""
+        """Whether this is the first enabled monitor of the trainer: only that one gathers and logs."""
         others = attribute(trainer, "callbacks") or ()
         return next((c for c in others if isinstance(c, LossScaleMonitor) and c.enabled), self) is self
 
     def _interval(self, trainer: Any) -> int:
-        asked = self.every_n_steps or attribute(trainer, "log_every_n_steps")
-        return asked if isinstance(asked, int) and asked > 0 else _DEFAULT_INTERVAL
+        interval = self.every_n_steps or attribute(trainer, "log_every_n_steps")
+        return interval if isinstance(interval, int) and interval > 0 else _DEFAULT_INTERVAL
 
-    def _sample(self, trainer: Any, outputs: Any) -> None:
+    def _sample(self, trainer: Any, outputs: Any, batch: int) -> None:
         if not self._is_active(trainer):
             return
         step = steps_done(trainer)
@@ -231,9 +236,9 @@ class LossScaleMonitor(Callback):
             "peak_memory": peak_memory(),
         }
         values.update(self._scale_values(trainer))
-        self._exchange.send(step, attribute(trainer, "current_epoch"), values)
+        self._exchange.send(step, attribute(trainer, "current_epoch"), values, batch)
         if self._exchange.world_size == 1:
-            # Nobody to wait for: what is on the host is reported at once.
+            # One rank: its sample is there at once.
             for gathered in self._exchange.take():
                 self._report(trainer, gathered)
 
@@ -243,8 +248,8 @@ class LossScaleMonitor(Callback):
         try:
             live = find_loss_scale(trainer)
         except LossScaleError as error:
-            if not self._scale_told:
-                self._scale_told = True
+            if not self._is_scale_error_reported:
+                self._is_scale_error_reported = True
                 _log.warning("rank %d: the loss scale is not logged: %s", self._exchange.rank, error)
             return {"has_scale": ABSENT}
         return {} if live is None else _values_of(live)

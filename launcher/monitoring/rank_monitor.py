@@ -1,62 +1,65 @@
-"""The watch over the ranks in a run of the launcher's: W&B, events and the terminal hear of the same numbers."""
+"""The monitor of a launcher run: trackers, events and the terminal receive the same numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import override
 
 from launcher.config.schema import WatchOptions
 from launcher.core.output import RunOutput
-from launcher.loggers.wandb_writer import WandbWriter
-from launcher.monitoring.amp_callback import AmpWandbCallback
+from launcher.loggers.base import LogStep, Tracker
+from launcher.monitoring.amp_callback import TrackedMonitor
 from launcher.monitoring.gather import Gathered
 from launcher.monitoring.health import Alert, Limits, slow_alert
-from launcher.monitoring.mean_samples import MeanSamples
+from launcher.monitoring.samples import RankSample
+from launcher.monitoring.trainer_facts import is_rank_zero, logger_step, steps_done
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64
+# Seconds that a checkpoint may wait for the other ranks' samples. They arrive at once unless a rank has failed.
+_SAVE_TIMEOUT = 0.2
 
 
-class RankMonitor(AmpWandbCallback):
-    """`AmpWandbCallback` that also tells the run's events and the terminal.
+class RankMonitor(TrackedMonitor):
+    """Also writes the numbers of each rank to the run's events, and reports alerts on the terminal.
 
     Args:
-        options: when an alert is raised.
+        options: thresholds of the alerts.
         precision: the plan's.
         output: events and terminal of the run.
-        writer: of the run's W&B; None if nothing is logged there.
+        trackers: of the run's loggers.
+        result: makes the summary of a training that ended well, by name; None leaves it out.
     """
-
-    # A logger of the user's, or their own code, does.
-    _at_next = True
 
     def __init__(
         self,
         options: WatchOptions,
         precision: str,
         output: RunOutput,
-        writer: WandbWriter | None = None,
+        trackers: Sequence[Tracker] = (),
+        result: Callable[[Any], Mapping[str, Any]] | None = None,
     ) -> None:
         limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share, options.slow_steps)
         super().__init__(
-            # A plugin of the user's own may scale the loss: look for it.
-            precision=None if precision == "custom" else precision,
+            trackers,
+            # A plugin of the user's own may scale the loss: read the trainer's.
+            None if precision == "custom" else precision,
             every_n_steps=options.every_n_steps,
             limits=limits,
-            on_alert=self._tell,
-            on_notice=output.notice,
-            writer=writer,
+            on_alert=self._report_alert,
         )
-        self._to_wandb = writer is not None
+        self._result = result
         self._events = output.events
         self._console = output.console
         self._means = MeanSamples()
-        # The first samples hold the warm-up, which is nobody's own: the means begin behind them.
+        # The means begin behind the first samples, which include the warm-up.
         self._seen_step: int | None = None
 
     @override
     def observe(self, gathered: Gathered) -> None:
+        super().observe(gathered)
         if self._seen_step is not None:
             self._means.add(gathered.samples, gathered.step - self._seen_step)
         self._seen_step = gathered.step
@@ -74,6 +77,16 @@ class RankMonitor(AmpWandbCallback):
         )
 
     @override
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Write the rows up to here, which a resumed run does not measure again."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        try:
+            self._report_arrived(trainer, _SAVE_TIMEOUT)
+        except RuntimeError:
+            # torch's error for a rank that has failed: save without its last sample.
+            self._exchange.drop()
+
+    @override
     def finish(self, trainer: Any) -> None:
         super().finish(trainer)
         means = self._means.means()
@@ -88,12 +101,49 @@ class RankMonitor(AmpWandbCallback):
         self._console.print(text, style="yellow", highlight=False, markup=False)
 
     @override
-    def _wandb(self) -> Any:
-        return super()._wandb() if self._to_wandb else None
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write the result of a training that ended well, when all checkpoints are saved."""
+        if stage == "fit" and self._result is not None and is_rank_zero(trainer) and self._is_active(trainer):
+            self._last_step = LogStep(steps_done(trainer), logger_step(trainer, is_epoch_end=True))
+            self._summarize(self._result(trainer))
 
-    def _tell(self, alert: Alert, step: int) -> None:
+    def _report_alert(self, alert: Alert, step: int) -> None:
         self._events.write("alert", alert=alert.kind, step=step, ranks=list(alert.ranks), title=alert.title,
                            text=alert.text)  # fmt: skip
         self._console.print(
             f"alert at step {step}: {alert.title}: {alert.text}", style="red", highlight=False, markup=False
         )
+
+
+class MeanSamples:
+    """Each rank's mean times over a whole run: a rank that is slow for a moment does not count."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[float, float, float]] = {}
+        self.steps = 0
+
+    def add(self, samples: Sequence[RankSample], steps: int) -> None:
+        """Add one interval's samples.
+
+        Args:
+            samples: one per rank.
+            steps: optimizer steps that they are the means of; 0 adds nothing.
+        """
+        self.steps += steps
+        for s in samples:
+            step, data, own = self._sums.get(s.rank, (0.0, 0.0, 0.0))
+            self._sums[s.rank] = (
+                step + s.step_seconds * steps,
+                data + s.data_seconds * steps,
+                own + s.own_seconds * steps,
+            )
+
+    def means(self) -> list[RankSample]:
+        """One sample per rank, in order of rank; none before the first step."""
+        if self.steps == 0:
+            return []
+        return [
+            RankSample(rank, step_seconds=step / self.steps, data_seconds=data / self.steps,
+                       own_seconds=own / self.steps)
+            for rank, (step, data, own) in sorted(self._sums.items())
+        ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a callback reads off anybody's Trainer, of whichever Lightning, and off its device; none of it raises."""
+"""Reads facts of any Trainer, of either Lightning package, and of its device. None of these functions raises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def attribute(owner: Any, name: str) -> Any:
-    """An attribute; None if it is missing or its getter raises, as Lightning's do outside of a fit."""
+    """Return an attribute; None if it is missing or its getter raises, as Lightning's do outside of a fit."""
     with contextlib.suppress(Exception):
         return getattr(owner, name, None)
     return None
@@ -25,8 +25,18 @@ def steps_done(trainer: Any) -> int:
     return step if isinstance(step, int) else 0
 
 
+def logger_step(trainer: Any, *, is_epoch_end: bool) -> int:
+    """The step at which Lightning logs the metrics of this batch, or of this epoch, which has its last batch's."""
+    loop = attribute(attribute(trainer, "fit_loop"), "epoch_loop")
+    batches = attribute(loop, "_batches_that_stepped")
+    if not isinstance(batches, int):
+        return max(steps_done(trainer) - 1, 0)
+    # After a batch Lightning counts it late; after an epoch it has counted all.
+    return max(batches - is_epoch_end, 0)
+
+
 def is_rank_zero(trainer: Any) -> bool:
-    """Whether this process is the one that logs."""
+    """Whether this process is rank zero, which logs."""
     zero = attribute(trainer, "is_global_zero")
     return bool(zero) if isinstance(zero, bool) else not attribute(trainer, "global_rank")
 
@@ -40,7 +50,7 @@ def loss_not_finite(outputs: Any) -> float | Tensor:
 
 
 def peak_memory() -> int:
-    """Bytes; neither of the two asks the device."""
+    """Peak memory in bytes: allocated on the device, resident on a CPU. Does not wait for the device."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     # Linux counts in KiB, macOS in bytes.

@@ -15,7 +15,7 @@ from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.fit_plan import profile_for
 from launcher.planning.memory import host_memory, plan_with_memory
 from launcher.planning.plan import Plan, make_plan
-from launcher.runs.directory import find_run
+from launcher.runs.selection import find_run
 from launcher.user_code.classes import UserClasses, import_classes
 from strategies.step_trace import ModelProfile, Unprofiled
 

@@ -27,7 +27,7 @@ from strategies.precision import Precision
 from strategies.repeated import RepeatedRecords
 from strategies.step_time import MachineModel
 from strategies.step_trace import ModelProfile, Unprofiled
-from strategies.units import gib
+from strategies.units import format_bytes
 
 # A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
 _CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9
@@ -101,7 +101,8 @@ def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str
     folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
     if nvme is None or not nvme.eligible or not folders:
         return found
-    note = f"no node was asked: {nvme.name} assumes {gib(nvme.memory.nvme)} for each rank on {' and '.join(folders)}"
+    needed = format_bytes(nvme.memory.nvme)
+    note = f"no node was asked: {nvme.name} assumes {needed} for each rank on {' and '.join(folders)}"
     return dataclasses.replace(found, notes=(*found.notes, note))
 
 
@@ -117,8 +118,8 @@ def _picked(
                 plan, memory=found.to_dict(), notices=(*plan.notices, f"memory may not suffice: {found.why}")
             )
         raise PlanError(
-            f"{found.why}\n(memory_share: {config.memory_share:g} of {gib(found.memory_bytes)} may be used; memory "
-            f"{found.method}; `strategy: NAME` takes one all the same)"
+            f"{found.why}\n(memory_share: {config.memory_share:g} of {format_bytes(found.memory_bytes)} may be used; "
+            f"memory {found.method}; `strategy: NAME` takes one all the same)"
         )
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.core.errors import OutOfMemoryError
 from launcher.planning.plan import Plan
-from strategies.units import gib
+from strategies.units import format_bytes
 
 # CUDA's caching allocator has an exception of its own; this is what the others say.
 _SIGNS = (
@@ -64,14 +64,14 @@ def out_of_memory(
     if own is None:
         lines.append("the plan did not look at memory; `launcher plan` shows it for this config")
     else:
-        parts = ", ".join(f"{gib(own[part])} {words}" for part, words in _PARTS.items() if own[part])
-        lines.append(f"the plan expected {gib(own['total'])} of {gib(_limit(plan))}: {parts}")
+        parts = ", ".join(f"{format_bytes(own[part])} {words}" for part, words in _PARTS.items() if own[part])
+        lines.append(f"the plan expected {format_bytes(own['total'])} of {format_bytes(_limit(plan))}: {parts}")
     if allocated_bytes is not None:
-        lines.append(f"allocated were at most {gib(allocated_bytes)}")
+        lines.append(f"allocated were at most {format_bytes(allocated_bytes)}")
     following = plan.memory["next"] if plan.memory else None
     if following:
         needs = planned_memory(plan, following) or {"total": 0}
-        lines.append(f"next: `strategy: {following}`, which is expected to need {gib(needs['total'])}")
+        lines.append(f"next: `strategy: {following}`, which is expected to need {format_bytes(needs['total'])}")
     elif plan.memory and plan.memory["next_obstacle"]:
         lines.append(plan.memory["next_obstacle"])
     elif (plan.batch.micro_batch_size or 2) > 1:
@@ -83,7 +83,7 @@ def out_of_memory(
         expected_bytes=None if own is None else own["total"],
         allocated_bytes=allocated_bytes,
         next_strategy=following,
-        go_on=on_oom == "next" and following is not None,
+        restarts=on_oom == "next" and following is not None,
     )
 
 

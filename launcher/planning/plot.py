@@ -11,7 +11,7 @@ from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import machine_of, planned_precision, splits, zero_settings
 from strategies.candidates import CANDIDATES, ZERO_3_NVME
 from strategies.comparison import compare_strategies
-from strategies.units import GIB
+from strategies.units import GIB, format_bytes
 
 if TYPE_CHECKING:
     from launcher.planning.dry_run import DryRun
@@ -58,7 +58,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     limit, whole = memory["limit_bytes"], memory["memory_bytes"]
     axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1.2)
     axes.annotate(
-        f"limit {limit / GIB:.3g} GiB of {whole / GIB:.3g} GiB",
+        f"limit {format_bytes(limit)} of {format_bytes(whole)}",
         (counts[-1], limit / GIB),
         textcoords="offset points",
         xytext=(0, 4),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.planning.plan import Plan
-from strategies.units import gib
+from strategies.units import format_bytes
 
 # Fields of `strategies.memory.MemoryEstimate`, and their columns.
 _PARTS = {
@@ -59,7 +59,7 @@ def print_memory(plan: Plan, console: Console) -> None:
     unit, scale = ("GiB", 1 << 30) if _largest(entries) >= 1 << 30 else ("MiB", 1 << 20)
     title = (
         f"Memory of one rank at the step's peak in {unit}, {memory['method']}; "
-        f"limit {gib(memory['limit_bytes'])} of {gib(memory['memory_bytes'])}"
+        f"limit {format_bytes(memory['limit_bytes'])} of {format_bytes(memory['memory_bytes'])}"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("strategy", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What the agent and its ranks share as processes: heartbeats, status files, logs, the death of a parent.
+"""Primitives that the agent and its ranks share: heartbeats, status files, logs, the death of a parent.
 
-Nothing here decides about a training or knows what a rank computes.
+Nothing here makes a decision about a training or knows what a rank computes.
 """

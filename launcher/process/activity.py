@@ -1,4 +1,4 @@
-"""What a process does that may take long, for those who wait for it: other ranks and the user."""
+"""What a process is doing, published for those that wait for it: other ranks and the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-# Seconds of one activity until the user is told of it.
+# An activity that lasts longer than this many seconds is reported to the user.
 _NOTICE_AFTER = 10.0
 _INTERVAL = 1.0
 _activities: list[str] = []
@@ -18,7 +18,7 @@ _activities: list[str] = []
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Name what is done inside, as in 'rank 0 is <what>'."""
+    """Name what the block does, as in 'rank 0 is <what>'."""
     _activities.append(what)
     try:
         yield
@@ -27,49 +27,49 @@ def doing(what: str) -> Iterator[None]:
 
 
 def current_activity() -> str:
-    """The innermost one, empty without one."""
-    with suppress(IndexError):  # it may end between two looks
+    """The innermost activity; empty without one."""
+    with suppress(IndexError):  # another thread may end it meanwhile
         return _activities[-1]
     return ""
 
 
-class SlowActivity:
-    """Tells of each activity that lasts long, once.
+class SlowActivityNotice:
+    """Reports an activity that lasts long, once.
 
     Args:
-        tell: given the text.
-        words: the text, with `{}` in place of the activity.
+        notify: called with the text.
+        template: the text, with `{}` in place of the activity.
     """
 
-    def __init__(self, tell: Callable[[str], None], words: str) -> None:
-        self._tell, self._words = tell, words
-        self._seen = ""
+    def __init__(self, notify: Callable[[str], None], template: str) -> None:
+        self._notify, self._template = notify, template
+        self._activity = ""
         self._since = time.monotonic()
-        self._told = False
+        self._is_reported = False
 
-    def see(self, activity: str) -> None:
-        """Look at what is being done now."""
+    def observe(self, activity: str) -> None:
+        """Take note of the present activity."""
         now = time.monotonic()
-        if activity != self._seen:
-            self._seen, self._since, self._told = activity, now, False
-        elif activity and not self._told and now - self._since >= _NOTICE_AFTER:
-            self._told = True
-            self._tell(self._words.format(activity))
+        if activity != self._activity:
+            self._activity, self._since, self._is_reported = activity, now, False
+        elif activity and not self._is_reported and now - self._since >= _NOTICE_AFTER:
+            self._is_reported = True
+            self._notify(self._template.format(activity))
 
 
 class ActivityReporter:
-    """Publishes in a store that this process lives and what it is doing, while the `with` block lasts.
+    """Publishes in a store that this process is alive and what it does, while the `with` block lasts.
 
     Args:
-        store: shared with those who wait; None publishes nothing.
-        key: where.
-        tell: told of an activity that lasts long.
-        patience: seconds without a sign after which the others give up.
+        store: shared with the processes that wait; None publishes nothing.
+        key: of the entry in the store.
+        notify: called with a text about an activity that lasts long.
+        patience: seconds without an update after which the others give up.
     """
 
-    def __init__(self, store: Any, key: str, tell: Callable[[str], None], patience: float) -> None:
+    def __init__(self, store: Any, key: str, notify: Callable[[str], None], patience: float) -> None:
         self._store, self._key = store, key
-        self._slow = SlowActivity(tell, "planning takes a while: rank 0 is {}")
+        self._notice = SlowActivityNotice(notify, "planning takes a while: rank 0 is {}")
         self._interval = min(_INTERVAL, patience / 4)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._publish, name="launcher-activity", daemon=True)
@@ -82,11 +82,11 @@ class ActivityReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        # A thread that wakes inside the store's C++ code after Python has ended aborts the process.
+        # A thread that is still inside the store's C++ code when Python ends aborts the process.
         self._thread.join()
 
     def _publish(self) -> None:
-        # Without the store nobody waits any more; the main thread finds that out, too.
+        # If the store is gone, no process waits any more; the main thread meets the same error.
         with suppress(RuntimeError):
             client = None if self._store is None else self._store.clone()
             count = 0
@@ -95,30 +95,30 @@ class ActivityReporter:
                 activity = current_activity()
                 if client is not None:
                     client.set(self._key, json.dumps({"count": count, "doing": activity}))
-                self._slow.see(activity)
+                self._notice.observe(activity)
 
 
 class ActivityWatch:
-    """Sees whether a process that reports its activity goes on living.
+    """Checks whether a process with an `ActivityReporter` is alive.
 
     Args:
         store: shared with it.
-        key: where it reports.
-        tell: told of an activity that lasts long.
+        key: of its entry in the store.
+        notify: called with a text about an activity that lasts long.
     """
 
-    def __init__(self, store: Any, key: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, store: Any, key: str, notify: Callable[[str], None]) -> None:
         self._store, self._key = store, key
-        self._slow = SlowActivity(tell, "waiting for rank 0, which is {}")
+        self._notice = SlowActivityNotice(notify, "waiting for rank 0, which is {}")
         self._count = 0
         self.activity = ""
 
-    def has_moved(self) -> bool:
-        """Whether there has been a sign of life since the last look."""
+    def has_update(self) -> bool:
+        """Whether the process has published anything since the last call."""
         if not self._store.check([self._key]):
             return False
-        sign = json.loads(self._store.get(self._key))
-        moved = sign["count"] != self._count
-        self._count, self.activity = sign["count"], sign["doing"]
-        self._slow.see(self.activity)
-        return moved
+        entry = json.loads(self._store.get(self._key))
+        is_new = entry["count"] != self._count
+        self._count, self.activity = entry["count"], entry["doing"]
+        self._notice.observe(self.activity)
+        return is_new

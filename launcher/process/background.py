@@ -1,4 +1,8 @@
-"""A run in the background of this machine, for who has no SLURM."""
+"""A run in the background of this machine, for users without SLURM.
+
+Process start times are read from /proc and not by psutil, which computes them from the clock: records keep them, and a
+clock that is corrected would make them another process's.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ OUTPUT = "output.log"
 
 
 def start_detached(command: Sequence[str], cwd: Path, folder: Path) -> dict[str, Any]:
-    """Start a process that outlives this one and its terminal; what it says is in `folder`.
+    """Start a process that outlives this one and its terminal; its output goes to a file in `folder`.
 
     Returns:
-        What tells it from any later process with the same number: `pid` and `started`.
+        `pid` and `started`, which identify it even if its number is used again.
 
     Raises:
         QueueError: it cannot be started.
@@ -31,36 +35,37 @@ def start_detached(command: Sequence[str], cwd: Path, folder: Path) -> dict[str,
             )
     except OSError as error:
         raise QueueError(
-            f"{command[0]} cannot be started in {cwd}: {error.strerror or error}; look at the environment"
+            f"{command[0]} cannot be started in {cwd}: {error.strerror or error}; check that this folder and the "
+            "environment exist"
         ) from error
-    # It is not waited for: it outlives this process, which ends now.
+    # This process ends without waiting for it; a return code keeps Popen from warning.
     process.returncode = 0
     return {"pid": process.pid, "started": start_time(process.pid)}
 
 
 def start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since the boot; None if it has ended."""
+    """When a process started, in clock ticks since the boot; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return None
-    # The state is the third field of the file and the start time the 22nd; a zombie has ended.
+    # The state is field 3 of the file and the start time field 22; a zombie has ended.
     return None if fields[0] in "ZX" else int(fields[19])
 
 
 def is_running(pid: int, started: int | None) -> bool:
-    """Whether that very process still runs."""
+    """Whether the process with this number and start time still runs."""
     return started is not None and start_time(pid) == started
 
 
 def ask_to_stop(pid: int, started: int | None) -> bool:
-    """Ask it to save and end; False if it has ended already."""
+    """Send SIGTERM, after which a run saves and ends; False if the process has ended already."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
     try:
-        # Only now is the number certain to stay that process's.
+        # Checked after the open: the descriptor stays with one process, the number does not.
         if not is_running(pid, started):
             return False
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)

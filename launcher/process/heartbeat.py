@@ -1,4 +1,4 @@
-"""A rank's sign of life: a few numbers in a file that the rank writes and its agent reads, both through memory."""
+"""Heartbeat of a rank: a few numbers in a file that the rank writes and its agent reads, both memory-mapped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# step, clock of the last sign of life, collectives entered, whether stacks can be asked for.
+# step, clock of the last beat, collectives entered, whether the rank writes its stacks on request.
 _FORMAT = struct.Struct("=qdqq")
 _COLLECTIVES = struct.Struct("=q")
 _AT_COLLECTIVES = 16
@@ -20,13 +20,13 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a rank last said.
+    """What a rank wrote last.
 
     Attributes:
-        step: optimizer steps done; `BEFORE_TRAINING` until the training began.
-        clock: CLOCK_MONOTONIC of the last sign of life, in seconds; the same clock for all processes of a machine.
-        collectives: collectives that its process group has entered; `UNKNOWN` without one.
-        dumps_stacks: whether it writes its stacks when asked.
+        step: optimizer steps done; `BEFORE_TRAINING` until the training starts.
+        clock: CLOCK_MONOTONIC of the last beat, in seconds; the same clock for all processes of a machine.
+        collectives: collectives that its process group has entered; `UNKNOWN` without a group.
+        dumps_stacks: whether it writes its stacks on request.
     """
 
     step: int
@@ -39,17 +39,17 @@ class HeartbeatWriter:
     """The rank's side. A beat costs about a microsecond.
 
     Args:
-        path: the file; made here.
+        path: the file to create.
         clock: as `time.monotonic`.
 
     Raises:
-        OSError: the file cannot be made, or has no room on its disk.
+        OSError: the file cannot be created, or the disk is full.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            # A file without blocks of its own would end the process with SIGBUS on a full disk.
+            # Without allocated blocks a full disk ends the process with SIGBUS.
             os.posix_fallocate(descriptor, 0, _FORMAT.size)
             self._memory = mmap.mmap(descriptor, _FORMAT.size)
         finally:
@@ -61,24 +61,24 @@ class HeartbeatWriter:
         self.beat()
 
     def beat(self, step: int | None = None) -> None:
-        """Say that this rank lives, and how many optimizer steps it has done."""
+        """Report that this rank is alive, and how many optimizer steps it has done."""
         if step is not None:
             self.step = step
         _FORMAT.pack_into(self._memory, 0, self.step, self._clock(), self._collectives, self._dumps_stacks)
 
-    def can_dump_stacks(self) -> None:
-        """Say that this rank writes its stacks when asked."""
+    def announce_stack_dumps(self) -> None:
+        """Report that this rank writes its stacks on request."""
         self._dumps_stacks = True
         self.beat()
 
-    def collectives(self, count: int) -> None:
-        """Say how many collectives this rank has entered; no sign of life, as another thread says it."""
+    def set_collectives(self, count: int) -> None:
+        """Report how many collectives this rank has entered; no beat, as another thread calls this."""
         self._collectives = count
         _COLLECTIVES.pack_into(self._memory, _AT_COLLECTIVES, count)
 
 
 def read_beat(path: Path) -> Heartbeat | None:
-    """What the rank last said; None if it has not said anything."""
+    """The rank's last heartbeat; None before the first."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Whether the kernel killed a process for memory: it says so only in counters that rise."""
+"""Whether the kernel's OOM killer ended a process: only counters show it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:
-    """The files that count kills for memory: this process's cgroups (either version), then the machine's."""
+    """The files that count OOM kills: those of this process's cgroups (v1 or v2), then the machine's."""
     found: list[Path] = []
     try:
         lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -17,7 +17,7 @@ def oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/
         _, controllers, path = line.split(":", 2)
         inside = path.lstrip("/")
         if controllers == "":
-            # In a container the path is the host's, and the mount point is the container's own.
+            # In a container the path is that of the host, and the container's files are at the mount point.
             found += [cgroups / inside / "memory.events", cgroups / "memory.events"]
         elif "memory" in controllers.split(","):
             found += [cgroups / "memory" / inside / "memory.oom_control", cgroups / "memory/memory.oom_control"]
@@ -26,12 +26,12 @@ def oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/
 
 
 def count_oom_kills(counters: Iterable[Path]) -> int:
-    """The sum of the `oom_kill` lines: larger than before if the kernel killed since."""
+    """The sum of the `oom_kill` lines; it rises with each kill."""
     total = 0
     for path in counters:
         try:
-            words = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-            total += sum(int(pair[1]) for pair in words if len(pair) == 2 and pair[0] == "oom_kill")
+            lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+            total += sum(int(fields[1]) for fields in lines if len(fields) == 2 and fields[0] == "oom_kill")
         except (OSError, ValueError):
-            continue  # a cgroup may vanish with its last process
+            continue  # a cgroup is removed after its last process
     return total

@@ -1,7 +1,7 @@
-"""What a training leaves open for the Trainer that it returns: its process group and its W&B run.
+"""What a training keeps open for the Trainer that it returns: its process group and its W&B run.
 
-Both are needed if the script goes on with `trainer.test`, `validate`, `predict` or `fit`. The next training closes
-them, or the end of the interpreter.
+`trainer.test`, `validate`, `predict` and `fit` need both afterwards. They are closed by the next training, or at the
+end of the interpreter.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import contextlib
 import os
 from collections.abc import Callable
 
-# With the process that left it: a fork has copies of what is its parent's to close.
-_left: list[tuple[int, Callable[[], None]]] = []
+# With the process that opened it: a fork has copies, which only its parent may close.
+_kept: list[tuple[int, Callable[[], None]]] = []
 
 
-def leave_open(close: Callable[[], None]) -> None:
-    """Have `close` called by the next training of this process, or at its end.
+def keep_open(close: Callable[[], None]) -> None:
+    """Keep a resource open until the next training of this process, or its end.
 
     Args:
-        close: called once, in the opposite order of what was left.
+        close: closes it; called once, the last registered first.
     """
-    if not _left:
+    if not _kept:
         atexit.unregister(_close_at_exit)
-        # Last in, first out: W&B and torch have registered theirs already.
+        # Registered last, so it runs before the handlers of W&B and torch.
         atexit.register(_close_at_exit)
-    _left.append((os.getpid(), close))
+    _kept.append((os.getpid(), close))
 
 
-def close_left_open() -> None:
-    """Close what an earlier training of this process has left."""
-    while _left:
-        process, close = _left.pop()
+def close_kept_open() -> None:
+    """Close what an earlier training of this process kept open."""
+    while _kept:
+        process, close = _kept.pop()
         if process == os.getpid():
             close()
 
 
 def _close_at_exit() -> None:
-    # Python 3.12 and later starts no thread here; W&B then ends its run itself, a moment later.
+    # Python 3.12 and later starts no thread at exit (RuntimeError); W&B then ends its run itself, a moment later.
     with contextlib.suppress(RuntimeError):
-        close_left_open()
+        close_kept_open()

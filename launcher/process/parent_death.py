@@ -1,4 +1,4 @@
-"""No orphans: a process that the kernel kills when its parent dies, however that happens (Linux)."""
+"""No orphans: the kernel kills a process when its parent dies for any reason (Linux)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import os
 import signal
 
 _PR_SET_PDEATHSIG = 1
-# A scheduler sends these to every process of a job. The fork server must outlive them, or its ranks would die with it;
-# it blocks them, and each rank takes them again, with one that came meanwhile.
+# A scheduler sends these to every process of a job. The fork server must survive them, because its ranks die with it:
+# it blocks them, and each rank unblocks them and receives one that arrived meanwhile.
 FOR_RANKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# The fork server's own process id, which its children inherit: their parent, though they were made for the agent.
+# Process id of the fork server. Its children inherit the variable: their parent is the fork server, not the agent.
 fork_server_pid: int | None = None
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Ask the kernel for a SIGKILL when the thread that made this process ends; survives an exec, not a fork.
+    """Ask the kernel for a SIGKILL when the thread that created this process ends; kept by an exec, not by a fork.
 
     A chain of such processes dies from the top down: agent, fork server, ranks.
 
     Args:
-        parent: process id of the parent when it made this one, to notice that it died before the kernel was asked.
+        parent: process id of the parent at creation, to detect that it died before this call.
 
     Raises:
-        OSError: the kernel does not know it.
+        OSError: the kernel does not support it.
     """
     expected = os.getppid() if parent is None else parent
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,7 +1,7 @@
-"""What a rank tells its agent: a small file for each rank in a private folder of the attempt.
+"""The status that a rank reports to its agent: a small file for each rank in a private folder of the attempt.
 
-The agent learns from it where the rank's log is, what it raised and when, and that it lives. Without an agent of ours
-(plain torchrun, one process) nobody asks, and nothing is written.
+The agent reads from it where the rank's log is, which error it raised and when, and that it is alive. Without the
+launcher's agent (torchrun, one process) nothing is written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import sys
 import threading
 import time
@@ -27,21 +26,21 @@ from launcher.process.heartbeat import BEFORE_TRAINING, HeartbeatWriter
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
 _TRACEBACK_LINES = 40
-# Seconds between two looks at how many collectives this rank has entered.
+# Seconds between two reports of the number of collectives.
 _COLLECTIVES_EVERY = 1.0
-# What another rank's death looks like from here, in the words of gloo, NCCL, c10d and ours.
+# How gloo, NCCL, c10d and the launcher report that another rank has died.
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "connectfullmesh",
               "timed out waiting", "remote process exited", "ncclremoteerror", "ncclsystemerror", "socket timeout",
               "connection was likely closed", "read error", "application timeout caused pair closure",
-              "the store that the ranks meet at is gone", "watchdog caught collective", "wait timeout",
+              "the store of the ranks is gone", "watchdog caught collective", "wait timeout",
               "timed out after waiting")  # fmt: skip
-# What no second attempt mends.
+# Errors that a restart cannot fix.
 _REPEATING = (UsageError, ImportError, SyntaxError)
 
 
 @dataclass(frozen=True, slots=True)
 class RankError:
-    """What a rank raised.
+    """An exception that a rank raised.
 
     Attributes:
         kind: name of the exception's class.
@@ -50,11 +49,11 @@ class RankError:
         signature: equal for the same exception from the same place in the code.
         time: seconds since the epoch.
         step: optimizer steps done.
-        lost_peer: whether it only says that another rank is gone.
-        repeats: whether a second attempt would meet it again, whatever happens.
-        explained: whether the message says all that there is to say.
-        interrupted: whether a signal asked for it.
-        next_strategy: what the config asks to go on with, out of memory.
+        lost_peer: whether it only reports that another rank is gone.
+        repeats: whether every further attempt would raise it again.
+        explained: whether the message is complete, so that no traceback is needed.
+        interrupted: whether a signal caused it.
+        next_strategy: the strategy to restart with after running out of memory (`on_oom: next`).
     """
 
     kind: str
@@ -70,8 +69,8 @@ class RankError:
     next_strategy: str | None = None
 
     @classmethod
-    def of(cls, error: BaseException, now: float, step: int) -> RankError:
-        """Describe what was raised; a `TrainingError` by what caused it, unless it says more."""
+    def from_exception(cls, error: BaseException, now: float, step: int) -> RankError:
+        """Describe an exception; a `TrainingError` by its cause, except `OutOfMemoryError`."""
         no_memory = error if isinstance(error, OutOfMemoryError) else None
         cause = error.__cause__ if isinstance(error, TrainingError) and not no_memory and error.__cause__ else error
         frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(cause.__traceback__)]
@@ -84,11 +83,11 @@ class RankError:
             signature=hashlib.sha256(repr((type(cause).__name__, frames)).encode()).hexdigest()[:16],
             time=now,
             step=step,
-            lost_peer=any(word in text.lower() for word in _LOST_PEER),
+            lost_peer=any(part in text.lower() for part in _LOST_PEER),
             repeats=isinstance(cause, _REPEATING),
             explained=isinstance(cause, UsageError | OutOfMemoryError),
             interrupted=isinstance(cause, Interrupted),
-            next_strategy=no_memory.next_strategy if no_memory and no_memory.go_on else None,
+            next_strategy=no_memory.next_strategy if no_memory and no_memory.restarts else None,
         )
 
     @classmethod
@@ -101,7 +100,7 @@ class RankStatusWriter:
     """The rank's side.
 
     Args:
-        folder: the attempt's; None if nobody asks.
+        folder: of the attempt; None without an agent.
         rank: this rank.
         clock: seconds since the epoch.
     """
@@ -115,43 +114,42 @@ class RankStatusWriter:
         self._watched = threading.Event()
         self._secrets: tuple[Any, ...] = ()
         if folder is not None:
-            # Without a sign of life the agent cannot see a hang; the training itself can go on.
+            # Without a heartbeat the agent cannot detect a hang; the training itself can run.
             with contextlib.suppress(OSError):
                 self._heart = HeartbeatWriter(beat_path(folder, rank))
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> RankStatusWriter:
-        """The report of the rank that `env` describes."""
-        return _report_of(env.get(FOLDER_VARIABLE), env.get("RANK", "0"))
+        """The status writer of the rank that `env` describes."""
+        return _writer_of(env.get(FOLDER_VARIABLE), env.get("RANK", "0"))
 
     @property
     def has_agent(self) -> bool:
-        """Whether an agent of ours reads this, and tells people what went wrong."""
+        """Whether the launcher's agent reads this, and reports errors to the user."""
         return self._folder is not None
 
-    def tell(self, **values: Any) -> None:
-        """Add to what the agent knows: `log`, `run`. A sign of life too."""
+    def update(self, **values: Any) -> None:
+        """Publish `log` or `run` to the agent. Counts as a heartbeat."""
         self._values.update(values)
         self._write()
         self.beat()
 
-    def keep_secret(self, values: Iterable[Any]) -> None:
-        """Leave these values out of what is told of errors from now on."""
+    def hide_values(self, values: Iterable[Any]) -> None:
+        """Remove these values from the text of all later errors."""
         self._secrets = tuple(values)
 
-    def raised(self, error: BaseException) -> None:
-        """Tell what was raised; the first error stays."""
+    def record_error(self, error: BaseException) -> None:
+        """Publish an exception; only the first one is kept."""
         if "error" in self._values or self._folder is None:
             return
         step = BEFORE_TRAINING if self._heart is None else self._heart.step
-        told = RankError.of(error, self._clock(), step)
-        lines = tuple(scrub(line, self._secrets) for line in told.traceback)
-        told = replace(told, message=scrub(told.message, self._secrets), traceback=lines)
-        self._values["error"] = asdict(told)
+        record = RankError.from_exception(error, self._clock(), step)
+        lines = tuple(scrub(line, self._secrets) for line in record.traceback)
+        self._values["error"] = asdict(replace(record, message=scrub(record.message, self._secrets), traceback=lines))
         self._write()
 
-    def trace(self, error: BaseException) -> None:
-        """Write the traceback into this rank's log; on the terminal too if no agent tells people what went wrong."""
+    def write_traceback(self, error: BaseException) -> None:
+        """Write the traceback into this rank's log, or to stderr if no agent reports the error."""
         log = self._values.get("log")
         text = scrub("".join(traceback.format_exception(error)), self._secrets)
         if log is None or not self.has_agent:
@@ -163,70 +161,66 @@ class RankStatusWriter:
             file.write(text)
 
     def beat(self, step: int | None = None) -> None:
-        """A sign of life."""
+        """Report that this rank is alive, and how many optimizer steps it has done."""
         if self._heart is not None:
             self._heart.beat(step)
 
-    def can_dump_stacks(self) -> None:
-        """Say that the agent may ask for stacks."""
+    def announce_stack_dumps(self) -> None:
+        """Report that this rank writes its stacks on request."""
         if self._heart is not None:
-            self._heart.can_dump_stacks()
+            self._heart.announce_stack_dumps()
 
     def watch_collectives(self, count: Callable[[], int], record: Callable[[], str]) -> None:
-        """Say once a second, from a thread, how many collectives this rank has entered; once asked, say which.
+        """Report the number of collectives once a second, from a thread; on request, write the flight record.
 
         Args:
-            count: collectives that the process group has entered.
-            record: what the flight recorder knows, as JSON.
+            count: returns how many collectives the process group has entered.
+            record: returns the flight recorder's content as JSON.
         """
         heart, folder = self._heart, self._folder
         if heart is None or folder is None:
             return
 
         def watch() -> None:
-            told = False
-            # The group may end while it is asked.
+            is_written = False
+            # The group may end meanwhile.
             with contextlib.suppress(RuntimeError, ValueError):
                 while not self._watched.wait(_COLLECTIVES_EVERY):
-                    heart.collectives(count())
-                    if not told and flight_request_path(folder).exists():
-                        told = True
+                    heart.set_collectives(count())
+                    if not is_written and flight_request_path(folder).exists():
+                        is_written = True
                         with contextlib.suppress(OSError):
                             write_file(flight_path(folder, self._rank), record())
 
         threading.Thread(target=watch, name="launcher-collectives", daemon=True).start()
 
     def close(self) -> None:
-        """Let the thread end."""
+        """End the thread."""
         self._watched.set()
 
     def _write(self) -> None:
         if self._folder is None:
             return
-        path = report_path(self._folder, self._rank)
-        temporary = path.with_suffix(".tmp")
-        # A full disk must not end a training.
+        # A full disk must not end a training. The agent on this machine reads it through memory.
         with contextlib.suppress(OSError):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(self._values, file, default=str)
-            temporary.replace(path)
+            text = json.dumps(self._values, default=str)
+            write_file(report_path(self._folder, self._rank), text, durable=False)
 
 
 @functools.cache
-def _report_of(folder: str | None, rank: str) -> RankStatusWriter:
-    """One for the process, wherever it is asked for: what it has told must stay told."""
+def _writer_of(folder: str | None, rank: str) -> RankStatusWriter:
+    """One writer per process, so that the values published by one caller stay."""
     return RankStatusWriter(Path(folder) if folder else None, int(rank) if rank.isdecimal() else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class RankStatus:
-    """The agent's side: what a rank has told.
+    """The agent's side: what a rank has published.
 
     Attributes:
-        log: the file that its output is in.
+        log: the file with its output.
         run: the run's directory.
-        error: what it raised.
+        error: the exception that it raised.
     """
 
     log: Path | None = None
@@ -235,7 +229,7 @@ class RankStatus:
 
 
 def read_status(folder: Path, rank: int) -> RankStatus:
-    """What the rank has told so far; nothing if it did not come to it."""
+    """What the rank has published so far."""
     try:
         values = json.loads(report_path(folder, rank).read_text(encoding="utf-8"))
         error = values.get("error")
@@ -249,17 +243,17 @@ def read_status(folder: Path, rank: int) -> RankStatus:
 
 
 def report_path(folder: Path, rank: int) -> Path:
-    """The file of what a rank tells."""
+    """The status file of a rank."""
     return folder / f"rank-{rank}.json"
 
 
 def beat_path(folder: Path, rank: int) -> Path:
-    """The file of a rank's signs of life."""
+    """The heartbeat file of a rank."""
     return folder / f"rank-{rank}.beat"
 
 
 def flight_request_path(folder: Path) -> Path:
-    """The agent makes this file to ask all ranks for their flight records."""
+    """The agent creates this file to request the flight records of all ranks."""
     return folder / "flight-wanted"
 
 
@@ -269,5 +263,5 @@ def flight_path(folder: Path, rank: int) -> Path:
 
 
 def stacks_path(folder: Path, rank: int) -> Path:
-    """The file that a rank's stacks go to."""
+    """The file of a rank's stacks."""
     return folder / f"rank-{rank}.stacks"

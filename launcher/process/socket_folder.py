@@ -1,4 +1,4 @@
-"""A folder for Unix sockets where TMPDIR is too long: their addresses hold 107 bytes."""
+"""A folder for Unix sockets if TMPDIR is too long: a socket address holds 107 bytes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from collections.abc import Iterator
 from typing import Any
 
 _ADDRESS_BYTES = 107
-# What `multiprocessing` appends: /pymp-xxxxxxxx/listener-xxxxxxxx.
-_OWN_BYTES = 33
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 -- a private folder is made there
+# Bytes that `multiprocessing` appends: /pymp-xxxxxxxx/listener-xxxxxxxx.
+_APPENDED_BYTES = 33
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 -- a private folder is created there
 
 
 @contextlib.contextmanager
 def socket_folder() -> Iterator[None]:
-    """Inside, `multiprocessing` makes its sockets, and loader workers theirs, in a private folder of a short name.
+    """In the block, `multiprocessing` and loader workers create their sockets in a private folder with a short name.
 
-    Nothing is done where TMPDIR is short enough, or where this process's parent has done it.
+    Does nothing if TMPDIR is short enough, or if this process's parent did it.
     """
-    # `multiprocessing` keeps its folder there, and hands it on to the processes that it starts.
+    # `multiprocessing` keeps its folder in this entry, and passes it on to the processes that it starts.
     config: dict[str, Any] = vars(multiprocessing.current_process())["_config"]
-    if "tempdir" in config or len(os.fsencode(tempfile.gettempdir())) + _OWN_BYTES <= _ADDRESS_BYTES:
+    if "tempdir" in config or len(os.fsencode(tempfile.gettempdir())) + _APPENDED_BYTES <= _ADDRESS_BYTES:
         yield
         return
     folder = _make_folder()
@@ -38,8 +38,8 @@ def socket_folder() -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def folder_of_sockets() -> str | None:
-    """Where this process makes sockets; None for TMPDIR."""
+def socket_folder_in_use() -> str | None:
+    """Where this process creates sockets; None for TMPDIR."""
     found: str | None = vars(multiprocessing.current_process())["_config"].get("tempdir")
     return found
 

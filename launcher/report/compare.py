@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from launcher.core.nested import flatten
 from launcher.report.markup import Html, Section, badge, element, figure, folded, join, listed, paragraph, table, text
 from launcher.report.overview import BADGES, Figure, figures_of
-from launcher.report.plain import flatten, shown
+from launcher.report.plain import shown
 from launcher.report.plots import Curve, draw_curves
 from launcher.report.records import AttemptRecord, History
 from launcher.report.series import (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from launcher.core.event_wording import describe_event
+from launcher.core.event_text import describe_event
 from launcher.report.event_fields import (
     Malformed,
     as_any_number,

@@ -36,18 +36,6 @@ def number(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) else None
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted path; an empty mapping stays a value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inside = mapping(value)
-        if inside:
-            flat.update(flatten(inside, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def shown(value: Any) -> str:
     """A setting as it would stand in YAML, near enough."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

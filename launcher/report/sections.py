@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.config.schema import RunConfig
+from launcher.core.nested import flatten
 from launcher.report import units
 from launcher.report.markup import (
     Section,
@@ -20,7 +21,7 @@ from launcher.report.markup import (
     table,
 )
 from launcher.report.overview import BADGES, alerts_section, failure_section
-from launcher.report.plain import flatten, items, mapping, number, shown, texts
+from launcher.report.plain import items, mapping, number, shown, texts
 from launcher.report.rank_sections import memory_section, ranks_section, scale_section
 from launcher.report.records import AttemptRecord, History, lost_steps
 from launcher.report.series import (

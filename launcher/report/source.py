@@ -19,8 +19,8 @@ from launcher.core.events import FILE_NAME, read_events
 from launcher.core.secrets import redact
 from launcher.report.history import read_history
 from launcher.report.records import History
-from launcher.runs.job_output import silent_job
-from launcher.runs.lock import owner_of
+from launcher.runs.job_output import find_job_output
+from launcher.runs.lock import read_owner
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
@@ -83,7 +83,7 @@ def find_run_directory(word: str, runs_dir: Path) -> Path:
         raise ReportError(
             f"there is no run {word!r}, neither as a directory nor in {runs_dir}; {hint}{_known(runs_dir)}"
         )
-    said = silent_job(found)
+    said = find_job_output(found)
     if said is not None:
         raise ReportError(f"run {found.name!r} has not begun to train: {said.reason}; "
                           f"what its job said is in {said.file}")  # fmt: skip
@@ -115,10 +115,10 @@ def read_run(path: Path) -> Run:
     config = _read(path / "config.yaml", problems)
     if not history.plan:
         history = dataclasses.replace(history, plan=_read(path / "plan.json", problems))
-    if history.attempts and history.outcome == "unknown" and owner_of(path)[1] != "ended":
+    if history.attempts and history.outcome == "unknown" and read_owner(path)[1] != "ended":
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
-    said = silent_job(path)
+    said = find_job_output(path)
     if said is not None:
         problems.append(f"the newest job has not begun to train: {said.reason} ({said.file})")
     log, log_file = _failure_log(path, history)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 
-_GIB = 2**30
+from strategies.units import GIB, format_bytes, format_duration
+
 _MIB = 2**20
 
 
@@ -33,20 +34,8 @@ def many(value: int, noun: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """'350 ms', '12.4 s', '3 min 20 s', '2 h 05 min', '3 d 4 h'; a dash for None or NaN."""
-    if seconds is None or not math.isfinite(seconds):
-        return "\u2013"
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
+    """As `format_duration`; a dash for None or NaN."""
+    return "\u2013" if seconds is None or not math.isfinite(seconds) else format_duration(seconds)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -58,15 +47,13 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def size(amount: float | None) -> str:
-    """'1.25 GiB'; a dash for None."""
-    if amount is None:
-        return "\u2013"
-    return f"{amount / _GIB:.3g} GiB" if amount >= _GIB else f"{amount / _MIB:.3g} MiB"
+    """As `format_bytes`; a dash for None."""
+    return "\u2013" if amount is None else format_bytes(int(amount))
 
 
 def size_unit(largest: float) -> tuple[str, float]:
     """The unit for a plot up to `largest` bytes, and its bytes."""
-    return ("GiB", _GIB) if largest >= _GIB else ("MiB", _MIB)
+    return ("GiB", GIB) if largest >= GIB else ("MiB", _MIB)
 
 
 def moment(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The directory of a run and the records in it: who owns it, what ran out of memory, what was submitted.
+"""The directory of a run and the records in it: its lock, strategies that ran out of memory, submissions.
 
-Checkpoints are in `checkpoint`; what is shown of a run is in `report` and `jobs`.
+Checkpoints are in `checkpoint`; views of a run are in `report` and `jobs`.
 """

@@ -1,4 +1,4 @@
-"""What a submitted job said outside its ranks' logs: why it ended where no rank began."""
+"""The output of a submitted job outside its ranks' logs: why it ended before a rank started."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ERROR = "error: "
 
 @dataclass(frozen=True, slots=True)
 class JobOutput:
-    """The output of a job that has told no event.
+    """The output of a job without an event.
 
     Attributes:
-        file: where it is.
+        file: the output file.
         reason: the error in it on one line, else its last line.
     """
 
@@ -27,47 +27,47 @@ class JobOutput:
     reason: str
 
 
-def silent_job(run: Path) -> JobOutput | None:
-    """The output of a run's newest submission, if no rank of it has begun; None if one has, or if it said nothing."""
+def find_job_output(run: Path) -> JobOutput | None:
+    """The output of a run's newest submission; None if a rank of it has started, or if there is no output."""
     records = read_records(run)
     if not records or records[-1].get("submitted", 0) <= _last_event(run):
         return None
-    return output_of(records[-1])
+    return read_job_output(records[-1])
 
 
-def output_of(record: Mapping[str, Any]) -> JobOutput | None:
-    """What the job of one submission said; None if nothing.
+def read_job_output(record: Mapping[str, Any]) -> JobOutput | None:
+    """The output of the job of one submission; None if there is none.
 
     Args:
         record: from `launcher.runs.submission_record.read_records`.
     """
-    said = {file: _tail(file) for file in _files(record)}
-    for file, text in said.items():
-        error = error_in(text)
+    outputs = {file: _tail(file) for file in _files(record)}
+    for file, text in outputs.items():
+        error = find_error(text)
         if error is not None:
             return JobOutput(file, error)
-    for file, text in said.items():
+    for file, text in outputs.items():
         lines = text.split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), None)
         if last is not None:
-            return JobOutput(file, f"its last words: {last}")
+            return JobOutput(file, f"its last line: {last}")
     return None
 
 
-def error_in(text: str) -> str | None:
-    """The last error that a launcher's command told, on one line; None if there is none. Pure."""
+def find_error(text: str) -> str | None:
+    """The last error message of a launcher command, on one line; None if there is none. Pure."""
     lines = text.splitlines()
-    begins = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
-    if not begins:
+    starts = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
+    if not starts:
         return None
-    first, *after = lines[begins[-1] :]
-    told = [first.removeprefix(_ERROR)]
+    first, *after = lines[starts[-1] :]
+    parts = [first.removeprefix(_ERROR)]
     for line in after:
-        # The problems of a config stand below it.
+        # The problems of a config are on indented lines below it.
         if not line.startswith("  "):
             break
-        told.append(line.strip())
-    return " ".join(told)
+        parts.append(line.strip())
+    return " ".join(parts)
 
 
 def _files(record: Mapping[str, Any]) -> list[Path]:

@@ -1,11 +1,12 @@
-"""Keeps two runs out of one directory: who owns it is written in a file, which the next owner can check.
+"""The lock of a run directory: a file with a record of the owner, which the next owner can check.
 
-The owners of a directory have numbers, and each has a file `.lock-<number>`, which is created exclusively: of several
-processes that take over from the same owner one succeeds, also on a disk without locks. The owner with the largest
-number counts. Its file is never removed, only marked as released, so that a number is not given twice.
+Each owner has a number and a file `.lock-<number>`, which is created exclusively: of several processes that take over
+from the same owner one succeeds, even on a disk without locks. The owner with the largest number is the current one.
+Its file is never removed, only marked as released, so that no number is used twice.
 
-Whether an owner still runs is known from its process where that can be seen from here. Elsewhere the kernel's lock
-(`flock`) on its file tells, unless the disk has no locks.
+Whether an owner still runs is decided from its process if that is visible from here, otherwise by the kernel's lock
+(`flock`) on its file, unless the disk has no locks. The package filelock does not fit: it keeps no record of the owner,
+and cannot decide on a disk without locks.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from typing import Any, Literal
 from launcher.process.background import is_running, start_time
 
 _NAME = re.compile(r"\.lock-(\d+)")
-# A disk without locks: Lustre mounted without flock, NFS without a lock service, some user-space file systems.
+# A disk without locks: Lustre mounted without flock, NFS without a lock service, some FUSE file systems.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
-# Seconds until a record that is not readable counts as one whose writer died in the middle.
+# Seconds after which the writer of an incomplete record counts as dead.
 _WRITTEN_WITHIN = 60.0
-# A reader holds the lock for a moment.
+# A reader holds the lock briefly.
 _LOCK_TRIES = 50
 _LOCK_PAUSE = 0.01
 
@@ -40,19 +41,19 @@ State = Literal["ended", "running", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process that owns a run's directory, as its record says.
+    """The process that owns a run's directory, as recorded.
 
     Attributes:
-        pid: its number, seen from its own namespace.
-        started: its start in clock ticks since the boot, as numbers are used again.
-        host: its host's name.
-        boot: of this boot of its host; None if not known.
-        namespace: of its process numbers, as of a container; None if not known.
-        token: a word that no other owner has.
-        job: its SLURM job; None outside of SLURM.
-        requeues: how often the job had been requeued.
+        pid: process id in its own namespace.
+        started: its start in clock ticks since the boot; process ids are reused.
+        host: name of its host.
+        boot: id of the boot of its host; None if unknown.
+        namespace: of its process ids, as of a container; None if unknown.
+        token: unique to the owner.
+        job: its SLURM job; None without SLURM.
+        requeues: number of requeues of the job.
         locked: whether it holds the kernel's lock on its file.
-        released: whether it has given the directory back.
+        released: whether it has released the directory.
     """
 
     pid: int
@@ -79,27 +80,27 @@ class Owner:
 
 
 class DirectoryOwnedError(Exception):
-    """Another process has the directory, or may have it.
+    """Another process owns the directory, or may own it.
 
     Attributes:
         owner: that process; None if it has not written its record yet.
         path: its file.
-        state: 'running', or 'unknown' where that cannot be found out from here.
+        state: 'running', or 'unknown' if that cannot be determined from here.
     """
 
     def __init__(self, owner: Owner | None, path: Path, state: State) -> None:
-        super().__init__(f"{path} is held by {owner or 'a process that begins'}")
+        super().__init__(f"{path} is locked by {owner or 'a process that starts'}")
         self.owner, self.path, self.state = owner, path, state
 
 
 @dataclass(frozen=True, slots=True)
 class RunLock:
-    """Keeps other runs out until it is released or this process ends, however that happens.
+    """The lock of a run directory, held until it is released or this process ends.
 
     Attributes:
         path: the file.
-        descriptor: of the file, open; children of this process do not have it.
-        owner: what is in the file.
+        descriptor: of the open file; children of this process do not inherit it.
+        owner: the content of the file.
     """
 
     path: Path
@@ -108,20 +109,20 @@ class RunLock:
 
     @property
     def notice(self) -> str | None:
-        """What the user should know about this lock."""
+        """A notice to the user if the lock does not work between hosts."""
         if self.owner.locked:
             return None
         return (
-            f"the disk of {self.path.parent} has no file locks (flock): another process on {self.owner.host} is kept "
-            "out of this run, and another host is told which file to remove once this run has ended"
+            f"the disk of {self.path.parent} has no file locks (flock): a second process of this run is rejected on "
+            f"{self.owner.host}; on other hosts, even after this run has ended, until the lock file is removed"
         )
 
     def release(self) -> None:
-        """Let other runs in."""
-        # A fork has copied this object, not the right to it.
+        """Release the directory."""
+        # A fork has a copy of this object, but does not own the lock.
         if _HELD.pop(self.descriptor, None) is None or self.owner.pid != os.getpid():
             return
-        # On a full disk the end of this process says the same.
+        # On a full disk the end of this process has the same effect.
         with contextlib.suppress(OSError):
             _write(self.descriptor, dataclasses.replace(self.owner, released=True))
         os.close(self.descriptor)
@@ -137,17 +138,17 @@ def acquire(folder: Path, env: Mapping[str, str], *, previous: str | None = None
 
     Args:
         folder: of the run.
-        env: says which SLURM job this is.
+        env: with the SLURM job.
         previous: token of the owner in an earlier attempt of this launch, which the agent has ended.
 
     Raises:
-        DirectoryOwnedError: another process has it.
+        DirectoryOwnedError: another process owns it.
         OSError: the disk is full or read-only.
     """
     own = Owner.this_process(env)
     number = _newest(folder)
     if number:
-        owner, state = _look(_file(folder, number), own, previous, writable=True)
+        owner, state = _read_owner_file(_file(folder, number), own, previous, writable=True)
         if state != "ended":
             raise DirectoryOwnedError(owner, _file(folder, number), state)
     path = _file(folder, number + 1)
@@ -160,9 +161,9 @@ def acquire(folder: Path, env: Mapping[str, str], *, previous: str | None = None
         _write(descriptor, own)
         newest = _newest(folder)
         if newest != number + 1:
-            # This process looked long ago; others have come and gone since.
+            # This process read the number long ago; other owners have followed since.
             raise DirectoryOwnedError(None, _file(folder, newest), "running")
-    except BaseException:  # Ctrl-C too: a record of a process that is not the owner must not stay
+    except BaseException:  # Ctrl-C too: the record of a process that is not the owner must not stay
         os.close(descriptor)
         path.unlink(missing_ok=True)
         raise
@@ -174,28 +175,28 @@ def acquire(folder: Path, env: Mapping[str, str], *, previous: str | None = None
     return lock
 
 
-def owner_of(folder: Path) -> tuple[Owner | None, State]:
-    """Who trains the run; 'unknown' where it cannot be seen from here whether that process still runs."""
+def read_owner(folder: Path) -> tuple[Owner | None, State]:
+    """The owner of a run and its state; 'unknown' if it cannot be determined from here."""
     try:
         number = _newest(folder)
         if number:
-            return _look(_file(folder, number), Owner.this_process({}), None, writable=False)
+            return _read_owner_file(_file(folder, number), Owner.this_process({}), None, writable=False)
     except OSError:
-        return None, "unknown"  # somebody else's
+        return None, "unknown"  # another user's
     return None, "ended"
 
 
 def remove_lock(folder: Path) -> None:
-    """Remove the files of a folder that is itself about to be removed."""
+    """Remove the lock files of a folder that will be removed."""
     for number in _numbers(folder):
         _file(folder, number).unlink(missing_ok=True)
 
 
-def judge(owner: Owner, own: Owner, previous: str | None) -> State:
-    """Whether another owner still runs, as far as that can be known without its file's lock.
+def owner_state(owner: Owner, own: Owner, previous: str | None) -> State:
+    """Whether an owner still runs, as far as that is known without the lock on its file.
 
     Args:
-        owner: the other.
+        owner: the owner.
         own: this process.
         previous: token of this launch's earlier attempt.
     """
@@ -203,27 +204,27 @@ def judge(owner: Owner, own: Owner, previous: str | None) -> State:
         return "ended"
     if None not in (own.boot, own.namespace) and (owner.boot, owner.namespace) == (own.boot, own.namespace):
         return "running" if is_running(owner.pid, owner.started) else "ended"
-    # SLURM and the agent end every process of a job, or of an attempt, before they start the next.
+    # SLURM ends all processes of a job, and the agent those of an attempt, before they start the next.
     requeued = owner.job is not None and owner.job == own.job and owner.requeues < own.requeues
     return "ended" if requeued or owner.token == previous else "unknown"
 
 
-def _look(path: Path, own: Owner, previous: str | None, *, writable: bool) -> tuple[Owner | None, State]:
-    """The owner of a file, None if it is not written; and whether it still runs."""
+def _read_owner_file(path: Path, own: Owner, previous: str | None, *, writable: bool) -> tuple[Owner | None, State]:
+    """The owner in a file, None if it is not written yet, and whether it still runs."""
     try:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(path, flags)
     except FileNotFoundError:
-        # Its owner was overtaken just now.
+        # The next owner has just removed it.
         return None, "running"
     try:
         owner = _read(descriptor)
         if owner is None:
             age = time.time() - os.fstat(descriptor).st_mtime
             return None, "running" if age < _WRITTEN_WITHIN else "ended"
-        state = judge(owner, own, previous)
+        state = owner_state(owner, own, previous)
         if state == "unknown" and owner.locked:
-            # A reader's lock is shared, so that two readers don't take each other for the owner.
+            # Readers take a shared lock, so that they do not see each other as the owner.
             free = _flock(descriptor, fcntl.LOCK_EX if writable else fcntl.LOCK_SH)
             state = "unknown" if free is None else "ended" if free else "running"
         return owner, state
@@ -235,9 +236,9 @@ def _hold(lock: RunLock) -> None:
     global _fork_hook_set
     _HELD[lock.descriptor] = lock
     if not _fork_hook_set:
-        # A hook cannot be taken back, so there is one for all locks.
+        # A hook cannot be removed, so there is one for all locks.
         _fork_hook_set = True
-        # A lock on an open file lives as long as any process has the file open: a loader's worker must not.
+        # A lock is held as long as any process has the file open: the workers of a loader must close it.
         os.register_at_fork(after_in_child=_close_in_child)
 
 
@@ -267,7 +268,7 @@ def _write(descriptor: int, owner: Owner) -> None:
     data = json.dumps(dataclasses.asdict(owner)).encode() + b"\n"
     os.pwrite(descriptor, data, 0)
     os.ftruncate(descriptor, len(data))
-    # On NFS another host sees the record only once it is on the server.
+    # On NFS other hosts see the record only when it is on the server.
     os.fsync(descriptor)
 
 
@@ -280,12 +281,12 @@ def _read(descriptor: int) -> Owner | None:
 
 
 def _numbers(folder: Path) -> list[int]:
-    matches = (_NAME.fullmatch(name) for name in os.listdir(folder))  # noqa: PTH208 -- bare names are wanted
+    matches = (_NAME.fullmatch(name) for name in os.listdir(folder))  # noqa: PTH208 -- names without paths
     return [int(match[1]) for match in matches if match]
 
 
 def _newest(folder: Path) -> int:
-    """The largest number of an owner, 0 without one."""
+    """The number of the current owner; 0 without one."""
     return max(_numbers(folder), default=0) if folder.exists() else 0
 
 

@@ -1,4 +1,4 @@
-"""Which runs a folder has, and one of them by its name."""
+"""List the runs of a folder, and find one by its name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ def find_run_named(runs_dir: Path, name: str) -> Path:
     """The directory of one run.
 
     Raises:
-        NoSuchRunError: there is none; lists the newest ones.
+        NoSuchRunError: no such run; lists the newest ones.
     """
-    # A name is one folder's: no path leads out of the runs.
+    # A name contains no path separator: it cannot lead out of the folder.
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) and _is_run(runs_dir / name):
         return runs_dir / name
     known = [path.name for path in find_runs(runs_dir)][-10:]
-    listed = f"the newest are {', '.join(known)}" if known else "there is none; --runs-dir says where to look"
+    listed = (
+        f"the newest are {', '.join(known)}" if known else "the folder has no runs; give another one with --runs-dir"
+    )
     raise NoSuchRunError(f"there is no run {name!r} in {runs_dir}; {listed}")
 
 

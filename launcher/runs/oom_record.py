@@ -1,7 +1,7 @@
-"""Which strategies ran out of memory in a run, and under which circumstances: one small file in its directory.
+"""The strategies that ran out of memory in a run, with the circumstances: a file in its directory.
 
-Whoever knows it first writes it: the rank that was refused memory, or the agent of a rank that the kernel killed. A
-start that goes on with the run reads it, whoever makes that start: our agent, torchrun, SLURM or a person.
+The rank whose allocation failed writes it, or the agent of a rank that the kernel killed. Every later start of the run
+reads it, by the agent, torchrun, SLURM or a user.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from launcher.core.atomic_write import write_file
 from launcher.core.secrets import redact
 
 FILE_NAME = "out_of_memory.json"
-# Two nodes of one kind differ by what their firmware and kernel keep for themselves.
+# The memory of two equal nodes differs by what firmware and kernel reserve.
 _SAME_MEMORY = 1.01
-# Settings that change what a step needs, beside those with a field of their own.
+# Settings that change the memory of a step and have no field in the record.
 _SETTINGS = ("model", "data", "deepspeed_config")
 
 
 @dataclass(frozen=True, slots=True)
 class OomRecord:
-    """A strategy that ran out of memory, and what it ran out with.
+    """A strategy that ran out of memory, and the circumstances.
 
     Attributes:
         strategy: its name.
@@ -37,8 +37,8 @@ class OomRecord:
         settings: digest of the arguments of model and data, and of the user's DeepSpeed config.
         precision: Lightning's name.
         world_size: number of ranks.
-        micro_batch_size: samples that a rank takes at once; None where the loader alone knows.
-        memory_bytes: of one rank's device; None if the plan did not look.
+        micro_batch_size: samples of a rank per forward pass; None if only the loader determines it.
+        memory_bytes: of one rank's device; None if the plan does not know it.
     """
 
     strategy: str
@@ -58,7 +58,7 @@ class OomRecord:
             config: `RunConfig.to_dict()`, or `config.yaml`.
             plan: `Plan.to_dict()`, or `plan.json`.
         """
-        # As JSON, where tuples and lists are one.
+        # As JSON, in which tuples and lists are equal.
         settings = json.dumps(redact([config.get(name) for name in _SETTINGS]), sort_keys=True, default=str)
         return cls(
             strategy=plan["strategy"]["name"],
@@ -71,20 +71,20 @@ class OomRecord:
             memory_bytes=plan["memory"]["memory_bytes"] if plan["memory"] else None,
         )
 
-    def would_again(self, now: OomRecord) -> bool:
-        """Whether this strategy would run out once more in the other's circumstances; where memory grew it may not."""
+    def would_recur(self, now: OomRecord) -> bool:
+        """Whether this strategy would run out of memory again in the circumstances of `now`; false with more memory."""
         if self.memory_bytes and now.memory_bytes and now.memory_bytes > _SAME_MEMORY * self.memory_bytes:
             return False
-        apart = ("strategy", "memory_bytes")
-        return all(getattr(self, name) == getattr(now, name) for name in self.__slots__ if name not in apart)
+        ignored = ("strategy", "memory_bytes")
+        return all(getattr(self, name) == getattr(now, name) for name in self.__slots__ if name not in ignored)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRecord:
-    """What a run's directory says of it.
+    """The strategies of a run that ran out of memory.
 
     Attributes:
-        entries: in the order in which they happened.
+        entries: oldest first.
         problem: why the file cannot be read; None if it can, or if there is none.
     """
 
@@ -93,7 +93,7 @@ class MemoryRecord:
 
     def ran_out(self, now: OomRecord) -> tuple[str, ...]:
         """The strategies that would run out of memory again in these circumstances."""
-        return tuple(dict.fromkeys(entry.strategy for entry in self.entries if entry.would_again(now)))
+        return tuple(dict.fromkeys(entry.strategy for entry in self.entries if entry.would_recur(now)))
 
 
 def read_memory_record(run: Path) -> MemoryRecord:
@@ -109,25 +109,25 @@ def read_memory_record(run: Path) -> MemoryRecord:
         return MemoryRecord(problem=f"{file} cannot be read ({why}): what ran out of memory in this run is not known")
 
 
-def remember(run: Path, entry: OomRecord) -> bool:
+def add_oom_record(run: Path, entry: OomRecord) -> bool:
     """Add an entry to a run's record.
 
     Returns:
-        Whether it is there now: a full disk must not hide that memory ran out.
+        Whether it is recorded; a full disk must not hide the original error.
     """
     with contextlib.suppress(OSError):
         known = read_memory_record(run).entries
         if entry not in known:
             write_file(run / FILE_NAME, json.dumps([asdict(each) for each in (*known, entry)], indent=1) + "\n")
-    # Several ranks run out at once, with the same to say: whichever was last, it stands there.
+    # Several ranks may write the same entry at once.
     return entry in read_memory_record(run).entries
 
 
-def remember_attempt(run: Path) -> bool:
-    """Add the strategy of the run's last plan: for a rank that the kernel killed, which can say nothing.
+def add_attempt_oom_record(run: Path) -> bool:
+    """Add the strategy of the run's last plan, for a rank that the kernel killed.
 
     Returns:
-        See `remember`.
+        See `add_oom_record`.
     """
     try:
         config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -135,4 +135,4 @@ def remember_attempt(run: Path) -> bool:
         entry = OomRecord.of(config, plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return False
-    return remember(run, entry)
+    return add_oom_record(run, entry)

@@ -1,4 +1,4 @@
-"""What was queued or started for a run, one record in each submission's folder."""
+"""The submissions of a run, one record in each submission's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECORD = "submission.json"
 
 
 def write_record(folder: Path, cluster: str, **known: Any) -> None:
-    """Record a job in its submission's folder, for `status`, `logs` and `cancel`.
+    """Record a submission in its folder, for `status`, `logs` and `cancel`.
 
     Args:
         folder: of the submission.
@@ -30,7 +30,7 @@ def write_record(folder: Path, cluster: str, **known: Any) -> None:
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
-    """The jobs of a run, oldest first; each with its `folder` and `output`."""
+    """The submissions of a run, oldest first; each with its `folder` and `output`."""
     found: list[tuple[int, dict[str, Any]]] = []
     for file in run.glob(f"{FOLDER}/*/{RECORD}"):
         try:
@@ -39,7 +39,7 @@ def read_records(run: Path) -> list[dict[str, Any]]:
             output = [OUTPUT, *slurm_output(str(record.get("job_id")), record.get("sweep"))]
             found.append((int(file.parent.name), {"output": output, **record, "folder": str(file.parent)}))
         except (OSError, ValueError, TypeError, AttributeError):
-            continue  # incomplete, or not a record
+            continue  # not written completely yet, or not a record
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
 

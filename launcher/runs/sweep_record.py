@@ -1,4 +1,4 @@
-"""What a sweep keeps beside its runs: who its members are, and what was queued."""
+"""The records of a sweep in its folder: its members and its submissions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ARRAY = "array.json"
 
 
 def write_members(sweep: Path, members: Sequence[Mapping[str, Any]]) -> None:
-    """Note all members, whether or not they are queued by now."""
+    """Record all members, submitted or not."""
     write_file(sweep / MEMBERS, json.dumps(list(members), indent=1, default=str) + "\n")
 
 
 def read_members(sweep: Path) -> list[dict[str, Any]]:
-    """`index`, `name` and `overrides` of each member; empty if that is no sweep's folder."""
+    """`index`, `name` and `overrides` of each member; empty if the folder is no sweep."""
     try:
         found = json.loads((sweep / MEMBERS).read_text(encoding="utf-8"))
         return [{"index": int(each["index"]), "name": str(each["name"]), "overrides": dict(each["overrides"])}
@@ -33,14 +33,14 @@ def read_members(sweep: Path) -> list[dict[str, Any]]:
 
 
 def write_array(folder: Path, **known: Any) -> None:
-    """Note what was queued, in the submission's folder: `cluster`, `indices`, and `job_id` or `pid` and `started`."""
+    """Record a submission in its folder: `cluster`, `indices`, and `job_id` or `pid` and `started`."""
     before = read_array_record(folder)
     values = {"submitted": round(time.time(), 3), "host": os.uname().nodename, **before, **known}
     write_file(folder / ARRAY, json.dumps(values) + "\n")
 
 
 def read_array_record(folder: Path) -> dict[str, Any]:
-    """What was noted in one folder; empty if nothing is."""
+    """The record in one folder; empty without one."""
     try:
         found = json.loads((folder / ARRAY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def read_arrays(sweep: Path) -> list[dict[str, Any]]:
 
 
 def find_sweep(runs_dir: Path, name: str) -> Path | None:
-    """The folder of a sweep; None if there is none of that name."""
-    # A name is one folder's: no path leads out of the runs.
+    """The folder of a sweep; None if no sweep has that name."""
+    # A name contains no path separator: it cannot lead out of the folder.
     path = runs_dir / name
     return path if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) and read_members(path) else None

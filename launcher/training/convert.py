@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_layout
 from launcher.checkpoint.reader import PUT_TOGETHER, Trust
 from launcher.checkpoint.resume import read_checkpoint
+from launcher.core.atomic_write import replace_file
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.planning.plan import Plan
 from launcher.runs.directory import RunDirectory
@@ -88,17 +88,8 @@ def convert_checkpoint(source: Path, target: Path) -> int:
 
 def save_private(content: Any, path: Path) -> None:
     """`torch.save` to a file of mode 0600, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:  # Ctrl-C too leaves no half-written file; raised on
-        temporary.unlink(missing_ok=True)
-        raise
+    with replace_file(path) as file:
+        torch.save(content, file)
 
 
 def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:

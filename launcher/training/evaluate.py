@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.process_group import GroupSettings, open_store, process_group
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TrainingError, UsageError
@@ -78,11 +78,11 @@ def evaluate(
     topology = Topology.from_env(env, socket.gethostname())
     report = RankStatusWriter.from_env(env)
     secrets = tuple(find_secrets(config.to_dict()).values())
-    report.keep_secret(secrets)
+    report.hide_values(secrets)
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     try:
         attach_log(log)
-        report.tell(log=log.path)
+        report.update(log=log.path)
         # Strategy and batches of the training are not the evaluation's.
         asked = dataclasses.replace(config, strategy="auto", deepspeed_config=None, global_batch_size=None)
         facts = gather_facts(asked, topology)
@@ -97,23 +97,24 @@ def evaluate(
         decision = ask_rank_zero(asked, topology, facts, store, decide)
         plan, run = Plan.from_dict(decision.values["plan"]), RunDirectory.from_dict(decision.values["run"])
         log.move_to(run.path / "logs" / f"{command}-rank-{topology.rank}.log")
-        report.tell(log=log.path)
+        report.update(log=log.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0, records_notices=False)
         ctx = RunContext(asked, topology, plan, run, store, decision.attempt, output, report)
+        group = GroupSettings(plan.strategy.backend, decision.attempt, config.process_group_timeout)
         with (
-            process_group(store, topology, plan.strategy.backend, decision.attempt, config.process_group_timeout),
+            process_group(store, topology, group),
             # The callbacks of a training have nothing to do here.
             quiet_lightning(".*callbacks used to create the checkpoint need to be provided.*"),
         ):
             return _evaluate(ctx, command)
     except LauncherError as error:
-        report.raised(error)
+        report.record_error(error)
         raise
     except Exception as error:
         # The user's code may raise anything; it is told with this rank's name and handed on whole.
-        report.raised(error)
-        report.trace(error)
+        report.record_error(error)
+        report.write_traceback(error)
         text = scrub(f"{type(error).__name__}: {error}", secrets)
         raise TrainingError(f"rank {topology.rank} ({topology.host}): {text}", rank=topology.rank) from error
     finally:

@@ -12,7 +12,8 @@ from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
-from launcher.runs.directory import LAST_CHECKPOINT, RunDirectory, newest_run_like, open_run_directory
+from launcher.runs.directory import RunDirectory, open_run_directory
+from launcher.runs.selection import LAST_CHECKPOINT, newest_matching_run
 from launcher.runs.trust import check_run_folder
 from launcher.training.evaluated_config import BEST, LAST, run_of
 
@@ -37,7 +38,7 @@ def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory
     path = run_of(given) if given is not None and config.name is None else None
     runs = Path(config.runs_dir).absolute()
     if path is None:
-        name = config.name or newest_run_like(config)
+        name = config.name or newest_matching_run(config)
         if name is None:
             own = "" if given is None else f"; to evaluate {given.name} in a new one, name that: --name NEW"
             raise RunDirectoryError(

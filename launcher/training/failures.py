@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
 from launcher.core.secrets import find_secrets, scrub
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
-from launcher.runs.oom_record import OomRecord, remember
+from launcher.runs.oom_record import OomRecord, add_oom_record
 from launcher.training.context import RunContext
 from strategies.choice import StrategyError
 
@@ -25,9 +25,9 @@ def record_failure(ctx: RunContext, error: Exception) -> Exception:
     # The user's code may raise anything; it is reported with this rank's name and handed on whole.
     text = scrub(f"{type(error).__name__}: {error}", find_secrets(ctx.config.to_dict()).values())
     ctx.output.events.write("failed", host=ctx.topology.host, error=text)
-    ctx.status.raised(error)
+    ctx.status.record_error(error)
     # Now: W&B may take its time to end, and until then the others of this run may end this rank.
-    ctx.status.trace(error)
+    ctx.status.write_traceback(error)
     return TrainingError(f"rank {ctx.topology.rank} ({ctx.topology.host}): {text}", rank=ctx.topology.rank)
 
 
@@ -43,7 +43,7 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
                          allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
     ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name, next=told.next_strategy,
                             expected_bytes=told.expected_bytes, allocated_bytes=told.allocated_bytes,
-                            go_on=told.go_on)  # fmt: skip
-    remember(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
-    ctx.status.trace(error)
+                            go_on=told.restarts)  # fmt: skip
+    add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
+    ctx.status.write_traceback(error)
     return told

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.handshake import Decision, exchange
-from launcher.agreement.process_group import open_store, process_group
+from launcher.agreement.handshake import Decision, Participant, exchange
+from launcher.agreement.process_group import GroupSettings, open_store, process_group
 from launcher.agreement.script_ranks import check_script_ranks, is_script_rank
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
@@ -21,6 +21,7 @@ from launcher.core.atomic_write import make_private
 from launcher.core.distribution import __version__
 from launcher.core.errors import LauncherError
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.nested import flatten
 from launcher.core.output import RunOutput
 from launcher.core.secrets import digests, find_secrets, redact
 from launcher.core.terminal import make_console
@@ -29,11 +30,12 @@ from launcher.hardware.topology import Topology
 from launcher.planning.plan import Plan
 from launcher.planning.table import print_plan
 from launcher.process.activity import doing
-from launcher.process.open_resources import close_left_open
+from launcher.process.open_resources import close_kept_open
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankStatusWriter
-from launcher.runs.directory import RunDirectory, find_run, open_run_directory, write_plan
+from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
+from launcher.runs.selection import find_run
 from launcher.training.context import RunContext
 from launcher.training.result import FitResult
 from launcher.training.script_end import ends_script
@@ -76,31 +78,32 @@ def fit(
     topology = Topology.from_env(os.environ if env is None else env, socket.gethostname())
     report = RankStatusWriter.from_env(os.environ if env is None else env)
     config = with_deepspeed_file(config)
-    report.keep_secret(find_secrets(config.to_dict()).values())
+    report.hide_values(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)
     run: RunDirectory | None = None
     try:
         attach_log(log)
-        report.tell(log=log.path)
+        report.update(log=log.path)
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
         decision, run = decide_together(config, topology, facts, store, given)
         plan = Plan.from_dict(decision.values["plan"])
         log.move_to(run.log_file(topology.rank))
         _remove_own_folder(Path(config.runs_dir).absolute(), run)
-        report.tell(log=log.path, run=run.path)
+        report.update(log=log.path, run=run.path)
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0)
         ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, report, given, stays_open)
         announce(ctx)
-        timeout, dumps = config.process_group_timeout, run.log_file(topology.rank).parent
-        close_left_open()
-        with process_group(store, topology, plan.strategy.backend, decision.attempt, timeout, dumps, stays=stays_open):
+        group = GroupSettings(plan.strategy.backend, decision.attempt, config.process_group_timeout,
+                              run.log_file(topology.rank).parent, stays_open)  # fmt: skip
+        close_kept_open()
+        with process_group(store, topology, group):
             from launcher.training.run import train
 
             return train(ctx)
     except BaseException as error:
-        report.raised(error)
+        report.record_error(error)
         raise
     finally:
         if run is not None:
@@ -202,9 +205,11 @@ def decide_together(
         write_plan(run, redact(plan.to_dict()))
         return {"plan": plan.to_dict(), "run": run.to_dict()}
 
-    flat, timeout = flatten(redact(_agreed(config).to_dict())), config.agreement_timeout
-    look = check_script_ranks if is_script_rank() else None
-    decision = exchange(store, topology.world_size, facts, flat, decide, timeout, _say_waiting, look)
+    participant = dataclasses.replace(
+        _participant(config, topology, facts, store), notify=_notify_waiting,
+        check_peers=check_script_ranks if is_script_rank() else None,
+    )  # fmt: skip
+    decision = exchange(participant, decide)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 
@@ -216,8 +221,12 @@ def ask_rank_zero(
     decide: Callable[[Sequence[RankFacts]], Mapping[str, Any]],
 ) -> Decision:
     """Have rank zero decide with everybody's facts; see `launcher.agreement.handshake.exchange`."""
+    return exchange(_participant(config, topology, facts, store), decide)
+
+
+def _participant(config: RunConfig, topology: Topology, facts: RankFacts, store: Any) -> Participant:
     compared = flatten(redact(_agreed(config).to_dict()))
-    return exchange(store, topology.world_size, facts, compared, decide, config.agreement_timeout)
+    return Participant(store, topology.world_size, facts, config.agreement_timeout, compared)
 
 
 def _agreed(config: RunConfig) -> RunConfig:
@@ -226,7 +235,7 @@ def _agreed(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, **{name: getattr(usual, name) for name in _RANK_ZEROS})
 
 
-def _say_waiting(text: str) -> None:
+def _notify_waiting(text: str) -> None:
     sys.stderr.write(f"notice: {text}\n")
     sys.stderr.flush()
 
@@ -244,7 +253,7 @@ def refuse_together(topology: Topology, error: LauncherError) -> None:
         raise error
 
     store = open_store(topology, timeout)
-    exchange(store, topology.world_size, RankFacts.of(topology, error=str(error)), {}, decide, timeout)
+    exchange(Participant(store, topology.world_size, RankFacts.of(topology, error=str(error)), timeout), decide)
 
 
 def announce(ctx: RunContext) -> None:
@@ -266,14 +275,3 @@ def announce(ctx: RunContext) -> None:
     if run.resume_from is not None:
         events.write("resumed", checkpoint=str(run.resume_from))
         console.print(f"resuming from {run.resume_from}", highlight=False, markup=False)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted path."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -22,8 +22,9 @@ from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.planning.changes import PlanChanges
 from launcher.planning.deepspeed_facts import check_model
 from launcher.planning.plan import Plan
-from launcher.process.open_resources import leave_open
-from launcher.runs.directory import RunDirectory, last_checkpoint
+from launcher.process.open_resources import keep_open
+from launcher.runs.directory import RunDirectory
+from launcher.runs.selection import last_checkpoint
 from launcher.training.callbacks import EventWriter, as_numbers
 from launcher.training.context import RunContext
 from launcher.training.convert import loadable_checkpoint
@@ -106,7 +107,7 @@ def _wandb(ctx: RunContext) -> Iterator[QueuedWandbLogger | None]:
         raise
     finally:
         if logger is not None and ctx.stays_open and exit_code == 0:
-            leave_open(partial(finish_wandb, logger, 0, ctx.output.notice))
+            keep_open(partial(finish_wandb, logger, 0, ctx.output.notice))
         elif logger is not None:
             finish_wandb(logger, exit_code, ctx.output.notice)
 

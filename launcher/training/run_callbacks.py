@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import Logger
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.checkpoint.secrets import SecretRedactor
 from launcher.loggers.kept_logs import KEY, LogFileState
-from launcher.loggers.selection import logs_to_wandb
+from launcher.loggers.selection import make_trackers
 from launcher.loggers.wandb_callback import WandbStarter
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
-from launcher.runs.directory import LAST_CHECKPOINT
-from launcher.training.callbacks import EventWriter, GracefulStop, LastCheckpointWriter, PlanRecorder
+from launcher.runs.selection import LAST_CHECKPOINT
+from launcher.training.callbacks import EventWriter, GracefulStop, LastCheckpointWriter, PlanRecorder, as_numbers
 from launcher.training.context import RunContext
 from launcher.training.epoch_hooks import PartialEpochNotices
 from launcher.training.epoch_metrics import EpochMetrics
@@ -27,6 +27,7 @@ from launcher.training.heartbeat_callback import heartbeat_callbacks
 from launcher.training.memory_reporter import MeasuredMemory, MemoryReporter
 from launcher.training.plateau_callback import StepPlateaus
 from launcher.training.rng_callback import RandomStates
+from launcher.training.run_checkpoint import best_checkpoint
 from launcher.training.trained_parameters import TrainedParameters
 from launcher.training.tuned_values import TunedValues
 from launcher.user_code.objects import UserObjects
@@ -64,8 +65,8 @@ def run_callbacks(ctx: RunContext, parts: RunParts, writes_events: EventWriter) 
     if checkpoint is None and not is_trial:
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     wandb = parts.wandb
-    writer = wandb.writer if wandb is not None and logs_to_wandb(parts.loggers) and not is_trial else None
-    watch = RankMonitor(config.watch, ctx.plan.precision, ctx.output, writer)
+    trackers = [] if is_trial else make_trackers(parts.loggers, wandb, notice)
+    watch = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers, _final_summary)
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     return [
         *tuned.kept,
@@ -87,6 +88,14 @@ def run_callbacks(ctx: RunContext, parts: RunParts, writes_events: EventWriter) 
         GracefulStop(parts.stop, parts.listener, checkpoint),
         *([] if checkpoint is None else [LastCheckpointWriter(checkpoint)]),
     ]
+
+
+def _final_summary(trainer: pl.Trainer) -> dict[str, Any]:
+    """The result of a training, for its loggers: the last value of every metric, steps and best checkpoint."""
+    summary: dict[str, Any] = {f"final/{name}": value for name, value in as_numbers(trainer.callback_metrics).items()}
+    summary["final/steps"] = trainer.global_step
+    best, _ = best_checkpoint(trainer)
+    return summary if best is None else {**summary, "final/best_checkpoint": str(best)}
 
 
 def _kept_logs(ctx: RunContext, loggers: Sequence[Logger]) -> LogFileState:

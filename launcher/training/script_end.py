@@ -89,7 +89,7 @@ def announce_end_of_training(store: Any, topology: Topology, secrets: Iterable[A
         training.tell({})
         raise
     except Exception as error:
-        told = RankError.of(error, time.time(), 0)
+        told = RankError.from_exception(error, time.time(), 0)
         text = scrub(f"rank {topology.rank} ({topology.host}) failed first: {told.kind}: {told.message}", secrets)
         training.tell({"rank": topology.rank, "text": text, "time": told.time, "lost_peer": told.lost_peer})
         raise
@@ -142,7 +142,7 @@ def leave_together() -> Iterator[None]:
 
 
 def _lost_peer(error: TrainingError) -> bool:
-    return RankError.of(error, 0.0, 0).lost_peer
+    return RankError.from_exception(error, 0.0, 0).lost_peer
 
 
 def ends_script(train: Callable[P, R]) -> Callable[P, R]:

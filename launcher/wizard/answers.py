@@ -16,6 +16,7 @@ from launcher.config.presets import preset_values
 from launcher.config.schema import RunConfig, config_fields
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ConfigError, Problem
+from launcher.core.nested import flatten
 
 if TYPE_CHECKING:
     from launcher.hardware.devices import Hardware
@@ -265,14 +266,8 @@ def _outweighed(given: set[str]) -> set[str]:
     return both - given if both & given else set()
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted paths down to the depth that the config knows: an argument that is a mapping stays one."""
     groups = {path.rpartition(".")[0] for path, _ in config_fields()} | {"model", "data"}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if path in groups and isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{path}."))
-        elif not (path in groups and value is None):
-            flat[path] = value
-    return flat
+    flat = flatten(values, groups.__contains__)
+    return {path: value for path, value in flat.items() if not (path in groups and (value is None or value == {}))}

@@ -33,7 +33,7 @@ def detect_machine() -> MachineFacts:
     """Look around; SLURM that does not answer is a remark."""
     # Lightning's loggers come with it: seconds that only the wizard spends.
     from launcher.config.schema import WandbOptions
-    from launcher.loggers.wandb_run import resolve_mode
+    from launcher.loggers.wandb_settings import resolve_mode
 
     partitions: tuple[Partition, ...] = ()
     remarks: tuple[str, ...] = ()

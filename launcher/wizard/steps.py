@@ -20,6 +20,7 @@ from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
 from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.precision import Precision
+from strategies.units import format_bytes
 
 _STRATEGIES = {
     "auto": "auto: the launcher chooses, and says why",
@@ -79,7 +80,7 @@ def ask_hardware(config: WizardConfig, desk: WizardSession) -> WizardConfig:
     device = machine.hardware.device
     desk.say(
         f"{machine.host}: {machine.hardware.local_device_count} x {device.name} ({device.kind}), "
-        f"{device.memory_bytes / 2**30:.0f} GiB, computes {', '.join(device.native_dtypes)} natively"
+        f"{format_bytes(device.memory_bytes)}, computes {', '.join(device.native_dtypes)} natively"
     )
     for remark in machine.remarks:
         desk.say(remark, style="yellow")

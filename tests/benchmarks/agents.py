@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 from launcher.agent.fixed_rendezvous import FixedRendezvous
-from launcher.agreement.handshake import exchange
+from launcher.agreement.handshake import Participant, exchange
 from tests.support.rank_threads import facts
 
 _TIMEOUT = 900.0
@@ -100,7 +100,8 @@ def agreement(stores: Sequence[Any]) -> tuple[float, int]:
     size = len(stores)
     counting: list[Any] = [Counting(store) for store in stores]
     seconds = all_at_once(
-        size, lambda rank: exchange(counting[rank], size, facts(rank), {}, lambda all_: {"n": len(all_)}, _TIMEOUT)
+        size,
+        lambda rank: exchange(Participant(counting[rank], size, facts(rank), _TIMEOUT), lambda all_: {"n": len(all_)}),
     )
     return seconds, sum(counted.operations for counted in counting)
 

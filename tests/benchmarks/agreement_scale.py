@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch.distributed import PrefixStore, TCPStore
 
-from launcher.agreement.handshake import exchange
+from launcher.agreement.handshake import Participant, exchange
 from strategies.precision import RankCapability, reconcile
 from tests.support.rank_threads import Spy, facts
 
@@ -41,7 +41,7 @@ def meet(clients: list[TCPStore], prefix: str) -> tuple[float, list[int]]:
     def one(rank: int) -> None:
         own = facts(rank)
         gate.wait()
-        exchange(spies[rank], count, own, {}, lambda everybody: {"ranks": len(everybody)}, 300.0)
+        exchange(Participant(spies[rank], count, own, 300.0), lambda everybody: {"ranks": len(everybody)})
 
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(one, rank) for rank in range(count)]

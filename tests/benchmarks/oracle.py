@@ -40,7 +40,7 @@ from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile
 from strategies.trace import TraceTypes, trace_step
-from strategies.units import gib
+from strategies.units import format_bytes
 from tests.support.limited_runs import BUCKET, Case, Outcome, ranks_ready, run_case
 from tests.support.model_families import LARGE, UNSEEN
 
@@ -109,7 +109,7 @@ def compare_memory(context: ForkServerContext, options: argparse.Namespace) -> N
             assert assessed is not None
             error = assessed.memory.total / outcome.peak_bytes - 1
             errors[family in UNSEEN].append(error)
-            line = f"{family:16} {candidate.name:18} real {gib(outcome.peak_bytes)}, estimate {error:+.1%}"
+            line = f"{family:16} {candidate.name:18} real {format_bytes(outcome.peak_bytes)}, estimate {error:+.1%}"
             if candidate.stage:
                 their = deepspeeds_estimate(family, candidate.stage) / outcome.peak_bytes - 1
                 theirs[family in UNSEEN].append(their)
@@ -152,7 +152,7 @@ def run_pairs(context: ForkServerContext, family: str, batch_size: int) -> list[
         outcomes = {candidate.name: measure(context, case(candidate, limit)) for candidate in CANDIDATES}
         pairs.append(Pair(family, limit, outcomes, found.pick, estimates))
         told = ", ".join(f"{name} {'lives' if o.lives else 'fails'}" for name, o in outcomes.items())
-        print(f"{family}, {gib(limit)}: {told}; pick {found.pick}; load {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"{family}, {format_bytes(limit)}: {told}; pick {found.pick}; load {os.getloadavg()[0]:.1f}", flush=True)
         for name, outcome in outcomes.items():
             if not outcome.lives and "memory" not in outcome.reason:
                 print(f"  {name}: {outcome.reason}")

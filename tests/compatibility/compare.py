@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections import defaultdict
@@ -16,6 +15,7 @@ import yaml
 
 from tests.compatibility.programs import Program
 from tests.compatibility.record import read_records, same_number
+from tests.support.logged_rows import users_rows
 from tests.support.processes import Finished, launcher, run_warm
 from tests.support.runs import REPOSITORY, free_port, train_on
 
@@ -49,8 +49,7 @@ class Outcome:
         files = frozenset(str(file.relative_to(folder)) for file in own)
         rows: list[dict[str, float]] = []
         for file in sorted((folder / "csv").rglob("metrics.csv")):
-            with file.open() as opened:
-                rows += [{k: float(v) for k, v in row.items() if v and k} for row in csv.DictReader(opened)]
+            rows += [{k: float(v) for k, v in row.items() if v and k} for row in users_rows(file)]
         return cls(failed, read_records(folder / "record"), files, rows, output)
 
 

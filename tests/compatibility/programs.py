@@ -99,7 +99,7 @@ PROGRAMS: tuple[Program, ...] = (
     _program("dropout", "nets.Dropout", same="metrics"),
     _program("torchmetrics", "nets.Classifier"),
     _program("two-validation-loaders", "nets.TwoLoaders", "data.TwoValidations"),
-    _program("lstm-with-tied-words", "nets.Words", "data.Text"),
+    _program("lstm-with-tied-embeddings", "nets.Words", "data.Text"),
     _program("sparse-embedding", "nets.SparseEmbedding", "data.Text", ranks=(1,)),
     _program("frozen", "nets.Frozen"),
     _program("made-in-setup", "nets.MadeInSetup", by_agent=True),

@@ -20,12 +20,12 @@ _COMPARED = {
 }
 _HEAD = """# Compatibility with plain Lightning
 
-Small programs of ordinary users, each run by `LightningCLI` and by `launcher fit` with the same file. "same" means that
-all that is compared is equal. Written by `python -m tests.compatibility.table`; `tests/compatibility/test_programs.py`
-runs the same comparison.
+Small programs that ordinary users might write. Each one runs under `LightningCLI` and under `launcher fit` with the
+same file. "same" means that everything compared is equal. `python -m tests.compatibility.table` writes this page;
+`tests/compatibility/test_programs.py` makes the same comparison.
 
-On several ranks the launcher keeps a loader's own order where Lightning shuffles it all the same; for this comparison
-Lightning keeps it too.
+On several ranks the launcher keeps the order of a loader that does not shuffle, and Lightning shuffles it. For this
+comparison Lightning keeps the order too.
 
 """
 

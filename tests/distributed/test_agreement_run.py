@@ -65,7 +65,7 @@ def test_a_rank_that_never_arrives_is_named_within_the_limit(tmp_path: Path) -> 
     outputs = start_by_hand(words, tmp_path, toy_env(tmp_path / "trace"), world_size=3)
 
     assert [finished.code for finished in outputs] == [2, 2]
-    assert re.search(r"rank 2 \(node 0\) never arrived: rank 0 \(.+\) waited", outputs[0].output)
+    assert re.search(r"rank 2 \(node 0\) did not arrive: rank 0 \(.+\) timed out", outputs[0].output)
     assert _nothing_trained(tmp_path)
 
 

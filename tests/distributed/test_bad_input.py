@@ -114,7 +114,7 @@ def test_a_run_that_is_training_right_now_is_left_alone(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(REPOSITORY)}
     words = (*SETTINGS, "--name", "busy", "--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "4000")
     run_warm(launcher(*words), tmp_path, env=env, on_line=start_second).check(130)
-    assert second[0].check(2).output.count("run 'busy' is training right now (process ") == 1
+    assert second[0].check(2).output.count("run 'busy' is training now (process ") == 1
 
 
 def test_resume_of_a_missing_file(earlier: Path) -> None:
@@ -150,8 +150,8 @@ def test_a_read_only_place_for_runs(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     for place in ("file/runs", "/proc/runs"):
         output = _refused(tmp_path, *SETTINGS, "--runs_dir", place)
-        assert "cannot be made" in output
-        assert "set runs_dir to a folder with space" in output
+        assert "cannot be created" in output
+        assert "set runs_dir to a writable folder" in output
 
 
 def test_a_full_disk_for_runs(tmp_path: Path) -> None:

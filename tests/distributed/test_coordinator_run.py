@@ -138,7 +138,7 @@ end = coordinator(wandb=WandbOptions("offline")).train(Toy(), ToyData(), max_ste
 found(steps=end["trainer"].global_step)
 """).output  # fmt: skip
     assert found_in(output) == [{"steps": 2}]
-    text = "W&B did not take the model's config: Error: the service is gone"
+    text = "W&B did not accept the model's config: Error: the service is gone"
     assert output.count(text) == 1
     assert notices_of(only_run(tmp_path)).count(text) == 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.logged_rows import users_rows
 from tests.support.processes import run_warm
 from tests.support.runs import REPOSITORY, train_on
 
@@ -50,8 +50,7 @@ _ADDED = ("--trainer.callbacks+=LearningRateMonitor", "--trainer.callbacks.loggi
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "csv" / "version_0" / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+    return users_rows(folder / "csv" / "version_0" / "metrics.csv")
 
 
 def _weights(checkpoint: Path) -> dict[str, list[float]]:

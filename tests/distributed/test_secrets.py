@@ -69,7 +69,7 @@ def test_a_secret_is_nowhere_in_a_run(cwd: Path, ranks: int) -> None:
     if ranks == 1:
         refused = run_warm(launcher("fit", "--config", "runs/a/config.yaml", *more), cwd, env=env).check(2)
         for path in ("model.init_args.hf_token", "model.init_args.hub.password", "model.init_args.hub.uri"):
-            assert f"{path}: its value is a secret, which no file keeps" in refused.output
+            assert f"{path}: its value is a secret, which is not stored" in refused.output
 
 
 @pytest.mark.slow

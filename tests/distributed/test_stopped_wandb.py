@@ -30,5 +30,5 @@ def test_a_training_goes_on_beside_a_stopped_wandb_and_every_row_is_in_its_file_
     assert len(rows) + len(alerts(tmp_path)) + seen["dropped"] == seen["rows"] + seen["told"] + summary
     assert rows == sorted(set(rows))
     assert seen["notices"] == [
-        f"W&B did not take {seen['dropped']} of the loss scale's rows and alerts; the training was not held up"
+        f"W&B did not accept {seen['dropped']} rows and alerts of the loss scale; training was not delayed"
     ]

@@ -187,4 +187,4 @@ def test_a_run_that_was_not_to_save_says_so_and_is_not_begun_again_without_a_wor
     # A job that SLURM queued again was begun by nobody: it may begin its run once more, with a notice.
     run_warm(launcher(*words, "--resume", "auto"), tmp_path, env={**env, "SLURM_RESTART_COUNT": "1"}).check()
     notices = [event["message"] for event in events_of(tmp_path / "runs" / "r", "notice")]
-    assert notices[1:] == ["the run trained to step 8 before, and saved nothing: it begins again at step 0"]
+    assert notices[1:] == ["the run trained to step 8 before without saving a checkpoint: it starts again at step 0"]

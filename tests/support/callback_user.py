@@ -21,6 +21,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.support.logged_rows import users_rows
+
 
 class Net(pl.LightningModule):
     """A backbone and a head; with `use_logger` all that users call of the logger, on every rank."""
@@ -171,10 +173,7 @@ def train(kind: str, ranks: int, group: str) -> pl.Trainer:
 
 
 def _logged(group: str, kind: str) -> list[dict[str, str]]:
-    import csv
-
-    with Path(f"{kind}-{group}/lightning_logs/one/metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+    return users_rows(Path(f"{kind}-{group}/lightning_logs/one/metrics.csv"))
 
 
 def main(words: Sequence[str]) -> None:

@@ -119,6 +119,21 @@ def test_the_result_is_the_contracts(fits: Fits) -> None:
     assert coordinator().train(model, loader(), name="unsaved")["best_model_path"] is None
 
 
+def test_each_argument_is_an_attribute_as_it_was_given(tmp_path: Path) -> None:
+    callback, logger, plugin = pl.Callback(), CSVLogger(tmp_path), DoublePrecision()
+    given: dict[str, Any] = {
+        "output_dir": tmp_path, "use_gpu": False, "precision": "BF16", "gradient_clip_val": 0.5, "strategy": "ddp",
+        "devices": "2", "num_nodes": 3, "notebook_processes": True, "callbacks": callback, "loggers": [logger],
+        "plugins": plugin, "wandb": WandbOptions("disabled"), "on_precision_change": "error",
+    }  # fmt: skip
+    assert set(given) == set(inspect.signature(TrainingCoordinator).parameters)
+    made = TrainingCoordinator(**given)
+    assert {name: getattr(made, name) for name in given} == given
+    defaults = TrainingCoordinator()
+    for name, parameter in inspect.signature(TrainingCoordinator).parameters.items():
+        assert getattr(defaults, name) == parameter.default, name
+
+
 def test_two_trainings_of_one_coordinator_have_nothing_of_each_other(fits: Fits) -> None:
     made = coordinator()
     made.train(Toy(), loader(), name="a", max_epochs=5, use_amp=True, max_steps=3)

@@ -36,15 +36,15 @@ REJECTED_PHRASES = {
     r"is sound|are sound": "is healthy, works",
     r"(newest|last|a|the|not|is|are|no) whole( one)?( checkpoint)?(?=[ ,.;:`]*(checkpoint|$))": "valid",
     r"whole checkpoint": "valid checkpoint",
-    r"in the middle of nowhere|for ever": "forever; does not end",
-    r"of its own accord|by and by|hence|thereof|whence|lest|thus": "plain English",
+    r"in the middle of nowhere|\bfor ever\b": "forever; does not end",
+    r"of its own accord|by and by|\b(hence|thereof|whence|lest|thus)\b": "plain English",
     r"\bupon\b": "on",
     r"what came of": "the result of",
     r"in its own words": "its own message",
 }
 _NAME = re.compile("|".join(f"(?:{pattern})" for pattern in REJECTED), re.IGNORECASE)
 _WORD = re.compile(r"(?<![\w])(?:" + "|".join(REJECTED) + r")(?![\w'])", re.IGNORECASE)
-_PHRASE = re.compile("|".join(f"(?:{pattern})" for pattern in REJECTED_PHRASES), re.IGNORECASE)
+_PHRASE = re.compile(r"(?<!\w)(?:" + "|".join(f"(?:{pattern})" for pattern in REJECTED_PHRASES) + r")(?!\w)", re.I)
 
 
 def _files() -> list[Path]:

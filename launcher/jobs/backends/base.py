@@ -19,8 +19,7 @@ from launcher.runs.submission_record import write_record
 from launcher.runs.sweep_record import write_array
 
 if TYPE_CHECKING:
-    from launcher.jobs.submission import Submission
-    from launcher.jobs.sweep_submit import SweepSubmission
+    from launcher.jobs.submission import Submission, SweepSubmission
     from slurm.array import ArrayChoice
     from slurm.job import SlurmJob
 

@@ -11,13 +11,12 @@ from launcher.core.errors import Problem, QueueError, SubmitError
 from launcher.core.own_modules import module_command
 from launcher.jobs.backends.base import JobBackend, JobStatus, Record, SubmittedJob, cancel_on_error
 from launcher.process.background import OUTPUT, ask_to_stop, is_running, start_detached
-from launcher.runs.lock import owner_of
+from launcher.runs.lock import read_owner
 from launcher.runs.submission_record import write_record
 from launcher.runs.sweep_record import read_array_record, write_array
 
 if TYPE_CHECKING:
-    from launcher.jobs.submission import Submission
-    from launcher.jobs.sweep_submit import SweepSubmission
+    from launcher.jobs.submission import Submission, SweepSubmission
     from slurm.job import SlurmJob
 
 
@@ -87,7 +86,9 @@ class LocalBackend(JobBackend):
 
 def directory_status(run: Path) -> JobStatus:
     """The status of a run by the owner of its directory, for runs that were not submitted."""
-    return {"running": JobStatus("running"), "unknown": JobStatus("unknown")}.get(owner_of(run)[1], JobStatus("ended"))
+    return {"running": JobStatus("running"), "unknown": JobStatus("unknown")}.get(
+        read_owner(run)[1], JobStatus("ended")
+    )
 
 
 def _status(record: Record) -> JobStatus:

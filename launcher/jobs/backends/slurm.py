@@ -27,8 +27,7 @@ from slurm.queue import (
 )
 
 if TYPE_CHECKING:
-    from launcher.jobs.submission import Submission
-    from launcher.jobs.sweep_submit import SweepSubmission
+    from launcher.jobs.submission import Submission, SweepSubmission
     from slurm.array import ArrayChoice
     from slurm.job import SlurmJob
     from slurm.render import ArrayExecutor, JobExecutor

@@ -93,12 +93,12 @@ def test_an_error_that_explains_itself_and_need_not_repeat_has_the_verdict() -> 
     )
 
 
-@pytest.mark.parametrize(("go_on", "following"), [(True, "deepspeed_stage_3"), (False, None)])
+@pytest.mark.parametrize(("restarts", "following"), [(True, "deepspeed_stage_3"), (False, None)])
 def test_out_of_memory_is_told_in_the_plans_words_and_names_what_to_go_on_with(
-    go_on: bool, following: str | None
+    restarts: bool, following: str | None
 ) -> None:
     told = OutOfMemoryError("rank 0 is out of memory with ddp", expected_bytes=1, allocated_bytes=None,
-                            next_strategy="deepspeed_stage_3", go_on=go_on)  # fmt: skip
+                            next_strategy="deepspeed_stage_3", restarts=restarts)  # fmt: skip
     told.__cause__ = MemoryError("no room")
     described = _raised(told)
     assert described.message == "rank 0 is out of memory with ddp"
@@ -125,7 +125,7 @@ def _raised(exception: BaseException) -> RankError:
     try:
         raise exception
     except BaseException as caught:  # noqa: BLE001 -- any kind is described
-        return RankError.of(caught, 5.0, 3)
+        return RankError.from_exception(caught, 5.0, 3)
 
 
 def test_errors_are_described_by_their_cause() -> None:
@@ -135,7 +135,7 @@ def test_errors_are_described_by_their_cause() -> None:
         except ValueError as inner:
             raise TrainingError("rank 0: outer") from inner
     except TrainingError as outer:
-        told = RankError.of(outer, 5.0, 3)
+        told = RankError.from_exception(outer, 5.0, 3)
     assert (told.kind, told.message, told.step) == ("ValueError", "inner", 3)
     assert told.traceback[-1] == "ValueError: inner"
 
@@ -143,7 +143,7 @@ def test_errors_are_described_by_their_cause() -> None:
 def test_the_signature_is_the_place_and_not_the_words() -> None:
     one, two = (_raised(ValueError(text)) for text in ("1 sample", "2 samples"))
     assert one.signature == two.signature
-    assert one.signature != RankError.of(ValueError("elsewhere"), 5.0, 3).signature
+    assert one.signature != RankError.from_exception(ValueError("elsewhere"), 5.0, 3).signature
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ def test_a_heart_is_heard_as_it_beats(tmp_path: Path) -> None:
     heart.beat(7)
     heart.beat()
     assert read_beat(path) == Heartbeat(7, 3.0, UNKNOWN, False)
-    heart.collectives(42)
+    heart.set_collectives(42)
     assert read_beat(path) == Heartbeat(7, 3.0, 42, False), "another thread's number is no sign of life"
-    heart.can_dump_stacks()
+    heart.announce_stack_dumps()
     assert read_beat(path) == Heartbeat(7, 4.0, 42, True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_bytes(b"cut")
@@ -33,11 +33,11 @@ def test_a_heart_is_heard_as_it_beats(tmp_path: Path) -> None:
 
 def test_what_a_rank_tells_is_read_and_its_first_error_stays(tmp_path: Path) -> None:
     report = RankStatusWriter(tmp_path, 3, clock=lambda: 9.0)
-    report.tell(log=tmp_path / "log")
+    report.update(log=tmp_path / "log")
     report.beat(5)
-    report.raised(ValueError("first"))
-    report.raised(ValueError("second"))
-    report.tell(run=tmp_path)
+    report.record_error(ValueError("first"))
+    report.record_error(ValueError("second"))
+    report.update(run=tmp_path)
     words = read_status(tmp_path, 3)
     assert (words.log, words.run) == (tmp_path / "log", tmp_path)
     assert words.error is not None
@@ -48,8 +48,8 @@ def test_what_a_rank_tells_is_read_and_its_first_error_stays(tmp_path: Path) -> 
 def test_without_an_agent_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = RankStatusWriter.from_env({"RANK": "1"})
-    report.tell(log="x")
-    report.raised(ValueError("x"))
+    report.update(log="x")
+    report.record_error(ValueError("x"))
     report.beat(1)
     assert not report.has_agent
     assert not list(tmp_path.iterdir())
@@ -63,8 +63,8 @@ def test_a_process_has_one_report_wherever_it_asks(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_costs_the_report_and_not_the_training(tmp_path: Path) -> None:
     report = RankStatusWriter(tmp_path / "gone", 0)
-    report.tell(log="x")
-    report.raised(ValueError("x"))
+    report.update(log="x")
+    report.record_error(ValueError("x"))
     report.beat(1)
 
 
@@ -78,11 +78,11 @@ def test_the_traceback_goes_to_the_log_alone_where_an_agent_tells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = RankStatusWriter(tmp_path, 0)
-    report.tell(log=tmp_path / "log")
-    report.trace(ValueError("mine"))
+    report.update(log=tmp_path / "log")
+    report.write_traceback(ValueError("mine"))
     assert capsys.readouterr().err == ""
     assert "ValueError: mine" in (tmp_path / "log").read_text()
-    RankStatusWriter(None, 0).trace(ValueError("mine"))
+    RankStatusWriter(None, 0).write_traceback(ValueError("mine"))
     assert "ValueError: mine" in capsys.readouterr().err
 
 
@@ -111,7 +111,7 @@ def test_ends_join_what_the_process_and_the_rank_say(tmp_path: Path) -> None:
     RankStatusWriter(tmp_path, 0).beat(4)
     report = RankStatusWriter(tmp_path, 1)
     report.beat(5)
-    report.raised(ValueError("mine"))
+    report.record_error(ValueError("mine"))
     watch = RankEvidence(tmp_path, lambda pid: None)
     ranks = {0: RankProcess(0, os.getpid(), None), 1: RankProcess(1, 1, 1, ended=8.0)}
     states = {0: RankState(read_beat(beat_path(tmp_path, 0)), "T")}

@@ -19,8 +19,8 @@ KILLED = ended(1, -9)
 
 def test_a_killed_rank_is_replaced_up_to_the_limit() -> None:
     assert _decide(KILLED) == (True, "restart 1 of 3, from the last checkpoint")
-    nothing_saved = decide(KILLED, (), 100.0, 3, 60.0, has_checkpoint=False)
-    assert nothing_saved.reason == "restart 1 of 3; no checkpoint was saved yet"
+    check_missing_checkpoint = decide(KILLED, (), 100.0, 3, 60.0, has_checkpoint=False)
+    assert check_missing_checkpoint.reason == "restart 1 of 3; no checkpoint was saved yet"
     assert _decide(KILLED, (99.0, KILLED), (99.5, KILLED))[0]
     assert _decide(KILLED, *[(99.0, KILLED)] * 3) == (False, "no restart: 3 of 3 restarts were used in the last 60 s")
     assert _decide(KILLED, limit=0) == (False, "no restart: --max-restarts is 0")

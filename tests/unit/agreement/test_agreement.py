@@ -51,7 +51,7 @@ def test_a_library_that_one_node_lacks_is_a_difference() -> None:
     assert "None on rank 1 (node1)" in str(refusal(facts(0), facts(1, versions={"deepspeed": None})))
 
 
-def test_another_patch_release_of_python_is_none() -> None:
+def test_another_patch_release_of_python_is_no_difference() -> None:
     assert agree_on([facts(0), facts(1, versions={"python": "3.11.9"})]).world_size == 2
 
 
@@ -64,7 +64,7 @@ def test_the_order_of_traits_is_no_difference() -> None:
     assert agree_on([facts(0, traits={"a": 1, "b": 2}), facts(1, traits={"b": 2, "a": 1})]).world_size == 2
 
 
-def test_traits_that_json_does_not_know_are_compared_as_text() -> None:
+def test_traits_unknown_to_json_are_compared_as_text() -> None:
     assert agree_on([facts(0, traits={"root": Path("/x")}), facts(1, traits={"root": "/x"})]).world_size == 2
     assert refusal(facts(0, traits={"root": Path("/x")}), facts(1, traits={"root": Path("/y")})).ranks == (1,)
 
@@ -79,7 +79,7 @@ def test_another_config_names_the_setting_and_both_values() -> None:
     assert "name" not in str(error)
 
 
-def test_the_smaller_group_stands_in_the_way() -> None:
+def test_the_smaller_group_is_the_blocking_one() -> None:
     error = refusal(facts(0, versions={"torch": "2.12"}), *(facts(rank) for rank in range(1, 5)))
     assert error.ranks == (0,)
 
@@ -95,23 +95,23 @@ def test_many_differing_ranks_are_counted() -> None:
     assert "rank 28 (node28) and 11 more" in text
 
 
-def test_ranks_that_failed_are_told_by_error_and_by_name() -> None:
+def test_failed_ranks_are_listed_by_error_and_name() -> None:
     error = refusal(facts(0), facts(1, hardware=None, error="no GPU"), facts(2, error="no GPU"), facts(3, error="typo"))
     assert str(error) == "rank 1 (node1), rank 2 (node2): no GPU\nrank 3 (node3): typo"
     assert error.ranks == (1, 2, 3)
 
 
-def test_an_error_that_all_ranks_have_is_told_once_without_names() -> None:
+def test_an_error_of_all_ranks_is_reported_once_without_names() -> None:
     error = refusal(*(facts(rank, error="model: no such class") for rank in range(4)))
     assert str(error) == "model: no such class"
     assert error.ranks == (0, 1, 2, 3)
 
 
-def test_a_failure_goes_before_a_difference() -> None:
+def test_a_failure_takes_precedence_over_a_difference() -> None:
     assert "torch" not in str(refusal(facts(0), facts(1, versions={"torch": "x"}, error="no GPU")))
 
 
-def test_facts_take_their_place_from_the_topology() -> None:
+def test_facts_contain_the_topology() -> None:
     fact = RankFacts.of(Topology(5, 8, 1, 4, 1, "n1", "torchrun"), error="x")
     assert (fact.rank, fact.local_rank, fact.local_world_size, fact.node_rank, fact.host) == (5, 1, 4, 1, "n1")
     assert (fact.error, fact.hardware) == ("x", None)
@@ -127,7 +127,7 @@ def test_two_processes_of_one_rank_have_two_tokens() -> None:
     st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.none(), max_size=3),
     st.none() | st.text(max_size=20),
 )
-def test_facts_travel_as_text(device: object, config: dict[str, object], error: str | None) -> None:
+def test_facts_are_read_back_from_text(device: object, config: dict[str, object], error: str | None) -> None:
     fact = facts(3, device, config=config, error=error, traits={"static_graph": True})  # type: ignore[arg-type]
     assert RankFacts.from_json(fact.to_json()) == fact
     assert RankFacts.from_json(fact.to_json().encode()) == fact

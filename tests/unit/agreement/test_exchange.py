@@ -13,7 +13,7 @@ import pytest
 import launcher.agreement.handshake
 import launcher.process.activity
 from launcher.agreement.facts import RankFacts, agree_on
-from launcher.agreement.handshake import Decision, exchange
+from launcher.agreement.handshake import Decision, Participant, exchange
 from launcher.core.errors import AgreementError, LauncherError, PlanError
 from launcher.process.activity import doing
 from tests.support.rank_threads import LocalRendezvous, Server, Spy, all_set, facts, run_ranks
@@ -45,7 +45,7 @@ def rank(
     deciding: Callable[[Sequence[RankFacts]], Mapping[str, Any]] = decide,
     timeout: float = 10,
 ) -> Callable[[], Decision]:
-    return lambda: exchange(store, world, own, config or {}, deciding, timeout)
+    return lambda: exchange(Participant(store, world, own, timeout, config or {}), deciding)
 
 
 def texts(errors: Sequence[Any]) -> set[str]:
@@ -54,7 +54,7 @@ def texts(errors: Sequence[Any]) -> set[str]:
 
 
 def test_one_rank_decides_alone(rendezvous: LocalRendezvous) -> None:
-    decision = exchange(rendezvous.client(), 1, facts(0), {}, decide, 1)
+    decision = exchange(Participant(rendezvous.client(), 1, facts(0), 1), decide)
     assert decision.values == {"hosts": ["node0"]}
 
 
@@ -76,7 +76,7 @@ def test_another_config_names_rank_host_and_setting_on_every_rank(rendezvous: Lo
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_settings_that_only_text_can_carry_are_no_difference(rendezvous: LocalRendezvous) -> None:
+def test_settings_that_become_text_are_no_difference(rendezvous: LocalRendezvous) -> None:
     config = {"betas": (0.9, 0.95), "path": Path("/x"), "seed": 1}
     one = rank(rendezvous.client(), facts(0, config_digest="a"), 2, config=config)
     other = rank(rendezvous.client(), facts(1, config_digest="b"), 2, config={**config, "seed": 2})
@@ -86,7 +86,7 @@ def test_settings_that_only_text_can_carry_are_no_difference(rendezvous: LocalRe
     assert "path" not in text
 
 
-def test_configs_are_not_sent_where_they_are_equal(rendezvous: LocalRendezvous) -> None:
+def test_equal_configs_are_not_sent(rendezvous: LocalRendezvous) -> None:
     seen: list[RankFacts] = []
 
     def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
@@ -98,7 +98,7 @@ def test_configs_are_not_sent_where_they_are_equal(rendezvous: LocalRendezvous) 
 
 
 @pytest.mark.parametrize("other", ["same", "another"])
-def test_digests_of_files_are_sent_where_one_differs_alone(rendezvous: LocalRendezvous, other: str) -> None:
+def test_digests_of_files_are_sent_only_by_ranks_that_differ(rendezvous: LocalRendezvous, other: str) -> None:
     sent: list[Mapping[str, str] | None] = []
 
     def look(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
@@ -118,14 +118,14 @@ def test_another_torch_is_named_on_every_rank(rendezvous: LocalRendezvous) -> No
     assert "2.10.0 on rank 1 (node1)" in text
 
 
-def test_one_ranks_error_is_told_on_every_rank(rendezvous: LocalRendezvous) -> None:
+def test_one_ranks_error_is_reported_on_every_rank(rendezvous: LocalRendezvous) -> None:
     everybody = [facts(0), facts(1), facts(2, hardware=None, error="cannot import my_pkg")]
     results = run_ranks([rank(rendezvous.client(), own, 3) for own in everybody])
     assert texts(results) == {"rank 2 (node2): cannot import my_pkg"}
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_what_rank_zeros_decision_raises_is_raised_everywhere(rendezvous: LocalRendezvous) -> None:
+def test_an_error_of_rank_zeros_decision_is_raised_on_every_rank(rendezvous: LocalRendezvous) -> None:
     def refuse(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
         raise PlanError("no plan meets the config")
 
@@ -136,7 +136,7 @@ def test_what_rank_zeros_decision_raises_is_raised_everywhere(rendezvous: LocalR
 
 
 @pytest.mark.slow
-def test_a_rank_that_never_arrives_is_named_to_all_that_did(rendezvous: LocalRendezvous) -> None:
+def test_a_missing_rank_is_named_on_all_others(rendezvous: LocalRendezvous) -> None:
     arrived = {n: threading.Event() for n in (1, 3)}
 
     def waits(n: int) -> Callable[[str, Any], None]:
@@ -145,28 +145,28 @@ def test_a_rank_that_never_arrives_is_named_to_all_that_did(rendezvous: LocalRen
     def lead() -> Decision:
         # Its time begins when the others are there, however slow the machine is.
         assert all_set(list(arrived.values()))
-        return exchange(rendezvous.client(), 4, facts(0), {}, decide, 1)
+        return exchange(Participant(rendezvous.client(), 4, facts(0), 1), decide)
 
     results = run_ranks([lead, *(rank(Spy(rendezvous.client(), waits(n)), facts(n), 4) for n in arrived)])
     (text,) = texts(results)
-    assert text.startswith("rank 2 (node 2) never arrived: rank 0 (node0) waited in vain")
+    assert text.startswith("rank 2 (node 2) did not arrive: rank 0 (node0) timed out")
     assert {error.ranks for error in results} == {(2,)}
 
 
 def test_many_missing_ranks_are_counted(rendezvous: LocalRendezvous) -> None:
     (error,) = run_ranks([rank(rendezvous.client(), facts(0, local_world_size=8), 33, timeout=0.2)])
-    assert "rank 8 (node 1) and 24 more never arrived" in str(error)
+    assert "rank 8 (node 1) and 24 more did not arrive" in str(error)
     assert error.ranks == tuple(range(1, 33))
 
 
-def test_rank_zero_that_never_arrives_is_named(rendezvous: LocalRendezvous) -> None:
+def test_a_missing_rank_zero_is_named(rendezvous: LocalRendezvous) -> None:
     results = run_ranks([rank(rendezvous.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
     assert all(isinstance(error, AgreementError) for error in results)
-    assert [str(error).startswith(f"rank 0 never arrived: rank {n} (node{n})") for n, error in enumerate(results, 1)]
+    assert [str(error).startswith(f"rank 0 did not arrive: rank {n} (node{n})") for n, error in enumerate(results, 1)]
     assert {error.ranks for error in results} == {(0,)}
 
 
-def test_a_lost_store_is_no_missing_rank() -> None:
+def test_a_lost_store_is_not_reported_as_a_missing_rank() -> None:
     server = Server()
     waiting = threading.Event()
     follower = Spy(server.client(0), lambda name, key: waiting.set() if name == "wait" else None)
@@ -177,7 +177,7 @@ def test_a_lost_store_is_no_missing_rank() -> None:
 
     error, _ = run_ranks([rank(follower, facts(1), 2), end])
     assert isinstance(error, AgreementError)
-    assert "store that the ranks meet at is gone" in str(error)
+    assert "the store of the ranks is gone" in str(error)
 
 
 def answering(store: Any) -> tuple[Spy, threading.Event]:
@@ -192,7 +192,7 @@ def follow_then_lead(rendezvous: LocalRendezvous, world: int) -> list[Any]:
 
     def lead() -> Decision:
         assert all_set([answered for _, answered in followers])
-        return exchange(rendezvous.client(), world, facts(0, host="new0"), {}, decide, 10)
+        return exchange(Participant(rendezvous.client(), world, facts(0, host="new0"), 10), decide)
 
     return run_ranks([lead, *(rank(s, facts(n, host=f"new{n}"), world) for n, (s, _) in enumerate(followers, 1))])
 
@@ -225,29 +225,29 @@ def test_ranks_that_find_an_attempt_without_a_decision_wait_for_a_newer_one(
     assert all(result == new[0] and result.values["hosts"] == ["new0", "new1", "new2"] for result in new)
 
 
-def test_rank_zero_of_a_new_attempt_that_never_arrives_is_named(
+def test_a_missing_rank_zero_of_a_new_attempt_is_named(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     run_ranks([rank(rendezvous.client(), facts(n), 2) for n in range(2)])
     (error,) = run_ranks([rank(rendezvous.client(), facts(1), 2, timeout=0.3)])
     assert isinstance(error, AgreementError)
-    assert str(error).startswith("rank 0 never arrived")
+    assert str(error).startswith("rank 0 did not arrive")
 
 
-def test_a_rank_that_comes_too_late_hears_how_the_attempt_without_it_ended(
+def test_a_late_rank_receives_the_error_of_the_attempt_without_it(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     (told,) = run_ranks([rank(rendezvous.client(), facts(0), 2, timeout=0.1)])
     (error,) = run_ranks([rank(rendezvous.client(), facts(1), 2, timeout=0.3)])
-    assert str(error).startswith("rank 0 never arrived: rank 1 (node1) waited for it in vain; ")
+    assert str(error).startswith("rank 0 did not arrive: rank 1 (node1) timed out after 0.3 s (agreement_timeout); ")
     assert str(error).endswith(f"; an earlier attempt ended with: {told}")
-    assert "rank 1 (node 1) never arrived: rank 0 (node0) waited in vain" in str(told)
+    assert "rank 1 (node 1) did not arrive: rank 0 (node0) timed out" in str(told)
 
 
 @pytest.mark.slow
-def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
+def test_a_follower_of_a_late_rank_zero_learns_which_rank_is_missing(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The follower's time begins anew with rank zero's challenge: rank zero alone knows who is missing."""
@@ -265,11 +265,11 @@ def test_a_follower_of_a_late_rank_zero_hears_which_rank_is_missing(
 
     def lead() -> Decision:
         assert late.wait(10)
-        return exchange(rendezvous.client(), 3, facts(0), {}, decide, 1)
+        return exchange(Participant(rendezvous.client(), 3, facts(0), 1), decide)
 
     results = run_ranks([lead, rank(Spy(rendezvous.client(), look), facts(1), 3, timeout=1)])
     (text,) = texts(results)
-    assert text.startswith("rank 2 (node 2) never arrived: ")
+    assert text.startswith("rank 2 (node 2) did not arrive: ")
     assert {error.ranks for error in results} == {(2,)}
 
 
@@ -285,7 +285,7 @@ def test_store_operations_of_a_rank_do_not_grow_with_the_ranks(server: Server) -
 
 
 @pytest.mark.slow
-def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
+def test_the_others_wait_for_a_living_rank_zero_and_report_its_activity(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
@@ -295,7 +295,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
     told: dict[int, list[str]] = {0: [], 1: [], 2: []}
     all_told = threading.Event()
 
-    def tell(n: int) -> Callable[[str], None]:
+    def record(n: int) -> Callable[[str], None]:
         def keep(text: str) -> None:
             told[n].append(text)
             if all(told.values()):
@@ -309,7 +309,8 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
         return {"a": 1}
 
     bodies = [
-        lambda n=n: exchange(rendezvous.client(), 3, facts(n), {}, plan, 0.3 if n else 10, tell(n)) for n in range(3)
+        lambda n=n: exchange(Participant(rendezvous.client(), 3, facts(n), 0.3 if n else 10, notify=record(n)), plan)
+        for n in range(3)
     ]
     # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
     monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
@@ -322,7 +323,7 @@ def test_rank_zero_is_waited_for_as_long_as_it_lives_and_what_it_does_is_told(
 
 
 @pytest.mark.slow
-def test_rank_zero_that_dies_while_it_plans_is_found(
+def test_the_death_of_rank_zero_while_it_plans_is_detected(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
@@ -339,11 +340,11 @@ def test_rank_zero_that_dies_while_it_plans_is_found(
     killed, error = run_ranks([rank(rendezvous.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=1)])
     assert isinstance(killed, MemoryError)
     assert isinstance(error, AgreementError)
-    assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) had no sign of life")
+    assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) received no report")
     assert error.ranks == (0,)
 
 
-def test_no_thread_reports_once_the_ranks_have_agreed(rendezvous: LocalRendezvous) -> None:
+def test_no_thread_reports_after_the_agreement(rendezvous: LocalRendezvous) -> None:
     run_ranks([rank(rendezvous.client(), facts(n), 2) for n in range(2)])
     assert "launcher-activity" not in {thread.name for thread in threading.enumerate()}
 
@@ -363,7 +364,7 @@ class Arriving:
         return getattr(self._store, name)
 
 
-def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(rendezvous: LocalRendezvous) -> None:
+def test_a_rank_that_cannot_arrive_ends_the_wait_of_all_others(rendezvous: LocalRendezvous) -> None:
     arrived = threading.Event()
 
     def look() -> None:
@@ -372,23 +373,26 @@ def test_a_rank_that_will_never_come_ends_the_wait_of_all_that_did(rendezvous: L
 
     stores = [rendezvous.client(), Arriving(rendezvous.client(), arrived)]
     looks = [look, None]
-    bodies = [lambda n=n: exchange(cast(Any, stores[n]), 3, facts(n), {}, decide, 300, look=looks[n]) for n in range(2)]
+    members = [Participant(cast(Any, stores[n]), 3, facts(n), 300, check_peers=looks[n]) for n in range(2)]
+    bodies = [lambda member=member: exchange(member, decide) for member in members]
     results = run_ranks(bodies)
     assert texts(results) == {"rank 2 has ended; look at its output"}
     assert {error.ranks for error in results} == {(2,)}
 
 
-def test_a_rank_that_looks_sees_that_rank_zero_will_never_come(rendezvous: LocalRendezvous) -> None:
+def test_check_peers_reports_that_rank_zero_cannot_arrive(rendezvous: LocalRendezvous) -> None:
     def look() -> None:
         raise AgreementError("rank 0 has ended; look at its output", [0])
 
-    (result,) = run_ranks([lambda: exchange(rendezvous.client(), 3, facts(1), {}, decide, 300, look=look)])
+    (result,) = run_ranks(
+        [lambda: exchange(Participant(rendezvous.client(), 3, facts(1), 300, check_peers=look), decide)]
+    )
     assert texts([result]) == {"rank 0 has ended; look at its output"}
 
 
-def test_ctrl_c_ends_the_wait_of_a_rank_that_looks(rendezvous: LocalRendezvous) -> None:
+def test_ctrl_c_ends_the_wait_with_check_peers(rendezvous: LocalRendezvous) -> None:
     def look() -> None:
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        exchange(rendezvous.client(), 2, facts(0), {}, decide, 300, look=look)
+        exchange(Participant(rendezvous.client(), 2, facts(0), 300, check_peers=look), decide)

@@ -29,7 +29,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
-def test_the_variables_of_a_rank_are_a_whole_topology(rank: int) -> None:
+def test_the_variables_of_a_rank_describe_a_complete_topology(rank: int) -> None:
     found = Topology.from_env(rank_variables(rank, 4, 29500), "here")
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (rank, 4, rank, 4)
     assert (found.node_rank, found.master_addr, found.master_port) == (0, "127.0.0.1", 29500)
@@ -41,19 +41,17 @@ def test_a_script_is_no_notebook(main: types.ModuleType) -> None:
     assert not in_notebook()
 
 
-def test_a_process_without_a_script_is_one(main: types.ModuleType) -> None:
+def test_a_process_without_a_script_is_a_notebook(main: types.ModuleType) -> None:
     assert not hasattr(main, "__file__")
     assert in_notebook()
 
 
-def test_code_that_is_piped_in_is_one(main: types.ModuleType) -> None:
+def test_piped_code_is_a_notebook(main: types.ModuleType) -> None:
     main.__file__ = "<stdin>"
     assert in_notebook()
 
 
-def test_a_kernel_of_jupyters_is_one_whatever_started_it(
-    main: types.ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jupyter_kernel_is_a_notebook(main: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     main.__file__ = "/usr/lib/python3/site-packages/ipykernel_launcher.py"
     monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
     assert in_notebook()
@@ -67,7 +65,7 @@ def test_a_kernel_of_jupyters_is_one_whatever_started_it(
         ("my_pkg.__main__", ["-m", "my_pkg", "--lr", "1 2"]),
     ],
 )
-def test_the_same_words_start_another_rank(
+def test_the_same_command_starts_another_rank(
     main: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: str | None, words: list[str]
 ) -> None:
     script = tmp_path / "train.py"
@@ -169,9 +167,7 @@ def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     GlobalHydra.instance().clear()
 
 
-def test_a_script_of_hydra_is_run_again_in_its_output_folder(
-    main: types.ModuleType, hydra: Any, tmp_path: Path
-) -> None:
+def test_a_hydra_script_runs_again_in_its_output_folder(main: types.ModuleType, hydra: Any, tmp_path: Path) -> None:
     main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
     hydra(["--config-name", "other", "+lr=0.1"], None)
     command, folder = module.rank_command(1)
@@ -181,7 +177,7 @@ def test_a_script_of_hydra_is_run_again_in_its_output_folder(
     assert folder == str(tmp_path), "as hydra may have gone to the output folder"
 
 
-def test_a_rank_of_a_sweep_of_hydras_has_the_overrides_of_its_job_alone(
+def test_a_rank_of_a_hydra_sweep_has_only_the_overrides_of_its_job(
     main: types.ModuleType, hydra: Any, tmp_path: Path
 ) -> None:
     main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
@@ -192,7 +188,7 @@ def test_a_rank_of_a_sweep_of_hydras_has_the_overrides_of_its_job_alone(
     assert not {"-m", "+lr=1,2"} & set(command)
 
 
-def test_each_job_of_a_sweep_has_ranks_of_its_own(started: list[dict[str, str]], hydra: Any) -> None:
+def test_each_job_of_a_sweep_has_its_own_ranks(started: list[dict[str, str]], hydra: Any) -> None:
     hydra(["-m", "+lr=0,1"], 0)
     ports = [script_rank(2)["MASTER_PORT"], script_rank(2)["MASTER_PORT"]]
     assert is_script_rank()
@@ -205,7 +201,7 @@ def test_each_job_of_a_sweep_has_ranks_of_its_own(started: list[dict[str, str]],
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["at SIGTERM", "at SIGKILL"])
-def test_a_script_rank_that_does_not_end_is_ended(deaf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_rank_that_does_not_exit_is_killed(deaf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     how = "SIG_IGN" if deaf else "SIG_DFL"
     program = f"import signal\nsignal.signal(signal.SIGTERM, signal.{how})\nprint(flush=True)\nsignal.pause()"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
@@ -231,7 +227,7 @@ def test_a_script_rank_that_ends_by_itself_is_waited_for(monkeypatch: pytest.Mon
     assert process.returncode == 1, "it was not sent a signal"
 
 
-def test_a_second_ctrl_c_leaves_no_script_rank_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_second_ctrl_c_no_script_rank_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
     class Waiting(subprocess.Popen[bytes]):
         def wait(self, timeout: float | None = None) -> int:
             if not interrupts:

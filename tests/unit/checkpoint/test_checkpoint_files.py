@@ -15,7 +15,7 @@ import launcher.checkpoint.manifest
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
 from launcher.checkpoint.manifest import candidates, manifest_of, newest_valid, note_hashes, problem_of, publish, remove
 from launcher.core.errors import ResumeError
-from launcher.runs.directory import find_run
+from launcher.runs.selection import find_run
 from tests.support.run_directories import config, fill, make_run, small_disk
 
 

@@ -131,7 +131,7 @@ class TestReplaceFolder:
     def test_between_the_renames_a_resume_finds_the_old_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from launcher.runs.directory import last_checkpoint
+        from launcher.runs.selection import last_checkpoint
 
         path, fresh = write(tmp_path / "last.ckpt"), tmp_path / ".last.ckpt.new"
         fresh.mkdir()

@@ -76,7 +76,7 @@ def test_the_pure_modules_import_and_work(missing: list[str], tmp_path: Path) ->
 @pytest.mark.case(17)
 def test_the_coordinator_can_be_created_and_its_error_has_the_install_command(tmp_path: Path) -> None:
     (line,) = without(_LIGHTNING, _COORDINATOR, tmp_path).splitlines()
-    assert line.startswith("ERROR 2 training needs Lightning, which does not import here (No module named 'lightning")
+    assert line.startswith("ERROR 2 cannot import Lightning, which training needs (No module named 'lightning")
     assert line.endswith("); pip install 'lightning>=2.6'")
 
 

@@ -37,7 +37,7 @@ def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
     return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{key: value})})
 
 
-def test_all_problems_are_told_at_once_with_their_paths_in_order() -> None:
+def test_all_problems_are_listed_at_once_with_their_paths_in_order() -> None:
     values = {
         "seed": "many",
         "devices": 0,
@@ -79,16 +79,16 @@ def test_one_problem_is_counted_in_the_singular() -> None:
         ("max_epoch", "trainer.max_epochs"),
     ],
 )
-def test_an_unknown_key_names_the_one_that_was_meant(path: str, meant: str) -> None:
+def test_an_unknown_key_suggests_the_nearest_one(path: str, meant: str) -> None:
     assert only_problem(path, 3) == Problem(path, f"unknown key; did you mean {meant}?")
 
 
-def test_an_unknown_key_like_no_other_says_where_all_keys_are() -> None:
+def test_an_unknown_key_without_a_near_one_refers_to_the_help() -> None:
     assert only_problem("zzzzzz", 3).message == "unknown key; `launcher fit --help` lists all keys"
 
 
 @pytest.mark.parametrize("group", ["trainer", "checkpoint", "wandb"])
-def test_a_value_in_place_of_a_group_is_told(group: str) -> None:
+def test_a_value_in_place_of_a_group_is_reported(group: str) -> None:
     assert only_problem(group, 3) == Problem(group, "given 3; expected a mapping of settings")
 
 
@@ -110,12 +110,12 @@ def test_a_value_in_place_of_a_group_is_told(group: str) -> None:
         ("model", [1], "a mapping or null"),
     ],
 )
-def test_a_wrong_type_says_what_was_given_and_what_was_expected(path: str, value: Any, expected: str) -> None:
+def test_a_wrong_type_is_reported_with_the_given_and_the_expected_value(path: str, value: Any, expected: str) -> None:
     assert only_problem(path, value) == Problem(path, f"given {value!r}; expected {expected}")
 
 
 @pytest.mark.parametrize("path", ["seed", "resume", "runs_dir", "devices", "agreement_timeout"])
-def test_null_is_refused_where_a_value_is_needed(path: str) -> None:
+def test_null_is_rejected_if_a_value_is_required(path: str) -> None:
     assert only_problem(path, None).message.startswith("given None; expected ")
 
 
@@ -125,7 +125,7 @@ def test_a_timeout_is_a_finite_number(number: float) -> None:
 
 
 @pytest.mark.parametrize("path", WITH_MINIMUM)
-def test_the_smallest_number_is_taken_and_the_next_below_is_not(path: str) -> None:
+def test_the_smallest_number_is_accepted_and_the_next_below_is_not(path: str) -> None:
     minimum = LEAVES[path].minimum
     assert minimum is not None
     smallest = int(minimum)
@@ -135,34 +135,34 @@ def test_the_smallest_number_is_taken_and_the_next_below_is_not(path: str) -> No
 
 
 @pytest.mark.parametrize("share", [0, 0.0, -0.5, 1.01, 92, float("nan"), float("inf"), "1.5"])
-def test_a_share_of_memory_that_is_none_is_refused(share: Any) -> None:
+def test_an_invalid_share_of_memory_is_rejected(share: Any) -> None:
     message = f"given {share!r}; expected a share of each device's memory, more than 0 and at most 1, as in 0.92"
     assert only_problem("memory_share", share) == Problem("memory_share", message)
 
 
 @pytest.mark.parametrize("share", [1, 1.0, 0.92, 1e-9])
-def test_a_share_of_memory_up_to_all_of_it_is_taken(share: float) -> None:
+def test_a_share_of_memory_up_to_all_of_it_is_accepted(share: float) -> None:
     assert parse_config({"memory_share": share}).memory_share == share
 
 
 @pytest.mark.parametrize("path", ["devices", "num_nodes", "global_batch_size", "trainer.accumulate_grad_batches"])
 @pytest.mark.parametrize("size", [0, -1, -64])
-def test_a_size_of_zero_or_less_is_refused(path: str, size: int) -> None:
+def test_a_size_of_zero_or_less_is_rejected(path: str, size: int) -> None:
     assert only_problem(path, size) == Problem(path, f"given {size}; expected at least 1")
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "..", ".hidden", "a b", "$(x)", "", "n" * 101, "übung", "a\n", "-rf"])
-def test_a_name_that_no_folder_or_job_should_have_is_refused(name: str) -> None:
+def test_a_name_unfit_for_a_folder_or_job_is_rejected(name: str) -> None:
     assert only_problem("name", name).message.startswith(f"given {name!r}; expected up to 100 letters")
 
 
 @pytest.mark.parametrize("name", ["a", "n" * 100, "run-1_b.2", "7"])
-def test_a_plain_name_is_taken(name: str) -> None:
+def test_a_plain_name_is_accepted(name: str) -> None:
     assert parse_config({"name": name}).name == name
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "16-mixed", 32, "fp32"])
-def test_every_spelling_of_a_precision_is_taken_as_given(precision: str | int) -> None:
+def test_every_spelling_of_a_precision_is_accepted(precision: str | int) -> None:
     assert parse_config({"precision": precision}).precision == precision
 
 

@@ -95,7 +95,7 @@ def _quoted(value: Any, choose: Any) -> Any:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(_CONFIGS, st.data())
-def test_an_accepted_config_is_written_and_read_again_equal_and_nothing_is_made(
+def test_an_accepted_config_is_read_back_equal_and_no_object_is_created(
     tmp_path: Path, values: dict[str, Any], data: st.DataObject
 ) -> None:
     file, written = tmp_path / "given.yaml", tmp_path / "written.yaml"
@@ -139,7 +139,7 @@ def _without_classes(values: dict[str, Any]) -> dict[str, Any]:
         ("wandb.tags", ["1"], ["1"]),
     ],
 )
-def test_a_quoted_number_is_the_number_and_leaves_the_classes_as_they_are(path: str, given: Any, read: Any) -> None:
+def test_a_quoted_number_is_converted_and_class_specs_are_not(path: str, given: Any, read: Any) -> None:
     nested = {"class_path": f"{_ZOO}.Encoder", "init_args": {"width": 16}}
     model = {"class_path": f"{_ZOO}.Net", "init_args": {"encoder": nested, "untyped": [nested]}}
     values: dict[str, Any] = {"model": model, "trainer": {"callbacks": [{**nested}]}}
@@ -156,7 +156,7 @@ def test_a_quoted_number_is_the_number_and_leaves_the_classes_as_they_are(path: 
     assert (config.model, config.trainer.callbacks, cli_zoo.MADE) == (model, [nested], [])
 
 
-def test_every_field_is_read_by_its_own_type_alone() -> None:
+def test_every_field_is_read_by_its_own_type() -> None:
     """A field whose type jsonargparse reads must not hold a class: it would make an object of it."""
     for path, info in config_fields():
         value = {"class_path": f"{_ZOO}.Encoder"}

@@ -51,17 +51,17 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
         ("seed: 1\nname: !!python/name:os.system\n", 2, "could not determine a constructor"),
     ],
 )
-def test_broken_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
     file = write(tmp_path, text)
     problem = problem_of(file)
     assert problem.path.startswith(f"{file}, line {line}, column ")
-    assert problem.message.startswith("broken YAML: ")
+    assert problem.message.startswith("invalid YAML: ")
     assert says in problem.message
 
 
-def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
+def test_invalid_json_is_reported_with_its_line(tmp_path: Path) -> None:
     file = write(tmp_path, '{"seed": 1,\n "name" "x"}', "config.json")
-    assert problem_of(file) == Problem(f"{file}, line 2", "Expecting ':' delimiter")
+    assert problem_of(file) == Problem(f"{file}, line 2", "invalid JSON: Expecting ':' delimiter; correct this line")
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_broken_json_is_told_with_its_line(tmp_path: Path) -> None:
         ("seed: 0x_", "invalid literal for int()"),
     ],
 )
-def test_a_value_of_a_yaml_type_that_does_not_exist_is_told_by_its_file(tmp_path: Path, text: str, says: str) -> None:
+def test_an_impossible_yaml_value_is_reported_with_its_file(tmp_path: Path, text: str, says: str) -> None:
     file = write(tmp_path, text)
     problem = problem_of(file)
     assert problem.path == str(file)
-    assert problem.message.startswith(f"broken YAML: {says}")
+    assert problem.message.startswith(f"invalid YAML: {says}")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_value_of_a_yaml_type_that_does_not_exist_is_told_by_its_file(tmp_path
         ("model: {init_args: 3}", Problem("model.init_args", "given 3; expected a mapping of arguments")),
         (
             "model: {init_args: {1: 2}}",
-            Problem("model", "arguments 1 of which class? add class_path, or --model my_pkg.MyClass"),
+            Problem("model", "given arguments 1 without a class; add class_path, or --model my_pkg.MyClass"),
         ),
         (
             "wandb: disabled\ntrainer: {logger: false}",
@@ -95,7 +95,7 @@ def test_a_value_of_a_yaml_type_that_does_not_exist_is_told_by_its_file(tmp_path
         ),
     ],
 )
-def test_a_value_of_another_shape_is_told_by_its_field(tmp_path: Path, text: str, problem: Problem) -> None:
+def test_a_value_of_another_shape_is_reported_with_its_field(tmp_path: Path, text: str, problem: Problem) -> None:
     assert problem_of(write(tmp_path, text)) == problem
 
 
@@ -105,11 +105,11 @@ def test_a_file_that_is_not_utf8_cannot_be_read(tmp_path: Path, text: bytes) -> 
 
 
 @pytest.mark.parametrize(("text", "found"), [("- a\n", "list"), ("3\n", "int"), ("words\n", "str")])
-def test_a_file_without_a_mapping_is_refused(tmp_path: Path, text: str, found: str) -> None:
-    assert problem_of(write(tmp_path, text)).message == f"expected a mapping of settings, found {found}"
+def test_a_file_without_a_mapping_is_rejected(tmp_path: Path, text: str, found: str) -> None:
+    assert problem_of(write(tmp_path, text)).message == f"found {found}; expected a mapping of settings"
 
 
-def test_the_problems_of_all_sources_are_told_at_once(tmp_path: Path) -> None:
+def test_the_problems_of_all_sources_are_listed_at_once(tmp_path: Path) -> None:
     broken = write(tmp_path, "a: [", "broken.yaml")
     wrong = write(tmp_path, "seeed: 1\nmodel: nodots\n", "wrong.yaml")
 
@@ -154,7 +154,7 @@ def test_overrides_become_nested_values(words: list[str], values: dict[str, Any]
     assert parse_overrides(words) == values
 
 
-def test_every_word_that_is_no_option_is_told() -> None:
+def test_every_argument_that_is_no_option_is_reported() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_overrides(["stray", "--seed", "1", "-x", "--"])
     assert [problem.path for problem in caught.value.problems] == ["stray", "-x", "--"]
@@ -162,7 +162,7 @@ def test_every_word_that_is_no_option_is_told() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.from_regex(r"(--)?[a-z]{1,3}(\.[a-z-]{0,2})?(=[\[\]{}:a-z1]{0,3})?", fullmatch=True), max_size=4))
-def test_any_words_are_values_or_a_config_error(words: list[str]) -> None:
+def test_any_arguments_give_values_or_a_config_error(words: list[str]) -> None:
     strays = [word for word in words if not word.startswith("--")]
     # A word after a bare flag is that flag's value.
     if words and strays == words:
@@ -211,19 +211,19 @@ def test_only_another_class_drops_the_earlier_arguments(
     assert model.get("former_args") == (None if model["class_path"] == "pkg.Model" else {"lr": 0.1, "width": 8})
 
 
-def test_a_file_in_the_place_of_a_class_is_told_with_the_classes_in_it(
+def test_a_file_in_place_of_a_class_is_reported_with_its_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pkg").mkdir()
     (tmp_path / "pkg" / "net.py").write_text("class A: pass\nclass B: pass\n")
-    with pytest.raises(ConfigError, match=r"that is a file; give a class in it: pkg\.net\.A or pkg\.net\.B"):
+    with pytest.raises(ConfigError, match=r"this is a file; give a class in it: pkg\.net\.A or pkg\.net\.B"):
         load_config([], ["--model", "pkg/net.py"])
     with pytest.raises(ConfigError, match=r"expected an import path like my_pkg\.MyClass, not a file"):
         load_config([], ["--model", "pkg/none.py"])
 
 
-def test_callbacks_are_set_added_and_changed_in_words() -> None:
+def test_callbacks_are_set_added_and_changed_by_arguments() -> None:
     def callbacks(*words: str) -> Any:
         return load_config([], ["--model", "a.B", *words]).trainer.callbacks
 
@@ -239,7 +239,7 @@ def test_callbacks_are_set_added_and_changed_in_words() -> None:
     assert callbacks(*added, "--trainer.callbacks=a.C") == {"class_path": "a.C"}
 
 
-def test_classes_of_the_old_package_are_read_where_they_are_today() -> None:
+def test_classes_of_pytorch_lightning_are_read_from_lightning() -> None:
     words = [
         "--model",
         "a.B",
@@ -257,22 +257,22 @@ def test_a_class_may_be_given_by_its_path_alone(tmp_path: Path, text: str) -> No
 
 
 @pytest.mark.parametrize("path", ["nodots", "pkg.", ".Model", "pkg..Model", "pkg.Model()", "1pkg.Model", 3])
-def test_a_class_path_that_cannot_be_imported_is_told(tmp_path: Path, path: str | int) -> None:
+def test_a_class_path_that_cannot_be_imported_is_reported(tmp_path: Path, path: str | int) -> None:
     problem = problem_of(write(tmp_path, f"model: {{class_path: {path}}}\n"))
     assert problem == Problem("model.class_path", f"given {path!r}; expected an import path like my_pkg.MyClass")
 
 
-def test_arguments_without_a_class_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"model: arguments lr, width of which class\?"):
+def test_arguments_without_a_class_are_reported() -> None:
+    with pytest.raises(ConfigError, match=r"model: given arguments lr, width without a class"):
         load_config([], ["--model.lr", "1", "--model.width", "2"])
 
 
-def test_data_without_a_model_is_told() -> None:
-    with pytest.raises(ConfigError, match="model: data was given, but no model"):
+def test_data_without_a_model_is_reported() -> None:
+    with pytest.raises(ConfigError, match="model: not given, but data is"):
         load_config([], ["--data", "pkg.Data"])
 
 
-def test_without_model_and_data_the_demo_is_trained_with_what_was_given_on_top(tmp_path: Path) -> None:
+def test_without_model_and_data_the_given_settings_apply_to_the_demo(tmp_path: Path) -> None:
     demo = parse_config(read_preset("demo"))
     assert demo.model is not None
     assert load_config() == load_config([write(tmp_path, "# nothing\n")]) == demo
@@ -284,11 +284,11 @@ def test_without_model_and_data_the_demo_is_trained_with_what_was_given_on_top(t
 
 
 @pytest.mark.parametrize("text", [RunConfig().to_yaml(), "model: null\n"], ids=["all defaults", "null"])
-def test_a_file_that_says_null_of_the_model_trains_the_demo_too(tmp_path: Path, text: str) -> None:
+def test_a_null_model_trains_the_demo_too(tmp_path: Path, text: str) -> None:
     assert load_config([write(tmp_path, text)]).model == read_preset("demo")["model"]
 
 
-def test_with_a_model_nothing_of_the_demo_is_left() -> None:
+def test_with_a_model_no_setting_of_the_demo_applies() -> None:
     assert load_config([], ["--model", "pkg.X"]) == RunConfig(model={"class_path": "pkg.X"})
 
 
@@ -300,7 +300,7 @@ def test_a_written_config_loads_as_the_same_config(tmp_path: Path) -> None:
         assert again.digest() == config.digest()
 
 
-def test_json_values_are_read_as_they_are(tmp_path: Path) -> None:
+def test_json_values_are_read_unchanged(tmp_path: Path) -> None:
     assert read_config_file(write(tmp_path, '{"seed": 7, "name": null}', "c.json")) == {"seed": 7, "name": None}
 
 
@@ -321,7 +321,7 @@ def test_json_values_are_read_as_they_are(tmp_path: Path) -> None:
         ({"counts": {"c+": 1}}, ["--model.counts.d=2"], {"counts": {"c+": 1, "d": 2}}),
     ],
 )  # fmt: skip
-def test_words_and_files_append_to_a_classs_lists(
+def test_arguments_and_files_append_to_a_classs_lists(
     tmp_path: Path, file: dict[str, Any], words: list[str], arguments: dict[str, Any]
 ) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"class_path": "b.Model", "init_args": file}}))

@@ -61,13 +61,13 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("path", REMOVED)
-def test_a_key_that_deepspeed_had_once_is_told_as_such(path: str) -> None:
+def test_a_removed_key_of_deepspeed_is_reported_as_removed(path: str) -> None:
     block, _, key = path.rpartition(".")
     given = {block: {key: {}}} if block else {key: {}}
     assert list(broken_keys(given)) == [(path, f"DeepSpeed 0.19 does not have it any more: {REMOVED[path]}")]
 
 
-def test_unknown_keys_wrong_kinds_and_misplaced_keys_are_all_told_with_their_paths() -> None:
+def test_unknown_keys_wrong_types_and_misplaced_keys_are_listed_with_their_paths() -> None:
     found = dict(
         broken_keys(
             {
@@ -98,7 +98,7 @@ def test_unknown_keys_wrong_kinds_and_misplaced_keys_are_all_told_with_their_pat
     }
 
 
-def test_auto_takes_the_plans_value_and_what_the_user_says_is_kept() -> None:
+def test_auto_takes_the_plans_value_and_the_users_settings_are_kept() -> None:
     user = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -133,7 +133,7 @@ def test_auto_takes_the_plans_value_and_what_the_user_says_is_kept() -> None:
     assert not planned["fp16"]["enabled"]
 
 
-def test_every_conflict_with_the_run_config_is_told_at_once() -> None:
+def test_every_conflict_with_the_run_config_is_listed_at_once() -> None:
     user = {
         "train_batch_size": 64,
         "train_micro_batch_size_per_gpu": 16,
@@ -171,7 +171,7 @@ def test_equal_values_are_no_conflict_and_clipping_that_only_deepspeed_has_count
     assert "wandb" not in planned
 
 
-def test_a_total_batch_without_a_global_one_is_no_order_that_can_be_kept() -> None:
+def test_a_total_batch_without_a_global_batch_size_is_rejected() -> None:
     text = refusal(with_config({"train_batch_size": 64}), ranks(CPU, CPU))
     assert "set `global_batch_size: 64`, and this to 'auto'" in text
 
@@ -189,7 +189,7 @@ def test_another_variant_than_the_strategy_names_the_right_one(zero: dict[str, A
     assert told in refusal(with_config({"zero_optimization": zero}), ranks(CPU, CPU))
 
 
-def test_offload_that_no_name_says_is_taken() -> None:
+def test_offload_without_a_strategy_of_its_own_is_accepted() -> None:
     config = with_config({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, strategy="deepspeed_stage_3")
     planned = make_plan(config, ranks(CPU, CPU)).deepspeed
     assert planned is not None
@@ -197,7 +197,7 @@ def test_offload_that_no_name_says_is_taken() -> None:
     assert "offload_param" not in planned["zero_optimization"]
 
 
-def test_deepspeed_settings_in_a_run_without_deepspeed_name_the_strategy_that_they_mean() -> None:
+def test_deepspeed_settings_without_deepspeed_suggest_the_matching_strategy() -> None:
     user = {
         "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     }
@@ -205,7 +205,7 @@ def test_deepspeed_settings_in_a_run_without_deepspeed_name_the_strategy_that_th
     assert "the strategy is auto; use `strategy: deepspeed_stage_3_offload`" in text
 
 
-def test_a_block_that_orders_a_precision_is_followed() -> None:
+def test_a_block_with_a_precision_sets_the_precision() -> None:
     plan = make_plan(with_config({"bf16": {"enabled": True}}), ranks(H100, H100))
     assert plan.precision == "bf16-mixed"
 
@@ -226,7 +226,7 @@ def test_missing_build_tools_are_named_with_package_and_host(lacks: str) -> None
 
 
 class TestFile:
-    def test_its_content_is_read_and_the_file_left_alone(self, tmp_path: Path) -> None:
+    def test_its_content_is_read_and_the_file_not_changed(self, tmp_path: Path) -> None:
         file = tmp_path / "ds.json"
         file.write_text('{"zero_optimization": {"stage": "auto"}, "steps_per_print": 7}')
         before = (file.read_bytes(), file.stat().st_mtime_ns)
@@ -239,24 +239,24 @@ class TestFile:
     @pytest.mark.parametrize(
         ("text", "told"),
         [
-            ('{"fp16": {\n"enabled": tru}}', "line 2, column 12): broken JSON: Expecting value"),
-            ("[1]", "expected a mapping of settings, found list"),
+            ('{"fp16": {\n"enabled": tru}}', "line 2, column 12): invalid JSON: Expecting value"),
+            ("[1]", "found list; expected a mapping of settings"),
             ('{"steps_per_print": 1, "steps_per_print": 2}', "key 'steps_per_print' is given twice"),
             ('{"zero_optimisation": {}}', "deepspeed_config.zero_optimisation: unknown key; did you mean zero_opt"),
         ],
     )
-    def test_a_broken_one_is_refused(self, tmp_path: Path, text: str, told: str) -> None:
+    def test_an_invalid_file_is_rejected(self, tmp_path: Path, text: str, told: str) -> None:
         file = tmp_path / "ds.json"
         file.write_text(text)
         with pytest.raises(ConfigError) as caught:
             with_deepspeed_file(RunConfig(deepspeed_config=str(file)))
         assert told in str(caught.value)
 
-    def test_a_missing_one_is_refused(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no such file"):
             with_deepspeed_file(RunConfig(deepspeed_config=str(tmp_path / "ds.json")))
 
-    def test_unknown_keys_of_a_mapping_are_told_with_the_other_problems_of_the_config(self) -> None:
+    def test_unknown_keys_of_a_mapping_are_listed_with_the_other_problems_of_the_config(self) -> None:
         with pytest.raises(ConfigError) as caught:
             load_config([], ["--deepspeed_config", "{stage: 2}", "--seed", "x"])
         assert {p.path for p in caught.value.problems} == {"deepspeed_config.stage", "seed"}

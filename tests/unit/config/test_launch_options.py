@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, refuse_agents_flags
+from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
 from launcher.core.errors import LaunchError
 
 
@@ -14,7 +14,7 @@ def _read(*words: str) -> LaunchOptions:
     return read_launch_options(vars(parser.parse_args(words)))
 
 
-def test_nothing_said_is_one_node_that_does_not_restart() -> None:
+def test_without_flags_there_is_one_node_and_no_restart() -> None:
     assert _read() == LaunchOptions()
     assert not _read().several_nodes
 
@@ -64,7 +64,7 @@ def test_times_and_restarts() -> None:
     [
         (("--nproc-per-node", "0"), "--nproc-per-node: given '0'; expected a number of at least 1, gpu, cpu or auto"),
         (("--nnodes", "4:1"), "--nnodes: given '4:1'; expected N or MIN:MAX"),
-        (("--nnodes", "2"), "--rdzv-endpoint: not given, but 2 nodes need a place to meet"),
+        (("--nnodes", "2"), "--rdzv-endpoint: not given, but required for 2 nodes"),
         (("--node-rank", "1"), "--node-rank: given 1; expected 0 to 0 with --nnodes 1"),
         (("--rdzv-endpoint", "n0:x"), "--rdzv-endpoint: given 'n0:x'"),
         (("--rdzv-endpoint", "n0:99999"), "--rdzv-endpoint: given 'n0:99999'"),
@@ -73,23 +73,23 @@ def test_times_and_restarts() -> None:
         (("--restart-window", "0"), "--restart-window: given '0'; expected seconds, more than 0"),
         (("--hang-timeout", "nan"), "--hang-timeout: given 'nan'"),
         (("--hang-timeout", "inf"), "--hang-timeout: given 'inf'"),
-        (("--terminal-ranks", "0-3"), "--terminal-ranks: given '0-3'; expected rank numbers"),
+        (("--terminal-ranks", "0-3"), "--terminal-ranks: given '0-3'; expected ranks"),
     ],
 )
-def test_what_is_wrong_is_told(words: tuple[str, ...], told: str) -> None:
+def test_wrong_flags_are_reported(words: tuple[str, ...], told: str) -> None:
     with pytest.raises(LaunchError) as caught:
         _read(*words)
     assert told in str(caught.value)
 
 
-def test_what_only_our_agent_can_do_is_refused_under_torchrun() -> None:
-    refuse_agents_flags(_read("--terminal-ranks", "all"))
+def test_flags_of_the_agent_are_rejected_under_torchrun() -> None:
+    reject_agent_flags(_read("--terminal-ranks", "all"))
     with pytest.raises(LaunchError) as caught:
-        refuse_agents_flags(_read("--max-restarts", "3", "--nproc-per-node", "2"))
+        reject_agent_flags(_read("--max-restarts", "3", "--nproc-per-node", "2"))
     assert [problem.path for problem in caught.value.problems] == ["--nproc-per-node", "--max-restarts"]
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_listed_at_once() -> None:
     with pytest.raises(LaunchError, match="the command line has 3 problems") as caught:
         _read("--nnodes", "x", "--max-restarts", "many", "--hang-timeout", "soon")
     assert len(caught.value.problems) == 3

@@ -174,7 +174,7 @@ def _by_lightning(files: list[str], words: list[str]) -> LightningCLI:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_what_lightning_cli_makes_the_launcher_makes(case: str, tmp_path: Path) -> None:
+def test_launcher_and_lightning_cli_create_the_same_objects(case: str, tmp_path: Path) -> None:
     texts, words = CASES[case]
     # What is a class's in the words comes first: LightningCLI wants to know the class of a file's arguments.
     first = [word for word in words if word.startswith(("--model=", "--data="))] if "flat" in case else []

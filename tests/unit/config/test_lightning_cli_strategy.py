@@ -36,7 +36,7 @@ def message_of(given: Any, accelerator: str | None = None) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", sorted(StrategyRegistry.available_strategies()))
-def test_every_name_of_lightnings_is_one_of_ours_or_says_what_to_write(name: str) -> None:
+def test_every_name_of_lightning_is_translated_or_rejected_with_advice(name: str) -> None:
     settings, problems = translate_strategy(name, _PATH, None)
     if problems:
         assert problems[0].message.startswith(f"given {name!r}; ")
@@ -75,7 +75,7 @@ def test_the_class_of_ddp_by_each_of_its_paths(class_path: str) -> None:
     }
 
 
-def test_ddps_other_arguments_stay_its_own() -> None:
+def test_other_arguments_of_ddp_are_kept() -> None:
     given = of_class(
         "DDPStrategy", gradient_as_bucket_view=False, bucket_cap_mb=5, ddp_comm_hook="a.b", timeout="0:10:00"
     )
@@ -94,7 +94,7 @@ def test_a_timeout_in_each_of_its_forms(timeout: Any, seconds: float) -> None:
     assert translated(of_class("DDPStrategy", timeout=timeout))["process_group_timeout"] == seconds
 
 
-def test_what_lightning_cli_writes_of_a_class_without_arguments_asks_for_nothing() -> None:
+def test_the_defaults_that_lightning_cli_writes_set_nothing() -> None:
     """All defaults of the class, and of DistributedDataParallel."""
     kinds = (DDPStrategy.__init__, DistributedDataParallel.__init__)
     defaults = {
@@ -165,38 +165,38 @@ def test_the_file_of_deepspeed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "path", "says"),
     [
-        ("fsdp", _PATH, "deepspeed_stage_3 shares the same states"),
+        ("fsdp", _PATH, "deepspeed_stage_3 shards the same states"),
         ("dp", _PATH, "write ddp"),
-        (of_class("FSDPStrategy"), f"{_PATH}.class_path", "deepspeed_stage_3 shares the same states"),
-        (of_class("my.OwnStrategy"), f"{_PATH}.class_path", "write the name of one of its own, as in `strategy: ddp`"),
+        (of_class("FSDPStrategy"), f"{_PATH}.class_path", "deepspeed_stage_3 shards the same states"),
+        (of_class("my.OwnStrategy"), f"{_PATH}.class_path", "write one of its names, as in `strategy: ddp`"),
         (of_class("lightning.pytorch.strategies.Nope"), f"{_PATH}.class_path", "`strategy: ddp` or another"),
         ({"init_args": {"bucket_cap_mb": 3}}, f"{_PATH}.class_path", "given None"),
         (
             of_class("DDPStrategy", process_group_backend="mpi"),
             f"{_PATH}.init_args.process_group_backend",
-            "given 'mpi'; the launcher takes nccl for GPUs and gloo for CPUs: remove it",
+            "given 'mpi'; the launcher uses nccl for GPUs and gloo for CPUs; remove it",
         ),
         (
             of_class("DDPStrategy", cluster_environment="a.B"),
             f"{_PATH}.init_args.cluster_environment",
-            "the launcher makes it itself: remove it",
+            "the launcher sets it itself; remove it",
         ),
         (of_class("DDPStrategy", timeout="long"), f"{_PATH}.init_args.timeout", "expected H:MM:SS"),
         (
             of_class("DeepSpeedStrategy", pin_memory=True),
             f"{_PATH}.init_args.pin_memory",
-            "write it by DeepSpeed's own name in `deepspeed_config`",
+            "write it under DeepSpeed's name in `deepspeed_config`",
         ),
         (of_class("DeepSpeedStrategy", stage=0), _PATH, "write `strategy: ddp`"),
         (of_class("SingleDeviceStrategy", device="cuda:1"), f"{_PATH}.init_args.device", "CUDA_VISIBLE_DEVICES=1"),
     ],
 )
-def test_what_cannot_be_taken_over_says_what_to_write(given: Any, path: str, says: str) -> None:
+def test_unsupported_arguments_are_rejected_with_advice(given: Any, path: str, says: str) -> None:
     found_path, message = message_of(given)
     assert found_path == path
     assert says in message
 
 
 @pytest.mark.parametrize(("accelerator", "backend"), [("cpu", "gloo"), ("gpu", "nccl"), (None, "nccl")])
-def test_the_backend_that_the_launcher_takes_anyway_is_fine(accelerator: str | None, backend: str) -> None:
+def test_the_devices_own_backend_is_accepted(accelerator: str | None, backend: str) -> None:
     assert translated(of_class("DDPStrategy", process_group_backend=backend), accelerator) == {"strategy": "ddp"}

@@ -17,7 +17,7 @@ from launcher.config.trainer_variables import NAMES, read_variables, with_variab
 from launcher.core.errors import ConfigError
 
 
-def test_they_are_the_trainers_parameters() -> None:
+def test_the_names_are_the_trainers_parameters() -> None:
     assert {*NAMES} == {*inspect.signature(pl.Trainer).parameters}
 
 
@@ -31,7 +31,7 @@ def test_they_are_the_trainers_parameters() -> None:
         {"NO_SUCH": "1", "max_epochs": "3"},
     ],
 )
-def test_they_are_read_as_lightning_reads_them(texts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_parsed_as_by_lightning(texts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in texts.items():
         monkeypatch.setenv(f"PL_TRAINER_{name}", text)
     theirs = vars(_parse_env_variables(pl.Trainer))
@@ -53,12 +53,12 @@ def test_they_are_read_as_lightning_reads_them(texts: dict[str, str], monkeypatc
         ("NUM_NODES", "2", {"num_nodes": 2}),
     ],
 )
-def test_what_is_elsewhere_here_is_put_there(name: str, text: str, expected: dict[str, Any]) -> None:
+def test_variables_of_top_level_settings_set_those(name: str, text: str, expected: dict[str, Any]) -> None:
     values = read_variables({f"PL_TRAINER_{name}": text})
     assert {key: value for key, value in values.items() if key != "trainer" or value} == expected
 
 
-def test_files_and_words_come_before_them_and_ranks_agree_on_them(
+def test_files_and_arguments_take_precedence_and_ranks_agree_on_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "c.yaml").write_text("trainer: {max_epochs: 5}\ndevices: 1")
@@ -81,11 +81,11 @@ def test_files_and_words_come_before_them_and_ranks_agree_on_them(
         ("MAX_EPOCHS", "many", "given 'many'; expected"),
         ("LIMIT_TRAIN_BATCHES", "-2", "given -2; expected at least 0"),
         ("STRATEGY", "no_such", "given 'no_such'"),
-        ("DEFAULT_ROOT_DIR", "/tmp/x", "a run's files lie in its run directory; set `runs_dir` and `name`"),
+        ("DEFAULT_ROOT_DIR", "/tmp/x", "a run's files are in its run directory; set `runs_dir` and `name`"),
         ("DEVICES", "[1, 3]", "write `devices: 2`, and CUDA_VISIBLE_DEVICES=1,3 before the command"),
     ],
 )
-def test_a_wrong_one_is_named(name: str, text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variable_is_named(name: str, text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"PL_TRAINER_{name}", text)
     with pytest.raises(ConfigError) as caught:
         load_config()
@@ -94,7 +94,7 @@ def test_a_wrong_one_is_named(name: str, text: str, told: str, monkeypatch: pyte
     assert told in problem.message
 
 
-def test_a_script_has_them_where_it_leaves_its_defaults() -> None:
+def test_a_script_uses_variables_for_settings_at_their_defaults() -> None:
     env = {f"PL_TRAINER_{name}": text for name, text in
            {"MAX_EPOCHS": "3", "GRADIENT_CLIP_VAL": "2", "LIMIT_TRAIN_BATCHES": "4", "PRECISION": "32-true",
             "DEVICES": "2", "LOGGER": "False"}.items()}  # fmt: skip

@@ -44,7 +44,7 @@ def test_events_are_read_back_in_their_order(tmp_path: Path) -> None:
     assert [event["step"] for event in read_events(tmp_path / "e")] == list(range(5))
 
 
-def test_the_file_is_the_owners_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_file(tmp_path: Path) -> None:
     EventLog(tmp_path / "e", 0).write("x")
     assert stat.S_IMODE((tmp_path / "e").stat().st_mode) == 0o600
 
@@ -57,7 +57,7 @@ def test_a_later_attempt_appends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: {"a": v}, lambda v: [v], lambda v: ({"a": [v]},)])
-def test_numbers_that_json_lacks_become_text_at_any_depth(tmp_path: Path, value: float, text: str, wrap: Any) -> None:
+def test_nan_and_inf_become_text_at_any_depth(tmp_path: Path, value: float, text: str, wrap: Any) -> None:
     EventLog(tmp_path / "e", 0).write("x", it=wrap(value))
     (event,) = read_events(tmp_path / "e")
     assert event["it"] == json.loads(json.dumps(wrap(text)))
@@ -68,7 +68,7 @@ def test_numbers_that_json_lacks_become_text_at_any_depth(tmp_path: Path, value:
     json.loads((tmp_path / "e").read_text(), parse_constant=refuse)
 
 
-def test_what_json_does_not_know_is_written_as_text(tmp_path: Path) -> None:
+def test_values_unknown_to_json_are_written_as_text(tmp_path: Path) -> None:
     EventLog(tmp_path / "e", 0).write("x", checkpoint=Path("/runs/a.ckpt"), numbers={1: 2})
     (event,) = read_events(tmp_path / "e")
     assert (event["checkpoint"], event["numbers"]) == ("/runs/a.ckpt", {"1": 2})
@@ -76,7 +76,7 @@ def test_what_json_does_not_know_is_written_as_text(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=10), st.dictionaries(st.sampled_from(["a", "step", "text"]), JSON))
-def test_any_event_is_one_line_and_comes_back_unchanged(kind: str, fields: dict[str, Any]) -> None:
+def test_any_event_is_one_line_and_is_read_back_unchanged(kind: str, fields: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "events.jsonl")
         log = EventLog(path, 0, clock=lambda: 1.0)
@@ -87,7 +87,7 @@ def test_any_event_is_one_line_and_comes_back_unchanged(kind: str, fields: dict[
     assert events == [{"time": 1.0, "rank": 0, "kind": kind, **fields}, {"time": 1.0, "rank": 0, "kind": "after"}]
 
 
-def test_lines_of_ranks_that_write_at_once_do_not_mix(tmp_path: Path) -> None:
+def test_lines_of_concurrent_ranks_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "e"
     together = threading.Barrier(4)
 
@@ -107,7 +107,7 @@ def test_lines_of_ranks_that_write_at_once_do_not_mix(tmp_path: Path) -> None:
     assert all([e["step"] for e in events if e["rank"] == rank] == list(range(100)) for rank in range(4))
 
 
-def test_events_that_cannot_be_written_are_counted_and_stop_nobody(tmp_path: Path) -> None:
+def test_events_that_cannot_be_written_are_counted_and_raise_nothing(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "no-such-folder" / "e", 0)
     log.write("x")
     log.write("y")
@@ -117,7 +117,7 @@ def test_events_that_cannot_be_written_are_counted_and_stop_nobody(tmp_path: Pat
     assert full.lost == 1
 
 
-def test_a_line_that_was_cut_off_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+def test_an_incomplete_line_does_not_damage_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "e"
     log = EventLog(path, 0)
     log.write("first")
@@ -132,7 +132,7 @@ def test_a_line_that_was_cut_off_does_not_take_the_next_one_with_it(tmp_path: Pa
     assert [event["kind"] for event in read_events(path)] == ["first", "after"]
 
 
-def test_lines_that_are_cut_off_or_foreign_are_passed_over(tmp_path: Path) -> None:
+def test_incomplete_and_foreign_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "e"
     EventLog(path, 0).write("whole")
     with path.open("ab") as file:

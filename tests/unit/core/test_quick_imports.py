@@ -9,7 +9,7 @@ import pytest
 from launcher.core.gc_paused import quick_imports
 
 
-def test_the_collector_rests_inside_and_works_again_after() -> None:
+def test_the_collector_is_disabled_in_the_block_and_enabled_after_it() -> None:
     with quick_imports():
         assert not gc.isenabled()
     assert gc.isenabled()
@@ -17,7 +17,7 @@ def test_the_collector_rests_inside_and_works_again_after() -> None:
     gc.unfreeze()
 
 
-def test_a_collector_that_was_off_stays_off() -> None:
+def test_a_disabled_collector_stays_disabled() -> None:
     gc.disable()
     try:
         with quick_imports():
@@ -27,7 +27,7 @@ def test_a_collector_that_was_off_stays_off() -> None:
         gc.enable()
 
 
-def test_an_import_that_fails_leaves_the_collector_on() -> None:
+def test_the_collector_is_enabled_after_a_failed_import() -> None:
     with pytest.raises(ImportError), quick_imports():
         raise ImportError("no such thing")
     assert gc.isenabled()

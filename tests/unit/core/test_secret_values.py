@@ -23,7 +23,6 @@ from launcher.core.secrets import (
     digests,
     find_secrets,
     hide_in_arguments,
-    is_secret_name,
     redact,
     references,
     resolve_references,
@@ -33,8 +32,9 @@ from launcher.core.secrets import (
 )
 from launcher.loggers.selection import run_loggers
 from launcher.process.rank_status import RankStatusWriter
-from launcher.runs.directory import newest_run_like, open_run_directory
+from launcher.runs.directory import open_run_directory
 from launcher.runs.oom_record import OomRecord
+from launcher.runs.selection import newest_matching_run
 from tests.support.run_directories import config, ended
 
 CANARY = "CANARY-x9"
@@ -46,7 +46,7 @@ SECRET_NAMES = [
 
 
 @pytest.mark.parametrize("name", SECRET_NAMES)
-def test_a_secret_is_known_by_the_words_of_its_key_at_any_depth(name: str) -> None:
+def test_a_secret_is_recognized_by_its_key_at_any_depth(name: str) -> None:
     values = {"model": {"init_args": {name: CANARY, "several": [{name: [CANARY]}], "lr": 0.1}}}
     assert CANARY not in repr(redact(values))
     assert CANARY not in repr(without_secrets(values))
@@ -68,7 +68,7 @@ ORDINARY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ORDINARY)
-def test_what_only_sounds_like_a_secret_is_shown_and_stored(name: str) -> None:
+def test_keys_that_only_resemble_a_secret_are_shown_and_stored(name: str) -> None:
     values = {name: ORDINARY[name]}
     assert redact(values) == without_secrets(values) == with_references(values, {}) == values
     assert find_secrets(values) == {}
@@ -86,21 +86,21 @@ def test_a_url_with_credentials_is_a_secret_under_any_key(url: str) -> None:
     ]  # fmt: skip
 
 
-def test_values_of_any_kind_are_left_as_they_are() -> None:
+def test_other_values_stay_unchanged() -> None:
     arrays = {"weights": np.ones(3), "key": np.array(["X9"]), "tokens": torch.ones(2), "records": np.zeros(2, "i4,f4")}
     for values in (redact(arrays), without_secrets(arrays), with_references(arrays, {})):
         assert all(values[name] is arrays[name] for name in arrays)
     assert find_secrets(arrays) == {}
 
 
-def test_what_is_below_a_secret_is_secret() -> None:
+def test_values_below_a_secret_key_are_secrets() -> None:
     assert redact({"credentials": {"user": "u", "more": [1, "b"]}}) == {
         "credentials": {"user": HIDDEN, "more": [HIDDEN, HIDDEN]}
     }
 
 
-def test_no_setting_of_the_launcher_is_taken_for_a_secret() -> None:
-    assert [path for path, _ in config_fields() if is_secret_name(path.rpartition(".")[2])] == []
+def test_no_setting_of_the_launcher_counts_as_a_secret() -> None:
+    assert find_secrets({path: "x" * 30 for path, _ in config_fields()}) == {}
     assert redact(RunConfig().to_dict()) == RunConfig().to_dict()
 
 
@@ -130,7 +130,7 @@ def test_a_config_is_stored_with_a_variable_that_holds_the_secret_already() -> N
     }  # fmt: skip
 
 
-def test_a_stored_config_says_what_has_to_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_config_names_missing_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     made = RunConfig(model={"class_path": "a.B", "init_args": {"hf_token": CANARY}})
     stored = yaml.safe_load(made.to_yaml())
     with pytest.raises(ConfigError) as refused:
@@ -141,7 +141,7 @@ def test_a_stored_config_says_what_has_to_be_given_again(monkeypatch: pytest.Mon
     assert load_values(stored) == made
 
 
-def test_a_secret_is_no_identity_of_a_config_but_ranks_must_have_the_same() -> None:
+def test_a_secret_does_not_change_the_digest_but_must_be_equal_on_all_ranks() -> None:
     one, two = (RunConfig(model={"class_path": "a.B", "init_args": {"api_key": key}}) for key in (CANARY, "other-x9"))
     assert one.digest() == two.digest() != RunConfig(model={"class_path": "a.B"}).digest()
     facts = [
@@ -156,26 +156,26 @@ def test_a_secret_is_no_identity_of_a_config_but_ranks_must_have_the_same() -> N
                                              secrets=facts[0].secrets)]).facts) == 2  # fmt: skip
 
 
-def test_a_value_is_taken_out_of_a_text_however_it_is_spelt() -> None:
+def test_a_secret_is_removed_from_a_text_in_any_spelling() -> None:
     secrets = ["a'b\\c9", "CANARY", "CANARY-x9", 7]
     assert scrub("given 'CANARY-x9', \"a'b\\\\c9\" and a'b\\c9; 7 left", secrets) == (
         f"given '{HIDDEN}', \"{HIDDEN}\" and {HIDDEN}; 7 left"
     )
 
 
-def test_an_error_of_the_users_own_code_is_told_without_the_secret(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_user_code_is_reported_without_the_secret(capsys: pytest.CaptureFixture[str]) -> None:
     report = RankStatusWriter(None, 0)
-    report.keep_secret([CANARY])
+    report.hide_values([CANARY])
     try:
         raise ValueError(f"401 for {CANARY}")
     except ValueError as error:
-        report.trace(error)
+        report.write_traceback(error)
     told = capsys.readouterr().err
     assert f"ValueError: 401 for {HIDDEN}" in told
     assert CANARY not in told.replace('f"401 for {CANARY}"', "")
 
 
-def test_checkpoints_keep_the_hyperparameters_that_are_no_secret_as_they_are() -> None:
+def test_checkpoints_keep_hyperparameters_that_are_no_secrets() -> None:
     optimizer, tensor = object(), [1, 2]
     values = {"hf_token": CANARY, "lr": optimizer, "hub": {"password": CANARY, "name": "n"}, "layers": tensor}
     checkpoint: dict[str, Any] = {"hyper_parameters": values, "datamodule_hyper_parameters": {"size": 3}, "state": 1}
@@ -189,7 +189,7 @@ def test_checkpoints_keep_the_hyperparameters_that_are_no_secret_as_they_are() -
     assert hide_hyperparameters(checkpoint) == []
 
 
-def test_a_run_is_found_again_with_another_secret_and_so_is_what_ran_out_of_memory(tmp_path: Path) -> None:
+def test_a_run_and_its_oom_record_match_with_another_secret(tmp_path: Path) -> None:
     def with_token(token: str) -> RunConfig:
         arguments = {"hf_token": token, "uri": f"db://me:{token}@host", "lr": 0.1}
         return config(tmp_path, name=None, resume="auto", model={"class_path": "a.B", "init_args": arguments})
@@ -197,14 +197,14 @@ def test_a_run_is_found_again_with_another_secret_and_so_is_what_ran_out_of_memo
     run = ended(open_run_directory(with_token(CANARY)))
     (run.checkpoints / "last.ckpt").write_bytes(b"")
     assert CANARY not in (run.path / "config.yaml").read_text()
-    assert newest_run_like(with_token("another")) == run.name
+    assert newest_matching_run(with_token("another")) == run.name
     plan = {"strategy": {"name": "ddp"}, "precision": "32-true", "world_size": 1, "memory": None,
             "batch": {"micro_batch_size": 4}}  # fmt: skip
     stored = yaml.safe_load((run.path / "config.yaml").read_text())
     assert OomRecord.of(with_token("another").to_dict(), plan) == OomRecord.of(stored, plan)
 
 
-def test_the_loggers_that_the_launcher_makes_keep_no_secret(tmp_path: Path) -> None:
+def test_loggers_of_the_launcher_store_no_secret(tmp_path: Path) -> None:
     run = ended(open_run_directory(config(tmp_path)))
     (logger,) = run_loggers([], None, run, is_off=False)
     for params in ({"hf_token": CANARY, "lr": 0.1}, Namespace(hub={"password": CANARY}, size=3)):

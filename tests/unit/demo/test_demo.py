@@ -27,14 +27,14 @@ def positions(windows: TextWindows | None) -> set[int]:
     return {at for start in windows.starts for at in range(start, start + windows.block_size + 1)}
 
 
-def test_the_models_vocabulary_is_the_texts(text: DemoText) -> None:
+def test_model_and_text_have_the_same_vocabulary(text: DemoText) -> None:
     assert DemoGPT().head.out_features == text.vocab_size
     assert text.train_windows is not None
     assert 0 <= int(text.train_windows.ids.min()) <= int(text.train_windows.ids.max()) < text.vocab_size
 
 
 @pytest.mark.parametrize("block_size", [1, 64, 999])
-def test_no_character_is_trained_on_and_validated_with(block_size: int) -> None:
+def test_training_and_validation_share_no_character(block_size: int) -> None:
     text = DemoText(block_size=block_size)
     text.setup()
     train, validation = positions(text.train_windows), positions(text.validation_windows)
@@ -45,7 +45,7 @@ def test_no_character_is_trained_on_and_validated_with(block_size: int) -> None:
     assert max(train | validation) < len(text.train_windows.ids)
 
 
-def test_the_bigram_model_is_no_straw_man(text: DemoText) -> None:
+def test_the_bigram_model_is_a_fair_baseline(text: DemoText) -> None:
     assert 2 < text.bigram_loss() < 3 < math.log(text.vocab_size)
 
 
@@ -74,13 +74,13 @@ def said_at_the_end(text: DemoText, model: Any, capsys: pytest.CaptureFixture[st
     return capsys.readouterr().out
 
 
-def test_the_report_is_rank_zeros_alone(text: DemoText, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_rank_zero_prints_the_report(text: DemoText, capsys: pytest.CaptureFixture[str]) -> None:
     model = DemoGPT(block_size=8, n_layer=1, n_head=1, n_embd=4)
     assert said_at_the_end(text, model, capsys, rank_zero=False) == ""
     bigram, own, sample = said_at_the_end(text, model, capsys, rank_zero=True).splitlines()
     assert bigram == f"a bigram model of the same text: val_loss {text.bigram_loss():.3f} nats per character"
     assert own == "this model:                      val_loss 1.250"
-    assert sample.startswith("it writes: The ")
+    assert sample.startswith("a sample: The ")
 
 
 def test_there_is_no_report_on_another_model(text: DemoText, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def test_a_gpu_that_torch_has_no_kernels_for_and_one_in_other_hands() -> None:
     assert "has no kernels for it" in old[2]
     assert "sm_75" in old[3]
     assert taken[:2] == ("cuda 1", "warning")
-    assert "50.0 GiB are in use already" in taken[2]
+    assert "50 GiB are in use already" in taken[2]
 
 
 def test_gpus_that_are_not_alike_are_a_warning() -> None:

@@ -62,7 +62,8 @@ STOPPED = ("interrupted", {"signal": 15, "step": 5})
         (JobState("COMPLETED", exit_code=0), 1, [STARTED, FINISHED], "done", ""),
         (JobState("FAILED", exit_code=1), 1, [STARTED, FAILED], "failed", "FAILED, exit code 1: nan"),
         (JobState("CANCELLED"), 1, [STARTED, STOPPED], "cancelled", "CANCELLED: by signal 15 after step 5"),
-        (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed", "FAILED, exit code 2: node 1, 3 never came"),
+        (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed",
+         "FAILED, exit code 2: node 1, 3 did not join"),
         (JobState("NODE_FAIL"), 1, [STARTED], "failed", "NODE_FAIL"),
         (JobState("UNKNOWN"), 1, [STARTED, FINISHED], "done", "SLURM no longer knows the job"),
         (JobState("UNKNOWN"), 1, [STARTED], "ended", "SLURM no longer knows the job"),
@@ -350,7 +351,7 @@ def test_the_status_of_a_job_without_an_error_has_its_last_line(tmp_path: Path) 
     run, file = _silent(tmp_path, "local")
     file.write_text("Traceback (most recent call last):\n  here\nImportError: no launcher\n\n")
     status = run_status(run)
-    assert (status.state, status.detail) == ("failed", f"its last words: ImportError: no launcher ({file})")
+    assert (status.state, status.detail) == ("failed", f"its last line: ImportError: no launcher ({file})")
 
 
 def test_a_job_without_output_has_ended_without_a_reason(tmp_path: Path) -> None:

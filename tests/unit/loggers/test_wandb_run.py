@@ -15,7 +15,8 @@ import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from launcher.config.schema import WandbOptions
-from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb, init_arguments, resolve_mode
+from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
+from launcher.loggers.wandb_settings import init_arguments, resolve_mode
 from launcher.runs.directory import RunDirectory
 from tests.support.wandb_file import history_rows
 

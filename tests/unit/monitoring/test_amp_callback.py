@@ -72,7 +72,7 @@ def test_two_trainers_in_one_process_share_nothing(wandb: RecordingWandb) -> Non
     steps(other, plain_trainer(FixedScaler(0.0)), 1)
     assert alerts == [("scale_underflow", 1), ("scale_underflow", 1)]
     assert [row["trainer/global_step"] for _, row in wandb.rows] == [1, 2, 1]
-    assert one._writer is not other._writer
+    assert one._tracker.queue is not other._tracker.queue
 
 
 @pytest.mark.case(11)
@@ -224,7 +224,7 @@ def test_another_rank_never_speaks_to_wandb(wandb: RecordingWandb, place: dict[s
     amp, trainer = callback(), plain_trainer(FixedScaler(0.0), **place)
     steps(amp, trainer, 1, 2)
     amp.on_train_end(trainer, None)
-    assert (wandb.rows, wandb.alerts, wandb.run.summary, amp._writer) == ([], [], {}, None)
+    assert (wandb.rows, wandb.alerts, wandb.run.summary, amp._tracker.queue) == ([], [], {}, None)
 
 
 def test_an_alert_goes_to_wandb_and_to_whoever_asked_or_the_log(
@@ -248,3 +248,21 @@ def test_an_exception_ends_the_rows_without_waiting_for_the_other_ranks(
     monkeypatch.setattr(amp._exchange, "take", lambda **_: pytest.fail("the ranks may not come together any more"))
     amp.on_exception(trainer, None, ValueError())
     assert wandb.run.summary["amp/loss_scale"] == 8.0
+
+
+@pytest.mark.case(38)
+@pytest.mark.parametrize(
+    ("scaler", "scale"),
+    [(FixedScaler(1024.0), 1024.0), (FixedScaler(0), 0.0), (torch.amp.GradScaler("cpu", 8.0), 8.0), (None, None),
+     (torch.amp.GradScaler("cpu", 8.0, enabled=False), None), (RaisingScaler(ValueError()), None),
+     (FixedScaler("8"), None)],
+)  # fmt: skip
+def test_the_loss_scale_can_be_asked_for_and_a_missing_one_is_none(scaler: Any, scale: float | None) -> None:
+    for amp in (AmpWandbCallback(precision="16"), AmpWandbCallback(enabled=False)):
+        trainer = plain_trainer(scaler)
+        assert amp.get_loss_scale(trainer) == amp._get_loss_scale(trainer) == scale
+    assert AmpWandbCallback(precision="bf16").get_loss_scale(plain_trainer(scaler)) is None
+
+
+def test_without_a_strategy_the_loss_scale_is_none() -> None:
+    assert AmpWandbCallback(precision="16").get_loss_scale(object()) is None

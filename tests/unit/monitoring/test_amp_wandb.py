@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from launcher.loggers.wandb_writer import WandbWriter
-from launcher.monitoring import amp_callback
+from launcher.loggers import wandb_tracker
+from launcher.loggers.row_queue import RowQueue
+from launcher.monitoring.gather import Gathered
+from launcher.monitoring.samples import RankSample
 from strategies.loss_scale import CountingGradScaler
 from tests.support.amp_steps import LONG, callback, only_row, steps
 from tests.support.plain_trainer import FixedScaler, plain_trainer
@@ -159,14 +161,14 @@ def test_a_stalled_wandb_costs_rows_that_are_counted_and_reported(
     assert [step for step, _ in wandb.rows] == [1, 2, 3, 4, 5, 21]
     assert wandb.rows[-1][1]["amp/dropped_rows"] == 15
     amp.on_train_end(trainer, None)
-    assert notices == ["W&B did not take 15 of the loss scale's rows and alerts; the training was not held up"]
+    assert notices == ["W&B did not accept 15 rows and alerts of the loss scale; training was not delayed"]
 
 
 @pytest.mark.case(41)
 def test_a_training_ends_while_wandb_stalls(
     wandb: RecordingWandb, gate: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amp_callback, "_FLUSH_TIMEOUT", 0.0)
+    monkeypatch.setattr(wandb_tracker, "FLUSH_TIMEOUT", 0.0)
     notices: list[str] = []
     amp, trainer = callback(capacity=4, on_notice=notices.append), plain_trainer(FixedScaler(8.0))
     for number in range(1, 4):
@@ -190,7 +192,7 @@ def test_a_wandb_that_raises_costs_rows_that_are_counted_and_one_warning(
     amp, trainer = callback(), plain_trainer(FixedScaler(8.0))
     steps(amp, trainer, 1, 2, 3)
     assert (amp.dropped, wandb.rows) == (3, [])
-    assert caplog.messages == ["W&B did not take a row: ConnectionError: closed; the training goes on"]
+    assert caplog.messages == ["W&B did not accept a row: ConnectionError: closed; training continues"]
     wandb.before = lambda: None
     steps(amp, trainer, 4)
     assert only_row(wandb)["amp/dropped_rows"] == 3
@@ -202,7 +204,7 @@ def test_a_writer_that_is_shared_is_neither_waited_for_nor_closed(
 ) -> None:
     entered, opened = gate
     notices: list[str] = []
-    writer = WandbWriter(2)
+    writer = RowQueue(2)
     amp, trainer = callback(writer=writer, on_notice=notices.append), plain_trainer(FixedScaler(8.0))
     for number in range(1, 5):
         trainer.global_step = number
@@ -216,3 +218,79 @@ def test_a_writer_that_is_shared_is_neither_waited_for_nor_closed(
     assert [step for step, _ in wandb.rows] == [1, 2, 3]
     assert writer.put(lambda: None)
     assert writer.close(LONG) == 2
+
+
+def test_wandb_has_an_epochs_row_when_its_hook_returns(wandb: RecordingWandb) -> None:
+    amp, trainer = callback(every_n_steps=100), plain_trainer(FixedScaler(8.0))
+    for step in (10, 20, 30):
+        trainer.global_step = step
+        amp.on_train_epoch_end(trainer, None)
+        assert wandb.rows[-1][1]["trainer/global_step"] == step
+
+
+class Elsewhere:
+    """The other ranks' samples, which arrive when they are waited for."""
+
+    world_size, rank = 2, 0
+
+    def __init__(self, arrives: bool) -> None:
+        self.arrives = arrives
+        self.waits: list[float] = []
+        self.sent: list[Gathered] = []
+        self.arrived: list[Gathered] = []
+
+    def send(self, step: int, epoch: int, values: dict[str, Any], batch: int) -> None:
+        self.sent.append(Gathered(step, epoch, (RankSample(0, 8.0), RankSample(1, 8.0)), batch))
+
+    def wait(self, timeout: float) -> None:
+        self.waits.append(timeout)
+        if self.arrives:
+            self.arrived, self.sent = self.sent, []
+
+    def take(self, *, wait: bool = False) -> list[Gathered]:
+        found, self.arrived = self.arrived, []
+        return found
+
+
+@pytest.mark.parametrize(("arrives", "rows"), [(True, [10]), (False, [])])
+def test_the_other_ranks_samples_are_waited_for_at_an_epochs_end_alone(
+    wandb: RecordingWandb, arrives: bool, rows: list[int]
+) -> None:
+    amp, trainer = callback(), plain_trainer(FixedScaler(8.0))
+    exchange = Elsewhere(arrives)
+    amp._exchange = exchange  # type: ignore[assignment]
+    steps(amp, trainer, 9)
+    assert (exchange.waits, wandb.rows) == ([], [])
+    exchange.sent.clear()
+    trainer.global_step = 10
+    amp.on_train_epoch_end(trainer, None)
+    assert ([step for step, _ in wandb.rows], exchange.waits) == (rows, [0.2])
+    trainer.is_global_zero = False
+    amp.on_train_epoch_end(trainer, None)
+    assert exchange.waits == [0.2], "rank zero logs"
+
+
+@pytest.mark.case(41)
+def test_a_stalled_wandb_delays_one_epochs_end_and_not_each(
+    wandb: RecordingWandb, gate: tuple[threading.Event, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amp, trainer = callback(), plain_trainer(FixedScaler(8.0))
+    waits: list[float] = []
+    flush = amp._tracker.flush
+
+    def noted(timeout: float) -> bool:
+        waits.append(timeout)
+        return flush(timeout)
+
+    monkeypatch.setattr(amp._tracker, "flush", noted)
+    for step in (1, 2, 3):
+        trainer.global_step = step
+        amp.on_train_epoch_end(trainer, None)
+        assert gate[0].wait(LONG)
+    assert [wait > 0 for wait in waits] == [True, False, False]
+    assert max(waits) <= 0.2
+    gate[1].set()
+    assert flush(LONG)
+    trainer.global_step = 4
+    amp.on_train_epoch_end(trainer, None)
+    assert [step for step, _ in wandb.rows] == [1, 2, 3, 4]

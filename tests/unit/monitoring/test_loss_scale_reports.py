@@ -35,7 +35,7 @@ def test_any_logger_gets_plain_numbers_and_one_that_raises_stops_nothing(caplog:
     ((metrics, step),) = good.logged
     assert (step, metrics["amp/loss_scale"], metrics["epoch"], metrics["amp/overflow"]) == (3, 8.0, 2.0, 0.0)
     assert {type(value) for value in metrics.values()} == {float}
-    assert caplog.messages == ["Logger did not take the loss scale: disk full"]
+    assert caplog.messages == ["Logger did not accept the loss scale: disk full"]
 
 
 def test_without_a_logger_nothing_is_written() -> None:
@@ -80,7 +80,7 @@ class Underway:
         self.sent: list[tuple[int, Any, dict[str, Any]]] = []
         self.arrived = 0
 
-    def send(self, step: int, epoch: int | None, values: dict[str, Any]) -> None:
+    def send(self, step: int, epoch: int | None, values: dict[str, Any], batch: int) -> None:
         self.sent.append((step, epoch, values))
 
     def take(self, *, wait: bool = False) -> list[Gathered]:

@@ -388,15 +388,15 @@ def test_out_of_memory_tells_expectation_allocation_and_the_next_candidate() -> 
     assert "optimizer states" in text
     assert "allocated were at most 3 GiB" in text
     assert told.next_strategy == plan.memory["next"]
-    assert told.go_on is (told.next_strategy is not None)
+    assert told.restarts is (told.next_strategy is not None)
     assert told.expected_bytes == plan.memory["assessments"][1]["memory"]["total"]
     stop = out_of_memory(MemoryError("x"), plan, rank=1, host="n1", allocated_bytes=None, on_oom="stop")
-    assert not stop.go_on
+    assert not stop.restarts
 
 
 def test_out_of_memory_without_a_look_at_memory_says_so() -> None:
     told = out_of_memory(MemoryError("x"), make_plan(config(), ranks(1)), rank=0, host="h", allocated_bytes=None,
                          on_oom="next")  # fmt: skip
-    assert (told.expected_bytes, told.next_strategy, told.go_on) == (None, None, False)
+    assert (told.expected_bytes, told.next_strategy, told.restarts) == (None, None, False)
     assert "did not look at memory" in str(told)
     assert "smaller micro batch" in str(told)

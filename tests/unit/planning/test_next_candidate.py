@@ -33,7 +33,7 @@ def ended(plan: Plan) -> Any:
 
 def test_a_stage_that_the_users_file_fixes_ends_the_run_and_the_error_says_what_to_change() -> None:
     told = ended(planned(with_stage(stage=1)))
-    assert (told.next_strategy, told.go_on) == (None, False)
+    assert (told.next_strategy, told.restarts) == (None, False)
     assert f"`strategy: {FOLLOWING}` needs less, but deepspeed_config fixes zero_optimization.stage: 1" in str(told)
     assert "set that to 'auto' there" in str(told)
     assert "micro batch" not in str(told)
@@ -42,7 +42,7 @@ def test_a_stage_that_the_users_file_fixes_ends_the_run_and_the_error_says_what_
 def test_a_file_that_leaves_the_stage_to_the_plan_does_not_stand_in_the_way() -> None:
     for zero in ({"stage": "auto"}, {"reduce_bucket_size": 1_000_000}):
         told = ended(planned(with_stage(**zero)))
-        assert (told.next_strategy, told.go_on) == (FOLLOWING, True)
+        assert (told.next_strategy, told.restarts) == (FOLLOWING, True)
 
 
 def test_what_the_config_does_allow_comes_instead() -> None:

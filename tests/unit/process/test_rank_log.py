@@ -72,20 +72,20 @@ def logged(folder: Path, pattern: str) -> str:
     return file.read_text()
 
 
-def test_all_that_rank_zero_says_is_in_the_file_and_on_the_terminal(tmp_path: Path) -> None:
+def test_all_output_of_rank_zero_is_in_the_file_and_on_the_terminal(tmp_path: Path) -> None:
     ended = run_rank(0, _SAY_EVERYTHING + "log.detach()", tmp_path).check()
     for text in (ended.output, logged(tmp_path, ".pending-*-rank-0.log")):
         lines = text.splitlines()
         assert sorted(lines) == sorted(WAYS), "each once"
 
 
-def test_all_that_another_rank_says_is_in_the_file_alone(tmp_path: Path) -> None:
+def test_all_output_of_another_rank_is_only_in_the_file(tmp_path: Path) -> None:
     ended = run_rank(1, _SAY_EVERYTHING, tmp_path).check()
     assert ended.output == ""
     assert sorted(logged(tmp_path, ".pending-*-rank-1.log").splitlines()) == sorted(WAYS)
 
 
-def test_after_detach_the_last_words_are_on_the_terminal(tmp_path: Path) -> None:
+def test_output_after_detach_is_on_the_terminal(tmp_path: Path) -> None:
     body = "print('before'); log.detach(); print('out after'); print('err after', file=sys.stderr)"
     ended = run_rank(1, body, tmp_path).check()
     assert ended.output.splitlines() == ["out after", "err after"]
@@ -116,7 +116,7 @@ AS_ANY_FILE = {"bytes \u00e9", "reconfigured utf-8 replace False", "from a child
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("unbuffered", [{}, {"PYTHONUNBUFFERED": "1"}])
-def test_stdout_is_a_file_as_any_other(tmp_path: Path, rank: int, unbuffered: dict[str, str]) -> None:
+def test_stdout_supports_the_interface_of_a_text_file(tmp_path: Path, rank: int, unbuffered: dict[str, str]) -> None:
     env = {"PYTHONUTF8": "1", **unbuffered}
     ended = run_rank(rank, _AS_ANY_FILE + "\nlog.detach()", tmp_path, env).check()
     lines = logged(tmp_path, f".pending-*-rank-{rank}.log").splitlines()
@@ -138,7 +138,7 @@ def test_a_terminal_is_asked_for_its_size_through_stdout(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_file_goes_on_in_the_run_directory_in_order(tmp_path: Path, rank: int) -> None:
+def test_the_moved_file_has_all_output_in_order(tmp_path: Path, rank: int) -> None:
     moved = f"""
 os.write(2, b"first\\n")
 await_logged(b"first")
@@ -162,7 +162,7 @@ def test_the_logs_of_earlier_attempts_are_kept_numbered_oldest_first(tmp_path: P
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_kill_right_after_the_last_words_loses_none_of_them(tmp_path: Path, rank: int) -> None:
+def test_a_kill_right_after_output_loses_none_of_it(tmp_path: Path, rank: int) -> None:
     body = "print('out'); os.write(2, b'x' * 50_000 + b' last words\\n'); os.kill(os.getpid(), signal.SIGKILL)"
     run_rank(rank, body, tmp_path).check(-9)
     text = logged(tmp_path, ".pending-*")
@@ -170,7 +170,7 @@ def test_a_kill_right_after_the_last_words_loses_none_of_them(tmp_path: Path, ra
     assert f"{'x' * 50_000} last words\n" in text
 
 
-def test_a_crash_in_c_leaves_its_stack_in_the_file_of_a_rank_above_zero(tmp_path: Path) -> None:
+def test_a_crash_in_c_code_writes_its_stack_to_the_file_of_a_rank_above_zero(tmp_path: Path) -> None:
     run_rank(1, "ctypes.string_at(0)", tmp_path).check(-11)
     assert "Fatal Python error: Segmentation fault" in logged(tmp_path, ".pending-*")
 
@@ -198,7 +198,7 @@ log.detach()
     assert run_rank(0, body, tmp_path).check().output == "still here\n"
 
 
-def test_a_move_right_after_the_start_takes_all_of_rank_zeros_output_along(tmp_path: Path) -> None:
+def test_a_move_right_after_the_start_keeps_all_output_of_rank_zero(tmp_path: Path) -> None:
     body = """
 os.write(2, b"first\\n")
 log.move_to(Path("runs/x/rank-0.log").absolute())
@@ -218,7 +218,7 @@ log.detach()
     assert list((tmp_path / "logs").iterdir()) == []
 
 
-def test_redraws_and_colours_are_for_the_terminal_alone(tmp_path: Path) -> None:
+def test_redraws_and_colours_are_only_on_the_terminal(tmp_path: Path) -> None:
     body = r"""
 assert sys.stdout.isatty()
 sys.stdout.write("\r  50%")
@@ -258,7 +258,7 @@ def test_without_a_tee_rank_zero_keeps_its_terminal_and_its_python_output(tmp_pa
     assert logged(tmp_path, ".pending-*") == "out\n"
 
 
-def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_raises_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     log = RankLog(tmp_path / "file" / "logs", 1)
     with pytest.raises(OSError, match="file"):
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_only_a_file_without_a_run_is_discarded(tmp_path: Path) -> None:
+def test_only_a_pending_file_is_discarded(tmp_path: Path) -> None:
     run_rank(1, "log.detach(); log.discard_pending()", tmp_path).check()
     assert list((tmp_path / "logs").iterdir()) == []
     run_rank(1, "log.move_to(folder / 'rank-1.log'); log.detach(); log.discard_pending()", tmp_path).check()
@@ -309,7 +309,7 @@ def say(text):
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("users", _USERS_STREAMS.values(), ids=_USERS_STREAMS)
-def test_an_object_that_the_user_has_made_a_stream_keeps_its_text(tmp_path: Path, rank: int, users: str) -> None:
+def test_a_users_object_in_place_of_a_stream_receives_the_text(tmp_path: Path, rank: int, users: str) -> None:
     """Around the training, as `contextlib.redirect_stdout` puts one there; the log has it once."""
     body = f"say('during'); log.detach(); assert (sys.stdout, sys.stderr) == mine; say('after'); {_BACK}"
     run_rank(rank, body, tmp_path, before=f"{users}\nmine = (sys.stdout, sys.stderr); say('before')").check()
@@ -318,7 +318,7 @@ def test_an_object_that_the_user_has_made_a_stream_keeps_its_text(tmp_path: Path
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stream_that_user_code_puts_there_in_the_training_stays(tmp_path: Path, rank: int) -> None:
+def test_a_stream_that_user_code_installs_during_training_stays(tmp_path: Path, rank: int) -> None:
     body = f"{_TEE.replace('sys.__stdout__', 'sys.stdout')}sys.stdout = Tee(); print('during'); log.detach()"
     run_rank(rank, f"{body}\nprint('after'); {_BACK}", tmp_path).check()
     assert (tmp_path / "theirs.txt").read_text().splitlines() == ["during", "after"]
@@ -326,7 +326,7 @@ def test_a_stream_that_user_code_puts_there_in_the_training_stays(tmp_path: Path
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "<&-"])
-def test_closed_standard_streams_cost_output_alone(tmp_path: Path, rank: int, closed: str) -> None:
+def test_closed_standard_streams_only_lose_output(tmp_path: Path, rank: int, closed: str) -> None:
     body = """
 own = open("own.txt", "w")
 assert own.fileno() > 2

@@ -56,7 +56,7 @@ def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
-def test_the_first_signal_is_told_and_asks_for_a_stop(tmp_path: Path, number: int) -> None:
+def test_the_first_signal_is_reported_and_requests_a_stop(tmp_path: Path, number: int) -> None:
     body = """
 with listener:
     say("gate", agreement.gate())
@@ -72,7 +72,7 @@ with listener:
     assert sorted(lines[2:]) == ["True", f"gate True {int(number)}", f"requested {int(number)}"]
 
 
-def test_a_second_ctrl_c_ends_a_main_thread_that_waits_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_a_waiting_main_thread_at_once(tmp_path: Path) -> None:
     body = """
 launcher.training.graceful_stop._SECOND_AFTER = 0.0
 with listener:
@@ -83,7 +83,7 @@ with listener:
     assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
 
 
-def test_signals_are_heard_while_the_main_thread_never_comes_back_from_c_code(tmp_path: Path) -> None:
+def test_signals_are_handled_while_the_main_thread_is_in_c_code(tmp_path: Path) -> None:
     # As in a collective: no signal interrupts the wait for a mutex, so no handler in Python ever runs.
     body = """
 launcher.training.graceful_stop._SECOND_AFTER = 0.0
@@ -108,7 +108,7 @@ with listener:
         pytest.param(signal.SIGTERM, signal.SIGTERM, 0.0, True, id="an agent hands on what it means"),
     ],
 )
-def test_a_second_signal_that_does_not_mean_now_ends_nothing(
+def test_a_second_signal_without_urgency_ends_nothing(
     tmp_path: Path, first: int, second: int, after: float, has_agent: bool
 ) -> None:
     body = f"""
@@ -125,7 +125,7 @@ say("went on")
     assert ended.output.splitlines() == ["ready", f"requested {one}", f"handled {one}", f"handled {two}", "went on"]
 
 
-def test_a_second_sigterm_ends_at_once_where_no_agent_of_ours_does(tmp_path: Path) -> None:
+def test_a_second_sigterm_ends_the_process_without_an_agent(tmp_path: Path) -> None:
     body = """
 launcher.training.graceful_stop._SECOND_AFTER = 0.0
 with listener:
@@ -136,7 +136,7 @@ with listener:
     assert ended.output.splitlines() == ["ready", "requested 15", "handled 15", "", "second SIGTERM: ending at once"]
 
 
-def test_what_is_ignored_stays_ignored_as_under_nohup(tmp_path: Path) -> None:
+def test_ignored_signals_stay_ignored_as_under_nohup(tmp_path: Path) -> None:
     body = """
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 with listener:
@@ -153,7 +153,9 @@ say(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
     [("pass", -15), ("signal.signal(signal.SIGTERM, lambda *_: os._exit(7))", 7)],
     ids=["without a handler", "with its own handler"],
 )
-def test_a_fork_gets_its_signals_itself_and_stops_nobody_else(tmp_path: Path, in_child: str, exit_code: int) -> None:
+def test_a_fork_handles_its_own_signals_and_stops_no_other_process(
+    tmp_path: Path, in_child: str, exit_code: int
+) -> None:
     body = f"""
 ours, theirs = socket.socketpair()
 
@@ -179,7 +181,7 @@ with listener:
     assert output.splitlines() == [f"child {exit_code}", "requested 2", "handled 2"]
 
 
-def test_on_exit_the_earlier_handlers_are_back_and_a_later_fork_keeps_them(tmp_path: Path) -> None:
+def test_on_exit_the_earlier_handlers_are_restored_and_kept_by_a_later_fork(tmp_path: Path) -> None:
     body = """
 def mine(*_):
     os._exit(7)
@@ -205,7 +207,7 @@ say(signal.set_wakeup_fd(-1) == writer.fileno())
     ]
 
 
-def test_install_takes_the_signals_again(tmp_path: Path) -> None:
+def test_install_sets_the_handlers_again(tmp_path: Path) -> None:
     body = """
 with listener:
     signal.signal(signal.SIGTERM, lambda *_: say("somebody else's"))
@@ -218,9 +220,7 @@ with listener:
 
 @pytest.mark.parametrize("kind", ["a function", "a method", "faulthandler"])
 @pytest.mark.parametrize("reason", ["has_agent", "has_scheduler", None])
-def test_a_scripts_own_handler_of_a_signal_that_nobody_warns_with_stays(
-    tmp_path: Path, kind: str, reason: str | None
-) -> None:
+def test_a_scripts_handler_of_an_unused_signal_stays(tmp_path: Path, kind: str, reason: str | None) -> None:
     body = f"""
 import faulthandler
 
@@ -256,7 +256,7 @@ say([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_the_scripts_own_handler_of_a_signal_that_stops_is_known_afterwards(tmp_path: Path, number: int) -> None:
+def test_the_scripts_handler_of_a_stop_signal_is_available_afterwards(tmp_path: Path, number: int) -> None:
     body = f"""
 listener = Listener(agreement, lambda number: say("requested", number), has_scheduler=True)
 say(listener.first, listener.users_handler)
@@ -274,7 +274,7 @@ listener.users_handler()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_pythons_and_lightnings_own_handlers_are_no_scripts(tmp_path: Path, number: int) -> None:
+def test_handlers_of_python_and_lightning_are_not_the_scripts(tmp_path: Path, number: int) -> None:
     body = f"""
 def lightnings(*_):
     say("Lightning's")

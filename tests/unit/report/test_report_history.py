@@ -64,13 +64,13 @@ def test_nodes_that_never_came_do_not_make_the_attempt_before_them_longer() -> N
     stopped = event("interrupted", START + 9, step=9, signal=15, checkpoint="c")
     (attempt,) = read_history([*begun(), stopped, event("nodes_missing", START + 9000, nodes=[1])]).attempts
     assert (attempt.outcome, attempt.seconds) == ("interrupted", 9)
-    assert attempt.happenings[-1].text == "node 1 never came"
+    assert attempt.happenings[-1].text == "node 1 did not join"
 
 
 @pytest.mark.parametrize("nodes", [None, 3, "ab", [], {"a": 1}])
 def test_nodes_that_are_no_list_leave_the_report_and_are_not_named(nodes: object) -> None:
     (attempt,) = read_history([*begun(), event("nodes_missing", START + 9, nodes=nodes)]).attempts
-    assert attempt.happenings[-1].text == "a node never came"
+    assert attempt.happenings[-1].text == "a node did not join"
 
 
 def test_a_new_start_is_a_new_attempt_and_what_it_does_again_is_counted() -> None:
@@ -177,7 +177,7 @@ def test_an_event_of_a_kind_that_is_not_known_here_is_told_by_its_fields() -> No
     events = [*begun(), event("requeued", START + 9, job=17, step=4)]
     told = read_history(events).attempts[0].happenings
     assert [h.text for h in told] == [
-        "started: ranks made by torchrun",
+        "started: ranks created by torchrun",
         "first optimizer step done",
         "requeued: job 17",
     ]

@@ -9,8 +9,9 @@ import pytest
 
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.events import EventLog
-from launcher.runs.directory import find_run, open_run_directory
+from launcher.runs.directory import open_run_directory
 from launcher.runs.oom_record import FILE_NAME
+from launcher.runs.selection import find_run
 from tests.support.run_directories import config, ended, everything, make_run
 
 
@@ -23,13 +24,13 @@ def last(path: Path) -> Path:
     return path / "checkpoints" / "last.ckpt"
 
 
-def test_a_new_run_is_placed_and_nothing_made(runs: Path) -> None:
+def test_a_new_run_is_found_and_nothing_is_created(runs: Path) -> None:
     place = find_run(config(runs))
     assert (place.path, place.exists, place.resume_from) == (runs / "first", False, None)
     assert not runs.exists()
 
 
-def test_a_run_without_a_name_is_placed_beside_what_is_there(runs: Path) -> None:
+def test_a_run_without_a_name_gets_an_unused_folder(runs: Path) -> None:
     wanted = config(runs, None)
     first = ended(open_run_directory(wanted))
     place = find_run(wanted)
@@ -48,9 +49,7 @@ def test_the_runs_folder_may_be_relative(tmp_path: Path, monkeypatch: pytest.Mon
     [{"resume": "auto"}, {"resume": "auto", "name": None}, {"restart_of": "first"}],
     ids=["by name", "by config", "restart"],
 )
-def test_a_run_that_is_there_is_found_with_its_last_checkpoint_and_left_as_it_is(
-    runs: Path, more: dict[str, Any]
-) -> None:
+def test_an_existing_run_is_found_with_its_last_checkpoint_and_not_changed(runs: Path, more: dict[str, Any]) -> None:
     path = make_run(runs)
     before = everything(runs)
     options = dict(more)
@@ -60,7 +59,7 @@ def test_a_run_that_is_there_is_found_with_its_last_checkpoint_and_left_as_it_is
     assert everything(runs) == before
 
 
-def test_what_is_found_is_what_is_opened(runs: Path) -> None:
+def test_the_found_run_is_the_opened_run(runs: Path) -> None:
     make_run(runs)
     for wanted in (config(runs, "second"), config(runs, resume="auto"), config(runs, None, resume="auto")):
         place = find_run(wanted)
@@ -68,13 +67,13 @@ def test_what_is_found_is_what_is_opened(runs: Path) -> None:
         assert (opened.path, opened.resume_from, opened.is_new) == (place.path, place.resume_from, not place.exists)
 
 
-def test_a_run_that_was_never_saved_has_nothing_to_go_on_from(runs: Path) -> None:
+def test_a_run_without_a_checkpoint_has_nothing_to_resume_from(runs: Path) -> None:
     path = make_run(runs, checkpoint=None)
     place = find_run(config(runs, resume="auto"))
     assert (place.path, place.exists, place.resume_from) == (path, True, None)
 
 
-def test_a_run_without_a_name_that_ran_out_of_memory_before_it_was_saved_is_gone_on_with(runs: Path) -> None:
+def test_a_run_without_a_name_that_ran_out_of_memory_before_a_checkpoint_is_resumed(runs: Path) -> None:
     first = ended(open_run_directory(config(runs, None, resume="auto")))
     again = config(runs, None, resume="auto", on_oom="next")
     assert not find_run(again).exists
@@ -85,16 +84,16 @@ def test_a_run_without_a_name_that_ran_out_of_memory_before_it_was_saved_is_gone
 
 @pytest.mark.parametrize("kind", ["first_step", "step", "validation", "checkpoint", "training_ended"])
 @pytest.mark.parametrize("name", ["first", None])
-def test_a_run_that_trained_and_has_no_checkpoint_is_not_begun_again_without_a_word(
+def test_a_trained_run_without_a_checkpoint_is_not_silently_started_again(
     runs: Path, kind: str, name: str | None
 ) -> None:
     path = make_run(runs, checkpoint=None)
     EventLog(path / "events.jsonl", 0).write(kind, step=7)
     wanted = config(runs, name, resume="auto")
-    with pytest.raises(ResumeError, match=r"run 'first' trained to step 7, but .*/checkpoints holds no checkpoint"):
+    with pytest.raises(ResumeError, match=r"run 'first' trained to step 7, but .*/checkpoints contains no checkpoint"):
         find_run(wanted)
     # Nobody asked for these starts: there is nothing to lose.
-    notices = ("the run trained to step 7 before, and saved nothing: it begins again at step 0",)
+    notices = ("the run trained to step 7 before without saving a checkpoint: it starts again at step 0",)
     for more in ({"is_requeued": True}, {"restart_of": "first"}):
         place = find_run(wanted, **more)
         assert (place.path, place.resume_from, place.notices) == (path, None, notices)
@@ -105,7 +104,7 @@ def test_a_run_that_trained_and_has_no_checkpoint_is_not_begun_again_without_a_w
 
 
 @pytest.mark.parametrize("step", [0, None, "7", True])
-def test_a_run_that_did_no_step_may_begin(runs: Path, step: Any) -> None:
+def test_a_run_without_a_step_may_start_again(runs: Path, step: Any) -> None:
     path = make_run(runs, checkpoint=None)
     log = EventLog(path / "events.jsonl", 0)
     log.write("training_ended", step=step)
@@ -113,19 +112,19 @@ def test_a_run_that_did_no_step_may_begin(runs: Path, step: Any) -> None:
     assert find_run(config(runs, resume="auto")).notices == ()
 
 
-def test_a_taken_name_is_refused(runs: Path) -> None:
+def test_an_existing_name_is_rejected(runs: Path) -> None:
     make_run(runs)
     with pytest.raises(RunDirectoryError, match="run 'first' exists already"):
         find_run(config(runs))
 
 
-def test_the_checkpoint_of_another_run_is_gone_on_from_in_a_new_one(runs: Path) -> None:
+def test_the_checkpoint_of_another_run_starts_a_new_run(runs: Path) -> None:
     path = make_run(runs)
     place = find_run(config(runs, "second", resume=str(last(path))))
     assert (place.path, place.exists, place.resume_from) == (runs / "second", False, last(path))
 
 
-def test_a_named_checkpoint_goes_before_the_last_but_not_after_a_restart(runs: Path) -> None:
+def test_an_explicit_checkpoint_takes_precedence_except_on_a_restart(runs: Path) -> None:
     path = make_run(runs)
     earlier = path / "checkpoints" / "epoch=1.ckpt"
     earlier.write_bytes(b"weights")
@@ -135,25 +134,25 @@ def test_a_named_checkpoint_goes_before_the_last_but_not_after_a_restart(runs: P
     assert find_run(wanted, restart_of="first").resume_from == last(path)
 
 
-def test_a_restart_that_was_not_saved_begins_with_the_launchs_own_checkpoint(runs: Path) -> None:
+def test_a_restart_without_a_checkpoint_starts_from_the_launchs_checkpoint(runs: Path) -> None:
     other = make_run(runs, "other")
     make_run(runs, checkpoint=None)
     wanted = config(runs, None, resume=str(last(other)))
     assert find_run(wanted, restart_of="first").resume_from == last(other)
 
 
-def test_a_checkpoint_that_is_not_there_is_named(runs: Path) -> None:
+def test_a_missing_checkpoint_is_named(runs: Path) -> None:
     with pytest.raises(ResumeError, match=r"missing\.ckpt does not exist"):
         find_run(config(runs, resume=str(runs / "missing.ckpt")))
-    with pytest.raises(ResumeError, match="cannot be looked at: File name too long"):
+    with pytest.raises(ResumeError, match="cannot be read: File name too long"):
         find_run(config(runs, resume="x" * 5000))
 
 
-def test_a_folder_that_cannot_be_one_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_an_impossible_folder_is_reported_before_anything_is_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     before = list(tmp_path.iterdir())
     wanted = config(tmp_path / "file" / "runs")
     assert find_run(wanted).exists is False
-    with pytest.raises(RunDirectoryError, match="cannot be made: Not a directory; set runs_dir"):
+    with pytest.raises(RunDirectoryError, match="cannot be created: Not a directory; set runs_dir"):
         open_run_directory(wanted)
     assert list(tmp_path.iterdir()) == before

@@ -20,8 +20,16 @@ from launcher.jobs.status import summarize_events
 from launcher.planning.fit_plan import plan_for_fit
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan
-from launcher.runs.directory import find_run, open_run_directory, write_plan
-from launcher.runs.oom_record import FILE_NAME, MemoryRecord, OomRecord, read_memory_record, remember, remember_attempt
+from launcher.runs.directory import open_run_directory, write_plan
+from launcher.runs.oom_record import (
+    FILE_NAME,
+    MemoryRecord,
+    OomRecord,
+    add_attempt_oom_record,
+    add_oom_record,
+    read_memory_record,
+)
+from launcher.runs.selection import find_run
 from strategies.step_trace import ModelProfile
 from tests.support.rank_threads import CPU
 from tests.support.run_directories import ended as unlocked
@@ -51,17 +59,17 @@ def record_of(given: RunConfig, *plans: Plan) -> MemoryRecord:
     return MemoryRecord(tuple(OomRecord.of(given.to_dict(), plan.to_dict()) for plan in plans))
 
 
-def test_an_entry_is_kept_once_whole_and_private(tmp_path: Path) -> None:
+def test_an_entry_is_stored_once_in_a_private_file(tmp_path: Path) -> None:
     other = dataclasses.replace(ENTRY, strategy="deepspeed_stage_1", micro_batch_size=None, memory_bytes=None)
     assert read_memory_record(tmp_path) == MemoryRecord()
-    assert all(remember(tmp_path, entry) for entry in (ENTRY, other, ENTRY))
+    assert all(add_oom_record(tmp_path, entry) for entry in (ENTRY, other, ENTRY))
     assert read_memory_record(tmp_path).entries == (ENTRY, other)
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("text", ["[", "{}[", '[{"strategy": "ddp"}]', "[1]", "7"])
-def test_a_damaged_record_is_told_and_knows_nothing(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_reported_and_empty(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE_NAME).write_text(text)
     record = read_memory_record(tmp_path)
     assert record.entries == ()
@@ -71,10 +79,10 @@ def test_a_damaged_record_is_told_and_knows_nothing(tmp_path: Path, text: str) -
     assert plan.strategy.name == "ddp"
 
 
-def test_what_cannot_be_written_is_told_to_whom_it_may_concern(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     missing = tmp_path / "no"
-    assert not remember(missing, ENTRY)
-    assert not remember_attempt(missing)
+    assert not add_oom_record(missing, ENTRY)
+    assert not add_attempt_oom_record(missing)
     (tmp_path / "plan.json").write_text("{}")
     assert "cannot be written" in (remember_failure(KILLED, tmp_path) or "")
     # Nothing of memory, nothing to tell; and so on a node that has no such directory.
@@ -100,14 +108,14 @@ def test_what_cannot_be_written_is_told_to_whom_it_may_concern(tmp_path: Path) -
         ({"micro_batch_size": 2}, False),
     ],
 )
-def test_a_record_holds_where_nothing_that_counts_has_changed(change: dict[str, Any], again: bool) -> None:
+def test_a_record_applies_if_no_relevant_circumstance_has_changed(change: dict[str, Any], again: bool) -> None:
     now = dataclasses.replace(ENTRY, **change)
-    assert ENTRY.would_again(now) is again
+    assert ENTRY.would_recur(now) is again
     assert MemoryRecord((ENTRY, ENTRY)).ran_out(now) == (("ddp",) if again else ())
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
-def test_what_ran_out_is_passed_over_one_after_the_other(strategy: str) -> None:
+def test_strategies_that_ran_out_of_memory_are_skipped_in_turn(strategy: str) -> None:
     given = asked(strategy=strategy)
     first = planned(given)
     assert first.memory is not None
@@ -125,7 +133,7 @@ def test_what_ran_out_is_passed_over_one_after_the_other(strategy: str) -> None:
     assert Plan.from_dict(json.loads(json.dumps(third.to_dict()))) == third
 
 
-def test_where_nothing_needs_less_the_plan_says_what_would_do() -> None:
+def test_if_no_strategy_needs_less_the_plan_states_what_would_fit() -> None:
     given = asked()
     plans = [planned(given)]
     while plans[-1].memory and plans[-1].memory["next"]:
@@ -134,7 +142,7 @@ def test_where_nothing_needs_less_the_plan_says_what_would_do() -> None:
         planned(given, record_of(given, *plans))
 
 
-def test_an_order_on_the_new_command_line_is_kept_and_so_is_another_number_of_ranks() -> None:
+def test_an_explicit_strategy_or_another_number_of_ranks_overrides_the_record() -> None:
     given = asked()
     record = record_of(given, planned(given))
     assert planned(asked(strategy="ddp"), record).strategy.name == "ddp"
@@ -143,7 +151,7 @@ def test_an_order_on_the_new_command_line_is_kept_and_so_is_another_number_of_ra
     assert planned(given, record).strategy.name != "ddp"
 
 
-def test_a_requeued_job_takes_the_record_of_its_run(tmp_path: Path) -> None:
+def test_a_requeued_job_uses_the_record_of_its_run(tmp_path: Path) -> None:
     """What a rank or an agent left is what the next start of the same run finds, as rank zero reads it."""
     # So little that the step is traced, whatever on_oom says.
     agreement = ranks(3, dataclasses.replace(CPU, memory_bytes=3 << 30))
@@ -166,21 +174,21 @@ def test_a_requeued_job_takes_the_record_of_its_run(tmp_path: Path) -> None:
     assert (plain.strategy.name, plain.ran_out) == ("ddp", ())
 
 
-def test_a_rank_that_was_refused_memory_counts_as_one_that_was_killed_for_it() -> None:
+def test_a_failed_allocation_counts_like_an_oom_kill() -> None:
     refused = dataclasses.replace(error(), kind="OutOfMemoryError")
     assert ended(1, 1, error=refused).ran_out_of_memory
     assert KILLED.ran_out_of_memory
     assert not ended(1, 1, error=error()).ran_out_of_memory
 
 
-def test_the_status_of_a_run_says_that_memory_ran_out(tmp_path: Path) -> None:
+def test_the_status_of_a_run_reports_out_of_memory(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"time": 1.0, "rank": 0, "kind": "out_of_memory", "strategy": "ddp"}) + os.linesep)
     told = summarize_events(events)
     assert (told.ending, told.detail) == ("failed", "out of memory with ddp")
 
 
-def test_what_ran_out_is_not_followed_by_what_the_config_rules_out() -> None:
+def test_the_next_strategy_respects_the_config() -> None:
     zero = {"zero_optimization": {"stage": 1}}
     given = asked(strategy="deepspeed_stage_1", deepspeed_config=zero)
     first = planned(given)

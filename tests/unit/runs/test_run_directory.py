@@ -16,13 +16,8 @@ import yaml
 from launcher.config.schema import TrainerOptions
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
-from launcher.runs.directory import (
-    RunDirectory,
-    last_checkpoint,
-    newest_run_like,
-    open_run_directory,
-    write_plan,
-)
+from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
+from launcher.runs.selection import last_checkpoint, newest_matching_run
 from tests.support.run_directories import MODEL, config, ended, everything, make_run
 
 
@@ -45,7 +40,7 @@ def test_folders_are_0700_and_files_0600_whatever_the_umask(runs: Path) -> None:
     assert set(modes) == {"first", "logs", "checkpoints", "wandb", "config.yaml", "plan.json", "run_id", ".lock-1"}
 
 
-def test_a_new_run_keeps_its_config_as_one_that_goes_on_with_it(runs: Path) -> None:
+def test_a_new_run_stores_a_config_that_resumes_it(runs: Path) -> None:
     run = ended(open_run_directory(config(runs, seed=7)))
     text = (run.path / "config.yaml").read_text()
     assert text.splitlines()[0] == f"# python -m launcher fit --config {run.path}/config.yaml --resume auto"
@@ -62,7 +57,7 @@ def test_a_run_without_a_name_gets_date_and_digest(runs: Path) -> None:
     assert yaml.safe_load((first.path / "config.yaml").read_text())["name"] == first.name
 
 
-def test_a_name_that_is_taken_is_refused_and_the_earlier_run_untouched(runs: Path) -> None:
+def test_an_existing_name_is_rejected_and_the_earlier_run_not_changed(runs: Path) -> None:
     path = make_run(runs)
     write_file(path / "events.jsonl", '{"kind":"x"}\n')
     before = everything(path)
@@ -75,7 +70,7 @@ def test_a_name_that_is_taken_is_refused_and_the_earlier_run_untouched(runs: Pat
     assert everything(path) == before
 
 
-def test_resume_auto_goes_on_with_the_named_run_and_its_wandb_run(runs: Path) -> None:
+def test_resume_auto_resumes_the_named_run_and_its_wandb_run(runs: Path) -> None:
     first = ended(open_run_directory(config(runs)))
     (first.checkpoints / "last.ckpt").write_bytes(b"w")
     again = ended(open_run_directory(config(runs, resume="auto")))
@@ -83,7 +78,7 @@ def test_resume_auto_goes_on_with_the_named_run_and_its_wandb_run(runs: Path) ->
     assert again.resume_from == first.checkpoints / "last.ckpt"
 
 
-def test_a_wandb_run_that_the_user_fixed_is_kept_for_later_attempts(runs: Path) -> None:
+def test_a_wandb_run_id_of_the_user_is_kept_for_later_attempts(runs: Path) -> None:
     first = ended(open_run_directory(config(runs), wandb_id="fixed"))
     again = ended(open_run_directory(config(runs, resume="auto")))
     other = ended(open_run_directory(config(runs, resume="auto"), wandb_id="another"))
@@ -91,7 +86,7 @@ def test_a_wandb_run_that_the_user_fixed_is_kept_for_later_attempts(runs: Path) 
     assert ended(open_run_directory(config(runs, resume="auto"))).wandb_id == "another"
 
 
-def test_resume_auto_of_a_name_that_is_new_starts_it(runs: Path) -> None:
+def test_resume_auto_with_a_new_name_starts_a_run(runs: Path) -> None:
     run = ended(open_run_directory(config(runs, resume="auto")))
     assert (run.is_new, run.resume_from) == (True, None)
 
@@ -105,13 +100,13 @@ def test_resume_auto_without_a_name_finds_the_newest_run_with_this_config(runs: 
     (runs / "foreign").mkdir()
     (runs / "foreign" / "config.yaml").write_text("- [broken")
     changed = config(runs, None, resume="auto", trainer=TrainerOptions(max_epochs=99), devices=4)
-    assert newest_run_like(changed) == "newest"
+    assert newest_matching_run(changed) == "newest"
     run = ended(open_run_directory(changed))
     assert (run.name, run.resume_from) == ("newest", runs / "newest" / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"model": {"class_path": "my_pkg.Other"}}, {"precision": "64"}])
-def test_resume_auto_without_a_name_leaves_another_configs_run_alone(runs: Path, change: dict[str, Any]) -> None:
+def test_resume_auto_without_a_name_ignores_runs_of_other_configs(runs: Path, change: dict[str, Any]) -> None:
     path = make_run(runs)
     before = everything(path)
     run = ended(open_run_directory(config(runs, None, resume="auto", **change)))
@@ -119,7 +114,7 @@ def test_resume_auto_without_a_name_leaves_another_configs_run_alone(runs: Path,
     assert everything(path) == before
 
 
-def test_a_config_from_code_with_a_tuple_is_found_again(runs: Path) -> None:
+def test_a_config_with_a_tuple_matches_its_stored_form(runs: Path) -> None:
     model = {"class_path": "a.B", "init_args": {"betas": (0.9, 0.95)}}
     make_run(runs, model=model)
     assert ended(open_run_directory(config(runs, None, resume="auto", model=model))).name == "first"
@@ -133,7 +128,7 @@ def test_a_changed_config_is_kept_beside_the_earlier_one(runs: Path) -> None:
     assert yaml.safe_load((path / "config.yaml").read_text())["trainer"]["max_epochs"] == 9
 
 
-def test_a_restart_goes_on_with_this_launchs_own_run(runs: Path) -> None:
+def test_a_restart_resumes_the_run_of_its_launch(runs: Path) -> None:
     path = make_run(runs)
     run = ended(open_run_directory(config(runs, None), restart_of="first"))
     assert (run.path, run.is_new, run.resume_from) == (path, False, path / "checkpoints" / "last.ckpt")
@@ -148,13 +143,13 @@ def test_a_checkpoint_of_another_run_starts_a_new_run_from_it(runs: Path) -> Non
     assert everything(path) == before
 
 
-def test_a_checkpoint_that_is_not_there_is_named_and_nothing_made(runs: Path) -> None:
+def test_a_missing_checkpoint_is_named_and_nothing_is_created(runs: Path) -> None:
     with pytest.raises(ResumeError, match=r"missing\.ckpt does not exist"):
         open_run_directory(config(runs, resume=str(runs / "missing.ckpt")))
     assert not runs.exists()
 
 
-def test_an_earlier_checkpoint_of_the_run_itself_stands_above_its_last(runs: Path) -> None:
+def test_an_explicit_checkpoint_of_the_run_takes_precedence_over_its_last(runs: Path) -> None:
     path = make_run(runs)
     earlier = path / "checkpoints" / "epoch=1.ckpt"
     earlier.write_bytes(b"weights")
@@ -172,7 +167,7 @@ def test_the_last_checkpoint_is_last_ckpt_or_else_the_newest(tmp_path: Path) -> 
     assert last_checkpoint(tmp_path) == tmp_path / "epoch=2.ckpt"
 
 
-def test_a_run_that_trains_in_another_process_is_named_and_left_alone(runs: Path) -> None:
+def test_a_run_that_trains_in_another_process_is_rejected(runs: Path) -> None:
     wanted = {"name": "first", "runs_dir": str(runs), "resume": "auto", "model": MODEL}
     program = (
         "import sys, json\nfrom launcher.config.schema import RunConfig\n"
@@ -185,7 +180,7 @@ def test_a_run_that_trains_in_another_process_is_named_and_left_alone(runs: Path
             assert other.stdout is not None
             assert other.stdout.readline() == "open\n"
             before = everything(runs / "first")
-            with pytest.raises(RunDirectoryError, match=f"'first' is training right now .process {other.pid} on "):
+            with pytest.raises(RunDirectoryError, match=f"'first' is training now .process {other.pid} on "):
                 open_run_directory(config(runs, resume="auto"))
             assert everything(runs / "first") == before
         finally:
@@ -201,6 +196,6 @@ def test_a_plan_is_kept_as_json(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [None, Path("/runs/a/checkpoints/last.ckpt")])
-def test_other_ranks_hear_of_the_run_without_its_lock(resume: Path | None) -> None:
+def test_other_ranks_receive_the_run_without_its_lock(resume: Path | None) -> None:
     run = RunDirectory(Path("/runs/a"), resume, "abc", True)
     assert RunDirectory.from_dict(json.loads(json.dumps(run.to_dict()))) == run

@@ -13,33 +13,33 @@ from tests.support.run_directories import config, ended, everything, fill, make_
 
 
 @pytest.mark.parametrize("place", ["/proc/runs", "FILE", "FILE/below"])
-def test_where_no_folder_can_be_made_the_error_names_it(tmp_path: Path, place: str) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("a file")
     runs = Path(place.replace("FILE", str(tmp_path / "file")))
-    with pytest.raises(RunDirectoryError, match="cannot be made") as caught:
+    with pytest.raises(RunDirectoryError, match="cannot be created") as caught:
         open_run_directory(config(runs))
     assert str(runs / "first") in str(caught.value)
     assert (tmp_path / "file").read_text() == "a file"
 
 
-def test_a_path_too_long_for_the_system_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="cannot be made: File name too long"):
+def test_a_path_too_long_for_the_system_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="cannot be created: File name too long"):
         open_run_directory(config(tmp_path / ("x" * 300)))
 
 
-def test_a_checkpoints_path_too_long_for_the_system_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ResumeError, match="cannot be looked at: File name too long"):
+def test_a_checkpoints_path_too_long_for_the_system_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match="cannot be read: File name too long"):
         open_run_directory(config(tmp_path, resume="x" * 300))
 
 
-def test_a_link_to_nowhere_in_place_of_the_runs_folder_is_told(tmp_path: Path) -> None:
+def test_a_dangling_link_in_place_of_the_runs_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "runs").symlink_to(tmp_path / "nowhere" / "x")
-    with pytest.raises(RunDirectoryError, match="cannot be made"):
+    with pytest.raises(RunDirectoryError, match="cannot be created"):
         open_run_directory(config(tmp_path / "runs"))
 
 
 @pytest.mark.parametrize("size", ["4k", "8k"])
-def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path, size: str) -> None:
+def test_a_full_disk_is_reported_and_no_files_stay(tmp_path: Path, size: str) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, size):
         with pytest.raises(RunDirectoryError, match="No space left on device"):
@@ -51,7 +51,7 @@ def without_lock(files: dict[str, tuple[int, int, bytes]]) -> dict[str, tuple[in
     return {name: file for name, file in files.items() if not name.startswith(".lock")}
 
 
-def test_a_full_disk_harms_no_earlier_run_and_keeps_nobody_out_of_it(tmp_path: Path) -> None:
+def test_a_full_disk_neither_damages_nor_locks_an_earlier_run(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "64k"):
         path = make_run(disk)
@@ -64,7 +64,7 @@ def test_a_full_disk_harms_no_earlier_run_and_keeps_nobody_out_of_it(tmp_path: P
         assert ended(open_run_directory(config(disk, resume="auto"))).path == path
 
 
-def test_a_plan_that_does_not_fit_on_the_disk_leaves_the_earlier_one(tmp_path: Path) -> None:
+def test_a_plan_that_does_not_fit_on_the_disk_keeps_the_earlier_one(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "64k"):
         run = ended(open_run_directory(config(disk)))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from launcher.runs import lock as run_lock
-from launcher.runs.lock import DirectoryOwnedError, Owner, acquire, judge, owner_of
+from launcher.runs.lock import DirectoryOwnedError, Owner, acquire, owner_state, read_owner
 from tests.support.rank_threads import run_ranks
 
 HERE = Owner.this_process({})
@@ -58,21 +58,21 @@ def rewrite(folder: Path, **changes: Any) -> Path:
     return file
 
 
-def test_a_second_run_is_refused_until_the_first_has_released_it(tmp_path: Path, disk: bool) -> None:
+def test_a_second_owner_is_rejected_until_the_first_releases_the_lock(tmp_path: Path, disk: bool) -> None:
     first = acquire(tmp_path, {})
     assert (first.notice is None) is disk
     for _ in range(2):
         with pytest.raises(DirectoryOwnedError) as caught:
             acquire(tmp_path, {})
         assert (caught.value.owner, caught.value.state) == (first.owner, "running")
-    assert owner_of(tmp_path) == (first.owner, "running")
+    assert read_owner(tmp_path) == (first.owner, "running")
     first.release()
-    assert owner_of(tmp_path)[1] == "ended"
+    assert read_owner(tmp_path)[1] == "ended"
     acquire(tmp_path, {}).release()
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_another_process_is_refused_and_its_death_noticed(
+def test_another_process_is_rejected_and_its_death_is_detected(
     tmp_path: Path, disk: bool, other: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(DirectoryOwnedError, match=f"process {other.pid} on ") as caught:
@@ -80,7 +80,7 @@ def test_another_process_is_refused_and_its_death_noticed(
     assert caught.value.state == "running"
     other.kill()
     other.wait()
-    assert owner_of(tmp_path)[1] == "ended"
+    assert read_owner(tmp_path)[1] == "ended"
     acquire(tmp_path, {}).release()
 
 
@@ -104,7 +104,7 @@ def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> 
     worker.start()
     try:
         assert ours.recv() == []
-        assert owner_of(tmp_path) == (lock.owner, "running")
+        assert read_owner(tmp_path) == (lock.owner, "running")
         # What another host sees once this process has ended and its worker has not: the kernel's lock alone.
         os.close(lock.descriptor)
         rewrite(tmp_path, boot="another")
@@ -134,10 +134,10 @@ def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> 
     ],
 )
 def test_what_is_known_of_an_owner(owner: Owner, own: Owner, previous: str | None, state: str) -> None:
-    assert judge(owner, own, previous) == state
+    assert owner_state(owner, own, previous) == state
 
 
-def test_slurm_tells_a_requeued_job(tmp_path: Path) -> None:
+def test_a_requeued_job_takes_over_its_lock(tmp_path: Path) -> None:
     lock = acquire(tmp_path, {"SLURM_JOB_ID": "7"})
     rewrite(tmp_path, boot="another", host="n2")
     with pytest.raises(DirectoryOwnedError):
@@ -148,7 +148,7 @@ def test_slurm_tells_a_requeued_job(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [True, False])
-def test_the_kernels_lock_tells_of_another_host(tmp_path: Path, held: bool) -> None:
+def test_the_kernels_lock_decides_about_another_host(tmp_path: Path, held: bool) -> None:
     lock = acquire(tmp_path, {})
     file = rewrite(tmp_path, boot="another", host="n2")
     if not held:
@@ -156,14 +156,14 @@ def test_the_kernels_lock_tells_of_another_host(tmp_path: Path, held: bool) -> N
         run_lock._HELD.clear()
         acquire(tmp_path, {}).release()
         return
-    assert owner_of(tmp_path)[1] == "running"
+    assert read_owner(tmp_path)[1] == "running"
     with pytest.raises(DirectoryOwnedError) as caught:
         acquire(tmp_path, {})
     assert (caught.value.path, caught.value.state) == (file, "running")
     lock.release()
 
 
-def test_another_host_cannot_be_judged_without_locks(tmp_path: Path) -> None:
+def test_the_state_on_another_host_is_unknown_without_locks(tmp_path: Path) -> None:
     lock = acquire(tmp_path, {})
     file = rewrite(tmp_path, boot="another", host="n2", locked=False)
     with pytest.raises(DirectoryOwnedError) as caught:
@@ -175,7 +175,7 @@ def test_another_host_cannot_be_judged_without_locks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-def test_a_record_that_was_never_written_counts_for_a_minute(tmp_path: Path, text: str) -> None:
+def test_an_incomplete_record_counts_for_a_minute(tmp_path: Path, text: str) -> None:
     file = tmp_path / ".lock-4"
     file.write_text(text)
     with pytest.raises(DirectoryOwnedError):
@@ -197,7 +197,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_one_of_many_that_come_at_once_gets_it(tmp_path: Path, disk: bool) -> None:
+def test_one_of_many_concurrent_processes_becomes_the_owner(tmp_path: Path, disk: bool) -> None:
     for _ in range(20):
         acquire(tmp_path, {}).release()
         together = threading.Barrier(8)
@@ -212,21 +212,23 @@ def test_one_of_many_that_come_at_once_gets_it(tmp_path: Path, disk: bool) -> No
         lock.release()
 
 
-def test_one_that_looked_long_ago_does_not_become_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look: Callable[..., Any] = run_lock._look
+def test_a_process_with_an_outdated_number_does_not_become_the_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look: Callable[..., Any] = run_lock._read_owner_file
     others: list[run_lock.RunLock] = []
 
     def slow_look(*arguments: Any, **options: Any) -> Any:
         answer = look(*arguments, **options)
-        monkeypatch.setattr(run_lock, "_look", look)
+        monkeypatch.setattr(run_lock, "_read_owner_file", look)
         # Meanwhile one owner comes and goes, and another comes.
         acquire(tmp_path, {}).release()
         others.append(acquire(tmp_path, {}))
         return answer
 
     acquire(tmp_path, {}).release()
-    monkeypatch.setattr(run_lock, "_look", slow_look)
+    monkeypatch.setattr(run_lock, "_read_owner_file", slow_look)
     with pytest.raises(DirectoryOwnedError):
         acquire(tmp_path, {})
-    assert owner_of(tmp_path) == (others[0].owner, "running")
+    assert read_owner(tmp_path) == (others[0].owner, "running")
     others[0].release()

@@ -13,7 +13,8 @@ import pytest
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError
 from launcher.core.events import EventLog
-from launcher.runs.directory import find_run, open_run_directory
+from launcher.runs.directory import open_run_directory
+from launcher.runs.selection import find_run
 from launcher.runs.trust import run_folder_problem
 from slurm.ownership import is_own
 from slurm.rendezvous import RendezvousError, join_rendezvous
@@ -42,12 +43,12 @@ def shared(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["events.jsonl", "config.yaml", "plan.json", "wandb/run_id"])
-def test_a_link_in_a_runs_directory_is_refused(shared: Path, victim: Path, name: str) -> None:
+def test_a_link_in_a_run_directory_is_rejected(shared: Path, victim: Path, name: str) -> None:
     path = make_run(shared)
     (path / name).unlink(missing_ok=True)
     (path / name).symlink_to(victim)
     for resume in ("auto", "none"):
-        with pytest.raises(RunDirectoryError, match="is a link, and the launcher writes through none"):
+        with pytest.raises(RunDirectoryError, match="is a link, and the launcher does not write through links"):
             open_run_directory(config(shared, resume=resume))
     assert victim.read_text() == VICTIM
 
@@ -57,7 +58,7 @@ def laid(link: Path, victim: Path) -> Path:
     return link
 
 
-def test_no_file_of_ours_is_written_through_a_link(shared: Path, victim: Path) -> None:
+def test_no_file_is_written_through_a_link(shared: Path, victim: Path) -> None:
     events = EventLog(laid(shared / "events.jsonl", victim), 0)
     events.write("step")
     assert events.lost == 1
@@ -82,9 +83,7 @@ def test_no_file_of_ours_is_written_through_a_link(shared: Path, victim: Path) -
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
 @pytest.mark.parametrize("folder", ["", "checkpoints", "logs"])
-def test_a_directory_that_others_can_write_is_refused_and_a_chmod_is_enough(
-    shared: Path, mode: int, folder: str
-) -> None:
+def test_a_directory_that_others_can_write_is_rejected_until_a_chmod(shared: Path, mode: int, folder: str) -> None:
     path = make_run(shared)
     (path / folder).chmod(mode)
     with pytest.raises(RunDirectoryError, match=rf"can be written by other users \(mode {mode:o}\).*chmod go-w"):
@@ -99,7 +98,7 @@ def to_somebody(path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize("folder", ["", "checkpoints", "wandb"])
-def test_another_users_directory_is_refused_and_passed_over_by_resume_auto(shared: Path, folder: str) -> None:
+def test_another_users_directory_is_rejected_and_skipped_by_resume_auto(shared: Path, folder: str) -> None:
     path = make_run(shared)
     to_somebody(path / folder)
     with pytest.raises(RunDirectoryError, match=f"belongs to user {SOMEBODY}"):
@@ -109,7 +108,9 @@ def test_another_users_directory_is_refused_and_passed_over_by_resume_auto(share
 
 @needs_root
 @pytest.mark.parametrize("folder", ["", "checkpoints"])
-def test_another_users_link_is_refused_and_the_users_own_is_followed(shared: Path, tmp_path: Path, folder: str) -> None:
+def test_another_users_link_is_rejected_and_the_users_own_is_followed(
+    shared: Path, tmp_path: Path, folder: str
+) -> None:
     path = make_run(shared)
     place, moved = path / folder, tmp_path / "elsewhere"
     place.rename(moved)
@@ -127,7 +128,7 @@ def test_a_folder_of_runs_may_be_a_link_to_another_disk(tmp_path: Path, shared: 
 
 
 @needs_root
-def test_root_goes_on_with_the_runs_of_the_user_whose_folder_it_was_given(shared: Path) -> None:
+def test_root_may_use_the_runs_of_the_folders_owner(shared: Path) -> None:
     path = make_run(shared)
     for each in (shared, path, *path.rglob("*")):
         to_somebody(each)
@@ -138,7 +139,7 @@ def test_root_goes_on_with_the_runs_of_the_user_whose_folder_it_was_given(shared
 
 
 @needs_root
-def test_a_new_file_tells_who_we_are_on_a_disk_that_shows_other_owners(shared: Path) -> None:
+def test_a_new_file_shows_this_user_on_a_disk_that_maps_owners(shared: Path) -> None:
     file = shared / "file"
     file.touch()
     to_somebody(file)
@@ -149,7 +150,7 @@ def test_a_new_file_tells_who_we_are_on_a_disk_that_shows_other_owners(shared: P
 
 
 @pytest.mark.parametrize("kind", ["link", pytest.param("file", marks=needs_root)])
-def test_a_rendezvous_that_somebody_else_published_is_not_joined(shared: Path, kind: str) -> None:
+def test_a_rendezvous_of_another_user_is_not_joined(shared: Path, kind: str) -> None:
     place = shared / ".rendezvous-1-0-0.json"
     text = '{"hosts": ["127.0.0.1"], "port": 1, "answers": 1, "token": "t"}'
     if kind == "link":

@@ -1,14 +1,12 @@
-"""SLURM's short forms of lists, made as SLURM makes them and expanded."""
+"""SLURM's short form of node lists: lists built as SLURM builds them are read back."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm.nodelist import NodeListError, expand_counts, expand_nodes
+from slurm.nodelist import NodeListError, expand_nodes
 
 
 @pytest.mark.parametrize(
@@ -42,21 +40,3 @@ def test_ranges_with_any_padding_expand_in_order(ranges: list[tuple[int, int, in
     items = [f"{first:0{padding}}-{first + more:0{padding}}" if more else f"{first:0{padding}}"
              for padding, first, more in ranges]  # fmt: skip
     assert expand_nodes(f"n[{','.join(items)}]") == names
-
-
-@pytest.mark.parametrize(("text", "counts"), [("2(x3),1", [2, 2, 2, 1]), ("4", [4]), ("1,2(x2)", [1, 2, 2])])
-def test_counts(text: str, counts: list[int]) -> None:
-    assert expand_counts(text) == counts
-
-
-@given(st.lists(st.integers(0, 200), min_size=1, max_size=30))
-def test_counts_expand_from_their_short_form(counts: list[int]) -> None:
-    groups = [(value, len(list(group))) for value, group in itertools.groupby(counts)]
-    text = ",".join(f"{value}(x{times})" if times > 1 else str(value) for value, times in groups)
-    assert expand_counts(text) == counts
-
-
-@pytest.mark.parametrize("text", ["", "2(3)", "a", "2(x3", "-1", "1,,2", "2(x99999999)"])
-def test_invalid_counts_are_rejected(text: str) -> None:
-    with pytest.raises(NodeListError, match="expected"):
-        expand_counts(text)

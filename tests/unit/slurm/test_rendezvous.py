@@ -74,5 +74,5 @@ def test_only_our_server_gets_a_reserved_port() -> None:
 
 def test_addresses_have_no_loopback() -> None:
     found = addresses()
-    assert not any(address.startswith("127.") or address == "::1" for address in found)
+    assert not any(address.startswith(("127.", "fe80:")) or address == "::1" for address in found)
     assert set(found.values()) <= {name for _, name in socket.if_nameindex()}

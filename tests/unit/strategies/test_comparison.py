@@ -19,7 +19,7 @@ from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, 
 from strategies.precision import Precision
 from strategies.step_time import MachineModel, step_time
 from strategies.step_trace import ModelProfile, StepTrace
-from strategies.units import gib
+from strategies.units import format_bytes
 
 GIB = 1 << 30
 BF16 = Precision.BF16_MIXED
@@ -255,7 +255,7 @@ def test_mixed_precision_keeps_fp32_weights_without_zero_and_half_ones_with_it()
     ("size", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (80 * GIB, "80 GiB"), (1100 * GIB, "1100 GiB")]
 )
 def test_bytes_are_told_in_words(size: int, words: str) -> None:
-    assert gib(size) == words
+    assert format_bytes(size) == words
 
 
 def test_zeros_step_holds_the_flat_fp32_gradient_the_optimizers_temporaries_and_a_second_groups_rest() -> None:

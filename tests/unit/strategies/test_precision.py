@@ -90,6 +90,11 @@ def test_the_error_names_the_nearest_spelling(value: object, nearest: str) -> No
     assert caught.value.nearest == nearest
 
 
+def test_arguments_can_be_given_by_keyword() -> None:
+    given = {"use_amp": True, "cuda_available": True, "use_gpu": True}
+    assert compute_effective_precision(requested_precision="bf16", **given) == "bf16"
+
+
 @pytest.mark.case(1)
 def test_a_gpu_that_the_user_does_not_want_gives_32() -> None:
     assert compute_effective_precision("16", True, True, False) == "32"

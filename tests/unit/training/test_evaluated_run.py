@@ -11,7 +11,7 @@ import yaml
 
 from launcher.cli import main as cli
 from launcher.core.errors import LauncherError, ResumeError, RunDirectoryError
-from launcher.runs.directory import newest_run_like
+from launcher.runs.selection import newest_matching_run
 from launcher.training.evaluated_run import find_evaluated_run
 from tests.support.run_directories import config, make_run
 
@@ -66,7 +66,7 @@ def test_a_checkpoint_from_elsewhere_is_evaluated_in_a_run_of_a_new_name(tmp_pat
         found, _notices = find_evaluated_run(config(runs, "new"), str(outside))
         assert (found.path, found.resume_from, found.lock) == (runs / "new", outside, None)
         assert found.wandb_id == (found.path / "wandb" / "run_id").read_text().strip()
-    assert newest_run_like(config(runs, None)) is None, "it has not trained"
+    assert newest_matching_run(config(runs, None)) is None, "it has not trained"
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
@@ -87,7 +87,7 @@ def test_a_run_that_is_named_brings_its_config(
 
 def test_without_a_name_it_is_the_newest_run_with_the_config(run: Path, tmp_path: Path) -> None:
     asked = config(tmp_path, None)
-    assert newest_run_like(asked) == "first"
+    assert newest_matching_run(asked) == "first"
     assert find_evaluated_run(asked, "last")[0].path == run
 
 

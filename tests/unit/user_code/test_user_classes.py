@@ -448,7 +448,7 @@ def test_an_optimizer_of_the_config_replaces_the_models_own_with_a_notice() -> N
         ({"optimizer": {"class_path": "Adma"}}, "optimizer.class_path", "no imported Optimizer has that name"),
         ({"optimizer": {"class_path": "Adam", "init_args": {"lrr": 1}}}, "optimizer.init_args.lrr", "did you mean lr?"),
         ({"optimizer": {"class_path": "Adam", "init_args": {"params": []}}}, "optimizer.init_args.params", "takes no"),
-        ({"ddp": {"bucket_cap": 1}}, "ddp", "bucket_cap is no option of it"),
+        ({"ddp": {"bucket_cap": 1}}, "ddp", "unknown argument bucket_cap"),
         ({"ddp": {"ddp_comm_hook": "no.such"}}, "ddp.init_args.ddp_comm_hook", "given 'no.such'"),
         ({"ddp": {"bucket_cap_mb": 1}, "strategy": "deepspeed_stage_2"}, "ddp", "or use `strategy: ddp`"),
         (

@@ -145,7 +145,7 @@ def test_an_empty_file_is_cut_off_too_and_a_hand_written_one_is_not(tmp_path: Pa
         ("devices: many", "devices", "given 'many'; expected a whole number or one of auto"),
         ("global_batch_size: 0", "global_batch_size", "given 0; expected at least 1"),
         ("model: {class_path: nodots}", "model.class_path", "given 'nodots'; expected an import path"),
-        ("- a list", "{file}", "expected a mapping of settings, found list"),
+        ("- a list", "{file}", "found list; expected a mapping of settings"),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])
@@ -364,5 +364,5 @@ def test_every_preset_is_a_valid_config_with_a_summary(name: str) -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="preset: given 'dbug'; did you mean debug\\? presets are debug, single-gpu"):
+    with pytest.raises(ConfigError, match="preset: given 'dbug'; did you mean debug\\? valid are debug, single-gpu"):
         WizardConfig().with_preset("dbug")

@@ -1,4 +1,4 @@
-"""One event in plain words. Pure."""
+"""Events as text. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from strategies.choice import listed
 
-# A text longer than this is cut in the list of what happened.
+# A longer text is truncated in lists of events.
 _LONGEST_TEXT = 600
 
 
 def describe_event(event: Mapping[str, Any], kind: str) -> str:
-    """An event in words; one that is not known here by its fields."""
+    """The text of an event; of an unknown kind, its fields."""
     if kind in ("failed", "rank_failed"):
         why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
         text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
@@ -35,17 +35,18 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
         text = f"the checkpoint was trained in {event.get('checkpoint')}, this run in {event.get('run')}"
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
-        text = f"{before} ran out of memory in this run; it goes on with {event.get('strategy')}"
+        text = f"{before} ran out of memory in this run; it continues with {event.get('strategy')}"
     elif kind == "unused_parameters":
-        text = f"{listed(event.get('names') or ())} got no gradient; DDP looks for such parameters from here on"
+        names = listed(event.get("names") or ())
+        text = f"{names} received no gradient; from now on DDP searches for unused parameters"
     elif kind == "batch_corrected":
-        text = f"a step trains {event.get('now')} samples; the plan had {event.get('before')}"
+        text = f"a step trains {event.get('now')} samples; the plan expected {event.get('before')}"
     elif kind == "nodes_missing":
         nodes = event.get("nodes")
-        text = f"{'node ' + ', '.join(map(str, nodes)) if isinstance(nodes, list) and nodes else 'a node'} never came"
+        text = f"{'node ' + ', '.join(map(str, nodes)) if isinstance(nodes, list) and nodes else 'a node'} did not join"
     elif kind == "run_started":
         count = event.get("restart_count")
-        source = f"ranks made by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"
+        source = f"ranks created by {event['source']}" if event.get("source") not in (None, "nobody") else "one process"
         text = f"started: {source}" + (f", restart {count}" if count else "")
     else:
         fields = {k: v for k, v in event.items() if k not in ("time", "rank", "kind", "step") and v is not None}
@@ -54,7 +55,7 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
 
 
 def _exit(code: Any) -> str:
-    """How a process ended that said nothing; minus a signal's number if that ended it."""
+    """How a process without an error message ended; a negative code is the number of a signal."""
     if type(code) is int and code < 0:
         return f"killed by {_signal_name(-code)}"
     return "failed" if code is None else f"ended with exit code {code}"

@@ -1,9 +1,9 @@
-"""The pictures of the README, of a real run and a real plan.
+"""The pictures of the documentation, made from a real run and a real plan.
 
     python -m launcher fit --nproc-per-node 2 --precision 16-mixed --trainer.max_steps 60 --name picture
-    python -m docs.pictures runs/picture
+    python -m docs.generate.pictures runs/picture
 
-writes docs/plan.svg and docs/report.png; needs Chromium and the test dependencies.
+writes plan.svg and report.png to docs/images; needs Chromium and the test dependencies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from launcher.cli.commands import COMMANDS
+from docs.generate.cli import find_parser
 from launcher.config.loading import load_config
 from launcher.hardware.target_machines import read_options
 from launcher.planning.dry_run import plan_here
@@ -28,26 +28,22 @@ from launcher.report.command import write_report
 from launcher.report.source import find_run_directory, read_run
 from tests.support.browser import browser
 
-HERE = Path(__file__).parent
-# Of the page: figures, loss and the first plots of the ranks.
+IMAGES = Path(__file__).resolve().parents[1] / "images"
+# The part of the page with the figures, the loss and the first plots of the ranks.
 _WIDTH, _HEIGHT = 1000, 1500
 
 
 def main() -> None:
-    """Draw both."""
+    """Draw both pictures."""
     console = Console(record=True, width=128, file=StringIO())
-    words = ["--gpus", "8", "--gpu", "h100"]
-    options = COMMANDS["plan"].load().build_parser().parse_args(words)
-    found = plan_here(
-        load_config([], []),
-        socket.gethostname(),
-        read_options(options),
-    )
+    arguments = ["--gpus", "8", "--gpu", "h100"]
+    machine = read_options(find_parser("plan").parse_args(arguments))
+    found = plan_here(load_config([], []), socket.gethostname(), machine)
     print_plan(found.plan, console)
     print_memory(found.plan, console)
-    drawn = console.export_svg(title=f"launcher plan {' '.join(words)}")
-    # Nothing is to be loaded from elsewhere: the reader's own monospace font does.
-    (HERE / "plan.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))
+    drawn = console.export_svg(title=f"launcher plan {' '.join(arguments)}")
+    # No font is loaded from elsewhere; the reader's own monospace font is used.
+    (IMAGES / "plan.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))
     with tempfile.TemporaryDirectory() as folder:
         page_file = Path(folder) / "report.html"
         write_report([read_run(find_run_directory(sys.argv[1], Path("runs")))], page_file)
@@ -57,7 +53,7 @@ def main() -> None:
             clip = {"x": 0, "y": 0, "width": _WIDTH, "height": _HEIGHT, "scale": 1}
             shot = page.ask("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
     picture = Image.open(BytesIO(base64.b64decode(shot["data"])))
-    picture.convert("RGB").quantize(64).save(HERE / "report.png", optimize=True)
+    picture.convert("RGB").quantize(64).save(IMAGES / "report.png", optimize=True)
 
 
 if __name__ == "__main__":

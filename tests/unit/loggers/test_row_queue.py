@@ -1,4 +1,4 @@
-"""`launcher.loggers.wandb_writer`: a slow or broken W&B costs rows, which are counted, and never a step."""
+"""`launcher.loggers.row_queue`: a slow or broken W&B costs rows, which are counted, and never a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.loggers.wandb_writer import WandbWriter, log_row
+from launcher.loggers.row_queue import RowQueue
+from launcher.loggers.wandb_tracker import log_row
 
 LONG = 60.0
 
@@ -33,19 +34,19 @@ def gate() -> Iterator[Gate]:
 
 
 def writers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "launcher-wandb-writer"]
+    return [thread for thread in threading.enumerate() if thread.name == "launcher-row-queue"]
 
 
-def stalled(capacity: int, gate: Gate) -> WandbWriter:
+def stalled(capacity: int, gate: Gate) -> RowQueue:
     """A writer whose thread stands in its first write."""
-    writer = WandbWriter(capacity)
+    writer = RowQueue(capacity)
     assert writer.put(gate)
     assert gate.entered.wait(LONG)
     return writer
 
 
 def test_rows_are_written_in_order_by_a_thread_of_its_own() -> None:
-    writer = WandbWriter()
+    writer = RowQueue()
     seen: list[tuple[int, bool]] = []
     main = threading.get_ident()
     for row in range(20):
@@ -57,7 +58,7 @@ def test_rows_are_written_in_order_by_a_thread_of_its_own() -> None:
 
 def test_a_writer_that_is_not_used_has_no_thread_and_nothing_to_wait_for() -> None:
     before = len(writers())
-    writer = WandbWriter()
+    writer = RowQueue()
     assert writer.flush(0)
     assert writer.close(0) == 0
     assert len(writers()) == before
@@ -67,7 +68,7 @@ def test_a_writer_that_is_not_used_has_no_thread_and_nothing_to_wait_for() -> No
 @pytest.mark.parametrize("capacity", [0, -1])
 def test_a_queue_without_room_is_refused_for_it_would_have_no_bound(capacity: int) -> None:
     with pytest.raises(ValueError, match=f"capacity={capacity}"):
-        WandbWriter(capacity)
+        RowQueue(capacity)
 
 
 def test_a_stall_drops_exactly_what_the_queue_does_not_hold(gate: Gate) -> None:
@@ -103,18 +104,18 @@ def test_what_raises_is_counted_told_once_and_stops_nothing(caplog: pytest.LogCa
     def broken() -> None:
         raise ConnectionError("no route")
 
-    writer = WandbWriter()
+    writer = RowQueue()
     written: list[int] = []
     for _ in range(3):
         writer.put(broken)
         writer.put(lambda: written.append(1))
     assert writer.close(LONG) == 3
     assert written == [1, 1, 1]
-    assert caplog.messages == ["W&B did not take a row: ConnectionError: no route; the training goes on"]
+    assert caplog.messages == ["W&B did not accept a row: ConnectionError: no route; training continues"]
 
 
 def test_after_its_end_a_writer_can_be_used_again() -> None:
-    writer = WandbWriter()
+    writer = RowQueue()
     written: list[int] = []
     for row in range(3):
         writer.put(lambda row=row: written.append(row))
@@ -134,7 +135,7 @@ def test_a_later_training_is_not_held_up_by_the_one_before(gate: Gate) -> None:
 
 
 def test_the_thread_ends_with_the_writer_and_never_holds_the_process() -> None:
-    writer = WandbWriter()
+    writer = RowQueue()
     assert writer.put(lambda: None)
     (thread,) = [t for t in writers() if t is writer._thread]
     assert thread.daemon

@@ -1,0 +1,140 @@
+"""Every kind of event with its fields, for the documentation; a test compares it with all calls that write events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """One kind of event.
+
+    Attributes:
+        description: when it is written.
+        fields: what each field holds, besides `time`, `rank` and `kind`, which every event has.
+    """
+
+    description: str
+    fields: Mapping[str, str]
+
+
+_STEP = "optimizer steps done"
+_HOST = "host of the rank"
+
+EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
+    "run_started": EventKind("An attempt of the run begins: all ranks agree, the plan exists.", {
+        "name": "name of the run",
+        "attempt": "identifier of the attempt, equal on all ranks",
+        "restart_count": "how many times the agent or SLURM has restarted the ranks",
+        "source": "what started the ranks: `torchrun`, `slurm`, or `single` for one process",
+        "config_digest": "SHA-256 of the config",
+        "wandb_id": "id of the W&B run",
+        "host": "host of rank 0",
+        "versions": "version of each library",
+    }),
+    "planned": EventKind("The plan of the attempt.", {"plan": "the same content as `plan.json`"}),
+    "precision_changed": EventKind("A resumed run trains in another precision than its checkpoint.", {
+        "checkpoint": "precision of the checkpoint",
+        "run": "precision of this attempt",
+    }),
+    "strategy_changed": EventKind("Strategies ran out of memory in earlier attempts; the plan uses another one.", {
+        "ran_out": "names of the strategies that ran out of memory",
+        "strategy": "the strategy of this attempt",
+    }),
+    "notice": EventKind("A notice to the user, also printed on the terminal.", {"message": "text of the notice"}),
+    "resumed": EventKind("The attempt continues from a checkpoint.", {"checkpoint": "path of the checkpoint"}),
+    "training_started": EventKind("Lightning's training loop starts.", {"step": _STEP, "epoch": "current epoch"}),
+    "first_step": EventKind("The first optimizer step of the attempt is done.", {"step": _STEP}),
+    "step": EventKind("Metrics at a logging interval.", {
+        "step": _STEP,
+        "epoch": "current epoch",
+        "seconds_per_step": "mean time of a step since the last such event",
+        "metrics": "logged metrics",
+        "learning_rate": "learning rate of each optimizer",
+    }),
+    "ranks": EventKind("Samples of all ranks at a logging interval; one list entry per rank, at most 64.", {
+        "step": _STEP,
+        "ranks": "numbers of the ranks",
+        "loss_scale": "loss scale of each rank",
+        "skipped_steps": "skipped steps of each rank",
+        "step_seconds": "mean time of a step",
+        "data_seconds": "mean time spent waiting for data",
+        "own_seconds": "mean time spent on data and the forward pass",
+        "peak_memory": "peak memory in bytes",
+    }),
+    "alert": EventKind("A limit of the monitoring is exceeded.", {
+        "alert": "kind of alert",
+        "step": _STEP,
+        "ranks": "affected ranks",
+        "title": "one line",
+        "text": "what was measured and what to do",
+    }),
+    "straggler": EventKind("At the end: one rank delayed the others during the whole run.", {
+        "ranks": "the slow rank",
+        "steps": "steps that were averaged",
+        "text": "how slow it was",
+        "own_seconds": "mean time of each rank for data and the forward pass",
+    }),
+    "unused_parameters": EventKind("Parameters received no gradient in the first step; DDP now searches for them.", {
+        "names": "names of the parameters",
+    }),
+    "batch_corrected": EventKind("A data loader uses another batch size than the plan; the plan is corrected.", {
+        "before": "global batch size of the plan",
+        "now": "actual global batch size",
+    }),
+    "validation": EventKind("A validation is done.", {"step": _STEP, "metrics": "validation metrics"}),
+    "checkpoint": EventKind("A checkpoint is written.", {"step": _STEP, "epoch": "current epoch"}),
+    "memory": EventKind("At the end: measured memory next to the plan's estimate.", {
+        "step": _STEP,
+        "planned": "estimated bytes by part; null if the plan has no estimate",
+        "ranks": "numbers of the ranks with the highest peaks, at most 64",
+        "measured": "peak bytes of each of these ranks",
+        "measured_by": "how the peak was measured",
+    }),
+    "training_ended": EventKind("Lightning's training loop ends.", {"step": _STEP, "epoch": "current epoch"}),
+    "finished": EventKind("The run is complete.", {
+        "step": _STEP,
+        "metrics": "last metrics",
+        "checkpoint": "path of the last checkpoint",
+    }),
+    "interrupted": EventKind("A signal stopped the run.", {
+        "signal": "number of the signal",
+        "step": _STEP,
+        "checkpoint": "path of the checkpoint written; null if none",
+    }),
+    "failed": EventKind("The attempt ended with an error.", {"host": _HOST, "error": "text of the error"}),
+    "out_of_memory": EventKind("A rank ran out of memory.", {
+        "host": _HOST,
+        "strategy": "strategy of the attempt",
+        "next": "strategy that needs less memory; null if there is none",
+        "expected_bytes": "peak that the plan expected",
+        "allocated_bytes": "peak that was allocated; null on a CPU",
+        "go_on": "whether the config asks for a restart with the next strategy (`on_oom: next`)",
+    }),
+    "rank_failed": EventKind("The agent reports the first rank that failed, and its decision.", {
+        "host": _HOST,
+        "step": _STEP,
+        "exit_code": "exit code; negative for a signal",
+        "hung": "whether the rank hung",
+        "out_of_memory": "whether it ran out of memory",
+        "error": "exception of the rank, if it reported one",
+        "log": "path of the rank's log",
+        "last_lines": "last lines of the log",
+        "others": "state of the other ranks",
+        "restart": "whether the agent restarts the ranks",
+        "verdict": "reason of the decision",
+    }),
+    "hang": EventKind("No rank finished a step for `--hang-timeout` seconds.", {
+        "seconds": "seconds without progress",
+        "waiting_for": "ranks that the others wait for",
+        "stacks": "directory with the stacks of all ranks",
+    }),
+    "nodes_missing": EventKind("Nodes did not join before the timeout.", {"nodes": "numbers of the missing nodes"}),
+    "evaluated": EventKind("`validate`, `test` or `predict` finished.", {
+        "command": "the subcommand",
+        "checkpoint": "path of the checkpoint",
+        "metrics": "metrics of each data loader",
+    }),
+})  # fmt: skip

@@ -1,0 +1,67 @@
+"""The seam for experiment trackers: each tracker of a run receives the monitor's rows, alerts and the final summary."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class LogStep:
+    """A position in a training, in both counts that trackers use.
+
+    Attributes:
+        optimizer_steps: optimizer steps done, as `trainer.global_step`.
+        batch: the step at which Lightning logs the metrics of the same batch. It begins at 0 and counts batches after
+            which an optimizer stepped, however many optimizers there are.
+    """
+
+    optimizer_steps: int
+    batch: int
+
+
+class Tracker(ABC):
+    """One place that rank zero logs to.
+
+    No method raises or waits for a network: a tracker that fails costs rows and one notice, never the run.
+    """
+
+    @property
+    @abstractmethod
+    def dropped(self) -> int:
+        """Rows and alerts that were not written."""
+
+    @abstractmethod
+    def log_row(self, row: Mapping[str, Any], step: LogStep) -> None:
+        """Write metrics.
+
+        Args:
+            row: by name; numbers, and a few texts, which a tracker of numbers leaves out.
+            step: when they were measured.
+        """
+
+    @abstractmethod
+    def alert(self, kind: str, title: str, text: str, step: LogStep) -> None:
+        """Report a problem of the training.
+
+        Args:
+            kind: name of the rule that was broken; an identifier.
+            title: one line.
+            text: what was measured, and what to do.
+            step: when.
+        """
+
+    @abstractmethod
+    def summarize(self, values: Mapping[str, Any], step: LogStep) -> None:
+        """Write the result of the training.
+
+        Args:
+            values: numbers and texts by name.
+            step: the last one.
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what is still queued, for a limited time. Called once or several times at the end of a training."""

@@ -1,0 +1,183 @@
+"""Which run directory an attempt uses, and which checkpoint it resumes from. Creates nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.checkpoint.manifest import candidates, choose_checkpoint
+from launcher.config.schema import RunConfig
+from launcher.core.errors import ResumeError, RunDirectoryError
+from launcher.core.events import FILE_NAME as EVENTS
+from launcher.core.events import read_events
+from launcher.core.secrets import redact
+from launcher.runs.oom_record import FILE_NAME as OOM_RECORD
+from launcher.runs.sweep_record import MEMBERS
+from launcher.runs.trust import check_run_folder, run_folder_problem
+
+LAST_CHECKPOINT = "last.ckpt"
+# Settings that may change between two attempts of one run.
+_FREE_TO_CHANGE = ("name", "runs_dir", "resume", "resume_trust", "on_oom", "wandb", "slurm", "devices", "num_nodes",
+                   "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
+                   "trainer.max_time", "trainer.logger")  # fmt: skip
+_EVENTS_OF_TRAINING = ("first_step", "step", "validation", "checkpoint", "training_ended")
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlace:
+    """The directory of a run, which may not exist yet.
+
+    Attributes:
+        path: absolute path of the directory.
+        exists: whether it is a run's directory already.
+        resume_from: checkpoint that the next attempt resumes from; None for a fresh start.
+        notices: about newer checkpoints that are damaged and were skipped.
+    """
+
+    path: Path
+    exists: bool
+    resume_from: Path | None
+    notices: tuple[str, ...] = ()
+
+
+def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: bool = False) -> RunPlace:
+    """Find the run's directory and the checkpoint to resume from.
+
+    Args:
+        config: with the name and what to resume.
+        restart_of: name of the run that an earlier attempt of the same launch created.
+        is_requeued: the scheduler started this job again, which may start the run from step 0.
+
+    Raises:
+        RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
+        ResumeError: no such checkpoint, no valid one, or none of a run that has trained.
+    """
+    runs = Path(config.runs_dir).absolute()
+    name = restart_of or config.name or (config.resume == "auto" and newest_matching_run(config)) or None
+    explicit = explicit_checkpoint(config)
+    path = runs / (name or config.digest()[:6])
+    try:
+        path = runs / name if name else _fresh_path(runs, config)
+        check_run_folder(path)
+        exists = (path / "config.yaml").exists()
+        if (path / MEMBERS).exists():
+            raise RunDirectoryError(f"{path.name!r} is a sweep at {path}; choose another --name for a run")
+        # A run without a checkpoint has nothing to lose: it may be started from its beginning.
+        own = explicit is not None and (explicit.is_relative_to(path) or last_checkpoint(path / "checkpoints") is None)
+        if exists and not (own or restart_of is not None or config.resume == "auto"):
+            raise RunDirectoryError(
+                f"run {path.name!r} exists already at {path}; choose another --name, or resume it with --resume auto "
+                "(in a script: name=..., resume_from_checkpoint='auto')"
+            )
+        # On a restart the run's own checkpoints are newer than the checkpoint that the launch started from.
+        folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None
+        chosen, notices = choose_checkpoint(folder, LAST_CHECKPOINT, explicit)
+        if exists and chosen is None:
+            # A run that ran out of memory is resumed for its record of that.
+            may_start_again = is_requeued or restart_of is not None or (path / OOM_RECORD).exists()
+            notices = (*notices, *_check_missing_checkpoint(path, may_start_again))
+    except OSError as error:
+        raise directory_error(path, error) from error
+    return RunPlace(path, exists, chosen, notices)
+
+
+def directory_error(path: Path, error: OSError) -> RunDirectoryError:
+    """The error for a run directory that cannot be read or created."""
+    return RunDirectoryError(
+        f"run directory {path} cannot be created: {error.strerror or error}; set runs_dir to a writable folder with "
+        "free space"
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a run resumes from if it is valid: `last.ckpt`, else the newest one."""
+    return next(iter(candidates(folder, LAST_CHECKPOINT)), None)
+
+
+def newest_matching_run(config: RunConfig) -> str | None:
+    """Name of the newest run with this config that has trained, or has a record of running out of memory."""
+    runs = Path(config.runs_dir)
+    # Through YAML, like the other side: a tuple given in code becomes a list.
+    wanted = _identity(yaml.safe_load(config.to_yaml()))
+    found: list[tuple[float, str]] = []
+    for file in runs.glob("*/config.yaml"):
+        path = file.parent
+        try:
+            if run_folder_problem(path) is not None:
+                continue  # in a shared folder, another user's
+            same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
+        except (OSError, yaml.YAMLError, AttributeError, TypeError):
+            continue  # not a run, or not written completely yet
+        if same and (last_checkpoint(path / "checkpoints") or (path / OOM_RECORD).exists() or _last_trained_step(path)):
+            found.append((file.stat().st_mtime, path.name))
+    return max(found)[1] if found else None
+
+
+def _identity(values: dict[str, Any]) -> dict[str, Any]:
+    # A run with another password is the same run.
+    values = redact(values)
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for path in _FREE_TO_CHANGE:
+        group, _, key = path.rpartition(".")
+        (kept.get(group) or {} if group else kept).pop(key, None)
+    return kept
+
+
+def explicit_checkpoint(config: RunConfig) -> Path | None:
+    """The checkpoint that `resume` names, None for `auto` and `none`.
+
+    Raises:
+        ResumeError: there is no such file.
+    """
+    if config.resume in ("none", "auto"):
+        return None
+    path = Path(config.resume).absolute()
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise ResumeError(
+            f"resume: {path} cannot be read: {error.strerror or error}; give another checkpoint"
+        ) from error
+    if not found:
+        raise ResumeError(f"resume: {path} does not exist; give a checkpoint, `auto` or `none`")
+    return path
+
+
+def _fresh_path(runs: Path, config: RunConfig) -> Path:
+    base = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.digest()[:6]}"
+    paths = (runs / (base if n == 1 else f"{base}-{n}") for n in range(1, 1000))
+    return next(path for path in paths if not path.exists())
+
+
+def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ...]:
+    """Notices about a run to resume that has no checkpoint; none if it has not trained.
+
+    Args:
+        run: its directory.
+        may_start_again: whether no user requested this start: a restart or a requeued job.
+
+    Raises:
+        ResumeError: it has trained, and may not start again at step 0.
+    """
+    steps = _last_trained_step(run)
+    if not steps:
+        return ()
+    if may_start_again:
+        return (f"the run trained to step {steps} before without saving a checkpoint: it starts again at step 0",)
+    raise ResumeError(
+        f"resume: run {run.name!r} trained to step {steps}, but {run / 'checkpoints'} contains no checkpoint; give a "
+        "checkpoint from elsewhere (--resume PATH), or start again under another --name with --resume none"
+    )
+
+
+def _last_trained_step(run: Path) -> int:
+    """The last optimizer step of all attempts of a run; 0 if no event reports one."""
+    events = run / EVENTS
+    if not events.exists():
+        return 0
+    steps = (event.get("step") for event in read_events(events) if event["kind"] in _EVENTS_OF_TRAINING)
+    return max((step for step in steps if type(step) is int), default=0)
