@@ -50,16 +50,12 @@ def job_state(job_id: str) -> JobState:
     Raises:
         QueueCommandError: SLURM does not answer.
     """
-    _check_id(job_id)
-    asked = _run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%R"])
-    lines = asked.stdout.strip().splitlines() if asked.returncode == 0 else []
-    if lines:
-        state, _, reason = lines[0].partition("|")
-        if state not in ENDED:
-            return JobState(state, reason)
-    elif asked.returncode and "Invalid job id" not in asked.stderr:
-        raise QueueCommandError(f"squeue: {asked.stderr.strip() or 'no answer'}")
-    return _read_accounting(job_id) or (JobState(lines[0].partition("|")[0]) if lines else JobState(UNKNOWN))
+    lines = _query_controller(job_id, "--format=%T|%R")
+    state, _, reason = lines[0].partition("|") if lines else (UNKNOWN, "", "")
+    if lines and state not in ENDED:
+        return JobState(state, reason)
+    rows = _query_accounting(job_id)
+    return rows[-1][1] if rows else JobState(state)
 
 
 def array_states(job_id: str) -> dict[int, JobState]:
@@ -68,18 +64,13 @@ def array_states(job_id: str) -> dict[int, JobState]:
     Raises:
         QueueCommandError: SLURM does not answer.
     """
-    _check_id(job_id)
-    command = ["squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%i|%T|%R"]
-    asked = _run(command)
-    if asked.returncode and "Invalid job id" not in asked.stderr:
-        raise QueueCommandError(f"squeue: {asked.stderr.strip() or 'no answer'}")
     states: dict[int, JobState] = {}
-    for line in asked.stdout.splitlines() if asked.returncode == 0 else ():
+    for line in _query_controller(job_id, "--array", "--format=%i|%T|%R"):
         name, state, reason = [*line.strip().split("|", 2), "", ""][:3]
         for index in _indices(name, job_id):
             states[index] = JobState(state, reason)
     if not states or any(state.state in ENDED for state in states.values()):
-        for name, state in _accounted_rows(job_id):
+        for name, state in _query_accounting(job_id):
             for index in _indices(name, job_id):
                 # The controller is right about requeued members.
                 if index not in states or states[index].state in ENDED:
@@ -90,11 +81,11 @@ def array_states(job_id: str) -> dict[int, JobState]:
 def max_array_size() -> int | None:
     """The cluster's MaxArraySize, which all array indices are below; None if SLURM does not report it."""
     try:
-        asked = _run(["scontrol", "show", "config"])
+        done = _run(["scontrol", "show", "config"])
     except QueueCommandError:
         return None
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", asked.stdout, re.MULTILINE)
-    return None if asked.returncode or found is None else int(found[1])
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return None if done.returncode or found is None else int(found[1])
 
 
 def cancel_job(job_id: str) -> None:
@@ -104,9 +95,7 @@ def cancel_job(job_id: str) -> None:
         QueueCommandError: SLURM refused; with its message.
     """
     _check_id(job_id)
-    asked = _run(["scancel", job_id])
-    if asked.returncode:
-        raise QueueCommandError(f"scancel: {asked.stderr.strip()}")
+    _run_checked("scancel", [job_id])
 
 
 def requeue_job(job_id: str) -> None:
@@ -116,9 +105,7 @@ def requeue_job(job_id: str) -> None:
         QueueCommandError: SLURM refused; with its message.
     """
     _check_id(job_id)
-    asked = _run(["scontrol", "requeue", job_id])
-    if asked.returncode:
-        raise QueueCommandError(f"scontrol requeue: {asked.stderr.strip()}")
+    _run_checked("scontrol requeue", [job_id])
 
 
 def cancel_step(job_id: str, step: str | None) -> None:
@@ -130,27 +117,28 @@ def cancel_step(job_id: str, step: str | None) -> None:
     _check_id(job_id)
     if step is None or not step.isdecimal():
         raise QueueCommandError(f"given step {step!r}; expected a number")
-    asked = _run(["scancel", f"{job_id}.{step}"])
-    if asked.returncode:
-        raise QueueCommandError(f"scancel: {asked.stderr.strip()}")
+    _run_checked("scancel", [f"{job_id}.{step}"])
 
 
-def _read_accounting(job_id: str) -> JobState | None:
-    rows = _accounted_rows(job_id)
-    return rows[-1][1] if rows else None
+def _query_controller(job_id: str, *options: str) -> list[str]:
+    """The lines of squeue; empty if the controller no longer knows the job."""
+    _check_id(job_id)
+    done = _run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", *options])
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise QueueCommandError(f"squeue: {done.stderr.strip() or 'no answer'}")
+    return [] if done.returncode else done.stdout.strip().splitlines()
 
 
-def _accounted_rows(job_id: str) -> list[tuple[str, JobState]]:
+def _query_accounting(job_id: str) -> list[tuple[str, JobState]]:
     """Id and state of each job or member in the accounting; empty on a cluster without accounting."""
     if shutil.which("sacct") is None:
         return []
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}",
-             "--format=State,ExitCode,NodeList,JobID"]  # fmt: skip
-    asked = _run(command)
-    if asked.returncode:
+    done = _run(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}",
+                 "--format=State,ExitCode,NodeList,JobID"])  # fmt: skip
+    if done.returncode:
         return []
     rows: list[tuple[str, JobState]] = []
-    for line in asked.stdout.strip().splitlines():
+    for line in done.stdout.strip().splitlines():
         state, code, nodes, name = [*line.split("|"), "", "", "", ""][:4]
         found = re.match(r"(\d+):(\d+)", code)
         exit_code = None if found is None else int(found[1]) or (128 + int(found[2]) if int(found[2]) else 0)
@@ -177,6 +165,12 @@ def _indices(name: str, job_id: str) -> list[int]:
 def _check_id(job_id: str) -> None:
     if not re.fullmatch(r"\d+(_\d+)?", job_id, re.ASCII):
         raise QueueCommandError(f"given job {job_id!r}; expected a number, as in 42 or 42_7")
+
+
+def _run_checked(command: str, arguments: Sequence[str]) -> None:
+    done = _run([*command.split(), *arguments])
+    if done.returncode:
+        raise QueueCommandError(f"{command}: {done.stderr.strip()}")
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
