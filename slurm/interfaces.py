@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 
-def addresses() -> dict[str, str]:
+def find_addresses() -> dict[str, str]:
     """The interface of each address of this machine; without loopback and IPv6 link-local addresses."""
     import psutil  # few commands need it
 

@@ -105,7 +105,7 @@ class SlurmJob:
     environment: tuple[str, ...] = ()
 
 
-def job_options() -> dict[str, str]:
+def list_job_options() -> dict[str, str]:
     """Every option of a job: sbatch's name, and a line of help."""
     named = {name: text for name, (_, text) in (*_COUNT_OPTIONS.items(), *_TEXT_OPTIONS.items())}
     return {**named, **_OTHER_OPTIONS}
@@ -179,7 +179,7 @@ def read_minutes(text: str) -> int | None:
     return (int(days or 0) * 24 + hours) * 60 + minutes + -(-seconds // 60)
 
 
-def names_to_export(present: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
+def select_exported_names(present: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
     """Names of the variables that a job gets, sorted; sbatch exports by name, so the script contains no value.
 
     Args:
@@ -212,7 +212,7 @@ def find_contradictions(
         problems.append(OptionProblem(
             "nodes", f"given {job.nodes}, but num_nodes is {num_nodes}; leave out num_nodes"
         ))  # fmt: skip
-    ranks = ranks_per_node(job, devices) * job.nodes
+    ranks = count_ranks(job, devices) * job.nodes
     if global_batch_size is not None and global_batch_size % ranks:
         below = global_batch_size // ranks * ranks
         nearest = " or ".join(str(size) for size in (below, below + ranks) if size)
@@ -229,6 +229,6 @@ def find_contradictions(
     return problems
 
 
-def ranks_per_node(job: SlurmJob, devices: int | None) -> int:
+def count_ranks(job: SlurmJob, devices: int | None) -> int:
     """Ranks on each node: one for each GPU, or `devices` of the config, or one."""
     return job.gpus_per_node or devices or 1

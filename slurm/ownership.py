@@ -17,17 +17,17 @@ def is_own(found: os.stat_result, folder: Path) -> bool:
         folder: of the file. Some disks map owners (NFS for root, network shares, user namespaces): there, the
             owner of a new file of this process counts.
     """
-    return found.st_uid == os.geteuid() or found.st_uid == uid_of_new_files(folder)
+    return found.st_uid == os.geteuid() or found.st_uid == find_new_file_owner(folder)
 
 
-def uid_of_new_files(folder: Path) -> int:
+def find_new_file_owner(folder: Path) -> int:
     """The owner of a new file in the folder; this process's user if no file can be created there."""
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as probe:
         return os.fstat(probe.fileno()).st_uid
     return os.geteuid()
 
 
-def name_of_owner(found: os.stat_result) -> str:
+def describe_owner(found: os.stat_result) -> str:
     """The owner's name, or number if it has no name."""
     try:
         return pwd.getpwuid(found.st_uid).pw_name

@@ -44,7 +44,7 @@ def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def job_state(job_id: str) -> JobState:
+def read_job_state(job_id: str) -> JobState:
     """The state of a job, from the controller, or from the accounting if the controller no longer knows the job.
 
     Raises:
@@ -58,7 +58,7 @@ def job_state(job_id: str) -> JobState:
     return rows[-1][1] if rows else JobState(state)
 
 
-def array_states(job_id: str) -> dict[int, JobState]:
+def read_array_states(job_id: str) -> dict[int, JobState]:
     """The state of each member of a job array, by index; without members that SLURM no longer knows.
 
     Raises:
@@ -78,7 +78,7 @@ def array_states(job_id: str) -> dict[int, JobState]:
     return states
 
 
-def max_array_size() -> int | None:
+def read_max_array_size() -> int | None:
     """The cluster's MaxArraySize, which all array indices are below; None if SLURM does not report it."""
     try:
         done = _run(["scontrol", "show", "config"])

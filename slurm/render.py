@@ -20,7 +20,7 @@ _TIMEOUTS = 1_000_000
 _NO_LIMIT = 366 * 24 * 60
 
 
-def submission_parameters(job: SlurmJob) -> dict[str, Any]:
+def make_submission_parameters(job: SlurmJob) -> dict[str, Any]:
     """Arguments of `SlurmExecutor.update_parameters`: one task on each node. Pure."""
     parameters = {
         "job_name": job.name,
@@ -73,7 +73,7 @@ class JobExecutor(SlurmExecutor):
         # Set once sbatch has accepted the job, also if submitit then fails to move its files.
         self.submitted_id: str | None = None
         self._job = job
-        self.update_parameters(**submission_parameters(job))
+        self.update_parameters(**make_submission_parameters(job))
 
     @classmethod
     def affinity(cls) -> int:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from slurm.interfaces import addresses
-from slurm.ownership import is_own, name_of_owner
+from slurm.interfaces import find_addresses
+from slurm.ownership import describe_owner, is_own
 
 _TOKEN_BYTES = 32
 # Limit for one connection to one address.
@@ -118,7 +118,7 @@ def host_rendezvous(file: Path, nodes: int, port: int, names: list[str], timeout
         RendezvousError: lists the nodes that did not join.
     """
     token = secrets.token_hex(_TOKEN_BYTES // 2)
-    interfaces = addresses()
+    interfaces = find_addresses()
     with socket.create_server(("", 0), family=_family(), dualstack_ipv6=_family() == socket.AF_INET6) as server:
         answers = server.getsockname()[1]
         hosts = list(dict.fromkeys([*names, *interfaces]))
@@ -145,13 +145,13 @@ def join_rendezvous(file: Path, node: int, timeout: float, now: Callable[[], flo
                 except OSError as error:
                     tried[host] = error.strerror or str(error)
                 else:
-                    return Endpoint(host, published.port, addresses().get(local))
+                    return Endpoint(host, published.port, find_addresses().get(local))
         time.sleep(_POLL_SECONDS)
     if not tried:
         with contextlib.suppress(OSError):
             found = file.lstat()
             if file.is_symlink() or not is_own(found, file.parent):
-                what = f"{'a link' if file.is_symlink() else 'a file'} of {name_of_owner(found)}"
+                what = f"{'a link' if file.is_symlink() else 'a file'} of {describe_owner(found)}"
                 raise RendezvousError(f"{file} is {what}, so it is not trusted; remove it, or set another runs_dir",
                                    missing=(0,))  # fmt: skip
         raise RendezvousError(

@@ -11,7 +11,7 @@ _OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "mem", "
           "cpus_per_task")  # fmt: skip
 
 
-def step_arguments(job: SlurmJob, command: Sequence[str], wait: int, env: Mapping[str, str]) -> list[str]:
+def make_step_arguments(job: SlurmJob, command: Sequence[str], wait: int, env: Mapping[str, str]) -> list[str]:
     """`srun` and its options, then the command. Pure.
 
     Args:

@@ -176,12 +176,12 @@ class FitTask:
                 return FAILED
             self._record_attempt(task, step)
         with _rendezvous(request, task) as endpoint:
-            arguments, variables = agent_command(request, task, endpoint, os.environ)
+            arguments, variables = make_agent_command(request, task, endpoint, os.environ)
             self._agent = Agent(arguments, request.cwd, variables, request.signal)
             return self._agent.wait()
 
 
-def agent_command(
+def make_agent_command(
     request: FitRequest, task: SlurmTask, endpoint: Endpoint | None, env: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
     """The arguments and the environment of a node's agent. Reads only whether the run has a checkpoint.

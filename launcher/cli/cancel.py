@@ -33,11 +33,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _cancel_run(path: Path) -> list[str]:
     from launcher.jobs.backends.registry import find_backend
-    from launcher.jobs.status import run_status
+    from launcher.jobs.status import read_run_status
     from launcher.runs.lock import read_owner
     from launcher.runs.submission_record import read_records
 
-    status = run_status(path)
+    status = read_run_status(path)
     if status.has_ended:
         return [f"run {path.name} is not running: {status.state}"]
     records = read_records(path)
@@ -51,8 +51,8 @@ def _cancel_run(path: Path) -> list[str]:
 
 
 def _cancel_sweep(path: Path) -> list[str]:
-    from launcher.jobs.sweep_status import cancel_sweep, sweep_status
+    from launcher.jobs.sweep_status import cancel_sweep, read_sweep_status
 
-    if all(member.has_ended for member in sweep_status(path)):
+    if all(member.has_ended for member in read_sweep_status(path)):
         return [f"sweep {path.name} is not running"]
     return cancel_sweep(path)

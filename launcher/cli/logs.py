@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     """Print a rank's log; returns the exit code."""
     options = build_parser().parse_args(arguments)
     from launcher.jobs.logs import follow_log, read_log
-    from launcher.jobs.status import run_status
+    from launcher.jobs.status import read_run_status
     from launcher.runs.lookup import find_run_named
     from launcher.runs.sweep_record import find_sweep, read_members
 
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     path = find_run_named(Path(options.runs_dir), options.run)
     chunks = read_log(path, options.rank)
     if options.follow:
-        chunks = follow_log(path, options.rank, lambda: run_status(path).has_ended)
+        chunks = follow_log(path, options.rank, lambda: read_run_status(path).has_ended)
     for chunk in chunks:
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()

@@ -33,22 +33,22 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Print the state of all runs, of one run, or of a sweep; returns the exit code."""
     options = build_parser().parse_args(arguments)
-    from launcher.jobs.status import run_status, run_statuses
+    from launcher.jobs.status import read_run_status, read_run_statuses
     from launcher.runs.lookup import find_run_named, find_runs
     from launcher.runs.sweep_record import find_sweep
 
     runs_dir = Path(options.runs_dir)
     if options.run is None:
-        _show(options, lambda: run_statuses(find_runs(runs_dir)), _print_runs)
+        _show(options, lambda: read_run_statuses(find_runs(runs_dir)), _print_runs)
         return 0
     sweep = find_sweep(runs_dir, options.run)
     if sweep is not None:
-        from launcher.jobs.sweep_status import sweep_status
+        from launcher.jobs.sweep_status import read_sweep_status
 
-        _show(options, lambda: sweep_status(sweep), _print_members)
+        _show(options, lambda: read_sweep_status(sweep), _print_members)
         return 0
     path = find_run_named(runs_dir, options.run)
-    _show(options, lambda: [run_status(path)], _print_runs, is_one=True)
+    _show(options, lambda: [read_run_status(path)], _print_runs, is_one=True)
     return 0
 
 

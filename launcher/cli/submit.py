@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from launcher.cli.parsers import add_config, new_parser
 from launcher.core.errors import Problem, SubmitError
-from launcher.jobs.backends.registry import backends, find_backend
-from slurm.job import job_options
+from launcher.jobs.backends.registry import find_backend, list_backends
+from slurm.job import list_job_options
 
 _EPILOG = """\
 settings of the run are given as to `launcher fit`: --model my_pkg.MyModule --trainer.max_epochs 3 --precision auto
@@ -28,8 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     parser = new_parser("submit", usage="launcher submit [options] [--key value ...]", epilog=_EPILOG)
     add_config(parser)
-    names = [backend.name for backend in backends()]
-    summaries = "; ".join(f"{backend.name}: {backend.summary}" for backend in backends())
+    names = [backend.name for backend in list_backends()]
+    summaries = "; ".join(f"{backend.name}: {backend.summary}" for backend in list_backends())
     parser.add_argument("--cluster", choices=names, default=names[0], help=f"where to run it. {summaries}")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the plan; queue nothing")
     parser.add_argument("--no-snapshot", action="store_true",
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="a run for each value, or each entry of a file's list; several make a grid")  # fmt: skip
     parser.add_argument("--array", metavar="0-3%2", help="which members of the sweep, and how many at once")
     group = parser.add_argument_group("SLURM, with sbatch's names")
-    for name, text in job_options().items():
+    for name, text in list_job_options().items():
         short = [_SHORT[name]] if name in _SHORT else []
         group.add_argument(f"--{name}", *short, dest=f"slurm_{name}", metavar="X", help=text)
     return parser

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.doctor.command import Finding
-from slurm.interfaces import addresses
+from slurm.interfaces import find_addresses
 
 # Both take a prefix of a name; NCCL a list too, with '^' for all but these and '=' for exactly these.
 _CHOSEN_BY = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
@@ -51,7 +51,7 @@ def check_hostname() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("hostname", "failure", f"{name} has no address: {error}", f"add {name} to /etc/hosts or DNS")
         return
-    yield hostname_finding(name, found, set(addresses()))
+    yield hostname_finding(name, found, set(find_addresses()))
 
 
 def hostname_finding(name: str, found: set[str], own: set[str]) -> Finding:
@@ -127,7 +127,7 @@ def port_findings(ports: Sequence[Port]) -> Iterator[Finding]:
 def read_interfaces(folder: Path = _NETWORKS) -> tuple[Interface, ...]:
     """This machine's interfaces that have an address."""
     named: dict[str, list[str]] = {}
-    for address, name in addresses().items():
+    for address, name in find_addresses().items():
         named.setdefault(name, []).append(address)
     return tuple(
         Interface(name, tuple(own), _number(folder / name / "speed"), _number(folder / name / "mtu"))

@@ -13,7 +13,7 @@ from launcher.runs.job_output import JobOutput, find_job_output
 _POLL_SECONDS = 0.5
 
 
-def log_files(run: Path, rank: int) -> list[Path]:
+def find_logs(run: Path, rank: int) -> list[Path]:
     """A rank's logs, oldest attempt first; `rank-0.log` is that of the newest attempt."""
     numbered: list[tuple[int, Path]] = []
     for file in (run / "logs").glob(f"rank-{rank}.*.log"):
@@ -30,7 +30,7 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
     Raises:
         NoSuchRunError: the rank has no log.
     """
-    files = log_files(run, rank)
+    files = find_logs(run, rank)
     output = find_job_output(run)
     if not files and output is None:
         ranks = sorted(
@@ -59,7 +59,7 @@ def follow_log(
     while True:
         # Checked before the files are read, so that their last lines are not missed.
         ended = has_ended()
-        for file in log_files(run, rank):
+        for file in find_logs(run, rank):
             # When the next attempt starts, the log is renamed; the inode stays.
             try:
                 with file.open("rb") as stream:

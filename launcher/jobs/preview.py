@@ -23,7 +23,7 @@ def print_preview(submission: Submission, script: str | None, notes: Sequence[st
     from launcher.core.terminal import make_console
     from launcher.planning.table import print_plan
 
-    plan = preview(submission)
+    plan = make_preview(submission)
     if script is not None:
         # Nothing else is on stdout: `launcher submit --dry-run > job.sh` writes what sbatch would get.
         sys.stdout.write(script)
@@ -35,7 +35,7 @@ def print_preview(submission: Submission, script: str | None, notes: Sequence[st
     print_plan(plan, console)
 
 
-def preview(submission: Submission) -> Plan:
+def make_preview(submission: Submission) -> Plan:
     """The likely plan of the nodes, which inspect their own hardware and decide.
 
     Args:

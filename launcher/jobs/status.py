@@ -12,7 +12,7 @@ from launcher.core.errors import QueueError
 from launcher.core.event_text import describe_event
 from launcher.core.events import FILE_NAME, read_events
 from launcher.jobs.backends.base import JobStatus, Record
-from launcher.jobs.backends.local import directory_status
+from launcher.jobs.backends.local import read_directory_status
 from launcher.jobs.backends.registry import find_backend
 from launcher.runs.job_output import read_job_output
 from launcher.runs.submission_record import read_records
@@ -68,7 +68,7 @@ class RunProgress:
     detail: str = ""
 
 
-def run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
+def read_run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
     """The state of one run.
 
     Args:
@@ -79,7 +79,7 @@ def run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
     records = read_records(run)
     record = records[-1] if records else None
     if job is None:
-        job = directory_status(run) if record is None else job_statuses([record])[0]
+        job = read_directory_status(run) if record is None else read_job_statuses([record])[0]
     starts = sum(len(read_attempts(Path(each["folder"]))) for each in records)
     ending = (progress.ending or "ended", progress.detail)
     if job.state == "unknown":
@@ -102,14 +102,14 @@ def run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
     )
 
 
-def run_statuses(runs: Sequence[Path]) -> list[RunStatus]:
+def read_run_statuses(runs: Sequence[Path]) -> list[RunStatus]:
     """The state of several runs; each back end is asked once."""
     newest = {run: records[-1] for run in runs if (records := read_records(run))}
-    jobs = dict(zip(newest, job_statuses(list(newest.values())), strict=True))
-    return [run_status(run, jobs.get(run)) for run in runs]
+    jobs = dict(zip(newest, read_job_statuses(list(newest.values())), strict=True))
+    return [read_run_status(run, jobs.get(run)) for run in runs]
 
 
-def job_statuses(records: Sequence[Record]) -> list[JobStatus]:
+def read_job_statuses(records: Sequence[Record]) -> list[JobStatus]:
     """The status of each job, by its back end."""
     found: dict[int, JobStatus] = {}
     for cluster in dict.fromkeys(record.get("cluster") for record in records):

@@ -25,10 +25,10 @@ from slurm.job import (
     JobRequestError,
     OptionProblem,
     SlurmJob,
+    count_ranks,
     find_contradictions,
-    names_to_export,
-    ranks_per_node,
     read_job,
+    select_exported_names,
 )
 
 
@@ -145,7 +145,7 @@ def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> S
         config,
         name=place.path.name,
         runs_dir=str(place.path.parent),
-        devices=ranks_per_node(job, devices),
+        devices=count_ranks(job, devices),
         num_nodes=job.nodes,
         accelerator="gpu" if job.gpus_per_node and config.accelerator == "auto" else config.accelerator,
         resume="none",
@@ -172,7 +172,7 @@ def _read_job(config: RunConfig, options: JobOptions, env: Mapping[str, str]) ->
     texts = configured | {name: text for name, text in options.given.items() if text is not None}
     job = SlurmJob("unnamed")
     try:
-        variables = names_to_export(env, [*options.export, *references(config.to_dict(), env)])
+        variables = select_exported_names(env, [*options.export, *references(config.to_dict(), env)])
         job = read_job(job.name, texts, variables)
     except JobRequestError as error:
         problems += error.problems

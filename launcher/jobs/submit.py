@@ -12,7 +12,7 @@ from launcher.core.atomic_write import make_private
 from launcher.core.errors import RunDirectoryError
 from launcher.jobs.backends.base import JobBackend, cancel_on_error, disk_error
 from launcher.jobs.snapshot import take_snapshot
-from launcher.jobs.status import run_status
+from launcher.jobs.status import read_run_status
 from launcher.jobs.submission import Submission, make_folder, remove_folder
 from launcher.runs.submission_record import write_record
 
@@ -50,7 +50,7 @@ def refuse_running(submission: Submission) -> None:
         RunDirectoryError: it is.
     """
     path = submission.place.path
-    status = run_status(path) if path.exists() else None
+    status = read_run_status(path) if path.exists() else None
     if status is not None and not status.has_ended:
         raise RunDirectoryError(
             f"run {submission.name!r} is {status.state} already ({status.job or 'on this machine'}); "

@@ -119,7 +119,7 @@ def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) 
     wrong: dict[Problem, list[int]] = {}
     for index, overrides in enumerate(sets):
         values = copy.deepcopy(dict(base))
-        merge_values(values, nested(overrides))
+        merge_values(values, nest(overrides))
         try:
             config = build_config({**values, "name": f"{name}-{index}"})
         except ConfigError as error:
@@ -142,7 +142,7 @@ def describe(overrides: Overrides) -> str:
     return ", ".join(f"{ends[path]}={_to_text(value)}" for path, value in redact(overrides).items())
 
 
-def nested(overrides: Overrides) -> dict[str, Any]:
+def nest(overrides: Overrides) -> dict[str, Any]:
     """Dotted paths as nested values."""
     values: dict[str, Any] = {}
     for path, value in overrides.items():
@@ -198,7 +198,7 @@ def _file_axis(path: Path) -> list[dict[str, Any]]:
 
 def _expanded(settings: Overrides, where: str) -> dict[str, Any]:
     """The same settings under the launcher's own keys, as deep as the config defines them."""
-    values, problems = normalize_values(nested(settings))
+    values, problems = normalize_values(nest(settings))
     if problems:
         raise SubmitError(Problem(f"{_FLAG} {where}: {p.path}", p.message) for p in problems)
     flat = flatten(values, _GROUPS.__contains__)
@@ -223,7 +223,7 @@ def _field_problems(path: str, value: Any) -> Iterator[Problem]:
         if path == shared or path.startswith(f"{shared}."):
             yield Problem(f"{_FLAG} {path}", f"cannot differ: {reason}")
             return
-    yield from (Problem(f"{_FLAG} {problem.path}", problem.message) for problem in find_problems(nested({path: value})))
+    yield from (Problem(f"{_FLAG} {problem.path}", problem.message) for problem in find_problems(nest({path: value})))
 
 
 def _error(given: str, message: str) -> SubmitError:

@@ -11,7 +11,7 @@ import yaml
 
 from launcher.core.events import FILE_NAME, read_events
 from launcher.jobs.backends.registry import find_backend
-from launcher.jobs.status import RunStatus, run_statuses
+from launcher.jobs.status import RunStatus, read_run_statuses
 from launcher.runs.submission_record import read_records
 from launcher.runs.sweep_record import read_arrays, read_members
 
@@ -49,11 +49,11 @@ class MemberStatus:
                 "last": self.last, "best": self.best}  # fmt: skip
 
 
-def sweep_status(sweep: Path) -> list[MemberStatus]:
+def read_sweep_status(sweep: Path) -> list[MemberStatus]:
     """Every member, by index."""
     members = read_members(sweep)
     runs = [sweep.parent / member["name"] for member in members]
-    statuses = {status.name: status for status in run_statuses([run for run in runs if run.is_dir()])}
+    statuses = {status.name: status for status in read_run_statuses([run for run in runs if run.is_dir()])}
     found: list[MemberStatus] = []
     for member, run in zip(members, runs, strict=True):
         monitor, is_highest_best = _monitor(run)

@@ -84,7 +84,7 @@ class LocalBackend(JobBackend):
         return f"{self.name} {record.get('pid')}"
 
 
-def directory_status(run: Path) -> JobStatus:
+def read_directory_status(run: Path) -> JobStatus:
     """The status of a run by the owner of its directory, for runs that were not submitted."""
     return {"running": JobStatus("running"), "unknown": JobStatus("unknown")}.get(
         read_owner(run)[1], JobStatus("ended")
@@ -96,7 +96,7 @@ def _status(record: Record) -> JobStatus:
         if _is_running(read_array_record(Path(record["waits_in"]))):
             return JobStatus("queued", "waits for its turn")
         return JobStatus("ended", "its sweep ended before it started")
-    return JobStatus("running") if _is_running(record) else directory_status(_run_of(record))
+    return JobStatus("running") if _is_running(record) else read_directory_status(_run_of(record))
 
 
 def _is_running(record: Record) -> bool:

@@ -20,7 +20,7 @@ def unregister_backend(name: str) -> None:
     del _BACKENDS[name]
 
 
-def backends() -> tuple[JobBackend, ...]:
+def list_backends() -> tuple[JobBackend, ...]:
     """All back ends; the default one first."""
     return tuple(_BACKENDS.values())
 

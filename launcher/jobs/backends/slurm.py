@@ -19,11 +19,11 @@ from slurm.queue import (
     UNKNOWN,
     JobState,
     QueueCommandError,
-    array_states,
     cancel_job,
     has_slurm,
-    job_state,
-    max_array_size,
+    read_array_states,
+    read_job_state,
+    read_max_array_size,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SlurmBackend(JobBackend):
 
     def check_sweep(self, choice: ArrayChoice) -> None:
         """A job array has at most MaxArraySize members."""
-        size, last = max_array_size(), choice.indices[-1]
+        size, last = read_max_array_size(), choice.indices[-1]
         if size is not None and last >= size:
             raise SubmitError([Problem("--sweep", f"its last member is number {last}, and this cluster's arrays end at "
                                        f"{size - 1} (MaxArraySize); sweep less at once")])  # fmt: skip
@@ -97,9 +97,9 @@ class SlurmBackend(JobBackend):
         def ask(job_id: str) -> JobState:
             array = _array_of(job_id)
             if array is None or sizes[array] == 1:
-                return job_state(job_id)
+                return read_job_state(job_id)
             if array not in arrays:
-                arrays[array] = array_states(array)
+                arrays[array] = read_array_states(array)
             return arrays[array].get(int(job_id.rpartition("_")[2]), JobState(UNKNOWN))
 
         found: list[JobStatus] = []

@@ -15,7 +15,7 @@ from launcher.cli.main import run
 from launcher.doctor.command import Finding
 from launcher.doctor.preflight_findings import NodeResult, RankResult, exchange_rounds, preflight_findings
 from slurm.job import SlurmJob
-from slurm.step import step_arguments
+from slurm.step import make_step_arguments
 
 
 def node(number: int, ranks: int = 2, **more: object) -> NodeResult:
@@ -153,11 +153,11 @@ def test_results_cross_as_json() -> None:
 
 def test_sruns_words() -> None:
     job = SlurmJob("launcher-preflight", nodes=3, gpus_per_node=8, partition="gpu", time=5)
-    words = step_arguments(job, ["python", "-m", "x"], 300, {})
+    words = make_step_arguments(job, ["python", "-m", "x"], 300, {})
     assert words == ["srun", "--job-name=launcher-preflight", "--nodes=3", "--ntasks-per-node=1", "--ntasks=3",
                      "--kill-on-bad-exit=0", "--wait=0", "--quiet", "--immediate=300", "--time=5", "--partition=gpu",
                      "--gpus-per-node=8", "python", "-m", "x"]  # fmt: skip
-    assert not [w for w in step_arguments(job, [], 300, {"SLURM_JOB_ID": "1"}) if w.startswith("--immediate")]
+    assert not [w for w in make_step_arguments(job, [], 300, {"SLURM_JOB_ID": "1"}) if w.startswith("--immediate")]
 
 
 @pytest.mark.parametrize(

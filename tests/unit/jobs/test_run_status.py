@@ -18,11 +18,11 @@ from launcher.core.errors import NoSuchRunError
 from launcher.core.events import EventLog
 from launcher.jobs.backends.base import JobStatus
 from launcher.jobs.backends.slurm import to_job_status
-from launcher.jobs.logs import follow_log, log_files, read_log
-from launcher.jobs.status import run_status, summarize_events
+from launcher.jobs.logs import find_logs, follow_log, read_log
+from launcher.jobs.status import read_run_status, summarize_events
 from launcher.process.background import ask_to_stop, is_running, start_detached, start_time
 from launcher.runs.lookup import find_run_named, find_runs
-from slurm.queue import JobState, QueueCommandError, cancel_job, job_state
+from slurm.queue import JobState, QueueCommandError, cancel_job, read_job_state
 from tests.support.processes import launcher
 from tests.support.run_directories import config, make_run
 from tests.support.stand_ins import StandIns
@@ -74,7 +74,7 @@ def test_the_state_combines_the_queue_and_the_events(
 ) -> None:
     path = _submitted(tmp_path, attempts=attempts)
     _events(path, *events)
-    status = run_status(path, to_job_status(asked))
+    status = read_run_status(path, to_job_status(asked))
     assert (status.state, status.detail, status.job, status.attempts) == (state, detail, "slurm 42", attempts)
 
 
@@ -82,7 +82,7 @@ def test_the_status_states_that_the_queue_does_not_answer(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     path = _submitted(tmp_path, attempts=1)
     _events(path, STARTED, FINISHED)
-    status = run_status(path)
+    status = read_run_status(path)
     assert (status.state, status.step) == ("done", 9)
     assert "there is no squeue" in status.detail
 
@@ -90,18 +90,18 @@ def test_the_status_states_that_the_queue_does_not_answer(tmp_path: Path, monkey
 def test_events_of_an_earlier_submission_do_not_end_this_one(tmp_path: Path) -> None:
     path = _submitted(tmp_path, submitted=4e9)
     _events(path, STARTED, FINISHED)
-    assert run_status(path, JobStatus("ended")).state == "ended"
+    assert read_run_status(path, JobStatus("ended")).state == "ended"
 
 
 def test_a_run_that_was_not_submitted_is_running_while_its_directory_is_locked(tmp_path: Path) -> None:
     open_run = open_run_directory(config(tmp_path))
     _events(open_run.path, STARTED, ("step", {"step": 3, "metrics": {"loss": 2.0}}), ("checkpoint", {"step": 4}))
-    status = run_status(open_run.path)
+    status = read_run_status(open_run.path)
     assert (status.state, status.step, status.checkpoint_step, status.metrics) == ("running", 4, 4, {"loss": 2.0})
     open_run.release()
-    assert run_status(open_run.path).state == "ended"
+    assert read_run_status(open_run.path).state == "ended"
     _events(open_run.path, STOPPED)
-    assert run_status(open_run.path).state == "stopped"
+    assert read_run_status(open_run.path).state == "stopped"
 
 
 def test_a_later_attempt_clears_the_end_of_an_earlier_one(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_logs_of_all_attempts_are_read_in_order(tmp_path: Path) -> None:
     texts = {"0": "3", "0.1": "1", "0.2": "2", "0.10": "x", "01": "-", "1": "other"}
     for name, text in {f"rank-{key}.log": text for key, text in texts.items()}.items():
         (logs / name).write_text(text)
-    assert [file.name for file in log_files(tmp_path, 0)] == [
+    assert [file.name for file in find_logs(tmp_path, 0)] == [
         "rank-0.1.log",
         "rank-0.2.log",
         "rank-0.10.log",
@@ -202,13 +202,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
 )
 def test_the_job_state_is_read_from_squeue_and_sacct(slurm: StandIns, squeue: Any, sacct: Any, state: JobState) -> None:
     slurm.answer(squeue=squeue, sacct=sacct)
-    assert job_state("42") == state
+    assert read_job_state("42") == state
 
 
 def test_the_error_has_the_message_of_squeue(slurm: StandIns) -> None:
     slurm.answer(squeue=(1, "", "slurm_load_jobs error: Unable to contact slurm controller"))
     with pytest.raises(QueueCommandError, match=r"squeue: .*Unable to contact"):
-        job_state("42")
+        read_job_state("42")
 
 
 @pytest.mark.parametrize("job_id", ["", "1; rm", "-u root", "a", "1_"])
@@ -323,10 +323,10 @@ def test_the_status_of_a_job_without_ranks_has_the_error_of_its_output(
         log.write("finished", step=9, metrics={})
         (run / "logs").mkdir()
         (run / "logs/rank-0.log").write_text("trained\n")
-    status = run_status(run, JobStatus("failed"))
+    status = read_run_status(run, JobStatus("failed"))
     assert status.state == "failed"
     assert status.detail.endswith(f"{REASON} ({file})")
-    assert run_status(run, JobStatus("ended")).state == "failed"
+    assert read_run_status(run, JobStatus("ended")).state == "failed"
 
     shown = b"".join(read_log(run, 0)).decode()
     assert shown.endswith(OUTPUT)
@@ -344,20 +344,20 @@ def test_the_status_of_a_job_with_ranks_comes_from_its_events(tmp_path: Path) ->
     _events(run, STARTED, FAILED)
     (run / "logs").mkdir()
     (run / "logs/rank-0.log").write_text("trained\n")
-    assert (run_status(run).detail, b"".join(read_log(run, 0))) == ("nan", b"trained\n")
+    assert (read_run_status(run).detail, b"".join(read_log(run, 0))) == ("nan", b"trained\n")
 
 
 def test_the_status_of_a_job_without_an_error_has_its_last_line(tmp_path: Path) -> None:
     run, file = _silent(tmp_path, "local")
     file.write_text("Traceback (most recent call last):\n  here\nImportError: no launcher\n\n")
-    status = run_status(run)
+    status = read_run_status(run)
     assert (status.state, status.detail) == ("failed", f"its last line: ImportError: no launcher ({file})")
 
 
 def test_a_job_without_output_has_ended_without_a_reason(tmp_path: Path) -> None:
     run, file = _silent(tmp_path, "local")
     file.write_text("")
-    status = run_status(run)
+    status = read_run_status(run)
     assert (status.state, status.detail) == ("ended", "")
     with pytest.raises(NoSuchRunError, match="no rank has started yet"):
         list(read_log(run, 0))

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.cli import main as cli
 from launcher.config.schema import SlurmOptions
-from slurm.job import job_options
+from slurm.job import list_job_options
 from tests.support.processes import Finished, launcher, run
 from tests.support.run_directories import fill, small_disk
 from tests.support.stand_ins import TAKEN, StandIns
@@ -127,7 +127,7 @@ def test_slurm_options_of_the_config_are_used_unless_a_flag_overrides_them(cwd: 
 
 def test_the_config_has_every_option_of_a_job() -> None:
     known = {field.name.replace("_", "-") for field in dataclasses.fields(SlurmOptions)}
-    assert known == set(job_options())
+    assert known == set(list_job_options())
 
 
 def test_shell_syntax_in_a_value_is_rejected(

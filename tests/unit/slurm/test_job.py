@@ -14,12 +14,12 @@ from slurm.job import (
     JobRequestError,
     SlurmJob,
     find_contradictions,
-    job_options,
-    names_to_export,
+    list_job_options,
     read_job,
     read_minutes,
+    select_exported_names,
 )
-from slurm.render import JobExecutor, submission_parameters
+from slurm.render import JobExecutor, make_submission_parameters
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_error_lists_every_wrong_option() -> None:
     assert all("given" in problem.message and "expected" in problem.message for problem in refused.value.problems)
 
 
-TEXTS = sorted(set(job_options()) - {"nodes", "gpus-per-node", "cpus-per-task", "signal-delay", "time", "signal"})
+TEXTS = sorted(set(list_job_options()) - {"nodes", "gpus-per-node", "cpus-per-task", "signal-delay", "time", "signal"})
 SHELL_SYNTAX = [
     "a\nrm -rf /",
     "a;touch x",
@@ -118,7 +118,7 @@ def test_the_script_is_valid_bash_for_any_folder(tmp_path: Path) -> None:
 
 
 def test_a_chosen_signal_is_set_for_sbatch_and_submitit() -> None:
-    parameters = submission_parameters(SlurmJob("it", signal="USR1", signal_delay=300))
+    parameters = make_submission_parameters(SlurmJob("it", signal="USR1", signal_delay=300))
     assert parameters["additional_parameters"]["signal"] == "USR1@300"
     assert parameters["setup"] == ["export SUBMITIT_PREEMPT_SIGNAL=USR1"]
 
@@ -147,4 +147,4 @@ def test_variables_are_exported_by_name() -> None:
         "TORCHELASTIC_RUN_ID",
         "MY_DATA",
     ]
-    assert names_to_export(present, ["MY_DATA"]) == ("MY_DATA", "NCCL_DEBUG", "PATH", "WANDB_API_KEY")
+    assert select_exported_names(present, ["MY_DATA"]) == ("MY_DATA", "NCCL_DEBUG", "PATH", "WANDB_API_KEY")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from slurm.interfaces import addresses
+from slurm.interfaces import find_addresses
 from slurm.rendezvous import PortReservation, RendezvousError, host_rendezvous, join_rendezvous
 
 # Threads and sockets.
@@ -27,7 +27,7 @@ def test_every_node_gets_an_address_that_answers_and_the_port(tmp_path: Path) ->
         assert first.result().port == 1234
     for place in places:
         # The name that does not resolve was skipped.
-        assert place.host in ("localhost", *addresses())
+        assert place.host in ("localhost", *find_addresses())
         assert place.port == 1234
     assert not file.exists(), "its token is of no more use"
 
@@ -73,6 +73,6 @@ def test_only_our_server_gets_a_reserved_port() -> None:
 
 
 def test_addresses_have_no_loopback() -> None:
-    found = addresses()
+    found = find_addresses()
     assert not any(address.startswith(("127.", "fe80:")) or address == "::1" for address in found)
     assert set(found.values()) <= {name for _, name in socket.if_nameindex()}

@@ -18,7 +18,7 @@ from slurm.environment import SlurmTask
 from slurm.job import SlurmJob
 from slurm.render import JobExecutor
 from slurm.rendezvous import Endpoint
-from slurm.task import FitRequest, FitTask, agent_command
+from slurm.task import FitRequest, FitTask, make_agent_command
 from tests.support.stand_ins import TAKEN, StandIns
 
 # Processes start.
@@ -209,7 +209,7 @@ _TASK = SlurmTask("7", 1, 2, 1, 3)
 
 
 def _command(request: FitRequest, env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    return agent_command(request, _TASK, Endpoint("n1", 4711, "ib0"), env)
+    return make_agent_command(request, _TASK, Endpoint("n1", 4711, "ib0"), env)
 
 
 def test_several_nodes_get_the_published_endpoint_and_its_interface() -> None:
@@ -230,7 +230,7 @@ def test_an_interface_of_the_user_is_kept() -> None:
 
 def test_the_first_checkpoint_is_used_until_the_run_has_its_own(tmp_path: Path) -> None:
     request = FitRequest(str(tmp_path), "/f", ("l",), "/cwd", 1, 1, "USR2", resume_from="/old/last.ckpt")
-    assert agent_command(request, _TASK, None, {})[0][-2:] == ["--resume", "/old/last.ckpt"]
+    assert make_agent_command(request, _TASK, None, {})[0][-2:] == ["--resume", "/old/last.ckpt"]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt.manifest").touch()
-    assert agent_command(request, _TASK, None, {})[0][-2:] == ["--resume", "auto"]
+    assert make_agent_command(request, _TASK, None, {})[0][-2:] == ["--resume", "auto"]
