@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.agent.flight_recorder import FlightRecord, ranks_that_did_not_enter
 from launcher.process.heartbeat import UNKNOWN, Heartbeat
+from strategies.registry import list_strategies
 
 # The default limit: this many steps' time, and never less than this many seconds.
 _STEPS = 20.0
@@ -16,7 +17,7 @@ _SECONDS = 600.0
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+|\?\?\?) in (?P<name>.+)$')
 # Where the main thread stands while it waits for the other ranks; DDP's collectives run within the backward pass.
 _COLLECTIVE_FILES = ("torch/distributed/", "torch/autograd/graph.py", "torch/autograd/__init__.py",
-                     "torch/nn/parallel/distributed.py", "deepspeed/comm/")  # fmt: skip
+                     "torch/nn/parallel/distributed.py")  # fmt: skip
 
 
 class HangWatch:
@@ -143,7 +144,8 @@ def main_thread_frame(stacks: str) -> tuple[str, str, str] | None:
 def in_collective(stacks: str) -> bool:
     """Whether the main thread waits for other ranks."""
     # A training step that sleeps is within backward's callers too: the innermost frames alone tell.
-    return any(part in frame[0] for frame in _main_thread(stacks)[:2] for part in _COLLECTIVE_FILES)
+    files = (*_COLLECTIVE_FILES, *(part for strategy in list_strategies() for part in strategy.collective_files))
+    return any(part in frame[0] for frame in _main_thread(stacks)[:2] for part in files)
 
 
 def _main_thread(stacks: str) -> list[tuple[str, str, str]]:

@@ -25,6 +25,7 @@ from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
 from launcher.hardware.cpus import usable_cpus
 from launcher.hardware.rank_count import likely_ranks, requested_ranks
+from strategies.registry import find_requested
 
 # What every rank imports before it trains; all that is here is imported once, and its memory shared.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
@@ -113,8 +114,9 @@ def modules_to_preload(config: RunConfig, env: Mapping[str, str]) -> list[str]:
     if config.wandb.mode != "disabled":
         libraries.append("wandb")
     # Without the variable a rank decides on DeepSpeed's accelerator, and then imports it.
-    if config.strategy.startswith("deepspeed") and env.get("DS_ACCELERATOR"):
-        libraries += ["deepspeed", "lightning.pytorch.strategies.deepspeed"]
+    strategy = find_requested(config.strategy)
+    if strategy is not None and (env.get("DS_ACCELERATOR") or not strategy.needs_deepspeed):
+        libraries += strategy.libraries
     named = [config.model, config.data, dataclasses.asdict(config.trainer)]
     return [*libraries, USER_MODULES, *installed_imports(_class_paths(named))]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from launcher.cli.commands import COMMANDS
 from launcher.cli.parsers import new_parser
 from launcher.config.schema import config_fields
+from strategies.registry import list_strategy_names
 
 # zsh's array of what the user has typed.
 _ZSH_ARGUMENTS = "words"
@@ -77,6 +78,7 @@ def _values() -> dict[str, tuple[str, ...]]:
             values += ["true", "false"]
         if values:
             found[f"--{path}"] = tuple(map(str, values))
+    found["--strategy"] = list_strategy_names()
     return found
 
 

@@ -61,7 +61,7 @@ class ConfigCommand:
         """The parser of the command's options."""
         usage = f"launcher {self.name} [options] [--key value ...]"
         description = COMMANDS[self.name].summary + self.details
-        parser = new_parser(self.name, usage=usage, description=description, epilog=EPILOG)
+        parser = new_parser(self.name, usage=usage, description=description, epilog=f"{EPILOG}\n{_list_strategies()}")
         add_config(parser)
         parser.add_argument("--print-config", "--print_config", action="store_true",
                             help="print the complete config and exit")  # fmt: skip
@@ -88,6 +88,16 @@ class ConfigCommand:
         with socket_folder():
             code = _start_ranks(config, topology, launch, [self.name, *arguments])
             return self.execute(config, topology, options) if code is None else code
+
+
+def _list_strategies() -> str:
+    from strategies.registry import list_strategies
+
+    rows = {
+        "auto": "the fastest that fits the memory at hand",
+        **{each.name: each.summary for each in list_strategies()},
+    }
+    return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
 
 
 def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:

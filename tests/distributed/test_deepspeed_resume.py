@@ -145,7 +145,6 @@ def test_two_runs_in_one_process_leave_nothing_to_each_other(tmp_path: Path) -> 
     script.write_text(
         "import os\n"
         "from launcher import fit, load_config\n"
-        "from strategies.deepspeed_config import VARIANTS\n"
         "before = dict(os.environ)\n"
         "words = ['--model', 'tests.support.toy.Toy', '--data', 'tests.support.toy.ToyData', '--wandb.mode',\n"
         "         'disabled', '--trainer.max_steps', '3', '--strategy', 'deepspeed_stage_2_offload', '--name']\n"

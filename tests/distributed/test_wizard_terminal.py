@@ -53,7 +53,7 @@ class Terminal:
         self.child.send(keys)
 
     def ends(self, code: int) -> str:
-        """Wait for the end; returns what was said since the last question."""
+        """Wait for the end; returns the output since the last question."""
         self.child.expect(pexpect.EOF)
         assert self.process.wait() == code, self.child.before
         return self.child.before or ""

@@ -74,7 +74,7 @@ def test_a_job_gets_the_gpus_that_were_asked_for_and_a_torch_without_cuda_is_tol
     wait_until("the end", lambda: cluster.job_field(job_id, "JobState") in ("COMPLETED", "FAILED"), PATIENCE)
     folder = tmp_path / "runs" / "g" / "submissions" / "1"
     told = "".join(file.read_text() for file in folder.glob("*_log.*"))
-    assert "accelerator 'gpu' was asked for, but this machine has only cpu" in told, told
+    assert "accelerator 'gpu' was requested, but this machine has only cpu" in told, told
     assert "exit code 2" in told
     status = json.loads(words(cluster, tmp_path, "status", "g", "--json").output)
     assert status["state"] == "failed"

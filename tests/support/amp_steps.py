@@ -37,8 +37,8 @@ def only_row(wandb: RecordingWandb) -> dict[str, Any]:
 class Rows(LossScaleMonitor):
     """Keeps what it is to write."""
 
-    def __init__(self, *words: Any, **options: Any) -> None:
-        super().__init__(*words, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.rows: list[tuple[int, dict[str, Any]]] = []
         self.samples: list[RankSample] = []
         self.finished: list[Any] = []
@@ -57,7 +57,7 @@ class Rows(LossScaleMonitor):
 
 
 def batches(monitor: LossScaleMonitor, trainer: Any, *steps: int, outputs: Any = None) -> None:
-    """The end of a batch after which the trainer stands at each of these steps."""
+    """The end of a batch at each of these steps."""
     for step in steps:
         trainer.global_step = step
         monitor.on_train_batch_end(trainer, None, outputs, None, 0)

@@ -161,7 +161,7 @@ def test_the_guess_counts_the_drivers_gpus_that_are_visible(
 
 
 def test_two_different_numbers_of_ranks_are_refused() -> None:
-    with pytest.raises(TopologyError, match="--nproc-per-node means 4 ranks here, but devices is 2"):
+    with pytest.raises(TopologyError, match="--nproc-per-node gives 4 ranks here, but devices is 2"):
         requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
 
 
