@@ -34,7 +34,7 @@ PENDING: dict[str, set[str]] = {
         "launcher.training.samplers.PlacedSampler.__init__",
     },
     "packages": set(),
-    "cycles": {},
+    "cycles": set(),
 }
 
 
