@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Partition ('*' marks the default), availability, time limit, nodes, CPUs and MB of memory per node, generic resources.
 _FORMAT = "%P|%a|%l|%D|%c|%m|%G"
@@ -100,11 +100,8 @@ def _read_fields(fields: Sequence[str]) -> Partition:
 
 
 def _joined(one: Partition, other: Partition) -> Partition:
-    return Partition(
-        name=one.name,
-        is_default=one.is_default,
-        is_up=one.is_up,
-        time_limit=one.time_limit,
+    return replace(
+        one,
         nodes=one.nodes + other.nodes,
         cpus_per_node=min(one.cpus_per_node, other.cpus_per_node),
         memory_mb_per_node=min(one.memory_mb_per_node, other.memory_mb_per_node),

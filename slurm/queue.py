@@ -8,7 +8,11 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from slurm.array import read_array
+
 _TIMEOUT = 60.0
+# Larger than any MaxArraySize.
+_MAX_INDEX = 10**9
 # States of jobs that will not run again.
 ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED",
                    "TIMEOUT"})  # fmt: skip
@@ -147,19 +151,10 @@ def _query_accounting(job_id: str) -> list[tuple[str, JobState]]:
     return rows
 
 
-def _indices(name: str, job_id: str) -> list[int]:
+def _indices(name: str, job_id: str) -> tuple[int, ...]:
     """The members in an id: `42_7`, or `42_[8,10-12%2]` for members that wait together."""
-    found = re.fullmatch(rf"{job_id}_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\])", name, re.ASCII)
-    if found is None:
-        return []
-    if found[1] is not None:
-        return [int(found[1])]
-    indices: list[int] = []
-    for part in found[2].split(","):
-        first, _, rest = part.partition("-")
-        last, _, step = rest.partition(":")
-        indices += range(int(first), int(last or first) + 1, int(step or 1))
-    return indices
+    found = re.fullmatch(rf"{job_id}_(?:(\d+)|\[([\d,:%-]+)\])", name, re.ASCII)
+    return () if found is None else read_array(found[1] or found[2], _MAX_INDEX).indices
 
 
 def _check_id(job_id: str) -> None:
