@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from launcher.checkpoint.formats import format_of
 from launcher.checkpoint.reader import Trust, first_line, foreign_objects, list_objects, read_file
 from launcher.core.errors import ResumeError
 
@@ -36,10 +37,8 @@ class ReadBack:
         if name.parent in self._done:
             return
         self._done.add(name.parent)
-        # DeepSpeed's files all have the same content types, so one of each kind is enough.
-        pieces = (sorted(written.rglob(f"*_{kind}_states.pt"))[:1] for kind in ("model", "optim"))
         try:
-            for file in [file for found in pieces for file in found] if written.is_dir() else [written]:
+            for file in format_of(written).sample_files(written):
                 self._check(file, name)
         except Exception as error:  # noqa: BLE001 -- the training continues in any case, as in plain Lightning
             reason = first_line(error.__cause__ if isinstance(error, ResumeError) and error.__cause__ else error)

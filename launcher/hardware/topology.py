@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.core.errors import TopologyError
-from launcher.hardware.mpi_ranks import as_torchrun_variables
+from launcher.hardware.mpi_ranks import to_torchrun_variables
 from slurm.environment import SlurmEnvironmentError, read_slurm_task
 
 Source = Literal["torchrun", "slurm", "single"]
@@ -73,7 +73,7 @@ class Topology:
             TopologyError: variables are missing or contradict each other (lists all); or `srun`, mpirun or Kubeflow
                 started ranks that cannot be used.
         """
-        env = {**env, **as_torchrun_variables(env)}
+        env = {**env, **to_torchrun_variables(env)}
         if any(name in env for name in _RANK_VARIABLES):
             return _from_torchrun(env, host)
         try:
@@ -82,7 +82,7 @@ class Topology:
             raise TopologyError(str(error)) from error
         if task is None:
             return cls.single(host)
-        if task.tasks > 1 and not task.one_a_node:
+        if task.tasks > 1 and not task.has_one_task_per_node:
             raise TopologyError(
                 f"srun started {task.tasks} tasks on {task.nodes} nodes; the launcher needs one task a node, which "
                 "starts the ranks: srun --ntasks-per-node=1 python -m launcher fit ..."

@@ -19,7 +19,7 @@ from launcher.loggers.selection import own_loggers, run_loggers, wants_no_logger
 from launcher.loggers.wandb_config import build_wandb_config
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.changes import PlanChanges
-from launcher.planning.deepspeed_facts import check_model
+from launcher.planning.fit_plan import check_model
 from launcher.runs.selection import last_checkpoint
 from launcher.training.callbacks.events import EventWriter, as_numbers
 from launcher.training.callbacks.memory import MeasuredMemory

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
-from launcher.checkpoint.deepspeed import read_consolidated
+from launcher.checkpoint.formats import format_of
 from launcher.checkpoint.manifest import note_hashes
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
@@ -34,7 +34,9 @@ from launcher.training.callbacks.run_checkpoint import (
 from launcher.training.context import RunContext
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
-from strategies.build import FixedClusterEnvironment, PreflightRank, build_strategy, precision_plugin
+from strategies.base import BuildOptions, CheckpointHooks, RankLocation
+from strategies.build import build_strategy, precision_plugin
+from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
 
 # Settings that the plan decides, or that are passed in another way.
@@ -76,7 +78,7 @@ def build_trainer(
     plugins += [] if plugin is None else [plugin]
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no cluster environment, so Lightning would read SLURM's variables and requeue the job itself.
-        plugins.append(FixedClusterEnvironment(_place(topology)))
+        plugins.append(FixedClusterEnvironment(_location(topology)))
     # Lightning refuses a second progress bar, and a progress bar callback without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
     shows_bar = has_bar or (topology.rank == 0 and ctx.output.console.is_terminal)
@@ -103,38 +105,37 @@ def build_trainer(
 
 
 def _strategy(ctx: RunContext, read_back: ReadBack, on_unused: Callable[[tuple[str, ...]], None] | None) -> Any:
-    plan = ctx.plan
-    strategy = build_strategy(
-        plan.strategy,
-        plan.device_kind,
-        _place(ctx.topology),
+    options = BuildOptions(
+        ctx.plan.device_kind,
+        _location(ctx.topology),
         ctx.config.process_group_timeout,
-        deepspeed=plan.deepspeed,
+        deepspeed=ctx.plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
         ddp=make_ddp_options(ctx.config),
         on_unused=on_unused,
+        checkpoint=_checkpoint_hooks(ctx, read_back),
     )
-    if plan.deepspeed is not None:
-        _check_deepspeed_files(strategy, ctx, read_back)
-    return strategy
+    return build_strategy(ctx.plan.strategy, options)
 
 
-def _check_deepspeed_files(strategy: Any, ctx: RunContext, read_back: ReadBack) -> None:
-    """Apply the launcher's checks to DeepSpeed's checkpoints, which DeepSpeed reads and writes itself."""
+def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
+    """The launcher's checks, for strategies that read and write their checkpoints themselves."""
 
-    def written(fresh: Path, name: Path, step: int | None) -> None:
-        read_back(fresh, name)
-        note_hashes(fresh, name, step)
+    def on_written(written: Path, name: Path, step: int | None) -> None:
+        read_back(written, name)
+        note_hashes(written, name, step)
 
-    strategy.on_written = written
-    strategy.read_consolidated = read_consolidated
-    strategy.reading = functools.partial(guarded_loads, trust=ctx.trust)
-    if ctx.run.resume_from is not None:
-        strategy.check_model = functools.partial(check_fits_model, ctx.run.resume_from)
+    resume = ctx.run.resume_from
+    return CheckpointHooks(
+        on_written,
+        reading=functools.partial(guarded_loads, trust=ctx.trust),
+        read_consolidated=lambda path: format_of(path).read_consolidated(path),
+        check_model=None if resume is None else functools.partial(check_fits_model, resume),
+    )
 
 
-def _place(topology: Topology) -> PreflightRank:
-    return PreflightRank(
+def _location(topology: Topology) -> RankLocation:
+    return RankLocation(
         topology.rank,
         topology.world_size,
         topology.local_rank,

@@ -26,22 +26,9 @@ INDEPENDENT_OPTIONS = {
 PENDING: dict[str, set[str]] = {
     "class names": set(),
     "files": set(),
-    "parameters": {
-        "launcher.agent.fixed_rendezvous.FixedRendezvous.__init__",
-        "launcher.agent.restart_policy.decide",
-        "launcher.planning.profile._traced",
-        "strategies.build.build_strategy",
-        "strategies.comparison._assess",
-        "strategies.comparison.compare_strategies",
-        "strategies.gpus._gpu",
-        "strategies.precision_agreement._decide",
-        "strategies.step_time.step_time",
-        "strategies.trace.trace_step",
-    },
-    "packages": {"slurm", "strategies"},
-    "cycles": {
-        "launcher.cli.job_commands > launcher.cli.sweep",
-    },
+    "parameters": set(),
+    "packages": set(),
+    "cycles": set(),
 }
 
 

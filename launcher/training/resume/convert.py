@@ -10,9 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_layout
+from launcher.checkpoint.formats import format_of, format_written_by
 from launcher.checkpoint.reader import CONSOLIDATED
-from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.atomic_write import replace_file
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.training.context import RunContext
@@ -28,13 +27,18 @@ def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
         ResumeError: the checkpoint cannot be consolidated.
     """
     resume, plan = ctx.run.resume_from, ctx.plan
-    planned = None if plan.deepspeed is None else ZeroLayout.of(plan.deepspeed, plan.world_size)
-    if resume is None or not resume.is_dir() or (layout := zero_layout(resume)) == planned:
+    if resume is None:
+        yield None
+        return
+    saved, planned = format_of(resume), format_written_by(plan.strategy.name)
+    if saved.is_loadable(resume, planned, plan.deepspeed, plan.world_size):
         yield resume
         return
-    ctx.output.notice(f"{resume.name} was saved by {layout}: it is consolidated for {plan.strategy.name}")
+    ctx.output.notice(
+        f"{resume.name} was saved by {saved.describe(resume)}: it is consolidated for {plan.strategy.name}"
+    )
     consolidated, rank = ctx.run.path / CONSOLIDATED, ctx.topology.rank
-    _on_rank_zero(rank, lambda: save_private(read_consolidated(resume, ctx.trust), consolidated))
+    _on_rank_zero(rank, lambda: save_private(saved.read_consolidated(resume, ctx.trust), consolidated))
     try:
         yield consolidated
     finally:
@@ -55,7 +59,7 @@ def convert_checkpoint(source: Path, target: Path) -> int:
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already and is not overwritten; give another name")
-    content = read_consolidated(source) if source.is_dir() else read_checkpoint(source)
+    content = format_of(source).read_consolidated(source)
     state: Any = content.get("state_dict")
     if not isinstance(state, Mapping):
         raise ResumeError(f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote")

@@ -96,7 +96,7 @@ def test_the_model_is_checked_at_once_and_its_parameters_counted() -> None:
         "model: given 'nodots'; expected an import path",
         "model.class_path: module tests has no no_such",
         "model.class_path: module tests.support.toy has no Toyy",
-        "model.class_path: tests.support.toy.NoModule is no LightningModule",
+        "model.class_path: tests.support.toy.NoModule is not a LightningModule",
         "Toy(lr: float = 0.05",
         "161 parameters",
     ):
