@@ -140,7 +140,10 @@ def test_a_batch_norm_trains_in_16_bits_with_its_statistics_in_fp32(tmp_path: Pa
     ("model", "told"),
     [
         ("TwoOptimizers", "DeepSpeed takes one optimizer, TwoOptimizers.configure_optimizers gave several; return one"),
-        ("ByHand", "ByHand optimizes by hand (automatic_optimization is False), which deepspeed_stage_1 does not support"),
+        (
+            "ByHand",
+            "ByHand optimizes by hand (automatic_optimization is False), which deepspeed_stage_1 does not",
+        ),
     ],
 )
 def test_a_model_that_deepspeed_cannot_train_is_told_by_one_line(tmp_path: Path, model: str, told: str) -> None:
