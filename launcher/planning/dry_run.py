@@ -9,8 +9,8 @@ from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.hardware.devices import detect_hardware
-from launcher.hardware.rank_count import requested_ranks
-from launcher.hardware.target_machines import OtherMachines
+from launcher.hardware.rank_count import count_requested_ranks
+from launcher.hardware.target_machines import TargetMachines
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.fit_plan import profile_for
 from launcher.planning.memory import host_memory, plan_with_memory
@@ -35,7 +35,7 @@ class DryRun:
     profile: ModelProfile | None
 
 
-def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None) -> DryRun:
+def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None) -> DryRun:
     """What `fit` would do with this config, on `num_nodes` machines like this one or on other machines.
 
     Args:
@@ -65,7 +65,7 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
 
 
 def _like_this_machine(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
-    local = requested_ranks(config)
+    local = count_requested_ranks(config)
     nodes = 1 if config.num_nodes == "auto" else config.num_nodes
     hardware = detect_hardware(config.accelerator, 0)
     first = RankFacts(
@@ -82,7 +82,7 @@ def _like_this_machine(config: RunConfig, classes: UserClasses, host: str) -> Ag
     return Agreement(identical_ranks(first, local * nodes), assumed=local * nodes > 1)
 
 
-def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> Agreement:
+def _others(config: RunConfig, classes: UserClasses, others: TargetMachines) -> Agreement:
     first = RankFacts(
         rank=0,
         local_rank=0,

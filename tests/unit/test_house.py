@@ -27,28 +27,12 @@ PENDING: dict[str, set[str]] = {
     "class names": set(),
     "files": {"launcher/training/loops.py"},
     "parameters": {
-        "launcher.agent.fixed_rendezvous.FixedRendezvous.__init__",
-        "launcher.agent.restart_policy.decide",
-        "launcher.loggers.kept_logs.LogFileState.__init__",
-        "launcher.report.compare._differences",
-        "launcher.report.markup.table",
-        "launcher.report.plots._draw",
-        "launcher.report.plots.draw_curves",
         "launcher.training.data_order.DataOrder.__init__",
         "launcher.training.samplers.GlobalOrderSampler.__init__",
         "launcher.training.samplers.PlacedSampler.__init__",
-        "launcher.wizard.steps._ask_value",
     },
-    "packages": {"launcher/report", "slurm"},
-    "cycles": {
-        "launcher.cli.job_commands > launcher.cli.sweep",
-        (
-            "launcher.doctor.checks > launcher.doctor.command > launcher.doctor.gpu_probe > launcher.doctor.gpus > "
-            "launcher.doctor.network > launcher.doctor.preflight_findings > launcher.doctor.preflight_node > "
-            "launcher.doctor.preflight_rank > launcher.doctor.preflight_run"
-        ),
-        "launcher.wizard.answers > launcher.wizard.notes",
-    },
+    "packages": set(),
+    "cycles": set(),
 }
 
 

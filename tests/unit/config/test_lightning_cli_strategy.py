@@ -164,7 +164,7 @@ def test_the_file_of_deepspeed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "path", "says"),
+    ("given", "path", "expected"),
     [
         ("fsdp", _PATH, "deepspeed_stage_3 shards the same states"),
         ("dp", _PATH, "write ddp"),
@@ -192,10 +192,10 @@ def test_the_file_of_deepspeed(tmp_path: Path) -> None:
         (of_class("SingleDeviceStrategy", device="cuda:1"), f"{_PATH}.init_args.device", "CUDA_VISIBLE_DEVICES=1"),
     ],
 )
-def test_unsupported_arguments_are_rejected_with_advice(given: Any, path: str, says: str) -> None:
+def test_unsupported_arguments_are_rejected_with_advice(given: Any, path: str, expected: str) -> None:
     found_path, message = message_of(given)
     assert found_path == path
-    assert says in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(("accelerator", "backend"), [("cpu", "gloo"), ("gpu", "nccl"), (None, "nccl")])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.hardware.cpus import usable_cpus
+from launcher.hardware.cpus import count_usable_cpus
 
 
 def _group(root: Path, path: str, **files: str) -> None:
@@ -21,7 +21,7 @@ def _group(root: Path, path: str, **files: str) -> None:
     ("quota", "cores"),
     [("max 100000", 6), ("400000 100000", 4), ("150000 100000", 1), ("50000 100000", 1), ("1600000 100000", 6)],
 )
-def test_a_quota_counts_where_it_is_less_than_the_affinity_mask(
+def test_a_quota_below_the_affinity_mask_counts(
     quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
@@ -29,19 +29,19 @@ def test_a_quota_counts_where_it_is_less_than_the_affinity_mask(
     proc.write_text("0::/job/step\n")
     _group(tmp_path, "fs/job", cpu__max=quota)
     _group(tmp_path, "fs/job/step", cpu__max="max 100000")
-    assert usable_cpus(proc, tmp_path / "fs") == cores
+    assert count_usable_cpus(proc, tmp_path / "fs") == cores
 
 
-def test_version_1_and_a_path_that_is_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_1_and_a_path_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     proc = tmp_path / "self"
     proc.write_text("12:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n")
     _group(tmp_path, "fs/cpu", cpu__cfs_quota_us="300000\n", cpu__cfs_period_us="100000\n")
-    assert usable_cpus(proc, tmp_path / "fs") == 3
+    assert count_usable_cpus(proc, tmp_path / "fs") == 3
     _group(tmp_path, "fs/cpu", cpu__cfs_quota_us="-1\n")
-    assert usable_cpus(proc, tmp_path / "fs") == 6
+    assert count_usable_cpus(proc, tmp_path / "fs") == 6
 
 
-def test_this_process_has_some(tmp_path: Path) -> None:
-    assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
-    assert usable_cpus(tmp_path / "none") == len(os.sched_getaffinity(0))
+def test_this_process_has_a_core(tmp_path: Path) -> None:
+    assert 1 <= count_usable_cpus() <= len(os.sched_getaffinity(0))
+    assert count_usable_cpus(tmp_path / "none") == len(os.sched_getaffinity(0))

@@ -1,0 +1,120 @@
+"""The main function of a rank that the agent started: prepares the process, then runs the same command as torchrun."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.process import parent_death
+from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, stacks_path
+
+# Makes a rank write its stacks. A real-time signal, because the user, NCCL or the scheduler may use USR1 and USR2.
+STACKS_SIGNAL = signal.SIGRTMAX - 2
+
+
+@dataclass(frozen=True, slots=True)
+class RankCommand:
+    """The command that every rank runs.
+
+    Attributes:
+        main: takes the arguments and returns the exit code; a function of a module, because it is pickled by name.
+        arguments: the command line.
+    """
+
+    main: Callable[[Sequence[str]], int]
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankTask:
+    """The arguments that the agent sends to a rank.
+
+    Attributes:
+        command: what the rank runs.
+        folder: folder of the attempt, for the rank's reports to the agent.
+    """
+
+    command: RankCommand
+    folder: str
+
+
+def run_rank(task: RankTask) -> None:
+    """Run one rank and exit with its exit code; never returns."""
+    _attach_to_agent()
+    os.environ[FOLDER_VARIABLE] = task.folder
+    set_rank_zero(os.environ)
+    # Otherwise loader workers would use a new fork server in each rank and import all libraries in every epoch.
+    multiprocessing.set_start_method(None, force=True)
+    report = RankStatusWriter.from_env(os.environ)
+    _prepare_stacks(Path(task.folder), report)
+    code = 1
+    try:
+        code = task.command.main(task.command.arguments)
+    except SystemExit as error:
+        # The user's code may call `sys.exit`.
+        code = error.code if isinstance(error.code, int) else 1 if error.code else 0
+    except BaseException as error:  # noqa: BLE001 -- the outermost frame of the process: reports the error, then exits
+        report.record_error(error)
+        report.write_traceback(error)
+    _exit_process(code)
+
+
+def _attach_to_agent() -> None:
+    """End when the agent ends, and receive signals from the agent only, not from the terminal."""
+    parent = multiprocessing.parent_process()
+    parent_death.die_with_parent(parent_death.fork_server_pid or (parent.pid if parent else None))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, parent_death.FOR_RANKS)
+    with contextlib.suppress(PermissionError):  # the process already leads a session
+        os.setpgid(0, parent_death.fork_server_pid or 0)
+    # Otherwise the kernel stops a background process that changes the terminal's settings.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+
+def set_rank_zero(env: Mapping[str, str]) -> None:
+    """Set the rank in Lightning and torchmetrics, which read it on import: in the fork server, where there is none."""
+    for name, variable in (
+        ("lightning_utilities.core.rank_zero", "RANK"),
+        ("torchmetrics.utilities.prints", "LOCAL_RANK"),
+    ):
+        module = sys.modules.get(name)
+        if module is not None:
+            vars(module)["rank_zero_only"].rank = int(env[variable])
+
+
+def _prepare_stacks(folder: Path, report: RankStatusWriter) -> None:
+    # A fatal signal writes the stack into the rank's log.
+    faulthandler.enable()
+    with contextlib.suppress(OSError):
+        # Stays open until the process ends: faulthandler writes to the descriptor.
+        path = stacks_path(folder, int(os.environ["RANK"]))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Lightning restores this handler when its trainer ends; the default would kill the process.
+        signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
+        faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True, chain=False)
+        report.announce_stack_dumps()
+
+
+def _exit_process(code: int) -> None:
+    """End as an interpreter does, with threads and exit functions, which `multiprocessing` would skip."""
+    shutdown: Callable[[], Any] = vars(threading)["_shutdown"]
+    run_exit_functions: Callable[[], Any] = vars(atexit)["_run_exitfuncs"]
+    try:
+        shutdown()
+        run_exit_functions()
+    except BaseException:  # noqa: BLE001 -- an exception in an exit function must not change the exit code
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
