@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from launcher.agent.outside_ranks import outside_rank
+from launcher.agent.external_ranks import read_external_rank
 from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
@@ -220,7 +220,7 @@ class TrainingCoordinator:
 
         if is_script_rank():
             return self._fit_script(config, given, 0)
-        outside = outside_rank(config, os.environ)
+        outside = read_external_rank(config, os.environ)
         if outside is not None:
             return fit(config, env={**os.environ, **outside}, given=given)
         if Topology.from_env(os.environ, os.uname().nodename).source == "torchrun":
@@ -255,7 +255,7 @@ class TrainingCoordinator:
 
 def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResult:
     """Train on `count` forks of this notebook's kernel."""
-    from launcher.agent.forked_ranks import run_in_forks
+    from launcher.agent.notebook_ranks import run_in_forks
     from launcher.training.notebook import read_result, train_rank
 
     with tempfile.TemporaryDirectory(prefix="launcher-notebook-") as name:

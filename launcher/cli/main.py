@@ -222,9 +222,9 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         if not RankStatusWriter.from_env(os.environ).has_agent:
             reject_agent_flags(launch)
         return None
-    from launcher.agent.launch import start_ranks
+    from launcher.agent.rank_main import RankCommand
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
-    from launcher.agent.worker import RankCommand
+    from launcher.agent.start import start_ranks
     from launcher.hardware.rank_count import check_ranks
 
     enter_allocation(config, launch, arguments)

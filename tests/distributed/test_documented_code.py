@@ -28,15 +28,15 @@ def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
     output = run_block(tmp_path, "docs/how-to/scripts-and-notebooks.md", 'output_dir="runs"')
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["world_size"] == 2
-    # Both ranks print to one unbuffered pipe, so parts of a line may mix; a single text does not.
+    # Both ranks print to one unbuffered pipe, so parts of a line may mix, but not the parts of one write.
     assert output.count("/checkpoints/") == 2, "each rank prints its result"
     assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()
 
 
-def test_the_callback_logs_in_a_users_own_trainer(tmp_path: Path) -> None:
+def test_the_callback_logs_in_the_users_trainer(tmp_path: Path) -> None:
     run_block(tmp_path, "docs/how-to/falling-loss-scale.md", "AmpWandbCallback")
     rows = [row for row in history_rows(tmp_path) if row.get("amp/enabled")]
-    # Lightning turns 16-mixed on a CPU into bf16-mixed, which has no loss scale; on a GPU it has one.
+    # On a CPU Lightning replaces 16-mixed by bf16-mixed, which has no loss scale.
     assert rows
     assert {row["amp/precision"] for row in rows} <= {"bf16-mixed", "16-mixed"}
     assert all("perf/step_seconds" in row for row in rows)

@@ -1,4 +1,4 @@
-"""Runs `tests.support.live_states` on real ranks and lays its numbers beside the formulas'."""
+"""Runs `tests.support.live_states` on real ranks and compares its numbers with the formulas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = ZeroSettings(reduce_bucket_size=1000, persistence_threshold=500)
 
 @dataclass(frozen=True)
 class Compared:
-    """One part of one case: bytes on the rank that holds most."""
+    """One part of one case: bytes on the rank with the most."""
 
     model: str
     stage: int
@@ -44,19 +44,19 @@ def compare(
     """Every part of every case, measured on `world_size` gloo ranks.
 
     Args:
-        extensions: where DeepSpeed's compiled ops are kept.
+        extensions: folder of DeepSpeed's compiled ops.
     """
     out = folder / f"live-{world_size}"
-    words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
-    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_states"]
-    words += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
+    arguments = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
+    arguments += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_states"]
+    arguments += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
     env = {
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "TORCH_EXTENSIONS_DIR": str(extensions),
         "PYTHONPATH": str(REPOSITORY),
     }
-    run(words, folder, env=env, timeout=timeout).check()
+    run(arguments, folder, env=env, timeout=timeout).check()
     shapes = {name: shape_of(name) for name in models}
     ranks = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(world_size)]
     for lines in zip(*ranks, strict=True):
@@ -74,13 +74,13 @@ def compare(
 
 
 def shape_of(name: str) -> ModelShape:
-    """The shape as the plan reads it."""
+    """The model's shape for the plan."""
     module = MODELS[name].make()
     return describe_model(module, find_optimizer(module.configure_optimizers()))
 
 
 def types_of(stage: int, dtype: str) -> StateTypes:
-    """Without ZeRO everything follows the parameters; ZeRO keeps fp32 states, and buffers as they are."""
+    """Without ZeRO all types follow the parameters; ZeRO keeps fp32 states, and buffers unchanged."""
     if dtype == "fp32":
         return StateTypes()
     return StateTypes(2, 0.5, 0.5) if stage == 0 else StateTypes(2)

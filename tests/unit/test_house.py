@@ -27,8 +27,6 @@ PENDING: dict[str, set[str]] = {
     "class names": set(),
     "files": {"launcher/training/loops.py"},
     "parameters": {
-        "launcher.agent.fixed_rendezvous.FixedRendezvous.__init__",
-        "launcher.agent.restart_policy.decide",
         "launcher.training.data_order.DataOrder.__init__",
         "launcher.training.samplers.GlobalOrderSampler.__init__",
         "launcher.training.samplers.PlacedSampler.__init__",

@@ -134,7 +134,7 @@ def test_an_order_is_told_as_such_granted_or_refused() -> None:
 # The checkpoint.
 
 
-def test_auto_goes_on_in_the_checkpoints_precision() -> None:
+def test_auto_resumes_in_the_checkpoints_precision() -> None:
     agreed = reconcile("auto", H100S, checkpoint="16-mixed")
     assert (agreed.precision, agreed.notices, agreed.changed_from) == (FP16, (), None)
     assert agreed.reasons == ("precision auto: the checkpoint was trained in 16-mixed, and every rank can",)
