@@ -216,7 +216,7 @@ class TrainingCoordinator:
         return UserObjects(module, data, self._callbacks, self._loggers, precision, plugins=others)
 
     def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
-        from launcher.hardware.rank_count import requested_ranks
+        from launcher.hardware.rank_count import count_requested_ranks
 
         if is_script_rank():
             return self._fit_script(config, given, 0)
@@ -225,7 +225,7 @@ class TrainingCoordinator:
             return fit(config, env={**os.environ, **outside}, given=given)
         if Topology.from_env(os.environ, os.uname().nodename).source == "torchrun":
             return fit(config, given=given)
-        count = requested_ranks(config)
+        count = count_requested_ranks(config)
         if count == 1:
             return fit(config, given=given)
         if not in_notebook():

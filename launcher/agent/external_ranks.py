@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from launcher.hardware.mpi_ranks import as_torchrun_variables
+from launcher.hardware.mpi_ranks import to_torchrun_variables
 from slurm.environment import SlurmEnvironmentError, SlurmTask, read_slurm_task
 from slurm.nodelist import expand_nodes
 
@@ -45,7 +45,7 @@ def read_external_rank(config: RunConfig, env: Mapping[str, str]) -> dict[str, s
         return None if env.get("SLURM_JOB_NAME") in _INTERACTIVE else _rank_of_slurm_task(task, config, env)
     if any(env.get(name, "1") not in ("", "0", "1") for name in _MPI_SIZES):
         if env.get("MASTER_ADDR") and env.get("MASTER_PORT"):
-            return as_torchrun_variables(env)
+            return to_torchrun_variables(env)
         # Without mpi4py `launcher.hardware.mpi_ranks` reports what is missing.
         return _rank_of_mpi_process() if importlib.util.find_spec("mpi4py") else None
     return None

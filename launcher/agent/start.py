@@ -20,8 +20,8 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
-from launcher.hardware.cpus import usable_cpus
-from launcher.hardware.rank_count import likely_ranks, requested_ranks
+from launcher.hardware.cpus import count_usable_cpus
+from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
 
 
 def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand) -> int | None:
@@ -38,7 +38,7 @@ def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand)
     Raises:
         TopologyError: there are fewer devices than ranks, or the rendezvous failed.
     """
-    likely = likely_ranks(config, options)
+    likely = estimate_ranks(config, options)
     # One rank needs an agent too if it may be restarted.
     needs_agent = options.several_nodes or options.max_restarts > 0 or config.on_oom == "next"
     with contextlib.ExitStack() as stack:
@@ -54,7 +54,7 @@ def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand)
         before = dict(os.environ)
         # The server starts with a guess, because counting the devices imports torch.
         server = start_server(likely) if likely > 1 or needs_agent else None
-        count = requested_ranks(config, options)
+        count = count_requested_ranks(config, options)
         is_single = count == 1 and not needs_agent
         is_wrong_guess = _rank_variables(config, likely, before) != _rank_variables(config, count, before)
         if server is not None and (is_single or is_wrong_guess):
@@ -72,7 +72,7 @@ def _rank_variables(config: RunConfig, ranks: int, env: Mapping[str, str]) -> di
     """Environment variables that the fork server and the ranks need and the user has not set."""
     variables = {
         # torch and numpy read it on import.
-        "OMP_NUM_THREADS": str(max(1, usable_cpus() // ranks)),
+        "OMP_NUM_THREADS": str(max(1, count_usable_cpus() // ranks)),
         # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
         "RES_OPTIONS": "timeout:1 attempts:3",
     }

@@ -18,7 +18,7 @@ from launcher.core.distribution import __version__
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
-from launcher.hardware.mpi_ranks import as_torchrun_variables, without_starters
+from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
 
@@ -140,10 +140,10 @@ def run(arguments: Sequence[str]) -> int:
         return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
-        env = without_starters(os.environ) if getattr(options, "nnodes", None) else os.environ
+        env = remove_starter_variables(os.environ) if getattr(options, "nnodes", None) else os.environ
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules look there for the rank, too.
-        os.environ.update(as_torchrun_variables(env))
+        os.environ.update(to_torchrun_variables(env))
         launch = LaunchOptions() if command == "plan" else read_launch_options(vars(options))
         config = _load(options, overrides, topology)
         if options.print_config:

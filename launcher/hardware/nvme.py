@@ -29,7 +29,7 @@ class NvmeFolder:
     device: int = 0
 
 
-def offload_folders(config: RunConfig) -> tuple[str, ...]:
+def find_offload_folders(config: RunConfig) -> tuple[str, ...]:
     """The folders that a run of this config may offload to: those of its strategy, and that of the candidates.
 
     Args:

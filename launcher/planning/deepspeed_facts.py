@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.config.schema import RunConfig
-from launcher.hardware.nvme import inspect_folders, offload_folders
+from launcher.hardware.nvme import find_offload_folders, inspect_folders
 
 _PRETEND_FP16 = "LAUNCHER_TEST_DEEPSPEED_CPU_FP16"
 
@@ -25,7 +25,7 @@ def deepspeed_facts(config: RunConfig, device_kind: str, env: Mapping[str, str])
         env: this process's variables.
     """
     fp16 = device_kind != "cpu" or pretends_cpu_fp16(env) or _has_fp16()
-    return {"deepspeed_fp16": fp16, "nvme": inspect_folders(offload_folders(config))}
+    return {"deepspeed_fp16": fp16, "nvme": inspect_folders(find_offload_folders(config))}
 
 
 def _has_fp16() -> bool:

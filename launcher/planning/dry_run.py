@@ -9,7 +9,7 @@ from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.hardware.devices import detect_hardware
-from launcher.hardware.rank_count import requested_ranks
+from launcher.hardware.rank_count import count_requested_ranks
 from launcher.hardware.target_machines import TargetMachines
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.fit_plan import profile_for
@@ -65,7 +65,7 @@ def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None
 
 
 def _like_this_machine(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
-    local = requested_ranks(config)
+    local = count_requested_ranks(config)
     nodes = 1 if config.num_nodes == "auto" else config.num_nodes
     hardware = detect_hardware(config.accelerator, 0)
     first = RankFacts(

@@ -14,8 +14,8 @@ from launcher.agent.preload_modules import list_preload_modules
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
-from launcher.hardware.cpus import usable_cpus
-from launcher.hardware.rank_count import likely_ranks, requested_ranks
+from launcher.hardware.cpus import count_usable_cpus
+from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
 
 
 def test_ranks_are_forked_unless_that_is_unsafe() -> None:
@@ -135,15 +135,15 @@ def test_preloaded_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (RunConfig(), LaunchOptions(), 1),
         (RunConfig(devices=3), LaunchOptions(), 3),
         (RunConfig(), LaunchOptions(nproc_per_node=4), 4),
-        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="cpu"), usable_cpus()),
-        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="auto"), usable_cpus()),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="cpu"), count_usable_cpus()),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="auto"), count_usable_cpus()),
     ],
 )
 def test_the_number_of_ranks_and_the_guess_without_torch(
     config: RunConfig, options: LaunchOptions, ranks: int, tmp_path: Path
 ) -> None:
-    assert requested_ranks(config, options) == ranks
-    assert likely_ranks(config, options, gpus=tmp_path / "none") == ranks
+    assert count_requested_ranks(config, options) == ranks
+    assert estimate_ranks(config, options, gpus=tmp_path / "none") == ranks
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,13 @@ def test_the_guess_counts_the_visible_gpus_of_the_driver(
         (tmp_path / name).mkdir()
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert likely_ranks(RunConfig(), LaunchOptions(), gpus=tmp_path) == ranks
-    assert likely_ranks(RunConfig(accelerator="cpu"), LaunchOptions(), gpus=tmp_path) == 1
+    assert estimate_ranks(RunConfig(), LaunchOptions(), gpus=tmp_path) == ranks
+    assert estimate_ranks(RunConfig(accelerator="cpu"), LaunchOptions(), gpus=tmp_path) == 1
 
 
 def test_two_different_numbers_of_ranks_are_rejected() -> None:
     with pytest.raises(TopologyError, match="--nproc-per-node gives 4 ranks here, but devices is 2"):
-        requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
+        count_requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
 
 
 def test_modules_that_the_agent_imports_before_torch_do_not_import_it() -> None:

@@ -87,8 +87,8 @@ def test_parsing_continues_after_a_statement_without_effects(statement: str, fol
         "os.environ['OMP_NUM_THREADS'] = '4'",
         "os.environ.setdefault('HF_HOME', '/data')",
         "old = os.environ.pop('HF_HOME', None)",
-        "done = load_dotenv()",
-        "load_dotenv()",
+        "done = load_environment()",
+        "load_environment()",
         "sys.path.insert(0, '/elsewhere')",
         "set_up()",
         "STATE = set_up()",
@@ -102,7 +102,7 @@ def test_parsing_continues_after_a_statement_without_effects(statement: str, fol
     ],
 )
 def test_parsing_stops_at_a_statement_that_may_change_an_import(statement: str, folder: Path) -> None:
-    head = "import os, sys, torch\nfrom dotenv import load_dotenv\ndef set_up(): ...\n"
+    head = "import os, sys, torch\nfrom not_installed_here import load_environment\ndef set_up(): ...\n"
     # In another file too.
     _files(folder, loud=f"{head}{statement}\nimport numpy", main="import loud\nimport yaml", first="import rich")
     assert find_installed_imports(["first.Model", "main.Model"]) == ["rich", "torch"]

@@ -16,7 +16,7 @@ from launcher.config.validation import find_problems
 from launcher.coordinator import TrainingCoordinator
 from launcher.core.errors import ConfigError, PlanError
 from launcher.core.terminal import make_console
-from launcher.hardware.nvme import NvmeFolder, inspect_folders, offload_folders
+from launcher.hardware.nvme import NvmeFolder, find_offload_folders, inspect_folders
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.deepspeed_limits import nvme_room
 from launcher.planning.memory import plan_with_memory
@@ -106,7 +106,7 @@ class TestNvme:
         path = str(tmp_path)
         zero = {name: {"nvme_path": path} for name in ("offload_optimizer", "offload_param")}
         given = {"strategy": NVME, "deepspeed_config": {"zero_optimization": zero}}
-        assert offload_folders(RunConfig(**given)) == (path, NVME_PATH)
+        assert find_offload_folders(RunConfig(**given)) == (path, NVME_PATH)
         found = inspect_folders([path])
         plan = make_plan(RunConfig(**given), Agreement((facts(0, H100, nvme=found), facts(1, H100, nvme=found))))
         assert plan.deepspeed is not None
@@ -116,8 +116,8 @@ class TestNvme:
             }  # fmt: skip
         own = {"strategy": "deepspeed_stage_3", "deepspeed_config": {
             "zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": path}}}}  # fmt: skip
-        assert offload_folders(RunConfig(**own)) == (path, NVME_PATH)
-        assert offload_folders(RunConfig()) == (NVME_PATH,)
+        assert find_offload_folders(RunConfig(**own)) == (path, NVME_PATH)
+        assert find_offload_folders(RunConfig()) == (NVME_PATH,)
 
     def test_offload_to_nvme_without_a_folder_is_refused(self) -> None:
         zero = {"offload_optimizer": {"device": "nvme"}}

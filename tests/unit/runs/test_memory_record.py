@@ -138,7 +138,7 @@ def test_if_no_strategy_needs_less_the_plan_states_what_would_fit() -> None:
     plans = [planned(given)]
     while plans[-1].memory and plans[-1].memory["next"]:
         plans.append(planned(given, record_of(given, *plans)))
-    with pytest.raises(PlanError, match=r"nothing that fits needs less; take a smaller micro batch"):
+    with pytest.raises(PlanError, match=r"nothing that fits needs less; use a smaller micro batch"):
         planned(given, record_of(given, *plans))
 
 
