@@ -1,4 +1,4 @@
-"""The launcher's agent on a node, as a process of its own that hears of a stop by one signal alone."""
+"""The launcher's agent on a node, as a process that only one signal stops."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ FAILED = 1
 
 
 class Agent:
-    """The launcher's agent on this node, as a process of its own.
+    """The launcher's agent on this node, as a process.
 
     Args:
-        command: its words.
+        command: its arguments.
         cwd: its working directory.
         env: its environment.
-        warning: name of the signal that SLURM warns with; it reaches every process of the job, and is only ours.
+        warning: name of SLURM's warning signal. SLURM sends it to every process of the job; only this one handles it.
     """
 
     def __init__(self, command: list[str], cwd: str, env: Mapping[str, str], warning: str) -> None:
-        number = signal.Signals[f"SIG{warning}"]
-        # The agent hears of the stop by the other one.
+        # The other signal stops the agent.
         (other,) = (name for name in SIGNALS if name != warning)
         self._stop_signal = signal.Signals[f"SIG{other}"]
-        with _shielded(number):
+        with _ignored_by_children(signal.Signals[f"SIG{warning}"]):
             self._process = subprocess.Popen(command, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL)
-        # `Popen.wait` holds a lock, which a signal handler on the same thread would wait for for ever.
+        # `Popen.wait` holds a lock, so a signal handler on the same thread would wait without end.
         self._descriptor = os.pidfd_open(self._process.pid)
 
     @property
     def code(self) -> int:
-        """Its exit code as a shell has it; 1 while it runs."""
+        """Its exit code as a shell reports it; 1 while it runs."""
         code = self._process.returncode
         return FAILED if code is None else code if code >= 0 else 128 - code
 
     @property
-    def stopped_in_order(self) -> bool:
+    def has_stopped_on_request(self) -> bool:
         """Whether it ended because its ranks were asked to save and stop."""
-        asked = (self._stop_signal, signal.SIGTERM, signal.SIGINT)
-        return self.code in {128 + number for number in asked}
+        requests = (self._stop_signal, signal.SIGTERM, signal.SIGINT)
+        return self.code in {128 + number for number in requests}
 
     def wait(self) -> int:
-        """Until it has ended; returns its exit code. A signal handler may call it too, inside another call."""
+        """Wait until it has ended; returns its exit code. A signal handler may call it during another call."""
         watch = select.poll()
         watch.register(self._descriptor, select.POLLIN)
         watch.poll()
@@ -63,12 +62,12 @@ class Agent:
 
 
 @contextmanager
-def _shielded(number: int) -> Generator[None]:
-    """Processes started here, and theirs, are deaf to a signal; one that comes meanwhile is kept for this process."""
-    before_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    before = signal.signal(number, signal.SIG_IGN)
+def _ignored_by_children(number: int) -> Generator[None]:
+    """Processes started inside, and theirs, ignore a signal; this process gets one that arrives meanwhile later."""
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    old_handler = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(number, before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before_mask)
+        signal.signal(number, old_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)

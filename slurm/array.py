@@ -1,4 +1,4 @@
-"""Which members of a job array run, and how many at once: sbatch's `--array`, read and written. Pure."""
+"""The members of a job array that run, and how many at once: reads and writes sbatch's `--array`. Pure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class ArrayChoice:
-    """The members of an array that are to run.
+    """The chosen members of an array.
 
     Attributes:
-        indices: at least one, rising.
-        at_once: how many may run at the same time; None leaves it to SLURM.
+        indices: at least one, ascending.
+        at_once: how many may run at the same time; None for no limit.
     """
 
     indices: tuple[int, ...]
     at_once: int | None = None
 
     def __str__(self) -> str:
-        """As sbatch takes it: `0-3,7%2`."""
+        """In sbatch's form: `0-3,7%2`."""
         text = ",".join(_ranges(self.indices))
         return text if self.at_once is None else f"{text}%{self.at_once}"
 
@@ -36,11 +36,11 @@ def read_array(text: str | None, members: int) -> ArrayChoice:
     """Read `--array`.
 
     Args:
-        text: as sbatch takes it; without indices it means all members, as None does.
-        members: how many there are.
+        text: in sbatch's form; without indices, or None, for all members.
+        members: number of members.
 
     Raises:
-        JobRequestError: it is not sbatch's form, or names members that there are not.
+        JobRequestError: the text is not in sbatch's form, or selects members that do not exist.
     """
     chosen, percent, limit = (text or "").partition("%")
     at_once: int | None = None

@@ -1,4 +1,4 @@
-"""The attempts of one job, and when it is of no use to requeue it once more."""
+"""The attempts of one job, and whether requeueing it once more can help."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "attempts.jsonl"
-# Each checkpoint has one of these beside it; it says the optimizer step.
+# Each checkpoint has a manifest with its optimizer step.
 _MANIFESTS = "checkpoints/*.manifest"
+_EVENTS = "events.jsonl"
+# Bytes at the end of the events that contain the last line.
+_TAIL = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +24,9 @@ class SlurmAttempt:
 
     Attributes:
         job_id: SLURM's number, the same for all attempts of a requeued job.
-        number: how often SLURM had requeued the job, 0 at first.
-        step: the optimizer step that it goes on from.
-        time: when it began, seconds since 1970.
+        number: how often SLURM has requeued the job; 0 at first.
+        step: the optimizer step that the attempt continues from.
+        time: start, seconds since 1970.
         host: name of the first node.
     """
 
@@ -34,13 +37,13 @@ class SlurmAttempt:
     host: str
 
 
-def fruitless(attempts: Sequence[SlurmAttempt], job_id: str, step: int) -> int:
-    """How many of the job's last attempts in a row have made no step that was saved. Pure.
+def count_fruitless(attempts: Sequence[SlurmAttempt], job_id: str, step: int) -> int:
+    """The number of the job's last attempts in a row that saved no new step. Pure.
 
     Args:
         attempts: oldest first, of any jobs.
-        job_id: the job in question.
-        step: the step that is saved now.
+        job_id: the job.
+        step: the saved step now.
     """
     count = 0
     for attempt in reversed([a for a in attempts if a.job_id == job_id]):
@@ -51,7 +54,7 @@ def fruitless(attempts: Sequence[SlurmAttempt], job_id: str, step: int) -> int:
 
 
 def record_attempt(folder: Path, job_id: str, number: int, step: int, host: str) -> None:
-    """Note that an attempt begins."""
+    """Record the start of an attempt."""
     line = json.dumps(asdict(SlurmAttempt(job_id, number, step, round(time.time(), 3), host))) + "\n"
     descriptor = os.open(folder / FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
@@ -61,7 +64,7 @@ def record_attempt(folder: Path, job_id: str, number: int, step: int, host: str)
 
 
 def read_attempts(folder: Path) -> list[SlurmAttempt]:
-    """The attempts noted in a folder, oldest first; lines that were cut off are passed over."""
+    """The attempts recorded in a folder, oldest first; incomplete lines are skipped."""
     found: list[SlurmAttempt] = []
     try:
         lines = (folder / FILE_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -75,12 +78,31 @@ def read_attempts(folder: Path) -> list[SlurmAttempt]:
     return found
 
 
-def saved_step(run: Path) -> int:
-    """The optimizer step of a run's newest checkpoint, 0 without one."""
-    return max((_step(file) for file in run.glob(_MANIFESTS)), default=0)
+def read_saved_step(run: Path) -> int:
+    """The optimizer step of a run's newest checkpoint; 0 without one."""
+    return max((_read_step(file) for file in run.glob(_MANIFESTS)), default=0)
 
 
-def _step(file: Path) -> int:
+def read_missing_nodes(run: Path, since: float) -> tuple[int, ...]:
+    """Numbers of the nodes that did not join an attempt; none if the run's last event is another one.
+
+    Args:
+        run: the run's directory.
+        since: start of the attempt, seconds since 1970; older events are those of earlier attempts.
+    """
+    try:
+        with (run / _EVENTS).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().splitlines()
+        event: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        if event.get("kind") != "nodes_missing" or event["time"] < since:
+            return ()
+        return tuple(int(node) for node in event["nodes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def _read_step(file: Path) -> int:
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
         return int(content["step"])

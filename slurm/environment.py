@@ -1,18 +1,18 @@
-"""The variables that SLURM gives a task, read once into a record."""
+"""The variables that SLURM sets for a task or an allocation, read once into a record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# slurm.h: from here on step numbers mean the batch script, an interactive shell and the like.
+# From slurm.h: larger step numbers are batch scripts, interactive shells and other special steps.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-# By these a library takes its process for one of srun's tasks.
-OF_THE_TASK = frozenset({"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NPROCS"})
+# From these variables libraries conclude that their process is one of srun's tasks.
+TASK_VARIABLES = frozenset({"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NPROCS"})
 
 
 class SlurmEnvironmentError(ValueError):
-    """SLURM's variables are half set or no numbers."""
+    """SLURM's variables are incomplete or not numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +41,24 @@ class SlurmTask:
 
     @property
     def queue_id(self) -> str:
-        """By what scontrol and scancel know this job alone: one member's number is its whole array's, too."""
+        """The id of this job for scontrol and scancel; the job number of an array member may be that of the array."""
         return self.member or self.job_id
 
     @property
-    def one_a_node(self) -> bool:
-        """Whether the step has several tasks, one on each of its nodes."""
+    def has_one_task_per_node(self) -> bool:
+        """Whether the step has several nodes with one task on each."""
         return self.tasks == self.nodes > 1
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmAllocation:
-    """Nodes that are allocated to a shell or a batch script, for steps to be started on.
+    """Nodes that are allocated to a shell or a batch script, which can start steps on them.
 
     Attributes:
         job_id: the job's number, as text.
         nodes: number of nodes.
-        nodelist: their names in SLURM's notation; empty if not told.
-        cpus_per_task: as asked for, which `srun` does not take over; None if not asked for.
+        nodelist: their names in SLURM's notation; empty if SLURM does not set them.
+        cpus_per_task: the allocation's option, which `srun` does not inherit; None if it was not given.
     """
 
     job_id: str
@@ -68,7 +68,7 @@ class SlurmAllocation:
 
 
 def read_slurm_allocation(env: Mapping[str, str]) -> SlurmAllocation | None:
-    """The allocation around this process, if it is no task that `srun` started in it; None otherwise."""
+    """The allocation that this process runs in; None without one, and for tasks that `srun` started."""
     if "SLURM_JOB_ID" not in env:
         return None
     step = env.get("SLURM_STEP_ID", "")
@@ -84,16 +84,16 @@ def read_slurm_allocation(env: Mapping[str, str]) -> SlurmAllocation | None:
 
 
 def read_slurm_task(env: Mapping[str, str]) -> SlurmTask | None:
-    """The task that `srun` started this process as; None outside of a job step.
+    """The task that `srun` started as this process; None outside a job step.
 
-    A batch script or `salloc` shell has SLURM_JOB_ID but no SLURM_PROCID of its own making: it counts as a step of one.
+    A batch script counts as a step with one task.
 
     Raises:
-        SlurmEnvironmentError: a variable is missing or no number; names all of them.
+        SlurmEnvironmentError: lists every variable that is missing or not a number.
     """
     if "SLURM_JOB_ID" not in env or "SLURM_PROCID" not in env:
         return None
-    # The batch step inherits the job's SLURM_NTASKS though it is one process.
+    # The batch step is one process, but inherits the job's SLURM_NTASKS.
     step_is_batch = "SLURM_STEP_ID" not in env
     values: dict[str, int] = {}
     wrong: list[str] = []
@@ -107,7 +107,9 @@ def read_slurm_task(env: Mapping[str, str]) -> SlurmTask | None:
         else:
             values[name] = int(text)
     if wrong:
-        raise SlurmEnvironmentError(f"SLURM_JOB_ID is set, but {', '.join(wrong)}; expected whole numbers")
+        raise SlurmEnvironmentError(
+            f"SLURM_JOB_ID is set, but {', '.join(wrong)}; expected whole numbers; start the task with srun"
+        )
     array, index = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     return SlurmTask(
         job_id=env["SLURM_JOB_ID"],

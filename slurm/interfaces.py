@@ -1,4 +1,4 @@
-"""The addresses of this machine, and which network interface each of them is on."""
+"""The addresses of this machine and their network interfaces."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import ipaddress
 import socket
 
 
-def addresses() -> dict[str, str]:
-    """Every address of this machine to the name of its interface; loopback and IPv6 link-local ones are left out."""
-    import psutil  # here: few commands need it
+def find_addresses() -> dict[str, str]:
+    """The interface of each address of this machine; without loopback and IPv6 link-local addresses."""
+    import psutil  # few commands need it
 
     found = (
         (entry.address, name)

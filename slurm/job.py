@@ -1,4 +1,4 @@
-"""`SlurmJob`: what a job asks of SLURM, under sbatch's own option names, as a frozen record."""
+"""The request for a job, with sbatch's option names, and the checks before it is submitted. Pure."""
 
 from __future__ import annotations
 
@@ -6,32 +6,40 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-# Options whose value is text, with what it may look like. No white space, quotes or line ends anywhere: the values go
-# into comment lines of a shell script, and what follows a line end there would be run.
-_WORDS = r"[A-Za-z0-9_.,:@%+/=-]+"
+# Options with a text, and the pattern of valid texts. White space, quotes and line ends are never valid: the texts are
+# written into comment lines of a shell script, and a shell would run what follows a line end.
+_NAMES = r"[A-Za-z0-9_.,:@%+/=-]+"
 _TEXT_OPTIONS: Mapping[str, tuple[str, str]] = {
-    "partition": (_WORDS, "a partition's name, or several with commas"),
-    "account": (_WORDS, "an account's name"),
-    "qos": (_WORDS, "a quality of service"),
-    "reservation": (_WORDS, "a reservation's name"),
+    "partition": (_NAMES, "a partition's name, or several with commas"),
+    "account": (_NAMES, "an account's name"),
+    "qos": (_NAMES, "a quality of service"),
+    "reservation": (_NAMES, "a reservation's name"),
     "constraint": (r"[A-Za-z0-9_.,:@=*&|!()\[\]+-]+", "node features, as in a100|h100"),
     "mem": (r"\d+[KMGTkmgt]?[Bb]?", "memory of each node, as in 64G; 0 is all of it"),
-    "exclude": (r"[A-Za-z0-9_.,\[\]-]+", "nodes to keep out, as in n[01-03]"),
-    "nodelist": (r"[A-Za-z0-9_.,\[\]-]+", "nodes to take, as in n[01-03]"),
+    "exclude": (r"[A-Za-z0-9_.,\[\]-]+", "nodes to exclude, as in n[01-03]"),
+    "nodelist": (r"[A-Za-z0-9_.,\[\]-]+", "nodes to use, as in n[01-03]"),
     "dependency": (r"[A-Za-z0-9_,:?+]+", "jobs to wait for, as in afterok:123"),
-    "mail-type": (r"[A-Z0-9_,]+", "when to write, as in END,FAIL"),
-    "mail-user": (r"[A-Za-z0-9_.+@-]+", "whom to write to"),
+    "mail-type": (r"[A-Z0-9_,]+", "events to mail about, as in END,FAIL"),
+    "mail-user": (r"[A-Za-z0-9_.+@-]+", "address for these mails"),
 }
 _COUNT_OPTIONS: Mapping[str, tuple[int, str]] = {
     "nodes": (1, "number of nodes (default 1)"),
     "gpus-per-node": (1, "GPUs, and ranks, on each node"),
-    "cpus-per-task": (1, "CPU cores on each node: one task a node makes all its ranks"),
-    "signal-delay": (1, "seconds before the end at which the job is warned, to save (default 120)"),
+    "cpus-per-task": (1, "CPU cores on each node: its one task starts all ranks of the node"),
+    "signal-delay": (1, "seconds before the end at which SLURM warns the job, so that it saves (default 120)"),
 }
 _OTHER_OPTIONS: Mapping[str, str] = {
-    "time": "longest time of one attempt, as in 30, 12:00:00 or 2-00:00:00; a longer training is requeued",
+    "time": "time limit of one attempt, as in 30, 12:00:00 or 2-00:00:00; a longer training is requeued",
     "signal": "the warning: USR1 or USR2 (default; NCCL may take USR1)",
 }
+_EXPORTED = {"HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LIBRARY_PATH", "LOADEDMODULES", "LOGNAME", "MODULEPATH",
+             "PATH", "SHELL", "TERM", "TZ", "USER", "VIRTUAL_ENV"}  # fmt: skip
+_EXPORTED_PREFIXES = (
+    "CONDA_", "CUDA_", "CUDNN_", "DEEPSPEED_", "DS_", "FI_", "GLOO_", "HF_", "KMP_", "LC_", "MAMBA_", "MKL_", "NCCL_",
+    "NVIDIA_", "NVTE_", "OMP_", "PYTHON", "PYTORCH_", "SSL_CERT_", "TORCH", "TRITON_", "UCX_", "WANDB_", "XLA_",
+)  # fmt: skip
+# SLURM and the agent set these on each node.
+_NEVER_EXPORTED = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "PYTHONHOME"}
 SIGNALS = ("USR1", "USR2")
 DEFAULT_SIGNAL_DELAY = 120
 
@@ -42,7 +50,7 @@ class OptionProblem:
 
     Attributes:
         option: sbatch's name, without dashes.
-        message: what was given, what was expected.
+        message: what was given, and what is valid.
     """
 
     option: str
@@ -67,12 +75,12 @@ class SlurmJob:
 
     Attributes:
         name: the job's and the run's name.
-        nodes: number of nodes; each has one task, which makes the ranks.
-        gpus_per_node: GPUs on each node, None for a job without.
+        nodes: number of nodes; each has one task, which starts the ranks.
+        gpus_per_node: GPUs on each node; None for a job without GPUs.
         cpus_per_task: cores on each node.
-        time: longest time of one attempt, in minutes; None leaves it to the partition.
+        time: time limit of one attempt in minutes; None for the partition's limit.
         signal: name of the warning, without SIG.
-        signal_delay: seconds that the job has to save after it.
+        signal_delay: seconds between the warning and the end.
         environment: names of the variables that the job gets from the submitting shell.
     """
 
@@ -97,19 +105,19 @@ class SlurmJob:
     environment: tuple[str, ...] = ()
 
 
-def job_options() -> dict[str, str]:
-    """Every option of a job: sbatch's name to a line of help."""
+def list_job_options() -> dict[str, str]:
+    """Every option of a job: sbatch's name, and a line of help."""
     named = {name: text for name, (_, text) in (*_COUNT_OPTIONS.items(), *_TEXT_OPTIONS.items())}
     return {**named, **_OTHER_OPTIONS}
 
 
 def read_job(name: str, given: Mapping[str, str | None], environment: Iterable[str] = ()) -> SlurmJob:
-    """Make a job of the options' texts.
+    """Read the options of a job.
 
     Args:
-        name: of the job; checked already, as it is a run's.
-        given: sbatch's option name to text; None or missing where it was not given.
-        environment: names of variables to hand on.
+        name: of the job; valid, since it is a run's name.
+        given: sbatch's option name to text; None or missing if the option was not given.
+        environment: names of variables that the job gets.
 
     Raises:
         JobRequestError: lists every option that is wrong.
@@ -135,7 +143,7 @@ def read_job(name: str, given: Mapping[str, str | None], environment: Iterable[s
 def _read(option: str, text: str) -> int | str | OptionProblem:
     if option in _COUNT_OPTIONS:
         minimum = _COUNT_OPTIONS[option][0]
-        # Nine digits are more than any cluster has, and few enough for every field of SLURM's.
+        # Nine digits fit every field of SLURM.
         if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) < minimum:
             return OptionProblem(option, f"given {text!r}; expected a whole number of at least {minimum}")
         return int(text)
@@ -145,16 +153,16 @@ def _read(option: str, text: str) -> int | str | OptionProblem:
             return OptionProblem(option, f"given {text!r}; expected {meaning}")
         return text
     if option == "time":
-        minutes = minutes_of(text)
+        minutes = read_minutes(text)
         return minutes or OptionProblem(option, f"given {text!r}; expected {_OTHER_OPTIONS[option]}")
     if option == "signal":
         name = text.removeprefix("SIG")
         return name if name in SIGNALS else OptionProblem(option, f"given {text!r}; expected {' or '.join(SIGNALS)}")
-    raise ValueError(f"no such option: {option}")
+    raise ValueError(f"unknown option: {option}")
 
 
-def minutes_of(text: str) -> int | None:
-    """Read sbatch's forms of a time as minutes, seconds rounded up as sbatch does; None for anything else.
+def read_minutes(text: str) -> int | None:
+    """Read a time limit in one of sbatch's forms as minutes, seconds rounded up as sbatch does; None if it is invalid.
 
     Forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds.
     """
@@ -169,3 +177,58 @@ def minutes_of(text: str) -> int | None:
     else:
         hours, (minutes, seconds) = 0, [*numbers, 0][:2]
     return (int(days or 0) * 24 + hours) * 60 + minutes + -(-seconds // 60)
+
+
+def select_exported_names(present: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of the variables that a job gets, sorted; sbatch exports by name, so the script contains no value.
+
+    Args:
+        present: names of the submitting shell's variables.
+        more: names that the user listed.
+    """
+    # torchelastic's variables are those of a rank.
+    known = {name for name in present if name in _EXPORTED or name.startswith(_EXPORTED_PREFIXES)}
+    known -= _NEVER_EXPORTED | {name for name in known if name.startswith("TORCHELASTIC_")}
+    return tuple(sorted(known | set(more)))
+
+
+def find_contradictions(
+    job: SlurmJob, *, devices: int | None, num_nodes: int | None, global_batch_size: int | None
+) -> list[OptionProblem]:
+    """Every contradiction between the job's numbers and the run's config.
+
+    Args:
+        job: the request.
+        devices: ranks on each node in the config; None if they are not set.
+        num_nodes: nodes in the config; None if they are not set.
+        global_batch_size: samples of one optimizer step in the config; None if they are not set.
+    """
+    problems: list[OptionProblem] = []
+    if job.gpus_per_node is not None and devices not in (None, job.gpus_per_node):
+        problems.append(OptionProblem(
+            "gpus-per-node", f"given {job.gpus_per_node}, but devices is {devices}; leave out one of them"
+        ))  # fmt: skip
+    if num_nodes not in (None, job.nodes):
+        problems.append(OptionProblem(
+            "nodes", f"given {job.nodes}, but num_nodes is {num_nodes}; leave out num_nodes"
+        ))  # fmt: skip
+    ranks = count_ranks(job, devices) * job.nodes
+    if global_batch_size is not None and global_batch_size % ranks:
+        below = global_batch_size // ranks * ranks
+        nearest = " or ".join(str(size) for size in (below, below + ranks) if size)
+        problems.append(OptionProblem(
+            "nodes", f"{job.nodes} nodes x {ranks // job.nodes} ranks = {ranks} ranks, and global_batch_size "
+            f"{global_batch_size} is not divisible by {ranks}; the nearest valid sizes: {nearest}"
+        ))  # fmt: skip
+    # submitit and SLURM check the time about once a minute.
+    if job.time is not None and job.time * 60 <= job.signal_delay:
+        problems.append(OptionProblem(
+            "time", f"{job.time} min is not more than the {job.signal_delay} s of --signal-delay, in which "
+            "the job saves; give more time, or a smaller --signal-delay"
+        ))  # fmt: skip
+    return problems
+
+
+def count_ranks(job: SlurmJob, devices: int | None) -> int:
+    """Ranks on each node: one for each GPU, or `devices` of the config, or one."""
+    return job.gpus_per_node or devices or 1

@@ -1,4 +1,4 @@
-"""Whether a file in a shared folder is this user's own."""
+"""The owner of a file in a shared folder."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 
 
 def is_own(found: os.stat_result, folder: Path) -> bool:
-    """Whether this user made a file.
+    """Whether this user owns a file.
 
     Args:
         found: of the file.
-        folder: that it lies in. Some disks show other owners than the process has (NFS for root, network shares,
-            mapped containers): there, what counts is the owner that a new file of this process gets.
+        folder: of the file. Some disks map owners (NFS for root, network shares, user namespaces): there, the
+            owner of a new file of this process counts.
     """
-    return found.st_uid == os.geteuid() or found.st_uid == uid_of_new_files(folder)
+    return found.st_uid == os.geteuid() or found.st_uid == find_new_file_owner(folder)
 
 
-def uid_of_new_files(folder: Path) -> int:
-    """The owner that a new file in the folder gets; this process's own where none can be made."""
+def find_new_file_owner(folder: Path) -> int:
+    """The owner of a new file in the folder; this process's user if no file can be created there."""
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as probe:
         return os.fstat(probe.fileno()).st_uid
     return os.geteuid()
 
 
-def name_of_owner(found: os.stat_result) -> str:
-    """The user's name, or number where it has none."""
+def describe_owner(found: os.stat_result) -> str:
+    """The owner's name, or number if it has no name."""
     try:
         return pwd.getpwuid(found.st_uid).pw_name
     except KeyError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Partition ('*' marks the default), availability, time limit, nodes, CPUs and MB of memory per node, generic resources.
 _FORMAT = "%P|%a|%l|%D|%c|%m|%G"
@@ -13,23 +13,23 @@ _TIMEOUT_S = 10.0
 
 
 class PartitionsError(RuntimeError):
-    """`sinfo` is there, but did not answer."""
+    """`sinfo` failed or did not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One partition. Where its nodes differ, numbers are those of the smallest node.
+    """One partition. If its nodes differ, numbers are the minimum over them.
 
     Attributes:
         name: what `--partition` takes.
-        is_default: whether a job without a partition goes there.
-        is_up: whether jobs start there.
+        is_default: whether jobs without a partition use it.
+        is_up: whether it starts jobs.
         time_limit: SLURM's spelling, 'infinite' for none.
         nodes: number of nodes, whatever their state.
         cpus_per_node: CPUs of a node.
         memory_mb_per_node: memory of a node in MB.
         gpus_per_node: GPUs of a node.
-        gpu_type: the GPUs' type, None where the cluster names none or several.
+        gpu_type: type of the GPUs; None if the cluster sets none or several.
     """
 
     name: str
@@ -47,21 +47,21 @@ def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[
     """Ask `sinfo`; the default partition first.
 
     Args:
-        run: runs a command and returns its output; raises FileNotFoundError where there is no such command.
+        run: runs a command and returns its output; raises FileNotFoundError if the command does not exist.
 
     Returns:
-        No partitions where there is no `sinfo`.
+        No partitions if there is no `sinfo`.
 
     Raises:
-        PartitionsError: `sinfo` failed or did not answer in time; says what it said.
+        PartitionsError: `sinfo` failed or did not answer in time; with its message.
     """
     try:
         output = (run or _run)(["sinfo", "--noheader", f"--format={_FORMAT}"])
     except FileNotFoundError:
         return ()
     except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout or "nothing").strip()
-        raise PartitionsError(f"sinfo failed with exit code {error.returncode}: {said}") from error
+        message = (error.stderr or error.stdout or "no message").strip()
+        raise PartitionsError(f"sinfo failed with exit code {error.returncode}: {message}") from error
     except subprocess.TimeoutExpired as error:
         raise PartitionsError(f"sinfo did not answer within {error.timeout:g} seconds") from error
     except OSError as error:
@@ -70,21 +70,21 @@ def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
-    """Read the lines of `sinfo`, one for each kind of node in a partition; others are left out."""
+    """Read the lines of `sinfo`, one for each kind of node in a partition; other lines are skipped."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
-        # A GRES may name anything, so what comes after the sixth bar is all its own.
-        words = [word.strip() for word in line.split("|", 6)]
-        if len(words) != 7 or not words[0]:
+        # The last field, GRES, may contain bars.
+        fields = [field.strip() for field in line.split("|", 6)]
+        if len(fields) != 7 or not fields[0]:
             continue
-        partition = _of_words(words)
+        partition = _read_fields(fields)
         before = found.get(partition.name)
         found[partition.name] = partition if before is None else _joined(before, partition)
     return tuple(sorted(found.values(), key=lambda p: not p.is_default))
 
 
-def _of_words(words: Sequence[str]) -> Partition:
-    name, availability, limit, nodes, cpus, memory, gres = words
+def _read_fields(fields: Sequence[str]) -> Partition:
+    name, availability, limit, nodes, cpus, memory, gres = fields
     count, kinds = _gpus(gres)
     return Partition(
         name=name.rstrip("*"),
@@ -100,11 +100,8 @@ def _of_words(words: Sequence[str]) -> Partition:
 
 
 def _joined(one: Partition, other: Partition) -> Partition:
-    return Partition(
-        name=one.name,
-        is_default=one.is_default,
-        is_up=one.is_up,
-        time_limit=one.time_limit,
+    return replace(
+        one,
         nodes=one.nodes + other.nodes,
         cpus_per_node=min(one.cpus_per_node, other.cpus_per_node),
         memory_mb_per_node=min(one.memory_mb_per_node, other.memory_mb_per_node),
@@ -114,7 +111,7 @@ def _joined(one: Partition, other: Partition) -> Partition:
 
 
 def _gpus(gres: str) -> tuple[int, set[str]]:
-    """Number and types of GPUs in 'gpu:a100:8(S:0-1),gpu:2,nvme:1'; '(null)' has none."""
+    """Number and types of GPUs in 'gpu:a100:8(S:0-1),gpu:2,nvme:1'; none in '(null)'."""
     total, kinds = 0, set[str]()
     for kind, count in re.findall(r"(?:^|,)(?:gres/)?gpu(?::([^:,()]*[^\d:,()][^:,()]*))?(?::(\d+))?(?=[(,]|$)", gres):
         total += int(count or 1)
@@ -123,7 +120,7 @@ def _gpus(gres: str) -> tuple[int, set[str]]:
 
 
 def _number(text: str) -> int:
-    """'64+' is what sinfo says where nodes differ: at least 64."""
+    """Sinfo writes '64+', at least 64, if nodes differ."""
     digits = re.match(r"\d+", text)
     return int(digits.group()) if digits else 0
 

@@ -1,4 +1,4 @@
-"""What SLURM says of a job, and ending one: `squeue`, `sacct` and `scancel`, started without a shell."""
+"""SLURM's queue commands: `squeue`, `sacct`, `scancel` and `scontrol`, started without a shell."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from slurm.array import read_array
+
 _TIMEOUT = 60.0
-# States after which nothing more comes of a job.
+# Larger than any MaxArraySize.
+_MAX_INDEX = 10**9
+# States of jobs that will not run again.
 ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED",
                    "TIMEOUT"})  # fmt: skip
 UNKNOWN = "UNKNOWN"
 
 
 class QueueCommandError(RuntimeError):
-    """A command of SLURM's is missing, failed, or did not answer; carries its own words."""
+    """A command of SLURM is missing, failed, or did not answer; with its own message."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """How a job stands.
+    """The state of a job.
 
     Attributes:
-        state: SLURM's word, as in RUNNING, PENDING, REQUEUED, COMPLETED; UNKNOWN if SLURM has forgotten it.
-        reason: why it waits, or its nodes.
-        exit_code: of an ended job, None where it is not known.
+        state: SLURM's name, as in RUNNING, PENDING, REQUEUED, COMPLETED; UNKNOWN if SLURM no longer knows the job.
+        reason: why the job waits, or its nodes.
+        exit_code: of an ended job; None if it is not known.
     """
 
     state: str
@@ -35,7 +39,7 @@ class JobState:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more comes of it."""
+        """Whether the job will not run again."""
         return self.state in ENDED or self.state == UNKNOWN
 
 
@@ -44,113 +48,101 @@ def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def job_state(job_id: str) -> JobState:
-    """Ask the controller, and the accounting for what the controller no longer knows.
+def read_job_state(job_id: str) -> JobState:
+    """The state of a job, from the controller, or from the accounting if the controller no longer knows the job.
 
     Raises:
-        QueueCommandError: neither answers.
+        QueueCommandError: SLURM does not answer.
     """
-    _check_id(job_id)
-    asked = _run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T|%R"])
-    lines = asked.stdout.strip().splitlines() if asked.returncode == 0 else []
-    if lines:
-        state, _, reason = lines[0].partition("|")
-        if state not in ENDED:
-            return JobState(state, reason)
-    elif asked.returncode and "Invalid job id" not in asked.stderr:
-        raise QueueCommandError(f"squeue: {asked.stderr.strip() or 'no answer'}")
-    return _accounted(job_id) or (JobState(lines[0].partition("|")[0]) if lines else JobState(UNKNOWN))
+    lines = _query_controller(job_id, "--format=%T|%R")
+    state, _, reason = lines[0].partition("|") if lines else (UNKNOWN, "", "")
+    if lines and state not in ENDED:
+        return JobState(state, reason)
+    rows = _query_accounting(job_id)
+    return rows[-1][1] if rows else JobState(state)
 
 
-def array_states(job_id: str) -> dict[int, JobState]:
-    """The same for every member of a job array, by its index, asked once for all; without what SLURM has forgotten.
+def read_array_states(job_id: str) -> dict[int, JobState]:
+    """The state of each member of a job array, by index; without members that SLURM no longer knows.
 
     Raises:
-        QueueCommandError: neither answers.
+        QueueCommandError: SLURM does not answer.
     """
-    _check_id(job_id)
-    words = ["squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%i|%T|%R"]
-    asked = _run(words)
-    if asked.returncode and "Invalid job id" not in asked.stderr:
-        raise QueueCommandError(f"squeue: {asked.stderr.strip() or 'no answer'}")
     states: dict[int, JobState] = {}
-    for line in asked.stdout.splitlines() if asked.returncode == 0 else ():
+    for line in _query_controller(job_id, "--array", "--format=%i|%T|%R"):
         name, state, reason = [*line.strip().split("|", 2), "", ""][:3]
         for index in _indices(name, job_id):
             states[index] = JobState(state, reason)
     if not states or any(state.state in ENDED for state in states.values()):
-        for name, state in _accounted_rows(job_id):
+        for name, state in _query_accounting(job_id):
             for index in _indices(name, job_id):
-                # A requeued member is the controller's to tell.
+                # The controller is right about requeued members.
                 if index not in states or states[index].state in ENDED:
                     states[index] = state
     return states
 
 
-def max_array_size() -> int | None:
-    """The cluster's MaxArraySize: the first index that no array may have. None where SLURM does not say."""
+def read_max_array_size() -> int | None:
+    """The cluster's MaxArraySize, which all array indices are below; None if SLURM does not report it."""
     try:
-        asked = _run(["scontrol", "show", "config"])
+        done = _run(["scontrol", "show", "config"])
     except QueueCommandError:
         return None
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", asked.stdout, re.MULTILINE)
-    return None if asked.returncode or found is None else int(found[1])
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return None if done.returncode or found is None else int(found[1])
 
 
 def cancel_job(job_id: str) -> None:
-    """End a job, an array or one member of it, queued or running.
+    """Cancel a job, an array or one member of it, queued or running.
 
     Raises:
-        QueueCommandError: SLURM's own words.
+        QueueCommandError: SLURM refused; with its message.
     """
     _check_id(job_id)
-    asked = _run(["scancel", job_id])
-    if asked.returncode:
-        raise QueueCommandError(f"scancel: {asked.stderr.strip()}")
+    _run_checked("scancel", [job_id])
 
 
 def requeue_job(job_id: str) -> None:
-    """Put a running job, or one member of an array, back into the queue; its processes are ended.
+    """Put a running job, or one member of an array, back into the queue; SLURM ends its processes.
 
     Raises:
-        QueueCommandError: SLURM's own words.
+        QueueCommandError: SLURM refused; with its message.
     """
     _check_id(job_id)
-    asked = _run(["scontrol", "requeue", job_id])
-    if asked.returncode:
-        raise QueueCommandError(f"scontrol requeue: {asked.stderr.strip()}")
+    _run_checked("scontrol requeue", [job_id])
 
 
 def cancel_step(job_id: str, step: str | None) -> None:
     """End all tasks of one step of a job.
 
     Raises:
-        QueueCommandError: SLURM's own words.
+        QueueCommandError: SLURM refused; with its message.
     """
     _check_id(job_id)
     if step is None or not step.isdecimal():
-        raise QueueCommandError(f"{step!r} is no number of a step")
-    asked = _run(["scancel", f"{job_id}.{step}"])
-    if asked.returncode:
-        raise QueueCommandError(f"scancel: {asked.stderr.strip()}")
+        raise QueueCommandError(f"given step {step!r}; expected a number")
+    _run_checked("scancel", [f"{job_id}.{step}"])
 
 
-def _accounted(job_id: str) -> JobState | None:
-    rows = _accounted_rows(job_id)
-    return rows[-1][1] if rows else None
+def _query_controller(job_id: str, *options: str) -> list[str]:
+    """The lines of squeue; empty if the controller no longer knows the job."""
+    _check_id(job_id)
+    done = _run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", *options])
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise QueueCommandError(f"squeue: {done.stderr.strip() or 'no answer'}")
+    return [] if done.returncode else done.stdout.strip().splitlines()
 
 
-def _accounted_rows(job_id: str) -> list[tuple[str, JobState]]:
-    """What the accounting says: each job's, or member's, number and state; nothing on a cluster without accounting."""
+def _query_accounting(job_id: str) -> list[tuple[str, JobState]]:
+    """Id and state of each job or member in the accounting; empty on a cluster without accounting."""
     if shutil.which("sacct") is None:
         return []
-    words = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}",
-             "--format=State,ExitCode,NodeList,JobID"]  # fmt: skip
-    asked = _run(words)
-    if asked.returncode:
+    done = _run(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}",
+                 "--format=State,ExitCode,NodeList,JobID"])  # fmt: skip
+    if done.returncode:
         return []
     rows: list[tuple[str, JobState]] = []
-    for line in asked.stdout.strip().splitlines():
+    for line in done.stdout.strip().splitlines():
         state, code, nodes, name = [*line.split("|"), "", "", "", ""][:4]
         found = re.match(r"(\d+):(\d+)", code)
         exit_code = None if found is None else int(found[1]) or (128 + int(found[2]) if int(found[2]) else 0)
@@ -159,30 +151,27 @@ def _accounted_rows(job_id: str) -> list[tuple[str, JobState]]:
     return rows
 
 
-def _indices(name: str, job_id: str) -> list[int]:
-    """The members that a line is about: `42_7`, or `42_[8,10-12%2]` of those that wait together."""
-    found = re.fullmatch(rf"{job_id}_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\])", name, re.ASCII)
-    if found is None:
-        return []
-    if found[1] is not None:
-        return [int(found[1])]
-    indices: list[int] = []
-    for part in found[2].split(","):
-        first, _, rest = part.partition("-")
-        last, _, step = rest.partition(":")
-        indices += range(int(first), int(last or first) + 1, int(step or 1))
-    return indices
+def _indices(name: str, job_id: str) -> tuple[int, ...]:
+    """The members in an id: `42_7`, or `42_[8,10-12%2]` for members that wait together."""
+    found = re.fullmatch(rf"{job_id}_(?:(\d+)|\[([\d,:%-]+)\])", name, re.ASCII)
+    return () if found is None else read_array(found[1] or found[2], _MAX_INDEX).indices
 
 
 def _check_id(job_id: str) -> None:
     if not re.fullmatch(r"\d+(_\d+)?", job_id, re.ASCII):
-        raise QueueCommandError(f"{job_id!r} is no job number")
+        raise QueueCommandError(f"given job {job_id!r}; expected a number, as in 42 or 42_7")
 
 
-def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run_checked(command: str, arguments: Sequence[str]) -> None:
+    done = _run([*command.split(), *arguments])
+    if done.returncode:
+        raise QueueCommandError(f"{command}: {done.stderr.strip()}")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
     except FileNotFoundError:
-        raise QueueCommandError(f"there is no {words[0]} on this machine") from None
+        raise QueueCommandError(f"there is no {command[0]} on this machine") from None
     except subprocess.TimeoutExpired:
-        raise QueueCommandError(f"{words[0]} did not answer within {_TIMEOUT:g} s") from None
+        raise QueueCommandError(f"{command[0]} did not answer within {_TIMEOUT:g} s") from None

@@ -1,8 +1,8 @@
 """How the nodes of one attempt find each other, before any rank runs.
 
-Node 0 reserves a port that is free there and publishes it, with a token and every name and address that it has, in a
-file on the shared disk. The other nodes try these until one answers with the token, so each knows an address of node 0
-that it reaches, and the interface that the way there leaves by; node 0 knows the interface that they came in by.
+Node 0 reserves a free port and publishes it in a file on the shared disk, with a token and all its names and addresses.
+The other nodes try these addresses until one answers with the token. Each node then knows an address of node 0 that it
+reaches, and the interface of that connection.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from slurm.interfaces import addresses
-from slurm.ownership import is_own, name_of_owner
+from slurm.interfaces import find_addresses
+from slurm.ownership import describe_owner, is_own
 
 _TOKEN_BYTES = 32
-# Seconds that one try of one address may take.
-_TRY = 3.0
-_LOOK_EVERY = 0.2
+# Limit for one connection to one address.
+_TRY_SECONDS = 3.0
+_POLL_SECONDS = 0.2
 
 
 class RendezvousError(RuntimeError):
-    """The nodes did not find each other; says which are missing or what was tried.
+    """The nodes did not find each other.
 
     Args:
-        message: the same in words.
-        missing: numbers of the nodes that did not come, where that is known.
+        message: the missing nodes, or the addresses that were tried.
+        missing: numbers of the nodes that did not join, if they are known.
     """
 
     def __init__(self, message: str, missing: tuple[int, ...] = ()) -> None:
@@ -48,7 +48,7 @@ class Endpoint:
     Attributes:
         host: name or address of node 0 that this node reaches.
         port: free on node 0.
-        interface: this node's interface towards the others; None if they came by several.
+        interface: this node's interface to the others; None if there are several.
     """
 
     host: str
@@ -58,7 +58,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """What node 0 tells: its names and addresses, the ranks' port, the port that answers, and the token."""
+    """What node 0 publishes: its names and addresses, the ranks' port, the port that answers, and the token."""
 
     hosts: list[str]
     port: int
@@ -67,9 +67,9 @@ class _Published:
 
 
 class PortReservation:
-    """A free port of this machine that nobody else is given, though another process of ours can listen on it.
+    """A free port of this machine that no other program gets, but a process of the launcher can listen on.
 
-    Linux lets two sockets with SO_REUSEADDR have one port as long as only one of them listens.
+    Linux allows two sockets with SO_REUSEADDR on one port as long as only one of them listens.
     """
 
     def __init__(self) -> None:
@@ -79,18 +79,18 @@ class PortReservation:
         self.port: int = self._socket.getsockname()[1]
 
     def close(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self._socket.close()
 
 
 @contextlib.contextmanager
 def rendezvous(file: Path, node: int, nodes: int, names: list[str], timeout: float) -> Generator[Endpoint]:
-    """Where the nodes of an attempt meet; node 0's port stays reserved inside.
+    """The endpoint of the ranks' rendezvous; node 0's port is reserved until the context ends.
 
     Args:
         file: see `host_rendezvous`.
         node: this node's number.
-        nodes: how many there are.
+        nodes: number of nodes.
         names: of this node, the preferred first.
         timeout: seconds to wait for the others.
 
@@ -105,7 +105,7 @@ def rendezvous(file: Path, node: int, nodes: int, names: list[str], timeout: flo
 
 
 def host_rendezvous(file: Path, nodes: int, port: int, names: list[str], timeout: float) -> Endpoint:
-    """Node 0: publish the place and wait for the other nodes.
+    """Node 0: publish the endpoint and wait for the other nodes.
 
     Args:
         file: to publish in; new for each attempt, on a disk that the nodes share.
@@ -115,28 +115,28 @@ def host_rendezvous(file: Path, nodes: int, port: int, names: list[str], timeout
         timeout: seconds to wait.
 
     Raises:
-        RendezvousError: names the nodes that did not come.
+        RendezvousError: lists the nodes that did not join.
     """
     token = secrets.token_hex(_TOKEN_BYTES // 2)
-    own = addresses()
+    interfaces = find_addresses()
     with socket.create_server(("", 0), family=_family(), dualstack_ipv6=_family() == socket.AF_INET6) as server:
         answers = server.getsockname()[1]
-        hosts = list(dict.fromkeys([*names, *own]))
+        hosts = list(dict.fromkeys([*names, *interfaces]))
         _publish(file, _Published(hosts, port, answers, token))
-        interfaces = _await_nodes(server, nodes, token, own, timeout)
+        used = _wait_for_nodes(server, nodes, token, interfaces, timeout)
     file.unlink(missing_ok=True)
-    return Endpoint(names[0], port, interfaces.pop() if len(interfaces) == 1 else None)
+    return Endpoint(names[0], port, used.pop() if len(used) == 1 else None)
 
 
 def join_rendezvous(file: Path, node: int, timeout: float, now: Callable[[], float] = time.monotonic) -> Endpoint:
-    """Another node: find the file, then an address of node 0 that answers.
+    """Another node: read the file, then try node 0's addresses until one answers.
 
     Raises:
-        RendezvousError: nothing was published, or nothing that was answered; says what was tried.
+        RendezvousError: node 0 published nothing, or none of its addresses answered; lists what was tried.
     """
-    give_up = now() + timeout
+    deadline = now() + timeout
     tried: dict[str, str] = {}
-    while now() < give_up:
+    while now() < deadline:
         published = _read(file)
         if published is not None:
             for host in published.hosts:
@@ -145,63 +145,63 @@ def join_rendezvous(file: Path, node: int, timeout: float, now: Callable[[], flo
                 except OSError as error:
                     tried[host] = error.strerror or str(error)
                 else:
-                    return Endpoint(host, published.port, addresses().get(local))
-        time.sleep(_LOOK_EVERY)
+                    return Endpoint(host, published.port, find_addresses().get(local))
+        time.sleep(_POLL_SECONDS)
     if not tried:
         with contextlib.suppress(OSError):
             found = file.lstat()
             if file.is_symlink() or not is_own(found, file.parent):
-                what = f"{'a link' if file.is_symlink() else 'a file'} of {name_of_owner(found)}"
-                raise RendezvousError(f"{file} is {what}, and is not trusted; have it removed, or set another runs_dir",
+                what = f"{'a link' if file.is_symlink() else 'a file'} of {describe_owner(found)}"
+                raise RendezvousError(f"{file} is {what}, so it is not trusted; remove it, or set another runs_dir",
                                    missing=(0,))  # fmt: skip
         raise RendezvousError(
-            f"node 0 published no address in {file} within {timeout:g} s; do the nodes share that folder?",
+            f"node 0 published no address in {file} within {timeout:g} s; check that the nodes share that folder",
             missing=(0,),
         )
-    attempts = "; ".join(f"{host}: {why}" for host, why in tried.items())
+    failures = "; ".join(f"{host}: {why}" for host, why in tried.items())
     raise RendezvousError(
-        f"node {node} ({socket.gethostname()}) reaches no address of node 0: {attempts}; "
+        f"node {node} ({socket.gethostname()}) reaches no address of node 0: {failures}; "
         "open the ports between the nodes"
     )
 
 
-def _await_nodes(
-    server: socket.socket, nodes: int, token: str, own: Mapping[str, str], timeout: float
+def _wait_for_nodes(
+    server: socket.socket, nodes: int, token: str, interfaces: Mapping[str, str], timeout: float
 ) -> set[str | None]:
-    """Answer each node once; returns the interfaces that they came in by."""
+    """Answer each node once; returns the interfaces of their connections."""
     missing = set(range(1, nodes))
-    interfaces: set[str | None] = set()
-    give_up = time.monotonic() + timeout
+    used: set[str | None] = set()
+    deadline = time.monotonic() + timeout
     while missing:
-        server.settimeout(max(give_up - time.monotonic(), 0.001))
+        server.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             connection, _ = server.accept()
         except TimeoutError:
             numbers = tuple(sorted(missing))
             raise RendezvousError(
-                f"node {', '.join(map(str, numbers))} of {nodes} did not come within {timeout:g} s", numbers
+                f"node {', '.join(map(str, numbers))} of {nodes} did not join within {timeout:g} s", numbers
             ) from None
         with connection:
-            connection.settimeout(_TRY)
+            connection.settimeout(_TRY_SECONDS)
             try:
                 line = connection.makefile("rb").readline(200).decode(errors="replace").split()
                 if len(line) == 2 and line[1].isdecimal() and hmac.compare_digest(line[0], token):
                     connection.sendall(f"{token}\n".encode())
-                    # A node that asks again has not heard the answer.
+                    # A node that did not get the answer asks again.
                     missing.discard(int(line[1]))
-                    interfaces.add(own.get(_plain(connection.getsockname()[0])))
+                    used.add(interfaces.get(_plain(connection.getsockname()[0])))
             except OSError:
-                continue  # it will come again
-    return interfaces
+                continue  # the node tries again
+    return used
 
 
 def _greet(host: str, port: int, token: str, node: int) -> str:
-    """Ask one address of node 0; returns the own address that the way there leaves by."""
-    with socket.create_connection((host, port), timeout=_TRY) as connection:
+    """Ask one address of node 0; returns this node's address of the connection."""
+    with socket.create_connection((host, port), timeout=_TRY_SECONDS) as connection:
         connection.sendall(f"{token} {node}\n".encode())
         answer = connection.makefile("rb").readline(200).decode(errors="replace").strip()
         if not hmac.compare_digest(answer, token):
-            raise OSError(f"somebody else answers at port {port}")
+            raise OSError(f"another program answers at port {port}")
         return _plain(connection.getsockname()[0])
 
 
@@ -226,10 +226,10 @@ def _publish(file: Path, values: _Published) -> None:
 
 def _read(file: Path) -> _Published | None:
     try:
-        # NFS clients remember that a file was missing; opening its folder makes them ask again.
+        # NFS clients cache that a file is missing; listing its folder refreshes the cache.
         os.listdir(file.parent)  # noqa: PTH208 -- nothing of the result is used
-        with open(file, encoding="utf-8", opener=_no_link) as stream:
-            # Whoever else publishes here would be the one that all ranks come to.
+        with open(file, encoding="utf-8", opener=_open_without_links) as stream:
+            # All ranks would connect to an address that another user publishes here.
             if not is_own(os.fstat(stream.fileno()), file.parent):
                 return None
             return _Published(**json.load(stream))
@@ -241,5 +241,5 @@ def _read(file: Path) -> _Published | None:
         return None
 
 
-def _no_link(path: str, flags: int) -> int:
+def _open_without_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW)

@@ -1,4 +1,4 @@
-"""Which SLURM this is, and whether its accounting answers."""
+"""The version of SLURM, and whether its accounting answers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _TIMEOUT_S = 10.0
-# --gpus-per-node came with 19.05; preempt_send_user_signal, by which a preempted job is warned, with 22.05.
+# Since 19.05 there is --gpus-per-node; since 22.05 preempt_send_user_signal, which warns a preempted job.
 OLDEST = (19, 5)
 WARNS_PREEMPTED = (22, 5)
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmFacts:
-    """What a login node says of its SLURM.
+    """SLURM as a login node reports it.
 
     Attributes:
-        version: as in (22, 5, 8); empty where it could not be read.
-        accounting: empty if `sacct` answers; its own words otherwise.
+        version: as in (22, 5, 8); empty if it could not be read.
+        accounting: empty if `sacct` answers, otherwise its error.
     """
 
     version: tuple[int, ...]
@@ -27,7 +27,7 @@ class SlurmFacts:
 
 
 def read_slurm(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]] | None = None) -> SlurmFacts:
-    """Ask `sinfo` and `sacct`; what does not answer is left empty or told in its own words.
+    """Ask `sinfo` and `sacct`.
 
     Args:
         run: runs a command to its end; raises as `subprocess.run` does.
@@ -41,7 +41,7 @@ def read_slurm(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]] 
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """(22, 5, 8) of 'slurm-wlm 22.05.8'."""
+    """Read (22, 5, 8) from 'slurm-wlm 22.05.8'."""
     found = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
     return tuple(int(part) for part in found.groups() if part is not None) if found else ()
 
@@ -60,5 +60,5 @@ def _accounting(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
     return ""
 
 
-def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)

@@ -16,7 +16,7 @@ from typing import Any
 from docs.generate.markdown import code, table
 from launcher.config.schema import RunConfig, config_fields
 from launcher.monitoring.health import Limits
-from slurm.job import job_options
+from slurm.job import list_job_options
 
 _ENTRY = re.compile(r"^([\w, ]+): (.*)$")
 
@@ -55,7 +55,7 @@ def _texts() -> dict[str, str]:
         if dataclasses.is_dataclass(kind):
             texts.update({f"{field.name}.{name}": text for name, text in described(typing.cast(type, kind)).items()})
     texts.update({f"watch.{name}": text for name, text in described(Limits).items()})
-    texts.update({f"slurm.{name.replace('-', '_')}": _sentence(text) for name, text in job_options().items()})
+    texts.update({f"slurm.{name.replace('-', '_')}": _sentence(text) for name, text in list_job_options().items()})
     texts.update({f"trainer.{name}": text for name, text in _lightning_texts().items()})
     return texts
 

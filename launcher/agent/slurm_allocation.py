@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from slurm.environment import OF_THE_TASK, SlurmAllocation, read_slurm_allocation, read_slurm_task
+from slurm.environment import TASK_VARIABLES, SlurmAllocation, read_slurm_allocation, read_slurm_task
 from slurm.nodelist import expand_nodes
 from slurm.rendezvous import RendezvousError, rendezvous
 
@@ -85,7 +85,7 @@ def nodes_of_step(
         TopologyError: the rendezvous of the nodes failed.
     """
     task = read_slurm_task(env)
-    if task is None or not task.one_a_node or options.several_nodes:
+    if task is None or not task.has_one_task_per_node or options.several_nodes:
         yield options
         return
     folder = Path(config.runs_dir).absolute()
@@ -102,8 +102,8 @@ def nodes_of_step(
             raise TopologyError(
                 f"cannot write the rendezvous file into {folder}: {error.strerror or error}; set another runs_dir"
             ) from error
-        for variable in OF_THE_TASK:
-            # They describe a task of srun; the agent's ranks are not tasks.
+        for variable in TASK_VARIABLES:
+            # They describe a task of srun; the ranks of the agent are not tasks.
             os.environ.pop(variable, None)
         for variable in _INTERFACE_VARIABLES if endpoint.interface is not None else ():
             # Interfaces that the user has set stay.

@@ -1,4 +1,4 @@
-"""`launcher convert`: the words of the command line."""
+"""`launcher convert CKPT OUT`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.cli.parsers import new_parser
 
-def run(words: Sequence[str]) -> int:
-    """Run `launcher convert CKPT OUT`.
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command's options."""
+    parser = new_parser("convert")
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a file, or DeepSpeed's folder")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the file to write; torch.load(OUT) reads it")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Convert a checkpoint.
 
     Returns:
-        0; what cannot be converted is raised as a `UsageError`.
+        0; a checkpoint that cannot be converted raises `UsageError`.
     """
-    parser = argparse.ArgumentParser(
-        "launcher convert",
-        description="Write a checkpoint of any strategy as one plain state dict.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="file or DeepSpeed's folder")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the file to write; torch.load(OUT) reads it")
-    options = parser.parse_args(words)
-    # Only files are read: DeepSpeed need not look for a GPU.
+    options = build_parser().parse_args(arguments)
+    # Only files are read: DeepSpeed does not need a GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from launcher.training.convert import convert_checkpoint
 

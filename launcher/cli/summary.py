@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run."""
+"""The summary at the end of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.training.result import FitResult
 
 
 def print_summary(result: FitResult, console: Console | None = None) -> None:
-    """Where everything lies, the last metrics, and the next command to try."""
+    """Print the folders, the last metrics, and the next commands."""
     console = console or make_console()
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0), title="Done", title_justify="left")
     table.add_column(style="bold", no_wrap=True)
@@ -25,26 +25,25 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
     table.add_row("run", Text(_short(result.run)))
     table.add_row("checkpoint", Text(_short(result.checkpoint) if result.checkpoint else "none"))
     if result.best is not None and result.monitor is not None:
-        place = _short(result.best) if isinstance(result.best, Path) else result.best
-        table.add_row("best", Text(f"{place} ({result.monitor})"))
+        best = _short(result.best) if isinstance(result.best, Path) else result.best
+        table.add_row("best", Text(f"{best} ({result.monitor})"))
     for folder in sorted((result.run / "wandb").glob("*run-*")):
         if folder.is_dir():
             sync = "wandb sync " if folder.name.startswith("offline") else ""
             table.add_row("W&B", Text(sync + _short(folder)))
-    # Its pictures need a library that would cost every start half a second where it is installed.
+    # matplotlib is optional: where it is installed, every start takes half a second longer.
     first = "" if importlib.util.find_spec("matplotlib") else 'pip install "launcher[plot]" && '
     table.add_row("report", Text(f"{first}python -m launcher report {_short(result.run)}"))
     if result.checkpoint is None:
         console.print(table)
         return
-    longer = (
-        f"python -m launcher fit --config {_short(result.run / 'config.yaml')} --resume auto --trainer.max_epochs N"
-    )
-    table.add_row("train on", Text(longer))
+    config = _short(result.run / "config.yaml")
+    command = f"python -m launcher fit --config {config} --resume auto --trainer.max_epochs N"
+    table.add_row("continue", Text(command))
     console.print(table)
 
 
 def _short(path: Path) -> str:
-    """Relative to the current directory where it lies below it."""
+    """Relative to the current directory if it is below it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

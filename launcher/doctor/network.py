@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from launcher.doctor.finding import Finding
-from slurm.interfaces import addresses
+from slurm.interfaces import find_addresses
 
 # NCCL takes prefixes, with '^' to exclude and '=' for full names; gloo takes full names.
 _CHOSEN_BY = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
@@ -52,7 +52,7 @@ def check_hostname() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("hostname", "failure", f"{name} has no address: {error}", f"add {name} to /etc/hosts or DNS")
         return
-    yield hostname_finding(name, found, set(addresses()))
+    yield hostname_finding(name, found, set(find_addresses()))
 
 
 def hostname_finding(name: str, found: set[str], own: set[str]) -> Finding:
@@ -130,7 +130,7 @@ def port_findings(ports: Sequence[Port]) -> Iterator[Finding]:
 def read_interfaces() -> tuple[Interface, ...]:
     """The interfaces of this machine that have an address."""
     named: dict[str, list[str]] = {}
-    for address, name in addresses().items():
+    for address, name in find_addresses().items():
         named.setdefault(name, []).append(address)
     stats = psutil.net_if_stats()
     return tuple(

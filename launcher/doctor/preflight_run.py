@@ -19,8 +19,8 @@ from launcher.core.own_modules import module_command
 from launcher.doctor.finding import Finding
 from launcher.doctor.preflight_findings import NodeResult, RankResult, preflight_findings
 from launcher.doctor.preflight_node import RANK_COMMAND, NodeRequest, run_node
-from slurm.job import JobRequestError, job_options, read_job
-from slurm.step import step_arguments
+from slurm.job import JobRequestError, list_job_options, read_job
+from slurm.step import make_step_arguments
 
 # Options of sbatch that srun has too.
 _OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "mem", "exclude", "nodelist", "gpus-per-node",
@@ -47,7 +47,7 @@ def add_preflight_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--wait", type=_positive, default=300, metavar="S",
                        help="seconds to wait for free nodes (default 300)")  # fmt: skip
     slurm = parser.add_argument_group("preflight on SLURM: options of srun")
-    texts = job_options()
+    texts = list_job_options()
     for name in _OPTIONS:
         text = "time limit of the preflight (default 5 minutes)" if name == "time" else texts[name]
         slurm.add_argument(f"--{name}", dest=f"slurm_{name}", metavar="X", help=text)
@@ -82,7 +82,7 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
             run_node(request, 0, rank_command)
         else:
             command = module_command("launcher.doctor.preflight_node", json.dumps(dataclasses.asdict(request)))
-            arguments = step_arguments(job, command, options.wait, os.environ)
+            arguments = make_step_arguments(job, command, options.wait, os.environ)
             _run_step(arguments, folder, options.wait + 60 * (job.time or 5))
         results = _read(folder, "node", NodeResult.from_dict), _read(folder, "rank", RankResult.from_dict)
     finally:

@@ -82,7 +82,7 @@ class Topology:
             raise TopologyError(str(error)) from error
         if task is None:
             return cls.single(host)
-        if task.tasks > 1 and not task.one_a_node:
+        if task.tasks > 1 and not task.has_one_task_per_node:
             raise TopologyError(
                 f"srun started {task.tasks} tasks on {task.nodes} nodes; the launcher needs one task a node, which "
                 "starts the ranks: srun --ntasks-per-node=1 python -m launcher fit ..."

@@ -1,4 +1,4 @@
 """Jobs: submit them, show their status and logs, cancel them; sweeps of several runs.
 
-What SLURM itself says and takes is in the package `slurm`.
+The places where jobs run are in `backends`; SLURM's own commands are in the package `slurm`.
 """

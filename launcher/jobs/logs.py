@@ -1,4 +1,4 @@
-"""What a rank has said, in every attempt of its run."""
+"""The log of a rank over all attempts of its run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from launcher.core.errors import NoSuchRunError
 from launcher.runs.job_output import JobOutput, find_job_output
 
-_LOOK_EVERY = 0.5
+_POLL_SECONDS = 0.5
 
 
-def log_files(run: Path, rank: int) -> list[Path]:
-    """A rank's logs, the oldest attempt's first; `rank-0.log` is the newest one's."""
+def find_logs(run: Path, rank: int) -> list[Path]:
+    """A rank's logs, oldest attempt first; `rank-0.log` is that of the newest attempt."""
     numbered: list[tuple[int, Path]] = []
     for file in (run / "logs").glob(f"rank-{rank}.*.log"):
         found = re.fullmatch(rf"rank-{rank}\.(\d+)\.log", file.name)
@@ -25,59 +25,59 @@ def log_files(run: Path, rank: int) -> list[Path]:
 
 
 def read_log(run: Path, rank: int) -> Iterator[bytes]:
-    """All that the rank has said so far.
+    """The log so far.
 
     Raises:
-        NoSuchRunError: no such rank has said anything.
+        NoSuchRunError: the rank has no log.
     """
-    files = log_files(run, rank)
-    said = find_job_output(run)
-    if not files and said is None:
+    files = find_logs(run, rank)
+    output = find_job_output(run)
+    if not files and output is None:
         ranks = sorted(
             {int(m[1]) for f in (run / "logs").glob("rank-*.log") if (m := re.match(r"rank-(\d+)\.", f.name))}
         )
-        known = f"ranks with a log: {', '.join(map(str, ranks))}" if ranks else "no rank has begun yet"
+        known = f"ranks with a log: {', '.join(map(str, ranks))}" if ranks else "no rank has started yet"
         raise NoSuchRunError(f"rank {rank} of run {run.name!r} has no log; {known}")
     for file in files:
         yield file.read_bytes()
-    if said is not None:
-        yield _headed(said)
+    if output is not None:
+        yield _with_header(output)
 
 
 def follow_log(
     run: Path, rank: int, has_ended: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[bytes]:
-    """All that the rank has said, and what it says from now on in this attempt and in later ones.
+    """The log so far, and everything that is added to it in this attempt and in later ones.
 
     Args:
         run: the run's directory.
-        rank: whose log.
-        has_ended: whether nothing more comes of the run.
-        sleep: between two looks.
+        rank: of the log.
+        has_ended: whether the run has ended.
+        sleep: waits before the next read.
     """
     read: dict[int, int] = {}
     while True:
-        # Asked first: what was written before the end is then read after it.
+        # Checked before the files are read, so that their last lines are not missed.
         ended = has_ended()
-        for file in log_files(run, rank):
-            # An earlier attempt's log gets another name and stays the same file.
+        for file in find_logs(run, rank):
+            # When the next attempt starts, the log is renamed; the inode stays.
             try:
                 with file.open("rb") as stream:
                     inode = file.stat().st_ino
                     stream.seek(read.get(inode, 0))
                     new = stream.read()
             except FileNotFoundError:
-                continue  # it is being renamed; the next look finds it
+                continue  # the file is being renamed; the next read finds it
             read[inode] = read.get(inode, 0) + len(new)
             if new:
                 yield new
         if ended:
-            said = find_job_output(run)
-            if said is not None:
-                yield _headed(said)
+            output = find_job_output(run)
+            if output is not None:
+                yield _with_header(output)
             return
-        sleep(_LOOK_EVERY)
+        sleep(_POLL_SECONDS)
 
 
-def _headed(said: JobOutput) -> bytes:
-    return f"no rank of the newest job has begun; it said, in {said.file}:\n".encode() + said.file.read_bytes()
+def _with_header(output: JobOutput) -> bytes:
+    return f"no rank of the newest job has started; its output in {output.file}:\n".encode() + output.file.read_bytes()

@@ -1,4 +1,4 @@
-"""The plan of a job whose nodes nobody has looked at: they are assumed, and nothing heavy is imported."""
+"""The plan of a dry run: the nodes' hardware is assumed, and nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from launcher.jobs.submission import Submission
 from launcher.planning.plan import Plan, make_plan
 
 
-def show(submission: Submission, script: str | None, notes: Sequence[str] = ()) -> None:
-    """Print what would be queued: the batch script on stdout, and the plan on stderr.
+def print_preview(submission: Submission, script: str | None, notes: Sequence[str] = ()) -> None:
+    """Print what would be submitted: the batch script on stdout, and the plan on stderr.
 
     Args:
         submission: of one run, or of the first of a sweep.
-        script: None where nothing goes to SLURM.
+        script: None if the back end has none.
         notes: lines before the plan.
     """
     from launcher.core.terminal import make_console
     from launcher.planning.table import print_plan
 
-    plan = preview(submission)
+    plan = make_preview(submission)
     if script is not None:
+        # Nothing else is on stdout: `launcher submit --dry-run > job.sh` writes what sbatch would get.
         sys.stdout.write(script)
         sys.stdout.flush()
     console = make_console()
@@ -34,14 +35,14 @@ def show(submission: Submission, script: str | None, notes: Sequence[str] = ()) 
     print_plan(plan, console)
 
 
-def preview(submission: Submission) -> Plan:
-    """What the nodes will most likely choose; they look at themselves again, and decide.
+def make_preview(submission: Submission) -> Plan:
+    """The likely plan of the nodes, which inspect their own hardware and decide.
 
     Args:
-        submission: says the nodes and ranks. GPUs are assumed to have native bf16, as all since 2020 have.
+        submission: gives the nodes and ranks. GPUs are assumed to have native bf16, as all since 2020 have.
 
     Raises:
-        PlanError: no plan meets the config on so many ranks.
+        PlanError: no plan meets the config on that many ranks.
     """
     job, config = submission.job, submission.config
     local = config.devices if isinstance(config.devices, int) else 1
@@ -49,13 +50,13 @@ def preview(submission: Submission) -> Plan:
     if config.accelerator in ("gpu", "cuda"):
         device = Device("cuda", 0, "GPU of the nodes", 0, ("fp32", "fp64", "fp16", "bf16"))
     hardware = Hardware(device, local, {})
-    traits = _declared(config.data)
+    traits = _data_traits(config.data)
     first = RankFacts(0, 0, local, 0, "node-0", hardware, config.digest(), traits=traits, token="")
     return make_plan(config, Agreement(identical_ranks(first, local * job.nodes), assumed=True))
 
 
-def _declared(data: dict[str, Any] | None) -> dict[str, Any]:
-    """What the config says of the data's batches, without importing its class."""
+def _data_traits(data: dict[str, Any] | None) -> dict[str, Any]:
+    """The batch size that the config sets for the data, without importing its class."""
     arguments = (data or {}).get("init_args") or {}
     size = arguments.get("batch_size")
     return {"batch_size": size} if isinstance(size, int) else {}

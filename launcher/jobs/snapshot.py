@@ -1,4 +1,4 @@
-"""The code as it is when a job is submitted, so that later edits don't reach a job that waits."""
+"""Copies the code when a job is submitted, so that later edits do not reach a waiting job."""
 
 from __future__ import annotations
 
@@ -9,46 +9,44 @@ import sys
 from pathlib import Path
 
 from launcher.core.errors import QueueError
-from launcher.jobs.secret_files import secrets_in
+from launcher.jobs.secret_files import find_secrets_in
 
-# A repository larger than this holds data, not code.
-_MOST_BYTES = 500_000_000
-# A folder without code and with more ignored entries is one of data, in which git knows a file or two.
-_MOST_LINKS = 1000
+# Larger repositories contain data.
+_MAX_BYTES = 500_000_000
+# A folder without code and with more ignored entries is a folder of data, with a few files in git.
+_MAX_LINKS = 1000
 
 
-def take_snapshot(cwd: Path, folder: Path, leave_out: Path) -> Path | None:
-    """Copy what git knows or would take, as it is on disk now, submodules too.
+def take_snapshot(cwd: Path, folder: Path, runs: Path) -> Path | None:
+    """Copy the tracked and untracked files of the repository as they are on disk now, with submodules.
 
-    What git ignores is linked, not copied, and so are files with secrets.
-
-    submitit's `RsyncSnapshot` takes checked-in files alone, and needs rsync; a file that is not added yet would be
-    missing on the nodes.
+    Ignored files and files with secrets are linked instead. submitit's `RsyncSnapshot` copies only tracked files, and
+    needs rsync.
 
     Args:
         cwd: where the run is submitted.
-        folder: to make; on a disk that the nodes share.
-        leave_out: folder of the runs, which is not code.
+        folder: to create, on a disk that the nodes share.
+        runs: folder of the runs, which is not copied.
 
     Returns:
-        The folder in the copy that `cwd` is in the original; None if `cwd` is in no git repository.
+        The copy of `cwd`; None if `cwd` is in no git repository.
 
     Raises:
-        QueueError: the repository is too large, or the disk full.
+        QueueError: the repository is too large, or the disk is full.
     """
     if shutil.which("git") is None:
         return None
-    asked = _git(cwd, "rev-parse", "--show-toplevel")
-    if asked is None:
+    output = _git(cwd, "rev-parse", "--show-toplevel")
+    if output is None:
         return None
-    root = Path(os.fsdecode(asked).rstrip("\n"))
-    # As git writes its folder: without links above it.
-    leave_out = leave_out.parent.resolve() / leave_out.name
+    root = Path(os.fsdecode(output).rstrip("\n"))
+    # Git prints its folder without links, too.
+    runs = runs.parent.resolve() / runs.name
     try:
-        _copy(root, folder, _listed(root), leave_out)
+        _copy(root, folder, _list_files(root), runs)
         here = folder / cwd.resolve().relative_to(root.resolve())
         here.mkdir(parents=True, exist_ok=True)
-        _link_the_rest(root, folder, here, leave_out)
+        _link_ignored(root, folder, here, runs)
     except OSError as error:
         raise QueueError(
             f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; make "
@@ -57,65 +55,65 @@ def take_snapshot(cwd: Path, folder: Path, leave_out: Path) -> Path | None:
     return here
 
 
-def _listed(root: Path, prefix: str = "") -> list[str]:
-    """Files that git knows or would take, those of submodules and of repositories inside too."""
+def _list_files(root: Path, prefix: str = "") -> list[str]:
+    """Tracked and untracked files, with those of submodules and nested repositories."""
     listed = _git(root / prefix, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
     names: list[str] = []
     for name in dict.fromkeys(prefix + os.fsdecode(each) for each in listed.split(b"\0") if each):
         inner = root / name
         if inner.is_dir() and not inner.is_symlink():
-            # Of a submodule that is not checked out there are no files.
-            names += _listed(root, f"{name.rstrip('/')}/") if (inner / ".git").exists() else []
+            # A submodule that is not checked out has no files.
+            names += _list_files(root, f"{name.rstrip('/')}/") if (inner / ".git").exists() else []
         else:
             names.append(name)
     return names
 
 
-def _copy(root: Path, folder: Path, names: list[str], leave_out: Path) -> None:
+def _copy(root: Path, folder: Path, names: list[str], runs: Path) -> None:
     total = 0
     for name in names:
         source = root / name
-        # A deleted file that is not committed yet.
-        if not (source.is_file() or source.is_symlink()) or source.is_relative_to(leave_out):
+        # The file may be deleted, and the deletion not committed.
+        if not (source.is_file() or source.is_symlink()) or source.is_relative_to(runs):
             continue
         total += source.lstat().st_size
-        if total > _MOST_BYTES:
+        if total > _MAX_BYTES:
             raise QueueError(
-                f"{root} has more than {_MOST_BYTES // 1_000_000} MB that git does not ignore; add its data to "
+                f"{root} has more than {_MAX_BYTES // 1_000_000} MB that git does not ignore; add its data to "
                 ".gitignore, or use --no-snapshot"
             )
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():
-            target.symlink_to(_same_place(source, root, folder, leave_out))
-        elif secrets := secrets_in(source):
+            target.symlink_to(_link_target(source, root, folder, runs))
+        elif secrets := find_secrets_in(source):
             sys.stderr.write(
-                f"notice: {name} holds a secret ({secrets[0]}): the job gets it as a link, not as a copy\n"
+                f"notice: {name} contains a secret ({secrets[0]}): the job gets a link to it instead of a copy\n"
             )
             target.symlink_to(source)
         else:
             shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _same_place(link: Path, root: Path, folder: Path, leave_out: Path) -> Path:
-    """Where a link of the original leads in the copy; out of the code, to where it led."""
-    to = link.readlink()
-    place = Path(os.path.normpath(link.parent / to))
-    if not place.is_relative_to(root) or place.is_relative_to(leave_out):
-        return place
-    return folder / place.relative_to(root) if to.is_absolute() else to
+def _link_target(link: Path, root: Path, folder: Path, runs: Path) -> Path:
+    """The target of a copied link: in the copy if the original target is code, otherwise the original target."""
+    target = link.readlink()
+    original = Path(os.path.normpath(link.parent / target))
+    if not original.is_relative_to(root) or original.is_relative_to(runs):
+        return original
+    return folder / original.relative_to(root) if target.is_absolute() else target
 
 
-def _link_the_rest(root: Path, folder: Path, here: Path, leave_out: Path) -> None:
-    """What git ignores, at any depth: compiled modules, generated files and data must be found in the copy too."""
+def _link_ignored(root: Path, folder: Path, here: Path, runs: Path) -> None:
+    """Link ignored files at any depth: compiled modules, generated files and data must exist in the copy too."""
     for parent, folders, _ in os.walk(folder):
         copy = Path(parent)
         original = root / copy.relative_to(folder)
-        missing = [entry for entry in original.iterdir() if _is_missing(entry, copy, leave_out)]
-        if len(missing) > _MOST_LINKS and not here.is_relative_to(copy) and not any(copy.rglob("*.py")):
+        missing = [entry for entry in original.iterdir() if _is_missing(entry, copy, runs)]
+        if len(missing) > _MAX_LINKS and not here.is_relative_to(copy) and not any(copy.rglob("*.py")):
             sys.stderr.write(
-                f"notice: {original} has {len(missing)} entries that git ignores: the job gets that folder as a "
-                "link, so later edits in it reach the job\n"
+                f"notice: {original} has {len(missing)} entries that git ignores: the job gets a link to that "
+                "folder, so later edits in it reach the job\n"
             )
             shutil.rmtree(copy)
             copy.symlink_to(original)
@@ -125,11 +123,11 @@ def _link_the_rest(root: Path, folder: Path, here: Path, leave_out: Path) -> Non
             (copy / entry.name).symlink_to(entry)
 
 
-def _is_missing(entry: Path, copy: Path, leave_out: Path) -> bool:
-    is_code = entry.name not in (".git", "__pycache__") and entry != leave_out
+def _is_missing(entry: Path, copy: Path, runs: Path) -> bool:
+    is_code = entry.name not in (".git", "__pycache__") and entry != runs
     return is_code and not os.path.lexists(copy / entry.name)
 
 
-def _git(cwd: Path, *words: str) -> bytes | None:
-    done = subprocess.run(["git", *words], cwd=cwd, capture_output=True, check=False)  # noqa: S607 -- git is on PATH
+def _git(cwd: Path, *arguments: str) -> bytes | None:
+    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, check=False)  # noqa: S607 -- git is on PATH
     return done.stdout if done.returncode == 0 else None

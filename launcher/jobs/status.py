@@ -1,23 +1,22 @@
-"""How a run stands, from what it left in its directory and what its queue says."""
+"""The state of a run, from its events and from the back end of its newest job."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.core.errors import QueueError
 from launcher.core.event_text import describe_event
 from launcher.core.events import FILE_NAME, read_events
-from launcher.process.background import is_running
+from launcher.jobs.backends.base import JobStatus, Record
+from launcher.jobs.backends.local import read_directory_status
+from launcher.jobs.backends.registry import find_backend
 from launcher.runs.job_output import read_job_output
-from launcher.runs.lock import read_owner
 from launcher.runs.submission_record import read_records
-from launcher.runs.sweep_record import read_array_record
 from slurm.attempts import read_attempts
-from slurm.queue import JobState, QueueCommandError, job_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +25,11 @@ class RunStatus:
 
     Attributes:
         name: its name.
-        state: queued, running, requeued, done, stopped, failed, cancelled, or ended (no word of how).
+        state: queued, running, requeued, done, stopped, failed, cancelled, or ended (the result is not known).
         detail: why it waits, where it runs, or what went wrong.
         job: 'slurm 123', 'local 4711', or None for a run that was not submitted.
-        attempts: how often it began.
-        step: optimizer steps done, as far as the events say.
-        steps: steps that it will have, None if not known.
+        attempts: number of starts.
+        step: optimizer steps done, by the events.
         metrics: the last ones.
         checkpoint_step: step of the newest checkpoint.
         updated: time of the last event, seconds since 1970; None without one.
@@ -49,7 +47,7 @@ class RunStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more comes of it."""
+        """Whether the run will not go further by itself."""
         return self.state not in ("queued", "running", "requeued")
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +57,7 @@ class RunStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """What a run's events say of it."""
+    """What a run's events state: the fields of `RunStatus`, and how the last attempt ended (None: no event of it)."""
 
     attempts: int = 0
     step: int = 0
@@ -70,88 +68,107 @@ class RunProgress:
     detail: str = ""
 
 
-def run_status(run: Path, ask: Callable[[str], JobState] = job_state) -> RunStatus:
-    """Look at one run.
+def read_run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
+    """The state of one run.
 
     Args:
         run: its directory.
-        ask: how a job of SLURM's stands.
+        job: status of its newest job, if it is known already.
     """
-    told = summarize_events(run / FILE_NAME)
+    progress = summarize_events(run / FILE_NAME)
     records = read_records(run)
-    starts = sum(len(read_attempts(Path(record["folder"]))) for record in records)
-    known = {"name": run.name, "attempts": max(told.attempts, starts), "step": told.step, "metrics": told.metrics,
-             "checkpoint_step": told.checkpoint_step, "updated": told.updated}  # fmt: skip
-    ending = (told.ending or "ended", told.detail)
     record = records[-1] if records else None
-    if record is not None and record.get("submitted", 0) > (told.updated or 0):
-        # What the events say is an earlier submission's.
-        said = read_job_output(run, record)
-        ending = ("ended", "") if said is None else ("failed", f"{said.reason} ({said.file})")
-    if record is None or record.get("cluster") == "local":
-        if record is not None and record.get("waits_in"):
-            return _waiting(Path(record["waits_in"]), known)
-        job = None if record is None else f"local {record.get('pid')}"
-        _, lock = read_owner(run)
-        # Where only the run's host could say, the events do.
-        held = lock == "running" or (lock == "unknown" and told.ending is None)
-        if held or (record is not None and _local_runs(record)):
-            return RunStatus(state="running", job=job, **known)
-        return RunStatus(state=ending[0], detail=ending[1], job=job, **known)
-    job = f"slurm {record.get('job_id')}"
+    if job is None:
+        job = read_directory_status(run) if record is None else read_job_statuses([record])[0]
+    starts = sum(len(read_attempts(Path(each["folder"]))) for each in records)
+    ending = (progress.ending or "ended", progress.detail)
+    if job.state == "unknown":
+        job = JobStatus("running" if progress.ending is None else "ended")
+    if record is not None and record.get("submitted", 0) > (progress.updated or 0):
+        # The events are those of an earlier submission.
+        output = read_job_output(record)
+        ending = ("ended", "") if output is None else ("failed", f"{output.reason} ({output.file})")
+    state, detail = _combine(job, *ending, starts)
+    return RunStatus(
+        name=run.name,
+        state=state,
+        detail=detail,
+        job=None if record is None else _describe_job(record),
+        attempts=max(progress.attempts, starts),
+        step=progress.step,
+        metrics=progress.metrics,
+        checkpoint_step=progress.checkpoint_step,
+        updated=progress.updated,
+    )
+
+
+def read_run_statuses(runs: Sequence[Path]) -> list[RunStatus]:
+    """The state of several runs; each back end is asked once."""
+    newest = {run: records[-1] for run in runs if (records := read_records(run))}
+    jobs = dict(zip(newest, read_job_statuses(list(newest.values())), strict=True))
+    return [read_run_status(run, jobs.get(run)) for run in runs]
+
+
+def read_job_statuses(records: Sequence[Record]) -> list[JobStatus]:
+    """The status of each job, by its back end."""
+    found: dict[int, JobStatus] = {}
+    for cluster in dict.fromkeys(record.get("cluster") for record in records):
+        those = [number for number, record in enumerate(records) if record.get("cluster") == cluster]
+        try:
+            statuses = find_backend(cluster).statuses([records[number] for number in those])
+        except QueueError as error:
+            statuses = [JobStatus("ended", str(error))] * len(those)
+        found.update(zip(those, statuses, strict=True))
+    return [found[number] for number in range(len(records))]
+
+
+def _describe_job(record: Record) -> str:
     try:
-        asked = ask(str(record.get("job_id")))
-    except QueueCommandError as error:
-        return RunStatus(state=ending[0], detail=f"SLURM does not say: {error}", job=job, **known)
-    state, detail = _in_words(asked, *ending, starts)
-    return RunStatus(state=state, detail=detail, job=job, **known)
+        return find_backend(record.get("cluster")).describe(record)
+    except QueueError:
+        return str(record.get("cluster"))
 
 
-def _waiting(array: Path, known: Mapping[str, Any]) -> RunStatus:
-    """A member of a sweep that has not begun."""
-    job = f"sweep {array.parent.parent.name}"
-    if _local_runs(read_array_record(array)):
-        return RunStatus(state="queued", detail="waits for its turn", job=job, **known)
-    return RunStatus(state="ended", detail="its sweep ended before it began", job=job, **known)
+def _combine(job: JobStatus, ending: str, detail: str, starts: int) -> tuple[str, str]:
+    """The state and its detail, from the job and from how the events end. Pure.
 
-
-def _in_words(asked: JobState, ending: str, detail: str, starts: int) -> tuple[str, str]:
-    """SLURM's state and the events' in one word, and what else there is to say. Pure."""
-    if asked.state == "UNKNOWN":
-        return ending, detail or "SLURM has forgotten the job"
-    if not asked.has_ended:
-        if asked.state in ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED"):
-            return "running", asked.reason
-        return ("requeued" if starts else "queued"), asked.reason
-    if asked.state == "COMPLETED":
+    Args:
+        job: by its back end.
+        ending: by the events.
+        detail: of the ending.
+        starts: attempts that the job has recorded.
+    """
+    if job.state == "ended":
+        return ending, "; ".join(filter(None, (detail, job.detail)))
+    if job.state == "done":
         return "done", detail if ending != "done" else ""
-    code = f", exit code {asked.exit_code}" if asked.exit_code else ""
-    said = f"{asked.state}{code}" + (f": {detail}" if detail else "")
-    return ("cancelled" if asked.state == "CANCELLED" else "failed"), said
+    if job.state in ("failed", "cancelled"):
+        return job.state, ": ".join(filter(None, (job.detail, detail)))
+    return "requeued" if job.state == "queued" and starts else job.state, job.detail
 
 
 def summarize_events(events: Path) -> RunProgress:
-    """What the events of a run say, in their order."""
-    told = RunProgress()
+    """What the events of a run state, in their order."""
+    progress = RunProgress()
     if not events.exists():
-        return told
+        return progress
     for event in read_events(events):
-        told = _after(told, event)
-    return told
+        progress = _add_event(progress, event)
+    return progress
 
 
-def _after(told: RunProgress, event: Mapping[str, Any]) -> RunProgress:
-    kind, change = event["kind"], {"updated": event.get("time", told.updated)}
+def _add_event(progress: RunProgress, event: Mapping[str, Any]) -> RunProgress:
+    kind, change = event["kind"], {"updated": event.get("time", progress.updated)}
     if kind == "run_started":
-        change.update(attempts=told.attempts + 1, ending=None, detail="")
+        change.update(attempts=progress.attempts + 1, ending=None, detail="")
     if kind in ("step", "validation", "finished", "interrupted", "training_started") and isinstance(
         event.get("step"), int
     ):
         change["step"] = event["step"]
     if kind in ("step", "validation", "finished") and isinstance(event.get("metrics"), dict):
-        change["metrics"] = {**told.metrics, **event["metrics"]}
+        change["metrics"] = {**progress.metrics, **event["metrics"]}
     if kind == "checkpoint":
-        change.update(checkpoint_step=event.get("step", 0), step=max(told.step, event.get("step", 0)))
+        change.update(checkpoint_step=event.get("step", 0), step=max(progress.step, event.get("step", 0)))
     if kind == "finished":
         change.update(ending="done", detail="")
     elif kind == "interrupted":
@@ -162,8 +179,4 @@ def _after(told: RunProgress, event: Mapping[str, Any]) -> RunProgress:
         change.update(ending="failed", detail=f"out of memory with {event.get('strategy')}")
     elif kind == "nodes_missing":
         change.update(ending="failed", detail=describe_event(event, kind))
-    return dataclasses.replace(told, **change)
-
-
-def _local_runs(record: Mapping[str, Any]) -> bool:
-    return record.get("host") == os.uname().nodename and is_running(record.get("pid", 0), record.get("started"))
+    return dataclasses.replace(progress, **change)

@@ -1,213 +1,106 @@
-"""Queueing a submission: the one place where something outside is asked to run it."""
+"""Submits a run: creates its folder with a copy of the code, and passes it to a back end."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from launcher.core.atomic_write import make_private
-from launcher.core.errors import Problem, QueueError, SubmitError
+from launcher.core.errors import RunDirectoryError
+from launcher.jobs.backends.base import JobBackend, cancel_on_error, disk_error
 from launcher.jobs.snapshot import take_snapshot
+from launcher.jobs.status import read_run_status
 from launcher.jobs.submission import Submission, make_folder, remove_folder
-from launcher.process.background import ask_to_stop, start_detached
 from launcher.runs.submission_record import write_record
 
-if TYPE_CHECKING:
-    from slurm.render import JobExecutor
-    from slurm.task import FitRequest
 
+def submit_run(backend: JobBackend, submission: Submission, *, snapshot: bool) -> str:
+    """Submit a run; returns one line for the user.
 
-def submit_slurm(submission: Submission, *, snapshot: bool) -> str:
-    """Send the job through submitit; returns a line for the user.
+    Args:
+        backend: where it runs.
+        submission: from `launcher.jobs.submission.prepare`.
+        snapshot: whether the job gets a copy of the code as it is now.
 
     Raises:
-        SubmitError: there is no SLURM here, or no space.
-        QueueError: sbatch's own words.
+        SubmitError: the back end cannot be used from here, or the disk is full or read-only.
+        QueueError: the back end refused the job.
     """
-    check_slurm()
-    from slurm.render import JobExecutor
-    from slurm.task import FitTask
+    backend.check(submission.job)
+    folder = submission.folder
 
-    before = os.umask(0o077)
-    try:
+    def prepare() -> Path:
         make_folder(submission)
-        cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
-        request = fit_request(submission, cwd)
-        executor = JobExecutor(submission.job, submission.folder, sys.executable)
-        # SLURM gives it to the job, which runs the user's code.
-        os.umask(before)
-        with sending(executor, submission.folder, "the job"):
-            job = executor.submit(FitTask(request))
-            write_record(submission.folder, "slurm", job_id=job.job_id, nodes=submission.job.nodes)
-        make_private(submission.folder)
-    except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
-        remove_folder(submission)
-        raise
-    finally:
-        os.umask(before)
-    return f"job {job.job_id} is queued"
+        return copy_code(folder, submission.place.path.parent, snapshot=snapshot)
+
+    with private_folder(folder, prepare, lambda: remove_folder(submission)) as cwd:
+        job = backend.submit(submission, cwd)
+        with cancel_on_error(backend, folder, lambda: job.record):
+            write_record(folder, backend.name, **job.record)
+    return job.message
 
 
-def submit_local(submission: Submission, *, snapshot: bool) -> str:
-    """Start the run in the background; returns a line for the user.
+def refuse_running(submission: Submission) -> None:
+    """Refuse to submit a run that is queued or running.
 
     Raises:
-        SubmitError: more than one node was asked for, or no space.
-        QueueError: it cannot be started.
+        RunDirectoryError: it is.
     """
-    if submission.job.nodes > 1:
-        raise SubmitError(
-            [
-                Problem(
-                    "--nodes",
-                    f"given {submission.job.nodes}; --cluster local is this machine alone, so leave out --nodes",
-                )
-            ]
+    path = submission.place.path
+    status = read_run_status(path) if path.exists() else None
+    if status is not None and not status.has_ended:
+        raise RunDirectoryError(
+            f"run {submission.name!r} is {status.state} already ({status.job or 'on this machine'}); "
+            f"choose another --name, or end it first: launcher cancel {submission.name}"
         )
+
+
+@contextlib.contextmanager
+def private_folder(folder: Path, prepare: Callable[[], Path], remove: Callable[[], None]) -> Generator[Path]:
+    """Create a submission's folder, readable by the user alone; remove it if the submission fails.
+
+    Args:
+        folder: of the submission.
+        prepare: creates it; returns the folder with the user's code.
+        remove: removes what `prepare` created.
+
+    Yields:
+        The folder with the user's code.
+
+    Raises:
+        SubmitError: the disk is full or read-only.
+    """
     before = os.umask(0o077)
     try:
-        make_folder(submission)
-        cwd = users_code(submission.folder, submission.place.path.parent, snapshot=snapshot)
-        resume = "auto" if submission.resume_from is None else str(submission.resume_from)
-        # The process runs the user's code.
+        cwd = prepare()
+        # The job inherits the umask, and runs the user's code.
         os.umask(before)
-        known = start_detached([*submission.command, "--resume", resume], cwd, submission.folder)
-        with noting(submission.folder, known):
-            write_record(submission.folder, "local", **known)
-    except BaseException:  # Ctrl-C too leaves no folder of a job that is not queued; raised on
-        remove_folder(submission)
+        yield cwd
+        make_private(folder)
+    except BaseException as error:  # also Ctrl-C: no folder stays of a job that was not taken; raised again
+        remove()
+        if isinstance(error, OSError):
+            raise disk_error(folder, error) from error
         raise
     finally:
         os.umask(before)
-    return f"process {known['pid']} runs in the background"
 
 
-def batch_script(submission: Submission) -> str:
-    """The script that sbatch would get, byte for byte."""
-    from slurm.render import JobExecutor
-
-    return JobExecutor(submission.job, submission.folder, sys.executable).batch_script()
-
-
-def check_slurm() -> None:
-    """Whether jobs can be queued from here.
-
-    Raises:
-        SubmitError: there is no SLURM.
-    """
-    from slurm.queue import has_slurm
-
-    if not has_slurm():
-        raise SubmitError([Problem("--cluster", "given slurm, but there is no sbatch on this machine; submit from a "
-                                   "login node, or use --cluster local")])  # fmt: skip
-
-
-@contextlib.contextmanager
-def sending(executor: JobExecutor, folder: Path, what: str) -> Generator[None]:
-    """Around sending and noting a job: one that SLURM took and that cannot be noted here is cancelled again.
-
-    Args:
-        executor: that sends it.
-        folder: of the submission.
-        what: the job, in a message.
-
-    Raises:
-        QueueError: sbatch's own words.
-        SubmitError: no space for what belongs to the job.
-    """
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    from slurm.queue import QueueCommandError, cancel_job
-
-    try:
-        # submitit prints sbatch's words, and raises them too.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    except BaseException as error:  # Ctrl-C too leaves no job that nobody knows of; raised on
-        became = ""
-        if executor.taken is not None:
-            try:
-                cancel_job(executor.taken)
-                became = f"; job {executor.taken} was queued already and is cancelled again"
-            except QueueCommandError as failed:
-                raise QueueError(
-                    f"job {executor.taken} is queued, but cannot be noted in {folder} ({error}) nor cancelled "
-                    f"({failed}); run: scancel {executor.taken}"
-                ) from error
-        if isinstance(error, FailedJobError | FailedSubmissionError):
-            raise QueueError(f"sbatch did not take {what}: {str(error).strip()}{became}") from error
-        if isinstance(error, OSError):
-            raise no_space(folder, error, became) from error
-        raise
-
-
-@contextlib.contextmanager
-def noting(folder: Path, known: Mapping[str, Any]) -> Generator[None]:
-    """Around noting a process that was started: one that cannot be noted is ended again.
-
-    Args:
-        folder: of the submission.
-        known: from `launcher.process.background.start_detached`.
-
-    Raises:
-        SubmitError: no space for the note.
-    """
-    try:
-        yield
-    except BaseException as error:  # Ctrl-C too leaves no process that nobody knows of; raised on
-        ask_to_stop(known["pid"], known["started"])
-        if isinstance(error, OSError):
-            raise no_space(folder, error, f"; process {known['pid']} is ended again") from error
-        raise
-
-
-def no_space(folder: Path, error: OSError, became: str = "") -> SubmitError:
-    """What to tell of a disk that is full or read-only, and what became of what had begun."""
-    where = f"{folder} cannot be written: {error.strerror or error}"
-    return SubmitError([Problem("runs_dir", f"{where}{became}; choose a folder with space where you may write")])
-
-
-def fit_request(submission: Submission, cwd: Path) -> FitRequest:
-    """What the nodes get of a submission.
-
-    Args:
-        submission: of one run.
-        cwd: where the ranks find the user's code.
-    """
-    from slurm.task import FitRequest
-
-    return FitRequest(
-        run=str(submission.place.path),
-        folder=str(submission.folder),
-        command=submission.command,
-        cwd=str(cwd),
-        nodes=submission.job.nodes,
-        ranks_per_node=int(submission.config.devices),
-        signal=submission.job.signal,
-        resume_from=None if submission.resume_from is None else str(submission.resume_from),
-        fruitless_limit=submission.terms.max_fruitless,
-        interface=submission.terms.interface,
-        join_timeout=submission.terms.join_timeout,
-    )
-
-
-def users_code(folder: Path, runs: Path, *, snapshot: bool) -> Path:
-    """Where the ranks find the user's code.
+def copy_code(folder: Path, runs: Path, *, snapshot: bool) -> Path:
+    """Copy the user's code; returns the folder that the ranks start in.
 
     Args:
         folder: of the submission, for the copy.
         runs: folder of the runs, which is not copied.
-        snapshot: whether to copy the code as it is now.
+        snapshot: false to use the code in place.
     """
     here = Path.cwd()
     if not snapshot:
         return here
     copy = take_snapshot(here, folder / "code", runs)
     if copy is None:
-        sys.stderr.write("notice: no snapshot of the code, as this is no git repository: later edits reach the job\n")
+        sys.stderr.write("notice: this is no git repository, so the code is not copied: later edits reach the job\n")
     return copy or here

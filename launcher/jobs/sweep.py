@@ -1,4 +1,4 @@
-"""A sweep: one run for each set of settings of a grid or a list. Pure, but for reading the file that has the list."""
+"""A sweep: one run for each set of settings of a grid or a list. Pure, except that it reads the file with the list."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from launcher.core.secrets import redact
 from launcher.core.yaml_loader import Loader
 
 Overrides = Mapping[str, Any]
-# What all members of one job array have in common, and what the sweep itself decides.
-_SAME_FOR_ALL = {
+# Settings that all members of a sweep share, with the reason.
+_SHARED = {
     "name": "the members are named after the sweep: --name NAME gives NAME-0, NAME-1, ...",
-    "runs_dir": "all members lie in one folder of runs",
-    "devices": "all members of a job array have as many ranks",
-    "num_nodes": "all members of a job array have as many nodes",
-    "accelerator": "all members of a job array run on the same kind of device",
-    "slurm": "all members of a job array ask for the same",
+    "runs_dir": "all members are in one folder of runs",
+    "devices": "all members of a job array have the same number of ranks",
+    "num_nodes": "all members of a job array have the same number of nodes",
+    "accelerator": "all members of a job array use the same kind of device",
+    "slurm": "all members of a job array have the same request",
 }
 _FLAG = "--sweep"
 _GROUPS = {path.rpartition(".")[0] for path, _ in config_fields()} | {
@@ -52,7 +52,7 @@ class Member:
     Attributes:
         index: its number in the job array.
         config: of the run, with its name.
-        overrides: what sets it apart: dotted path to value.
+        overrides: the settings in which the members differ: dotted path to value.
     """
 
     index: int
@@ -65,26 +65,26 @@ class Member:
         return str(self.config.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, without the config, which lies in the member's run directory."""
+        """As plain JSON values, without the config, which is in the member's run directory."""
         return {"index": self.index, "name": self.name, "overrides": redact(dict(self.overrides))}
 
 
-def read_sweep(words: Sequence[str], given: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The sets of settings that `--sweep` asks for, in the order of the members.
+def read_sweep(texts: Sequence[str], given: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The sets of settings of `--sweep`, in the order of the members.
 
     Args:
-        words: each `KEY=VALUE,VALUE,...`, or the path of a YAML or JSON file with a list of mappings. Several make a
-            grid, the last of which changes fastest.
+        texts: each `KEY=VALUE,VALUE,...`, or the path of a YAML or JSON file with a list of mappings. Several make a
+            grid, in which the last one changes fastest.
         given: dotted paths that the command line sets for all members.
 
     Raises:
-        SubmitError: every unknown, contradicting or repeated key and set.
+        SubmitError: lists every unknown, contradicting or repeated key and set.
     """
     problems: list[Problem] = []
     axes: list[list[dict[str, Any]]] = []
-    for word in words:
+    for text in texts:
         try:
-            axes.append(_grid_axis(word) if "=" in word else _file_axis(Path(word)))
+            axes.append(_grid_axis(text) if "=" in text else _file_axis(Path(text)))
         except ConfigError as error:
             problems += error.problems
     problems += _repeated(axes, given)
@@ -93,11 +93,11 @@ def read_sweep(words: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
     ):
         problems += _field_problems(path, json.loads(value))
     sets = [{path: value for part in parts for path, value in part.items()} for parts in itertools.product(*axes)]
-    texts = [json.dumps(each, sort_keys=True, default=str) for each in sets]
-    twice = [describe(each) for number, each in enumerate(sets) if texts[number] in texts[:number]]
+    keys = [json.dumps(each, sort_keys=True, default=str) for each in sets]
+    repeated = [describe(each) for number, each in enumerate(sets) if keys[number] in keys[:number]]
     problems += [
         Problem(_FLAG, f"two members are the same, remove one: {text or 'nothing is set'}")
-        for text in dict.fromkeys(twice)
+        for text in dict.fromkeys(repeated)
     ]
     if problems:
         raise SubmitError(dict.fromkeys(problems))
@@ -108,18 +108,18 @@ def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) 
     """The members' configs.
 
     Args:
-        base: normalized plain values of what all have in common.
+        base: normalized plain values that all members share.
         sets: from `read_sweep`.
-        name: of the sweep, and the W&B group of its runs unless the config says another.
+        name: of the sweep, and the W&B group of its runs unless the config sets another.
 
     Raises:
-        ConfigError: every problem of every member; what all have is told once.
+        ConfigError: lists every problem of every member; a problem of all members is listed once.
     """
     members: list[Member] = []
     wrong: dict[Problem, list[int]] = {}
     for index, overrides in enumerate(sets):
         values = copy.deepcopy(dict(base))
-        merge_values(values, nested(overrides))
+        merge_values(values, nest(overrides))
         try:
             config = build_config({**values, "name": f"{name}-{index}"})
         except ConfigError as error:
@@ -137,12 +137,12 @@ def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) 
 
 
 def describe(overrides: Overrides) -> str:
-    """A member's settings in one line: the shortest ends of the paths that tell them apart."""
+    """A member's settings in one line, with paths as short as they can be without being equal."""
     ends = {path: _short(path, overrides) for path in overrides}
-    return ", ".join(f"{ends[path]}={_as_word(value)}" for path, value in redact(overrides).items())
+    return ", ".join(f"{ends[path]}={_to_text(value)}" for path, value in redact(overrides).items())
 
 
-def nested(overrides: Overrides) -> dict[str, Any]:
+def nest(overrides: Overrides) -> dict[str, Any]:
     """Dotted paths as nested values."""
     values: dict[str, Any] = {}
     for path, value in overrides.items():
@@ -150,24 +150,24 @@ def nested(overrides: Overrides) -> dict[str, Any]:
     return values
 
 
-def _grid_axis(word: str) -> list[dict[str, Any]]:
+def _grid_axis(given: str) -> list[dict[str, Any]]:
     """The sets of `KEY=VALUE,VALUE`: one setting each."""
-    key, _, text = word.partition("=")
+    key, _, text = given.partition("=")
     key = path_of(key.strip().removeprefix("--"))
     try:
         node = yaml.compose(f"[{text}]", Loader)
     except yaml.YAMLError as error:
-        said = getattr(error, "problem", None) or str(error)
-        raise _refused(
-            word, f"its values cannot be read as a YAML list ({said}); quote what has commas or brackets"
+        reason = getattr(error, "problem", None) or str(error)
+        raise _error(
+            given, f"its values are not a YAML list ({reason}); quote values with commas or brackets"
         ) from error
     values = node.value if isinstance(node, yaml.SequenceNode) else []
     if len(values) == 1 and isinstance(values[0], yaml.SequenceNode):
         values = values[0].value
     if not key or not values:
-        raise _refused(word, "expected KEY=VALUE,VALUE,... or the path of a file with a list of settings")
+        raise _error(given, "expected KEY=VALUE,VALUE,... or the path of a file with a list of settings")
     hint = {path: info.hint for path, info in config_fields()}.get(key, object)
-    return [_expanded({key: _value(node, text=is_text(hint))}, word) for node in values]
+    return [_expanded({key: _value(node, text=is_text(hint))}, given) for node in values]
 
 
 def _value(node: yaml.Node, *, text: bool) -> Any:
@@ -184,21 +184,21 @@ def _file_axis(path: Path) -> list[dict[str, Any]]:
     """The sets of a file."""
     listed = read_plain_file(path)
     if not isinstance(listed, list) or not listed:
-        raise _refused(str(path), "expected a list of settings, as in `- {model.lr: 1e-3}` on each line")
+        raise _error(str(path), "expected a list of settings, as in `- {model.lr: 1e-3}` on each line")
     wrong = [
         f"entry {number} is {entry!r}"
         for number, entry in enumerate(listed)
         if not isinstance(entry, dict) or not entry
     ]
     if wrong:
-        raise _refused(str(path), f"expected a mapping of settings for each member, but {'; '.join(wrong)}")
+        raise _error(str(path), f"expected a mapping of settings for each member, but {'; '.join(wrong)}")
     return [_expanded({path_of(str(key)): value for key, value in entry.items()}, f"{path}, entry {number}")
             for number, entry in enumerate(listed)]  # fmt: skip
 
 
 def _expanded(settings: Overrides, where: str) -> dict[str, Any]:
-    """The same under the launcher's own keys, each down to the depth that the config knows."""
-    values, problems = normalize_values(nested(settings))
+    """The same settings under the launcher's own keys, as deep as the config defines them."""
+    values, problems = normalize_values(nest(settings))
     if problems:
         raise SubmitError(Problem(f"{_FLAG} {where}: {p.path}", p.message) for p in problems)
     flat = flatten(values, _GROUPS.__contains__)
@@ -206,7 +206,7 @@ def _expanded(settings: Overrides, where: str) -> dict[str, Any]:
 
 
 def _repeated(axes: Sequence[Sequence[Overrides]], given: Sequence[str]) -> Iterator[Problem]:
-    """Keys that two axes set, or an axis and the command line."""
+    """Problems of keys that two axes set, or an axis and the command line."""
     seen: set[str] = set()
     for axis in axes:
         paths = {path for overrides in axis for path in overrides}
@@ -219,22 +219,22 @@ def _repeated(axes: Sequence[Sequence[Overrides]], given: Sequence[str]) -> Iter
 
 
 def _field_problems(path: str, value: Any) -> Iterator[Problem]:
-    for same, why in _SAME_FOR_ALL.items():
-        if path == same or path.startswith(f"{same}."):
-            yield Problem(f"{_FLAG} {path}", f"cannot differ: {why}")
+    for shared, reason in _SHARED.items():
+        if path == shared or path.startswith(f"{shared}."):
+            yield Problem(f"{_FLAG} {path}", f"cannot differ: {reason}")
             return
-    yield from (Problem(f"{_FLAG} {problem.path}", problem.message) for problem in find_problems(nested({path: value})))
+    yield from (Problem(f"{_FLAG} {problem.path}", problem.message) for problem in find_problems(nest({path: value})))
 
 
-def _refused(what: str, message: str) -> SubmitError:
-    return SubmitError([Problem(f"{_FLAG} {what}", message)])
+def _error(given: str, message: str) -> SubmitError:
+    return SubmitError([Problem(f"{_FLAG} {given}", message)])
 
 
 def _short(path: str, among: Overrides) -> str:
-    words = path.split(".")
-    ends = (".".join(words[-count:]) for count in range(1, len(words) + 1))
+    keys = path.split(".")
+    ends = (".".join(keys[-count:]) for count in range(1, len(keys) + 1))
     return next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in among) == 1)
 
 
-def _as_word(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.events import FILE_NAME, read_events
-from launcher.process.background import OUTPUT
 from launcher.runs.submission_record import read_records
-from launcher.runs.sweep_record import ARRAYS
 
 _TAIL_BYTES = 64 * 1024
 _ERROR = "error: "
@@ -34,17 +32,16 @@ def find_job_output(run: Path) -> JobOutput | None:
     records = read_records(run)
     if not records or records[-1].get("submitted", 0) <= _last_event(run):
         return None
-    return read_job_output(run, records[-1])
+    return read_job_output(records[-1])
 
 
-def read_job_output(run: Path, record: Mapping[str, Any]) -> JobOutput | None:
+def read_job_output(record: Mapping[str, Any]) -> JobOutput | None:
     """The output of the job of one submission; None if there is none.
 
     Args:
-        run: the run's directory.
         record: from `launcher.runs.submission_record.read_records`.
     """
-    outputs = {file: _tail(file) for file in _files(run, record)}
+    outputs = {file: _tail(file) for file in _files(record)}
     for file, text in outputs.items():
         error = find_error(text)
         if error is not None:
@@ -73,16 +70,15 @@ def find_error(text: str) -> str | None:
     return " ".join(parts)
 
 
-def _files(run: Path, record: Mapping[str, Any]) -> list[Path]:
-    """Files that are not empty, standard error first."""
-    folder = Path(record["folder"])
-    files = [folder / OUTPUT]
-    if record.get("cluster") != "local":
-        # submitit's file names; for members of an array they are in the sweep's folder.
-        folders = [folder, *run.parent.glob(f"{record.get('sweep') or run.name}/{ARRAYS}/*")]
-        files = [file for kind in ("err", "out") for each in folders
-                 for file in sorted(each.glob(f"{record.get('job_id')}_*_log.{kind}"))]  # fmt: skip
-    return [file for file in files if file.is_file() and file.stat().st_size > 0]
+def _files(record: Mapping[str, Any]) -> list[Path]:
+    """Files that are not empty, in the order of the record's patterns."""
+    found: list[Path] = []
+    for pattern in record["output"]:
+        folder = Path(record["folder"])
+        while pattern.startswith("../"):
+            folder, pattern = folder.parent, pattern.removeprefix("../")
+        found += sorted(folder.glob(pattern))
+    return [file for file in found if file.is_file() and file.stat().st_size > 0]
 
 
 def _tail(file: Path) -> str:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from launcher.core.errors import RunDirectoryError
-from slurm.ownership import is_own, name_of_owner
+from slurm.ownership import describe_owner, is_own
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # Files that the launcher writes; links are not followed, not even this user's.
@@ -60,7 +60,7 @@ def _folder_problem(path: Path) -> str | None:
         owned.insert(0, ("is a link of", link))
     for what, each in owned:
         if not is_own(each, path.parent) and not _is_the_folders_owner(each, path.parent):
-            return f"{path} {what} {name_of_owner(each)}, who could change this run: have it removed"
+            return f"{path} {what} {describe_owner(each)}, who could change this run: have it removed"
     if found.st_mode & _OTHERS_WRITE & ~_mode_of_new_folder(path.parent) and stat.S_ISDIR(found.st_mode):
         mode = stat.S_IMODE(found.st_mode)
         return f"{path} can be written by other users (mode {mode:o}): check its content, then run chmod go-w {path}"

@@ -44,7 +44,7 @@ def test_the_members_run_one_after_another_and_share_one_table(tmp_path: Path) -
     assert "runs 2 members in the background" in _launch(tmp_path, "submit", *MODEL, *SWEEP).check().output
     states = [member["run"]["state"] for member in _members(tmp_path)]
     assert states in (["queued", "queued"], ["running", "queued"])
-    assert "has not begun; cancel its sweep" in _launch(tmp_path, "cancel", "s-1").check(1).output
+    assert "has not started; cancel its sweep" in _launch(tmp_path, "cancel", "s-1").check(1).output
     _wait(tmp_path)
     one, two = _members(tmp_path)
     assert [member["run"]["state"] for member in (one, two)] == ["done", "done"]
@@ -65,4 +65,4 @@ def test_a_cancelled_sweep_saves_the_running_member_and_starts_no_other(tmp_path
     one, two = _members(tmp_path)
     assert one["run"]["state"] == "stopped"
     assert one["run"]["checkpoint_step"] == one["run"]["step"] > 0
-    assert (two["run"]["state"], two["run"]["detail"]) == ("ended", "its sweep ended before it began")
+    assert (two["run"]["state"], two["run"]["detail"]) == ("ended", "its sweep ended before it started")

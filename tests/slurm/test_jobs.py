@@ -158,8 +158,8 @@ def test_a_job_whose_second_node_does_not_return_is_requeued(uninterrupted: Job,
         cluster.let_tasks_begin(NODES[1])
     _resumed_in_order(paced, uninterrupted)
     output = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
-    assert "node 1 of 2 did not come within 30 s" in output
-    assert "node 1 never came; the job is queued again" in output
+    assert "node 1 of 2 did not join within 30 s" in output
+    assert "node 1 did not join; the job is queued again" in output
 
 
 def test_a_job_whose_second_node_is_missing_ends(cluster: Cluster, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_job_whose_second_node_is_missing_ends(cluster: Cluster, tmp_path: Pat
     finally:
         cluster.let_tasks_begin(NODES[1])
     output = "".join(file.read_text() for file in job.run.glob("submissions/1/*_0_log.err"))
-    assert "error: node 1 of 2 did not come within 2 s" in output
+    assert "error: node 1 of 2 did not join within 2 s" in output
     assert int(cluster.job_field(job.job_id, "Restarts")) == 0
 
 

@@ -31,10 +31,8 @@ PENDING: dict[str, set[str]] = {
         "launcher.training.samplers.GlobalOrderSampler.__init__",
         "launcher.training.samplers.PlacedSampler.__init__",
     },
-    "packages": {"slurm"},
-    "cycles": {
-        "launcher.cli.job_commands > launcher.cli.sweep",
-    },
+    "packages": set(),
+    "cycles": set(),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line in real processes: exit codes, words, and no heavy import for help."""
+"""The command line in real processes: exit codes, messages, and no heavy import for help."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _HEAVY = re.compile(
 )
 
 
-def words(*given: str, cwd: Path, timeout: float = 60) -> Finished:
+def launch(*given: str, cwd: Path, timeout: float = 60) -> Finished:
     return run(launcher(*given), cwd, timeout=timeout)
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "text"),
     [
         (["--help"], "commands:"),
         (["-h"], "exit codes:"),
@@ -37,10 +37,10 @@ def words(*given: str, cwd: Path, timeout: float = 60) -> Finished:
         (["--version"], f"launcher {__version__}"),
     ],
 )
-def test_help_and_version_end_well_without_a_heavy_import(tmp_path: Path, given: list[str], says: str) -> None:
+def test_help_and_version_succeed_without_a_heavy_import(tmp_path: Path, given: list[str], text: str) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "launcher", *given]
     ended = run(command, tmp_path, timeout=30).check()
-    assert says in ended.output
+    assert text in ended.output
     assert "launcher.cli.main" in ended.output, "the import times are there"
     assert _HEAVY.findall(ended.output) == []
 
@@ -58,14 +58,14 @@ def test_importing_the_package_and_reading_a_config_import_nothing_heavy(tmp_pat
     assert _HEAVY.findall(ended.output) == []
 
 
-def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
+def test_a_heavy_import_is_detected(tmp_path: Path) -> None:
     (tmp_path / "torch.py").touch()
     ended = run([sys.executable, "-X", "importtime", "-c", "import torch"], tmp_path, timeout=30).check()
     assert _HEAVY.findall(ended.output) == ["torch"]
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"),
+    ("name", "hint"),
     [
         ("plam", "did you mean plan?"),
         ("fitt", "did you mean fit?"),
@@ -80,14 +80,14 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
         ("reprot", "did you mean report?"),
     ],
 )
-def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, word: str, hint: str) -> None:
-    ended = words(word, cwd=tmp_path).check(2)
-    assert ended.output == f"error: there is no command '{word}'; {hint}\n"
+def test_an_unknown_command_is_a_usage_error_with_a_hint(tmp_path: Path, name: str, hint: str) -> None:
+    ended = launch(name, cwd=tmp_path).check(2)
+    assert ended.output == f"error: there is no command '{name}'; {hint}\n"
 
 
 @pytest.mark.parametrize("command", [["plan"], []])
-def test_a_config_error_tells_every_problem_without_a_traceback(tmp_path: Path, command: list[str]) -> None:
-    ended = words(*command, "--seed", "many", "--trainer.max_epoch=3", "--config", "none.yaml", cwd=tmp_path).check(2)
+def test_a_config_error_lists_every_problem_without_a_traceback(tmp_path: Path, command: list[str]) -> None:
+    ended = launch(*command, "--seed", "many", "--trainer.max_epoch=3", "--config", "none.yaml", cwd=tmp_path).check(2)
     assert "error: the config has 3 problems:\n" in ended.output
     assert "  none.yaml: no such file" in ended.output
     assert "  seed: given 'many'" in ended.output
@@ -97,12 +97,12 @@ def test_a_config_error_tells_every_problem_without_a_traceback(tmp_path: Path, 
 
 
 def test_debug_shows_the_traceback_of_a_config_error_too(tmp_path: Path) -> None:
-    ended = words("fit", "--debug", "--seed", "many", cwd=tmp_path).check(2)
+    ended = launch("fit", "--debug", "--seed", "many", cwd=tmp_path).check(2)
     assert "Traceback (most recent call last)" in ended.output
     assert "error: the config has 1 problem:\n" in ended.output
 
 
-def test_a_half_set_rank_is_a_usage_error(tmp_path: Path) -> None:
+def test_incomplete_rank_variables_are_a_usage_error(tmp_path: Path) -> None:
     ended = run(launcher("plan"), tmp_path, env={"RANK": "0"}, timeout=30).check(2)
     assert "WORLD_SIZE" in ended.output
     assert "Traceback" not in ended.output
@@ -111,16 +111,16 @@ def test_a_half_set_rank_is_a_usage_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [["plan"], []])
 def test_a_printed_config_is_accepted_again_and_prints_the_same(tmp_path: Path, command: list[str]) -> None:
     given = [*command, "--model", "pkg.X", "--model.lr", "1e-4", "--name", "7", "--wandb.tags", "[a]"]
-    printed = words(*given, "--print-config", cwd=tmp_path).check().output
+    printed = launch(*given, "--print-config", cwd=tmp_path).check().output
     assert yaml.safe_load(printed)["model"] == {"class_path": "pkg.X", "init_args": {"lr": 1e-4}}
     (tmp_path / "c.yaml").write_text(printed)
-    assert words(*command, "--config", "c.yaml", "--print_config", cwd=tmp_path).check().output == printed
+    assert launch(*command, "--config", "c.yaml", "--print_config", cwd=tmp_path).check().output == printed
 
 
 def test_a_later_config_file_and_the_command_line_override(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("seed: 1\nname: a\nruns_dir: a\n")
     (tmp_path / "b.yaml").write_text("seed: 2\nname: b\n")
-    ended = words("-c", "a.yaml", "--seed", "3", "-c", "b.yaml", "--print-config", cwd=tmp_path).check()
+    ended = launch("-c", "a.yaml", "--seed", "3", "-c", "b.yaml", "--print-config", cwd=tmp_path).check()
     values = yaml.safe_load(ended.output)
     assert (values["seed"], values["name"], values["runs_dir"]) == (3, "b", "a")
 
@@ -150,7 +150,7 @@ def test_plan_as_json_is_the_plan_for_the_users_own_classes(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_class_of_the_wrong_kind_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_class_of_the_wrong_type_is_a_usage_error(tmp_path: Path) -> None:
     given = ("--model", "tests.support.toy.NoModule", "--runs_dir", str(tmp_path))
     ended = plan(*given).check(2)
     assert "model.class_path: tests.support.toy.NoModule is no LightningModule" in ended.output

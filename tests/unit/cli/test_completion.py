@@ -61,12 +61,12 @@ CASES = [
 @pytest.mark.parametrize(("typed", "offered"), CASES)
 def test_bash_offers(folder: Path, capsys: pytest.CaptureFixture[str], typed: str, offered: list[str]) -> None:
     script = _script("bash", folder, capsys)
-    words = ["launcher", *typed.split()]
+    arguments = ["launcher", *typed.split()]
     ask = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _launcher; printf "%s\\n" "${COMPREPLY[@]}"'
-    assert [w for w in _output([_shell("bash"), "-c", ask, "bash", str(script), *words], folder) if w] == offered
+    assert [w for w in _output([_shell("bash"), "-c", ask, "bash", str(script), *arguments], folder) if w] == offered
 
 
-def test_bash_offers_run_directories_and_runs_none_of_their_names(
+def test_bash_offers_run_directories_and_does_not_run_their_names(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = _script("bash", folder, capsys)

@@ -1,4 +1,4 @@
-"""Every error says what to do next: all messages in the source, found in its syntax tree."""
+"""Every error message states what to do next. The messages are found in the syntax trees of the source."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 from launcher.core import errors
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-# Raised with a message of its own; what the training or a signal says is not ours to word.
+# Classes raised with our own messages; those of a training's errors and signals come from elsewhere.
 RAISED = {
     name
     for name, kind in vars(errors).items()
     if inspect.isclass(kind) and issubclass(kind, errors.LauncherError)
 } - {"TrainingError", "OutOfMemoryError", "Interrupted"}  # fmt: skip
-# The advice itself is put in, from a table or a list beside it.
-PUT_IN = {"cannot differ: {}", "not supported here; {}", "{} holds runs and is none itself; {}", "{} takes no {}; {}",
-          "given {}; {}", "no plan meets the config:\n{}"}  # fmt: skip
-# What tells a person how to go on: an order, what is valid instead, or a guess at what was meant.
+# Messages whose advice is inserted from a table.
+INSERTED = {"cannot differ: {}", "not supported here; {}", "{} holds runs and is none itself; {}",
+            "{} takes no {}; {}", "given {}; {}", "no plan meets the config:\n{}"}  # fmt: skip
+# Advice: an order, the valid values, or a guess at the intended value.
 NEXT = re.compile(
-    r"\b(add|ask|begin|check|choose|correct|did you mean|allocate|destroy|end|expected|free|give|go on|install|keep|"
-    r"leave|load|look|make|mend|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|set|"
-    r"start|submit|take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|"
-    r"(?:the runs|commands) (?:are|in)|writes one|given as)\b|--[a-z]|so .* expects|`strategy: NAME` takes"
+    r"\b(add|ask|begin|cancel|check|choose|correct|did you mean|allocate|destroy|end|expected|free|give|go on|install|"
+    r"keep|leave|load|look|make|mend|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|"
+    r"set|start|submit|take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|"
+    r"(?:presets|the runs|commands) (?:are|in)|writes one|given as)\b|--[a-z]|so .* expects|`strategy: NAME` takes"
 )
 
 
@@ -35,7 +35,7 @@ def messages() -> Iterator[tuple[str, str]]:
     """Place and literal text of each message; `{}` stands for what is put in."""
     for file in sorted((REPOSITORY / "launcher").rglob("*.py")):
         if file.relative_to(REPOSITORY).as_posix() == "launcher/wizard/notes.py":
-            continue  # warnings: they say what will be
+            continue  # warnings, not errors
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
                 continue
@@ -46,8 +46,8 @@ def messages() -> Iterator[tuple[str, str]]:
                 text = literal(node.args[1])
             else:
                 continue
-            # What is made elsewhere is looked at there.
-            if re.sub(r"\{\}|[\W\d_]", "", text) and text not in PUT_IN:
+            # Texts made elsewhere are checked there.
+            if re.sub(r"\{\}|[\W\d_]", "", text) and text not in INSERTED:
                 yield place, text
 
 
@@ -66,12 +66,12 @@ def literal(node: ast.AST) -> str:
     return "{}" if isinstance(node, ast.Name | ast.Attribute | ast.Subscript | ast.Call) else ""
 
 
-def test_there_are_messages_to_look_at() -> None:
+def test_messages_are_found() -> None:
     found = list(messages())
     assert len(found) > 80
     assert len({place.partition(":")[0] for place, _ in found}) > 25
 
 
 @pytest.mark.parametrize(("place", "text"), [pytest.param(*m, id=m[0]) for m in messages()])
-def test_every_error_says_what_to_do_next(place: str, text: str) -> None:
-    assert NEXT.search(text), f"{place}: {text!r} leaves the reader alone: say what is valid, or what to do"
+def test_every_error_states_what_to_do_next(place: str, text: str) -> None:
+    assert NEXT.search(text), f"{place}: {text!r} gives no advice: state what is valid, or what to do"

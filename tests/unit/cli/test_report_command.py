@@ -1,4 +1,4 @@
-"""`launcher report`: what it takes, where it writes, and what it refuses."""
+"""`launcher report`: its arguments, its output file, and its errors."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def test_a_run_is_found_by_name_and_by_path_and_only_its_report_is_added(
     assert after == before
 
 
-def test_an_earlier_report_is_replaced_and_anything_else_is_left_alone(
-    made: MadeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_an_earlier_report_is_replaced(made: MadeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert run(["report", "first", "--output", "mine.html"]) == 0
     (tmp_path / "notes.html").write_text("mine")
@@ -57,7 +55,7 @@ def test_an_earlier_report_is_replaced_and_anything_else_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "text"),
     [
         (["frist"], "did you mean first? the runs in runs, newest first: first"),
         (["zzz"], "no run 'zzz' found, as a directory or in runs; the runs in runs"),
@@ -71,28 +69,26 @@ def test_an_earlier_report_is_replaced_and_anything_else_is_left_alone(
         (["x" * 300], "cannot be read: File name too long"),
     ],
 )
-def test_a_run_that_is_none_is_a_usage_error_that_names_those_that_are(
-    made: MadeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+def test_an_unknown_run_is_a_usage_error_that_lists_the_runs(
+    made: MadeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert run(["report", *words]) == 2
+    assert run(["report", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
-    assert says in captured.err
+    assert text in captured.err
     assert captured.out == ""
     assert not (made.path / "report.html").exists()
 
 
-def test_a_run_that_trains_right_now_is_said_to_and_not_disturbed(
-    made: MadeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_of_a_running_run_states_that_it_runs(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     made.start(at_step=20)
     made.append('{"time":1,"rank":0,"kind":"st')
     lock = acquire(made.path, {})
     assert run(["report", "first"]) == 0
-    said = capsys.readouterr().out
-    assert "first: 21 steps, running, 2 attempts\n" in said
-    assert "  notice: 1 line of events.jsonl could not be read" in said
+    output = capsys.readouterr().out
+    assert "first: 21 steps, running, 2 attempts\n" in output
+    assert "  notice: 1 line of events.jsonl could not be read" in output
     assert "still running" in (made.path / "report.html").read_text()
     lock.release()
     assert run(["report", "first"]) == 0
@@ -110,7 +106,7 @@ def test_two_runs_are_compared_in_a_file_named_after_both(made: MadeRun, capsys:
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_open_shows_the_page_or_says_that_there_is_no_browser(
+def test_open_opens_the_page_or_reports_that_there_is_no_browser(
     made: MadeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: bool
 ) -> None:
     asked: list[str] = []
@@ -120,7 +116,7 @@ def test_open_shows_the_page_or_says_that_there_is_no_browser(
     assert ("no browser found" in capsys.readouterr().err) != shown
 
 
-def test_without_matplotlib_it_says_how_to_get_it(
+def test_without_matplotlib_the_error_has_the_install_command(
     made: MadeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -129,7 +125,7 @@ def test_without_matplotlib_it_says_how_to_get_it(
     assert not (made.path / "report.html").exists()
 
 
-def test_json_tells_a_program_and_writes_nothing(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_prints_the_values_and_writes_nothing(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     second = MadeRun(made.path.parent / "second")
     second.start()
     second.write_event("step", 1, step=2, seconds_per_step=0.1, metrics={"loss": "nan"}, learning_rate=[0.1])

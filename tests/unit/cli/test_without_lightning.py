@@ -1,4 +1,4 @@
-"""Without Lightning: what needs none works, and the coordinator says what to install."""
+"""Without Lightning: modules that do not need it work, and the coordinator's error has the install command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.support.processes import run
 from tests.support.runs import REPOSITORY
 
-# Stands for a machine without it: in this process every import fails as it would there.
+# Simulates a machine without it: every import fails in this process.
 _BLOCK = """
 import importlib.abc, sys
 
@@ -44,7 +44,7 @@ class TinyGPT:
 
 values = build_wandb_config(TinyGPT(), {"n_embd": 8}, {"use_amp": True}, plan)
 assert (detect_model_type(TinyGPT()), values["hidden_size"], values["precision"]) == ("gpt", 8, "32-true")
-assert not {"lightning", "pytorch_lightning", "torch"} & set(sys.modules), "nothing of it was needed"
+assert not {"lightning", "pytorch_lightning", "torch"} & set(sys.modules), "none was imported"
 print("PURE")
 """
 
@@ -56,9 +56,9 @@ coordinator = TrainingCoordinator(output_dir="runs", precision="bf16")
 try:
     coordinator.train(object(), [], max_epochs=1)
 except MissingLibraryError as error:
-    print("SAID", error.exit_code, error)
+    print("ERROR", error.exit_code, error)
 import os
-assert not os.path.exists("runs"), "nothing was begun"
+assert not os.path.exists("runs"), "nothing was started"
 """
 
 
@@ -74,13 +74,13 @@ def test_the_pure_modules_import_and_work(missing: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.case(17)
-def test_the_coordinator_is_made_and_says_what_to_install(tmp_path: Path) -> None:
+def test_the_coordinator_can_be_created_and_its_error_has_the_install_command(tmp_path: Path) -> None:
     (line,) = without(_LIGHTNING, _COORDINATOR, tmp_path).splitlines()
-    assert line.startswith("SAID 2 cannot import Lightning, which training needs (No module named 'lightning")
+    assert line.startswith("ERROR 2 cannot import Lightning, which training needs (No module named 'lightning")
     assert line.endswith("); pip install 'lightning>=2.6'")
 
 
 @pytest.mark.case(17)
-def test_the_command_line_helps_without_lightning(tmp_path: Path) -> None:
+def test_help_works_without_lightning(tmp_path: Path) -> None:
     program = "from launcher.cli.main import run\nrun(['--help'])"
     assert "Train a PyTorch Lightning model" in without(_LIGHTNING, program, tmp_path)

@@ -15,7 +15,7 @@ from launcher.cli.main import run
 from launcher.doctor.finding import Finding
 from launcher.doctor.preflight_findings import NodeResult, RankResult, exchange_rounds, preflight_findings
 from slurm.job import SlurmJob
-from slurm.step import step_arguments
+from slurm.step import make_step_arguments
 
 
 def node(number: int, ranks: int = 2, **more: object) -> NodeResult:
@@ -153,13 +153,13 @@ def test_results_survive_json() -> None:
 
 def test_the_arguments_of_srun() -> None:
     job = SlurmJob("launcher-preflight", nodes=3, gpus_per_node=8, partition="gpu", time=5)
-    arguments = step_arguments(job, ["python", "-m", "x"], 300, {})
+    arguments = make_step_arguments(job, ["python", "-m", "x"], 300, {})
     assert arguments == [
         "srun", "--job-name=launcher-preflight", "--nodes=3", "--ntasks-per-node=1", "--ntasks=3",
         "--kill-on-bad-exit=0", "--wait=0", "--quiet", "--immediate=300", "--time=5", "--partition=gpu",
         "--gpus-per-node=8", "python", "-m", "x",
     ]  # fmt: skip
-    assert not [w for w in step_arguments(job, [], 300, {"SLURM_JOB_ID": "1"}) if w.startswith("--immediate")]
+    assert not [w for w in make_step_arguments(job, [], 300, {"SLURM_JOB_ID": "1"}) if w.startswith("--immediate")]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`launcher status`, `logs` and `cancel`: by the run's name, whatever became of its jobs."""
+"""`launcher status`, `logs` and `cancel`, by the run's name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ import pytest
 from launcher.cli import main as cli
 from launcher.core.errors import NoSuchRunError
 from launcher.core.events import EventLog
-from launcher.jobs.logs import follow_log, log_files, read_log
-from launcher.jobs.status import run_status, summarize_events
+from launcher.jobs.backends.base import JobStatus
+from launcher.jobs.backends.slurm import to_job_status
+from launcher.jobs.logs import find_logs, follow_log, read_log
+from launcher.jobs.status import read_run_status, summarize_events
 from launcher.process.background import ask_to_stop, is_running, start_detached, start_time
 from launcher.runs.lookup import find_run_named, find_runs
-from slurm.queue import JobState, QueueCommandError, cancel_job, job_state
+from slurm.queue import JobState, QueueCommandError, cancel_job, read_job_state
 from tests.support.processes import launcher
 from tests.support.run_directories import config, make_run
 from tests.support.stand_ins import StandIns
@@ -63,62 +65,59 @@ STOPPED = ("interrupted", {"signal": 15, "step": 5})
         (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed",
          "FAILED, exit code 2: node 1, 3 did not join"),
         (JobState("NODE_FAIL"), 1, [STARTED], "failed", "NODE_FAIL"),
-        (JobState("UNKNOWN"), 1, [STARTED, FINISHED], "done", "SLURM has forgotten the job"),
-        (JobState("UNKNOWN"), 1, [STARTED], "ended", "SLURM has forgotten the job"),
+        (JobState("UNKNOWN"), 1, [STARTED, FINISHED], "done", "SLURM no longer knows the job"),
+        (JobState("UNKNOWN"), 1, [STARTED], "ended", "SLURM no longer knows the job"),
     ],
 )  # fmt: skip
-def test_the_queue_and_the_events_together_say_how_a_run_stands(
+def test_the_state_combines_the_queue_and_the_events(
     tmp_path: Path, asked: JobState, attempts: int, events: list[Any], state: str, detail: str
 ) -> None:
     path = _submitted(tmp_path, attempts=attempts)
     _events(path, *events)
-    status = run_status(path, lambda _: asked)
+    status = read_run_status(path, to_job_status(asked))
     assert (status.state, status.detail, status.job, status.attempts) == (state, detail, "slurm 42", attempts)
 
 
-def test_a_queue_that_does_not_answer_is_told_beside_what_is_known(tmp_path: Path) -> None:
+def test_the_status_states_that_the_queue_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     path = _submitted(tmp_path, attempts=1)
     _events(path, STARTED, FINISHED)
-
-    def ask(_: str) -> JobState:
-        raise QueueCommandError("there is no squeue on this machine")
-
-    status = run_status(path, ask)
+    status = read_run_status(path)
     assert (status.state, status.step) == ("done", 9)
     assert "there is no squeue" in status.detail
 
 
-def test_an_earlier_submissions_end_is_not_this_ones(tmp_path: Path) -> None:
+def test_events_of_an_earlier_submission_do_not_end_this_one(tmp_path: Path) -> None:
     path = _submitted(tmp_path, submitted=4e9)
     _events(path, STARTED, FINISHED)
-    assert run_status(path, lambda _: JobState("UNKNOWN")).state == "ended"
+    assert read_run_status(path, JobStatus("ended")).state == "ended"
 
 
-def test_a_run_that_was_not_submitted_runs_as_long_as_it_is_locked(tmp_path: Path) -> None:
+def test_a_run_that_was_not_submitted_is_running_while_its_directory_is_locked(tmp_path: Path) -> None:
     open_run = open_run_directory(config(tmp_path))
     _events(open_run.path, STARTED, ("step", {"step": 3, "metrics": {"loss": 2.0}}), ("checkpoint", {"step": 4}))
-    status = run_status(open_run.path)
+    status = read_run_status(open_run.path)
     assert (status.state, status.step, status.checkpoint_step, status.metrics) == ("running", 4, 4, {"loss": 2.0})
     open_run.release()
-    assert run_status(open_run.path).state == "ended"
+    assert read_run_status(open_run.path).state == "ended"
     _events(open_run.path, STOPPED)
-    assert run_status(open_run.path).state == "stopped"
+    assert read_run_status(open_run.path).state == "stopped"
 
 
-def test_events_of_a_later_attempt_outweigh_an_earlier_ones_end(tmp_path: Path) -> None:
+def test_a_later_attempt_clears_the_end_of_an_earlier_one(tmp_path: Path) -> None:
     _events(tmp_path, STARTED, ("failed", {"error": "x"}), STARTED)
-    told = summarize_events(tmp_path / "events.jsonl")
-    assert (told.attempts, told.ending, told.detail) == (2, None, "")
+    progress = summarize_events(tmp_path / "events.jsonl")
+    assert (progress.attempts, progress.ending, progress.detail) == (2, None, "")
 
 
 @pytest.mark.parametrize("name", ["none", "../it", "/etc", "", ".", "a/../it"])
-def test_no_name_leads_out_of_the_runs(tmp_path: Path, name: str) -> None:
+def test_a_name_outside_the_runs_is_rejected(tmp_path: Path, name: str) -> None:
     make_run(tmp_path / "runs", "it")
     with pytest.raises(NoSuchRunError, match="the newest are it"):
         find_run_named(tmp_path / "runs", name)
 
 
-def test_all_runs_are_found_and_nothing_else(tmp_path: Path) -> None:
+def test_only_run_directories_are_found(tmp_path: Path) -> None:
     make_run(tmp_path, "a")
     _submitted(tmp_path, "b")
     (tmp_path / "other").mkdir()
@@ -127,13 +126,13 @@ def test_all_runs_are_found_and_nothing_else(tmp_path: Path) -> None:
     assert find_runs(tmp_path / "none") == []
 
 
-def test_logs_are_every_attempts_in_order(tmp_path: Path) -> None:
+def test_logs_of_all_attempts_are_read_in_order(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
     texts = {"0": "3", "0.1": "1", "0.2": "2", "0.10": "x", "01": "-", "1": "other"}
     for name, text in {f"rank-{key}.log": text for key, text in texts.items()}.items():
         (logs / name).write_text(text)
-    assert [file.name for file in log_files(tmp_path, 0)] == [
+    assert [file.name for file in find_logs(tmp_path, 0)] == [
         "rank-0.1.log",
         "rank-0.2.log",
         "rank-0.10.log",
@@ -144,7 +143,7 @@ def test_logs_are_every_attempts_in_order(tmp_path: Path) -> None:
         list(read_log(tmp_path, 7))
 
 
-def test_following_goes_on_across_a_requeue_and_ends_with_the_run(tmp_path: Path) -> None:
+def test_follow_continues_after_a_requeue_and_ends_with_the_run(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "rank-0.log"
     log.parent.mkdir()
     log.write_bytes(b"one ")
@@ -166,13 +165,13 @@ def test_following_goes_on_across_a_requeue_and_ends_with_the_run(tmp_path: Path
     assert b"".join(follow_log(tmp_path, 0, lambda: ended, next_moment)) == b"one two three four"
 
 
-def test_a_detached_process_is_known_by_more_than_its_number(tmp_path: Path) -> None:
+def test_a_detached_process_is_identified_by_its_start_time_too(tmp_path: Path) -> None:
     started = start_detached([sys.executable, "-c", "import signal; signal.pause()"], tmp_path, tmp_path)
     pid = started["pid"]
     assert os.getsid(pid) == pid != os.getsid(0)
     assert is_running(pid, started["started"])
     assert not is_running(pid, started["started"] - 1)
-    assert not ask_to_stop(pid, started["started"] - 1), "another process with that number is left alone"
+    assert not ask_to_stop(pid, started["started"] - 1), "another process with that number gets no signal"
     assert is_running(pid, start_time(pid))
     assert ask_to_stop(pid, started["started"])
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
@@ -201,29 +200,29 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
         ((0, "", ""), (0, "", ""), JobState("UNKNOWN")),
     ],
 )
-def test_what_slurm_says_of_a_job(slurm: StandIns, squeue: Any, sacct: Any, state: JobState) -> None:
+def test_the_job_state_is_read_from_squeue_and_sacct(slurm: StandIns, squeue: Any, sacct: Any, state: JobState) -> None:
     slurm.answer(squeue=squeue, sacct=sacct)
-    assert job_state("42") == state
+    assert read_job_state("42") == state
 
 
-def test_a_controller_that_is_down_is_told_in_its_words(slurm: StandIns) -> None:
+def test_the_error_has_the_message_of_squeue(slurm: StandIns) -> None:
     slurm.answer(squeue=(1, "", "slurm_load_jobs error: Unable to contact slurm controller"))
     with pytest.raises(QueueCommandError, match=r"squeue: .*Unable to contact"):
-        job_state("42")
+        read_job_state("42")
 
 
 @pytest.mark.parametrize("job_id", ["", "1; rm", "-u root", "a", "1_"])
-def test_only_a_job_number_is_handed_to_slurm(slurm: StandIns, job_id: str) -> None:
-    with pytest.raises(QueueCommandError, match="no job number"):
+def test_only_a_job_number_is_passed_to_slurm(slurm: StandIns, job_id: str) -> None:
+    with pytest.raises(QueueCommandError, match="expected a number"):
         cancel_job(job_id)
     assert slurm.calls("scancel") == []
 
 
-def test_the_commands_by_name(
+def test_status_logs_and_cancel_find_a_run_by_name(
     tmp_path: Path, slurm: StandIns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(*words: str, code: int = 0) -> str:
-        assert cli.run(words) == code
+    def output(*arguments: str, code: int = 0) -> str:
+        assert cli.run(arguments) == code
         shown = capsys.readouterr()
         return shown.out + shown.err
 
@@ -231,27 +230,44 @@ def test_the_commands_by_name(
     path = _submitted(tmp_path / "runs", attempts=1)
     _events(path, STARTED, ("step", {"step": 3, "metrics": {"[red]loss": 0.25}}))
     (path / "logs").mkdir()
-    (path / "logs" / "rank-0.log").write_text("what it said\n")
+    (path / "logs" / "rank-0.log").write_text("a line\n")
     slurm.answer(squeue=(0, "RUNNING|n[1-2]\n", ""))
 
-    shown = said("status")
+    shown = output("status")
     assert "running" in shown
-    assert "[red]loss 0.25" in shown, "no markup is read out of a name"
-    asked = json.loads(said("status", "it", "--json"))
+    assert "[red]loss 0.25" in shown, "a name is not read as markup"
+    asked = json.loads(output("status", "it", "--json"))
     assert (asked["name"], asked["state"], asked["job"], asked["step"]) == ("it", "running", "slurm 42", 3)
-    assert said("logs", "it") == "what it said\n"
-    assert "no log; ranks with a log: 0" in said("logs", "it", "--rank", "5", code=2)
-    assert "is cancelled" in said("cancel", "it")
+    assert output("logs", "it") == "a line\n"
+    assert "no log; ranks with a log: 0" in output("logs", "it", "--rank", "5", code=2)
+    assert "is cancelled" in output("cancel", "it")
     assert slurm.calls("scancel") == [["42"]]
     for command in ("status", "logs", "cancel"):
-        assert said(command, "nope", code=2) == "error: there is no run 'nope' in runs; the newest are it\n"
+        assert output(command, "nope", code=2) == "error: there is no run 'nope' in runs; the newest are it\n"
     slurm.answer(scancel=(1, "", "scancel: error: Kill job error on job id 42: Access denied"))
-    assert "Access denied" in said("cancel", "it", code=1)
+    assert "Access denied" in output("cancel", "it", code=1)
     slurm.answer(squeue=(0, "", ""))
-    assert "is not running" in said("cancel", "it")
+    assert "is not running" in output("cancel", "it")
 
 
-def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path: Path) -> None:
+def test_cancel_reports_a_process_that_no_back_end_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened = open_run_directory(config(tmp_path / "runs", name="it"))
+    assert cli.run(["cancel", "it"]) == 1
+    process = f"process {os.getpid()} on {os.uname().nodename}"
+    assert f"error: run 'it' was not submitted; {process} trains it; use Ctrl-C there" in capsys.readouterr().err
+    folder = opened.path / "submissions" / "1"
+    folder.mkdir(parents=True)
+    (folder / "submission.json").write_text(json.dumps({"cluster": "local", "pid": 0, "started": 1}))
+    assert cli.run(["cancel", "it"]) == 1
+    assert "process 0 does not run on this machine; send SIGTERM" in capsys.readouterr().err
+    opened.release()
+    assert cli.run(["cancel", "it"]) == 0
+
+
+def test_a_closed_pipe_ends_the_command_without_an_error(tmp_path: Path) -> None:
     path = _submitted(tmp_path / "runs")
     (path / "logs").mkdir()
     (path / "logs" / "rank-0.log").write_bytes(b"x" * 1_000_000)
@@ -269,7 +285,7 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path: Path) -> No
         assert process.wait() == 0
 
 
-SAID = """notice: job 42 has 2 nodes
+OUTPUT = """notice: job 42 has 2 nodes
 error: the config has 1 problem:
   model.class_path: no.Such does not import; mend that
 run it ended with exit code 2 on node 0
@@ -278,7 +294,7 @@ REASON = "the config has 1 problem: model.class_path: no.Such does not import; m
 
 
 def _silent(runs: Path, kind: str) -> tuple[Path, Path]:
-    """A run whose job ended before a rank began, and the file with its words."""
+    """A run whose job ended before a rank started, and the file with its output."""
     if kind == "local":
         run = _submitted(runs, cluster="local", pid=0, started=None, submitted=5.0)
         file = run / "submissions/1/output.log"
@@ -290,58 +306,58 @@ def _silent(runs: Path, kind: str) -> tuple[Path, Path]:
         run = _submitted(runs, "sweep-1", job_id="42_1", submitted=5.0, sweep="sweep")
         file = runs / "sweep/arrays/1/42_1_0_log.err"
         file.parent.mkdir(parents=True)
-    file.write_text(SAID)
+    file.write_text(OUTPUT)
     return run, file
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm", "member"])
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_job_that_ended_before_a_rank_began_is_told_with_its_reason_and_file(
+def test_the_status_of_a_job_without_ranks_has_the_error_of_its_output(
     tmp_path: Path, kind: str, earlier: bool, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     run, file = _silent(tmp_path, kind)
     if earlier:
-        # Of a submission before.
+        # Of an earlier submission.
         log = EventLog(run / "events.jsonl", 0, clock=lambda: 1.0)
         log.write("run_started")
         log.write("finished", step=9, metrics={})
         (run / "logs").mkdir()
         (run / "logs/rank-0.log").write_text("trained\n")
-    status = run_status(run, lambda _: JobState("FAILED", exit_code=2))
+    status = read_run_status(run, JobStatus("failed"))
     assert status.state == "failed"
     assert status.detail.endswith(f"{REASON} ({file})")
-    assert run_status(run, lambda _: JobState("UNKNOWN")).state == "failed"
+    assert read_run_status(run, JobStatus("ended")).state == "failed"
 
     shown = b"".join(read_log(run, 0)).decode()
-    assert shown.endswith(SAID)
+    assert shown.endswith(OUTPUT)
     assert str(file) in shown
-    assert shown.startswith("trained" if earlier else "no rank of the newest job has begun")
+    assert shown.startswith("trained" if earlier else "no rank of the newest job has started")
     assert b"".join(follow_log(run, 0, lambda: True)).decode() == shown
 
     code = cli.run(["report", run.name, "--runs-dir", str(tmp_path)])
-    told = b"".join(capsysbinary.readouterr()).decode()
-    assert (code, REASON in told, str(file) in told) == (0 if earlier else 2, True, True)
+    printed = b"".join(capsysbinary.readouterr()).decode()
+    assert (code, REASON in printed, str(file) in printed) == (0 if earlier else 2, True, True)
 
 
-def test_a_job_whose_ranks_have_begun_is_told_by_its_events_alone(tmp_path: Path) -> None:
+def test_the_status_of_a_job_with_ranks_comes_from_its_events(tmp_path: Path) -> None:
     run, _ = _silent(tmp_path, "local")
     _events(run, STARTED, FAILED)
     (run / "logs").mkdir()
     (run / "logs/rank-0.log").write_text("trained\n")
-    assert (run_status(run).detail, b"".join(read_log(run, 0))) == ("nan", b"trained\n")
+    assert (read_run_status(run).detail, b"".join(read_log(run, 0))) == ("nan", b"trained\n")
 
 
-def test_a_job_that_told_no_error_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_the_status_of_a_job_without_an_error_has_its_last_line(tmp_path: Path) -> None:
     run, file = _silent(tmp_path, "local")
     file.write_text("Traceback (most recent call last):\n  here\nImportError: no launcher\n\n")
-    status = run_status(run)
+    status = read_run_status(run)
     assert (status.state, status.detail) == ("failed", f"its last line: ImportError: no launcher ({file})")
 
 
-def test_a_job_that_said_nothing_has_ended_without_a_reason(tmp_path: Path) -> None:
+def test_a_job_without_output_has_ended_without_a_reason(tmp_path: Path) -> None:
     run, file = _silent(tmp_path, "local")
     file.write_text("")
-    status = run_status(run)
+    status = read_run_status(run)
     assert (status.state, status.detail) == ("ended", "")
-    with pytest.raises(NoSuchRunError, match="no rank has begun yet"):
+    with pytest.raises(NoSuchRunError, match="no rank has started yet"):
         list(read_log(run, 0))

@@ -1,4 +1,4 @@
-"""A snapshot has everything that the original has, and edits of code do not reach it."""
+"""A snapshot has all files of the original, and later edits of code do not reach it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from launcher.jobs.snapshot import take_snapshot
 CODE = "committed\n"
 
 
-def git(cwd: Path, *words: str) -> None:
+def git(cwd: Path, *arguments: str) -> None:
     own = ("user.name=a", "user.email=a@b", "init.defaultBranch=main", "protocol.file.allow=always")
     done = subprocess.run(
-        ["git", *(word for each in own for word in ("-c", each)), *words], cwd=cwd, capture_output=True, text=True
+        ["git", *(word for each in own for word in ("-c", each)), *arguments], cwd=cwd, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -71,7 +71,7 @@ def everything(root: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("inside", ["", "pkg"])
-def test_all_that_the_original_has_is_there(root: Path, inside: str) -> None:
+def test_the_snapshot_has_all_files_of_the_original(root: Path, inside: str) -> None:
     runs = root / inside / "runs"
     here = take_snapshot(root / inside, runs / "x" / "code", runs)
     copy = runs / "x" / "code"
@@ -81,7 +81,7 @@ def test_all_that_the_original_has_is_there(root: Path, inside: str) -> None:
     assert not (copy / inside / "runs").exists()
 
 
-def test_later_edits_of_code_do_not_reach_it(root: Path) -> None:
+def test_later_edits_of_code_do_not_reach_the_snapshot(root: Path) -> None:
     runs = root / "runs"
     copy = take_snapshot(root, runs / "x" / "code", runs)
     assert copy is not None
@@ -96,7 +96,7 @@ def test_later_edits_of_code_do_not_reach_it(root: Path) -> None:
         assert (copy / name).read_text() == CODE, name
 
 
-def test_files_with_secrets_are_links_and_the_notice_names_the_key_alone(
+def test_files_with_secrets_are_links_and_the_notice_has_only_the_key(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     canary = "CANARY-x9"
@@ -115,12 +115,12 @@ def test_files_with_secrets_are_links_and_the_notice_names_the_key_alone(
     }  # fmt: skip
     assert [path for path in copy.rglob("*") if path.is_file() and not path.is_symlink()
             and canary in path.read_text()] == []  # fmt: skip
-    told = capsys.readouterr().err
-    assert "notice: train.yaml holds a secret (model.init_args.hf_token)" in told
-    assert canary not in told
+    notices = capsys.readouterr().err
+    assert "notice: train.yaml contains a secret (model.init_args.hf_token)" in notices
+    assert canary not in notices
 
 
-def test_a_folder_of_many_data_files_is_linked_as_a_whole_with_a_notice(
+def test_a_folder_of_many_data_files_becomes_one_link_with_a_notice(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(1001):
@@ -135,11 +135,11 @@ def test_a_folder_of_many_data_files_is_linked_as_a_whole_with_a_notice(
     assert everything(root) <= everything(copy)
 
 
-def test_where_nothing_is_known_of_git_there_is_none(tmp_path: Path) -> None:
+def test_outside_of_git_there_is_no_snapshot(tmp_path: Path) -> None:
     assert take_snapshot(tmp_path, tmp_path / "runs/code", tmp_path / "runs") is None
 
 
-def test_a_folder_that_cannot_be_written_is_told(root: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(root: Path) -> None:
     (root / "file").touch()
     with pytest.raises(QueueError, match="the code cannot be copied to"):
         take_snapshot(root, root / "file" / "code", root / "runs")

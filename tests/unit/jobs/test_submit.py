@@ -1,4 +1,4 @@
-"""`launcher submit` in real processes; SLURM's programs are stand-ins on PATH."""
+"""`launcher submit` in real processes; SLURM's commands are scripts on PATH."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 
 from launcher.cli import main as cli
 from launcher.config.schema import SlurmOptions
-from slurm.job import job_options
+from slurm.job import list_job_options
 from tests.support.processes import Finished, launcher, run
 from tests.support.run_directories import fill, small_disk
 from tests.support.stand_ins import TAKEN, StandIns
 
-# Jobs that really start, if not on a cluster.
+# Processes start.
 pytestmark = pytest.mark.slow
 
 MODEL = ("--model", "my_pkg.Model", "--name", "it")
@@ -44,10 +44,10 @@ def submit(cwd: Path, slurm: StandIns | None, *given: str, **env: str) -> Finish
     return run(launcher("submit", *MODEL, *given), cwd, env={**path, **env}, timeout=60)
 
 
-def test_a_dry_run_prints_the_very_script_that_is_sent_and_makes_nothing(cwd: Path, slurm: StandIns) -> None:
-    words = [sys.executable, "-X", "importtime", "-m", "launcher", "submit", *MODEL, *JOB, "--dry-run"]
+def test_a_dry_run_prints_the_submitted_script_and_creates_nothing(cwd: Path, slurm: StandIns) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "launcher", "submit", *MODEL, *JOB, "--dry-run"]
     dry = subprocess.run(
-        words,
+        command,
         cwd=cwd,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **slurm.env},
         capture_output=True,
@@ -56,27 +56,27 @@ def test_a_dry_run_prints_the_very_script_that_is_sent_and_makes_nothing(cwd: Pa
     )
     assert list(cwd.iterdir()) == []
     assert slurm.calls("sbatch") == []
-    told = dry.stderr.decode()
-    assert "launcher.cli.main" in told, "the import times are there"
-    assert _HEAVY.findall(told) == []
-    assert re.search(r"ranks +16 x GPU of the nodes on 2 nodes", told)
-    assert re.search(r"strategy +ddp ", told)
+    printed = dry.stderr.decode()
+    assert "launcher.cli.main" in printed, "the import times are there"
+    assert _HEAVY.findall(printed) == []
+    assert re.search(r"ranks +16 x GPU of the nodes on 2 nodes", printed)
+    assert re.search(r"strategy +ddp ", printed)
 
     submit(cwd, slurm, *JOB, "--no-snapshot").check()
     assert (slurm.folder / "script").read_bytes() == dry.stdout
     assert (cwd / "runs/it/submissions/1/42_submission.sh").read_bytes() == dry.stdout
 
 
-def test_what_is_queued_is_private_and_says_how_to_go_on(cwd: Path, slurm: StandIns) -> None:
+def test_the_submission_is_private_and_prints_the_next_commands(cwd: Path, slurm: StandIns) -> None:
     before = os.umask(0o027)
     try:
-        said = submit(cwd, slurm, *JOB).check().output
+        output = submit(cwd, slurm, *JOB).check().output
     finally:
         os.umask(before)
-    # SLURM hands it to the job, whose own files are the user's.
+    # The job inherits the user's umask.
     assert (slurm.folder / "umask").read_text() == oct(0o027)
-    assert "job 42 is queued\nrun it: launcher status it, logs, cancel\n" in said
-    assert "no snapshot of the code, as this is no git repository" in said
+    assert "job 42 is queued\nrun it: launcher status it, logs, cancel\n" in output
+    assert "this is no git repository, so the code is not copied" in output
     for path in (cwd / "runs/it", *(cwd / "runs/it").rglob("*")):
         assert path.is_symlink() or path.stat().st_mode & 0o077 == 0, path
     config = (cwd / "runs/it/submissions/1/config.yaml").read_text()
@@ -84,10 +84,10 @@ def test_what_is_queued_is_private_and_says_how_to_go_on(cwd: Path, slurm: Stand
         assert line in config.splitlines()
 
 
-def test_no_secret_is_in_anything_that_is_written_or_started(cwd: Path, slurm: StandIns) -> None:
-    said = submit(cwd, slurm, *JOB, "--export-env", "MY_SECRET", "--model.hf_token", "planted-three",
+def test_no_secret_is_in_a_file_or_an_argument(cwd: Path, slurm: StandIns) -> None:
+    ended = submit(cwd, slurm, *JOB, "--export-env", "MY_SECRET", "--model.hf_token", "planted-three",
                   WANDB_API_KEY="planted-key", MY_SECRET="planted-too")  # fmt: skip
-    assert "planted" not in said.check().output
+    assert "planted" not in ended.check().output
     files = [path for path in [*cwd.rglob("*"), *slurm.folder.rglob("*")] if path.is_file()]
     assert any(path.suffix == ".pkl" for path in files)
     assert [path for path in files if b"planted" in path.read_bytes()] == []
@@ -95,24 +95,24 @@ def test_no_secret_is_in_anything_that_is_written_or_started(cwd: Path, slurm: S
     assert {"MY_SECRET", "PATH", "WANDB_API_KEY", "LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN"} <= set(names.split(","))
 
 
-def test_everything_that_is_wrong_is_told_at_once_and_nothing_made(cwd: Path, slurm: StandIns) -> None:
+def test_all_problems_are_reported_at_once_and_nothing_is_created(cwd: Path, slurm: StandIns) -> None:
     ended = submit(cwd, slurm, "--nodes", "3", "--gpus-per-node", "8", "--devices", "4", "--num_nodes", "2",
                    "--global_batch_size", "32", "--time", "1", "--export-env", "NOT_SET").check(2)  # fmt: skip
-    told = re.findall(r"^  --([\w-]+): ", ended.output, re.MULTILINE)
-    assert told == ["export-env", "gpus-per-node", "nodes", "nodes", "time"]
+    options = re.findall(r"^  --([\w-]+): ", ended.output, re.MULTILINE)
+    assert options == ["export-env", "gpus-per-node", "nodes", "nodes", "time"]
     assert list(cwd.iterdir()) == []
     assert slurm.calls("sbatch") == []
 
 
-def test_what_the_config_asks_of_slurm_counts_where_no_flag_says_otherwise(cwd: Path, slurm: StandIns) -> None:
+def test_slurm_options_of_the_config_are_used_unless_a_flag_overrides_them(cwd: Path, slurm: StandIns) -> None:
     (cwd / "run.yaml").write_text(
         "slurm: {partition: slow, account: us, time: 12:00:00, mem: 64G, nodes: 2, gpus_per_node: 8, mail_type: END}\n"
     )
     done = submit(cwd, slurm, "--config", "run.yaml", "--partition", "gpu", "--slurm.qos", "high", "--dry-run").check()
-    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", done.output, re.MULTILINE))
-    wanted = {"partition": "gpu", "account": "us", "time": "720", "mem": "64G", "nodes": "2", "gpus-per-node": "8",
+    requested = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", done.output, re.MULTILINE))
+    expected = {"partition": "gpu", "account": "us", "time": "720", "mem": "64G", "nodes": "2", "gpus-per-node": "8",
               "mail-type": "END", "qos": "high"}  # fmt: skip
-    assert {name: asked.get(name) for name in wanted} == wanted
+    assert {name: requested.get(name) for name in expected} == expected
 
     (cwd / "run.yaml").write_text("slurm: {partition: a b, time: soon, signal_delay: 60}\n")
     ended = submit(cwd, slurm, "--config", "run.yaml", "--time", "1").check(2)
@@ -125,43 +125,46 @@ def test_what_the_config_asks_of_slurm_counts_where_no_flag_says_otherwise(cwd: 
     assert "slurm.signal: given 'TERM'; expected one of USR1, USR2" in ended.output
 
 
-def test_the_config_knows_every_option_of_a_job() -> None:
+def test_the_config_has_every_option_of_a_job() -> None:
     known = {field.name.replace("_", "-") for field in dataclasses.fields(SlurmOptions)}
-    assert known == set(job_options())
+    assert known == set(list_job_options())
 
 
-def test_a_value_that_a_shell_would_read_is_refused(
+def test_shell_syntax_in_a_value_is_rejected(
     cwd: Path, slurm: StandIns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In this process: what is refused starts nothing.
+    # In this process, since rejected commands start nothing.
     monkeypatch.chdir(cwd)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
-    for words in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
+    for option in (("--partition", "a; touch x"), ("--mail-user", "$(touch x)"), ("--name", "a b"), ("--name", "a\nb"),
                   ("--name", "a;touch x"), ("--name", "$(touch x)"), ("--name", "a'b"),
                   ("--name", 'a"b'), ("--name", "né"),
                   ("--runs_dir", "a%jb"), ("--account", "é")):  # fmt: skip
-        assert cli.run(["submit", *MODEL, *words]) == 2
-        assert f"{words[1]!r}" in capsys.readouterr().err
+        assert cli.run(["submit", *MODEL, *option]) == 2
+        assert f"{option[1]!r}" in capsys.readouterr().err
     assert list(cwd.iterdir()) == []
 
 
-def test_sbatchs_refusal_is_shown_in_its_words_and_nothing_is_left(cwd: Path, slurm: StandIns) -> None:
+def test_the_error_has_the_message_of_sbatch_and_no_file_stays(cwd: Path, slurm: StandIns) -> None:
     slurm.answer(sbatch=(1, "", "sbatch: error: invalid partition specified: gpu\n"))
     ended = submit(cwd, slurm, *JOB, "--no-snapshot").check(1)
-    assert ended.output == "error: sbatch did not take the job: sbatch: error: invalid partition specified: gpu\n"
+    assert ended.output == (
+        "error: sbatch refused the job: sbatch: error: invalid partition specified: gpu; change the options and submit "
+        "again\n"
+    )
     assert list(cwd.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["file/runs", "/proc/runs"])
 @pytest.mark.parametrize("sweep", [(), ("--sweep", "seed=1,2")])
-def test_where_no_run_can_be_made_nothing_is_queued(
+def test_nothing_is_queued_if_the_run_directory_cannot_be_created(
     cwd: Path, slurm: StandIns, place: str, sweep: tuple[str, ...]
 ) -> None:
     (cwd / "file").write_text("not a folder")
     ended = submit(cwd, slurm, *JOB, *sweep, "--runs_dir", place, "--no-snapshot").check(2)
-    assert "cannot be made" in ended.output
+    assert "cannot be created" in ended.output
     assert "where you may write" in ended.output
     assert "Traceback" not in ended.output
     assert slurm.calls("sbatch") == []
@@ -169,33 +172,35 @@ def test_where_no_run_can_be_made_nothing_is_queued(
 
 
 @pytest.mark.parametrize("more", [(), ("--sweep", "seed=1,2")], ids=["job", "array"])
-def test_a_job_that_cannot_be_noted_is_cancelled_again(tmp_path: Path, slurm: StandIns, more: tuple[str, ...]) -> None:
+def test_a_job_that_cannot_be_recorded_is_cancelled(tmp_path: Path, slurm: StandIns, more: tuple[str, ...]) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "256k"):
-        # The disk is full by the time that SLURM has taken the job.
-        takes = slurm.folder / "sbatch"
-        takes.write_text(f"#!/bin/sh\ncat /dev/zero > {disk}/filler 2>/dev/null\necho Submitted batch job 42\n")
+        # The disk is full when sbatch has taken the job.
+        sbatch = slurm.folder / "sbatch"
+        sbatch.write_text(f"#!/bin/sh\ncat /dev/zero > {disk}/filler 2>/dev/null\necho Submitted batch job 42\n")
         ended = submit(disk, slurm, "--no-snapshot", *more).check(2)
-        assert "No space left on device; job 42 was queued already and is cancelled again; choose" in ended.output
+        assert "No space left on device; job slurm 42 was taken and is now cancelled; choose" in ended.output
         assert slurm.calls("scancel") == [["42"]]
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
         (disk / "filler").unlink()
         slurm.answer(scancel=(1, "", "scancel: error: Access denied"))
         ended = submit(disk, slurm, "--no-snapshot", *more).check(1)
-        assert "job 42 is queued, but cannot be noted" in ended.output
-        assert ended.output.endswith("(scancel: scancel: error: Access denied); run: scancel 42\n")
+        assert "job slurm 42 was taken, but cannot be recorded" in ended.output
+        assert ended.output.endswith("(scancel: scancel: error: Access denied); cancel it by hand\n")
 
 
-def test_on_a_full_or_read_only_disk_nothing_is_queued_and_nothing_lost(tmp_path: Path, slurm: StandIns) -> None:
+def test_on_a_full_or_read_only_disk_nothing_is_queued_and_no_file_is_lost(tmp_path: Path, slurm: StandIns) -> None:
     disk = tmp_path / "disk"
     (tmp_path / "cwd").mkdir()
 
     def refused(*more: str) -> str:
-        told = submit(tmp_path / "cwd", slurm, "--no-snapshot", "--runs_dir", str(disk / "runs"), *more).check(2).output
-        assert "choose a folder with space where you may write" in told
+        output = (
+            submit(tmp_path / "cwd", slurm, "--no-snapshot", "--runs_dir", str(disk / "runs"), *more).check(2).output
+        )
+        assert "choose a folder with space where you may write" in output
         assert [path.name for path in disk.iterdir()] == ["filler"]
-        return told
+        return output
 
     with small_disk(disk, "64k"):
         fill(disk)
@@ -212,18 +217,18 @@ def test_on_a_full_or_read_only_disk_nothing_is_queued_and_nothing_lost(tmp_path
     assert slurm.calls("sbatch") == []
 
 
-def test_without_slurm_the_way_on_is_told(cwd: Path) -> None:
+def test_without_slurm_the_error_suggests_the_local_back_end(cwd: Path) -> None:
     ended = submit(cwd, None, *JOB).check(2)
     assert "there is no sbatch on this machine" in ended.output
     assert "--cluster local" in ended.output
     assert list(cwd.iterdir()) == []
 
 
-def test_one_machine_cannot_be_several(cwd: Path, slurm: StandIns) -> None:
-    assert "this machine alone" in submit(cwd, slurm, *JOB, "--cluster", "local").check(2).output
+def test_the_local_back_end_rejects_several_nodes(cwd: Path, slurm: StandIns) -> None:
+    assert "--cluster local is one machine" in submit(cwd, slurm, *JOB, "--cluster", "local").check(2).output
 
 
-def test_a_run_that_is_queued_is_not_queued_again_and_one_that_ended_may_be(cwd: Path, slurm: StandIns) -> None:
+def test_a_run_can_be_submitted_again_only_after_it_has_ended(cwd: Path, slurm: StandIns) -> None:
     submit(cwd, slurm, *JOB).check()
     ended = submit(cwd, slurm, *JOB).check(2)
     assert "run 'it' is running already (slurm 42)" in ended.output
@@ -232,12 +237,12 @@ def test_a_run_that_is_queued_is_not_queued_again_and_one_that_ended_may_be(cwd:
     assert sorted(path.name for path in (cwd / "runs/it/submissions").iterdir()) == ["1", "2"]
 
 
-def _git(cwd: Path, *words: str) -> None:
-    own = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
-    subprocess.run(["git", *own, *words], cwd=cwd, check=True, capture_output=True)
+def _git(cwd: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
+    subprocess.run(["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True)
 
 
-def test_the_job_gets_the_code_as_it_was(cwd: Path, slurm: StandIns) -> None:
+def test_later_edits_do_not_reach_the_job(cwd: Path, slurm: StandIns) -> None:
     here = cwd / "inner"
     here.mkdir()
     (cwd / ".gitignore").write_text("data/\n.env\nruns/\n")
@@ -255,7 +260,7 @@ def test_the_job_gets_the_code_as_it_was(cwd: Path, slurm: StandIns) -> None:
     (cwd / "shared.py").write_text("edited later\n")
     assert (code / "shared.py").read_text() == "edited, not committed\n"
     assert (code / "inner/new.py").read_text() == "not added\n"
-    assert (code / "inner/data").readlink() == here / "data", "relative paths to data hold"
+    assert (code / "inner/data").readlink() == here / "data", "relative paths to data are valid"
     assert (code / "inner/.env").is_symlink(), "a secret is not copied"
     assert not (code / "inner/runs").exists()
     assert not (code / ".git").exists()
@@ -263,13 +268,13 @@ def test_the_job_gets_the_code_as_it_was(cwd: Path, slurm: StandIns) -> None:
     assert str(code / "inner").encode() in pickle, "that is where the ranks run"
 
 
-def test_no_snapshot_runs_the_code_where_it_is(cwd: Path, slurm: StandIns) -> None:
+def test_no_snapshot_runs_the_code_in_place(cwd: Path, slurm: StandIns) -> None:
     _git(cwd, "init")
     submit(cwd, slurm, *JOB, "--no-snapshot").check()
     assert not (cwd / "runs/it/submissions/1/code").exists()
 
 
-def test_the_record_names_the_job(cwd: Path, slurm: StandIns) -> None:
+def test_the_record_has_the_job(cwd: Path, slurm: StandIns) -> None:
     submit(cwd, slurm, *JOB).check()
     record = json.loads((cwd / "runs/it/submissions/1/submission.json").read_text())
     assert (record["cluster"], record["job_id"], record["nodes"]) == ("slurm", "42", 2)

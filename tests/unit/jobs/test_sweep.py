@@ -14,9 +14,9 @@ from launcher.jobs.sweep import describe, make_members, read_sweep
 LR, WIDTH = "model.init_args.lr", "model.init_args.width"
 
 
-def problems(words: Sequence[str], given: Sequence[str] = ()) -> list[str]:
+def problems(texts: Sequence[str], given: Sequence[str] = ()) -> list[str]:
     with pytest.raises(SubmitError) as caught:
-        read_sweep(words, given)
+        read_sweep(texts, given)
     return [f"{problem.path}: {problem.message}" for problem in caught.value.problems]
 
 
@@ -27,7 +27,7 @@ def test_a_grid_changes_its_last_key_fastest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "values"),
+    ("text", "values"),
     [
         ("model.init_args.x=1,true,null,text", [1, True, None, "text"]),
         ("model.init_args.x='a,b',c", ["a,b", "c"]),
@@ -39,11 +39,11 @@ def test_a_grid_changes_its_last_key_fastest() -> None:
         ("global-batch-size=8,16", [8, 16]),
     ],
 )
-def test_values_are_read_as_on_the_command_line(word: str, values: list[Any]) -> None:
-    assert [value for each in read_sweep([word]) for value in each.values()] == values
+def test_values_are_read_as_on_the_command_line(text: str, values: list[Any]) -> None:
+    assert [value for each in read_sweep([text]) for value in each.values()] == values
 
 
-def test_a_file_has_the_members_one_by_one(tmp_path: Path) -> None:
+def test_a_file_lists_the_members(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("- {model.lr: 1.0e-3}\n- {trainer: {max_epochs: 3}, precision: bf16}\n")
     first, second = read_sweep([str(file)])
@@ -51,8 +51,8 @@ def test_a_file_has_the_members_one_by_one(tmp_path: Path) -> None:
     assert second == {"trainer.max_epochs": 3, "precision": "bf16"}
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
-    told = problems(
+def test_all_problems_are_reported_at_once() -> None:
+    found = problems(
         [
             "trainer.max_epoch=1,2",
             "precision=17,bf16",
@@ -65,26 +65,26 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         ],
         given=["precision"],
     )
-    assert any("trainer.max_epoch" in text and "did you mean" in text for text in told)
-    assert any("precision" in text and "17" in text for text in told)
-    assert any(text.startswith(f"--sweep {LR}: given twice") for text in told)
-    assert any(text.startswith("--sweep devices: cannot differ") for text in told)
-    assert any(text.startswith("--sweep name: cannot differ") for text in told)
-    assert any("--precision is given for all members too" in text for text in told)
-    assert any("no such file" in text.lower() or "does not exist" in text for text in told if "seed" in text)
-    assert any("expected KEY=VALUE" in text for text in told if text.startswith("--sweep x="))
+    assert any("trainer.max_epoch" in text and "did you mean" in text for text in found)
+    assert any("precision" in text and "17" in text for text in found)
+    assert any(text.startswith(f"--sweep {LR}: given twice") for text in found)
+    assert any(text.startswith("--sweep devices: cannot differ") for text in found)
+    assert any(text.startswith("--sweep name: cannot differ") for text in found)
+    assert any("--precision is given for all members too" in text for text in found)
+    assert any("no such file" in text.lower() or "does not exist" in text for text in found if "seed" in text)
+    assert any("expected KEY=VALUE" in text for text in found if text.startswith("--sweep x="))
 
 
-def test_members_that_are_the_same_are_told() -> None:
+def test_equal_members_are_reported() -> None:
     assert problems([f"{LR}=1,1"]) == ["--sweep: two members are the same, remove one: lr=1"]
 
 
 @pytest.mark.parametrize("text", ["1", "{a: 1}", "[]", "- 3", "- {}"])
-def test_a_file_that_has_no_list_of_settings_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_list_of_settings_is_rejected(tmp_path: Path, text: str) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(text)
-    (told,) = problems([str(file)])
-    assert "expected a " in told
+    (problem,) = problems([str(file)])
+    assert "expected a " in problem
 
 
 def test_members_are_named_after_the_sweep_and_grouped_in_wandb() -> None:
@@ -100,7 +100,7 @@ def test_members_are_named_after_the_sweep_and_grouped_in_wandb() -> None:
     assert own.config.wandb.group == "mine"
 
 
-def test_what_is_wrong_for_all_members_is_told_once_and_what_for_one_with_its_number() -> None:
+def test_a_problem_of_all_members_is_reported_once_and_one_of_a_member_with_its_number() -> None:
     base = {"model": {"class_path": "a.B"}, "trainer": {"max_epochs": -5}}
     with pytest.raises(ConfigError) as caught:
         make_members(base, [{LR: 1}, {LR: 2, "global_batch_size": 0}], "grid")
@@ -108,7 +108,7 @@ def test_what_is_wrong_for_all_members_is_told_once_and_what_for_one_with_its_nu
     assert paths == ["trainer.max_epochs", "member 1: global_batch_size"]
 
 
-def test_settings_are_described_by_the_shortest_names_that_tell_them_apart() -> None:
+def test_settings_are_described_by_the_shortest_unique_names() -> None:
     assert describe({LR: 1e-3, "trainer.max_epochs": 3}) == "lr=0.001, max_epochs=3"
     assert describe({"model.init_args.size": 1, "data.init_args.size": 2}) == (
         "model.init_args.size=1, data.init_args.size=2"

@@ -1,4 +1,4 @@
-"""`--array`, as sbatch takes it."""
+"""`--array`, in sbatch's form."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_members_and_how_many_at_once(
 @pytest.mark.parametrize(
     "text", ["", "a", "3-1", "0-6:0", "0-", "%0", "%", "0%x", "1,,2", "0 1", "\u0663", "-1", "0-3%2;x"]
 )
-def test_what_sbatch_would_not_take_is_refused(text: str) -> None:
+def test_other_forms_are_rejected(text: str) -> None:
     with pytest.raises(JobRequestError, match="expected members and how many at once"):
         read_array(text, 8)
 
 
-def test_a_member_that_there_is_not_is_named_with_those_that_there_are() -> None:
+def test_the_error_for_an_unknown_member_lists_the_valid_ones() -> None:
     with pytest.raises(JobRequestError, match="'6-8', but the sweep's members are 0 to 7"):
         read_array("6-8", 8)

@@ -1,4 +1,4 @@
-"""When another requeue is of no use."""
+"""The attempts of a job, and when it is no longer requeued."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempts import SlurmAttempt, fruitless, read_attempts, record_attempt, saved_step
+from slurm.attempts import SlurmAttempt, count_fruitless, read_attempts, read_saved_step, record_attempt
 
 
 def _attempts(*steps: int, job: str = "7") -> list[SlurmAttempt]:
@@ -20,14 +20,14 @@ def _attempts(*steps: int, job: str = "7") -> list[SlurmAttempt]:
      ((5, 5), 3, 2)],
 )  # fmt: skip
 def test_attempts_in_a_row_that_saved_nothing_new(starts: tuple[int, ...], now: int, count: int) -> None:
-    assert fruitless(_attempts(*starts), "7", now) == count
+    assert count_fruitless(_attempts(*starts), "7", now) == count
 
 
-def test_another_submission_begins_to_count_anew() -> None:
-    assert fruitless([*_attempts(0, 0, 0), *_attempts(0, job="8")], "8", 0) == 1
+def test_another_submission_is_counted_from_zero() -> None:
+    assert count_fruitless([*_attempts(0, 0, 0), *_attempts(0, job="8")], "8", 0) == 1
 
 
-def test_attempts_are_noted_and_read_back(tmp_path: Path) -> None:
+def test_attempts_are_recorded_and_read(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) == []
     record_attempt(tmp_path, "7", 0, 0, "n1")
     with (tmp_path / "attempts.jsonl").open("a") as file:
@@ -40,10 +40,10 @@ def test_attempts_are_noted_and_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "attempts.jsonl").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_saved_step_is_the_newest_manifests(tmp_path: Path) -> None:
-    assert saved_step(tmp_path) == 0
+def test_the_saved_step_is_that_of_the_newest_manifest(tmp_path: Path) -> None:
+    assert read_saved_step(tmp_path) == 0
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name, content in {"a": json.dumps({"step": 5}), "b": json.dumps({"step": 12}), "c": '{"st', "d": "[]"}.items():
         (folder / f"{name}.ckpt.manifest").write_text(content)
-    assert saved_step(tmp_path) == 12
+    assert read_saved_step(tmp_path) == 12

@@ -1,4 +1,4 @@
-"""`slurm.environment`: a task's variables, read once."""
+"""`slurm.environment`: the variables of a task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_outside_of_a_step_there_is_no_task(env: dict[str, str]) -> None:
     assert read_slurm_task(env) is None
 
 
-def test_a_step_tells_its_task() -> None:
+def test_a_step_gives_its_task() -> None:
     assert read_slurm_task(STEP) == SlurmTask(job_id="4711", task=3, tasks=4, node=1, restart_count=2, step="0")
 
 
@@ -33,25 +33,25 @@ def test_a_job_that_was_never_requeued_has_no_restart() -> None:
     assert task.restart_count == 0
 
 
-def test_a_batch_script_is_one_task_whatever_the_job_asked_for() -> None:
+def test_a_batch_script_is_one_task_for_any_request() -> None:
     task = read_slurm_task({"SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NODEID": "0"})
     assert task is not None
     assert task.tasks == 1
 
 
-def test_a_step_without_its_own_count_takes_the_jobs() -> None:
+def test_a_step_without_a_count_uses_that_of_the_job() -> None:
     env = {k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_TASKS"} | {"SLURM_NTASKS": "8"}
     task = read_slurm_task(env)
     assert task is not None
     assert task.tasks == 8
 
 
-def test_a_step_that_nobody_counts_is_half_set() -> None:
+def test_a_step_without_any_count_is_an_error() -> None:
     with pytest.raises(SlurmEnvironmentError, match="SLURM_STEP_NUM_TASKS=not set"):
         read_slurm_task({k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_TASKS"})
 
 
-def test_every_wrong_variable_is_named_at_once() -> None:
+def test_the_error_lists_every_wrong_variable() -> None:
     with pytest.raises(SlurmEnvironmentError) as caught:
         read_slurm_task({**STEP, "SLURM_PROCID": "-1", "SLURM_NODEID": "n1", "SLURM_RESTART_COUNT": ""})
     assert all(
@@ -62,7 +62,7 @@ def test_every_wrong_variable_is_named_at_once() -> None:
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*STEP, "SLURM_NTASKS"]), st.text(max_size=3) | st.integers(0, 99).map(str)))
-def test_any_environment_gives_a_task_none_or_one_error(env: dict[str, str]) -> None:
+def test_any_environment_gives_a_task_or_none_or_one_error(env: dict[str, str]) -> None:
     try:
         task = read_slurm_task(env)
     except SlurmEnvironmentError:

@@ -21,21 +21,21 @@ from slurm.nodelist import NodeListError, expand_nodes
         ("cn-0001.site.org", ["cn-0001.site.org"]),
     ],
 )
-def test_a_node_list_is_what_scontrol_shows(text: str, names: list[str]) -> None:
+def test_a_node_list_expands_as_scontrol_does(text: str, names: list[str]) -> None:
     assert expand_nodes(text) == names
 
 
 @pytest.mark.parametrize(
     "text", ["", "n[1-2", "n1-2]", "n[[1]]", "n[2-1]", "n[]", "n[a-b]", "n1,,n2", "n[1-9999999999]"]
 )
-def test_what_slurm_would_not_write_is_refused_with_the_text(text: str) -> None:
+def test_an_invalid_list_is_rejected_with_its_text(text: str) -> None:
     with pytest.raises(NodeListError) as refused:
         expand_nodes(text)
     assert repr(text) in str(refused.value)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 150), st.integers(0, 5)), min_size=1, max_size=5))
-def test_ranges_with_any_padding_come_back_in_order(ranges: list[tuple[int, int, int]]) -> None:
+def test_ranges_with_any_padding_expand_in_order(ranges: list[tuple[int, int, int]]) -> None:
     names = [f"n{number:0{padding}}" for padding, first, more in ranges for number in range(first, first + more + 1)]
     items = [f"{first:0{padding}}-{first + more:0{padding}}" if more else f"{first:0{padding}}"
              for padding, first, more in ranges]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What `sinfo` says of the cluster, and what it says when it is broken."""
+"""Partitions from `sinfo`, and its errors."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_gpus_of_a_node(gres: str, gpus: int, kind: str | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n", "slurm_load_partitions: error\n", "|up|1|1|1|1|\n"])
-def test_foreign_lines_are_no_partitions(text: str) -> None:
+def test_other_lines_are_skipped(text: str) -> None:
     assert parse_partitions(text) == ()
 
 
-def test_the_real_command_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sinfo_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_sinfo(
         tmp_path, 'test "$*" = "--noheader --format=%P|%a|%l|%D|%c|%m|%G" && echo "gpu*|up|1:00|2|8|64000|gpu:4"'
     )
@@ -68,14 +68,14 @@ def test_a_machine_without_slurm_has_no_partitions(tmp_path: Path, monkeypatch: 
     assert read_partitions() == ()
 
 
-def test_a_controller_that_is_down_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_has_the_message_of_sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_sinfo(tmp_path, "echo 'Unable to contact slurm controller' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(PartitionsError, match="exit code 1: Unable to contact slurm controller"):
         read_partitions()
 
 
-def test_a_controller_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sinfo_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_sinfo(tmp_path, "exec sleep 60")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr("slurm.partitions._TIMEOUT_S", 0.2)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from slurm.interfaces import addresses
+from slurm.interfaces import find_addresses
 from slurm.rendezvous import PortReservation, RendezvousError, host_rendezvous, join_rendezvous
 
-# Jobs that really start, if not on a cluster.
+# Threads and sockets.
 pytestmark = pytest.mark.slow
 
 
@@ -26,13 +26,13 @@ def test_every_node_gets_an_address_that_answers_and_the_port(tmp_path: Path) ->
         places = [other.result() for other in others]
         assert first.result().port == 1234
     for place in places:
-        # The name that nobody can resolve was passed over.
-        assert place.host in ("localhost", *addresses())
+        # The name that does not resolve was skipped.
+        assert place.host in ("localhost", *find_addresses())
         assert place.port == 1234
     assert not file.exists(), "its token is of no more use"
 
 
-def test_a_node_that_does_not_come_is_named_and_a_stranger_is_not_counted_for_it(tmp_path: Path) -> None:
+def test_the_error_lists_missing_nodes_and_ignores_connections_without_the_token(tmp_path: Path) -> None:
     file = tmp_path / "rendezvous.json"
 
     def knock() -> int:
@@ -48,17 +48,17 @@ def test_a_node_that_does_not_come_is_named_and_a_stranger_is_not_counted_for_it
         first = pool.submit(host_rendezvous, file, 3, 1234, ["localhost"], 2)
         pool.submit(join_rendezvous, file, 2, 30)
         assert pool.submit(knock).result() == 0o600, "what is published is the user's alone"
-        with pytest.raises(RendezvousError, match=r"node 1 of 3 did not come within 2 s") as raised:
+        with pytest.raises(RendezvousError, match=r"node 1 of 3 did not join within 2 s") as raised:
             first.result()
         assert raised.value.missing == (1,)
 
 
-def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RendezvousError, match="do the nodes share that folder"):
+def test_a_folder_that_is_not_shared_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RendezvousError, match="check that the nodes share that folder"):
         join_rendezvous(tmp_path / "rendezvous.json", 1, 0.1)
 
 
-def test_a_reserved_port_is_for_our_own_server_alone() -> None:
+def test_only_our_server_gets_a_reserved_port() -> None:
     reserved = PortReservation()
     try:
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -72,7 +72,7 @@ def test_a_reserved_port_is_for_our_own_server_alone() -> None:
         reserved.close()
 
 
-def test_addresses_leave_out_the_loopback() -> None:
-    found = addresses()
+def test_addresses_have_no_loopback() -> None:
+    found = find_addresses()
     assert not any(address.startswith(("127.", "fe80:")) or address == "::1" for address in found)
     assert set(found.values()) <= {name for _, name in socket.if_nameindex()}

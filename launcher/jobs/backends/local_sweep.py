@@ -1,6 +1,6 @@
-"""`python -m launcher.jobs.sweep_local FOLDER`: the members of a sweep on this machine, some at a time.
+"""`python -m launcher.jobs.backends.local_sweep FOLDER`: runs the members of a sweep on this machine.
 
-SIGTERM is handed on to the members that run, which save and stop; no other begins.
+SIGTERM is passed to the running members, which save and stop; no other member starts.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.jobs.backends.local import LocalBackend
 from launcher.process.background import OUTPUT, start_time
 from launcher.runs.submission_record import write_record
 from launcher.runs.sweep_record import read_array_record
 
-_LOOK_EVERY = 0.2
+_POLL_SECONDS = 0.2
 
 
 class LocalSweep:
     """The members, one process each.
 
     Args:
-        folder: of the submission; its record says the members and how many run at once.
+        folder: of the submission; its record lists the members and how many run at once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,12 +37,12 @@ class LocalSweep:
         self._stopped = False
 
     def run(self) -> int:
-        """Run all; returns 0 if every member did, else 1."""
+        """Run all; returns 0 if every member succeeded, else 1."""
         signal.signal(signal.SIGTERM, self._stop)
         while self._running or (self._waiting and not self._stopped):
             while self._waiting and len(self._running) < self._at_once and not self._stopped:
                 self._start(self._waiting.pop(0))
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
             for process in [p for p in self._running if p.poll() is not None]:
                 self._running.remove(process)
                 self._failed += process.returncode != 0
@@ -54,9 +55,9 @@ class LocalSweep:
             process = subprocess.Popen(member["command"], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self._running.append(process)
         if self._stopped:
-            # The signal came before this one was known.
+            # The signal came before this process was in the list.
             process.send_signal(signal.SIGTERM)
-        write_record(folder, "local", pid=process.pid, started=start_time(process.pid))
+        write_record(folder, LocalBackend.name, pid=process.pid, started=start_time(process.pid), output=[OUTPUT])
 
     def _stop(self, number: int, frame: object) -> None:
         del frame

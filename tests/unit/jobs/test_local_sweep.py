@@ -1,4 +1,4 @@
-"""`launcher.jobs.sweep_local`: a signal at the worst moment."""
+"""`launcher.jobs.backends.local_sweep`: a signal while a member starts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from launcher.jobs.sweep_local import LocalSweep
+from launcher.jobs.backends.local_sweep import LocalSweep
 from launcher.runs.sweep_record import write_array
 
 
-def test_a_member_that_is_being_started_when_the_sweep_is_cancelled_is_stopped_too(
+def test_a_member_that_starts_while_the_sweep_is_cancelled_is_stopped_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", "import signal; signal.pause()"]
@@ -23,9 +23,9 @@ def test_a_member_that_is_being_started_when_the_sweep_is_cancelled_is_stopped_t
     real = subprocess.Popen
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
-        started.append(real(*words, **options))
-        # As a handler would run it: the process is there, and nobody has its number yet.
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(real(*arguments, **options))
+        # As from a signal handler: the process exists, but is not in the list yet.
         sweep._stop(signal.SIGTERM, None)
         return started[-1]
 

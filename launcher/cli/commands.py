@@ -1,0 +1,80 @@
+"""The table of subcommands. Help, dispatch, completion and the hint for an unknown command read it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class CommandEntry(Protocol):
+    """What implements a subcommand: a module or an object with these two functions."""
+
+    def build_parser(self) -> argparse.ArgumentParser:
+        """The parser of its options."""
+        ...
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Run it with the arguments after its name; returns the exit code."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        name: what the user types.
+        summary: one line for the help.
+        entry: `module` or `module:object`, a `CommandEntry`; imported when the command runs.
+        takes_settings: whether settings of the config may follow as `--key value`.
+        runs_on_ranks: whether every rank of a training runs it, so errors are reported once for all ranks.
+        on_interrupt: what to print after Ctrl-C.
+    """
+
+    name: str
+    summary: str
+    entry: str
+    takes_settings: bool = False
+    runs_on_ranks: bool = False
+    on_interrupt: str = ""
+
+    def load(self) -> CommandEntry:
+        """Import the implementation."""
+        module, _, name = self.entry.partition(":")
+        loaded: Any = importlib.import_module(module)
+        return getattr(loaded, name) if name else loaded
+
+
+def _training(name: str, summary: str) -> Command:
+    return Command(
+        name,
+        summary,
+        f"launcher.cli.config_commands:{name.upper()}",
+        takes_settings=True,
+        runs_on_ranks=True,
+        on_interrupt="interrupted before the training began; nothing to save",
+    )
+
+
+_TABLE = (
+    _training("fit", "train (the default); with no config and no model, the built-in demo"),
+    _training("plan", "show what fit would choose, and why, without training"),
+    _training("validate", "evaluate a checkpoint of a run on its validation data"),
+    _training("test", "evaluate a checkpoint of a run on its test data"),
+    _training("predict", "write a run's predictions to its directory"),
+    Command("submit", "queue the run on SLURM, or start it in the background on this machine",
+            "launcher.cli.submit", takes_settings=True),
+    Command("status", "show the state of runs, across requeues", "launcher.cli.status"),
+    Command("logs", "print the log of a rank", "launcher.cli.logs"),
+    Command("cancel", "stop a run; its ranks save first", "launcher.cli.cancel"),
+    Command("init", "write a config: asks for model, hardware, precision and logging", "launcher.wizard.command",
+            takes_settings=True, on_interrupt="\ncancelled; nothing was written"),
+    Command("convert", "write a checkpoint of any strategy as one plain state dict", "launcher.cli.convert"),
+    Command("doctor", "check this machine and its cluster", "launcher.doctor.command"),
+    Command("report", "write a page about a run, or compare two", "launcher.report.command"),
+    Command("completion", "print a script that lets bash, zsh or fish complete", "launcher.cli.completion"),
+)  # fmt: skip
+COMMANDS = {command.name: command for command in _TABLE}

@@ -1,0 +1,207 @@
+"""The subcommands that read a config and may run on every rank: `fit`, `plan`, `validate`, `test` and `predict`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli.commands import COMMANDS
+from launcher.cli.main import EPILOG, run
+from launcher.cli.parsers import add_config, new_parser
+from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
+from launcher.core.errors import ConfigError
+from launcher.core.gc_paused import quick_imports
+from launcher.core.secrets import hide_in_arguments, redact
+from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
+from launcher.hardware.topology import Topology
+from launcher.process.rank_status import RankStatusWriter
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+
+_METRICS = "The metrics are printed, and logged to the run's W&B run and its other loggers."
+_PREDICTIONS = """\
+Each rank writes predictions/rank-<r>.pt in the run's directory: torch.load() gives `predictions`, a list of
+what predict_step returned, and `batch_indices`, the numbers of the samples in each batch. A BasePredictionWriter
+among the callbacks replaces this. Nothing is printed."""
+_EXISTING_RUN = """
+
+The run must exist: --name alone, or a --checkpoint in its folder, selects its config as well; with --config and no
+name it is the newest run with that config. No run directory is created. A checkpoint of any strategy works, ZeRO's too;
+the evaluation keeps the whole module on every rank. On several ranks each sample counts once; a warning reports where
+Lightning has to repeat some."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigCommand:
+    """A subcommand with a config.
+
+    Attributes:
+        name: of the subcommand.
+        add_arguments: adds the options that only this command has.
+        execute: runs it, in each rank if it starts ranks; returns the exit code.
+        starts_ranks: whether this process starts the ranks, unless it is one itself.
+        details: the help after the summary.
+    """
+
+    name: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    execute: Callable[[RunConfig, Topology, argparse.Namespace], int]
+    starts_ranks: bool = True
+    details: str = ""
+
+    def build_parser(self) -> argparse.ArgumentParser:
+        """The parser of the command's options."""
+        usage = f"launcher {self.name} [options] [--key value ...]"
+        description = COMMANDS[self.name].summary + self.details
+        parser = new_parser(self.name, usage=usage, description=description, epilog=f"{EPILOG}\n{_list_strategies()}")
+        add_config(parser)
+        parser.add_argument("--print-config", "--print_config", action="store_true",
+                            help="print the complete config and exit")  # fmt: skip
+        self.add_arguments(parser)
+        return parser
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Read the config and run the command; returns the exit code."""
+        options, overrides = self.build_parser().parse_known_args(list(arguments))
+        env = remove_starter_variables(os.environ) if getattr(options, "nnodes", None) else os.environ
+        topology = Topology.from_env(env, socket.gethostname())
+        # Lightning, DeepSpeed and the user's modules read the rank from these variables.
+        os.environ.update(to_torchrun_variables(env))
+        launch = read_launch_options(vars(options))
+        options.terminal_ranks = launch.terminal_ranks
+        config = _load(options, overrides, topology)
+        if options.print_config:
+            sys.stdout.write(config.to_yaml(os.environ))
+            return 0
+        if not self.starts_ranks:
+            return self.execute(config, topology, options)
+        from launcher.process.socket_folder import socket_folder
+
+        with socket_folder():
+            code = _start_ranks(config, topology, launch, [self.name, *arguments])
+            return self.execute(config, topology, options) if code is None else code
+
+
+def _list_strategies() -> str:
+    from strategies.registry import list_strategies
+
+    rows = {
+        "auto": "the fastest that fits the memory at hand",
+        **{each.name: each.summary for each in list_strategies()},
+    }
+    return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
+
+
+def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
+    from launcher.config.loading import load_config
+
+    try:
+        if not options.config and "checkpoint" in options:
+            from launcher.training.evaluated_config import config_of_run
+
+            options.config = config_of_run(options.checkpoint, overrides)
+        return load_config(options.config, overrides)
+    except ConfigError as error:
+        if topology.world_size > 1:
+            from launcher.training.fit import refuse_together
+
+            refuse_together(topology, error)
+        raise
+
+
+def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int | None:
+    """Start this node's ranks and return their exit code; None if this process is a rank itself."""
+    if topology.source == "torchrun":
+        if not RankStatusWriter.from_env(os.environ).has_agent:
+            reject_agent_flags(launch)
+        return None
+    from launcher.agent.rank_main import RankCommand
+    from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
+    from launcher.agent.start import start_ranks
+    from launcher.hardware.rank_count import check_ranks
+
+    enter_allocation(config, launch, arguments)
+    with nodes_of_step(config, launch, os.environ) as launch:
+        code = start_ranks(config, launch, RankCommand(run, tuple(arguments)))
+    if code is None:
+        check_ranks(config, topology)
+    return code
+
+
+def _fit(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
+    with quick_imports():
+        import launcher.training.run  # noqa: F401 -- Lightning, which `fit` needs anyway
+        from launcher.cli.summary import print_summary
+        from launcher.training.fit import fit
+
+    # The user's loggers may record the command line, as W&B's does.
+    sys.argv = hide_in_arguments(sys.argv)
+    result = fit(config, terminal_ranks=options.terminal_ranks, stays_open=False)
+    if topology.rank == 0:
+        # The training is complete even if the terminal is closed.
+        with contextlib.suppress(OSError):
+            print_summary(result)
+    return 0
+
+
+def _evaluation(name: str, output: str) -> ConfigCommand:
+    """The command `name`, which evaluates a checkpoint; `output` describes its results."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH",
+                            help="what to evaluate (default: best, by the run's ModelCheckpoint)")  # fmt: skip
+        add_launch_arguments(parser)
+
+    def execute(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
+        del topology
+        from launcher.training.evaluate import evaluate
+
+        evaluate(config, name, options.checkpoint, terminal_ranks=options.terminal_ranks)
+        return 0
+
+    return ConfigCommand(name, add_arguments, execute, details=f".\n{output}{_EXISTING_RUN}")
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    from launcher.hardware.target_machines import add_options
+
+    parser.add_argument("--json", action="store_true", help="the plan as JSON")
+    add_options(parser)
+
+
+def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
+    from launcher.hardware.target_machines import read_options
+    from launcher.planning.dry_run import plan_here
+
+    found = plan_here(config, topology.host, read_options(options))
+    if options.plot:
+        from launcher.planning.plot import plot_memory
+
+        plot_memory(found, config, Path(options.plot))
+    if options.json:
+        import json
+
+        sys.stdout.write(json.dumps(redact(found.plan.to_dict()), indent=1) + "\n")
+        return 0
+    from launcher.core.terminal import make_console
+    from launcher.planning.table import print_memory, print_plan
+
+    console = make_console()
+    print_plan(found.plan, console)
+    print_memory(found.plan, console)
+    return 0
+
+
+FIT = ConfigCommand("fit", add_launch_arguments, _fit)
+PLAN = ConfigCommand("plan", _add_plan_arguments, _plan, starts_ranks=False)
+VALIDATE = _evaluation("validate", _METRICS)
+TEST = _evaluation("test", _METRICS)
+PREDICT = _evaluation("predict", _PREDICTIONS)

@@ -1,0 +1,194 @@
+"""The abstract base of the job back ends.
+
+A back end starts a job and returns its record. The launcher keeps the record in the run's `submissions/`, and passes it
+back to the back end to ask for the job's status or to cancel it. The record's `output` lists the files of the job's own
+output, as patterns relative to the submission's folder; `launcher logs` shows them if no rank has started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from launcher.core.errors import Problem, QueueError, SubmitError
+from launcher.runs.submission_record import write_record
+from launcher.runs.sweep_record import write_array
+
+if TYPE_CHECKING:
+    from launcher.jobs.submission import Submission, SweepSubmission
+    from slurm.array import ArrayChoice
+    from slurm.job import SlurmJob
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What a back end knows about a job.
+
+    Attributes:
+        state: `ended` if the back end does not know the result, `unknown` if it cannot see the job from this machine;
+            the run's events then decide.
+        detail: why the job waits, where it runs, or how it ended.
+    """
+
+    state: Literal["queued", "running", "done", "failed", "cancelled", "ended", "unknown"]
+    detail: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job will not run again."""
+        return self.state not in ("queued", "running", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """A job that a back end has taken.
+
+    Attributes:
+        record: what the back end needs to find the job again.
+        message: one line for the user.
+    """
+
+    record: Record
+    message: str
+
+
+class JobBackend(ABC):
+    """A place where jobs run.
+
+    Attributes:
+        name: what `--cluster` takes, and `cluster` in records.
+        summary: a short text for the help.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def check(self, job: SlurmJob) -> None:
+        """Check that the job can be submitted from this machine.
+
+        Raises:
+            SubmitError: it cannot.
+        """
+
+    @abstractmethod
+    def submit(self, submission: Submission, cwd: Path) -> SubmittedJob:
+        """Start or queue `submission.command` in the folder `cwd`.
+
+        Raises:
+            QueueError: the job was not taken.
+        """
+
+    @abstractmethod
+    def statuses(self, records: Sequence[Record]) -> list[JobStatus]:
+        """The status of each job; `ended` with the reason for a job that the back end cannot ask about."""
+
+    @abstractmethod
+    def cancel(self, record: Record) -> str:
+        """Stop a job; returns one line for the user.
+
+        Raises:
+            QueueError: the job cannot be stopped.
+        """
+
+    def describe(self, record: Record) -> str:
+        """The job's name for tables and messages."""
+        return f"{self.name} {record.get('job_id', '')}".rstrip()
+
+    def render(self, submission: Submission) -> str | None:
+        """The script that `--dry-run` prints; None if there is none."""
+        del submission
+
+    def check_sweep(self, choice: ArrayChoice) -> None:
+        """Check that a sweep of this size can be submitted, also for a dry run.
+
+        Raises:
+            SubmitError: it cannot.
+        """
+        del choice
+
+    def render_sweep(self, sweep: SweepSubmission) -> str | None:
+        """The script that `--dry-run` prints for a sweep; None if there is none."""
+        del sweep
+
+    def submit_sweep(self, sweep: SweepSubmission, cwd: Path) -> str:
+        """Submit the chosen members and write their records; returns one line for the user.
+
+        By default, each member is a job of its own.
+
+        Raises:
+            QueueError: a job was not taken; the others are cancelled.
+        """
+        submitted: list[Record] = []
+        try:
+            for each in sweep.submissions:
+                job = self.submit(each, cwd)
+                submitted.append(job.record)
+                write_record(each.folder, self.name, **job.record)
+            write_array(sweep.folder, cluster=self.name, indices=list(sweep.choice.indices))
+        except BaseException:  # also Ctrl-C: no job stays that the sweep does not know; raised again
+            for record in submitted:
+                with contextlib.suppress(QueueError):
+                    self.cancel(record)
+            raise
+        return f"{len(submitted)} jobs are submitted"
+
+    def cancel_sweep(self, array: Record, members: Sequence[Record]) -> list[str]:
+        """Stop the jobs of one submission of a sweep; returns lines for the user.
+
+        Args:
+            array: record of the submission, from `write_array`.
+            members: the newest record of each of its members.
+
+        Raises:
+            QueueError: a job cannot be stopped.
+        """
+        del array
+        running = zip(members, self.statuses(members), strict=True)
+        return [self.cancel(record) for record, status in running if not status.has_ended]
+
+
+@contextlib.contextmanager
+def cancel_on_error(backend: JobBackend, folder: Path, find_record: Callable[[], Record | None]) -> Generator[None]:
+    """Cancel a job that was taken but cannot be recorded.
+
+    Args:
+        backend: that takes the job.
+        folder: of the submission.
+        find_record: the record of the job; None as long as it was not taken.
+
+    Raises:
+        SubmitError: the disk is full or read-only; the job is cancelled.
+        QueueError: the job was taken, but can neither be recorded nor cancelled.
+    """
+    try:
+        yield
+    except BaseException as error:  # also Ctrl-C: no job stays that has no record; raised again
+        record, outcome = find_record(), ""
+        if record is not None:
+            job = backend.describe(record)
+            try:
+                backend.cancel(record)
+            except QueueError as failed:
+                raise QueueError(
+                    f"job {job} was taken, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); "
+                    "cancel it by hand"
+                ) from error
+            outcome = f"; job {job} was taken and is now cancelled"
+        if isinstance(error, OSError):
+            raise disk_error(folder, error, outcome) from error
+        if outcome and isinstance(error, QueueError):
+            raise QueueError(f"{error}{outcome}") from error
+        raise
+
+
+def disk_error(folder: Path, error: OSError, outcome: str = "") -> SubmitError:
+    """The error for a disk that is full or read-only; `outcome` describes what was already started."""
+    message = f"{folder} cannot be written: {error.strerror or error}{outcome}"
+    return SubmitError([Problem("runs_dir", f"{message}; choose a folder with space where you may write")])
