@@ -67,8 +67,7 @@ class LightningTracker(Tracker):
 
     @override
     def finish(self) -> None:
-        queue = self._queue
-        if queue is not None and (not queue.flush(0 if self._has_reported else _FLUSH_TIMEOUT) or queue.dropped):
+        if self._queue is not None and self._queue.close(0 if self._has_reported else _FLUSH_TIMEOUT):
             self._report("all rows in time; training was not delayed")
         self._report_error()
 
