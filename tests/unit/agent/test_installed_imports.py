@@ -102,7 +102,7 @@ def test_reading_goes_on_after_a_statement_that_changes_nothing(statement: str, 
     ],
 )
 def test_reading_ends_at_a_statement_that_may_change_what_an_import_does(statement: str, folder: Path) -> None:
-    head = "import os, sys, torch\nfrom dotenv import load_dotenv\ndef set_up(): ...\n"
+    head = "import os, sys, torch\nfrom not_installed import load_dotenv\ndef set_up(): ...\n"
     # In a file of its own, too: what is imported after it is another file's.
     _files(folder, loud=f"{head}{statement}\nimport numpy", main="import loud\nimport yaml", first="import rich")
     assert installed_imports(["first.Model", "main.Model"]) == ["rich", "torch"]
