@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from launcher.agent.outside_ranks import outside_rank
+from launcher.agent.external_ranks import read_external_rank
 from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
@@ -19,8 +19,9 @@ from launcher.hardware.topology import Topology
 from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
 from launcher.training.result import FitResult
-from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
+from strategies.deepspeed_config import BESIDE_DEEPSPEED
 from strategies.precision import AUTO, normalize_precision
+from strategies.registry import find_requested
 
 if TYPE_CHECKING:
     from launcher.user_code.objects import UserObjects
@@ -197,7 +198,8 @@ class TrainingCoordinator:
             problems.append(Problem("model", foreign_lightning(model) or other))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
-        if any(isinstance(p, Precision) for p in self._plugins) and self._config.strategy in VARIANTS:
+        strategy = find_requested(self._config.strategy)
+        if strategy and not strategy.accepts_precision_plugin and any(isinstance(p, Precision) for p in self._plugins):
             problems.append(Problem("plugins", f"{BESIDE_DEEPSPEED}; remove it and set precision, or use ddp"))
         if train is not None and datamodule is not None:
             text = "given together with a datamodule, which has its own; give one of them"
@@ -214,16 +216,16 @@ class TrainingCoordinator:
         return UserObjects(module, data, self._callbacks, self._loggers, precision, plugins=others)
 
     def _fit(self, config: RunConfig, given: UserObjects) -> FitResult:
-        from launcher.hardware.rank_count import requested_ranks
+        from launcher.hardware.rank_count import count_requested_ranks
 
         if is_script_rank():
             return self._fit_script(config, given, 0)
-        outside = outside_rank(config, os.environ)
+        outside = read_external_rank(config, os.environ)
         if outside is not None:
             return fit(config, env={**os.environ, **outside}, given=given)
         if Topology.from_env(os.environ, os.uname().nodename).source == "torchrun":
             return fit(config, given=given)
-        count = requested_ranks(config)
+        count = count_requested_ranks(config)
         if count == 1:
             return fit(config, given=given)
         if not in_notebook():
@@ -253,7 +255,7 @@ class TrainingCoordinator:
 
 def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResult:
     """Train on `count` forks of this notebook's kernel."""
-    from launcher.agent.forked_ranks import run_in_forks
+    from launcher.agent.notebook_ranks import run_in_forks
     from launcher.training.notebook import read_result, train_rank
 
     with tempfile.TemporaryDirectory(prefix="launcher-notebook-") as name:

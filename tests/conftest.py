@@ -1,4 +1,4 @@
-"""Guards around every test: nothing of one test may reach the next."""
+"""Fixtures around every test, which isolate the tests from each other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from hypothesis import settings
 from tests.support.processes import kill_leftovers
 from tests.support.warm import is_foreign
 
-# A job in a shell's background, or under nohup, ignores these, and so would every process that a test starts.
+# A background job and nohup ignore these signals, and every process that a test starts would inherit that.
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _default)
 
-# No folder of examples: the tree may be another user's.
+# No folder of examples: another user may own the tree.
 settings.register_profile("anywhere", database=None)
 settings.load_profile("anywhere")
 
 
 def _use_a_locale_that_is_here() -> None:
-    """Else every shell that a test starts complains of the user's."""
+    """Otherwise every shell that a test starts warns about the user's locale."""
     before = locale.setlocale(locale.LC_ALL)
     try:
         locale.setlocale(locale.LC_ALL, "")
@@ -42,13 +42,13 @@ _use_a_locale_that_is_here()
 
 @pytest.fixture(scope="session")
 def _matplotlib_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One list of the machine's fonts for all processes: torchmetrics imports matplotlib, which else makes it anew."""
+    """One list of fonts for all processes: torchmetrics imports matplotlib, which otherwise rebuilds the list."""
     return tmp_path_factory.mktemp("matplotlib")
 
 
 @pytest.fixture(scope="session")
 def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for each test's HOME: `tmp_path` for every test would take a millisecond of each."""
+    """A folder for the HOME of each test; `tmp_path` would take a millisecond in every test."""
     folder = tmp_path_factory.mktemp("homes")
     return (folder / str(number) for number in itertools.count())
 
@@ -57,7 +57,7 @@ def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _clean_environment(
     monkeypatch: pytest.MonkeyPatch, _homes: Iterator[Path], _matplotlib_folder: Path
 ) -> Iterator[None]:
-    """An environment without ranks, keys or a home of the user's, put back afterwards."""
+    """An environment without rank variables, keys and the user's home, restored afterwards."""
     before = dict(os.environ)
     for name in list(os.environ):
         if is_foreign(name):
@@ -97,14 +97,14 @@ def _no_process_left() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A missing component skips a test on a person's machine; in CI the test runs, and fails."""
+    """On a developer's machine a missing component skips a test; in CI the test fails."""
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
 
     if torch.cuda.is_available():
         return
-    # No CI machine of this project has a GPU: these alone may skip there.
+    # No CI machine of this project has a GPU, so only these tests may skip there.
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False"))

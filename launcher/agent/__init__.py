@@ -1,4 +1,4 @@
-"""Starts and supervises the ranks of a node: rendezvous, fork server, restarts, failures, hangs.
+"""Starts and supervises the ranks of a node: fork server, rendezvous, failure reports, hangs, restarts, signals.
 
-What a rank does after its start is in `training`.
+The code that a rank runs after its start belongs in `training`; primitives that ranks use too belong in `process`.
 """

@@ -1,20 +1,20 @@
-"""What torch's flight recorder knows of a hang: the collectives that each rank has entered, and who did not enter one.
+"""Reads torch's flight records in a hang and finds the ranks that did not enter a collective.
 
 torch keeps the last collectives of a process in a ring buffer (`FlightRecorder.hpp`), for NCCL and for gloo, and writes
-them as JSON. Its pickled form is not read: a file that came from elsewhere must not be run. Pure but for reading.
+them as JSON. The pickled form is not read, because unpickling a file can run code. Pure except for reading the file.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 _DEFAULT_GROUP = "default_pg"
-# What every rank must give the same sizes to; other operations may gather or scatter uneven parts.
+# Operations that need the same sizes on every rank; others may gather or scatter uneven parts.
 _SAME_SIZES = {"all_reduce", "broadcast", "reduce"}
 
 
@@ -24,10 +24,10 @@ class Collective:
 
     Attributes:
         group: name of the process group.
-        number: counts the group's collectives, from 1; equal numbers meet.
+        number: position among the group's collectives, from 1; ranks with equal numbers wait for each other.
         operation: 'all_reduce' and the like.
-        sizes: shapes of the tensors that went in.
-        dtypes: of the same tensors, in torch's words ('Float').
+        sizes: shapes of the input tensors.
+        dtypes: types of the input tensors, by torch's names ('Float').
     """
 
     group: str
@@ -40,8 +40,8 @@ class Collective:
         tensors = ", ".join(f"{list(size)} {dtype}" for size, dtype in zip(self.sizes, self.dtypes, strict=False))
         return f"{self.operation}{' of ' + tensors if tensors else ''} (number {self.number} of {self.group})"
 
-    def meets(self, other: Collective) -> bool:
-        """Whether two ranks can be in these together."""
+    def matches(self, other: Collective) -> bool:
+        """Whether two ranks can complete these together."""
         if self.operation != other.operation:
             return False
         return self.operation not in _SAME_SIZES or (self.sizes, self.dtypes) == (other.sizes, other.dtypes)
@@ -49,38 +49,30 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class FlightRecord:
-    """What one rank's recorder says.
+    """The flight record of one rank.
 
     Attributes:
         last: group to the number of the last collective that the rank entered.
-        waiting: the collectives that it entered and that are not done, oldest first.
-        members: group to its ranks, where the recorder knows them.
+        waiting: the collectives that the rank entered and that are not complete, oldest first.
+        members: group to its ranks, if the recorder knows them.
     """
 
     last: Mapping[str, int] = field(default_factory=dict[str, int])
     waiting: tuple[Collective, ...] = ()
-    members: Mapping[str, frozenset[int]] = field(default_factory=dict[str, frozenset[int]])
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "last": dict(self.last),
-            "waiting": [asdict(collective) for collective in self.waiting],
-            "members": {group: sorted(ranks) for group, ranks in self.members.items()},
-        }
+    members: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FlightRecord:
-        """The inverse of `to_dict`."""
+        """The inverse of `dataclasses.asdict`."""
         waiting = tuple(
             Collective(v["group"], v["number"], v["operation"], tuple(map(tuple, v["sizes"])), tuple(v["dtypes"]))
             for v in values["waiting"]
         )
-        return cls(values["last"], waiting, {group: frozenset(ranks) for group, ranks in values["members"].items()})
+        return cls(values["last"], waiting, {group: tuple(ranks) for group, ranks in values["members"].items()})
 
 
 def read_flight_record(path: Path) -> FlightRecord | None:
-    """The record in a file; None if there is none, or no whole one."""
+    """Read a record from a file; None if it is missing or incomplete."""
     try:
         return parse_flight_record(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -91,15 +83,15 @@ def parse_flight_record(text: str | bytes) -> FlightRecord:
     """Read the recorder's JSON, version 2.x.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it has another form.
+        ValueError, KeyError, TypeError, AttributeError: the text is not a flight record.
     """
     values: dict[str, Any] = json.loads(text)
     last: dict[str, int] = {}
     waiting: list[Collective] = []
     names: dict[str, str] = {}
     if "version" not in values:
-        raise ValueError("no flight record: its version is missing")
-    # A recorder that has seen nothing leaves the list out.
+        raise ValueError("not a flight record: it has no version")
+    # A recorder without collectives omits the list.
     for entry in values.get("entries", []):
         if entry["is_p2p"]:
             continue
@@ -109,42 +101,43 @@ def parse_flight_record(text: str | bytes) -> FlightRecord:
         backend, _, operation = entry["profiling_name"].rpartition(":")
         number = int(entry["collective_seq_id"])
         last[group] = max(last.get(group, 0), number)
-        # NCCL's watchdog retires what has timed out, too; gloo never says that anything is completed.
-        done = entry["retired"] if backend == "gloo" else entry["state"] == "completed"
-        if not done:
+        # NCCL's watchdog also retires collectives that timed out; gloo never marks one as completed.
+        is_done = entry["retired"] if backend == "gloo" else entry["state"] == "completed"
+        if not is_done:
             sizes = tuple(tuple(int(n) for n in size) for size in entry["input_sizes"])
             waiting.append(Collective(group, number, operation, sizes, tuple(entry["input_dtypes"])))
     members = {
-        names[name]: frozenset(json.loads(config["ranks"]))
+        names[name]: tuple(json.loads(config["ranks"]))
         for name, config in values.get("pg_config", {}).items()
         if name in names
     }
     return FlightRecord(last, tuple(waiting), members)
 
 
-def ranks_that_did_not_enter(records: Mapping[int, FlightRecord]) -> dict[int, str]:
-    """The ranks that others wait for in a collective, and which one.
+def find_absent_ranks(records: Mapping[int, FlightRecord]) -> dict[int, str]:
+    """The ranks that others wait for in a collective, with the collective.
 
-    A rank that has entered fewer of a group's collectives than one that waits is late; if all have entered as many,
-    those are named that entered another one than the rest. Of the late ranks the ones that wait for nobody themselves
-    are named, if there are any: the others are late because of them.
+    A rank is late if it has entered fewer of a group's collectives than a rank that waits. Late ranks that wait in a
+    collective themselves are left out if any other is late: they may be late because of that one. If no rank is late,
+    the result is the ranks that entered a different collective from the others.
 
     Args:
-        records: by global rank; ranks that could not tell are left out.
+        records: by global rank, of the ranks that reported one.
     """
     late: dict[int, str] = {}
-    for collective, waiting in _waited_for(records).items():
+    for collective, waiting in _waiting_ranks(records).items():
         for rank in sorted(_members(records, collective.group)):
             if records[rank].last.get(collective.group, 0) < collective.number:
-                late.setdefault(rank, f"it did not enter {collective}, in which {_ranks(waiting)} waits")
+                verb = "waits" if len(waiting) == 1 else "wait"
+                late.setdefault(rank, f"it did not enter {collective}, in which {_format_ranks(waiting)} {verb}")
     if late:
         idle = {rank: text for rank, text in late.items() if not records[rank].waiting}
         return dict(sorted((idle or late).items()))
-    return _mismatched(records)
+    return _find_mismatches(records)
 
 
-def _waited_for(records: Mapping[int, FlightRecord]) -> dict[Collective, list[int]]:
-    """Every collective that a rank waits in, the oldest first, and the ranks that do."""
+def _waiting_ranks(records: Mapping[int, FlightRecord]) -> dict[Collective, list[int]]:
+    """Every incomplete collective, oldest first, with the ranks that wait in it."""
     found: dict[Collective, list[int]] = {}
     for rank in sorted(records):
         for collective in records[rank].waiting:
@@ -153,7 +146,7 @@ def _waited_for(records: Mapping[int, FlightRecord]) -> dict[Collective, list[in
 
 
 def _members(records: Mapping[int, FlightRecord], group: str) -> set[int]:
-    """The ranks of a group that have told; without a list of them those that were ever in it."""
+    """The ranks of a group that have a record; if no record lists the group, the ranks that have used it."""
     listed = [record.members[group] for record in records.values() if group in record.members]
     if listed:
         return {rank for rank in records if rank in listed[0]}
@@ -162,8 +155,8 @@ def _members(records: Mapping[int, FlightRecord], group: str) -> set[int]:
     return {rank for rank, record in records.items() if group in record.last}
 
 
-def _mismatched(records: Mapping[int, FlightRecord]) -> dict[int, str]:
-    """All have come, but to different collectives."""
+def _find_mismatches(records: Mapping[int, FlightRecord]) -> dict[int, str]:
+    """Ranks that wait in a different collective from most of their group."""
     rounds: dict[tuple[str, int], dict[int, Collective]] = {}
     for rank in sorted(records):
         for collective in records[rank].waiting:
@@ -171,24 +164,24 @@ def _mismatched(records: Mapping[int, FlightRecord]) -> dict[int, str]:
     for _, present in sorted(rounds.items(), key=lambda pair: pair[0][1]):
         counted = Counter(present.values()).most_common()
         common, count = counted[0]
-        if all(one.meets(common) for one in present.values()):
+        if all(one.matches(common) for one in present.values()):
             continue
         others = present if len(counted) > 1 and counted[1][1] == count else {
-            rank: one for rank, one in present.items() if not one.meets(common)}  # fmt: skip
-        return {rank: f"it entered {one}, where {_where(present, one)}" for rank, one in others.items()}
+            rank: one for rank, one in present.items() if not one.matches(common)}  # fmt: skip
+        return {rank: f"it entered {one}, where {_describe_others(present, one)}" for rank, one in others.items()}
     return {}
 
 
-def _where(present: Mapping[int, Collective], own: Collective) -> str:
-    """What the rest entered in its place."""
+def _describe_others(present: Mapping[int, Collective], own: Collective) -> str:
+    """The collectives that the other ranks entered instead."""
     rest: dict[Collective, list[int]] = {}
     for rank, collective in present.items():
-        if not collective.meets(own):
+        if not collective.matches(own):
             rest.setdefault(collective, []).append(rank)
-    return " and ".join(f"{_ranks(ranks)} entered {collective}" for collective, ranks in rest.items())
+    return " and ".join(f"{_format_ranks(ranks)} entered {collective}" for collective, ranks in rest.items())
 
 
-def _ranks(ranks: Sequence[int] | Iterable[int], limit: int = 8) -> str:
+def _format_ranks(ranks: Iterable[int], limit: int = 8) -> str:
     listed = sorted(ranks)
-    named = f"rank {listed[0]}" if len(listed) == 1 else f"each of ranks {', '.join(map(str, listed[:limit]))}"
+    named = f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed[:limit]))}"
     return named if len(listed) <= limit else f"{named} and {len(listed) - limit} more"

@@ -1,8 +1,8 @@
-"""The fork server: a process that has imported what is installed and makes ranks by forking.
+"""The agent's handle of the fork server, a process that imports installed packages and then forks the ranks.
 
-It is started first thing, so that it imports while the agent still does; it tells what came of it over a socket. What
-it must not do is initialise CUDA, start threads or read a rank's variables: a package of which importing does so is
-left to the ranks, by a server that is started again without it.
+It starts first, so that it imports while the agent does the same, and reports the result over a socket. A fork server
+must not initialise CUDA, start threads or read a rank's variables. If importing a package does that, the server is
+started again without the package, and each rank imports it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.agent.preload import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
+from launcher.agent.fork_server_process import MODULES_VARIABLE, REPORT_VARIABLE, USER_MODULES
 from launcher.core.own_modules import without_working_directory
 from launcher.process.socket_folder import socket_folder_in_use
 
-# Seconds until the server must have begun, and until its imports must have ended.
-_BEGIN_TIMEOUT = 120.0
+# Seconds that the server has to start, and to import the modules.
+_START_TIMEOUT = 120.0
 _IMPORT_TIMEOUT = 600.0
 
 StartMethod = Literal["forkserver", "spawn"]
@@ -32,13 +32,13 @@ StartMethod = Literal["forkserver", "spawn"]
 
 @dataclass(frozen=True, slots=True)
 class PreloadReport:
-    """What the fork server says of itself.
+    """The result of the imports in the fork server.
 
     Attributes:
-        seconds: what the imports took.
-        failed: module name to the last line of what it raised; the ranks will meet and report it themselves.
+        seconds: duration of the imports.
+        failed: module name and last line of its error; the ranks repeat and report the error.
         cuda: whether importing the libraries initialised CUDA.
-        unsafe: package that the user's files name to what importing it does that a fork does not survive.
+        unsafe: package that the user's files import, and what importing it does that does not survive a fork.
     """
 
     seconds: float = 0.0
@@ -48,50 +48,50 @@ class PreloadReport:
 
 
 def choose_start_method(report: PreloadReport | None) -> tuple[StartMethod, str | None]:
-    """How to start the ranks, and the notice to give if it is not by forking.
+    """How to start the ranks, and the notice if they cannot be forked.
 
     Args:
-        report: the fork server's; None if it died.
+        report: from the fork server; None if it died.
     """
-    slow = "ranks are spawned, which is slower to start"
+    slow = "each rank starts as a new process and imports all packages, which is slower"
     if report is None:
         return "spawn", f"the fork server died while it imported installed packages; {slow}"
     if report.cuda:
-        return "spawn", f"importing torch or Lightning initialises CUDA, which a fork does not survive; {slow}"
+        return "spawn", f"importing torch or Lightning initialises CUDA, which does not survive a fork; {slow}"
     if report.unsafe:
-        doing = "; ".join(f"importing {package} {doing}" for package, doing in report.unsafe)
-        return "spawn", f"{doing}, which a fork does not survive; {slow}"
+        effects = "; ".join(f"importing {package} {effect}" for package, effect in report.unsafe)
+        return "spawn", f"{effects}, which does not survive a fork; {slow}"
     return "forkserver", None
 
 
-def without_unsafe(modules: Sequence[str], report: PreloadReport | None) -> tuple[list[str], str] | None:
-    """What another server should import, and the notice to give; None if this one will do.
+def remove_unsafe_modules(modules: Sequence[str], report: PreloadReport | None) -> tuple[list[str], str] | None:
+    """Modules for another server, and the notice; None if this server can be used.
 
     Args:
-        modules: what the server was to import.
-        report: the fork server's; None if it died.
+        modules: modules for this server.
+        report: from this server; None if it died.
     """
-    users = modules.index(USER_MODULES) + 1
-    left = "each rank imports {} by itself, which is slower to start"
+    first_user = modules.index(USER_MODULES) + 1
+    slow = "each rank imports {} itself, which is slower to start"
     if report is None:
-        if users == len(modules):
+        if first_user == len(modules):
             return None
-        packages = ", ".join(dict.fromkeys(map(_package, modules[users:])))
-        return list(modules[:users]), f"the fork server died while it imported packages; {left.format(packages)}"
+        packages = ", ".join(dict.fromkeys(map(_package_of, modules[first_user:])))
+        return list(modules[:first_user]), f"the fork server died while it imported packages; {slow.format(packages)}"
     if not report.unsafe:
         return None
     unsafe = dict(report.unsafe)
-    kept = [name for name in modules[users:] if _package(name) not in unsafe]
-    doing = "; ".join(f"importing {package} {doing}" for package, doing in report.unsafe)
-    return [*modules[:users], *kept], f"{doing}: {left.format('it' if len(unsafe) == 1 else 'them')}"
+    kept = [name for name in modules[first_user:] if _package_of(name) not in unsafe]
+    effects = "; ".join(f"importing {package} {effect}" for package, effect in report.unsafe)
+    return [*modules[:first_user], *kept], f"{effects}: {slow.format('it' if len(unsafe) == 1 else 'them')}"
 
 
-def _package(name: str) -> str:
+def _package_of(name: str) -> str:
     return name.partition(":")[0].partition(".")[0]
 
 
 class ForkServer:
-    """This process's fork server, which `multiprocessing` and so torchelastic use. `start` it in the main thread."""
+    """The fork server of this process, which `multiprocessing` and torchelastic use. Start it in the main thread."""
 
     def __init__(self) -> None:
         self._listener: socket.socket | None = None
@@ -99,10 +99,10 @@ class ForkServer:
         self._modules: list[str] = []
 
     def start(self, modules: Sequence[str]) -> None:
-        """Begin to import `modules` in the fork server; returns at once.
+        """Start the fork server, which imports `modules`; returns at once.
 
         Args:
-            modules: the libraries, then the packages that the user's files name after a ':'.
+            modules: the libraries, `USER_MODULES`, the packages that the user's files import.
         """
         self._modules = list(modules)
         self._folder = tempfile.TemporaryDirectory(
@@ -113,39 +113,39 @@ class ForkServer:
         self._listener.bind(address)
         self._listener.listen(1)
         variables = {MODULES_VARIABLE: json.dumps(list(modules)), REPORT_VARIABLE: address,
-                     # Asking whether there is a GPU must not initialise it.
+                     # Counting the GPUs must not initialise CUDA.
                      "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # fmt: skip
-        # They stay: a server that has to be started again does the same.
+        # They stay set for a server that `multiprocessing` starts again.
         os.environ.update(variables)
         multiprocessing.forkserver.set_forkserver_preload(["launcher.agent.fork_server_main"])
         with without_working_directory():
             multiprocessing.forkserver.ensure_running()
 
-    def start_method(self, tell: Callable[[str], object]) -> StartMethod:
-        """Wait until everything is imported, by a second server if need be, and say how ranks are made.
+    def choose_start_method(self, notify: Callable[[str], object]) -> StartMethod:
+        """Wait for the imports, in a second server if necessary, and return how ranks start.
 
         Args:
-            tell: gets a notice.
+            notify: receives a notice.
         """
         report = self.wait()
-        again = without_unsafe(self._modules, report)
-        if again is not None:
-            modules, notice = again
-            tell(notice)
+        remaining = remove_unsafe_modules(self._modules, report)
+        if remaining is not None:
+            modules, notice = remaining
+            notify(notice)
             self.end()
             self.start(modules)
             report = self.wait()
         method, notice = choose_start_method(report)
         if notice is not None:
-            tell(notice)
+            notify(notice)
         return method
 
     def wait(self) -> PreloadReport | None:
-        """Wait until everything is imported; None if the server died on the way."""
+        """Wait for the report; None if the server died."""
         if self._listener is None:
             raise RuntimeError("the fork server was not started")
         with self._listener as listener, contextlib.suppress(OSError, ValueError):
-            listener.settimeout(_BEGIN_TIMEOUT)
+            listener.settimeout(_START_TIMEOUT)
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(_IMPORT_TIMEOUT)
@@ -155,17 +155,17 @@ class ForkServer:
                 seconds=values["seconds"],
                 failed=tuple((name, error) for name, error in values["failed"]),
                 cuda=values["cuda"],
-                unsafe=tuple((package, doing) for package, doing in values["unsafe"]),
+                unsafe=tuple((package, effect) for package, effect in values["unsafe"]),
             )
         return None
 
     def end(self) -> None:
-        """End the server; `multiprocessing` begins another when it is asked to."""
+        """End the server; `multiprocessing` starts another one when it needs it."""
         self.close()
         server: Any = vars(multiprocessing.forkserver)["_forkserver"]
         pid = server._forkserver_pid
         if pid is not None:
-            # Threads that a package left would keep it from ending by itself.
+            # Threads of a package would keep the server running.
             os.kill(pid, signal.SIGKILL)
             server._stop()
 

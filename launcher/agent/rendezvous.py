@@ -1,10 +1,10 @@
-"""Where the agents of all nodes meet, with one store for everything.
+"""Connects the agents of all nodes, with one store for agents and ranks.
 
-Numbered nodes, all of which must come, use the launcher's own rendezvous. A single node, and nodes that may come and
-go, use torchelastic's c10d rendezvous.
+Numbered nodes that are all required use `FixedRendezvous`. A single node, and nodes that may join and leave, use
+torchelastic's c10d rendezvous.
 
-The ranks use the rendezvous' own store, on the endpoint. torchelastic would serve a second one on whichever node became
-number 0 first, and nodes that stay would look for it there after that node is gone.
+The ranks use the rendezvous' store. torchelastic would serve a second store on the first node number 0, and nodes that
+stay would look for it there after that node has left.
 """
 
 from __future__ import annotations
@@ -17,48 +17,57 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-from launcher.agent.fixed_rendezvous import FixedRendezvous
+from launcher.agent.fixed_rendezvous import FixedRendezvous, NumberedNode
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.errors import TopologyError
 
 _RUN_ID = "launcher"
-# Seconds that a node tries to reach node 0.
-_CONNECT_WITHIN = 60.0
+_CONNECT_TIMEOUT = 60.0
 
 
 def make_rendezvous(options: LaunchOptions) -> RendezvousHandler:
-    """Serve or reach the rendezvous of this run.
+    """Serve the rendezvous of this run or connect to it.
 
     Raises:
         TopologyError: the endpoint cannot be served or reached.
     """
+    # None: torchelastic finds out which node serves the store.
     is_host = options.node_rank == 0 if options.several_nodes and options.node_rank is not None else None
     if not options.several_nodes:
         is_host = True
     try:
         if options.several_nodes and options.node_rank is not None and options.min_nodes == options.max_nodes:
-            return _fixed(options, options.node_rank)
+            return _make_fixed_rendezvous(options, options.node_rank)
         return OneStoreRendezvous(registry.get_rendezvous_handler(_parameters(options, is_host)), options)
     except Exception as error:
-        # c10d raises its own classes, or a bare RuntimeError, for a taken port and a host that is not there.
-        where = f"{options.endpoint_host}:{options.endpoint_port}"
-        what = "serve" if is_host else "reach"
+        # c10d raises its own classes, or RuntimeError, for a port in use and an unknown host.
+        action = "serve" if is_host else "reach"
         raise TopologyError(
-            f"--rdzv-endpoint {where}: cannot {what} it from {socket.gethostname()}: {_root(error)}; is the port free "
-            "on node 0 and open between the nodes? Port 0 takes a free one on a single node"
+            f"--rdzv-endpoint {options.endpoint_host}:{options.endpoint_port}: cannot {action} it from "
+            f"{socket.gethostname()}: {_first_cause(error)}; check that the port is free on node 0 and open between "
+            "the nodes; on a single node port 0 takes a free one"
         ) from error
 
 
-def _fixed(options: LaunchOptions, node: int) -> FixedRendezvous:
+def describe_lost_store(options: LaunchOptions) -> str:
+    """The message for a run whose store does not answer any more."""
+    return (
+        f"the run ends: the node that serves the rendezvous at {options.endpoint_host}:{options.endpoint_port} has "
+        "failed, and no other node can replace it; start the run again on all nodes, with --resume auto it continues "
+        "from its last checkpoint"
+    )
+
+
+def _make_fixed_rendezvous(options: LaunchOptions, node: int) -> FixedRendezvous:
     host, port = options.endpoint_host, options.endpoint_port
     store = TCPStore(host, port, is_master=node == 0, multi_tenant=True, wait_for_workers=False,
-                     timeout=timedelta(seconds=_CONNECT_WITHIN))  # fmt: skip
+                     timeout=timedelta(seconds=_CONNECT_TIMEOUT))  # fmt: skip
     own = PrefixStore(options.run_id or _RUN_ID, store)
-    return FixedRendezvous(own, host, port, node, options.max_nodes, options.join_timeout)
+    this_node = NumberedNode(node, options.max_nodes)
+    return FixedRendezvous(own, RendezvousStoreInfo(host, port), this_node, options.join_timeout)
 
 
 def _parameters(options: LaunchOptions, is_host: bool | None) -> RendezvousParameters:
-    """torchelastic's; it finds out itself who serves the store where that is not known."""
     return RendezvousParameters(
         backend="c10d",
         endpoint=f"{options.endpoint_host}:{options.endpoint_port}",
@@ -72,14 +81,14 @@ def _parameters(options: LaunchOptions, is_host: bool | None) -> RendezvousParam
     )
 
 
-def _root(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 class OneStoreRendezvous(RendezvousHandler):
-    """torchelastic's rendezvous, with its own store for the ranks too."""
+    """torchelastic's rendezvous, whose store the ranks use too."""
 
     def __init__(self, inner: RendezvousHandler, options: LaunchOptions) -> None:
         self._inner = inner
@@ -88,16 +97,16 @@ class OneStoreRendezvous(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait for the other nodes."""
         info = self._inner.next_rendezvous()
-        rank = self._in_order_of_numbers(info) if self._options.several_nodes else info.rank
-        host, port = _address(info.store)
+        rank = self._order_by_node_rank(info) if self._options.several_nodes else info.rank
+        host, port = _server_address(info.store)
         return RendezvousInfo(info.store, rank, info.world_size, RendezvousStoreInfo(host, port))
 
-    def _in_order_of_numbers(self, info: RendezvousInfo) -> int:
-        """This node's place among those that came.
+    def _order_by_node_rank(self, info: RendezvousInfo) -> int:
+        """This node's position among the nodes that joined, ordered by `--node-rank`.
 
-        torchelastic orders them by host name and process id, so that rank 0 would be anywhere. The node that serves
-        the rendezvous cannot be lost, so the run's files and log lines are best made there. Nodes without a number
-        come last.
+        torchelastic orders them by host name and process id, so rank 0 could be on any node. The run cannot lose the
+        node that serves the rendezvous, so rank 0, which writes the run's files, should be there. Nodes without a
+        number come last.
         """
         number = self._options.max_nodes if self._options.node_rank is None else self._options.node_rank
         info.store.set(f"launcher/number/{info.rank}", str(number))
@@ -106,7 +115,7 @@ class OneStoreRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """The ranks meet at the store that the agents serve."""
+        """The ranks use the agents' store."""
         return True
 
     def get_backend(self) -> str:
@@ -114,7 +123,7 @@ class OneStoreRendezvous(RendezvousHandler):
         return self._inner.get_backend()
 
     def is_closed(self) -> bool:
-        """Whether the run is over."""
+        """Whether the run has ended."""
         return self._inner.is_closed()
 
     def set_closed(self) -> None:
@@ -122,11 +131,11 @@ class OneStoreRendezvous(RendezvousHandler):
         self._inner.set_closed()
 
     def num_nodes_waiting(self) -> int:
-        """Nodes that wait for the next attempt to join it."""
+        """Number of nodes that wait to join the next attempt."""
         return self._inner.num_nodes_waiting() if self._options.several_nodes else 0
 
     def get_run_id(self) -> str:
-        """The rendezvous' name."""
+        """Name of the rendezvous."""
         return self._inner.get_run_id()
 
     def shutdown(self) -> bool:
@@ -134,8 +143,8 @@ class OneStoreRendezvous(RendezvousHandler):
         return self._inner.shutdown()
 
 
-def _address(store: Store) -> tuple[str, int]:
-    """Host and port of the server under the prefixes."""
+def _server_address(store: Store) -> tuple[str, int]:
+    """Host and port of the TCPStore below the prefixes."""
     while isinstance(store, PrefixStore):
         store = store.underlying_store
     return store.host, store.port  # pyright: ignore[reportAttributeAccessIssue] -- c10d's backend makes a TCPStore

@@ -1,26 +1,25 @@
-"""Whether to start again after a failure. Pure."""
+"""Decides whether the ranks restart after a failure. Pure; `restarts` keeps the history and reads the run directory."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.agent.failure import RankEnd, describe
+from launcher.agent.failure_report import RankOutcome, describe_outcome
 
-_USAGE = 2
-# Signals that come from a rank's own code; others come from outside, and need not come again.
-_OWN_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_USAGE_ERROR = 2
+# Signals that a process causes by its own code; other signals come from outside and may not come again.
+_CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Restart or stop, and why.
+class RestartDecision:
+    """Whether to restart, and why.
 
     Attributes:
-        restart: whether.
-        reason: why.
-        strategy: the one to restart with, if it is another one; such a restart does not count.
+        restart: whether to start all ranks again.
+        reason: one sentence for the user.
+        strategy: the strategy to restart with, if it changes; such a restart does not count against the limit.
     """
 
     restart: bool
@@ -28,64 +27,68 @@ class Verdict:
     strategy: str | None = None
 
 
-def host_lost(host: str, port: int) -> str:
-    """What a person is told once the rendezvous is gone."""
-    return (
-        f"the node that serves the rendezvous at {host}:{port} is gone, and no other can take its place: the run ends "
-        "here. Start it again on all nodes; with --resume auto it goes on from its last checkpoint"
-    )
+@dataclass(frozen=True, slots=True)
+class RestartHistory:
+    """The limit on restarts and the restarts so far.
+
+    Attributes:
+        max_restarts: number of restarts allowed within the window.
+        window: seconds.
+        earlier: time in seconds and first failure of each attempt that was followed by a counted restart.
+        now: current time on the same clock.
+    """
+
+    max_restarts: int
+    window: float
+    earlier: tuple[tuple[float, RankOutcome], ...] = ()
+    now: float = 0.0
 
 
-def decide(
-    failure: RankEnd,
-    earlier: Sequence[tuple[float, RankEnd]],
-    now: float,
-    max_restarts: int,
-    window: float,
-    next_strategy: str | None = None,
-    *,
-    has_checkpoint: bool = True,
-) -> Verdict:
+def decide_restart(
+    failure: RankOutcome, history: RestartHistory, next_strategy: str | None = None, *, has_checkpoint: bool = True
+) -> RestartDecision:
     """Whether a restart can help.
 
     Args:
         failure: the first failure of the attempt that has just ended.
-        earlier: time in seconds and first failure of the attempts before that were followed by a restart.
-        now: on the same clock.
-        max_restarts: restarts that the window holds.
-        window: seconds.
-        next_strategy: what the config asks to go on with, out of memory. Each needs less than the one before, so there
-            is an end to it. The next attempt's plan comes to it by itself: see `launcher.runs.oom_record`.
-        has_checkpoint: whether the run has saved one; it may have begun from another run's.
+        history: the limit and the earlier restarts.
+        next_strategy: after running out of memory, the strategy to continue with if the config requests it. Each one
+            needs less memory than the one before, so these restarts end. The next attempt's plan selects the same
+            strategy: see `launcher.runs.oom_record`.
+        has_checkpoint: whether the run has saved a checkpoint.
     """
-    begin = ", from the last checkpoint" if has_checkpoint else "; no checkpoint was saved yet"
-    if failure.error is not None and failure.error.interrupted:
-        return Verdict(False, "a signal asked it to stop")
+    source = ", from the last checkpoint" if has_checkpoint else "; no checkpoint was saved yet"
+    if failure.is_interrupted:
+        return RestartDecision(False, "no restart: a signal requested the stop")
     if next_strategy is not None:
-        return Verdict(True, f"restart with strategy {next_strategy}{begin}", next_strategy)
-    if failure.exit_code == _USAGE or (failure.error is not None and failure.error.repeats):
-        return Verdict(False, "no restart: this error would repeat; nothing but a change of the config or code helps")
-    if max_restarts == 0:
-        return Verdict(False, "no restart: --max-restarts is 0")
-    again = earlier[-1][1] if earlier else None
-    if again is not None and _same(again, failure):
-        return Verdict(False, f"no restart: the attempt before ended in the same way ({describe(failure)})")
-    used = sum(now - time < window for time, _ in earlier)
-    if used >= max_restarts:
-        return Verdict(False, f"no restart: {used} of {max_restarts} restarts were used in the last {window:g} s")
-    return Verdict(True, f"restart {used + 1} of {max_restarts}{begin}")
+        return RestartDecision(True, f"restart with strategy {next_strategy}{source}", next_strategy)
+    if failure.exit_code == _USAGE_ERROR or (failure.error is not None and failure.error.repeats):
+        return RestartDecision(False, "no restart: this error would repeat; change the config or the code")
+    if history.max_restarts == 0:
+        return RestartDecision(False, "no restart: --max-restarts is 0")
+    if history.earlier and _is_repetition(history.earlier[-1][1], failure):
+        return RestartDecision(
+            False, f"no restart: the previous attempt failed in the same way ({describe_outcome(failure)})"
+        )
+    used = sum(history.now - time < history.window for time, _ in history.earlier)
+    if used >= history.max_restarts:
+        return RestartDecision(
+            False,
+            f"no restart: {used} of {history.max_restarts} restarts were used in the last {history.window:g} s",
+        )
+    return RestartDecision(True, f"restart {used + 1} of {history.max_restarts}{source}")
 
 
-def _same(before: RankEnd, now: RankEnd) -> bool:
-    """Whether the code itself failed twice at the same place, so that it would a third time."""
+def _is_repetition(before: RankOutcome, now: RankOutcome) -> bool:
+    """Whether the code itself failed twice at the same place, so that a third attempt would fail too."""
     if before.step != now.step:
         return False
     if before.error is not None and now.error is not None:
-        # A peer that was lost, or a port that was taken, may well be there the next time.
+        # A lost connection or a port in use may be available at the next attempt.
         return before.error.signature == now.error.signature and not now.error.lost_peer
     if before.rank != now.rank:
         return False
     if before.hung or now.hung:
         return before.hung == now.hung
     code = now.exit_code or 0
-    return before.exit_code == code and (code > 0 or -code in _OWN_SIGNALS)
+    return before.exit_code == code and (code > 0 or -code in _CRASH_SIGNALS)

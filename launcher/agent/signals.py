@@ -1,4 +1,4 @@
-"""Signals to the agent: the first asks all ranks to save and stop, a second one ends them at once."""
+"""Signals to the agent: the first makes all ranks save and stop, a second one kills them."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-# A terminal that closes, a scheduler that warns, a person: all mean the same.
+# From a closed terminal, a scheduler or a user; all mean save and stop.
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# A supervisor may send the same signal to a process and to its group.
+# Seconds in which the same signal counts once: a supervisor may send it to a process and to its group.
 _SAME_SIGNAL_WITHIN = 0.5
 
 
-def means_now(first: int, second: int, seconds_between: float) -> bool:
-    """Whether a second signal ends the ranks at once.
+def is_kill_request(first: int, second: int, seconds_between: float) -> bool:
+    """Whether a second signal kills the ranks.
 
-    A scheduler sends SIGTERM after its warning (USR1, USR2) while the ranks save: that must not cut the saving off.
+    A scheduler sends SIGTERM after its warning (USR1, USR2), while the ranks save. That must not interrupt the save.
     """
     if second == signal.SIGINT:
         return seconds_between > _SAME_SIGNAL_WITHIN
     return second == signal.SIGTERM == first and seconds_between > _SAME_SIGNAL_WITHIN
 
 
-def for_ranks(number: int) -> int:
-    """What the ranks get: they know SIGINT and SIGTERM, both as 'save and stop'."""
+def to_rank_signal(number: int) -> int:
+    """The signal for the ranks, which handle SIGINT and SIGTERM as save and stop."""
     return signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
 
 
 class AgentSignals:
-    """Takes the signals while the agent runs.
+    """Handles the signals while the agent runs.
 
     Args:
-        forward: sends a signal to all ranks; False if there are none, and the agent itself must end.
-        kill: ends all ranks at once.
+        forward: sends a signal to all ranks; False if there are none, so that the agent must end.
+        kill: kills all ranks.
         clock: seconds.
     """
 
@@ -49,33 +49,33 @@ class AgentSignals:
         self.first: int | None = None
 
     def __enter__(self) -> AgentSignals:
-        # What is ignored stays so: `nohup` ignores the terminal's end, a shell's background job its Ctrl-C.
-        wanted = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self.handle) for number in wanted}
+        # Ignored signals stay ignored: `nohup` ignores SIGHUP, and a shell's background job SIGINT.
+        handled = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self.handle) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # An impatient person's third Ctrl-C must not cut off the end of the agent, which is all that is left.
+            # A third Ctrl-C must not interrupt the end of the agent.
             signal.signal(number, handler if self.first is None else signal.SIG_IGN)
 
     def handle(self, number: int, frame: FrameType | None = None) -> None:
-        """Take one signal.
+        """Handle one signal.
 
         Raises:
-            AgentStopped: there are no ranks to stop.
+            AgentStopped: no rank is running.
         """
         now = self._clock()
         if self.first is None:
             self.first, self._since = number, now
-            if not self._forward(for_ranks(number)):
+            if not self._forward(to_rank_signal(number)):
                 raise AgentStopped(number)
-        elif means_now(self.first, number, now - self._since):
+        elif is_kill_request(self.first, number, now - self._since):
             self._kill()
 
 
 class AgentStopped(BaseException):
-    """A signal came while no rank ran; no `Exception`, so that nothing on the way takes it for a failure."""
+    """A signal arrived while no rank was running. Not an `Exception`, so that no handler treats it as a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

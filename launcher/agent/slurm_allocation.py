@@ -1,4 +1,4 @@
-"""`launcher fit` inside a SLURM allocation that is there already: a `salloc` shell, a batch script, or `srun`."""
+"""`launcher fit` inside an existing SLURM allocation: in a `salloc` shell, a batch script, or a task of `srun`."""
 
 from __future__ import annotations
 
@@ -21,34 +21,37 @@ _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def enter_allocation(config: RunConfig, options: LaunchOptions, arguments: Sequence[str]) -> None:
-    """Become `srun`, which starts this command once on each node of the allocation, if it should run there.
+    """Replace this process by `srun`, which starts this command once on each node of the allocation.
 
-    Returns where this process is the one to go on: without an allocation, or with one of this node alone.
+    Returns if this process should continue: without an allocation, or with an allocation of this node only.
     """
     allocation = read_slurm_allocation(os.environ)
-    words = None if allocation is None else srun_arguments(allocation, config, options, socket.gethostname())
-    if allocation is None or words is None:
+    if allocation is None:
+        return
+    srun = build_srun_command(allocation, config, options, socket.gethostname())
+    if srun is None:
         return
     sys.stderr.write(f"notice: job {allocation.job_id} has {allocation.nodes} nodes: starting on them through srun\n")
     sys.stderr.flush()
     try:
-        os.execvp(words[0], [*words, sys.executable, "-m", "launcher", *arguments])  # noqa: S606 -- no shell is wanted
+        command = [*srun, sys.executable, "-m", "launcher", *arguments]
+        os.execvp(command[0], command)  # noqa: S606 -- no shell is needed
     except OSError as error:
         raise TopologyError(
-            f"job {allocation.job_id} is not of this machine alone, and srun cannot be started: {error.strerror}; add "
-            "it to PATH, or set num_nodes: 1 to train here"
+            f"job {allocation.job_id} has other nodes, but srun cannot be started: {error.strerror}; add srun to PATH, "
+            "or set num_nodes: 1 to train on this node"
         ) from error
 
 
-def srun_arguments(
+def build_srun_command(
     allocation: SlurmAllocation, config: RunConfig, options: LaunchOptions, host: str
 ) -> tuple[str, ...] | None:
-    """How to start one agent on each node; None if this process is to train by itself. Pure.
+    """The command that starts one agent on each node; None if this process trains itself. Pure.
 
     Args:
-        allocation: around this process.
-        config: what to train; `num_nodes: 1` keeps it here.
-        options: flags that name the nodes by hand keep it here too.
+        allocation: the allocation of this process.
+        config: what to train; `num_nodes: 1` trains on this node.
+        options: with explicit nodes (`--nnodes`), this process is one of them.
         host: name of this machine.
     """
     if options.several_nodes:
@@ -57,7 +60,8 @@ def srun_arguments(
     nodes = allocation.nodes if config.num_nodes == "auto" else config.num_nodes
     if nodes > allocation.nodes:
         raise TopologyError(
-            f"num_nodes is {nodes}, and job {allocation.job_id} has {allocation.nodes}; allocate more, or lower it"
+            f"num_nodes is {nodes}, but job {allocation.job_id} has {allocation.nodes}; allocate more nodes, or lower "
+            "num_nodes"
         )
     if here and (nodes == 1 or config.num_nodes == 1):
         return None
@@ -69,16 +73,16 @@ def srun_arguments(
 def nodes_of_step(
     config: RunConfig, options: LaunchOptions, env: Mapping[str, str], timeout: float = 600.0
 ) -> Generator[LaunchOptions]:
-    """The options of this node's agent, where `srun` has started one task on each of several nodes.
+    """The options of this node's agent, if `srun` has started one task on each of several nodes.
 
     Args:
-        config: says the folder of the runs, in which the nodes meet.
-        options: as given; returned unchanged where there is one node, or where they name the nodes by hand.
-        env: SLURM's variables.
+        config: its `runs_dir` has the rendezvous file.
+        options: as given; unchanged for one node or with explicit nodes.
+        env: environment with SLURM's variables.
         timeout: seconds that the nodes wait for each other.
 
     Raises:
-        TopologyError: the nodes do not find each other.
+        TopologyError: the rendezvous of the nodes failed.
     """
     task = read_slurm_task(env)
     if task is None or not task.one_a_node or options.several_nodes:
@@ -91,25 +95,25 @@ def nodes_of_step(
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = folder / f".rendezvous-{name}.json"
-            place = stack.enter_context(rendezvous(file, task.node, task.nodes, names, timeout))
+            endpoint = stack.enter_context(rendezvous(file, task.node, task.nodes, names, timeout))
         except RendezvousError as error:
             raise TopologyError(str(error)) from error
         except OSError as error:
             raise TopologyError(
-                f"the nodes cannot meet in {folder}: {error.strerror or error}; set another runs_dir"
+                f"cannot write the rendezvous file into {folder}: {error.strerror or error}; set another runs_dir"
             ) from error
         for variable in OF_THE_TASK:
-            # They say that this process is one of srun's tasks; the agent's ranks are none.
+            # They describe a task of srun; the agent's ranks are not tasks.
             os.environ.pop(variable, None)
-        for variable in _INTERFACE_VARIABLES if place.interface is not None else ():
-            # Whoever chose interfaces by hand keeps them.
-            os.environ.setdefault(variable, str(place.interface))
+        for variable in _INTERFACE_VARIABLES if endpoint.interface is not None else ():
+            # Interfaces that the user has set stay.
+            os.environ.setdefault(variable, str(endpoint.interface))
         yield dataclasses.replace(
             options,
             min_nodes=task.nodes,
             max_nodes=task.nodes,
             node_rank=task.node,
-            endpoint_host=place.host,
-            endpoint_port=place.port,
+            endpoint_host=endpoint.host,
+            endpoint_port=endpoint.port,
             run_id=name,
         )

@@ -18,7 +18,7 @@ from launcher.core.distribution import __version__
 from launcher.core.errors import ConfigError, Interrupted, LauncherError, TrainingError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
-from launcher.hardware.mpi_ranks import as_torchrun_variables, without_starters
+from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
 
@@ -86,7 +86,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         f"launcher {command}",
         usage=f"launcher {command} [options] [--key value ...]",
         description=_COMMANDS[command] + (f".\n{_EVALUATIONS[command]}{_OF_A_RUN}" if command in _EVALUATIONS else ""),
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\n{_list_strategies()}",
         formatter_class=formatter,
         allow_abbrev=False,
     )
@@ -105,6 +105,16 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
         add_options(parser)
     return parser
+
+
+def _list_strategies() -> str:
+    from strategies.registry import list_strategies
+
+    rows = {
+        "auto": "the fastest that fits the memory at hand",
+        **{each.name: each.summary for each in list_strategies()},
+    }
+    return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -130,10 +140,10 @@ def run(arguments: Sequence[str]) -> int:
         return run_job_command(command, words)
     options, overrides = build_parser(command).parse_known_args(words)
     try:
-        env = without_starters(os.environ) if getattr(options, "nnodes", None) else os.environ
+        env = remove_starter_variables(os.environ) if getattr(options, "nnodes", None) else os.environ
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules look there for the rank, too.
-        os.environ.update(as_torchrun_variables(env))
+        os.environ.update(to_torchrun_variables(env))
         launch = LaunchOptions() if command == "plan" else read_launch_options(vars(options))
         config = _load(options, overrides, topology)
         if options.print_config:
@@ -212,9 +222,9 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         if not RankStatusWriter.from_env(os.environ).has_agent:
             reject_agent_flags(launch)
         return None
-    from launcher.agent.launch import start_ranks
+    from launcher.agent.rank_main import RankCommand
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
-    from launcher.agent.worker import RankCommand
+    from launcher.agent.start import start_ranks
     from launcher.hardware.rank_count import check_ranks
 
     enter_allocation(config, launch, arguments)

@@ -8,7 +8,7 @@ from pathlib import Path
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = _CGROUPS) -> int:
+def count_usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = _CGROUPS) -> int:
     """Cores in the affinity mask, or in the quota of the control group if that is less; at least 1.
 
     Args:

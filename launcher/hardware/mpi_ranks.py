@@ -18,7 +18,7 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
-def as_torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
+def to_torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
     """The variables that torchrun would set for a rank of another program; empty if there is no such program.
 
     Args:
@@ -37,7 +37,7 @@ def as_torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
-def without_starters(env: Mapping[str, str]) -> dict[str, str]:
+def remove_starter_variables(env: Mapping[str, str]) -> dict[str, str]:
     """The environment without these variables, for an agent whose node rank is given on the command line."""
     names = {name for group in _STARTERS.values() for name in group} | {"PET_NNODES"}
     return {name: value for name, value in env.items() if name not in names}

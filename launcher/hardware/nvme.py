@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import RunConfig
-from strategies.deepspeed_config import NVME_PATH, VARIANTS
+from strategies.deepspeed_config import NVME_PATH
 from strategies.deepspeed_merge import nvme_paths
 
 
@@ -29,15 +29,14 @@ class NvmeFolder:
     device: int = 0
 
 
-def offload_folders(config: RunConfig) -> tuple[str, ...]:
+def find_offload_folders(config: RunConfig) -> tuple[str, ...]:
     """The folders that a run of this config may offload to: those of its strategy, and that of the candidates.
 
     Args:
         config: with the settings of a DeepSpeed file already read.
     """
     user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
-    own = nvme_paths(config.strategy, user) if config.strategy in VARIANTS else ()
-    return tuple(dict.fromkeys((*own, NVME_PATH)))
+    return tuple(dict.fromkeys((*nvme_paths(config.strategy, user), NVME_PATH)))
 
 
 def inspect_folders(paths: Iterable[str]) -> tuple[NvmeFolder, ...]:

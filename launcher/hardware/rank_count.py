@@ -9,12 +9,12 @@ from pathlib import Path
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.errors import TopologyError
-from launcher.hardware.cpus import usable_cpus
+from launcher.hardware.cpus import count_usable_cpus
 from launcher.hardware.devices import available_kind, device_count
 from launcher.hardware.topology import Topology
 
 
-def requested_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int:
+def count_requested_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int:
     """Ranks on this node: `--nproc-per-node` or `devices` if given, else one for each GPU, else one.
 
     Raises:
@@ -26,7 +26,7 @@ def requested_ranks(config: RunConfig, options: LaunchOptions | None = None) -> 
     if isinstance(asked, str):
         # As in torchrun: `auto` is a rank for each GPU, or for each usable CPU core without a GPU.
         cores = asked == "cpu" or (asked == "auto" and kind == "cpu")
-        asked = usable_cpus() if cores else device_count(available_kind("gpu"))
+        asked = count_usable_cpus() if cores else device_count(available_kind("gpu"))
     if asked is not None and config.devices not in ("auto", asked):
         raise TopologyError(
             f"--nproc-per-node gives {asked} ranks here, but devices is {config.devices}; remove one of them"
@@ -39,7 +39,7 @@ def requested_ranks(config: RunConfig, options: LaunchOptions | None = None) -> 
     return wanted
 
 
-def likely_ranks(config: RunConfig, options: LaunchOptions, gpus: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+def estimate_ranks(config: RunConfig, options: LaunchOptions, gpus: Path = Path("/proc/driver/nvidia/gpus")) -> int:
     """An estimate without importing torch, which takes seconds: it lets the fork server start early."""
     asked = options.nproc_per_node
     if isinstance(asked, int):
@@ -49,7 +49,7 @@ def likely_ranks(config: RunConfig, options: LaunchOptions, gpus: Path = Path("/
     found = len(list(gpus.iterdir())) if config.accelerator != "cpu" and asked != "cpu" and gpus.is_dir() else 0
     found = min(found, _visible(os.environ.get("CUDA_VISIBLE_DEVICES"), found))
     if asked in ("cpu", "auto") and not found:
-        return usable_cpus()
+        return count_usable_cpus()
     return max(found, 1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.core.errors import TopologyError
-from launcher.hardware.mpi_ranks import as_torchrun_variables
+from launcher.hardware.mpi_ranks import to_torchrun_variables
 from slurm.environment import SlurmEnvironmentError, read_slurm_task
 
 Source = Literal["torchrun", "slurm", "single"]
@@ -73,7 +73,7 @@ class Topology:
             TopologyError: variables are missing or contradict each other (lists all); or `srun`, mpirun or Kubeflow
                 started ranks that cannot be used.
         """
-        env = {**env, **as_torchrun_variables(env)}
+        env = {**env, **to_torchrun_variables(env)}
         if any(name in env for name in _RANK_VARIABLES):
             return _from_torchrun(env, host)
         try:

@@ -64,25 +64,25 @@ class CurveAxes:
     kind: Literal["value", "time", "loss scale"] = "value"
 
 
-def draw_curves(what: CurveAxes, curves: Sequence[Curve], restarts: Sequence[float] = ()) -> Plot:
+def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[float] = ()) -> Plot:
     """Draw curves over optimizer steps.
 
     Args:
-        what: the axes.
+        spec: the axes.
         curves: at most six.
         restarts: steps that later attempts started from.
     """
-    with new_plot(what.name, what.title, what.height) as plot:
+    with new_plot(spec.name, spec.title, spec.height) as plot:
         (axes,), keys = plot.axes, plot.keys
         drawing.set_step_axis(axes)
-        axes.set_ylabel(what.unit)
+        axes.set_ylabel(spec.unit)
         lines = [line for curve in curves for line in curve.lines]
         values = np.concatenate([line.values for line in lines] or [np.array([])])
-        if what.kind == "loss scale":
+        if spec.kind == "loss scale":
             drawing.use_log2_scale(axes)
-        elif what.kind == "value":
+        elif spec.kind == "value":
             drawing.use_log_scale_if_wide(axes, values)
-        trend_of = smooth_by_medians if what.kind == "time" else smooth
+        trend_of = smooth_by_medians if spec.kind == "time" else smooth
         for index, curve in enumerate(curves):
             style = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
             for number, line in enumerate(curve.lines):
@@ -93,7 +93,7 @@ def draw_curves(what: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
                         part = Line(line.steps[mask], line.values[mask])
                         _draw(axes, curve, part, {**style, "alpha": alpha}, trend_of)
             keys.append(Key(curve.label, style["color"], dash=index))
-        if what.kind == "time":
+        if spec.kind == "time":
             drawing.cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
         if sum(drawing.mark_not_finite(axes, line) for line in lines):
             keys.append(Key("not finite", BAD, "cross"))
@@ -131,12 +131,12 @@ def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
         (axes,), keys = plot.axes, plot.keys
         for row, attempt in enumerate(shown):
             trained = attempt.last_event if attempt.first_step_time is None else attempt.first_step_time
-            for start, end, look in (
+            for start, end, style in (
                 (attempt.started, trained, {"color": GRID}),
                 (trained, attempt.last_event, {"color": SERIES[0], "alpha": 0.75}),
             ):
                 axes.barh(
-                    row, at(end) - at(start), left=at(start), height=0.5, edgecolor=SURFACE, linewidth=0.8, **look
+                    row, at(end) - at(start), left=at(start), height=0.5, edgecolor=SURFACE, linewidth=0.8, **style
                 )
             times = [at(time) for _, time in attempt.checkpoints]
             axes.vlines(times[:: max(1, len(times) // _MOST_MARKS)], row - 0.36, row + 0.36, color=INK, linewidth=1.2)

@@ -20,16 +20,9 @@ from launcher.wizard.answers import WizardConfig
 from launcher.wizard.machine import MachineFacts
 from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
-from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.precision import Precision
+from strategies.registry import AUTO, list_strategies
 from strategies.units import format_bytes
-
-_STRATEGIES = {
-    "auto": "auto: the launcher chooses, with reasons",
-    "single_device": "single_device: one rank, one device",
-    "ddp": "ddp: each rank has a full copy of the model",
-    "ddp_find_unused_parameters_true": "ddp_find_unused_parameters_true: for steps that use only some parameters",
-}
 
 
 class WizardSession:
@@ -125,8 +118,9 @@ def ask_precision_and_strategy(config: WizardConfig, session: WizardSession) -> 
     show_plan(config, session)
     while True:
         config = _ask_precision(config, session)
-        strategies = [Choice(name, _STRATEGIES.get(name, name)) for name in STRATEGY_NAMES]
-        strategy = session.prompter.select("Strategy", strategies, config.strategy or "auto")
+        strategies = [Choice(entry.name, f"{entry.name}: {entry.summary}") for entry in list_strategies()]
+        strategies.insert(0, Choice(AUTO, "auto: the launcher chooses, and gives its reasons"))
+        strategy = session.prompter.select("Strategy", strategies, config.strategy or AUTO)
         config = _with_answer(config, "strategy", strategy, default="auto")
         if show_plan(config, session) or not session.prompter.confirm(
             "There is no such plan for this machine. Answer again?"

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.agents [--sizes 16 64 256 1000] [--torch-sizes 16 32 64 128] [--extrapolate 1000]
 
-The agents are threads of one process, each with a connection of its own to a real TCPStore; what they run is the
-product's own code. They share one interpreter and the machine's cores, so the seconds are an upper bound of what as
-many machines would take. `torch` is torchelastic's rendezvous, which torchrun uses, in the same threads. To connect is
-timed apart: the names of addresses are looked up there. The last lines are power laws fitted to the sizes.
+The agents are threads of one process, each with its own connection to a real TCPStore; they run the
+product's code. They share one interpreter and the machine's cores, so the seconds are an upper bound for
+the same number of machines. `torch` is torchelastic's rendezvous, which torchrun uses, in the same threads. The
+connection is timed separately, because it includes name lookups. The last lines are power laws fitted to the sizes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from launcher.agent.fixed_rendezvous import FixedRendezvous
+from launcher.agent.fixed_rendezvous import FixedRendezvous, NumberedNode
 from launcher.agreement.handshake import Participant, exchange
 from tests.support.rank_threads import facts
 
@@ -49,7 +50,7 @@ class Counting:
 
 
 class Clients:
-    """A real store, and as many clients as are wanted, kept from size to size."""
+    """A real store and its clients, which are reused for larger sizes."""
 
     def __init__(self) -> None:
         self._server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -57,7 +58,7 @@ class Clients:
         self._scopes = 0
 
     def take(self, size: int) -> list[Any]:
-        """`size` clients that see nothing of what was done before."""
+        """`size` clients with an empty key space."""
         while len(self._clients) < size:
             client = dist.TCPStore(
                 "127.0.0.1", self._server.port, wait_for_workers=False, timeout=timedelta(seconds=_TIMEOUT)
@@ -68,7 +69,7 @@ class Clients:
 
 
 def all_at_once(size: int, work: Callable[[int], object]) -> float:
-    """Seconds until `size` threads that begin together have done their work."""
+    """Seconds until `size` threads that start together have finished."""
     barrier = threading.Barrier(size + 1)
 
     def one(number: int) -> None:
@@ -85,9 +86,12 @@ def all_at_once(size: int, work: Callable[[int], object]) -> float:
 
 
 def fixed_rendezvous(stores: Sequence[Any]) -> tuple[float, int]:
-    """Seconds and store operations of numbered agents that meet in the launcher's way."""
+    """Seconds and store operations of numbered agents in the launcher's rendezvous."""
     size = len(stores)
-    handlers = [FixedRendezvous(store, "127.0.0.1", 1, number, size, _TIMEOUT) for number, store in enumerate(stores)]
+    address = RendezvousStoreInfo("127.0.0.1", 1)
+    handlers = [
+        FixedRendezvous(store, address, NumberedNode(number, size), _TIMEOUT) for number, store in enumerate(stores)
+    ]
     counting = [Counting(store) for store in stores]
     for handler, counted in zip(handlers, counting, strict=True):
         handler._store = counted
@@ -107,7 +111,7 @@ def agreement(stores: Sequence[Any]) -> tuple[float, int]:
 
 
 def torch_rendezvous(stores: Sequence[Any]) -> tuple[float, int]:
-    """Seconds and store operations of agents that meet in torchelastic's way."""
+    """Seconds and store operations of agents in torchelastic's rendezvous."""
     size = len(stores)
     counting: list[Any] = [Counting(store) for store in stores]
     handlers = [
@@ -134,7 +138,7 @@ def power_law(sizes: Sequence[int], values: Sequence[float], at: int) -> tuple[f
 def measure(
     what: str, run: Callable[[Sequence[Any]], tuple[float, int]], sizes: Sequence[int], clients: Clients, at: int
 ) -> None:
-    """Run each size once, and print what it took and what it would take for `at` agents."""
+    """Run each size once, and print the cost and its extrapolation to `at` agents."""
     rows: list[tuple[float, int]] = []
     for size in sizes:
         began = time.perf_counter()
@@ -157,7 +161,7 @@ def main() -> None:
     parser.add_argument("--torch-sizes", type=int, nargs="*", default=[16, 32, 64, 128])
     parser.add_argument("--extrapolate", type=int, default=1000)
     options = parser.parse_args()
-    # As the launcher does it: c10d asks for the name of every address that it connects to.
+    # As the launcher does: c10d looks up the name of every address that it connects to.
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
     clients = Clients()
     measure("rendezvous", fixed_rendezvous, options.sizes, clients, options.extrapolate)

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.agreement_scale [--decide 100000] [--clients 8 64 256 512] [--repeats 3]
 
-The exchange runs over a real TCPStore, each simulated rank with a connection of its own, in threads of one process; the
-time from the first rank's start to the last one's end is given, without the time to connect.
+The exchange runs over a real TCPStore, each simulated rank with its own connection, in threads of one process; the time
+from the first rank's start to the last one's end is printed, without the connection.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.rank_threads import Spy, facts
 
 
 def decide(count: int) -> float:
-    """Seconds that `reconcile` takes over `count` ranks, one of which stands in the way."""
+    """Seconds of `reconcile` for `count` ranks, one of which blocks the precision."""
     both = frozenset({"fp32", "fp64", "fp16", "bf16"})
     ranks = [RankCapability(n, f"node{n // 8}", "cuda", "A100", both) for n in range(count - 1)]
     ranks.append(RankCapability(count - 1, "odd", "cuda", "V100", both - {"bf16"}))

@@ -14,10 +14,10 @@ import lightning.pytorch as pl
 
 
 class Clock(pl.Callback):
-    """Writes to the file SPEED, on rank zero, what the steps behind the first `warm_up` took.
+    """Writes the speed of the steps after the first `warm_up` to the file SPEED, on rank zero.
 
-    `mean`: optimizer steps per second over all of them. `median`: the inverse of the median step, which a burst of
-    something else on the machine does not move.
+    `mean`: optimizer steps per second over all of them. `median`: the inverse of the median step, which short
+    bursts of other load do not change.
     """
 
     def __init__(self, warm_up: int = 20) -> None:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.init_to_step [--repeats 5]
 
-The steps of a new user, one after the other: the config is written, `launcher fit --config` trains it. The clock starts
+A new user's steps: the config is written, `launcher fit --config` trains it. The clock starts
 before `init` and ends with the event of the first optimizer step.
 """
 
@@ -22,11 +22,13 @@ from pathlib import Path
 def measure(folder: Path) -> tuple[float, float]:
     """Seconds of `init`, and to the end of the first step."""
     env = {**os.environ, "WANDB_MODE": "offline"}
-    words = [sys.executable, "-m", "launcher"]
+    arguments = [sys.executable, "-m", "launcher"]
     began = time.time()
-    subprocess.run([*words, "init", "--yes", "--preset", "debug"], cwd=folder, env=env, check=True, capture_output=True)
+    subprocess.run(
+        [*arguments, "init", "--yes", "--preset", "debug"], cwd=folder, env=env, check=True, capture_output=True
+    )
     written = time.time()
-    fit = [*words, "fit", "--config", "run.yaml", "--name", "first"]
+    fit = [*arguments, "fit", "--config", "run.yaml", "--name", "first"]
     done = subprocess.run(fit, cwd=folder, env=env, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)

@@ -5,7 +5,7 @@
     python -m tests.benchmarks.launch kill [--repeats 20]                  SIGKILL of a rank to the next optimizer step
     python -m tests.benchmarks.launch memory [--ranks 8]                   PSS of all processes after the start
 
-The peers run a plain Lightning script (`launch_clock.py`), as `peers.py` says; with `lightning` the script makes ranks.
+The peers run a plain Lightning script (`launch_clock.py`), see `peers.py`; with `lightning` it starts all ranks.
 W&B is off on all sides. Medians, and the median of the pairs' ratios.
 """
 
@@ -48,21 +48,21 @@ def command(who: str, ranks: int, steps: int, restarts: int, pause: float) -> li
 def running(
     who: str, ranks: int, steps: int, *, restarts: int = 0, pause: float = 0.0
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path, float]]:
-    """A run in a folder of its own: process, file of its marks, wall-clock time of its start. Killed at the end."""
+    """A run in a temporary folder: process, file of marks, wall-clock time of the start. Killed at the end."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         marks = Path(folder) / "marks"
         env = {**os.environ, "MARKS": str(marks), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
                "STEPS": str(steps), "PAUSE": str(pause), "DEVICES": str(ranks),
-               # torchx and NeMo-Run look for torchrun there.
+               # torchx and NeMo-Run search torchrun in PATH.
                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
         began = time.time()
-        words = command(who, ranks, steps, restarts, pause)
+        arguments = command(who, ranks, steps, restarts, pause)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(words, cwd=folder, env=env, start_new_session=True, **quiet)
+        process = subprocess.Popen(arguments, cwd=folder, env=env, start_new_session=True, **quiet)
         try:
             yield process, marks, began
         finally:
-            # torchrun's ranks have sessions of their own, and outlive it.
+            # torchrun's ranks have separate sessions and outlive it.
             for pid in (process.pid, *descendants(process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ def kill_seconds(who: str) -> float | None:
         victim = int(Path(f"{marks}-pid-1").read_text())
         os.kill(victim, signal.SIGKILL)
         killed = time.time()
-        # A step that was under way may still end.
+        # A running step may still end.
         rank_zero = Path(f"{marks}-pid-0").read_text()
         give_up = killed + _TIMEOUT
         while Path(f"{marks}-pid-0").read_text() in ("", rank_zero):
@@ -123,7 +123,7 @@ def pss_mebibytes(who: str, ranks: int) -> float | None:
 
 
 def report(what: str, unit: str, ours: list[float | None], theirs: dict[str, list[float | None]]) -> None:
-    """Print medians, ratios and how often it worked."""
+    """Print medians, ratios and the number of successes."""
     good = [value for value in ours if value is not None]
     print(f"{what}: launcher {statistics.median(good):.2f} {unit} ({len(good)} of {len(ours)} worked)"
           if good else f"{what}: launcher never worked", flush=True)  # fmt: skip
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS[:2])
     options = parser.parse_args()
-    # `timeout` ends this process with SIGTERM: the runs that it has started must end with it.
+    # `timeout` ends this process with SIGTERM; its runs must end with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if options.what == "kill":
         times = [(kill_seconds("launcher"), kill_seconds("torchrun")) for _ in range(options.repeats)]

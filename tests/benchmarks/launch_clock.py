@@ -1,4 +1,4 @@
-"""What the benchmarks of start and restart measure with: a Lightning callback, and a plain Lightning script.
+"""Measures start and restart: a Lightning callback, and a plain Lightning script.
 
 The callback appends a line to the file MARKS at each optimizer step of rank zero: wall-clock seconds, step, process id.
 """
@@ -33,15 +33,15 @@ class Marks(pl.Callback):
 
 
 def read_marks(path: Path) -> list[tuple[float, int]]:
-    """Time and step of each line that is there by now."""
+    """Time and step of each line so far."""
     if not path.exists():
         return []
     lines = (line.split() for line in path.read_text().splitlines())
-    return [(float(words[0]), int(words[1])) for words in lines if len(words) == 3]
+    return [(float(arguments[0]), int(arguments[1])) for arguments in lines if len(arguments) == 3]
 
 
 def main() -> None:
-    """The peer: the same toy under Lightning alone, resumed from its last checkpoint. torchrun makes the ranks."""
+    """The peer: the same toy under plain Lightning, resumed from its last checkpoint. torchrun starts the ranks."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from tests.support.toy import Toy, ToyData

@@ -1,9 +1,9 @@
-"""A step of ZeRO 3 with its record of the modules' order kept, and as it is under Lightning alone.
+"""A step of ZeRO 3 with its module order kept, and under plain Lightning.
 
     python -m tests.benchmarks.module_order [--families deep_mlp gpt] [--repeats 5] [--batch 16]
 
 Two gloo ranks, runs of 8 steps in turns; the first step of each is left out. The modules' `training_step` calls
-`self(batch)`, as most do.
+`self(batch)`, as in most modules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from strategies.candidates import ZERO_3
+from strategies.registry import ZERO_3
 from tests.support.limited_runs import Case, ranks_ready, run_case
 from tests.support.model_families import LARGE
 

@@ -1,4 +1,4 @@
-"""What watching the loss scale of all ranks costs a step: `AmpWandbCallback` against the common way.
+"""Cost of monitoring the loss scale of all ranks in a step: `AmpWandbCallback` against the common way.
 
     python -m tests.benchmarks.monitor_cost [--ranks 4] [--rounds 30] [--steps 50]
 
@@ -36,9 +36,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "blocks.json"
-        words = [str(out), str(options.rounds), str(options.steps), str(options.width)]
+        arguments = [str(out), str(options.rounds), str(options.steps), str(options.width)]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        command += [str(options.ranks), "-m", "tests.benchmarks.monitor_cost_worker", *words]
+        command += [str(options.ranks), "-m", "tests.benchmarks.monitor_cost_worker", *arguments]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "offline"}
         env |= {"WANDB_SILENT": "true"}
         began = time.monotonic()

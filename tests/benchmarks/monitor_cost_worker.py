@@ -1,4 +1,4 @@
-"""One rank of `monitor_cost`: the same training, watched in another way in each block of steps."""
+"""One rank of `monitor_cost`: the same training, monitored differently in each block of steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Noise(Dataset[Tensor]):
 
 
 class Turns:
-    """Which variant has its turn at a step."""
+    """The variant of a step."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -44,7 +44,7 @@ class Turns:
 
 
 class SwitchedScaler(CountingGradScaler):
-    """Counts only while the launcher has its turn."""
+    """Counts only in the launcher's blocks."""
 
     counting = False
 
@@ -73,7 +73,7 @@ class Model(pl.LightningModule):
 
 
 class Switch(pl.Callback):
-    """Lets the callback under test hear only the steps of its turn, and takes the times."""
+    """Passes only the steps of its blocks to the callback under test, and measures the times."""
 
     def __init__(self, tested: AmpWandbCallback, turns: Turns, scaler: SwitchedScaler, out: Path) -> None:
         self.tested, self.turns, self.scaler, self.out = tested, turns, scaler, out
@@ -119,7 +119,7 @@ def main() -> None:
         wandb.init(project="monitor-cost", dir=str(out.parent))
     torch.manual_seed(0)
     turns, scaler = Turns(steps), SwitchedScaler("cpu", init_scale=1024.0)
-    # One sample in each block of its turn, at its end.
+    # One sample at the end of each block of the callback.
     tested = AmpWandbCallback(precision="16-mixed", every_n_steps=steps)
     trainer = pl.Trainer(
         accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy="ddp", max_steps=(rounds + 1) * 3 * steps,

@@ -1,19 +1,19 @@
-"""What the plan predicts against what real runs take: the memory of every strategy, and the choice under a limit.
+"""The plan's predictions against real runs: the memory of every strategy, and the choice under a limit.
 
     python -m tests.benchmarks.oracle memory [--families mlp gpt ...] [--precision bf16-mixed] [--batch 16]
     python -m tests.benchmarks.oracle choice [--families mlp gpt ...] [--rounds 3] [--json FILE]
 
-Two gloo ranks train with DDP and ZeRO 1 to 3 under Lightning, as `fit` would; one device is no candidate for two ranks,
-and offload none on a CPU, whose memory is the host's. `tests.support.limited_runs` says what counts as a rank's memory.
+Two gloo ranks train with DDP and ZeRO 1 to 3 under Lightning, as `fit` would; one device is not a candidate for two
+ranks, nor offload on a CPU, whose memory is the host's. `tests.support.limited_runs` defines a rank's memory.
 
 `memory` compares the estimate with the peak of a rank's own control group, beside DeepSpeed's estimators, which know
-model states alone, for Adam in 16 bits. Errors are (estimate - real) / real; families that nobody looked at while the
-formulas were written are summed up apart.
+model states alone, for Adam in 16 bits. Errors are (estimate - real) / real; families that were not used while the
+formulas were written are summarized separately.
 
-`choice` runs every candidate under three limits, a constant factor apart, from a fifth above what the most needs to a
-twentieth above what the least needs; the plan, which knows the limit alone, picks one. A pick fails if its run does. A
-refusal is wrong if some candidate lives. Regret is the share of throughput that the pick loses against the best of
-those that live, by the median of all steps of runs without a limit, in turns.
+`choice` runs every candidate under three limits, a constant factor apart, from 1.2 times the largest need to 1.05 times
+the smallest need; the plan, which knows only the limit, picks one. A pick fails if its run does. A
+rejection is wrong if some candidate survives. Regret is the share of throughput that the pick loses against the best
+survivor, by the median of all steps of runs without a limit, in turns.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from launcher.planning.memory import cpu_machine
+from strategies.base import StrategyEntry
 from strategies.batch import BatchSplit
-from strategies.candidates import DDP, ZERO_1, ZERO_2, ZERO_3, Candidate
-from strategies.comparison import Comparison, compare_strategies
-from strategies.model_shape import describe_model, optimizer_of
+from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
+from strategies.model_shape import describe_model, find_optimizer
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
+from strategies.registry import DDP, ZERO_1, ZERO_2, ZERO_3
 from strategies.step_trace import ModelProfile
 from strategies.trace import TraceTypes, trace_step
 from strategies.units import format_bytes
+from strategies.zero import Zero
 from tests.support.limited_runs import BUCKET, Case, Outcome, ranks_ready, run_case
 from tests.support.model_families import LARGE, UNSEEN
 
@@ -51,7 +53,7 @@ SETTINGS = ZeroSettings(BUCKET, overlap_comm=False, prefetch_bucket_size=BUCKET 
 
 @dataclass
 class Pair:
-    """A family, a limit, what became of each candidate under it, and what the plan picked."""
+    """A family, a limit, the outcome of each candidate, and the plan's pick."""
 
     family: str
     limit: int
@@ -61,7 +63,7 @@ class Pair:
 
 
 def profile_of(family: str, batch_size: int, precision: str = "32-true") -> ModelProfile:
-    """As `launcher.planning.profile` makes it of a user's module."""
+    """The profile that `launcher.planning.profile` makes of a user's module."""
     import torch
 
     entry = LARGE[family]
@@ -74,10 +76,10 @@ def profile_of(family: str, batch_size: int, precision: str = "32-true") -> Mode
 
 
 def plan(profile: ModelProfile, limit: int, precision: str = "32-true") -> Comparison:
-    """What the plan says for ranks that may use `limit` bytes each."""
+    """The plan for ranks with a limit of `limit` bytes each."""
     split = BatchSplit(RANKS, profile.plain[1].batch_size, 1)
     machine = cpu_machine(RANKS, RANKS, limit)
-    return compare_strategies(profile, machine, Precision(precision), [split], settings=SETTINGS)
+    return compare_strategies(profile, machine, Precision(precision), [split], ComparisonOptions(settings=SETTINGS))
 
 
 def measure(context: ForkServerContext, case: Case) -> Outcome:
@@ -88,7 +90,7 @@ def measure(context: ForkServerContext, case: Case) -> Outcome:
 def deepspeeds_estimate(family: str, stage: int) -> int:
     """Bytes on the device by DeepSpeed's own estimators."""
     module = LARGE[family].make()
-    shape = describe_model(module, optimizer_of(module.configure_optimizers()))
+    shape = describe_model(module, find_optimizer(module.configure_optimizers()))
     if stage == 3:
         largest = max(p.numel for p in shape.parameters)
         return estimate_zero3_model_states_mem_needs(shape.numel, largest, RANKS, 1, cpu_offload=False)[1]
@@ -110,8 +112,8 @@ def compare_memory(context: ForkServerContext, options: argparse.Namespace) -> N
             error = assessed.memory.total / outcome.peak_bytes - 1
             errors[family in UNSEEN].append(error)
             line = f"{family:16} {candidate.name:18} real {format_bytes(outcome.peak_bytes)}, estimate {error:+.1%}"
-            if candidate.stage:
-                their = deepspeeds_estimate(family, candidate.stage) / outcome.peak_bytes - 1
+            if isinstance(candidate, Zero):
+                their = deepspeeds_estimate(family, candidate.variant.stage) / outcome.peak_bytes - 1
                 theirs[family in UNSEEN].append(their)
                 line += f", DeepSpeed's {their:+.0%}"
             print(f"{line} ({assessed.memory.phase})", flush=True)
@@ -130,7 +132,7 @@ def _summary(ours: list[float], theirs: list[float]) -> str:
 
 
 def limits(needs: Sequence[int]) -> list[int]:
-    """Three, a constant factor apart, from a fifth above the largest need to a twentieth above the least."""
+    """Three limits, a constant factor apart, from 1.2 times the largest need to 1.05 times the smallest."""
     most, least = max(needs) * 1.2, min(needs) * 1.05
     return [int(most * (least / most) ** (i / 2)) for i in range(3)]
 
@@ -139,7 +141,7 @@ def run_pairs(context: ForkServerContext, family: str, batch_size: int) -> list[
     """All pairs of a family."""
     profile = profile_of(family, batch_size)
 
-    def case(candidate: Candidate, limit: int | None) -> Case:
+    def case(candidate: StrategyEntry, limit: int | None) -> Case:
         return Case(family, candidate, batch_size, limit_bytes=limit, steps=3)
 
     free = [measure(context, case(candidate, None)) for candidate in CANDIDATES]
@@ -151,8 +153,8 @@ def run_pairs(context: ForkServerContext, family: str, batch_size: int) -> list[
         estimates = {a.name: a.memory.total for a in found.assessments}
         outcomes = {candidate.name: measure(context, case(candidate, limit)) for candidate in CANDIDATES}
         pairs.append(Pair(family, limit, outcomes, found.pick, estimates))
-        told = ", ".join(f"{name} {'lives' if o.lives else 'fails'}" for name, o in outcomes.items())
-        print(f"{family}, {format_bytes(limit)}: {told}; pick {found.pick}; load {os.getloadavg()[0]:.1f}", flush=True)
+        lives = ", ".join(f"{name} {'lives' if o.lives else 'fails'}" for name, o in outcomes.items())
+        print(f"{family}, {format_bytes(limit)}: {lives}; pick {found.pick}; load {os.getloadavg()[0]:.1f}", flush=True)
         for name, outcome in outcomes.items():
             if not outcome.lives and "memory" not in outcome.reason:
                 print(f"  {name}: {outcome.reason}")

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.peak_memory [--ranks 1 2] [--models mlp gpt ...] [--dtypes fp32 bf16] [--batch 32]
 
 Models of `tests.support.model_zoo`, which the formulas were written with, and of `tests.support.model_families`, which
-are held out, are summed up apart. What counts as real are storages that torch's dispatcher shows: what gloo and oneDNN
-take by themselves is in `tests.benchmarks.oracle`. Errors are (estimate - real) / real. DeepSpeed's estimators
+are held out, are summarized separately. Real memory means storages seen by torch's dispatcher; memory of gloo and
+oneDNN is measured in `tests.benchmarks.oracle`. Errors are (estimate - real) / real. DeepSpeed's estimators
 know model states alone, for Adam in 16 bits.
 """
 
@@ -21,10 +21,10 @@ import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from strategies.candidates import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
 from strategies.memory import estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
+from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
 from strategies.trace import TraceTypes, trace_step
 from tests.support.live_peaks import BUCKET
 from tests.support.model_families import HELD_OUT, SMALL
@@ -36,7 +36,7 @@ PRECISIONS = {"fp32": Precision.FP32_TRUE, "bf16": Precision.BF16_TRUE}
 
 
 def estimate(name: str, stage: int, dtype: str, ranks: int, batch_size: int) -> tuple[int, int]:
-    """Our bytes, and DeepSpeed's."""
+    """The launcher's estimate and DeepSpeed's, in bytes."""
     entry = SMALL[name]
     types = TraceTypes(module=torch.bfloat16 if dtype == "bf16" else None)
     trace, model = trace_step(entry.make, entry.batch(batch_size), batch_size, types=types)
@@ -62,8 +62,8 @@ def main() -> None:
     for ranks in options.ranks:
         with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "peaks"
-            words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-            words += [
+            arguments = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+            arguments += [
                 "--rdzv-backend",
                 "c10d",
                 "--rdzv-endpoint",
@@ -72,9 +72,9 @@ def main() -> None:
                 "tests.support.live_peaks",
                 str(out),
             ]
-            words += [",".join(options.models), "0,1,2,3", ",".join(options.dtypes), str(options.batch)]
+            arguments += [",".join(options.models), "0,1,2,3", ",".join(options.dtypes), str(options.batch)]
             env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
-            run(words, Path(name), env=env, timeout=3600).check()
+            run(arguments, Path(name), env=env, timeout=3600).check()
             files = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(ranks)]
         for lines in zip(*files, strict=True):
             cases = [json.loads(line) for line in lines]

@@ -1,7 +1,7 @@
 """The command lines with which other launchers start the same plain Lightning script, `launch_clock.py`.
 
-accelerate, torchx and NeMo-Run are not installed with the tests: `pip install accelerate torchx`; NeMo-Run, which takes
-torchx's local scheduler away, needs a virtual environment of its own: `pip install nemo_run "leptonai<0.40"`.
+accelerate, torchx and NeMo-Run are not installed with the tests: `pip install accelerate torchx`; NeMo-Run, which
+removes torchx's local scheduler, needs a separate virtual environment: `pip install nemo_run "leptonai<0.40"`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("launch_clock.py")
-# What the script reads, handed on by those that hand on only what they are told to.
+# Variables that the script reads, for launchers that pass only listed variables.
 VARIABLES = ("MARKS", "PYTHONPATH", "OMP_NUM_THREADS", "STEPS", "PAUSE", "DEVICES")
 PEERS = ("torchrun", "lightning", "accelerate", "torchx", "nemo_run")
 
@@ -22,7 +22,7 @@ def peer_command(who: str, ranks: int, restarts: int) -> list[str]:
     Args:
         who: one of `PEERS`.
         ranks: how many.
-        restarts: after a failure, where the peer has them.
+        restarts: number after a failure, if the peer supports them.
     """
     python = [sys.executable, "-m"]
     commands = {
@@ -30,7 +30,7 @@ def peer_command(who: str, ranks: int, restarts: int) -> list[str]:
         "lightning": [sys.executable, str(SCRIPT)],
         "torchrun": [*python, "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d",
                      "--rdzv-endpoint", "127.0.0.1:0", "--max-restarts", str(restarts), str(SCRIPT)],
-        # Its `--cpu` makes one rank, or needs MPI.
+        # `--cpu` starts one rank, or needs MPI.
         "accelerate": [*python, "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(ranks),
                        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                        "--max_restarts", str(restarts), "--main_process_port", "0", str(SCRIPT)],
@@ -42,8 +42,8 @@ def peer_command(who: str, ranks: int, restarts: int) -> list[str]:
 
 
 def main() -> None:
-    """NeMo-Run has no command line for a script: this is one."""
-    # It keeps its experiments at home by default.
+    """A command line for NeMo-Run, which has none for scripts."""
+    # By default it writes experiments into the home folder.
     os.environ.setdefault("NEMORUN_HOME", str(Path.cwd()))
     import nemo_run
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.planning [--gpus 1024 100000] [--repeats 3]
 
-Each plan is a process of its own; `plan` is without the import of torch and Lightning, `command` is all of it.
+Each plan is a separate process; `plan` excludes the import of torch and Lightning, `command` includes it.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class SevenBillion(DemoGPT):
 
 
 def plan_once(gpus: int) -> None:
-    """The work of one process."""
+    """Plan once, in one process."""
     from launcher.config.loading import load_config
     from launcher.hardware.target_machines import read_options
     from launcher.planning.dry_run import plan_here
 
-    words = ["--model", f"{__spec__.name}.SevenBillion", "--data", f"{__spec__.name}.TokenData"]
-    config = load_config([], [*words, "--global-batch-size", str(gpus)])
+    arguments = ["--model", f"{__spec__.name}.SevenBillion", "--data", f"{__spec__.name}.TokenData"]
+    config = load_config([], [*arguments, "--global-batch-size", str(gpus)])
     options = argparse.Namespace(gpus=gpus, gpus_per_node=8, gpu="h100", gpu_memory=None)
     import launcher.planning.profile  # noqa: F401 -- counted as an import, not as planning
 
@@ -80,9 +80,11 @@ def main() -> None:
     for gpus in options.gpus:
         for _ in range(options.repeats):
             began = time.perf_counter()
-            words = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.planning", "--once", str(gpus)]
-            said = subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=300).stdout
-            found = json.loads(said.splitlines()[-1])
+            arguments = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.planning", "--once", str(gpus)]
+            output = subprocess.run(
+                arguments, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=300
+            ).stdout
+            found = json.loads(output.splitlines()[-1])
             whole = time.perf_counter() - began
             print(f"{gpus} GPUs: plan {found['plan']:.2f} s (target at most 5), command {whole:.2f} s, "
                   f"{found['gib']:.2f} GiB (target at most 4), {found['pick']}")  # fmt: skip

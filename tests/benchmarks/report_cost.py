@@ -31,7 +31,7 @@ def make(path: Path, every: int) -> None:
         run.step(step, source.gauss(0.1, 0.005), loss)
         own = [abs(source.gauss(0.04, 0.002)) for _ in range(RANKS)]
         run.ranks(step, scale=65536.0 / 2 ** (skipped % 8), skipped=skipped, own=own)
-    run.tell("finished", step=STEPS, metrics={})
+    run.write_event("finished", step=STEPS, metrics={})
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Faults on a real SLURM of two nodes, at steps that come of a seed: steps lost, final states bit by bit, hangs.
+"""Faults on a real SLURM of two nodes, at steps drawn from a seed: lost steps, final states bit by bit, hangs.
 
     python -m tests.benchmarks.slurm_faults [--faults preemption "time limit"] [--seeds 10] [--clusters 2] [--json FILE]
 
 Each run is 2 nodes x 2 ranks of a small net with dropout under DDP, as `launcher submit` starts it. Its last checkpoint
-(parameters, optimizer, scheduler, random states of all ranks) and the losses of all ranks are compared with those of a
-run that nothing happened to. The clusters are brought up here (see `tests/support/slurm_cluster.py`) and run one job
-each at a time; a line is printed, and appended to the file, as each run ends. A run that did not go well leaves its
-account."""
+(parameters, optimizer, scheduler, random states of all ranks) and the losses of all ranks are compared with those of
+an undisturbed run. The clusters are started here (see `tests/support/slurm_cluster.py`) and run one job
+each at a time; a line is printed, and appended to the file, as each run ends. A failed run writes a
+report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.slurm_jobs import Job, set_pace, submit
 
 EPOCHS = 8
 STEPS = 8 * EPOCHS
-# Half of all steps are left, which at the slow pace are more than SLURM's half a minute between two looks at limits.
+# Half of all steps remain; at the slow pace they take longer than SLURM's 30 s between two checks of limits.
 FAULT_STEPS = range(2, STEPS // 2)
 QUICK, SLOW = "0.15", "2"
 MODEL = ("--model", "tests.support.slurm_paced.PacedToy", "--global_batch_size", "8", "--trainer.max_epochs",
@@ -46,20 +46,20 @@ RANKS = range(4)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run.
+    """The result of one run.
 
     Attributes:
         fault: its name.
         seed: of the step.
-        step: that rank zero was in.
-        ended: SLURM's word, or 'HANG'.
-        attempts: trainings that began.
-        steps_again: steps that were done twice.
-        same_states: the final checkpoint is the uninterrupted run's, bit by bit.
-        same_losses: each rank's last loss of each step is.
-        same_wandb: all attempts had one W&B id.
+        step: step of rank zero at the fault.
+        ended: SLURM's state, or 'HANG'.
+        attempts: number of attempts.
+        steps_again: steps that were repeated.
+        same_states: whether the final checkpoint equals the undisturbed run's, bit by bit.
+        same_losses: whether each rank's last loss of each step does.
+        same_wandb: whether all attempts had the same W&B id.
         seconds: from the fault to the first step of the next attempt; None without one.
-        problem: what was not as it should be, empty if all was.
+        problem: difference from the expected result; empty if there is none.
     """
 
     fault: str
@@ -85,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="slurm-faults-"))
     print(f"runs lie in {folder}", flush=True)
-    # Seed by seed, so that all faults have had their turn whenever this is stopped.
+    # Seed by seed, so that an interrupted benchmark has results for all faults.
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     waiting: queue.SimpleQueue[tuple[Fault, int]] = queue.SimpleQueue()
     for seed in seeds:
@@ -94,11 +94,11 @@ def main() -> None:
     outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
         clusters = [stack.enter_context(_cluster(folder / f"cluster-{n}")) for n in range(options.clusters)]
-        whole = submit(clusters[0], folder / "whole", "whole", *MODEL)
-        if whole.wait_for_end() != "COMPLETED":
-            raise SystemExit(f"the run that nothing happens to did not end well\n{whole.said()}")
+        undisturbed = submit(clusters[0], folder / "undisturbed", "undisturbed", *MODEL)
+        if undisturbed.wait_for_end() != "COMPLETED":
+            raise SystemExit(f"the undisturbed run failed\n{undisturbed.collect_output()}")
         threads = [
-            threading.Thread(target=_work, args=(cluster, folder, waiting, whole, outcomes, options.json))
+            threading.Thread(target=_work, args=(cluster, folder, waiting, undisturbed, outcomes, options.json))
             for cluster in clusters
         ]
         for thread in threads:
@@ -123,7 +123,7 @@ def _work(
     cluster: Cluster,
     folder: Path,
     waiting: queue.SimpleQueue[tuple[Fault, int]],
-    whole: Job,
+    undisturbed: Job,
     outcomes: list[Outcome],
     file: Path | None,
 ) -> None:
@@ -132,7 +132,7 @@ def _work(
             fault, seed = waiting.get_nowait()
         except queue.Empty:
             return
-        outcome = one_run(cluster, folder / f"{fault.name.replace(' ', '-')}-{seed}", fault, seed, whole)
+        outcome = one_run(cluster, folder / f"{fault.name.replace(' ', '-')}-{seed}", fault, seed, undisturbed)
         outcomes.append(outcome)
         line = json.dumps(asdict(outcome))
         print(line, flush=True)
@@ -141,8 +141,8 @@ def _work(
                 stream.write(line + "\n")
 
 
-def one_run(cluster: Cluster, folder: Path, fault: Fault, seed: int, whole: Job) -> Outcome:
-    """Train, let the fault happen once, and compare with the run that nothing happened to."""
+def one_run(cluster: Cluster, folder: Path, fault: Fault, seed: int, undisturbed: Job) -> Outcome:
+    """Train, cause the fault once, and compare with the undisturbed run."""
     folder.mkdir()
     pace = folder / "pace"
     set_pace(pace, QUICK)
@@ -169,18 +169,20 @@ def one_run(cluster: Cluster, folder: Path, fault: Fault, seed: int, whole: Job)
     finally:
         cluster.command("scancel", job.job_id)
         job.wait_for("all nodes idle", lambda: cluster.node_states() == {"idle"})
-    outcome = _judge(fault, seed, step, ended, began, job, whole, problem.partition("\n")[0])
+    outcome = _judge(fault, seed, step, ended, began, job, undisturbed, problem.partition("\n")[0])
     if outcome.problem:
-        (folder / "account.txt").write_text(f"{outcome}\n{problem or job.said()}")
+        (folder / "account.txt").write_text(f"{outcome}\n{problem or job.collect_output()}")
     return outcome
 
 
-def _judge(fault: Fault, seed: int, step: int, ended: str, began: float, job: Job, whole: Job, problem: str) -> Outcome:
+def _judge(
+    fault: Fault, seed: int, step: int, ended: str, began: float, job: Job, undisturbed: Job, problem: str
+) -> Outcome:
     starts = events_of(job.run, "run_started")
     later = [event["time"] for event in events_of(job.run, "first_step") if event["time"] > began]
     again = len(read_trace(job.trace)) - STEPS
-    same_states = ended == "COMPLETED" and same(final_states(job), final_states(whole))
-    same_losses = all(_last_of_each_step(job, rank) == _last_of_each_step(whole, rank) for rank in RANKS)
+    same_states = ended == "COMPLETED" and same(final_states(job), final_states(undisturbed))
+    same_losses = all(_last_of_each_step(job, rank) == _last_of_each_step(undisturbed, rank) for rank in RANKS)
     same_wandb = len({event["wandb_id"] for event in starts}) == 1
     wrong = [
         text
@@ -201,13 +203,13 @@ def _judge(fault: Fault, seed: int, step: int, ended: str, began: float, job: Jo
 
 
 def final_states(job: Job) -> dict[str, Any]:
-    """What counts of a run's last checkpoint."""
+    """The compared parts of a run's last checkpoint."""
     content = torch.load(job.run / "checkpoints" / "last.ckpt", weights_only=True)
     return {key: content[key] for key in COMPARED}
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, all the way down."""
+    """Whether two nested values are equal to the last bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -218,7 +220,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _last_of_each_step(job: Job, rank: int) -> dict[int, tuple[list[int], float]]:
-    """Samples and loss of each step as it was done last."""
+    """Samples and loss of the last execution of each step."""
     return {step: (samples, loss) for step, samples, loss in read_trace(job.trace, rank)}
 
 

@@ -1,8 +1,8 @@
-"""How long `launcher submit` takes beyond sbatch itself.
+"""Time of `launcher submit` in addition to sbatch.
 
     python -m tests.benchmarks.submit [--repeats 9]
 
-sbatch is a stand-in that answers at once, so all of the time is the launcher's. The target is 2 s.
+sbatch is a stand-in that answers immediately, so all measured time is the launcher's. The target is 2 s.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def main() -> None:
             began = time.perf_counter()
             subprocess.run([stand_ins.folder / "sbatch", script], check=True, capture_output=True)
             sbatch.append(time.perf_counter() - began)
-            words = [sys.executable, "-m", "launcher", "submit", "--model", "my_pkg.Model", "--name", f"run-{number}",
-                     "--nodes", "2", "--gpus-per-node", "8", "--no-snapshot"]  # fmt: skip
+            arguments = [sys.executable, "-m", "launcher", "submit", "--model", "my_pkg.Model", "--name",
+                         f"run-{number}", "--nodes", "2", "--gpus-per-node", "8", "--no-snapshot"]  # fmt: skip
             began = time.perf_counter()
-            subprocess.run(words, cwd=folder, env=stand_ins.env, check=True, capture_output=True)
+            subprocess.run(arguments, cwd=folder, env=stand_ins.env, check=True, capture_output=True)
             submit.append(time.perf_counter() - began)
     # The first round fills the disk cache.
     ours, theirs = statistics.median(submit[1:]), statistics.median(sbatch[1:])

@@ -21,11 +21,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 GLOBAL_BATCH = 32
 
 
-def samples_per_second(words: list[str], ranks: int, folder: str) -> dict[str, float]:
-    """One run's speed by mean and by median step, as the clock inside it measured it."""
+def samples_per_second(arguments: list[str], ranks: int, folder: str) -> dict[str, float]:
+    """The speed of one run by mean and by median step, measured inside the run."""
     speed = Path(folder) / "speed"
     speed.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        *arguments,
+    ]
     env = {**os.environ, "SPEED": str(speed), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=300)
     return {kind: value * GLOBAL_BATCH for kind, value in json.loads(speed.read_text()).items()}

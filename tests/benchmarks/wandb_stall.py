@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.wandb_stall [--stall 60] [--calm 30] [--capacity 256]
 
-One process, a row in every step through `AmpWandbCallback`, W&B offline. Steps are counted before, while and after the
-service stands still; afterwards the rows in the run's file are counted too, and must be those that were not dropped.
+One process, a row in every step through `AmpWandbCallback`, W&B offline. Steps are counted before, during and
+after the stop; then the rows in the run's file are counted, which must be those that were not dropped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Net(pl.LightningModule):
 
 
 class Phases(pl.Callback):
-    """Counts steps in calm, stalled, calm; stops the training after that."""
+    """Counts steps before, during and after the stop, then ends the training."""
 
     def __init__(self, calm: float, stall: float) -> None:
         self.ends = [calm, calm + stall, 2 * calm + stall]

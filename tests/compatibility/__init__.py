@@ -1,1 +1,1 @@
-"""Small programs of ordinary users, run under plain Lightning and under the launcher, and compared."""
+"""Small user programs, run under plain Lightning and under the launcher, and compared."""

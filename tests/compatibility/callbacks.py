@@ -1,4 +1,4 @@
-"""Callbacks of a user's own."""
+"""User callbacks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Changing(pl.Callback):
 
 
 class DieOnce(pl.Callback):
-    """Kills the last rank's process in a step, once: the file `died` says that it has happened."""
+    """Kills the last rank's process in a step, once, marked by the file `died`."""
 
     def __init__(self, step: int) -> None:
         self.step = step

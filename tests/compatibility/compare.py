@@ -1,4 +1,4 @@
-"""Run programs under plain Lightning and under the launcher, and name what differs."""
+"""Runs programs under plain Lightning and under the launcher, and lists the differences."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.support.logged_rows import users_rows
 from tests.support.processes import Finished, launcher, run_warm
 from tests.support.runs import REPOSITORY, free_port, train_on
 
-# What the fit does in the same order with the same numbers may differ in the last bits: other kernels, other threads.
+# Equal computations may differ in the last bits, through other kernels and threads.
 _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did.
+    """The result of a program.
 
     Attributes:
-        failed: name of the exception, or what the launcher printed; None if it trained.
+        failed: name of the exception, or the launcher's error; None if it trained.
         ranks: the record of each rank.
         files: checkpoints in the user's own folders.
         rows: of the user's CSV logger, by step: names and numbers.
@@ -43,9 +43,9 @@ class Outcome:
 
     @classmethod
     def of(cls, folder: Path, failed: str | None, output: str) -> Outcome:
-        """Read what lies in a program's folder."""
+        """Read the files of a program's folder."""
         own = [file for name in ("kept", "also") for file in (folder / name).rglob("*.ckpt")]
-        # The version of Lightning's own counter is no matter here.
+        # Lightning's version number does not matter.
         files = frozenset(str(file.relative_to(folder)) for file in own)
         rows: list[dict[str, float]] = []
         for file in sorted((folder / "csv").rglob("metrics.csv")):
@@ -54,16 +54,16 @@ class Outcome:
 
 
 def run_plain(programs: Sequence[Program], ranks: int, folder: Path) -> dict[str, Outcome]:
-    """All programs in one process (or one a rank), each in a folder of its own."""
+    """All programs in one process (or one a rank), each in its own folder."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["-m", "tests.compatibility.plain", str(ranks), *(each.name for each in programs)]
+    arguments = ["-m", "tests.compatibility.plain", str(ranks), *(each.name for each in programs)]
 
     def one(rank: int) -> Finished:
         place = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0,
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "plain"}  # fmt: skip
         env = {"PYTHONPATH": str(REPOSITORY), **({k: str(v) for k, v in place.items()} if ranks > 1 else {})}
-        return run_warm([sys.executable, *words], folder, env=env, timeout=280)
+        return run_warm([sys.executable, *arguments], folder, env=env, timeout=280)
 
     with ThreadPoolExecutor(ranks) as pool:
         output = "".join(each.check().output for each in pool.map(one, range(ranks)))
@@ -77,21 +77,21 @@ def run_plain(programs: Sequence[Program], ranks: int, folder: Path) -> dict[str
 
 
 def run_launcher(program: Program, ranks: int, folder: Path) -> Outcome:
-    """One program by `python -m launcher fit`; several ranks by the agent where the program says so."""
+    """One program by `python -m launcher fit`; several ranks by the agent if `by_agent` is set."""
     folder.mkdir(parents=True, exist_ok=True)
     own = {"seed": 42, "accelerator": "cpu", "name": "run", "wandb": {"mode": "disabled"}}
     (folder / "run.yaml").write_text(yaml.safe_dump({**program.settings(), **own}))
     env = {"PYTHONPATH": str(REPOSITORY), "RECORD": str(folder / "record")}
-    words = ["fit", "--config", "run.yaml"]
+    arguments = ["fit", "--config", "run.yaml"]
     if program.by_agent and ranks > 1:
-        ended = run_warm(launcher(*words, "--devices", str(ranks)), folder, env=env, timeout=120)
+        ended = run_warm(launcher(*arguments, "--devices", str(ranks)), folder, env=env, timeout=120)
     else:
-        ended = train_on(ranks, words, folder, env)
+        ended = train_on(ranks, arguments, folder, env)
     return Outcome.of(folder, None if ended.code == 0 else ended.output, ended.output)
 
 
 def differences(program: Program, plain: Outcome, ours: Outcome) -> list[str]:
-    """What a user would notice; empty where the launcher does as plain Lightning does."""
+    """Differences that a user would notice; empty if there are none."""
     if program.same == "fails":
         return _failures(plain, ours)
     if plain.failed is not None:

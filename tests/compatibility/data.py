@@ -1,4 +1,4 @@
-"""Data as users write it. Sample i is made of i alone."""
+"""Data modules as users write them. Sample i depends on i only."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ class Weighted(Table):
 
 
 class OwnBatches(Table):
-    """A batch sampler of the user's own: short batches first."""
+    """A user's batch sampler: short batches first."""
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.train, batch_sampler=BatchSampler(SequentialSampler(self.train), 5, drop_last=False))
 
 
 class SmallerBatches(BatchSampler):
-    """A batch sampler class of the user's own."""
+    """A user's batch sampler class."""
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from ([index, index + 1] for index in range(0, len(self.sampler) - 1, 4))  # type: ignore[arg-type]
@@ -112,14 +112,14 @@ class SmallerBatches(BatchSampler):
 
 
 class OwnBatchSampler(Table):
-    """A `batch_sampler` of a class that Lightning makes anew for the ranks."""
+    """A `batch_sampler` of a class that Lightning creates again for the ranks."""
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.train, batch_sampler=SmallerBatches(SequentialSampler(self.train), 2, False))
 
 
 class Dicts(Dataset[dict[str, Any]]):
-    """Samples as a tokenizer's data set gives them."""
+    """Samples like those of a tokenized data set."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -225,7 +225,7 @@ class WholeBatches(Table):
 
 
 class MyLoader(DataLoader[Any]):
-    """A loader class of the user's own, with the usual constructor."""
+    """A user's loader class with the usual constructor."""
 
     def __init__(self, *args: Any, note: str = "mine", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -233,7 +233,7 @@ class MyLoader(DataLoader[Any]):
 
 
 class OwnLoader(Table):
-    """Uses it."""
+    """Uses `MyLoader`."""
 
     def train_dataloader(self) -> Any:
         return MyLoader(self.train, self.batch_size, shuffle=self.shuffle)
@@ -258,7 +258,7 @@ class Growing(Table):
 
 
 class Stateful(Table):
-    """A data module with a state of its own in the checkpoint."""
+    """A data module with state in the checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": 5}
@@ -268,7 +268,7 @@ class Stateful(Table):
 
 
 class Shuffled(Table):
-    """A `RandomSampler` by hand, over a part."""
+    """An explicit `RandomSampler` over a part of the samples."""
 
     def train_dataloader(self) -> Any:
         generator = torch.Generator().manual_seed(11)

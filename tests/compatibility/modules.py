@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 -- as everybody writes it
 
 
 class Plain(pl.LightningModule):
-    """Regression on the rows of `data.Table`; the others change one thing of it."""
+    """Regression on the rows of `data.Table`; the others change one aspect."""
 
     def __init__(self, lr: float = 0.05, hidden: int = 8) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class TwoSchedules(Plain):
 
 
 class OwnScheduleStep(Plain):
-    """A schedule that is no torch scheduler, with `lr_scheduler_step`."""
+    """A schedule that is not a torch scheduler, with `lr_scheduler_step`."""
 
     class Decay:
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -102,7 +102,7 @@ class OwnScheduleStep(Plain):
 
 
 class Gan(pl.LightningModule):
-    """Two optimizers by hand, as the GAN example does."""
+    """Two optimizers with manual optimization, as in the GAN example."""
 
     def __init__(self, toggle: bool = True) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Gan(pl.LightningModule):
 
 
 class ManualAccumulation(Plain):
-    """Steps every second batch by hand, and its schedule at the end of an epoch."""
+    """Manual optimization that steps every second batch, with a schedule at the end of an epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Lbfgs(Plain):
 
 
 class OwnSteps(Plain):
-    """Overrides of the optimizer's hooks: warm-up in `optimizer_step`, clipping and zeroing of its own."""
+    """Overrides of the optimizer's hooks: warm-up in `optimizer_step`, custom clipping and zeroing."""
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         for group in optimizer.param_groups:
@@ -233,7 +233,7 @@ class Monitored(Plain):
 
 
 class UsesTrainer(Plain):
-    """Reads much of the Trainer, as users do."""
+    """Reads many attributes of the Trainer, as users do."""
 
     def on_train_start(self) -> None:
         trainer = self.trainer
@@ -285,7 +285,7 @@ class StopsItself(Plain):
 
 
 class SkipsEpoch(Plain):
-    """Returns -1 from `on_train_batch_start`: the rest of that epoch is left out."""
+    """Returns -1 from `on_train_batch_start`: the rest of that epoch is skipped."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         return -1 if self.current_epoch == 0 and batch_idx == 2 else None

@@ -1,4 +1,4 @@
-"""Modules as users write them: what they are made of."""
+"""Modules as users write them: their layers and inputs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TwoLoaders(Plain):
         self.log(f"own_{dataloader_idx}", self.loss(batch), add_dataloader_idx=False)
 
 
-class Words(Plain):
+class TiedLstm(Plain):
     """Tied embeddings over padded sequences of different lengths, with an LSTM."""
 
     def make(self, hidden: int) -> nn.Module:
@@ -189,7 +189,7 @@ class WeightNorm(Plain):
 
 
 class ExtraState(Plain):
-    """Saves and restores something of its own."""
+    """Saves and restores extra state."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabulary"] = {"a": 1, "b": 2}
@@ -210,7 +210,7 @@ class DropsFrozen(Frozen):
 
 
 class Several(Plain):
-    """Takes what `data.Combined` gives, whatever is exhausted."""
+    """Accepts the batches of `data.Combined`, including exhausted loaders."""
 
     def loss(self, batch: Any) -> Tensor:
         parts = batch.values() if isinstance(batch, dict) else batch
@@ -220,14 +220,14 @@ class Several(Plain):
 
 
 class OfPairs(Plain):
-    """Takes dataclass batches."""
+    """Accepts dataclass batches."""
 
     def loss(self, batch: Any) -> Tensor:
         return super().loss((batch.x, batch.y) if hasattr(batch, "x") else batch)
 
 
 class OwnData(Plain):
-    """Has loaders itself, and needs no data module."""
+    """Defines its loaders, and needs no data module."""
 
     def train_dataloader(self) -> Any:
         from torch.utils.data import DataLoader

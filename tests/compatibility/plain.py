@@ -1,6 +1,6 @@
 """`python -m tests.compatibility.plain RANKS NAME...`: programs under plain Lightning, one after the other.
 
-Each runs in a folder of its own, as its LightningCLI config says; what it raises is noted in `failed`.
+Each runs in its own folder with its LightningCLI config; an exception is written to `failed`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def keep_order() -> None:
     """Let training loaders keep their own order on several ranks.
 
     Lightning shuffles them there even where the loader does not; the launcher keeps the loader's order on any number of
-    ranks. Without this, no number of the two could be compared.
+    ranks. Without this the results could not be compared.
     """
     import lightning.pytorch.trainer.connectors.data_connector as connector
     from torch.utils.data import RandomSampler
@@ -33,7 +33,7 @@ def keep_order() -> None:
 
 
 def run(program: Program, ranks: int) -> None:
-    """Train it in the current folder."""
+    """Train the program in the current folder."""
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.cli import LightningCLI
 
@@ -48,7 +48,7 @@ def run(program: Program, ranks: int) -> None:
 
 
 def main() -> None:
-    """All of them; a failure of one does not keep the others from running."""
+    """Run all programs; a failure does not stop the others."""
     warnings.simplefilter("ignore")
     keep_order()
     ranks, wanted = int(sys.argv[1]), sys.argv[2:]

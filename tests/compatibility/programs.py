@@ -13,17 +13,17 @@ _LOGGERS = "lightning.pytorch.loggers"
 
 @dataclass(frozen=True)
 class Program:
-    """One program of a user's.
+    """One user program.
 
     Attributes:
-        name: of the test and the row of the table.
+        name: name of the test and of the table row.
         model: class of `modules` or `nets`, and its arguments.
         data: class of `data`, and its arguments; None without a data module.
         trainer: Lightning's arguments.
         same: `exact`: batches, weights, rates, metrics and hooks; `order`: the same samples in each epoch in another
-            order, so no weights; `metrics`: draws random numbers, so steps, hooks and names alone; `fails`: both fail.
-        ranks: numbers of ranks that it makes sense on.
-        by_agent: several ranks are made by the launcher's agent, which takes a second, else as torchrun makes them.
+            order, so no weights; `metrics`: draws random numbers, so only steps, hooks and names; `fails`: both fail.
+        ranks: numbers of ranks to run it on.
+        by_agent: the launcher's agent starts several ranks, which takes a second; else torchrun's variables do.
     """
 
     name: str
@@ -91,7 +91,7 @@ PROGRAMS: tuple[Program, ...] = (
     _program("fails", "modules.Fails", same="fails", by_agent=True),
     _program("stops-itself", "modules.StopsItself", max_epochs=4),
     _program("skips-an-epoch", "modules.SkipsEpoch"),
-    # What modules are made of.
+    # Modules: their layers and inputs.
     _program("batch-norm", "nets.BatchNorm"),
     _program("batch-norm-in-step", "nets.BatchNorm", sync_batchnorm=True, ranks=(1,)),
     _program("convolution", "nets.Conv"),
@@ -99,7 +99,7 @@ PROGRAMS: tuple[Program, ...] = (
     _program("dropout", "nets.Dropout", same="metrics"),
     _program("torchmetrics", "nets.Classifier"),
     _program("two-validation-loaders", "nets.TwoLoaders", "data.TwoValidations"),
-    _program("lstm-with-tied-embeddings", "nets.Words", "data.Text"),
+    _program("lstm-with-tied-embeddings", "nets.TiedLstm", "data.Text"),
     _program("sparse-embedding", "nets.SparseEmbedding", "data.Text", ranks=(1,)),
     _program("frozen", "nets.Frozen"),
     _program("made-in-setup", "nets.MadeInSetup", by_agent=True),
@@ -123,7 +123,7 @@ PROGRAMS: tuple[Program, ...] = (
     _program("weighted-sampler", data="data.Weighted", ranks=(1,), same="metrics"),
     _program("own-batches", data="data.OwnBatches", ranks=(1,)),
     _program("own-batch-sampler", data="data.OwnBatchSampler"),
-    _program("text", "nets.Words", "data.Text", d={"workers": 2}),
+    _program("text", "nets.TiedLstm", "data.Text", d={"workers": 2}),
     _program("dataclass-batch", "nets.OfPairs", "data.Pairs"),
     _program("iterable", data="data.Streamed"),
     _program("iterable-with-length", data="data.Streamed", d={"sized": True}, ranks=(1,)),

@@ -1,4 +1,4 @@
-"""What a program did, as its own callback saw it: written by each rank, under Lightning and the launcher alike."""
+"""The record of a program, written by its callback on each rank, under Lightning and the launcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-# Hooks whose order and number a user may rely on.
+# Hooks with an order and number that users rely on.
 _HOOKS = ("setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end", "on_train_start",
           "on_train_epoch_start", "on_train_epoch_end", "on_validation_start", "on_validation_epoch_start",
           "on_validation_epoch_end", "on_validation_end", "on_train_end", "on_fit_end", "on_before_optimizer_step",

@@ -51,7 +51,7 @@ def _cell(program: Program, ranks: int, results: Mapping[tuple[str, int], Sequen
 
 
 def main() -> int:
-    """Run them all; the exit code is 1 where something differs."""
+    """Run all programs; the exit code is 1 if there are differences."""
     results: dict[tuple[str, int], Sequence[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2):

@@ -1,4 +1,4 @@
-"""Packages of the field: alone, on two ranks, resumed, restarted after a kill, and under ZeRO 2."""
+"""Packages of the Lightning ecosystem: on one rank, on two ranks, resumed, restarted after a kill, and under ZeRO 2."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _PACKAGES = "tests.compatibility.packages"
 
 @dataclass(frozen=True)
 class Package:
-    """What a user of a package trains.
+    """A user's training with a package.
 
     Attributes:
-        module: of `tests.compatibility.packages`.
-        imports: what it imports, imported once for all its runs.
+        module: name in `tests.compatibility.packages`.
+        imports: modules that are imported once for all its runs.
         model: class of the module.
         data: arguments of its data module.
     """
@@ -38,7 +38,9 @@ class Package:
     model: str = "Model"
     data: Mapping[str, Any] = field(default_factory=dict)
 
-    def fit(self, folder: Path, *words: str, preloaded: Sequence[str] = (), code: int = 0, **settings: Any) -> Finished:
+    def fit(
+        self, folder: Path, *arguments: str, preloaded: Sequence[str] = (), code: int = 0, **settings: Any
+    ) -> Finished:
         """`launcher fit` in `folder`, which ends with `code`."""
         if "CI" not in os.environ:
             for name in self.imports:
@@ -53,7 +55,7 @@ class Package:
         file = folder / f"{settings['name']}.yaml"
         file.write_text(yaml.safe_dump(values))
         env = {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-        command = launcher("fit", "--config", str(file), *words)
+        command = launcher("fit", "--config", str(file), *arguments)
         return run_warm(command, folder, env=env, timeout=240, preloaded=(*self.imports, *preloaded)).check(code)
 
 
@@ -70,7 +72,7 @@ DIE = {"class_path": "tests.compatibility.callbacks.DieOnce", "init_args": {"ste
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Of a run's last checkpoint, which may hold objects of the package in its hyperparameters."""
+    """Weights of a run's last checkpoint, whose hyperparameters may contain objects of the package."""
     file = folder / "runs" / name / "checkpoints" / "last.ckpt"
     return torch.load(file, weights_only=False)["state_dict"]
 

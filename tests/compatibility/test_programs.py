@@ -1,4 +1,4 @@
-"""Each program does under the launcher what it does under plain Lightning."""
+"""Each program has the same results under the launcher and under plain Lightning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CASES = [(program, ranks) for ranks in (1, 2) for program in PROGRAMS if ranks 
 
 @pytest.fixture(scope="module")
 def plain_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Mapping[str, Outcome]]:
-    """What plain Lightning does, for a number of ranks: run at the first question, all programs at once."""
+    """Results of plain Lightning by number of ranks; the first access runs all programs."""
     known: dict[int, Mapping[str, Outcome]] = {}
 
     def of(ranks: int) -> Mapping[str, Outcome]:

@@ -20,7 +20,7 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two ranks saw; one start for all tests of this file."""
+    """Results of two ranks; one start for all tests of this file."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def one(rank: int) -> None:
@@ -37,7 +37,9 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
 
 
 @pytest.mark.case(43)
-def test_an_overflow_on_one_rank_halves_the_scale_on_both_and_is_one_skipped_step(ranks: list[dict[str, Any]]) -> None:
+def test_an_overflow_on_one_rank_halves_the_scale_on_both_and_counts_as_one_skipped_step(
+    ranks: list[dict[str, Any]],
+) -> None:
     for rank in ranks:
         assert rank["overflow"]["scale"] == 512.0
         assert rank["overflow"]["counts"] == {"skipped_steps": 1, "overflows": 1, "floor_steps": 0}
@@ -53,15 +55,15 @@ def test_an_overflow_on_one_rank_halves_the_scale_on_both_and_is_one_skipped_ste
 
 
 @pytest.mark.case(39)
-def test_rank_zero_alone_speaks_to_wandb(ranks: list[dict[str, Any]]) -> None:
+def test_only_rank_zero_logs_to_wandb(ranks: list[dict[str, Any]]) -> None:
     for part in ("watched", "overflow", "skewed"):
         assert ranks[0][part]["rows"]
         assert ranks[1][part]["rows"] == []
-    assert (ranks[1]["skewed"]["told"], ranks[1]["skewed"]["alerts"]) == ([], [])
+    assert (ranks[1]["skewed"]["reported"], ranks[1]["skewed"]["alerts"]) == ([], [])
 
 
 @pytest.mark.case(39)
-def test_every_rank_takes_part_in_exactly_one_collective_at_each_interval(ranks: list[dict[str, Any]]) -> None:
+def test_every_rank_enters_one_collective_at_each_interval(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         bare, watched = rank["bare"]["collectives"], rank["watched"]["collectives"]
         assert len(bare) == len(watched) == STEPS
@@ -71,30 +73,30 @@ def test_every_rank_takes_part_in_exactly_one_collective_at_each_interval(ranks:
     assert column(ranks[0]["watched"]["rows"], "trainer/global_step") == [3, 6]
 
 
-def test_steps_that_do_not_log_have_no_host_sync_more_than_without_the_callback(ranks: list[dict[str, Any]]) -> None:
+def test_steps_that_do_not_log_have_no_additional_host_sync(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         bare, watched = rank["bare"]["syncs"], rank["watched"]["syncs"]
-        # torch's own scaler asks once a step whether to skip it.
+        # torch's scaler reads once in a step whether to skip it.
         assert min(bare) > 0
         assert [watched[step] - bare[step] for step in (0, 1, 3, 4)] == [0, 0, 0, 0]
 
 
 @pytest.mark.case(40)
-def test_a_rank_whose_scale_differs_is_named_once(ranks: list[dict[str, Any]]) -> None:
+def test_a_rank_with_a_different_scale_is_reported_once(ranks: list[dict[str, Any]]) -> None:
     skewed = ranks[0]["skewed"]
     assert column(skewed["rows"], "amp/ranks_diverged") == [0, 0, 1, 1, 1, 1]
     assert column(skewed["rows"], "amp/loss_scale_min") == [1024.0] * 2 + [256.0] * 4
     assert column(skewed["rows"], "amp/loss_scale_max") == [1024.0] * STEPS
-    assert [told for told in skewed["told"] if told[0] == "ranks_diverged"] == [["ranks_diverged", 3, [1]]]
+    assert [each for each in skewed["reported"] if each[0] == "ranks_diverged"] == [["ranks_diverged", 3, [1]]]
     (alert,) = [text for title, text in skewed["alerts"] if title == "the ranks' loss scales differ"]
     assert alert.startswith("step 3: rank 0 has 1024.0; rank 1: 256.0: ")
 
 
 @pytest.mark.case(40)
-def test_in_a_run_of_the_launchers_the_rank_is_named_in_one_event_and_on_the_terminal(tmp_path: Path) -> None:
-    words = (*TOY, "--precision", "16-mixed", "--trainer.max_steps", "6", "--watch.every_n_steps", "1",
-             "--trainer.callbacks", "[{class_path: tests.support.amp_ranks.SkewScale}]")  # fmt: skip
-    output = train_on(RANKS, words, tmp_path, toy_env(tmp_path / "trace")).check().output
+def test_in_a_launcher_run_the_rank_is_reported_in_one_event_and_on_the_terminal(tmp_path: Path) -> None:
+    arguments = (*TOY, "--precision", "16-mixed", "--trainer.max_steps", "6", "--watch.every_n_steps", "1",
+                 "--trainer.callbacks", "[{class_path: tests.support.amp_ranks.SkewScale}]")  # fmt: skip
+    output = train_on(RANKS, arguments, tmp_path, toy_env(tmp_path / "trace")).check().output
 
     folder = only_run(tmp_path)
     (event,) = [event for event in events_of(folder, "alert") if event["alert"] == "ranks_diverged"]

@@ -1,4 +1,4 @@
-"""Models that change themselves, or put objects into their checkpoints, go on as those that do not."""
+"""Models that change themselves, or save objects in their checkpoints, resume like others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = ("--data", "tests.support.changing_models.Data", "--wandb.mode", "dis
 
 
 def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """Of a run's last checkpoint."""
+    """Weights of a run's last checkpoint."""
     target = folder / f"{name}.pt"
     target.unlink(missing_ok=True)
     run_warm(launcher("convert", f"runs/{name}/checkpoints/last.ckpt", str(target)), folder).check()
@@ -33,8 +33,8 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], r
         torch.testing.assert_close(value, other[name], rtol=rel, atol=rel)
 
 
-def test_every_kind_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    """As plain Lightning does beside it; and a foreign run's objects are made with trust only."""
+def test_every_kind_resumes_as_if_uninterrupted(tmp_path: Path) -> None:
+    """Compared with plain Lightning. Objects in a checkpoint of another run are loaded only if trusted."""
     command = [sys.executable, "-m", "tests.support.changing_models_here"]
     output = run_warm(command, tmp_path, env=ENV, timeout=300).check().output
     for kind in KINDS:
@@ -46,12 +46,12 @@ def test_every_kind_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     assert "trusted: 4 weights" in output, output
 
 
-def test_a_rank_that_dies_is_replaced_whatever_the_model_does(tmp_path: Path) -> None:
+def test_a_killed_rank_is_replaced_with_every_model(tmp_path: Path) -> None:
     def train(name: str, **more: str) -> Finished:
-        words = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name",
-                 name,
-                 "--checkpoint.every_n_steps", "2", "--nproc-per-node", "2", "--max-restarts", "1")  # fmt: skip
-        return run_warm(launcher(*words), tmp_path, env={**ENV, **more}).check()
+        arguments = ("--model", "tests.support.changing_models.Dies", *SETTINGS, "--trainer.max_epochs", "2", "--name",
+                     name, "--checkpoint.every_n_steps", "2", "--nproc-per-node", "2", "--max-restarts",
+                     "1")  # fmt: skip
+        return run_warm(launcher(*arguments), tmp_path, env={**ENV, **more}).check()
 
     train("whole")
     train("parts", DIES="1")
@@ -60,14 +60,13 @@ def test_a_rank_that_dies_is_replaced_whatever_the_model_does(tmp_path: Path) ->
     assert_equal(weights(tmp_path, "whole"), weights(tmp_path, "parts"))
 
 
-def test_an_empty_group_and_objects_go_through_every_strategy(tmp_path: Path) -> None:
-    """ZeRO drops the group; the schedule, which has a rate for it, goes on, and so does DDP afterwards."""
+def test_an_empty_group_and_objects_are_kept_through_every_strategy(tmp_path: Path) -> None:
+    """ZeRO drops the empty group; the schedule, which has a rate for it, continues, and so does DDP afterwards."""
 
     def train(name: str, epochs: int, *more: str) -> None:
-        words = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs",
-                 str(epochs),
-                 "--name", name, "--resume", "auto", *more)  # fmt: skip
-        train_on(2, words, tmp_path, ENV, preloaded=DEEPSPEED).check()
+        arguments = ("fit", "--model", "tests.support.changing_models.EmptyGroup", *SETTINGS, "--trainer.max_epochs",
+                     str(epochs), "--name", name, "--resume", "auto", *more)  # fmt: skip
+        train_on(2, arguments, tmp_path, ENV, preloaded=DEEPSPEED).check()
 
     def rate(steps: int) -> float:
         return float((tmp_path / f"rate-{steps}").read_text())
@@ -80,14 +79,14 @@ def test_an_empty_group_and_objects_go_through_every_strategy(tmp_path: Path) ->
     assert_equal(weights(tmp_path, "whole"), weights(tmp_path, "parts"), rel=1e-4)
 
 
-def test_bf16_of_stage_1_with_fp32_gradients_goes_on_elsewhere(tmp_path: Path) -> None:
-    """DeepSpeed has an optimizer of its own for it, with other names in its files."""
+def test_bf16_of_stage_1_with_fp32_gradients_resumes_under_other_strategies(tmp_path: Path) -> None:
+    """DeepSpeed uses another optimizer for this case, with other names in its files."""
 
     def train(name: str, epochs: int, strategy: str, *more: str) -> str:
-        words = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs",
-                 str(epochs),
-                 "--precision", "bf16-mixed", "--name", name, "--resume", "auto", "--strategy", strategy)  # fmt: skip
-        return train_on(2, (*words, *more), tmp_path, ENV, preloaded=DEEPSPEED).check().output
+        arguments = ("fit", "--model", "tests.support.changing_models.Whole", *SETTINGS, "--trainer.max_epochs",
+                     str(epochs), "--precision", "bf16-mixed", "--name", name, "--resume", "auto", "--strategy",
+                     strategy)  # fmt: skip
+        return train_on(2, (*arguments, *more), tmp_path, ENV, preloaded=DEEPSPEED).check().output
 
     (tmp_path / "fp32.yaml").write_text("deepspeed_config: {data_types: {grad_accum_dtype: fp32}}\n")
     own = ("--config", "fp32.yaml")

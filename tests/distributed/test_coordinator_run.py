@@ -1,4 +1,4 @@
-"""Trainings by `TrainingCoordinator` in scripts: one process, ranks of its own, and what is left when one fails."""
+"""`TrainingCoordinator` in scripts: one process, several ranks, and the state after a failure."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def coordinator(**options):
     return TrainingCoordinator(**{"output_dir": "runs", "use_gpu": False, "wandb": WandbOptions("disabled"), **options})
 
 def found(**values):
-    # One write: the ranks' words must not mix within a line.
+    # One write, so that the lines of the ranks do not mix.
     sys.stdout.write(f"FOUND {json.dumps(values)}\\n")
 """
 
 
-def script(folder: Path, text: str, *words: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
+def script(folder: Path, text: str, *arguments: str, code: int = 0, env: dict[str, str] | None = None) -> Finished:
     """Run a user's script in an empty folder."""
     (folder / "train.py").write_text(HEAD + text)
-    whole = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
-    return run_warm([sys.executable, "train.py", *words], folder, env=whole, timeout=240).check(code)
+    environment = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
+    return run_warm([sys.executable, "train.py", *arguments], folder, env=environment, timeout=240).check(code)
 
 
 def found_in(output: str) -> list[dict[str, Any]]:
@@ -56,7 +56,7 @@ def probed(folder: Path) -> Sequence[Any]:
 
 
 @pytest.mark.case(18)
-def test_a_wish_for_mixed_precision_on_a_cpu_is_trained_in_32_bit_with_one_notice(tmp_path: Path) -> None:
+def test_use_amp_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
     output = script(tmp_path, """
 model = Toy()
 end = coordinator(callbacks=[Probe()]).train(model, ToyData(), max_epochs=1, use_amp=True, **QUIET)
@@ -70,7 +70,7 @@ found(keys=sorted(end), precision=end["trainer"].precision, same=end["model"] is
     assert end["metrics"]["loss"] == pytest.approx(read_trace(tmp_path / "trace")[-1][2])
     assert probed(tmp_path)[:2] == ["32-true", "torch.float32"]
     assert output.count("notice: ") == 1
-    assert "notice: use_amp was wished for, but mixed precision is native to no rank" in output
+    assert "notice: use_amp was requested, but mixed precision is native on no rank" in output
     assert len(notices_of(only_run(tmp_path))) == 1
 
 
@@ -87,7 +87,7 @@ class Own(HalfPrecision):
 
 
 @pytest.mark.case(19)
-def test_a_precision_plugin_as_object_is_respected_and_not_doubled(tmp_path: Path) -> None:
+def test_a_precision_plugin_object_is_used_and_not_duplicated(tmp_path: Path) -> None:
     output = script(tmp_path, _OWN + """
 own = Own()
 end = coordinator(plugins=[own], callbacks=[Probe()]).train(Toy(), ToyData(), max_steps=2, **QUIET)
@@ -105,25 +105,25 @@ found(same=end["trainer"].precision_plugin is own, made=Own.made, plan=end["plan
 
 
 @pytest.mark.case(19)
-def test_a_precision_plugin_in_a_config_file_is_respected_and_not_doubled(tmp_path: Path) -> None:
+def test_a_precision_plugin_in_a_config_file_is_used_and_not_duplicated(tmp_path: Path) -> None:
     (tmp_path / "theirs.py").write_text(_OWN)
     output = script(tmp_path, """
 from launcher import fit, load_config
 import theirs
 
-words = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
+arguments = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
          "--trainer.max_steps", "2", "--trainer.plugins", "{class_path: theirs.Own}",
          "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]"]
-result = fit(load_config(overrides=words))
+result = fit(load_config(overrides=arguments))
 found(own=type(result.trainer.precision_plugin) is theirs.Own, made=theirs.Own.made, plan=result.plan.precision)
 """).output  # fmt: skip
     assert found_in(output) == [{"own": True, "made": 1, "plan": "custom"}]
     assert probed(tmp_path)[:2] == ["bf16-true", "torch.bfloat16"]
-    assert notices_of(only_run(tmp_path)) == [], "nothing else was asked for"
+    assert notices_of(only_run(tmp_path)) == [], "nothing else was requested"
 
 
 @pytest.mark.case(20)
-def test_a_config_that_wandb_does_not_take_is_one_warning_and_the_training_goes_on(tmp_path: Path) -> None:
+def test_a_config_that_wandb_rejects_is_one_warning_and_training_continues(tmp_path: Path) -> None:
     output = script(tmp_path, """
 import wandb
 from wandb.sdk.wandb_config import Config
@@ -167,18 +167,18 @@ for each in ("refused", "first", "second"):
 """
 
 
-def two(folder: Path, *words: str, code: int = 0) -> str:
+def two(folder: Path, *arguments: str, code: int = 0) -> str:
     (folder / "elsewhere").mkdir()
-    return script(folder, _TWO, *words, code=code).output
+    return script(folder, _TWO, *arguments, code=code).output
 
 
-def test_trainings_of_a_script_with_two_devices_one_after_the_other_and_one_refused(tmp_path: Path) -> None:
-    told = found_in(two(tmp_path))
-    # One that is refused comes first: the ranks are there for the next.
+def test_a_script_trains_twice_on_two_devices_after_a_rejected_training(tmp_path: Path) -> None:
+    results = found_in(two(tmp_path))
+    # A rejected training comes first: the ranks stay for the next one.
     assert sorted(
-        end["rank"] for end in told if "refused" in end and "missing.ckpt does not exist" in end["refused"]
+        end["rank"] for end in results if "refused" in end and "missing.ckpt does not exist" in end["refused"]
     ) == ["0", "1"]
-    found = [end for end in told if "refused" not in end]
+    found = [end for end in results if "refused" not in end]
     assert sorted((end["name"], end["rank"], end["world"], end["steps"]) for end in found) == [
         ("first", 0, 2, 8), ("first", 1, 2, 8), ("second", 0, 2, 8), ("second", 1, 2, 8),
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def test_trainings_of_a_script_with_two_devices_one_after_the_other_and_one_refu
         assert {end["best"] for end in found if end["name"] == name} == {str(best)}
         assert len(events_of(directory, "finished")) == 1
         assert sorted(p.name for p in (directory / "logs").iterdir()) == ["rank-0.log", "rank-1.log"]
-    # Every sample once in each training: the ranks share the data, and the second begins anew.
+    # Every sample once in each training: the ranks share the data, and the second training starts from the beginning.
     for rank in (0, 1):
         steps = [step for step, _, _ in read_trace(tmp_path / "trace", rank)]
         assert steps == [*range(8), *range(8)]
@@ -198,11 +198,11 @@ def test_trainings_of_a_script_with_two_devices_one_after_the_other_and_one_refu
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_fails_ends_the_script_with_its_own_words_and_none_is_left(tmp_path: Path, rank: int) -> None:
-    # That no process is left is what the guard around every test looks at.
+def test_a_failed_rank_ends_the_script_with_its_error_and_no_process_remains(tmp_path: Path, rank: int) -> None:
+    # A fixture around every test checks that no process remains.
     output = two(tmp_path, "raise", "second", str(rank), code=1)
     assert "ValueError: the user's own mistake" in output
-    # Rank zero in its last word, too, whichever it was.
+    # Rank zero's last message too, whichever rank it was.
     assert f"rank {rank} (" in output
     assert "TrainingError: " in output
     assert [end["name"] for end in found_in(output)] == ["first", "first"]
@@ -212,13 +212,13 @@ def test_a_rank_that_fails_ends_the_script_with_its_own_words_and_none_is_left(t
     assert failed[rank] == "ValueError: the user's own mistake"
 
 
-def test_a_rank_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_path: Path) -> None:
-    # Rank zero would wait for the other at the agreement, for five minutes.
+def test_a_rank_that_exits_before_training_is_reported(tmp_path: Path) -> None:
+    # Otherwise rank zero would wait five minutes for the other rank in the agreement.
     output = two(tmp_path, "leave", "second", "1", code=1)
     assert "AgreementError: rank 1 of this script ended with exit code 7, and a training needs all ranks" in output
 
 
-def test_a_rank_zero_that_leaves_before_the_training_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+def test_a_rank_zero_that_exits_before_training_is_reported(tmp_path: Path) -> None:
     output = two(tmp_path, "leave", "second", "0", code=7)
     assert "AgreementError: rank 0 of this script has ended, and a training needs all ranks" in output
 
@@ -301,50 +301,52 @@ found(what="compiled", steps=end["trainer"].global_step, same=end["model"] is co
 
 
 def slurm_task(rank: int, tasks: int) -> dict[str, str]:
-    """What `srun --ntasks-per-node=N python train.py` sets in one node's tasks."""
+    """Variables that `srun --ntasks-per-node=N python train.py` sets in the tasks of one node."""
     values = {"JOB_ID": 4711, "JOB_NAME": "train", "NTASKS": tasks, "NTASKS_PER_NODE": tasks, "NNODES": 1,
               "STEP_ID": 0, "STEP_NUM_TASKS": tasks, "STEP_NUM_NODES": 1, "JOB_NODELIST": "n1",
               "PROCID": rank, "LOCALID": rank, "NODEID": 0}  # fmt: skip
     return {f"SLURM_{name}": str(value) for name, value in values.items()}
 
 
-def as_slurm_tasks(folder: Path, text: str, *words: str, tasks: int) -> list[Finished]:
-    """A script as `srun` starts it: all its tasks at once, one of which is enough without ranks."""
+def as_slurm_tasks(folder: Path, text: str, *arguments: str, tasks: int) -> list[Finished]:
+    """Run a script as `srun` does: all its tasks at once."""
     port = {"MASTER_PORT": str(free_port())}
 
     def one(rank: int) -> Finished:
-        return script(folder, text, *words, env={**slurm_task(rank, tasks), **port})
+        return script(folder, text, *arguments, env={**slurm_task(rank, tasks), **port})
 
     with ThreadPoolExecutor(tasks) as pool:
         return list(pool.map(one, range(tasks)))
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_a_trainer_that_comes_back_goes_on_and_a_second_training_is_like_the_first(tmp_path: Path, tasks: int) -> None:
+def test_a_returned_trainer_can_continue_and_a_second_training_equals_the_first(tmp_path: Path, tasks: int) -> None:
     outputs = [ended.output for ended in as_slurm_tasks(tmp_path, _AFTER, tasks=tasks)]
-    told = [{end["what"]: end for end in found_in(output)} for output in outputs]
-    assert sorted((end["first"]["rank"], end["first"]["world"]) for end in told) == [(n, tasks) for n in range(tasks)]
-    for end in told:
+    results = [{end["what"]: end for end in found_in(output)} for output in outputs]
+    assert sorted((end["first"]["rank"], end["first"]["world"]) for end in results) == [
+        (n, tasks) for n in range(tasks)
+    ]
+    for end in results:
         first, second = end["first"], end["second"]
         assert first["val"] == pytest.approx(first["right"])
         assert first["test"] == pytest.approx(first["right"])
         assert first["steps"] == 2 * 16 // tasks, "the second epoch of `trainer.fit`"
         assert second["test"] == pytest.approx(second["right"])
-        assert second["right"] == first["right"], "the same order of the data, and nothing left of the first training"
+        assert second["right"] == first["right"], "the same order of the data, independent of the first training"
         assert (end["by hand"]["steps"], end["by hand"]["clip"]) == (4, None)
         assert (end["compiled"]["steps"], end["compiled"]["same"]) == (2, True)
-    assert sorted(number for end in told for number in end["first"]["predicted"]) == list(range(16))
+    assert sorted(number for end in results for number in end["first"]["predicted"]) == list(range(16))
     for name in ("first", "second", "by-hand", "compiled"):
         assert not [text for text in notices_of(tmp_path / "runs" / name) if "left as it is" in text]
         (file,) = wandb_file.files(tmp_path / "runs" / name)
         kinds = [record.WhichOneof("record_type") for record in wandb_file.records(file)]
         assert kinds.count("exit") == 1, "every W&B run is ended"
-    assert not (tmp_path / "elsewhere").exists(), "what only rank zero uses is rank zero's"
-    # W&B stays open for what comes after the training, and the next training has a run of its own.
+    assert not (tmp_path / "elsewhere").exists(), "settings that only rank zero uses come from rank zero"
+    # The W&B run stays open after the training, and the next training has a new run.
     rows = wandb_file.history_rows(tmp_path / "runs" / "first")
-    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["first"]["test"])]
+    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(results[0]["first"]["test"])]
     rows = wandb_file.history_rows(tmp_path / "runs" / "second")
-    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(told[0]["second"]["test"])]
+    assert [row["test"] for row in rows if "test" in row] == [pytest.approx(results[0]["second"]["test"])]
 
 
 _HYDRA = """
@@ -362,11 +364,11 @@ main()
 """
 
 
-def test_each_job_of_a_sweep_of_hydras_is_one_training_of_two_ranks(tmp_path: Path) -> None:
-    words = ["-m", "+lr=0.1,0.2", "hydra.sweep.dir=sweep", "hydra.job.chdir=true"]
-    told = found_in(script(tmp_path, _HYDRA, *words).output)
+def test_each_job_of_a_hydra_sweep_is_one_training_of_two_ranks(tmp_path: Path) -> None:
+    arguments = ["-m", "+lr=0.1,0.2", "hydra.sweep.dir=sweep", "hydra.job.chdir=true"]
+    results = found_in(script(tmp_path, _HYDRA, *arguments).output)
     folders = {0.1: str(tmp_path / "sweep" / "0"), 0.2: str(tmp_path / "sweep" / "1")}
-    assert sorted(told, key=lambda end: (end["lr"], end["rank"])) == [
+    assert sorted(results, key=lambda end: (end["lr"], end["rank"])) == [
         {"lr": lr, "rank": rank, "world": 2, "folder": folders[lr], "at": folders[lr]}
         for lr in (0.1, 0.2) for rank in (0, 1)
     ]  # fmt: skip

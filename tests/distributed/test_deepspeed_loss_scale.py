@@ -1,4 +1,4 @@
-"""DeepSpeed's live loss scale in a real fp16 training: read on every rank, told from rank zero."""
+"""DeepSpeed's loss scale in a real fp16 training: read on every rank, logged from rank zero."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.case(43)
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_an_overflow_under_zero_is_skipped_halves_the_scale_and_is_told_for_both_ranks(
+def test_an_overflow_under_zero_skips_a_step_halves_the_scale_and_is_logged_for_both_ranks(
     tmp_path: Path, stage: int
 ) -> None:
-    words = (*TOY, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--precision", "16-mixed",
-             "--strategy", f"deepspeed_stage_{stage}", "--name", "it")  # fmt: skip
-    # DeepSpeed takes fp16 on a CPU only where that has the instructions for it; the arithmetic is the same without.
+    arguments = (*TOY, "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--precision", "16-mixed",
+                 "--strategy", f"deepspeed_stage_{stage}", "--name", "it")  # fmt: skip
+    # DeepSpeed accepts fp16 only on CPUs with instructions for it; the arithmetic is the same without them.
     env = {**toy_env(tmp_path / "trace"), "LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
-    train_on(2, words, tmp_path, env, preloaded=DEEPSPEED).check()
+    train_on(2, arguments, tmp_path, env, preloaded=DEEPSPEED).check()
 
     seen = events_of(tmp_path / "runs" / "it", "ranks")
     assert [event["step"] for event in seen] == list(range(1, 17))
@@ -31,7 +31,7 @@ def test_an_overflow_under_zero_is_skipped_halves_the_scale_and_is_told_for_both
     assert skipped[0] == [1, 1]
     assert all(one == two for one, two in [*scales, *skipped])
     assert skipped[-1][0] < 8
-    # DeepSpeed's hysteresis of 2 lets the first overflow pass without a smaller scale; each other one halves it.
+    # With DeepSpeed's hysteresis of 2 the first overflow keeps the scale; each later one halves it.
     for (scale, _), (count, _) in zip(scales, skipped, strict=True):
         assert scale == 65536 / 2 ** (count - 1)
     assert not events_of(tmp_path / "runs" / "it", "alert")

@@ -1,4 +1,4 @@
-"""Runs under DeepSpeed go on with the very next batch: under the same strategy, under another one, after a kill."""
+"""Runs under DeepSpeed resume with the next batch: under the same strategy, under another one, after a kill."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, 
 from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
-# 64 samples are 5 global batches of 12: two epochs are 10 steps, on 1, 2 and 3 ranks alike.
+# 64 samples are 5 global batches of 12: two epochs are 10 steps, on 1, 2 and 3 ranks.
 SETTINGS = (*TOY, "--global_batch_size", "12", "--trainer.max_epochs", "2")
 STEPS = 10
 INTERRUPTED = 130
 
 
-def train(folder: Path, trace: str, ranks: int, *words: str, options: Sequence[str] = ()) -> Finished:
+def train(folder: Path, trace: str, ranks: int, *arguments: str, options: Sequence[str] = ()) -> Finished:
     env = toy_env(folder / trace)
     if options:
-        return run(torchrun(ranks, *SETTINGS, *words, options=options), folder, env=env)
-    return train_on(ranks, (*SETTINGS, *words), folder, env, preloaded=DEEPSPEED)
+        return run(torchrun(ranks, *SETTINGS, *arguments, options=options), folder, env=env)
+    return train_on(ranks, (*SETTINGS, *arguments), folder, env, preloaded=DEEPSPEED)
 
 
-def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *words: str) -> None:
+def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *arguments: str) -> None:
     """Train until SIGINT in `step`."""
-    finished = train(folder, trace, ranks, "--name", name, "--model.signal_at", str(step), *words)
+    finished = train(folder, trace, ranks, "--name", name, "--model.signal_at", str(step), *arguments)
     finished.check(INTERRUPTED)
     steps = {event["step"] for event in events_of(folder / "runs" / name, "interrupted")}
     assert steps == {step + 1}, finished.output
 
 
 def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
-    """For each step the samples of all ranks and their mean loss, whatever the ranks were.
+    """For each step the samples of all ranks and their mean loss, for any number of ranks.
 
     What was done again counts as it was done last.
     """
@@ -56,9 +56,9 @@ def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
-    """The run that nothing interrupted, on one rank without DeepSpeed."""
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
+    """The uninterrupted run, on one rank without DeepSpeed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     train_on(1, SETTINGS, folder, toy_env(folder / "trace")).check()
     return curve(folder, "trace")
 
@@ -69,21 +69,21 @@ def assert_same(got: list[tuple[list[int], float]], expected: list[tuple[list[in
 
 
 @pytest.mark.parametrize(("stage", "damaged"), [(2, True), (3, False)])
-def test_an_interrupted_run_goes_on_with_the_next_batch(
-    tmp_path: Path, stage: int, damaged: bool, whole: list[tuple[list[int], float]]
+def test_an_interrupted_run_resumes_with_the_next_batch(
+    tmp_path: Path, stage: int, damaged: bool, uninterrupted: list[tuple[list[int], float]]
 ) -> None:
-    """With one bit of one rank's piece wrong it goes on from the checkpoint before."""
-    words = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
-    interrupt(tmp_path, "trace", 2, "it", 6, *words)
+    """With one wrong bit in one rank's file it resumes from the previous checkpoint."""
+    arguments = ("--strategy", f"deepspeed_stage_{stage}", "--checkpoint.every_n_steps", "2")
+    interrupt(tmp_path, "trace", 2, "it", 6, *arguments)
     last = tmp_path / "runs" / "it" / "checkpoints" / "last.ckpt"
     pieces = sorted(file.name for file in (last / "checkpoint").glob("*_optim_states.pt"))
-    assert len(pieces) == 2, "every rank saved its piece"
+    assert len(pieces) == 2, "every rank saved its part"
     if damaged:
         piece = last / "checkpoint" / pieces[1]
         content = bytearray(piece.read_bytes())
         content[len(content) // 2] ^= 1
         piece.write_bytes(content)
-    again = train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *words).check()
+    again = train(tmp_path, "trace", 2, "--name", "it", "--resume", "auto", *arguments).check()
 
     (resumed,) = events_of(tmp_path / "runs" / "it", "resumed")
     if damaged:
@@ -92,15 +92,15 @@ def test_an_interrupted_run_goes_on_with_the_next_batch(
         assert resumed["checkpoint"].endswith("step=6.ckpt")
     else:
         assert resumed["checkpoint"].endswith("last.ckpt")
-    assert_same(curve(tmp_path, "trace"), whole)
+    assert_same(curve(tmp_path, "trace"), uninterrupted)
     finished = events_of(tmp_path / "runs" / "it", "finished")
     assert finished[-1]["step"] == STEPS
     left = [path.name for path in last.parent.iterdir() if path.name.startswith(".") or "before" in path.name]
-    assert not left, "nothing of a save is left"
+    assert not left, "no part of a save remains"
 
 
-def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
-    tmp_path: Path, whole: list[tuple[list[int], float]]
+def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
+    tmp_path: Path, uninterrupted: list[tuple[list[int], float]]
 ) -> None:
     def last(name: str) -> tuple[str, str]:
         return "--resume", str(tmp_path / "runs" / name / "checkpoints" / "last.ckpt")
@@ -111,7 +111,7 @@ def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
     end = train(tmp_path, "trace", 3, "--name", "end", *last("stage2"), "--strategy", "deepspeed_stage_3").check()
 
     assert "saved by ZeRO stage 2 in fp32 on 2 ranks: it is put together for deepspeed_stage_3" in end.output
-    assert_same(curve(tmp_path, "trace"), whole)
+    assert_same(curve(tmp_path, "trace"), uninterrupted)
     assert not list((tmp_path / "runs").glob("*/.resume-whole*"))
 
     plain = tmp_path / "weights.pt"
@@ -126,30 +126,29 @@ def test_a_training_goes_on_under_any_strategy_and_number_of_ranks(
     assert "exists already, and is left alone" in again.output
 
 
-def test_a_rank_that_dies_is_replaced_and_deepspeed_takes_the_new_group(
-    tmp_path: Path, whole: list[tuple[list[int], float]]
+def test_a_killed_rank_is_replaced_and_deepspeed_uses_the_new_group(
+    tmp_path: Path, uninterrupted: list[tuple[list[int], float]]
 ) -> None:
-    words = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
+    arguments = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
     kill = ("--model.kill_at", "5", "--model.by_rank", "1")
-    train(tmp_path, "trace", 2, *words, *kill, options=("--max-restarts", "1")).check()
+    train(tmp_path, "trace", 2, *arguments, *kill, options=("--max-restarts", "1")).check()
     directory = tmp_path / "runs" / "it"
     assert [event["restart_count"] for event in events_of(directory, "run_started")] == [0, 1]
     assert events_of(directory, "finished")[-1]["step"] == STEPS
-    # Step 4 was saved, 4 and 5 are trained again: the last word of each step counts.
+    # Step 4 was saved, 4 and 5 are trained again: the last record of each step counts.
     by_step = {step: samples for step, samples, _ in read_trace(tmp_path / "trace", 0)}
     assert sorted(by_step) == list(range(STEPS))
 
 
-def test_two_runs_in_one_process_leave_nothing_to_each_other(tmp_path: Path) -> None:
+def test_two_runs_in_one_process_are_independent(tmp_path: Path) -> None:
     script = tmp_path / "twice.py"
     script.write_text(
         "import os\n"
         "from launcher import fit, load_config\n"
-        "from strategies.deepspeed_config import VARIANTS\n"
         "before = dict(os.environ)\n"
-        "words = ['--model', 'tests.support.toy.Toy', '--data', 'tests.support.toy.ToyData', '--wandb.mode',\n"
+        "arguments = ['--model', 'tests.support.toy.Toy', '--data', 'tests.support.toy.ToyData', '--wandb.mode',\n"
         "         'disabled', '--trainer.max_steps', '3', '--strategy', 'deepspeed_stage_2_offload', '--name']\n"
-        "losses = [fit(load_config([], [*words, name])).metrics['loss'] for name in ('a', 'b')]\n"
+        "losses = [fit(load_config([], [*arguments, name])).metrics['loss'] for name in ('a', 'b')]\n"
         "assert losses[0] == losses[1], losses\n"
         "rank = {k for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if k in os.environ}\n"
         "assert not rank, rank\n"

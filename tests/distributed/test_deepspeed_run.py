@@ -1,4 +1,4 @@
-"""What DeepSpeed really runs with: the planned batch, accumulation, clipping and precision; and what it refuses."""
+"""Settings that DeepSpeed runs with (batch, accumulation, clipping, precision), and models that it rejects."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PRETEND_FP16 = {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"}
 
 
 class EngineProbe(pl.Callback):
-    """Rank zero prints what DeepSpeed's engine says of itself after the training."""
+    """Rank zero prints the settings of DeepSpeed's engine after the training."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         engine: Any = trainer.model
-        told = {
+        engine = {
             "stage": engine.zero_optimization_stage(),
             "batch": [engine.train_batch_size(), engine.train_micro_batch_size_per_gpu(),
                       engine.gradient_accumulation_steps()],
@@ -36,11 +36,11 @@ class EngineProbe(pl.Callback):
             "statistics": sorted({str(b.dtype) for b in engine.module.buffers() if b.is_floating_point()}),
         }  # fmt: skip
         if trainer.is_global_zero:
-            print("ENGINE " + json.dumps(told), flush=True)
+            print("ENGINE " + json.dumps(engine), flush=True)
 
 
 class OrderProbe(pl.Callback):
-    """Rank zero prints whether stage 3 still had its record of the modules' order in each step."""
+    """Rank zero prints whether stage 3 still had its module order in each step."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         engine: Any = trainer.model
@@ -74,10 +74,10 @@ class ByHand(Toy):
         self.automatic_optimization = False
 
 
-def _train(folder: Path, *words: str, env: dict[str, str] | None = None) -> Finished:
+def _train(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> Finished:
     probe = ("--trainer.callbacks", "[{class_path: tests.distributed.test_deepspeed_run.EngineProbe}]")
-    whole = {**toy_env(folder / "trace"), **(env or {})}
-    return train_on(2, (*TOY, *probe, *words), folder, whole, preloaded=DEEPSPEED)
+    environment = {**toy_env(folder / "trace"), **(env or {})}
+    return train_on(2, (*TOY, *probe, *arguments), folder, environment, preloaded=DEEPSPEED)
 
 
 def _engine(finished: Finished) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _engine(finished: Finished) -> dict[str, Any]:
     return json.loads(line.removeprefix("ENGINE "))
 
 
-def test_the_engine_runs_with_what_the_plan_and_the_users_file_say(tmp_path: Path) -> None:
+def test_the_engine_uses_the_plan_and_the_users_file(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({
         "train_batch_size": "auto",
@@ -94,12 +94,12 @@ def test_the_engine_runs_with_what_the_plan_and_the_users_file_say(tmp_path: Pat
         "bf16": {"enabled": "auto"},
     }))  # fmt: skip
     before = file.read_bytes()
-    words = ("--strategy", "deepspeed_stage_2", "--deepspeed_config", "ds.json", "--global_batch_size", "16",
-             "--trainer.gradient_clip_val", "0.7", "--precision", "bf16-mixed", "--name", "it",
-             "--trainer.max_epochs", "1")  # fmt: skip
-    told = _engine(_train(tmp_path, *words).check())
+    arguments = ("--strategy", "deepspeed_stage_2", "--deepspeed_config", "ds.json", "--global_batch_size", "16",
+                 "--trainer.gradient_clip_val", "0.7", "--precision", "bf16-mixed", "--name", "it",
+                 "--trainer.max_epochs", "1")  # fmt: skip
+    engine = _engine(_train(tmp_path, *arguments).check())
     # 16 samples over 2 ranks, at most 4 at once: accumulated twice; 64 samples are 4 steps.
-    assert told == {
+    assert engine == {
         "stage": 2, "batch": [16, 4, 2], "clipping": 0.7, "steps": [4, 4], "dtype": "torch.bfloat16", "scale": 1.0,
         "optimizer": "AdamW", "statistics": [],
     }  # fmt: skip
@@ -110,57 +110,58 @@ def test_the_engine_runs_with_what_the_plan_and_the_users_file_say(tmp_path: Pat
     assert kept["zero_optimization"]["reduce_bucket_size"] == 1e5
 
 
-def test_fp16_has_a_real_loss_scale_where_a_test_asks_for_it(tmp_path: Path) -> None:
-    words = ("--strategy", "deepspeed_stage_2", "--precision", "16-mixed", "--trainer.max_epochs", "1",
-             "--deepspeed_config", "{fp16: {enabled: auto, initial_scale_power: 8}}")  # fmt: skip
-    told = _engine(_train(tmp_path, *words, env=PRETEND_FP16).check())
-    assert (told["dtype"], told["scale"]) == ("torch.float16", 256.0)
+def test_fp16_has_a_real_loss_scale_if_a_test_enables_it(tmp_path: Path) -> None:
+    arguments = ("--strategy", "deepspeed_stage_2", "--precision", "16-mixed", "--trainer.max_epochs", "1",
+                 "--deepspeed_config", "{fp16: {enabled: auto, initial_scale_power: 8}}")  # fmt: skip
+    engine = _engine(_train(tmp_path, *arguments, env=PRETEND_FP16).check())
+    assert (engine["dtype"], engine["scale"]) == ("torch.float16", 256.0)
 
 
-def test_stage_3_keeps_its_record_of_the_modules_of_a_step_that_calls_the_module_itself(tmp_path: Path) -> None:
-    words = ("--model", "tests.distributed.test_deepspeed_run.CallsItself", *TOY[2:], "--strategy", "deepspeed_stage_3",
-             "--trainer.callbacks", "[{class_path: tests.distributed.test_deepspeed_run.OrderProbe}]",
-             "--trainer.max_steps", "5")  # fmt: skip
-    output = train_on(2, words, tmp_path, toy_env(tmp_path / "trace"), preloaded=DEEPSPEED).check().output
-    told = [line.split()[1:] for line in output.splitlines() if line.startswith("ORDER ")]
+def test_stage_3_keeps_its_module_order_if_a_step_calls_the_module(tmp_path: Path) -> None:
+    arguments = ("--model", "tests.distributed.test_deepspeed_run.CallsItself", *TOY[2:], "--strategy",
+                 "deepspeed_stage_3", "--trainer.callbacks",
+                 "[{class_path: tests.distributed.test_deepspeed_run.OrderProbe}]", "--trainer.max_steps",
+                 "5")  # fmt: skip
+    output = train_on(2, arguments, tmp_path, toy_env(tmp_path / "trace"), preloaded=DEEPSPEED).check().output
+    order = [line.split()[1:] for line in output.splitlines() if line.startswith("ORDER ")]
     # The first step is recorded.
-    assert told == [["1", "False"], ["2", "True"], ["3", "True"], ["4", "True"], ["5", "True"]]
+    assert order == [["1", "False"], ["2", "True"], ["3", "True"], ["4", "True"], ["5", "True"]]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_batch_norm_trains_in_16_bits_with_its_statistics_in_fp32(tmp_path: Path, stage: int) -> None:
-    words = ("--model", "tests.distributed.test_deepspeed_run.BatchNormed", "--strategy", f"deepspeed_stage_{stage}",
-             "--precision", "bf16-mixed", "--trainer.max_steps", "2")  # fmt: skip
-    told = _engine(_train(tmp_path, *words).check())
-    assert told["dtype"] == "torch.bfloat16"
-    assert told["statistics"] == ["torch.float32"]
+    arguments = ("--model", "tests.distributed.test_deepspeed_run.BatchNormed", "--strategy",
+                 f"deepspeed_stage_{stage}", "--precision", "bf16-mixed", "--trainer.max_steps", "2")  # fmt: skip
+    engine = _engine(_train(tmp_path, *arguments).check())
+    assert engine["dtype"] == "torch.bfloat16"
+    assert engine["statistics"] == ["torch.float32"]
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("TwoOptimizers", "DeepSpeed takes one optimizer, TwoOptimizers.configure_optimizers gave several; return one"),
         ("ByHand", "ByHand optimizes by hand (automatic_optimization is False), which deepspeed_stage_1 cannot"),
     ],
 )
-def test_a_model_that_deepspeed_cannot_train_is_told_by_one_line(tmp_path: Path, model: str, told: str) -> None:
+def test_a_model_that_deepspeed_cannot_train_is_reported_in_one_line(tmp_path: Path, model: str, message: str) -> None:
     path = f"tests.distributed.test_deepspeed_run.{model}"
-    words = ("--model", path, "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--devices", "2",
-             "--strategy", "deepspeed_stage_1")  # fmt: skip
-    finished = run_warm(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check(2)
-    assert f"error: {told}" in finished.output
+    arguments = ("--model", path, "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--devices", "2",
+                 "--strategy", "deepspeed_stage_1")  # fmt: skip
+    finished = run_warm(launcher(*arguments), tmp_path, env=toy_env(tmp_path / "trace")).check(2)
+    assert f"error: {message}" in finished.output
     assert not list(tmp_path.glob("trace-*")), "nothing was trained"
 
 
-def test_every_problem_is_told_before_ranks_start(tmp_path: Path) -> None:
+def test_every_problem_is_reported_before_ranks_start(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 3}, "train_batch_size": 7}')
-    words = (*TOY, "--strategy", "deepspeed_stage_2", "--global_batch_size", "8")
+    arguments = (*TOY, "--strategy", "deepspeed_stage_2", "--global_batch_size", "8")
     env = {"PYTHONPATH": str(REPOSITORY)}
-    alone = run_warm(launcher("plan", *words), tmp_path, env=env).check(2).output
+    alone = run_warm(launcher("plan", *arguments), tmp_path, env=env).check(2).output
     assert "there is one rank; start several (`devices: 2`, or torchrun)" in alone
-    both = run_warm(launcher("plan", *words, "--devices", "2", "--deepspeed_config", "ds.json"), tmp_path, env=env)
+    both = run_warm(launcher("plan", *arguments, "--devices", "2", "--deepspeed_config", "ds.json"), tmp_path, env=env)
     for part in ("train_batch_size: given 7, but the plan has 8", "use `strategy: deepspeed_stage_3`"):
         assert part in both.check(2).output
-    fp16 = run_warm(launcher("plan", *words, "--devices", "2", "--precision", "16-mixed"), tmp_path, env=env)
+    fp16 = run_warm(launcher("plan", *arguments, "--devices", "2", "--precision", "16-mixed"), tmp_path, env=env)
     if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         assert "only where that has AVX512-FP16" in fp16.check(2).output

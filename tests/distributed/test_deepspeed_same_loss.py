@@ -10,7 +10,7 @@ from tests.support.runs import REPOSITORY, events_of, train_on
 from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
-# Accumulated and clipped: a gradient that were scaled otherwise than DDP's would be clipped otherwise.
+# Accumulated and clipped: a gradient with another scale than DDP's would be clipped differently.
 DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mode", "disabled",
         "--data.train_stride", "480", "--data.block_size", "32", "--model.n_layer", "2", "--model.n_embd", "32",
         "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "0.3",
@@ -19,10 +19,10 @@ DEMO = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--wandb.mod
 
 
 def _curve(folder: Path, strategy: str, precision: str) -> list[float]:
-    """The training loss of rank zero at every step, then the validation loss of the end."""
+    """The training loss of rank zero at every step, then the final validation loss."""
     name = f"{strategy}-{precision}"
-    words = (*DEMO, "--strategy", strategy, "--precision", precision, "--name", name)
-    train_on(2, words, folder, {}, preloaded=DEEPSPEED).check()
+    arguments = (*DEMO, "--strategy", strategy, "--precision", precision, "--name", name)
+    train_on(2, arguments, folder, {}, preloaded=DEEPSPEED).check()
     directory = folder / "runs" / name
     steps = [event["metrics"]["train_loss"] for event in events_of(directory, "step")]
     (finished,) = events_of(directory, "finished")

@@ -1,4 +1,4 @@
-"""The README's first command: the built-in demo, alone and under torchrun."""
+"""The README's first command: the built-in demo, on one rank and under torchrun."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.runs import events_of, only_run
 pytestmark = pytest.mark.slow
 
 
-def test_the_demo_on_two_ranks_shows_plan_progress_baseline_and_where_everything_lies(tmp_path: Path) -> None:
+def test_the_demo_on_two_ranks_shows_plan_progress_baseline_and_paths(tmp_path: Path) -> None:
     output = run(torchrun(2), tmp_path, timeout=240).check().output
 
     directory = only_run(tmp_path)
     assert re.search(r"strategy +ddp +DDP: 2 ranks", output)
-    assert re.search(r"precision +32-true +precision auto: mixed precision is native to no rank", output)
+    assert re.search(r"precision +32-true +precision auto: mixed precision is native on no rank", output)
     losses = [float(text) for text in re.findall(r"^step \d+/\d+  train_loss ([\d.]+)", output, re.M)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     bigram = float(re.search(r"bigram model of the same text: val_loss ([\d.]+)", output)[1])  # type: ignore[index]
@@ -29,12 +29,12 @@ def test_the_demo_on_two_ranks_shows_plan_progress_baseline_and_where_everything
     for shown in (f"run         runs/{directory.name}", f"runs/{directory.name}/checkpoints/last.ckpt",
                   f"wandb sync runs/{directory.name}/wandb/offline-run-", "--resume auto"):  # fmt: skip
         assert shown in output
-    # Rank zero alone speaks on the terminal, and only once.
+    # Only rank zero writes to the terminal, and only once.
     assert len(re.findall(r"^Plan", output, re.M)) == 1
     assert output.count("W&B is offline") == 1
 
 
-def test_the_demo_alone_leaves_a_private_run_directory_with_config_plan_events_and_logs(tmp_path: Path) -> None:
+def test_the_demo_on_one_rank_writes_a_private_run_directory(tmp_path: Path) -> None:
     arguments = ("--trainer.max_steps", "20", "--trainer.limit_val_batches", "2")
     run(launcher(*arguments), tmp_path).check()
 

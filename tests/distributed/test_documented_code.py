@@ -15,11 +15,11 @@ from tests.support.wandb_file import history_rows
 pytestmark = pytest.mark.slow
 
 
-def run_block(folder: Path, page: str, contains: str, before: str = "") -> str:
-    """Run the page's only block with this text as a script, and return its output."""
+def run_block(folder: Path, page: str, contains: str, before: str = "", after: str = "") -> str:
+    """Run the page's only block with this text as a script, between two texts, and return its output."""
     (block,) = (block for block in blocks("python") if block.page == page and contains in block.text)
     write_user_files(folder)
-    (folder / "train.py").write_text(before + block.text)
+    (folder / "train.py").write_text(before + block.text + after)
     env = {**toy_env(folder / "trace"), "WANDB_MODE": "offline"}
     return run_warm([sys.executable, "train.py"], folder, env=env, timeout=240).check().output
 
@@ -28,15 +28,15 @@ def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
     output = run_block(tmp_path, "docs/how-to/scripts-and-notebooks.md", 'output_dir="runs"')
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["world_size"] == 2
-    # Both ranks print to one unbuffered pipe, so parts of a line may mix; a single text does not.
+    # Both ranks print to one unbuffered pipe, so parts of a line may mix, but not the parts of one write.
     assert output.count("/checkpoints/") == 2, "each rank prints its result"
     assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()
 
 
-def test_the_callback_logs_in_a_users_own_trainer(tmp_path: Path) -> None:
+def test_the_callback_logs_in_the_users_trainer(tmp_path: Path) -> None:
     run_block(tmp_path, "docs/how-to/falling-loss-scale.md", "AmpWandbCallback")
     rows = [row for row in history_rows(tmp_path) if row.get("amp/enabled")]
-    # Lightning turns 16-mixed on a CPU into bf16-mixed, which has no loss scale; on a GPU it has one.
+    # On a CPU Lightning replaces 16-mixed by bf16-mixed, which has no loss scale.
     assert rows
     assert {row["amp/precision"] for row in rows} <= {"bf16-mixed", "16-mixed"}
     assert all("perf/step_seconds" in row for row in rows)
@@ -51,3 +51,19 @@ def test_fit_from_python_and_a_config_written_from_python(tmp_path: Path) -> Non
     assert "last.ckpt" in output
     run_block(tmp_path, "docs/how-to/scripts-and-notebooks.md", "WizardConfig")
     assert "use_amp: true" in (tmp_path / "debug.yaml").read_text()
+
+
+def test_a_strategy_of_the_users_own_trains_on_two_ranks(tmp_path: Path) -> None:
+    train = """
+from launcher import TrainingCoordinator
+from my_pkg import MyData, MyModule
+from strategies.registry import register
+
+register(CompressedDdp())
+TrainingCoordinator(devices=2, precision="32-true", strategy="ddp_compressed").train(MyModule(), MyData())
+"""
+    # The launcher is imported first: its `strategies` may be found nowhere else.
+    run_block(tmp_path, "docs/how-to/extend.md", "CompressedDdp", before="import launcher\n", after=train)
+    (planned,) = events_of(only_run(tmp_path), "planned")
+    assert planned["plan"]["strategy"]["name"] == "ddp_compressed"
+    assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()

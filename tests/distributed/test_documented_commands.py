@@ -1,4 +1,4 @@
-"""The commands of README and docs, run as a new user would run them, or listed with why they are not run here."""
+"""The commands of README and docs: run as a new user would, or listed with the reason why they are not run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.runs import REPOSITORY, toy_env
 
 pytestmark = pytest.mark.slow
 
-# What a command line begins with: why it is not run by the test below.
+# Start of a command line, and why the test below does not run it.
 ELSEWHERE = {
     "python3 -m venv": ".ci/run creates the environment",
     'pip install -e ".[test]"': ".ci/run does it",
@@ -32,7 +32,7 @@ ELSEWHERE = {
 }
 
 
-def test_what_a_new_user_types_works(
+def test_commands_of_the_pages_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the order of the pages, with their own `run.yaml`; a training of the toy replaces the user's."""
@@ -47,22 +47,24 @@ def test_what_a_new_user_types_works(
         if command in done or any(command.startswith(start) for start in ELSEWHERE):
             continue
         done.add(command)
-        words = list(arguments_of(command) or ())
-        if not words or words[0] == "fit":
-            # The toy has 64 samples; of the demo two steps are enough.
+        arguments = list(arguments_of(command) or ())
+        if not arguments or arguments[0] == "fit":
+            # The toy has 64 samples; two steps of the demo are enough.
             small = ["--trainer.max_steps", "2", "--global_batch_size", "8", "--trainer.limit_val_batches", "1"]
-            run_warm(launcher(*(words or ["fit"]), *small), tmp_path).check()
+            run_warm(launcher(*(arguments or ["fit"]), *small), tmp_path).check()
             continue
-        if words[0] in ("validate", "test", "predict"):
-            run_warm(launcher(*words), tmp_path).check()
+        if arguments[0] in ("validate", "test", "predict"):
+            run_warm(launcher(*arguments), tmp_path).check()
             continue
-        if words[0] == "report" and "another-run" in words:
-            words[words.index("another-run")] = "scale"
-        if words[0] == "logs":
-            # A run of one rank, which has ended.
-            words = [word if word not in ("3", "1") else "0" for word in words]
-        # `doctor` may find something on this machine.
-        assert cli.run(words) in ((0, 1) if words == ["doctor"] else (0,)), f"{page}: {command}\n{capsys.readouterr()}"
+        if arguments[0] == "report" and "another-run" in arguments:
+            arguments[arguments.index("another-run")] = "scale"
+        if arguments[0] == "logs":
+            # A finished run of one rank.
+            arguments = [word if word not in ("3", "1") else "0" for word in arguments]
+        # `doctor` may report a problem of this machine.
+        assert cli.run(arguments) in ((0, 1) if arguments == ["doctor"] else (0,)), (
+            f"{page}: {command}\n{capsys.readouterr()}"
+        )
     assert (tmp_path / "memory.png").stat().st_size > 1000
     assert (tmp_path / "weights.pt").is_file()
     assert (tmp_path / "runs" / "scale" / "report.html").is_file()
@@ -79,8 +81,8 @@ def test_every_submission_passes_its_dry_run(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     write_user_files(tmp_path)
-    words = [*shlex.split(command)[3:], *([] if "--dry-run" in command else ["--dry-run"])]
-    assert cli.run(words) == 0, capsys.readouterr()
+    arguments = [*shlex.split(command)[3:], *([] if "--dry-run" in command else ["--dry-run"])]
+    assert cli.run(arguments) == 0, capsys.readouterr()
 
 
 def test_commands_that_are_not_run_are_still_in_the_pages() -> None:

@@ -1,4 +1,4 @@
-"""`launcher validate`, `test` and `predict` on real runs, beside plain Lightning on one device."""
+"""`launcher validate`, `test` and `predict` on real runs, compared with plain Lightning on one device."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ def env_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Has one run, `first`, trained on one rank, with W&B offline."""
+    """A folder with one run, `first`, trained on one rank, with W&B offline."""
     made = tmp_path_factory.mktemp("evaluate")
     (made / "evaluated.py").write_text(_THEIRS)
     train_on(1, [*_TRAINED, "--name", "first", "--wandb.mode", "offline"], made, env_of(made)).check()
     return made
 
 
-def evaluate(folder: Path, ranks: int, command: str, *words: str, name: str = "first", code: int = 0) -> Finished:
+def evaluate(folder: Path, ranks: int, command: str, *arguments: str, name: str = "first", code: int = 0) -> Finished:
     config = ("--config", f"runs/{name}/config.yaml")
-    return train_on(ranks, [command, *config, *words], folder, env_of(folder), preloaded=DEEPSPEED).check(code)
+    return train_on(ranks, [command, *config, *arguments], folder, env_of(folder), preloaded=DEEPSPEED).check(code)
 
 
 def plain(folder: Path, checkpoint: Path, *, stage: str = "test") -> float:
-    """What Lightning itself finds on one device."""
+    """Results of plain Lightning on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         import evaluated  # pyright: ignore[reportMissingImports]
@@ -88,7 +88,7 @@ def checkpoints(folder: Path, name: str = "first") -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_metrics_are_those_of_plain_lightning_on_any_number_of_ranks(folder: Path, ranks: int) -> None:
+def test_metrics_equal_plain_lightnings_on_any_number_of_ranks(folder: Path, ranks: int) -> None:
     best, last = checkpoints(folder)
     run_directory = folder / "runs" / "first"
     before = len(events_of(run_directory, "evaluated"))
@@ -103,7 +103,7 @@ def test_metrics_are_those_of_plain_lightning_on_any_number_of_ranks(folder: Pat
     assert events[0]["metrics"] == [{"test": pytest.approx(right, rel=1e-6)}]
     assert events[1]["metrics"] == [{"val": pytest.approx(plain(folder, last, stage="validate"), rel=1e-6)}]
     assert [path.name for path in (folder / "runs").iterdir() if path.is_dir()] == ["first"], "no run is made for it"
-    # The run's own W&B run goes on, at the step of the checkpoint.
+    # The run's W&B run continues, at the step of the checkpoint.
     rows = [row for row in wandb_file.history_rows(run_directory) if "test" in row]
     step = torch.load(best, weights_only=True)["global_step"]
     assert rows[-1]["test"] == pytest.approx(right, rel=1e-6)
@@ -111,7 +111,7 @@ def test_metrics_are_those_of_plain_lightning_on_any_number_of_ranks(folder: Pat
     assert len(rows) == 1 + before // 2, "nothing while it was disabled"
 
 
-def test_predictions_are_in_a_private_file_for_each_rank_and_none_is_left_of_before(folder: Path) -> None:
+def test_predictions_are_in_a_private_file_for_each_rank_and_replace_earlier_ones(folder: Path) -> None:
     where = folder / "runs" / "first" / "predictions"
     for ranks in (2, 1):
         evaluate(folder, ranks, "predict")
@@ -127,8 +127,10 @@ def test_predictions_are_in_a_private_file_for_each_rank_and_none_is_left_of_bef
 
 
 def test_the_agents_ranks_evaluate_too_and_the_metrics_are_printed_once(folder: Path) -> None:
-    words = launcher("test", "--config", "runs/first/config.yaml", "--nproc-per-node", "2", "--wandb.mode", "disabled")
-    output = run(words, folder, env=env_of(folder), timeout=200).check().output
+    arguments = launcher(
+        "test", "--config", "runs/first/config.yaml", "--nproc-per-node", "2", "--wandb.mode", "disabled"
+    )
+    output = run(arguments, folder, env=env_of(folder), timeout=200).check().output
     assert output.count("Test metric") == 1
     assert f"{plain(folder, checkpoints(folder)[0]):.5f}" in output
 
@@ -173,7 +175,7 @@ def test_a_checkpoint_of_zero_3_is_evaluated_by_its_trainer_and_without_deepspee
 
 
 def script_on_two_ranks(folder: Path, script: str) -> list[str]:
-    """What both say."""
+    """Output of both ranks."""
     port = free_port()
 
     def one(rank: int) -> str:
@@ -185,10 +187,10 @@ def script_on_two_ranks(folder: Path, script: str) -> list[str]:
         return list(pool.map(one, range(2)))
 
 
-def test_what_cannot_be_evaluated_is_told_in_words(folder: Path) -> None:
-    words = ["test", "--model", "tests.support.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
-    output = train_on(1, [*words, "--name", "first"], folder, env_of(folder)).check(2).output
+def test_invalid_evaluations_are_reported(folder: Path) -> None:
+    arguments = ["test", "--model", "tests.support.toy.Toy", "--data", "evaluated.Data", "--accelerator", "cpu"]
+    output = train_on(1, [*arguments, "--name", "first"], folder, env_of(folder)).check(2).output
     assert "error: Toy has no test_step, which `launcher test` needs; add it" in output
-    output = train_on(1, [*words, "--name", "other"], folder, env_of(folder)).check(2).output
+    output = train_on(1, [*arguments, "--name", "other"], folder, env_of(folder)).check(2).output
     assert "error: there is no run 'other' in" in output
     assert not (folder / "runs" / "other").exists()

@@ -1,4 +1,4 @@
-"""Every way for a rank to go: the culprit is named, the exit code is handed on, nothing hangs, nothing is left."""
+"""Failures of a rank: the first failed rank is reported, its exit code is returned, and no process remains."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SETTINGS = ("--model", "tests.support.faulty.Faulty", *TOY[2:], "--global_batch_
             "--name", "it", "--devices", "2", *PERSISTENT)  # fmt: skip
 
 
-def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
-    return run_warm(launcher("fit", *SETTINGS, *words), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
+def _fit(cwd: Path, *arguments: str, timeout: float = 150) -> Finished:
+    return run_warm(launcher("fit", *SETTINGS, *arguments), cwd, env=toy_env(cwd / "trace"), timeout=timeout)
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "told"),
+    ("fault", "code", "text"),
     [
         ("kill", 137, r"killed by SIGKILL \(signal 9\) at step 3"),
         ("segfault", 139, r"killed by SIGSEGV \(signal 11\) at step 3"),
@@ -31,13 +31,13 @@ def _fit(cwd: Path, *words: str, timeout: float = 150) -> Finished:
         ("raise", 1, r"ValueError: the user's own mistake at step 3"),
     ],
 )
-def test_the_first_rank_that_failed_is_named_once_with_its_log_and_its_exit_code(
-    tmp_path: Path, fault: str, code: int, told: str
+def test_the_first_failed_rank_is_reported_once_with_its_log_and_its_exit_code(
+    tmp_path: Path, fault: str, code: int, text: str
 ) -> None:
     output = _fit(tmp_path, "--model.fault", fault).check(code).output
 
     account = output[output.index("error: ") :]
-    assert re.match(rf"error: rank 1 \(\S+\) failed first: {told}\n", account), output
+    assert re.match(rf"error: rank 1 \(\S+\) failed first: {text}\n", account), output
     assert re.search(r"^  rank 0 \(\S+\): ", account, re.M)
     assert output.count("failed first") == 1
     assert "no restart: --max-restarts is 0" in account
@@ -46,10 +46,10 @@ def test_the_first_rank_that_failed_is_named_once_with_its_log_and_its_exit_code
     if fault == "raise":
         assert "| ValueError: the user's own mistake" in account
         assert "tests/support/faulty.py" in account
-        assert account.count("Traceback") == 0, "the lost peer's traceback is for its log alone"
+        assert account.count("Traceback") == 0, "the traceback of the lost connection is only in that rank's log"
         assert "closed by peer" in (tmp_path / "runs/it/logs/rank-0.log").read_text()
     if fault == "segfault":
-        assert 'faulty.py", line' in account, "the log's end says where"
+        assert 'faulty.py", line' in account, "the end of the log has the position"
 
 
 @pytest.fixture
@@ -64,28 +64,29 @@ def full_group() -> Iterator[Path]:
         pytest.skip(str(error))
 
 
-def test_a_rank_that_the_kernel_kills_for_memory_is_named_as_that(tmp_path: Path, full_group: Path) -> None:
+def test_a_rank_that_the_kernel_kills_for_memory_is_reported_as_out_of_memory(tmp_path: Path, full_group: Path) -> None:
     env = {**toy_env(tmp_path / "trace"), "MEMORY_GROUP": str(full_group)}
     command = launcher("fit", *SETTINGS, "--model.fault", "eat memory")
     output = run_warm(command, tmp_path, env=env, timeout=150).check(137).output
 
-    told = r"error: rank 1 \(\S+\) failed first: killed by the kernel because the memory was full \(SIGKILL\) at step 3"
-    assert re.search(told, output), output
+    killed = r"killed by the kernel because the host ran out of memory \(SIGKILL\) at step 3"
+    expected = rf"error: rank 1 \(\S+\) failed first: {killed}"
+    assert re.search(expected, output), output
     (event,) = events_of(tmp_path / "runs" / "it", "rank_failed")
     assert event["out_of_memory"] is True
 
 
-def test_an_exception_before_the_process_group_exists_is_told_with_its_rank(tmp_path: Path) -> None:
+def test_an_exception_before_the_process_group_exists_is_reported_with_its_rank(tmp_path: Path) -> None:
     output = _fit(tmp_path, "--model", "tests.support.faulty.FailsEarly").check(1).output
 
     assert re.search(r"error: rank 1 \(\S+\) failed first: OSError: a licence server", output), output
-    assert "before the training began" in output
+    assert "before training started" in output
 
 
-def test_restarts_go_on_from_the_checkpoint_with_every_sample_seen_and_the_same_run(tmp_path: Path) -> None:
-    words = ("--model.fault", "kill", "--model.by_rank", "0", "--model.times", "3", "--max-restarts", "5",
-             "--checkpoint.every_n_steps", "2")  # fmt: skip
-    output = _fit(tmp_path, *words).check().output
+def test_restarts_continue_from_the_checkpoint_with_every_sample_in_the_same_run(tmp_path: Path) -> None:
+    arguments = ("--model.fault", "kill", "--model.by_rank", "0", "--model.times", "3", "--max-restarts", "5",
+                 "--checkpoint.every_n_steps", "2")  # fmt: skip
+    output = _fit(tmp_path, *arguments).check().output
 
     directory = tmp_path / "runs" / "it"
     assert [e["verdict"][:12] for e in events_of(directory, "rank_failed")] == [
@@ -95,30 +96,39 @@ def test_restarts_go_on_from_the_checkpoint_with_every_sample_seen_and_the_same_
     started = events_of(directory, "run_started")
     assert len({event["attempt"] for event in started}) == len(started) == 4
     assert events_of(directory, "finished")[0]["step"] == 8
-    # Steps 2 and 3 come again after each kill in step 3, then all the rest.
+    # Steps 2 and 3 are repeated after each kill in step 3, then the rest follows.
     assert [step for step, _, _ in read_trace(tmp_path / "trace", 1)][-6:] == [2, 3, 4, 5, 6, 7]
 
 
-def test_restarts_are_counted_and_end(tmp_path: Path) -> None:
-    words = ("--model.fault", "kill", "--model.times", "9", "--max-restarts", "1", "--checkpoint.every_n_steps", "2")
-    output = _fit(tmp_path, *words).check(137).output
+def test_restarts_are_counted_up_to_the_limit(tmp_path: Path) -> None:
+    arguments = (
+        "--model.fault",
+        "kill",
+        "--model.times",
+        "9",
+        "--max-restarts",
+        "1",
+        "--checkpoint.every_n_steps",
+        "2",
+    )
+    output = _fit(tmp_path, *arguments).check(137).output
     assert "restart 1 of 1, from the last checkpoint" in output
     assert "no restart: 1 of 1 restarts were used in the last 3600 s" in output
 
 
-def test_the_same_exception_at_the_same_step_is_not_tried_a_third_time(tmp_path: Path) -> None:
+def test_the_same_exception_at_the_same_step_causes_no_third_attempt(tmp_path: Path) -> None:
     output = _fit(tmp_path, "--model.fault", "raise", "--model.times", "9", "--max-restarts", "5").check(1).output
     assert output.count("failed first") == 2
-    assert "no restart: the attempt before ended in the same way (ValueError" in output
+    assert "no restart: the previous attempt failed in the same way (ValueError" in output
 
 
-def test_an_import_error_in_a_step_is_not_tried_again(tmp_path: Path) -> None:
+def test_an_import_error_in_a_step_causes_no_restart(tmp_path: Path) -> None:
     output = _fit(tmp_path, "--model.fault", "import", "--max-restarts", "5").check(1).output
     assert output.count("failed first: ModuleNotFoundError: No module named 'nowhere' at step 3") == 1
     assert "no restart: this error would repeat" in output
 
 
-def test_what_cannot_work_on_any_rank_is_told_once_without_a_restart(tmp_path: Path) -> None:
+def test_an_error_on_every_rank_is_reported_once_without_a_restart(tmp_path: Path) -> None:
     output = _fit(tmp_path, "--model", "nowhere.Model", "--max-restarts", "5").check(2).output
     assert output.startswith("error: the config has 1 problem:\n  model.class_path: nowhere.Model does not import")
     assert "failed first" not in output

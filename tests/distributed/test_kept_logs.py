@@ -1,4 +1,4 @@
-"""A run that goes on writes its logs where it wrote them before, row by row as one that nothing interrupted."""
+"""A resumed run continues its log files, with the same rows as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _CONFIG = {
 }  # fmt: skip
 
 
-def _train(folder: Path, ranks: int, *words: str, code: int = 0) -> None:
+def _train(folder: Path, ranks: int, *arguments: str, code: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "c.yaml").write_text(yaml.safe_dump(_CONFIG))
-    words = ("--config", "c.yaml", "--name", "it", *words)
-    train_on(ranks, words, folder, toy_env(folder / "trace")).check(code)
+    arguments = ("--config", "c.yaml", "--name", "it", *arguments)
+    train_on(ranks, arguments, folder, toy_env(folder / "trace")).check(code)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Where a run trained that nothing interrupted."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Folder of an uninterrupted run."""
 
     @functools.cache
     def train(ranks: int) -> Path:
-        folder = tmp_path_factory.mktemp("whole")
+        folder = tmp_path_factory.mktemp("uninterrupted")
         _train(folder, ranks)
         return folder
 
@@ -84,24 +84,24 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
             for tag in events.Tags()["scalars"]}  # fmt: skip
 
 
-# After 12 steps: in the second epoch, in whose middle is a validation. A kill goes back to the end of the first.
+# After 12 steps: in the second epoch, which has a validation in the middle. A kill goes back to the end of the first.
 @pytest.mark.parametrize(
-    ("ranks", "words", "code"),
+    ("ranks", "arguments", "code"),
     [(1, ("--model.kill_at", "12"), -signal.SIGKILL), (2, ("--model.signal_at", "12"), 128 + signal.SIGINT)],
 )
-def test_the_rows_and_checkpoints_of_a_run_that_goes_on_are_those_of_an_uninterrupted_one(
-    tmp_path: Path, whole: Callable[[int], Path], ranks: int, words: tuple[str, ...], code: int
+def test_rows_and_checkpoints_of_a_resumed_run_equal_those_of_an_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Callable[[int], Path], ranks: int, arguments: tuple[str, ...], code: int
 ) -> None:
     parts = tmp_path / "parts"
-    _train(parts, ranks, *words, code=code)
+    _train(parts, ranks, *arguments, code=code)
     _train(parts, ranks, "--resume", "auto")
-    assert _rows(parts) == _rows(whole(ranks))
-    assert _scalars(parts) == _scalars(whole(ranks))
+    assert _rows(parts) == _rows(uninterrupted(ranks))
+    assert _scalars(parts) == _scalars(uninterrupted(ranks))
 
     def checkpoints(folder: Path) -> list[str]:
         return sorted(str(each.relative_to(folder)) for each in folder.glob("logs/**/*.ckpt"))
 
     assert len(checkpoints(parts)) == 2, "save_top_k over the attempts"
-    assert checkpoints(parts) == checkpoints(whole(ranks))
+    assert checkpoints(parts) == checkpoints(uninterrupted(ranks))
     places = parts / "runs" / "it" / "loggers.json"
     assert places.stat().st_mode & 0o777 == 0o600

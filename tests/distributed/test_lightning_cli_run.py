@@ -1,4 +1,4 @@
-"""A file of LightningCLI's, trained by LightningCLI and by the launcher."""
+"""A LightningCLI file, trained by LightningCLI and by the launcher."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_the_weights_and_the_logged_rows_are_the_same(tmp_path: Path) -> None:
     cli = [sys.executable, "-c", _CLI, "fit", "--config", "theirs.yaml", *_ADDED]
     run_warm(cli, tmp_path, env=env).check()
     (tmp_path / "fit-profile.txt").unlink()
-    words = ["fit", "--config", "ours.yaml", *_ADDED, "--wandb.mode", "disabled", "--name", "it"]
-    ours = train_on(1, words, tmp_path, env).check()
+    arguments = ["fit", "--config", "ours.yaml", *_ADDED, "--wandb.mode", "disabled", "--name", "it"]
+    ours = train_on(1, arguments, tmp_path, env).check()
 
     (checkpoint,) = (tmp_path / "theirs").glob("csv/version_0/checkpoints/*.ckpt")
     assert _weights(tmp_path / "runs" / "it" / "checkpoints" / "last.ckpt") == _weights(checkpoint)

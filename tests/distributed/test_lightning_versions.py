@@ -13,13 +13,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.case(49)
 @pytest.mark.parametrize("requirement", VERSIONS)
-def test_the_callback_sees_the_same_under_every_lightning(requirement: str) -> None:
+def test_the_callback_logs_the_same_under_every_lightning(requirement: str) -> None:
     ((_, line),) = check([requirement])
-    said = json.loads(line)
+    result = json.loads(line)
     package, _, version = requirement.partition("==")
-    assert said["version"].startswith(version.rstrip("*"))
-    # Lightning 1's own spelling is the short one.
-    assert said["precision"] == ("16" if package == "pytorch_lightning" else "16-mixed")
-    assert said["steps"] == [4, 8, 12, 16]
-    # The first scale of 65536 overflows in fp16, and step 4 is made to.
-    assert (said["scale"], said["skipped"]) == (16384.0, 2)
+    assert result["version"].startswith(version.rstrip("*"))
+    # Lightning 1 has the short spelling.
+    assert result["precision"] == ("16" if package == "pytorch_lightning" else "16-mixed")
+    assert result["steps"] == [4, 8, 12, 16]
+    # The first scale of 65536 overflows in fp16, and step 4 overflows on purpose.
+    assert (result["scale"], result["skipped"]) == (16384.0, 2)

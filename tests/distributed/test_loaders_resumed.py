@@ -1,4 +1,4 @@
-"""Users' loaders and epochs that the Trainer ended, on real ranks: broken off and gone on with, or refused."""
+"""User loaders and epochs ended by the Trainer, on real ranks: interrupted and resumed, or rejected."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BASE = ("--model", "tests.support.user_loaders.Loaders", "--data", "tests.suppor
         "--name", "it", "--trainer.max_epochs", "3")  # fmt: skip
 
 
-def _train(cwd: Path, ranks: int, *words: str, code: int = 0) -> str:
+def _train(cwd: Path, ranks: int, *arguments: str, code: int = 0) -> str:
     cwd.mkdir(exist_ok=True)
-    return train_on(ranks, (*BASE, *words), cwd, toy_env(cwd / "trace")).check(code).output
+    return train_on(ranks, (*BASE, *arguments), cwd, toy_env(cwd / "trace")).check(code).output
 
 
 def _steps(cwd: Path, ranks: int) -> dict[int, tuple[list[list[int]], list[float]]]:
-    """Of each step as it was last: each rank's samples and loss; without validations, which are sample -1."""
+    """Samples and loss of each rank in the last execution of each step; without validations, which are sample -1."""
     seen: dict[int, tuple[list[list[int]], list[float]]] = {}
     for rank in range(ranks):
         own = {step: (samples, loss) for step, samples, loss in read_trace(cwd / "trace", rank) if samples != [-1]}
@@ -32,7 +32,7 @@ def _steps(cwd: Path, ranks: int) -> dict[int, tuple[list[list[int]], list[float
 
 
 @pytest.mark.parametrize(
-    ("ranks", "words", "first"),
+    ("ranks", "arguments", "first"),
     [
         # An epoch that the Trainer ended, and one that max_steps cut.
         (2, ("--data.kind", "max_size_cycle", "--trainer.limit_train_batches", "3"), ("--trainer.max_epochs", "1")),
@@ -41,40 +41,40 @@ def _steps(cwd: Path, ranks: int) -> dict[int, tuple[list[list[int]], list[float
         (2, ("--data.kind", "min_size", "--trainer.use_distributed_sampler", "false"), ("--trainer.max_steps", "4")),
     ],
 )
-def test_a_run_that_the_trainer_ended_goes_on_as_if_it_had_not(
-    tmp_path: Path, ranks: int, words: tuple[str, ...], first: tuple[str, ...]
+def test_a_run_that_the_trainer_ended_resumes_as_if_uninterrupted(
+    tmp_path: Path, ranks: int, arguments: tuple[str, ...], first: tuple[str, ...]
 ) -> None:
-    _train(tmp_path / "whole", ranks, *words)
-    _train(tmp_path / "parts", ranks, *words, *first)
-    _train(tmp_path / "parts", ranks, *words, "--resume", "auto")
+    _train(tmp_path / "whole", ranks, *arguments)
+    _train(tmp_path / "parts", ranks, *arguments, *first)
+    _train(tmp_path / "parts", ranks, *arguments, "--resume", "auto")
     assert _steps(tmp_path / "parts", ranks) == _steps(tmp_path / "whole", ranks)
     assert [event["message"] for event in events_of(tmp_path / "parts" / "runs" / "it", "notice")] == []
 
 
-def test_it_goes_on_with_the_same_samples_on_another_number_of_ranks(tmp_path: Path) -> None:
-    words = ("--data.kind", "dict", "--global_batch_size", "4", "--data.batch_size", "2")
-    _train(tmp_path / "whole", 1, *words)
-    _train(tmp_path / "parts", 2, *words, "--trainer.max_steps", "3")
+def test_a_run_resumes_with_the_same_samples_on_another_number_of_ranks(tmp_path: Path) -> None:
+    arguments = ("--data.kind", "dict", "--global_batch_size", "4", "--data.batch_size", "2")
+    _train(tmp_path / "whole", 1, *arguments)
+    _train(tmp_path / "parts", 2, *arguments, "--trainer.max_steps", "3")
     trace = tmp_path / "parts" / "trace-1"
     trace.rename(trace.with_name("first-1"))
-    _train(tmp_path / "parts", 1, *words, "--resume", "auto")
-    # One rank takes two batches a step, of the samples that two ranks took at once.
+    _train(tmp_path / "parts", 1, *arguments, "--resume", "auto")
+    # One rank takes two batches a step, with the samples that two ranks take together.
     whole, parts = (read_trace(tmp_path / name / "trace") for name in ("whole", "parts"))
     later = [[entry[:2] for entry in trace if entry[0] >= 3 and entry[1] != [-1]] for trace in (whole, parts)]
     assert later[0] == later[1]
 
 
-def test_a_class_that_divides_the_batch_by_itself_is_refused_where_the_batch_is_fixed_and_told_where_not(
+def test_a_loader_that_divides_the_batch_itself_is_rejected_with_a_fixed_batch_and_reported_without(
     tmp_path: Path,
 ) -> None:
-    words = ("--data.kind", "own", "--data.own_share", "true", "--trainer.max_epochs", "1")
-    refused = _train(tmp_path / "fixed", 2, *words, "--global_batch_size", "8", code=2)
+    arguments = ("--data.kind", "own", "--data.own_share", "true", "--trainer.max_epochs", "1")
+    refused = _train(tmp_path / "fixed", 2, *arguments, "--global_batch_size", "8", code=2)
     assert "needs 4 samples at once on each of 2 ranks, but LoadersData.train_dataloader made a loader of 2" in refused
     assert not list((tmp_path / "fixed").glob("trace*"))
-    told = _train(tmp_path / "free", 2, *words)
+    output = _train(tmp_path / "free", 2, *arguments)
     assert (
         "the plan's batch was 8 samples a step, but LoadersData.train_dataloader made a loader of 2: a step trains 4"
-        in (" ".join(told.split()))
+        in (" ".join(output.split()))
     )
     run = tmp_path / "free" / "runs" / "it"
     batch = json.loads((run / "plan.json").read_text())["batch"]

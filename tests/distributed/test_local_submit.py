@@ -1,4 +1,4 @@
-"""`launcher submit --cluster local`: a run in the background of this machine, looked at and ended by its name."""
+"""`launcher submit --cluster local`: a background run on this machine, inspected and cancelled by its name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MODEL = (*TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator",
          "--global_batch_size", "8", "--trainer.max_epochs", "3")  # fmt: skip
 
 
-def _words(cwd: Path, *given: str, pace: str = "0") -> Finished:
+def _launch(cwd: Path, *given: str, pace: str = "0") -> Finished:
     own = {"TRACE": str(cwd / "trace"), "PACE": pace, "PYTHONPATH": str(REPOSITORY)}
     return run_warm(launcher(*given), cwd, env=own, timeout=120)
 
 
 def _ended(cwd: Path) -> None:
-    """Wait for the background process, which no test fixture knows of; end it if it takes too long."""
+    """Wait for the background process, which no fixture tracks; end it if it takes too long."""
     record = read_records(cwd / "runs" / "it")[-1]
     try:
         wait_until("the end", lambda: not is_running(record["pid"], record["started"]), 150)
@@ -37,44 +37,44 @@ def _ended(cwd: Path) -> None:
     assert (cwd / "runs" / "it" / "submissions").exists()
 
 
-def test_a_background_run_is_cancelled_saved_and_goes_on(tmp_path: Path) -> None:
+def test_a_background_run_is_cancelled_saved_and_resumed(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    assert "runs in the background" in _words(whole, "submit", "--cluster", "local", *MODEL).check().output
+    assert "runs in the background" in _launch(whole, "submit", "--cluster", "local", *MODEL).check().output
     _ended(whole)
-    status = json.loads(_words(whole, "status", "it", "--json").check().output)
+    status = json.loads(_launch(whole, "status", "it", "--json").check().output)
     assert (status["state"], status["step"], status["attempts"]) == ("done", 24, 1)
-    assert "Plan" in _words(whole, "logs", "it").check().output
-    # The user's code in it has the rights that it has here.
+    assert "Plan" in _launch(whole, "logs", "it").check().output
+    # The copied user code keeps its file modes.
     (here := tmp_path / "here").touch()
     assert (whole / "trace-0").stat().st_mode == here.stat().st_mode
 
-    _words(parts, "submit", "--cluster", "local", *MODEL, pace="0.5").check()
+    _launch(parts, "submit", "--cluster", "local", *MODEL, pace="0.5").check()
     trace = parts / "trace-0"
     wait_until("the second epoch", lambda: trace.exists() and trace.read_text().count("\n") > 9, 120)
-    assert json.loads(_words(parts, "status", "it", "--json").check().output)["state"] == "running"
-    again = _words(parts, "submit", "--cluster", "local", *MODEL, "--resume", "auto").check(2)
+    assert json.loads(_launch(parts, "status", "it", "--json").check().output)["state"] == "running"
+    again = _launch(parts, "submit", "--cluster", "local", *MODEL, "--resume", "auto").check(2)
     assert "run 'it' is running already" in again.output
-    assert "asked to save and stop" in _words(parts, "cancel", "it").check().output
+    assert "asked to save and stop" in _launch(parts, "cancel", "it").check().output
     _ended(parts)
-    status = json.loads(_words(parts, "status", "it", "--json").check().output)
+    status = json.loads(_launch(parts, "status", "it", "--json").check().output)
     assert (status["state"], status["checkpoint_step"]) == ("stopped", status["step"])
-    _words(parts, "submit", "--cluster", "local", *MODEL, "--resume", "auto").check()
+    _launch(parts, "submit", "--cluster", "local", *MODEL, "--resume", "auto").check()
     _ended(parts)
     for rank in range(2):
-        # Dropout goes on too: the generators of both ranks were saved.
+        # Dropout continues too: the generators of both ranks were saved.
         assert read_trace(parts / "trace", rank) == read_trace(whole / "trace", rank)
     assert len({event["wandb_id"] for event in events_of(parts / "runs" / "it", "run_started")}) == 1
 
 
-def test_a_job_that_dies_on_its_config_says_why_wherever_it_is_looked_for(tmp_path: Path) -> None:
-    _words(tmp_path, "submit", "--cluster", "local", *MODEL, "--model.nope", "3").check()
+def test_status_logs_and_report_have_the_reason_of_a_job_with_a_config_error(tmp_path: Path) -> None:
+    _launch(tmp_path, "submit", "--cluster", "local", *MODEL, "--model.nope", "3").check()
     _ended(tmp_path)
     reason, file = "model.init_args.nope: PacedToy takes no nope", "runs/it/submissions/1/output.log"
-    status = json.loads(_words(tmp_path, "status", "it", "--json").check().output)
+    status = json.loads(_launch(tmp_path, "status", "it", "--json").check().output)
     assert status["state"] == "failed"
-    for told in (status["detail"], _words(tmp_path, "logs", "it").check().output,
-                 _words(tmp_path, "report", "it").check(2).output):  # fmt: skip
-        assert reason in told
-        assert file in told
+    for text in (status["detail"], _launch(tmp_path, "logs", "it").check().output,
+                 _launch(tmp_path, "report", "it").check(2).output):  # fmt: skip
+        assert reason in text
+        assert file in text

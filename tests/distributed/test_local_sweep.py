@@ -1,4 +1,4 @@
-"""`launcher submit --sweep --cluster local`: the members on this machine, looked at and ended by the sweep's name."""
+"""`launcher submit --sweep --cluster local`: members on this machine, inspected and cancelled by the sweep's name."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MODEL = (*TOY, "--model", "tests.support.slurm_paced.PacedToy", "--accelerator",
 SWEEP = ("--sweep", "model.init_args.lr=0.01,0.05")
 
 
-def _words(cwd: Path, *given: str, pace: str = "0") -> Finished:
+def _launch(cwd: Path, *given: str, pace: str = "0") -> Finished:
     return run(launcher(*given), cwd, env={"PACE": pace, "PYTHONPATH": str(REPOSITORY)}, timeout=120)
 
 
 def _members(cwd: Path) -> list[dict[str, Any]]:
-    return json.loads(_words(cwd, "status", "s", "--json").check().output)
+    return json.loads(_launch(cwd, "status", "s", "--json").check().output)
 
 
 def _wait(cwd: Path) -> None:
-    """Wait for the background process, which no test fixture knows of; end it if it takes too long."""
+    """Wait for the background process, which no fixture tracks; end it if it takes too long."""
     record = read_arrays(cwd / "runs" / "s")[-1]
     try:
         wait_until("the end", lambda: not is_running(record["pid"], record["started"]), 200)
@@ -40,11 +40,11 @@ def _wait(cwd: Path) -> None:
             os.killpg(record["pid"], signal.SIGKILL)
 
 
-def test_the_members_run_one_after_another_and_their_results_are_one_table(tmp_path: Path) -> None:
-    assert "runs 2 members in the background" in _words(tmp_path, "submit", *MODEL, *SWEEP).check().output
+def test_the_members_run_one_after_another_and_share_one_table(tmp_path: Path) -> None:
+    assert "runs 2 members in the background" in _launch(tmp_path, "submit", *MODEL, *SWEEP).check().output
     states = [member["run"]["state"] for member in _members(tmp_path)]
     assert states in (["queued", "queued"], ["running", "queued"])
-    assert "has not begun; cancel its sweep" in _words(tmp_path, "cancel", "s-1").check(1).output
+    assert "has not begun; cancel its sweep" in _launch(tmp_path, "cancel", "s-1").check(1).output
     _wait(tmp_path)
     one, two = _members(tmp_path)
     assert [member["run"]["state"] for member in (one, two)] == ["done", "done"]
@@ -56,11 +56,11 @@ def test_the_members_run_one_after_another_and_their_results_are_one_table(tmp_p
     assert starts[1] > ends[0]
 
 
-def test_a_cancelled_sweep_saves_the_member_that_runs_and_begins_no_other(tmp_path: Path) -> None:
-    _words(tmp_path, "submit", *MODEL, *SWEEP, pace="0.5").check()
+def test_a_cancelled_sweep_saves_the_running_member_and_starts_no_other(tmp_path: Path) -> None:
+    _launch(tmp_path, "submit", *MODEL, *SWEEP, pace="0.5").check()
     events = tmp_path / "runs/s-0/events.jsonl"
     wait_until("the training", lambda: events.exists() and '"training_started"' in events.read_text(), 120)
-    assert "asked to save and stop" in _words(tmp_path, "cancel", "s").check().output
+    assert "asked to save and stop" in _launch(tmp_path, "cancel", "s").check().output
     _wait(tmp_path)
     one, two = _members(tmp_path)
     assert one["run"]["state"] == "stopped"

@@ -1,4 +1,4 @@
-"""Memory in real processes: plans for machines that are not here, and a run that runs out."""
+"""Memory in real processes: plans for other machines, and a run that is out of memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def strategies_in_record(directory: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_plan_for_gpus_that_are_not_here_has_every_candidate_and_a_picture(tmp_path: Path) -> None:
-    words = launcher("plan", *TOY, *H100S, "--json", "--plot", "memory.svg", "--global-batch-size", "256")
-    ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check()
+def test_a_plan_for_other_gpus_has_every_candidate_and_a_plot(tmp_path: Path) -> None:
+    arguments = launcher("plan", *TOY, *H100S, "--json", "--plot", "memory.svg", "--global-batch-size", "256")
+    ended = run_warm(arguments, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check()
     plan = json.loads(ended.output[ended.output.index("{") :])
     assert (plan["world_size"], plan["num_nodes"], plan["precision"]) == (64, 8, "bf16-mixed")
     assert plan["strategy"]["name"] == plan["memory"]["pick"] == "ddp"
@@ -33,32 +33,32 @@ def test_a_plan_for_gpus_that_are_not_here_has_every_candidate_and_a_picture(tmp
 
 
 @pytest.mark.slow
-def test_wrong_options_are_told_at_once_and_nothing_is_planned(tmp_path: Path) -> None:
-    words = launcher("plan", *TOY, "--gpus", "12", "--gpus-per-node", "8", "--gpu", "h10")
-    ended = run_warm(words, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
+def test_wrong_options_are_reported_together_without_a_plan(tmp_path: Path) -> None:
+    arguments = launcher("plan", *TOY, "--gpus", "12", "--gpus-per-node", "8", "--gpu", "h10")
+    ended = run_warm(arguments, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
     assert "the config has 2 problems" in ended.output
     assert "did you mean h100?" in ended.output
     assert "Traceback" not in ended.output
 
 
 @pytest.mark.slow
-def test_a_model_too_large_for_anything_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
-    words = launcher("fit", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9", "--devices", "1")
+def test_a_model_too_large_for_every_strategy_is_rejected_before_a_run_exists(tmp_path: Path) -> None:
+    arguments = launcher("fit", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9", "--devices", "1")
     plan = launcher("plan", *TOY, "--accelerator", "cpu", "--memory_share", "1e-9")
     env = toy_env(tmp_path / "trace")
     ended = run_warm(plan, tmp_path, env=env, timeout=60).check(2)
     assert "no strategy fits: single_device needs least" in ended.output
     assert "what would do" in ended.output
-    # A run of so small a model begins without a look at memory.
-    run_warm([*words, "--trainer.max_steps", "1"], tmp_path, env=env, timeout=90).check()
+    # A run of such a small model starts without a memory check.
+    run_warm([*arguments, "--trainer.max_steps", "1"], tmp_path, env=env, timeout=90).check()
 
 
 @pytest.mark.slow
-def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> None:
-    words = launcher(
+def test_a_run_that_is_out_of_memory_reports_what_to_do(tmp_path: Path) -> None:
+    arguments = launcher(
         "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--trainer.max_steps", "4"
     )
-    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=90).check(1)
+    ended = run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=90).check(1)
     assert "rank 0" in ended.output
     assert "is out of memory with single_device" in ended.output
     assert "next: a smaller micro batch" in ended.output
@@ -68,16 +68,16 @@ def test_a_run_that_is_out_of_memory_says_so_and_what_to_do(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path) -> None:
-    words = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry", "--model.content_from",
-                     "2",
-                     "--model.width", "1448", *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--strategy", "ddp",
-                     "--checkpoint.every_n_steps", "1", "--trainer.max_steps", "4", *WORKERS)  # fmt: skip
-    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
+def test_a_run_that_is_out_of_memory_continues_with_a_smaller_strategy(tmp_path: Path) -> None:
+    arguments = launcher("fit", "--nproc-per-node", "3", "--model", "tests.support.hungry.Hungry",
+                         "--model.content_from", "2", "--model.width", "1448", *TOY[2:], "--accelerator", "cpu",
+                         "--on_oom", "next", "--strategy", "ddp", "--checkpoint.every_n_steps", "1",
+                         "--trainer.max_steps", "4", *WORKERS)  # fmt: skip
+    ended = run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=300).check()
     directory = only_run(tmp_path)
     plans = [event["plan"] for event in events_of(directory, "planned")]
     first, second, third = (plan["strategy"]["name"] for plan in plans)
-    # What each plan says is next is what the agent and the next plan take.
+    # The agent and the next plan use the strategy that each plan lists as next.
     assert (first, second, third) == ("ddp", plans[0]["memory"]["next"], plans[1]["memory"]["next"])
     assert second == "deepspeed_stage_1"
     assert [event["verdict"] for event in events_of(directory, "rank_failed")] == [
@@ -87,31 +87,30 @@ def test_a_run_that_is_out_of_memory_goes_on_with_what_needs_less(tmp_path: Path
     assert {event["step"] for event in events_of(directory, "finished")} == {4}
     assert "is out of memory with ddp" in ended.output
     assert "next: `strategy: deepspeed_stage_1`" in ended.output
-    # What the plan expected of the strategy that came through stands beside what each rank needed: libraries that are
-    # loaded late and the allocator's slack come on top.
+    # The plan's estimate is compared with the measured memory, which includes libraries that are
+    # loaded late and the allocator's overhead.
     (memory,) = events_of(directory, "memory")
     last = events_of(directory, "planned")[-1]["plan"]["memory"]["assessments"]
     assert memory["planned"] == next(a["memory"] for a in last if a["name"] == third)
     assert memory["ranks"] == [0, 1, 2]
     planned = memory["planned"]["total"]
     assert all(0.7 * planned < peak < planned + (500 << 20) for peak in memory["measured"])
-    told = run_warm(launcher("report", directory.name, "--json"), tmp_path).check().output
-    found = json.loads(told[told.index("{") :])["attempts"][-1]["memory"]
+    output = run_warm(launcher("report", directory.name, "--json"), tmp_path).check().output
+    found = json.loads(output[output.index("{") :])["attempts"][-1]["memory"]
     assert found["measured"] == {str(rank): peak for rank, peak in enumerate(memory["measured"])}
     assert found["planned"] == planned
     assert strategies_in_record(directory) == [first, second]
     assert [event["ran_out"] for event in events_of(directory, "strategy_changed")] == [[first], [first, second]]
-    # What the user asked for stays in the run's config, by which `--resume auto` finds the run.
+    # The requested strategy stays in the run's config, by which `--resume auto` finds the run.
     assert "strategy: ddp\n" in (directory / "config.yaml").read_text()
 
 
 @pytest.mark.slow
-def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) -> None:
-    words = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448",
-             *TOY[2:],
-             "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
-             "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
-    command = torchrun(2, *words, options=("--max-restarts", "1"))
+def test_a_restart_by_torchrun_uses_the_next_strategy(tmp_path: Path) -> None:
+    arguments = ("fit", "--model", "tests.support.hungry.Hungry", "--model.content_from", "1", "--model.width", "1448",
+                 *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
+                 "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
+    command = torchrun(2, *arguments, options=("--max-restarts", "1"))
     ended = run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check()
     directory = only_run(tmp_path)
     plans = [event["plan"] for event in events_of(directory, "planned")]
@@ -119,17 +118,16 @@ def test_a_restart_by_torchrun_goes_on_with_the_next_strategy(tmp_path: Path) ->
     assert [plan["strategy"]["name"] for plan in plans] == ["ddp", following]
     (changed,) = events_of(directory, "strategy_changed")
     assert (changed["ran_out"], changed["strategy"]) == (["ddp"], following)
-    assert ended.output.count(f"ddp ran out of memory in this run: it goes on with {following}") == 1
+    assert ended.output.count(f"ddp ran out of memory in this run: it continues with {following}") == 1
     assert {event["step"] for event in events_of(directory, "finished")} == {4}
     assert stat.S_IMODE((directory / FILE_NAME).stat().st_mode) == 0o600
 
 
 @pytest.mark.slow
-def test_where_nothing_needs_less_there_is_no_restart(tmp_path: Path) -> None:
-    words = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom",
-                     "next",
-                     "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
-    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
+def test_without_a_smaller_strategy_there_is_no_restart(tmp_path: Path) -> None:
+    arguments = launcher("fit", "--model", "tests.support.hungry.Hungry", *TOY[2:], "--accelerator", "cpu", "--on_oom",
+                         "next", "--devices", "1", "--trainer.max_steps", "4")  # fmt: skip
+    ended = run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120).check(1)
     assert "is out of memory with single_device" in ended.output
     (event,) = events_of(only_run(tmp_path), "rank_failed")
     assert not event["restart"]

@@ -43,7 +43,7 @@ def found_in(output: str) -> list[Any]:
     return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
-# A notebook has computed something, with threads, before it trains; its model is defined in a cell.
+# The notebook has used threads before it trains, and its model is defined in a cell.
 _MODEL = """
 import copy, json, os
 import lightning.pytorch as pl
@@ -118,10 +118,10 @@ def test_a_notebook_trains_on_two_ranks_in_a_real_kernel(tmp_path: Path) -> None
     folders = {name: str(tmp_path / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2", **folders}
     command = [sys.executable, "-m", "tests.support.notebook_kernel", "cells"]
-    told = run(command, tmp_path, env=env, timeout=280).check(0).output
+    shown = run(command, tmp_path, env=env, timeout=280).check(0).output
     outputs = [re.sub(r"\x1b\[[\d;]*m", "", "".join(cell)) for cell in json.loads((tmp_path / "cells").read_text())]
     _, trained, looked, tested, by_hand, failed, refused, again = outputs
-    assert "2 x " in trained, told
+    assert "2 x " in trained, shown
     assert "ranks" in trained
     assert "this is a notebook" not in trained
     assert found_in(looked) == [
@@ -131,7 +131,7 @@ def test_a_notebook_trains_on_two_ranks_in_a_real_kernel(tmp_path: Path) -> None
     ((found, right),) = found_in(tested)
     assert found == pytest.approx(right), "the Trainer that came back evaluates on two ranks"
     assert found_in(by_hand) == [True], "each sample once, the gradients averaged over the ranks"
-    # The traceback of the rank is in the cell, to the line of the user's own.
+    # The cell shows the rank's traceback with the line of the user's code.
     assert "TrainingError: rank 1 (" in failed
     assert 'raise ValueError("the cell\'s own mistake")' in failed
     assert "UsageError: run 'first' exists already" in refused

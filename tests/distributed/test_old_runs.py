@@ -1,4 +1,4 @@
-"""Run directories that version 0.1.0 wrote before its modules were packages: they resume and report as they did there.
+"""Run directories that version 0.1.0 wrote before its modules were packages: they resume and report as before.
 
 `expected.json` holds what that version itself made of them: figures of `report` and `status`, and the metrics and
 weights after six more steps.
@@ -21,9 +21,9 @@ from tests.support.runs import train_on
 
 OLD = Path(__file__).resolve().parents[1] / "fixtures" / "runs_of_0_1"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
-# Where they were trained.
+# Folder in which they were trained.
 HOME = "/home/anna/project"
-# Texts may change, figures may not.
+# Texts may change, numbers may not.
 TEXTS = ("path", "detail")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The old project's folder, as its owner has it."""
+    """A copy of the old project's folder."""
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / "runs", *(tmp_path / "runs").rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
@@ -40,12 +40,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _said(project: Path, *arguments: str) -> Any:
+def _read_json(project: Path, *arguments: str) -> Any:
     return json.loads(run_warm(launcher(*arguments), project).check().output)
 
 
 def _figures(value: Any) -> Any:
-    """Without texts and times of this machine."""
+    """The values without texts and times."""
     if isinstance(value, dict):
         return {key: _figures(each) for key, each in value.items() if key not in TEXTS}
     return [_figures(each) for each in value] if isinstance(value, list) else value
@@ -53,14 +53,14 @@ def _figures(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["ddp-fp16", "zero-bf16"])
 def test_an_old_run_is_reported_with_the_same_figures(name: str, project: Path) -> None:
-    assert _figures(_said(project, "report", name, "--json")) == _figures(EXPECTED[name]["report"])
-    assert _figures(_said(project, "status", name, "--json")) == _figures(EXPECTED[name]["status"])
+    assert _figures(_read_json(project, "report", name, "--json")) == _figures(EXPECTED[name]["report"])
+    assert _figures(_read_json(project, "status", name, "--json")) == _figures(EXPECTED[name]["status"])
     page = run_warm(launcher("report", name), project).check()
     assert (project / "runs" / name / "report.html").stat().st_size > 10_000, page.output
 
 
 @pytest.mark.parametrize("name", ["ddp-fp16", "zero-bf16"])
-def test_an_old_run_goes_on_as_it_did(name: str, project: Path) -> None:
+def test_an_old_run_resumes_as_before(name: str, project: Path) -> None:
     length = ("--trainer.max_epochs", "3", "--trainer.max_steps", "14")
     arguments = ("fit", "--config", f"runs/{name}/config.yaml", "--resume", "auto", *length)
     output = train_on(2, arguments, project, {"OMP_NUM_THREADS": "1"}).check().output
@@ -68,23 +68,23 @@ def test_an_old_run_goes_on_as_it_did(name: str, project: Path) -> None:
     assert f"resuming from {last}" in output
     [*_, finished] = [e for e in read_events(project / "runs" / name / "events.jsonl") if e["kind"] == "finished"]
     assert finished["step"] == 14
-    # CPUs differ in the last digits.
+    # The last digits depend on the CPU.
     assert finished["metrics"] == pytest.approx(EXPECTED[name]["metrics"], rel=2e-2)
     content = read_consolidated(last) if last.is_dir() else torch.load(last, weights_only=False)
     sums = {key: float(value.detach().float().abs().sum()) for key, value in content["state_dict"].items()}
     assert sums == pytest.approx(EXPECTED[name]["weights"], rel=1e-2)
     plan = json.loads((project / "runs" / name / "plan.json").read_text())
     assert plan["precision"] == EXPECTED[name]["report"]["figures"]["precision"]
-    # The W&B run is the same one.
+    # The W&B run is the same.
     assert (project / "runs" / name / "wandb" / "run_id").read_text() == (
         OLD / "runs" / name / "wandb" / "run_id"
     ).read_text()
 
 
 def test_old_submissions_and_sweeps_are_found(project: Path) -> None:
-    status = _said(project, "status", "submitted", "--json")
+    status = _read_json(project, "status", "submitted", "--json")
     assert (status["state"], status["step"], status["job"]) == ("done", 8, "local 5047")
-    members = _said(project, "status", "sw", "--json")
+    members = _read_json(project, "status", "sw", "--json")
     assert [member["run"]["name"] for member in members] == ["sw-0", "sw-1"]
     assert [member["settings"] for member in members] == [{"model.init_args.lr": 0.01}, {"model.init_args.lr": 0.1}]
     assert "step 8/8" in run_warm(launcher("logs", "submitted"), project).check().output

@@ -1,4 +1,4 @@
-"""Folders in the working directory that have the names of the launcher's own packages."""
+"""Folders in the working directory with the names of the launcher's packages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _folders(place: Path, *names: str) -> None:
 
 
 @pytest.mark.slow
-def test_they_are_not_imported_by_the_console_script_its_background_run_and_its_ranks(tmp_path: Path) -> None:
+def test_folders_are_not_imported_by_the_console_script_its_background_run_and_its_ranks(tmp_path: Path) -> None:
     _folders(tmp_path, "strategies", "slurm", "launcher")
     script = str(Path(sys.executable).with_name("launcher"))
     run([script, "submit", "--cluster", "local", *_FIT, "--devices", "2"], tmp_path, timeout=180).check()
@@ -46,20 +46,20 @@ def test_they_are_not_imported_by_the_console_script_its_background_run_and_its_
 
 
 @pytest.mark.slow
-def test_they_are_not_imported_under_torchrun(tmp_path: Path) -> None:
-    # `-m` itself takes a folder named launcher first, before anything of ours runs.
+def test_folders_are_not_imported_under_torchrun(tmp_path: Path) -> None:
+    # `-m` imports a folder named launcher before any code of the launcher runs.
     _folders(tmp_path, "strategies", "slurm")
     run(torchrun(1, "fit", *_FIT), tmp_path, timeout=180).check()
     assert [event["step"] for event in events_of(tmp_path / "runs" / "it", "finished")] == [2]
 
 
-def test_a_slurm_task_does_not_look_in_the_working_directory_first(tmp_path: Path) -> None:
+def test_a_slurm_task_does_not_search_the_working_directory_first(tmp_path: Path) -> None:
     script = JobExecutor(SlurmJob("it"), tmp_path, "/a b/python").batch_script()
     assert "'/a b/python' -P -u -m submitit.core._submit" in script
 
 
 @pytest.mark.parametrize("path", ["strategies.dqn.Net", "strategies.Net", "uses_it.Net"])
-def test_a_class_in_such_a_folder_is_refused_with_the_folders_name(
+def test_a_class_in_such_a_folder_is_rejected_with_the_folders_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     (tmp_path / "strategies").mkdir()
@@ -71,7 +71,7 @@ def test_a_class_in_such_a_folder_is_refused_with_the_folders_name(
     assert problem.message.startswith(f"{tmp_path}/strategies has the name of one of the launcher's own packages")
 
 
-def test_a_package_of_such_a_name_that_came_first_is_told(tmp_path: Path) -> None:
+def test_a_package_of_such_a_name_that_was_imported_first_is_reported(tmp_path: Path) -> None:
     _folders(tmp_path, "slurm")
     (tmp_path / "slurm" / "__init__.py").write_text("")
     ended = run([sys.executable, "-c", "import slurm, launcher"], tmp_path).check(1)

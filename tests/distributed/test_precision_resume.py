@@ -1,4 +1,4 @@
-"""Real runs that go on in the checkpoint's precision or in another: what is told, and what the loss scale does."""
+"""Real runs that resume in the checkpoint's precision or in another one: notices and loss scale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.runs import TOY, toy_env
 
 pytestmark = pytest.mark.slow
 
-# All runs in one process, as each process spends seconds on imports.
+# All runs in one process, because imports take seconds in each.
 _SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -118,21 +118,19 @@ def runs(output: str) -> Mapping[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def saved(output: str) -> list[Any]:
-    """The loss scale of the first run's checkpoint, the same moved by hand, and the checkpoint's own record."""
+    """The loss scale of the first run's checkpoint, a changed copy, and the checkpoint's precision record."""
     (line,) = (line for line in output.splitlines() if line.startswith("SAVED"))
     return json.loads(line.split(" ", 1)[1])
 
 
 @pytest.mark.case(21)
-def test_a_checkpoint_says_what_it_was_trained_in(saved: list[Any]) -> None:
+def test_a_checkpoint_records_its_precision(saved: list[Any]) -> None:
     assert saved[2] == {"precision": "16-mixed", "strategy": "single_device", "world_size": 1}
 
 
 @pytest.mark.case(21)
 @pytest.mark.parametrize(("name", "which"), [("same", 0), ("same-moved", 1), ("not-refused", 0)])
-def test_the_loss_scale_goes_on_exactly_where_it_was(
-    runs: Mapping[str, Any], saved: list[Any], name: str, which: int
-) -> None:
+def test_the_loss_scale_is_restored_exactly(runs: Mapping[str, Any], saved: list[Any], name: str, which: int) -> None:
     found = runs[name]
     assert (found["precision"], found["steps"], found["error"]) == ("16-mixed", 8, None)
     assert found["state"] == saved[which]
@@ -143,9 +141,9 @@ def test_the_loss_scale_goes_on_exactly_where_it_was(
 @pytest.mark.parametrize(
     ("name", "before", "now", "scale"),
     [
-        ("to-bf16", "16-mixed", "bf16-mixed", "; its loss scale is not needed any more"),
-        ("to-fp16", "bf16-mixed", "16-mixed", "; the loss scale starts afresh"),
-        ("to-32", "16-mixed", "32-true", "; its loss scale is not needed any more"),
+        ("to-bf16", "16-mixed", "bf16-mixed", "; its loss scale is no longer needed"),
+        ("to-fp16", "bf16-mixed", "16-mixed", "; the loss scale starts anew"),
+        ("to-32", "16-mixed", "32-true", "; its loss scale is no longer needed"),
     ],
 )
 def test_another_precision_is_one_notice_and_one_event_with_both(
@@ -161,7 +159,7 @@ def test_another_precision_is_one_notice_and_one_event_with_both(
 
 
 @pytest.mark.case(21)
-def test_a_change_that_is_an_error_stops_before_anything_is_made(runs: Mapping[str, Any]) -> None:
+def test_an_invalid_change_stops_before_files_are_written(runs: Mapping[str, Any]) -> None:
     found = runs["refused"]
     assert "the checkpoint was trained in 16-mixed, this run trains in bf16-mixed" in found["error"]
     assert found["made"] is False
@@ -177,10 +175,20 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
 
 @pytest.mark.case(21)
 @pytest.mark.usefixtures("output")
-def test_on_the_command_line_it_is_exit_code_2_and_the_run_stays_as_it_was(folder: Path) -> None:
+def test_an_invalid_change_on_the_command_line_is_exit_code_2_and_the_run_is_unchanged(folder: Path) -> None:
     before = contents(folder / "runs")
-    words = (*TOY, "--name", "fp16", "--resume", "auto", "--precision", "bf16-mixed", "--on_precision_change", "error")
-    text = run_warm(launcher(*words), folder, env=toy_env(folder / "trace-of-none")).check(2).output
+    arguments = (
+        *TOY,
+        "--name",
+        "fp16",
+        "--resume",
+        "auto",
+        "--precision",
+        "bf16-mixed",
+        "--on_precision_change",
+        "error",
+    )
+    text = run_warm(launcher(*arguments), folder, env=toy_env(folder / "trace-of-none")).check(2).output
     assert "the checkpoint was trained in 16-mixed, this run trains in bf16-mixed" in text
     assert "Traceback" not in text
     assert contents(folder / "runs") == before
@@ -188,7 +196,7 @@ def test_on_the_command_line_it_is_exit_code_2_and_the_run_stays_as_it_was(folde
 
 @pytest.mark.case(22)
 @pytest.mark.parametrize(("name", "before"), [("auto-fp16", "16-mixed"), ("auto-bf16", "bf16-mixed")])
-def test_auto_goes_on_in_the_checkpoints_precision(
+def test_auto_resumes_in_the_checkpoints_precision(
     runs: Mapping[str, Any], saved: list[Any], name: str, before: str
 ) -> None:
     found = runs[name]
@@ -199,7 +207,9 @@ def test_auto_goes_on_in_the_checkpoints_precision(
 
 @pytest.mark.case(21)
 @pytest.mark.parametrize("name", [*DAMAGED, "scale-missing"])
-def test_a_damaged_or_missing_loss_scale_is_one_notice_and_a_fresh_one(runs: Mapping[str, Any], name: str) -> None:
+def test_a_damaged_or_missing_loss_scale_is_one_notice_and_starts_at_the_initial_one(
+    runs: Mapping[str, Any], name: str
+) -> None:
     found = runs[name]
     assert (found["error"], found["precision"], found["steps"]) == (None, "16-mixed", 8)
     assert found["state"]["scale"] == FRESH
@@ -210,7 +220,7 @@ def test_a_damaged_or_missing_loss_scale_is_one_notice_and_a_fresh_one(runs: Map
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_damaged_record_of_the_precision_is_one_notice_and_the_content_decides(
+def test_a_damaged_precision_record_is_one_notice_and_the_contents_decide(
     runs: Mapping[str, Any], saved: list[Any], name: str
 ) -> None:
     found = runs[name]
@@ -221,11 +231,13 @@ def test_a_damaged_record_of_the_precision_is_one_notice_and_the_content_decides
     assert notice.endswith("; its content shows 16-mixed")
 
 
-def test_a_checkpoint_without_a_record_is_judged_by_its_loss_scale(runs: Mapping[str, Any], saved: list[Any]) -> None:
+def test_the_precision_of_a_checkpoint_without_a_record_comes_from_its_loss_scale(
+    runs: Mapping[str, Any], saved: list[Any]
+) -> None:
     found = runs["no-record"]
     assert (found["precision"], found["state"], found["notices"]) == ("16-mixed", saved[1], [])
 
 
-def test_a_checkpoint_that_says_nothing_is_gone_on_from_in_what_auto_takes(runs: Mapping[str, Any]) -> None:
+def test_a_checkpoint_without_a_known_precision_resumes_in_autos_precision(runs: Mapping[str, Any]) -> None:
     found = runs["nothing-known"]
     assert (found["precision"], found["steps"], found["notices"], found["changed"]) == ("32-true", 8, [], [])

@@ -1,4 +1,4 @@
-"""What the plan says about precision is what Lightning then trains in."""
+"""Lightning trains in the precision of the plan."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import json, os, sys
 from launcher import fit, load_config
 
 for precision in sys.argv[1:]:
-    words = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
+    arguments = ["--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled",
              "--name", precision,
              "--precision", precision, "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false",
              "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]"]
-    result = fit(load_config(overrides=words))
+    result = fit(load_config(overrides=arguments))
     planned = [precision, result.plan.precision, result.plan.has_loss_scale]
     print("FOUND", json.dumps(planned), open(os.environ["PROBE"]).read())
 """
@@ -54,7 +54,7 @@ def test_each_precision_that_a_cpu_can_run_is_trained_as_planned(tmp_path: Path)
 
 
 def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> None:
-    words = (
+    arguments = (
         *TOY,
         "--precision",
         "16-mixed",
@@ -64,19 +64,19 @@ def test_fp16_on_two_cpu_ranks_has_a_real_gradient_scaler(tmp_path: Path) -> Non
         "[{class_path: tests.support.toy.Probe}]",
     )
     env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
-    output = train_on(2, words, tmp_path, env).check().output
+    output = train_on(2, arguments, tmp_path, env).check().output
 
     precision, dtype, scale, strategy = json.loads((tmp_path / "probe").read_text())
     assert (precision, dtype, strategy) == ("16-mixed", "torch.float16", "DeterministicDDPStrategy")
-    # It starts at 65536 and has halved if the first step overflowed.
+    # It starts at 65536 and is halved if the first step overflows.
     assert scale in (65536.0, 32768.0)
     assert "on a CPU 16-mixed is for debugging" in output
 
 
-def test_a_wish_for_mixed_precision_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
-    words = (*TOY, "--use_amp", "true", "--trainer.max_steps", "2")
-    output = run_warm(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
+def test_use_amp_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> None:
+    arguments = (*TOY, "--use_amp", "true", "--trainer.max_steps", "2")
+    output = run_warm(launcher(*arguments), tmp_path, env=toy_env(tmp_path / "trace")).check().output
 
-    assert output.count("notice: use_amp was wished for") == 1
+    assert output.count("notice: use_amp was requested") == 1
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["precision"] == "32-true"

@@ -16,19 +16,19 @@ from tests.support.runs import REPOSITORY
 pytestmark = pytest.mark.slow
 
 
-def findings(*words: str, how: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+def findings(*arguments: str, how: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     parser = argparse.ArgumentParser()
     add_preflight_arguments(parser)
     command = (sys.executable, "-m", "tests.support.slow_preflight_rank", *how)
-    return list(preflight(parser.parse_args([*words, "--cpu"]), command))
+    return list(preflight(parser.parse_args([*arguments, "--cpu"]), command))
 
 
-def test_one_slow_rank_of_three_is_named_and_all_reduce_and_exchange_are_measured(
+def test_one_slow_rank_of_three_is_reported_and_all_reduce_and_exchange_are_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    # Others on this machine slow down any rank by a few times; this one does twenty times the work.
+    # Other processes may slow down any rank by a small factor; this rank does twenty times the work.
     found = findings("--nproc-per-node", "3", "--slow-factor", "6", how=("slow", "1"), monkeypatch=monkeypatch)
     slow = [f for f in found if f.status != "ok"]
     assert [f.name for f in slow] == ["matmul"], found
@@ -38,7 +38,7 @@ def test_one_slow_rank_of_three_is_named_and_all_reduce_and_exchange_are_measure
     assert list(tmp_path.iterdir()) == [], "nothing is left of it"
 
 
-def test_a_rank_that_dies_is_a_failure_with_its_last_words_and_the_others_are_ended(
+def test_a_killed_rank_is_a_failure_with_its_last_lines_and_the_others_are_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("launcher.doctor.preflight_node._GRACE", 1.0)
@@ -50,8 +50,8 @@ def test_a_rank_that_dies_is_a_failure_with_its_last_words_and_the_others_are_en
     assert "ranks" not in [f.name for f in found if f.status == "ok"]
 
 
-def test_the_command_itself_with_one_rank(tmp_path: Path) -> None:
+def test_the_command_with_one_rank(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launcher", "doctor", "--nproc-per-node", "1", "--cpu"]
-    said = run(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}).output
-    assert "ok       matmul" in said
-    assert "GFLOP/s a rank in fp32" in said
+    output = run(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}).output
+    assert "ok       matmul" in output
+    assert "GFLOP/s a rank in fp32" in output

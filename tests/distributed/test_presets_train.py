@@ -1,4 +1,4 @@
-"""Every preset trains: a few steps of a user's own model, on as many CPU ranks as the preset is for."""
+"""Every preset trains: a few steps of a user's model, on the preset's number of CPU ranks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_a_preset_is_written_and_trains(tmp_path: Path, preset: str) -> None:
     env = toy_env(tmp_path / "trace")
     run_warm(launcher("init", "--yes", "--preset", preset, *_MODEL, *_FEW), tmp_path, env=env).check()
     ranks = _RANKS.get(preset, 2)
-    words = ("fit", "--config", "run.yaml")
-    train_on(ranks, words, tmp_path, env, preloaded=DEEPSPEED if preset.startswith("zero") else ()).check()
+    arguments = ("fit", "--config", "run.yaml")
+    train_on(ranks, arguments, tmp_path, env, preloaded=DEEPSPEED if preset.startswith("zero") else ()).check()
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["world_size"] == ranks
 

@@ -19,13 +19,13 @@ SETTINGS = (*TOY, "--name", "it", "--global_batch_size", "8", "--trainer.log_eve
 NASTY = '"><script>document.title="run"</script><img src="http://192.0.2.1/x" onerror="document.title=1"></svg>'
 
 
-def _report(cwd: Path, *words: str) -> Path:
-    output = run_warm(launcher("report", *words), cwd).check().output
+def _report(cwd: Path, *arguments: str) -> Path:
+    output = run_warm(launcher("report", *arguments), cwd).check().output
     return Path(output.splitlines()[-1])
 
 
 def _contrast(page: Page, selector: str, attribute: str) -> float:
-    """The least contrast of WCAG 2 of these elements against their section, and that there are some."""
+    """The smallest WCAG 2 contrast of these elements with their section; there must be some."""
     found: Sequence[Sequence[str]] = page.evaluate(
         f"""[...document.querySelectorAll({selector!r})].map(e => [getComputedStyle(e)[{attribute!r}],
              getComputedStyle(e.closest('section')).backgroundColor])"""
@@ -46,7 +46,7 @@ def _contrast(page: Page, selector: str, attribute: str) -> float:
 
 
 def _pictures(page: Page, file: Path) -> list[float]:
-    """For each picture the share of its pixels that are not its background."""
+    """For each plot the share of pixels that are not background."""
     boxes = page.evaluate(
         """[...document.querySelectorAll('.plot svg')].map(e => { const b = e.getBoundingClientRect();
              return [b.x + scrollX, b.y + scrollY, b.width, b.height] })"""
@@ -60,11 +60,11 @@ def _pictures(page: Page, file: Path) -> list[float]:
     return shares
 
 
-def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_browser(tmp_path: Path) -> None:
-    words = (*SETTINGS, "--precision", "16-mixed", "--trainer.max_epochs", "3")
+def test_a_resumed_fp16_run_of_two_ranks_is_reported_in_a_browser(tmp_path: Path) -> None:
+    arguments = (*SETTINGS, "--precision", "16-mixed", "--trainer.max_epochs", "3")
     env = toy_env(tmp_path / "trace")
-    train_on(2, (*words, "--model.signal_at", "7"), tmp_path, env).check(130)
-    train_on(2, (*words, "--resume", "auto"), tmp_path, env).check()
+    train_on(2, (*arguments, "--model.signal_at", "7"), tmp_path, env).check(130)
+    train_on(2, (*arguments, "--resume", "auto"), tmp_path, env).check()
     directory = tmp_path / "runs" / "it"
     skipped = events_of(directory, "ranks")[-1]["skipped_steps"][0]
     assert skipped > 0, "the toy overflows"
@@ -93,7 +93,7 @@ def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_brow
         light, dark = (matplotlib.image.imread(tmp_path / f"{s}.png")[:, :, :3].mean() for s in ("light", "dark"))
         assert light > 0.8
         assert dark < 0.3
-        # Folded parts are printed, and nothing is cut off at the side of a narrow window.
+        # Collapsed parts are printed, and a narrow window has no horizontal overflow.
         assert page.evaluate("document.querySelector('details table').getBoundingClientRect().height") == 0
         page.show_as("dark", media="print")
         assert page.evaluate("document.querySelector('details table').getBoundingClientRect().height") > 20
@@ -106,15 +106,15 @@ def test_an_fp16_run_of_two_ranks_that_was_stopped_and_went_on_is_told_in_a_brow
         assert page.requests == [report.as_uri()]
 
 
-def test_a_run_that_failed_and_a_run_with_markup_in_its_names_are_compared_in_a_browser(tmp_path: Path) -> None:
-    words = (*SETTINGS, "--trainer.max_epochs", "1", "--model.raise_at", "3", "--model.by_rank", "1")
-    train_on(2, words, tmp_path, toy_env(tmp_path / "trace")).check(1)
+def test_a_failed_run_and_a_run_with_markup_in_its_names_are_compared_in_a_browser(tmp_path: Path) -> None:
+    arguments = (*SETTINGS, "--trainer.max_epochs", "1", "--model.raise_at", "3", "--model.by_rank", "1")
+    train_on(2, arguments, tmp_path, toy_env(tmp_path / "trace")).check(1)
     made = MadeRun(tmp_path / "runs" / "<b>made", model={"class_path": NASTY})
     made.start(versions={NASTY: NASTY}, host=NASTY)
     for step in (10, 20, 30):
-        made.tell("step", 1, step=step, seconds_per_step=0.1, metrics={"loss" + NASTY: 2.0})
+        made.write_event("step", 1, step=step, seconds_per_step=0.1, metrics={"loss" + NASTY: 2.0})
         made.ranks(step)
-    made.tell("failed", error=NASTY)
+    made.write_event("failed", error=NASTY)
 
     with browser(tmp_path / "profile") as page:
         page.open(_report(tmp_path, "it"))

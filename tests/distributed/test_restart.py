@@ -1,4 +1,4 @@
-"""Under `torchrun --max-restarts` a killed rank is replaced, and the run goes on from its last checkpoint."""
+"""Under `torchrun --max-restarts` a killed rank is replaced, and the run continues from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_is_replaced_and_the_run_goes_on_in_its_own_directory(tmp_path: Path, victim: int) -> None:
-    words = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--checkpoint.every_n_steps", "2",
-             "--model.kill_at", "5", "--model.by_rank", str(victim),
-             *(PERSISTENT if victim else WORKERS))  # fmt: skip
-    command = torchrun(2, *words, options=("--max-restarts", "1"))
+def test_a_killed_rank_is_replaced_and_the_run_continues_in_its_directory(tmp_path: Path, victim: int) -> None:
+    arguments = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "2", "--checkpoint.every_n_steps", "2",
+                 "--model.kill_at", "5", "--model.by_rank", str(victim),
+                 *(PERSISTENT if victim else WORKERS))  # fmt: skip
+    command = torchrun(2, *arguments, options=("--max-restarts", "1"))
     run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check()
 
     directory = only_run(tmp_path)
@@ -25,7 +25,7 @@ def test_a_killed_rank_is_replaced_and_the_run_goes_on_in_its_own_directory(tmp_
     assert [event["restart_count"] for event in attempts] == [0, 1]
     assert attempts[0]["attempt"] != attempts[1]["attempt"]
     assert attempts[0]["wandb_id"] == attempts[1]["wandb_id"]
-    # Step 5 was begun, 4 was saved: 4 and 5 come again, then all the rest, each sample once an epoch.
+    # Step 5 had started and 4 was saved: 4 and 5 are repeated, then the rest follows, each sample once in an epoch.
     steps = [step for step, _, _ in read_trace(tmp_path / "trace", 1 - victim)]
     assert steps == [0, 1, 2, 3, 4, 5, *range(4, 16)]
     assert events_of(directory, "finished")[0]["step"] == 16

@@ -1,4 +1,4 @@
-"""Random programs that break off and go on, on two real ranks."""
+"""Random programs that are interrupted and resumed, on two real ranks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.runs import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 _RANKS = 2
-# LAUNCHER_RESUME_PROGRAMS=500 plays more of them.
+# LAUNCHER_RESUME_PROGRAMS=500 runs more of them.
 _COUNT = int(os.environ.get("LAUNCHER_RESUME_PROGRAMS", "12"))
 _ON_ONE = [seed for seed in range(_COUNT) if is_placed(random_program(seed))]
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder, and what each of two ranks found of each seed; one start for all tests of this file."""
+    """The folder, and the results of two ranks for each seed; one start for all tests of this file."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def one(rank: int) -> None:
@@ -38,17 +38,17 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
 
 
 @pytest.mark.parametrize("seed", range(_COUNT))
-def test_on_every_rank_going_on_equals_the_uninterrupted_run_or_rank_zero_says_before_what_does_not(
+def test_on_every_rank_a_resumed_run_equals_the_uninterrupted_one_or_rank_zero_reports_the_difference(
     played: tuple[Path, list[dict[str, Any]]], seed: int
 ) -> None:
     program = random_program(seed)
-    told = played[1][0][str(seed)]["told"]
-    wrong = [judged(program, rank[str(seed)]["found"], told) for rank in played[1]]
+    notices = played[1][0][str(seed)]["notices"]
+    wrong = [judged(program, rank[str(seed)]["found"], notices) for rank in played[1]]
     assert wrong == [[], []], program
 
 
 @pytest.mark.parametrize("seed", _ON_ONE)
-def test_one_rank_goes_on_with_the_samples_that_two_have_left(
+def test_one_rank_resumes_with_the_samples_that_two_ranks_have_not_used(
     played: tuple[Path, list[dict[str, Any]]], seed: int
 ) -> None:
     program = random_program(seed)

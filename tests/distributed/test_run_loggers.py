@@ -67,7 +67,7 @@ def test_each_logger_receives_rows_alerts_and_the_summary(tmp_path: Path, ranks:
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "WANDB_MODE": mode, "MLFLOW_ALLOW_FILE_STORE": "true"}
     ended = train_on(ranks, ("fit", "--config", "c.yaml"), tmp_path, env).check()
     assert "did not accept" not in ended.output
-    # 16 samples in batches of 2: the rows are at the steps of the user's own.
+    # 16 samples in batches of 2: the rows have the steps of the user's rows.
     steps = list(range(1, 16 // 2 // ranks, 2))
     best = str(next((only_run(tmp_path) / "checkpoints").glob("epoch*.ckpt")))
     alert = "step 2: the loss scale stays at its floor: "

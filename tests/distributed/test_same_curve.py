@@ -31,7 +31,7 @@ def test_the_loss_curve_is_the_same_on_one_two_and_three_ranks(tmp_path: Path) -
         train_on(ranks, SETTINGS, tmp_path, toy_env(trace)).check()
         curves[ranks] = _steps(trace, ranks)
 
-    # 66 samples are 5 global batches of 12; batch_size 4 lets a rank take 4 at once, so one rank accumulates 3 times.
+    # 66 samples are 5 global batches of 12; batch_size 4 is the micro batch, so one rank accumulates 3 times.
     assert len(curves[1]) == 15
     for ranks in (2, 3):
         for (alone, alone_loss), (shared, shared_loss) in zip(curves[1], curves[ranks], strict=True):

@@ -1,4 +1,4 @@
-"""A signal that a scheduler sends to every process of a job: the ranks save, whoever else got it."""
+"""A signal that a scheduler sends to every process of a job: the ranks save."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MODEL = ("fit", *TOY, "--model", "tests.support.slurm_paced.Scheduled", *PERSIST
          "--nproc-per-node", "2", "--global_batch_size", "8", "--trainer.max_epochs", "2", "--name", "it")  # fmt: skip
 
 
-def test_neither_the_fork_server_nor_loader_workers_take_the_ranks_with_them(tmp_path: Path) -> None:
-    def train(folder: str, *words: str, code: int = 0) -> None:
+def test_fork_server_and_loader_workers_survive_a_signal_to_every_process(tmp_path: Path) -> None:
+    def train(folder: str, *arguments: str, code: int = 0) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
         env = toy_env(tmp_path / f"trace-{folder}")
-        run_warm(launcher(*MODEL, *words), tmp_path / folder, env=env, timeout=150).check(code)
+        run_warm(launcher(*MODEL, *arguments), tmp_path / folder, env=env, timeout=150).check(code)
 
     train("whole")
     train("parts", "--model.term_at", "9", code=143)

@@ -1,4 +1,4 @@
-"""Scripts that go on after a training that failed, or that a signal ends: on two ranks, as plain Lightning's do."""
+"""Scripts that continue after a failed training, or that a signal ends: on two ranks, as with plain Lightning."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ for name in ("everywhere", "fine", "on-rank-1", "never"):
 """
 
 
-def test_ranks_that_all_fail_go_on_together_and_one_that_fails_alone_is_named_to_the_others(tmp_path: Path) -> None:
+def test_ranks_that_all_fail_continue_together_and_one_failed_rank_is_reported_to_the_others(tmp_path: Path) -> None:
     output = script(tmp_path, _SWEEP, code=1).output
-    told = found_in(output)
-    assert sorted(end["rank"] for end in told if end.get("caught") == "everywhere") == [0, 1]
-    assert sorted(end["steps"] for end in told if end.get("name") == "fine") == [8, 8]
-    assert len({end["pid"] for end in told}) == 2, "the ranks are made once"
-    assert not any(end["group"] for end in told if "caught" in end)
-    # Rank zero is in a collective until the other has ended, and its script does not catch that it lost it.
+    results = found_in(output)
+    assert sorted(end["rank"] for end in results if end.get("caught") == "everywhere") == [0, 1]
+    assert sorted(end["steps"] for end in results if end.get("name") == "fine") == [8, 8]
+    assert len({end["pid"] for end in results}) == 2, "the ranks are started once"
+    assert not any(end["group"] for end in results if "caught" in end)
+    # Rank zero is in a collective until the other rank has ended, and its script does not catch the lost connection.
     last = next(line for line in reversed(output.splitlines()) if "Error: " in line)
     assert "launcher.core.errors.TrainingError: rank 1 (" in last
     assert last.endswith(") failed first: Diverges: on-rank-1")
-    assert not any(end.get("name") == "never" or end.get("caught") == "on-rank-1" for end in told)
+    assert not any(end.get("name") == "never" or end.get("caught") == "on-rank-1" for end in results)
     assert {event["rank"] for event in events_of(tmp_path / "runs" / "everywhere", "failed")} == {0, 1}
 
 
@@ -83,11 +83,11 @@ for name in ("first", "second"):
 """
 
 
-def test_a_rank_that_does_not_leave_a_failed_training_is_ended_and_the_next_training_names_it(tmp_path: Path) -> None:
-    told = found_in(script(tmp_path, _STUCK).output)
-    assert [(end["name"], end["rank"]) for end in told] == [("first", "0"), ("second", "0")]
-    assert told[0]["error"] == "TrainingError: on rank 0"
-    assert told[1]["error"].startswith("AgreementError: rank 1 of this script ended with exit code -")
+def test_a_rank_that_stays_in_a_failed_training_is_ended_and_the_next_training_reports_it(tmp_path: Path) -> None:
+    results = found_in(script(tmp_path, _STUCK).output)
+    assert [(end["name"], end["rank"]) for end in results] == [("first", "0"), ("second", "0")]
+    assert results[0]["error"] == "TrainingError: on rank 0"
+    assert results[1]["error"].startswith("AgreementError: rank 1 of this script ended with exit code -")
 
 
 _TOLERANT = """
@@ -132,7 +132,7 @@ for name in ("first", "second"):
         pytest.param(signal.SIGTERM, 1, True, 77, id="SIGTERM with a handler of the script's"),
     ],
 )
-def test_a_signal_ends_a_script_that_goes_on_after_errors(
+def test_a_signal_ends_a_script_that_continues_after_errors(
     tmp_path: Path, number: int, ranks: int, own: bool, code: int
 ) -> None:
     def on_line(line: str, group: int) -> None:
@@ -140,8 +140,10 @@ def test_a_signal_ends_a_script_that_goes_on_after_errors(
             os.killpg(group, number)
 
     (tmp_path / "train.py").write_text(HEAD + _TOLERANT)
-    words = [sys.executable, "train.py", str(ranks), *(["own"] if own else [])]
-    output = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120, on_line=on_line).check(code).output
+    arguments = [sys.executable, "train.py", str(ranks), *(["own"] if own else [])]
+    output = (
+        run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=120, on_line=on_line).check(code).output
+    )
     assert [end for end in found_in(output) if "name" in end] == []
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == ["first"]
     assert (tmp_path / "runs" / "first" / "checkpoints" / "last.ckpt").is_file()
@@ -163,13 +165,13 @@ if os.environ.get("RANK") == "1":
 """
 
 
-def test_ctrl_c_to_rank_zero_alone_ends_its_wait_for_a_rank_that_is_late(tmp_path: Path) -> None:
+def test_ctrl_c_to_rank_zero_only_ends_its_wait_for_a_late_rank(tmp_path: Path) -> None:
     def on_line(line: str, process: int) -> None:
         if line.startswith("waits"):
             os.kill(process, signal.SIGINT)
 
     text = 'coordinator(precision="32", devices=2).train(Toy(), ToyData(), **QUIET)\n'
     (tmp_path / "train.py").write_text(_LATE + HEAD + text)
-    words = [sys.executable, "train.py"]
-    ended = run_warm(words, tmp_path, env=toy_env(tmp_path / "trace"), timeout=100, on_line=on_line).check(130)
+    arguments = [sys.executable, "train.py"]
+    ended = run_warm(arguments, tmp_path, env=toy_env(tmp_path / "trace"), timeout=100, on_line=on_line).check(130)
     assert "Traceback" not in ended.output

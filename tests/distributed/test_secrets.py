@@ -1,4 +1,4 @@
-"""Real runs with a canary among their settings: it is in none of their files, W&B's included, nor on the terminal."""
+"""Real runs with a secret in their settings: no file, including W&B's, and no terminal output contains it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Count(Callback):
     def __init__(self, api_key: int = 0) -> None:
         pass
 """
-WORDS = ("--model", "mine.Model", "--data", "mine.ToyData", "--name", "a", "--trainer.max_epochs", "1", "--accelerator",
-         "cpu", "--trainer.limit_train_batches", "2", "--wandb.mode", "offline")  # fmt: skip
+ARGUMENTS = ("--model", "mine.Model", "--data", "mine.ToyData", "--name", "a", "--trainer.max_epochs", "1",
+             "--accelerator", "cpu", "--trainer.limit_train_batches", "2", "--wandb.mode", "offline")  # fmt: skip
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def cwd(tmp_path: Path) -> Path:
 
 
 def holders(folder: Path) -> list[Path]:
-    """Files that hold the canary, W&B's records looked through one by one."""
+    """Files that contain the secret; W&B's records are decoded."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     assert files
     plain = [path for path in files if CANARY.encode() in path.read_bytes() and path.name != "given.yaml"]
@@ -51,8 +51,8 @@ def test_a_secret_is_nowhere_in_a_run(cwd: Path, ranks: int) -> None:
     (cwd / "given.yaml").write_text(
         f"model: {{init_args: {{hub: {{password: {CANARY}, uri: 'db://me:{CANARY}@host/x'}}}}}}\n"
     )
-    words = (*WORDS, "--config", "given.yaml", "--model.hf_token", CANARY)
-    done = train_on(ranks, ["fit", *words], cwd, env).check()
+    arguments = (*ARGUMENTS, "--config", "given.yaml", "--model.hf_token", CANARY)
+    done = train_on(ranks, ["fit", *arguments], cwd, env).check()
     assert CANARY not in done.output
     assert holders(cwd) == []
     assert "hyperparameter hf_token, hub.password, hub.uri is hidden in them" in " ".join(done.output.split())
@@ -60,9 +60,9 @@ def test_a_secret_is_nowhere_in_a_run(cwd: Path, ranks: int) -> None:
     stored = (cwd / "runs/a/config.yaml").read_text()
     assert "hf_token: ${oc.env:LAUNCHER_SECRET_MODEL_INIT_ARGS_HF_TOKEN}" in stored
 
-    # The same command line goes on with the run, and so does another token.
+    # The same command line resumes the run, and so does one with another token.
     more = ("--resume", "auto", "--trainer.max_epochs", "2")
-    changed = [word.replace("token", "TOKEN") if word == CANARY else word for word in words]
+    changed = [word.replace("token", "TOKEN") if word == CANARY else word for word in arguments]
     again = train_on(ranks, ["fit", *changed, *more], cwd, env).check()
     assert "resuming from" in again.output
     assert holders(cwd) == []
@@ -76,17 +76,17 @@ def test_a_secret_is_nowhere_in_a_run(cwd: Path, ranks: int) -> None:
 def test_an_error_does_not_show_a_secret(cwd: Path) -> None:
     env = {"PYTHONPATH": f"{cwd}{os.pathsep}{REPOSITORY}"}
     differ = start_by_hand(
-        [["fit", *WORDS, "--model.hf_token", f"{CANARY}{rank}", "--seed", str(rank)] for rank in range(2)], cwd, env
+        [["fit", *ARGUMENTS, "--model.hf_token", f"{CANARY}{rank}", "--seed", str(rank)] for rank in range(2)], cwd, env
     )
-    told = "".join(each.check(2).output for each in differ)
-    assert "model.init_args.hf_token: differs on rank 1" in told
-    assert "seed: 0 on rank 0" in told
+    output = "".join(each.check(2).output for each in differ)
+    assert "model.init_args.hf_token: differs on rank 1" in output
+    assert "seed: 0 on rank 0" in output
     callback = f"{{class_path: mine.Count, init_args: {{api_key: {CANARY}}}}}"
-    wrong = run_warm(launcher("fit", *WORDS, "--trainer.callbacks", f"[{callback}]"), cwd, env=env).check(2)
+    wrong = run_warm(launcher("fit", *ARGUMENTS, "--trainer.callbacks", f"[{callback}]"), cwd, env=env).check(2)
     assert "trainer.callbacks[0].init_args.api_key: given '(hidden)'" in wrong.output
-    failed = run_warm(launcher("fit", *WORDS, "--model.hf_token", CANARY, "--model.fail", "true"), cwd, env=env).check(
-        1
-    )
+    failed = run_warm(
+        launcher("fit", *ARGUMENTS, "--model.hf_token", CANARY, "--model.fail", "true"), cwd, env=env
+    ).check(1)
     assert "ValueError: refused: (hidden)" in failed.output
-    assert CANARY not in told + wrong.output + failed.output
+    assert CANARY not in output + wrong.output + failed.output
     assert holders(cwd) == []

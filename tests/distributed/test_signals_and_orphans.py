@@ -1,4 +1,4 @@
-"""Signals to the agent save and stop all ranks; whatever dies, no process is left."""
+"""Signals to the agent save and stop all ranks; after any failure no process remains."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "4000", "-
 
 
 def _send_at_step(number: int, send: Callable[[int], None]) -> Callable[[str, int], None]:
-    """On rank zero's line of step `number`, once: `send` with the agent's process id."""
+    """Call `send` once with the agent's process id, at rank zero's line of step `number`."""
     sent: list[str] = []
 
     def on_line(line: str, agent: int) -> None:
@@ -37,16 +37,18 @@ def _send_at_step(number: int, send: Callable[[int], None]) -> Callable[[str, in
     return on_line
 
 
-def _fit(cwd: Path, send: Callable[[int], None], *words: str, start: Callable[..., Finished] = run_warm) -> Finished:
+def _fit(
+    cwd: Path, send: Callable[[int], None], *arguments: str, start: Callable[..., Finished] = run_warm
+) -> Finished:
     env = toy_env(cwd / "trace")
-    return start(launcher("fit", *SETTINGS, *words), cwd, env=env, timeout=120, on_line=_send_at_step(4, send))
+    return start(launcher("fit", *SETTINGS, *arguments), cwd, env=env, timeout=120, on_line=_send_at_step(4, send))
 
 
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGHUP, 129)],
 )
-def test_a_signal_to_the_agent_alone_saves_on_all_ranks_at_the_same_step(
+def test_a_signal_to_the_agent_only_saves_on_all_ranks_at_the_same_step(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     output = _fit(tmp_path, lambda agent: os.kill(agent, number)).check(code).output
@@ -68,43 +70,43 @@ def test_ctrl_c_at_the_terminal_reaches_the_ranks_once(tmp_path: Path) -> None:
     assert "ending at once" not in output
 
 
-def test_a_second_signal_ends_at_once_even_where_no_step_boundary_comes(tmp_path: Path) -> None:
-    # Rank one sleeps for ever in step 3: the first Ctrl-C alone would wait.
-    words = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
+def test_a_second_signal_ends_the_ranks_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    # Rank one sleeps in step 3, so the first Ctrl-C does not end the run.
+    arguments = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--model.at", "5")
 
     def again(line: str, agent: int) -> None:
         if line.startswith("step 5/"):
             os.kill(agent, signal.SIGINT)
         if "saving at the next step boundary" in line:
-            # One that comes too soon is taken for the same Ctrl-C, sent twice: an impatient person goes on.
+            # A second one within half a second counts as the same Ctrl-C, so keep sending.
             person = threading.Thread(target=_press_until_it_ends, args=(os.pidfd_open(agent),), daemon=True)
             person.start()
 
     env = toy_env(tmp_path / "trace")
-    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=env, timeout=120, on_line=again)
+    finished = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=env, timeout=120, on_line=again)
     finished.check(130)
     assert not (tmp_path / "runs/it/checkpoints/last.ckpt").exists()
 
 
 def _press_until_it_ends(agent: int) -> None:
-    """Ctrl-C again and again, to a process by its descriptor: its number may be somebody else's afterwards."""
+    """Send Ctrl-C repeatedly through a process descriptor, because the process id may be reused."""
     try:
         while not select.select([agent], [], [], 0.05)[0]:
             signal.pidfd_send_signal(agent, signal.SIGINT)
     except ProcessLookupError:
-        pass  # it ended in between
+        pass  # it has ended
     finally:
         os.close(agent)
 
 
-def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path) -> None:
+def test_no_process_remains_when_the_agent_is_killed(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
     def kill_agent(agent: int) -> None:
-        # One of the ranks stands still, and so could not end by itself.
+        # A stopped rank cannot end itself.
         below = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
         seen.append([str(pid) for pid in below])
-        # The workers are the youngest.
+        # The workers started last.
         os.kill(below[2], signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL)
 
@@ -124,14 +126,14 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_the_fork_server_dying_is_a_failure_like_others_and_the_restart_works(tmp_path: Path) -> None:
+def test_a_killed_fork_server_is_a_failure_and_the_restart_works(tmp_path: Path) -> None:
     def kill_server(agent: int) -> None:
         children = [pid for pid, command in session_processes(agent) if "forkserver" in command]
         os.kill(min(children), signal.SIGKILL)
 
-    words = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")
-    output = _fit(tmp_path, kill_server, *words, start=run).check().output
-    assert "the fork server above it, was killed" in output
+    arguments = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")
+    output = _fit(tmp_path, kill_server, *arguments, start=run).check().output
+    assert "the rank or its fork server was killed" in output
     assert events_of(tmp_path / "runs" / "it", "finished")[0]["step"] == 24
 
 
@@ -146,11 +148,11 @@ def _terminal() -> Iterator[tuple[int, int]]:
                 os.close(descriptor)
 
 
-def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+def test_a_closed_terminal_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     with _terminal() as (master, slave):
         env = {**os.environ, **toy_env(tmp_path / "trace"), "TERM": "dumb"}
-        words = ("--trainer.enable_progress_bar", "false")
-        process = warm.start(launcher("fit", *SETTINGS, *words)[1:], tmp_path, env, slave, terminal=True)
+        arguments = ("--trainer.enable_progress_bar", "false")
+        process = warm.start(launcher("fit", *SETTINGS, *arguments)[1:], tmp_path, env, slave, terminal=True)
         try:
             os.close(slave)
             trace = tmp_path / "trace-1"
@@ -166,7 +168,7 @@ def test_a_terminal_that_is_closed_ends_the_run_with_a_checkpoint(tmp_path: Path
     assert (directory / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Path) -> None:
+def test_a_full_disk_loses_log_lines_but_does_not_end_training(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -175,13 +177,12 @@ def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Pat
     if mounted.returncode and not os.environ.get("CI"):
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     mounted.check_returncode()
-    words = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model",
-             "tests.support.faulty.Faulty",
-             "--model.fault", "fill", "--trainer.max_epochs", "1")  # fmt: skip
+    arguments = ("--runs_dir", "disk/runs", "--trainer.enable_checkpointing", "false", "--model",
+                 "tests.support.faulty.Faulty", "--model.fault", "fill", "--trainer.max_epochs", "1")  # fmt: skip
     try:
         for rank in ("0", "1"):
             trace = tmp_path / f"trace-by-{rank}"
-            command = launcher("fit", *SETTINGS, *words, "--model.by_rank", rank, "--name", f"by-{rank}")
+            command = launcher("fit", *SETTINGS, *arguments, "--model.by_rank", rank, "--name", f"by-{rank}")
             run_warm(command, tmp_path, env=toy_env(trace)).check()
             assert len(Path(f"{trace}-{rank}").read_text().splitlines()) == 8
             for log in (disk / "runs" / f"by-{rank}" / "logs").iterdir():
@@ -190,13 +191,13 @@ def test_a_full_disk_for_the_logs_costs_lines_and_not_the_training(tmp_path: Pat
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_files_alone(tmp_path: Path) -> None:
+def test_lines_of_shown_ranks_have_a_number_and_hidden_ranks_are_in_files_only(tmp_path: Path) -> None:
     (tmp_path / "talk.py").write_text(
         "import sys\nfrom tests.support.toy import Toy\n\n\nclass Talk(Toy):\n    def on_fit_start(self):\n"
         "        print('out of', self.global_rank)\n        print('err of', self.global_rank, file=sys.stderr)\n"
     )
-    words = ("--model", "talk.Talk", "--trainer.max_epochs", "1", "--devices", "3", "--global_batch_size", "12")
-    command = launcher("fit", *SETTINGS, *words, "--terminal-ranks", "0,2")
+    arguments = ("--model", "talk.Talk", "--trainer.max_epochs", "1", "--devices", "3", "--global_batch_size", "12")
+    command = launcher("fit", *SETTINGS, *arguments, "--terminal-ranks", "0,2")
     output = run_warm(command, tmp_path, env=toy_env(tmp_path / "trace")).check().output
 
     lines = output.splitlines()
@@ -208,10 +209,10 @@ def test_shown_ranks_have_their_number_before_each_line_and_hidden_ones_are_in_f
         assert log.count(f"out of {rank}") == log.count(f"err of {rank}") == 1
 
 
-def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_any_other_would(tmp_path: Path) -> None:
-    # Lightning takes its rank on import, and the fork server that imports has none.
+def test_every_rank_has_its_variables_from_the_first_line_and_starts_processes_normally(tmp_path: Path) -> None:
+    # Lightning reads its rank on import, and the fork server has none.
     (tmp_path / "helper.py").write_text(
-        "import os\nfrom launcher.agent.preload import RANK_VARIABLES\n"
+        "import os\nfrom launcher.agent.fork_server_process import RANK_VARIABLES\n"
         "SEEN = {name: os.environ.get(name) for name in RANK_VARIABLES}\n"
     )
     (tmp_path / "mine.py").write_text(
@@ -228,42 +229,44 @@ def test_every_rank_knows_from_the_first_line_who_it_is_and_makes_processes_as_a
         "import os\nfrom tests.support.toy import ToyData\nRANK = os.environ['RANK']\n\n\n"
         "class Data(ToyData):\n    def setup(self, stage):\n        super().setup(stage)\n        print('data', RANK)\n"
     )
-    words = ("--model", "mine.Mine", "--data", "theirs.Data", "--trainer.max_epochs", "1")
-    run(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check()
+    arguments = ("--model", "mine.Mine", "--data", "theirs.Data", "--trainer.max_epochs", "1")
+    run(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace")).check()
     for rank in range(2):
         log = (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text().splitlines()
         assert f"rank_zero_only {rank} {rank}" in log
         for line in (f"module {rank} {rank}", f"data {rank}", "helper True"):
             assert line in log
-        # The agent's fork server is not for the loaders' workers.
+        # The agent's fork server must not start loader workers.
         assert f"start method {multiprocessing.get_start_method()}" in log
 
 
-def test_a_long_tmpdir_and_a_low_limit_of_open_files_are_no_obstacle(tmp_path: Path) -> None:
-    # The address of a Unix socket holds 107 bytes: the fork server has one, and so have loader workers.
+def test_a_long_tmpdir_and_a_low_limit_of_open_files_work(tmp_path: Path) -> None:
+    # The address of a Unix socket has at most 107 bytes; the fork server and loader workers use one.
     long = tmp_path / ("long" * 30)
     long.mkdir()
     (tmp_path / "mine.py").write_text(
         "import resource\nfrom tests.support.toy import Toy\n\n\nclass Mine(Toy):\n    def on_train_start(self):\n"
         "        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n        print('raised', soft == hard)\n"
     )
-    words = ("--model", "mine.Mine", "--trainer.max_epochs", "1", "--data.workers", "1")
-    command = ["bash", "-c", 'ulimit -Sn 256; exec "$@"', "bash", *launcher("fit", *SETTINGS, *words)]
+    arguments = ("--model", "mine.Mine", "--trainer.max_epochs", "1", "--data.workers", "1")
+    command = ["bash", "-c", 'ulimit -Sn 256; exec "$@"', "bash", *launcher("fit", *SETTINGS, *arguments)]
     run(command, tmp_path, env={**toy_env(tmp_path / "trace"), "TMPDIR": str(long)}).check()
     for rank in range(2):
         assert "raised True" in (tmp_path / "runs/it/logs" / f"rank-{rank}.log").read_text().splitlines()
     assert [path.name for path in long.iterdir() if path.name.startswith(("launcher-", "pymp-"))] == []
 
 
-def test_a_port_that_is_taken_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_with_what_to_do(tmp_path: Path) -> None:
     import socket
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
-        words = ("--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", endpoint)
-        output = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check(2).output
+        arguments = ("--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", endpoint)
+        output = (
+            run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace")).check(2).output
+        )
     assert f"error: --rdzv-endpoint {endpoint}: cannot serve it from" in output
     assert "Traceback" not in output
 
@@ -274,8 +277,8 @@ def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_pa
         "own = threading.Thread(target=threading.Event().wait, daemon=True, name='the-users-own')\nown.start()\n\n\n"
         "class Threaded(Toy):\n    def on_train_start(self):\n        assert own.is_alive()\n"
     )
-    words = ("--model", "threads.Threaded", "--trainer.max_epochs", "1")
-    output = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace")).check().output
+    arguments = ("--model", "threads.Threaded", "--trainer.max_epochs", "1")
+    output = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace")).check().output
     assert "notice: importing" not in output
     assert events_of(tmp_path / "runs/it", "finished")[0]["step"] == 8
 
@@ -283,11 +286,11 @@ def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_pa
 @pytest.mark.parametrize("ending", ["os._exit(5)", "raise RuntimeError('no licence')", "import sys; sys.exit(4)"])
 def test_a_module_that_ends_its_process_on_import_is_reported_by_the_rank(tmp_path: Path, ending: str) -> None:
     (tmp_path / "ends.py").write_text(f"import os\n{ending}\n")
-    words = ("--model", "ends.Model")
-    finished = run_warm(launcher("fit", *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"))
+    arguments = ("--model", "ends.Model")
+    finished = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace"))
     if "_exit" in ending:
         finished.check(5)
-        assert "failed first: exited with code 5 before the training began" in finished.output
+        assert "failed first: exited with code 5 before training started" in finished.output
     else:
         finished.check(2)
         assert "ends.Model does not import: " in finished.output

@@ -1,4 +1,4 @@
-"""A run that is stopped in the middle of an epoch goes on with the very next batch."""
+"""A run that is stopped in the middle of an epoch resumes with the next batch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.max_epochs", "3", "--na
 NOISY = ("--model", "tests.support.toy.Noisy", "--data", "tests.support.toy.NoisyData")
 
 
-def _train(cwd: Path, trace: Path, ranks: int, *words: str, code: int = 0) -> str:
+def _train(cwd: Path, trace: Path, ranks: int, *arguments: str, code: int = 0) -> str:
     cwd.mkdir(exist_ok=True)
-    return train_on(ranks, (*SETTINGS, *words), cwd, toy_env(trace)).check(code).output
+    return train_on(ranks, (*SETTINGS, *arguments), cwd, toy_env(trace)).check(code).output
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
-    """The trace of the run that nothing interrupted, by its numbers of ranks and of loader workers."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """Traces of uninterrupted runs, by number of ranks and of loader workers."""
 
     @functools.cache
     def train(ranks: int, workers: int) -> Path:
-        folder = tmp_path_factory.mktemp("whole")
+        folder = tmp_path_factory.mktemp("uninterrupted")
         _train(folder, folder / "trace", ranks, *NOISY, "--data.workers", str(workers))
         return folder / "trace"
 
@@ -37,25 +37,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path
 
 
 def _learned(trace: Path) -> dict[tuple[int, tuple[int, ...]], float]:
-    """The loss of each step's samples, as it was last; validations are sample -1."""
+    """Samples and loss of each step's last execution; validations are sample -1."""
     return {(step, tuple(samples)): loss for step, samples, loss in read_trace(trace)}
 
 
-# Steps 7 and 15 are the last of an epoch, of which a validation and its end belong to it too.
+# Steps 7 and 15 are the last of an epoch, followed by a validation and the end of the epoch.
 @pytest.mark.parametrize(
     ("ranks", "step", "workers", "number"),
     [(1, 7, 0, signal.SIGUSR1), (1, 11, 2, signal.SIGHUP), (1, 15, 2, signal.SIGTERM), (2, 11, 0, signal.SIGINT)],
 )
-def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_one_does(
-    tmp_path: Path, whole: Callable[[int, int], Path], ranks: int, step: int, workers: int, number: int
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Callable[[int, int], Path], ranks: int, step: int, workers: int, number: int
 ) -> None:
     own = (*NOISY, "--data.workers", str(workers))
     parts = tmp_path / "parts"
-    words = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
-    stopped = _train(parts, tmp_path / "trace", ranks, *own, *words, code=128 + number)
+    arguments = ("--model.signal_at", str(step), "--model.signal_number", str(int(number)))
+    stopped = _train(parts, tmp_path / "trace", ranks, *own, *arguments, code=128 + number)
     directory = parts / "runs" / "it"
     stopped_at = events_of(directory, "interrupted")[0]["step"]
-    # The rank that has the signal stops in that step; another may be one step ahead, and then both do that one too.
+    # The rank with the signal stops in that step; if the other is one step ahead, both finish that step.
     next_border = step + 1 + (step % 8 == 7)
     assert stopped_at in ((next_border,) if ranks == 1 else (next_border, next_border + 1))
     assert f"stopped after step {stopped_at}; saved" in stopped
@@ -64,31 +64,31 @@ def test_an_interrupted_and_resumed_run_sees_and_learns_what_an_uninterrupted_on
     _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
 
     for rank in range(ranks):
-        assert read_trace(tmp_path / "trace", rank) == read_trace(whole(ranks, workers), rank)
+        assert read_trace(tmp_path / "trace", rank) == read_trace(uninterrupted(ranks, workers), rank)
     assert events_of(directory, "resumed")[0]["checkpoint"].endswith("last.ckpt")
     first, second = events_of(directory, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
 
 
 @pytest.mark.parametrize("every", [(), ("--checkpoint.every_n_steps", "8")])
-def test_a_run_that_was_killed_goes_on_from_the_end_of_an_epoch_as_if_it_had_not_been(
-    tmp_path: Path, whole: Callable[[int, int], Path], every: tuple[str, ...]
+def test_a_killed_run_resumes_from_the_end_of_an_epoch_as_if_uninterrupted(
+    tmp_path: Path, uninterrupted: Callable[[int, int], Path], every: tuple[str, ...]
 ) -> None:
-    """The checkpoint is of an epoch's last step: written after its validation, or before, which is made up for then."""
-    words = (*NOISY, *every, "--model.kill_at", "12")
-    _train(tmp_path, tmp_path / "trace", 1, *words, code=-signal.SIGKILL)
-    _train(tmp_path, tmp_path / "trace", 1, *words, "--resume", "auto")
+    """The checkpoint is from an epoch's last step: written after its validation, or before it and then repeated."""
+    arguments = (*NOISY, *every, "--model.kill_at", "12")
+    _train(tmp_path, tmp_path / "trace", 1, *arguments, code=-signal.SIGKILL)
+    _train(tmp_path, tmp_path / "trace", 1, *arguments, "--resume", "auto")
     directory = tmp_path / "runs" / "it"
     assert [event["step"] for event in events_of(directory, "training_started")] == [0, 8]
-    assert _learned(tmp_path / "trace") == _learned(whole(1, 0))
+    assert _learned(tmp_path / "trace") == _learned(uninterrupted(1, 0))
     validated = [event["step"] for event in events_of(directory, "validation")]
     assert validated == ([8, 8, 16, 24] if every else [8, 16, 24])
 
 
 def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(tmp_path: Path) -> None:
-    # Rank one gets it alone, in the middle of its own step; a scheduler's warning, as SLURM sends it.
-    words = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
-    _train(tmp_path, tmp_path / "trace", 2, *words, code=128 + signal.SIGUSR2)
+    # Only rank one receives SLURM's warning, in the middle of a step.
+    arguments = ("--model.signal_at", "5", "--model.by_rank", "1", "--model.signal_number", str(int(signal.SIGUSR2)))
+    _train(tmp_path, tmp_path / "trace", 2, *arguments, code=128 + signal.SIGUSR2)
 
     interrupted = events_of(tmp_path / "runs" / "it", "interrupted")
     assert {event["rank"] for event in interrupted} == {0, 1}
@@ -104,8 +104,8 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
             sent.append(line)
             os.killpg(group, signal.SIGINT)
 
-    words = ("--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "200")
-    finished = run(torchrun(2, *SETTINGS, *words), tmp_path, env=toy_env(tmp_path / "trace"), on_line=press_ctrl_c)
+    arguments = ("--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "200")
+    finished = run(torchrun(2, *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace"), on_line=press_ctrl_c)
 
     assert sent
     directory = tmp_path / "runs" / "it"
@@ -116,17 +116,17 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
     assert not events_of(directory, "failed")
 
 
-def test_the_end_of_the_training_is_saved_and_more_epochs_go_on_from_there(tmp_path: Path) -> None:
-    words = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name", "it",
-             "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode", "disabled",
-             "--trainer.limit_val_batches", "4")  # fmt: skip
-    run_warm(launcher(*words), tmp_path).check()
-    run_warm(launcher(*words, "--resume", "auto"), tmp_path).check()
-    output = run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
+def test_the_end_of_training_is_saved_and_more_epochs_continue_from_there(tmp_path: Path) -> None:
+    arguments = ("--config", str(REPOSITORY / "launcher/presets/demo.yaml"), "--data.train_stride", "960", "--name",
+                 "it", "--data.block_size", "32", "--model.n_layer", "1", "--model.n_embd", "32", "--wandb.mode",
+                 "disabled", "--trainer.limit_val_batches", "4")  # fmt: skip
+    run_warm(launcher(*arguments), tmp_path).check()
+    run_warm(launcher(*arguments, "--resume", "auto"), tmp_path).check()
+    output = run_warm(launcher(*arguments, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path).check().output
 
     events = [events_of(tmp_path / "runs" / "it", kind) for kind in ("finished", "checkpoint", "training_started")]
     steps = [[event["step"] for event in of_kind] for of_kind in events]
-    # The epoch's last quarter is not whole, so the last validation is not the last step.
+    # The last quarter of the epoch is incomplete, so the last validation is not at the last step.
     end = steps[0][0]
     assert steps[0] == [end, end, 2 * end]
     assert end in steps[1]

@@ -1,4 +1,4 @@
-"""The user's own files have the rights that the user's umask gives them; the run's directory is private."""
+"""User files have the modes of the user's umask; the run directory is private."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def _modes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
 
 
-def test_the_users_files_get_the_users_umask_and_the_runs_are_private(tmp_path: Path) -> None:
+def test_user_files_get_the_users_umask_and_run_files_are_private(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(_USER)
-    words = ("fit", *TOY, "--model", "user.Module", "--data", "user.Data", "--devices", "1", "--accelerator", "cpu",
-             "--name", "it", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1", "--wandb.mode", "offline",
-             "--trainer.callbacks", _CALLBACKS, "--trainer.logger", _LOGGERS)  # fmt: skip
+    arguments = ("fit", *TOY, "--model", "user.Module", "--data", "user.Data", "--devices", "1", "--accelerator", "cpu",
+                 "--name", "it", "--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1", "--wandb.mode",
+                 "offline", "--trainer.callbacks", _CALLBACKS, "--trainer.logger", _LOGGERS)  # fmt: skip
     umask = 0o027
     before = os.umask(umask)
     try:
-        # Not a fork of a process that has an umask of its own.
-        run(launcher(*words), tmp_path, env=toy_env(tmp_path / "trace")).check()
+        # Not a fork of a process with another umask.
+        run(launcher(*arguments), tmp_path, env=toy_env(tmp_path / "trace")).check()
     finally:
         os.umask(before)
     own = _modes(tmp_path / "own")

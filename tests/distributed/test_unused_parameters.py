@@ -1,4 +1,4 @@
-"""Steps that leave out parameters, on two real ranks: found in the first step, or refused with their names."""
+"""Steps with unused parameters, on two real ranks: detected in the first step, or rejected with their names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNUSED = {
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two ranks saw; one start for all tests of this file."""
+    """Results of two ranks; one start for all tests of this file."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def one(rank: int) -> None:
@@ -40,7 +40,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("kind", "accumulate"), SEARCHED)
-def test_what_is_found_in_the_first_step_trains_as_if_it_had_been_looked_for(
+def test_unused_parameters_found_in_the_first_step_train_as_with_the_search(
     ranks: list[dict[str, Any]], kind: str, accumulate: int
 ) -> None:
     searched, found = (ranks[0][f"{kind} {accumulate} {search}"] for search in (True, False))
@@ -50,14 +50,14 @@ def test_what_is_found_in_the_first_step_trains_as_if_it_had_been_looked_for(
 
 
 @pytest.mark.parametrize(("kind", "accumulate"), WHOLE)
-def test_nothing_changes_where_all_are_used(ranks: list[dict[str, Any]], kind: str, accumulate: int) -> None:
+def test_nothing_changes_if_all_parameters_are_used(ranks: list[dict[str, Any]], kind: str, accumulate: int) -> None:
     refusing, searching = (ranks[0][f"{kind} {accumulate} {search}"] for search in (None, False))
     assert refusing == searching
     assert searching["found"] == []
     assert searching["error"] is None
 
 
-def test_a_strategy_that_was_asked_for_refuses_them_before_the_first_optimizer_step(
+def test_a_requested_strategy_rejects_unused_parameters_before_the_first_optimizer_step(
     ranks: list[dict[str, Any]],
 ) -> None:
     for rank in ranks:
@@ -67,7 +67,9 @@ def test_a_strategy_that_was_asked_for_refuses_them_before_the_first_optimizer_s
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_layers_that_thaw_are_trained_alike_on_all_ranks(ranks: list[dict[str, Any]], accumulate: int) -> None:
+def test_layers_that_are_unfrozen_are_trained_equally_on_all_ranks(
+    ranks: list[dict[str, Any]], accumulate: int
+) -> None:
     first, second = (rank[f"thaws {accumulate}"] for rank in ranks)
     assert first["error"] is second["error"] is None
     assert first["weights"] == second["weights"]
@@ -75,7 +77,9 @@ def test_layers_that_thaw_are_trained_alike_on_all_ranks(ranks: list[dict[str, A
 
 
 @pytest.mark.parametrize("kind", ["later refused", "later"])
-def test_a_later_step_ends_before_its_optimizer_step_with_the_names(ranks: list[dict[str, Any]], kind: str) -> None:
+def test_unused_parameters_in_a_later_step_are_reported_before_its_optimizer_step(
+    ranks: list[dict[str, Any]], kind: str
+) -> None:
     for number, rank in enumerate(ranks):
         assert rank[kind]["steps"] == 3
         expected = f"parameters heads.2.weight, heads.2.bias got no gradient in a later step on rank {number}"
@@ -84,15 +88,24 @@ def test_a_later_step_ends_before_its_optimizer_step_with_the_names(ranks: list[
 
 
 @pytest.mark.parametrize(("strategy", "code"), [("auto", 0), ("ddp", 2)])
-def test_a_run_says_which_parameters_they_are(tmp_path: Path, strategy: str, code: int) -> None:
+def test_a_run_lists_the_unused_parameters(tmp_path: Path, strategy: str, code: int) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\nfrom tests.support.toy import Toy, ToyData\n\n\nclass Spare(Toy):\n    static_graph = False\n\n"
         "    def __init__(self):\n        super().__init__()\n        self.spare = torch.nn.Linear(2, 2)\n"
     )
-    words = ("--model", "mine.Spare", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled", "--name", "it")
+    arguments = (
+        "--model",
+        "mine.Spare",
+        "--data",
+        "tests.support.toy.ToyData",
+        "--wandb.mode",
+        "disabled",
+        "--name",
+        "it",
+    )
     settings = ("--global_batch_size", "8", "--trainer.max_epochs", "1", "--strategy", strategy)
     env = {"TRACE": str(tmp_path / "trace"), "PYTHONPATH": str(REPOSITORY)}
-    output = train_on(2, ("fit", *words, *settings), tmp_path, env).check(code).output
+    output = train_on(2, ("fit", *arguments, *settings), tmp_path, env).check(code).output
     named = "parameters spare.weight, spare.bias got no gradient in the first step"
     assert named in output
     if code:

@@ -1,4 +1,4 @@
-"""Every public callback of Lightning's in a usual configuration, and what users call of a logger, on 1 and 2 ranks."""
+"""Every public Lightning callback in a usual configuration, and the logger calls of users, on 1 and 2 ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.wandb_file import history_rows
 
 pytestmark = pytest.mark.slow
 
-# The YAML that users have; those whose arguments are objects are left to `tests.support.callback_user`.
+# YAML of users; callbacks with objects as arguments are in `tests.support.callback_user`.
 _CONFIG = """
 model: {class_path: tests.support.callback_user.Net, init_args: {use_logger: true}}
 data: {class_path: tests.support.callback_user.Data}
@@ -42,22 +42,22 @@ trainer:
 
 
 def user(kind: str, ranks: int, groups: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """What each rank found, by group and rank."""
+    """Results by group and rank."""
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    words = ["-m", "tests.support.callback_user", kind, str(ranks), *groups]
-    output = run_warm([sys.executable, *words], folder, env=env, timeout=240).check().output
+    arguments = ["-m", "tests.support.callback_user", kind, str(ranks), *groups]
+    output = run_warm([sys.executable, *arguments], folder, env=env, timeout=240).check().output
     found = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
     assert len(found) == ranks * len(groups), output
     return sorted(found, key=lambda each: (groups.index(each["group"]), each["rank"]))
 
 
-def test_no_public_callback_is_left_out() -> None:
+def test_every_public_callback_is_tested() -> None:
     made = [each for group in GROUPS for each in make_group(group)]
     bases = {base.__name__ for each in made for base in type(each).__mro__}
     assert {*callbacks.__all__} - bases == set()
 
 
-def test_on_one_rank_every_callback_does_what_it_does_in_lightnings_own_trainer(tmp_path: Path) -> None:
+def test_on_one_rank_every_callback_works_as_in_lightnings_trainer(tmp_path: Path) -> None:
     plain, ours = (user(kind, 1, GROUPS, tmp_path) for kind in ("plain", "launcher"))
     for theirs, mine in zip(plain, ours, strict=True):
         group = theirs["group"]
@@ -68,18 +68,18 @@ def test_on_one_rank_every_callback_does_what_it_does_in_lightnings_own_trainer(
 
 
 def without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Without what is measured, and differs between any two trainings."""
+    """The rows without measured times."""
     measured = ("DeviceStatsMonitor", "train/", "validate/")
     return [{k: v for k, v in row.items() if not k.startswith(measured)} for row in rows]
 
 
-def test_on_two_ranks_of_a_script_every_callback_trains_and_the_ranks_agree(tmp_path: Path) -> None:
+def test_on_two_ranks_of_a_script_every_callback_trains_equally(tmp_path: Path) -> None:
     groups = [group for group in GROUPS if group != "batch"]
     found = user("launcher", 2, groups, tmp_path)
     for group, both in itertools.groupby(found, key=lambda each: each["group"]):
         zero, one = both
         assert zero["loggers"] == one["loggers"]
-        # The scheduler of the group halves the steps of two epochs of three.
+        # The group's scheduler halves the steps of two of three epochs.
         assert (zero["steps"], one["steps"]) == ((8, 8) if group == "average" else (12, 12)), group
         assert zero["parameters"] == one["parameters"], group
 
@@ -90,8 +90,8 @@ def test_on_two_ranks_of_a_script_every_callback_trains_and_the_ranks_agree(tmp_
 )
 def test_loggers_and_their_callbacks_on_every_rank(tmp_path: Path, start: str, mode: str) -> None:
     (tmp_path / "run.yaml").write_text(_CONFIG)
-    words = ["fit", "--config", "run.yaml", "--name", "r", "--wandb.mode", mode]
-    ended = _started(start, words, tmp_path)
+    arguments = ["fit", "--config", "run.yaml", "--name", "r", "--wandb.mode", mode]
+    ended = _started(start, arguments, tmp_path)
     for each in ended:
         each.check()
     runs = list((tmp_path / "runs" / "r" / "wandb").glob("*run-*"))
@@ -103,9 +103,9 @@ def test_loggers_and_their_callbacks_on_every_rank(tmp_path: Path, start: str, m
     assert f"{best.relative_to(tmp_path)} (val_loss)" in "".join(ended[0].output.split("\n")).replace("  ", "")
 
 
-def _started(start: str, words: list[str], folder: Path) -> list[Finished]:
+def _started(start: str, arguments: list[str], folder: Path) -> list[Finished]:
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     if start == "variables":
-        return start_by_hand([words, words], folder, env)
+        return start_by_hand([arguments, arguments], folder, env)
     ranks = ["--devices", "2" if start == "agent" else "1"]
-    return [run_warm(launcher(*words, *ranks), folder, env=env)]
+    return [run_warm(launcher(*arguments, *ranks), folder, env=env)]

@@ -1,4 +1,4 @@
-"""Checkpoint callbacks of the user's, in any number and with any settings, beside the run's own."""
+"""User checkpoint callbacks, in any number and with any settings, besides the run's own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bringing(Net):
     def configure_callbacks(self):
         return self.brought()
 """
-# Each is made once for Lightning's own Trainer and once for the launcher.
+# Each runs once with Lightning's Trainer and once with the launcher.
 _SETTINGS = """
 SETTINGS = {
     "usual": lambda d: [ModelCheckpoint(d)],
@@ -76,7 +76,7 @@ def by_launcher(make, kept, folder, name, **options):
     pl.seed_everything(42, verbose=False)
     made = TrainingCoordinator("runs", False, "32", None, callbacks=kept(folder), wandb=WandbOptions("disabled"))
     end = made.train(make(), Data(), name=name, **{**quiet(), **options})
-    assert Path(f"runs/{name}/checkpoints/last.ckpt").is_file(), "what a resume goes on from"
+    assert Path(f"runs/{name}/checkpoints/last.ckpt").is_file(), "a resume needs it"
     return end
 """
 
@@ -91,7 +91,7 @@ def found_in(output: str) -> list[dict[str, Any]]:
     return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
-def test_a_users_checkpoints_are_the_same_as_in_lightnings_own_trainer(tmp_path: Path) -> None:
+def test_user_checkpoints_are_the_same_as_in_lightnings_trainer(tmp_path: Path) -> None:
     output = script(tmp_path, """
 for number, (name, kept) in enumerate(SETTINGS.items()):
     theirs, ours = Path(f"plain-{number}").absolute(), Path(f"ours-{number}").absolute()
@@ -100,7 +100,7 @@ for number, (name, kept) in enumerate(SETTINGS.items()):
     first, mine = plain.checkpoint_callback, end["trainer"].checkpoint_callback
     best = lambda c, d: os.path.relpath(c.best_model_path, d) if c.best_model_path else ""
     print("FOUND", json.dumps({"name": name, "theirs": files(theirs), "ours": files(ours),
-        "best": [best(first, theirs), best(mine, ours)], "told": end["best_model_path"], "folder": str(ours),
+        "best": [best(first, theirs), best(mine, ours)], "reported": end["best_model_path"], "folder": str(ours),
         "monitor": mine.monitor, "score": [str(first.best_model_score), str(mine.best_model_score)]}), flush=True)
 """).output  # fmt: skip
     found = found_in(output)
@@ -110,10 +110,10 @@ for number, (name, kept) in enumerate(SETTINGS.items()):
         assert each["best"][0] == each["best"][1], each["name"]
         assert each["score"][0] == each["score"][1], each["name"]
         if each["monitor"] is not None:
-            assert each["told"] == f"{each['folder']}/{each['best'][0]}", each["name"]
+            assert each["reported"] == f"{each['folder']}/{each['best'][0]}", each["name"]
 
 
-def test_a_model_that_brings_checkpoint_callbacks_leaves_the_runs_own(tmp_path: Path) -> None:
+def test_a_model_with_checkpoint_callbacks_keeps_the_runs_callback(tmp_path: Path) -> None:
     output = script(tmp_path, """
 brought = {
     "one": lambda: ModelCheckpoint("one", monitor="val_loss"),
@@ -133,7 +133,7 @@ for number, (name, make) in enumerate(brought.items()):
     assert [Path(each["best"]).parent.name for each in (one, own, several)] == ["one", "two", "four"]
 
 
-def test_urls_are_taken_as_fsspec_takes_them(tmp_path: Path) -> None:
+def test_urls_are_handled_as_by_fsspec(tmp_path: Path) -> None:
     output = script(tmp_path, """
 here = Path.cwd()
 for number, url in enumerate(("memory://kept", f"file://{here}/local", f"file://{here}/with space")):
@@ -151,7 +151,7 @@ print("FOUND", json.dumps({"memory": fsspec.filesystem("memory").ls("/kept", det
     assert len(memory["memory"]) == 2, "the best and the last: the one that was best before is removed"
 
 
-def test_what_the_runs_own_callback_kept_is_known_again_after_a_resume_from_an_old_checkpoint(tmp_path: Path) -> None:
+def test_the_runs_callback_state_is_restored_from_an_old_checkpoint(tmp_path: Path) -> None:
     output = script(tmp_path, """
 import torch
 
@@ -174,17 +174,17 @@ print("FOUND", json.dumps({"best": end["trainer"].checkpoint_callback.best_model
     assert found_in(output) == [{"best": "the-old-one"}]
 
 
-def test_a_run_that_was_not_to_save_says_so_and_is_not_begun_again_without_a_word(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
-             "--accelerator", "cpu",
-             "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--name", "r"]  # fmt: skip
+def test_a_run_without_checkpoints_reports_it_and_does_not_start_again_silently(tmp_path: Path) -> None:
+    arguments = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
+                 "--accelerator", "cpu", "--wandb.mode", "disabled", "--trainer.max_epochs", "1", "--name",
+                 "r"]  # fmt: skip
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    run_warm(launcher(*words, "--trainer.enable_checkpointing", "false"), tmp_path, env=env).check()
+    run_warm(launcher(*arguments, "--trainer.enable_checkpointing", "false"), tmp_path, env=env).check()
     notices = [event["message"] for event in events_of(tmp_path / "runs" / "r", "notice")]
     assert notices == ["trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed"]
-    output = run_warm(launcher(*words, "--resume", "auto"), tmp_path, env=env).check(2).output
+    output = run_warm(launcher(*arguments, "--resume", "auto"), tmp_path, env=env).check(2).output
     assert "run 'r' trained to step 8, but" in output
-    # A job that SLURM queued again was begun by nobody: it may begin its run once more, with a notice.
-    run_warm(launcher(*words, "--resume", "auto"), tmp_path, env={**env, "SLURM_RESTART_COUNT": "1"}).check()
+    # A requeued SLURM job may start its run again, with a notice.
+    run_warm(launcher(*arguments, "--resume", "auto"), tmp_path, env={**env, "SLURM_RESTART_COUNT": "1"}).check()
     notices = [event["message"] for event in events_of(tmp_path / "runs" / "r", "notice")]
     assert notices[1:] == ["the run trained to step 8 before without saving a checkpoint: it starts again at step 0"]

@@ -1,4 +1,4 @@
-"""What users' code says, and what Lightning says at their wish, is said here as under Lightning's own Trainer."""
+"""Output of user code, and output that users request from Lightning, appears as with Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def fit(by):
 
 logging.getLogger("lightning.pytorch").addHandler(Kept())
 for by in ("Lightning", "launcher"):
-    filters, records, told = warnings.filters[:], [], io.StringIO()
-    with contextlib.redirect_stdout(told):
+    filters, records, printed = warnings.filters[:], [], io.StringIO()
+    with contextlib.redirect_stdout(printed):
         trainer = fit(by)
     left = [each for each in warnings.filters if each not in filters]
     with warnings.catch_warnings(record=True) as caught:
@@ -58,11 +58,11 @@ for by in ("Lightning", "launcher"):
         warnings.warn("Checkpoint directory x exists and is not empty")
     rank_zero_info("after")
     print("FOUND", json.dumps({"records": records, "left": [str(each[1].pattern) for each in left],
-        "warned": [str(each.message) for each in caught], "printed": told.getvalue().splitlines()}), flush=True)
+        "warned": [str(each.message) for each in caught], "printed": printed.getvalue().splitlines()}), flush=True)
 """
 
 
-def test_what_the_user_asks_to_be_told_is_told_and_nothing_stays_hidden_afterwards(tmp_path: Path) -> None:
+def test_requested_output_is_shown_and_nothing_stays_hidden_afterwards(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(_SCRIPT)
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     output = run_warm([sys.executable, "train.py"], tmp_path, env=env, timeout=120).check().output

@@ -1,4 +1,4 @@
-"""W&B belongs to the user first: a logger of their own, a run of the script, variables; metrics are logged once."""
+"""The user's W&B settings have priority: a logger, a run of the script, variables; metrics are logged once."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def steps_of(rows: list[dict[str, Any]], key: str) -> list[int]:
     return [row["trainer/global_step"] for row in rows if key in row]
 
 
-def test_a_logger_of_the_users_gets_every_row_once_and_a_resume_goes_on_with_its_run(tmp_path: Path) -> None:
+def test_a_user_logger_receives_every_row_once_and_a_resume_continues_its_run(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(_OWN)
-    words = ["fit", "--config", "run.yaml", "--name", "r"]
-    for each in start_by_hand([words, words], tmp_path, _ENV):
+    arguments = ["fit", "--config", "run.yaml", "--name", "r"]
+    for each in start_by_hand([arguments, arguments], tmp_path, _ENV):
         each.check()
     run_id = (tmp_path / "runs" / "r" / "wandb" / "run_id").read_text().strip()
     (first,) = files(tmp_path)
@@ -52,13 +52,13 @@ def test_a_logger_of_the_users_gets_every_row_once_and_a_resume_goes_on_with_its
     # Lightning counts the steps of its rows from 0.
     assert (steps_of(rows, "loss"), steps_of(rows, "perf/step_seconds")) == ([0, 1, 2, 3], [1, 2, 3, 4])
     config = config_of(tmp_path)
-    assert config["precision"] == "kept", "what the user says there stays"
+    assert config["precision"] == "kept", "the user's values stay"
     assert (config["lr"], config["model_class"], config["plan"]["world_size"]) == (0.125, "Net", 2)
-    run_warm(launcher(*words, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path, env=_ENV).check()
+    run_warm(launcher(*arguments, "--resume", "auto", "--trainer.max_epochs", "2"), tmp_path, env=_ENV).check()
     assert [place_of(file)[:2] for file in files(tmp_path)] == [("theirs", run_id)] * 2
 
 
-def test_a_run_of_the_scripts_own_gets_every_row_once_and_is_the_scripts_afterwards(tmp_path: Path) -> None:
+def test_the_scripts_wandb_run_receives_every_row_once_and_stays_open(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("""
 import wandb
 from launcher import TrainingCoordinator
@@ -79,17 +79,17 @@ wandb.finish()
     rows = history_rows(tmp_path)
     assert (steps_of(rows, "loss"), steps_of(rows, "perf/step_seconds")) == ([3, 7, 3, 7, 11, 15], [4, 8, 4, 8, 12, 16])
     assert [sum(f"after_{n}" in row for row in rows) for n in (1, 2)] == [1, 1]
-    # At the end of each of three epochs, and twice afterwards.
+    # At the end of each of three epochs, and twice after training.
     assert sum("val_loss" in row for row in rows) == 5, "what was logged last is written before the script ends its run"
 
 
-def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path: Path) -> None:
-    words = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
-             "--accelerator", "cpu",
-             "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name", "r"]  # fmt: skip
-    said = {"WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "fixed", "WANDB_NAME": "trial", "WANDB_TAGS": "a,b"}
-    run_warm(launcher(*words), tmp_path, env={**_ENV, **said}).check()
-    longer = [*words, "--resume", "auto", "--trainer.max_epochs", "2"]
+def test_variables_select_the_wandb_run_and_later_attempts_continue_it(tmp_path: Path) -> None:
+    arguments = ["fit", "--model", "tests.support.callback_user.Net", "--data", "tests.support.callback_user.Data",
+                 "--accelerator", "cpu", "--trainer.max_epochs", "1", "--wandb.project", "config's", "--name",
+                 "r"]  # fmt: skip
+    variables = {"WANDB_PROJECT": "theirs", "WANDB_RUN_ID": "fixed", "WANDB_NAME": "trial", "WANDB_TAGS": "a,b"}
+    run_warm(launcher(*arguments), tmp_path, env={**_ENV, **variables}).check()
+    longer = [*arguments, "--resume", "auto", "--trainer.max_epochs", "2"]
     run_warm(launcher(*longer), tmp_path, env=_ENV).check()
     first, second = files(tmp_path / "runs" / "r")
     assert place_of(first) == ("theirs", "fixed", "trial", ["a", "b"])
@@ -97,7 +97,7 @@ def test_variables_say_which_run_it_is_and_later_attempts_go_on_with_it(tmp_path
 
 
 @pytest.mark.parametrize("begin", ["", 'wandb.init(project="theirs")'])
-def test_a_module_may_say_in_the_runs_config_what_the_launcher_has_said_already(tmp_path: Path, begin: str) -> None:
+def test_a_module_may_write_keys_of_the_launcher_into_the_wandb_config(tmp_path: Path, begin: str) -> None:
     (tmp_path / "train.py").write_text(f"""
 import wandb
 from launcher import TrainingCoordinator

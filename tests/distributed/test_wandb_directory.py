@@ -1,4 +1,4 @@
-"""What real runs leave on W&B: the same keys offline and online, and a directory that `wandb sync` accepts."""
+"""W&B data of real runs: the same keys offline and online, and a directory that `wandb sync` accepts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ for mode in ("offline", "online"):
 
 @dataclass(frozen=True)
 class WandbFile:
-    """What W&B wrote of one run."""
+    """W&B's file of one run."""
 
     run_id: str
     config: dict[str, Any]
@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Without W&B's account of itself."""
+    """The values without W&B's own keys."""
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
@@ -108,16 +108,16 @@ def test_the_summary_of_a_run_holds_final_scale_skipped_steps_and_precision(trai
 
 
 @pytest.mark.case(29)
-def test_the_rows_carry_their_true_steps_and_each_once(trained: Trained) -> None:
+def test_every_row_has_its_step_and_is_logged_once(trained: Trained) -> None:
     rows = [row for row in trained.offline.history if "amp/loss_scale" in row]
-    # Lightning's logger counts the same steps from 0: its rows are others.
+    # Lightning's logger counts the same steps from 0, in separate rows.
     assert [row["trainer/global_step"] for row in rows] == [*range(4, 33, 4)]
     assert not [row for row in rows if "loss" in row]
     assert {row["amp/precision"] for row in rows} == {"16-mixed"}
 
 
 @pytest.mark.case(47)
-def test_online_the_same_keys_arrive(trained: Trained) -> None:
+def test_the_same_keys_are_logged_online(trained: Trained) -> None:
     server, offline = trained.server, trained.offline
     assert server.exit_code() == 0
     assert plain(server.config()).keys() == plain(offline.config).keys()
@@ -131,7 +131,7 @@ def test_online_the_same_keys_arrive(trained: Trained) -> None:
 
 
 @pytest.mark.case(47)
-def test_wandb_sync_takes_the_offline_directory_with_everything_in_it(trained: Trained, tmp_path: Path) -> None:
+def test_wandb_sync_accepts_the_complete_offline_directory(trained: Trained, tmp_path: Path) -> None:
     with wandb_server() as server:
         env = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}
         command = [sys.executable, "-m", "wandb", "sync", str(trained.directory)]
@@ -146,7 +146,7 @@ def test_wandb_sync_takes_the_offline_directory_with_everything_in_it(trained: T
     assert [plain(row) for row in server.rows("wandb-history.jsonl")] == [plain(row) for row in offline.history]
 
 
-def test_the_key_is_in_no_file_and_nothing_was_told_of_wandb(trained: Trained) -> None:
+def test_the_key_is_in_no_file_and_wandb_prints_nothing(trained: Trained) -> None:
     files = [file for file in trained.folder.rglob("*") if file.is_file()]
     assert files
     assert not [file for file in files if KEY.encode() in file.read_bytes()]

@@ -1,4 +1,4 @@
-"""A process that `tests.support.warm_server` forked is what a fresh interpreter would be, but for its imports."""
+"""A process forked by `tests.support.warm_server` equals a new interpreter, except for its imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.processes import run, run_warm
 
 pytestmark = pytest.mark.slow
 
-_SAY = """
+_PRINT = """
 import json, os, signal, sys
 import __main__
 loaded = "torch" in sys.modules
@@ -32,40 +32,40 @@ sys.exit(7)
 
 
 @pytest.mark.parametrize("how", ["text", "file", "module"])
-def test_it_has_the_same_arguments_environment_paths_and_signals(tmp_path: Path, how: str) -> None:
-    (tmp_path / "say_it.py").write_text(_SAY)
-    start = {"text": ["-c", _SAY], "file": ["say_it.py"], "module": ["-m", "say_it"]}[how]
+def test_a_warm_process_has_the_same_arguments_environment_paths_and_signals(tmp_path: Path, how: str) -> None:
+    (tmp_path / "print_it.py").write_text(_PRINT)
+    start = {"text": ["-c", _PRINT], "file": ["print_it.py"], "module": ["-m", "print_it"]}[how]
     env = {"RANK": "3", "MINE": "ä", "PYTHONPATH": str(tmp_path / "more")}
-    said = []
+    printed = []
     for each in (run, run_warm):
         output = each([sys.executable, *start, "--a", "b c"], tmp_path, env=env).check(7).output
         lines = output.splitlines()
         assert f"loaded {each is run_warm}" in lines
-        said.append(json.loads(next(line for line in lines if line.startswith("{"))))
-    fresh, warm = said
+        printed.append(json.loads(next(line for line in lines if line.startswith("{"))))
+    fresh, warm = printed
     assert warm == fresh
     assert (warm["rank"], warm["toy"]) == (3, False)
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "says"),
+    ("text", "code", "expected"),
     [
         ("raise ValueError('mine')", 1, "ValueError: mine"),
-        ("import sys; sys.exit('in words')", 1, "in words"),
+        ("import sys; sys.exit('a message')", 1, "a message"),
         ("import os; os._exit(5)", 5, ""),
         ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL, ""),
-        ("import atexit; atexit.register(print, 'last words')", 0, "last words"),
+        ("import atexit; atexit.register(print, 'at exit')", 0, "at exit"),
     ],
 )
-def test_it_ends_as_others_do(tmp_path: Path, text: str, code: int, says: str) -> None:
-    assert says in run_warm([sys.executable, "-c", text], tmp_path).check(code).output
+def test_a_warm_process_ends_as_others(tmp_path: Path, text: str, code: int, expected: str) -> None:
+    assert expected in run_warm([sys.executable, "-c", text], tmp_path).check(code).output
 
 
-def test_a_signal_reaches_it_while_it_runs(tmp_path: Path) -> None:
+def test_a_signal_reaches_a_warm_process(tmp_path: Path) -> None:
     text = "import signal; print('ready', flush=True); signal.pause()"
 
     def interrupt(line: str, pid: int) -> None:
-        # Once: what it says then are lines, too.
+        # Once: its later output has lines too.
         if line == "ready\n":
             os.kill(pid, signal.SIGINT)
 

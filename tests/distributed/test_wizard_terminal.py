@@ -1,4 +1,4 @@
-"""The wizard on a real terminal, up to a config that `launcher fit` takes and trains with."""
+"""The wizard on a real terminal, up to a config that `launcher fit` trains."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TIMEOUT_S = 120
 
 
 class Terminal:
-    """`launcher init` with a keyboard and a screen."""
+    """`launcher init` in a pseudo-terminal."""
 
-    def __init__(self, folder: Path, *words: str, term: str = "xterm", columns: int = 200) -> None:
-        # This machine's own cluster, if it has one, would ask one more question.
+    def __init__(self, folder: Path, *arguments: str, term: str = "xterm", columns: int = 200) -> None:
+        # On a machine with SLURM the wizard would ask one more question.
         programs = folder.parent / f"{folder.name}-programs"
         programs.mkdir(exist_ok=True)
         fake_sinfo(programs, "exit 0")
@@ -37,8 +37,8 @@ class Terminal:
         master, slave = pty.openpty()
         try:
             termios.tcsetwinsize(slave, (50, columns))
-            words = ("-m", "launcher", "init", *words)
-            self.process = warm.start(words, folder, env, slave, terminal=True)
+            arguments = ("-m", "launcher", "init", *arguments)
+            self.process = warm.start(arguments, folder, env, slave, terminal=True)
         finally:
             os.close(slave)
         self.child = fdspawn(master, encoding="utf-8", timeout=_TIMEOUT_S)
@@ -53,13 +53,13 @@ class Terminal:
         self.child.send(keys)
 
     def ends(self, code: int) -> str:
-        """Wait for the end; returns the output since the last question."""
+        """Wait for the end and return the output since the last question."""
         self.child.expect(pexpect.EOF)
         assert self.process.wait() == code, self.child.before
         return self.child.before or ""
 
     def close(self) -> None:
-        """End it, if it has not ended."""
+        """End the process if it is still running."""
         self.process.kill()
         self.child.close()
 
@@ -74,7 +74,7 @@ def terminals() -> Iterator[list[Terminal]]:
 
 @pytest.mark.case(45)
 @pytest.mark.parametrize(("term", "columns"), [("xterm-256color", 200), ("dumb", 40)])
-def test_five_steps_on_a_terminal_make_a_config_that_trains(
+def test_five_steps_on_a_terminal_write_a_config_that_trains(
     tmp_path: Path, terminals: list[Terminal], term: str, columns: int
 ) -> None:
     terminal = Terminal(tmp_path, "--accelerator", "cpu", term=term, columns=columns)
@@ -117,7 +117,7 @@ def test_five_steps_on_a_terminal_make_a_config_that_trains(
 
 @pytest.mark.parametrize("question", ["Model: the", "Begin with", "Train in mixed", "Weights & Biases", "What now?"])
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_ctrl_c_at_a_question_leaves_nothing(
+def test_ctrl_c_at_a_question_writes_nothing(
     tmp_path: Path, terminals: list[Terminal], question: str, term: str
 ) -> None:
     before = "# mine\nseed: 1\n"
@@ -135,7 +135,7 @@ def test_ctrl_c_at_a_question_leaves_nothing(
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
-def test_the_end_of_the_input_leaves_nothing(tmp_path: Path, terminals: list[Terminal], term: str) -> None:
+def test_the_end_of_the_input_writes_nothing(tmp_path: Path, terminals: list[Terminal], term: str) -> None:
     terminal = Terminal(tmp_path, term=term)
     terminals.append(terminal)
     terminal.press("Model: the", CTRL_D)

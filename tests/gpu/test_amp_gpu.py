@@ -1,4 +1,4 @@
-"""The loss scale on a CUDA device: counted there, gathered from there, and nobody waits for it. `pytest -m gpu`."""
+"""The loss scale on a CUDA device: counted and gathered there, without synchronizing the host. `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVERFLOWS = (1.0, float("inf"), 1.0, 1.0, 1.0, float("inf"), float("inf"), 1.0)
 
 @contextlib.contextmanager
 def no_host_sync() -> Iterator[None]:
-    """What makes the host wait for the device raises."""
+    """Operations that make the host wait for the device raise."""
     import torch
 
     torch.cuda.set_sync_debug_mode("error")
@@ -60,19 +60,19 @@ def test_a_cuda_scaler_counts_as_one_on_a_cpu() -> None:
     assert seen[0][0]["skipped_steps"] == 3
 
 
-def test_counting_makes_the_host_wait_for_nothing() -> None:
+def test_counting_does_not_synchronize_the_host() -> None:
     from strategies.loss_scale import CountingGradScaler
 
     scaler = CountingGradScaler(DEVICE, init_scale=16.0)
     for number, factor in enumerate(OVERFLOWS):
         backward(scaler, factor)
-        # The counts come to the device in the first step, once.
+        # The counts are copied to the device once, in the first step.
         with no_host_sync() if number else contextlib.nullcontext():
             scaler.update()
     assert scaler.counts()["skipped_steps"] == 3
 
 
-def test_a_sample_of_cuda_tensors_reaches_the_host_without_a_wait() -> None:
+def test_a_sample_of_cuda_tensors_reaches_the_host_asynchronously() -> None:
     import torch
 
     from launcher.monitoring.gather import SampleExchange
@@ -93,7 +93,7 @@ def test_a_sample_of_cuda_tensors_reaches_the_host_without_a_wait() -> None:
     with no_host_sync():
         exchange.send(7, 2, values)
         exchange.take()
-        # What the training does next must not change what was sent.
+        # Later training steps must not change a sample in transfer.
         values["scale"].fill_(1.0)
         exchange.send(8, 2, values)
     torch.cuda.synchronize()
@@ -101,14 +101,14 @@ def test_a_sample_of_cuda_tensors_reaches_the_host_without_a_wait() -> None:
     assert gathered.samples == (RankSample(0, 1.0, 3, 17, 0, True, 0.5, 0.125, 0.25, 2**40 + 1),)
 
 
-def test_what_was_sent_is_what_was_true_then() -> None:
+def test_a_sample_has_the_values_of_its_step() -> None:
     import torch
 
     from launcher.monitoring.gather import SampleExchange
 
     exchange = SampleExchange()
     scale = torch.tensor(1024.0, device=DEVICE)
-    # Work in the queue before it, so that the copies are still to come when the scale moves.
+    # Queue work first, so that the copies run after the scale has changed.
     torch.randn(2000, 2000, device=DEVICE).matmul(torch.randn(2000, 2000, device=DEVICE))
     exchange.send(7, 0, {"has_scale": 1.0, "scale": scale, "loss_not_finite": 0.0})
     scale.fill_(1.0)
@@ -116,7 +116,7 @@ def test_what_was_sent_is_what_was_true_then() -> None:
     assert gathered.samples[0].scale == 1024.0
 
 
-def test_no_hook_of_the_callback_makes_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hook_of_the_callback_synchronizes_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from launcher import AmpWandbCallback
@@ -129,7 +129,7 @@ def test_no_hook_of_the_callback_makes_the_host_wait(monkeypatch: pytest.MonkeyP
     module = SimpleNamespace(device=torch.device(DEVICE, 0))
     amp.on_train_start(trainer, module)
     for step, factor in enumerate(OVERFLOWS, start=1):
-        # Before the first step the pinned memory and the streams are made.
+        # The pinned memory and the streams are created before the first step.
         with no_host_sync() if step > 3 else contextlib.nullcontext():
             amp.on_train_batch_start(trainer, module, None, step)
             amp.on_before_backward(trainer, module, None)

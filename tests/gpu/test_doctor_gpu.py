@@ -25,6 +25,6 @@ def test_driver_gpus_and_links_are_found_and_a_rank_for_each_gpu_multiplies(tmp_
     assert all(torch.cuda.get_device_name(i) in by_name[f"cuda {i}"]["found"] for i in range(count))
     assert ("GPU links" in by_name) == (count > 1)
     assert by_name["ranks"]["status"] == "ok", ended.output
-    # A GPU does more than any CPU: the product ran there.
+    # Faster than any CPU: the product ran on the GPU.
     assert "TFLOP/s" in by_name["matmul"]["found"]
     assert ("all-reduce" in by_name) == (count > 1)

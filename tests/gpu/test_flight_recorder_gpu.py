@@ -1,4 +1,4 @@
-"""NCCL's flight recorder: the form that is read, and a rank that never enters a collective."""
+"""NCCL's flight recorder: its format, and a rank that does not enter a collective."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ dist.destroy_process_group()
 """
 
 
-def test_nccls_own_record_is_understood(tmp_path: Path) -> None:
+def test_a_record_of_nccl_is_read(tmp_path: Path) -> None:
     run([sys.executable, "-c", _ONE_RANK], tmp_path).check()
 
 
-def test_a_rank_that_never_enters_an_nccl_collective_is_named_with_it(tmp_path: Path) -> None:
+def test_a_rank_that_does_not_enter_an_nccl_collective_is_reported_with_it(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices; torch.cuda.device_count() is below 2")
-    words = (*TOY[2:], "--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--global_batch_size", "8",
-             "--trainer.max_epochs", "1", "--name", "it", "--devices", "2", "--hang-timeout", "30")  # fmt: skip
-    output = run(launcher("fit", *words), tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check(1).output
+    arguments = (*TOY[2:], "--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--global_batch_size",
+                 "8", "--trainer.max_epochs", "1", "--name", "it", "--devices", "2", "--hang-timeout",
+                 "30")  # fmt: skip
+    output = run(launcher("fit", *arguments), tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check(1).output
 
     absent = r"failed first: hung at step 3: .*it did not enter \w+ of .* of default_pg\), in which rank 0 waits"
     assert re.search(absent, output), output

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show. `pytest -m gpu`."""
+"""Tests that need a CUDA device. `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.runs import TOY, events_of, only_run, toy_env
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 
-def test_hardware_names_the_device_and_what_it_computes_natively() -> None:
+def test_hardware_has_the_device_and_its_native_types() -> None:
     import torch
 
     from launcher.hardware.devices import detect_hardware
@@ -27,7 +27,7 @@ def test_hardware_names_the_device_and_what_it_computes_natively() -> None:
     assert ("bf16" in device.native_dtypes) == (major >= 8)
 
 
-def test_looking_at_the_hardware_before_a_fork_does_not_initialise_cuda(tmp_path: Path) -> None:
+def test_detecting_the_hardware_before_a_fork_does_not_initialise_cuda(tmp_path: Path) -> None:
     import sys
 
     code = (
@@ -41,10 +41,10 @@ def test_looking_at_the_hardware_before_a_fork_does_not_initialise_cuda(tmp_path
 def test_the_planned_precision_is_trained_on_the_gpu(tmp_path: Path, asked: str) -> None:
     import torch
 
-    words = (*TOY, "--devices", "1", "--precision", asked, "--trainer.max_steps", "3",
-             "--trainer.callbacks", "[{class_path: tests.support.toy.Probe}]")  # fmt: skip
+    arguments = (*TOY, "--devices", "1", "--precision", asked, "--trainer.max_steps", "3", "--trainer.callbacks",
+                 "[{class_path: tests.support.toy.Probe}]")  # fmt: skip
     env = {**toy_env(tmp_path / "trace"), "PROBE": str(tmp_path / "probe")}
-    run(launcher(*words), tmp_path, env=env).check()
+    run(launcher(*arguments), tmp_path, env=env).check()
 
     native_bf16 = torch.cuda.get_device_capability(0)[0] >= 8
     expected = "bf16-mixed" if native_bf16 else "16-mixed"
@@ -59,8 +59,8 @@ def test_the_planned_precision_is_trained_on_the_gpu(tmp_path: Path, asked: str)
 def test_the_demo_trains_on_all_gpus_of_the_machine(tmp_path: Path) -> None:
     import torch
 
-    words = ("--trainer.max_steps", "20", "--trainer.limit_val_batches", "0", "--checkpoint.monitor", "null")
-    run(launcher(*words), tmp_path, timeout=240).check()
+    arguments = ("--trainer.max_steps", "20", "--trainer.limit_val_batches", "0", "--checkpoint.monitor", "null")
+    run(launcher(*arguments), tmp_path, timeout=240).check()
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["device_kind"] == "cuda"
     assert planned["plan"]["world_size"] == torch.cuda.device_count()

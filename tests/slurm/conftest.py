@@ -1,4 +1,4 @@
-"""The cluster of all tests here: brought up once, taken down at the end."""
+"""The cluster of all SLURM tests: started once, ended after the last test."""
 
 from __future__ import annotations
 

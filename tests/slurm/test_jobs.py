@@ -1,6 +1,6 @@
-"""Runs on a real SLURM, two nodes with two ranks each: preempted, out of time, requeued, cut off the network.
+"""Runs on a real SLURM, two nodes with two ranks each: preempted, at the time limit, requeued, without network.
 
-Each is compared, sample by sample and loss by loss, with a run that nothing happened to.
+Each is compared, sample by sample and loss by loss, with an undisturbed run.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MODEL = ("--model", "tests.support.slurm_paced.PacedToy", *PERSISTENT,
          "--global_batch_size", "8", "--trainer.max_epochs", "3", "--checkpoint.every_n_steps", "5")  # fmt: skip
 STEPS = 24
-# Seconds that no step takes.
+# Seconds; longer than any step takes.
 _FOR_EVER = "100000"
 Curve = dict[int, list[tuple[int, list[int], float]]]
 
 
 @pytest.fixture(scope="module")
-def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The run that nothing happens to."""
-    job = submit(cluster, tmp_path_factory.mktemp("whole"), "whole", *MODEL)
-    assert job.wait_for_end() == "COMPLETED", job.said()
+def uninterrupted(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The undisturbed run."""
+    job = submit(cluster, tmp_path_factory.mktemp("uninterrupted"), "uninterrupted", *MODEL)
+    assert job.wait_for_end() == "COMPLETED", job.collect_output()
     return job
 
 
 @pytest.fixture
 def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Job]:
-    """The same, held in a step in the middle of its second epoch; a parameter is a strategy."""
+    """A run that is held in a step in the middle of its second epoch; the parameter is a strategy."""
     pace = tmp_path / "pace"
-    words = (
+    arguments = (
         "--partition",
         "low",
         "--signal-delay",
         "60",
-        # SLURM may end tasks of the new attempt on a node that was cut off, for those of the old one.
+        # On a node that lost the network, SLURM may end tasks of the new attempt together with the old ones.
         "--join-timeout",
         "30",
         "--time",
@@ -52,7 +52,7 @@ def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> I
         getattr(request, "param", "ddp"),
     )
     set_pace(pace, "0.3")
-    job = submit(cluster, tmp_path, "paced", *MODEL, *words, env={"PACE": str(pace)})
+    job = submit(cluster, tmp_path, "paced", *MODEL, *arguments, env={"PACE": str(pace)})
     try:
         job.wait_for_step(9)
         set_pace(pace, _FOR_EVER)
@@ -63,13 +63,13 @@ def paced(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> I
 
 
 def _wait_for_warning(job: Job) -> None:
-    """Until the ranks know that they are to save; from there it goes as fast as it can."""
+    """Wait until the ranks have the signal to save, then run at full speed."""
     job.wait_for("the warning", lambda: "saving at the next step boundary" in job.rank_log(0))
     (job.cwd / "pace").unlink()
 
 
 def _wait_for_requeue(job: Job) -> None:
-    """Until SLURM starts it again."""
+    """Wait until SLURM starts the job again."""
     job.wait_for("the requeue", lambda: int(job.cluster.job_field(job.job_id, "Restarts")) == 1)
 
 
@@ -78,23 +78,23 @@ def _curve(job: Job) -> Curve:
 
 
 def _last_of_each_step(job: Job) -> Curve:
-    """What counted: a step that was done again after a failure, as it was done last."""
+    """Samples and losses of the last execution of each step."""
     return {rank: [entry for _, entry in sorted({entry[0]: entry for entry in trace}.items())]
             for rank, trace in _curve(job).items()}  # fmt: skip
 
 
 def _nearly(curve: Curve) -> Any:
-    """What is as near to it as sums in another order come."""
+    """The curve within the accuracy of sums in another order."""
     return {
         rank: [(step, samples, pytest.approx(loss, rel=1e-3)) for step, samples, loss in trace]
         for rank, trace in curve.items()
     }
 
 
-def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
-    """The run is done; it was stopped once, saved, and lost no step; its loss curve is the uninterrupted run's."""
-    assert job.wait_for_end() == "COMPLETED", job.said()
-    assert _curve(job) == (_curve(whole) if exact else _nearly(_curve(whole))), job.said()
+def _resumed_in_order(job: Job, uninterrupted: Job, *, exact: bool = True) -> None:
+    """The run finished; it was stopped once, saved, and lost no step; its loss curve equals the undisturbed run's."""
+    assert job.wait_for_end() == "COMPLETED", job.collect_output()
+    assert _curve(job) == (_curve(uninterrupted) if exact else _nearly(_curve(uninterrupted))), job.collect_output()
     first, second = events_of(job.run, "run_started")
     assert first["wandb_id"] == second["wandb_id"]
     (resumed,) = events_of(job.run, "resumed")
@@ -103,47 +103,51 @@ def _resumed_in_order(job: Job, whole: Job, *, exact: bool = True) -> None:
     assert len(stopped) == 1, "all four ranks stopped at the same step"
 
 
-def test_two_nodes_train_as_one(whole: Job) -> None:
-    (started,) = events_of(whole.run, "run_started")
-    assert started["name"] == "whole"
-    assert {event["step"] for event in events_of(whole.run, "finished")} == {STEPS}
+def test_two_nodes_train_together(uninterrupted: Job) -> None:
+    (started,) = events_of(uninterrupted.run, "run_started")
+    assert started["name"] == "uninterrupted"
+    assert {event["step"] for event in events_of(uninterrupted.run, "finished")} == {STEPS}
     samples = [
-        index for rank in range(4) for step, batch, _ in read_trace(whole.trace, rank) if step < 8 for index in batch
+        index
+        for rank in range(4)
+        for step, batch, _ in read_trace(uninterrupted.trace, rank)
+        if step < 8
+        for index in batch
     ]
     assert sorted(samples) == list(range(64)), "each sample once an epoch, on one of four ranks"
-    plan = events_of(whole.run, "planned")[0]["plan"]
+    plan = events_of(uninterrupted.run, "planned")[0]["plan"]
     assert (plan["world_size"], plan["num_nodes"], sorted(plan["hosts"])) == (4, 2, list(NODES))
 
 
-def test_a_preempted_job_saves_and_goes_on_as_if_nothing_had_happened(whole: Job, paced: Job) -> None:
+def test_a_preempted_job_saves_and_resumes_as_if_uninterrupted(uninterrupted: Job, paced: Job) -> None:
     faults.preempt(paced)
     _wait_for_warning(paced)
-    _resumed_in_order(paced, whole)
-    said = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
-    assert "the job is queued again" in said
+    _resumed_in_order(paced, uninterrupted)
+    output = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
+    assert "the job is queued again" in output
 
 
-def test_a_job_whose_time_is_up_saves_and_goes_on(whole: Job, paced: Job) -> None:
+def test_a_job_at_its_time_limit_saves_and_resumes(uninterrupted: Job, paced: Job) -> None:
     faults.run_out_of_time(paced)
     _wait_for_warning(paced)
     _wait_for_requeue(paced)
     faults.give_time(paced)
-    _resumed_in_order(paced, whole)
+    _resumed_in_order(paced, uninterrupted)
 
 
 @pytest.mark.parametrize("paced", ["deepspeed_stage_2"], indirect=True)
-def test_a_job_that_is_requeued_by_hand_saves_and_goes_on(whole: Job, paced: Job) -> None:
-    """DeepSpeed's, on both nodes, whose losses are DDP's but for the last bits."""
-    # It does not so much as notice that daemons end and come again.
+def test_a_manually_requeued_job_saves_and_resumes(uninterrupted: Job, paced: Job) -> None:
+    """Under DeepSpeed on both nodes, whose losses equal DDP's except for the last bits."""
+    # Restarted daemons do not affect the job.
     faults.restart_slurmd(paced)
     faults.restart_slurmctld(paced)
     faults.requeue(paced)
     _wait_for_warning(paced)
-    _resumed_in_order(paced, whole, exact=False)
+    _resumed_in_order(paced, uninterrupted, exact=False)
     assert (paced.run / "checkpoints" / "last.ckpt" / "checkpoint").is_dir()
 
 
-def test_a_job_whose_second_node_does_not_come_back_is_queued_once_more(whole: Job, paced: Job) -> None:
+def test_a_job_whose_second_node_does_not_return_is_requeued(uninterrupted: Job, paced: Job) -> None:
     cluster = paced.cluster
     cluster.hold_tasks(NODES[1])
     try:
@@ -152,32 +156,32 @@ def test_a_job_whose_second_node_does_not_come_back_is_queued_once_more(whole: J
         paced.wait_for("the second requeue", lambda: int(cluster.job_field(paced.job_id, "Restarts")) >= 2)
     finally:
         cluster.let_tasks_begin(NODES[1])
-    _resumed_in_order(paced, whole)
-    said = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
-    assert "node 1 of 2 did not come within 30 s" in said
-    assert "node 1 never came; the job is queued again" in said
+    _resumed_in_order(paced, uninterrupted)
+    output = "".join(file.read_text() for file in paced.run.glob("submissions/1/*_0_log.err"))
+    assert "node 1 of 2 did not come within 30 s" in output
+    assert "node 1 never came; the job is queued again" in output
 
 
-def test_a_job_whose_second_node_never_comes_ends_instead_of_waiting_for_it(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_whose_second_node_is_missing_ends(cluster: Cluster, tmp_path: Path) -> None:
     cluster.hold_tasks(NODES[1])
     try:
         job = submit(cluster, tmp_path, "alone", *MODEL, "--time", "10", "--join-timeout", "2")
-        assert job.wait_for_end() == "FAILED", job.said()
+        assert job.wait_for_end() == "FAILED", job.collect_output()
     finally:
         cluster.let_tasks_begin(NODES[1])
-    said = "".join(file.read_text() for file in job.run.glob("submissions/1/*_0_log.err"))
-    assert "error: node 1 of 2 did not come within 2 s" in said
+    output = "".join(file.read_text() for file in job.run.glob("submissions/1/*_0_log.err"))
+    assert "error: node 1 of 2 did not come within 2 s" in output
     assert int(cluster.job_field(job.job_id, "Restarts")) == 0
 
 
-def test_a_run_whose_node_is_cut_off_goes_on_from_its_last_checkpoint(whole: Job, paced: Job) -> None:
+def test_a_run_whose_node_loses_the_network_continues_from_its_last_checkpoint(uninterrupted: Job, paced: Job) -> None:
     faults.unplug(paced)
     try:
         (paced.cwd / "pace").unlink()
         _wait_for_requeue(paced)
     finally:
         faults.plug_in(paced)
-    assert paced.wait_for_end() == "COMPLETED", paced.said()
-    assert _last_of_each_step(paced) == _curve(whole), paced.said()
+    assert paced.wait_for_end() == "COMPLETED", paced.collect_output()
+    assert _last_of_each_step(paced) == _curve(uninterrupted), paced.collect_output()
     (resumed,) = events_of(paced.run, "resumed")
     assert "/paced/checkpoints/" in resumed["checkpoint"]

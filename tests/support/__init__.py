@@ -1,1 +1,1 @@
-"""What tests share: models, processes, stand-ins for outside programs, and records to compare."""
+"""Helpers that tests share: models, processes, stand-ins for external programs, and records to compare."""

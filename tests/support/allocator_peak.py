@@ -1,4 +1,4 @@
-"""The CPU allocator's own account of a training step: nothing of the launcher counts here."""
+"""Peak memory of a training step from torch's CPU allocator, independent of the launcher."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _MARK = "the step that is measured"
 
 
 def peak_of(prepare: Callable[[], T], step: Callable[[T], object]) -> int:
-    """Most bytes that torch's CPU allocator had given out at once during `step`.
+    """Peak bytes allocated by torch's CPU allocator during `step`.
 
-    Everything that is alive in it must be allocated in `prepare`: the profiler does not know of releases of what was
-    allocated before it began.
+    Allocate everything that `step` uses in `prepare`: the profiler does not see releases of memory that was allocated
+    before it started.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         prepared = prepare()

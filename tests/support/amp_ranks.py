@@ -1,6 +1,6 @@
 """One of several gloo ranks that train in real fp16 on a CPU: `python -m tests.support.amp_ranks FOLDER`.
 
-Leaves in FOLDER what the rank saw, as `rank-<r>.json`. RANK and WORLD_SIZE say which it is.
+Writes its results to FOLDER as `rank-<r>.json`. RANK and WORLD_SIZE are its variables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from launcher import AmpWandbCallback
-from strategies.build import PreflightRank, build_strategy
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy
 from strategies.choice import choose_strategy
 from tests.support.wandb_stand_in import RecordingWandb
 
@@ -31,7 +32,7 @@ STEPS = 6
 
 
 class Net(pl.LightningModule):
-    """One layer; on rank `overflow_on` the gradients of step 2 do not fit into any scale."""
+    """One layer; on rank `overflow_on` the gradients of step 2 overflow at any scale."""
 
     def __init__(self, overflow_on: int | None = None) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Net(pl.LightningModule):
 
 
 class SkewScale(pl.Callback):
-    """From step 2 on, rank 1 scales its loss by another number than the others."""
+    """From step 2 on, rank 1 has a different loss scale."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == 2 and trainer.global_rank == 1:
@@ -58,7 +59,7 @@ class SkewScale(pl.Callback):
 class Ops(TorchDispatchMode):
     """Counts the ops of the thread that trains.
 
-    torch's profiler crashes, now and then, where one of gloo's threads ends its work as the profiler begins or ends.
+    torch's profiler sometimes crashes if a gloo thread finishes while the profiler starts or ends.
     """
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class Ops(TorchDispatchMode):
 
 
 class Watched:
-    """The ops of each batch, from before the other callbacks' begin to after their end."""
+    """The ops of each batch, including those of all other callbacks."""
 
     def __init__(self) -> None:
         self.syncs: list[int] = []
@@ -108,7 +109,9 @@ def fit(model: Net, *callbacks: pl.Callback) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=size,
-        strategy=build_strategy(choice, "cpu", PreflightRank(rank, size, rank, size, 0, "127.0.0.1", 0), 60),
+        strategy=build_strategy(
+            choice, BuildOptions("cpu", RankLocation(rank, size, rank, size, 0, "127.0.0.1", 0), 60)
+        ),
         plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 1024.0))],
         callbacks=list(callbacks),
         max_steps=STEPS,
@@ -158,10 +161,12 @@ def main(folder: Path) -> None:
     }
     wandb.run.step = 0
 
-    told: list[Any] = []
-    amp = AmpWandbCallback(every_n_steps=1, on_alert=lambda alert, step: told.append([alert.kind, step, alert.ranks]))
+    reported: list[Any] = []
+    amp = AmpWandbCallback(
+        every_n_steps=1, on_alert=lambda alert, step: reported.append([alert.kind, step, alert.ranks])
+    )
     fit(Net(), SkewScale(), amp)
-    seen["skewed"] = {"rows": logged(wandb), "told": told, "alerts": wandb.alerts}
+    seen["skewed"] = {"rows": logged(wandb), "reported": reported, "alerts": wandb.alerts}
 
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()

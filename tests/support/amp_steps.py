@@ -1,4 +1,4 @@
-"""`AmpWandbCallback` and its monitor driven by hand over plain trainers."""
+"""Drives `AmpWandbCallback` and its monitor with plain trainers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
 from launcher.monitoring.samples import RankSample
 from tests.support.wandb_stand_in import RecordingWandb
 
-# Seconds that only a fault needs.
+# Seconds; only a fault takes as long.
 LONG = 60.0
 
 
@@ -22,7 +22,7 @@ def callback(precision: str | int | None = "16", **options: Any) -> AmpWandbCall
 
 
 def steps(amp: AmpWandbCallback, trainer: Any, *numbers: int) -> None:
-    """The end of these optimizer steps, and W&B has what was logged."""
+    """End these optimizer steps and wait until W&B has the logged rows."""
     for number in numbers or (trainer.global_step,):
         trainer.global_step = number
         amp.on_train_batch_end(trainer, None, None, None, 0)
@@ -35,7 +35,7 @@ def only_row(wandb: RecordingWandb) -> dict[str, Any]:
 
 
 class Rows(LossScaleMonitor):
-    """Keeps what it is to write."""
+    """Keeps the rows in memory."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -57,7 +57,7 @@ class Rows(LossScaleMonitor):
 
 
 def batches(monitor: LossScaleMonitor, trainer: Any, *steps: int, outputs: Any = None) -> None:
-    """The end of a batch at each of these steps."""
+    """End a batch at each of these steps."""
     for step in steps:
         trainer.global_step = step
         monitor.on_train_batch_end(trainer, None, outputs, None, 0)

@@ -1,4 +1,4 @@
-"""A real headless Chromium for tests, spoken to over a pipe: what it shows, complains of, and asks the net for."""
+"""A real headless Chromium for tests, controlled over a pipe: page contents, console messages, network requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 
 def find_chromium() -> str:
-    """The program; without it a test is skipped on a person's machine, and fails in CI."""
+    """Path of the program; without it a test is skipped on a developer's machine and fails in CI."""
     found = next((path for name in _NAMES if (path := shutil.which(name))), None)
     if found is None:
         reason = "needs Chromium: apt-get install chromium"
@@ -34,8 +34,8 @@ class Page:
     """One open page.
 
     Attributes:
-        complaints: what the browser said on its console, and errors that nobody caught.
-        requests: addresses that the page asked for, its own included.
+        complaints: messages on the browser's console, and uncaught errors.
+        requests: addresses that the page requested, including its own.
     """
 
     def __init__(self, to_browser: int, from_browser: int, timeout: float) -> None:
@@ -49,7 +49,7 @@ class Page:
         self.requests: list[str] = []
 
     def open(self, file: Path) -> None:
-        """Load a file and wait until it is there."""
+        """Load a file and wait for it."""
         self._session = None
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -65,7 +65,7 @@ class Page:
         return result["result"].get("value")
 
     def show_as(self, scheme: str = "light", media: str = "", width: int = 1200) -> None:
-        """Emulate a reader: 'light' or 'dark', 'print', a window of some width."""
+        """Emulate a color scheme ('light' or 'dark'), a medium ('print') and a window width."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.ask("Emulation.setEmulatedMedia", media=media, features=[feature])
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
@@ -81,7 +81,7 @@ class Page:
         file.write_bytes(base64.b64decode(data))
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the DevTools protocol, and its result."""
+        """Run one command of the DevTools protocol and return its result."""
         self._count += 1
         own = self._count
         message = {"id": own, "method": method, "params": parameters}
@@ -129,15 +129,15 @@ class Page:
 
 @contextlib.contextmanager
 def browser(profile: Path, timeout: float = 90) -> Iterator[Page]:
-    """A browser of its own, ended at the end.
+    """A new browser, ended with the context.
 
     Args:
-        profile: a new folder for what it keeps.
+        profile: a new folder for its files.
         timeout: seconds for each answer.
     """
     to_child, to_browser = os.pipe()
     from_browser, from_child = os.pipe()
-    # The protocol is spoken over descriptors 3 and 4, whatever their numbers are here.
+    # The protocol uses descriptors 3 and 4 in the browser.
     script = f'exec 5<&{to_child} 6>&{from_child}; exec 3<&5 4>&6; exec "$@" 5<&- 6>&-'
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={profile}"]  # fmt: skip

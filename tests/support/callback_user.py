@@ -25,7 +25,7 @@ from tests.support.logged_rows import users_rows
 
 
 class Net(pl.LightningModule):
-    """A backbone and a head; with `use_logger` all that users call of the logger, on every rank."""
+    """A backbone and a head; with `use_logger`, all logger methods that users call, on every rank."""
 
     def __init__(self, lr: float = 0.05, use_logger: bool = False) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Data(pl.LightningDataModule):
 
 
 class Writer(callbacks.BasePredictionWriter):
-    """Nothing is predicted while it is fitted."""
+    """Writes nothing during a fit, which does not predict."""
 
     def __init__(self) -> None:
         super().__init__("epoch")
@@ -100,7 +100,7 @@ class Freeze(callbacks.BaseFinetuning):
 
 
 class Bar(callbacks.ProgressBar):
-    """A bar of the user's own."""
+    """A user's progress bar."""
 
     def disable(self) -> None:
         pass
@@ -115,7 +115,7 @@ def _begun(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def make_group(name: str) -> list[pl.Callback]:
-    """Callbacks that go together in one training, new ones each time."""
+    """New callbacks that are used together in one training."""
     made: dict[str, Any] = {
         "watch": lambda: [
             callbacks.LearningRateMonitor(),
@@ -145,9 +145,9 @@ def make_group(name: str) -> list[pl.Callback]:
         "backbone": lambda: [callbacks.BackboneFinetuning(unfreeze_backbone_at_epoch=1)],
         "prune": lambda: [callbacks.ModelPruning("l1_unstructured", amount=0.5)],
         "rate": lambda: [callbacks.LearningRateFinder(num_training_steps=4)],
-        # Not on several ranks, as Lightning has it.
+        # Lightning does not support it on several ranks.
         "batch": lambda: [callbacks.BatchSizeFinder(max_trials=2, steps_per_trial=1, init_val=2)],
-        # Its state cannot be saved, in Lightning's own Trainer neither.
+        # Its state cannot be saved, also not with Lightning's Trainer.
         "spike": lambda: [callbacks.SpikeDetection(warmup=1000)],
     }
     return made[name]()
@@ -176,8 +176,8 @@ def _logged(group: str, kind: str) -> list[dict[str, str]]:
     return users_rows(Path(f"{kind}-{group}/lightning_logs/one/metrics.csv"))
 
 
-def main(words: Sequence[str]) -> None:
-    kind, ranks, *groups = words
+def main(arguments: Sequence[str]) -> None:
+    kind, ranks, *groups = arguments
     for group in groups:
         trainer = train(kind, int(ranks), group)
         found = {
@@ -189,7 +189,7 @@ def main(words: Sequence[str]) -> None:
             "parameters": [p.tolist() for p in trainer.lightning_module.parameters()],
             "rows": _logged(group, kind) if trainer.is_global_zero else None,
         }
-        # One write: the ranks' words must not mix within a line.
+        # One write, so that the lines of the ranks do not mix.
         sys.stdout.write(f"FOUND {json.dumps(found)}\n")
         sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Models of users that change themselves, or put objects into their checkpoints. They know nothing of the launcher."""
+"""User models that change themselves, or save objects in their checkpoints. They do not use the launcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kind(enum.Enum):
 
 
 class Counts:
-    """What a callback and a data module remember."""
+    """State of a callback and a data module."""
 
     def __init__(self, start: int = 0) -> None:
         self.seen = start
@@ -51,7 +51,7 @@ class Data(pl.LightningDataModule):
 
 
 class Whole(pl.LightningModule):
-    """All its layers are there from the beginning."""
+    """All layers exist from the beginning."""
 
     def __init__(self, lr: float = 0.05) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class MadeInConfigureModel(Whole):
 
 
 class Adapter(Whole):
-    """Its frozen part is in no checkpoint."""
+    """The frozen part is not saved."""
 
     def make(self) -> None:
         super().make()
@@ -108,7 +108,7 @@ class Adapter(Whole):
 
 
 class TrainedPartOnly(Adapter):
-    """As libraries of adapters do it: neither saved nor asked for."""
+    """As in adapter libraries: the frozen part is neither saved nor expected."""
 
     def make(self) -> None:
         super().make()
@@ -126,7 +126,7 @@ class Lazy(Whole):
             self.head(self.body(torch.zeros(1, 12)).relu())
 
     def configure_optimizers(self) -> Any:
-        # Their shapes are known after the first batch.
+        # The first batch determines the shapes.
         self.head(self.body(torch.zeros(1, 12)).relu())
         return super().configure_optimizers()
 
@@ -140,7 +140,7 @@ class Compiled(Whole):
 
 
 class Renamed(Whole):
-    """Its checkpoints have the names of an earlier version."""
+    """Checkpoints have the names of an earlier version."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
@@ -152,7 +152,7 @@ class Renamed(Whole):
 
 
 class Grows(nn.Linear):
-    """A layer that takes its shape from what is loaded, as an index or a vocabulary."""
+    """A layer that takes its shape from the loaded state, like an index or a vocabulary."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.index = nn.Buffer(torch.empty_like(state_dict[f"{prefix}index"]))
@@ -169,7 +169,7 @@ class Growing(Whole):
 
 
 class Counter(pl.Callback):
-    """Its state is an object."""
+    """The state is an object."""
 
     def __init__(self) -> None:
         self.counts = Counts()
@@ -248,7 +248,7 @@ class EmptyGroup(Objects):
 
 
 class Dies(MadeInSetup, Adapter, Objects):
-    """All of it at once; rank 1 is killed once."""
+    """All of the above; rank 1 is killed once."""
 
     def setup(self, stage: str) -> None:
         self.body.requires_grad_(False)

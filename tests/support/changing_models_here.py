@@ -1,4 +1,4 @@
-"""Every kind of model, in one process: trained at once and in parts by the launcher, in parts by Lightning."""
+"""Every kind of model, in one process: trained in one and two parts by the launcher, and in two by Lightning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import changing_models
 
 
 def by_lightning(kind: type[pl.LightningModule], folder: Path) -> int:
-    """Steps after a second part."""
+    """Steps after the second part."""
     options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
                                "accelerator": "cpu", "default_root_dir": folder}  # fmt: skip
     first = pl.Trainer(max_epochs=1, **options)
@@ -28,11 +28,10 @@ def by_lightning(kind: type[pl.LightningModule], folder: Path) -> int:
 
 def by_launcher(kind: str, name: str, epochs: int, *more: str) -> dict[str, Any]:
     """The weights of the last checkpoint."""
-    words = ("--model", f"tests.support.changing_models.{kind}", "--data", "tests.support.changing_models.Data",
-             "--name", name,
-             "--wandb.mode", "disabled", "--accelerator", "cpu", "--devices", "1",
-             "--trainer.enable_model_summary", "false", "--trainer.max_epochs", str(epochs))  # fmt: skip
-    trainer = fit(load_config([], [*words, *more]), env={}).trainer
+    arguments = ("--model", f"tests.support.changing_models.{kind}", "--data", "tests.support.changing_models.Data",
+                 "--name", name, "--wandb.mode", "disabled", "--accelerator", "cpu", "--devices", "1",
+                 "--trainer.enable_model_summary", "false", "--trainer.max_epochs", str(epochs))  # fmt: skip
+    trainer = fit(load_config([], [*arguments, *more]), env={}).trainer
     return {key: value.clone() for key, value in trainer.lightning_module.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""A user's classes with every kind of argument that LightningCLI reads; each notes that it was made."""
+"""User classes with every kind of argument that LightningCLI reads; each records that it was created."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Net(pl.LightningModule):
 
 
 class Plain(pl.LightningModule):
-    """Without an optimizer of its own, and with another first parameter than `self`."""
+    """Without an optimizer, and with a first parameter not named `self`."""
 
     def __init__(s, d: int = 8) -> None:  # noqa: N805 -- as users write it
         super().__init__()

@@ -1,4 +1,4 @@
-"""DeepSpeed configs that tests of the agreement draw from: whole ones, broken ones, and anything that JSON can say."""
+"""DeepSpeed configs for property tests: valid ones, broken ones, and any JSON value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FP16_BLOCKS = st.fixed_dictionaries(
 BF16_BLOCKS = st.fixed_dictionaries(
     {}, optional={"enabled": ENABLED, "immediate_grad_update": st.booleans(), "check_grad_overflow": st.just("auto")}
 )
-# What a user who knows DeepSpeed writes; its precision may still be another one than the agreed.
+# Configs of a user who knows DeepSpeed; the precision may differ from the agreed one.
 WHOLE: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={
@@ -32,7 +32,7 @@ WHOLE: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     },
 )
 
-# JSON has no limit on whole numbers; Python reads NaN and Infinity too.
+# JSON has no limit on integers; Python also reads NaN and Infinity.
 _LEAVES = (
     st.none()
     | st.booleans()
@@ -52,7 +52,7 @@ _KEYS = st.sampled_from(
 _BLOCK_NAMES = st.sampled_from(
     ["fp16", "bf16", "bfloat16", "amp", "torch_autocast", "data_types", "communication_data_type"]
 )
-# The right names with any value at all behind them: where a check that takes too much for granted falls over.
+# Valid keys with any value, for checks that assume a type.
 ANYTHING: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     _BLOCK_NAMES | st.text(max_size=6), JSON | st.dictionaries(_KEYS | st.text(max_size=6), _LEAVES, max_size=4)
 )

@@ -1,4 +1,4 @@
-"""The toy with faults that a test chooses: `fault` happens in step `at` of rank `by_rank`."""
+"""The toy with a fault: `fault` happens in step `at` of rank `by_rank`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.toy import Toy
 
 
 class Faulty(Toy):
-    """`times`: how often the fault happens, over all attempts of the run; each leaves a mark beside TRACE."""
+    """`times`: how often the fault happens, over all attempts of the run; each writes a marker next to TRACE."""
 
     def __init__(self, fault: str = "none", at: int = 3, by_rank: int = 1, times: int = 1, lr: float = 0.05) -> None:
         super().__init__(lr=lr)
@@ -42,7 +42,7 @@ def _raise() -> None:
 
 
 def _fill_the_disk() -> None:
-    # More than the small disk of the test holds, through Python and past it.
+    # More than the test's small disk has, through Python and through the descriptor.
     for _ in range(200):
         print("x" * 10_000)
         sys.stderr.write("y" * 10_000 + "\n")
@@ -51,7 +51,7 @@ def _fill_the_disk() -> None:
 
 
 def _eat_memory() -> None:
-    """In a control group of the test's, so that the kernel takes this process and no other."""
+    """Allocate in the test's control group, so that the kernel kills this process and no other."""
     (Path(os.environ["MEMORY_GROUP"]) / "cgroup.procs").write_text(str(os.getpid()))
     eaten: list[bytearray] = []
     while True:
@@ -73,7 +73,7 @@ FAULTS: dict[str, Any] = {
 
 
 class _Early(type(Toy)):
-    """Fails on rank one when the launcher looks at the class: long before there is a process group."""
+    """Fails on rank one when the launcher reads the class, before a process group exists."""
 
     @property
     def static_graph(cls) -> bool:

@@ -1,4 +1,4 @@
-"""A module that asks for more memory than any machine has, in its third step."""
+"""A module that allocates more memory than any machine has, in its third step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tests.support.toy import Toy
 
 
 class Hungry(Toy):
-    """`content_from`: the ZeRO stage from which on it asks for nothing; without ZeRO it is at stage 0."""
+    """`content_from`: the ZeRO stage from which on it does not; without ZeRO the stage is 0."""
 
     def __init__(self, lr: float = 0.05, content_from: int = 4, width: int = 8) -> None:
         super().__init__(lr=lr)
         self.content_from = content_from
-        # Much of it, in parts that fit a bucket, is worth ZeRO.
+        # Large enough for ZeRO, in parts that fit a bucket.
         self.ballast = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(12))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -23,7 +23,7 @@ class Hungry(Toy):
         return super().training_step(batch, batch_idx) + self._carry(batch[1])
 
     def _carry(self, x: Tensor) -> Tensor:
-        """Through the modules, as ZeRO-3 gathers their weights only there."""
+        """Call the modules, because ZeRO-3 gathers weights only there."""
         carried = x.new_ones(1, self.ballast[0].in_features)
         for layer in self.ballast:
             carried = layer(carried)

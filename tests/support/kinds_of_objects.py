@@ -1,4 +1,4 @@
-"""Objects that users put into checkpoints: values that come through from anywhere, and those that need code."""
+"""Objects in user checkpoints: plain values, and objects whose loading runs code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Switch(enum.Flag):
 
 
 class OldSwitch(enum.Flag, boundary=enum.KEEP):
-    """Pickled as Python 3.11.2 does it."""
+    """Pickled as by Python 3.11.2."""
 
     A = 1
     B = 2
@@ -63,7 +63,7 @@ class State:
 
 
 class Table(dict):  # type: ignore[type-arg]
-    """As the configs of many libraries."""
+    """Like the configs of many libraries."""
 
 
 class Items(list):  # type: ignore[type-arg]
@@ -91,7 +91,7 @@ class Circle:
 
 
 class Marked(torch.Tensor):
-    """A subclass, as of a library for images."""
+    """A subclass, as in image libraries."""
 
 
 def scaled(value: float, by: float = 2.0) -> float:

@@ -1,9 +1,9 @@
-"""Train with the callback under other versions of Lightning, each in a virtual environment of its own.
+"""Train with the callback under other versions of Lightning, each in a separate virtual environment.
 
     python -m tests.support.lightning_versions [lightning==2.1.4 ...]
 
-An environment has everything of this one but Lightning's packages, as links, and one of them from the package index.
-For the version that is installed it is this one.
+An environment links all packages of this one except Lightning's, and installs one of those from the package index.
+The installed version uses this environment.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# The oldest Lightning 2 that trains with the newest torch, the newest one, and the last of Lightning 1, whose precision
-# strings are the short ones.
+# The oldest Lightning 2 that trains with the newest torch, the newest one, and the last of Lightning 1, with
+# short precision strings.
 VERSIONS = ("lightning==2.1.4", "lightning==2.6.*", "pytorch_lightning==1.9.5")
 _OWN = ("lightning", "pytorch_lightning", "launcher")
 
@@ -30,7 +30,7 @@ def make_environment(folder: Path, requirement: str) -> Path:
 
     Args:
         folder: does not exist yet.
-        requirement: what pip is to install.
+        requirement: argument of pip install.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
@@ -40,13 +40,13 @@ def make_environment(folder: Path, requirement: str) -> Path:
         if name not in _OWN and entry.suffix != ".pth":
             (packages / entry.name).symlink_to(entry)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    # Lightning before 2.2 asks for pkg_resources, which setuptools had until 80.
+    # Lightning before 2.2 imports pkg_resources, which setuptools contains until 80.
     subprocess.run([*pip, requirement, "setuptools<81"], check=True, timeout=120)
     return python
 
 
 def train(python: Path) -> str:
-    """What `lightning_versions_worker` says under that Python.
+    """Output of `lightning_versions_worker` under that Python.
 
     Args:
         python: of the environment.
@@ -66,20 +66,20 @@ def train(python: Path) -> str:
 
 
 def check(requirements: Sequence[str]) -> list[tuple[str, str]]:
-    """What each version says: its name and version, its own precision string, and the rows that were logged.
+    """Results of each version: name and version, its precision string, and the logged rows.
 
     Args:
-        requirements: what pip is to install, one for each environment.
+        requirements: arguments of pip install, one for each environment.
     """
-    said: list[tuple[str, str]] = []
+    results: list[tuple[str, str]] = []
     for requirement in requirements:
         wanted = Requirement(requirement)
         if wanted.name == "lightning" and wanted.specifier.contains(version("lightning")):
-            said.append((requirement, train(Path(sys.executable))))
+            results.append((requirement, train(Path(sys.executable))))
             continue
         with tempfile.TemporaryDirectory() as folder:
-            said.append((requirement, train(make_environment(Path(folder) / "venv", requirement))))
-    return said
+            results.append((requirement, train(make_environment(Path(folder) / "venv", requirement))))
+    return results
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training with `AmpWandbCallback`, under whichever Lightning there is; run by `lightning_versions`."""
+"""A training with `AmpWandbCallback` under the installed Lightning; run by `lightning_versions`."""
 
 from __future__ import annotations
 

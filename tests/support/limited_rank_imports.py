@@ -1,4 +1,4 @@
-"""What the fork server of `tests.support.limited_runs` imports once for all ranks."""
+"""Imports of the fork server of `tests.support.limited_runs`, shared by all ranks."""
 
 import deepspeed as deepspeed
 import lightning.pytorch as lightning_pytorch  # noqa: F401

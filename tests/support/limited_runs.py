@@ -1,12 +1,12 @@
 """Trains with one strategy on real gloo ranks under a limit of memory, as `fit` would: Lightning and our strategies.
 
-A rank enters a control group of its own when a small training with the same strategy has brought up threads, gloo's
-connections and libraries, right before the model is built. So what counts are the pages that it touches from then on,
-and above the limit the kernel kills it. `RLIMIT_DATA` would count pages that were never touched, as most of a thread's
-stack, and what glibc has freed and kept.
+A rank enters its own control group right before the model is built, after a small training with the same strategy has
+started threads, gloo's connections and libraries. Only pages that it touches from then on count, and above the limit
+the kernel kills it. `RLIMIT_DATA` would also count untouched pages, such as most of a thread's stack, and memory that
+glibc has freed but kept.
 
 Tensors above a few pages are mapped and unmapped one by one, so that the limit counts live bytes and not the holes of
-glibc's heap; the page faults of it make steps slower than they are in a training, so that times are taken without.
+glibc's heap. The page faults make steps slower, so times are measured without this.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from strategies.candidates import Candidate
+from strategies.base import StrategyEntry
 from tests.support.memory_group import MemoryGroup, memory_group
 
 WARM_UP = 1
-# Elements: DeepSpeed's buckets are as small against these models as they are against large ones.
+# Elements: DeepSpeed's buckets are as small relative to these models as to large ones.
 BUCKET = 4_000_000
-# Of each rank, before any of them is started; the fork server hands them on.
+# Variables of each rank; the fork server passes them on.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 # mallopt(3), malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -51,14 +51,14 @@ class Case:
         micro_batch_size: samples that a rank takes at once.
         accumulate: micro batches of one optimizer step.
         precision: Lightning's name.
-        limit_bytes: of each rank, beside what it had before the model; None for none.
+        limit_bytes: limit of each rank on top of its memory before the model; None without a limit.
         steps: optimizer steps.
-        timed: leave glibc's heap as it is in a training: its holes count then.
-        keeps_order: as the launcher does; else ZeRO 3 records its modules anew in each step, as under Lightning alone.
+        timed: keep glibc's usual heap, whose holes count then.
+        keeps_order: keep ZeRO 3's module order, as the launcher does; else it is recorded again in each step.
     """
 
     family: str
-    candidate: Candidate
+    candidate: StrategyEntry
     micro_batch_size: int
     accumulate: int = 1
     precision: str = "32-true"
@@ -70,14 +70,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it went.
+    """The result of a case.
 
     Attributes:
-        lives: every rank trained to the end.
-        reason: of the first rank that did not; '' if all did.
-        step_seconds: each optimizer step behind the first, of the slowest rank; none if it does not live.
-        cpu_seconds: processor time of a step, the mean over them and the ranks: a machine's other load moves it least.
-        peak_bytes: the most that training added to a rank's memory, the most of all ranks.
+        lives: whether every rank trained to the end.
+        reason: error of the first failed rank; '' if all succeeded.
+        step_seconds: time of each optimizer step after the first, of the slowest rank; empty after a failure.
+        cpu_seconds: processor time of a step, the mean over steps and ranks; least sensitive to other load.
+        peak_bytes: memory that training added to a rank, maximum over the ranks.
     """
 
     lives: bool
@@ -89,11 +89,11 @@ class Outcome:
 
 @contextlib.contextmanager
 def ranks_ready() -> Iterator[ForkServerContext]:
-    """A fork server that has torch, Lightning and DeepSpeed imported: a rank begins in a moment."""
+    """A fork server that has imported torch, Lightning and DeepSpeed, so that ranks start fast."""
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
-    # The program itself too, which each child would import anew.
+    # The program too, which each child would import again.
     context.set_forkserver_preload(["__main__", "tests.support.limited_rank_imports"])
     try:
         yield context
@@ -106,30 +106,30 @@ def ranks_ready() -> Iterator[ForkServerContext]:
 
 
 def run_case(context: ForkServerContext, case: Case, folder: Path, *, ranks: int = 2, timeout: float = 180) -> Outcome:
-    """Train it; `folder` is empty, and this case's alone."""
+    """Train one case; `folder` is empty and used by this case only."""
     with contextlib.ExitStack() as stack:
         number = f"launcher-rank-{os.getpid()}-{next(_numbers)}"
         groups = [stack.enter_context(memory_group(f"{number}-{r}", case.limit_bytes)) for r in range(ranks)]
         codes = _run_ranks(context, case, folder, groups, timeout)
         full = [group.killed() > 0 for group in groups]
         peaks = [group.peak() for group in groups]
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for rank, code in enumerate(codes):
         path = folder / f"rank-{rank}"
-        told.append(json.loads(path.read_text()) if path.exists() else {"reason": f"exit code {code}"})
+        results.append(json.loads(path.read_text()) if path.exists() else {"reason": f"exit code {code}"})
     if any(full):
         return Outcome(False, f"out of memory: ranks {[r for r, k in enumerate(full) if k]}", (), 0.0, max(peaks))
-    reason = next((entry["reason"] for entry in told if entry.get("reason")), "")
+    reason = next((entry["reason"] for entry in results if entry.get("reason")), "")
     if reason:
         return Outcome(False, reason, (), 0.0, 0)
-    steps = tuple(max(times) for times in zip(*(e["step_seconds"] for e in told), strict=True))
-    return Outcome(True, "", steps, statistics.mean(e["cpu_seconds"] for e in told), max(peaks))
+    steps = tuple(max(times) for times in zip(*(e["step_seconds"] for e in results), strict=True))
+    return Outcome(True, "", steps, statistics.mean(e["cpu_seconds"] for e in results), max(peaks))
 
 
 def _run_ranks(
     context: ForkServerContext, case: Case, folder: Path, groups: list[MemoryGroup], timeout: float
 ) -> list[int | None]:
-    """The exit codes; when one has failed, the others' after some seconds more."""
+    """The exit codes; after a failure the other ranks have a few seconds to end."""
     ranks = len(groups)
     processes = [
         context.Process(target=train_rank, args=(case, rank, ranks, str(folder), groups[rank])) for rank in range(ranks)
@@ -140,7 +140,7 @@ def _run_ranks(
     while any(p.is_alive() for p in processes) and time.monotonic() < give_up:
         next((p for p in processes if p.is_alive()), processes[0]).join(0.05)
         if any(p.exitcode for p in processes):
-            # A rank has failed: the others wait for it in a collective, or have failed too.
+            # After a failure the others wait for the failed rank in a collective, or have failed too.
             for process in processes:
                 process.join(5)
             break
@@ -152,7 +152,7 @@ def _run_ranks(
 
 
 def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGroup) -> None:
-    """One rank's whole life; writes what became of it, and leaves without the interpreter's last work."""
+    """Run one rank, write its result, and exit without the interpreter's cleanup."""
     import torch
     import torch.distributed as dist
 
@@ -168,7 +168,7 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGrou
 
         ours.keep_module_order = lambda engine: None
     code = 1
-    told: dict[str, Any]
+    results: dict[str, Any]
     with (Path(folder) / f"log-{rank}").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -177,12 +177,12 @@ def train_rank(case: Case, rank: int, ranks: int, folder: str, group: MemoryGrou
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
             )  # fmt: skip
-            told, code = _train(case, rank, ranks, group), 0
+            results, code = _train(case, rank, ranks, group), 0
         except Exception as error:  # noqa: BLE001 -- whatever the rank dies of is the outcome
             reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}"
             traceback.print_exc()
-            told = {"reason": f"{reason}: {str(error)[:200]}"}
-    (Path(folder) / f"rank-{rank}").write_text(json.dumps(told))
+            results = {"reason": f"{reason}: {str(error)[:200]}"}
+    (Path(folder) / f"rank-{rank}").write_text(json.dumps(results))
     os._exit(code)
 
 
@@ -195,7 +195,7 @@ def _train(case: Case, rank: int, ranks: int, group: MemoryGroup) -> dict[str, A
     ctypes.CDLL(None).malloc_trim(0)
     group.enter()
     entry = {**HELD_OUT, **LARGE}[case.family]
-    # Made anew for each micro batch, as a loader does.
+    # Created for each micro batch, as by a loader.
     batches = _Batches(entry, case.micro_batch_size, case.steps * case.accumulate)
     times = _fit(entry.make(), batches, case, rank, ranks, case.steps)[WARM_UP:]
     return {
@@ -220,22 +220,24 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
     """Seconds and processor seconds of each optimizer step, under Lightning with the strategy as `fit` builds it."""
     import lightning.pytorch as pl
 
-    from strategies.build import PreflightRank, build_strategy, precision_plugin
+    from strategies.base import BuildOptions, RankLocation
+    from strategies.build import build_strategy, precision_plugin
     from strategies.choice import choose_strategy
-    from strategies.deepspeed_config import VARIANTS, BatchAndClip, zero_config
+    from strategies.deepspeed_config import BatchAndClip, zero_config
     from strategies.precision import Precision
+    from strategies.zero import Zero
 
     name = case.candidate.name
     choice = choose_strategy(
         name, world_size=ranks, device_kind="cpu", accumulate=case.accumulate, model_has_static_graph=False
     )
-    place = PreflightRank(rank, ranks, rank, ranks, 0, "127.0.0.1", 1)
+    location = RankLocation(rank, ranks, rank, ranks, 0, "127.0.0.1", 1)
     deepspeed = None
-    if name in VARIANTS:
+    if isinstance(case.candidate, Zero):
         planned = BatchAndClip(ranks, case.micro_batch_size, case.accumulate, 0.0)
-        deepspeed = zero_config(VARIANTS[name], "cpu", planned)
+        deepspeed = zero_config(case.candidate.variant, "cpu", planned)
         deepspeed["zero_optimization"].update(reduce_bucket_size=BUCKET, allgather_bucket_size=BUCKET)
-        if case.candidate.stage == 3:
+        if case.candidate.variant.stage == 3:
             deepspeed["zero_optimization"].update(stage3_prefetch_bucket_size=BUCKET // 4)
         if case.precision.startswith("bf16"):
             deepspeed["bf16"] = {"enabled": True}
@@ -257,7 +259,7 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy=build_strategy(choice, "cpu", place, 120, deepspeed=deepspeed),
+        strategy=build_strategy(choice, BuildOptions("cpu", location, 120, deepspeed=deepspeed)),
         max_steps=steps,
         accumulate_grad_batches=case.accumulate,
         callbacks=[Clock()],

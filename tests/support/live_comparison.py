@@ -1,4 +1,4 @@
-"""Runs `tests.support.live_states` on real ranks and lays its numbers beside the formulas'."""
+"""Runs `tests.support.live_states` on real ranks and compares its numbers with the formulas."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from strategies.candidates import DDP, ZERO_1, ZERO_2, ZERO_3
-from strategies.model_shape import describe_model, optimizer_of
-from strategies.model_states import ModelShape, StateTypes, ZeroSettings, model_states
+from strategies.deepspeed_config import ZeroVariant
+from strategies.model_shape import describe_model, find_optimizer
+from strategies.model_states import ModelShape, StateTypes, ZeroSettings, replicated_states, zero_states
 from tests.support.model_zoo import MODELS
 from tests.support.processes import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("parameters", "gathered", "gradients", "optimizer_states")
-CANDIDATES = {0: DDP, 1: ZERO_1, 2: ZERO_2, 3: ZERO_3}
 SETTINGS = ZeroSettings(reduce_bucket_size=1000, persistence_threshold=500)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One part of one case: bytes on the rank that holds most."""
+    """One part of one case: bytes on the rank with the most."""
 
     model: str
     stage: int
@@ -45,39 +44,43 @@ def compare(
     """Every part of every case, measured on `world_size` gloo ranks.
 
     Args:
-        extensions: where DeepSpeed's compiled ops are kept.
+        extensions: folder of DeepSpeed's compiled ops.
     """
     out = folder / f"live-{world_size}"
-    words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
-    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_states"]
-    words += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
+    arguments = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
+    arguments += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_states"]
+    arguments += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
     env = {
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "TORCH_EXTENSIONS_DIR": str(extensions),
         "PYTHONPATH": str(REPOSITORY),
     }
-    run(words, folder, env=env, timeout=timeout).check()
+    run(arguments, folder, env=env, timeout=timeout).check()
     shapes = {name: shape_of(name) for name in models}
     ranks = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(world_size)]
     for lines in zip(*ranks, strict=True):
         cases = [json.loads(line) for line in lines]
         first = cases[0]
         name, stage, dtype = first["model"], first["stage"], first["dtype"]
-        states = model_states(shapes[name], CANDIDATES[stage], world_size, types_of(stage, dtype), SETTINGS)
+        types = types_of(stage, dtype)
+        if stage:
+            states = zero_states(shapes[name], ZeroVariant(stage), world_size, types, SETTINGS)
+        else:
+            states = replicated_states(shapes[name], types)
         for part in PARTS:
             live = max(case[part] for case in cases)
             yield Compared(name, stage, dtype, world_size, part, live, getattr(states, part))
 
 
 def shape_of(name: str) -> ModelShape:
-    """The shape as the plan reads it."""
+    """The model's shape for the plan."""
     module = MODELS[name].make()
-    return describe_model(module, optimizer_of(module.configure_optimizers()))
+    return describe_model(module, find_optimizer(module.configure_optimizers()))
 
 
 def types_of(stage: int, dtype: str) -> StateTypes:
-    """Without ZeRO everything follows the parameters; ZeRO keeps fp32 states, and buffers as they are."""
+    """Without ZeRO all types follow the parameters; ZeRO keeps fp32 states, and buffers unchanged."""
     if dtype == "fp32":
         return StateTypes()
     return StateTypes(2, 0.5, 0.5) if stage == 0 else StateTypes(2)

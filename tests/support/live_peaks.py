@@ -1,6 +1,6 @@
 """Peak memory of real training steps: live storages of real tensors. Started by torchrun, one process a rank.
 
-The CPU allocator's own account misses what gloo's threads free; one process's steps are compared with it in
+torch's CPU allocator does not count memory that gloo's threads free; steps of one process are compared with it in
 `tests/unit/strategies/test_trace.py`.
 
     torchrun --nproc-per-node N -m tests.support.live_peaks OUT MODELS STAGES DTYPES BATCH
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import logger
 
-from strategies.batch_norms import compute_with_fp32_weights
+from strategies.deepspeed_patches import compute_with_fp32_weights
 from strategies.deterministic_ddp import DeterministicDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
 from tests.support.live_states import DTYPES, Stepping
@@ -33,10 +33,10 @@ _STEPS = 6
 
 
 def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
-    """The most bytes in a step after the first; of several equal ones that with the least.
+    """Peak bytes in a step after the first; the smallest of several equal steps.
 
-    gloo's threads let go of what they have sent when they next come to run, which may be in the middle of the
-    optimizer's step. A GPU has none, and most steps here do not show it.
+    gloo's threads free sent tensors when they run next, which may be in the middle of the optimizer's step. A GPU has
+    no such threads, and most steps do not show it.
     """
     torch.manual_seed(0)
     entry = SMALL[name]

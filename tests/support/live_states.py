@@ -1,4 +1,4 @@
-"""What a rank's live tensors hold: plain DeepSpeed and plain DDP, nothing of the launcher. Started by torchrun.
+"""Bytes of a rank's live tensors under plain DeepSpeed and plain DDP, without the launcher. Started by torchrun.
 
     torchrun --nproc-per-node N -m tests.support.live_states OUT MODELS STAGES DTYPES
 
@@ -29,7 +29,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Storages:
-    """Bytes of storages, each counted for the first part that shows it."""
+    """Bytes of storages, each counted for the first part that contains it."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -59,7 +59,7 @@ def parts(module: nn.Module, optimizer: Any) -> dict[str, int]:
     inner = getattr(optimizer, "optimizer", optimizer)
     states = [value for state in inner.state.values() for value in state.values()]
     partitions = seen.add([getattr(p, "ds_tensor", None) for p in own])
-    # Parameters that stage 3 keeps whole; with one rank they are views of the partition.
+    # Parameters that stage 3 does not partition; with one rank they are views of the partition.
     whole = seen.add([p.data for p in own])
     is_3 = any(hasattr(p, "ds_tensor") for p in own)
     return {

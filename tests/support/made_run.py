@@ -1,4 +1,4 @@
-"""Run directories as the launcher writes them, made by hand: for reports on what no test could train."""
+"""Writes run directories as the launcher does, for reports on runs that are too large to train in a test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSIONS = {"launcher": "0.1.0", "python": "3.11.7", "torch": "2.13.0"}
 
 
 class Clock:
-    """Seconds that only move when they are told to."""
+    """A clock that a test sets."""
 
     def __init__(self, now: float = START) -> None:
         self.now = now
@@ -55,25 +55,25 @@ class MadeRun:
         self.plan = make_plan(self.config, agree_on(facts)).to_dict()
 
     def start(self, *, at_step: int = 0, start_up: float = 5.0, **more: Any) -> None:
-        """Another attempt, up to its first step."""
-        self.tell("run_started", 0.0, name=self.path.name, restart_count=self.attempts,
-                  **{"versions": VERSIONS, "host": "node1", "source": "torchrun", **more})  # fmt: skip
+        """Write the events of another attempt, up to its first step."""
+        self.write_event("run_started", 0.0, name=self.path.name, restart_count=self.attempts,
+                         **{"versions": VERSIONS, "host": "node1", "source": "torchrun", **more})  # fmt: skip
         self.attempts += 1
         (self.path / "plan.json").write_text(json.dumps(self.plan))
-        self.tell("planned", 0.0, plan=self.plan)
-        self.tell("training_started", start_up, step=at_step)
-        self.tell("first_step", 0.1, step=at_step + 1)
+        self.write_event("planned", 0.0, plan=self.plan)
+        self.write_event("training_started", start_up, step=at_step)
+        self.write_event("first_step", 0.1, step=at_step + 1)
 
-    def tell(self, kind: str, after: float = 0.0, rank: int = 0, **fields: Any) -> None:
-        """One event, some seconds after the one before."""
+    def write_event(self, kind: str, after: float = 0.0, rank: int = 0, **fields: Any) -> None:
+        """Write one event, some seconds after the previous one."""
         self.clock.now += after
         EventLog(self.path / "events.jsonl", rank, self.clock).write(kind, **fields)
 
     def step(self, step: int, seconds: float = 0.1, loss: float | None = None, rate: float = 1e-3) -> None:
-        """A logging interval as rank zero tells it."""
+        """Write rank zero's event of a logging interval."""
         loss = 4 * math.exp(-step / 40) + 0.5 if loss is None else loss
-        self.tell("step", 0.01, step=step, epoch=0, seconds_per_step=seconds, metrics={"loss": loss},
-                  learning_rate=[rate])  # fmt: skip
+        self.write_event("step", 0.01, step=step, epoch=0, seconds_per_step=seconds, metrics={"loss": loss},
+                         learning_rate=[rate])  # fmt: skip
 
     def ranks(
         self,
@@ -84,15 +84,15 @@ class MadeRun:
         own: Sequence[float] | None = None,
         memory: int = 3 * 2**30,
     ) -> None:
-        """A logging interval of all ranks."""
+        """Write the event of all ranks for a logging interval."""
         size = self.world_size
         scales = list(scale) if isinstance(scale, list | tuple) else [scale] * size
-        self.tell("ranks", 0.0, step=step, ranks=list(range(size)), loss_scale=scales, skipped_steps=[skipped] * size,
-                  step_seconds=[0.1] * size, data_seconds=[0.01] * size, own_seconds=list(own or [0.04] * size),
-                  peak_memory=[memory] * size)  # fmt: skip
+        self.write_event("ranks", 0.0, step=step, ranks=list(range(size)), loss_scale=scales,
+                         skipped_steps=[skipped] * size, step_seconds=[0.1] * size, data_seconds=[0.01] * size,
+                         own_seconds=list(own or [0.04] * size), peak_memory=[memory] * size)  # fmt: skip
 
     def append(self, text: str) -> None:
-        """Anything at all at the end of the events file."""
+        """Append any text to the events file."""
         with (self.path / "events.jsonl").open("a") as file:
             file.write(text)
 

@@ -1,4 +1,4 @@
-"""A control group of Linux that holds so many bytes and no more, of either version of the interface."""
+"""A Linux control group with a memory limit, of either version of the interface."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _ROOTS = (
 
 
 class NoMemoryGroupError(Exception):
-    """No group with a limit can be made here: why, for each version."""
+    """No group with a limit can be created; has the reason for each version."""
 
 
 @dataclass(frozen=True)
 class MemoryGroup:
-    """One group: pages that its processes touch first count, those that they had before they entered don't.
+    """One group: pages that its processes touch after they enter count.
 
     Attributes:
         path: the group's folder, for `cgroup.procs`.
-        peak_file: holds the most bytes that were ever charged to it.
+        peak_file: contains the peak bytes.
         events_file: counts the processes that the kernel killed for it.
     """
 
@@ -33,11 +33,11 @@ class MemoryGroup:
     events_file: str
 
     def enter(self) -> None:
-        """Move this process, with all its threads, in."""
+        """Move this process with all its threads into the group."""
         (self.path / "cgroup.procs").write_text(str(os.getpid()))
 
     def peak(self) -> int:
-        """The most bytes that were charged at once."""
+        """The peak bytes."""
         return int((self.path / self.peak_file).read_text())
 
     def killed(self) -> int:
@@ -48,14 +48,14 @@ class MemoryGroup:
 
 @contextmanager
 def memory_group(name: str, limit_bytes: int | None) -> Iterator[MemoryGroup]:
-    """A new group, which is gone afterwards; every process in it must have ended by then.
+    """A new group, removed afterwards; all its processes must have ended by then.
 
     Args:
-        name: of the folder; nobody else's.
+        name: unique name of the folder.
         limit_bytes: above it the kernel kills a process of the group; None for no limit.
 
     Raises:
-        NoMemoryGroupError: the kernel has none, or this user may not make one.
+        NoMemoryGroupError: the kernel has no control groups, or this user may not create one.
     """
     tried: list[str] = []
     for root, limit, peak, events in _ROOTS:
@@ -66,7 +66,7 @@ def memory_group(name: str, limit_bytes: int | None) -> Iterator[MemoryGroup]:
             tried.append(str(error))
             continue
         try:
-            # In a folder that is no control group, or hands on no memory, there is no such file.
+            # The file exists only in a control group with the memory controller.
             if (path / limit).exists():
                 if limit_bytes is not None:
                     (path / limit).write_text(str(limit_bytes))

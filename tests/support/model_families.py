@@ -1,7 +1,7 @@
-"""Families that no memory formula was fitted to: small ones to compare peaks, large ones to run out of memory.
+"""Model families that no memory formula was fitted to: small ones to compare peaks, large ones to exhaust memory.
 
-The small ones are held out: `tests.benchmarks.peak_memory` reports them apart from those of `tests.support.model_zoo`,
-with which the formulas were written.
+The small ones are held out: `tests.benchmarks.peak_memory` reports them separately from those of
+`tests.support.model_zoo`, with which the formulas were written.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Mixer(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down, up, and what was kept on the way joined again (Ronneberger et al. 2015)."""
+    """Down, up, with skip connections (Ronneberger et al. 2015)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class EncoderDecoder(nn.Module):
 
 
 class Bert(nn.Module):
-    """Tokens read in both directions (Devlin et al. 2019), with a head of its own."""
+    """Tokens read in both directions (Devlin et al. 2019), with a classification head."""
 
     def __init__(self, width: int, layers: int, vocabulary: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ HELD_OUT: dict[str, Entry] = {
 
 SMALL = {**MODELS, **HELD_OUT}
 
-# 8 to 25 million parameters: beside them a process's own few MiB count little, and two ranks of two cores train them.
+# 8 to 25 million parameters: large compared with a process's few MiB, and two ranks on two cores can train them.
 LARGE: dict[str, Entry] = {
     "mlp": Entry(lambda: Net(mlp(256, 4096, 4096, 1536, 64), adamw), (256,), (64,)),
     "deep_mlp": Entry(lambda: Net(mlp(256, *[1536] * 10, 64), adamw), (256,), (64,)),
@@ -167,7 +167,7 @@ LARGE: dict[str, Entry] = {
 }
 
 
-# Of those, the ones that were never looked at while the formulas of memory were written.
+# The families that were not used while the memory formulas were written.
 UNSEEN = ("separable", "autoencoder", "bert")
 
 

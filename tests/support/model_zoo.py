@@ -1,4 +1,4 @@
-"""Twelve small models whose parameters, optimizers and graphs differ in what memory formulas can get wrong."""
+"""Twelve small models with different parameters, optimizers and graphs, to test memory formulas."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _frozen() -> nn.Module:
 def _convolutions() -> nn.Module:
     net = nn.Sequential(nn.Conv2d(3, 13, 3), nn.GroupNorm(1, 13), nn.ReLU(), nn.Conv2d(13, 7, 3), nn.ReLU(),
                         nn.Flatten(), nn.Linear(7 * 8 * 8, 4))  # fmt: skip
-    # Statistics that a module keeps beside its parameters: floating and whole numbers.
+    # Buffers with floating-point numbers and integers.
     net.register_buffer("mean", torch.zeros(13))
     net.register_buffer("count", torch.zeros(1, dtype=torch.int64))
     return net

@@ -1,8 +1,8 @@
 """Runs mutmut's mutants, in its folder `mutants`: `python -m tests.support.mutant_loop [PREFIX ...]`.
 
-mutmut starts pytest anew for each mutant. Here the tests are collected once, before any of them has run, and each
-mutant gets a fork of that process, which runs the tests that reach the mutated function, quickest first, until one
-fails. Results go where mutmut keeps its own, so that `mutmut results` and `mutmut show` know them.
+mutmut starts pytest for each mutant. This loop collects the tests once and runs each mutant in a
+fork of that process, which runs the tests that reach the mutated function, quickest first, until one
+fails. Results are written to mutmut's files, so that `mutmut results` and `mutmut show` can read them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 # mutmut's codes (mutmut/stats.py).
 _SURVIVED, _KILLED, _NO_TESTS, _TIMEOUT = 0, 1, 33, 36
-# Seconds beyond ten times what the tests took when nothing was broken.
+# Seconds on top of ten times the duration without a mutant.
 _PATIENCE = 20
 
 
@@ -61,7 +61,7 @@ class MutantLoop:
         if child == 0:
             code = _KILLED
             try:
-                # Neither the tests' own output nor pytest's is anybody's question.
+                # Hide the output of pytest and the tests.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 os.environ["MUTANT_UNDER_TEST"] = name
                 code = self._run([items[test] for test in reached])
@@ -77,7 +77,7 @@ class MutantLoop:
         return _SURVIVED
 
     def _wait(self, child: int, seconds: float) -> int:
-        """The child's code; one that does not end in time is killed."""
+        """The child's exit code; a child that does not end in time is killed."""
 
         def give_up(*_: Any) -> None:
             os.kill(child, signal.SIGKILL)
@@ -92,12 +92,12 @@ class MutantLoop:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the mutants."""
     settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
     os.environ["MUTANT_UNDER_TEST"] = ""
-    words = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
+    arguments = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
     loop = MutantLoop(tuple(sys.argv[1:]) or ("",))
-    sys.exit(pytest.main([*words, "-q", "--capture=no", "--rootdir=."], plugins=[loop]))
+    sys.exit(pytest.main([*arguments, "-q", "--capture=no", "--rootdir=."], plugins=[loop]))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 
 
 def execute(file: Path) -> None:
-    """Run all cells, those after one that raised too."""
-    # With it a kernel leaves what forks print to pytest.
+    """Run all cells, including those after an error."""
+    # This variable makes a kernel send output of forks to pytest.
     os.environ.pop("PYTEST_CURRENT_TEST", None)
     cells = json.loads(file.read_text())
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])

@@ -1,4 +1,4 @@
-"""Plain objects with as much of a Trainer as the callback asks for, and scalers of somebody else's."""
+"""Plain objects with the Trainer attributes that the callback reads, and foreign scalers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class FixedScaler:
-    """Always answers the same; `scale` may be set."""
+    """Always returns the same scale, which can be set."""
 
     def __init__(self, scale: Any) -> None:
         self.scale = scale
@@ -25,7 +25,7 @@ class RaisingScaler:
 
 
 def plain_trainer(scaler: Any = None, *, step: int = 1, epoch: int | None = 0, **more: Any) -> Any:
-    """`strategy.precision_plugin.scaler`, `current_epoch`, `global_step`, and what else is given."""
+    """`strategy.precision_plugin.scaler`, `current_epoch`, `global_step`, and other given attributes."""
     strategy = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
     return SimpleNamespace(strategy=strategy, current_epoch=epoch, global_step=step, **more)
 

@@ -1,4 +1,4 @@
-"""Real processes for tests: started in a session of their own, bounded in time, never left behind."""
+"""Real processes for tests: in a new session, with a timeout, and killed after the test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Finished:
     output: str
 
     def check(self, code: int = 0) -> Finished:
-        """Fail with everything it said unless it ended as expected."""
+        """Fail with the complete output unless the exit code is as expected."""
         assert self.code == code, f"exit code {self.code}, expected {code}\n{self.output}"
         return self
 
@@ -42,16 +42,16 @@ def run(
     """Run to the end and return its output, stdout and stderr together.
 
     Args:
-        command: the words.
+        command: the command line.
         cwd: working directory.
         env: set on top of this process's environment.
-        timeout: seconds; then the whole session is killed and the test fails with what it had said.
-        on_line: told each line and the process group's id as it comes, to send signals at the right moment.
+        timeout: seconds; then the session is killed and the test fails with the output so far.
+        on_line: receives each line and the id of the process group, to send signals at the right moment.
     """
 
-    def start(whole: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=cwd, env=whole, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-                                start_new_session=True)  # fmt: skip
+    def start(environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output,
+                                stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
 
     return _run_to_end(start, env, timeout, on_line)
 
@@ -65,23 +65,23 @@ def run_warm(
     on_line: Callable[[str, int], None] | None = None,
     preloaded: Sequence[str] = (),
 ) -> Finished:
-    """As `run`, with torch, Lightning and the launcher imported already, which saves seconds of each start.
+    """As `run`, in a process that has imported torch, Lightning and the launcher, which saves seconds.
 
-    `run` is for tests of the start itself, of what importing does, and of processes looked for by their command line.
+    Use `run` for tests of the start, of imports, and of processes that are found by their command line.
 
     Args:
-        command: this Python's, with a module, a text or a file to run.
+        command: this Python, with a module, a text or a file to run.
         cwd: working directory.
         env: set on top of this process's environment.
         timeout: as for `run`.
         on_line: as for `run`.
-        preloaded: modules to have imported beside those, such as `warm.DEEPSPEED`.
+        preloaded: additional imported modules, such as `warm.DEEPSPEED`.
     """
-    python, *words = command
+    python, *arguments = command
     assert python == sys.executable, f"{python} is another program, which cannot be forked"
 
-    def start(whole: Mapping[str, str], output: int) -> warm.WarmProcess:
-        return warm.start(words, cwd, whole, output, *preloaded)
+    def start(environment: Mapping[str, str], output: int) -> warm.WarmProcess:
+        return warm.start(arguments, cwd, environment, output, *preloaded)
 
     return _run_to_end(start, env, timeout, on_line)
 
@@ -116,7 +116,7 @@ def _run_to_end(
                     on_line(line, process.pid)
             code = process.wait()
         finally:
-            # An interrupted pytest would wait for it.
+            # Otherwise an interrupted pytest would wait for the timer.
             timer.cancel()
     output = "".join(lines)
     assert not timed_out.is_set(), f"did not end within {timeout} s\n{output}"
@@ -129,13 +129,13 @@ def launcher(*arguments: str) -> list[str]:
 
 
 def torchrun(ranks: int, *arguments: str, options: Sequence[str] = ()) -> list[str]:
-    """The command line of `torchrun -m launcher`, on a port of the system's choice."""
+    """The command line of `torchrun -m launcher`, on a free port."""
     own = ["--nproc-per-node", str(ranks), "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *options]
     return [sys.executable, "-m", "torch.distributed.run", *own, "-m", "launcher", *arguments]
 
 
 def session_processes(leader: int) -> list[tuple[int, str]]:
-    """The living processes of a session: id and command line."""
+    """The running processes of a session: id and command line."""
     found: list[tuple[int, str]] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -148,7 +148,7 @@ def session_processes(leader: int) -> list[tuple[int, str]]:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """The processes that a process has made, and those that they have made, by their parents."""
+    """The child processes of a process, and their children."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -162,10 +162,10 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def kill_leftovers(grace: float = 5.0) -> list[str]:
-    """Kill whatever still runs of the sessions that `run` started; returns its command lines.
+    """Kill the remaining processes of the sessions that `run` started; returns their command lines.
 
     Args:
-        grace: seconds that a process which is ending has for it: it may still be told by the one that has ended.
+        grace: seconds that remaining processes have to end.
     """
     if not _started:
         return []
@@ -190,7 +190,7 @@ def _running(sessions: set[int]) -> dict[int, str]:
             if os.getsid(int(entry.name)) in sessions:
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                 command = (entry / "cmdline").read_text().replace("\0", " ")
-                # A process that is ending has no command line any more.
+                # A process that is ending has no command line.
                 if state not in "ZX" and command.strip():
                     found[int(entry.name)] = command
         except (OSError, ProcessLookupError):

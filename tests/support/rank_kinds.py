@@ -1,4 +1,4 @@
-"""Kinds of ranks and spellings of precisions that tests of the agreement draw from."""
+"""Kinds of ranks and spellings of precisions for property tests of the agreement."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def capabilities(draw: st.DrawFn, kinds: tuple[str, ...] = ("cuda", "cpu", "mps"
 
 
 def computes(rank: RankCapability, precision: Precision) -> bool:
-    """Whether the rank's device has it in hardware, and Lightning an autocast for it."""
+    """Whether the rank's device supports the precision in hardware, and Lightning has an autocast for it."""
     dtype = {"16": "fp16", "bf16": "bf16", "32": "fp32", "64": "fp64"}[precision.split("-")[0]]
     return dtype in rank.native_dtypes and not (precision.endswith("mixed") and rank.device_kind == "mps")

@@ -21,16 +21,16 @@ VERSIONS = {"torch": "2.13.0", "lightning": "2.6.6", "deepspeed": "0.19.8", "pyt
 
 
 def facts(rank: int, device: Device = CPU, versions: dict[str, str | None] | None = None, **known: Any) -> RankFacts:
-    """What a rank on a node of its own says: node0 is rank zero's."""
+    """The facts of a rank on a separate node; rank zero is on node0."""
     place = {"local_rank": 0, "local_world_size": 1, "node_rank": rank, "host": f"node{rank}"}
     hardware = Hardware(device, 1, {**VERSIONS, **(versions or {})})
     return RankFacts(rank, **{**place, "hardware": hardware, "config_digest": "same", **known})
 
 
 class Server:
-    """A store on a port of the system's choice.
+    """A store on a free port.
 
-    Its clients are kept for the tests that follow: opening one can be slow (where c10d looks up names, it seems).
+    Its clients are reused by later tests, because opening one can be slow (name lookups).
     """
 
     def __init__(self) -> None:
@@ -39,19 +39,19 @@ class Server:
         self._clients: list[TCPStore] = []
 
     def client(self, number: int) -> TCPStore:
-        """A connection of its own, as every rank has."""
+        """A new connection, as every rank has."""
         while len(self._clients) <= number:
             self._clients.append(TCPStore("127.0.0.1", self._port, is_master=False, wait_for_workers=False))
         return self._clients[number]
 
     def end(self) -> None:
-        """Die, as the host of the store may."""
+        """Close the server, as if the host of the store had failed."""
         self._clients.clear()
         self._store = None
 
 
 class Client(PrefixStore):
-    """One rank's connection; a clone of it is the rendezvous's next connection, kept like the others."""
+    """One rank's connection; a clone is the rendezvous's next connection, which is reused too."""
 
     def __init__(self, prefix: str, connection: TCPStore, rendezvous: LocalRendezvous) -> None:
         super().__init__(prefix, connection)
@@ -63,7 +63,7 @@ class Client(PrefixStore):
 
 
 class LocalRendezvous:
-    """What the ranks of one test share of a server: nothing of another test's is in it."""
+    """The part of a server that the ranks of one test share."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -72,14 +72,14 @@ class LocalRendezvous:
         self._one_at_a_time = threading.Lock()
 
     def client(self) -> Client:
-        """The next connection that nobody else in this test has."""
+        """The next unused connection."""
         with self._one_at_a_time:
             self._given += 1
             return Client(self._prefix, self._server.client(self._given - 1), self)
 
 
 class Spy:
-    """A real store that lists its operations and tells of each one before it begins."""
+    """A real store that records its operations and calls back before each."""
 
     def __init__(self, store: Any, before: Callable[[str, Any], None] = lambda name, key: None) -> None:
         self._store = store
@@ -89,17 +89,17 @@ class Spy:
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._store, name)
 
-        def told(*arguments: Any) -> Any:
+        def observed(*arguments: Any) -> Any:
             self.operations.append(name)
             self._before(name, arguments[0] if arguments else None)
             answer = call(*arguments)
             return Spy(answer, self._before) if name == "clone" else answer
 
-        return told
+        return observed
 
 
 def outcome(body: Callable[[], T]) -> T | Exception:
-    """What the body returns or raises."""
+    """The body's result or exception."""
     try:
         return body()
     except Exception as error:  # noqa: BLE001 -- the test looks at it
@@ -107,7 +107,7 @@ def outcome(body: Callable[[], T]) -> T | Exception:
 
 
 def run_ranks(bodies: Sequence[Callable[[], T]], timeout: float = 20) -> list[Any]:
-    """Run every body in a thread of its own; their results, or what they raised."""
+    """Run every body in a separate thread; returns their results or exceptions."""
     with ThreadPoolExecutor(len(bodies)) as pool:
         futures = [pool.submit(outcome, body) for body in bodies]
         return [future.result(timeout) for future in futures]

@@ -1,6 +1,6 @@
-"""Random programs that train, break off, and go on: what they saw and learned, to compare with an uninterrupted run.
+"""Random programs that train, are interrupted, and resume, compared with an uninterrupted run.
 
-Each rank of an open process group plays them; without one, this process is the only rank.
+Each rank of an open process group runs them; without one, this process is the only rank.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ from launcher.training.epoch_metrics import EpochMetrics
 from launcher.training.loops import use_resumable_loops
 from launcher.training.plateau_callback import StepPlateaus
 from launcher.training.rng_callback import RandomStates
+from strategies.base import BuildOptions, RankLocation
 from strategies.batch import BatchSplit
-from strategies.build import PreflightRank, build_strategy
+from strategies.build import build_strategy
 from strategies.choice import choose_strategy
 
 SIZE = 26
-# The checkpoint that the second part goes on from.
+# The checkpoint from which the second part resumes.
 FIRST_PART = "first.ckpt"
 EPOCHS = 3
 
 
 @dataclass(frozen=True)
 class Program:
-    """One way to train and to break off.
+    """One way to train and to interrupt a training.
 
     Attributes:
-        end: what breaks the first part off; see `_Breaker`.
-        at: its optimizer step or batch.
+        end: how the first part is interrupted; see `_Breaker`.
+        at: optimizer step or batch of the interruption.
         limit: a Trainer option that limits an epoch.
         accumulate: batches per optimizer step, or the schedule of a callback.
         loader: key of `LOADERS`.
         validate: Trainer options of the validation; None trains without.
         scheduler: 'none', 'epoch', 'step', or the metric that a plateau scheduler follows.
-        every: optimizer steps between checkpoints; None saves at the end of epochs alone.
-        reload: epochs after which the loaders are made anew.
-        counts_steps: ask for the number of steps before training, which makes the loaders.
+        every: optimizer steps between checkpoints; None saves only at the end of epochs.
+        reload: epochs after which the loaders are reloaded.
+        counts_steps: read the number of steps before training, which creates the loaders.
         manual: manual optimization.
         by_steps: the training ends by `max_steps`.
     """
@@ -77,7 +78,7 @@ class Program:
 
 @dataclass
 class Trace:
-    """What a run did: by epoch and batch, and by optimizer step."""
+    """Record of a run by epoch and batch, and by optimizer step."""
 
     batches: dict[tuple[int, int], Any] = field(default_factory=dict)
     validations: dict[int, Any] = field(default_factory=dict)
@@ -111,12 +112,12 @@ class _Own(DataLoader[Any]):
 
 
 def _ranks() -> tuple[int, int]:
-    """Their number, and this one."""
+    """The number of ranks, and this rank."""
     return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
 
 
 def _share(batch: int = 4) -> int:
-    """Of a batch that is the same for any number of ranks."""
+    """This rank's share of a batch that does not depend on the number of ranks."""
     return batch // _ranks()[0]
 
 
@@ -158,14 +159,14 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "mixed with a stream": lambda: {"a": _plain(), "b": DataLoader(_Stream(), _share())},
 }
 
-# Their workers take longer to start than the programs to train.
+# Workers take longer to start than the programs take to train.
 WITH_WORKERS: dict[str, Callable[[], Any]] = {
     "persistent workers": lambda: _plain(num_workers=1, persistent_workers=True),
     "combined workers": lambda: CombinedLoader(
         [_plain(num_workers=1, persistent_workers=True), _plain(9, 2, num_workers=1)], "max_size_cycle"
     ),
 }
-# Of which a resume does not know the place.
+# A resume does not know the position in these.
 UNPLACED = ("combined in combined", "stream", "mixed with a stream", "stateful stream")
 
 
@@ -202,7 +203,7 @@ class _Module(pl.LightningModule):
         return loss
 
     def on_fit_start(self) -> None:
-        # As where a user seeds by rank: only the checkpoint brings these back.
+        # As if a user seeds by rank: only the checkpoint restores these.
         torch.manual_seed(7 + self.global_rank)
 
     def on_validation_epoch_start(self) -> None:
@@ -244,7 +245,7 @@ class _Data(pl.LightningDataModule):
 
 
 class _Breaker(pl.Callback):
-    """Breaks a run off: 'crash' in a step, 'crash in validation', 'save and leave' behind a step, 'stop'."""
+    """Interrupts a run: 'crash' in a step, 'crash in validation', 'save and leave' after a step, 'stop'."""
 
     def __init__(self, end: str, at: int, checkpoint: Path) -> None:
         self.end, self.at, self.checkpoint = end, at, checkpoint
@@ -270,12 +271,12 @@ class _Breaker(pl.Callback):
 def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks: bool, whole_steps: int) -> None:
     pl.seed_everything(7, workers=True, verbose=False)
     last = folder / "last.ckpt"
-    tell = trace.notices.append
+    notify = trace.notices.append
     callbacks: list[Any] = [
-        RandomStates(tell),
-        EpochMetrics(tell),
-        PartialEpochNotices(tell),
-        StepPlateaus(tell),
+        RandomStates(notify),
+        EpochMetrics(notify),
+        PartialEpochNotices(notify),
+        StepPlateaus(notify),
         LastCheckpointWriter(last),
     ]
     options: dict[str, Any] = {"max_epochs": EPOCHS, **dict(program.limit)}
@@ -303,8 +304,8 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
     ranks, rank = _ranks()
     if ranks > 1:
         choice = choose_strategy("ddp", world_size=ranks, device_kind="cpu", accumulate=1, model_has_static_graph=False)
-        place = PreflightRank(rank, ranks, rank, ranks, 0, "127.0.0.1", 0)
-        options["strategy"] = build_strategy(choice, "cpu", place, 60)
+        location = RankLocation(rank, ranks, rank, ranks, 0, "127.0.0.1", 0)
+        options["strategy"] = build_strategy(choice, BuildOptions("cpu", location, 60))
     trainer = pl.Trainer(
         accelerator="cpu", devices=ranks, logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=callbacks, default_root_dir=folder, reload_dataloaders_every_n_epochs=program.reload,
@@ -331,9 +332,9 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
 
 
 def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
-    """The uninterrupted run; what both parts of the other did; and what the second part did.
+    """Records of the uninterrupted run, of both parts of the interrupted one, and of its second part.
 
-    A first part that does not come to its end is the whole run, which is then gone on with all the same.
+    If the first part is not interrupted, it is the complete run, which is then resumed too.
     """
     whole, first, second = Trace(), Trace(), Trace()
     with warnings.catch_warnings():
@@ -357,7 +358,7 @@ def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
 
 
 def _whole_steps(program: Program, folder: Path) -> int:
-    """At which step the training is to end; 0 leaves it to the number of epochs."""
+    """The step at which training ends; 0 if the number of epochs decides."""
     if not program.by_steps:
         return 0
     sizing = Trace()
@@ -366,24 +367,24 @@ def _whole_steps(program: Program, folder: Path) -> int:
 
 
 def differences_on_one_rank(program: Program, folder: Path) -> list[str]:
-    """In which samples and steps this one rank, going on with the first part of several, differs from one alone.
+    """Differences in samples and steps between one rank that resumes the first part of several ranks and a single rank.
 
     Args:
-        program: that the ranks have played.
-        folder: theirs, with the checkpoint of the first part.
+        program: the program of the ranks.
+        folder: the ranks' folder with the checkpoint of the first part.
     """
     whole, second = Trace(), Trace()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         steps, first = _whole_steps(program, folder), folder / FIRST_PART
         _fit(program, _new(folder / "one"), whole, None, False, steps)
-        _fit(program, _new(folder / "gone on"), second, first if first.exists() else None, False, steps)
+        _fit(program, _new(folder / "resumed"), second, first if first.exists() else None, False, steps)
     kept = {key: value[:2] for key, value in whole.batches.items()}
-    gone_on = {key: value[:2] for key, value in second.batches.items()}
-    found = [f"batch {key}: {kept.get(key)} whole, {value} gone on with" for key, value in gone_on.items()
+    resumed = {key: value[:2] for key, value in second.batches.items()}
+    found = [f"batch {key}: {kept.get(key)} uninterrupted, {value} resumed" for key, value in resumed.items()
              if kept.get(key) != value]  # fmt: skip
-    left = {key for key in kept if gone_on and key >= min(gone_on)}
-    return [*found[:2], *(f"batch {key} was left out" for key in sorted(left - set(gone_on))[:2])]
+    left = {key for key in kept if resumed and key >= min(resumed)}
+    return [*found[:2], *(f"batch {key} is missing" for key in sorted(left - set(resumed))[:2])]
 
 
 def _new(folder: Path) -> Path:
@@ -400,22 +401,22 @@ def _meet() -> None:
 
 
 def differences(program: Program, folder: Path) -> list[str]:
-    """In what the run that was gone on with differs from the uninterrupted one; nothing where it said so before."""
-    found, told = compared(program, folder)
-    return judged(program, found, told)
+    """Differences between the resumed run and the uninterrupted one; empty if a notice reported them before."""
+    found, notices = compared(program, folder)
+    return judged(program, found, notices)
 
 
 def is_placed(program: Program) -> bool:
-    """Whether a resume knows the place in its loaders."""
+    """Whether a resume knows the position in its loaders."""
     overfit_batches = ("overfit_batches", 3) in program.limit and program.loader == "own batches"
     return program.loader not in UNPLACED and not overfit_batches
 
 
-def judged(program: Program, found: list[str], told: list[str]) -> list[str]:
-    """What is wrong of what `compared` found and of what the user was told, which rank zero does."""
-    if told and is_placed(program) and program.accumulate == 1:
-        return [f"notice: {text}" for text in told]
-    return [] if told else found
+def judged(program: Program, found: list[str], notices: list[str]) -> list[str]:
+    """Errors in the differences that `compared` found and in rank zero's notices."""
+    if notices and is_placed(program) and program.accumulate == 1:
+        return [f"notice: {text}" for text in notices]
+    return [] if notices else found
 
 
 def compared(program: Program, folder: Path) -> tuple[list[str], list[str]]:
@@ -424,11 +425,11 @@ def compared(program: Program, folder: Path) -> tuple[list[str], list[str]]:
     found = [f"batch {key}: {whole.batches.get(key)} whole, {merged.batches.get(key)} in parts"
              for key in sorted({*whole.batches, *merged.batches})
              if whole.batches.get(key) != merged.batches.get(key)][:2]  # fmt: skip
-    # A run that is told to stop validates where it stops.
+    # A run that receives a stop request validates at that step.
     keys = {*whole.validations, *(second.validations if program.end == "stop" else merged.validations)}
     found += [f"validation at step {key}: {whole.validations.get(key)} whole, {merged.validations.get(key)} in parts"
               for key in sorted(keys) if whole.validations.get(key) != merged.validations.get(key)][:2]  # fmt: skip
-    # It excuses nothing else, and is told only where it is true.
+    # The notice excuses no other difference, and appears only if it is true.
     stopped = [text for text in second.notices if "for that Lightning validated once more" in text]
     nothing_left = program.end == "stop" and not second.batches
     ignored = {"waits"} if stopped or nothing_left else set()
@@ -440,7 +441,7 @@ def compared(program: Program, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def random_program(seed: int) -> Program:
-    """A program; of some combinations that Lightning refuses, one that it takes."""
+    """A random program; combinations that Lightning rejects are replaced."""
     draw = random.Random(seed)  # noqa: S311 -- no secret
     end = draw.choice(["crash", "crash", "crash in validation", "save and leave", "save and leave", "max_steps",
                        "max_epochs", "stop"])  # fmt: skip

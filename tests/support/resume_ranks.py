@@ -1,6 +1,6 @@
-"""One of several gloo ranks that play random programs: `python -m tests.support.resume_ranks FOLDER FIRST COUNT`.
+"""One of several gloo ranks that run random programs: `python -m tests.support.resume_ranks FOLDER FIRST COUNT`.
 
-Leaves in FOLDER what the rank found of each seed, as `rank-<r>.json`. RANK and WORLD_SIZE say which it is.
+Writes the result of each seed to FOLDER as `rank-<r>.json`. RANK and WORLD_SIZE are its variables.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main(folder: Path, first: int, count: int) -> None:
     seen: dict[str, Any] = {}
     for seed in range(first, first + count):
         print(f"rank {rank}: seed {seed}", flush=True)
-        found, told = compared(random_program(seed), folder / str(seed))
-        seen[str(seed)] = {"found": found, "told": told}
+        found, notices = compared(random_program(seed), folder / str(seed))
+        seen[str(seed)] = {"found": found, "notices": notices}
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Run directories for tests: made, looked at, and on a disk that gets full."""
+"""Run directories for tests: created, inspected, and on a full disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config(runs: Path, name: str | None = "first", **more: Any) -> RunConfig:
 
 
 def ended(run: RunDirectory) -> RunDirectory:
-    """The run's process has ended: what that does to its lock."""
+    """Release the lock, as if the run's process had ended."""
     assert run.lock is not None
     run.release()
     return run

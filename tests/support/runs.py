@@ -1,4 +1,4 @@
-"""What the tests of real runs share: start ranks by hand, read traces and events."""
+"""Helpers for real runs: start ranks without an agent, read traces and events."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tests.support.processes import Finished, launcher, run_warm
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOY = ("--model", "tests.support.toy.Toy", "--data", "tests.support.toy.ToyData", "--wandb.mode", "disabled")
 
-# A real training's data come from worker processes; they must not stand in the way of a restart.
+# A real training loads data in worker processes; they must not block a restart.
 WORKERS = ("--data.workers", "2")
 PERSISTENT = (*WORKERS, "--data.persistent", "true")
 
 
 def toy_env(trace: Path) -> dict[str, str]:
-    """Where the toy writes what it saw, and where its module lies."""
+    """Variables with the toy's trace file and the path of its module."""
     return {"TRACE": str(trace), "PYTHONPATH": str(REPOSITORY)}
 
 
 def start_by_hand(
-    words: Sequence[Sequence[str]],
+    arguments: Sequence[Sequence[str]],
     cwd: Path,
     env: Mapping[str, str],
     *,
@@ -34,43 +34,43 @@ def start_by_hand(
     timeout: float = 120,
     preloaded: Sequence[str] = (),
 ) -> list[Finished]:
-    """Ranks without an agent: rank n gets `words[n]`, and torchrun's variables. Rank zero serves the store."""
-    size = world_size or len(words)
+    """Ranks without an agent: rank n receives `arguments[n]` and torchrun's variables. Rank zero serves the store."""
+    size = world_size or len(arguments)
     port = free_port()
 
     def one(rank: int) -> Finished:
         own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         variables = {**env, **{name: str(value) for name, value in own.items()}}
-        return run_warm(launcher(*words[rank]), cwd, env=variables, timeout=timeout, preloaded=preloaded)
+        return run_warm(launcher(*arguments[rank]), cwd, env=variables, timeout=timeout, preloaded=preloaded)
 
-    with ThreadPoolExecutor(len(words)) as pool:
-        return list(pool.map(one, range(len(words))))
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(one, range(len(arguments))))
 
 
 def train_on(
-    ranks: int, words: Sequence[str], cwd: Path, env: Mapping[str, str], *, preloaded: Sequence[str] = ()
+    ranks: int, arguments: Sequence[str], cwd: Path, env: Mapping[str, str], *, preloaded: Sequence[str] = ()
 ) -> Finished:
-    """One run on some ranks, all with the same words; several are as torchrun makes them, without the start it takes.
+    """Run with the same arguments on some ranks; several ranks have torchrun's variables, without its start.
 
     Returns:
-        What all of them said, and the exit code of the first that has another than 0.
+        The output of all ranks, and the first exit code other than 0.
     """
     if ranks == 1:
-        return run_warm(launcher(*words), cwd, env=env, preloaded=preloaded)
-    ended = start_by_hand([words] * ranks, cwd, env, preloaded=preloaded)
+        return run_warm(launcher(*arguments), cwd, env=env, preloaded=preloaded)
+    ended = start_by_hand([arguments] * ranks, cwd, env, preloaded=preloaded)
     return Finished(next((each.code for each in ended if each.code), 0), "".join(each.output for each in ended))
 
 
 def free_port() -> int:
-    """A port that the system has just given and taken back."""
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def read_trace(trace: Path, rank: int = 0) -> list[tuple[int, list[int], float]]:
-    """What a rank's toy saw: (step, sample numbers, loss) for each micro batch."""
+    """A rank's trace: (step, sample numbers, loss) for each micro batch."""
     lines = Path(f"{trace}-{rank}").read_text().splitlines()
     return [(step, index, loss) for step, index, loss in map(json.loads, lines)]
 

@@ -1,4 +1,4 @@
-"""Answers that were written down before: a prompter for tests of what asks."""
+"""A prompter with prepared answers, for tests of interactive commands."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from launcher.wizard.prompter import Choice
 
-# Take what is offered.
+# Accept the default.
 DEFAULT = object()
 
 
 class ScriptedPrompter:
-    """Answers each question by the beginning of its message; a list is answered one by one, the last one again.
+    """Answers each question by the start of its message; a list is used in order, its last answer repeatedly.
 
     Attributes:
-        asked: each question's message and what it offered, in order.
+        asked: message and default of each question, in order.
     """
 
     def __init__(self, **answers: Any) -> None:

@@ -10,12 +10,12 @@ import torch
 from launcher.doctor.preflight_rank import RankRequest, measure, time_product
 from launcher.process.parent_death import die_with_parent
 
-# More than a loaded machine slows down a rank that is left alone.
+# More than other load slows down a rank.
 _FACTOR = 20
 
 
 def _slowly(device: torch.device) -> tuple[str, float]:
-    """Every product takes as long as twenty, as on a device whose clock has fallen."""
+    """Every product takes as long as twenty, as on a throttled device."""
     real = torch.mm
 
     def mm(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """A real SLURM of two nodes on this machine, private to the test run: network namespaces, munge, accounting, GRES.
 
-Nothing of the machine's own configuration is read or written. Each node has its own network, host name and /etc/hosts;
-what runs is started here and ended here, by process id.
+The machine's own configuration is neither read nor written. Each node has its own network, host name and /etc/hosts.
+All processes are started here and ended by process id.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mariadb-in
             "sacctmgr", "scontrol", "ip", "nsenter", "unshare")  # fmt: skip
 NODES = ("n1", "n2")
 _CPUS = 4
-# A slow and loaded machine takes this long for what takes a second.
+# Seconds; a busy machine may take as long for a one-second task.
 _PATIENCE = 90.0
 
 
 def missing_parts() -> list[str]:
-    """What this machine lacks."""
+    """Components that this machine lacks."""
     lacking = [program for program in PROGRAMS if shutil.which(program) is None]
     if os.geteuid() != 0:
         lacking.append("root, for network namespaces")
@@ -34,10 +34,10 @@ def missing_parts() -> list[str]:
 
 
 def wait_until(what: str, done: Callable[[], object], patience: float = _PATIENCE) -> None:
-    """Ask until the answer is yes.
+    """Wait until a condition is true.
 
     Raises:
-        TimeoutError: it was no for too long.
+        TimeoutError: it stayed false for too long.
     """
     give_up = time.monotonic() + patience
     while not done():
@@ -50,7 +50,7 @@ class Cluster:
     """Two nodes `n1` and `n2`, partitions `low` (preempted with 30 s of grace) and `high`.
 
     Args:
-        folder: for everything that the daemons write.
+        folder: for all files of the daemons.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,14 +58,14 @@ class Cluster:
         self.conf = folder / "slurm.conf"
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._daemons: dict[str, tuple[list[str], dict[str, str]]] = {}
-        # Names that no other test run has; the kernel takes 15 letters.
+        # Unique names, of at most 15 letters.
         self._tag = f"{os.getpid() % 100_000}{secrets.token_hex(1)}"
         self._bridge = f"lb{self._tag}"
         self._subnet = _free_subnet()
         self._ports = _free_ports(3)
 
     def start(self) -> None:
-        """Bring everything up; ends what it started if that fails."""
+        """Start everything; after an error end what was started."""
         try:
             self._make_network()
             self._write_configuration()
@@ -80,7 +80,7 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """End all processes that were started here, the last first, and take the network down."""
+        """End all started processes in reverse order and remove the network."""
         with contextlib.suppress(Exception):
             self.command("scancel", "--full", "--state=RUNNING")
         for name, process in reversed(self._processes):
@@ -95,7 +95,7 @@ class Cluster:
         return f"{self._bridge}-{node}"
 
     def veth(self, node: str) -> str:
-        """This machine's end of a node's cable."""
+        """This machine's end of a node's virtual cable."""
         return f"v{self._tag}{node}"
 
     def address(self, node: str) -> str:
@@ -104,15 +104,15 @@ class Cluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a command needs to speak to this cluster."""
+        """Environment variables for SLURM's commands."""
         return {"SLURM_CONF": str(self.conf)}
 
-    def command(self, *words: str) -> str:
-        """Run one of SLURM's commands; its output."""
-        done = subprocess.run(words, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=_PATIENCE,
-                              check=False)  # fmt: skip
+    def command(self, *arguments: str) -> str:
+        """Run one of SLURM's commands and return its output."""
+        done = subprocess.run(arguments, env={**os.environ, **self.env}, capture_output=True, text=True,
+                              timeout=_PATIENCE, check=False)  # fmt: skip
         assert done.returncode == 0, (
-            f"{' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}\n{self.log_tails()}"
+            f"{' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}\n{self.log_tails()}"
         )
         return done.stdout.strip()
 
@@ -136,11 +136,11 @@ class Cluster:
 
     def start_daemon(self, name: str) -> None:
         """Start slurmctld or a node's slurmd (again)."""
-        words, env = self._daemons[name]
+        arguments, env = self._daemons[name]
         log = (self.folder / f"{name}.out").open("ab")
         with log:
             process = subprocess.Popen(
-                words, env={**os.environ, **env}, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                arguments, env={**os.environ, **env}, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         self._processes.append((name, process))
 
@@ -152,11 +152,11 @@ class Cluster:
                 process.wait()
 
     def unplug(self, node: str) -> None:
-        """Cut a node off the network."""
+        """Disconnect a node from the network."""
         _ip("link", "set", self.veth(node), "down")
 
     def plug_in(self, node: str) -> None:
-        """Connect it again."""
+        """Connect the node again."""
         _ip("link", "set", self.veth(node), "up")
 
     def log_tails(self) -> str:
@@ -165,11 +165,11 @@ class Cluster:
         return "\n".join(f"== {f.name}\n{_tail(f)}" for f in files)
 
     def hold_tasks(self, node: str) -> None:
-        """From now on no task begins on a node."""
+        """Hold all new tasks on a node."""
         self._held(node).touch()
 
     def let_tasks_begin(self, node: str) -> None:
-        """Those that are held begin, too."""
+        """Release new and held tasks."""
         self._held(node).unlink(missing_ok=True)
 
     def _held(self, node: str) -> Path:
@@ -250,7 +250,7 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=off MaxTime=INFINITE
         (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null,/dev/zero\n")
         self._daemons["slurmctld"] = (["slurmctld", "-D", "-f", str(self.conf)], self.env)
         for node in NODES:
-            # No name server is reachable from the nodes, and waiting for one takes seconds each time.
+            # The nodes reach no name server, and each lookup would wait for seconds.
             mounts = " && ".join(f'mount --bind "{folder}/{name}" /etc/{name}' for name in ("hosts", "resolv.conf"))
             prepare = f"{mounts} && hostname {node}"
             script = f'{prepare} && exec slurmd -D -f "{self.conf}" -N {node}'
@@ -262,10 +262,10 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=off MaxTime=INFINITE
         key = munge / "key"
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
-        # Clients with other ids than root must reach the socket; here all are root.
-        words = ["munged", "--foreground", "--force", f"--socket={munge}/socket", f"--key-file={key}",
-                 f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed"]  # fmt: skip
-        self._daemons["munged"] = (words, {})
+        # Allows clients with other user ids; here all are root.
+        arguments = ["munged", "--foreground", "--force", f"--socket={munge}/socket", f"--key-file={key}",
+                     f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed"]  # fmt: skip
+        self._daemons["munged"] = (arguments, {})
         self.start_daemon("munged")
         wait_until("munge's socket", (munge / "socket").exists)
 
@@ -283,10 +283,10 @@ PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=off MaxTime=INFINITE
             f"CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY '{password}';\n"
             "GRANT ALL PRIVILEGES ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';\n"
         )
-        words = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={database}/data", f"--socket={sock}",
-                 f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={database}/pid", f"--init-file={start}",
-                 "--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]  # fmt: skip
-        self._daemons["mariadbd"] = (words, {})
+        arguments = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={database}/data", f"--socket={sock}",
+                     f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={database}/pid", f"--init-file={start}",
+                     "--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]  # fmt: skip
+        self._daemons["mariadbd"] = (arguments, {})
         self.start_daemon("mariadbd")
         wait_until("the database", lambda: _listens(port))
         conf = folder / "slurmdbd.conf"
@@ -312,7 +312,7 @@ PidFile={folder}/slurmdbd.pid
         self.command("sacctmgr", "--immediate", "add", "cluster", f"test{self._tag}")
 
     def _kill_job_processes(self) -> None:
-        """What a killed slurmd left in a node."""
+        """Processes that a killed slurmd left on a node."""
         for node in NODES:
             listed = _ip("netns", "pids", self.namespace(node), check=False)
             for pid in listed.split():
@@ -320,10 +320,10 @@ PidFile={folder}/slurmdbd.pid
                     os.kill(int(pid), signal.SIGKILL)
 
 
-def _ip(*words: str, check: bool = True) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=30)
+def _ip(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=30)
     if check and done.returncode:
-        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -346,7 +346,7 @@ def _free_subnet() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Different ports that the system has just given and taken back."""
+    """Different ports that were free a moment ago."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

@@ -1,4 +1,4 @@
-"""What befalls a job on the cluster of the tests, and what puts the cluster in order again."""
+"""Faults of a job on the test cluster, and how to repair the cluster afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tests.support.slurm_cluster import NODES, wait_until
 from tests.support.slurm_jobs import Job
 
-# The node that is hurt: the other one has rank zero.
+# The node with the fault; the other one has rank zero.
 _HURT = NODES[1]
 
 
@@ -18,10 +18,10 @@ class Fault:
 
     Attributes:
         name: for tables.
-        inflict: does it, to a job that trains.
-        heal: puts right what must be right for the job to end; called once it was requeued, or at once if it is not.
-        warned: the job hears of it while all ranks still can save: not a step may be lost.
-        requeues: the job is expected to start again.
+        inflict: causes the fault in a running job.
+        heal: repairs the cluster so that the job can end; called after the requeue, or at once without one.
+        warned: whether the job receives a signal in time to save, so that no step may be lost.
+        requeues: whether the job should start again.
     """
 
     name: str
@@ -32,67 +32,67 @@ class Fault:
 
 
 def preempt(job: Job) -> None:
-    """A job of a partition with a higher priority wants both nodes."""
+    """A job of a partition with higher priority requests both nodes."""
     job.cluster.command("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
 
 
 def run_out_of_time(job: Job) -> None:
-    """Its limit becomes a minute more than it has run, which is within the minute of warning."""
+    """Set the time limit to the elapsed time plus a minute, which triggers the warning."""
     hours, minutes, _ = job.cluster.job_field(job.job_id, "RunTime").split(":")
     limit = int(hours) * 60 + int(minutes) + 1
     job.cluster.command("scontrol", "update", f"JobId={job.job_id}", f"TimeLimit={limit}")
 
 
 def give_time(job: Job) -> None:
-    """Ten minutes for the next attempt."""
+    """Set a limit of ten minutes for the next attempt."""
     job.cluster.command("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=10")
 
 
 def requeue(job: Job) -> None:
-    """By hand."""
+    """Requeue the job with scontrol."""
     job.cluster.command("scontrol", "requeue", job.job_id)
 
 
 def signal_by_hand(job: Job) -> None:
-    """The warning, sent by a person."""
+    """Send the warning signal with scancel."""
     job.cluster.command("scancel", "--signal=USR2", job.job_id)
 
 
 def kill_slurmd(job: Job) -> None:
-    """A node's daemon dies and stays dead; what it started runs on."""
+    """Kill a node's daemon; its tasks keep running."""
     job.cluster.kill_daemon(_HURT)
 
 
 def start_slurmd(job: Job) -> None:
-    """It is started again."""
+    """Start the daemon again."""
     job.cluster.start_daemon(_HURT)
 
 
 def restart_slurmd(job: Job) -> None:
-    """A node's daemon dies and is started again before the controller misses it."""
+    """Kill a node's daemon and start it again before the controller notices."""
     kill_slurmd(job)
     start_slurmd(job)
 
 
 def restart_slurmctld(job: Job) -> None:
-    """The controller dies and is started again."""
+    """Kill the controller and start it again."""
     job.cluster.kill_daemon("slurmctld")
     job.cluster.start_daemon("slurmctld")
     wait_until("the controller answers", job.cluster.node_states)
 
 
 def unplug(job: Job) -> None:
-    """A node is cut off the network."""
+    """Disconnect a node from the network."""
     job.cluster.unplug(_HURT)
 
 
 def plug_in(job: Job) -> None:
-    """It is connected again."""
+    """Connect the node again."""
     job.cluster.plug_in(_HURT)
 
 
 def plug_in_late(job: Job) -> None:
-    """It is connected again when nothing of the job is left on the other node: nobody there could save with it."""
+    """Connect the node again when the job has ended on the other node, so that the ranks cannot save together."""
     try:
         wait_until("the other node is idle", lambda: job.cluster.node_state(NODES[0]) == "idle", 150)
     finally:
@@ -100,7 +100,7 @@ def plug_in_late(job: Job) -> None:
 
 
 def nothing(job: Job) -> None:
-    """Nothing is to be put right."""
+    """No repair is needed."""
 
 
 FAULTS: Mapping[str, Fault] = {

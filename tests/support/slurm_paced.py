@@ -1,4 +1,4 @@
-"""The toy with dropout, and with steps that take as long as a test needs to act in the middle of a training."""
+"""The toy with dropout, and with slow steps, so that a test can act in the middle of a training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.support.toy import Toy
 
 
 class PacedToy(Toy):
-    """PACE: seconds that each step takes at least, or the path of a file with that number, while it is there.
+    """PACE: minimum seconds of each step, or the path of a file with that number, if it exists.
 
-    The file is read anew all the time: a step that is held ends as soon as it says so.
+    The file is read repeatedly, so a held step ends when the number changes.
     """
 
     def __init__(self, lr: float = 0.05) -> None:
@@ -41,7 +41,7 @@ def _pace(given: str) -> float:
 
 
 class Scheduled(PacedToy):
-    """In step `term_at` every process of the session gets SIGTERM, as a scheduler sends it to all of a job, once."""
+    """In step `term_at` every process of the session receives SIGTERM once, as from a scheduler."""
 
     def __init__(self, lr: float = 0.05, term_at: int = -1) -> None:
         super().__init__(lr)
@@ -49,7 +49,7 @@ class Scheduled(PacedToy):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self.global_step == self.term_at and self.global_rank == 0:
-            # A stranger to the loader workers sends it.
+            # The sender is not the parent of the loader workers.
             if os.fork() == 0:
                 for pid, _ in session_processes(os.getsid(0)):
                     if pid != os.getpid():

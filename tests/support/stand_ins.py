@@ -1,4 +1,4 @@
-"""Programs of SLURM's that a test writes itself: real files on PATH that note how they were called."""
+"""Stand-ins for SLURM's programs: real files on PATH that record their calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StandIns:
     """A folder of programs.
 
     Args:
-        folder: to make.
+        folder: created here.
         answers: program to (exit code, stdout, stderr).
     """
 
@@ -45,21 +45,21 @@ class StandIns:
 
     @property
     def env(self) -> dict[str, str]:
-        """A PATH with these programs before all others."""
+        """PATH with these programs first."""
         return {"PATH": f"{self.folder}:{os.environ['PATH']}"}
 
     def answer(self, **answers: tuple[int, str, str]) -> None:
-        """Change what programs say."""
+        """Change the answers of programs."""
         known = json.loads((self.folder / "answers.json").read_text())
         (self.folder / "answers.json").write_text(json.dumps({**known, **answers}))
 
     def calls(self, name: str) -> list[list[str]]:
-        """The words that a program was called with, each time."""
+        """The arguments of each call of a program."""
         try:
             lines = (self.folder / "calls.jsonl").read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [words[1:] for words in map(json.loads, lines) if words[0] == name]
+        return [arguments[1:] for arguments in map(json.loads, lines) if arguments[0] == name]
 
 
 TAKEN = (0, "Submitted batch job 42\n", "")

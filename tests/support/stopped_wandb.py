@@ -1,6 +1,6 @@
-"""A real training beside a W&B whose own process stands still: `python -m tests.support.stopped_wandb FOLDER`.
+"""A real training with a stopped W&B process: `python -m tests.support.stopped_wandb FOLDER`.
 
-Leaves in FOLDER what was counted, as `seen.json`; the W&B run lies below it.
+Writes its counts to FOLDER as `seen.json`, next to the W&B run.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from launcher import AmpWandbCallback
 from tests.support.amp_ranks import Net
 
 CAPACITY = 4
-# The training ends once so many rows found the queue full.
+# The training ends after this many dropped rows.
 ENOUGH = 10
 
 
 class UntilDropped(pl.Callback):
-    """Ends the training when enough was dropped, however long W&B's buffers take."""
+    """Ends the training when enough rows were dropped, however large W&B's buffers are."""
 
     def __init__(self, amp: AmpWandbCallback) -> None:
         self.amp = amp
@@ -40,23 +40,23 @@ class UntilDropped(pl.Callback):
 
 
 class CountedRows(AmpWandbCallback):
-    """Counts what it is given to write."""
+    """Counts the rows and alerts."""
 
-    rows = told = 0
+    rows = alerted = 0
 
     @override
-    def write(self, *words: Any) -> None:
+    def write(self, *arguments: Any) -> None:
         self.rows += 1
-        super().write(*words)
+        super().write(*arguments)
 
     @override
-    def alert(self, *words: Any) -> None:
-        self.told += 1
-        super().alert(*words)
+    def alert(self, *arguments: Any) -> None:
+        self.alerted += 1
+        super().alert(*arguments)
 
 
 def wandb_process() -> int:
-    """W&B's own process: the child of this one that is called wandb-core."""
+    """W&B's process: the child named wandb-core."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -69,7 +69,7 @@ def wandb_process() -> int:
 
 
 def fill(run: Any, goes_on: threading.Event) -> None:
-    """Speak to the stopped process until its buffers are full, and it goes on."""
+    """Write to the stopped process until its buffers are full."""
     while not goes_on.is_set():
         run.summary.update({"filler": "x" * 1_000_000})
 
@@ -100,7 +100,7 @@ def main(folder: Path) -> None:
     assert amp.flush(60), "the row that was underway gets through"
     run.finish()
     wandb.teardown()
-    seen = {"steps": steps, "rows": amp.rows, "told": amp.told, "dropped": dropped, "in_the_end": amp.dropped,
+    seen = {"steps": steps, "rows": amp.rows, "alerted": amp.alerted, "dropped": dropped, "in_the_end": amp.dropped,
             "notices": notices}  # fmt: skip
     (folder / "seen.json").write_text(json.dumps(seen))
 

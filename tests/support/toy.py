@@ -1,4 +1,4 @@
-"""A model and data of a new user's: nothing here knows the launcher. Each rank writes what it saw to TRACE."""
+"""Model and data of a new user, without the launcher. Each rank writes its samples to TRACE."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ToyData(pl.LightningDataModule):
 class Toy(pl.LightningModule):
     """Regression with a two-layer net.
 
-    `signal_at` and `kill_at`: the step in which rank `by_rank` gets a signal, or kills itself for good, once.
+    `signal_at` and `kill_at`: the step in which rank `by_rank` receives a signal, or kills itself, once.
     """
 
     static_graph = True
@@ -94,7 +94,7 @@ class Toy(pl.LightningModule):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def configure_optimizers(self) -> Any:
-        # Asks for the number of steps, as schedulers do: Lightning then makes the loaders early.
+        # Reads the number of steps, as schedulers do; Lightning then creates the loaders early.
         total = self.trainer.estimated_stepping_batches
         optimizer = torch.optim.AdamW(self.parameters(), self.lr)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.5 * step / max(float(total), 1))
@@ -102,7 +102,7 @@ class Toy(pl.LightningModule):
 
 
 class NoisyData(ToyData):
-    """Adds to each sample what three generators draw; has eight samples to validate with."""
+    """Adds draws of three generators to each sample; has eight validation samples."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._shuffled(NoisyNumbers(self.size))
@@ -118,7 +118,7 @@ class NoisyNumbers(Numbers):
 
 
 class Noisy(Toy):
-    """With dropout, an average of its own hook's, and a rate that falls when the validation's loss does not.
+    """With dropout, an average kept in a hook, and a plateau scheduler on the validation loss.
 
     Traces validations as sample -1.
     """
@@ -151,7 +151,7 @@ class NoModule:
 
 
 class Probe(pl.Callback):
-    """Writes to PROBE what the Trainer really trains in: its precision, the dtype of a product, the loss scale."""
+    """Writes to PROBE the Trainer's precision, the dtype of a product, and the loss scale."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

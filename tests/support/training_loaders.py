@@ -1,4 +1,4 @@
-"""Training loaders of a user's, and what the launcher makes of them."""
+"""User training loaders, and the launcher's replacements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ordered(
     notices: list[str] | None = None,
     batches: list[tuple[str, int]] | None = None,
 ) -> Any:
-    """What `make`'s loaders become, placed at an epoch and a number of its batches."""
+    """The launcher's loaders for `make`'s, positioned at an epoch and a batch."""
     order = DataOrder(
         BatchSplit(world_size, micro, accumulate),
         rank=rank,

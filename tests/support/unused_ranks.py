@@ -1,6 +1,6 @@
-"""One of several gloo ranks whose steps leave out parameters: `python -m tests.support.unused_ranks FOLDER`.
+"""One of several gloo ranks with unused parameters: `python -m tests.support.unused_ranks FOLDER`.
 
-Leaves in FOLDER what the rank saw, as `rank-<r>.json`. RANK and WORLD_SIZE say which it is.
+Writes its results to FOLDER as `rank-<r>.json`. RANK and WORLD_SIZE are its variables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from strategies.build import PreflightRank, build_strategy
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy
 from strategies.choice import UnusedParametersError, choose_strategy
 
 # Kinds of steps, and in how many micro batches each.
@@ -73,7 +74,7 @@ class Net(pl.LightningModule):
         return torch.stack([(self.heads[n](features) - n).pow(2).mean() for n in wanted]).sum()
 
     def configure_optimizers(self) -> Any:
-        # Its moments and its weight decay show whether a parameter without a gradient was left alone.
+        # Moments and weight decay show whether a parameter without a gradient was changed.
         if self.kind == "gan":
             return [
                 torch.optim.AdamW([*self.trunk.parameters(), *self.heads[0].parameters()], 0.01),
@@ -83,16 +84,18 @@ class Net(pl.LightningModule):
 
 
 def fit(kind: str, accumulate: int, *, search: bool | None) -> dict[str, Any]:
-    """Train some steps; `search` looks for unused parameters from the start, None refuses them, False finds out."""
+    """Train some steps; `search` looks for unused parameters from the start, None rejects them, False detects them."""
     rank, size = dist.get_rank(), dist.get_world_size()
     choice = choose_strategy("ddp", world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False)
     choice = replace(choice, find_unused_parameters=bool(search))
     found: list[tuple[str, ...]] = []
-    place = PreflightRank(rank, size, rank, size, 0, "127.0.0.1", 0)
+    location = RankLocation(rank, size, rank, size, 0, "127.0.0.1", 0)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=size,
-        strategy=build_strategy(choice, "cpu", place, 60, on_unused=None if search is None else found.append),
+        strategy=build_strategy(
+            choice, BuildOptions("cpu", location, 60, on_unused=None if search is None else found.append)
+        ),
         accumulate_grad_batches=accumulate,
         max_epochs=1,
         logger=False,

@@ -1,4 +1,4 @@
-"""Training data of users whose loaders are not one plain DataLoader; a sample's numbers say which it is."""
+"""User training data with other loaders than one plain DataLoader; a sample contains its number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.toy import Noisy, NoisyNumbers, Numbers
 
 
 class OwnLoader(DataLoader[Any]):
-    """As a library's own: its arguments cannot be read from what it holds."""
+    """A loader of a library, whose attributes do not show its arguments."""
 
     def __init__(self, graphs: int, batch_size: int, **options: Any) -> None:
         super().__init__(NoisyNumbers(graphs), batch_size, **options)
@@ -57,7 +57,7 @@ class LoadersData(pl.LightningDataModule):
 
 
 class Loaders(Noisy):
-    """Learns from all loaders at once."""
+    """Trains on all loaders together."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         parts = list(batch.values()) if isinstance(batch, dict) else batch

@@ -18,7 +18,7 @@ _FULL, _FIRST, _LAST = 1, 2, 4
 def records(file: Path) -> Iterator[Any]:
     """Every record of one file, as `wandb_internal_pb2.Record`."""
     data = file.read_bytes()
-    at, whole = 7, b""
+    at, joined = 7, b""
     while at + _HEADER.size <= len(data):
         left = _BLOCK - at % _BLOCK
         if left < _HEADER.size:
@@ -28,10 +28,10 @@ def records(file: Path) -> Iterator[Any]:
         _, length, kind = _HEADER.unpack_from(data, at)
         part = data[at + _HEADER.size : at + _HEADER.size + length]
         at += _HEADER.size + length
-        whole = part if kind in (_FULL, _FIRST) else whole + part
+        joined = part if kind in (_FULL, _FIRST) else joined + part
         if kind in (_FULL, _LAST):
             record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
+            record.ParseFromString(joined)
             yield record
 
 
@@ -61,7 +61,7 @@ def alerts(folder: Path) -> list[tuple[str, str]]:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The config of all runs below a folder, put together."""
+    """The merged config of all runs below a folder."""
     values: dict[str, Any] = {}
     for file in files(folder):
         for record in records(file):

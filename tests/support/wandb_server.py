@@ -1,4 +1,4 @@
-"""A server on the loopback that says to W&B's client what it needs to hear, and keeps what it is sent."""
+"""A loopback server that gives W&B's client the required answers, and keeps its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
-    """What came in: `runs` are the upserted runs, `streams` the chunks of their files."""
+    """Received data: `runs` are the upserted runs, `streams` the chunks of their files."""
 
     daemon_threads = True
 
@@ -31,7 +31,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def config(self) -> dict[str, Any]:
-        """The last config of the run, as the user's page would show it."""
+        """The last config of the run, as shown on the run's page."""
         texts = [run["config"] for run in self.runs if run.get("config")]
         return {key: entry["value"] for key, entry in json.loads(texts[-1]).items()}
 
@@ -45,13 +45,13 @@ class WandbServer(http.server.ThreadingHTTPServer):
         return self.rows("wandb-summary.json")[-1]
 
     def exit_code(self) -> int | None:
-        """What the run ended with, None if it has not."""
+        """The run's exit code; None while it runs."""
         return next((s["exitcode"] for s in self.streams if s.get("complete")), None)
 
 
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
-    """A server on a port of the system's choice, while the test needs it."""
+    """A server on a free port, for one test."""
     with WandbServer() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -69,23 +69,23 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Type", "").partition(";")[0] != "application/json":
-            self._say({})  # the client's telemetry of itself
+            self._send({})  # the client's telemetry of itself
             return
         body = json.loads(data)
         if self.path.endswith("/file_stream"):
             self.server.streams.append(body)
-            self._say({})
+            self._send({})
         else:
             self.server.asked.append(str(body.get("operationName") or body.get("query", ""))[:80])
-            self._say({"data": self._answer(body.get("query", ""), body.get("variables") or {})})
+            self._send({"data": self._answer(body.get("query", ""), body.get("variables") or {})})
 
     def do_GET(self) -> None:
         self.server.asked.append(f"GET {self.path}")
-        self._say({})
+        self._send({})
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self._say({})
+        self._send({})
 
     def _answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         if "upsertBucket" in query:
@@ -103,7 +103,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
             return {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         return {}
 
-    def _say(self, content: dict[str, Any]) -> None:
+    def _send(self, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -111,5 +111,5 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *words: object) -> None:
-        del words
+    def log_message(self, *arguments: object) -> None:
+        del arguments

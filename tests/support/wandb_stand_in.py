@@ -1,4 +1,4 @@
-"""A module in wandb's place: keeps what it is given, as wandb's own run would."""
+"""A replacement of the wandb module that keeps its rows and alerts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class RecordingWandb(ModuleType):
-    """As much of wandb as the callback asks for.
+    """The part of wandb that the callback uses.
 
     Attributes:
         run: the current run, or None.
-        rows: (step, row) of each call of `log` that W&B would have taken.
+        rows: (step, row) of each `log` call that W&B would accept.
         alerts: (title, text) of each alert.
         before: called before each row; may wait or raise.
     """
@@ -21,7 +21,7 @@ class RecordingWandb(ModuleType):
         super().__init__("wandb")
         self.run: Any = SimpleNamespace(step=0, summary={}) if with_run else None
         self.rows: list[tuple[int, dict[str, Any]]] = []
-        # Rows that named no step.
+        # Rows without a step.
         self.counted = 0
         self.alerts: list[tuple[str, str]] = []
         self.charts: list[tuple[str, str]] = []

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-# On top of the server's own modules; with DeepSpeed its accelerator, which it looks for once, on import.
+# In addition to the server's modules; DeepSpeed chooses its accelerator on import.
 DEEPSPEED = ("deepspeed", "lightning.pytorch.strategies.deepspeed")
-# What the server looks for on import: everything else comes with each process's own environment.
+# Variables that the server's imports read; all others come with each process.
 _ON_IMPORT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 _START_TIMEOUT = 300.0
-# Several ranks are started by as many threads, and need one server.
+# Several threads start ranks, with one server.
 _one_at_a_time = threading.Lock()
-# What torchrun, SLURM and W&B set: neither a test nor a server must see it from outside.
+# Variables of torchrun, SLURM and W&B, which must not reach a test or a server from outside.
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_", "PL_")
 
@@ -37,15 +37,15 @@ def is_foreign(name: str) -> bool:
 
 @dataclass
 class WarmProcess:
-    """A process that leads its session, as `subprocess.Popen(..., start_new_session=True)` would make it."""
+    """A process that leads its session, like one of `subprocess.Popen(..., start_new_session=True)`."""
 
     pid: int
-    _told: socket.socket
+    _exit_code_socket: socket.socket
     returncode: int | None = None
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs; the negative number of the signal that ended it."""
-        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+        if self.returncode is None and select.select([self._exit_code_socket], [], [], 0)[0]:
             return self.wait()
         return self.returncode
 
@@ -56,36 +56,36 @@ class WarmProcess:
             timeout: seconds; TimeoutError after them.
         """
         if self.returncode is None:
-            self._told.settimeout(timeout)
-            self.returncode = int(_line(self._told))
-            self._told.close()
+            self._exit_code_socket.settimeout(timeout)
+            self.returncode = int(_line(self._exit_code_socket))
+            self._exit_code_socket.close()
         return self.returncode
 
     def kill(self) -> None:
-        """End it, if it has not ended, and wait for that."""
+        """Kill the process if it is running, and wait for its end."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
 
 def start(
-    words: Sequence[str], cwd: Path, env: Mapping[str, str], output: int, *more: str, terminal: bool = False
+    arguments: Sequence[str], cwd: Path, env: Mapping[str, str], output: int, *more: str, terminal: bool = False
 ) -> WarmProcess:
-    """Begin `python words`.
+    """Start `python ARGUMENTS`.
 
     Args:
-        words: `-m MODULE ...`, `-c TEXT ...` or `FILE ...`.
+        arguments: `-m MODULE ...`, `-c TEXT ...` or `FILE ...`.
         cwd: working directory.
-        env: the whole environment.
-        output: descriptor for stdout and stderr; stdin is at its end.
-        more: modules that are imported already, beside those of every server.
-        terminal: `output` is a terminal, which becomes the process's own, and its stdin too.
+        env: the complete environment.
+        output: descriptor for stdout and stderr; stdin is empty.
+        more: imported modules in addition to those of every server.
+        terminal: `output` is a terminal, which becomes the controlling terminal and stdin.
     """
     with _one_at_a_time:
         address, path = _server(more)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    asked = {"words": list(words), "cwd": str(cwd), "env": dict(env), "path": path, "terminal": terminal}
+    asked = {"arguments": list(arguments), "cwd": str(cwd), "env": dict(env), "path": path, "terminal": terminal}
     with Path(os.devnull).open("rb") as nothing:
         socket.send_fds(connection, [b"\0"], [output if terminal else nothing.fileno(), output])
         connection.sendall(json.dumps(asked).encode())
@@ -95,26 +95,26 @@ def start(
 
 @functools.cache
 def _server(more: Sequence[str]) -> tuple[str, list[str]]:
-    """One server for the whole session: its address, and the search path that follows a process's own."""
-    # The address of a Unix socket holds 107 bytes, and TMPDIR may have more.
+    """Start one server for the session: its address, and the end of the search path."""
+    # The address of a Unix socket has at most 107 bytes, and TMPDIR may be longer.
     place = tempfile.gettempdir()
     folder = tempfile.TemporaryDirectory(prefix="launcher-tests-", dir=place if len(place) < 60 else "/tmp")
     address = str(Path(folder.name) / "warm")
-    said = Path(folder.name) / "said"
+    log = Path(folder.name) / "log"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
     env = {name: value for name, value in os.environ.items() if not is_foreign(name) and name != "PYTHONPATH"}
     env |= {name: value for name, value in _ON_IMPORT.items() if more or name != "DS_ACCELERATOR"}
     command = [sys.executable, "-u", "-m", "tests.support.warm_server", str(listener.fileno()), *more]
-    with said.open("wb") as file:
+    with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=_REPOSITORY, env=env, pass_fds=[listener.fileno()],
                                    stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True)  # fmt: skip
     listener.close()
 
     @atexit.register
     def end() -> None:
-        # The end of its stdin ends it.
+        # Closing its stdin ends the server.
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
@@ -128,7 +128,7 @@ def _server(more: Sequence[str]) -> tuple[str, list[str]]:
             path: list[str] = json.loads(_line(first))
         except (OSError, ValueError):
             process.send_signal(signal.SIGKILL)
-            raise AssertionError(f"the warm server did not start:\n{said.read_text()}") from None
+            raise AssertionError(f"the warm server did not start:\n{log.read_text()}") from None
     return address, path
 
 

@@ -1,8 +1,8 @@
-"""A process that has imported torch, Lightning and the launcher, and forks to be one more `python ...`.
+"""A process that has imported torch, Lightning and the launcher, and forks into `python ...` processes.
 
-Tests of real processes spend most of their time on those imports. What a test starts here is a process like any other:
-its own session, environment, directory, arguments and exit code. Only its modules are there already. What tests the
-start itself takes a fresh interpreter (`tests.support.processes.run(..., fresh=True)`).
+Tests of real processes spend most of their time on those imports. A process that a test starts
+here has its own session, environment, directory, arguments and exit code; only its modules are already imported.
+Tests of the start use a new interpreter (`tests.support.processes.run(..., fresh=True)`).
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# What every rank imports, and its agent; never a user's module, whose import is the rank's own to do and to report.
-MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader", "launcher.agent.worker",
+# Imports of every rank and its agent. Not user modules: the rank imports them and reports their errors.
+MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
+           "launcher.agent.rank_main",
            "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count",
            "launcher.user_code.classes",
            "launcher.config.loading", "launcher.config.validation", "launcher.checkpoint.resume",
            "launcher.training.run",
            "launcher.cli.summary", "docstring_parser", "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
-           "launcher.agent.agent", "launcher.agent.rendezvous", "launcher.agent.launch", "launcher.planning.dry_run",
+           "launcher.agent.agent", "launcher.agent.rendezvous", "launcher.agent.start", "launcher.planning.dry_run",
            "launcher.planning.profile", "rich.progress")  # fmt: skip
-# Variables that importing them sets where they are not set, which it would do in each process.
+# Variables that these imports set in each process if they are not set.
 _SET_BY_IMPORTS: dict[str, str] = {}
 _HANDLED = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
-    """Tell the search path, then fork for each connection until the other end of stdin is closed."""
+    """Send the search path, then fork for each connection until the other end of stdin is closed."""
     from launcher.core.gc_paused import quick_imports
 
     # The first entry is for `-m`: each process has its own.
@@ -69,7 +70,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
         if woken in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(woken, 4096)
-            _tell_ends(children)
+            _send_exit_codes(children)
         if listener in ready:
             connection, _ = listener.accept()
             pid = _fork(connection, (listener, *children.values()), (woken, wake))
@@ -77,7 +78,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
             children[pid] = connection
 
 
-def _tell_ends(children: dict[int, socket.socket]) -> None:
+def _send_exit_codes(children: dict[int, socket.socket]) -> None:
     for pid in list(children):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -86,7 +87,7 @@ def _tell_ends(children: dict[int, socket.socket]) -> None:
 
 
 def _fork(connection: socket.socket, sockets: Sequence[socket.socket], pipe: Sequence[int]) -> int:
-    """One more process, which becomes what the connection asks for."""
+    """Fork a process that runs the request of the connection."""
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
     asked = json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))
     of_the_server = [*(each.fileno() for each in (connection, *sockets)), *pipe]
@@ -114,36 +115,36 @@ def _be_child(asked: dict[str, Any], descriptors: Sequence[int], of_the_server: 
 
 
 def _become(asked: dict[str, Any]) -> NoReturn:
-    """As `python WORDS` does, to the exit code."""
-    words, folder = asked["words"], asked["cwd"]
+    """Run `python ARGUMENTS` up to the exit code."""
+    arguments, folder = asked["arguments"], asked["cwd"]
     os.environ.clear()
     os.environ.update({**_SET_BY_IMPORTS, **asked["env"]})
     os.chdir(folder)
     own = [entry for entry in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
-    first = {"-m": folder, "-c": ""}.get(words[0], str(Path(words[0]).absolute().parent))
+    first = {"-m": folder, "-c": ""}.get(arguments[0], str(Path(arguments[0]).absolute().parent))
     sys.path[:] = [first, *own, *asked["path"]]
-    sys.orig_argv = [sys.executable, *words]
+    sys.orig_argv = [sys.executable, *arguments]
     importlib.invalidate_caches()
     _set_rank_zero()
     _fork_the_fork_server()
 
     def be_it() -> None:
-        if words[0] == "-m":
-            sys.argv = ["", *words[2:]]
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        elif words[0] == "-c":
-            sys.argv = ["-c", *words[2:]]
+        if arguments[0] == "-m":
+            sys.argv = ["", *arguments[2:]]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
             main = sys.modules["__main__"] = types.ModuleType("__main__")
-            exec(words[1], vars(main))  # noqa: S102 -- a test's own script
+            exec(arguments[1], vars(main))  # noqa: S102 -- a test's own script
         else:
-            sys.argv = words
-            runpy.run_path(str(Path(words[0]).absolute()), run_name="__main__")
+            sys.argv = arguments
+            runpy.run_path(str(Path(arguments[0]).absolute()), run_name="__main__")
 
     _leave(be_it)
 
 
 def _set_rank_zero() -> None:
-    """Lightning takes its rank from the environment on import, and the server had none."""
+    """Set Lightning's rank, which it reads on import: the server had none."""
     from lightning_utilities.core.rank_zero import rank_zero_only
 
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
@@ -153,7 +154,7 @@ def _set_rank_zero() -> None:
 
 
 def _fork_the_fork_server() -> None:
-    """The launcher's own fork server has its imports from here too, while this process has no threads."""
+    """Fork the launcher's fork server from this process too, while it has no threads."""
     import multiprocessing.forkserver
     import multiprocessing.resource_tracker
     import multiprocessing.util
@@ -166,7 +167,7 @@ def _fork_the_fork_server() -> None:
         pid = os.fork()
         if pid:
             return pid
-        # What an exec would do to signals and descriptors.
+        # Reset signals and descriptors as an exec does.
         for number in _HANDLED:
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -177,19 +178,19 @@ def _fork_the_fork_server() -> None:
                     os.close(int(entry))
         for descriptor in passfds:
             os.set_inheritable(descriptor, True)
-        # What the agent has begun is not this process's: its lock is held right now, its folders are its own to remove.
+        # Locks and temporary folders belong to the agent.
         for state in (multiprocessing.forkserver.ensure_running, multiprocessing.resource_tracker.ensure_running):
             owner = state.__self__
             owner.__init__()
         vars(weakref.finalize)["_registry"].clear()
         sys.argv = ["-c"]
-        _leave(lambda: exec(args[-1], {"__name__": "__main__"}))  # noqa: S102 -- the words that would follow `python -c`
+        _leave(lambda: exec(args[-1], {"__name__": "__main__"}))  # noqa: S102 -- the arguments that would follow `python -c`
 
     multiprocessing.util.spawnv_passfds = fork_or_spawn
 
 
 def _leave(body: Any) -> NoReturn:
-    """Run to the end as an interpreter does: what it says of an exception, exit functions, streams, exit code."""
+    """End as an interpreter does: traceback, exit functions, streams, exit code."""
     import atexit
 
     code = 1

@@ -22,4 +22,5 @@ def test_type_checkers_may_read_each_package(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"{name}/py.typed" for name in OWN_PACKAGES} <= set(names)
-    assert "launcher/loggers/base.py" in names
+    assert {"launcher/loggers/base.py", "launcher/report/templates/page.html.j2", "launcher/report/templates/page.css",
+            "launcher/presets/demo.yaml"} <= set(names)  # fmt: skip

@@ -1,1 +1,1 @@
-"""Packages of the field as their users train them, on data that they make or ship."""
+"""Packages of the Lightning ecosystem, trained as in their tutorials, on generated or included data."""

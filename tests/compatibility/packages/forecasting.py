@@ -1,4 +1,4 @@
-"""pytorch-forecasting's TemporalFusionTransformer, after its tutorial, on a made series."""
+"""pytorch-forecasting's TemporalFusionTransformer, after its tutorial, on a generated series."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Data(pl.LightningDataModule):
 
 
 class Model(TemporalFusionTransformer):
-    """As `from_dataset` makes it; its hyperparameters hold objects of pytorch-forecasting's and pandas'."""
+    """Created by `from_dataset`; its hyperparameters hold objects of pytorch-forecasting's and pandas'."""
 
     def __init__(self) -> None:
         made = TemporalFusionTransformer.from_dataset(

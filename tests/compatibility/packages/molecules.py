@@ -28,7 +28,7 @@ class Data(pl.LightningDataModule):
 
 
 class Model(MPNN):
-    """As chemprop's training notebook makes it; its hyperparameters hold classes."""
+    """As in chemprop's training notebook; its hyperparameters contain classes."""
 
     def __init__(self) -> None:
         super().__init__(nn.BondMessagePassing(d_h=16, depth=2), nn.MeanAggregation(),

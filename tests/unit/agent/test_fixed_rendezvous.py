@@ -1,4 +1,4 @@
-"""Numbered nodes over a real TCPStore, in threads: they all meet, or it is told who is missing."""
+"""Numbered nodes over a real TCPStore, in threads: all of them join, or the missing ones are reported."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousInfo,
 )
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
-from launcher.agent.fixed_rendezvous import FixedRendezvous, NodesMissingError
+from launcher.agent.fixed_rendezvous import FixedRendezvous, NodesMissingError, NumberedNode
 from launcher.core.errors import TopologyError
 
 LONG = 120.0
 
 
-class Spy:
-    """A store that counts what is asked of it, and tells of each."""
+class CountingStore:
+    """A store that records its operations and calls back for each."""
 
-    def __init__(self, store: Any, heard: Callable[[str, Any], None] = lambda *_: None) -> None:
+    def __init__(self, store: Any, observe: Callable[[str, Any], None] = lambda *_: None) -> None:
         self._store = store
-        self._heard = heard
+        self._observe = observe
         self.operations: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -35,29 +36,37 @@ class Spy:
 
         def call(*arguments: Any) -> Any:
             self.operations.append(name)
-            self._heard(name, arguments[0])
+            self._observe(name, arguments[0])
             return method(*arguments)
 
         return call
 
 
 class Nodes:
-    """Makes nodes that meet at one server, each with a client of its own."""
+    """Makes nodes that join at one server, each with its own client."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self.spies: list[Spy] = []
+        self.stores: list[CountingStore] = []
 
     def node(
-        self, number: int, timeout: float = LONG, heard: Callable[[str, Any], None] = lambda *_: None, **limits: float
+        self,
+        number: int,
+        timeout: float = LONG,
+        observe: Callable[[str, Any], None] = lambda *_: None,
+        **limits: float,
     ) -> FixedRendezvous:
         client = TCPStore("127.0.0.1", self.server.port, wait_for_workers=False, timeout=timedelta(seconds=LONG))
         own = FixedRendezvous(
-            PrefixStore("run", client), "host", 7, number, self.count, timeout, **{"look_every": 0.05, **limits}
+            PrefixStore("run", client),
+            RendezvousStoreInfo("host", 7),
+            NumberedNode(number, self.count),
+            timeout,
+            **{"check_interval": 0.05, **limits},
         )
-        own._store = Spy(own._store, heard)
-        self.spies.append(own._store)
+        own._store = CountingStore(own._store, observe)
+        self.stores.append(own._store)
         return own
 
     @staticmethod
@@ -67,16 +76,16 @@ class Nodes:
 
 
 def _once_it_waits(event: threading.Event) -> Callable[[str, Any], None]:
-    """Says when a node has announced itself and waits for node 0's first call."""
+    """Set the event when a node has announced itself and waits for node 0's first call."""
 
-    def hear(name: str, key: Any) -> None:
+    def check(name: str, key: Any) -> None:
         if name == "check" and key == ["launcher/rendezvous/1/call/0"]:
             event.set()
 
-    return hear
+    return check
 
 
-def test_all_nodes_meet_with_their_numbers_and_a_store_that_is_new_in_each_round() -> None:
+def test_all_nodes_join_with_their_numbers_and_a_new_store_in_each_round() -> None:
     nodes = Nodes(3)
     handlers = [nodes.node(number) for number in range(3)]
     for round_ in range(2):
@@ -84,38 +93,38 @@ def test_all_nodes_meet_with_their_numbers_and_a_store_that_is_new_in_each_round
         assert [(info.rank, info.world_size) for info in infos] == [(0, 3), (1, 3), (2, 3)]
         address = infos[1].bootstrap_store_info
         assert (address.master_addr, address.master_port) == ("host", 7)
-        assert not infos[0].store.check(["mark"]), f"round {round_} has a store of its own"
+        assert not infos[0].store.check(["mark"]), f"round {round_} has a new store"
         infos[0].store.set("mark", "")
-        assert infos[2].store.check(["mark"]), "which is the same for all nodes"
+        assert infos[2].store.check(["mark"]), "all nodes use the same store"
         assert [handler.num_nodes_waiting() for handler in handlers] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("count", [2, 12])
-def test_a_node_needs_the_same_few_store_operations_among_any_number(count: int) -> None:
+def test_the_number_of_store_operations_does_not_depend_on_the_number_of_nodes(count: int) -> None:
     nodes = Nodes(count)
-    handlers = [nodes.node(number, look_every=LONG) for number in range(count)]
+    handlers = [nodes.node(number, check_interval=LONG) for number in range(count)]
     for future in nodes.meet(handlers):
         future.result()
-    # Beside those by which it waits: how many these are is a matter of time.
-    counts = [sum(name != "check" for name in spy.operations) for spy in nodes.spies]
+    # Without the polls, whose number depends on the time.
+    counts = [sum(name != "check" for name in store.operations) for store in nodes.stores]
     assert counts == [6, *[5] * (count - 1)]
 
 
-def test_the_missing_node_is_named_to_all() -> None:
+def test_all_nodes_report_the_missing_nodes() -> None:
     nodes = Nodes(4)
     zero, two = (future.exception() for future in nodes.meet([nodes.node(0, timeout=0.3), nodes.node(2)]))
-    assert str(zero) == str(two) == "nodes 1, 3 never came within 0.3 s"
+    assert str(zero) == str(two) == "nodes 1, 3 did not join within 0.3 s"
     assert isinstance(zero, NodesMissingError)
     assert zero.nodes == (1, 3)
 
 
-def test_a_node_that_comes_again_is_seen_by_those_that_train_and_all_meet_anew() -> None:
+def test_a_node_that_joins_again_is_noticed_and_all_nodes_meet_again() -> None:
     nodes = Nodes(2)
     old = [nodes.node(0), nodes.node(1)]
     for future in nodes.meet(old):
         future.result()
     seen = threading.Event()
-    again = nodes.node(1, heard=lambda _, key: seen.set() if "arrived" in str(key) else None)
+    again = nodes.node(1, observe=lambda _, key: seen.set() if "arrived" in str(key) else None)
     with ThreadPoolExecutor(2) as pool:
         second = pool.submit(again.next_rendezvous)
         assert seen.wait(LONG)
@@ -125,31 +134,26 @@ def test_a_node_that_comes_again_is_seen_by_those_that_train_and_all_meet_anew()
         assert (first.result(LONG).rank, second.result(LONG).rank) == (0, 1)
 
 
-def test_a_node_that_came_and_died_does_not_count_until_it_is_back() -> None:
+def test_a_node_that_joined_and_failed_does_not_count_until_it_is_back() -> None:
     nodes = Nodes(3)
     dead = nodes.node(1)
-    # What a node that is killed while the others are waited for leaves behind.
+    # The key that a node leaves if it is killed while node 0 waits for others.
     dead._announce("launcher/rendezvous/1")
     called = threading.Event()
-    zero = nodes.node(0, answer_within=0.2, heard=lambda name, _: called.set() if name == "delete_key" else None)
+    zero = nodes.node(0, answer_timeout=0.2, observe=lambda name, _: called.set() if name == "delete_key" else None)
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(zero.next_rendezvous), pool.submit(nodes.node(2).next_rendezvous)]
-        assert called.wait(LONG), "node 0 finds that one does not answer"
-        # Slow threads of a loaded machine must not be taken for dead for ever.
-        zero._answer_within = LONG
+        assert called.wait(LONG), "node 0 finds that a node does not answer"
+        # On a busy machine slow threads must not count as failed again.
+        zero._answer_timeout = LONG
         futures.append(pool.submit(nodes.node(1).next_rendezvous))
         assert [future.result(LONG).rank for future in futures] == [0, 2, 1]
 
 
-def test_two_nodes_of_one_number_are_told_at_once_and_the_run_stays_open() -> None:
+def test_two_nodes_with_the_same_number_are_rejected_and_the_run_stays_open() -> None:
     nodes = Nodes(3)
     announced = threading.Event()
-    one = nodes.node(
-        1,
-        heard=lambda name, key: (
-            announced.set() if name == "check" and str(key).startswith("['launcher/rendezvous/1/call") else None
-        ),
-    )
+    one = nodes.node(1, observe=_once_it_waits(announced))
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(one.next_rendezvous)
         assert announced.wait(LONG)
@@ -160,15 +164,10 @@ def test_two_nodes_of_one_number_are_told_at_once_and_the_run_stays_open() -> No
     assert not nodes.node(2).is_closed()
 
 
-def test_a_node_that_leaves_ends_the_waiting_of_the_others() -> None:
+def test_a_node_that_leaves_ends_the_run_for_the_others() -> None:
     nodes = Nodes(3)
     waiting = threading.Event()
-    one = nodes.node(
-        1,
-        heard=lambda name, key: (
-            waiting.set() if name == "check" and str(key).startswith("['launcher/rendezvous/1/call") else None
-        ),
-    )
+    one = nodes.node(1, observe=_once_it_waits(waiting))
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(one.next_rendezvous)
         assert waiting.wait(LONG)
@@ -179,8 +178,8 @@ def test_a_node_that_leaves_ends_the_waiting_of_the_others() -> None:
         nodes.node(0).next_rendezvous()
 
 
-def test_a_store_that_is_gone_is_told_as_that() -> None:
-    class Gone:
+def test_a_store_that_does_not_answer_is_a_connection_error() -> None:
+    class FailedStore:
         def __getattr__(self, name: str) -> Any:
             def call(*_: Any) -> Any:
                 raise RuntimeError("Connection reset by peer")
@@ -189,7 +188,7 @@ def test_a_store_that_is_gone_is_told_as_that() -> None:
 
     nodes = Nodes(2)
     node = nodes.node(1)
-    node._store = Gone()
+    node._store = FailedStore()
     for ask in (node.next_rendezvous, node.num_nodes_waiting, node.is_closed, node.set_closed):
         with pytest.raises(RendezvousConnectionError, match="does not answer: Connection reset by peer"):
             ask()

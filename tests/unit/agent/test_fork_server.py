@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from launcher.agent.fork_server import PreloadReport, choose_start_method
-from launcher.agent.launch import modules_to_preload
-from launcher.agent.preload import USER_MODULES, preload
+from launcher.agent.fork_server_process import USER_MODULES, import_modules
+from launcher.agent.preload_modules import list_preload_modules
 from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
-from launcher.hardware.cpus import usable_cpus
-from launcher.hardware.rank_count import likely_ranks, requested_ranks
+from launcher.hardware.cpus import count_usable_cpus
+from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
 
 
-def test_ranks_are_forked_unless_that_would_break_them() -> None:
+def test_ranks_are_forked_unless_that_is_unsafe() -> None:
     assert choose_start_method(PreloadReport()) == ("forkserver", None)
     assert choose_start_method(PreloadReport(failed=(("mine", "ValueError"),))) == ("forkserver", None)
-    for report, word in (
+    for report, text in (
         (None, "died"),
         (PreloadReport(cuda=True), "initialises CUDA"),
         (PreloadReport(unsafe=(("theirs", "starts threads (one)"),)), "importing theirs starts threads (one)"),
@@ -29,15 +29,15 @@ def test_ranks_are_forked_unless_that_would_break_them() -> None:
         method, notice = choose_start_method(report)
         assert method == "spawn"
         assert notice is not None
-        assert word in notice
+        assert text in notice
 
 
-def test_a_module_that_fails_is_noted_and_the_next_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_module_is_reported_and_the_next_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "fails_on_import.py").write_text("raise ValueError('mine')\n")
     (tmp_path / "exits_on_import.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "works_on_import.py").write_text("")
-    report = preload(["fails_on_import", "exits_on_import", "nowhere_at_all", USER_MODULES, "works_on_import"])
+    report = import_modules(["fails_on_import", "exits_on_import", "nowhere_at_all", USER_MODULES, "works_on_import"])
     assert [name for name, _ in report["failed"]] == ["fails_on_import", "exits_on_import", "nowhere_at_all"]
     assert report["failed"][0][1] == "ValueError: mine"
     assert "works_on_import" in sys.modules
@@ -52,7 +52,7 @@ _UNSAFE = {
     "harmless": "import os\nHERE = os.environ.get('HOME')\n",
     "crashing": "import os\nos.kill(os.getpid(), 9)\n",
 }
-# What a fork server says, and what it has imported after that.
+# Prints the start method, the notices, and the modules that the fork server has imported.
 _SERVE = """
 import json, multiprocessing, os, sys
 from launcher.agent.fork_server import ForkServer
@@ -64,7 +64,7 @@ if __name__ == "__main__":
     modules = json.loads(sys.argv[1])
     server, notices = ForkServer(), []
     server.start(modules)
-    method = server.start_method(notices.append)
+    method = server.choose_start_method(notices.append)
     context = multiprocessing.get_context("forkserver")
     queue = context.SimpleQueue()
     process = context.Process(target=loaded, args=(modules, queue))
@@ -76,7 +76,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("packages", "kept", "says"),
+    ("packages", "kept", "expected_notices"),
     [
         (["harmless"], ["harmless"], []),
         (["threaded", "harmless"], ["harmless"], ["importing threaded starts threads (theirs): each rank imports it"]),
@@ -90,12 +90,12 @@ if __name__ == "__main__":
         ),
     ],
 )
-def test_a_package_that_a_fork_does_not_survive_is_left_to_the_ranks(
-    packages: list[str], kept: list[str], says: list[str], tmp_path: Path
+def test_a_package_that_is_unsafe_to_fork_is_imported_by_the_ranks(
+    packages: list[str], kept: list[str], expected_notices: list[str], tmp_path: Path
 ) -> None:
     for name, text in _UNSAFE.items():
         (tmp_path / f"{name}.py").write_text(text)
-    # Threads of a library are its own business.
+    # A library may create threads.
     (tmp_path / "library.py").write_text(_UNSAFE["threaded"].replace(".start()", ".daemon"))
     (tmp_path / "serve.py").write_text(_SERVE)
     modules = json.dumps(["library", USER_MODULES, *packages])
@@ -105,12 +105,12 @@ def test_a_package_that_a_fork_does_not_survive_is_left_to_the_ranks(
     assert done.returncode == 0, done.stderr
     method, notices, imported = json.loads(done.stdout)
     assert (method, imported) == ("forkserver", ["library", *kept])
-    assert len(notices) == len(says)
-    for notice, expected in zip(notices, says, strict=True):
+    assert len(notices) == len(expected_notices)
+    for notice, expected in zip(notices, expected_notices, strict=True):
         assert notice.startswith(expected)
 
 
-def test_what_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preloaded_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_model.py").write_text("import numpy\n")
     (tmp_path / "my_calls.py").write_text("from rich.table import Table\n")
@@ -118,15 +118,15 @@ def test_what_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         model={"class_path": "my_model.Model", "init_args": {"inner": {"class_path": "torchmetrics.Accuracy"}}},
         trainer=TrainerOptions(callbacks=[{"class_path": "my_calls.Back"}]),
     )
-    modules = modules_to_preload(config, {})
-    # The user's own files are the ranks' business.
+    modules = list_preload_modules(config, {})
+    # The ranks import the user's own files.
     assert modules[modules.index(USER_MODULES) + 1 :] == ["numpy", "torchmetrics:Accuracy", "rich.table:Table"]
     assert "wandb" in modules
     assert "deepspeed" not in modules
-    # Imported before its accelerator is known it would take the wrong one.
+    # Without the variable DeepSpeed would choose the wrong accelerator.
     zero = RunConfig(strategy="deepspeed_stage_2")
-    assert "deepspeed" in modules_to_preload(zero, {"DS_ACCELERATOR": "cpu"})
-    assert "deepspeed" not in modules_to_preload(zero, {})
+    assert "deepspeed" in list_preload_modules(zero, {"DS_ACCELERATOR": "cpu"})
+    assert "deepspeed" not in list_preload_modules(zero, {})
 
 
 @pytest.mark.parametrize(
@@ -135,38 +135,38 @@ def test_what_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (RunConfig(), LaunchOptions(), 1),
         (RunConfig(devices=3), LaunchOptions(), 3),
         (RunConfig(), LaunchOptions(nproc_per_node=4), 4),
-        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="cpu"), usable_cpus()),
-        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="auto"), usable_cpus()),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="cpu"), count_usable_cpus()),
+        (RunConfig(accelerator="cpu"), LaunchOptions(nproc_per_node="auto"), count_usable_cpus()),
     ],
 )
 def test_the_number_of_ranks_and_the_guess_without_torch(
     config: RunConfig, options: LaunchOptions, ranks: int, tmp_path: Path
 ) -> None:
-    assert requested_ranks(config, options) == ranks
-    assert likely_ranks(config, options, gpus=tmp_path / "none") == ranks
+    assert count_requested_ranks(config, options) == ranks
+    assert estimate_ranks(config, options, gpus=tmp_path / "none") == ranks
 
 
 @pytest.mark.parametrize(
     ("visible", "ranks"), [(None, 2), ("1", 1), ("0,1", 2), ("GPU-8f1,GPU-7a2,GPU-6c3", 2), ("", 1), ("0,-1,1", 1)]
 )
-def test_the_guess_counts_the_drivers_gpus_that_are_visible(
+def test_the_guess_counts_the_visible_gpus_of_the_driver(
     visible: str | None, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert likely_ranks(RunConfig(), LaunchOptions(), gpus=tmp_path) == ranks
-    assert likely_ranks(RunConfig(accelerator="cpu"), LaunchOptions(), gpus=tmp_path) == 1
+    assert estimate_ranks(RunConfig(), LaunchOptions(), gpus=tmp_path) == ranks
+    assert estimate_ranks(RunConfig(accelerator="cpu"), LaunchOptions(), gpus=tmp_path) == 1
 
 
-def test_two_different_numbers_of_ranks_are_refused() -> None:
+def test_two_different_numbers_of_ranks_are_rejected() -> None:
     with pytest.raises(TopologyError, match="--nproc-per-node gives 4 ranks here, but devices is 2"):
-        requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
+        count_requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
 
 
-def test_the_agents_modules_that_come_before_torch_do_not_import_it() -> None:
-    script = ("import sys, launcher.cli.main, launcher.agent.launch, launcher.agent.fork_server\n"
+def test_modules_that_the_agent_imports_before_torch_do_not_import_it() -> None:
+    script = ("import sys, launcher.cli.main, launcher.agent.start, launcher.agent.fork_server\n"
               "import launcher.hardware.rank_count\n"
               "print([m for m in ('torch', 'lightning', 'wandb', 'deepspeed') if m in sys.modules])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

@@ -1,80 +1,80 @@
+"""Restarts after running out of memory, and the count of restarts."""
+
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
-from launcher.agent.failure import RankEnd
-from launcher.agent.restart_policy import decide
-from tests.unit.agent.test_failure import END, ended, error
+from launcher.agent.restarts import RestartTracker, find_next_strategy, record_out_of_memory
+from launcher.runs.oom_record import FILE_NAME
+from tests.unit.agent.test_failure_report import make_error, make_outcome
+
+KILLED = make_outcome(1, -9, out_of_memory=True)
 
 
-def _decide(failure: RankEnd, *earlier: tuple[float, RankEnd], limit: int = 3, now: float = 100.0) -> tuple[bool, str]:
-    verdict = decide(failure, earlier, now, limit, 60.0)
-    return verdict.restart, verdict.reason
+def run_directory(path: Path, on_oom: str = "next", memory: object = None) -> Path:
+    (path / "config.yaml").write_text(f"on_oom: {on_oom}\n")
+    (path / "plan.json").write_text(json.dumps({"memory": memory}))
+    return path
 
 
-KILLED = ended(1, -9)
+def test_the_strategy_that_the_rank_reported_is_used() -> None:
+    reported = dataclasses.replace(make_error(), next_strategy="deepspeed_stage_2")
+    assert find_next_strategy(make_outcome(1, 1, error=reported), None) == "deepspeed_stage_2"
+    assert find_next_strategy(make_outcome(1, 1, error=make_error()), None) is None
 
 
-def test_a_killed_rank_is_replaced_up_to_the_limit() -> None:
-    assert _decide(KILLED) == (True, "restart 1 of 3, from the last checkpoint")
-    check_missing_checkpoint = decide(KILLED, (), 100.0, 3, 60.0, has_checkpoint=False)
-    assert check_missing_checkpoint.reason == "restart 1 of 3; no checkpoint was saved yet"
-    assert _decide(KILLED, (99.0, KILLED), (99.5, KILLED))[0]
-    assert _decide(KILLED, *[(99.0, KILLED)] * 3) == (False, "no restart: 3 of 3 restarts were used in the last 60 s")
-    assert _decide(KILLED, limit=0) == (False, "no restart: --max-restarts is 0")
+def test_for_a_rank_that_the_kernel_killed_the_plan_has_the_next_strategy(tmp_path: Path) -> None:
+    run = run_directory(tmp_path, memory={"next": "deepspeed_stage_3"})
+    assert find_next_strategy(KILLED, run) == "deepspeed_stage_3"
+    assert find_next_strategy(make_outcome(1, -9), run) is None
+    assert find_next_strategy(KILLED, None) is None
 
 
-def test_out_of_memory_goes_on_with_the_next_strategy_without_using_a_restart_up() -> None:
-    verdict = decide(KILLED, [(99.0, KILLED)], 100.0, 0, 60.0, "deepspeed_stage_3")
-    assert (verdict.restart, verdict.strategy) == (True, "deepspeed_stage_3")
-    assert verdict.reason == "restart with strategy deepspeed_stage_3, from the last checkpoint"
-    assert decide(KILLED, (), 100.0, 1, 60.0).strategy is None
+def test_the_hosts_memory_does_not_change_the_strategy_on_gpus(tmp_path: Path) -> None:
+    run = run_directory(tmp_path, memory={"next": "deepspeed_stage_3_offload"})
+    plan = {**json.loads((run / "plan.json").read_text()), "device_kind": "cuda"}
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert find_next_strategy(KILLED, run) is None
+    assert record_out_of_memory(KILLED, run) is None
+    assert not (run / FILE_NAME).exists()
 
 
-def test_restarts_out_of_the_window_are_forgiven() -> None:
-    assert _decide(KILLED, *[(30.0, KILLED)] * 3)[0]
-    assert not _decide(KILLED, *[(41.0, KILLED)] * 3)[0]
+@pytest.mark.parametrize(("on_oom", "memory"), [("stop", {"next": "ddp"}), ("next", None), ("next", {"next": None})])
+def test_no_strategy_with_on_oom_stop_or_without_a_next_one(tmp_path: Path, on_oom: str, memory: object) -> None:
+    assert find_next_strategy(KILLED, run_directory(tmp_path, on_oom, memory)) is None
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [ended(0, 2), ended(0, 1, error=error(repeats=True))],
-    ids=["usage", "import error"],
-)
-def test_what_repeats_is_not_tried_again(failure: RankEnd) -> None:
-    restart, reason = _decide(failure)
-    assert not restart
-    assert "would repeat" in reason
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: ["), ("plan.json", "{"), ("plan.json", "[]")])
+def test_damaged_and_missing_files_give_no_strategy(tmp_path: Path, name: str, text: str) -> None:
+    run = run_directory(tmp_path, memory={"next": "ddp"})
+    (run / name).write_text(text)
+    assert find_next_strategy(KILLED, run) is None
+    (run / name).unlink()
+    assert find_next_strategy(KILLED, run) is None
 
 
-def test_a_rank_that_was_asked_to_stop_is_not_started_again() -> None:
-    assert not _decide(ended(0, 143, error=error(interrupted=True)))[0]
+def test_restarts_are_counted_within_the_window(tmp_path: Path) -> None:
+    times = iter((0.0, 1.0, 2.0, 3.0, 100.0))
+    tracker = RestartTracker(1, 60.0, clock=lambda: next(times))
+    killed = make_outcome(1, -9)
+    first = tracker.decide(killed, tmp_path)
+    assert first.reason == "restart 1 of 1; no checkpoint was saved yet"
+    tracker.record(killed, first)
+    assert not tracker.decide(killed, tmp_path).restart
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert not tracker.decide(killed, tmp_path).restart
+    assert tracker.decide(killed, tmp_path).reason == "restart 1 of 1, from the last checkpoint"
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [ended(1, 1, error=error()), ended(1, -11), ended(1, 3), ended(1, None, hung=True)],
-    ids=["exception", "segfault", "exit code", "hang"],
-)
-def test_the_same_end_twice_at_the_same_step_is_enough(failure: RankEnd) -> None:
-    restart, reason = _decide(failure, (99.0, failure))
-    assert not restart
-    assert "ended in the same way" in reason
-    # Further on it is another event, and so is the same end with something else in between.
-    assert _decide(dataclasses.replace(failure, step=8), (99.0, failure))[0]
-    assert _decide(failure, (98.0, failure), (99.0, KILLED))[0]
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [KILLED, ended(1, -15), ended(1, 1, error=error(lost_peer=True)), END],
-    ids=["killed", "terminated", "lost peer", "unknown"],
-)
-def test_what_came_from_outside_may_be_over(failure: RankEnd) -> None:
-    assert _decide(failure, (99.0, failure))[0]
-
-
-def test_the_same_exit_code_of_another_rank_is_no_repetition() -> None:
-    assert _decide(ended(1, 3), (99.0, ended(2, 3)))[0]
+def test_a_strategy_is_used_for_one_restart(tmp_path: Path) -> None:
+    tracker = RestartTracker(0, 60.0)
+    failure = make_outcome(1, 1, error=dataclasses.replace(make_error(), next_strategy="deepspeed_stage_2"))
+    decision = tracker.decide(failure, tmp_path)
+    assert (decision.restart, decision.strategy) == (True, "deepspeed_stage_2")
+    tracker.record(failure, decision)
+    assert not tracker.decide(failure, tmp_path).restart

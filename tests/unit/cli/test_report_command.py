@@ -22,7 +22,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
     run.start()
     run.step(10)
     run.step(20)
-    run.tell("finished", step=20, metrics={})
+    run.write_event("finished", step=20, metrics={})
     return run
 
 
@@ -132,9 +132,9 @@ def test_without_matplotlib_it_says_how_to_get_it(
 def test_json_tells_a_program_and_writes_nothing(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     second = MadeRun(made.path.parent / "second")
     second.start()
-    second.tell("step", 1, step=2, seconds_per_step=0.1, metrics={"loss": "nan"}, learning_rate=[0.1])
-    second.tell("alert", alert="not_finite", title="loss", text="look at it", ranks=[1], step=2)
-    second.tell("failed", error="boom", host="n1")
+    second.write_event("step", 1, step=2, seconds_per_step=0.1, metrics={"loss": "nan"}, learning_rate=[0.1])
+    second.write_event("alert", alert="not_finite", title="loss", text="look at it", ranks=[1], step=2)
+    second.write_event("failed", error="boom", host="n1")
     before = everything(made.path.parent)
     assert run(["report", "first", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)

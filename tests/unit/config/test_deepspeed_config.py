@@ -16,7 +16,7 @@ from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import ConfigError
 from launcher.planning.plan import make_plan
-from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, broken_keys
+from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, find_broken_keys
 from tests.support.processes import run_warm
 from tests.support.rank_threads import CPU, H100, facts
 from tests.support.warm import DEEPSPEED
@@ -64,12 +64,12 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed(tmp_path: Path) -> 
 def test_a_removed_key_of_deepspeed_is_reported_as_removed(path: str) -> None:
     block, _, key = path.rpartition(".")
     given = {block: {key: {}}} if block else {key: {}}
-    assert list(broken_keys(given)) == [(path, f"DeepSpeed 0.19 does not have it any more: {REMOVED[path]}")]
+    assert list(find_broken_keys(given)) == [(path, f"DeepSpeed 0.19 no longer has it: {REMOVED[path]}")]
 
 
 def test_unknown_keys_wrong_types_and_misplaced_keys_are_listed_with_their_paths() -> None:
     found = dict(
-        broken_keys(
+        find_broken_keys(
             {
                 "train_micro_batch_size": 4,
                 "stage": 2,

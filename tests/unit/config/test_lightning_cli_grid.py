@@ -25,7 +25,8 @@ from launcher.user_code.classes import (
     make_objects,
     make_profiler,
 )
-from strategies.build import PreflightRank, build_strategy
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy
 from strategies.choice import choose_strategy
 
 _ZOO = "tests.support.cli_zoo"
@@ -238,7 +239,9 @@ def _compare_settings(config: RunConfig, settings: Any) -> None:
 def _compare_strategy(config: RunConfig, theirs: Any) -> None:
     choice = choose_strategy(config.strategy, world_size=1, device_kind="cpu", accumulate=1,
                              model_has_static_graph=config.static_graph is True)  # fmt: skip
-    ours = build_strategy(choice, "cpu", PreflightRank(0, 1, 0, 1, 0, "", 0), 60.0, ddp=make_ddp_options(config))
+    ours = build_strategy(
+        choice, BuildOptions("cpu", RankLocation(0, 1, 0, 1, 0, "", 0), 60.0, ddp=make_ddp_options(config))
+    )
     assert isinstance(ours, type(theirs))
     for name in ("_ddp_comm_state", "_ddp_comm_hook", "_ddp_comm_wrapper", "_model_averaging_period"):
         assert getattr(ours, name, None) == getattr(theirs, name, None)

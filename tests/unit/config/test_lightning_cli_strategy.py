@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.config.lightning_cli_strategy import DEEPSPEED_DEFAULTS, translate_strategy
 from launcher.config.loading import load_config
 from launcher.core.errors import ConfigError
-from strategies.choice import DDP_OPTIONS, NAMES
+from strategies.ddp import DDP_OPTIONS
+from strategies.registry import list_strategy_names
 
 _PATH = "trainer.strategy"
 
@@ -40,7 +41,7 @@ def test_every_name_of_lightning_is_translated_or_rejected_with_advice(name: str
     settings, problems = translate_strategy(name, _PATH, None)
     if problems:
         assert problems[0].message.startswith(f"given {name!r}; ")
-    elif settings["strategy"] not in NAMES:
+    elif settings["strategy"] not in list_strategy_names():
         with pytest.raises(ConfigError, match="expected one of auto, single_device, ddp"):
             load_config([], ["--model", "a.B", "--trainer.strategy", name])
         assert name.startswith(("xla", "single_")), "no Lightning strategy that trains on these devices"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.hardware.cpus import usable_cpus
+from launcher.hardware.cpus import count_usable_cpus
 
 
 def _group(root: Path, path: str, **files: str) -> None:
@@ -29,7 +29,7 @@ def test_a_quota_below_the_affinity_mask_counts(
     proc.write_text("0::/job/step\n")
     _group(tmp_path, "fs/job", cpu__max=quota)
     _group(tmp_path, "fs/job/step", cpu__max="max 100000")
-    assert usable_cpus(proc, tmp_path / "fs") == cores
+    assert count_usable_cpus(proc, tmp_path / "fs") == cores
 
 
 def test_version_1_and_a_path_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,11 +37,11 @@ def test_version_1_and_a_path_of_the_host(tmp_path: Path, monkeypatch: pytest.Mo
     proc = tmp_path / "self"
     proc.write_text("12:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n")
     _group(tmp_path, "fs/cpu", cpu__cfs_quota_us="300000\n", cpu__cfs_period_us="100000\n")
-    assert usable_cpus(proc, tmp_path / "fs") == 3
+    assert count_usable_cpus(proc, tmp_path / "fs") == 3
     _group(tmp_path, "fs/cpu", cpu__cfs_quota_us="-1\n")
-    assert usable_cpus(proc, tmp_path / "fs") == 6
+    assert count_usable_cpus(proc, tmp_path / "fs") == 6
 
 
 def test_this_process_has_a_core(tmp_path: Path) -> None:
-    assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
-    assert usable_cpus(tmp_path / "none") == len(os.sched_getaffinity(0))
+    assert 1 <= count_usable_cpus() <= len(os.sched_getaffinity(0))
+    assert count_usable_cpus(tmp_path / "none") == len(os.sched_getaffinity(0))

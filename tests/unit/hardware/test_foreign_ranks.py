@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.core.errors import TopologyError
-from launcher.hardware.mpi_ranks import as_torchrun_variables
+from launcher.hardware.mpi_ranks import to_torchrun_variables
 from launcher.hardware.topology import Topology
 
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
@@ -69,7 +69,7 @@ def test_the_pods_of_kubeflow_are_one_world_of_one_rank_each() -> None:
     pod = {**KUBERNETES, **ADDRESS, "RANK": "1", "WORLD_SIZE": "3"}
     place = Topology.from_env(pod, "h")
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size, place.node_rank) == (1, 3, 0, 1, 1)
-    assert as_torchrun_variables(pod) == {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "1"}
+    assert to_torchrun_variables(pod) == {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "1"}
     with pytest.raises(TopologyError, match="missing; start with torchrun"):
         Topology.from_env({name: value for name, value in pod.items() if name not in KUBERNETES}, "h")
 

@@ -16,19 +16,21 @@ from launcher.config.validation import find_problems
 from launcher.coordinator import TrainingCoordinator
 from launcher.core.errors import ConfigError, PlanError
 from launcher.core.terminal import make_console
-from launcher.hardware.nvme import NvmeFolder, inspect_folders, offload_folders
+from launcher.hardware.nvme import NvmeFolder, find_offload_folders, inspect_folders
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.deepspeed_limits import nvme_room
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.table import print_memory
-from strategies.deepspeed_config import NVME_PATH, VARIANTS
+from strategies.deepspeed_config import NVME_PATH
 from strategies.gpus import find_gpu
+from strategies.registry import list_zero_variants
 from tests.support.rank_threads import CPU, H100, facts
 from tests.support.toy import Toy
 from tests.unit.strategies.test_comparison import GIB, profile
 
 NVME = "deepspeed_stage_3_offload_nvme"
+VARIANTS = list_zero_variants()
 
 
 def planned(*ranks: RankFacts, billions: float = 0.1, host: int | None = None, **given: Any) -> Plan:
@@ -104,7 +106,7 @@ class TestNvme:
         path = str(tmp_path)
         zero = {name: {"nvme_path": path} for name in ("offload_optimizer", "offload_param")}
         given = {"strategy": NVME, "deepspeed_config": {"zero_optimization": zero}}
-        assert offload_folders(RunConfig(**given)) == (path, NVME_PATH)
+        assert find_offload_folders(RunConfig(**given)) == (path, NVME_PATH)
         found = inspect_folders([path])
         plan = make_plan(RunConfig(**given), Agreement((facts(0, H100, nvme=found), facts(1, H100, nvme=found))))
         assert plan.deepspeed is not None
@@ -114,8 +116,8 @@ class TestNvme:
             }  # fmt: skip
         own = {"strategy": "deepspeed_stage_3", "deepspeed_config": {
             "zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": path}}}}  # fmt: skip
-        assert offload_folders(RunConfig(**own)) == (path, NVME_PATH)
-        assert offload_folders(RunConfig()) == (NVME_PATH,)
+        assert find_offload_folders(RunConfig(**own)) == (path, NVME_PATH)
+        assert find_offload_folders(RunConfig()) == (NVME_PATH,)
 
     def test_offload_to_nvme_without_a_folder_is_refused(self) -> None:
         zero = {"offload_optimizer": {"device": "nvme"}}
@@ -131,7 +133,9 @@ class TestNvme:
 
     def test_by_name_it_is_refused_with_what_to_do(self) -> None:
         agreement = Agreement((seen(0, 10**15), seen(1, 0, problem="cannot be written")))
-        with pytest.raises(PlanError, match=r"cannot be written on node1; make it on every node, or name another as"):
+        with pytest.raises(
+            PlanError, match=r"cannot be written on node1; create it on every node, or set another nvme_path"
+        ):
             make_plan(RunConfig(strategy=NVME), agreement)
         make_plan(RunConfig(strategy="deepspeed_stage_3_offload"), agreement)
 

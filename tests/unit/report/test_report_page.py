@@ -58,7 +58,7 @@ def trained(run: MadeRun, steps: int = 100, **ranks: Any) -> MadeRun:
     for step in range(10, steps + 1, 10):
         run.step(step)
         run.ranks(step, **ranks)
-    run.tell("finished", step=steps, metrics={})
+    run.write_event("finished", step=steps, metrics={})
     return run
 
 
@@ -115,12 +115,12 @@ def test_texts_of_users_are_shown_and_escaped(tmp_path: Path) -> None:
     run.plan["precision_reasons"] = run.plan["notices"] = run.plan["hosts"] = [NASTY]
     run.start(versions={NASTY: NASTY}, host=NASTY, source=NASTY)
     for step in (10, 20):
-        run.tell("step", 1, step=step, seconds_per_step=0.1, metrics={NASTY: 1.0, "loss" + NASTY: 2.0})
-        run.tell("validation", 1, step=step, metrics={"val_loss" + NASTY: 2.0})
+        run.write_event("step", 1, step=step, seconds_per_step=0.1, metrics={NASTY: 1.0, "loss" + NASTY: 2.0})
+        run.write_event("validation", 1, step=step, metrics={"val_loss" + NASTY: 2.0})
         run.ranks(step, scale=[1.0, 2.0], skipped=step)
-    run.tell("alert", alert=NASTY, step=3, ranks=[0], title=NASTY, text=NASTY)
-    run.tell(NASTY, **{NASTY: NASTY})
-    run.tell("failed", host=NASTY, error=NASTY)
+    run.write_event("alert", alert=NASTY, step=3, ranks=[0], title=NASTY, text=NASTY)
+    run.write_event(NASTY, **{NASTY: NASTY})
+    run.write_event("failed", host=NASTY, error=NASTY)
     (run.path / "logs/rank-0.log").write_text(NASTY)
     page = written(run)
     assert not {"script", "img", "b"} & {tag for tag, _ in page.tags}
@@ -183,8 +183,8 @@ def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) ->
     run.start()
     for step in (10, 20, 30):
         run.step(step)
-    run.tell("checkpoint", step=20)
-    run.tell("interrupted", 5, step=30, signal=15, checkpoint="last.ckpt")
+    run.write_event("checkpoint", step=20)
+    run.write_event("interrupted", 5, step=30, signal=15, checkpoint="last.ckpt")
     run.clock.now += 3600
     run.start(at_step=20, versions={"torch": "2.99"})
     run.step(30)
@@ -204,7 +204,7 @@ def test_a_run_with_no_step_or_one_step_is_reported(run: MadeRun, steps: int) ->
     run.start()
     for step in range(1, steps + 1):
         run.step(step, loss=math.nan)
-    run.tell("finished", step=steps, metrics={})
+    run.write_event("finished", step=steps, metrics={})
     page = written(run).text
     assert f"optimizer steps {steps}" in page
     assert ("No optimizer step was logged." in page) == (steps == 0)
@@ -240,7 +240,7 @@ def test_the_last_lines_of_the_rank_that_failed_are_shown(run: MadeRun) -> None:
     (run.path / "logs/rank-1.log").write_text(
         "\n".join([*lines, "bar 1%\rbar 2%\rbar 3%", "\x1b[31mValueError: no\x1b[0m"])
     )
-    run.tell("failed", rank=1, host="node1", error="ValueError: no")
+    run.write_event("failed", rank=1, host="node1", error="ValueError: no")
     page = written(run).text
     assert "rank 1 (node1): ValueError: no" in page
     assert "line 99 bar 3% ValueError: no" in page

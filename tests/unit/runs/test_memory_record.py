@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.agent.oom_restart import remember_failure
+from launcher.agent.restarts import record_out_of_memory
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
@@ -33,13 +33,13 @@ from launcher.runs.selection import find_run
 from strategies.step_trace import ModelProfile
 from tests.support.rank_threads import CPU
 from tests.support.run_directories import ended as unlocked
-from tests.unit.agent.test_failure import ended, error
+from tests.unit.agent.test_failure_report import make_error, make_outcome
 from tests.unit.planning.test_memory_plan import config, profiled, ranks
 
 ENTRY = OomRecord("ddp", "auto", "my_pkg.Model", "d1", "32-true", 2, 4, 100 << 30)
 # Parameters that are worth sharing between ranks: the toy's own fit one bucket.
 WIDE = {"class_path": "tests.support.hungry.Hungry", "init_args": {"width": 1448}}
-KILLED = ended(1, -9, out_of_memory=True)
+KILLED = make_outcome(1, -9, out_of_memory=True)
 
 
 def asked(**given: Any) -> RunConfig:
@@ -84,11 +84,11 @@ def test_a_record_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     assert not add_oom_record(missing, ENTRY)
     assert not add_attempt_oom_record(missing)
     (tmp_path / "plan.json").write_text("{}")
-    assert "cannot be written" in (remember_failure(KILLED, tmp_path) or "")
+    assert "cannot write" in (record_out_of_memory(KILLED, tmp_path) or "")
     # Another failure, or a node without the directory: no notice.
-    assert remember_failure(ended(1, -9), tmp_path) is None
-    assert remember_failure(KILLED, missing) is None
-    assert remember_failure(KILLED, None) is None
+    assert record_out_of_memory(make_outcome(1, -9), tmp_path) is None
+    assert record_out_of_memory(KILLED, missing) is None
+    assert record_out_of_memory(KILLED, None) is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_strategies_that_ran_out_of_memory_are_skipped_in_turn(strategy: str) ->
     assert second.strategy.name == first.memory["next"] == second.memory["pick"]
     assert second.ran_out == ("ddp",)
     assert second.deepspeed is not None
-    assert f"ddp ran out of memory in this run: it goes on with {second.strategy.name}" in second.notices
+    assert f"ddp ran out of memory in this run: it continues with {second.strategy.name}" in second.notices
     assert any("which ran out of memory in this run" in reason for reason in second.strategy.reasons)
     third = planned(given, record_of(given, first, second))
     assert third.strategy.name == second.memory["next"]
@@ -138,7 +138,7 @@ def test_if_no_strategy_needs_less_the_plan_states_what_would_fit() -> None:
     plans = [planned(given)]
     while plans[-1].memory and plans[-1].memory["next"]:
         plans.append(planned(given, record_of(given, *plans)))
-    with pytest.raises(PlanError, match=r"nothing that fits needs less; take a smaller micro batch"):
+    with pytest.raises(PlanError, match=r"nothing that fits needs less; use a smaller micro batch"):
         planned(given, record_of(given, *plans))
 
 
@@ -159,7 +159,7 @@ def test_a_requeued_job_uses_the_record_of_its_run(tmp_path: Path) -> None:
     run = unlocked(open_run_directory(given))
     first = plan_for_fit(given, agreement, None)
     write_plan(run, first.to_dict())
-    assert remember_failure(KILLED, run.path) is None
+    assert record_out_of_memory(KILLED, run.path) is None
     again = dataclasses.replace(given, resume="auto")
     place = find_run(again)
     assert place.exists
@@ -175,10 +175,10 @@ def test_a_requeued_job_uses_the_record_of_its_run(tmp_path: Path) -> None:
 
 
 def test_a_failed_allocation_counts_like_an_oom_kill() -> None:
-    refused = dataclasses.replace(error(), kind="OutOfMemoryError")
-    assert ended(1, 1, error=refused).ran_out_of_memory
+    refused = dataclasses.replace(make_error(), kind="OutOfMemoryError")
+    assert make_outcome(1, 1, error=refused).ran_out_of_memory
     assert KILLED.ran_out_of_memory
-    assert not ended(1, 1, error=error()).ran_out_of_memory
+    assert not make_outcome(1, 1, error=make_error()).ran_out_of_memory
 
 
 def test_the_status_of_a_run_reports_out_of_memory(tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_the_page_has_a_row_for_each_rank(tmp_path: Path) -> None:
     parts = {"parameters": 2**30, "gradients": 2**30, "optimizer_states": 2**31, "activations": 0, "buffers": 0}
     run.plan = with_memory(run.plan, parts, 70 * 2**30)
     trained(run, memory=30 * 2**30)
-    run.tell("memory", ranks=[0, 1], measured=[3 * 2**30, 5 * 2**30], measured_by=GROWTH, step=100,
-             planned={**parts, "total": 2**32})  # fmt: skip
+    run.write_event("memory", ranks=[0, 1], measured=[3 * 2**30, 5 * 2**30], measured_by=GROWTH, step=100,
+                    planned={**parts, "total": 2**32})  # fmt: skip
     page = written(run).text
     assert "rank 0 4 GiB 3 GiB 75%" in page
     assert "rank 1 4 GiB 5 GiB 125%" in page

@@ -4,44 +4,45 @@ import os
 import stat
 from pathlib import Path
 
+import psutil
 import pytest
 
-from launcher.agent.diagnostics import RankEvidence, RankProcess, last_lines, process_state
-from launcher.agent.hang import RankState
+from launcher.agent.hang_detection import RankState
+from launcher.agent.rank_inspector import RankInspector, RankProcess, read_last_lines, read_process_status
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, HeartbeatWriter, read_beat
 from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, beat_path, read_status, report_path
 
 
-def test_a_heart_is_heard_as_it_beats(tmp_path: Path) -> None:
+def test_heartbeats_are_read_as_written(tmp_path: Path) -> None:
     times = iter((1.0, 2.0, 3.0, 4.0))
     path = tmp_path / "beat"
     assert read_beat(path) is None
-    heart = HeartbeatWriter(path, clock=lambda: next(times))
+    writer = HeartbeatWriter(path, clock=lambda: next(times))
     assert read_beat(path) == Heartbeat(BEFORE_TRAINING, 1.0, UNKNOWN, False)
-    heart.beat(7)
-    heart.beat()
+    writer.beat(7)
+    writer.beat()
     assert read_beat(path) == Heartbeat(7, 3.0, UNKNOWN, False)
-    heart.set_collectives(42)
-    assert read_beat(path) == Heartbeat(7, 3.0, 42, False), "another thread's number is no sign of life"
-    heart.announce_stack_dumps()
+    writer.set_collectives(42)
+    assert read_beat(path) == Heartbeat(7, 3.0, 42, False), "a count from another thread is not a heartbeat"
+    writer.announce_stack_dumps()
     assert read_beat(path) == Heartbeat(7, 4.0, 42, True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_bytes(b"cut")
     assert read_beat(path) is None
 
 
-def test_what_a_rank_tells_is_read_and_its_first_error_stays(tmp_path: Path) -> None:
+def test_a_ranks_report_is_read_and_keeps_its_first_error(tmp_path: Path) -> None:
     report = RankStatusWriter(tmp_path, 3, clock=lambda: 9.0)
     report.update(log=tmp_path / "log")
     report.beat(5)
     report.record_error(ValueError("first"))
     report.record_error(ValueError("second"))
     report.update(run=tmp_path)
-    words = read_status(tmp_path, 3)
-    assert (words.log, words.run) == (tmp_path / "log", tmp_path)
-    assert words.error is not None
-    assert (words.error.message, words.error.step, words.error.time) == ("first", 5, 9.0)
+    status = read_status(tmp_path, 3)
+    assert (status.log, status.run) == (tmp_path / "log", tmp_path)
+    assert status.error is not None
+    assert (status.error.message, status.error.step, status.error.time) == ("first", 5, 9.0)
     assert stat.S_IMODE(report_path(tmp_path, 3).stat().st_mode) == 0o600
 
 
@@ -55,28 +56,26 @@ def test_without_an_agent_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_has_one_report_wherever_it_asks(tmp_path: Path) -> None:
+def test_a_process_has_one_report(tmp_path: Path) -> None:
     env = {FOLDER_VARIABLE: str(tmp_path), "RANK": "2"}
     assert RankStatusWriter.from_env(env) is RankStatusWriter.from_env(dict(env))
     assert RankStatusWriter.from_env(env).has_agent
 
 
-def test_a_folder_that_is_gone_costs_the_report_and_not_the_training(tmp_path: Path) -> None:
+def test_a_missing_folder_loses_the_report_but_does_not_raise(tmp_path: Path) -> None:
     report = RankStatusWriter(tmp_path / "gone", 0)
     report.update(log="x")
     report.record_error(ValueError("x"))
     report.beat(1)
 
 
-def test_nothing_and_nonsense_are_no_words(tmp_path: Path) -> None:
+def test_missing_and_damaged_reports_have_no_error(tmp_path: Path) -> None:
     assert read_status(tmp_path, 0).error is None
     report_path(tmp_path, 0).write_text('{"error": {"kind": 1}}')
     assert read_status(tmp_path, 0).error is None
 
 
-def test_the_traceback_goes_to_the_log_alone_where_an_agent_tells(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_an_agent_the_traceback_goes_to_the_log_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = RankStatusWriter(tmp_path, 0)
     report.update(log=tmp_path / "log")
     report.write_traceback(ValueError("mine"))
@@ -86,43 +85,43 @@ def test_the_traceback_goes_to_the_log_alone_where_an_agent_tells(
     assert "ValueError: mine" in capsys.readouterr().err
 
 
-def test_the_end_of_a_log(tmp_path: Path) -> None:
+def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert last_lines(None) == last_lines(log) == ()
+    assert read_last_lines(None) == read_last_lines(log) == ()
     log.write_text("\n".join(f"line {n}" for n in range(5000)) + "\n\n")
-    assert last_lines(log, 2) == ("line 4998", "line 4999")
+    assert read_last_lines(log, 2) == ("line 4998", "line 4999")
     crash = (
         'Fatal Python error: Segmentation fault\n\nThread 0x1:\n  File "a"\n\nCurrent thread 0x2:\n  File "guilty"\n'
     )
     log.write_text("before\n" + crash + "\n".join("Extension modules" for _ in range(30)))
-    assert last_lines(log, 3) == (
+    assert read_last_lines(log, 3) == (
         "Fatal Python error: Segmentation fault",
         "Current thread 0x2:",
         '  File "guilty"',
     )
 
 
-def test_the_kernels_letter_for_a_process() -> None:
-    assert process_state(os.getpid()) == "R"
-    assert process_state(2**22 + 1) == "X"
+def test_the_status_of_a_process_is_read() -> None:
+    assert read_process_status(os.getpid()) == psutil.STATUS_RUNNING
+    assert read_process_status(2**22 + 1) == psutil.STATUS_DEAD
 
 
-def test_ends_join_what_the_process_and_the_rank_say(tmp_path: Path) -> None:
+def test_outcomes_combine_the_process_and_the_ranks_report(tmp_path: Path) -> None:
     RankStatusWriter(tmp_path, 0).beat(4)
     report = RankStatusWriter(tmp_path, 1)
     report.beat(5)
     report.record_error(ValueError("mine"))
-    watch = RankEvidence(tmp_path, lambda pid: None)
-    ranks = {0: RankProcess(0, os.getpid(), None), 1: RankProcess(1, 1, 1, ended=8.0)}
-    states = {0: RankState(read_beat(beat_path(tmp_path, 0)), "T")}
-    zero, one = watch.ends(ranks, states, hung={0: "stopped"})
+    inspector = RankInspector(tmp_path)
+    ranks = {0: RankProcess(os.getpid(), None), 1: RankProcess(1, 1, ended=8.0)}
+    states = {0: RankState(read_beat(beat_path(tmp_path, 0)), "stopped")}
+    zero, one = inspector.collect_outcomes(ranks, states, hung={0: "stopped"})
     assert (zero.hung, zero.doing, zero.step, zero.exit_code) == (True, "stopped", 4, None)
     assert (one.step, one.exit_code, one.time) == (5, 1, 8.0)
     assert one.error is not None
     assert one.error.message == "mine"
 
 
-def test_kills_for_memory_are_counted_in_both_versions_of_cgroups(tmp_path: Path) -> None:
+def test_out_of_memory_kills_are_counted_in_both_versions_of_cgroups(tmp_path: Path) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     for path, text in {
         proc / "self/cgroup": "4:memory:/job\n2:cpu,cpuacct:/\n0::/slice/job\n",
@@ -137,10 +136,10 @@ def test_kills_for_memory_are_counted_in_both_versions_of_cgroups(tmp_path: Path
     assert len(counters) == 3
     assert count_oom_kills(counters) == 1 + 2 + 4
     (groups / "slice/job/memory.events").unlink()
-    assert count_oom_kills(counters) == 3, "a cgroup may vanish"
+    assert count_oom_kills(counters) == 3, "a control group may disappear"
     assert oom_kill_counters(tmp_path / "no", groups) == ()
 
 
-def test_this_machines_counters_can_be_read() -> None:
+def test_the_counters_of_this_machine_are_read() -> None:
     assert Path("/proc/vmstat") in oom_kill_counters()
     assert count_oom_kills(oom_kill_counters()) >= 0

@@ -1,4 +1,4 @@
-"""What a process does that the agent made to be a rank: the same as one of torchrun's, after a few preparations."""
+"""The main function of a rank that the agent started: prepares the process, then runs the same command as torchrun."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from typing import Any
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, stacks_path
 
-# Asks a rank for its stacks: a real-time signal, as USR1 and USR2 may be the user's, NCCL's or the scheduler's.
+# Makes a rank write its stacks. A real-time signal, because the user, NCCL or the scheduler may use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 2
 
 
 @dataclass(frozen=True, slots=True)
 class RankCommand:
-    """What every rank runs.
+    """The command that every rank runs.
 
     Attributes:
-        main: takes the arguments, returns the exit code. A function of a module, as it is pickled by its name.
+        main: takes the arguments and returns the exit code; a function of a module, because it is pickled by name.
         arguments: the command line.
     """
 
@@ -38,11 +38,11 @@ class RankCommand:
 
 @dataclass(frozen=True, slots=True)
 class RankTask:
-    """What crosses from the agent to a rank.
+    """The arguments that the agent sends to a rank.
 
     Attributes:
         command: what the rank runs.
-        folder: where the rank reports its state to the agent.
+        folder: folder of the attempt, for the rank's reports to the agent.
     """
 
     command: RankCommand
@@ -50,39 +50,39 @@ class RankTask:
 
 
 def run_rank(task: RankTask) -> None:
-    """Be one rank, from its environment to its exit code; never returns."""
-    _tie_to_agent()
+    """Run one rank and exit with its exit code; never returns."""
+    _attach_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
     set_rank_zero(os.environ)
-    # Else loader workers would come from a fork server of each rank's own, and import everything at every epoch.
+    # Otherwise loader workers would use a new fork server in each rank and import all libraries in every epoch.
     multiprocessing.set_start_method(None, force=True)
     report = RankStatusWriter.from_env(os.environ)
     _prepare_stacks(Path(task.folder), report)
     code = 1
     try:
         code = task.command.main(task.command.arguments)
-    except SystemExit as ending:
-        # The user's code may end the process as it likes.
-        code = ending.code if isinstance(ending.code, int) else 1 if ending.code else 0
-    except BaseException as error:  # noqa: BLE001 -- the last frame of this process: told, then ended
+    except SystemExit as error:
+        # The user's code may call `sys.exit`.
+        code = error.code if isinstance(error.code, int) else 1 if error.code else 0
+    except BaseException as error:  # noqa: BLE001 -- the outermost frame of the process: reports the error, then exits
         report.record_error(error)
         report.write_traceback(error)
-    _leave(code)
+    _exit_process(code)
 
 
-def _tie_to_agent() -> None:
-    """Die with the agent, and have signals from it alone, not from the terminal."""
+def _attach_to_agent() -> None:
+    """End when the agent ends, and receive signals from the agent only, not from the terminal."""
     parent = multiprocessing.parent_process()
     parent_death.die_with_parent(parent_death.fork_server_pid or (parent.pid if parent else None))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, parent_death.FOR_RANKS)
-    with contextlib.suppress(PermissionError):  # it leads a session already
+    with contextlib.suppress(PermissionError):  # the process already leads a session
         os.setpgid(0, parent_death.fork_server_pid or 0)
-    # In the background a change of the terminal's settings would stop the process.
+    # Otherwise the kernel stops a background process that changes the terminal's settings.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def set_rank_zero(env: Mapping[str, str]) -> None:
-    """Lightning and torchmetrics took their rank from the environment on import: in the fork server there was none."""
+    """Set the rank in Lightning and torchmetrics, which read it on import: in the fork server, where there is none."""
     for name, variable in (
         ("lightning_utilities.core.rank_zero", "RANK"),
         ("torchmetrics.utilities.prints", "LOCAL_RANK"),
@@ -93,26 +93,26 @@ def set_rank_zero(env: Mapping[str, str]) -> None:
 
 
 def _prepare_stacks(folder: Path, report: RankStatusWriter) -> None:
-    # Where a rank dies of a signal is in its log.
+    # A fatal signal writes the stack into the rank's log.
     faulthandler.enable()
     with contextlib.suppress(OSError):
-        # Open as long as this process lives: faulthandler writes to its descriptor.
+        # Stays open until the process ends: faulthandler writes to the descriptor.
         path = stacks_path(folder, int(os.environ["RANK"]))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        # Lightning puts back what Python knew of when its trainer ends: that must not be the default, which kills.
+        # Lightning restores this handler when its trainer ends; the default would kill the process.
         signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
         faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True, chain=False)
         report.announce_stack_dumps()
 
 
-def _leave(code: int) -> None:
-    """End as an interpreter does: `multiprocessing` would skip what waits for the end of the process."""
+def _exit_process(code: int) -> None:
+    """End as an interpreter does, with threads and exit functions, which `multiprocessing` would skip."""
     shutdown: Callable[[], Any] = vars(threading)["_shutdown"]
     run_exit_functions: Callable[[], Any] = vars(atexit)["_run_exitfuncs"]
     try:
         shutdown()
         run_exit_functions()
-    except BaseException:  # noqa: BLE001 -- whatever an exit function raises, the exit code stays
+    except BaseException:  # noqa: BLE001 -- an exception in an exit function must not change the exit code
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

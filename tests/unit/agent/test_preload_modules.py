@@ -1,4 +1,4 @@
-"""`launcher.agent.installed_imports`: what the user's files import at their head, found without running them."""
+"""Imports at the head of the user's files, found without running them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.installed_imports import installed_imports
+from launcher.agent.preload_modules import find_installed_imports
 
 
 def _files(folder: Path, **files: str) -> None:
     for name, text in files.items():
         path = folder / f"{name.replace('__slash__', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever runs it is found out.
-        path.write_text(textwrap.dedent(text) + "\nfound_out = 1 / 0\n")
+        # Running the file fails.
+        path.write_text(textwrap.dedent(text) + "\nfails = 1 / 0\n")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_own_files_are_followed_and_installed_packages_are_noted(folder: Path) -> None:
+def test_own_files_are_followed_and_installed_packages_are_listed(folder: Path) -> None:
     _files(
         folder,
         mine="""
@@ -44,7 +44,7 @@ def test_own_files_are_followed_and_installed_packages_are_noted(folder: Path) -
         parts__slash__layers="from . import deep\nfrom .deep import x\nfrom torch import *",
         parts__slash__deep="import jsonargparse",
     )
-    assert installed_imports(["mine.Model", "mine.Data", "lightning.pytorch.callbacks.Timer"]) == [
+    assert find_installed_imports(["mine.Model", "mine.Data", "lightning.pytorch.callbacks.Timer"]) == [
         "numpy",
         "rich:table",
         "rich:print",
@@ -59,7 +59,7 @@ def test_own_files_are_followed_and_installed_packages_are_noted(folder: Path) -
 @pytest.mark.parametrize(
     "statement",
     [
-        "'''Words.'''",
+        "'''Text.'''",
         "RANK = int(os.environ.get('RANK', '0'))",
         "LOCAL_RANK: int = int(os.environ['LOCAL_RANK'])",
         "logger = logging.getLogger(__name__)",
@@ -73,10 +73,10 @@ def test_own_files_are_followed_and_installed_packages_are_noted(folder: Path) -
         "import os.path, absent_package",
     ],
 )
-def test_reading_goes_on_after_a_statement_that_changes_nothing(statement: str, folder: Path) -> None:
+def test_parsing_continues_after_a_statement_without_effects(statement: str, folder: Path) -> None:
     head = "import functools, logging, os\nfrom pathlib import Path\nfrom typing import TYPE_CHECKING\n"
     _files(folder, quiet=f"{head}{statement}\nimport numpy")
-    found = installed_imports(["quiet.Model"])
+    found = find_installed_imports(["quiet.Model"])
     assert "numpy" in found
     assert "pandas" not in found
 
@@ -87,8 +87,8 @@ def test_reading_goes_on_after_a_statement_that_changes_nothing(statement: str, 
         "os.environ['OMP_NUM_THREADS'] = '4'",
         "os.environ.setdefault('HF_HOME', '/data')",
         "old = os.environ.pop('HF_HOME', None)",
-        "done = load_dotenv()",
-        "load_dotenv()",
+        "done = load_environment()",
+        "load_environment()",
         "sys.path.insert(0, '/elsewhere')",
         "set_up()",
         "STATE = set_up()",
@@ -101,27 +101,27 @@ def test_reading_goes_on_after_a_statement_that_changes_nothing(statement: str, 
         "X = exec('import sys')",
     ],
 )
-def test_reading_ends_at_a_statement_that_may_change_what_an_import_does(statement: str, folder: Path) -> None:
-    head = "import os, sys, torch\nfrom not_installed import load_dotenv\ndef set_up(): ...\n"
-    # In a file of its own, too: what is imported after it is another file's.
+def test_parsing_stops_at_a_statement_that_may_change_an_import(statement: str, folder: Path) -> None:
+    head = "import os, sys, torch\nfrom not_installed_here import load_environment\ndef set_up(): ...\n"
+    # In another file too.
     _files(folder, loud=f"{head}{statement}\nimport numpy", main="import loud\nimport yaml", first="import rich")
-    assert installed_imports(["first.Model", "main.Model"]) == ["rich", "torch"]
+    assert find_installed_imports(["first.Model", "main.Model"]) == ["rich", "torch"]
 
 
-def test_what_cannot_be_read_is_left_to_the_ranks(folder: Path) -> None:
+def test_files_that_cannot_be_parsed_are_skipped(folder: Path) -> None:
     (folder / "broken.py").write_text("import numpy\nclass Model(:\n")
     (folder / "nothing_here").mkdir()
-    assert installed_imports(["broken.Model"]) == []
-    assert installed_imports(["absent.Model", "nothing_here.absent.Model", "Bare", "numpy.absent.Model"]) == [
+    assert find_installed_imports(["broken.Model"]) == []
+    assert find_installed_imports(["absent.Model", "nothing_here.absent.Model", "Bare", "numpy.absent.Model"]) == [
         "numpy.absent:Model"
     ]
 
 
-def test_a_folder_without_an_init_file_is_the_users_own(folder: Path) -> None:
+def test_a_folder_without_an_init_file_belongs_to_the_user(folder: Path) -> None:
     _files(folder, project__slash__models__slash__net="import numpy")
-    assert installed_imports(["project.models.net.Model"]) == ["numpy"]
+    assert find_installed_imports(["project.models.net.Model"]) == ["numpy"]
 
 
-def test_a_file_of_the_users_hides_an_installed_package_as_it_does_in_a_rank(folder: Path) -> None:
+def test_a_users_file_hides_an_installed_package_of_the_same_name(folder: Path) -> None:
     _files(folder, wandb="import yaml", mine="import wandb")
-    assert installed_imports(["mine.Model"]) == ["yaml"]
+    assert find_installed_imports(["mine.Model"]) == ["yaml"]

@@ -1,0 +1,155 @@
+"""Finds the rank that failed first and formats the error report that the user reads. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher.core.errors import OutOfMemoryError
+from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.process.rank_status import RankError
+
+# `multiprocessing` gives this exit code if the fork server died before it could report the real one.
+_FORK_SERVER_DIED = 255
+_MAX_OTHER_RANKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RankOutcome:
+    """How a rank ended, or what it was doing when another rank failed.
+
+    Attributes:
+        rank, host: the rank and its host.
+        exit_code: minus the signal's number if a signal ended the rank; None if it was still running.
+        time: when the agent saw the rank end, in seconds since the epoch.
+        step: optimizer steps done; `BEFORE_TRAINING` before training started.
+        error: the exception that the rank raised.
+        log: the file with the rank's output.
+        last_lines: the end of that file.
+        out_of_memory: whether the kernel's out-of-memory killer ended the rank.
+        doing: the rank's position in the code, if it was still running.
+        hung: whether the other ranks waited for this one in a collective that it did not enter.
+    """
+
+    rank: int
+    host: str
+    exit_code: int | None
+    time: float
+    step: int = BEFORE_TRAINING
+    error: RankError | None = None
+    log: str | None = None
+    last_lines: tuple[str, ...] = ()
+    out_of_memory: bool = False
+    doing: str | None = None
+    hung: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the rank hung or ended with an exit code other than 0."""
+        return self.hung or self.exit_code not in (0, None)
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed the rank for memory, or an allocation of its own failed."""
+        allocation_failed = self.error is not None and self.error.kind == OutOfMemoryError.__name__
+        return self.out_of_memory or allocation_failed
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether the rank failed only because it lost the connection to another rank."""
+        return self.error is not None and self.error.lost_peer
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal requested that the rank save and stop."""
+        return self.error is not None and self.error.interrupted
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RankOutcome:
+        """The inverse of `to_dict`."""
+        error = RankError.from_dict(values["error"]) if values["error"] else None
+        return cls(**{**values, "error": error, "last_lines": tuple(values["last_lines"])})
+
+
+def find_first_failure(outcomes: Sequence[RankOutcome]) -> RankOutcome | None:
+    """The earliest failure that is not a consequence of another rank's failure; None if no rank failed."""
+    failed = [outcome for outcome in outcomes if outcome.has_failed]
+    if not failed:
+        return None
+
+    def failure_time(outcome: RankOutcome) -> float:
+        return outcome.error.time if outcome.error is not None else outcome.time
+
+    # A hung rank caused the timeouts of the ranks that waited for it.
+    return min(failed, key=lambda each: (each.is_consequence, not each.hung, failure_time(each), each.rank))
+
+
+def to_shell_exit_code(exit_code: int) -> int:
+    """The exit code as a shell shows it: 128 + N for a process that signal N ended."""
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+def describe_outcome(outcome: RankOutcome) -> str:
+    """One line about how a rank ended or what it is doing."""
+    at = f" at step {outcome.step}" if outcome.step >= 0 else " before training started"
+    if outcome.hung:
+        return f"hung{at}" + (f": it was {outcome.doing}" if outcome.doing else "")
+    if outcome.exit_code is None:
+        return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
+    if outcome.error is not None and outcome.exit_code > 0:
+        if outcome.is_consequence:
+            return f"lost the connection to another rank ({outcome.error.kind}){at}"
+        first_line = outcome.error.message.splitlines()[0] if outcome.error.message else ""
+        return f"{outcome.error.kind}: {first_line}{at}"
+    if outcome.out_of_memory:
+        return f"killed by the kernel because the host ran out of memory (SIGKILL){at}"
+    if outcome.exit_code < 0:
+        return f"killed by {_signal_name(-outcome.exit_code)} (signal {-outcome.exit_code}){at}"
+    if outcome.exit_code == 0:
+        return f"finished{at}"
+    if outcome.exit_code == _FORK_SERVER_DIED:
+        return f"ended{at} with an unknown exit code: the rank or its fork server was killed"
+    return f"exited with code {outcome.exit_code}{at}"
+
+
+def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: str) -> str:
+    """The error report: the rank that failed first with its last lines, the other ranks, and what happens now.
+
+    Args:
+        first: the rank that failed first.
+        outcomes: all known ranks of the attempt.
+        decision: whether the ranks restart, and why.
+    """
+    if first.error is not None and first.error.explained:
+        return f"error: {first.error.message}" + ("" if first.error.repeats else f"\n  {decision}")
+    lines = [f"error: rank {first.rank} ({first.host}) failed first: {describe_outcome(first)}"]
+    last_lines = _select_last_lines(first)
+    if last_lines:
+        lines.append(f"  its last lines ({first.log}):" if first.log else "  its last lines:")
+        lines += [f"    | {line}" for line in last_lines]
+    others = [outcome for outcome in outcomes if outcome.rank != first.rank]
+    lines += [f"  rank {each.rank} ({each.host}): {describe_outcome(each)}" for each in others[:_MAX_OTHER_RANKS]]
+    if len(others) > _MAX_OTHER_RANKS:
+        lines.append(f"  and {len(others) - _MAX_OTHER_RANKS} more ranks")
+    lines.append(f"  {decision}")
+    return "\n".join(lines)
+
+
+def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:
+    """The end of the log; the exception's traceback if the log does not contain it."""
+    if outcome.error is not None and not any(outcome.error.kind in line for line in outcome.last_lines):
+        return outcome.error.traceback
+    return outcome.last_lines
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "an unknown signal"

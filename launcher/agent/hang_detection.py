@@ -1,0 +1,174 @@
+"""Detects a hang and finds the ranks that block the others. Pure: all observations are arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.agent.flight_recorder import FlightRecord, find_absent_ranks
+from launcher.process.heartbeat import UNKNOWN, Heartbeat
+from strategies.registry import list_strategies
+
+# The default limit is the time of this many steps, and at least this many seconds.
+_STEPS = 20.0
+_SECONDS = 600.0
+_FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+|\?\?\?) in (?P<name>.+)$')
+# Files of the innermost frames while a rank waits for others; DDP's collectives run within the backward pass.
+_COLLECTIVE_FILES = ("torch/distributed/", "torch/autograd/graph.py", "torch/autograd/__init__.py",
+                     "torch/nn/parallel/distributed.py")  # fmt: skip
+# psutil's names of process states in which a rank cannot run.
+_STOPPED = "stopped"
+_WAITING_FOR_DEVICE = "disk-sleep"
+
+
+class HangDetector:
+    """Watches the ranks' heartbeats.
+
+    Args:
+        timeout: seconds without a heartbeat that count as a hang. None: 20 times the measured step time and at least
+            600 s; without a limit before the first steps.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._first: Heartbeat | None = None
+        self._latest: Heartbeat | None = None
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that count as a hang now; None while the step time is unknown."""
+        if self._timeout is not None:
+            return self._timeout
+        if self._first is None or self._latest is None or self._latest.step <= self._first.step:
+            return None
+        per_step = (self._latest.clock - self._first.clock) / (self._latest.step - self._first.step)
+        return max(_STEPS * per_step, _SECONDS)
+
+    def find_silence(self, now: float, heartbeats: Mapping[int, Heartbeat | None]) -> float | None:
+        """Seconds since the last heartbeat of any rank if they exceed the limit, else None.
+
+        Args:
+            now: CLOCK_MONOTONIC, in seconds.
+            heartbeats: the last one of each rank.
+        """
+        known = [beat for beat in heartbeats.values() if beat is not None]
+        if not known:
+            return None
+        last = max(known, key=lambda beat: beat.clock)
+        if last.step >= 1:
+            self._first = self._first or last
+            self._latest = last
+        limit = self.limit
+        silence = now - last.clock
+        return silence if limit is not None and silence > limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class RankState:
+    """One rank of a run that hangs.
+
+    Attributes:
+        heartbeat: the rank's last one.
+        process_status: state of the process, by psutil's name.
+        stacks: stacks written by faulthandler; None if the rank did not answer.
+        flight_record: collectives that the rank has entered; None if the rank did not report them.
+    """
+
+    heartbeat: Heartbeat | None
+    process_status: str = "sleeping"
+    stacks: str | None = None
+    flight_record: FlightRecord | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RankState:
+        """The inverse of `to_dict`."""
+        heartbeat, record = values["heartbeat"], values["flight_record"]
+        nested: dict[str, Any] = {
+            "heartbeat": None if heartbeat is None else Heartbeat(**heartbeat),
+            "flight_record": None if record is None else FlightRecord.from_dict(record),
+        }
+        return cls(**{**values, **nested})
+
+    @property
+    def doing(self) -> str:
+        """Position of the main thread."""
+        if self.process_status == _STOPPED:
+            return "stopped by a signal (SIGSTOP)"
+        if self.process_status == _WAITING_FOR_DEVICE:
+            return "waiting in the kernel for a disk or a device"
+        frame = main_thread_frame(self.stacks or "")
+        if frame is None:
+            return "not responding: it did not write its stacks"
+        position = f"{frame[0]}, line {frame[1]}, in {frame[2]}"
+        return f"waiting in a collective ({position})" if is_in_collective(self.stacks or "") else f"in {position}"
+
+
+def find_blocking_ranks(states: Mapping[int, RankState]) -> dict[int, str]:
+    """The ranks that the others wait for.
+
+    The first of these that finds a rank decides: a stopped process; a rank that did not enter a collective according to
+    the flight records; a rank that entered fewer collectives than others; a rank whose stack is not in a collective.
+
+    Returns:
+        Rank to its position instead of the collective; empty if all ranks look the same.
+    """
+    stopped = {r: s.doing for r, s in states.items() if s.process_status in (_STOPPED, _WAITING_FOR_DEVICE)}
+    if stopped:
+        return stopped
+    records = {r: s.flight_record for r, s in states.items() if s.flight_record is not None}
+    absent = find_absent_ranks(records)
+    if absent:
+        return {rank: f"{states[rank].doing}; {text}" for rank, text in absent.items()}
+    counts = {r: s.heartbeat.collectives for r, s in states.items() if s.heartbeat is not None}
+    if counts and len(counts) == len(states) and UNKNOWN not in counts.values():
+        most = max(counts.values())
+        fewer = {rank: states[rank].doing for rank, count in counts.items() if count < most}
+        if fewer:
+            return fewer
+    outside = {r: s.doing for r, s in states.items() if not is_in_collective(s.stacks or "")}
+    return outside if len(outside) < len(states) or len(states) == 1 else {}
+
+
+def describe_hang(silence: float, blocking: Sequence[int], stacks: Path | None) -> str:
+    """The message about a hang.
+
+    Args:
+        silence: seconds since the last heartbeat.
+        blocking: ranks that the others wait for; empty if unknown.
+        stacks: folder with the stacks of all ranks; None without a run directory.
+    """
+    ranks = f"{'rank' if len(blocking) == 1 else 'ranks'} {', '.join(map(str, blocking))}"
+    cause = f"the other ranks wait for {ranks}" if blocking else "cannot determine which rank blocks the others"
+    saved = "" if stacks is None else f"; stacks of all ranks: {stacks}"
+    return f"hang: no heartbeat from any rank for {silence:.0f} s; {cause}{saved}"
+
+
+def main_thread_frame(stacks: str) -> tuple[str, str, str] | None:
+    """File, line and function of the main thread's innermost frame, from faulthandler's text."""
+    frames = _main_thread(stacks)
+    return frames[0] if frames else None
+
+
+def is_in_collective(stacks: str) -> bool:
+    """Whether the main thread waits for other ranks."""
+    # A training step is called from torch's files too, so only the innermost frames count.
+    files = (*_COLLECTIVE_FILES, *(part for strategy in list_strategies() for part in strategy.collective_files))
+    return any(part in frame[0] for frame in _main_thread(stacks)[:2] for part in files)
+
+
+def _main_thread(stacks: str) -> list[tuple[str, str, str]]:
+    """The main thread's frames, innermost first: faulthandler writes the oldest thread last."""
+    frames: list[tuple[str, str, str]] = []
+    for line in stacks.splitlines():
+        if "most recent call first" in line:
+            frames = []
+        elif match := _FRAME.match(line):
+            frames.append((match["file"], match["line"], match["name"]))
+    return frames

@@ -1,0 +1,222 @@
+"""Collects what an agent can learn about its ranks: reported status, heartbeats, logs, stacks and process states."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.agent.failure_report import RankOutcome
+from launcher.agent.flight_recorder import read_flight_record
+from launcher.agent.hang_detection import RankState
+from launcher.agent.rank_main import STACKS_SIGNAL
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_beat
+from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
+from launcher.process.rank_status import (
+    RankStatus,
+    beat_path,
+    flight_path,
+    flight_request_path,
+    read_status,
+    stacks_path,
+)
+
+_LAST_LINES = 16
+_TAIL_BYTES = 16384
+# psutil's names of process states in which a process does not answer a signal.
+_UNRESPONSIVE = {"stopped", "zombie", "dead"}
+
+
+@dataclass(frozen=True, slots=True)
+class RankProcess:
+    """One of this agent's ranks.
+
+    Attributes:
+        pid: id of its process.
+        exit_code: None while it runs.
+        ended: when the agent saw it end, in seconds since the epoch.
+    """
+
+    pid: int
+    exit_code: int | None
+    ended: float = 0.0
+
+
+class RankInspector:
+    """Reads what the ranks of one attempt write into its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._counters = oom_kill_counters()
+        self._oom_kills = count_oom_kills(self._counters)
+        self._host = socket.gethostname()
+
+    def read_heartbeat(self, rank: int) -> Heartbeat | None:
+        """The rank's last heartbeat."""
+        return read_beat(beat_path(self._folder, rank))
+
+    def read_status(self, rank: int) -> RankStatus:
+        """The status that the rank has reported."""
+        return read_status(self._folder, rank)
+
+    def find_run_directory(self, ranks: Mapping[int, RankProcess]) -> Path | None:
+        """The run directory; None until a rank has reported it."""
+        return next((status.run for rank in ranks if (status := self.read_status(rank)).run is not None), None)
+
+    def collect_states(self, ranks: Mapping[int, RankProcess], wait: float) -> dict[int, RankState]:
+        """States of the running ranks.
+
+        Args:
+            ranks: all ranks of this agent.
+            wait: seconds that they have to write their stacks.
+        """
+        running = {rank: process for rank, process in ranks.items() if process.exit_code is None}
+        heartbeats = {rank: self.read_heartbeat(rank) for rank in running}
+        statuses = {rank: read_process_status(process.pid) for rank, process in running.items()}
+        requested = {
+            rank: _file_size(stacks_path(self._folder, rank))
+            for rank in running
+            if (beat := heartbeats[rank]) is not None and beat.dumps_stacks and statuses[rank] not in _UNRESPONSIVE
+        }
+        for rank in requested:
+            _request_stacks(running[rank].pid)
+        deadline = time.monotonic() + wait
+        stacks: dict[int, str] = {}
+        while len(stacks) < len(requested) and time.monotonic() < deadline:
+            for rank, start in requested.items():
+                if rank not in stacks and (text := _read_complete_stacks(stacks_path(self._folder, rank), start)):
+                    stacks[rank] = text
+            time.sleep(0.005)
+        return {rank: RankState(heartbeats[rank], statuses[rank], stacks.get(rank)) for rank in running}
+
+    def collect_outcomes(
+        self,
+        ranks: Mapping[int, RankProcess],
+        states: Mapping[int, RankState],
+        hung: Mapping[int, str] | None = None,
+    ) -> list[RankOutcome]:
+        """How each rank ended, or what it is doing.
+
+        Args:
+            ranks: all ranks of this agent.
+            states: of the running ranks.
+            hung: ranks that the others wait for, with their position.
+        """
+        has_oom_kill = count_oom_kills(self._counters) > self._oom_kills
+        found: list[RankOutcome] = []
+        for rank, process in ranks.items():
+            status, heartbeat = self.read_status(rank), self.read_heartbeat(rank)
+            state = states.get(rank)
+            found.append(
+                RankOutcome(
+                    rank=rank,
+                    host=self._host,
+                    exit_code=process.exit_code,
+                    time=process.ended,
+                    step=BEFORE_TRAINING if heartbeat is None else heartbeat.step,
+                    error=status.error,
+                    log=None if status.log is None else str(status.log),
+                    last_lines=read_last_lines(status.log),
+                    out_of_memory=has_oom_kill and process.exit_code == -9,
+                    doing=(hung or {}).get(rank) or (state.doing if state else None),
+                    hung=rank in (hung or {}),
+                )
+            )
+        return found
+
+    def add_flight_records(self, states: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
+        """The states with the ranks' flight records. Call it once in an attempt: a rank writes its record once.
+
+        Args:
+            states: of the running ranks.
+            wait: seconds that they have to write the record.
+        """
+        paths = {
+            rank: flight_path(self._folder, rank)
+            for rank, state in states.items()
+            if state.heartbeat is not None
+            and state.heartbeat.collectives != UNKNOWN
+            and state.process_status not in _UNRESPONSIVE
+        }
+        with contextlib.suppress(OSError):
+            flight_request_path(self._folder).touch(mode=0o600)
+        deadline = time.monotonic() + wait
+        while not all(path.exists() for path in paths.values()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return {
+            rank: dataclasses.replace(state, flight_record=read_flight_record(paths[rank]) if rank in paths else None)
+            for rank, state in states.items()
+        }
+
+    def save_stacks(self, states: Mapping[int, RankState], folder: Path) -> None:
+        """Write the ranks' stacks and flight records into a folder of the run directory, for the user."""
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for rank in states:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy(flight_path(self._folder, rank), folder / f"rank-{rank}.flight.json")
+            for rank, state in states.items():
+                descriptor = os.open(
+                    folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
+                )
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    collectives = state.heartbeat.collectives if state.heartbeat else "unknown"
+                    file.write(f"{state.doing}\ncollectives entered: {collectives}\n\n{state.stacks or ''}")
+
+
+def read_process_status(pid: int) -> str:
+    """State of a process by psutil's name, such as 'running' or 'stopped'; 'dead' if it does not exist."""
+    import psutil  # only a failure needs it, not a start
+
+    try:
+        return psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_DEAD
+
+
+def read_last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
+    """The last lines of a log, or its report of a crash; empty if the log cannot be read."""
+    if path is None:
+        return ()
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    lines = [line for line in text.splitlines() if line.strip()]
+    crashes = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    crashed_threads = [n for n, line in enumerate(lines) if line.startswith("Current thread")]
+    if crashes and crashed_threads:
+        # faulthandler's report is long: keep the error and the stack of the thread that crashed.
+        return (lines[crashes[-1]], *lines[crashed_threads[-1] : crashed_threads[-1] + count - 1])
+    return tuple(lines[-count:])
+
+
+def _request_stacks(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, STACKS_SIGNAL)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _read_complete_stacks(path: Path, start: int) -> str | None:
+    """The text after `start`; None until it ends with the main thread's outermost frame."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return None
+    return text if text.endswith("\n") and (" in <module>" in text or "  ...\n" in text) else None

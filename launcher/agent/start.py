@@ -1,0 +1,158 @@
+"""Starts the ranks of this node without torchrun: the fork server, then the agent, until the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.agent.fork_server import ForkServer, StartMethod
+from launcher.agent.preload_modules import list_preload_modules
+from launcher.agent.rank_main import RankCommand
+from launcher.config.launch_options import LaunchOptions
+from launcher.config.schema import RunConfig
+from launcher.core.errors import LauncherError, TopologyError
+from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.gc_paused import quick_imports
+from launcher.hardware.cpus import count_usable_cpus
+from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
+
+
+def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand) -> int | None:
+    """Start this node's ranks, wait for them, and restart them if that can help.
+
+    Args:
+        config: what to train.
+        options: number of ranks and nodes, and when to restart.
+        command: what every rank runs; it reads the command line again.
+
+    Returns:
+        The exit code; None if there is one rank, which this process can be itself.
+
+    Raises:
+        TopologyError: there are fewer devices than ranks, or the rendezvous failed.
+    """
+    likely = estimate_ranks(config, options)
+    # One rank needs an agent too if it may be restarted.
+    needs_agent = options.several_nodes or options.max_restarts > 0 or config.on_oom == "next"
+    with contextlib.ExitStack() as stack:
+
+        def start_server(ranks: int) -> ForkServer:
+            _raise_descriptor_limit()
+            os.environ.update(_rank_variables(config, ranks, os.environ))
+            server = ForkServer()
+            stack.callback(server.close)
+            server.start(list_preload_modules(config, os.environ))
+            return server
+
+        before = dict(os.environ)
+        # The server starts with a guess, because counting the devices imports torch.
+        server = start_server(likely) if likely > 1 or needs_agent else None
+        count = count_requested_ranks(config, options)
+        is_single = count == 1 and not needs_agent
+        is_wrong_guess = _rank_variables(config, likely, before) != _rank_variables(config, count, before)
+        if server is not None and (is_single or is_wrong_guess):
+            # torch has read the number of threads in the server.
+            server.end()
+            server = None
+            os.environ.clear()
+            os.environ.update(before)
+        if is_single:
+            return None
+        return _run_agent(server or start_server(count), count, config, options, command)
+
+
+def _rank_variables(config: RunConfig, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables that the fork server and the ranks need and the user has not set."""
+    variables = {
+        # torch and numpy read it on import.
+        "OMP_NUM_THREADS": str(max(1, count_usable_cpus() // ranks)),
+        # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
+        "RES_OPTIONS": "timeout:1 attempts:3",
+    }
+    if config.accelerator == "cpu":
+        # DeepSpeed chooses its accelerator on import.
+        variables["DS_ACCELERATOR"] = "cpu"
+    return {name: value for name, value in variables.items() if name not in env}
+
+
+def _raise_descriptor_limit() -> None:
+    """Many ranks and loader workers need more open files than the common default of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # A system may refuse its own hard limit.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _run_agent(server: ForkServer, count: int, config: RunConfig, options: LaunchOptions, command: RankCommand) -> int:
+    # torchelastic's handlers raise at any point of the code; AgentSignals replaces them.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    with quick_imports():
+        from torch.distributed.elastic.rendezvous import (
+            RendezvousClosedError,
+            RendezvousConnectionError,
+            RendezvousError,
+        )
+
+        from launcher.agent.agent import TrainingAgent
+        from launcher.agent.fixed_rendezvous import NodesMissingError
+        from launcher.agent.rendezvous import describe_lost_store, make_rendezvous
+        from launcher.agent.signals import AgentStopped
+
+    # The agent reports failures itself.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    rendezvous = make_rendezvous(options)
+
+    def choose_start_method() -> StartMethod:
+        return server.choose_start_method(lambda notice: sys.stderr.write(f"notice: {notice}\n"))
+
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="launcher-"))
+    except OSError as error:
+        raise TopologyError(
+            f"cannot create a temporary folder for the ranks' reports: {error}; set TMPDIR to a folder with free space"
+        ) from error
+    agent: TrainingAgent | None = None
+    try:
+        agent = TrainingAgent(rendezvous, count, command, options, choose_start_method, folder)
+        with agent.signals:
+            result = agent.run()
+        if result is None:
+            raise LauncherError("another node ended the run; see the error on that node")
+        return agent.exit_code
+    except AgentStopped as stopped:
+        return 128 + stopped.number
+    except RendezvousClosedError as error:
+        raise LauncherError("another node ended the run; see the error on that node") from error
+    except RendezvousConnectionError as error:
+        if agent is None or not agent.has_started_ranks:
+            raise _rendezvous_failed(options, error) from error
+        raise LauncherError(describe_lost_store(options)) from error
+    except NodesMissingError as error:
+        _write_missing_nodes(config, error.nodes)
+        raise _rendezvous_failed(options, error) from error
+    except RendezvousError as error:
+        raise _rendezvous_failed(options, error) from error
+    finally:
+        rendezvous.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_missing_nodes(config: RunConfig, nodes: Sequence[int]) -> None:
+    """Write an event for `status` and for the SLURM job, which may be requeued, if the run directory exists."""
+    if config.resume != "none" and config.name and (run := Path(config.runs_dir) / config.name).is_dir():
+        EventLog(run / FILE_NAME, rank=0).write("nodes_missing", nodes=list(nodes))
+
+
+def _rendezvous_failed(options: LaunchOptions, error: Exception) -> TopologyError:
+    return TopologyError(
+        f"the rendezvous at {options.endpoint_host}:{options.endpoint_port} failed: {error}; check that node 0 runs "
+        "and that as many nodes were started as --nnodes states"
+    )
