@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 
 def _import_own_packages() -> None:
-    """Import ours before anything else can: the user's folder, first on the path, may have others of the same names.
+    """Import `strategies` and `slurm` first: the user's folder, first on the path, may have packages of these names.
 
     Raises:
-        ImportError: another package of that name is imported already.
+        ImportError: another package of the same name is imported already.
     """
     for name in OWN_PACKAGES[1:]:
         file = Path(__file__).resolve().parents[1] / name / "__init__.py"
         if name in sys.modules:
-            there = getattr(sys.modules[name], "__file__", None)
-            if there is None or Path(there).resolve() != file:
+            imported = getattr(sys.modules[name], "__file__", None)
+            if imported is None or Path(imported).resolve() != file:
                 raise ImportError(
-                    f"the module {name!r} that is imported already ({there}) has the name of a package of the "
-                    "launcher's: rename it, or import launcher first"
+                    f"another module named {name!r} is imported already ({imported}), and launcher has a package of "
+                    "that name: rename it, or import launcher first"
                 )
             continue
         spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[str(file.parent)])
         if spec is None or spec.loader is None:
-            raise ImportError(f"{file} is missing: install launcher again")
+            raise ImportError(f"{file} is missing: reinstall launcher")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

@@ -19,8 +19,9 @@ from launcher.hardware.topology import Topology
 from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
 from launcher.training.result import FitResult
-from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
+from strategies.deepspeed_config import BESIDE_DEEPSPEED
 from strategies.precision import AUTO, normalize_precision
+from strategies.registry import find_requested
 
 if TYPE_CHECKING:
     from launcher.user_code.objects import UserObjects
@@ -197,7 +198,8 @@ class TrainingCoordinator:
             problems.append(Problem("model", foreign_lightning(model) or other))
         if isinstance(train, pl.LightningDataModule) and datamodule is None:
             datamodule, train = train, None
-        if any(isinstance(p, Precision) for p in self._plugins) and self._config.strategy in VARIANTS:
+        strategy = find_requested(self._config.strategy)
+        if strategy and not strategy.accepts_precision_plugin and any(isinstance(p, Precision) for p in self._plugins):
             problems.append(Problem("plugins", f"{BESIDE_DEEPSPEED}; remove it and set precision, or use ddp"))
         if train is not None and datamodule is not None:
             text = "given together with a datamodule, which has its own; give one of them"

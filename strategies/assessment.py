@@ -1,19 +1,20 @@
-"""One candidate's memory and time on the ranks at hand, and the words for why it was or was not taken. Pure."""
+"""One candidate's memory and time on the given ranks, and the reasons why it was or was not chosen. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from strategies.candidates import ZERO_3
+from strategies.machine import MachineModel
 from strategies.memory import MemoryEstimate, estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import MachineModel, StepTime
+from strategies.step_time import StepTime
 from strategies.step_trace import ModelProfile, at_batch_size
 from strategies.units import format_bytes, format_duration
+from strategies.zero import ZERO_3
 
-# A strategy with more parts must be estimated this much faster than a simpler one that fits: the model is not finer.
+# A later candidate must be estimated this much faster than a simpler one: smaller differences are below the error.
 MARGIN = 0.1
 _MOST_RANKS = 1 << 17
 
@@ -26,11 +27,11 @@ class Assessment:
         name: Lightning's spelling.
         memory: bytes of the rank that holds most.
         step: seconds and bytes of an optimizer step.
-        micro_batch_size: the largest micro batch that fits, or the smallest there is if none does.
+        micro_batch_size: the largest micro batch that fits, or the smallest one if none fits.
         accumulate: micro batches per optimizer step.
         eligible: whether these ranks can run it at all.
         fits: whether its memory is within the limit.
-        reason: why it was or was not taken.
+        reason: why it was or was not chosen.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Assessment:
 
 
 def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineModel) -> str:
-    """Why the pick is the pick, among those that these ranks can run and that fit."""
+    """Why the pick was chosen among the candidates that these ranks can run and that fit."""
     needs = f"needs {format_bytes(pick.memory.total)} of {format_bytes(machine.memory_bytes)}"
     if len(able) == 1:
         return f"{needs}; nothing else fits"
@@ -62,11 +63,11 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineMod
 
 
 def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
-    """What there is too little of, by how much; None if it suffices.
+    """Which memory is too small, and by how much; None if all suffice.
 
     Args:
         memory: of one rank.
-        machine: the ranks; memory of the host and room on NVMe count where they are known.
+        machine: the ranks; host memory and NVMe are checked only if their sizes are known.
         limit: bytes of the device that a rank may use.
     """
     if memory.total > limit:
@@ -81,7 +82,7 @@ def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str |
 
 
 def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineModel, limit: int) -> Assessment:
-    """The same with its reason, if it has none by now."""
+    """The assessment with a reason, unless it has one."""
     if assessed.reason:
         return assessed
     if pick is not None and assessed.name == pick.name:
@@ -103,7 +104,7 @@ def alternatives_for(
     limit: int,
     settings: ZeroSettings,
 ) -> str:
-    """By how much the model is too big, and what would make it fit."""
+    """By how much the model is too large, and what would make it fit."""
     able = [a for a in assessed if a.eligible]
     least = min(able or assessed, key=lambda a: a.memory.total)
     parts = least.memory

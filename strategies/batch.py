@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 
 class BatchSplitError(ValueError):
-    """A global batch that these ranks cannot share evenly.
+    """A global batch that cannot be split evenly over the ranks.
 
     Attributes:
-        global_batch_size: samples per optimizer step, as asked for.
+        global_batch_size: the requested number of samples per optimizer step.
         world_size: number of ranks.
-        nearest_global_batch_sizes: the sizes next to it that these ranks can share.
-        nearest_world_sizes: the numbers of ranks next to it that can share this size.
+        nearest_global_batch_sizes: the nearest sizes that these ranks can share.
+        nearest_world_sizes: the nearest numbers of ranks that can share this size.
     """
 
     def __init__(self, message: str, *, global_batch_size: int, world_size: int, unit: int) -> None:
@@ -32,12 +32,12 @@ class BatchSplitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BatchSplit:
-    """How one optimizer step's samples are shared: `global_batch_size == micro_batch_size * world_size * accumulate`.
+    """The samples of an optimizer step: `global_batch_size == micro_batch_size * world_size * accumulate`.
 
     Attributes:
         world_size: number of ranks.
-        micro_batch_size: samples a rank takes at once; None if only the user's loader knows.
-        accumulate: micro batches that a rank adds up before an optimizer step.
+        micro_batch_size: samples that a rank processes at once; None if only the user's loader knows.
+        accumulate: micro batches whose gradients a rank accumulates before an optimizer step.
     """
 
     world_size: int
@@ -53,16 +53,16 @@ class BatchSplit:
 def split_batch(
     global_batch_size: int, world_size: int, *, largest_micro_batch: int | None = None, accumulate: int | None = None
 ) -> BatchSplit:
-    """Share `global_batch_size` evenly over `world_size` ranks.
+    """Split `global_batch_size` evenly over `world_size` ranks.
 
     Args:
         global_batch_size: samples per optimizer step over all ranks.
         world_size: number of ranks.
-        largest_micro_batch: most samples that a rank may take at once; the largest divisor below it is used.
-        accumulate: a number of micro batches that the user fixed; None leaves it to the split.
+        largest_micro_batch: most samples that a rank may process at once; the largest divisor up to it is used.
+        accumulate: a number of micro batches that the user set; None lets the split choose.
 
     Raises:
-        BatchSplitError: the ranks cannot share it evenly; lists the nearest sizes and numbers of ranks that can.
+        BatchSplitError: no even split; lists the nearest sizes and numbers of ranks that have one.
         ValueError: a size below 1.
     """
     sizes = {"global_batch_size": global_batch_size, "world_size": world_size,
@@ -92,7 +92,7 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def nearest_divisors(number: int, near: int) -> tuple[int, ...]:
-    """The divisors of `number` next to `near`, below and above."""
+    """The divisors of `number` nearest to `near`, below and above."""
     above = min((n for n in _divisors(number) if n > near), default=None)
     below = largest_divisor(number, near)
     return (below,) if above is None else (below, above)

@@ -1,37 +1,38 @@
-"""Every strategy's memory, traffic and time on the ranks at hand, and the fastest that fits. Pure."""
+"""Every strategy's memory, traffic and time on the given ranks, and the fastest that fits. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from strategies.assessment import MARGIN, Assessment, alternatives_for, reason_for, shortage, with_reason
+from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
-from strategies.candidates import CANDIDATES, Candidate
-from strategies.deepspeed_config import NOT_BY_ELEMENT
-from strategies.memory import MemoryEstimate, Method, estimate_memory, state_types
-from strategies.model_states import ZeroSettings
+from strategies.machine import MachineModel
+from strategies.memory import MemoryEstimate, Method, estimate_memory
+from strategies.model_states import DEFAULT_SETTINGS, ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import MachineModel, step_time
+from strategies.registry import list_candidates
+from strategies.step_time import step_time
 from strategies.step_trace import ModelProfile, at_batch_size
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All candidates, and which was taken.
+    """All candidates, and which one was chosen.
 
     Attributes:
-        assessments: in the order of `CANDIDATES`.
+        assessments: in the order of `list_candidates()`.
         pick: the name of the fastest that fits; None if none does.
-        why: the reason for it, or by how much nothing fits and what would do.
-        next: the candidate to go on with if the pick runs out of memory; None if there is none.
+        why: the reason for it; if nothing fits, by how much, and what would.
+        next: the candidate to continue with if the pick runs out of memory; None if there is none.
         limit_bytes: bytes that a rank may use.
         memory_bytes: bytes that its device has.
         method: how activations were found.
-        notes: what the user should know of the numbers.
+        notes: what the user should know about the numbers.
         machine: the ranks that they were estimated for.
-        next_obstacle: what keeps the config from the candidate that would be next, and what to change; None if nothing.
+        next_obstacle: why the config does not allow the next candidate, and what to change; None if it does.
     """
 
     assessments: tuple[Assessment, ...]
@@ -50,7 +51,7 @@ class Comparison:
         return next((a for a in self.assessments if a.name == name), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; totals are added for readers."""
+        """Plain JSON values, with totals added for readers."""
         values = cast("dict[str, Any]", _plain(asdict(self)))
         for entry, assessed in zip(values["assessments"], self.assessments, strict=True):
             entry["memory"]["total"] = assessed.memory.total
@@ -58,15 +59,30 @@ class Comparison:
         return values
 
 
+@dataclass(frozen=True, slots=True)
+class ComparisonOptions:
+    """Limits of a comparison.
+
+    Attributes:
+        memory_share: share of the device's memory that a rank may use, in (0, 1].
+        settings: DeepSpeed's buckets.
+        obstacles: name of a candidate to why these ranks cannot run it, for reasons not visible here.
+    """
+
+    memory_share: float = 0.92
+    settings: ZeroSettings = DEFAULT_SETTINGS
+    obstacles: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+DEFAULT_OPTIONS = ComparisonOptions()
+
+
 def compare_strategies(
     profile: ModelProfile,
     machine: MachineModel,
     precision: Precision,
     splits: Sequence[BatchSplit],
-    *,
-    memory_share: float = 0.92,
-    settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
-    obstacles: Mapping[str, str] = {},
+    options: ComparisonOptions = DEFAULT_OPTIONS,
 ) -> Comparison:
     """Assess every candidate and pick the fastest that fits.
 
@@ -75,29 +91,19 @@ def compare_strategies(
         machine: the ranks.
         precision: what was agreed on.
         splits: ways to share the global batch, the largest micro batch first; at least one.
-        memory_share: share of the device's memory that a rank may use, in (0, 1].
-        settings: DeepSpeed's buckets.
-        obstacles: name of a candidate to why these ranks cannot run it, beyond what is seen here.
+        options: limits.
     """
-    limit = int(machine.memory_bytes * memory_share)
+    limit = int(machine.memory_bytes * options.memory_share)
+    run = _Run(profile, machine, precision, splits, limit, options.settings)
     first = [
-        _assess(
-            candidate,
-            profile,
-            machine,
-            precision,
-            splits,
-            limit,
-            settings,
-            _obstacle(candidate, profile, machine, precision) or obstacles.get(candidate.name),
-        )
-        for candidate in CANDIDATES
+        _assess(candidate, run, _obstacle(candidate, run) or options.obstacles.get(candidate.name))
+        for candidate in list_candidates()
     ]
     able = [a for a in first if a.eligible and a.fits]
     pick = _fastest(able, machine)
     assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
-        why = alternatives_for(first, profile, machine, precision, limit, settings)
+        why = alternatives_for(first, profile, machine, precision, limit, options.settings)
     else:
         why = reason_for(pick, able, machine)
     return Comparison(
@@ -114,10 +120,10 @@ def compare_strategies(
 
 
 def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel) -> str | None:
-    """What to go on with where a candidate has run out of memory: the fastest of those that need less on the device.
+    """The candidate to continue with after one has run out of memory: the fastest of those that need less.
 
     Args:
-        name: the candidate's; one that was not assessed has nothing after it.
+        name: of the candidate that ran out; one that was not assessed has no successor.
         assessed: all of them.
         machine: the ranks.
     """
@@ -127,77 +133,60 @@ def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel)
     return None if after is None else after.name
 
 
-def _assess(
-    candidate: Candidate,
-    profile: ModelProfile,
-    machine: MachineModel,
-    precision: Precision,
-    splits: Sequence[BatchSplit],
-    limit: int,
-    settings: ZeroSettings,
-    obstacle: str | None,
-) -> Assessment:
-    ranks = 1 if candidate.name == "single_device" else machine.world_size
-    traces = profile.sharded if candidate.stage else profile.plain
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every candidate is assessed for; see `compare_strategies`."""
+
+    profile: ModelProfile
+    machine: MachineModel
+    precision: Precision
+    splits: Sequence[BatchSplit]
+    limit: int
+    settings: ZeroSettings
+
+
+def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assessment:
+    model, machine = run.profile.model, run.machine
+    ranks = machine.world_size if candidate.needs_process_group else 1
+    traces = run.profile.sharded if candidate.casts_module else run.profile.plain
     found: tuple[BatchSplit, MemoryEstimate] | None = None
     fits = False
-    for split in splits:
+    for split in run.splits:
         trace = at_batch_size(*traces, split.micro_batch_size or traces[1].batch_size)
         memory = estimate_memory(
-            profile.model,
+            model,
             trace,
             candidate,
             ranks,
-            precision,
-            settings=settings,
+            run.precision,
+            settings=run.settings,
             accumulate=split.accumulate,
-            method=cast("Method", profile.method),
+            method=cast("Method", run.profile.method),
             whole_process=machine.device_kind == "cpu",
         )
         found = split, memory
-        fits = shortage(memory, machine, limit) is None
+        fits = shortage(memory, machine, run.limit) is None
         if fits:
             break
     if found is None:
         raise ValueError("compare_strategies needs at least one way to share the batch, none was given")
     split, memory = found
     micro = split.micro_batch_size or traces[1].batch_size
-    step = step_time(
-        profile.model,
-        at_batch_size(*traces, micro),
-        candidate,
-        machine,
-        parameter_bytes=state_types(candidate, precision).parameter_bytes,
-        accumulate=split.accumulate,
-        settings=settings,
-    )
-    return Assessment(candidate.name, memory, step, micro, split.accumulate, obstacle is None, fits, obstacle or "")
+    types = candidate.state_types(run.precision)
+    step = TrainingStep(model, at_batch_size(*traces, micro), machine.world_size, types, split.accumulate, run.settings)
+    time = step_time(candidate, step, machine)
+    return Assessment(candidate.name, memory, time, micro, split.accumulate, obstacle is None, fits, obstacle or "")
 
 
-def _obstacle(candidate: Candidate, profile: ModelProfile, machine: MachineModel, precision: Precision) -> str | None:
-    """Why these ranks cannot run a candidate, whatever its memory."""
-    if candidate.name == "single_device":
-        return f"there are {machine.world_size} ranks" if machine.world_size > 1 else None
-    if machine.device_kind == "mps":
+def _obstacle(candidate: StrategyEntry, run: _Run) -> str | None:
+    """Why these ranks cannot run a candidate, regardless of its memory."""
+    if run.machine.device_kind == "mps" and candidate.needs_process_group:
         return "Apple's GPU has no process group backend"
-    if candidate.stage == 0:
-        return "with one rank it only adds the cost of its buckets" if machine.world_size == 1 else None
-    if precision is Precision.FP64_TRUE:
-        return "DeepSpeed does not train in 64-true"
-    if profile.zero_obstacle is not None:
-        return profile.zero_obstacle
-    optimizer = profile.model.optimizer.name
-    if optimizer in NOT_BY_ELEMENT:
-        return f"ZeRO does not take {optimizer}, which {NOT_BY_ELEMENT[optimizer]}"
-    if candidate.offload and machine.device_kind == "cpu":
-        return "a CPU's memory is the host's: there is nowhere to offload to"
-    if candidate.offload is None and machine.world_size == 1:
-        return "one rank has nobody to share states with"
-    return None
+    return candidate.obstacle(run.profile, run.machine, run.precision)
 
 
 def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
-    """The fastest; a later one only if it is faster by the margin. On a CPU the first, where ZeRO is for debugging."""
+    """The fastest; a later one only if it is faster by the margin. On a CPU the first: ZeRO there is for debugging."""
     if not able:
         return None
     best = able[0]
@@ -210,7 +199,7 @@ def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | 
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
+    """Tuples as lists, for JSON."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):

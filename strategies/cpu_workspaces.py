@@ -1,9 +1,9 @@
-"""What oneDNN takes beside tensors on a CPU: workspaces of LSTMs and convolutions, and code for products in 16 bits.
+"""Memory that oneDNN uses beside tensors on a CPU: workspaces of LSTMs and convolutions, code of 16-bit products.
 
-Sizes of workspaces are bounds from above that hold on every CPU; the code's size is measured on the one at hand, as
-oneDNN picks its kernels by the instruction set.
+Sizes of workspaces are upper bounds for every CPU. The size of the code is measured on this CPU, as oneDNN selects its
+kernels by instruction set.
 
-Under fake tensors `aten::mkldnn_rnn_layer` gives an empty workspace, as only oneDNN knows its size; torch keeps the
+Under fake tensors `aten::mkldnn_rnn_layer` returns an empty workspace, as only oneDNN knows its size; torch keeps the
 real one from forward to backward (ATen/native/mkldnn/RNN.cpp).
 """
 
@@ -22,7 +22,7 @@ _LINE = 64  # bytes
 _FP32 = 4
 _FORWARD, _BACKWARD = "aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward"
 _PRODUCTS = ("aten::mm", "aten::addmm")
-# Of the parts of an LSTM's workspace, each of which begins on a page of its own.
+# Parts of an LSTM's workspace; each begins on a new page.
 _PARTS, _PAGE = 7, 4096
 _CONVOLUTION, _CONVOLUTION_BACKWARD = "aten::convolution", "aten::convolution_backward"
 
@@ -36,7 +36,7 @@ class CpuWorkspaces(TorchDispatchMode):
 
     @property
     def kernels(self) -> int:
-        """Bytes of code for the matrix products in 16 bits that were seen; it stays for the life of the process."""
+        """Bytes of code for the 16-bit matrix products so far; the process keeps it."""
         return sum(product_code(dtype) for dtype, _ in self._products)
 
     @override
@@ -55,7 +55,7 @@ class CpuWorkspaces(TorchDispatchMode):
                 self._products.add((left.dtype, (left.shape, left.stride(), right.shape, right.stride())))
         if name not in (_FORWARD, _BACKWARD):
             return func(*args, **(kwargs or {}))
-        # input, the two weights: the same places in both.
+        # Input and the two weights have the same positions in both.
         packed = torch.empty(2 * sum(_bytes(weight) for weight in args[1:3]), dtype=torch.uint8)
         out = func(*args, **(kwargs or {}))
         del packed
@@ -67,7 +67,7 @@ class CpuWorkspaces(TorchDispatchMode):
 
 
 def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -> int:
-    """Bytes that oneDNN keeps of one LSTM layer in one direction, from above.
+    """Upper bound of the bytes that oneDNN keeps for one LSTM layer in one direction.
 
     Gates and their differences, four rows of states on each of the two sides of the layer, rows padded to cache lines
     and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are in fp32 all the same, and one
@@ -88,8 +88,8 @@ def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -
 def product_code(dtype: torch.dtype) -> int:
     """Bytes of code that oneDNN generates on this CPU for one shape of a matrix product, and keeps.
 
-    Two small real products: the first brings up what all shapes share. 0 where oneDNN computes none in this type, and
-    where there is no `/proc` to see it in.
+    Runs two small products: the first creates what all shapes share. 0 if oneDNN has no kernel for this type, or if
+    there is no `/proc`.
 
     Args:
         dtype: of the operands.
@@ -104,7 +104,7 @@ def product_code(dtype: torch.dtype) -> int:
 
 
 def _generated_code() -> int:
-    """Bytes of this process's executable memory that comes from no file."""
+    """Bytes of this process's executable memory that is not mapped from a file."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -115,7 +115,7 @@ def _generated_code() -> int:
 
 
 def _reordered(name: str, args: tuple[Any, ...], out: Any) -> int:
-    """Bytes of a convolution's tensors in oneDNN's own layout, from above: some kernels take them as they are.
+    """Upper bound of a convolution's tensors in oneDNN's own layout: some kernels need no copies.
 
     Backward computes the input's gradient first and the weight's after it (ATen/native/mkldnn/Conv.cpp).
     """

@@ -1,4 +1,4 @@
-"""The ZeRO variants by Lightning's names, and the DeepSpeed config that each means. Dicts in, dicts out."""
+"""The variants of ZeRO, and the DeepSpeed config of each. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NVME = "nvme"
 
 @dataclass(frozen=True, slots=True)
 class ZeroVariant:
-    """One of DeepSpeed's ways to share the model's states among the ranks (Rajbhandari et al. 2020, 2021).
+    """How DeepSpeed shards the model's states over the ranks (Rajbhandari et al. 2020, 2021).
 
     Attributes:
-        stage: 1 shares the optimizer's states, 2 the gradients too, 3 the parameters too.
-        offload_optimizer: where optimizer states lie instead of on the GPU: 'cpu', 'nvme' or None.
+        stage: 1 shards the optimizer's states, 2 the gradients too, 3 the parameters too.
+        offload_optimizer: where optimizer states are kept instead of on the GPU: 'cpu', 'nvme' or None.
         offload_parameters: the same for parameters; stage 3 alone.
     """
 
@@ -26,21 +26,11 @@ class ZeroVariant:
 
     @property
     def offloads(self) -> bool:
-        """Whether anything lies outside the GPU, which is of use to a single rank too."""
+        """Whether any state is kept outside the GPU, which helps a single rank too."""
         return self.offload_optimizer is not None or self.offload_parameters is not None
 
 
-# Lightning's registry has the same names with the same meaning.
-VARIANTS: Mapping[str, ZeroVariant] = {
-    "deepspeed_stage_1": ZeroVariant(1),
-    "deepspeed_stage_2": ZeroVariant(2),
-    "deepspeed_stage_3": ZeroVariant(3),
-    "deepspeed_stage_2_offload": ZeroVariant(2, CPU),
-    "deepspeed_stage_3_offload": ZeroVariant(3, CPU, CPU),
-    "deepspeed_stage_3_offload_nvme": ZeroVariant(3, NVME, NVME),
-}
-
-# ZeRO gives each rank a piece of all parameters laid end to end, whose shapes are gone.
+# ZeRO flattens all parameters into one buffer and gives each rank a slice of it, without shapes.
 NOT_BY_ELEMENT: Mapping[str, str] = {
     "LBFGS": "asks for the loss again within a step",
     "SparseAdam": "needs sparse gradients",
@@ -52,11 +42,11 @@ NOT_BY_ELEMENT: Mapping[str, str] = {
     "LARS": "scales by each layer's norm, and ZeRO's pieces have no layers",
 }
 
-# Lightning's DeepSpeedStrategy takes its own DeepSpeedPrecision alone.
+# Lightning's DeepSpeedStrategy accepts only its own DeepSpeedPrecision.
 BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine computes by one of its own"
 
-# Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates whole buckets: Lightning's 200 million
-# are right for a GPU, and 1.6 GB of every rank of a laptop.
+# Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates complete buckets: Lightning's
+# 200 million suit a GPU, but take 1.6 GB for every rank on a laptop.
 GPU_BUCKET = 200_000_000
 CPU_BUCKET = 5_000_000
 NVME_PATH = "/local_nvme"
@@ -64,13 +54,13 @@ NVME_PATH = "/local_nvme"
 
 @dataclass(frozen=True, slots=True)
 class BatchAndClip:
-    """What the plan fixes of DeepSpeed's config.
+    """The part of DeepSpeed's config that the plan determines.
 
     Attributes:
         world_size: number of ranks.
-        micro_batch_size: samples a rank takes at once; None if only the user's loader knows.
-        accumulate: micro batches of one optimizer step.
-        gradient_clip_val: largest norm of all gradients, 0 for none.
+        micro_batch_size: samples that a rank processes at once; None if only the user's loader knows.
+        accumulate: micro batches per optimizer step.
+        gradient_clip_val: maximum norm of all gradients, 0 for no clipping.
     """
 
     world_size: int
@@ -79,7 +69,7 @@ class BatchAndClip:
     gradient_clip_val: float
 
     def values(self) -> dict[str, Any]:
-        """By DeepSpeed's names; the sizes of batches only where they are known."""
+        """By DeepSpeed's names; batch sizes only if they are known."""
         values: dict[str, Any] = {
             "gradient_accumulation_steps": self.accumulate,
             "gradient_clipping": self.gradient_clip_val,
@@ -91,7 +81,7 @@ class BatchAndClip:
 
 
 def zero_config(variant: ZeroVariant, device_kind: str, planned: BatchAndClip) -> dict[str, Any]:
-    """The whole DeepSpeed config of a variant, without a block for the precision.
+    """The DeepSpeed config of a variant, complete but for the blocks of the precision.
 
     Args:
         variant: stage and offload.
@@ -102,7 +92,7 @@ def zero_config(variant: ZeroVariant, device_kind: str, planned: BatchAndClip) -
     zero: dict[str, Any] = {
         "stage": variant.stage,
         "contiguous_gradients": True,
-        # A CPU has no second stream to overlap on.
+        # A CPU has no second stream.
         "overlap_comm": device_kind == "cuda",
         "reduce_scatter": True,
         "allgather_partitions": True,
@@ -118,7 +108,7 @@ def zero_config(variant: ZeroVariant, device_kind: str, planned: BatchAndClip) -
         zero["offload_param"] = _offload(variant.offload_parameters, pinned)
     config = {**planned.values(), "zero_allow_untested_optimizer": True, "zero_optimization": zero}
     if variant.offloads:
-        # Else DeepSpeed refuses every optimizer but its own CPU Adam; a slower one is told to the user instead.
+        # Otherwise DeepSpeed accepts only its own CPU Adam. The user gets a notice about a slower optimizer instead.
         config["zero_force_ds_cpu_optimizer"] = False
     return config
 

@@ -1,6 +1,6 @@
-"""The keys of a DeepSpeed config and the kind of each value, so that a misspelt one is told before anything is loaded.
+"""The keys of a DeepSpeed config and the type of each value, to report misspelled keys before anything is loaded.
 
-DeepSpeed itself ignores an unknown key at the top level. Taken from `deepspeed/runtime/config.py` and
+DeepSpeed ignores unknown keys at the top level. Taken from `deepspeed/runtime/config.py` and
 `deepspeed/runtime/zero/config.py` of DeepSpeed 0.19; a test compares them with the installed one.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from strategies.deepspeed_precision import AUTO
 
-_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "block": "a block"}
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "block": "a block"}
 
 TOP: Mapping[str, str] = {
     **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
@@ -33,7 +33,7 @@ TOP: Mapping[str, str] = {
     "vocabulary_size": "int",
 }  # fmt: skip
 
-# ZeRO-3's own keys, which DeepSpeed takes with and without this prefix.
+# Keys of ZeRO-3, which DeepSpeed accepts with and without this prefix.
 _STAGE_3 = "stage3_"
 _STAGE_3_KEYS = {
     "prefetch_bucket_size": "int",
@@ -108,7 +108,7 @@ _BLOCKS: Mapping[str, Mapping[str, str]] = {
     "aio": _AIO,
 }
 _DEVICES = ("none", "cpu", "nvme")
-# What DeepSpeed had once and refuses now, by path: what to do instead.
+# Keys that DeepSpeed no longer accepts, by path: what to do instead.
 REMOVED: Mapping[str, str] = {
     **dict.fromkeys(("nebula", "compression_training", "quantize_training", "sparse_gradients", "eigenvalue",
                      "sparse_attention", "graph_harvesting", "progressive_layer_drop",
@@ -120,10 +120,10 @@ REMOVED: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tuple[str, str]]:
-    """Every key that DeepSpeed does not know, and every value of the wrong kind.
+def find_broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tuple[str, str]]:
+    """Every key that DeepSpeed does not know, and every value of the wrong type.
 
-    The blocks of the precision are `strategies.deepspeed_precision`'s.
+    `strategies.deepspeed_precision` checks the blocks of the precision.
 
     Args:
         config: DeepSpeed's settings, or one block of them.
@@ -137,18 +137,18 @@ def broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tuple[st
         path = f"{block}.{key}" if block else str(key)
         kind = known.get(key)
         if path in REMOVED:
-            yield path, f"DeepSpeed 0.19 does not have it any more: {REMOVED[path]}"
+            yield path, f"DeepSpeed 0.19 no longer has it: {REMOVED[path]}"
         elif kind is None:
             yield path, _unknown(str(key), known, block)
         elif value != AUTO and value is not None:
-            yield from _broken_value(path, kind, value)
+            yield from _check_value(path, kind, value)
 
 
-def _broken_value(path: str, kind: str, value: Any) -> Iterator[tuple[str, str]]:
+def _check_value(path: str, kind: str, value: Any) -> Iterator[tuple[str, str]]:
     if not _is(kind, value):
-        yield path, f"given {value!r}; expected {_WORDS[kind]}, or 'auto'"
+        yield path, f"given {value!r}; expected {_TYPES[kind]}, or 'auto'"
     elif path in _BLOCKS:
-        yield from broken_keys(cast(Mapping[str, Any], value), path)
+        yield from find_broken_keys(cast(Mapping[str, Any], value), path)
     elif path == "zero_optimization.stage":
         if value not in (0, 1, 2, 3):
             yield path, f"given {value!r}; expected 0, 1, 2 or 3"

@@ -1,21 +1,22 @@
-"""A user's own DeepSpeed config laid over what the plan says: 'auto' filled, every contradiction named. Pure."""
+"""The user's DeepSpeed config merged into the planned one: 'auto' filled, every contradiction listed. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
 
-from strategies.deepspeed_config import NVME, VARIANTS, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import NVME, BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_precision import AUTO
+from strategies.registry import list_zero_variants
 
-# The run config's place of what DeepSpeed's key says too.
+# Keys of DeepSpeed that repeat a setting of the run config.
 _PLANNED = {
     "train_batch_size": "global_batch_size",
     "train_micro_batch_size_per_gpu": "the data's batch_size or global_batch_size",
     "gradient_accumulation_steps": "trainer.accumulate_grad_batches or global_batch_size",
     "gradient_clipping": "trainer.gradient_clip_val",
 }
-# What another part of the launcher owns.
+# Blocks that another part of the launcher replaces.
 _REFUSED = {
     "optimizer": "the optimizer comes from the model's configure_optimizers; remove the block (return "
     "deepspeed.ops.adam.DeepSpeedCPUAdam or FusedAdam there for DeepSpeed's own)",
@@ -33,18 +34,18 @@ _OFFLOADS = ("offload_optimizer", "offload_param")
 def merge_config(
     user: Mapping[str, Any], planned: Mapping[str, Any], strategy: str, *, clip_is_set: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """DeepSpeed's whole config, without the blocks of the precision.
+    """DeepSpeed's config, complete but for the blocks of the precision.
 
     Args:
         user: the user's settings, without unknown keys; not changed.
         planned: `strategies.deepspeed_config.zero_config` of the same strategy.
-        strategy: one of `VARIANTS`.
-        clip_is_set: whether the run config says anything about clipping; if not, the user's value counts.
+        strategy: name of a variant of ZeRO.
+        clip_is_set: whether the run config sets clipping; if not, the value of `user` applies.
 
     Returns:
-        The config, and one line for each conflict: dotted path, what is there, what the run config says.
+        The config, and one line for each conflict: dotted path, given value, value of the run config.
     """
-    problems = [f"{key}: {why}" for key, why in _REFUSED.items() if _asks_for_anything(user.get(key))]
+    problems = [f"{key}: {why}" for key, why in _REFUSED.items() if _is_enabled(user.get(key))]
     if not clip_is_set:
         planned = {**planned, "gradient_clipping": _or(user.get("gradient_clipping"), planned["gradient_clipping"])}
     for key, place in _PLANNED.items():
@@ -55,40 +56,44 @@ def merge_config(
     if "train_micro_batch_size_per_gpu" not in planned:
         problems += _batches_of_the_loader(user)
     problems += _variant_conflicts(_block(user.get("zero_optimization")), strategy)
-    merged = _lay_over(planned, user)
+    merged = _merge(planned, user)
     problems += _without_folder(_block(merged["zero_optimization"]))
     return {key: value for key, value in merged.items() if key not in (*_REFUSED, *_PRECISION_BLOCKS)}, problems
 
 
 def nvme_paths(strategy: str, user: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders on NVMe that a strategy offloads to, with the user's own in their place; each once.
+    """The folders on NVMe that a strategy offloads to, by the user's settings or the defaults; each once.
 
     Args:
-        strategy: one of `VARIANTS`.
+        strategy: any strategy's name; only variants of ZeRO offload there.
         user: the user's settings.
     """
-    planned = zero_config(VARIANTS[strategy], "cuda", BatchAndClip(1, None, 1, 0.0))
-    zero = _block(_lay_over(planned, user)["zero_optimization"])
+    variant = list_zero_variants().get(strategy)
+    if variant is None:
+        return ()
+    planned = zero_config(variant, "cuda", BatchAndClip(1, None, 1, 0.0))
+    zero = _block(_merge(planned, user)["zero_optimization"])
     blocks = (_block(zero.get(name)) for name in _OFFLOADS)
     return tuple(dict.fromkeys(str(b["nvme_path"]) for b in blocks if b.get("device") == NVME and b.get("nvme_path")))
 
 
-def _lay_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on `base`, block by block; 'auto' and null take what the base has, or DeepSpeed's own default."""
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `over` into `base`, block by block; 'auto' and null keep the value of `base`, or DeepSpeed's default."""
     merged = dict(base)
     for key, value in over.items():
         if value == AUTO or value is None:
             continue
         if isinstance(value, Mapping):
-            merged[key] = _lay_over(_block(merged.get(key)), _block(cast(Any, value)))
+            merged[key] = _merge(_block(merged.get(key)), _block(cast(Any, value)))
         else:
             merged[key] = value
     return merged
 
 
 def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
-    """Where stage and offload make another variant than the one that was asked for by name."""
-    variant = VARIANTS[strategy]
+    """Stage and offload that describe another variant than the requested one."""
+    variants = list_zero_variants()
+    variant = variants[strategy]
     stage = _or(zero.get("stage"), variant.stage)
     meant = ZeroVariant(
         stage,
@@ -101,20 +106,20 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
         return ["zero_optimization.offload_param: parameters are offloaded in stage 3 alone; remove the block"]
     if meant == variant:
         return []
-    named = next((name for name, other in VARIANTS.items() if other == meant), None)
+    named = next((name for name, other in variants.items() if other == meant), None)
     if named is None and stage == variant.stage:
-        return []  # offload of its own making, which no name says
+        return []  # a combination of offloads that has no name
     what = f"stage {stage}" + "".join(
         f", {part} on {device}"
         for part, device in (("optimizer", meant.offload_optimizer), ("parameters", meant.offload_parameters))
         if device is not None
     )
-    advice = f"use `strategy: {named}`" if named else "let both say the same stage"
+    advice = f"use `strategy: {named}`" if named else "use the same stage in both"
     return [f"zero_optimization: given {what}, but the strategy is {strategy}; {advice}, or set these to 'auto'"]
 
 
 def _without_folder(zero: Mapping[str, Any]) -> list[str]:
-    """Offload to NVMe of the user's own making that does not say where."""
+    """Offload to NVMe in the user's settings without a path."""
     return [
         f"zero_optimization.{name}: given device nvme without nvme_path; name a folder on the node's NVMe"
         for name in _OFFLOADS
@@ -131,7 +136,7 @@ def _device(zero: Mapping[str, Any], block: str, default: str | None) -> str | N
 
 
 def _batches_of_the_loader(user: Mapping[str, Any]) -> list[str]:
-    """Only the loader knows the micro batch: a total cannot be checked, and is not taken on trust."""
+    """A total batch size cannot be checked where only the loader knows the micro batch, so it is refused."""
     if user.get("train_batch_size", AUTO) in (AUTO, None):
         return []
     given = user["train_batch_size"]
@@ -140,12 +145,12 @@ def _batches_of_the_loader(user: Mapping[str, Any]) -> list[str]:
 
 
 def _block(value: Any) -> Mapping[str, Any]:
-    """A block of settings; empty where there is none."""
+    """A block of settings; empty if there is none."""
     return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
 
 
-def _asks_for_anything(block: Any) -> bool:
-    """Whether a block is there and not turned off."""
+def _is_enabled(block: Any) -> bool:
+    """Whether a block is there and not disabled."""
     if not isinstance(block, Mapping):
         return block is not None and block != AUTO
     return _block(cast(Any, block)).get("enabled") is not False

@@ -1,6 +1,6 @@
-"""DeepSpeed's `fp16` and `bf16` blocks: what they order, what contradicts, and what they must be for a precision.
+"""DeepSpeed's `fp16` and `bf16` blocks: what they request, contradictions, and their content for a precision.
 
-Lightning only adds keys to a DeepSpeed config: with bf16-mixed and a config that enables fp16, both would be on.
+Lightning only adds keys to a DeepSpeed config: with bf16-mixed and a config that enables fp16, both would be enabled.
 Keys, defaults and limits: deepspeed/runtime/precision_config.py of DeepSpeed 0.19.
 """
 
@@ -15,60 +15,60 @@ from typing import Any, cast
 from strategies.precision_names import DTYPE, Precision, PrecisionError, normalize_precision
 
 AUTO = "auto"
-# DeepSpeed reads the second name if the first is not there.
+# DeepSpeed reads this name if `bf16` is missing.
 _OLD_BF16 = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """One setting of a block: its default, and what it must be."""
+    """One setting of a block: its default, and which values are valid."""
 
     default: object
     expected: str
-    holds: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool]
 
 
 def _is_number(value: object) -> bool:
-    # Compared, not converted: a JSON number may be a whole one beyond every float.
+    # Compared, not converted: an integer in JSON may be larger than any float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _is_whole(value: object, minimum: int) -> bool:
+def _is_integer(value: object, minimum: int) -> bool:
     return _is_number(value) and float(value) == int(value) and value >= minimum  # type: ignore[arg-type, operator]
 
 
-def _whole(default: int, minimum: int) -> _Key:
-    return _Key(default, f"a whole number, at least {minimum}", lambda v: _is_whole(v, minimum))
+def _integer(default: int, minimum: int) -> _Key:
+    return _Key(default, f"a whole number, at least {minimum}", lambda v: _is_integer(v, minimum))
 
 
-def _truth(default: bool) -> _Key:
+def _boolean(default: bool) -> _Key:
     return _Key(default, "true or false", lambda v: isinstance(v, bool))
 
 
 _FP16 = {
-    "enabled": _truth(default=False),
-    "auto_cast": _truth(default=False),
+    "enabled": _boolean(default=False),
+    "auto_cast": _boolean(default=False),
     "loss_scale": _Key(0, "a number, at least 0 (0: dynamic)", lambda v: _is_number(v) and v >= 0),
     # 2**127 is the largest power of two in fp32, which holds the scale.
-    "initial_scale_power": _Key(16, "a whole number from 0 to 127", lambda v: _is_whole(v, 0) and v <= 127),
-    "loss_scale_window": _whole(1000, 1),
-    "hysteresis": _whole(2, 1),
-    "consecutive_hysteresis": _truth(default=False),
-    "min_loss_scale": _whole(1, 1),
-    "fp16_master_weights_and_grads": _truth(default=False),
+    "initial_scale_power": _Key(16, "a whole number from 0 to 127", lambda v: _is_integer(v, 0) and v <= 127),
+    "loss_scale_window": _integer(1000, 1),
+    "hysteresis": _integer(2, 1),
+    "consecutive_hysteresis": _boolean(default=False),
+    "min_loss_scale": _integer(1, 1),
+    "fp16_master_weights_and_grads": _boolean(default=False),
 }
 _BF16 = {
-    "enabled": _truth(default=False),
-    "immediate_grad_update": _truth(default=False),
-    "check_grad_overflow": _truth(default=True),
-    "bf16_master_weights_and_grads": _truth(default=False),
-    "bf16_optimizer_states": _truth(default=False),
+    "enabled": _boolean(default=False),
+    "immediate_grad_update": _boolean(default=False),
+    "check_grad_overflow": _boolean(default=True),
+    "bf16_master_weights_and_grads": _boolean(default=False),
+    "bf16_optimizer_states": _boolean(default=False),
 }
 _BLOCKS = {"fp16": _FP16, "bf16": _BF16, _OLD_BF16: _BF16}
 
 
-def ordered_precision(config: Mapping[str, Any]) -> Precision | None:
-    """The precision that a DeepSpeed config orders by enabling one block; None if it enables none, or both.
+def requested_precision(config: Mapping[str, Any]) -> Precision | None:
+    """The precision that a DeepSpeed config requests by enabling one block; None if it enables none, or both.
 
     Args:
         config: DeepSpeed's settings.
@@ -79,8 +79,8 @@ def ordered_precision(config: Mapping[str, Any]) -> Precision | None:
     return Precision.FP16_MIXED if fp16 else Precision.BF16_MIXED
 
 
-def switched_off(config: Mapping[str, Any]) -> frozenset[str]:
-    """Those of fp16 and bf16 that a DeepSpeed config says no to.
+def disabled_dtypes(config: Mapping[str, Any]) -> frozenset[str]:
+    """Those of fp16 and bf16 that a DeepSpeed config disables.
 
     Args:
         config: DeepSpeed's settings.
@@ -92,14 +92,14 @@ def switched_off(config: Mapping[str, Any]) -> frozenset[str]:
 
 
 def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Everything in a DeepSpeed config that is broken or contradicts the agreed precision.
+    """Everything in a DeepSpeed config that is invalid or contradicts the agreed precision.
 
     Args:
         precision: what all ranks agreed on.
         config: DeepSpeed's settings.
 
     Returns:
-        One line each: dotted path, what is there, what is expected.
+        One line each: dotted path, given value, expected value.
     """
     found: list[str] = []
     if precision is Precision.FP64_TRUE:
@@ -121,14 +121,14 @@ def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tupl
 
 
 def precision_blocks(precision: Precision, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """DeepSpeed's `fp16` and `bf16` blocks for a precision: the user's settings kept, 'auto' filled with defaults.
+    """DeepSpeed's `fp16` and `bf16` blocks for a precision, with the user's settings; 'auto' becomes the default.
 
     Args:
         precision: what all ranks agreed on; without conflicts with `config`.
         config: DeepSpeed's settings.
 
     Returns:
-        Both blocks, exactly one of them enabled, or none for 32-true.
+        Both blocks. One is enabled, none for 32-true.
     """
     dtype = DTYPE[precision]
     blocks: dict[str, dict[str, Any]] = {}
@@ -138,8 +138,8 @@ def precision_blocks(precision: Precision, config: Mapping[str, Any]) -> dict[st
     return blocks
 
 
-def without_orders(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same config, its precision left to be filled in."""
+def without_precision(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with its precision left to the plan."""
     released = {name: {**_block(config, name), "enabled": AUTO} for name in _BLOCKS if _block(config, name)}
     return {**config, **released}
 
@@ -155,24 +155,24 @@ def _broken(name: str, keys: Mapping[str, _Key], config: Mapping[str, Any]) -> l
             close = difflib.get_close_matches(str(key), keys, n=1)
             hint = f"did you mean {close[0]}?" if close else f"valid are {', '.join(keys)}"
             found.append(f"{name}.{key} does not exist; {hint}")
-        elif value != AUTO and not keys[key].holds(value):
+        elif value != AUTO and not keys[key].is_valid(value):
             found.append(f"{name}.{key} is {value!r}; expected {keys[key].expected}, or 'auto'")
     return found
 
 
 def _unscalable(config: Mapping[str, Any]) -> list[str]:
-    """A dynamic scale that would begin below its own floor."""
+    """A dynamic scale that would start below its minimum."""
     power, floor = (_given(config, "fp16", key) for key in ("initial_scale_power", "min_loss_scale"))
-    if _is_whole(power, 0) and _is_whole(floor, 1) and power <= 127 and floor > 2**power:
+    if _is_integer(power, 0) and _is_integer(floor, 1) and power <= 127 and floor > 2**power:
         return [f"fp16.min_loss_scale is {floor}, above the first scale of 2**{power}; lower it"]
     return []
 
 
 def _other_dtypes(precision: Precision, config: Mapping[str, Any]) -> list[str]:
-    """Further places where DeepSpeed takes a dtype."""
+    """Other keys that set a dtype."""
     found: list[str] = []
     if _enabled(config, "amp"):
-        found.append("amp.enabled: DeepSpeed has no Apex AMP any more; remove the block")
+        found.append("amp.enabled: DeepSpeed no longer supports Apex AMP; remove the block")
     if _enabled(config, "torch_autocast"):
         found.append(f"torch_autocast.enabled is a second mixed precision beside {precision}; remove the block")
     dtype = DTYPE[precision]
@@ -192,7 +192,7 @@ def _other_dtypes(precision: Precision, config: Mapping[str, Any]) -> list[str]:
 
 
 def _block(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """One block of the config; empty where it is missing or no block."""
+    """One block of the config; empty if it is missing or not a block."""
     block = config.get(name)
     return cast(Mapping[str, Any], block) if isinstance(block, Mapping) else {}
 

@@ -1,4 +1,4 @@
-"""A whole checkpoint, as Lightning saves it without DeepSpeed, cut into the pieces of a running ZeRO training."""
+"""Loads a checkpoint of one file, as Lightning saves it without DeepSpeed, into the shards of a ZeRO training."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from strategies.choice import StrategyError
+from strategies.base import StrategyError
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 @contextlib.contextmanager
-def weights_only_loads(_: Path) -> Iterator[None]:
-    """Every `torch.load` within is `weights_only`, DeepSpeed's own too, which asks for the opposite.
+def weights_only_loads() -> Iterator[None]:
+    """Every `torch.load` within is `weights_only`, also those of DeepSpeed, which request the opposite.
 
-    Of DeepSpeed's classes those are let through that its checkpoints hold; they only keep values.
+    The classes of DeepSpeed in its checkpoints are allowed: they only hold values.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -40,29 +40,29 @@ def weights_only_loads(_: Path) -> Iterator[None]:
 
 
 def parameter_names(module: nn.Module, param_groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of an optimizer's parameters in its order, which is that of the numbers in its state dict.
+    """Names of an optimizer's parameters, in the order of the indices in its state dict.
 
     Args:
-        module: whose parameters they are.
-        param_groups: the optimizer's, before ZeRO has replaced what is in them.
+        module: has the parameters.
+        param_groups: of the optimizer, before ZeRO replaces their content.
     """
     name_of = {id(parameter): name for name, parameter in module.named_parameters()}
     return [name_of.get(id(parameter), "") for group in param_groups for parameter in group["params"]]
 
 
 def restore_consolidated(engine: Any, checkpoint: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
-    """Put weights, optimizer states and hyperparameters of a whole checkpoint into the pieces of every rank.
+    """Load weights, optimizer states and hyperparameters of a consolidated checkpoint into the shards of every rank.
 
-    Every rank calls it. Weights go in as fp32, so that the master copy is exact where the model trains in 16 bits.
+    Every rank calls it. Weights are set in fp32, so that the master copy is exact if the model trains in 16 bits.
 
     Args:
-        engine: DeepSpeed's, before its first step.
-        checkpoint: Lightning's: `state_dict`, one of `optimizer_states`, `global_step`.
-        names: of the optimizer's parameters, from `parameter_names`; the checkpoint's own `parameter_names` go before.
-        strict: whether a parameter or buffer that the checkpoint lacks is an error.
+        engine: of DeepSpeed, before its first step.
+        checkpoint: of Lightning: `state_dict`, one of `optimizer_states`, `global_step`.
+        names: of the optimizer's parameters, from `parameter_names`; those in the checkpoint take precedence.
+        strict: whether a parameter or buffer that is missing from the checkpoint is an error.
 
     Raises:
-        StrategyError: the checkpoint lacks something, or has another number of optimizers.
+        StrategyError: something is missing from the checkpoint, or it has several optimizers.
     """
     state: Mapping[str, Tensor] = checkpoint["state_dict"]
     module: nn.Module = engine.module
@@ -84,16 +84,16 @@ def restore_consolidated(engine: Any, checkpoint: Mapping[str, Any], names: Sequ
     engine.global_steps = checkpoint["global_step"]
 
 
-def restore_weights(engine: Any, read_consolidated: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
-    """Put the weights of a folder into the pieces of every rank, for an evaluation in stage 3. Every rank calls it.
+def restore_weights(engine: Any, read_consolidated: Callable[[Path], Mapping[str, Any]], path: Path) -> dict[str, Any]:
+    """Load the weights of a checkpoint folder into the shards of every rank, to evaluate in stage 3. All ranks call it.
 
     Args:
-        engine: DeepSpeed's, without an optimizer.
-        read_consolidated: gives Lightning's checkpoint with whole weights; called on rank zero alone.
+        engine: of DeepSpeed, without an optimizer.
+        read_consolidated: returns Lightning's checkpoint with complete weights; called on rank zero only.
         path: the folder.
 
     Returns:
-        What else is in the checkpoint.
+        The rest of the checkpoint.
 
     Raises:
         StrategyError: rank zero cannot read it.
@@ -102,17 +102,17 @@ def restore_weights(engine: Any, read_consolidated: Callable[[Path], dict[str, A
 
     module: nn.Module = engine.module
     state: Mapping[str, Tensor] = {}
-    told: list[Any] = [None]
+    answer: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            whole = read_consolidated(path)
-            state = whole.pop("state_dict")
-            content = {key: value for key, value in whole.items() if key != "optimizer_states"}
-            told = [(None, content, {name: state[name] for name, _ in module.named_buffers() if name in state})]
-        except Exception as error:  # noqa: BLE001 -- raised below, on every rank: the others wait for an answer
-            told = [(str(error), {}, {})]
-    dist.broadcast_object_list(told, src=0)
-    failure, content, buffers = told[0]
+            checkpoint = read_consolidated(path)
+            state = checkpoint["state_dict"]
+            content = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+            answer = [(None, content, {name: state[name] for name, _ in module.named_buffers() if name in state})]
+        except Exception as error:  # noqa: BLE001 -- raised below on every rank: the others wait for the answer
+            answer = [(str(error), {}, {})]
+    dist.broadcast_object_list(answer, src=0)
+    failure, content, buffers = answer[0]
     if failure is not None:
         raise StrategyError(failure)
     for name, buffer in module.named_buffers():
@@ -128,11 +128,11 @@ def restore_weights(engine: Any, read_consolidated: Callable[[Path], dict[str, A
 def _restore_optimizer(
     zero: Any, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Any], names: Sequence[str]
 ) -> None:
-    """The states of torch's optimizer inside ZeRO's."""
-    # DeepSpeed has none that are empty.
+    """Set the states of the torch optimizer inside ZeRO's."""
+    # DeepSpeed has no empty groups.
     groups = [group for group in saved["param_groups"] if group["params"]]
-    for group, theirs in zip(zero.param_groups, groups, strict=True):
-        group.update({key: value for key, value in theirs.items() if key != "params"})
+    for group, values in zip(zero.param_groups, groups, strict=True):
+        group.update({key: value for key, value in values.items() if key != "params"})
     states: dict[str, Mapping[str, Any]] = {
         name: saved["state"][n] for n, name in enumerate(names) if n in saved["state"]
     }
@@ -150,12 +150,12 @@ def _restore_optimizer(
 
 
 def _make_states(zero: Any, example: Mapping[str, Any], numel: int) -> None:
-    """States of ZeRO's pieces, which torch's optimizers make in their first step only.
+    """Create the states of ZeRO's shards, which torch's optimizers create only in their first step.
 
     Args:
         zero: DeepSpeed's optimizer.
         example: the states of one parameter.
-        numel: numbers in that parameter.
+        numel: elements of that parameter.
     """
     # Of stage 3, of bf16 weights with fp32 gradients in stage 1, and of stages 1 and 2.
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
@@ -167,7 +167,7 @@ def _make_states(zero: Any, example: Mapping[str, Any], numel: int) -> None:
             elif value.dim() > 0 and value.numel() == numel:
                 own.setdefault(key, torch.zeros_like(piece))
             else:
-                # A count of steps: as torch's optimizers keep it, a tensor of its own for each piece.
+                # A step counter: a separate tensor for each shard, as in torch's optimizers.
                 own[key] = value.clone()
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._lazy_init_hp_params_optimizer_state()
@@ -188,20 +188,20 @@ def _set_weight(parameter: nn.Parameter, value: Tensor) -> None:
         if dist.get_rank() == 0:
             parameter.data.copy_(value)
     if parameter.requires_grad:
-        safe_set_local_fp32_param(parameter, _own_piece(parameter, value))
+        safe_set_local_fp32_param(parameter, _own_shard(parameter, value))
 
 
 def _set_state(parameter: nn.Parameter, value: Tensor, key: str) -> None:
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     if hasattr(parameter, "ds_id"):
-        safe_set_local_optimizer_state(parameter, _own_piece(parameter, value), key)
+        safe_set_local_optimizer_state(parameter, _own_shard(parameter, value), key)
     else:
         safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 
 
-def _own_piece(parameter: Any, value: Tensor) -> Tensor:
-    """This rank's piece of a ZeRO-3 parameter; the last ones are padded with zeros."""
+def _own_shard(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's shard of a ZeRO-3 parameter; the last ones are padded with zeros."""
     size = parameter.ds_tensor.numel()
     start = size * dist.get_rank()
     piece = torch.zeros(size, dtype=value.dtype)
@@ -211,15 +211,15 @@ def _own_piece(parameter: Any, value: Tensor) -> Tensor:
 
 
 def _numel(parameter: Any) -> int:
-    """Numbers in the whole parameter, of which ZeRO-3 leaves an empty one in its place."""
+    """Elements of the complete parameter; ZeRO-3 leaves an empty tensor in its place."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def forget_hooks(kept: Any) -> None:
-    """Let losses that the user's objects keep be saved.
+def remove_hooks(kept: Any) -> None:
+    """Remove DeepSpeed's hooks from losses that the user's objects keep, so that they can be saved.
 
-    DeepSpeed ties functions to each loss, and a metric or a criterion among the hyperparameters may still hold one.
-    Between two steps their work is done.
+    DeepSpeed adds functions to each loss, and a metric or a criterion among the hyperparameters may still hold one.
+    Between two steps they are not needed.
 
     Args:
         kept: a module, or containers of modules and tensors.
@@ -230,10 +230,10 @@ def forget_hooks(kept: Any) -> None:
         for part in kept.modules():
             for value in vars(part).values():
                 if not isinstance(value, nn.Module):
-                    forget_hooks(value)
+                    remove_hooks(value)
     elif isinstance(kept, Mapping):
         for value in kept.values():
-            forget_hooks(value)
+            remove_hooks(value)
     elif isinstance(kept, list | tuple):
         for value in kept:
-            forget_hooks(value)
+            remove_hooks(value)

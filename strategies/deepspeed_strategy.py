@@ -1,6 +1,6 @@
-"""Lightning's DeepSpeedStrategy over a process group that exists already, on CUDA devices and on CPUs.
+"""Lightning's DeepSpeedStrategy over an existing process group, on CUDA devices and on CPUs.
 
-On CPUs it is for debugging and tests: the real ZeRO optimizers over gloo.
+On CPUs it is for debugging and tests: ZeRO's real optimizers over gloo.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,33 +26,37 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from strategies.batch_norms import compute_with_fp32_weights
-from strategies.choice import StrategyError
+from strategies.base import CheckpointHooks, StrategyError
 from strategies.deepspeed_config import NOT_BY_ELEMENT
-from strategies.deepspeed_process import forget_earlier_groups, use_deepspeeds_cpu_accelerator
+from strategies.deepspeed_patches import (
+    compute_with_fp32_weights,
+    keep_module_order,
+    reset_process_groups,
+    use_cpu_accelerator,
+)
 from strategies.deepspeed_restore import (
-    forget_hooks,
     parameter_names,
+    remove_hooks,
     restore_consolidated,
     restore_weights,
     weights_only_loads,
 )
-from strategies.empty_groups import EMPTY_GROUPS, GroupsOfBoth
-from strategies.module_order import keep_module_order
+from strategies.empty_groups import EMPTY_GROUPS, SplitOptimizer
 
-# What Lightning sets for DeepSpeed, and a later run in this process must not find.
+# Lightning sets these for DeepSpeed; a later run in this process must not see them.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 class SharedGroupDeepSpeed(DeepSpeedStrategy):
-    """DeepSpeed that takes the ranks' process group as it is, instead of making one of its own.
+    """DeepSpeed on the existing process group of the ranks.
 
     Args:
-        config: a whole DeepSpeed config, without 'auto'; copied.
+        config: a complete DeepSpeed config without 'auto'; copied.
         parallel_devices: the node's devices, in the order of the local ranks.
-        cluster_environment: says which rank this is.
+        cluster_environment: gives this rank's location.
         process_group_backend: 'nccl' or 'gloo'.
-        timeout: seconds after which a collective fails; used only if there is no process group yet.
+        timeout: seconds after which a collective fails; only used if there is no process group yet.
+        hooks: the launcher's part in checkpoints; None loads with `weights_only` and checks nothing.
     """
 
     def __init__(
@@ -64,8 +67,9 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         cluster_environment: ClusterEnvironment,
         process_group_backend: str,
         timeout: float,
+        hooks: CheckpointHooks | None = None,
     ) -> None:
-        # Lightning sets the accumulation itself, from the Trainer's, and refuses to find it in the config.
+        # Lightning sets the accumulation from the Trainer's, and refuses one in the config.
         own = {key: value for key, value in config.items() if key != "gradient_accumulation_steps"}
         super().__init__(
             config=own,
@@ -77,22 +81,15 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
-        self._groups: GroupsOfBoth | None = None
+        self._groups: SplitOptimizer | None = None
         self._order_hook: RemovableHandle | None = None
-        # Told on rank zero of a checkpoint that is complete: where it is, the name that it gets, and its step.
-        self.on_written: Callable[[Path, Path, int | None], None] | None = None
-        # DeepSpeed's own reading of a folder happens within.
-        self.reading: Callable[[Path], AbstractContextManager[None]] = weights_only_loads
-        # Raises if the weights are another model's; without weights they are the folder's.
-        self.check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None
-        self._whole: Mapping[str, Any] | None = None
-        # Puts the pieces of a folder together, for an evaluation in stage 3, where DeepSpeed loads what is wrong.
-        self.read_consolidated: Callable[[Path], dict[str, Any]] | None = None
+        self._hooks = hooks
+        self._consolidated: Mapping[str, Any] | None = None
 
     @override
     def setup_distributed(self) -> None:
         self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
-        forget_earlier_groups()
+        reset_process_groups()
         super().setup_distributed()
 
     @override
@@ -102,7 +99,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         try:
             optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
         except RuntimeError as error:
-            # Lightning's own refusal advises to optimize by hand, which DeepSpeed cannot.
+            # Lightning's message suggests manual optimization, which DeepSpeed does not support.
             if "multiple optimizers" not in str(error):
                 raise
             raise StrategyError(
@@ -110,7 +107,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
-        self._groups = GroupsOfBoth(optimizers[0])
+        self._groups = SplitOptimizer(optimizers[0])
         return self._groups.optimizer, schedulers[0] if schedulers else None
 
     @override
@@ -122,7 +119,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Every rank saves its piece beside the place, which then changes at once: a kill never leaves half a one."""
+        """Every rank saves its shard in a temporary folder, which is renamed: a kill leaves no partial checkpoint."""
         path = Path(self.broadcast(str(filepath)))
         fresh = path.with_name(f".{path.name}.new")
         if self.is_global_zero:
@@ -130,46 +127,49 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self.barrier()
         if self._groups is not None and (settings := self._groups.settings()):
             checkpoint[EMPTY_GROUPS] = settings
-        forget_hooks([checkpoint, self._module])
+        remove_hooks([checkpoint, self._module])
         super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
-            if self.on_written is not None:
-                self.on_written(fresh, path, checkpoint.get("global_step"))
+            if self._hooks is not None:
+                self._hooks.on_written(fresh, path, checkpoint.get("global_step"))
             replace_folder(fresh, path)
         self.barrier()
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """A folder of DeepSpeed's that is cut as this training is, or a file that Lightning saved in one piece."""
+        """Load a folder of DeepSpeed's with the same shards as this training, or a file that Lightning saved."""
         if not Path(checkpoint_path).is_dir():
-            # Its weights go in when the model's hooks have seen them.
-            self._whole = checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+            # Its weights are loaded after the model's hooks have seen them.
+            self._consolidated = checkpoint = Strategy.load_checkpoint(self, checkpoint_path, weights_only)
             return checkpoint
-        if self.check_model is not None:
-            self.check_model(self._module, None)
-        if self.zero_stage_3 and self.read_consolidated is not None and not self._module.trainer.training:
-            return restore_weights(self.model, self.read_consolidated, Path(checkpoint_path))
-        with self.reading(Path(checkpoint_path)):
+        self._check_model(None)
+        hooks = self._hooks
+        if self.zero_stage_3 and hooks is not None and not self._module.trainer.training:
+            return restore_weights(self.model, hooks.read_consolidated, Path(checkpoint_path))
+        with weights_only_loads() if hooks is None else hooks.reading(Path(checkpoint_path)):
             checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         if self._groups is not None:
-            self._groups.restored(checkpoint.get(EMPTY_GROUPS, {}))
-        # DeepSpeed has put the weights in; a hook may still want to add some.
+            self._groups.share_settings(checkpoint.get(EMPTY_GROUPS, {}))
+        # DeepSpeed has loaded the weights; a hook may add some.
         checkpoint.setdefault("state_dict", {})
         return checkpoint
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        if self._whole is None:
+        if self._consolidated is None:
             return
-        self._whole = None
-        if self.check_model is not None:
-            self.check_model(self._module, checkpoint["state_dict"])
+        self._consolidated = None
+        self._check_model(checkpoint["state_dict"])
         restore_consolidated(self.model, checkpoint, self._names, strict=strict)
         if self._groups is not None:
             saved = checkpoint["optimizer_states"][0]["param_groups"]
             empty = {n: group for n, group in enumerate(saved) if not group["params"]}
-            self._groups.restored(empty)
+            self._groups.share_settings(empty)
+
+    def _check_model(self, weights: Mapping[str, Any] | None) -> None:
+        if self._hooks is not None and self._hooks.check_model is not None:
+            self._hooks.check_model(self._module, weights)
 
     @property
     def _module(self) -> LightningModule:
@@ -190,10 +190,10 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         self._variables_before = {}
 
 
-class AccumulatesOnce(DeepSpeedPrecision):
-    """Lightning's DeepSpeed plugin, without DeepSpeed's own division of the loss by the accumulated batches.
+class SingleScalingPrecision(DeepSpeedPrecision):
+    """Lightning's DeepSpeed plugin without DeepSpeed's division of the loss by the number of accumulated batches.
 
-    Lightning has divided already: both together would make gradients too small for clipping, SGD and Adam's moments.
+    Lightning divides too: both would make gradients too small for clipping, SGD and Adam's moments.
     """
 
     @override
@@ -202,18 +202,18 @@ class AccumulatesOnce(DeepSpeedPrecision):
 
 
 class CpuDeepSpeed(SharedGroupDeepSpeed):
-    """DeepSpeed's ZeRO over gloo on CPUs, which Lightning itself refuses.
+    """DeepSpeed's ZeRO over gloo on CPUs, which Lightning does not support.
 
     Args:
         config: as for `SharedGroupDeepSpeed`.
-        cluster_environment: says which rank this is.
+        cluster_environment: gives this rank's location.
         local_world_size: ranks on this node.
         timeout: seconds.
-        pretend_fp16: for tests: DeepSpeed's CPU accelerator answers that it supports fp16, so that a real loss scale
-            is seen at work.
+        hooks: as for `SharedGroupDeepSpeed`.
+        pretend_fp16: for tests: DeepSpeed's CPU accelerator claims to support fp16, so that there is a real loss scale.
 
     Raises:
-        StrategyError: DeepSpeed was imported for another kind of device before.
+        StrategyError: DeepSpeed was already imported for another kind of device.
     """
 
     def __init__(
@@ -223,42 +223,44 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         cluster_environment: ClusterEnvironment,
         local_world_size: int,
         timeout: float,
+        hooks: CheckpointHooks | None = None,
         pretend_fp16: bool = False,
     ) -> None:
-        use_deepspeeds_cpu_accelerator(pretend_fp16)
+        use_cpu_accelerator(pretend_fp16)
         super().__init__(
             config,
             parallel_devices=[torch.device("cpu", n) for n in range(local_world_size)],
             cluster_environment=cluster_environment,
             process_group_backend="gloo",
             timeout=timeout,
+            hooks=hooks,
         )
 
     @property
     @override
     def root_device(self) -> torch.device:
-        # An index, as Lightning hands it to DeepSpeed; torch knows one CPU only.
+        # With an index, which Lightning passes to DeepSpeed; torch has only one CPU.
         return torch.device("cpu", 0)
 
     @override
     def setup_environment(self) -> None:
-        # Not DeepSpeedStrategy's own, which lets nothing but CUDA through.
+        # DeepSpeedStrategy's own accepts only CUDA.
         ParallelStrategy.setup_environment(self)
         self.setup_distributed()
 
     @override
     def setup_distributed(self) -> None:
         self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
-        forget_earlier_groups()
+        reset_process_groups()
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
 
 def replace_folder(fresh: Path, path: Path) -> None:
-    """Put a folder in the place of another, or of a file; there is a whole one at every moment.
+    """Replace a folder or a file by a folder; a valid checkpoint exists at every moment.
 
-    Between the two renames it is `<name>-before.ckpt`, where a resume finds it as it finds any checkpoint.
+    Between the two renames it is `<name>-before.ckpt`, which a resume finds like any checkpoint.
     """
     before = path.with_name(f"{path.stem}-before{path.suffix}")
     if path.is_dir():
@@ -274,7 +276,7 @@ def replace_folder(fresh: Path, path: Path) -> None:
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:
-    """Whether ZeRO can take what `configure_optimizers` gave: one optimizer that treats every number by itself.
+    """Check that ZeRO supports what `configure_optimizers` returned: one elementwise optimizer.
 
     Args:
         optimizers: all of them.
@@ -282,7 +284,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
         model: name of the model's class.
 
     Raises:
-        StrategyError: says which optimizer, and why.
+        StrategyError: names the optimizer and the reason.
     """
     where = f"{model}.configure_optimizers"
     names = [type(optimizer).__name__ for optimizer in optimizers]
@@ -295,5 +297,5 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
         if base.__name__ in NOT_BY_ELEMENT:
             raise StrategyError(
                 f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
-                "that treats every number by itself, such as AdamW or SGD, or `strategy: ddp`"
+                "that updates every element by itself, such as AdamW or SGD, or `strategy: ddp`"
             )

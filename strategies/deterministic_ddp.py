@@ -1,19 +1,18 @@
 """A DDP that sums gradients in the same order in every step, so that a resumed run repeats an uninterrupted one.
 
-torch's DDP exchanges the first gradients in one bucket, and those of later steps in buckets in the order in which the
-gradients came. Where a number lies in its bucket says in which order the ranks' parts of it are added, which shows in
-the last bit with more than two ranks: the first step after a start would differ from the same step of a run that was
-never stopped. Here the buckets have their final form before the first step. A layer's gradient is taken to come before
-those of the layers that the model defines before it, as it is in all models that run their layers in that order;
-others get the same sums, with less of the exchange hidden behind the backward pass.
+torch's DDP builds its buckets for the first step by the order of the parameters, and for later steps by the order in
+which the gradients arrive. The position in a bucket determines the order in which the ranks' values are added, which
+changes the last bit with more than two ranks: the first step after a resume would differ from the same step of an
+uninterrupted run. Here the buckets are final before the first step. They assume that the layers run in the order in
+which the model defines them; other models get the same sums, with less overlap of the exchange and the backward pass.
 
-It also looks, before the first exchange, for parameters that get no gradient: torch's DDP would take that step with
-gradients of one rank alone, and fail in the next.
+Before the first exchange it also searches for parameters without a gradient: torch's DDP would use the gradients of one
+rank only in that step, and fail in the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,14 +23,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from strategies.choice import UnusedParametersError
-from strategies.unused_parameters import unused_on_any_rank
+from strategies.unused_parameters import UnusedParametersError
+
+# Functions that build a graph inside their backward pass, which cannot be inspected before.
+_OPAQUE = ("Checkpoint", "Revers", "Invert")
 
 
 class DeterministicDistributedDataParallel(DistributedDataParallel):
-    """DDP whose buckets are final from the start; its arguments are DDP's.
+    """DDP with final buckets from the start. Takes the arguments of DDP.
 
-    With `find_unused_parameters` torch never rebuilds the buckets, and nothing changes.
+    With `find_unused_parameters` torch never rebuilds the buckets, and nothing is changed.
     """
 
     _reduced: tuple[list[nn.Parameter], list[bool]] | None = None
@@ -39,8 +40,8 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
         if not self.find_unused_parameters:
-            # torch's words for "the gradients have come in the order of the parameters": the first forward pass
-            # rebuilds the buckets for it, on all ranks alike.
+            # Marks all gradients as arrived in the order of the parameters: the first forward pass of every rank
+            # rebuilds the buckets in that order.
             self.reducer._push_all_rebuilt_params()
         self._left_out = self._frozen()
 
@@ -51,11 +52,11 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
         return [p for name, p in self.module.named_parameters() if id(p) not in known and name not in ignored]
 
     def has_thawed(self) -> bool:
-        """Whether a parameter that was frozen when the buckets were made is trained now, as finetuning does it."""
+        """Whether a parameter that was frozen when the buckets were built is trained now, as in finetuning."""
         return any(p.requires_grad for p in self._left_out)
 
-    def take_in(self, loss: Tensor) -> None:
-        """Exchange what has thawed from this backward pass on, on all ranks: torch's DDP would let them drift apart."""
+    def add_thawed(self, loss: Tensor) -> None:
+        """Exchange thawed parameters from this backward pass on; else ranks would diverge. All ranks call it."""
         known, _ = self._build_params_for_reducer()
         frozen = [p for p in known if not p.requires_grad]
         for parameter in frozen:
@@ -65,27 +66,27 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
         for parameter in frozen:
             parameter.requires_grad_(False)
         self._left_out = self._frozen()
-        self._renew(loss)
+        self._rebuild_reducer(loss)
 
     def reduced_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters whose gradients are exchanged, by name."""
         known = set(map(id, self._build_params_for_reducer()[0]))
         return {name: p for name, p in self.module.named_parameters() if id(p) in known}
 
-    def look_for_unused(self, loss: Tensor) -> None:
-        """Look for parameters without a gradient from this backward pass on. All ranks do, before any exchange."""
+    def search_unused(self, loss: Tensor) -> None:
+        """Search for parameters without a gradient from this backward pass on. All ranks call it before an exchange."""
         self.find_unused_parameters = True
-        self._renew(loss)
+        self._rebuild_reducer(loss)
 
-    def _renew(self, loss: Tensor) -> None:
-        """Make the reducer anew, between a forward pass and its backward pass."""
+    def _rebuild_reducer(self, loss: Tensor) -> None:
+        """Build a new reducer, between a forward pass and its backward pass."""
         names = {id(p): name for name, p in self.reduced_parameters().items()}
         parameters, sparse = self._build_params_for_reducer()
         frozen = [p for p in parameters if not p.requires_grad]
         for parameter in frozen:
-            # The reducer takes hold of what adds up its gradient, which a frozen one has not.
+            # The reducer needs the node that accumulates the gradient, which a frozen parameter does not have.
             parameter.requires_grad_(True)
-        # The old reducer's hooks go with it.
+        # Deleting the old reducer removes its hooks.
         vars(self).update(reducer=None, logger=None)
         self._ddp_init_helper(
             parameters, sparse, {at: names[id(p)] for at, p in enumerate(parameters)}, self.static_graph
@@ -100,10 +101,10 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
         self.reducer.prepare_for_backward([])
 
     def check_gradients(self) -> None:
-        """Whether the gradients of this backward pass are summed over the ranks.
+        """Check that the gradients of this backward pass are summed over the ranks.
 
         Raises:
-            UnusedParametersError: some have not come on this rank.
+            UnusedParametersError: some parameters got no gradient on this rank.
         """
         try:
             self._check_reducer_finalized()
@@ -112,9 +113,9 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
             raise UnusedParametersError(names, f"a later step on rank {dist.get_rank()}") from error
 
     def _build_params_for_reducer(self) -> tuple[list[nn.Parameter], list[bool]]:
-        """The parameters and whether their gradients are sparse, the last one that the model defines first.
+        """The parameters, the last defined one first, and whether their gradients are sparse.
 
-        What counts is what was trainable when this was made: a GAN freezes one half for the other's turn.
+        They are those that were trainable when DDP was built: a GAN freezes its parts in turns.
         """
         if self._reduced is None:
             self._reduced = super()._build_params_for_reducer()
@@ -129,58 +130,96 @@ class DeterministicDDPStrategy(DDPStrategy):
 
     Args:
         on_unused: called with the names of the parameters that get no gradient in the first step; from then on DDP
-            looks for them in every step. None refuses them.
-        options: Lightning's.
+            searches for them in every step. None raises an error.
+        options: arguments of Lightning's DDPStrategy.
     """
 
     def __init__(self, *, on_unused: Callable[[tuple[str, ...]], None] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._on_unused = on_unused
-        self._has_looked = False
+        self._has_searched = False
 
     @override
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         devices = self.determine_ddp_device_ids()
-        # As Lightning does it: DDP's constructor wants a stream of its own, see torch's notes on CUDA and DDP.
+        # As in Lightning: DDP must be constructed in a side stream, see torch's notes on CUDA and DDP.
         with torch.cuda.stream(torch.cuda.Stream()) if devices is not None else nullcontext():
             return DeterministicDistributedDataParallel(module=model, device_ids=devices, **self._ddp_kwargs)
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """The mean of whole numbers is none: Lightning rounds it, and weighs a mean over unequal batches wrongly."""
+        """Reduce integers as floats: Lightning rounds their mean, which is wrong for a mean over unequal batches."""
         if isinstance(tensor, torch.Tensor) and reduce_op in ("mean", "avg") and not tensor.is_floating_point():
             tensor = tensor.to(torch.get_default_dtype())
         return super().reduce(tensor, group, reduce_op)
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Before gradients are exchanged, take in what has thawed, and see once whether all gradients will come."""
+        """Before gradients are exchanged, add thawed parameters, and check once that all parameters get a gradient."""
         super().pre_backward(closure_loss)
         model = self.model
         if not isinstance(model, DeterministicDistributedDataParallel) or not model.require_backward_grad_sync:
-            return  # or a micro batch whose gradients are only added up
+            return  # or a micro batch whose gradients are only accumulated
         if model.has_thawed() and not model.static_graph:
-            model.take_in(closure_loss)
+            model.add_thawed(closure_loss)
             self._register_ddp_hooks()
-            self._has_looked = False
-        if self._has_looked:
+            self._has_searched = False
+        if self._has_searched:
             return
-        self._has_looked = True
+        self._has_searched = True
         if model.find_unused_parameters or model.static_graph:
             return
-        names = unused_on_any_rank(closure_loss, model.reduced_parameters(), model.process_group)
+        names = _find_unused_parameters(closure_loss, model.reduced_parameters(), model.process_group)
         if not names:
             return
         if self._on_unused is None:
             raise UnusedParametersError(names, "the first step")
-        model.look_for_unused(closure_loss)
+        model.search_unused(closure_loss)
         self._register_ddp_hooks()
         self._on_unused(names)
 
     @override
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Before the optimizer takes a step."""
+        """Check the gradients before the optimizer steps."""
         super().post_backward(closure_loss)
         model = self.model
         if isinstance(model, DeterministicDistributedDataParallel) and model.require_backward_grad_sync:
             model.check_gradients()
+
+
+def _find_unused_parameters(
+    loss: Tensor, parameters: Mapping[str, nn.Parameter], group: dist.ProcessGroup | None
+) -> tuple[str, ...]:
+    """Names of the parameters that the loss of at least one rank does not depend on. A collective of all ranks.
+
+    Args:
+        loss: of this rank, before its backward pass.
+        parameters: by name, in the same order on all ranks.
+        group: the ranks.
+    """
+    used = _find_used(loss)
+    missing = [used is not None and id(p) not in used for p in parameters.values()]
+    flags = torch.tensor(missing, dtype=torch.uint8, device=loss.device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group)
+    return tuple(name for name, flag in zip(parameters, flags.tolist(), strict=True) if flag)
+
+
+def _find_used(loss: Tensor) -> set[int] | None:
+    """Ids of the leaves that the loss depends on; None if the graph does not contain all of them."""
+    found: set[int] = set()
+    waiting = [loss.grad_fn]
+    seen: set[object] = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if any(word in node.name() for word in _OPAQUE):
+            return None
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.add(id(leaf))
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return found

@@ -1,6 +1,6 @@
-"""Parameter groups without parameters, as of biases where only matrices are trained: DeepSpeed drops them.
+"""Parameter groups without parameters, which DeepSpeed removes: biases, for example, if only matrices are trained.
 
-A learning rate schedule has a rate for each group that it was made with, so it keeps an optimizer with all of them.
+A learning rate schedule has a rate for each group of its optimizer, so it keeps an optimizer with all groups.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-# Under this key of a checkpoint their settings are kept, by their places among all groups.
+# Key in a checkpoint of their settings, by their indices among all groups.
 EMPTY_GROUPS = "empty_param_groups"
 
 
-class GroupsOfBoth:
-    """An optimizer with all groups for the schedule, and one for DeepSpeed that lacks the empty ones.
+class SplitOptimizer:
+    """An optimizer with all groups for the schedule, and one without the empty groups for DeepSpeed.
 
-    They share each group's settings, so that the schedule sets the rates of both.
+    Both share the settings of each group, so that the schedule sets the rates of both.
 
     Args:
-        optimizer: what `configure_optimizers` gave; the schedule's from now on.
+        optimizer: from `configure_optimizers`; it becomes the schedule's.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -30,19 +30,19 @@ class GroupsOfBoth:
         if any(self._is_empty):
             self.optimizer = _twin(optimizer)
             self.optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
-            # The schedule asks whether its optimizer was stepped; the other one is.
+            # The schedule checks that its optimizer has stepped; the other one does.
             vars(optimizer)["_opt_called"] = True
 
     def settings(self) -> dict[int, dict[str, Any]]:
-        """Those of the empty groups, by their places."""
+        """Settings of the empty groups, by their indices."""
         groups = zip(self._all.param_groups, self._is_empty, strict=True)
         return {n: _without_parameters(group) for n, (group, empty) in enumerate(groups) if empty}
 
-    def restored(self, settings: Mapping[int, Mapping[str, Any]]) -> None:
-        """Share the settings again after DeepSpeed's optimizer was restored, which makes them anew.
+    def share_settings(self, settings: Mapping[int, Mapping[str, Any]]) -> None:
+        """Share the settings again after DeepSpeed has restored its optimizer, which replaces them.
 
         Args:
-            settings: what `settings` gave when the checkpoint was saved; empty if it has none.
+            settings: result of `settings` when the checkpoint was saved; empty without one.
         """
         if self.optimizer is self._all:
             return
@@ -57,7 +57,7 @@ class GroupsOfBoth:
 def with_empty_groups(
     groups: Sequence[Mapping[str, Any]], settings: Mapping[int, Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """The groups of an optimizer's state dict, with the empty ones in their places."""
+    """The groups of an optimizer's state dict, with the empty ones inserted."""
     own = iter(groups)
     count = len(groups) + len(settings)
     return [{**settings[n], "params": []} if n in settings else next(own) for n in range(count)]
@@ -66,7 +66,7 @@ def with_empty_groups(
 def _twin(optimizer: Optimizer) -> Optimizer:
     """Another optimizer of the same class with the same states."""
     twin = object.__new__(type(optimizer))
-    # A schedule has put a `step` of the first one there.
+    # A schedule has replaced `step` by a wrapper bound to the first one.
     vars(twin).update({name: value for name, value in vars(optimizer).items() if name != "step"})
     return twin
 

@@ -1,4 +1,4 @@
-"""A fake mode in which modules may copy their parts, and copies of modules that are at hand."""
+"""A fake tensor mode in which modules may deep-copy their parts, and fake copies of existing modules."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class FakeMode(FakeTensorMode):
-    """Tensors without memory, whose deep copies stay in the same mode.
+    """Fake tensors whose deep copies stay in the same mode.
 
-    torch copies the mode with the tensor. An op of this mode then takes the copy for a stranger and makes a new storage
-    of it each time, so that the weights of `nn.TransformerEncoder`, which copies its layer, seem to be activations.
+    torch copies the mode with the tensor. An op then treats the copy as foreign and creates a new storage each time, so
+    that the weights of `nn.TransformerEncoder`, which copies its layer, would count as activations.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FakeMode:
@@ -23,12 +23,12 @@ class FakeMode(FakeTensorMode):
 
 
 def fake_copy(module: M) -> M:
-    """A deep copy whose tensors are fake and take no memory; the module stays as it is.
+    """A deep copy with fake tensors, which use no memory; the module is not changed.
 
     Raises:
         RuntimeError: no fake mode is active here.
     """
-    # Real tensors are read on the way, which the mode itself does not allow.
+    # The copy reads real tensors, which the mode does not allow.
     with unset_fake_temporarily() as mode:
         if not isinstance(mode, FakeTensorMode):
             raise RuntimeError("fake_copy was called outside of a fake mode; call it within `with FakeMode():`")

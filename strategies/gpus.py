@@ -1,9 +1,9 @@
-"""Common GPUs: what a plan for machines that are not here must know of them.
+"""Common GPUs, for plans for other machines.
 
-Numbers are the vendors' peaks from the data sheet named beside each: dense (no sparsity), tensor cores for fp16 and
-bf16 with fp32 accumulation, plain cores for fp32 (torch does not use TF32 by default). Links count in one direction.
-Where a sheet has sparse numbers alone (H100, H200, L4), or those of several dies or GPUs together (MI250X, HGX B200),
-they are divided. `tests/benchmarks/RESULTS.md` says which were compared with what.
+Numbers are the vendors' peaks from the data sheet of each: dense (no sparsity), tensor cores for fp16 and bf16 with
+fp32 accumulation, other cores for fp32 (torch does not use TF32 by default), links in one direction. Where a sheet has
+only sparse numbers (H100, H200, L4), or those of several dies or GPUs (MI250X, HGX B200), they are divided.
+`tests/benchmarks/RESULTS.md` lists the comparisons.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class GpuSpec:
     """One GPU.
 
     Attributes:
-        key: what `--gpu` takes.
+        key: value of `--gpu`.
         name: the vendor's.
         memory_bytes: all of its memory.
         native_dtypes: those of fp16, bf16, fp32, fp64 that it trains in without emulation.
@@ -29,7 +29,7 @@ class GpuSpec:
         memory_bandwidth: bytes/s of its own memory.
         link_bandwidth: bytes/s to the GPUs of the same node, one direction.
         host_bandwidth: bytes/s to host memory, one direction.
-        source: address of the vendor's data sheet, white paper or product page that the numbers are from.
+        source: URL of the vendor's data sheet, white paper or product page.
     """
 
     key: str
@@ -69,57 +69,45 @@ _MI300X = (
 )
 
 
-def _gpu(
-    key: str,
-    name: str,
-    gib: float,
-    dtypes: tuple[str, ...],
-    half: float,
-    fp32: float,
-    memory: float,
-    link: float,
-    host: float,
-    source: str,
-) -> GpuSpec:
-    """In the data sheets' units: GiB, TFLOP/s and GB/s."""
-    return GpuSpec(key, name, int(gib * GIB), dtypes, half * _TERA, fp32 * _TERA, memory * _GIGA, link * _GIGA,
-               host * _GIGA, source)  # fmt: skip
-
-
-GPUS: tuple[GpuSpec, ...] = (
-    _gpu("v100", "Tesla V100-SXM2-32GB", 32, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
-    _gpu("v100-16gb", "Tesla V100-SXM2-16GB", 16, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
-    _gpu("t4", "Tesla T4", 15, _FP16, 65, 8.1, 300, _PCIE3, _PCIE3, _T4),
-    _gpu("a10", "NVIDIA A10", 24, _BF16, 125, 31.2, 600, _PCIE4, _PCIE4, _A10),
-    _gpu("a30", "NVIDIA A30", 24, _BF16, 165, 10.3, 933, 100, _PCIE4, _A30),
-    _gpu("a40", "NVIDIA A40", 48, _BF16, 149.7, 37.4, 696, 56, _PCIE4, _A40),
-    _gpu("a100-40gb", "NVIDIA A100-SXM4-40GB", 40, _BF16, 312, 19.5, 1555, 300, _PCIE4, _A100_40),
-    _gpu("a100", "NVIDIA A100-SXM4-80GB", 80, _BF16, 312, 19.5, 2039, 300, _PCIE4, _A100_80),
-    _gpu("l4", "NVIDIA L4", 24, _BF16, 121, 30.3, 300, _PCIE4, _PCIE4, _L4),
-    _gpu("l40s", "NVIDIA L40S", 48, _BF16, 362, 91.6, 864, _PCIE4, _PCIE4, _L40S),
-    _gpu("rtx3090", "NVIDIA GeForce RTX 3090", 24, _BF16, 71, 35.6, 936, _PCIE4, _PCIE4, _GA102),
-    _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 24, _BF16, 165, 82.6, 1008, _PCIE4, _PCIE4, _ADA),
-    _gpu("h100", "NVIDIA H100 80GB HBM3", 80, _BF16, 989, 67, 3350, 450, _PCIE5, _H100),
-    _gpu("h100-pcie", "NVIDIA H100 PCIe", 80, _BF16, 756, 51, 2000, 300, _PCIE5, _H100),
-    _gpu("h200", "NVIDIA H200", 141e9 / GIB, _BF16, 989, 67, 4800, 450, _PCIE5, _H200),
-    _gpu("b200", "NVIDIA B200", 180e9 / GIB, _BF16, 2250, 75, 7750, 900, _PCIE5, _B200),
-    _gpu("mi250x", "AMD Instinct MI250X (one die)", 64, _BF16, 191.5, 23.9, 1638, 100, _PCIE4,
-         _MI250X),
-    _gpu("mi300x", "AMD Instinct MI300X", 192, _BF16, 1307, 163.4, 5300, 448, _PCIE5, _MI300X),
+# In the data sheets' units: GiB, types, TFLOP/s in 16 and 32 bits, GB/s of memory, link and host.
+_TABLE = (
+    ("v100", "Tesla V100-SXM2-32GB", 32, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
+    ("v100-16gb", "Tesla V100-SXM2-16GB", 16, _FP16, 125, 15.7, 900, 150, _PCIE3, _V100),
+    ("t4", "Tesla T4", 15, _FP16, 65, 8.1, 300, _PCIE3, _PCIE3, _T4),
+    ("a10", "NVIDIA A10", 24, _BF16, 125, 31.2, 600, _PCIE4, _PCIE4, _A10),
+    ("a30", "NVIDIA A30", 24, _BF16, 165, 10.3, 933, 100, _PCIE4, _A30),
+    ("a40", "NVIDIA A40", 48, _BF16, 149.7, 37.4, 696, 56, _PCIE4, _A40),
+    ("a100-40gb", "NVIDIA A100-SXM4-40GB", 40, _BF16, 312, 19.5, 1555, 300, _PCIE4, _A100_40),
+    ("a100", "NVIDIA A100-SXM4-80GB", 80, _BF16, 312, 19.5, 2039, 300, _PCIE4, _A100_80),
+    ("l4", "NVIDIA L4", 24, _BF16, 121, 30.3, 300, _PCIE4, _PCIE4, _L4),
+    ("l40s", "NVIDIA L40S", 48, _BF16, 362, 91.6, 864, _PCIE4, _PCIE4, _L40S),
+    ("rtx3090", "NVIDIA GeForce RTX 3090", 24, _BF16, 71, 35.6, 936, _PCIE4, _PCIE4, _GA102),
+    ("rtx4090", "NVIDIA GeForce RTX 4090", 24, _BF16, 165, 82.6, 1008, _PCIE4, _PCIE4, _ADA),
+    ("h100", "NVIDIA H100 80GB HBM3", 80, _BF16, 989, 67, 3350, 450, _PCIE5, _H100),
+    ("h100-pcie", "NVIDIA H100 PCIe", 80, _BF16, 756, 51, 2000, 300, _PCIE5, _H100),
+    ("h200", "NVIDIA H200", 141e9 / GIB, _BF16, 989, 67, 4800, 450, _PCIE5, _H200),
+    ("b200", "NVIDIA B200", 180e9 / GIB, _BF16, 2250, 75, 7750, 900, _PCIE5, _B200),
+    ("mi250x", "AMD Instinct MI250X (one die)", 64, _BF16, 191.5, 23.9, 1638, 100, _PCIE4, _MI250X),
+    ("mi300x", "AMD Instinct MI300X", 192, _BF16, 1307, 163.4, 5300, 448, _PCIE5, _MI300X),
 )  # fmt: skip
-# What a plan uses for a GPU that is not in the table.
+GPUS: tuple[GpuSpec, ...] = tuple(
+    GpuSpec(key, name, int(gib * GIB), dtypes, half * _TERA, fp32 * _TERA, memory * _GIGA, link * _GIGA, host * _GIGA,
+            source)
+    for key, name, gib, dtypes, half, fp32, memory, link, host, source in _TABLE
+)  # fmt: skip
+# For a GPU that is not in the table.
 TYPICAL = next(gpu for gpu in GPUS if gpu.key == "a100")
 
 
 class UnknownGpuError(ValueError):
-    """A `--gpu` that the table does not have."""
+    """A `--gpu` that is not in the table."""
 
 
 def find_gpu(key: str) -> GpuSpec:
-    """The GPU of that key.
+    """The GPU with this key.
 
     Raises:
-        UnknownGpuError: names the nearest, or all.
+        UnknownGpuError: lists the nearest key, or all.
     """
     wanted = key.strip().lower().replace("_", "-").replace(" ", "")
     for gpu in GPUS:
@@ -132,12 +120,12 @@ def find_gpu(key: str) -> GpuSpec:
 
 
 def recognize_gpu(name: str) -> GpuSpec | None:
-    """The GPU whose vendor's name a driver shows, None if the table does not have it."""
+    """The GPU with this name from a driver; None if it is not in the table."""
     plain = _plain(name)
     for gpu in sorted(GPUS, key=lambda g: -len(g.name)):
         if _plain(gpu.name) in plain:
             return gpu
-    # A driver may leave out the size of the memory: 'NVIDIA H100'.
+    # A driver may omit the size of the memory: 'NVIDIA H100'.
     return next((gpu for gpu in GPUS if len(plain) > 2 and _plain(gpu.name).startswith(plain)), None)
 
 

@@ -1,6 +1,6 @@
-"""The loss scale of a training: counted on the device as it lives, and read from whatever scales the loss.
+"""The loss scale: a GradScaler that counts on the device, and reading the scale of any scaler.
 
-How a dynamic scale moves: Micikevicius et al., "Mixed Precision Training", 2018, section 3.2.
+Dynamic loss scaling: Micikevicius et al., "Mixed Precision Training", 2018, section 3.2.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from typing_extensions import override
 
 _log = logging.getLogger(__name__)
-# torch warns that below 1 "something is likely wrong" (torch/amp/grad_scaler.py).
+# Below 1 torch warns that "something is likely wrong" (torch/amp/grad_scaler.py).
 DEFAULT_FLOOR = 1.0
 _COUNTS = ("skipped_steps", "overflows", "floor_steps")
 _STATE = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
-# The device holds the scale as a float32 and counts in an int32: what is larger would be infinite, or raise.
+# The device has the scale as float32 and counts as int32: larger values would be infinite, or raise.
 _COUNTED = ("growth_interval", "_growth_tracker")
 _LARGEST, _LARGEST_COUNT = torch.finfo(torch.float32).max, torch.iinfo(torch.int32).max
 
 
 class LossScaleError(ValueError):
-    """Something scales the loss, but does not say by how much; `__cause__` is what it raised, if it did."""
+    """Something scales the loss, but the scale cannot be read; `__cause__` is the error that it raised, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class LossScaleSample:
     """The loss scale at one moment.
 
     Attributes:
-        scale: what the loss is multiplied with; may be 0, infinite or NaN, which is a training in trouble.
-        dynamic: whether it moves with the overflows.
+        scale: factor of the loss; 0, infinite or NaN if the training has failed.
+        dynamic: whether overflows change it.
         source: what scales the loss.
-        skipped_steps: optimizer steps that were left out because of an overflow; None if nobody counts them.
-        growth_tracker: steps since the scale last moved; None if nobody counts them.
-        floor_steps: steps in a row, up to this one, with the scale at its floor; None if nobody counts them.
+        skipped_steps: optimizer steps skipped because of an overflow; None if they are not counted.
+        growth_tracker: steps since the scale last changed; None if they are not counted.
+        floor_steps: consecutive steps, up to this one, with the scale at its floor; None if they are not counted.
     """
 
     scale: float
@@ -52,7 +52,7 @@ class LossScaleSample:
 
 @dataclass(frozen=True, slots=True)
 class LiveScale:
-    """As `LossScaleSample`, its numbers still on the device where they live there: 0-dim tensors."""
+    """As `LossScaleSample`, with numbers that may still be on the device, as 0-dim tensors."""
 
     scale: float | Tensor
     dynamic: bool
@@ -63,9 +63,9 @@ class LiveScale:
 
 
 class CountingGradScaler(torch.amp.GradScaler):
-    """torch's scaler that also counts skipped steps and overflows, on the device and without a host sync.
+    """torch's GradScaler, which also counts skipped steps and overflows on the device without a host sync.
 
-    Takes the arguments of `torch.amp.GradScaler`. Its state holds the counts too, and a plain scaler loads that state.
+    Its state contains the counts, and a plain scaler loads that state.
 
     Args:
         device: kind of device, 'cuda' or 'cpu'.
@@ -76,18 +76,18 @@ class CountingGradScaler(torch.amp.GradScaler):
     def __init__(self, device: str = "cuda", *, floor: float = DEFAULT_FLOOR, **options: Any) -> None:
         super().__init__(device, **options)
         self.floor = floor
-        # What torch's own look at the overflow has brought to the host; a fused optimizer skips on the device.
+        # Skipped steps that torch has already read on the host; a fused optimizer skips on the device.
         self.seen_skips = 0
-        # Until the device is known: what a checkpoint brought.
+        # Counts from a checkpoint, until the device is known.
         self._loaded = dict.fromkeys(_COUNTS, 0)
         self._counts: dict[str, Tensor] | None = None
 
     @classmethod
     def adopt(cls, scaler: torch.amp.GradScaler, floor: float = DEFAULT_FLOOR) -> CountingGradScaler:
-        """A counting scaler that goes on where a plain one stands, between two steps.
+        """A counting scaler with the state of a plain one. Call it between two steps.
 
         Args:
-            scaler: enabled; its settings and scale are taken.
+            scaler: enabled; its settings and scale are copied.
             floor: see the class.
         """
         made = cls(scaler._device, floor=floor)
@@ -96,7 +96,7 @@ class CountingGradScaler(torch.amp.GradScaler):
 
     @override
     def update(self, new_scale: float | Tensor | None = None) -> None:
-        """As torch's, and count. Adds no host sync."""
+        """As torch's, with counting. Adds no host sync."""
         if not self.is_enabled() or new_scale is not None or self._scale is None:
             super().update(new_scale)
             return
@@ -106,7 +106,7 @@ class CountingGradScaler(torch.amp.GradScaler):
             for flag in state["found_inf_per_device"].values()
         ]
         counts = self._on_device(self._scale.device)
-        # Few and small kernels: this runs in every step.
+        # Few small kernels, as this runs in every step.
         if len(found) == 1:
             counts["skipped_steps"].add_(found[0])
             counts["overflows"].add_(found[0])
@@ -121,7 +121,7 @@ class CountingGradScaler(torch.amp.GradScaler):
     def _maybe_opt_step(
         self, optimizer: torch.optim.Optimizer, optimizer_state: dict[str, Any], *args: Any, **kwargs: Any
     ) -> float | None:
-        """As torch's, and remember what came of it."""
+        """As torch's, and count a skipped step."""
         if sum(found.item() for found in optimizer_state["found_inf_per_device"].values()):
             self.seen_skips += 1
             return None
@@ -129,7 +129,7 @@ class CountingGradScaler(torch.amp.GradScaler):
 
     def _on_device(self, device: torch.device) -> dict[str, Tensor]:
         if self._counts is None:
-            # Doubles count every step of any training; on the device the copy happens once.
+            # float64 counts exactly for any training. The copy to the device happens once.
             self._counts = {
                 name: torch.full((), number, dtype=torch.float64, device=device)
                 for name, number in self._loaded.items()
@@ -137,35 +137,35 @@ class CountingGradScaler(torch.amp.GradScaler):
         return self._counts
 
     def live(self) -> LiveScale:
-        """Scale and counts where they are; nothing is waited for."""
+        """Scale and counts, without waiting for the device."""
         counts: Any = self._loaded if self._counts is None else self._counts
         scale = self._init_scale if self._scale is None else self._scale
         tracker = self._init_growth_tracker if self._growth_tracker is None else self._growth_tracker
         return LiveScale(scale, True, "torch", counts["skipped_steps"], tracker, counts["floor_steps"])
 
     def counts(self) -> dict[str, int]:
-        """Skipped steps, overflows (of each optimizer), steps in a row at the floor; waits for the device."""
+        """Skipped steps, overflows (of all optimizers), consecutive steps at the floor. Waits for the device."""
         return {name: int(value) for name, value in (self._counts or self._loaded).items()}
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with the counts beside it."""
+        """As torch's, with the counts."""
         state = super().state_dict()
         return {**state, "counts": self.counts()} if state else state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a saved scale; one that is damaged or empty is told, and the scale starts afresh."""
+        """Restore a saved scale; if it is damaged or empty, log a warning and start anew."""
         if not self.is_enabled():
-            return  # as torch's: nothing is scaled, so there is nothing to go on with
+            return  # as torch's: nothing is scaled
         problem = state_problem(state_dict)
         if problem is not None:
-            _log.warning("the saved loss scale is not used: %s; it starts afresh at %g", problem, self._init_scale)
+            _log.warning("the saved loss scale is not used: %s; it starts anew at %g", problem, self._init_scale)
             return
         super().load_state_dict(state_dict)
         saved = state_dict.get("counts")
         counts = cast(Mapping[str, Any], saved) if isinstance(saved, Mapping) else {}
-        # The scale is what must be right; a count that is none begins anew.
+        # Only the scale must be valid; an invalid count starts at 0.
         self._loaded = {
             name: n if isinstance(n := counts.get(name), int) and 0 <= n <= _LARGEST_COUNT else 0 for name in _COUNTS
         }
@@ -173,10 +173,10 @@ class CountingGradScaler(torch.amp.GradScaler):
 
 
 def state_problem(state: Any) -> str | None:
-    """What is wrong with the saved state of a GradScaler; None if it can be gone on with.
+    """What is wrong with the saved state of a GradScaler; None if it can be restored.
 
     Args:
-        state: from `GradScaler.state_dict`, or whatever stands in its place.
+        state: from `GradScaler.state_dict`, or any other object.
     """
     if not isinstance(state, Mapping):
         return f"it is a {type(state).__name__}, not a mapping"
@@ -190,27 +190,27 @@ def state_problem(state: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value <= largest:
             return f"{key} is {reprlib.repr(value)}"
     if not values["scale"] or values["growth_factor"] <= 1 or not 0 < values["backoff_factor"] < 1:
-        return "scale, growth_factor or backoff_factor cannot move a scale"
+        return "scale, growth_factor or backoff_factor is out of range"
     return None
 
 
 def find_loss_scale(trainer: Any) -> LiveScale | None:
     """What scales the loss in a Trainer, without waiting for the device; None if nothing does.
 
-    Asks the trainer for no more than it needs: a plain object with `strategy.precision_plugin.scaler` is enough.
+    A plain object with `strategy.precision_plugin.scaler` is enough.
 
     Args:
         trainer: Lightning's Trainer, or an object with some of its attributes.
 
     Raises:
-        LossScaleError: there is a scaler, but it raises, or answers with something that is no number.
+        LossScaleError: the scaler raises an error, or returns something that is no number.
     """
     try:
         return _live_scale(trainer)
     except LossScaleError:
         raise
     except Exception as error:
-        raise LossScaleError(f"looking for the loss scale raised {type(error).__name__}: {error}") from error
+        raise LossScaleError(f"reading the loss scale raised {type(error).__name__}: {error}") from error
 
 
 def _live_scale(trainer: Any) -> LiveScale | None:
@@ -223,9 +223,9 @@ def _live_scale(trainer: Any) -> LiveScale | None:
         if not scaler.is_enabled():
             return None
         held = scaler._get_scale_async()
-        return LiveScale(_asked(scaler) if held is None else held, True, "torch", None, scaler._growth_tracker)
+        return LiveScale(_call_get_scale(scaler) if held is None else held, True, "torch", None, scaler._growth_tracker)
     if scaler is not None:
-        return LiveScale(_asked(scaler), True, "other")
+        return LiveScale(_call_get_scale(scaler), True, "other")
     return _deepspeed_scale(strategy)
 
 
@@ -250,8 +250,8 @@ def read_loss_scale(trainer: Any) -> LossScaleSample | None:
     )
 
 
-def _asked(scaler: Any) -> float:
-    """What `get_scale()` says, as long as it is a number."""
+def _call_get_scale(scaler: Any) -> float:
+    """The result of `get_scale()`, checked to be a number."""
     try:
         value = scaler.get_scale()
     except Exception as error:
@@ -268,9 +268,9 @@ def _number(value: Any, origin: str) -> float:
 
 
 def _deepspeed_scale(strategy: Any) -> LiveScale | None:
-    """The live scale of a DeepSpeed engine; `engine.loss_scale()` would be the configured one.
+    """The current scale of a DeepSpeed engine; `engine.loss_scale()` is the configured one.
 
-    ZeRO's optimizers hold a scaler of their own, the others the scale itself (deepspeed/runtime/zero, runtime/fp16).
+    ZeRO's optimizers have a scaler, the others the scale itself (deepspeed/runtime/zero, runtime/fp16).
     """
     engine = getattr(strategy, "deepspeed_engine", None)
     optimizer = getattr(engine, "optimizer", None)

@@ -1,7 +1,6 @@
 """`estimate_memory`: bytes of one rank at the peak of a training step, by part. Pure.
 
-Model states by `strategies.model_states`, activations by `strategies.trace`; this puts them on one line of time: what
-is alive together in the forward pass, in the backward pass and in the optimizer's step.
+A strategy gives the model states and the moments of a step that can be its peak; `strategies.trace` the activations.
 """
 
 from __future__ import annotations
@@ -9,18 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from strategies.candidates import Candidate
-from strategies.model_states import ModelShape, StateTypes, ZeroSettings, model_states
+from strategies.base import StrategyEntry, TrainingStep
+from strategies.model_states import DEFAULT_SETTINGS, ModelShape, ZeroSettings
 from strategies.precision import Precision
 from strategies.step_trace import StepTrace
-from strategies.zero_moments import Moment, ZeroStep
 
 Method = Literal["traced", "probed", "bound"]
-_HALF = (Precision.FP16_TRUE, Precision.BF16_TRUE)
-# Of a CPU's process beside its tensors, once it trains: matrix products' scratch memory, autograd's and Python's
-# objects. Ten families of models had 2 to 17 MiB, half of them at most 7 (`tests.benchmarks.oracle`).
+# Memory of a CPU process beside its tensors while it trains: scratch memory of matrix products, objects of autograd and
+# Python. Ten families of models had 2 to 17 MiB, half of them at most 7 (`tests.benchmarks.oracle`).
 PROCESS = 10 << 20
-_MIXED = (Precision.FP16_MIXED, Precision.BF16_MIXED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +25,11 @@ class MemoryEstimate:
 
     Attributes:
         parameters: weights and the module's buffers.
-        gradients: what is alive of them in that phase.
+        gradients: those alive in that phase.
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
-        activations: what the step allocates: saved for backward, the batch, temporaries of ops and optimizer.
-        buffers: the strategy's own: DeepSpeed's buckets and gathered parameters; on a CPU what a process has itself.
-        host: bytes in host memory for each rank (offload); on a CPU these are the device's.
+        activations: allocated by the step: saved for backward, the batch, temporaries of ops and optimizer.
+        buffers: of the strategy: DeepSpeed's buckets and gathered parameters; on a CPU also those of the process.
+        host: bytes in host memory for each rank (offload).
         nvme: bytes on NVMe for each rank (offload).
         phase: 'forward', 'backward' or 'step'.
         method: how activations were found: 'traced' on fake tensors, 'probed' by a real step, or an analytic 'bound'.
@@ -55,27 +51,14 @@ class MemoryEstimate:
         return self.parameters + self.gradients + self.optimizer_states + self.activations + self.buffers
 
 
-def state_types(candidate: Candidate, precision: Precision) -> StateTypes:
-    """How wide a candidate keeps its states in a precision.
-
-    Without ZeRO mixed precision is autocast over fp32 parameters, and a true half keeps everything in half; DeepSpeed
-    casts the module in both, and keeps fp32 states.
-    """
-    if precision in _HALF:
-        return StateTypes(2, 1.0 if candidate.stage else 0.5, 0.5)
-    if precision in _MIXED and candidate.stage:
-        return StateTypes(2)
-    return StateTypes(8, 2.0, 2.0) if precision is Precision.FP64_TRUE else StateTypes()
-
-
 def estimate_memory(
     model: ModelShape,
     trace: StepTrace,
-    candidate: Candidate,
+    candidate: StrategyEntry,
     world_size: int,
     precision: Precision,
     *,
-    settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
+    settings: ZeroSettings = DEFAULT_SETTINGS,
     accumulate: int = 1,
     method: Method = "traced",
     whole_process: bool = False,
@@ -91,27 +74,12 @@ def estimate_memory(
         settings: DeepSpeed's buckets.
         accumulate: micro batches per optimizer step.
         method: how `trace` was found.
-        whole_process: count what a CPU's process has with gloo, instead of what a GPU's allocator has.
+        whole_process: count the memory of a CPU process with gloo, instead of a GPU's allocator.
     """
-    measured = trace.optimizer_states if candidate.stage == 0 and method != "bound" else None
-    types = state_types(candidate, precision)
-    states = model_states(model, candidate, world_size, types, settings, unsharded_optimizer_bytes=measured)
-    if candidate.stage:
-        zero = ZeroStep(
-            candidate.stage,
-            model,
-            trace,
-            states,
-            settings,
-            world_size,
-            types.parameter_bytes,
-            accumulate,
-            offloads=candidate.offload is not None,
-            whole_process=whole_process,
-        )
-        moments = list(zero.moments())
-    else:
-        moments = _unsharded(candidate, trace, states.gradients, accumulate)
+    types = candidate.state_types(precision)
+    step = TrainingStep(model, trace, world_size, types, accumulate, settings, whole_process)
+    states = candidate.model_states(step, None if method == "bound" else trace.optimizer_states)
+    moments = candidate.moments(step, states)
     most = max(moments, key=lambda moment: moment.total)
     own = PROCESS + trace.kernels if whole_process else 0
     return MemoryEstimate(
@@ -125,16 +93,3 @@ def estimate_memory(
         most.phase,
         method,
     )
-
-
-def _unsharded(candidate: Candidate, trace: StepTrace, gradients: int, accumulate: int) -> list[Moment]:
-    """The phases of a step with whole states on each rank."""
-    step = Moment("step", gradients, trace.step + trace.inputs, 0)
-    forward = Moment("forward", gradients, trace.forward, 0)
-    if candidate.name == "single_device" and accumulate == 1:
-        # Lightning frees the last step's gradients between forward and backward; the peak was only seen as a sum.
-        both = trace.backward_with_gradients
-        first = min(gradients, both)
-        return [forward, Moment("backward", first, both - first, 0), step]
-    # DDP's buckets have their final form before there are gradients (`strategies.deterministic_ddp`), and stay.
-    return [forward, Moment("backward", gradients, trace.backward, 0), step]

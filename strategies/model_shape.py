@@ -1,4 +1,4 @@
-"""Reads from a module and its optimizer what the memory formulas need; works on fake, meta and real tensors."""
+"""The shape of a module and its optimizer for the memory formulas; works on fake, meta and real tensors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PROBE_NUMEL = 1 << 20
 
 
 class OptimizerError(ValueError):
-    """`configure_optimizers` gave nothing that one step of automatic optimization can take."""
+    """`configure_optimizers` did not return one optimizer."""
 
 
-def optimizer_of(configured: Any) -> Optimizer:
+def find_optimizer(configured: Any) -> Optimizer:
     """The one optimizer in what `configure_optimizers` returned, in any of Lightning's forms.
 
     Raises:
@@ -47,11 +47,11 @@ def _optimizers(configured: Any) -> list[Optimizer]:
 
 
 def describe_model(module: nn.Module, optimizer: Optimizer, *, foreach: bool = False) -> ModelShape:
-    """Parameters, groups and buffers, with the optimizer probed.
+    """Parameters, groups and buffers, and the result of a probe of the optimizer.
 
     Args:
         module: on any device.
-        optimizer: over the module's parameters.
+        optimizer: of the module's parameters.
         foreach: see `probe_optimizer`.
     """
     parameters = list(module.parameters())
@@ -68,14 +68,14 @@ def describe_model(module: nn.Module, optimizer: Optimizer, *, foreach: bool = F
 
 
 def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> OptimizerShape:
-    """What one step of such an optimizer keeps and allocates, seen on a flat fake fp32 tensor.
+    """What a step of an optimizer of this class keeps and allocates, measured on a flat fake fp32 tensor.
 
     Args:
-        optimizer: its class and its first group's settings count; it is left as it is.
-        foreach: take torch's multi-tensor step where nothing else was asked for, as torch does on a GPU.
+        optimizer: gives the class and the settings of its first group; not changed.
+        foreach: use torch's multi-tensor step unless the group sets another, as torch does on a GPU.
 
     Returns:
-        Adam's numbers under the optimizer's own name if it cannot step on such a tensor (LBFGS needs a closure).
+        Adam's numbers under the optimizer's name if it cannot step on such a tensor (LBFGS needs a closure).
     """
     name = type(optimizer).__name__
     fake = FakeMode()
@@ -84,7 +84,7 @@ def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> Optimizer
         flat = nn.Parameter(torch.zeros(_PROBE_NUMEL))
         flat.grad = torch.zeros(_PROBE_NUMEL)
     twin: Optimizer = object.__new__(type(optimizer))
-    # A scheduler's wrapped `step` is bound to the original.
+    # A scheduler's wrapper of `step` is bound to the original.
     twin.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k != "step"})
     twin.state = defaultdict(dict)
     twin.param_groups = [{**optimizer.param_groups[0], "params": [flat]}]
@@ -97,7 +97,7 @@ def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> Optimizer
             tracker.reset_peak()
             before = tracker.activations
             twin.step()
-    except Exception:  # noqa: BLE001 -- any optimizer of the user's; the plan then takes the largest common kind
+    except Exception:  # noqa: BLE001 -- any optimizer of the user; the plan then assumes Adam
         return OptimizerShape(name)
     full = [value for value in states if value.numel() == _PROBE_NUMEL]
     return OptimizerShape(
@@ -109,7 +109,7 @@ def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> Optimizer
 
 
 def use_foreach(optimizer: Optimizer) -> None:
-    """Multi-tensor steps for groups that say nothing of the implementation: torch's default on CUDA tensors."""
+    """Set multi-tensor steps for groups that do not set an implementation: torch's default on CUDA."""
     for group in optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):
             group["foreach"] = True

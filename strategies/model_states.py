@@ -1,6 +1,6 @@
-"""Model states by ZeRO's formulas, to the byte: what a rank keeps of parameters, gradients and optimizer states.
+"""Model states by ZeRO's formulas, exact to the byte: parameters, gradients and optimizer states of a rank.
 
-ZeRO: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 3. Padding and what is kept beside the formulas
+ZeRO: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 3. Padding and buffers beyond the formulas
 follow DeepSpeed 0.19: `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`; DDP follows torch's `reducer.cpp`.
 `tests/benchmarks/model_states.py` compares every number with the live tensors of real runs.
 """
@@ -11,14 +11,14 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-from strategies.candidates import Candidate
+from strategies.deepspeed_config import NVME, ZeroVariant
 
 FP32 = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterShape:
-    """One parameter; a tied one is there once.
+    """One parameter; a tied one counts once.
 
     Attributes:
         numel: number of elements.
@@ -31,13 +31,13 @@ class ParameterShape:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerShape:
-    """What the user's optimizer keeps, probed on a tensor of its own.
+    """What the user's optimizer keeps, measured on a separate tensor.
 
     Attributes:
         name: its class.
         state_bytes_per_element: bytes of states for each element of a fp32 parameter (8 for Adam).
-        state_bytes_per_tensor: bytes that do not grow with the parameter (4 for Adam's step counter).
-        temporary_bytes_per_element: bytes that a step allocates and frees again for each element, on a flat tensor.
+        state_bytes_per_tensor: bytes per parameter of any size (4 for Adam's step counter).
+        temporary_bytes_per_element: bytes per element that a step allocates and frees, on a flat tensor.
     """
 
     name: str = "AdamW"
@@ -48,13 +48,13 @@ class OptimizerShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the formulas need to know of a model and its optimizer.
+    """A model and its optimizer, as the formulas need them.
 
     Attributes:
         parameters: in the order of `module.parameters()`.
         groups: for each of the optimizer's parameter groups, indices into `parameters`, in the optimizer's order.
         optimizer: what it keeps.
-        float_buffer_bytes: the module's buffers of floating numbers, as the module makes them.
+        float_buffer_bytes: the module's floating-point buffers, as the module creates them.
         other_buffer_bytes: its other buffers, which no precision changes.
     """
 
@@ -75,19 +75,19 @@ class ModelShape:
         return sum(p.numel for p in self.parameters if p.trainable)
 
     def trained_groups(self) -> list[list[int]]:
-        """Element counts of the trainable parameters by optimizer group; groups without any are left out."""
+        """Element counts of the trainable parameters by optimizer group; groups without any are omitted."""
         groups = [[self.parameters[i].numel for i in group if self.parameters[i].trainable] for group in self.groups]
         return [group for group in groups if group]
 
 
 @dataclass(frozen=True, slots=True)
 class StateTypes:
-    """How wide the states are.
+    """Widths of the states.
 
     Attributes:
         parameter_bytes: bytes of a parameter's element, and of its gradient's.
-        state_scale: width of the optimizer's states where they follow the parameter's, against fp32.
-        buffer_scale: width of the module's floating buffers against fp32.
+        state_scale: width of optimizer states relative to fp32, if they have the parameter's type.
+        buffer_scale: width of the module's floating-point buffers relative to fp32.
     """
 
     parameter_bytes: int = FP32
@@ -104,13 +104,13 @@ class ZeroSettings:
     """Sizes of DeepSpeed's buckets, in elements; Lightning's defaults.
 
     Attributes:
-        reduce_bucket_size: gradients that are reduced at once.
+        reduce_bucket_size: gradients that are reduced together.
         overlap_comm: stages 1 and 2 then keep two buckets.
         persistence_threshold: stage 3 keeps smaller parameters gathered.
         max_live_parameters: most elements that stage 3 keeps gathered.
         prefetch_bucket_size: elements that stage 3 gathers ahead.
-        sub_group_size: elements whose states are read from NVMe at once.
-        nvme_buffers: such groups in host memory at once.
+        sub_group_size: elements whose states are read from NVMe together.
+        nvme_buffers: such groups in host memory at the same time.
     """
 
     reduce_bucket_size: int = 200_000_000
@@ -122,15 +122,18 @@ class ZeroSettings:
     nvme_buffers: int = 4
 
 
+DEFAULT_SETTINGS = ZeroSettings()
+
+
 @dataclass(frozen=True, slots=True)
 class ModelStates:
     """Bytes of one rank between backward and optimizer step, when gradients are complete.
 
     Attributes:
-        parameters: weights and the module's buffers, as far as this rank keeps them.
-        gradients: what this rank keeps of them.
+        parameters: weights and the module's buffers that this rank keeps.
+        gradients: those that this rank keeps.
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
-        gathered: stage 3's small parameters that stay whole.
+        gathered: small parameters that stage 3 keeps gathered.
         bucket: DeepSpeed's reduction buckets.
         host: bytes in the host's memory (offload).
         nvme: bytes on NVMe (offload).
@@ -145,43 +148,46 @@ class ModelStates:
     nvme: int = 0
 
 
-def model_states(
-    model: ModelShape,
-    candidate: Candidate,
-    world_size: int,
-    types: StateTypes = StateTypes(),
-    settings: ZeroSettings = ZeroSettings(),
-    *,
-    unsharded_optimizer_bytes: int | None = None,
-) -> ModelStates:
-    """What the rank that holds most keeps.
+def replicated_states(model: ModelShape, types: StateTypes, measured_optimizer: int | None = None) -> ModelStates:
+    """What each rank keeps where none is sharded.
 
     Args:
         model: its parameters and optimizer.
-        candidate: the strategy.
+        types: widths of parameter and states.
+        measured_optimizer: bytes of the optimizer's states if they were measured; else computed from `model.optimizer`.
+    """
+    return ModelStates(
+        parameters=model.numel * types.parameter_bytes + types.buffers(model),
+        gradients=model.trainable_numel * types.parameter_bytes,
+        optimizer_states=_optimizer_bytes(model, types) if measured_optimizer is None else measured_optimizer,
+    )
+
+
+def zero_states(
+    model: ModelShape,
+    variant: ZeroVariant,
+    world_size: int,
+    types: StateTypes = StateTypes(),
+    settings: ZeroSettings = DEFAULT_SETTINGS,
+) -> ModelStates:
+    """What the rank that holds most keeps under ZeRO.
+
+    Args:
+        model: its parameters and optimizer.
+        variant: stage and offload.
         world_size: number of ranks.
         types: widths of parameter and states.
         settings: DeepSpeed's buckets.
-        unsharded_optimizer_bytes: the optimizer's states if they were measured; else from `model.optimizer`.
     """
-    if candidate.stage == 0:
-        if unsharded_optimizer_bytes is None:
-            unsharded_optimizer_bytes = _optimizer_bytes(model, types)
-        return ModelStates(
-            parameters=model.numel * types.parameter_bytes + types.buffers(model),
-            gradients=model.trainable_numel * types.parameter_bytes,
-            optimizer_states=unsharded_optimizer_bytes,
-        )
-    if candidate.stage == 3:
-        return _stage_3(model, candidate, world_size, types, settings)
-    return _stage_1_or_2(model, candidate, world_size, types, settings)
+    states = _stage_3 if variant.stage == 3 else _stage_1_or_2
+    return states(model, variant, world_size, types, settings)
 
 
 def owned_parts(model: ModelShape, stage: int, world_size: int) -> tuple[int, ...]:
-    """Elements of each optimizer group whose states one rank owns, padding counted.
+    """Elements of each optimizer group whose states one rank owns, with padding.
 
-    In stages 1 and 2 a group lies in one flat buffer, padded to 2 elements a rank; in stage 3 each parameter is cut by
-    itself, padded to one element a rank.
+    In stages 1 and 2 a group is one flat buffer, padded to 2 elements per rank; in stage 3 each parameter is split
+    separately, padded to one element per rank.
     """
     groups = model.trained_groups()
     if stage == 3:
@@ -199,15 +205,15 @@ def _optimizer_bytes(model: ModelShape, types: StateTypes) -> int:
 
 def _stage_1_or_2(
     model: ModelShape,
-    candidate: Candidate,
+    variant: ZeroVariant,
     world_size: int,
     types: StateTypes,
     settings: ZeroSettings,
 ) -> ModelStates:
-    """Each optimizer group lies in one flat buffer, padded to 2 elements a rank; a rank owns one part of each."""
+    """Each optimizer group is one flat buffer, padded to 2 elements per rank; a rank owns one part of each."""
     groups = model.trained_groups()
-    parts = owned_parts(model, candidate.stage, world_size)
-    # What no optimizer group holds, or is frozen, stays where it is.
+    parts = owned_parts(model, variant.stage, world_size)
+    # Parameters in no optimizer group and frozen ones are not moved.
     outside = model.numel - sum(map(sum, groups))
     states = sum(
         part * (FP32 + model.optimizer.state_bytes_per_element) + model.optimizer.state_bytes_per_tensor
@@ -216,8 +222,8 @@ def _stage_1_or_2(
     kept = max(owned_gradients(groups, parts, world_size))
     bucket = settings.reduce_bucket_size * types.parameter_bytes * (2 if settings.overlap_comm else 1)
     parameters = (sum(parts) * world_size + outside) * types.parameter_bytes + types.buffers(model)
-    if candidate.offload:
-        # fp32 master, states and a fp32 gradient of each part in host memory, and one part in the parameters' width.
+    if variant.offload_optimizer:
+        # In host memory: fp32 master, states and fp32 gradient of each part, and one part in the parameters' width.
         host = states + sum(parts) * (FP32 + types.parameter_bytes)
         largest = max((p.numel for p in model.parameters), default=0) * types.parameter_bytes
         return ModelStates(parameters, 0, 0, bucket=bucket + largest, host=host + largest)
@@ -225,11 +231,11 @@ def _stage_1_or_2(
 
 
 def owned_gradients(groups: list[list[int]], parts: tuple[int, ...], world_size: int) -> list[int]:
-    """Elements of gradients that each rank keeps in stages 1 and 2, of the first `RANKS_LOOKED_AT` ranks.
+    """Elements of gradients that each rank keeps in stages 1 and 2, for the first `MOST_RANKS` ranks.
 
-    Whole tensors that reach into its part, and the padding.
+    These are all tensors that overlap its part, and the padding.
     """
-    kept = [0] * min(world_size, RANKS_LOOKED_AT)
+    kept = [0] * min(world_size, MOST_RANKS)
     for group, part in zip(groups, parts, strict=True):
         ends = list(accumulate(group))
         for rank in range(len(kept)):
@@ -242,14 +248,14 @@ def owned_gradients(groups: list[list[int]], parts: tuple[int, ...], world_size:
     return kept
 
 
-# With more ranks than this a part is smaller than most tensors, and its rank keeps one or two of them.
-RANKS_LOOKED_AT = 4096
+# With more ranks a part is smaller than most tensors, and its rank keeps one or two of them.
+MOST_RANKS = 4096
 
 
 def _stage_3(
-    model: ModelShape, candidate: Candidate, world_size: int, types: StateTypes, settings: ZeroSettings
+    model: ModelShape, variant: ZeroVariant, world_size: int, types: StateTypes, settings: ZeroSettings
 ) -> ModelStates:
-    """Each parameter is cut by itself, padded to one element a rank; gradients have a buffer of their own."""
+    """Each parameter is split separately, padded to one element per rank; gradients have a separate buffer."""
     parts = [-(-p.numel // world_size) for p in model.parameters]
     groups = [[i for i in group if model.parameters[i].trainable] for group in model.groups]
     groups = [group for group in groups if group]
@@ -264,10 +270,10 @@ def _stage_3(
     bucket = settings.reduce_bucket_size * types.parameter_bytes
     kept = sum(parts) * types.parameter_bytes
     gradients = owned * types.parameter_bytes
-    if not candidate.offload:
+    if not variant.offload_optimizer:
         return ModelStates(kept + types.buffers(model), gradients, states, gathered=gathered, bucket=bucket)
     moved = states + owned * FP32  # with the fp32 gradient
-    on_nvme = candidate.offload == "nvme"
+    on_nvme = variant.offload_optimizer == NVME
     largest = max(owned_parts(model, 3, world_size), default=0)
     in_flight = min(largest, settings.sub_group_size) * settings.nvme_buffers * FP32
     host = kept + gradients + (in_flight if on_nvme else moved)

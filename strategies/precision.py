@@ -1,6 +1,6 @@
-"""Mixed precision: its names, and the rule by which all ranks get the same one.
+"""Names of precisions, and the agreement of all ranks on one.
 
-Works without torch, Lightning or DeepSpeed: what a device can do comes in as a `RankCapability`.
+Needs no torch, Lightning or DeepSpeed: a `RankCapability` describes a device.
 """
 
 from strategies.precision_agreement import AgreedPrecision, DeviceKind, RankCapability, reconcile

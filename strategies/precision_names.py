@@ -20,7 +20,7 @@ class Precision(StrEnum):
 
 AUTO = "auto"
 
-# Lower case, blanks stripped and '_' read as '-', before the look-up.
+# Looked up in lower case, without blanks, and with '-' for '_'.
 _SPELLINGS: dict[str, Precision] = {
     "16": Precision.FP16_MIXED,
     "fp16": Precision.FP16_MIXED,
@@ -44,7 +44,7 @@ _SPELLINGS: dict[str, Precision] = {
     "64-true": Precision.FP64_TRUE,
 }
 
-# What the device computes the products in.
+# The type of the matrix products.
 DTYPE: dict[Precision, str] = {
     Precision.FP16_MIXED: "fp16",
     Precision.FP16_TRUE: "fp16",
@@ -54,11 +54,11 @@ DTYPE: dict[Precision, str] = {
     Precision.FP64_TRUE: "fp64",
 }
 
-# Asked for now and then, and not trained in here.
+# Known elsewhere, but not supported for training here.
 _REFUSED = {
     "fp8": "needs NVIDIA's Transformer Engine and a recipe for each layer, which the launcher does not set up",
-    "nf4": "is a format of frozen weights, not of a training",
-    "int8": "is a format of frozen weights, not of a training",
+    "nf4": "is a format for frozen weights, not for training",
+    "int8": "is a format for frozen weights, not for training",
 }
 _REFUSED["8"] = _REFUSED["float8"] = _REFUSED["transformer-engine"] = _REFUSED["fp8"]
 
@@ -67,8 +67,8 @@ class PrecisionError(ValueError):
     """A precision that does not exist, or that some rank cannot run.
 
     Attributes:
-        value: what was asked for, as given.
-        ranks: the ranks that stand in the way; empty when the value itself is no precision.
+        value: the precision, as given.
+        ranks: the ranks that cannot run it; empty if the value is no precision.
         nearest: what would work instead, if there is such a thing.
     """
 
@@ -119,14 +119,14 @@ def compute_effective_precision(
 
     Args:
         requested_precision: any spelling that `normalize_precision` takes.
-        use_amp: None leaves `requested_precision` as it is; True wishes for mixed precision; False turns it off.
+        use_amp: None returns `requested_precision`; True uses mixed precision if available; False turns it off.
         cuda_available: whether a CUDA device can be used.
         use_gpu: whether the user wants one used.
         bf16_supported: whether that device computes bf16 natively.
         mps_available: whether this is an Apple GPU; Lightning has no autocast there, so it changes nothing.
 
     Raises:
-        PrecisionError: `requested_precision` is no precision, whatever `use_amp` says.
+        PrecisionError: `requested_precision` is no precision, for any `use_amp`.
     """
     del mps_available
     normalized = normalize_precision(requested_precision)

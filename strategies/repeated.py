@@ -1,4 +1,4 @@
-"""Many records that differ in their number alone, kept once: what is decided of one is decided of all."""
+"""A sequence of records that differ only in their number, stored once: what holds for one holds for all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RepeatedRecords(Sequence[T]):
-    """`number` records like the first, each made when it is asked for.
+    """`number` records like the first, each created when it is accessed.
 
     Attributes:
         first: the record number 0.
         number: how many there are.
-        numbered: makes the record of a number from the first; changes nothing that a decision looks at.
+        numbered: creates the record of a number from the first; changes nothing that a decision depends on.
     """
 
     first: T
@@ -32,20 +32,20 @@ class RepeatedRecords(Sequence[T]):
     def __getitem__(self, index: slice) -> Sequence[T]: ...
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
-            return tuple(self[place] for place in range(self.number)[index])
-        place = range(self.number)[index]
-        return self.numbered(self.first, place) if place else self.first
+            return tuple(self[position] for position in range(self.number)[index])
+        position = range(self.number)[index]
+        return self.numbered(self.first, position) if position else self.first
 
 
-def where(records: Sequence[T], holds: Callable[[T], bool]) -> Sequence[T]:
-    """The records that `holds` is true of, in order; of records that are alike, all or none."""
+def select(records: Sequence[T], holds: Callable[[T], bool]) -> Sequence[T]:
+    """The records for which `holds` is true, in order; all or none of repeated records."""
     if isinstance(records, RepeatedRecords):
         return records if records.number and holds(records.first) else ()
     return [record for record in records if holds(record)]
 
 
-def counted(records: Sequence[T]) -> Sequence[tuple[T, int]]:
-    """Records and how many there are of each: one of those that are alike, any other by itself."""
+def count_groups(records: Sequence[T]) -> Sequence[tuple[T, int]]:
+    """Records and how many there are of each; repeated records are one group, all others single."""
     if isinstance(records, RepeatedRecords):
         return [(records.first, records.number)] if records.number else []
     return [(record, 1) for record in records]

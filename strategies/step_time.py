@@ -1,6 +1,6 @@
 """A cost model of one optimizer step: computing, bytes on the wire, the optimizer's memory traffic. Pure.
 
-It ranks strategies; it does not promise seconds. Volumes: ZeRO (Rajbhandari et al. 2020), section 7, and ring
+It ranks strategies; the seconds are not a forecast. Volumes: ZeRO (Rajbhandari et al. 2020), section 7, and ring
 collectives (Patarasuk and Yuan 2009): an all-reduce of S bytes over N ranks sends 2 S (N-1)/N per rank, an all-gather
 or a reduce-scatter S (N-1)/N.
 """
@@ -8,74 +8,28 @@ or a reduce-scatter S (N-1)/N.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from strategies.candidates import Candidate
-from strategies.model_states import ModelShape, ZeroSettings
-from strategies.step_trace import StepTrace
+from strategies.base import StrategyEntry, TrainingStep
+from strategies.machine import CollectiveTraffic, MachineModel
 
 # Share of a GPU's peak that large models reach in training (Narayanan et al. 2021, table 1: 44 to 52 %).
 _EFFICIENCY = 0.45
 # Share of a link's peak that large collectives reach.
 _LINK_EFFICIENCY = 0.7
-_BACKWARD_SHARE = 2 / 3  # backward computes two products for each of forward's
-_DDP_BUCKET = 25 << 20  # torch's bucket_cap_mb
 _LATENCY_IN_NODE = 10e-6
 _LATENCY_ACROSS = 30e-6
-# Python work that DeepSpeed's hooks add for each parameter tensor in each micro batch.
-_HOOK_SECONDS = {1: 50e-6, 2: 50e-6, 3: 300e-6}
-_NVME_BANDWIDTH = 3e9
-_CPU_ADAM_ELEMENTS = 0.5e9  # elements/s that a host's CPU Adam updates for one rank
-
-
-@dataclass(frozen=True, slots=True)
-class MachineModel:
-    """What computes and what connects.
-
-    Attributes:
-        device_kind: 'cpu', 'cuda' or 'mps'.
-        world_size: number of ranks.
-        ranks_per_node: ranks on one node.
-        memory_bytes: device memory of one rank.
-        flops: peak FLOP/s of one rank in the precision at hand.
-        memory_bandwidth: bytes/s of device memory.
-        link_bandwidth: bytes/s to the ranks of the same node, one direction.
-        node_bandwidth: bytes/s of one rank's share of its node's network, one direction.
-        host_bandwidth: bytes/s to host memory, one direction.
-        host_memory_bytes: host memory of one rank; None if not known.
-        nvme_bytes: room on NVMe for one rank; None if not known.
-        source: address of what the device's numbers are from; None if they are only typical ones.
-        known: whether the numbers are this device's, or only typical ones.
-    """
-
-    device_kind: str
-    world_size: int
-    ranks_per_node: int
-    memory_bytes: int
-    flops: float
-    memory_bandwidth: float
-    link_bandwidth: float
-    node_bandwidth: float
-    host_bandwidth: float
-    host_memory_bytes: int | None = None
-    known: bool = True
-    nvme_bytes: int | None = None
-    source: str | None = None
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes."""
-        return -(-self.world_size // self.ranks_per_node)
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds of one optimizer step, and where they go.
+    """Seconds of one optimizer step, by part.
 
     Attributes:
         compute: forward and backward.
         communication: all collectives, overlapped or not.
-        exposed: what of them computing does not hide.
+        exposed: the part of them that computing does not hide.
         optimizer: the optimizer's step.
         overhead: Python work of the strategy.
         bytes_per_rank: bytes that a rank sends in one optimizer step.
@@ -96,97 +50,65 @@ class StepTime:
         return self.compute + self.exposed + self.optimizer + self.overhead
 
 
-def step_time(
-    model: ModelShape,
-    trace: StepTrace,
-    candidate: Candidate,
-    machine: MachineModel,
-    *,
-    parameter_bytes: int,
-    accumulate: int,
-    settings: ZeroSettings = ZeroSettings(),  # noqa: B008 -- frozen
-) -> StepTime:
+def step_time(strategy: StrategyEntry, step: TrainingStep, machine: MachineModel) -> StepTime:
     """Estimate one optimizer step.
 
     Args:
-        model: parameters and optimizer.
-        trace: of one micro batch.
-        candidate: the strategy.
+        strategy: what exchanges and updates.
+        step: model and activations; the types are those of `strategy`.
         machine: the ranks.
-        parameter_bytes: width of this candidate's parameters and gradients.
-        accumulate: micro batches per optimizer step.
-        settings: DeepSpeed's buckets.
     """
-    compute = accumulate * trace.flops / (machine.flops * _EFFICIENCY)
-    backward = _BACKWARD_SHARE * compute
-    weights = model.numel * parameter_bytes
-    gradients = model.trainable_numel * parameter_bytes
-    tensors = len(model.parameters)
-    hidden: list[tuple[float, float]] = []  # seconds of a collective, seconds of computing that can hide it
-    sent = 0.0
-    if candidate.stage == 0:
-        if candidate.name != "single_device":
-            sent = 2 * gradients
-            last = backward / accumulate  # only the last micro batch's backward communicates
-            hidden.append((_seconds(2 * gradients, math.ceil(gradients / _DDP_BUCKET), machine), last))
-    elif candidate.stage < 3:
-        rounds = accumulate if candidate.stage == 2 else 1
-        buckets = math.ceil(model.trainable_numel / settings.reduce_bucket_size)
-        sent = rounds * gradients + gradients
-        hidden.append((_seconds(rounds * gradients, rounds * buckets, machine), backward * rounds / accumulate))
-        # The updated parameters are gathered after the step, with nothing left to compute.
-        hidden.append((_seconds(gradients, buckets, machine), 0.0))
-    else:
-        # Up to the reuse distance the forward pass's parameters are still there in the backward pass.
-        gathers = 1 if model.numel <= settings.max_live_parameters else 2
-        sent = accumulate * (gathers * weights + gradients)
-        hidden.append((_seconds(accumulate * weights, accumulate * tensors, machine), compute - backward))
-        rest = accumulate * ((gathers - 1) * weights + gradients)
-        hidden.append((_seconds(rest, accumulate * tensors, machine), backward))
-    communication = sum(seconds for seconds, _ in hidden)
-    exposed = sum(max(0.0, seconds - within) for seconds, within in hidden)
-    share = (machine.world_size - 1) / machine.world_size
-    optimizer, moved = _optimizer(model, candidate, machine, parameter_bytes, accumulate)
+    compute = step.accumulate * step.trace.flops / (machine.flops * _EFFICIENCY)
+    collectives = strategy.collectives(step, machine, compute)
+    spent = [_seconds(each, machine) for each in collectives]
+    communication = sum(spent)
+    exposed = sum(max(0.0, time - each.hidden_by) for time, each in zip(spent, collectives, strict=True))
+    optimizer, moved = strategy.optimizer_time(step, machine)
+    crossing = [each for each in collectives if each.scope != "node"] if machine.num_nodes > 1 else []
     return StepTime(
         compute,
         communication + moved,
         exposed + moved,
         optimizer,
-        _HOOK_SECONDS.get(candidate.stage, 0.0) * tensors * accumulate,
-        round(sent * share),
-        round(sent * share) if machine.num_nodes > 1 else 0,
+        strategy.hook_seconds * len(step.model.parameters) * step.accumulate,
+        _sent(collectives, machine),
+        _sent(crossing, machine),
     )
 
 
-def _seconds(volume: float, messages: int, machine: MachineModel) -> float:
-    """Of ring collectives that send `volume` bytes, times (N-1)/N, from each rank.
+def _ring(collective: CollectiveTraffic, machine: MachineModel) -> int:
+    """Number of ranks that exchange with each other."""
+    if collective.scope == "node":
+        return min(machine.world_size, machine.ranks_per_node)
+    return machine.num_nodes if collective.scope == "across" else machine.world_size
 
-    A ring crosses each border between nodes once, and a node's ranks share its network: the slower of the link inside
-    and the network between nodes decides.
+
+def _sent(collectives: Sequence[CollectiveTraffic], machine: MachineModel) -> int:
+    """Bytes that a rank sends."""
+    volumes: dict[int, float] = {}
+    for each in collectives:
+        ring = _ring(each, machine)
+        volumes[ring] = volumes.get(ring, 0) + each.volume
+    return round(sum(volume * ((ring - 1) / ring) for ring, volume in volumes.items()))
+
+
+def _seconds(collective: CollectiveTraffic, machine: MachineModel) -> float:
+    """Time of ring collectives.
+
+    A ring over all ranks crosses each border between nodes once, and a node's ranks share its network: the slower of
+    the link inside and the network between nodes decides. Rings of one rank of each node run at the same time.
     """
-    if machine.world_size == 1:
+    ring = _ring(collective, machine)
+    if ring == 1:
         return 0.0
-    each = volume * (machine.world_size - 1) / machine.world_size
-    bandwidth = machine.link_bandwidth
-    latency = _LATENCY_IN_NODE * math.log2(max(min(machine.world_size, machine.ranks_per_node), 2))
-    if machine.num_nodes > 1:
+    bandwidth, latency = machine.link_bandwidth, 0.0
+    if collective.scope != "across":
+        latency = _LATENCY_IN_NODE * math.log2(max(min(machine.world_size, machine.ranks_per_node), 2))
+    if collective.scope == "across":
+        bandwidth = machine.node_bandwidth
+    elif collective.scope == "world" and machine.num_nodes > 1:
         bandwidth = min(bandwidth, machine.node_bandwidth * machine.ranks_per_node)
+    if collective.scope != "node" and machine.num_nodes > 1:
         latency += _LATENCY_ACROSS * math.log2(machine.num_nodes)
-    return each / (bandwidth * _LINK_EFFICIENCY) + messages * latency
-
-
-def _optimizer(
-    model: ModelShape, candidate: Candidate, machine: MachineModel, parameter_bytes: int, accumulate: int
-) -> tuple[float, float]:
-    """Seconds of the optimizer's step, and of moving states to and from host memory or NVMe."""
-    owned = model.trainable_numel / (machine.world_size if candidate.stage else 1)
-    if not candidate.offload:
-        # Weight and states are read and written, the gradient read.
-        touched = 2 * (4 + model.optimizer.state_bytes_per_element) + 4
-        return owned * touched / machine.memory_bandwidth, 0.0
-    moved = 2 * owned * parameter_bytes / machine.host_bandwidth  # gradients down, weights up
-    if candidate.stage == 3:
-        moved += 2 * accumulate * model.numel / machine.world_size * parameter_bytes / machine.host_bandwidth
-    if candidate.offload == "nvme":
-        moved += 2 * owned * (4 + model.optimizer.state_bytes_per_element) / _NVME_BANDWIDTH
-    return owned / _CPU_ADAM_ELEMENTS, moved
+    each = collective.volume * (ring - 1) / ring
+    return each / (bandwidth * _LINK_EFFICIENCY) + collective.messages * latency

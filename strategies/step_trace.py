@@ -1,4 +1,4 @@
-"""`StepTrace`: what one training step allocates beside the model states. Plain numbers."""
+"""`StepTrace`: what one training step allocates beside the model states. Only numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from strategies.model_states import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class GradientArrival:
-    """What a gradient finds in the backward pass when it is done, or what the pass's end finds.
+    """Memory in the backward pass at the moment when a gradient is complete, or at the end of the pass.
 
     Attributes:
-        gradients: bytes of the gradients that came before it.
-        peak: most bytes of activations since the one before it, its own until it is accumulated.
-        live: bytes of activations at this moment, its own among them.
+        gradients: bytes of the earlier gradients.
+        peak: most bytes of activations since the previous gradient; a gradient counts until it is accumulated.
+        live: bytes of activations at this moment, with this gradient.
         parameter: whose gradient it is, as an index into the model's parameters; None at the end.
     """
 
@@ -25,8 +25,30 @@ class GradientArrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """What is alive at one moment, beside parameters and optimizer states.
+
+    Attributes:
+        phase: 'forward', 'backward' or 'step'.
+        gradients: kept by this rank.
+        activations: with the batch and temporaries of ops and optimizer.
+        buffers: of the strategy.
+    """
+
+    phase: str
+    gradients: int
+    activations: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """Bytes together."""
+        return self.gradients + self.activations + self.buffers
+
+
+@dataclass(frozen=True, slots=True)
 class StepTrace:
-    """Bytes that live at the peaks of a training step's phases, parameters and optimizer states not counted.
+    """Bytes at the peaks of a training step's phases, without parameters and optimizer states.
 
     Attributes:
         batch_size: samples of the traced micro batch.
@@ -37,9 +59,9 @@ class StepTrace:
         inputs: bytes of the batch, which is alive in every phase.
         step: bytes that the optimizer's step allocates and frees again, without the batch.
         optimizer_states: bytes of the optimizer's states.
-        flops: floating point operations of forward and backward, matrix products and convolutions alone.
-        course: the backward pass, gradient by gradient, and its end; the batch is counted. Empty where it was not seen.
-        kernels: bytes of code that a CPU's library makes for the step's matrix products and keeps.
+        flops: floating point operations of matrix products and convolutions, forward and backward.
+        course: the backward pass, gradient by gradient, and its end, with the batch. Empty if it was not traced.
+        kernels: bytes of code that a CPU's library generates for the step's matrix products and keeps.
     """
 
     batch_size: int
@@ -56,16 +78,16 @@ class StepTrace:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """What was learned of the user's module: enough to assess every strategy on any number of ranks.
+    """What assessing every strategy on any number of ranks needs of the user's module.
 
     Attributes:
         model: parameters and optimizer.
-        plain: traces at two micro batch sizes, small and large, as one device or DDP computes; the same one twice where
+        plain: traces at two micro batch sizes, small and large, as one device or DDP computes; the same one twice if
             only one could be traced.
-        sharded: the same as DeepSpeed computes: in mixed precision it casts the module instead of using autocast.
+        sharded: the same for strategies that cast the module in mixed precision instead of using autocast.
         method: 'traced', 'probed' or 'bound'.
-        notes: what the user should know of how it was found.
-        zero_obstacle: why DeepSpeed cannot train the module; None if nothing is known to stand in the way.
+        notes: what the user should know about the method.
+        zero_obstacle: why DeepSpeed cannot train the module; None if no reason is known.
     """
 
     model: ModelShape
@@ -78,23 +100,23 @@ class ModelProfile:
 
 @dataclass(frozen=True, slots=True)
 class Unprofiled:
-    """A module of which nothing could be learned.
+    """A module that could not be created.
 
     Attributes:
-        why: what its constructor raised, in one line.
+        why: the error of its constructor, in one line.
     """
 
     why: str
 
 
 def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTrace:
-    """The trace at another batch size, on the straight line through both.
+    """The trace at another batch size, by linear interpolation.
 
-    A peak is the largest of several moments that are each affine in the number of samples, so it is convex: between the
-    two sizes the line is never too low; above the larger one it may be.
+    A peak is the maximum of several moments that are each affine in the number of samples, so it is convex: the line
+    is never too low between the two sizes, but can be above the larger one.
 
     Args:
-        small: traced at a smaller batch size; may be the same as `large`, which then all grows in proportion.
+        small: traced at a smaller batch size; if it is `large`, everything is proportional to the size.
         large: traced at a larger one.
         batch_size: samples.
     """
@@ -111,7 +133,7 @@ def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTr
         for name in ("forward", "backward", "backward_with_gradients", "inputs", "flops")
     }
     course: tuple[GradientArrival, ...] = ()
-    # A step that takes another way with another number of samples has no course in between.
+    # A step that runs other code with another number of samples cannot be interpolated.
     if [(c.gradients, c.parameter) for c in small.course] == [(c.gradients, c.parameter) for c in large.course]:
         course = tuple(
             GradientArrival(high.gradients, at(low.peak, high.peak), at(low.live, high.live), high.parameter)

@@ -16,11 +16,11 @@ from strategies.step_trace import GradientArrival
 
 
 class StorageTracker(TorchDispatchMode):
-    """A dispatch mode that knows which storages made under it are alive, and the most bytes that were alive at once.
+    """A dispatch mode that tracks which storages created under it are alive, and the peak of their bytes.
 
-    A storage is counted once, however many views it has, from the op that made it until its last reference is gone.
-    Storages that exist already are `ignore`d or they are counted when an op returns them. Gradients are told apart
-    with `count_as_gradient`: a single device frees and regrows them, DDP and ZeRO keep them elsewhere.
+    A storage counts once, for any number of views, from the op that creates it until its last reference is dropped.
+    Existing storages count when an op returns them, unless they are passed to `ignore`. Gradients are counted
+    separately by `count_as_gradient`: a single device frees and recreates them, DDP and ZeRO keep them elsewhere.
 
     Args:
         granularity: bytes that the device's allocator rounds a storage up to (512 in torch's CUDA caching allocator).
@@ -28,9 +28,9 @@ class StorageTracker(TorchDispatchMode):
     Attributes:
         activations: live bytes that are not gradients.
         gradients: live bytes of gradients.
-        peak_activations: the most of the first since `reset_peak`.
-        peak_total: the most of both together since `reset_peak`.
-        course: what each gradient found when it was counted.
+        peak_activations: maximum of `activations` since `reset_peak`.
+        peak_total: maximum of both together since `reset_peak`.
+        course: memory at the moment of each gradient.
     """
 
     def __init__(self, granularity: int = 1) -> None:
@@ -51,15 +51,15 @@ class StorageTracker(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor):
-            self._see(out)
+            self._count(out)
         else:
             for leaf in tree_iter(out):
                 if isinstance(leaf, Tensor):
-                    self._see(leaf)
+                    self._count(leaf)
         return out
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Leave these tensors' storages out: parameters, buffers and inputs are counted elsewhere."""
+        """Exclude the storages of these tensors: parameters, buffers and inputs are counted elsewhere."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = id(storage)
@@ -67,34 +67,34 @@ class StorageTracker(TorchDispatchMode):
             self._ignored[key] = weakref.ref(storage, lambda _, key=key: self._ignored.pop(key, None))
 
     def count_as_gradient(self, tensor: Tensor, parameter: int = 0) -> None:
-        """From now on this tensor's storage is a gradient's: that of the parameter with this number."""
+        """Count this tensor's storage as the gradient of the parameter with this index from now on."""
         key = id(tensor.untyped_storage())
         known = self._live.get(key)
         if known is None or known[2]:
             return
         reference, size, _ = known
-        self.course.append(self.landing(parameter))
+        self.course.append(self.arrival(parameter))
         self._peak_since_gradient = self.activations - size
         self._live[key] = (reference, size, True)
         self.activations -= size
         self.gradients += size
 
     def reset_peak(self) -> None:
-        """Begin a new phase: the peaks start from what is alive now."""
+        """Start a new phase: the peaks start from the present values."""
         self.peak_activations = self.activations
         self.peak_total = self.activations + self.gradients
         self._peak_since_gradient = self.activations
         self.course = []
 
-    def landing(self, parameter: int | None = None) -> GradientArrival:
-        """What a gradient finds that is counted now; without a parameter, what the end of the pass finds."""
+    def arrival(self, parameter: int | None = None) -> GradientArrival:
+        """Memory at the moment of a gradient; without a parameter, at the end of the pass."""
         return GradientArrival(self.gradients, self._peak_since_gradient, self.activations, parameter)
 
-    def _see(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor) -> None:
         if tensor.layout is not torch.strided:
-            return  # a sparse tensor's indices and values come by as tensors of their own
+            return  # the indices and values of a sparse tensor are seen as separate tensors
         if tensor.device.type == "meta":
-            return  # a shape alone; a fake tensor has the device that it stands for
+            return  # only a shape; a fake tensor has the device that it represents
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._live or key in self._ignored:

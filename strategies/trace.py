@@ -1,4 +1,4 @@
-"""Traces one training step of a LightningModule on fake tensors: no memory, no device, no numbers computed."""
+"""Traces one training step of a LightningModule on fake tensors: without memory, device or computation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from strategies.cpu_workspaces import CpuWorkspaces
 from strategies.fake_mode import FakeMode
-from strategies.model_shape import describe_model, optimizer_of, use_foreach
+from strategies.model_shape import describe_model, find_optimizer, use_foreach
 from strategies.model_states import ModelShape
 from strategies.step_trace import GradientArrival, StepTrace
 from strategies.storage_tracker import StorageTracker
@@ -27,19 +27,42 @@ from strategies.storage_tracker import StorageTracker
 
 @dataclass(frozen=True, slots=True)
 class TraceTypes:
-    """How the step computes.
+    """The types that the step computes in.
 
     Attributes:
-        module: what parameters, buffers and floating inputs are cast to; None leaves them.
-        autocast: what `torch.autocast` computes in; None for no autocast.
+        module: type that parameters, buffers and floating-point inputs are cast to; None for no cast.
+        autocast: type of `torch.autocast`; None for no autocast.
     """
 
     module: torch.dtype | None = None
     autocast: torch.dtype | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """Where the step runs, which device it stands for, and how much is traced.
+
+    Attributes:
+        is_fake: on fake tensors; else a real step on this machine, with real numbers and memory.
+        device: 'cpu', or 'cuda' where this torch sees one: then the workspaces of its kernels are traced.
+        foreach: use torch's multi-tensor optimizer step unless the user sets another, as torch does on a GPU.
+        granularity: bytes that the device's allocator rounds up to.
+        with_optimizer: trace the optimizer's step and count operations; else `step`, `optimizer_states` and `flops`
+            of the trace are 0.
+    """
+
+    is_fake: bool = True
+    device: str = "cpu"
+    foreach: bool = False
+    granularity: int = 1
+    with_optimizer: bool = True
+
+
+FAKE_CPU = TraceOptions()
+
+
 class _FlopCount(TorchDispatchMode):
-    """Adds up the operations of matrix products, convolutions and attention, by torch's own formulas."""
+    """Counts the operations of matrix products, convolutions and attention by torch's formulas."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +80,7 @@ class _FlopCount(TorchDispatchMode):
 
 
 class PlannedTrainer:
-    """What a module may ask of its Trainer while the plan is made; anything else is an AttributeError."""
+    """The attributes of a Trainer that a module may use during planning; others raise AttributeError."""
 
     def __init__(self, world_size: int = 1, max_epochs: int = 1, max_steps: int = -1) -> None:
         self.world_size = world_size
@@ -88,73 +111,66 @@ def trace_step(
     *,
     types: TraceTypes = TraceTypes(),
     trainer: PlannedTrainer | None = None,
-    fake: bool = True,
-    foreach: bool = False,
-    granularity: int = 1,
-    device: str = "cpu",
-    whole: bool = True,
+    options: TraceOptions = FAKE_CPU,
 ) -> tuple[StepTrace, ModelShape]:
     """Run one training step as Lightning's automatic optimization does, and measure its phases.
 
-    Gradients are counted apart from activations, so that it does not matter that the first forward pass sees none.
-    Whatever the user's code raises comes out as it is.
+    Gradients are counted separately from activations, so it does not matter that the first forward pass has none.
+    Errors of the user's code are raised unchanged.
 
     Args:
-        make_module: makes the module anew; called under the fake mode if `fake`.
+        make_module: creates a new module; called under the fake mode if the options is fake.
         batch: a batch of the user's loader, real tensors in any nesting.
         batch_size: its number of samples.
         types: what it computes in.
-        trainer: what the module may ask of its Trainer.
-        fake: on fake tensors; else for real on this machine, with real numbers and memory.
-        foreach: take torch's multi-tensor optimizer step where nothing else was asked for, as torch does on a GPU.
-        granularity: bytes that the device's allocator rounds up to.
-        device: 'cpu', or 'cuda' where this torch sees one: then its own kernels' workspaces are traced.
-        whole: trace the optimizer's step and count operations too; else `step`, `optimizer_states` and `flops` are 0.
+        trainer: the Trainer that the module sees.
+        options: where and how.
     """
-    mode = FakeMode(allow_non_fake_inputs=True) if fake else None
+    mode = FakeMode(allow_non_fake_inputs=True) if options.is_fake else None
+    device, granularity = options.device, options.granularity
     within: Callable[[], AbstractContextManager[Any]] = nullcontext if mode is None else (lambda: mode)
     tracker, count = StorageTracker(granularity), _FlopCount()
-    # A real step on real tensors has its own.
+    # A real step on real tensors has real ones.
     onednn = CpuWorkspaces()
-    workspaces: AbstractContextManager[Any] = onednn if fake and device == "cpu" else nullcontext()
+    workspaces: AbstractContextManager[Any] = onednn if options.is_fake and device == "cpu" else nullcontext()
     with _quiet(), within():
         with torch.device(device):
             module = make_module()
         _cast(module, types.module)
-        fed = tree_map(lambda leaf: _fed(leaf, mode, types.module, device), batch)
+        inputs = tree_map(lambda leaf: _prepare(leaf, mode, types.module, device), batch)
         attach(module, trainer or PlannedTrainer())
         module.train()
-        optimizer = optimizer_of(module.configure_optimizers())
-        if foreach:
+        optimizer = find_optimizer(module.configure_optimizers())
+        if options.foreach:
             use_foreach(optimizer)
-        inputs = [leaf for leaf in tree_iter(fed) if isinstance(leaf, Tensor)]
-        tracker.ignore([*module.parameters(), *module.buffers(), *inputs])
+        tensors = [leaf for leaf in tree_iter(inputs) if isinstance(leaf, Tensor)]
+        tracker.ignore([*module.parameters(), *module.buffers(), *tensors])
         hooks = [
             p.register_post_accumulate_grad_hook(_gradient_counter(tracker, number))
             for number, p in enumerate(module.parameters())
             if p.requires_grad
         ]
-        with tracker, workspaces, count if whole else nullcontext():
-            forward, backward, both, course = _forward_and_backward(module, fed, types, tracker, device)
+        with tracker, workspaces, count if options.with_optimizer else nullcontext():
+            forward, backward, both, course = _forward_and_backward(module, inputs, types, tracker, device)
         with tracker:
-            temporary = _optimizer_step(optimizer, tracker) if whole else 0
+            temporary = _optimizer_step(optimizer, tracker) if options.with_optimizer else 0
         for hook in hooks:
             hook.remove()
         states = sum(_rounded(t, granularity) for s in optimizer.state.values() for t in s.values()
                      if isinstance(t, Tensor))  # fmt: skip
-        fed_bytes = sum(_rounded(t, granularity) for t in inputs)
-        shape = describe_model(module, optimizer, foreach=foreach)
+        input_bytes = sum(_rounded(t, granularity) for t in tensors)
+        shape = describe_model(module, optimizer, foreach=options.foreach)
     trace = StepTrace(
         batch_size=batch_size,
-        forward=forward + fed_bytes,
-        backward=backward + fed_bytes,
-        backward_with_gradients=both + fed_bytes,
-        inputs=fed_bytes,
+        forward=forward + input_bytes,
+        backward=backward + input_bytes,
+        backward_with_gradients=both + input_bytes,
+        inputs=input_bytes,
         step=temporary,
         optimizer_states=states,
         flops=count.flops,
         kernels=onednn.kernels,
-        course=tuple(replace(c, peak=c.peak + fed_bytes, live=c.live + fed_bytes) for c in course),
+        course=tuple(replace(c, peak=c.peak + input_bytes, live=c.live + input_bytes) for c in course),
     )
     return trace, shape
 
@@ -170,11 +186,11 @@ def _forward_and_backward(
     forward = tracker.peak_activations
     tracker.reset_peak()
     loss.backward()
-    return forward, tracker.peak_activations, tracker.peak_total, [*tracker.course, tracker.landing()]
+    return forward, tracker.peak_activations, tracker.peak_total, [*tracker.course, tracker.arrival()]
 
 
 def _optimizer_step(optimizer: Optimizer, tracker: StorageTracker) -> int:
-    """Bytes that a step allocates and frees again. Optimizers make their states before they compute with them."""
+    """Bytes that a step allocates and frees. Optimizers create their states before they use them."""
     tracker.reset_peak()
     optimizer.step()
     return tracker.peak_activations - tracker.activations
@@ -184,12 +200,12 @@ def _loss(output: Any) -> Tensor:
     if isinstance(output, dict):
         output = output.get("loss")
     if not isinstance(output, Tensor):
-        raise TypeError(f"training_step gave {type(output).__name__}; expected a loss, or a dict with one")
+        raise TypeError(f"training_step returned {type(output).__name__}; expected a loss, or a dict with one")
     return output
 
 
 def _cast(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """`module.to(dtype)` by new parameters: a fake parameter cannot be swapped. Tied ones stay tied."""
+    """`module.to(dtype)` with new parameters, as fake ones cannot be swapped. Tied parameters stay tied."""
     if dtype is None:
         return
     new: dict[int, nn.Parameter] = {}
@@ -205,22 +221,22 @@ def _cast(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def attach(module: LightningModule, trainer: PlannedTrainer) -> None:
-    """Give a module the Trainer that it may ask, and let its metrics go nowhere.
+    """Attach a Trainer to a module, and discard its metrics.
 
     Raises:
-        TypeError: it optimizes by hand, which cannot be traced.
+        TypeError: it uses manual optimization, which cannot be traced.
     """
     if not module.automatic_optimization:
         raise TypeError("the module optimizes by hand (automatic_optimization is False): its step cannot be traced")
     module.trainer = trainer  # pyright: ignore[reportAttributeAccessIssue]
-    # Lightning keeps only a weak reference to it.
+    # Lightning keeps only a weak reference.
     object.__setattr__(module, "_planned_trainer", trainer)
     for name in ("log", "log_dict"):
         object.__setattr__(module, name, _log_nothing)
 
 
 def _log_nothing(*_: Any, **__: Any) -> None:
-    """Metrics of a traced step go nowhere."""
+    """Discard metrics of a traced step."""
 
 
 def _gradient_counter(tracker: StorageTracker, number: int) -> Callable[[Tensor], None]:
@@ -231,7 +247,7 @@ def _gradient_counter(tracker: StorageTracker, number: int) -> Callable[[Tensor]
     return count
 
 
-def _fed(leaf: Any, mode: FakeMode | None, dtype: torch.dtype | None, device: str) -> Any:
+def _prepare(leaf: Any, mode: FakeMode | None, dtype: torch.dtype | None, device: str) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     tensor = leaf if mode is None else mode.from_tensor(leaf)
@@ -244,7 +260,7 @@ def _rounded(tensor: Tensor, granularity: int) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The module's warnings come again when it trains; random numbers and the module's state go on as before."""
+    """Suppress warnings, which appear again in the training, and restore the random state."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")

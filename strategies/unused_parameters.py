@@ -1,50 +1,35 @@
-"""Parameters that a step's loss does not depend on: DDP waits for their gradients unless it looks for such."""
+"""The error for parameters without a gradient under DDP. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from strategies.base import StrategyError
 
-# Functions that build their graph anew inside of their backward pass: what is in there cannot be seen before.
-_HIDING = ("Checkpoint", "Revers", "Invert")
+# Names of parameters that a message lists.
+_MOST_NAMES = 8
 
 
-def unused_on_any_rank(
-    loss: Tensor, parameters: Mapping[str, nn.Parameter], group: dist.ProcessGroup | None
-) -> tuple[str, ...]:
-    """Names of the parameters that the loss of at least one rank does not depend on. A collective of all ranks.
+class UnusedParametersError(StrategyError):
+    """DDP found parameters without a gradient.
 
-    Args:
-        loss: of this rank, before its backward pass.
-        parameters: by name, in the same order on all ranks.
-        group: the ranks.
+    Attributes:
+        names: of the parameters, as in `named_parameters()`.
     """
-    used = _used(loss)
-    missing = [used is not None and id(p) not in used for p in parameters.values()]
-    flags = torch.tensor(missing, dtype=torch.uint8, device=loss.device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group)
-    return tuple(name for name, flag in zip(parameters, flags.tolist(), strict=True) if flag)
+
+    def __init__(self, names: Sequence[str], where: str) -> None:
+        many = len(names) != 1
+        super().__init__(
+            f"{describe_parameters(names)} got no gradient in {where}, and DDP would continue with gradients that are "
+            f"not summed over the ranks; set `strategy: ddp_find_unused_parameters_true`, or freeze "
+            f"{'them' if many else 'it'} with requires_grad_(False)"
+        )
+        self.names = tuple(names)
 
 
-def _used(loss: Tensor) -> set[int] | None:
-    """Ids of the leaves that the loss depends on; None if the graph does not show all of them."""
-    found: set[int] = set()
-    waiting = [loss.grad_fn]
-    seen: set[object] = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        if any(word in node.name() for word in _HIDING):
-            return None
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.add(id(leaf))
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return found
+def describe_parameters(names: Sequence[str]) -> str:
+    """The names of parameters in a message: all of a few, the first of many."""
+    if not names:
+        return "some parameters"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"parameter{'' if len(names) == 1 else 's'} {', '.join(names[:_MOST_NAMES])}{more}"

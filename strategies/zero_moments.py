@@ -1,8 +1,8 @@
-"""What is alive of gradients, activations and buffers at each moment of a ZeRO step. Pure.
+"""The gradients, activations and buffers that are alive at each moment of a ZeRO step. Pure.
 
-The order of things is DeepSpeed 0.19's: `runtime/zero/stage_1_and_2.py` (`reduce_independent_p_g_buckets_and_remove_
+The order of events is DeepSpeed 0.19's: `runtime/zero/stage_1_and_2.py` (`reduce_independent_p_g_buckets_and_remove_
 grads`, `reduce_ipg_grads`, `copy_grads_in_partition`, `step`), `runtime/zero/stage3.py` (`__add_grad_to_ipg_bucket`,
-`__reduce_and_partition_ipg_grads`) and `partitioned_param_coordinator.py`. Sizes are bytes where nothing else is said.
+`__reduce_and_partition_ipg_grads`) and `partitioned_param_coordinator.py`. Sizes are bytes unless noted.
 """
 
 from __future__ import annotations
@@ -11,40 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_gradients, owned_parts
-from strategies.step_trace import GradientArrival, StepTrace
-from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
+from strategies.step_trace import GradientArrival, Moment, StepTrace
+from strategies.zero_reduction import Reduction, find_largest_pieces, find_offsets, find_reduction
 
-# DeepSpeed adds up a norm in fp64, on a copy of one piece after the other (`runtime/zero/utils.py`: `get_norm_dtype`).
+# DeepSpeed computes a norm in fp64, on a copy of each piece (`runtime/zero/utils.py`: `get_norm_dtype`).
 _NORM = 8
-# Elements of what stage 3 offloads that go into one such copy (`stage3.py`: `_constant_buffered_norm2`).
+# Elements of offloaded states of stage 3 in one such copy (`stage3.py`: `_constant_buffered_norm2`).
 _NORM_AT_ONCE = 250_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """What is alive at once, beside parameters and optimizer states.
-
-    Attributes:
-        phase: 'forward', 'backward' or 'step'.
-        gradients: kept by this rank.
-        activations: with the batch and what ops and the optimizer hold for a moment.
-        buffers: the strategy's.
-    """
-
-    phase: str
-    gradients: int
-    activations: int
-    buffers: int
-
-    @property
-    def total(self) -> int:
-        """Bytes together."""
-        return self.gradients + self.activations + self.buffers
-
-
-@dataclass(frozen=True, slots=True)
 class ZeroStep:
-    """What the moments of a step follow from.
+    """One step of ZeRO, from which its moments follow.
 
     Attributes:
         stage: 1, 2 or 3.
@@ -55,8 +33,8 @@ class ZeroStep:
         world_size: number of ranks.
         width: bytes of a parameter.
         accumulate: micro batches per optimizer step.
-        offloads: whether optimizer states and gradients lie in host memory.
-        whole_process: count what a CPU's process has: gloo's buffers, and of DeepSpeed's only pages that were touched.
+        offloads: whether optimizer states and gradients are in host memory.
+        whole_process: count the memory of a CPU process: gloo's buffers, and of DeepSpeed's only the touched pages.
     """
 
     stage: int
@@ -71,7 +49,7 @@ class ZeroStep:
     whole_process: bool = False
 
     def moments(self) -> Iterator[Moment]:
-        """Of the last micro batch of a step, which holds most; no step where nothing is trained."""
+        """Moments of the last micro batch of a step, which needs most; no optimizer step if nothing is trained."""
         if self.stage == 3:
             yield self._forward_3()
         else:
@@ -89,7 +67,7 @@ class ZeroStep:
         return self.model.trainable_numel * self.width
 
     def _course(self) -> tuple[GradientArrival, ...]:
-        """The backward pass; where it was not seen, the last parameter's gradient comes first and the peak lasts."""
+        """The backward pass; if it was not traced, gradients arrive in reverse order and all activations stay alive."""
         if self.trace.course:
             return self.trace.course
         peak, gradients, course = self.trace.backward, 0, list[GradientArrival]()
@@ -106,14 +84,14 @@ class ZeroStep:
         return self._all_gradients if self.stage == 1 else self.states.gradients
 
     def _buckets(self) -> int:
-        """DeepSpeed's contiguous buckets: whole on a GPU, of a CPU's process the pages that gradients came to."""
+        """DeepSpeed's contiguous buckets: complete on a GPU, on a CPU the pages that gradients were written to."""
         if not self.whole_process:
             return self.states.bucket
         sizes = (p.numel * self.width for p in self.model.parameters if p.trainable)
         return min(self._bucket, sum(size for size in sizes if size <= self._bucket))
 
     def _copies(self, content: Reduction) -> int:
-        """What exists beside a bucket while it is reduced: DeepSpeed's copy of scattered pieces, and gloo's."""
+        """Copies beside a bucket while it is reduced: DeepSpeed's of scattered pieces, and gloo's."""
         if self.world_size == 1:
             return 0
         if self.stage == 3:
@@ -123,13 +101,13 @@ class ZeroStep:
         return joined + (sent if self.whole_process else 0)
 
     def _backward(self) -> Iterator[Moment]:
-        """Gradients land in a bucket, which is reduced when the next one finds no room: stages 1 to 3."""
-        places = parameter_places(self.model, self.world_size) if self.stage < 3 else {}
+        """Gradients are copied to a bucket, which is reduced when the next one does not fit: stages 1 to 3."""
+        places = find_offsets(self.model, self.world_size) if self.stage < 3 else {}
         kept = self.states.gradients if self.stage == 3 else self._accumulated()
         before, buckets, course = kept, self._buckets(), self._course()
         filled: list[tuple[int | None, int]] = []
         size = oversized = reduced = touched = 0
-        # Of what goes to host memory it is taken on the way; of what stays, at the beginning of the step.
+        # The norm of offloaded gradients is computed on the way, of others at the beginning of the step.
         norm = self._largest_norm() if self.offloads else 0
         for now, then in zip(course, (*course[1:], None), strict=True):
             touched = max(touched, size - oversized)
@@ -138,10 +116,10 @@ class ZeroStep:
             yield Moment("backward", kept, now.peak, beside)
             coming = 0 if then is None else then.gradients - now.gradients
             if filled and (then is None or size + coming > self._bucket):
-                content = reduction_of(filled, places, self.width)
+                content = find_reduction(filled, places, self.width)
                 yield Moment("backward", kept, now.live, beside + self._copies(content))
                 reduced += size
-                # In stage 1 what was accumulated is what is reduced: it goes as the rank's own part comes.
+                # In stage 1 the accumulated gradients are reduced, and freed as the rank's part is created.
                 left = max(0, before - reduced) if self.stage == 1 else before
                 kept = kept if self.stage == 3 else left + self._owned(reduced)
                 yield Moment("backward", kept, now.live + norm, beside)
@@ -152,24 +130,24 @@ class ZeroStep:
                 oversized = coming if coming > self._bucket else oversized
 
     def _made(self, buckets: int, touched: int, *, begun: bool) -> int:
-        """Stages 1 and 2 make a bucket anew when a step's first gradient has come; a process has pages it wrote to."""
+        """Stages 1 and 2 create a bucket at a step's first gradient; a process has the pages that it wrote to."""
         whole = buckets if begun else 0
         return min(whole, touched) if self.whole_process else whole
 
     def _owned(self, reduced: int) -> int:
-        """What a rank keeps once so much was reduced: the buffer for it is made at once, its pages come one by one."""
+        """What a rank keeps after so much was reduced: its buffer is allocated at once, pages when they are written."""
         if self.offloads:
             return 0
         return min(self.states.gradients, reduced) if self.whole_process else self.states.gradients
 
     def _largest_norm(self) -> int:
-        """The largest copy that the norm is taken of, on any rank, of what goes to host memory."""
-        piece = max(largest_pieces(self.model, self.stage, self.world_size))
+        """The largest copy for the norm of offloaded gradients, on any rank."""
+        piece = max(find_largest_pieces(self.model, self.stage, self.world_size))
         return _NORM * (min(piece, _NORM_AT_ONCE) if self.stage == 3 else piece)
 
     def _norm(self) -> tuple[int, int]:
-        """Gradients and the copy, of the rank where they are most together."""
-        pieces = largest_pieces(self.model, self.stage, self.world_size)
+        """Gradients and the copy for the norm, on the rank with the largest sum."""
+        pieces = find_largest_pieces(self.model, self.stage, self.world_size)
         kept = [self.states.gradients] * len(pieces)
         if self.stage < 3:
             parts = owned_parts(self.model, self.stage, self.world_size)
@@ -178,14 +156,14 @@ class ZeroStep:
         return max(((own, _NORM * piece) for own, piece in zip(kept, pieces, strict=True)), key=sum)
 
     def _late(self) -> Iterator[Moment]:
-        """Stage 1 without a second stream: gradients stay where they are until all have come, then go in order."""
+        """Stage 1 without a second stream: gradients stay until the pass is complete, and are then reduced in order."""
         course, buckets = self._course(), self._buckets()
-        for landing in course:
-            # A bucket is made when the first gradient has come; nothing is written to it before the end.
-            made = buckets if landing.gradients and not self.whole_process else 0
-            yield Moment("backward", max(landing.gradients, self._accumulated()), landing.peak, made)
+        for arrival in course:
+            # A bucket is created at the first gradient, but not written before the end.
+            made = buckets if arrival.gradients and not self.whole_process else 0
+            yield Moment("backward", max(arrival.gradients, self._accumulated()), arrival.peak, made)
         end, left, kept, reduced = course[-1].live, self._all_gradients, 0, 0
-        places = parameter_places(self.model, self.world_size)
+        places = find_offsets(self.model, self.world_size)
         norm = self._largest_norm() if self.offloads else 0
         order = [(i, self.model.parameters[i]) for group in self.model.groups for i in group]
         filled: list[tuple[int | None, int]] = []
@@ -193,12 +171,12 @@ class ZeroStep:
         for number, parameter in [*((i, p.numel * self.width) for i, p in order if p.trainable), (None, 0)]:
             if filled and (number is None or size + parameter > self._bucket):
                 yield Moment(
-                    "backward", left + kept, end, buckets + self._copies(reduction_of(filled, places, self.width))
+                    "backward", left + kept, end, buckets + self._copies(find_reduction(filled, places, self.width))
                 )
                 reduced += size
                 kept = self._owned(reduced)
                 yield Moment("backward", left + kept, end + norm, buckets)
-                # What no bucket took is let go when the rank has its copy.
+                # A gradient larger than a bucket is freed when the rank has its copy.
                 left -= size if size > self._bucket else 0
                 filled, size = [], 0
             if number is not None:
@@ -207,7 +185,7 @@ class ZeroStep:
                 left -= parameter if parameter <= self._bucket else 0
 
     def _gathered(self, gradients: int) -> int:
-        """Whole parameters that stage 3 has when so many gradients have come: a layer's are let go behind it."""
+        """Gathered parameters of stage 3 after so many gradients: those of finished layers are released."""
         if self.stage < 3:
             return 0
         if self.world_size == 1 and not self.offloads:
@@ -216,7 +194,7 @@ class ZeroStep:
         return max(self.states.gathered, min(left, self.settings.max_live_parameters * self.width))
 
     def _forward_3(self) -> Moment:
-        """At its end all parameters are there, up to the limit; one fetch is copied out of what was gathered."""
+        """At its end all parameters are gathered, up to the limit; one fetch is copied out of the gathered buffer."""
         gathered = self._gathered(0)
         fetched = 0
         if gathered > self.states.gathered:
@@ -225,9 +203,9 @@ class ZeroStep:
         return Moment("forward", self.states.gradients, self.trace.forward, self._buckets() + gathered + fetched)
 
     def _step(self) -> Iterator[Moment]:
-        """The norm; then group by group.
+        """The norm, then the groups one by one.
 
-        Its gradients flat, then in fp32 for the optimizer, beside those of the groups behind it.
+        A group's gradients are flattened, then cast to fp32 for the optimizer, beside those of later groups.
         """
         buffers = self._buckets() + self.states.gathered if self.stage == 3 else 0
         if self.offloads:

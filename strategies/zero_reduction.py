@@ -1,4 +1,4 @@
-"""How DeepSpeed cuts gradients into ranks' pieces, and what stages 1 and 2 copy to reduce those of a bucket. Pure."""
+"""How DeepSpeed splits gradients over ranks, and what stages 1 and 2 copy to reduce those of a bucket. Pure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from strategies.model_states import RANKS_LOOKED_AT, ModelShape, owned_parts
+from strategies.model_states import MOST_RANKS, ModelShape, owned_parts
 
-# With more ranks a bucket has pieces of so many that nearly all of it may be copied for one of them.
-_RANKS_LOOKED_AT = 64
+# With more ranks a bucket has pieces for so many ranks that one rank may need a copy of nearly all of it.
+_MOST_RANKS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """The largest things that exist beside a bucket while its content is reduced, in elements.
+    """The largest buffers beside a bucket while its content is reduced, in elements.
 
     Attributes:
-        numel: the whole content.
-        joined: copy of the pieces of one rank, which is made where they do not lie side by side.
-        sent: what goes to one rank at once.
+        numel: the content of the bucket.
+        joined: copy of the pieces of one rank, if they are not contiguous.
+        sent: what one rank receives at once.
     """
 
     numel: int
@@ -27,13 +27,13 @@ class Reduction:
     sent: int
 
 
-def parameter_places(model: ModelShape, world_size: int) -> dict[int, tuple[int, int]]:
-    """By parameter: where it begins in its group's flat buffer, and how much of that one rank owns, in elements.
+def find_offsets(model: ModelShape, world_size: int) -> dict[int, tuple[int, int]]:
+    """By parameter: its offset in the flat buffer of its group, and how much of that one rank owns, in elements.
 
-    Empty with more ranks than are looked at.
+    Empty with more than `_MOST_RANKS` ranks.
     """
     places: dict[int, tuple[int, int]] = {}
-    if world_size > _RANKS_LOOKED_AT:
+    if world_size > _MOST_RANKS:
         return places
     groups = [[i for i in group if model.parameters[i].trainable] for group in model.groups]
     for group, part in zip([g for g in groups if g], owned_parts(model, 1, world_size), strict=True):
@@ -44,10 +44,10 @@ def parameter_places(model: ModelShape, world_size: int) -> dict[int, tuple[int,
     return places
 
 
-def largest_pieces(model: ModelShape, stage: int, world_size: int) -> list[int]:
-    """The most elements of one parameter's gradient that each rank owns; of the first `RANKS_LOOKED_AT` ranks."""
+def find_largest_pieces(model: ModelShape, stage: int, world_size: int) -> list[int]:
+    """The most elements of one parameter's gradient that each rank owns, for the first `MOST_RANKS` ranks."""
     groups = model.trained_groups()
-    ranks = min(world_size, RANKS_LOOKED_AT)
+    ranks = min(world_size, MOST_RANKS)
     if stage == 3:
         return [max((-(-numel // world_size) for sizes in groups for numel in sizes), default=0)] * ranks
     largest = [0] * ranks
@@ -62,20 +62,20 @@ def largest_pieces(model: ModelShape, stage: int, world_size: int) -> list[int]:
     return largest
 
 
-def reduction_of(
+def find_reduction(
     content: Sequence[tuple[int | None, int]], places: Mapping[int, tuple[int, int]], width: int
 ) -> Reduction:
-    """What reducing a bucket takes.
+    """The buffers for reducing a bucket.
 
     Args:
-        content: number of the parameter and bytes of its gradient, in the order in which they came.
-        places: from `parameter_places`; a parameter that is not there may lie anywhere.
+        content: index of the parameter and bytes of its gradient, in order of arrival.
+        places: from `find_offsets`; a missing parameter may be anywhere.
         width: bytes of an element.
     """
     numel = sum(size for _, size in content) // width
     if len(content) == 1 and content[0][0] not in places:
         return Reduction(numel, 0, numel)
-    # For each rank the lengths of its pieces; those that follow each other are one.
+    # For each rank the lengths of its pieces; contiguous pieces are one.
     pieces: defaultdict[int, list[int]] = defaultdict(list)
     last: int | None = None
     for number, size in content:

@@ -1,12 +1,12 @@
-"""Mutation testing of the pure modules and the callback: breaks each line in turn and runs the tests that reach it.
+"""Mutation testing of the pure modules and the callback: changes each line in turn and runs the tests that reach it.
 
     pip install -e ".[test,mutation]"
     python -m tests.mutation [--keep FOLDER] [MODULE ...]
 
-Works on a copy, from which `@override` is taken away: mutmut leaves decorated functions alone, and these are the heart
-of the callback. mutmut makes the mutants and finds out which test reaches which function;
-`tests/support/mutant_loop.py` runs them. Prints the score and every survivor's change. `[tool.mutmut]` in
-pyproject.toml names modules and tests; `tests/mutation.md` has the last result, and why its survivors live.
+Works on a copy without `@override`, because mutmut does not mutate decorated functions, and the callback consists of
+those. mutmut creates the mutants and finds out which test reaches which function; `tests/support/mutant_loop.py` runs
+them. Prints the score and every survivor's change. `[tool.mutmut]` in pyproject.toml lists modules and tests;
+`tests/mutation.md` has the last result and the reasons of its survivors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 _FOLDERS = ("strategies", "launcher", "slurm", "tests")
 _FILES = ("pyproject.toml", "README.md")
-# A failure is enough; its smallest example is nobody's question here.
+# A failure is enough; no smallest example is needed.
 _PROFILE = """
 
 from hypothesis import Phase, settings
@@ -33,12 +33,12 @@ from hypothesis import Phase, settings
 settings.register_profile("mutation", database=None, phases=(Phase.explicit, Phase.generate))
 """
 _FIRST = "strategies.precision_names.x_compute_effective_precision__mutmut_1"
-# What the tests noticed; a mutant that never ends counts as noticed.
+# Results that count as detected; a mutant that does not terminate is one.
 _KILLED = ("killed", "timeout", "segfault", "caught by type check")
 
 
 def copy(folder: Path) -> None:
-    """The parts of the repository that the tests need, `@override` left out of what is to be mutated."""
+    """Copy the parts of the repository that the tests need, without `@override` in the mutated modules."""
     for name in _FOLDERS:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in _FILES:
@@ -48,16 +48,16 @@ def copy(folder: Path) -> None:
         file = folder / name
         file.write_text(re.sub(r"^ *@override\n", "", file.read_text(), flags=re.MULTILINE))
     for file in (folder / "tests" / "unit").rglob("*.py"):
-        # What only a fault waits for.
+        # A time limit that only a fault reaches.
         file.write_text(file.read_text().replace("\nLONG = 60.0\n", "\nLONG = 5.0\n"))
     with (folder / "tests" / "conftest.py").open("a") as conftest:
         conftest.write(_PROFILE)
 
 
-def mutmut(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def mutmut(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run mutmut on the copy."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "mutmut", *words]
+    command = [sys.executable, "-m", "mutmut", *arguments]
     return subprocess.run(command, cwd=folder, env=env, text=True, check=True, stdout=subprocess.PIPE)
 
 
@@ -65,9 +65,9 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--keep", type=Path, help="work here and go on with what is here, instead of a folder that goes"
+        "--keep", type=Path, help="work in this folder and continue from its content, instead of a temporary folder"
     )
-    parser.add_argument("modules", nargs="*", help="such as launcher.monitoring.health; all without it")
+    parser.add_argument("modules", nargs="*", help="such as launcher.monitoring.health (default: all)")
     options = parser.parse_args()
     os.nice(5)
     with tempfile.TemporaryDirectory() as temporary:
@@ -75,7 +75,7 @@ def main() -> None:
         if not (folder / "pyproject.toml").exists():
             folder.mkdir(parents=True, exist_ok=True)
             copy(folder)
-        # One mutant of mutmut's own running: it makes all of them, and learns which test reaches which function.
+        # mutmut runs one mutant itself: this creates all of them, and records which test reaches which function.
         mutmut(folder, "run", "--max-children", "1", _FIRST)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "mutants")}
         command = [sys.executable, "-m", "tests.support.mutant_loop", *(f"{module}." for module in options.modules)]
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def report(folder: Path, modules: list[str]) -> None:
-    """The score, by module and in all, and every mutant that no test noticed."""
+    """Print the score of each module and in total, and every mutant that no test detected."""
     lines = mutmut(folder, "results", "--all", "true").stdout.splitlines()
     results = [tuple(part.strip() for part in line.rsplit(":", 1)) for line in lines if ":" in line]
     results = [r for r in results if not modules or any(r[0].startswith(f"{module}.") for module in modules)]
@@ -94,7 +94,7 @@ def report(folder: Path, modules: list[str]) -> None:
         of_module.setdefault(module, Counter())[status] += 1
     for module, counts in [*sorted(of_module.items()), ("all", sum(of_module.values(), Counter()))]:
         killed = sum(counts[status] for status in _KILLED)
-        print(f"{module}: {killed} of {counts.total()} noticed, {killed / counts.total():.1%}; {dict(counts)}")
+        print(f"{module}: {killed} of {counts.total()} detected, {killed / counts.total():.1%}; {dict(counts)}")
     for name, status in results:
         if status not in _KILLED:
             print(f"\n{status}: {name}")

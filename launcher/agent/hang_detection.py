@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.agent.flight_recorder import FlightRecord, find_absent_ranks
 from launcher.process.heartbeat import UNKNOWN, Heartbeat
+from strategies.registry import list_strategies
 
 # The default limit is the time of this many steps, and at least this many seconds.
 _STEPS = 20.0
@@ -17,7 +18,7 @@ _SECONDS = 600.0
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+|\?\?\?) in (?P<name>.+)$')
 # Files of the innermost frames while a rank waits for others; DDP's collectives run within the backward pass.
 _COLLECTIVE_FILES = ("torch/distributed/", "torch/autograd/graph.py", "torch/autograd/__init__.py",
-                     "torch/nn/parallel/distributed.py", "deepspeed/comm/")  # fmt: skip
+                     "torch/nn/parallel/distributed.py")  # fmt: skip
 # psutil's names of process states in which a rank cannot run.
 _STOPPED = "stopped"
 _WAITING_FOR_DEVICE = "disk-sleep"
@@ -152,7 +153,8 @@ def describe_hang(silence: float, blocking: Sequence[int], stacks: Path | None) 
 def is_in_collective(stacks: str) -> bool:
     """Whether the main thread waits for other ranks."""
     # A training step is called from torch's files too, so only the innermost frames count.
-    return any(part in frame[0] for frame in read_main_thread(stacks)[:2] for part in _COLLECTIVE_FILES)
+    files = (*_COLLECTIVE_FILES, *(part for strategy in list_strategies() for part in strategy.collective_files))
+    return any(part in frame[0] for frame in read_main_thread(stacks)[:2] for part in files)
 
 
 def read_main_thread(stacks: str) -> list[tuple[str, str, str]]:

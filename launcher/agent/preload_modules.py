@@ -20,6 +20,7 @@ from typing import Any
 
 from launcher.agent.fork_server_process import USER_MODULES
 from launcher.config.schema import RunConfig
+from strategies.registry import find_requested
 
 # Modules that every rank imports before it trains. The fork server imports them once, and the ranks share the memory.
 _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
@@ -46,8 +47,9 @@ def list_preload_modules(config: RunConfig, env: Mapping[str, str]) -> list[str]
     if config.wandb.mode != "disabled":
         libraries.append("wandb")
     # Without the variable a rank chooses DeepSpeed's accelerator first and imports DeepSpeed after that.
-    if config.strategy.startswith("deepspeed") and env.get("DS_ACCELERATOR"):
-        libraries += ["deepspeed", "lightning.pytorch.strategies.deepspeed"]
+    strategy = find_requested(config.strategy)
+    if strategy is not None and (env.get("DS_ACCELERATOR") or not strategy.needs_deepspeed):
+        libraries += strategy.libraries
     settings = [config.model, config.data, dataclasses.asdict(config.trainer)]
     return [*libraries, USER_MODULES, *find_installed_imports(_class_paths(settings))]
 

@@ -15,7 +15,7 @@ from launcher.hardware.nvme import NvmeFolder
 from launcher.hardware.topology import Topology
 from launcher.user_code.sources import differing
 from strategies.precision import RankCapability
-from strategies.repeated import RepeatedRecords, counted
+from strategies.repeated import RepeatedRecords, count_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Agreement:
 
     def kinds(self) -> Sequence[tuple[RankFacts, int]]:
         """One rank of each kind, and the number of ranks like it."""
-        return counted(self.facts)
+        return count_groups(self.facts)
 
     def capabilities(self) -> Sequence[RankCapability]:
         """The capabilities of each rank's device."""

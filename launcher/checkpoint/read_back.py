@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from launcher.checkpoint.formats import format_of
 from launcher.checkpoint.reader import Trust, foreign_objects, listed, plain, read_file
 from launcher.core.errors import ResumeError
 
@@ -36,10 +37,8 @@ class ReadBack:
         if name.parent in self._done:
             return
         self._done.add(name.parent)
-        # Of DeepSpeed's pieces one says it for all.
-        pieces = (sorted(written.rglob(f"*_{kind}_states.pt"))[:1] for kind in ("model", "optim"))
         try:
-            for file in [file for found in pieces for file in found] if written.is_dir() else [written]:
+            for file in format_of(written).sample_files(written):
                 self._look(file, name)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the training goes on, as plain Lightning's does
             reason = plain(error.__cause__ if isinstance(error, ResumeError) and error.__cause__ else error)

@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from launcher.checkpoint.deepspeed import read_zero_outline
+from launcher.checkpoint.formats import format_of
 from launcher.checkpoint.precision import RESTORED_SCALER_KEYS, CheckpointPrecision, precision_of
-from launcher.checkpoint.reader import Trust, as_mapping, read_file
+from launcher.checkpoint.reader import Trust
 from launcher.core.errors import ResumeError
 from strategies.loss_scale import state_problem
 from strategies.precision import Precision
@@ -35,9 +35,7 @@ def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = F
     Raises:
         ResumeError: no checkpoint, a damaged one, or one whose loading would run code that nobody trusts.
     """
-    if path.is_dir():
-        return read_zero_outline(path, trust, outline=outline)
-    return as_mapping(read_file(path, trust, outline=outline), path)
+    return format_of(path).read_outline(path, trust, outline=outline)
 
 
 def check_checkpoint(path: Path, trust: Trust | None = None) -> CheckpointPrecision:
@@ -65,8 +63,8 @@ def check_checkpoint(path: Path, trust: Trust | None = None) -> CheckpointPrecis
 
 def scaler_problem(path: Path) -> str | None:
     """Why the saved loss scale cannot be gone on with; None if it can, or if there was none to save."""
-    if path.is_dir():
-        return None  # DeepSpeed's, which keeps and restores its scale itself
+    if format_of(path).has_own_loss_scale:
+        return None
     content = read_checkpoint(path)
     saved = [content[key] for key in RESTORED_SCALER_KEYS if key in content]
     if not saved:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.config.schema import config_fields
+from strategies.registry import list_strategy_names
 
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
@@ -83,6 +84,7 @@ def values() -> dict[str, tuple[str, ...]]:
             words += ["true", "false"]
         if words:
             found[f"--{path}"] = tuple(map(str, words))
+    found["--strategy"] = list_strategy_names()
     return found
 
 

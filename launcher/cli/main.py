@@ -86,7 +86,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         f"launcher {command}",
         usage=f"launcher {command} [options] [--key value ...]",
         description=_COMMANDS[command] + (f".\n{_EVALUATIONS[command]}{_OF_A_RUN}" if command in _EVALUATIONS else ""),
-        epilog=_EPILOG,
+        epilog=f"{_EPILOG}\n{_list_strategies()}",
         formatter_class=formatter,
         allow_abbrev=False,
     )
@@ -105,6 +105,16 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         parser.add_argument("--json", action="store_true", help="the plan as JSON")
         add_options(parser)
     return parser
+
+
+def _list_strategies() -> str:
+    from strategies.registry import list_strategies
+
+    rows = {
+        "auto": "the fastest that fits the memory at hand",
+        **{each.name: each.summary for each in list_strategies()},
+    }
+    return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -185,7 +195,7 @@ def _run_tool(module: str, words: Sequence[str]) -> int:
     try:
         return importlib.import_module(module).run(words)
     except (KeyboardInterrupt, EOFError):
-        _say("\nleft; nothing was written")
+        _say("\ncancelled; nothing was written")
         return 130
     except LauncherError as error:
         _say(f"error: {error}")

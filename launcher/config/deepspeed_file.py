@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
-from strategies.deepspeed_keys import broken_keys
+from strategies.deepspeed_keys import find_broken_keys
 
 FIELD = "deepspeed_config"
 
@@ -63,7 +63,7 @@ def deepspeed_problems(settings: Any) -> list[Problem]:
     """Every unknown key of a mapping of DeepSpeed settings, and every value of the wrong type."""
     if not isinstance(settings, Mapping):
         return []
-    return [Problem(f"{FIELD}.{path}", message) for path, message in broken_keys(settings)]
+    return [Problem(f"{FIELD}.{path}", message) for path, message in find_broken_keys(settings)]
 
 
 class _RepeatedKeyError(Exception):

@@ -9,8 +9,9 @@ from typing import Any
 
 from launcher.config.deepspeed_file import read_deepspeed_file
 from launcher.core.errors import ConfigError, Problem
-from strategies.choice import DDP_OPTIONS
-from strategies.deepspeed_config import VARIANTS, ZeroVariant
+from strategies.ddp import DDP_OPTIONS
+from strategies.deepspeed_config import ZeroVariant
+from strategies.registry import list_zero_variants
 
 _PACKAGE = "lightning.pytorch.strategies"
 _DDP, _FIND_UNUSED = "ddp", "ddp_find_unused_parameters_true"
@@ -205,7 +206,7 @@ def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     strategy = _variant_of({"zero_optimization": zero}, path)
-    variant = VARIANTS[strategy]
+    variant = list_zero_variants()[strategy]
     by_name = {"stage": variant.stage, "offload_optimizer": {"device": variant.offload_optimizer},
                "offload_param": {"device": variant.offload_parameters}}  # fmt: skip
     more = {key: value for key, value in zero.items() if value != by_name.get(key)}
@@ -218,9 +219,10 @@ def _variant_of(content: Any, path: str) -> str:
     blocks = [zero.get(block) or {} for block in ("offload_optimizer", "offload_param")]
     stage, parts = zero.get("stage", 0), [block.get("device") for block in blocks]
     wanted = ZeroVariant(stage, *(None if part == "none" else part for part in parts))
-    for name, variant in VARIANTS.items():
+    variants = list_zero_variants()
+    for name, variant in variants.items():
         if variant == wanted:
             return name
-    if f"deepspeed_stage_{stage}" in VARIANTS:
+    if f"deepspeed_stage_{stage}" in variants:
         return f"deepspeed_stage_{stage}"
     raise ConfigError([Problem(path, f"given ZeRO stage {stage!r}; write `strategy: ddp`, or stage 1, 2 or 3")])

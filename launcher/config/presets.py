@@ -8,8 +8,7 @@ from typing import Any
 
 from launcher.config.loading import read_preset
 from launcher.core.errors import ConfigError, Problem
-from strategies.choice import AUTO
-from strategies.choice import NAMES as STRATEGY_NAMES
+from strategies.registry import AUTO, list_strategy_names
 
 # From a laptop to a cluster, in the order of the wizard's list.
 ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "zero2-node", "zero3-offload", "slurm-multi-node")
@@ -17,7 +16,8 @@ ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "zero2-node", "zero3-offload",
 
 def preset_names() -> tuple[str, ...]:
     """The presets whose strategy exists."""
-    return tuple(name for name in ALL_PRESETS if read_preset(name).get("strategy", AUTO) in STRATEGY_NAMES)
+    known = list_strategy_names()
+    return tuple(name for name in ALL_PRESETS if read_preset(name).get("strategy", AUTO) in known)
 
 
 def preset_values(name: str) -> dict[str, Any]:

@@ -153,8 +153,8 @@ class RunConfig:
         accelerator: kind of device; `auto` takes a GPU if there is one.
         devices: ranks on each node; `auto` takes all GPUs, or one process on a CPU.
         num_nodes: number of nodes; `auto` takes the number of torchrun or SLURM.
-        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, or `deepspeed_stage_1`, `_2`, `_3`,
-            `_2_offload`, `_3_offload`, `_3_offload_nvme`.
+        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, `deepspeed_stage_1`, `_2`, `_3`,
+            `_2_offload`, `_3_offload`, `_3_offload_nvme`, or one of an installed package.
         deepspeed_config: DeepSpeed settings, or the path of a JSON file; missing and 'auto' values are planned.
         precision: `auto`, or any spelling of a precision, which every rank must support.
         precision_fallback: if a rank does not support it, use the best precision that all ranks share.

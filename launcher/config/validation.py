@@ -19,9 +19,9 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.core.nested import flatten
 from launcher.core.secrets import redact
 from strategies import precision as precision_names
-from strategies.choice import DDP_OPTIONS, SINGLE_DEVICE
-from strategies.choice import NAMES as STRATEGY_NAMES
-from strategies.deepspeed_config import BESIDE_DEEPSPEED, VARIANTS
+from strategies.ddp import DDP_OPTIONS
+from strategies.deepspeed_config import BESIDE_DEEPSPEED
+from strategies.registry import describe_broken, find_requested, list_strategy_names
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -62,11 +62,13 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Settings that are valid alone but not together."""
-    trainer = values.get("trainer")
-    if isinstance(trainer, Mapping) and trainer.get("plugins") and values.get("strategy") in VARIANTS:
+    trainer, strategy = values.get("trainer"), find_requested(values.get("strategy"))
+    if strategy is None:
+        return
+    if isinstance(trainer, Mapping) and trainer.get("plugins") and not strategy.accepts_precision_plugin:
         yield Problem("trainer.plugins", f"{BESIDE_DEEPSPEED}; remove it and set `precision`, or use `strategy: ddp`")
-    if values.get("ddp") and values.get("strategy") in (*VARIANTS, SINGLE_DEVICE):
-        yield Problem("ddp", f"given, but the strategy is {values['strategy']}; remove it, or use `strategy: ddp`")
+    if values.get("ddp") and not strategy.accepts_ddp_options:
+        yield Problem("ddp", f"given, but the strategy is {strategy.name}; remove it, or use `strategy: ddp`")
 
 
 def _name_problems(name: Any) -> Iterator[str]:
@@ -84,8 +86,9 @@ def _precision_problems(precision: Any) -> Iterator[str]:
 
 
 def _strategy_problems(strategy: Any) -> Iterator[str]:
-    if strategy not in STRATEGY_NAMES:
-        yield f"given {strategy!r}; expected one of {', '.join(STRATEGY_NAMES)}"
+    names = list_strategy_names()
+    if strategy not in names:
+        yield f"given {strategy!r}; expected one of {', '.join(names)}{describe_broken(strategy)}"
 
 
 def _share_problems(share: Any) -> Iterator[str]:

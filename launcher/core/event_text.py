@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.choice import listed
+from strategies.unused_parameters import describe_parameters
 
 # A longer text is truncated in lists of events.
 _LONGEST_TEXT = 600
@@ -37,7 +37,7 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it continues with {event.get('strategy')}"
     elif kind == "unused_parameters":
-        names = listed(event.get("names") or ())
+        names = describe_parameters(event.get("names") or ())
         text = f"{names} received no gradient; from now on DDP searches for unused parameters"
     elif kind == "batch_corrected":
         text = f"a step trains {event.get('now')} samples; the plan expected {event.get('before')}"

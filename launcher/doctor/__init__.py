@@ -1,4 +1,4 @@
-"""`launcher doctor`: checks of this machine, its GPUs and network, and a preflight over several nodes.
+"""`launcher doctor`: checks of this machine, and the preflight, which measures the ranks of a cluster.
 
-Nothing here changes the machine.
+`checks`, `gpus` and `network` turn facts into findings; `preflight_*` starts ranks, measures them and reports.
 """

@@ -1,4 +1,4 @@
-"""Looks at NVIDIA driver, torch build, GPUs and the links between them, in a process of its own: a driver may hang.
+"""Reads facts of NVIDIA driver, torch build, GPUs and GPU links in a separate process, because a driver may hang.
 
 `python -m launcher.doctor.gpu_probe` prints the facts as JSON.
 """
@@ -29,49 +29,49 @@ _LINK_COPIES = 3
 
 
 def has_nvidia_driver(file: Path = _DRIVER_FILE) -> bool:
-    """Whether an NVIDIA driver is on this machine, whatever torch says."""
+    """Whether this machine has an NVIDIA driver, with or without a CUDA build of torch."""
     return file.exists() or shutil.which("nvidia-smi") is not None
 
 
 def probe_gpus(timeout: float) -> GpuFacts:
-    """Look, in another process.
+    """Read the facts in another process.
 
     Args:
         timeout: seconds.
 
     Raises:
         TimeoutError: the driver did not answer.
-        RuntimeError: the other process ended without an answer; with its last line.
+        RuntimeError: the process ended without facts; contains its last line of output.
     """
-    words = module_command("launcher.doctor.gpu_probe")
+    command = module_command("launcher.doctor.gpu_probe")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"the NVIDIA driver did not answer within {timeout:g} s") from None
     with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
         return GpuFacts.from_dict(json.loads(done.stdout.splitlines()[-1]))
-    said = (done.stderr or done.stdout).strip().splitlines()
-    raise RuntimeError(f"looking at the GPUs ended with exit code {done.returncode}: {said[-1] if said else 'no word'}")
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+    raise RuntimeError(f"the GPU probe ended with exit code {done.returncode}: {lines[-1]}")
 
 
 def read_driver(text: str) -> str:
-    """The version in /proc/driver/nvidia/version; empty if there is none."""
+    """The driver version in the text of /proc/driver/nvidia/version; empty if there is none."""
     found = re.search(r"NVRM version:.*?\b(\d{3,}\.\d+(?:\.\d+)?)\b", text)
     return found[1] if found else ""
 
 
-def look() -> GpuFacts:
-    """The facts of this machine, found in this process; initialises CUDA."""
+def read_facts() -> GpuFacts:
+    """The facts of this machine, read in this process; initializes CUDA."""
     import warnings
 
     import torch
 
-    said = _smi_complaint()
+    complaint = _smi_complaint()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count and caught:
-        said = said or str(caught[-1].message).splitlines()[0]
+        complaint = complaint or str(caught[-1].message).splitlines()[0]
     return GpuFacts(
         driver=read_driver(_DRIVER_FILE.read_text() if _DRIVER_FILE.exists() else ""),
         driver_cuda=_driver_cuda(),
@@ -81,14 +81,14 @@ def look() -> GpuFacts:
         nccl=_nccl(),
         nccl_installed=_nccl_installed(torch.version.cuda),
         hidden_by=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        said=said,
+        complaint=complaint,
         gpus=tuple(_gpu(index) for index in range(count)),
         links=tuple(_link(one, other) for one in range(count) for other in range(one + 1, count)),
     )
 
 
 def _smi_complaint() -> str:
-    """What `nvidia-smi` says where it fails, as of a driver that was updated under the running kernel."""
+    """The error of `nvidia-smi`, for example after an update of the driver under the running kernel; else empty."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
@@ -100,7 +100,7 @@ def _smi_complaint() -> str:
 
 
 def _driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA of the driver's library: cuDriverGetVersion of CUDA's driver API."""
+    """The newest CUDA that the driver supports: cuDriverGetVersion of the CUDA driver API."""
     version = ctypes.c_int()
     try:
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) or not version.value:
@@ -147,31 +147,31 @@ def _link(one: int, other: int) -> Link:
     try:
         ways = [_copy(one, other), _copy(other, one)]
     except torch.OutOfMemoryError:
-        return Link(one, other, peer, None)  # in use: nothing is measured
+        return Link(one, other, peer, None)  # in use: cannot be measured
     return Link(one, other, peer, min(speed for speed, _ in ways), all(exact for _, exact in ways))
 
 
 def _copy(source: int, target: int) -> tuple[float, bool]:
-    """Bytes per second of the fastest of some copies, and whether the last arrived as it was."""
+    """Bytes per second of the fastest copy, and whether the last copy is correct."""
     import torch
 
     count = _LINK_BYTES // 4
-    there = torch.arange(count, dtype=torch.int32, device=f"cuda:{source}")
-    here = torch.zeros(count, dtype=torch.int32, device=f"cuda:{target}")
+    sent = torch.arange(count, dtype=torch.int32, device=f"cuda:{source}")
+    received = torch.zeros(count, dtype=torch.int32, device=f"cuda:{target}")
     best = float("inf")
-    # The first sets the way up.
+    # The first copy sets up the connection.
     for _ in range(1 + _LINK_COPIES):
-        here.zero_()
+        received.zero_()
         torch.cuda.synchronize(source)
         torch.cuda.synchronize(target)
-        began = time.perf_counter()
-        here.copy_(there, non_blocking=True)
+        start = time.perf_counter()
+        received.copy_(sent, non_blocking=True)
         torch.cuda.synchronize(source)
         torch.cuda.synchronize(target)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     expected = torch.arange(count, dtype=torch.int32, device=f"cuda:{target}")
-    return _LINK_BYTES / best, bool(torch.equal(here, expected))
+    return _LINK_BYTES / best, bool(torch.equal(received, expected))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(dataclasses.asdict(look())) + "\n")
+    sys.stdout.write(json.dumps(dataclasses.asdict(read_facts())) + "\n")

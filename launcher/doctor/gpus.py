@@ -1,4 +1,4 @@
-"""Findings of `launcher doctor` about NVIDIA GPUs: pure functions of the facts that `gpu_probe` reads."""
+"""Findings about NVIDIA GPUs: pure functions of the facts that `gpu_probe` reads."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.doctor.command import Finding
+from launcher.doctor.finding import Finding, judge
 from strategies.units import format_bytes, format_rate
 
 # The oldest driver for each major version of CUDA: "CUDA minor version compatibility", CUDA Toolkit release notes.
 _OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
-# A link below this share of the median is named, as is memory beyond this share in other hands.
+# A link slower than this share of the median is reported, and so is used memory above this share.
 _SLOW_LINK = 0.5
-_MEMORY_TAKEN = 0.1
-# NCCL knows compute capability 10.0 and later (Blackwell) from here on; its release notes of 2.25.
+_MEMORY_USED = 0.1
+# The first NCCL for compute capability 10.0 (Blackwell): release notes of NCCL 2.25.
 _BLACKWELL_NCCL = (2, 25)
 
 
@@ -25,12 +25,12 @@ class DetectedGpu:
     """One GPU.
 
     Attributes:
-        index: as this process numbers it.
-        name: the vendor's.
+        index: number in this process.
+        name: of the vendor.
         capability: CUDA's compute capability, as in (9, 0).
         memory_bytes: all of its memory.
-        free_bytes: what nobody uses.
-        native_dtypes: those of fp16, bf16, fp32, fp64 that it computes without emulation.
+        free_bytes: unused memory.
+        native_dtypes: those of fp16, bf16, fp32, fp64 that need no emulation.
     """
 
     index: int
@@ -43,13 +43,13 @@ class DetectedGpu:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way from one GPU's memory to another's.
+    """The connection between the memories of two GPUs.
 
     Attributes:
         one, other: indices of the GPUs.
-        peer_access: whether they reach each other's memory without the host's.
-        bytes_per_second: measured by copies, the slower direction; None if it was not measured.
-        exact: whether what was copied arrived as it was.
+        peer_access: whether copies bypass the memory of the host.
+        bytes_per_second: of the slower direction; None if not measured.
+        exact: whether the copies were correct.
     """
 
     one: int
@@ -64,15 +64,15 @@ class GpuFacts:
     """Driver, torch build and GPUs of a machine.
 
     Attributes:
-        driver: version of the kernel's driver, as in '550.54.15'; empty if it is not known.
-        driver_cuda: newest CUDA that the driver's library speaks, as in (12, 4); None if it does not answer.
-        torch: torch's version.
-        torch_cuda: CUDA that torch was built for, as in '12.8'; None for a build without.
-        architectures: what torch's kernels were compiled for, as in 'sm_90' or 'compute_90'.
-        nccl: version of the NCCL that torch has loaded, as in '2.27.5'; empty without.
-        nccl_installed: version of the NCCL that was installed with torch; empty if there is no such package.
-        hidden_by: what CUDA_VISIBLE_DEVICES says; None if it is not set.
-        said: what the driver or torch complained of; empty if nothing.
+        driver: version of the kernel module, as in '550.54.15'; empty if not known.
+        driver_cuda: newest CUDA that the driver supports, as in (12, 4); None if not known.
+        torch: version of torch.
+        torch_cuda: CUDA that torch was built for, as in '12.8'; None for a build without CUDA.
+        architectures: targets of the kernels of torch, as in 'sm_90' or 'compute_90'.
+        nccl: version of the loaded NCCL, as in '2.27.5'; empty without NCCL.
+        nccl_installed: version of the NCCL package of torch; empty if there is none.
+        hidden_by: value of CUDA_VISIBLE_DEVICES; None if it is not set.
+        complaint: error message of the driver or of torch; empty if there is none.
         gpus: those that torch sees.
         links: one for each pair of them.
     """
@@ -85,7 +85,7 @@ class GpuFacts:
     nccl: str = ""
     nccl_installed: str = ""
     hidden_by: str | None = None
-    said: str = ""
+    complaint: str = ""
     gpus: tuple[DetectedGpu, ...] = ()
     links: tuple[Link, ...] = ()
 
@@ -114,26 +114,26 @@ def gpu_findings(facts: GpuFacts) -> Iterator[Finding]:
         yield gpu_finding(gpu, facts)
     names = sorted({gpu.name for gpu in facts.gpus})
     if len(names) > 1:
-        advice = "all ranks go at the pace and with the precision of the weakest; CUDA_VISIBLE_DEVICES chooses"
-        yield Finding("GPUs", "warning", f"not alike: {', '.join(names)}", advice)
+        advice = "the weakest GPU sets speed and precision of all ranks: select GPUs with CUDA_VISIBLE_DEVICES"
+        yield Finding("GPUs", "warning", f"different models: {', '.join(names)}", advice)
     yield from link_findings(facts.links)
 
 
 def driver_finding(facts: GpuFacts) -> Finding:
-    """Whether driver and torch build go together."""
-    speaks = f", CUDA up to {_dotted(facts.driver_cuda)}" if facts.driver_cuda else ""
-    driver = f"driver {facts.driver or 'of unknown version'}{speaks}"
+    """Whether the driver supports the torch build."""
+    supported = f", CUDA up to {_dotted(facts.driver_cuda)}" if facts.driver_cuda else ""
+    driver = f"driver {facts.driver or 'of unknown version'}{supported}"
     if facts.torch_cuda is None:
-        advice = "reinstall torch from the index for CUDA: https://pytorch.org/get-started/locally"
-        return Finding("CUDA", "failure", f"{driver}; but torch {facts.torch} is a build without CUDA", advice)
+        advice = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+        return Finding("CUDA", "failure", f"{driver}; torch {facts.torch} is a build without CUDA", advice)
     found = f"{driver}; torch {facts.torch} is built for CUDA {facts.torch_cuda}"
     major = int(facts.torch_cuda.partition(".")[0])
     if facts.gpus:
-        # A driver of the same major version runs all of its minor versions, but compiles no PTX of later ones.
+        # A driver runs every minor version of its CUDA, but does not compile PTX of later minor versions.
         return Finding("CUDA", "ok", found)
-    if "version mismatch" in facts.said:
+    if "version mismatch" in facts.complaint:
         advice = "the driver was updated under the running kernel module: reboot, or reload the nvidia modules"
-        return Finding("CUDA", "failure", f"{found}; {facts.said}", advice)
+        return Finding("CUDA", "failure", f"{found}; {facts.complaint}", advice)
     oldest = _OLDEST_DRIVER.get(major)
     version = _numbers(facts.driver)
     if oldest is not None and version and version < oldest:
@@ -143,50 +143,49 @@ def driver_finding(facts: GpuFacts) -> Finding:
         advice = f"update the driver to one for CUDA {major}, or install torch for CUDA {facts.driver_cuda[0]}"
         return Finding("CUDA", "failure", f"{found}, which needs a newer driver", advice)
     if facts.hidden_by is not None:
-        advice = "unset it, or name the GPUs that this run may use"
+        advice = "unset it, or list the GPUs that this run may use"
         return Finding("CUDA", "warning", f"{found}; CUDA_VISIBLE_DEVICES={facts.hidden_by!r} leaves no GPU", advice)
-    said = f": {facts.said}" if facts.said else ""
-    advice = "look at `nvidia-smi` and `dmesg | grep -i nvrm`; in a container, start it with --gpus all"
-    return Finding("CUDA", "failure", f"{found}, but sees no GPU{said}", advice)
+    reason = f": {facts.complaint}" if facts.complaint else ""
+    advice = "check `nvidia-smi` and `dmesg | grep -i nvrm`; start a container with --gpus all"
+    return Finding("CUDA", "failure", f"{found}, but torch sees no GPU{reason}", advice)
 
 
 def nccl_finding(facts: GpuFacts) -> Finding:
-    """The NCCL that is loaded, against the one that torch came with and against the GPUs."""
+    """Whether the loaded NCCL is the one of torch, and supports the GPUs."""
     if not facts.nccl:
         several = len(facts.gpus) > 1
-        advice = "several GPUs train over gloo, slowly: install a torch build with NCCL" if several else ""
-        return Finding("NCCL", "warning" if several else "ok", "this torch build has none", advice)
+        advice = "several GPUs train slowly over gloo: install a torch build with NCCL" if several else ""
+        return Finding("NCCL", "warning" if several else "ok", "this torch build has no NCCL", advice)
     if facts.nccl_installed and _numbers(facts.nccl)[:3] != _numbers(facts.nccl_installed)[:3]:
-        advice = "another libnccl is found first: look at LD_LIBRARY_PATH and LD_PRELOAD, e.g. of a cluster's modules"
-        return Finding("NCCL", "warning", f"{facts.nccl}, but torch came with {facts.nccl_installed}", advice)
+        advice = "another libnccl is found first: check LD_LIBRARY_PATH and LD_PRELOAD, for example of loaded modules"
+        return Finding("NCCL", "warning", f"{facts.nccl}, but torch was installed with {facts.nccl_installed}", advice)
     if any(gpu.capability >= (10, 0) for gpu in facts.gpus) and _numbers(facts.nccl)[:2] < _BLACKWELL_NCCL:
         advice = f"these GPUs need NCCL {_dotted(_BLACKWELL_NCCL)} or later: install a newer torch"
-        return Finding("NCCL", "failure", f"{facts.nccl}, older than these GPUs", advice)
+        return Finding("NCCL", "failure", f"{facts.nccl}, which does not support these GPUs", advice)
     return Finding("NCCL", "ok", facts.nccl)
 
 
 def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
-    """One GPU: whether torch has kernels for it, and whether it is free."""
+    """One GPU: whether torch has kernels for it, and whether its memory is free."""
     name, capability = f"cuda {gpu.index}", _dotted(gpu.capability)
     found = (
         f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, native: {', '.join(gpu.native_dtypes)}, "
         f"compute capability {capability}"
     )
     if facts.architectures and not has_kernels(gpu.capability, facts.architectures):
-        advice = f"install a torch build for it; this one has {', '.join(facts.architectures)}"
+        advice = f"install a torch build for this GPU; the present one supports {', '.join(facts.architectures)}"
         return Finding(name, "failure", f"{found}: torch {facts.torch} has no kernels for it", advice)
-    taken = gpu.memory_bytes - gpu.free_bytes
-    if taken > _MEMORY_TAKEN * gpu.memory_bytes:
-        advice = "`nvidia-smi` shows whose; a run may then be out of memory where the plan says that it fits"
-        return Finding(name, "warning", f"{found}; {format_bytes(taken)} are in use already", advice)
-    return Finding(name, "ok", found)
+    used = gpu.memory_bytes - gpu.free_bytes
+    is_free = used <= _MEMORY_USED * gpu.memory_bytes
+    advice = "`nvidia-smi` lists the processes; a run may run out of memory although the plan fits"
+    return judge(name, is_free, found if is_free else f"{found}; {format_bytes(used)} are in use", advice)
 
 
 def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
-    """Whether a build runs on a GPU: CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility".
+    """Whether a build runs on a GPU (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
 
-    Machine code (`sm_XY`) runs on the same major version from minor Y on; `sm_XYa` on exactly XY. PTX (`compute_XY`)
-    is compiled for any later GPU.
+    Machine code (`sm_XY`) runs on the same major version with minor version Y or later, `sm_XYa` only on XY. PTX
+    (`compute_XY`) is compiled for any later GPU.
     """
     for text in architectures:
         read = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", text)
@@ -205,23 +204,23 @@ def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bo
 
 
 def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
-    """Peer access and speed of every pair: those that are alike in one line, the others named."""
-    changed = [link for link in links if not link.exact]
-    if changed:
-        advice = "the IOMMU or PCIe ACS reroutes peer copies: switch it off in the BIOS, or set NCCL_P2P_DISABLE=1"
-        yield Finding("GPU links", "failure", f"copies between GPUs {_pairs(changed)} arrive changed", advice)
+    """Peer access and speed of every pair: similar pairs in one finding, slow ones each in their own."""
+    corrupted = [link for link in links if not link.exact]
+    if corrupted:
+        advice = "IOMMU or PCIe ACS redirects peer copies: disable it in the BIOS, or set NCCL_P2P_DISABLE=1"
+        yield Finding("GPU links", "failure", f"copies between GPUs {_pairs(corrupted)} are corrupted", advice)
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     middle = statistics.median(speeds) if speeds else 0.0
     slow = [link for link in links if link.bytes_per_second is not None and link.bytes_per_second < _SLOW_LINK * middle]
     for direct in (True, False):
         group = [link for link in links if link.peer_access is direct and link not in slow]
         if group:
-            found = f"{_pairs(group)}: {'peer access' if direct else 'through the host'}{_speed(group)}"
+            found = f"{_pairs(group)}: {'peer access' if direct else 'through host memory'}{_speed(group)}"
             yield Finding("GPU links", "ok", found)
     for link in sorted(slow, key=lambda link: link.bytes_per_second or 0.0):
-        way = "peer access" if link.peer_access else "through the host"
+        way = "peer access" if link.peer_access else "through host memory"
         found = f"{_pairs([link])}: {way}{_speed([link])}, the median is {format_rate(middle)}"
-        advice = "every all-reduce waits for it: `nvidia-smi topo -m` and `nvidia-smi nvlink -s` show why"
+        advice = "every all-reduce waits for it: check `nvidia-smi topo -m` and `nvidia-smi nvlink -s`"
         yield Finding("GPU links", "warning", found, advice)
 
 
@@ -239,7 +238,7 @@ def _speed(links: Sequence[Link]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(550, 54, 15) of '550.54.15'; what follows the numbers is left out."""
+    """(550, 54, 15) for '550.54.15'; ignores a suffix."""
     read = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, read[0].split("."))) if read else ()
 

@@ -1,4 +1,4 @@
-"""`launcher doctor`: this machine's network, by which other nodes find it and ranks reach each other."""
+"""Findings about the network, which other nodes and ranks need to reach this machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.doctor.command import Finding
+import psutil
+
+from launcher.doctor.finding import Finding
 from slurm.interfaces import addresses
 
-# Both take a prefix of a name; NCCL a list too, with '^' for all but these and '=' for exactly these.
+# NCCL takes prefixes, with '^' to exclude and '=' for full names; gloo takes full names.
 _CHOSEN_BY = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-_NETWORKS = Path("/sys/class/net")
 _INFINIBAND = Path("/sys/class/infiniband")
 
 
@@ -22,21 +23,21 @@ class Interface:
     """One network interface.
 
     Attributes:
-        name: the kernel's.
-        addresses: those that other machines can use.
-        megabits: speed that the card has agreed on, None where there is no card (a bridge, a tunnel, a container).
-        mtu: bytes of its largest packet.
+        name: of the kernel.
+        addresses: that other machines can use.
+        megabits: negotiated speed; 0 without a card (a bridge, a tunnel, a container).
+        mtu: bytes of the largest packet.
     """
 
     name: str
     addresses: tuple[str, ...]
-    megabits: int | None
-    mtu: int | None
+    megabits: int
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One InfiniBand or RoCE port, as in 'mlx5_0/1', with the kernel's words for its state and rate."""
+    """One InfiniBand or RoCE port, as in 'mlx5_0/1'; state and rate are the text of the kernel."""
 
     name: str
     state: str
@@ -44,7 +45,7 @@ class Port:
 
 
 def check_hostname() -> Iterator[Finding]:
-    """Whether other nodes could find this one by its name."""
+    """Whether the host name of this machine resolves to one of its addresses."""
     name = socket.gethostname()
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
@@ -55,64 +56,66 @@ def check_hostname() -> Iterator[Finding]:
 
 
 def hostname_finding(name: str, found: set[str], own: set[str]) -> Finding:
-    """A name that means this machine alone is no use to other nodes, one that means another machine even less.
+    """Other nodes cannot use a name that resolves only to loopback, or to another machine.
 
     Args:
         name: of this machine.
-        found: addresses that it stands for here.
-        own: addresses that this machine has, without loopback and link-local ones.
+        found: addresses that the name resolves to here.
+        own: addresses of this machine, without loopback and link-local ones.
     """
-    said = f"{name} is {', '.join(sorted(found))}"
+    text = f"{name} is {', '.join(sorted(found))}"
     local = {a for a in found if a.startswith(("127.", "fe80:")) or a == "::1"}
     if found == local:
-        advice = "fine on one machine; other nodes need its network address in /etc/hosts or DNS"
-        return Finding("hostname", "warning", said, advice)
+        advice = "enough for one machine; other nodes need its network address in /etc/hosts or DNS"
+        return Finding("hostname", "warning", text, advice)
     foreign = sorted(found - local - own)
     if foreign and not found & own:
         has = ", ".join(sorted(own)) or "none"
-        advice = f"correct /etc/hosts or DNS, or give ranks another way to meet: --rdzv-endpoint ADDRESS:PORT of {has}"
-        return Finding("hostname", "warning", f"{said}, which this machine does not have (it has {has})", advice)
-    return Finding("hostname", "ok", said)
+        advice = f"correct /etc/hosts or DNS, or set --rdzv-endpoint ADDRESS:PORT with an address of {has}"
+        return Finding("hostname", "warning", f"{text}, which is not an address of this machine (it has {has})", advice)
+    return Finding("hostname", "ok", text)
 
 
 def check_interfaces() -> Iterator[Finding]:
-    """Every interface with an address, the InfiniBand ports, and what the environment chooses among them."""
-    yield from interface_findings(read_interfaces(), [name for _, name in socket.if_nameindex()], os.environ)
+    """Every interface with an address, the interfaces that the environment selects, and the InfiniBand ports."""
+    yield from interface_findings(read_interfaces(), list(psutil.net_if_stats()), os.environ)
     yield from port_findings(read_ports())
 
 
 def interface_findings(
     interfaces: Sequence[Interface], names: Sequence[str], env: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """One line for each interface; a variable that names none would fail every training on several ranks.
+    """A finding for each interface, and for each variable: one without a match fails every training on several ranks.
 
     Args:
-        interfaces: those with an address.
-        names: of all interfaces, 'lo' included.
-        env: where the variables are.
+        interfaces: with an address.
+        names: of all interfaces, including 'lo'.
+        env: the environment variables.
     """
     for one in interfaces:
         speed = f", {one.megabits / 1000:g} Gbit/s" if one.megabits else ""
         mtu = f", MTU {one.mtu}" if one.mtu else ""
         yield Finding("network", "ok", f"{one.name}: {', '.join(one.addresses)}{speed}{mtu}")
     if not interfaces:
-        yield Finding("network", "warning", "no address but loopback", "fine on one machine; other nodes see it not")
+        yield Finding(
+            "network", "warning", "only a loopback address", "enough for one machine; other nodes cannot reach it"
+        )
     for variable in _CHOSEN_BY:
         text = env.get(variable, "")
-        wanted = [word for word in text.removeprefix("=").split(",") if word]
+        wanted = [name for name in text.removeprefix("=").split(",") if name]
         if not wanted or text.startswith("^"):
             continue
-        exactly = text.startswith("=") or variable == "GLOO_SOCKET_IFNAME"
-        missing = [word for word in wanted if not any(n == word if exactly else n.startswith(word) for n in names)]
-        if len(missing) == len(wanted) or (missing and exactly):
-            advice = f"unset {variable}, or name one of {', '.join(sorted(names))}"
+        is_exact = text.startswith("=") or variable == "GLOO_SOCKET_IFNAME"
+        missing = [w for w in wanted if not any(n == w if is_exact else n.startswith(w) for n in names)]
+        if len(missing) == len(wanted) or (missing and is_exact):
+            advice = f"unset {variable}, or set it to one of {', '.join(sorted(names))}"
             yield Finding("network", "failure", f"{variable}={text}, but there is no such interface", advice)
         else:
             yield Finding("network", "ok", f"{variable}={text}")
 
 
 def port_findings(ports: Sequence[Port]) -> Iterator[Finding]:
-    """One line for the InfiniBand ports that work; the others are named."""
+    """A finding for the active InfiniBand ports, and one for the others."""
     up = [port for port in ports if "ACTIVE" in port.state]
     if up:
         rates = sorted({port.rate for port in up})
@@ -120,23 +123,25 @@ def port_findings(ports: Sequence[Port]) -> Iterator[Finding]:
     down = [port for port in ports if port not in up]
     if down:
         found = ", ".join(f"{port.name} is {port.state.partition(':')[2].strip() or port.state}" for port in down)
-        advice = "cable or subnet manager: `ibstat`; NCCL goes on without, NCCL_IB_HCA chooses the ports"
+        advice = "check cable and subnet manager with `ibstat`; NCCL ignores these ports, NCCL_IB_HCA selects ports"
         yield Finding("InfiniBand", "warning", found, advice)
 
 
-def read_interfaces(folder: Path = _NETWORKS) -> tuple[Interface, ...]:
-    """This machine's interfaces that have an address."""
+def read_interfaces() -> tuple[Interface, ...]:
+    """The interfaces of this machine that have an address."""
     named: dict[str, list[str]] = {}
     for address, name in addresses().items():
         named.setdefault(name, []).append(address)
+    stats = psutil.net_if_stats()
     return tuple(
-        Interface(name, tuple(own), _number(folder / name / "speed"), _number(folder / name / "mtu"))
+        Interface(name, tuple(own), stats[name].speed, stats[name].mtu)
         for name, own in sorted(named.items())
+        if name in stats
     )
 
 
 def read_ports(folder: Path = _INFINIBAND) -> tuple[Port, ...]:
-    """This machine's InfiniBand and RoCE ports; none without such a card."""
+    """The InfiniBand and RoCE ports of this machine."""
     found: list[Port] = []
     for port in sorted(folder.glob("*/ports/*")):
         name = f"{port.parent.parent.name}/{port.name}"
@@ -148,10 +153,4 @@ def _text(file: Path) -> str:
     try:
         return file.read_text().strip()
     except OSError:
-        return "unknown"  # the driver refuses
-
-
-def _number(file: Path) -> int | None:
-    """A positive number; a card that is down or virtual says -1 or refuses to be read."""
-    text = _text(file)
-    return int(text) if text.isdecimal() and int(text) else None
+        return "unknown"  # the driver refused

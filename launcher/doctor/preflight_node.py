@@ -1,7 +1,6 @@
-"""One node of a preflight: its own checks, then a rank for each GPU, or one where there is none.
+"""One node of a preflight: runs its checks, then a rank for each GPU, or one rank without a GPU.
 
-`python -m launcher.doctor.preflight_node NODE`, where NODE is a `NodeRequest` as JSON, is what srun starts on each
-node.
+srun starts `python -m launcher.doctor.preflight_node REQUEST` on each node; REQUEST is a `NodeRequest` as JSON.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from pathlib import Path
 
 from launcher.core.atomic_write import write_file
 from launcher.core.own_modules import module_command
-from launcher.doctor.command import examine
+from launcher.doctor.finding import run_checks
 from launcher.doctor.preflight_findings import NodeResult
-from launcher.doctor.preflight_rank import PreflightRank
+from launcher.doctor.preflight_rank import RankRequest
 from slurm.environment import read_slurm_task
 from slurm.rendezvous import Endpoint, PortReservation, RendezvousError, host_rendezvous, join_rendezvous
 from slurm.task import INTERFACE_VARIABLES
 
-# What runs a rank; its place as JSON is added.
+# Runs a rank; a `RankRequest` as JSON is appended.
 RANK_COMMAND = module_command("launcher.doctor.preflight_rank")
 _LAST_LINES = 6
 _LAST_BYTES = 8192
-# Seconds that the others have once a rank has failed: what they have measured so far is in their files.
+# Seconds for the other ranks after one has failed; their measurements so far are in their files.
 _GRACE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRequest:
-    """What crosses to every node. It holds no secret.
+    """What every node receives. Contains no secret.
 
     Attributes:
-        folder: for the results, on a disk that the nodes share.
+        folder: of the results, on a disk that the nodes share.
         nodes: number of nodes.
-        ranks_per_node: ranks on each; None for one for each GPU, or one.
+        ranks_per_node: None for one rank for each GPU, or one without a GPU.
         timeout: seconds that nodes and ranks wait for each other.
-        interface: network interface to use, None for the one that the nodes reach each other by.
-        cpu: whether to leave GPUs alone.
+        interface: network interface to use; None for the one that the nodes find each other on.
+        cpu: whether to use the CPU only.
     """
 
     folder: str
@@ -59,32 +58,32 @@ class NodeRequest:
 
 
 def run_node(request: NodeRequest, node: int, rank_command: Sequence[str] = RANK_COMMAND) -> None:
-    """Check this node, start its ranks and wait for them; leaves the results in the folder.
+    """Check this node, run its ranks and wait for them; writes the results to the folder.
 
     Args:
-        request: what is to be done.
+        request: what to run.
         node: rank of this node.
-        rank_command: what runs a rank.
+        rank_command: runs a rank.
     """
     from launcher.doctor.checks import NODE_CHECKS
 
     host = socket.gethostname()
-    result = NodeResult(node, host, 0, examine(NODE_CHECKS) if request.nodes > 1 else ())
+    result = NodeResult(node, host, 0, run_checks(NODE_CHECKS) if request.nodes > 1 else ())
     _write(request, result)
     try:
-        with _rendezvous(request, node) as place:
-            count = request.ranks_per_node or _devices(cpu=request.cpu)
-            # What came to be known before a rank hangs, should this process be killed.
+        with _rendezvous(request, node) as endpoint:
+            count = request.ranks_per_node or _count_devices(cpu=request.cpu)
+            # Written early, in case a rank hangs and this process is killed.
             result = dataclasses.replace(result, ranks=count)
             _write(request, result)
-            words = _run_ranks(request, node, count, place, rank_command)
+            tails = _run_ranks(request, node, count, endpoint, rank_command)
     except (RendezvousError, OSError) as error:
         _write(request, dataclasses.replace(result, error=str(error)))
         return
-    _write(request, dataclasses.replace(result, last_words=words))
+    _write(request, dataclasses.replace(result, log_tails=tails))
 
 
-def _devices(*, cpu: bool) -> int:
+def _count_devices(*, cpu: bool) -> int:
     from launcher.hardware.devices import available_kind, device_count
 
     return 1 if cpu else device_count(available_kind("auto"))
@@ -92,7 +91,7 @@ def _devices(*, cpu: bool) -> int:
 
 @contextmanager
 def _rendezvous(request: NodeRequest, node: int) -> Generator[Endpoint]:
-    """Where the ranks meet, with its port reserved as long as they run."""
+    """The endpoint of the rendezvous; its port stays reserved while the ranks run."""
     if node > 0:
         yield join_rendezvous(Path(request.folder) / "rendezvous.json", node, request.timeout)
         return
@@ -106,25 +105,27 @@ def _rendezvous(request: NodeRequest, node: int) -> Generator[Endpoint]:
         )
 
 
-def _run_ranks(request: NodeRequest, node: int, count: int, place: Endpoint, command: Sequence[str]) -> dict[int, str]:
-    """Run the ranks to their end; the last words of those that failed, by local rank."""
+def _run_ranks(
+    request: NodeRequest, node: int, count: int, endpoint: Endpoint, command: Sequence[str]
+) -> dict[int, str]:
+    """Run the ranks to their end; returns the end of the log of each rank that failed, by local rank."""
     folder = Path(request.folder)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for variable in INTERFACE_VARIABLES:
         if request.interface is not None:
             env[variable] = request.interface
-        elif place.interface is not None and (request.nodes > 1 or variable.startswith("GLOO")):
-            env.setdefault(variable, place.interface)
+        elif endpoint.interface is not None and (request.nodes > 1 or variable.startswith("GLOO")):
+            env.setdefault(variable, endpoint.interface)
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for local in range(count):
-            rank = PreflightRank(
+            rank = RankRequest(
                 str(folder),
                 node * count + local,
                 request.nodes * count,
                 count,
-                place.host,
-                place.port,
+                endpoint.host,
+                endpoint.port,
                 request.timeout,
                 request.cpu,
             )
@@ -133,47 +134,50 @@ def _run_ranks(request: NodeRequest, node: int, count: int, place: Endpoint, com
                     [*command, json.dumps(dataclasses.asdict(rank))], stdin=subprocess.DEVNULL, stdout=log,
                     stderr=subprocess.STDOUT, env=env,
                 ))  # fmt: skip
-        late = _wait(ranks, request.timeout)
+        unfinished = _wait(ranks, request.timeout)
     finally:
         for process in ranks:
             process.kill()
             process.wait()
-    words = {local: _last_words(folder / f"rank-{node * count + local}.log", process.returncode)
+    tails = {local: _read_tail(folder / f"rank-{node * count + local}.log", process.returncode)
              for local, process in enumerate(ranks) if process.returncode}  # fmt: skip
-    for local in late & words.keys():
-        words[local] = f"{words[local]}\nended here: it was not done after {request.timeout:g} s".lstrip()
-    return words
+    for local in unfinished & tails.keys():
+        tails[local] = f"{tails[local]}\nended: it did not complete within {request.timeout:g} s".lstrip()
+    return tails
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], timeout: float) -> set[int]:
-    """Until all have ended, or the time is up, which is soon once one has failed; those that had not."""
-    give_up = time.monotonic() + timeout
-    while (running := {i for i, process in enumerate(ranks) if process.poll() is None}) and time.monotonic() < give_up:
+    """Wait until all ranks have ended or the timeout is over; returns the local ranks that still run.
+
+    After the first failure the timeout is short.
+    """
+    deadline = time.monotonic() + timeout
+    while (running := {i for i, process in enumerate(ranks) if process.poll() is None}) and time.monotonic() < deadline:
         if any(process.returncode for process in ranks):
-            give_up = min(give_up, time.monotonic() + _GRACE)
+            deadline = min(deadline, time.monotonic() + _GRACE)
         time.sleep(0.05)
     return running
 
 
-def _last_words(log: Path, code: int) -> str:
+def _read_tail(log: Path, code: int) -> str:
     try:
         lines = log.read_bytes()[-_LAST_BYTES:].decode(errors="replace").splitlines()
     except OSError:
         lines = []
     shown = "\n".join(line.rstrip() for line in lines[-_LAST_LINES:] if line.strip())
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{shown}\n{how}".strip()
+    end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{shown}\n{end}".strip()
 
 
 def _write(request: NodeRequest, result: NodeResult) -> None:
     write_file(Path(request.folder) / f"node-{result.node}.json", json.dumps(dataclasses.asdict(result)))
 
 
-def main(words: Sequence[str], env: Mapping[str, str]) -> None:
-    """Be the node that srun made of this task."""
+def main(arguments: Sequence[str], env: Mapping[str, str]) -> None:
+    """Run the node of this SLURM task."""
     os.umask(0o077)
     task = read_slurm_task(env)
-    run_node(NodeRequest(**json.loads(words[0])), 0 if task is None else task.node)
+    run_node(NodeRequest(**json.loads(arguments[0])), 0 if task is None else task.node)
 
 
 if __name__ == "__main__":

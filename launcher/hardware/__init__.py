@@ -1,4 +1,4 @@
-"""Devices, CPU cores and ranks: what is here, and where this process is among the ranks.
+"""Hardware and topology of this process: its device and CPU cores, and its place among the ranks.
 
-What the ranks do with it is decided in `planning` and `agreement`.
+Also hardware that a plan is made for. `agreement` and `planning` decide what the ranks do with it.
 """

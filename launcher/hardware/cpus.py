@@ -1,4 +1,4 @@
-"""CPU cores that this process may use: fewer than the machine has under taskset, SLURM, Docker or Kubernetes."""
+"""CPU cores that this process may use; taskset, SLURM, Docker and Kubernetes limit them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = _CGROUPS) -> int:
-    """Cores of the affinity mask, or what the control group's quota allows in their stead if that is less; at least 1.
+    """Cores in the affinity mask, or in the quota of the control group if that is less; at least 1.
 
     Args:
-        proc: names this process's control groups.
-        cgroups: where they are mounted.
+        proc: file with the control groups of this process.
+        cgroups: mount point of the control groups.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(proc, cgroups)
@@ -21,18 +21,18 @@ def usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = _CGROUPS
 
 
 def _quota(proc: Path, cgroups: Path) -> float | None:
-    """Cores' worth of time that the strictest control group above this process grants; None without a limit."""
+    """The strictest quota of the control groups above this process, in cores; None without a limit."""
     try:
         lines = proc.read_text().splitlines()
     except OSError:
-        return None  # no Linux
+        return None  # not Linux
     found: list[float] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = cgroups / "cpu" if controllers else cgroups
-        # In a container the path may be the host's, which is not there: then the root is the container's own.
+        # In a container the path may be that of the host and not exist; the root is then that of the container.
         for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
             quota = _version_1(folder) if controllers else _version_2(folder)
             if quota is not None:

@@ -1,4 +1,4 @@
-"""What this process has to train with: its device, what that computes natively, and the libraries' versions."""
+"""The device of this process, its native dtypes, and the versions of the libraries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from launcher.core.errors import TopologyError
 from strategies.precision import DeviceKind
 
-# Libraries whose versions all ranks must share: they define the wire format, the numbers, or the checkpoint.
+# All ranks must have the same versions: these libraries define messages, numerics, or checkpoints.
 _SHARED_LIBRARIES = ("torch", "lightning", "deepspeed")
-# What DeepSpeed compiles its ops with, and the packages to install.
+# Tools that DeepSpeed compiles its ops with, and the packages that contain them.
 BUILD_TOOLS = {"c++": "g++ (Debian, Ubuntu) or gcc-c++ (Fedora)", "ninja": "ninja-build, or activate the venv"}
 
 
@@ -24,10 +24,10 @@ class Device:
 
     Attributes:
         kind: 'cpu', 'cuda' or 'mps'.
-        index: number of the device among those of its kind that this process sees.
-        name: the vendor's name.
-        memory_bytes: all of its memory.
-        native_dtypes: those of fp16, bf16, fp32, fp64 that it trains in without emulation.
+        index: number among the devices of its kind that this process sees.
+        name: of the vendor.
+        memory_bytes: total memory.
+        native_dtypes: those of fp16, bf16, fp32, fp64 that need no emulation.
     """
 
     kind: DeviceKind
@@ -39,12 +39,12 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One rank's device and libraries.
+    """Device and libraries of one rank.
 
     Attributes:
-        device: what this rank trains on.
+        device: that this rank trains on.
         local_device_count: devices of that kind on this node; 1 for a CPU.
-        versions: name to version, or a build tool's name to its path; None where it is not installed.
+        versions: library to version, and build tool to path; None if it is not installed.
     """
 
     device: Device
@@ -67,8 +67,8 @@ class Hardware:
 
 
 def library_versions() -> dict[str, str | None]:
-    """Versions of what all ranks must share, from the packages' metadata, and the paths of the build tools."""
-    # Late: the agent starts without it, and its users wait for the start.
+    """Versions of the shared libraries, from their metadata, and paths of the build tools."""
+    # Here: the agent starts without it, which is faster.
     import importlib.metadata
 
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -78,18 +78,18 @@ def library_versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     for tool in BUILD_TOOLS:
-        # As torch's cpp_extension looks for them.
+        # The same lookup as in torch's cpp_extension.
         versions[tool] = shutil.which(os.environ.get("CXX", tool) if tool == "c++" else tool)
     return versions
 
 
 def available_kind(accelerator: str) -> DeviceKind:
-    """The kind of device that `accelerator` ('auto', 'cpu', 'gpu', 'cuda', 'mps') means on this machine.
+    """The kind of device that `accelerator` ('auto', 'cpu', 'gpu', 'cuda', 'mps') selects on this machine.
 
     Raises:
-        TopologyError: the accelerator is not on this machine.
+        TopologyError: this machine has no such accelerator.
     """
-    # NVML answers without initialising CUDA, so a process that asked can still fork.
+    # NVML does not initialize CUDA, so this process can still fork.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
@@ -108,33 +108,33 @@ def available_kind(accelerator: str) -> DeviceKind:
         if has[kind]:
             return kind
     raise TopologyError(
-        f"accelerator {accelerator!r} was asked for, but this machine has only "
+        f"accelerator {accelerator!r} was requested, but this machine has only "
         f"{' and '.join(k for k in has if has[k])}; "
-        "set `accelerator: auto`, or install a torch build that sees the device"
+        "set `accelerator: auto`, or install a torch build for the device"
     )
 
 
 def detect_hardware(accelerator: str, local_rank: int) -> Hardware:
-    """Look at this machine.
+    """Detect the device and the libraries of this process.
 
     Args:
         accelerator: 'auto', 'cpu', 'gpu', 'cuda' or 'mps'.
-        local_rank: which of the node's devices is this rank's.
+        local_rank: number of its device on this node.
 
     Raises:
-        TopologyError: no such accelerator here, or fewer devices than ranks.
+        TopologyError: this machine has no such accelerator, or fewer devices than ranks.
     """
     kind = available_kind(accelerator)
     count = device_count(kind)
     if kind == "cuda":
         if local_rank >= count:
             raise TopologyError(
-                f"LOCAL_RANK={local_rank}, but this machine shows {count} CUDA device{'s' if count > 1 else ''}; "
-                f"start at most {count} ranks here, or look at CUDA_VISIBLE_DEVICES"
+                f"LOCAL_RANK={local_rank}, but this process sees {count} CUDA device{'s' if count > 1 else ''}; "
+                f"start at most {count} ranks here, or check CUDA_VISIBLE_DEVICES"
             )
         device = _cuda_device(local_rank)
     elif kind == "mps":
-        # Apple's GPU shares the machine's memory; Lightning has no autocast for it.
+        # The GPU shares the memory of the machine; Lightning has no autocast for it.
         device = Device("mps", 0, "Apple GPU", _machine_memory(), ("fp32", "fp16"))
     else:
         # No half precision, even with AVX512-BF16: it was measured slower (tests/benchmarks/RESULTS.md).
@@ -143,7 +143,7 @@ def detect_hardware(accelerator: str, local_rank: int) -> Hardware:
 
 
 def device_count(kind: DeviceKind) -> int:
-    """Devices of `kind` that this process sees; a CPU counts as one."""
+    """Number of devices of `kind` that this process sees; 1 for the CPU."""
     if kind != "cuda":
         return 1
     import torch
@@ -156,9 +156,9 @@ def _cuda_device(index: int) -> Device:
 
     properties = torch.cuda.get_device_properties(index)
     with torch.cuda.device(index):
-        # By default torch also answers True where it emulates bf16, which is slower than fp32.
+        # By default torch also returns True if it emulates bf16, which is slower than fp32.
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    # Compute capability 5.3 brought native fp16 arithmetic.
+    # Native fp16 arithmetic needs compute capability 5.3.
     fp16 = (properties.major, properties.minor) >= (5, 3)
     dtypes = ["fp32", "fp64", *(["fp16"] if fp16 else []), *(["bf16"] if bf16 else [])]
     return Device("cuda", index, properties.name, properties.total_memory, tuple(dtypes))
@@ -166,12 +166,12 @@ def _cuda_device(index: int) -> Device:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 -- read line by line, 200 KB on big machines
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 -- read by line: 200 KB on large machines
             for line in lines:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
     except OSError:
-        pass  # not Linux: platform knows less, but something
+        pass  # not Linux: `platform` knows less
     return platform.processor() or platform.machine()
 
 

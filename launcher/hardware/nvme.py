@@ -1,4 +1,4 @@
-"""The folders that ZeRO offloads to on NVMe: which a config means, and what a rank finds there."""
+"""NVMe folders for ZeRO offload: those of a config, and their state on a rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import RunConfig
-from strategies.deepspeed_config import NVME_PATH, VARIANTS
+from strategies.deepspeed_config import NVME_PATH
 from strategies.deepspeed_merge import nvme_paths
 
 
@@ -18,9 +18,9 @@ class NvmeFolder:
 
     Attributes:
         path: as the config has it.
-        free_bytes: room for this user; 0 if it cannot be used.
+        free_bytes: free space for this user; 0 if it cannot be used.
         problem: why it cannot be used; None if it can.
-        device: number of the file system that it lies on: folders of one share its room.
+        device: number of its file system; folders on the same one share the free space.
     """
 
     path: str
@@ -30,31 +30,30 @@ class NvmeFolder:
 
 
 def offload_folders(config: RunConfig) -> tuple[str, ...]:
-    """The folders that a run of this config may offload to: those of its strategy, and the one of a candidate.
+    """The folders that a run of this config may offload to: those of its strategy, and that of the candidates.
 
     Args:
-        config: a file of DeepSpeed's settings is read in already.
+        config: with the settings of a DeepSpeed file already read.
     """
     user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
-    own = nvme_paths(config.strategy, user) if config.strategy in VARIANTS else ()
-    return tuple(dict.fromkeys((*own, NVME_PATH)))
+    return tuple(dict.fromkeys((*nvme_paths(config.strategy, user), NVME_PATH)))
 
 
-def look_at(paths: Iterable[str]) -> tuple[NvmeFolder, ...]:
-    """What this process finds at each path. DeepSpeed would make a missing one, wherever that then lies."""
-    return tuple(map(_look_at, paths))
+def inspect_folders(paths: Iterable[str]) -> tuple[NvmeFolder, ...]:
+    """The state of each path in this process. A missing folder is a problem: DeepSpeed would create it on any disk."""
+    return tuple(map(_inspect, paths))
 
 
-def _look_at(path: str) -> NvmeFolder:
+def _inspect(path: str) -> NvmeFolder:
     folder = Path(path)
     try:
         if not folder.exists():
             return NvmeFolder(path, problem="does not exist")
         if not folder.is_dir():
-            return NvmeFolder(path, problem="is no folder")
+            return NvmeFolder(path, problem="is not a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             return NvmeFolder(path, problem="cannot be written")
         status, device = os.statvfs(folder), folder.stat().st_dev
     except OSError as error:
-        return NvmeFolder(path, problem=f"cannot be looked at ({error.strerror})")
+        return NvmeFolder(path, problem=f"cannot be read ({error.strerror})")
     return NvmeFolder(path, status.f_bavail * status.f_frsize, device=device)

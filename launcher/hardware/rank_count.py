@@ -1,4 +1,4 @@
-"""How many ranks there are to be on this node."""
+"""The number of ranks on this node."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from launcher.hardware.topology import Topology
 
 
 def requested_ranks(config: RunConfig, options: LaunchOptions | None = None) -> int:
-    """Ranks on this node: what `--nproc-per-node` or `devices` says, else one for each GPU, else one.
+    """Ranks on this node: `--nproc-per-node` or `devices` if given, else one for each GPU, else one.
 
     Raises:
-        TopologyError: more ranks than GPUs, no such accelerator, or two different numbers.
+        TopologyError: more ranks than GPUs, no such accelerator, or options that contradict each other.
     """
     kind = available_kind(config.accelerator)
     found = device_count(kind)
     asked = None if options is None else options.nproc_per_node
     if isinstance(asked, str):
-        # torchrun's words: `auto` is a rank for each GPU, or for each usable CPU core where there is none.
+        # As in torchrun: `auto` is a rank for each GPU, or for each usable CPU core without a GPU.
         cores = asked == "cpu" or (asked == "auto" and kind == "cpu")
         asked = usable_cpus() if cores else device_count(available_kind("gpu"))
     if asked is not None and config.devices not in ("auto", asked):
         raise TopologyError(
-            f"--nproc-per-node means {asked} ranks here, but devices is {config.devices}; leave out one of them"
+            f"--nproc-per-node gives {asked} ranks here, but devices is {config.devices}; remove one of them"
         )
     wanted = asked or (found if config.devices == "auto" else config.devices)
     if kind != "cpu" and wanted > found:
         raise TopologyError(
-            f"{wanted} ranks were asked for, but this machine has {found} of kind {kind}; start at most {found}"
+            f"{wanted} ranks were requested, but this machine has {found} {kind} devices; start at most {found}"
         )
     return wanted
 
 
 def likely_ranks(config: RunConfig, options: LaunchOptions, gpus: Path = Path("/proc/driver/nvidia/gpus")) -> int:
-    """The same without torch, which takes seconds to import: a guess, good enough to start the fork server early."""
+    """An estimate without importing torch, which takes seconds: it lets the fork server start early."""
     asked = options.nproc_per_node
     if isinstance(asked, int):
         return asked
@@ -54,31 +54,31 @@ def likely_ranks(config: RunConfig, options: LaunchOptions, gpus: Path = Path("/
 
 
 def _visible(variable: str | None, found: int) -> int:
-    """GPUs that CUDA_VISIBLE_DEVICES lets through: CUDA ends its list at the first number that is none."""
+    """GPUs in CUDA_VISIBLE_DEVICES: CUDA ends the list at the first invalid number."""
     if variable is None:
         return found
-    listed = [word.strip() for word in variable.split(",")]
-    return len(list(itertools.takewhile(lambda word: word and not word.startswith("-"), listed)))
+    entries = [entry.strip() for entry in variable.split(",")]
+    return len(list(itertools.takewhile(lambda entry: entry and not entry.startswith("-"), entries)))
 
 
 def check_ranks(config: RunConfig, topology: Topology) -> None:
-    """Compare the ranks that there are with the config.
+    """Compare the actual ranks with the config.
 
     Raises:
-        TopologyError: they differ; says both numbers.
+        TopologyError: they differ; contains both numbers.
     """
     if config.devices not in ("auto", topology.local_world_size):
         if topology.source == "single":
             raise TopologyError(
-                f"devices: {config.devices} was asked for, but this process is one rank, and starts no other; use "
+                f"devices: {config.devices} was requested, but this process is one rank and starts no others; use "
                 f"TrainingCoordinator(devices={config.devices}), `launcher fit --devices {config.devices}` or torchrun"
             )
         raise TopologyError(
-            f"devices: {config.devices} was asked for, but {topology.source} made {topology.local_world_size} "
+            f"devices: {config.devices} was requested, but {topology.source} started {topology.local_world_size} "
             "ranks on this node; use `devices: auto`, or start as many"
         )
     if config.num_nodes not in ("auto", topology.num_nodes):
         raise TopologyError(
-            f"num_nodes: {config.num_nodes} was asked for, but {topology.source} made ranks on {topology.num_nodes}; "
-            "use `num_nodes: auto`, or start torchrun on each node with --nnodes"
+            f"num_nodes: {config.num_nodes} was requested, but {topology.source} started ranks on "
+            f"{topology.num_nodes}; use `num_nodes: auto`, or start torchrun on each node with --nnodes"
         )

@@ -1,4 +1,4 @@
-"""Ranks of machines that are not here, for a plan: from `--gpus`, `--gpus-per-node`, `--gpu` and `--gpu-memory`."""
+"""Other machines to plan for: `--gpus`, `--gpus-per-node`, `--gpu` and `--gpu-memory`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MOST_GPUS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class OtherMachines:
-    """GPUs that a plan is made for.
+class TargetMachines:
+    """GPUs to plan for.
 
     Attributes:
-        gpus: how many, over all nodes.
-        gpus_per_node: on each node.
-        hardware: what each rank has.
+        gpus: number over all nodes.
+        gpus_per_node: number on each node.
+        hardware: of each rank.
     """
 
     gpus: int
@@ -35,22 +35,22 @@ class OtherMachines:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `launcher plan` for machines that are not here."""
-    group = parser.add_argument_group("machines that are not here")
-    group.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs, whatever this machine has")
-    group.add_argument("--gpus-per-node", type=int, metavar="N", help="of them on each node (8, or all if fewer)")
-    group.add_argument("--gpu", metavar="NAME", help=", ".join(gpu.key for gpu in GPUS))
-    group.add_argument("--gpu-memory", metavar="SIZE", help="of each GPU, as 80GiB or 80GB; default: the --gpu's own")
-    parser.add_argument(
-        "--plot", metavar="FILE", help="draw memory against the number of GPUs, by strategy (.png, .svg)"
+    """Add the options of `launcher plan` for other machines."""
+    group = parser.add_argument_group("plan for other machines")
+    group.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs instead of this machine")
+    group.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs on each node (default: 8, or all if fewer)")
+    group.add_argument("--gpu", metavar="NAME", help=f"model of the GPUs: {', '.join(gpu.key for gpu in GPUS)}")
+    group.add_argument(
+        "--gpu-memory", metavar="SIZE", help="memory of each GPU, as in 80GiB or 80GB (default: of --gpu)"
     )
+    parser.add_argument("--plot", metavar="FILE", help="plot memory over the number of GPUs, by strategy (.png, .svg)")
 
 
-def read_options(options: argparse.Namespace) -> OtherMachines | None:
-    """What the options mean; None if none of them was given.
+def read_options(options: argparse.Namespace) -> TargetMachines | None:
+    """The machines of the options; None if no option was given.
 
     Raises:
-        ConfigError: lists every option that is wrong.
+        ConfigError: lists every invalid option.
     """
     given = {name: getattr(options, name) for name in ("gpus", "gpus_per_node", "gpu", "gpu_memory")}
     if all(value is None for value in given.values()):
@@ -58,7 +58,7 @@ def read_options(options: argparse.Namespace) -> OtherMachines | None:
     problems: list[Problem] = []
     gpus = given["gpus"]
     if gpus is None:
-        problems.append(Problem("--gpus", "not given; say how many GPUs the plan is for"))
+        problems.append(Problem("--gpus", "not given; give the number of GPUs to plan for"))
         gpus = 1
     elif not 1 <= gpus <= _MOST_GPUS:
         problems.append(Problem("--gpus", f"given {gpus}; expected 1 to {_MOST_GPUS}"))
@@ -76,18 +76,20 @@ def read_options(options: argparse.Namespace) -> OtherMachines | None:
     if given["gpu_memory"] is not None:
         memory = parse_size(given["gpu_memory"]) or 0
         if memory <= 0:
-            problems.append(Problem("--gpu-memory", f"given {given['gpu_memory']!r}; expected a size as 80GiB or 80GB"))
+            problems.append(
+                Problem("--gpu-memory", f"given {given['gpu_memory']!r}; expected a size as in 80GiB or 80GB")
+            )
     elif gpu is None and given["gpu"] is None:
-        problems.append(Problem("--gpu-memory", "not given; say the memory of a GPU, or --gpu with its name"))
+        problems.append(Problem("--gpu-memory", "not given; give the memory of a GPU, or its name with --gpu"))
     if problems:
         raise ConfigError(problems)
-    # A GPU that only its memory is known of is taken to be a recent one.
+    # A GPU of which only the memory is known counts as a recent one.
     dtypes = gpu.native_dtypes if gpu else ("bf16", "fp16", "fp32", "fp64")
     device = Device("cuda", 0, gpu.name if gpu else "GPU", memory, dtypes)
-    return OtherMachines(gpus, per_node, Hardware(device, per_node, library_versions()))
+    return TargetMachines(gpus, per_node, Hardware(device, per_node, library_versions()))
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes of '80GiB', '80 GB', '16G' (as GB) or '1024'; None if it is no size."""
+    """Bytes of '80GiB', '80 GB', '16G' (as GB) or '1024'; None if it is not a size."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", text.lower())
     return None if found is None else int(float(found[1]) * _SCALES[found[2] or ""])

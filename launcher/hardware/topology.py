@@ -1,4 +1,4 @@
-"""Where this process stands among the ranks: read once, from a mapping that is passed in."""
+"""The place of this process among the ranks, read once from a mapping of environment variables."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from slurm.environment import SlurmEnvironmentError, read_slurm_task
 Source = Literal["torchrun", "slurm", "single"]
 
 _REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# A shell may well export an address or a port; only these say that somebody made ranks.
-_TELLING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# A shell may export an address or a port; only these variables show that a program started ranks.
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """One rank's place.
+    """The place of one rank.
 
     Attributes:
         rank: global rank, 0 to `world_size - 1`.
@@ -28,12 +28,12 @@ class Topology:
         local_world_size: ranks on this node.
         node_rank: rank of the node.
         host: name of this machine.
-        source: who told us.
+        source: what started the ranks.
         master_addr: host of the store; None with one rank.
-        master_port: its port; None with one rank.
-        agent_store: whether torchelastic's agent serves that store, rather than rank zero.
-        restart_count: how often this node's agent restarted its ranks, or SLURM the job.
-        run_id: the name that the agent gave its rendezvous, or SLURM's job id.
+        master_port: port of the store; None with one rank.
+        agent_store: whether the agent of torchelastic serves that store, and not rank 0.
+        restart_count: restarts of the ranks by the agent of this node, or of the job by SLURM.
+        run_id: name of the rendezvous, or job id of SLURM.
     """
 
     rank: int
@@ -58,7 +58,7 @@ class Topology:
     def single(
         cls, host: str, *, source: Source = "single", run_id: str | None = None, restart_count: int = 0
     ) -> Topology:
-        """The place of a process that nobody made a rank."""
+        """The place of a process that is the only rank."""
         return cls(0, 1, 0, 1, 0, host, source, run_id=run_id, restart_count=restart_count)
 
     @classmethod
@@ -66,15 +66,15 @@ class Topology:
         """Read the place of this process from its environment.
 
         Args:
-            env: the environment; never `os.environ` itself is looked at.
+            env: the environment; `os.environ` itself is not read.
             host: name of this machine.
 
         Raises:
-            TopologyError: half-set or contradicting variables, all named; ranks that `srun` made itself; or of mpirun
-                or Kubeflow that cannot find each other.
+            TopologyError: variables are missing or contradict each other (lists all); or `srun`, mpirun or Kubeflow
+                started ranks that cannot be used.
         """
         env = {**env, **as_torchrun_variables(env)}
-        if any(name in env for name in _TELLING):
+        if any(name in env for name in _RANK_VARIABLES):
             return _from_torchrun(env, host)
         try:
             task = read_slurm_task(env)
@@ -84,8 +84,8 @@ class Topology:
             return cls.single(host)
         if task.tasks > 1 and not task.one_a_node:
             raise TopologyError(
-                f"srun started {task.tasks} tasks on {task.nodes} nodes; the launcher wants one task a node, which "
-                "makes the ranks: srun --ntasks-per-node=1 python -m launcher fit ..."
+                f"srun started {task.tasks} tasks on {task.nodes} nodes; the launcher needs one task a node, which "
+                "starts the ranks: srun --ntasks-per-node=1 python -m launcher fit ..."
             )
         return cls.single(host, source="slurm", run_id=task.job_id, restart_count=task.restart_count)
 
@@ -95,8 +95,8 @@ def _from_torchrun(env: Mapping[str, str], host: str) -> Topology:
     if missing:
         given = ", ".join(f"{name}={env[name]}" for name in _REQUIRED if env.get(name))
         raise TopologyError(
-            f"{given or 'no value'} set, but {', '.join(missing)} missing: half a rank. Start with torchrun, "
-            f"which sets all of them, or unset {', '.join(n for n in _TELLING if n in env)} to train in one process"
+            f"{given or 'no value'} set, but {', '.join(missing)} missing; start with torchrun, which sets "
+            f"all of them, or unset {', '.join(n for n in _RANK_VARIABLES if n in env)} to train in one process"
         )
     numbers: dict[str, int] = {}
     wrong: list[str] = []
@@ -106,7 +106,7 @@ def _from_torchrun(env: Mapping[str, str], host: str) -> Topology:
         if text.isdecimal():
             numbers[name] = int(text)
         else:
-            wrong.append(f"{name}={text!r} is no whole number")
+            wrong.append(f"{name}={text!r} is not an integer")
     if not wrong:
         wrong = _contradictions(numbers)
     if wrong:
@@ -135,5 +135,5 @@ def _contradictions(numbers: Mapping[str, int]) -> list[str]:
     if numbers["LOCAL_WORLD_SIZE"] > numbers["WORLD_SIZE"]:
         wrong.append(f"LOCAL_WORLD_SIZE={numbers['LOCAL_WORLD_SIZE']} exceeds WORLD_SIZE={numbers['WORLD_SIZE']}")
     if not 0 < numbers["MASTER_PORT"] <= 65535:
-        wrong.append(f"MASTER_PORT={numbers['MASTER_PORT']} is no port")
+        wrong.append(f"MASTER_PORT={numbers['MASTER_PORT']} is not a port")
     return wrong

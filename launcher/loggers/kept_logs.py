@@ -1,12 +1,13 @@
-"""Log files that a run goes on with: each attempt writes where the one before did, without the rows that come again.
+"""Continues the log files of a run: each attempt writes to the files of the one before, without repeating rows.
 
 Lightning gives a `CSVLogger` or `TensorBoardLogger` without a version the next free number, so each attempt would have
-a folder of its own, and with it a `ModelCheckpoint` that saves in the logger's folder.
+its own folder, and so would a `ModelCheckpoint` that saves in the logger's folder.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
 from launcher.core.atomic_write import write_file
+from launcher.hardware.topology import Topology
 from launcher.runs.directory import RunDirectory
 
 FILE_NAME = "loggers.json"
@@ -30,13 +32,13 @@ _STORE_KEY = "launcher/logger_versions"
 
 
 @dataclass(frozen=True, slots=True)
-class LogPlace:
-    """Where a logger writes.
+class LogLocation:
+    """The folder of a logger.
 
     Attributes:
         kind: the logger's class.
-        save_dir, name: as the user gave them.
-        version: a number, or a folder's name.
+        save_dir, name: the user's arguments.
+        version: a number, or the name of a folder.
     """
 
     kind: str
@@ -44,8 +46,8 @@ class LogPlace:
     name: str
     version: int | str
 
-    def is_of(self, logger: Any) -> bool:
-        """Whether the logger may go on here: it says nothing else."""
+    def fits(self, logger: Any) -> bool:
+        """Whether the logger may continue here: its arguments are the same, and it has no other version."""
         same = (self.kind, self.save_dir, self.name) == _names(logger)
         return same and vars(logger).get("_version") in (None, self.version)
 
@@ -54,50 +56,48 @@ def _names(logger: Any) -> tuple[str, str, str]:
     return f"{type(logger).__module__}.{type(logger).__qualname__}", os.fspath(logger.save_dir), str(logger.name)
 
 
-def choose_places(loggers: Sequence[Any], before: Sequence[LogPlace]) -> list[LogPlace]:
-    """Where each logger writes: where an earlier attempt did, else in the next free version.
+def choose_locations(loggers: Sequence[Any], before: Sequence[LogLocation]) -> list[LogLocation]:
+    """Choose each logger's folder: that of an earlier attempt, else the next free version.
 
     Args:
         loggers: `CSVLogger`s and `TensorBoardLogger`s, in their order.
-        before: the earlier attempt's.
+        before: the earlier attempt's folders.
     """
-    left, chosen = list(before), list[LogPlace]()
-    taken: dict[str, int] = {}
+    unused, chosen = list(before), list[LogLocation]()
+    highest: dict[str, int] = {}
     for logger in loggers:
-        place = next((each for each in left if each.is_of(logger)), None)
-        if place is not None:
-            left.remove(place)
+        location = next((each for each in unused if each.fits(logger)), None)
+        if location is not None:
+            unused.remove(location)
         else:
             version = logger.version
             if isinstance(version, int):
-                # The folder of one before it in the list is not made yet.
-                version = max(version, taken.get(logger.root_dir, -1) + 1)
-            place = LogPlace(*_names(logger), version)
-        if isinstance(place.version, int):
-            taken[logger.root_dir] = max(place.version, taken.get(logger.root_dir, -1))
-        chosen.append(place)
+                # The folder of an earlier logger in the list does not exist yet.
+                version = max(version, highest.get(logger.root_dir, -1) + 1)
+            location = LogLocation(*_names(logger), version)
+        if isinstance(location.version, int):
+            highest[logger.root_dir] = max(location.version, highest.get(logger.root_dir, -1))
+        chosen.append(location)
     return chosen
 
 
 class LogFileState(pl.Callback):
-    """Gives the loggers their places, and keeps in each checkpoint how much they had written.
+    """Sets the loggers' folders, and records in each checkpoint how many rows they had written.
 
     Args:
-        loggers: of the run; those that have no versions are left alone.
-        run: keeps the places.
-        rank: rank zero chooses the places and writes.
-        world_size: number of ranks.
-        store: takes the places to the other ranks.
-        timeout: seconds that they wait for rank zero.
-        written: what the checkpoint that the run goes on from has under `KEY`; None if the run begins.
+        loggers: of the run; those without versions are not changed.
+        run: records the folders.
+        topology: rank zero chooses the folders and writes.
+        store: sends the folders to the other ranks.
+        timeout: seconds that the other ranks wait for rank zero.
+        written: value of `KEY` in the checkpoint that the run resumes from; None for a new run.
     """
 
     def __init__(
         self,
         loggers: Sequence[Logger],
         run: RunDirectory,
-        rank: int,
-        world_size: int,
+        topology: Topology,
         store: Any,
         timeout: float,
         written: Mapping[str, Any] | None,
@@ -105,29 +105,30 @@ class LogFileState(pl.Callback):
         self._loggers: list[Any] = [each for each in loggers if isinstance(each, _VERSIONED)]
         if not self._loggers:
             return
-        before = () if run.is_new or rank != 0 else _read(run.path / FILE_NAME)
-        if rank == 0:
-            places = choose_places(self._loggers, before)
-            text = json.dumps([_plain(place) for place in places])
+        is_zero = topology.rank == 0
+        before = () if run.is_new or not is_zero else _read(run.path / FILE_NAME)
+        if is_zero:
+            locations = choose_locations(self._loggers, before)
+            text = json.dumps([dataclasses.asdict(location) for location in locations])
             write_file(run.path / FILE_NAME, text)
-            if world_size > 1:
+            if topology.world_size > 1:
                 store.set(_STORE_KEY, text)
         else:
             store.wait([_STORE_KEY], timedelta(seconds=timeout))
-            places = [LogPlace(**values) for values in json.loads(store.get(_STORE_KEY))]
-        self._places = places
-        for logger, place in zip(self._loggers, places, strict=True):
-            vars(logger)["_version"] = place.version
-            if rank == 0:
-                _go_on(logger, place, place in before, written)
+            locations = [LogLocation(**values) for values in json.loads(store.get(_STORE_KEY))]
+        self._locations = locations
+        for logger, location in zip(self._loggers, locations, strict=True):
+            vars(logger)["_version"] = location.version
+            if is_zero:
+                _continue_files(logger, location, location in before, written)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The row of an epoch comes behind the checkpoint of its end.
+        # The row of an epoch is logged after the checkpoint of its end.
         self._flush()
 
     def _flush(self) -> None:
-        """What is kept in memory would be lost with this process, and is not logged again."""
+        """Write buffered rows, which would be lost with this process and are not logged again."""
         for logger in self._loggers:
             writer = vars(logger).get("_experiment")
             if isinstance(writer, _Writer):
@@ -142,18 +143,18 @@ class LogFileState(pl.Callback):
         if not self._loggers:
             return
         self._flush()
-        pairs = zip(self._loggers, self._places, strict=True)
-        writers = ((place, vars(logger).get("_experiment")) for logger, place in pairs)
-        rows = {_key(place): writer.rows for place, writer in writers if isinstance(writer, _Writer)}
+        pairs = zip(self._loggers, self._locations, strict=True)
+        writers = ((location, vars(logger).get("_experiment")) for logger, location in pairs)
+        rows = {_key(location): writer.rows for location, writer in writers if isinstance(writer, _Writer)}
         checkpoint[KEY] = {"rows": rows, "step": _steps_logged(trainer)}
 
 
-def _go_on(logger: Any, place: LogPlace, is_continued: bool, written: Mapping[str, Any] | None) -> None:
-    """Have a logger write behind what the checkpoint's attempt had written."""
+def _continue_files(logger: Any, location: LogLocation, is_continued: bool, written: Mapping[str, Any] | None) -> None:
+    """Make a logger append to what was written before the checkpoint."""
     if vars(logger).get("_experiment") is not None:
         return
-    # A run without a checkpoint begins anew; one of another version says nothing of its logs.
-    kept: Mapping[str, Any] = {"rows": {_key(place): 0}, "step": 0} if written is None else written
+    # Without a checkpoint a run starts over. A checkpoint of another version may have no record of the logs.
+    kept: Mapping[str, Any] = {"rows": {_key(location): 0}, "step": 0} if written is None else written
     if isinstance(logger, TensorBoardLogger):
         if is_continued and "step" in kept:
             vars(logger)["_kwargs"].setdefault("purge_step", kept["step"])
@@ -161,15 +162,15 @@ def _go_on(logger: Any, place: LogPlace, is_continued: bool, written: Mapping[st
         logger._fs.makedirs(logger.root_dir, exist_ok=True)
         writer = _Writer(logger.log_dir, is_continued)
         if is_continued:
-            if _key(place) in kept.get("rows", {}):
-                writer.cut(kept["rows"][_key(place)], kept["step"])
+            if _key(location) in kept.get("rows", {}):
+                writer.truncate(kept["rows"][_key(location)], kept["step"])
             else:
-                writer.cut(None, 0)
+                writer.truncate(None, 0)
         logger._experiment = writer
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's, which can go on with a file and knows how many rows it has."""
+    """Lightning's writer, which can also continue a file and counts its rows."""
 
     def __init__(self, log_dir: str, is_continued: bool) -> None:
         self._is_continued = is_continued
@@ -186,16 +187,20 @@ class _Writer(ExperimentWriter):
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         row = (-1 if step is None else step, {*metrics_dict, "step"})
         if row in self._ahead:
-            self._ahead.remove(row)  # it is in the file
+            self._ahead.remove(row)  # the file has it already
             return
         super().log_metrics(metrics_dict, step)
         self.rows += 1
 
-    def cut(self, rows: int | None, step: int) -> None:
-        """Drop what is logged again: behind so many rows all from this step on. None keeps all.
+    def truncate(self, rows: int | None, step: int) -> None:
+        """Remove rows that will be logged again.
 
-        Of an earlier step there may be a row behind the checkpoint, as that of an epoch is logged after its end. If it
-        is logged again nevertheless, as by a validation that is made up for, the file has it already.
+        Rows of earlier steps may come after the checkpoint, such as that of an epoch, and are kept. If one is logged
+        again nevertheless, by a validation that is repeated, it is not written twice.
+
+        Args:
+            rows: number of rows when the checkpoint was saved; None keeps all.
+            step: from this step on, rows after those are removed.
         """
         if not self._fs.isfile(self.metrics_file_path):
             return
@@ -219,7 +224,7 @@ class _Writer(ExperimentWriter):
 
 
 def _steps_logged(trainer: pl.Trainer) -> int:
-    """The first step whose row is still to come: loggers count batches after which an optimizer stepped."""
+    """The first step that is not logged yet: loggers count batches after which an optimizer stepped."""
     loop = trainer.fit_loop.epoch_loop
     progress = loop.batch_progress.current
     # Lightning counts a batch after its validation.
@@ -227,16 +232,12 @@ def _steps_logged(trainer: pl.Trainer) -> int:
     return loop._batches_that_stepped + int(is_uncounted and not loop._should_accumulate())
 
 
-def _read(path: Path) -> list[LogPlace]:
+def _read(path: Path) -> list[LogLocation]:
     try:
-        return [LogPlace(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+        return [LogLocation(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
 
 
-def _plain(place: LogPlace) -> dict[str, Any]:
-    return {"kind": place.kind, "save_dir": place.save_dir, "name": place.name, "version": place.version}
-
-
-def _key(place: LogPlace) -> str:
-    return json.dumps([place.kind, place.save_dir, place.name, place.version])
+def _key(location: LogLocation) -> str:
+    return json.dumps(dataclasses.astuple(location))

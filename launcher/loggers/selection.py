@@ -99,7 +99,7 @@ def run_loggers(own: Sequence[Logger], ours: QueuedWandbLogger | None, run: RunD
 def make_trackers(
     loggers: Sequence[Logger], wandb: QueuedWandbLogger | None, notice: Callable[[str], None]
 ) -> list[Tracker]:
-    """Make a tracker for every logger of a run.
+    """Make a tracker for each logger of a run.
 
     Args:
         loggers: the Trainer's.

@@ -1,4 +1,4 @@
-"""What a W&B run says of its model and its precision."""
+"""Describes a model and its precision for the config of a W&B run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from launcher.core.secrets import without_secrets
 from launcher.planning.plan import Plan
 
 ModelType = Literal["gpt", "bert", "t5", "custom"]
-# In this order: an encoder-decoder may have 'Bert' or 'GPT' in its name.
+# In order: an encoder-decoder may have 'Bert' or 'GPT' in its name.
 _FAMILIES: tuple[tuple[ModelType, re.Pattern[str]], ...] = (
-    # A capital T that begins a word: 'Net5' and 'UNET5' are none.
+    # A capital T at the start of a word: 'Net5' and 'UNET5' do not match.
     (
         "t5",
         re.compile(
@@ -22,7 +22,7 @@ _FAMILIES: tuple[tuple[ModelType, re.Pattern[str]], ...] = (
     ),
     (
         "bert",
-        # 'bert' within a word counts in the family's own names alone: 'Hilbert' and 'Liberty' are none.
+        # 'bert' within a word counts only in names of the family: 'Hilbert' and 'Liberty' do not match.
         re.compile(
             r"Bert|BERT|(?<![A-Za-z])bert"
             r"|(?i:(?:ro|de|al|camem|distil|mobile|flau)berta?|electra|maskedlm|masked_lm|encoder_?only)"
@@ -30,11 +30,11 @@ _FAMILIES: tuple[tuple[ModelType, re.Pattern[str]], ...] = (
     ),
     ("gpt", re.compile(r"(?i:gpt|llama|mistral|mixtral|qwen|bloom|causallm|causal_lm|decoder_?only)")),
 )
-# What wrappers call the model that they hold: DDP and DeepSpeed, torch.compile, LightningModules by custom. In a
-# LightningModule it comes before the other children, such as metrics.
+# Attributes in which wrappers hold the model: DDP, DeepSpeed, torch.compile and, by convention, LightningModules. In a
+# LightningModule they are tried before the other children, such as metrics.
 _WRAPPED = ("module", "_orig_mod", "_forward_module", "model", "net", "network", "backbone", "transformer", "lm")
 _MODEL_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_length")
-# Other spellings of the same, as the large model families have them.
+# Names of the same settings in the large model families.
 _SPELLINGS = {
     "hidden_size": ("hidden_size", "d_model", "n_embd", "embed_dim"),
     "num_layers": ("num_layers", "num_hidden_layers", "n_layer", "n_layers"),
@@ -49,10 +49,10 @@ def build_wandb_config(
     """The `config` of a W&B run: the model, the hyperparameters, and in which precision it trains.
 
     Args:
-        model: the module, wrapped or not; anything else gives None where it would be asked.
-        config: the model's settings, an object or a mapping; None is fine.
-        hyperparameters: of the training; kept under their own names, except what looks like a secret.
-        plan: the run's, for what the hyperparameters don't say.
+        model: the module, wrapped or not; for any other object the model's facts are None.
+        config: the model's settings, an object or a mapping; may be None.
+        hyperparameters: of the training; kept under their own names, without values that look like secrets.
+        plan: the run's, for what the hyperparameters do not contain.
 
     Returns:
         The hyperparameters, and `model_type`, `model_class`, `total_parameters`, `trainable_parameters`,
@@ -84,7 +84,7 @@ def build_wandb_config(
 def detect_model_type(model: Any) -> ModelType:
     """The family of a model by its name: decoder ('gpt'), encoder ('bert'), encoder-decoder ('t5') or 'custom'.
 
-    Looks through DistributedDataParallel, torch.compile, DeepSpeed's engine and LightningModules.
+    Unwraps DistributedDataParallel, torch.compile, DeepSpeed's engine and LightningModules.
 
     Args:
         model: the module.
@@ -102,12 +102,12 @@ def detect_model_type(model: Any) -> ModelType:
     return "custom"
 
 
-# Their own class names say nothing of the user's model.
+# Class names of these packages do not identify the user's model.
 _NOT_NAMED = ("torch", "lightning", "pytorch_lightning", "deepspeed", "builtins", "abc", "typing")
 
 
 def _layers(model: Any) -> Iterator[Any]:
-    """The model and what it wraps, outermost first; each once."""
+    """The model and the models that it wraps, outermost first, each once."""
     seen: set[int] = set()
     waiting = [model]
     while waiting:
@@ -116,7 +116,7 @@ def _layers(model: Any) -> Iterator[Any]:
             continue
         seen.add(id(layer))
         yield layer
-        # Not every attribute is a module; a `model` that is a name or a path is none.
+        # Not every attribute is a module: a `model` may be a name or a path.
         inner = [getattr(layer, name, None) for name in _WRAPPED]
         if any(base.__name__ == "LightningModule" for base in type(layer).__mro__):
             inner += layer.children()
@@ -124,14 +124,14 @@ def _layers(model: Any) -> Iterator[Any]:
 
 
 def _class_of(model: Any) -> str:
-    """Name of the user's own class; of the outermost where all are torch's, as in a plain Sequential."""
+    """Name of the user's class; of the outermost class if all are torch's, as in a plain Sequential."""
     classes = [type(layer) for layer in _layers(model)]
     own = (cls for cls in classes if cls.__module__.split(".")[0] not in _NOT_NAMED)
     return next(own, classes[0]).__name__
 
 
 def _count_parameters(model: Any) -> tuple[int | None, int | None]:
-    """All and trainable parameters; None where there are none to count, or their shapes come with the first batch."""
+    """Numbers of all and of trainable parameters; None without parameters, or if the first batch sets their shapes."""
     listed = getattr(model, "parameters", None)
     parameters: list[Any] = [] if isinstance(model, type) or not callable(listed) else list(cast(Any, listed)())
     if not parameters or any(hasattr(p, "materialize") for p in parameters):

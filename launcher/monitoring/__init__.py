@@ -1,4 +1,4 @@
-"""The loss scale and the speed of all ranks, gathered while they train.
+"""The loss scale and the speed of all ranks, gathered while they train, and the alerts about them.
 
-Where the rows go is in `loggers`; what an agent sees from outside is in `agent`.
+Trackers that receive the rows are in `loggers`; what an agent observes from outside a rank is in `agent`.
 """

@@ -1,6 +1,6 @@
-"""Running statistics that hold NaN or infinity: told when an fp16 step was skipped, and before they are saved.
+"""Reports running statistics that hold NaN or infinity, after a skipped fp16 step and before they are saved.
 
-A skipped step leaves the weights as they were, but a batch norm has taken the batch's mean and variance by then.
+A skipped step leaves the weights unchanged, but a batch norm has already used the batch's mean and variance.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from launcher.monitoring.health import Alert
 from strategies.loss_scale import CountingGradScaler, LossScaleError, find_loss_scale
 
 _SHOWN = 5
-_MEND = (
-    "they do not recover by themselves: go on from an earlier checkpoint, or call reset_running_stats() on these "
+_ADVICE = (
+    "they do not recover by themselves: resume from an earlier checkpoint, or call reset_running_stats() on these "
     "modules, and compute them in fp32 (torch.autocast(..., enabled=False))"
 )
 
 
 class BufferMonitor(pl.Callback):
-    """Looks at a module's buffers where an optimizer step was skipped, and before a checkpoint is written.
+    """Checks a module's buffers after a skipped optimizer step, and before a checkpoint is written.
 
     Args:
-        alert: told on rank zero what its buffers hold.
-        events: other ranks tell their alerts there.
-        notice: told once what a checkpoint holds.
+        alert: receives the alerts of rank zero.
+        events: receive the alerts of other ranks.
+        notice: informed once of a checkpoint with such buffers.
     """
 
     def __init__(self, alert: Callable[[Alert, int], None], events: EventLog, notice: Callable[[str], None]) -> None:
@@ -40,7 +40,7 @@ class BufferMonitor(pl.Callback):
         self._notice = notice
         self._constant: frozenset[str] = frozenset()
         self._skipped = 0
-        self._told: frozenset[str] = frozenset()
+        self._alerted: frozenset[str] = frozenset()
         self._noticed: frozenset[str] = frozenset()
 
     @override
@@ -63,16 +63,16 @@ class BufferMonitor(pl.Callback):
         if skipped == self._skipped:
             return
         self._skipped = skipped
-        found = self._found(pl_module)
-        if found and not self._told:
+        found = self._not_finite(pl_module)
+        if found and not self._alerted:
             rank, step = trainer.global_rank, trainer.global_step
-            # DDP hands rank zero's buffers to the others in each forward pass.
-            passes = rank != 0 and isinstance(trainer.strategy.model, DistributedDataParallel)
-            what_to_do = "rank 0's take their place in the next step" if passes else _MEND
+            # DDP broadcasts rank zero's buffers in each forward pass.
+            is_broadcast = rank != 0 and isinstance(trainer.strategy.model, DistributedDataParallel)
+            what_to_do = "rank 0's replace them in the next step" if is_broadcast else _ADVICE
             alert = Alert(
                 "buffers_not_finite",
                 f"running statistics of rank {rank} are not finite",
-                f"{_listed(found)} hold NaN or infinity on rank {rank} after a skipped step; {what_to_do}",
+                f"{_join(found)} hold NaN or infinity on rank {rank} after a skipped step; {what_to_do}",
                 (rank,),
             )
             if trainer.is_global_zero:
@@ -80,7 +80,7 @@ class BufferMonitor(pl.Callback):
             else:
                 self._events.write("alert", alert=alert.kind, step=step, ranks=list(alert.ranks), title=alert.title,
                                    text=alert.text)  # fmt: skip
-        self._told = frozenset(found)
+        self._alerted = frozenset(found)
 
     @override
     def on_save_checkpoint(
@@ -88,20 +88,20 @@ class BufferMonitor(pl.Callback):
     ) -> None:
         if not trainer.is_global_zero:
             return
-        found = frozenset(self._found(pl_module))
+        found = frozenset(self._not_finite(pl_module))
         if found - self._noticed:
             self._notice(
-                f"the checkpoint of step {trainer.global_step} holds NaN or infinity in {_listed(sorted(found))}: "
-                f"{_MEND}"
+                f"the checkpoint of step {trainer.global_step} holds NaN or infinity in {_join(sorted(found))}: "
+                f"{_ADVICE}"
             )
         self._noticed = found
 
-    def _found(self, module: nn.Module) -> list[str]:
+    def _not_finite(self, module: nn.Module) -> list[str]:
         return [name for name in not_finite(module) if name not in self._constant]
 
 
 def not_finite(module: nn.Module) -> list[str]:
-    """Names of the buffers that hold NaN or infinity; waits for the device once for each kind of it."""
+    """Names of the buffers that hold NaN or infinity; waits once for each device."""
     by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point() and buffer.numel() and not buffer.is_meta:
@@ -114,7 +114,7 @@ def not_finite(module: nn.Module) -> list[str]:
 
 
 def skipped_steps(trainer: Any) -> int:
-    """Optimizer steps left out so far, as far as the host knows without waiting for the device."""
+    """Optimizer steps skipped so far, as far as the host knows without waiting for the device."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if isinstance(scaler, CountingGradScaler):
         return scaler.seen_skips
@@ -123,11 +123,11 @@ def skipped_steps(trainer: Any) -> int:
     try:
         live = find_loss_scale(trainer)
     except LossScaleError:
-        return 0  # the watch over the loss scale tells it
+        return 0  # RankMonitor reports it
     return live.skipped_steps if live is not None and isinstance(live.skipped_steps, int) else 0
 
 
-def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _SHOWN} more buffers" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + more
+def _join(names: Iterable[str]) -> str:
+    all_names = list(names)
+    more = f" and {len(all_names) - _SHOWN} more buffers" if len(all_names) > _SHOWN else ""
+    return ", ".join(all_names[:_SHOWN]) + more

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, sample_of
 
-# Seconds between two looks at a transfer.
+# Seconds between two checks of a transfer.
 _POLL_INTERVAL = 0.001
 
 
@@ -91,7 +91,7 @@ class SampleExchange:
         """Return what has arrived, oldest first.
 
         Args:
-            wait: for everything that was sent, at most for the process group's timeout.
+            wait: until all samples arrive, at most for the process group's timeout.
         """
         arrived: list[Gathered] = []
         while self._transfers and (wait or self._transfers[0].ready()):

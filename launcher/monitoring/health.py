@@ -1,4 +1,4 @@
-"""What all ranks' samples say together: the numbers to log, and what is wrong. Pure."""
+"""Evaluates the samples of all ranks: metrics to log, and alerts. Pure functions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ AlertKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When something is wrong.
+    """Thresholds of the alerts.
 
     Attributes:
         floor: a loss scale at or below it has collapsed.
-        floor_steps: steps in a row at the floor before anybody is told.
-        slow_factor: how many times the others' own time a rank may need.
-        slow_share: share of the step time that the slowest rank may cost the others.
-        slow_steps: for so many steps, over at least two samples, a rank must have been too slow.
+        floor_steps: steps in a row at the floor that raise an alert.
+        slow_factor: a rank is slow if it needs this many times the others' own time,
+        slow_share: and if the other ranks wait for it during this share of the step time,
+        slow_steps: for this many steps, over at least two samples.
     """
 
     floor: float = 1.0
@@ -43,13 +43,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a person should look at.
+    """A problem of the training that needs attention.
 
     Attributes:
-        kind: which rule was broken.
+        kind: the rule that was broken.
         title: one line.
-        text: what was seen, and what to do.
-        ranks: the ranks that it is about.
+        text: what was measured, and what to do.
+        ranks: the ranks concerned.
     """
 
     kind: AlertKind
@@ -60,16 +60,16 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The ranks at one moment; the next moment is judged against it.
+    """State of the ranks at one sample; the next sample is compared with it.
 
     Attributes:
         step: optimizer steps done.
-        metrics: what to log, by name.
-        alerts: what is wrong now.
+        metrics: values to log, by name.
+        alerts: problems at this step.
         floor_steps: for each rank, steps in a row at the floor.
-        skipped_steps: steps skipped since the training began; None if nobody counts them.
-        slow_rank: the rank that was too slow since the moment before, if one was.
-        slow_since: steps done when it began to be.
+        skipped_steps: steps skipped since the training began; None if no rank counts them.
+        slow_rank: the rank that was too slow since the sample before; None if no rank was.
+        slow_since: steps done when this rank began to be too slow.
     """
 
     step: int
@@ -82,13 +82,13 @@ class Health:
 
 
 def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limits) -> Health:
-    """Compare the ranks with each other, with the limits and with the moment before.
+    """Compare the ranks with each other, with the limits and with the sample before.
 
     Args:
         samples: one per rank, at least one.
         step: optimizer steps done when they were taken.
-        before: the last judgement; `Health(step)` of the first step at the beginning.
-        limits: when something is wrong.
+        before: the result for the sample before; `Health(step)` of the first step at the beginning.
+        limits: thresholds of the alerts.
     """
     ranks = sorted(samples, key=lambda s: s.rank)
     steps = max(step - before.step, 1)
@@ -101,7 +101,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
         alerts += _scale_alerts(ranks, floor_steps, limits)
     if skipped is not None:
         metrics["amp/skipped_steps"] = skipped
-        # After a resume the count begins with what was skipped before.
+        # After a resume the count includes steps skipped before.
         known = before.skipped_steps if before.skipped_steps is not None else 0 if before.step == 0 else skipped
         metrics["amp/skip_rate"] = max(skipped - known, 0) / steps
     metrics.update(_time_metrics(ranks))
@@ -109,7 +109,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
     slow = slow_alert(ranks, limits)
     if slow is None:
         return Health(step, metrics, tuple(alerts), floor_steps, skipped)
-    # Once may be a warm-up or a neighbour's job; again and again is the rank's own.
+    # A single slow sample may be a warm-up, or another job on the node.
     again = before.slow_rank == slow.ranks[0]
     since = before.slow_since if again else before.step
     if again and step - since >= limits.slow_steps:
@@ -118,7 +118,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
 
 
 def _floor_steps(sample: RankSample, before: int, steps: int, floor: float) -> int:
-    """Counted by the scaler where it can; else it is taken to have been at the floor since the last look."""
+    """The scaler's own count; without one, the scale is assumed to be at the floor since the sample before."""
     if sample.floor_steps is not None:
         return sample.floor_steps
     return before + steps if sample.scale is not None and sample.scale <= floor else 0
@@ -127,7 +127,7 @@ def _floor_steps(sample: RankSample, before: int, steps: int, floor: float) -> i
 def _scale_metrics(ranks: Sequence[RankSample], floor_steps: Mapping[int, int]) -> dict[str, float | bool]:
     scales = [s.scale for s in ranks if s.scale is not None]
     metrics: dict[str, float | bool] = {
-        # NaN compares with nothing; it must show in both.
+        # Comparisons with NaN are false; it must be visible in both.
         "amp/loss_scale_min": math.nan if any(map(math.isnan, scales)) else min(scales),
         "amp/loss_scale_max": math.nan if any(map(math.isnan, scales)) else max(scales),
         "amp/ranks_diverged": int(bool(_diverged(ranks))),
@@ -157,19 +157,19 @@ def _time_metrics(ranks: Sequence[RankSample]) -> dict[str, float | bool]:
 
 
 def _slowest(ranks: Sequence[RankSample]) -> tuple[RankSample, float, float]:
-    """The rank with the most time of its own: how many times the others' median, and how many seconds more."""
+    """The rank with the longest own time: it, how many times the others' median, and how many seconds longer."""
     slowest = max(ranks, key=lambda s: s.own_seconds)
     median = statistics.median(s.own_seconds for s in ranks if s is not slowest)
     return slowest, slowest.own_seconds / median if median > 0 else 1.0, slowest.own_seconds - median
 
 
 def _diverged(ranks: Sequence[RankSample]) -> tuple[int, ...]:
-    """The ranks whose scale is not the most common one; rank zero's counts as that where there is a draw."""
+    """The ranks whose scale is not the most common one. In a tie rank zero's counts as the most common."""
     known = [s for s in ranks if not s.scale_unknown]
     keys = {s.rank: "NaN" if s.scale is not None and math.isnan(s.scale) else s.scale for s in known}
     if len(set(keys.values())) <= 1:
         return ()
-    # `most_common` keeps the order of first sight, and rank zero comes first.
+    # `most_common` keeps the order of insertion, and rank zero is first.
     common = Counter(keys.values()).most_common(1)[0][0]
     return tuple(rank for rank, key in keys.items() if key != common)
 
@@ -180,22 +180,22 @@ def _scale_alerts(ranks: Sequence[RankSample], floor_steps: Mapping[int, int], l
     if broken:
         alerts.append(Alert(
             "scale_not_finite", "the loss scale is not finite",
-            f"{_ranks(broken)}: no gradient is finite any more, and nothing is learned; go back to the last good "
-            "checkpoint, with bf16-mixed if the device has it, or a lower learning rate", broken,
+            f"{_ranks(broken)}: no gradient is finite, and the model no longer learns; resume from an earlier "
+            "checkpoint, with bf16-mixed if the device supports it, or with a lower learning rate", broken,
         ))  # fmt: skip
     zero = tuple(s.rank for s in ranks if s.scale == 0)
     if zero:
         alerts.append(Alert(
             "scale_underflow", "the loss scale is 0",
-            f"{_ranks(zero)}: every gradient overflowed until nothing was left of the scale; look for an infinite "
-            "loss, or train in bf16-mixed", zero,
+            f"{_ranks(zero)}: every gradient overflowed until the scale reached 0; check for an infinite loss, or "
+            "train in bf16-mixed", zero,
         ))  # fmt: skip
     low = tuple(r for r, n in floor_steps.items() if n >= limits.floor_steps and r not in zero)
     if low:
         alerts.append(Alert(
             "scale_at_floor", "the loss scale stays at its floor",
             f"{_ranks(low)}: at or below {limits.floor:g} for {max(floor_steps[r] for r in low)} steps in a row; "
-            "gradients overflow at any scale: look for an infinite loss, lower the learning rate, clip the gradients, "
+            "gradients overflow at any scale: check for an infinite loss, lower the learning rate, clip the gradients, "
             "or train in bf16-mixed", low,
         ))  # fmt: skip
     diverged = _diverged(ranks)
@@ -203,8 +203,8 @@ def _scale_alerts(ranks: Sequence[RankSample], floor_steps: Mapping[int, int], l
         scales = ", ".join(f"rank {s.rank}: {s.scale}" for s in ranks if s.rank in diverged[:8])
         alerts.append(Alert(
             "ranks_diverged", "the ranks' loss scales differ",
-            f"rank 0 has {ranks[0].scale}; {scales}: the ranks do not step together any more, and their weights are "
-            "different models; check that every rank reduces the same gradients", diverged,
+            f"rank 0 has {ranks[0].scale}; {scales}: the ranks no longer skip the same steps, and their weights "
+            "differ; check that every rank reduces the same gradients", diverged,
         ))  # fmt: skip
     return alerts
 
@@ -213,12 +213,12 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
     broken = tuple(s.rank for s in ranks if s.loss_not_finite)
     if not broken:
         return []
-    text = f"{_ranks(broken)}: look at the batch, the learning rate and the precision"
+    text = f"{_ranks(broken)}: check the batch, the learning rate and the precision"
     return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
 
 
 def slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
-    """The slowest rank, if it costs the others more than the set share of each step; None if there is no such rank."""
+    """Return an alert for the slowest rank if the others wait for it longer than the limits allow, else None."""
     if len(ranks) < 2:
         return None
     slowest, factor, more = _slowest(ranks)
@@ -227,7 +227,7 @@ def slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
         return None
     text = (
         f"rank {slowest.rank} needs {slowest.own_seconds * 1e3:.3g} ms a step for data and forward pass, {factor:.2g} "
-        f"times the others; all ranks wait {more / step:.0%} of each step for it"
+        f"times the others; all ranks wait for it during {more / step:.0%} of each step"
     )
     return Alert("slow_rank", f"rank {slowest.rank} is slow", text, (slowest.rank,))
 

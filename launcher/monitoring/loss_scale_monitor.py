@@ -107,7 +107,7 @@ class LossScaleMonitor(Callback):
         self._health = Health(steps_done(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        """Time the batch."""
+        """Begin to time the batch."""
         del trainer, batch, batch_idx
         self._clock.batch_begins(attribute(pl_module, "device"))
 

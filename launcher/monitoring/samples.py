@@ -1,11 +1,11 @@
-"""What one rank tells the others about itself at each logging interval, and its place in the packed vector."""
+"""The sample that a rank sends at each logging interval, and its packed vector."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Each field of the vector; -1 stands for "nobody counts this", as none of them is ever negative.
+# Fields of the vector, in order; -1 means that the rank does not count it, as no field is ever negative.
 FIELDS: tuple[str, ...] = (
     "has_scale",
     "scale",
@@ -29,15 +29,15 @@ class RankSample:
         rank: global rank.
         scale: its loss scale; None if nothing scales the loss, or if the scale could not be read.
         scale_unknown: whether there may be a scale that could not be read.
-        skipped_steps: optimizer steps left out since the training began; None if nobody counts them.
-        growth_tracker: steps since the scale last moved; None if nobody counts them.
-        floor_steps: steps in a row with the scale at its floor; None if nobody counts them.
+        skipped_steps: optimizer steps skipped since the training began; None if not counted.
+        growth_tracker: steps since the scale last changed; None if not counted.
+        floor_steps: steps in a row with the scale at its floor; None if not counted.
         loss_not_finite: whether the last step's loss was infinite or NaN.
         step_seconds: mean wall time of an optimizer step.
         data_seconds: mean time that an optimizer step waited for its batches.
-        own_seconds: mean time of an optimizer step that this rank spent on its own: data and forward pass. In the
-            backward pass the ranks wait for each other, so the whole step takes equally long on all of them.
-        peak_memory: most bytes that were allocated on the device so far; the process's resident memory on a CPU.
+        own_seconds: mean time of an optimizer step without waiting for other ranks: data and forward pass. In the
+            backward pass the ranks wait for each other, so a complete step takes equally long on all of them.
+        peak_memory: peak bytes allocated on the device so far; the process's resident memory on a CPU.
     """
 
     rank: int
@@ -54,7 +54,7 @@ class RankSample:
 
 
 def sample_of(rank: int, vector: Sequence[float]) -> RankSample:
-    """Read one rank's vector.
+    """Unpack one rank's vector.
 
     Args:
         rank: global rank.

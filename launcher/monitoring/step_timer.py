@@ -1,4 +1,4 @@
-"""How long a rank's steps take, and how much of that is its own: data and forward pass. Adds no host sync."""
+"""Measures a rank's step time, and its part without waiting for other ranks: data and forward pass. No host sync."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ class StepTimes:
 
 
 class StepClock:
-    """Told at the begin of a batch, before its backward pass and at its end; read at each logging interval.
+    """Measures steps: called at the start of a batch, before its backward pass and at its end.
 
     On a CUDA device the host runs ahead, so the forward pass is timed there with two events a batch, which are read
-    one interval later, when they are long over.
+    one interval later, when they have completed.
 
     Args:
-        now: seconds, always growing.
+        now: a monotonic clock, in seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._mark: float | None = None
         self._began: float | None = None
-        self._whole = self._data = self._forward = 0.0
+        self._step = self._data = self._forward = 0.0
         self._open: Any = None
         self._events: list[tuple[Any, Any]] = []
         self._events_before: list[tuple[Any, Any]] = []
 
     def pause(self) -> None:
-        """Leave out what is no training, such as a validation or a checkpoint, until the next batch begins."""
+        """Leave out time that is not training, such as a validation or a checkpoint, until the next batch begins."""
         self._mark = None
 
     def batch_begins(self, device: Any = None) -> None:
-        """A batch is there.
+        """Mark that a batch was loaded.
 
         Args:
-            device: a `torch.device`; only 'cuda' makes a difference.
+            device: a `torch.device`; on 'cuda' events time the forward pass.
         """
         now = self._now()
         if self._mark is not None:
@@ -53,7 +53,7 @@ class StepClock:
         self._open = _event(device)
 
     def backward_begins(self) -> None:
-        """The loss is there."""
+        """Mark that the loss is computed."""
         if self._began is None:
             return
         if self._open is None:
@@ -64,27 +64,27 @@ class StepClock:
             self._open = None
 
     def batch_ends(self) -> None:
-        """The batch is over; the next one's data is waited for from here."""
+        """Mark the end of a batch, from which the next one is waited for."""
         now = self._now()
         started = self._mark if self._mark is not None else self._began
         if started is not None:
-            self._whole += now - started
+            self._step += now - started
         self._mark, self._began = now, None
 
     def read(self, steps: int) -> StepTimes:
-        """Means since the last reading; starts anew.
+        """Return the means since the last reading, and reset them.
 
         Args:
             steps: optimizer steps since then.
         """
         forward = self._forward
         if self._events or self._events_before:
-            # Those of this interval may still be in the device's queue.
+            # Those of this interval may not have run on the device yet.
             forward = sum(a.elapsed_time(b) for a, b in self._events_before if b.query()) / 1e3
             self._events_before, self._events = self._events, []
         count = max(steps, 1)
-        times = StepTimes(self._whole / count, self._data / count, (self._data + forward) / count)
-        self._whole = self._data = self._forward = 0.0
+        times = StepTimes(self._step / count, self._data / count, (self._data + forward) / count)
+        self._step = self._data = self._forward = 0.0
         return times
 
 

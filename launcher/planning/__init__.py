@@ -1,4 +1,5 @@
-"""The plan: strategy, precision, batch split and memory of a run, with the reasons.
+"""The plan of a run: strategy, precision, batch split and memory, with reasons, and the next strategy after OOM.
 
-The decisions themselves are in `strategies`; here they meet config, agreement and the user's model.
+`strategies` has the rules; this package applies them to the config, the agreement of the ranks and the user's model.
+It starts no training and writes no files but the plan itself.
 """

@@ -1,4 +1,4 @@
-"""What only the user's objects show, and the plan could not know: `plan.json` and the user are told on rank zero."""
+"""Changes of the plan during training, when the user's objects show more: rank zero updates `plan.json`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from launcher.runs.directory import RunDirectory, write_plan
 
 
 class PlanChanges:
-    """Keeps `plan.json` true while a run trains.
+    """Keeps `plan.json` up to date while a run trains.
 
     Args:
-        plan: as the ranks agreed on it.
-        run: holds `plan.json`.
-        output: events and terminal of the run; other ranks than zero write nothing.
+        plan: of all ranks.
+        run: has `plan.json`.
+        output: events and terminal of the run; only rank zero writes.
     """
 
     def __init__(self, plan: Plan, run: RunDirectory, output: RunOutput) -> None:
@@ -24,17 +24,17 @@ class PlanChanges:
         self._run, self._output = run, output
 
     def unused_parameters(self, names: Sequence[str]) -> None:
-        """Parameters that got no gradient in the first step; DDP looks for them from here on."""
-        plan = self.plan.looking_for_unused(names)
+        """Some parameters got no gradient in the first step; DDP searches for them from here on."""
+        plan = self.plan.with_unused_parameters(names)
         text = f"{plan.strategy.reasons[-1]}: DDP looks for such parameters in every step, which takes a little time"
         self._change(plan, "unused_parameters", text, names=tuple(names))
 
     def loader_batch(self, owner: str, size: int) -> None:
-        """A loader that takes other batches than the plan said.
+        """A loader has another batch size than the plan.
 
         Args:
-            owner: what made the loader.
-            size: its batch, in samples of one rank.
+            owner: what created the loader.
+            size: samples per batch of one rank.
         """
         before = self.plan.batch.global_batch_size
         plan = self.plan.with_loader_batch(owner, size)

@@ -1,4 +1,4 @@
-"""DeepSpeed's config as part of the plan: everything filled, and every problem at once. Pure."""
+"""DeepSpeed's config as part of the plan: complete, with all problems. Pure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig
-from launcher.planning.deepspeed_limits import assumed_folders, without_tools, zero_obstacles
+from launcher.planning.deepspeed_limits import assumed_folders, find_missing_tools, find_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
-from strategies.deepspeed_config import VARIANTS, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.deepspeed_merge import merge_config
 from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import AgreedPrecision
+from strategies.registry import find_requested, list_zero_variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,9 @@ class DeepSpeedPlan:
     """DeepSpeed's part of a plan.
 
     Attributes:
-        config: DeepSpeed's whole config; None without DeepSpeed.
-        problems: what stands in the way.
-        notices: what the user should be told at once.
+        config: DeepSpeed's complete config; None without DeepSpeed.
+        problems: why there is no plan.
+        notices: for the user.
     """
 
     config: dict[str, Any] | None
@@ -33,12 +34,13 @@ class DeepSpeedPlan:
 
 
 def deepspeed_settings(config: RunConfig) -> Mapping[str, Any] | None:
-    """The user's own settings where DeepSpeed trains, `{}` if there are none; None without DeepSpeed.
+    """The user's settings of DeepSpeed, `{}` if there are none; None if DeepSpeed does not train.
 
     Args:
-        config: a file of settings is read in already, see `launcher.config.deepspeed_file`.
+        config: with the content of a settings file, see `launcher.config.deepspeed_file`.
     """
-    if config.strategy not in VARIANTS:
+    requested = find_requested(config.strategy)
+    if requested is None or not requested.needs_deepspeed:
         return None
     return config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
 
@@ -50,25 +52,25 @@ def plan_deepspeed(
     batch: BatchSplit,
     agreement: Agreement,
 ) -> DeepSpeedPlan:
-    """DeepSpeed's whole config for what was planned, and what stands in the way.
+    """DeepSpeed's complete config for the planned strategy, precision and batch, and all problems.
 
     Args:
-        config: what the user asked for.
-        strategy: what was chosen, None if nothing could be.
-        precision: what was agreed on, with DeepSpeed's blocks for it; None if nothing could be.
+        config: the user's.
+        strategy: the choice; None if there is none.
+        precision: of all ranks, with DeepSpeed's blocks; None if there is none.
         batch: the split of a global batch.
-        agreement: what the ranks are and have.
+        agreement: facts of the ranks.
     """
     name = config.strategy if strategy is None else strategy.name
-    if name not in VARIANTS:
-        return DeepSpeedPlan(None, tuple(_needless_settings(config)))
+    variant = list_zero_variants().get(name)
+    if variant is None:
+        return DeepSpeedPlan(None, tuple(_unused_settings(config)))
     user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
     problems: list[str] = []
     if config.trainer.gradient_clip_algorithm == "value" and config.trainer.gradient_clip_val:
         problems.append(
             "DeepSpeed clips gradients by their norm alone; remove `trainer.gradient_clip_algorithm: value`"
         )
-    variant = VARIANTS[name]
     hardware = agreement.facts[0].hardware
     planned = zero_config(
         variant,
@@ -84,9 +86,9 @@ def plan_deepspeed(
     merged, conflicts = merge_config(user, planned, name, clip_is_set=clip_is_set)
     problems += [f"deepspeed_config.{conflict}" for conflict in conflicts]
     agreed = None if precision is None else precision.precision
-    problems += map(str, zero_obstacles(name, agreement, agreed, user))
-    lacking = without_tools(agreement) if variant.offloads else None
-    notices = [f"DeepSpeed's own CPU Adam cannot be compiled: {'; '.join(lacking)}"] if lacking else []
+    problems += map(str, find_obstacles(name, agreement, agreed, user))
+    missing = find_missing_tools(agreement) if variant.offloads else None
+    notices = [f"DeepSpeed's own CPU Adam cannot be compiled: {'; '.join(missing)}"] if missing else []
     if folders := assumed_folders(name, agreement, user):
         notices.append(f"no node was asked: {name} assumes that {' and '.join(folders)} is there and has room")
     if strategy is None:
@@ -95,8 +97,8 @@ def plan_deepspeed(
     return DeepSpeedPlan({**merged, **blocks}, tuple(problems), tuple(notices))
 
 
-def _needless_settings(config: RunConfig) -> list[str]:
-    """Settings for DeepSpeed in a run without it."""
+def _unused_settings(config: RunConfig) -> list[str]:
+    """The problem of DeepSpeed settings in a run without it."""
     if config.deepspeed_config is None:
         return []
     zero = config.deepspeed_config.get("zero_optimization") if isinstance(config.deepspeed_config, Mapping) else None
@@ -105,6 +107,6 @@ def _needless_settings(config: RunConfig) -> list[str]:
         parts = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
         devices = [part.get("device") if isinstance(part, Mapping) else None for part in parts]
         asked = ZeroVariant(zero.get("stage", 2), *(None if device == "none" else device for device in devices))
-        meant = next((name for name, variant in VARIANTS.items() if variant == asked), meant)
+        meant = next((name for name, variant in list_zero_variants().items() if variant == asked), meant)
     advice = f"use `strategy: {meant}`, or remove it"
     return [f"deepspeed_config was given, but the strategy is {config.strategy}; {advice}"]

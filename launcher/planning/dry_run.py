@@ -1,4 +1,4 @@
-"""The plan of a run that is not started: the other ranks are assumed to be like this machine, or as described."""
+"""The plan of a run that is not started: other ranks are assumed to be like this machine, or as described."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.hardware.devices import detect_hardware
 from launcher.hardware.rank_count import requested_ranks
-from launcher.hardware.target_machines import OtherMachines
+from launcher.hardware.target_machines import TargetMachines
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.fit_plan import profile_for
 from launcher.planning.memory import host_memory, plan_with_memory
@@ -22,12 +22,12 @@ from strategies.step_trace import ModelProfile, Unprofiled
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """A plan, and what it was made from.
+    """A plan with its inputs.
 
     Attributes:
         plan: what `fit` would do.
         agreement: the ranks.
-        profile: of the user's module; None if it could not be made.
+        profile: of the user's module; None if the module could not be created.
     """
 
     plan: Plan
@@ -35,20 +35,20 @@ class DryRun:
     profile: ModelProfile | None
 
 
-def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None) -> DryRun:
-    """What `fit` would do with this config: here and on `num_nodes` machines like it, or on other machines.
+def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None) -> DryRun:
+    """What `fit` would do with this config, on `num_nodes` machines like this one or on other machines.
 
     Args:
-        config: what the user asked for.
+        config: the user's.
         host: name of this machine.
-        others: machines that are not here.
+        others: other machines; None for machines like this one.
 
     Raises:
         UsageError: no plan meets the config there.
     """
     config = with_deepspeed_file(config)
     classes = import_classes(config)
-    agreement = _others(config, classes, others) if others else _alike(config, classes, host)
+    agreement = _others(config, classes, others) if others else _like_this_machine(config, classes, host)
     checkpoint = None
     if config.resume != "none":
         from launcher.checkpoint.reader import Trust
@@ -64,7 +64,7 @@ def plan_here(config: RunConfig, host: str, others: OtherMachines | None = None)
     return DryRun(plan, agreement, None if isinstance(profile, Unprofiled) else profile)
 
 
-def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
+def _like_this_machine(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
     local = requested_ranks(config)
     nodes = 1 if config.num_nodes == "auto" else config.num_nodes
     hardware = detect_hardware(config.accelerator, 0)
@@ -82,7 +82,7 @@ def _alike(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
     return Agreement(identical_ranks(first, local * nodes), assumed=local * nodes > 1)
 
 
-def _others(config: RunConfig, classes: UserClasses, others: OtherMachines) -> Agreement:
+def _others(config: RunConfig, classes: UserClasses, others: TargetMachines) -> Agreement:
     first = RankFacts(
         rank=0,
         local_rank=0,

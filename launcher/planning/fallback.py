@@ -1,6 +1,6 @@
-"""What a run can go on with after a strategy that runs out of memory: what needs less, and what the config allows.
+"""The strategy to continue with after one runs out of memory: one that needs less and that the config allows.
 
-Decided when the plan is made, not when memory has run out: a restart that no plan meets helps nobody.
+It is chosen when the plan is made, so that a run restarts only if there is a plan for the restart.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.plan import make_plan
 from strategies.comparison import Comparison, next_after
-from strategies.step_time import MachineModel
+from strategies.machine import MachineModel
 
-# What of a user's DeepSpeed config says which variant of ZeRO it is meant for.
+# Settings of DeepSpeed that fix the variant of ZeRO.
 _FIXING = ("stage", "offload_optimizer", "offload_param")
 
 
 def with_next(found: Comparison, name: str, machine: MachineModel, why_not: Callable[[str], str | None]) -> Comparison:
-    """The comparison with what comes after `name`, or with what keeps the config from it.
+    """The comparison with the candidate after `name`, or with the reason why the config does not allow it.
 
     Args:
         found: all candidates.
         name: the strategy that will train.
         machine: the ranks.
-        why_not: what stands in the way of a strategy of that name; None if nothing does.
+        why_not: gives the reason why there is no plan with a strategy; None if there is one.
     """
     following = next_after(name, found.assessments, machine)
     obstacle = None if following is None else why_not(following)
@@ -39,10 +39,10 @@ def with_next(found: Comparison, name: str, machine: MachineModel, why_not: Call
     return dataclasses.replace(found, next=following, next_obstacle=obstacle if following is None else None)
 
 
-def passed_over(
+def skip_candidates(
     found: Comparison, ran_out: Sequence[str], machine: MachineModel, why_not: Callable[[str], str | None]
 ) -> Comparison:
-    """The comparison without what ran out of memory in this run: the fastest that needs less than all of it.
+    """The comparison without the candidates that ran out of memory: the pick is the fastest that needs less.
 
     Args:
         found: all candidates.
@@ -51,13 +51,13 @@ def passed_over(
         why_not: see `with_next`.
 
     Raises:
-        PlanError: nothing does, or the config does not let it.
+        PlanError: none needs less, or the config does not allow it.
     """
     least = min((a for a in found.assessments if a.name in ran_out), key=lambda a: a.memory.total).name
     after = with_next(found, least, machine, why_not)
     if after.next is None:
         why = after.next_obstacle or (
-            "nothing that fits needs less; take a smaller micro batch (the data's batch_size) or more memory"
+            "nothing that fits needs less; use a smaller micro batch (the data's batch_size) or more memory"
         )
         raise PlanError(
             f"{' and '.join(ran_out)} ran out of memory in this run: {why}, or try again with `on_oom: stop`"
@@ -69,20 +69,20 @@ def passed_over(
 def why_not_planned(
     config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, name: str
 ) -> str | None:
-    """What stands in the way of a plan with another strategy, and what to change; None if nothing does."""
+    """Why there is no plan with another strategy, and what to change; None if there is one."""
     try:
         make_plan(dataclasses.replace(config, strategy=name), agreement, checkpoint)
     except PlanError as error:
         problems = [line.strip() for line in str(error).splitlines()[1:]]
-        fixed = _fixed(config.deepspeed_config)
+        fixed = _describe_fixed(config.deepspeed_config)
         if fixed and any(problem.startswith("deepspeed_config.zero_optimization:") for problem in problems):
             return f"deepspeed_config fixes {fixed}; set that to 'auto' there"
         return "; ".join(problems)
     return None
 
 
-def _fixed(deepspeed: Any) -> str:
-    """What a user's DeepSpeed config says of stage and offload; empty if it leaves them to the plan."""
+def _describe_fixed(deepspeed: Any) -> str:
+    """Stage and offload in the user's DeepSpeed config, for a message; empty if they are left to the plan."""
     zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
     given = {key: zero[key] for key in _FIXING if zero.get(key, "auto") != "auto"} if isinstance(zero, Mapping) else {}
     return ", ".join(f"zero_optimization.{key}: {value}" for key, value in given.items())

@@ -1,21 +1,47 @@
-"""The plan of a run that starts: with the memory of its strategies where it may be short."""
+"""The plan of a run that starts. It compares memory only if that may be short."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
+from launcher.core.errors import PlanError
 from launcher.planning.memory import host_memory, machine_of, plan_with_memory, planned_precision
 from launcher.planning.plan import Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
 from launcher.user_code.objects import UserObjects
+from strategies.registry import find_strategy
 from strategies.step_trace import ModelProfile, Unprofiled
 
-# Of a CPU's memory: with less than this in model states a run begins without a trace.
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+# Share of a CPU's memory: if the model states need less, the run starts without a trace.
 _SHARE_WITHOUT_TRACE = 0.1
+
+
+def check_model(model: pl.LightningModule, plan: Plan, notice: Callable[[str], None]) -> None:
+    """Whether the planned strategy can train the model.
+
+    Args:
+        model: as its constructor made it.
+        plan: what it is trained with.
+        notice: called with each of the model's hooks that has no effect.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    strategy = find_strategy(plan.strategy.name)
+    problem = strategy.model_problem(model)
+    if problem is not None:
+        raise PlanError(problem)
+    for text in strategy.model_notices(model):
+        notice(text)
 
 
 def plan_for_fit(
@@ -26,18 +52,18 @@ def plan_for_fit(
     given: UserObjects | None = None,
     record: MemoryRecord = MemoryRecord(),  # noqa: B008 -- frozen
 ) -> Plan:
-    """What `fit` trains with.
+    """The plan that `fit` trains with.
 
-    On a CPU the step is traced only if the model's states alone are a good part of the memory: a trace runs the user's
-    `training_step` once, and a debugging run should begin at once. With `on_oom: next` it always is: without, there is
-    nothing to go on with.
+    On a CPU the step is traced only if the model's states need much of the memory: a trace runs the user's
+    `training_step` once, and a debugging run should start at once. With `on_oom: next` it is always traced, as the next
+    strategy depends on it.
 
     Args:
-        config: what the user asked for.
-        agreement: what the ranks are.
-        checkpoint: what the checkpoint to resume from was trained in.
-        given: objects made in code, which are trained instead of what the config names.
-        record: what ran out of memory in the run that this goes on with; only `on_oom: next` acts upon it.
+        config: the user's.
+        agreement: facts of the ranks.
+        checkpoint: precision of the checkpoint to resume from.
+        given: objects from code, which are trained instead of those that the config names.
+        record: the strategies that ran out of memory in the resumed run; only used with `on_oom: next`.
     """
     plan = make_plan(config, agreement, checkpoint)
     classes = import_classes(config) if given is None else None
@@ -66,9 +92,9 @@ def profile_for(
 
     Args:
         config: what to train.
-        classes: what it names; None where there are objects.
+        classes: of the config; None with objects.
         plan: without memory.
-        given: objects made in code.
+        given: objects from code.
     """
     precision, kind = planned_precision(plan), plan.device_kind
     if given is not None:

@@ -1,4 +1,4 @@
-"""The plan with memory: every strategy assessed on the ranks that agreed, and the fastest that fits taken."""
+"""The plan with memory: assesses every strategy on the given ranks, and chooses the fastest that fits."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
-from launcher.planning.fallback import passed_over, why_not_planned, with_next
+from launcher.planning.fallback import skip_candidates, why_not_planned, with_next
 from launcher.planning.plan import CUSTOM, Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
-from strategies.candidates import ZERO_3_NVME
 from strategies.choice import AUTO, Rejected, StrategyChoice
-from strategies.comparison import Comparison, compare_strategies
+from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
+from strategies.machine import MachineModel
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
 from strategies.repeated import RepeatedRecords
-from strategies.step_time import MachineModel
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import format_bytes
+from strategies.zero import ZERO_3_NVME
 
-# A CPU's numbers only scale the table: what is taken on a CPU does not depend on them.
+# The numbers of a CPU only scale the table; the choice on a CPU does not depend on them.
 _CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9
 # One 200 Gb/s port for each GPU, as NVIDIA's DGX A100 has.
 NODE_BANDWIDTH = 25e9
@@ -44,18 +44,18 @@ def plan_with_memory(
     host_memory_bytes: int | None = None,
     record: MemoryRecord | None = None,
 ) -> Plan:
-    """`make_plan`, and with `strategy: auto` the fastest strategy that fits the memory at hand.
+    """`make_plan`, and with `strategy: auto` the fastest strategy that fits the memory.
 
     Args:
-        config: what the user asked for.
-        agreement: what the ranks are.
-        profile: of the user's module; where there is none the plan is as without, and says so.
-        checkpoint: what the checkpoint to resume from was trained in; None without one.
+        config: the user's.
+        agreement: facts of the ranks.
+        profile: of the user's module; without one the plan has no memory, and a notice.
+        checkpoint: precision of the checkpoint to resume from; None without one.
         host_memory_bytes: memory of a node's host, for offload; None if not known.
-        record: what ran out of memory in the run that this goes on with, to be passed over; None looks at none.
+        record: strategies to skip, as they ran out of memory in the resumed run; None skips none.
 
     Raises:
-        PlanError: these ranks cannot do what was asked for, or no strategy fits: by how much, and what would do.
+        PlanError: these ranks cannot run the config, or no strategy fits: by how much, and what would fit.
     """
     plan = make_plan(config, agreement, checkpoint)
     if isinstance(profile, Unprofiled):
@@ -69,34 +69,36 @@ def plan_with_memory(
         profile,
         machine,
         planned_precision(plan),
-        splits(config, plan),
-        memory_share=config.memory_share,
-        settings=zero_settings(plan.device_kind, plan.deepspeed),
-        obstacles=candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
+        list_splits(config, plan),
+        ComparisonOptions(
+            config.memory_share,
+            zero_settings(plan.device_kind, plan.deepspeed),
+            candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
+        ),
     )
     found = _with_assumptions(found, agreement, user)
     why_not = functools.partial(why_not_planned, config, agreement, checkpoint)
     if config.strategy != AUTO:
         found = with_next(found, plan.strategy.name, machine, why_not)
-        chosen = _ordered(plan, found)
+        chosen = _keep_requested(plan, found)
     else:
         found = with_next(found, found.pick or plan.strategy.name, machine, why_not)
-        chosen = _picked(config, agreement, checkpoint, plan, found)
+        chosen = _use_pick(config, agreement, checkpoint, plan, found)
     ran_out: tuple[str, ...] = ()
-    while record and (gone := record.ran_out(OomRecord.of(config.to_dict(), chosen.to_dict()))):
-        if chosen.strategy.name not in gone:
+    while record and (failed := record.ran_out(OomRecord.of(config.to_dict(), chosen.to_dict()))):
+        if chosen.strategy.name not in failed:
             break
-        ran_out = tuple(dict.fromkeys((*ran_out, *gone)))
-        found = passed_over(found, ran_out, machine, why_not)
-        chosen = _picked(config, agreement, checkpoint, plan, found)
+        ran_out = tuple(dict.fromkeys((*ran_out, *failed)))
+        found = skip_candidates(found, ran_out, machine, why_not)
+        chosen = _use_pick(config, agreement, checkpoint, plan, found)
     if not ran_out:
         return chosen
-    notice = f"{' and '.join(ran_out)} ran out of memory in this run: it goes on with {chosen.strategy.name}"
+    notice = f"{' and '.join(ran_out)} ran out of memory in this run: it continues with {chosen.strategy.name}"
     return dataclasses.replace(chosen, ran_out=ran_out, notices=(*chosen.notices, notice))
 
 
 def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str, Any]) -> Comparison:
-    """With a note of what nobody looked at."""
+    """With a note of folders that no rank has checked."""
     nvme = found.of(ZERO_3_NVME.name)
     folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
     if nvme is None or not nvme.eligible or not folders:
@@ -106,14 +108,14 @@ def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str
     return dataclasses.replace(found, notes=(*found.notes, note))
 
 
-def _picked(
+def _use_pick(
     config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, plan: Plan, found: Comparison
 ) -> Plan:
-    """What the comparison says, if there are names for it."""
+    """The plan with the comparison's pick."""
     taken = None if found.pick is None else found.of(found.pick)
     if found.pick is None or taken is None:
         if found.method == "bound":
-            # A bound is meant to be too high: it may warn, not refuse.
+            # A bound is too high on purpose: it is no reason to refuse.
             return dataclasses.replace(
                 plan, memory=found.to_dict(), notices=(*plan.notices, f"memory may not suffice: {found.why}")
             )
@@ -136,25 +138,25 @@ def _picked(
 
 def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
     """The choice with the comparison's reasons, and every other candidate with its own."""
-    asked = f"{choice.name}: asked for"
-    reasons = [r for r in choice.reasons if r != asked]
+    requested = f"{choice.name}: requested"
+    reasons = [r for r in choice.reasons if r != requested]
     rejected = tuple(Rejected(a.name, a.reason) for a in found.assessments if a.name != choice.name)
     return dataclasses.replace(choice, reasons=(*reasons, f"{choice.name} {found.why}"), rejected=rejected)
 
 
-def _ordered(plan: Plan, found: Comparison) -> Plan:
-    """A strategy that was asked for is taken; if it does not fit, a notice says so."""
+def _keep_requested(plan: Plan, found: Comparison) -> Plan:
+    """The plan with the requested strategy; with a notice if it does not fit."""
     name = plan.strategy.name
     own = found.of(name)
     notices = plan.notices
     if own is not None and not own.fits:
         instead = f"; {found.pick} fits" if found.pick else f"; {found.why}"
-        notices = (*notices, f"strategy {name} was asked for, and it {own.reason}{instead}")
+        notices = (*notices, f"strategy {name} was requested, and it {own.reason}{instead}")
     return dataclasses.replace(plan, memory=found.to_dict(), notices=notices)
 
 
-def splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
-    """Ways to share the global batch, the largest micro batch first; one alone where the user fixed it."""
+def list_splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
+    """Ways to split the global batch, the largest micro batch first; only one if the user set it."""
     batch = plan.batch
     if config.global_batch_size is None or config.trainer.accumulate_grad_batches > 1 or not batch.micro_batch_size:
         return [batch]
@@ -164,7 +166,7 @@ def splits(config: RunConfig, plan: Plan) -> list[BatchSplit]:
 
 
 def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: int | None = None) -> MachineModel:
-    """The ranks as the cost model sees them; the weakest rank counts."""
+    """The ranks in the cost model, which assumes that all are like the weakest."""
     ranks_per_node = max(f.local_world_size for f, _ in agreement.kinds())
     devices = {f.hardware.device for f, _ in agreement.kinds() if f.hardware}
     kind = next(iter(devices)).kind
@@ -195,7 +197,7 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
 def cpu_machine(
     world_size: int, ranks_per_node: int, memory_bytes: int, host_memory_bytes: int | None = None, *, kind: str = "cpu"
 ) -> MachineModel:
-    """Ranks without a GPU of a known kind.
+    """Ranks without a known GPU.
 
     Args:
         world_size: number of ranks.
@@ -220,16 +222,16 @@ def cpu_machine(
 
 
 def planned_precision(plan: Plan) -> Precision:
-    """What the plan computes in; a precision plugin of the user's own is taken to compute in full."""
+    """The plan's precision; a precision plugin of the user's is assumed to compute in fp32."""
     return Precision.FP32_TRUE if plan.precision == CUSTOM else Precision(plan.precision)
 
 
 def zero_settings(device_kind: str, deepspeed: Mapping[str, Any] | None = None) -> ZeroSettings:
-    """DeepSpeed's buckets as the launcher sets them.
+    """Sizes of DeepSpeed's buckets.
 
     Args:
         device_kind: 'cpu' or 'cuda'.
-        deepspeed: the plan's config if DeepSpeed was asked for: then the user's own buckets count.
+        deepspeed: the plan's DeepSpeed config, with the user's buckets; None for the defaults.
     """
     zero: Mapping[str, Any] = zero_config(ZeroVariant(3), device_kind, BatchAndClip(1, 1, 1, 0.0))["zero_optimization"]
     if deepspeed is not None:

@@ -1,8 +1,8 @@
-"""A `ModelProfile` of a model and data that are objects of the caller's, and stay as they are.
+"""A `ModelProfile` of a model and data that are the caller's objects, without changing them.
 
-The step is traced on a copy of the module whose tensors are fake, with a batch from a copy of the data. What cannot be
-copied, or might reach the caller's objects in spite of the copy, is not run: then its parameters alone are known. What
-the caller's code prints or writes to files comes once more.
+The step is traced on a copy of the module with fake tensors, with a batch from a copy of the data. Code that cannot be
+copied, or that could reach the caller's objects in spite of the copy, is not run: then only the parameters are known.
+Output of the caller's code appears once more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from launcher.checkpoint.rng_state import capture, restore
 from launcher.config.schema import RunConfig
-from launcher.planning.profile import SETTING_UP, bound_of, bounded, profile_of, sum_of_bytes, told
+from launcher.planning.profile import (
+    MANUAL_OPTIMIZATION,
+    SETTING_UP,
+    bound_of,
+    bounded,
+    describe_error,
+    profile_of,
+    sum_of_bytes,
+)
 from launcher.process.activity import doing
 from launcher.user_code.objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
@@ -30,35 +38,35 @@ from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.trace import PlannedTrainer, attach
 
-# More than this is neither copied nor looked through: planning should take no time and memory that one notices.
+# More is neither copied nor searched: planning should not take noticeable time and memory.
 _MOST_OBJECTS = 100_000
 _MOST_BYTES = 256 << 20
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Filled by whoever has a reference.
+# Mutable through any reference.
 _SHARED = (list, dict, set, bytearray, deque, Tensor)
 _LIBRARIES = ("torch", "lightning", "torchmetrics", "builtins", "typing", "launcher")
-# What a deep copy shares.
+# Not copied by a deep copy.
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.FunctionType, types.ModuleType)
 
 
-class _NotCopied(Exception):  # noqa: N818 -- says why the caller's objects are left alone
+class _NotCopied(Exception):  # noqa: N818 -- gives the reason why objects are not copied
     pass
 
 
 def profile_objects(
     config: RunConfig, given: UserObjects, precision: Precision, *, world_size: int, device_kind: str
 ) -> ModelProfile | Unprofiled:
-    """Learn what every strategy's memory depends on, and leave the objects and all random generators as they are.
+    """Measure what every strategy's memory depends on, without changing the objects and random generators.
 
     Args:
-        config: how long to train.
+        config: length of the training.
         given: the caller's objects.
-        precision: what will be computed in.
-        world_size: what the module may ask of its Trainer.
-        device_kind: 'cpu', 'cuda' or 'mps': whose allocator and optimizer implementation count.
+        precision: of the training.
+        world_size: number of ranks, for the Trainer that the module sees.
+        device_kind: 'cpu', 'cuda' or 'mps': determines allocator and optimizer implementation.
 
     Returns:
-        Why nothing is known if not even the parameters have a shape.
+        `Unprofiled` if not even the parameters have a shape.
     """
     if sum_of_bytes(given.model) is None:
         return Unprofiled("it has parameters that get their shape with the first batch")
@@ -66,13 +74,13 @@ def profile_objects(
     with _untouched(given.model):
         try:
             found = _profiled(given, precision, trainer, device_kind)
-        except Exception as error:  # noqa: BLE001 -- whatever the caller's objects do when they are looked at
-            found = Unprofiled(told(error))
+        except Exception as error:  # noqa: BLE001 -- any error of the caller's objects
+            found = Unprofiled(describe_error(error))
     if isinstance(found, ModelProfile):
         return found
     shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in given.model.parameters())
     model = ModelShape(shapes, (tuple(range(len(shapes))),))
-    by_hand = None if given.model.automatic_optimization else "the module optimizes by hand, and ZeRO steps by itself"
+    by_hand = None if given.model.automatic_optimization else MANUAL_OPTIMIZATION
     failure = f"the module was not copied for a trace ({found.why}): Adam's states are assumed"
     return bound_of(given.model.parameters(), model, None, 1, failure, by_hand)
 
@@ -86,21 +94,21 @@ def _profiled(
         return Unprofiled(str(reason))
 
     def make() -> LightningModule:
-        # No real step: outside of a fake mode there is no copy.
+        # Fails without a fake mode, so no real step is run.
         return fake_copy(given.model)
 
     try:
         with doing(SETTING_UP):
             batch = _first_batch(given, trainer)
-    except Exception as error:  # noqa: BLE001 -- the caller's data; the training itself will tell it whole
-        why = str(error) if isinstance(error, _NotCopied) else told(error)
+    except Exception as error:  # noqa: BLE001 -- the caller's data; the training reports the error in full
+        why = str(error) if isinstance(error, _NotCopied) else describe_error(error)
         return bounded(make, None, 1, trainer, f"no batch was read ({why})")
     on_gpu = any(p.is_cuda for p in given.model.parameters())
     return profile_of(make, batch, precision, trainer, device_kind, device="cuda" if on_gpu else "cpu")
 
 
 def _first_batch(given: UserObjects, trainer: PlannedTrainer) -> Any:
-    """A batch of samples from copies: no iterator of the caller's is asked for anything."""
+    """A batch of samples from copies, without advancing any iterator of the caller's."""
     if isinstance(given.data, Loaders):
         return _batch_of(given.data.train_dataloader())
     if given.data is None:
@@ -108,7 +116,7 @@ def _first_batch(given: UserObjects, trainer: PlannedTrainer) -> Any:
             source: Any = fake_copy(given.model)
         attach(source, trainer)
     else:
-        # An earlier training's Trainer is no part of the data.
+        # The Trainer of an earlier training is not part of the data.
         source = copy.copy(given.data)
         source.trainer = None
         source = _copied(source, "the data")
@@ -118,7 +126,7 @@ def _first_batch(given: UserObjects, trainer: PlannedTrainer) -> Any:
 
 
 def _batch_of(loader: Any) -> Any:
-    """The first samples by their indices; the sampler, which may draw and count, is not asked."""
+    """The first samples by index. The sampler is not used, as it may draw random numbers and count."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
         raise _NotCopied("reading an iterable might take samples from the training")
     dataset, collate = _copied((loader.dataset, loader.collate_fn), "the dataset")
@@ -131,25 +139,25 @@ def _copied(thing: Any, name: str) -> Any:
 
 
 def _check_module(module: nn.Module) -> None:
-    """Whether a step of the copy leaves the original alone.
+    """Check that a step of the copy does not change the original.
 
     Raises:
-        _NotCopied: a hook may tell of it, or see `_check_copyable`.
+        _NotCopied: a hook may write to other objects, or see `_check_copyable`.
     """
     for part in module.modules():
         _check_class(type(part))
         for hook in (each for name in _HOOKS for each in getattr(part, name).values()):
-            # A callable object is copied with the module; a function is not, nor is what it writes to.
+            # Callable objects are copied with the module; functions and the objects they write to are not.
             if isinstance(hook, types.FunctionType) and not _of_libraries(hook.__module__):
                 raise _NotCopied(f"its hook {hook.__qualname__} may write to your own objects")
     _check_copyable(module, "it", tensors=False)
 
 
 def _check_class(kind: type) -> None:
-    """Whether a class of the caller's has, or its methods name, something that all its objects share and may fill.
+    """Check that a class of the caller's has no mutable state that its objects share, and that its methods use none.
 
     Raises:
-        _NotCopied: it has.
+        _NotCopied: it has or uses some.
     """
     for owner in (each for each in kind.__mro__ if not _of_libraries(each.__module__)):
         for name, value in vars(owner).items():
@@ -162,22 +170,22 @@ def _check_class(kind: type) -> None:
 
 
 def _of_libraries(module: str | None) -> bool:
-    """Whether what a Python module defines holds nothing of the caller's."""
+    """Whether a Python module belongs to a library, and not to the caller."""
     return (module or "").partition(".")[0] in _LIBRARIES
 
 
 def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
-    """Whether a copy is apart from the original, and takes little time and memory.
+    """Check that a copy shares nothing with the original, and takes little time and memory.
 
     Args:
-        thing: whatever is to be copied.
-        name: what it is called.
+        thing: the object.
+        name: its name in a message.
         tensors: whether its tensors are copied too.
 
     Raises:
-        _NotCopied: it is large, or a function in it may hold what the copy should not reach.
+        _NotCopied: it is large, or a function in it may refer to the caller's objects.
     """
-    # What is kept here keeps its id.
+    # The references keep the ids unique.
     seen: dict[int, Any] = {}
     rest, size = [thing], 0
     while rest:
@@ -196,13 +204,13 @@ def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
 
 def _bytes(value: Any) -> int:
     if isinstance(value, Tensor) and value.layout is not torch.strided:
-        return 0  # its indices and values are small against what it stands for
+        return 0  # its indices and values are small
     count = getattr(value, "nbytes", 0)
     return count if isinstance(count, int) else 0
 
 
 def _inside(value: Any) -> list[Any]:
-    """What a deep copy of it copies too."""
+    """The objects that a deep copy of it copies too."""
     if isinstance(value, Tensor):
         return []
     if isinstance(value, dict):
@@ -213,14 +221,14 @@ def _inside(value: Any) -> list[Any]:
         return []
     try:
         reduced = value.__reduce_ex__(4)
-    except Exception:  # noqa: BLE001 -- what cannot be copied says so when it is
+    except Exception:  # noqa: BLE001 -- the copy itself raises the error later
         return []
     return [*reduced[1:3]] if isinstance(reduced, tuple) else []
 
 
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
-    """Random generators go on as before, and no gradient of the caller's parameters comes or goes."""
+    """Restore random generators and the gradients of the caller's parameters afterwards."""
     states = capture()
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     try:

@@ -1,4 +1,4 @@
-"""Running out of memory: told apart from other errors, and told beside what the plan expected."""
+"""Recognizes out-of-memory errors, and reports them with what the plan expected."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from launcher.core.errors import OutOfMemoryError
 from launcher.planning.plan import Plan
 from strategies.units import format_bytes
 
-# CUDA's caching allocator has an exception of its own; this is what the others say.
+# Messages of allocators without an exception class like that of CUDA's caching allocator.
 _SIGNS = (
-    # torch's allocators of a CPU and of Apple's GPU, and C++ that was handed on.
+    # torch's allocators for CPUs and Apple's GPU, and C++ exceptions.
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "MPS backend out of memory",
     "std::bad_alloc",
     "CUDA out of memory",
-    # cudaMalloc past the caching allocator; cudaHostAlloc too, which is how DeepSpeed's offload pins host memory.
+    # cudaMalloc outside the caching allocator, and cudaHostAlloc, by which DeepSpeed's offload pins host memory.
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",
     "cuda runtime error (2) : out of memory",
@@ -30,14 +30,14 @@ _SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error, or what it was raised from, says that memory ran out."""
+    """Whether an error, or one of its causes, is an out-of-memory error."""
     import torch
 
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, MemoryError | torch.OutOfMemoryError):
             return True
-        # What the kernel refuses to mmap and fork.
+        # From mmap and fork.
         if isinstance(seen, OSError) and seen.errno == errno.ENOMEM:
             return True
         if isinstance(seen, RuntimeError) and any(sign in str(seen) for sign in _SIGNS):
@@ -49,25 +49,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(
     error: BaseException, plan: Plan, *, rank: int, host: str, allocated_bytes: int | None, on_oom: str
 ) -> OutOfMemoryError:
-    """The error to end with: what the plan expected, what was allocated, and what to do.
+    """The error that ends the run: what the plan expected, what was allocated, and what to do.
 
     Args:
-        error: what was raised.
-        plan: what was trained with.
+        error: the original error.
+        plan: of the run.
         rank: this rank.
         host: its host.
-        allocated_bytes: the most that was allocated on its device; None where that cannot be known.
-        on_oom: the config's.
+        allocated_bytes: peak of its device's allocator; None if not known.
+        on_oom: setting of the config.
     """
     own = planned_memory(plan, plan.strategy.name)
     lines = [f"rank {rank} ({host}) is out of memory with {plan.strategy.name}: {_first_line(error)}"]
     if own is None:
-        lines.append("the plan did not look at memory; `launcher plan` shows it for this config")
+        lines.append("the plan has no memory estimate; `launcher plan` shows it for this config")
     else:
-        parts = ", ".join(f"{format_bytes(own[part])} {words}" for part, words in _PARTS.items() if own[part])
+        parts = ", ".join(f"{format_bytes(own[part])} {label}" for part, label in _PARTS.items() if own[part])
         lines.append(f"the plan expected {format_bytes(own['total'])} of {format_bytes(_limit(plan))}: {parts}")
     if allocated_bytes is not None:
-        lines.append(f"allocated were at most {format_bytes(allocated_bytes)}")
+        lines.append(f"at most {format_bytes(allocated_bytes)} were allocated")
     following = plan.memory["next"] if plan.memory else None
     if following:
         needs = planned_memory(plan, following) or {"total": 0}
@@ -97,14 +97,14 @@ _PARTS = {
 
 
 def planned_memory(plan: Plan, name: str) -> dict[str, Any] | None:
-    """The plan's bytes by part for a strategy; None if it did not look."""
+    """The plan's bytes by part for a strategy; None if they are not in the plan."""
     if plan.memory is None:
         return None
     return next((entry["memory"] for entry in plan.memory["assessments"] if entry["name"] == name), None)
 
 
 def device_peak(device_kind: str) -> int | None:
-    """The most bytes that torch's allocator had in use on this rank's device; None on a CPU, which keeps no account."""
+    """Peak bytes of torch's allocator on this rank's device; None on a CPU, where torch does not count."""
     if device_kind != "cuda":
         return None
     import torch

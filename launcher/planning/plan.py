@@ -1,4 +1,4 @@
-"""`Plan`: strategy, precision and batch split of a run, with the reasons. A pure function of config and agreement."""
+"""`Plan`: strategy, precision and batch split of a run, with reasons. A pure function of config and agreement."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
-from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, listed, with_user_options
+from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, with_user_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
+from strategies.unused_parameters import describe_parameters
 
-# A precision plugin of the user's own: it may do anything.
+# The precision of a user's precision plugin.
 CUSTOM = "custom"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be trained with.
+    """What a run trains with.
 
     Attributes:
-        strategy: what trains the model, why, and what was not taken.
-        precision: Lightning 2's name of it; 'custom' where a precision plugin of the user's decides.
-        precision_reasons: in plain words.
-        precision_before: the checkpoint's precision, where this run goes on in another one.
-        has_loss_scale: whether a gradient scaler is in play.
-        batch: how one optimizer step's samples are shared.
-        batch_reasons: in plain words.
+        strategy: the choice, its reasons, and the rejected candidates.
+        precision: Lightning 2's name; 'custom' if the user's precision plugin decides.
+        precision_reasons: why.
+        precision_before: the checkpoint's precision, if this run continues in another.
+        has_loss_scale: whether gradients are scaled.
+        batch: how the samples of an optimizer step are split.
+        batch_reasons: why.
         device_kind: 'cpu', 'cuda' or 'mps'.
-        devices: name of a device to the number of ranks that train on it.
+        devices: number of ranks by name of their device.
         world_size: number of ranks.
         num_nodes: number of nodes.
         hosts: host names, each once.
-        notices: what the user should be told at once.
-        assumed: whether the ranks are only assumed to be like the machine that planned.
-        memory: every strategy's memory and time, as `strategies.comparison.Comparison.to_dict` gives it; None if the
-            module was not looked at.
-        deepspeed: DeepSpeed's whole config, every 'auto' filled; None without DeepSpeed.
-        ran_out: strategies that ran out of memory in this run before, and were passed over.
+        notices: for the user.
+        assumed: whether the ranks are only assumed, not asked.
+        memory: every strategy's memory and time, from `strategies.comparison.Comparison.to_dict`; None if the module
+            was not profiled.
+        deepspeed: DeepSpeed's complete config; None without DeepSpeed.
+        ran_out: strategies that were skipped because they ran out of memory in this run.
     """
 
     strategy: StrategyChoice
@@ -63,27 +64,27 @@ class Plan:
     ran_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; `global_batch_size` is added for readers."""
+        """Plain JSON values, with `global_batch_size` added for readers."""
         values = asdict(self)
         values["batch"]["global_batch_size"] = self.batch.global_batch_size
         return values
 
-    def looking_for_unused(self, names: Sequence[str]) -> Plan:
-        """The plan once some parameters turned out to get no gradient.
+    def with_unused_parameters(self, names: Sequence[str]) -> Plan:
+        """The plan after some parameters got no gradient.
 
         Args:
-            names: theirs.
+            names: of the parameters.
         """
-        reason = f"find_unused_parameters on: {listed(names)} got no gradient in the first step"
+        reason = f"find_unused_parameters on: {describe_parameters(names)} got no gradient in the first step"
         reasons = (*self.strategy.reasons, reason)
         return replace(self, strategy=replace(self.strategy, find_unused_parameters=True, reasons=reasons))
 
     def with_loader_batch(self, owner: str, size: int) -> Plan:
-        """The plan once a loader showed its batch.
+        """The plan after a loader showed its batch size.
 
         Args:
-            owner: what made the loader.
-            size: samples that a rank takes at once.
+            owner: what created the loader.
+            size: samples per batch of one rank.
         """
         batch = replace(self.batch, micro_batch_size=size)
         return replace(self, batch=batch, batch_reasons=(f"{owner} made a loader of {size} samples a rank",))
@@ -106,14 +107,14 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
     """Decide what to train with.
 
     Args:
-        config: what the user asked for.
-        agreement: what the ranks are. `facts[*].traits` may say `batch_size` (the micro batch of the user's data, or
+        config: the user's.
+        agreement: facts of the ranks. `facts[*].traits` may have `batch_size` (the micro batch of the user's data, or
             None), `static_graph` (whether the model declares that every step uses the same parameters) and
-            `precision_plugin` (name of the user's own, or None).
-        checkpoint: what the checkpoint to resume from was trained in; None without one.
+            `precision_plugin` (name of the user's plugin, or None).
+        checkpoint: precision of the checkpoint to resume from; None without one.
 
     Raises:
-        PlanError: lists everything that these ranks cannot do as asked.
+        PlanError: lists everything that these ranks cannot do.
     """
     problems: list[str] = []
     batch, batch_reasons = _decide_batch(config, agreement, problems)
@@ -147,7 +148,7 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
 
 
 def _decide_batch(config: RunConfig, agreement: Agreement, problems: list[str]) -> tuple[BatchSplit, tuple[str, ...]]:
-    """How a step's samples are shared, with the reasons; a split of nothing where that cannot be."""
+    """The batch split with its reasons; an empty one if there is none."""
     try:
         return _split(config, agreement.world_size, agreement.facts[0].traits.get("batch_size"))
     except BatchSplitError as error:
@@ -158,7 +159,7 @@ def _decide_batch(config: RunConfig, agreement: Agreement, problems: list[str]) 
 def _decide_precision(
     config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None, problems: list[str]
 ) -> AgreedPrecision | None:
-    """One precision for all ranks; None where a plugin of the user's decides, or where there is none."""
+    """One precision for all ranks; None if the user's plugin decides, or if there is none."""
     if agreement.facts[0].traits.get("precision_plugin") is not None:
         return None
     try:
@@ -179,7 +180,7 @@ def _decide_precision(
 def _decide_strategy(
     config: RunConfig, agreement: Agreement, batch: BatchSplit, problems: list[str]
 ) -> StrategyChoice | None:
-    """The strategy by name; memory is compared in `launcher.planning.memory`."""
+    """The strategy by name; `launcher.planning.memory` compares memory."""
     declared = agreement.facts[0].traits.get("static_graph", False)
     static = declared if config.static_graph == "auto" else config.static_graph
     try:
@@ -202,7 +203,7 @@ def _device_kind(agreement: Agreement) -> str:
 
 
 def _devices(agreement: Agreement) -> dict[str, int]:
-    """Name of a device to the number of ranks on it."""
+    """Number of ranks by name of their device."""
     devices: dict[str, int] = {}
     for fact, count in agreement.kinds():
         name = fact.hardware.device.name if fact.hardware else "unknown"
@@ -222,7 +223,7 @@ def _notices(
 
 
 def _split(config: RunConfig, world_size: int, batch_size: int | None) -> tuple[BatchSplit, tuple[str, ...]]:
-    """`batch_size` is what the user's data takes at once: a limit where a global size is given, a fact where not."""
+    """`batch_size` is that of the user's data: a limit if there is a global size, used as it is if not."""
     accumulate = config.trainer.accumulate_grad_batches
     if config.global_batch_size is None:
         split = BatchSplit(world_size, batch_size, accumulate)
@@ -233,7 +234,7 @@ def _split(config: RunConfig, world_size: int, batch_size: int | None) -> tuple[
         config.global_batch_size,
         world_size,
         largest_micro_batch=batch_size,
-        # 1 is what LightningCLI writes when nobody said anything.
+        # LightningCLI writes 1 by default.
         accumulate=accumulate if accumulate > 1 else None,
     )
     reason = (
@@ -243,5 +244,5 @@ def _split(config: RunConfig, world_size: int, batch_size: int | None) -> tuple[
     if batch_size is not None and accumulate == 1 and split.micro_batch_size != batch_size:
         reason += f" (the data's batch_size {batch_size} is the most a rank takes at once)"
     if batch_size is not None and accumulate > 1 and (split.micro_batch_size or 0) > batch_size:
-        reason += f" (trainer.accumulate_grad_batches {accumulate} outweighs the data's batch_size {batch_size})"
+        reason += f" (trainer.accumulate_grad_batches {accumulate} overrides the data's batch_size {batch_size})"
     return split, (reason,)

@@ -1,4 +1,4 @@
-"""Draws memory against the number of GPUs, one line a strategy, with the device's limit."""
+"""Plots memory against the number of GPUs, one line per strategy, with the device's limit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import MissingLibraryError, UsageError
-from launcher.planning.memory import machine_of, planned_precision, splits, zero_settings
-from strategies.candidates import CANDIDATES, ZERO_3_NVME
-from strategies.comparison import compare_strategies
+from launcher.planning.memory import list_splits, machine_of, planned_precision, zero_settings
+from strategies.comparison import ComparisonOptions, compare_strategies
+from strategies.registry import find_strategy, list_candidates
 from strategies.units import GIB, format_bytes
 
 if TYPE_CHECKING:
@@ -20,16 +20,16 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
-    """Write the picture.
+    """Write the plot.
 
     Args:
-        found: the plan; its micro batch is kept for every number of GPUs.
+        found: the plan; its micro batch is used with every number of GPUs.
         config: for the memory share.
         path: a file that ends in .png, .svg or .pdf.
 
     Raises:
         MissingLibraryError: matplotlib is not installed.
-        UsageError: another ending, a folder that does not exist, or a module whose memory is not known.
+        UsageError: another suffix, a folder that does not exist, or a module whose memory is not known.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot: given {path}; expected a file that ends in {', '.join(_SUFFIXES)}")
@@ -50,10 +50,12 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for position, (name, sizes) in enumerate(lines.items()):
-        # NVMe takes the same of the device as host memory does: one line must not hide the other.
-        style = "--" if name == ZERO_3_NVME.name else "-"
+        # Offload to NVMe needs as much of the device as offload to the host: one line must not hide the other.
+        style = "--" if find_strategy(name).offload == "nvme" else "-"
         sizes_gib = [size / GIB for size in sizes]
-        axes.plot(counts, sizes_gib, style, marker=_MARKERS[position], markersize=5, linewidth=1.6, label=name)
+        axes.plot(
+            counts, sizes_gib, style, marker=_MARKERS[position % len(_MARKERS)], markersize=5, linewidth=1.6, label=name
+        )
     memory = found.plan.memory or {}
     limit, whole = memory["limit_bytes"], memory["memory_bytes"]
     axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1.2)
@@ -86,7 +88,7 @@ _MARKERS = "os^vD<>P"
 
 
 def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[str, list[int]]]:
-    """Numbers of ranks, and for each strategy its bytes on the device: those that these ranks can run."""
+    """Numbers of ranks, and by strategy its bytes on the device for each number."""
     if found.profile is None:
         raise ValueError("memory_by_gpus needs a profile, the dry run has none")
     precision = planned_precision(found.plan)
@@ -95,8 +97,8 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     counts = [1]
     while counts[-1] < last:
         counts.append(counts[-1] * 2)
-    batch = splits(config, found.plan)[0]
-    lines: dict[str, list[int]] = {candidate.name: [] for candidate in CANDIDATES}
+    batch = list_splits(config, found.plan)[0]
+    lines: dict[str, list[int]] = {candidate.name: [] for candidate in list_candidates()}
     for count in counts:
         ranks = dataclasses.replace(machine, world_size=count, ranks_per_node=min(count, machine.ranks_per_node))
         compared = compare_strategies(
@@ -104,17 +106,17 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
             ranks,
             precision,
             [dataclasses.replace(batch, world_size=count)],
-            memory_share=config.memory_share,
-            settings=zero_settings(machine.device_kind),
+            ComparisonOptions(config.memory_share, zero_settings(machine.device_kind)),
         )
         for assessed in compared.assessments:
             lines[assessed.name].append(assessed.memory.total)
-    hidden = {"single_device"} | ({c.name for c in CANDIDATES if c.offload} if machine.device_kind == "cpu" else set())
-    return counts, {name: sizes for name, sizes in lines.items() if name not in hidden}
+    on_cpu = machine.device_kind == "cpu"
+    shown = [c.name for c in list_candidates() if c.needs_process_group and not (on_cpu and c.offload)]
+    return counts, {name: lines[name] for name in shown}
 
 
 def _ticks(values: list[float]) -> tuple[list[float], list[str]]:
-    """1, 2, 5 steps over the range of the values, in plain numbers."""
+    """Ticks at 1, 2 and 5 times powers of ten over the range of the values, with labels."""
     low, high = min(values), max(values)
     steps = [factor * 10.0**power for power in range(-9, 7) for factor in (1, 2, 5)]
     inside = [step for step in steps if low * 0.6 <= step <= high * 1.7]

@@ -1,4 +1,4 @@
-"""The plan on the terminal."""
+"""Prints the plan on the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTS = {
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print what was chosen, why, and what was not taken."""
+    """Print the choice, its reasons, and the rejected candidates."""
     table = Table(title="Plan", title_justify="left", show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=False)
@@ -31,7 +31,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_row("strategy", plan.strategy.name, _lines(plan.strategy.reasons))
     table.add_row("precision", plan.precision, _lines(plan.precision_reasons))
     table.add_row("batch", str(plan.batch.global_batch_size or "the loader's own"), _lines(plan.batch_reasons))
-    # With memory the table below has all of them.
+    # With memory, the second table lists all of them.
     for rejected in plan.strategy.rejected if plan.memory is None else ():
         table.add_row("not taken", rejected.name, Text(rejected.reason))
     console.print(table)
@@ -50,7 +50,7 @@ def _lines(reasons: tuple[str, ...]) -> Text:
 
 
 def print_memory(plan: Plan, console: Console) -> None:
-    """Print every strategy's memory by part, its traffic, its time, and why it was or was not taken."""
+    """Print every strategy's memory by part, traffic, time, and reason."""
     memory = plan.memory
     if memory is None:
         console.print("memory: not known", highlight=False)

@@ -1,192 +1,126 @@
-"""Two runs beside each other, with what differs standing out."""
+"""The sections of a page that compares two runs: figures, curves, and differences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.core.nested import flatten
-from launcher.report.markup import Html, Section, badge, element, figure, folded, join, listed, paragraph, table, text
-from launcher.report.overview import BADGES, Figure, figures_of
-from launcher.report.plain import shown
-from launcher.report.plots import Curve, draw_curves
+from launcher.report import series
+from launcher.report.overview import Figure, list_figures
+from launcher.report.page import Section, Table
+from launcher.report.plots import Curve, CurveAxes, draw_curves
 from launcher.report.records import AttemptRecord, History
-from launcher.report.series import (
-    Line,
-    learning_rate_lines,
-    main_metric,
-    metric_line,
-    step_time_line,
-    validation_line,
-    validation_metric,
-)
+from launcher.report.series import Line
 from launcher.report.source import Run
+from launcher.report.units import format_setting
 
-# Of the plan: its own section, or too long to be read beside another.
-_PLAN_LEFT_OUT = ("memory", "deepspeed", "notices")
-# Numbers this near do not stand out.
+# Parts of the plan that are shown elsewhere, or are too long for a table of differences.
+_OMITTED_PLAN = ("memory", "deepspeed", "notices")
+# Settings that differ between any two runs.
+_OMITTED_CONFIG = ("name", "runs_dir")
+# A smaller relative difference is not highlighted.
 _NEAR = 0.02
-# These two differ between any two runs.
-_CONFIG_LEFT_OUT = frozenset({"name", "runs_dir"})
 
 
-def compared_header(one: Run, two: Run) -> Html:
-    """Both names, how they ended, and their figures in one table."""
-    names = labels(one, two)
-    problems = [text(f"{name}: {problem}") for name, run in zip(names, (one, two), strict=True)
-                for problem in run.problems]  # fmt: skip
-    where = [element("p", name, ": ", str(run.path), " ", badge(*BADGES[run.history.outcome]), class_="sub")
-             for name, run in zip(names, (one, two), strict=True)]  # fmt: skip
-    return join(element("h1", f"{names[0]} and {names[1]}"), *where, listed(problems, "notes"))
-
-
-def compared_sections(one: Run, two: Run) -> list[Section]:
+def list_compared_sections(one: Run, two: Run) -> list[Section]:
     """Figures, curves, and the differences of config, plan and versions."""
-    names, histories = labels(one, two), (one.history, two.history)
+    names = label_runs(one, two)
+    config = [_without(flatten(run.config), _OMITTED_CONFIG) for run in (one, two)]
+    plan = [flatten(_without(run.history.plan, _OMITTED_PLAN)) for run in (one, two)]
+    versions = [run.history.versions for run in (one, two)]
     return [
-        Section("figures", "Figures", _figures(one, two)),
-        _curves(names, histories),
-        _differences("config", "Config", names, flatten(one.config), flatten(two.config), "setting", _CONFIG_LEFT_OUT),
-        _differences("plan", "Plan", names, _plan(one), _plan(two), "decision"),
-        _differences("versions", "Versions", names, one.history.versions, two.history.versions, "library"),
+        Section("figures", "Figures", {"table": _compare_figures(one, two)}),
+        _compare_curves({name: run.history for name, run in zip(names, (one, two), strict=True)}),
+        Section("config", "Config", _compare("setting", names, *config), "differences"),
+        Section("plan", "Plan", _compare("decision", names, *plan), "differences"),
+        Section("versions", "Versions", _compare("library", names, *versions), "differences"),
     ]
 
 
-def labels(one: Run, two: Run) -> tuple[str, str]:
-    """What the runs are called: their names, with letters if those are equal."""
+def label_runs(one: Run, two: Run) -> tuple[str, str]:
+    """The names of the runs, with a letter if they are equal."""
     return (one.name, two.name) if one.name != two.name else (f"{one.name} (A)", f"{two.name} (B)")
 
 
-def _figures(one: Run, two: Run) -> Html:
-    first, second = ({figure.label: figure for figure in figures_of(run)} for run in (one, two))
-    rows: list[Sequence[Any]] = []
-    marked: list[int] = []
+def _compare_figures(one: Run, two: Run) -> Table:
+    first, second = ({figure.label: figure for figure in list_figures(run)} for run in (one, two))
+    rows: list[tuple[Any, ...]] = []
     for label in dict.fromkeys((*first, *second)):
         a, b = first.get(label), second.get(label)
-        said = _difference(a, b)
-        if said not in ("", "same", "near"):
-            marked.append(len(rows))
-        rows.append((label, _figure(a), _figure(b), said))
-    names = labels(one, two)
-    return table(("", *names, f"{names[1]} against {names[0]}"), rows, "What matters most", marked=marked)
+        cells = ({"text": f.value, "note": f.note} if f else "\u2013" for f in (a, b))
+        rows.append((label, *cells, _describe_difference(a, b)))
+    names = label_runs(one, two)
+    marked = [i for i, row in enumerate(rows) if row[-1] not in ("", "same", "near")]
+    return Table("Main figures", ("", *names, f"{names[1]} relative to {names[0]}"), rows, marked=marked)
 
 
-def _difference(a: Figure | None, b: Figure | None) -> str:
-    """In words; empty if one is missing."""
+def _describe_difference(a: Figure | None, b: Figure | None) -> str:
+    """'same', 'near', 'differs' or a ratio; empty if a figure is missing."""
     if a is None or b is None:
         return ""
     if a.value == b.value:
         return "same"
-    if a.amount is None or b.amount is None:
-        return "differs"
-    if not a.amount or not math.isfinite(a.amount) or not math.isfinite(b.amount):
+    if not a.amount or b.amount is None or not math.isfinite(a.amount) or not math.isfinite(b.amount):
         return "differs"
     ratio = b.amount / a.amount
     return f"{ratio:.3g} \u00d7" if abs(ratio - 1) >= _NEAR else "near"
 
 
-def _figure(figure: Figure | None) -> Html:
-    if figure is None:
-        return text("\u2013")
-    return join(figure.value, element("small", " (", figure.note, ")") if figure.note else "")
+def _compare_curves(histories: Mapping[str, History]) -> Section:
+    losses: list[Curve] = []
+    for name, history in histories.items():
+        if loss := series.find_loss(history):
+            losses.append(Curve(f"{name}: {loss}", [series.metric_line(a, loss) for a in history.attempts], trend=True))
+    for name, history in histories.items():
+        if metric := series.find_validation_loss(history):
+            lines = [series.validation_line(a, metric) for a in history.attempts]
+            losses.append(Curve(f"{name}: {metric}", lines, points=True))
+
+    def curves(line_of: Callable[[AttemptRecord], Line], *, trend: bool = False) -> list[Curve]:
+        return [Curve(name, [line_of(a) for a in h.attempts], trend) for name, h in histories.items()]
+
+    plots = (
+        (CurveAxes("loss", "Loss", "loss"), losses, "Loss over optimizer steps; thin lines are the logged values."),
+        (CurveAxes("rate", "Learning rate", "learning rate", 2.3), curves(_first_learning_rate),
+         "Learning rate of the first parameter group."),
+        (CurveAxes("scale", "Loss scale", "loss scale", 2.3, "loss scale"), curves(series.loss_scale_line),
+         "Loss scale of rank 0."),
+        (CurveAxes("time", "Step time", "ms a step", 2.3, "time"), curves(series.step_time_line, trend=True),
+         "Wall time of an optimizer step, rank 0."),
+    )  # fmt: skip
+    drawn = [(draw_curves(axes, lines), caption) for axes, lines, caption in plots
+             if any(len(line.steps) for curve in lines for line in curve.lines)]  # fmt: skip
+    return Section("curves", "Loss, learning rate and speed", {"plots": drawn})
 
 
-def _curves(names: tuple[str, str], histories: tuple[History, History]) -> Section:
-    parts: list[Any] = []
-    mains = [main_metric(history) for history in histories]
-    losses = [_curve(f"{name}: {main}", history, _metric(main), trend=True)
-              for name, history, main in zip(names, histories, mains, strict=True) if main]  # fmt: skip
-    for name, history, main in zip(names, histories, mains, strict=True):
-        validated = validation_metric(history, main)
-        if validated:
-            losses.append(_curve(f"{name}: {validated}", history, _validation(validated), points=True))
-    pictures: list[tuple[str, str, str, str, list[Curve], bool]] = [
-        ("loss", "Loss", "Loss over optimizer steps; thin lines are what was logged.", "loss", losses, False),
-    ]
-    for anchor, title, said, unit, line_of, from_zero in (
-        ("rate", "Learning rate", "Learning rate of the first parameter group.", "learning rate", _rate, False),
-        ("scale", "Loss scale", "Loss scale of rank 0.", "loss scale", _scale, False),
-        ("time", "Step time", "Wall time of an optimizer step, rank 0.", "ms a step", step_time_line, True),
-    ):
-        curves = [
-            _curve(name, history, line_of, trend=from_zero) for name, history in zip(names, histories, strict=True)
-        ]
-        pictures.append((anchor, title, said, unit, curves, from_zero))
-    for anchor, title, said, unit, curves, from_zero in pictures:
-        if any(len(line.steps) for curve in curves for line in curve.lines):
-            height = 3.0 if anchor == "loss" else 2.3
-            drawn = draw_curves(anchor, title, said, unit, curves, height=height, from_zero=from_zero,
-                                by_twos=anchor == "scale")  # fmt: skip
-            parts.append(figure(drawn, said))
-    return Section("curves", "Loss, learning rate and speed", join(*parts) or paragraph("Neither run logged a step."))
+def _first_learning_rate(attempt: AttemptRecord) -> Line:
+    return next(iter(series.learning_rate_lines(attempt)), series.metric_line(attempt, ""))
 
 
-def _curve(
-    label: str, history: History, line_of: Callable[[AttemptRecord], Line], *, trend: bool = False, points: bool = False
-) -> Curve:
-    return Curve(label, tuple(line_of(attempt) for attempt in history.attempts), trend, points)
+def _without(values: Mapping[str, Any], omitted: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in omitted}
 
 
-def _metric(name: str) -> Callable[[AttemptRecord], Line]:
-    return lambda attempt: metric_line(attempt, name)
+def _compare(kind: str, names: tuple[str, str], first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of the values that differ, and one of the equal values; each None if it is empty."""
+    keys = list(dict.fromkeys((*first, *second)))
+    equal = [key for key in keys if key in first and key in second and first[key] == second[key]]
+    differ = [(key, _cell(first, key), _cell(second, key)) for key in keys if key not in equal]
+    same = [(key, _cell(first, key)) for key in equal]
+    return {
+        "differ": Table("Differences", (kind, *names), differ, kind="keys") if differ else None,
+        "same": Table("Equal in both runs", (kind, "both"), same, kind="keys") if same else None,
+        "count": len(same),
+    }
 
 
-def _validation(name: str) -> Callable[[AttemptRecord], Line]:
-    return lambda attempt: validation_line(attempt, name)
-
-
-def _rate(attempt: AttemptRecord) -> Line:
-    lines = learning_rate_lines(attempt)
-    return lines[0] if lines else metric_line(attempt, "")
-
-
-def _scale(attempt: AttemptRecord) -> Line:
-    table = attempt.rank_table
-    if table is None or 0 not in table.ranks:
-        return metric_line(attempt, "")
-    steps, values = table.steps, table.column("loss_scale")[0]
-    # NaN is where nothing scales; the axis is logarithmic.
-    told = values > 0
-    return Line(steps[told], values[told])
-
-
-def _plan(run: Run) -> dict[str, Any]:
-    plan = {key: value for key, value in run.history.plan.items() if key not in _PLAN_LEFT_OUT}
-    return flatten(plan)
-
-
-def _differences(
-    anchor: str,
-    title: str,
-    names: tuple[str, str],
-    first: Mapping[str, Any],
-    second: Mapping[str, Any],
-    what: str,
-    left_out: frozenset[str] = frozenset(),
-) -> Section:
-    """What differs, then, folded, what is the same."""
-    keys = [key for key in dict.fromkeys((*first, *second)) if key not in left_out]
-    differ = [key for key in keys if key not in first or key not in second or first[key] != second[key]]
-    same = [key for key in keys if key not in differ]
-    rows = [(key, _value(first, key), _value(second, key)) for key in differ]
-    parts: list[Any] = []
-    if rows:
-        parts.append(table((what, *names), rows, "What differs", class_="keys"))
-    else:
-        parts.append(paragraph("No difference." if same else "Neither run recorded any."))
-    if same:
-        equal = table((what, "both"), [(key, _value(first, key)) for key in same], "The same in both", class_="keys")
-        parts.append(folded(f"{len(same)} the same in both", equal))
-    return Section(anchor, title, join(*parts))
-
-
-def _value(values: Mapping[str, Any], key: str) -> Html:
-    if key not in values:
-        return text("not set")
-    value = values[key]
-    if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):
-        return listed([text(v) for v in value])
-    if isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value):
-        return listed([text(", ".join(f"{k} {shown(v)}" for k, v in entry.items())) for entry in value])
-    return text(shown(value))
+def _cell(values: Mapping[str, Any], key: str) -> str | list[str]:
+    value = values.get(key)
+    if isinstance(value, list | tuple) and value:
+        if all(isinstance(entry, str) for entry in value):
+            return list(value)
+        if all(isinstance(entry, Mapping) for entry in value):
+            return [", ".join(f"{k} {format_setting(v)}" for k, v in entry.items()) for entry in value]
+    return format_setting(value) if key in values else "not set"

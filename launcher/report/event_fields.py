@@ -1,17 +1,18 @@
-"""The values of an event's fields, checked: of a crashed run, an older version, or foreign. Pure."""
+"""Checked values of event fields: the events may be of a crashed run, of an older version, or damaged. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar
 
-# Whole numbers up to here are exact as floats.
+# Integers up to here are exact as floats.
 _LARGEST_COUNT = 2**53
+_Kind = TypeVar("_Kind")
 
 
-class Malformed(Exception):  # noqa: N818 -- a reader passes over the event; nobody else sees it
-    """An event of a known kind without the fields that it needs."""
+class Malformed(Exception):  # noqa: N818 -- internal: the reader of events skips the event
+    """An event of a known kind lacks a field, or a field has another type."""
 
 
 def as_number(value: Any) -> float:
@@ -26,39 +27,32 @@ def as_any_number(value: Any) -> float:
     if type(value) in (int, float):
         return float(value)
     if isinstance(value, str):
-        return float(value)  # a ValueError is taken as malformed
+        return float(value)  # the reader handles a ValueError too
     raise Malformed
 
 
 def as_count(value: Any) -> int:
-    """A whole number that a float holds exactly, at least 0."""
+    """An integer of at least 0 that a float represents exactly."""
     if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
         raise Malformed
     return value
 
 
 def as_text(value: Any) -> str:
-    """Whatever it is, in words; nothing for None."""
+    """Any value as text; empty for None."""
     return "" if value is None else str(value)
 
 
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """A JSON object."""
-    if not isinstance(value, dict):
+def as_type(value: Any, kind: type[_Kind]) -> _Kind:
+    """A value of this type: `dict` for a JSON object, `list` for a JSON list."""
+    if not isinstance(value, kind):
         raise Malformed
-    return cast("dict[str, Any]", value)
-
-
-def as_sequence(value: Any) -> list[Any]:
-    """A JSON list."""
-    if not isinstance(value, list):
-        raise Malformed
-    return cast("list[Any]", value)
+    return value
 
 
 def as_metrics(value: Any) -> Mapping[str, float]:
-    """Numbers by name."""
-    metrics = as_mapping(value)
+    """Name to number."""
+    metrics: dict[str, Any] = as_type(value, dict)
     if set(map(type, metrics.values())) == {float}:
-        return metrics  # as good as all are
+        return metrics  # the common case
     return {name: as_any_number(number) for name, number in metrics.items()}

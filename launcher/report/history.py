@@ -1,4 +1,4 @@
-"""From events to a `History`. Pure; takes whatever lies in the file: of a crashed run, an older version, or foreign."""
+"""Turns events into a `History`. Pure; the events may be of a crashed run, of an older version, or damaged."""
 
 from __future__ import annotations
 
@@ -6,41 +6,50 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import numpy as np
+
 from launcher.core.event_text import describe_event
 from launcher.report.event_fields import (
     Malformed,
     as_any_number,
     as_count,
-    as_mapping,
     as_metrics,
     as_number,
-    as_sequence,
     as_text,
+    as_type,
 )
-from launcher.report.rank_rows import RankRows, rank_columns, rank_table
 from launcher.report.records import (
     AlertRecord,
     AttemptRecord,
+    EventLine,
     History,
-    HistoryLine,
-    MemoryEnd,
+    Numbers,
     Outcome,
+    PeakMemory,
+    RankTable,
     Step,
     ValidationRecord,
 )
 
-# Too many of them for a line each: the plots and tables show them.
-_QUIET = frozenset({"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert", "memory"})
+# Plots and tables show these; there are too many for a line each.
+_WITHOUT_LINE = frozenset(
+    {"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert", "memory"}
+)
+_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
+# Written between attempts: they do not make the attempt before them longer.
+_BETWEEN_ATTEMPTS = frozenset({"nodes_missing"})
+_ENDS: Mapping[str, Outcome] = {"interrupted": "interrupted", "preempted": "interrupted", "failed": "failed",
+                                "out_of_memory": "failed", "rank_failed": "failed"}  # fmt: skip
 
 
-def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0) -> History:
+def read_history(events: Iterable[Mapping[str, Any]], *, unreadable_lines: int = 0) -> History:
     """Sort a run's events into attempts.
 
     Args:
         events: in the order of the file.
-        foreign_lines: lines that were no events at all.
+        unreadable_lines: lines of the file that are not events.
     """
-    attempts: list[_Open] = []
+    attempts: list[_AttemptReader] = []
     plan: Mapping[str, Any] = {}
     for event in events:
         try:
@@ -48,190 +57,192 @@ def read_history(events: Iterable[Mapping[str, Any]], *, foreign_lines: int = 0)
             if not isinstance(kind, str):
                 raise Malformed
             if kind == "run_started" or not attempts:
-                attempts.append(_Open(AttemptRecord(len(attempts) + 1, time, time)))
+                attempts.append(_AttemptReader(len(attempts) + 1, time))
             if kind == "planned":
-                plan = as_mapping(event.get("plan"))
-            attempts[-1].take(event, kind, time, rank)
+                plan = as_type(event.get("plan"), dict)
+            attempts[-1].add(event, kind, time, rank)
         except (Malformed, ValueError, OverflowError):
-            foreign_lines += 1
-    return History(tuple(a.close() for a in attempts), plan, foreign_lines)
+            unreadable_lines += 1
+    return History(tuple(a.finish() for a in attempts), plan, unreadable_lines)
 
 
-class _Open:
-    """An attempt while its events are read."""
+class _AttemptReader:
+    """Collects the events of one attempt."""
 
-    def __init__(self, attempt: AttemptRecord) -> None:
+    def __init__(self, number: int, started: float) -> None:
+        self._attempt = AttemptRecord(number, started, started)
         self._known: dict[str, Any] = {}
-        self._attempt = attempt
         self._steps: list[Step] = []
-        self._rows: list[RankRows] = []
+        self._rows: list[_RankRows] = []
         self._validations: list[ValidationRecord] = []
         self._alerts: list[AlertRecord] = []
         self._checkpoints: list[tuple[int, float]] = []
-        self._happenings: list[HistoryLine] = []
-        self._last = attempt.started
+        self._lines: list[EventLine] = []
+        self._last_event = started
         self._last_step: int | None = None
 
-    def take(self, event: Mapping[str, Any], kind: str, time: float, rank: int) -> None:
-        """Add one event."""
-        reader = _READERS.get(kind)
-        if reader is not None:
-            reader(self, event, time, rank)
-        if kind not in _BETWEEN_ATTEMPTS:
-            self._last = max(self._last, time)
-        step = event.get("step")
-        if type(step) is int:
-            # A rank that was stopped tells the step it stopped at; the last word counts.
-            self._last_step = step
-        if kind not in _QUIET:
-            text = describe_event(event, kind)
-            self._happenings.append(HistoryLine(time, rank, kind, text, step if type(step) is int else None))
+    def add(self, event: Mapping[str, Any], kind: str, time: float, rank: int) -> None:
+        """Add one event.
 
-    def close(self) -> AttemptRecord:
+        Raises:
+            Malformed: a field is missing or has another type.
+        """
+        if kind == "step":
+            self._add_step(event, time)
+        elif kind == "ranks":
+            self._add_ranks(event)
+        elif kind == "validation":
+            metrics = as_metrics(event.get("metrics"))
+            self._validations.append(ValidationRecord(as_count(event.get("step")), time, metrics))
+        elif kind == "checkpoint":
+            self._checkpoints.append((as_count(event.get("step")), time))
+        elif kind == "alert":
+            self._add_alert(event, time)
+        elif kind == "memory":
+            self._add_memory(event)
+        elif kind == "run_started":
+            self._add_start(event)
+        elif kind == "training_started":
+            self._known["start_step"] = as_count(event.get("step"))
+        elif kind == "first_step":
+            self._known.setdefault("first_step_time", time)
+        elif kind == "finished":
+            self._known.update(outcome="finished", detail=describe_event(event, kind), failed_rank=None)
+        elif kind in _ENDS:
+            self._add_end(event, kind, rank)
+        if kind not in _BETWEEN_ATTEMPTS:
+            self._last_event = max(self._last_event, time)
+        step = event.get("step") if type(event.get("step")) is int else None
+        if step is not None:
+            # An interrupted rank records the step that it stopped at, so the last event counts.
+            self._last_step = step
+        if kind not in _WITHOUT_LINE:
+            self._lines.append(EventLine(time, rank, kind, describe_event(event, kind), step))
+
+    def finish(self) -> AttemptRecord:
         """The attempt as a record."""
         return dataclasses.replace(
             self._attempt,
-            last_event=self._last,
+            last_event=self._last_event,
             end_step=self._last_step,
             steps=tuple(self._steps),
-            rank_table=rank_table(self._rows),
+            rank_table=_make_rank_table(self._rows),
             validations=tuple(self._validations),
             alerts=tuple(self._alerts),
             checkpoints=tuple(self._checkpoints),
-            happenings=tuple(self._happenings),
+            lines=tuple(self._lines),
             **self._known,
         )
 
-    def started(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del time, rank
-        versions = event.get("versions")
-        told = {k: str(v) for k, v in as_mapping(versions).items() if v is not None} if versions else {}
-        count = event.get("restart_count")
+    def _add_start(self, event: Mapping[str, Any]) -> None:
+        versions, count = event.get("versions"), event.get("restart_count")
         self._known.update(
             restart_count=count if type(count) is int else 0,
             source=as_text(event.get("source")),
             host=as_text(event.get("host")),
-            versions=told,
+            versions={k: str(v) for k, v in as_type(versions, dict).items() if v is not None} if versions else {},
         )
 
-    def training_started(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del time, rank
-        self._known["start_step"] = as_count(event.get("step"))
-
-    def first_step(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del event, rank
-        self._known.setdefault("first_step_time", time)
-
-    def step(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del rank
-        seconds = event.get("seconds_per_step")
-        rates = event.get("learning_rate") or []
+    def _add_step(self, event: Mapping[str, Any], time: float) -> None:
+        seconds, rates = event.get("seconds_per_step"), event.get("learning_rate") or []
         self._steps.append(
             Step(
                 as_count(event.get("step")),
                 time,
                 None if seconds is None else as_number(seconds),
                 as_metrics(event.get("metrics")),
-                tuple(as_any_number(rate) for rate in as_sequence(rates)),
+                tuple(as_any_number(rate) for rate in as_type(rates, list)),
             )
         )
 
-    def ranks(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del time, rank
+    def _add_ranks(self, event: Mapping[str, Any]) -> None:
         ranks = event.get("ranks")
-        if not self._rows or self._rows[-1].ranks != ranks:
+        rows = self._rows[-1] if self._rows and self._rows[-1].ranks == ranks else None
+        if rows is None:
             if not isinstance(ranks, list) or not ranks:
                 raise Malformed
-            checked = [as_count(one) for one in cast("list[Any]", ranks)]
-            step, numbers = as_count(event.get("step")), rank_columns(event, len(checked))
-            self._rows.append(RankRows(checked))
-        else:
-            step, numbers = as_count(event.get("step")), rank_columns(event, len(self._rows[-1].ranks))
-        self._rows[-1].steps.append(step)
-        self._rows[-1].values.extend(numbers)
+            rows = _RankRows([as_count(one) for one in cast("list[Any]", ranks)])
+        step, grid = as_count(event.get("step")), _read_rank_grid(event, len(rows.ranks))
+        if not self._rows or self._rows[-1] is not rows:
+            self._rows.append(rows)
+        rows.steps.append(step)
+        rows.grids.append(grid)
 
-    def validation(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del rank
-        self._validations.append(ValidationRecord(as_count(event.get("step")), time, as_metrics(event.get("metrics"))))
-
-    def checkpoint(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del rank
-        self._checkpoints.append((as_count(event.get("step")), time))
-
-    def alert(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del rank
+    def _add_alert(self, event: Mapping[str, Any], time: float) -> None:
         step = event.get("step")
-        self._alerts.append(
-            AlertRecord(
-                step if type(step) is int else None,
-                time,
-                as_text(event.get("alert")),
-                as_text(event.get("title")),
-                as_text(event.get("text")),
-                tuple(as_count(r) for r in as_sequence(event.get("ranks") or [])),
-            )
-        )
+        kind, title, text = (as_text(event.get(name)) for name in ("alert", "title", "text"))
+        ranks = tuple(as_count(rank) for rank in as_type(event.get("ranks") or [], list))
+        self._alerts.append(AlertRecord(step if type(step) is int else None, time, kind, title, text, ranks))
 
-    def memory(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del time, rank
-        ranks, peaks = as_sequence(event.get("ranks")), as_sequence(event.get("measured"))
-        planned = as_mapping(event.get("planned") or {})
-        total = planned.get("total")
-        self._known["memory"] = MemoryEnd(
-            {as_count(r): as_count(p) for r, p in zip(ranks, peaks, strict=True)},
+    def _add_memory(self, event: Mapping[str, Any]) -> None:
+        ranks, peaks = as_type(event.get("ranks"), list), as_type(event.get("measured"), list)
+        total = as_type(event.get("planned") or {}, dict).get("total")
+        self._known["memory"] = PeakMemory(
+            {as_count(rank): as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
             as_text(event.get("measured_by")),
             None if total is None else as_count(total),
         )
 
-    def finished(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del time, rank
-        self._known.update(outcome="finished", detail=describe_event(event, "finished"), failed_rank=None)
-
-    def interrupted(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del time, rank
-        self._ended("interrupted", event)
-
-    def failed(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        del time
-        if self._ended("failed", event):
-            host = as_text(event.get("host"))
-            self._known["failed_rank"] = rank
-            self._known["detail"] = f"rank {rank}{f' ({host})' if host else ''}: {self._known['detail']}"
-
-    def out_of_memory(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        error = f"out of memory with {as_text(event.get('strategy'))}"
-        self.failed({"host": event.get("host"), "error": error}, time, rank)
-
-    def rank_failed(self, event: Mapping[str, Any], time: float, rank: int) -> None:
-        # The agent saw all ranks: its word on who was first counts more than a rank's own.
-        if self._known.get("outcome") == "failed":
-            del self._known["outcome"]
-        self.failed(event, time, rank)
-
-    def _ended(self, outcome: Outcome, event: Mapping[str, Any]) -> bool:
-        """The first that is told of an end is its cause; what other ranks say follows from it."""
-        if "outcome" in self._known:
-            return False
-        self._known.update(outcome=outcome, detail=describe_event(event, outcome))
-        return True
+    def _add_end(self, event: Mapping[str, Any], kind: str, rank: int) -> None:
+        """The first reported end is the cause: the failures of other ranks follow from it."""
+        outcome = self._known.get("outcome")
+        # The agent saw all ranks: its report of the first failed rank replaces what a rank reported.
+        if outcome is not None and not (kind == "rank_failed" and outcome == "failed"):
+            return
+        self._known["outcome"] = _ENDS[kind]
+        if _ENDS[kind] == "interrupted":
+            self._known["detail"] = describe_event(event, "interrupted")
+            return
+        if kind == "out_of_memory":
+            error = f"out of memory with {as_text(event.get('strategy'))}"
+        else:
+            error = describe_event(event, "failed")
+        host = as_text(event.get("host"))
+        self._known.update(failed_rank=rank, detail=f"rank {rank}{f' ({host})' if host else ''}: {error}")
 
 
-# An attempt that did not begin has no start of its own, and the one before it had ended.
-_BETWEEN_ATTEMPTS = frozenset({"nodes_missing"})
-_READERS = {
-    "run_started": _Open.started,
-    "training_started": _Open.training_started,
-    "first_step": _Open.first_step,
-    "step": _Open.step,
-    "ranks": _Open.ranks,
-    "validation": _Open.validation,
-    "checkpoint": _Open.checkpoint,
-    "alert": _Open.alert,
-    "memory": _Open.memory,
-    "finished": _Open.finished,
-    "interrupted": _Open.interrupted,
-    "preempted": _Open.interrupted,
-    "failed": _Open.failed,
-    "out_of_memory": _Open.out_of_memory,
-    "rank_failed": _Open.rank_failed,
-}
+@dataclasses.dataclass(frozen=True, slots=True)
+class _RankRows:
+    """Consecutive intervals with the same ranks.
+
+    Attributes:
+        ranks: global ranks.
+        steps: optimizer steps done at each interval.
+        grids: values of each interval, shape (columns, ranks); NaN where a value is missing.
+    """
+
+    ranks: list[int]
+    steps: list[int] = dataclasses.field(default_factory=list[int])
+    grids: list[Numbers] = dataclasses.field(default_factory=list[Numbers])
+
+
+def _read_rank_grid(event: Mapping[str, Any], ranks: int) -> Numbers:
+    """The values of one interval, shape (columns, ranks); a missing column is NaN.
+
+    Raises:
+        Malformed: a column has another length, or a value is not a number.
+    """
+    columns = [[None] * ranks if (column := event.get(name)) is None else column for name in _RANK_COLUMNS]
+    try:
+        # None becomes NaN, and so does the text that `launcher.core.events` writes for it.
+        grid = np.array(columns, dtype=float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Malformed from error
+    if grid.shape != (len(_RANK_COLUMNS), ranks):
+        raise Malformed
+    return grid
+
+
+def _make_rank_table(rows: list[_RankRows]) -> RankTable | None:
+    """All intervals in one table; NaN where a rank is missing in an interval."""
+    if not rows:
+        return None
+    ranks = sorted({rank for part in rows for rank in part.ranks})
+    steps = np.array([step for part in rows for step in part.steps], dtype=float)
+    grids = np.full((len(steps), len(_RANK_COLUMNS), len(ranks)), np.nan)
+    first = 0
+    for part in rows:
+        last = first + len(part.steps)
+        grids[first:last, :, [ranks.index(rank) for rank in part.ranks]] = np.stack(part.grids)
+        first = last
+    return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))

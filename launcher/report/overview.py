@@ -1,16 +1,15 @@
-"""The top of the page: how the run stands, its figures, what went wrong and what was alarming."""
+"""The first parts of the page about a run: its figures, why it failed, its alerts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.report import units
-from launcher.report.markup import Html, Section, badge, element, facts, folded, join, listed, paragraph, table, text
-from launcher.report.plain import mapping, number
-from launcher.report.records import History, Outcome
-from launcher.report.series import main_metric, rank_names, skipped_steps, summarize_ranks, validation_metric
+from launcher.report.page import Section, Table
+from launcher.report.records import AlertRecord, History, Outcome
+from launcher.report.series import count_skipped_steps, find_loss, find_validation_loss, summarize_ranks
 from launcher.report.source import Run
 
 BADGES: Mapping[Outcome, tuple[str, str]] = {
@@ -18,9 +17,9 @@ BADGES: Mapping[Outcome, tuple[str, str]] = {
     "failed": ("failed", "bad"),
     "interrupted": ("stopped", "warn"),
     "running": ("still running", "quiet"),
-    "unknown": ("ended without a word", "bad"),
+    "unknown": ("ended without a record", "bad"),
 }
-_MOST_LINES = 300
+_MOST_ALERTS = 300
 _FIRST_ALERTS = 10
 
 
@@ -29,10 +28,10 @@ class Figure:
     """One of the figures at the top.
 
     Attributes:
-        label: what it is.
-        value: as it is shown.
-        note: a few words more; may be empty.
-        amount: the number behind it; None if it is none.
+        label: a key of `report --json` too.
+        value: as text.
+        note: an addition; may be empty.
+        amount: as a number; None if it is not one.
     """
 
     label: str
@@ -41,99 +40,87 @@ class Figure:
     amount: float | None = None
 
 
-def header_of(run: Run) -> Html:
-    """The run's name, how it stands, and its figures."""
-    history = run.history
-    label, kind = BADGES[history.outcome] if history.attempts else ("nothing recorded", "quiet")
-    began = f"began {units.moment(history.attempts[0].started)}, " if history.attempts else ""
-    return join(
-        element("h1", run.name, " ", badge(label, kind)),
-        paragraph(f"{began}{run.path}", class_="sub"),
-        listed([text(problem) for problem in run.problems], "notes"),
-        facts([(figure.label, figure.value, figure.note) for figure in figures_of(run)]),
-    )
-
-
-def figures_of(run: Run) -> list[Figure]:
-    """What matters most."""
-    history, plan = run.history, run.history.plan
-    whole = sum(a.seconds for a in history.attempts)
-    restarts, twice = max(len(history.attempts) - 1, 0), history.lost_steps
-    step_time, skipped = history.seconds_per_step, skipped_steps(history)
+def list_figures(run: Run) -> list[Figure]:
+    """The figures of a run."""
+    history, plan = run.history, run.plan
+    seconds = sum(a.seconds for a in history.attempts)
+    restarts, repeated = max(len(history.attempts) - 1, 0), sum(history.repeated_steps.values())
+    step_time, skipped = history.seconds_per_step, count_skipped_steps(history)
     peaks = [s.peak_memory for s in summarize_ranks(history) if s.peak_memory is not None]
-    strategy = mapping(plan.get("strategy")).get("name", "\u2013")
+    ranks, nodes = plan["world_size"], plan["num_nodes"] or 1
+    ranks_note = (
+        "" if ranks is None else units.format_plural(int(ranks), "rank") + (f" on {nodes:.0f} nodes" * (nodes > 1))
+    )
     figures = [
-        Figure("optimizer steps", units.count(history.last_step),
-               f"{units.many(twice, 'step')} done twice" if twice else "", history.last_step),
-        Figure("time in attempts", units.duration(whole), units.many(restarts, "restart") if restarts else "", whole),
-        Figure("time a step", units.duration(step_time), "median", step_time),
+        Figure("optimizer steps", units.format_count(history.last_step),
+               f"{units.format_plural(repeated, 'step')} repeated" if repeated else "", history.last_step),
+        Figure("time in attempts", units.format_duration(seconds),
+               units.format_plural(restarts, "restart") if restarts else "", seconds),
+        Figure("time a step", units.format_duration(step_time), "median", step_time),
         *_metric_figures(history),
-        Figure("precision", str(plan.get("precision", "\u2013"))),
-        Figure("strategy", str(strategy), _ranks_note(plan)),
+        Figure("precision", plan["precision"] or "\u2013"),
+        Figure("strategy", plan["strategy"]["name"] or "\u2013", ranks_note),
     ]  # fmt: skip
     if skipped is not None:
-        figures.append(Figure("skipped steps", units.count(skipped), "gradients not finite", skipped))
+        figures.append(Figure("skipped steps", units.format_count(skipped), "gradients not finite", skipped))
     if peaks:
-        figures.append(Figure("peak memory", units.size(max(peaks)), "of one rank", max(peaks)))
-    figures.append(Figure("alerts", units.count(len(history.alerts)), "", len(history.alerts)))
+        figures.append(Figure("peak memory", units.format_bytes(max(peaks)), "of one rank", max(peaks)))
+    figures.append(Figure("alerts", units.format_count(len(history.alerts)), "", len(history.alerts)))
     return figures
 
 
 def _metric_figures(history: History) -> list[Figure]:
-    main = main_metric(history)
-    validated = validation_metric(history, main)
     logged = [s.metrics for a in history.attempts for s in a.steps]
-    after = [v.metrics for a in history.attempts for v in a.validations]
+    validated = [v.metrics for a in history.attempts for v in a.validations]
     figures: list[Figure] = []
-    for name, values in ((main, logged), (validated, after)):
-        told = [v[name] for v in values if name in v] if name is not None else []
-        if name is not None and told:
-            lowest = min((v for v in told if v == v), default=told[-1])
-            figures.append(Figure(name, units.number(told[-1]), f"last; lowest {units.number(lowest)}", told[-1]))
+    for name, metrics in ((find_loss(history), logged), (find_validation_loss(history), validated)):
+        values = [v[name] for v in metrics if name in v] if name is not None else []
+        if name is not None and values:
+            lowest = min((v for v in values if v == v), default=values[-1])
+            figures.append(
+                Figure(name, units.format_number(values[-1]), f"last; lowest {units.format_number(lowest)}", values[-1])
+            )
     return figures
 
 
 def failure_section(run: Run) -> Section | None:
-    """Why the run failed, with the last lines of the rank that began it; None if it did not."""
+    """Why the run ended, with the last lines of the rank that failed first; None if the run did not fail."""
     history = run.history
     if history.outcome not in ("failed", "unknown") or not history.attempts:
         return None
-    last = history.attempts[-1]
-    said = last.detail or (
-        f"Nothing was written after {units.moment(last.last_event)}, at step {units.count(last.end_step)}: the process "
-        "was killed (out of memory, a cluster's time limit, kill -9), or the machine went away."
-    )
-    parts: list[Any] = [paragraph(element("strong", said))]
-    if run.log:
-        parts += [paragraph(f"The last lines of {run.log_file}:"), element("pre", "\n".join(run.log), tabindex="0")]
-    if any(a.checkpoints for a in history.attempts):
-        again = f"launcher fit --config {run.path / 'config.yaml'} --resume auto"
-        parts.append(paragraph("Go on from the last checkpoint: ", element("code", again)))
-    return Section("failure", "What went wrong" if last.detail else "How it ended", join(*parts))
+    view = {
+        "last": history.attempts[-1],
+        "log": run.log,
+        "log_file": run.log_file,
+        "has_checkpoint": any(a.checkpoints for a in history.attempts),
+        "config_file": run.path / "config.yaml",
+    }
+    return Section("failure", "What went wrong" if history.attempts[-1].detail else "How it ended", view)
 
 
-def alerts_section(history: History) -> Section | None:
-    """What was alarming; None if nothing was."""
-    if not history.alerts:
+def alerts_section(run: Run) -> Section | None:
+    """The alerts; None if there are none."""
+    alerts = run.history.alerts
+    if not alerts:
         return None
-    rows = [
-        (units.count(a.step), units.moment(a.time), rank_names(a.ranks) if a.ranks else "\u2013", a.title, a.text)
-        for a in history.alerts[:_MOST_LINES]
+    first, more = alerts[:_FIRST_ALERTS], alerts[_FIRST_ALERTS:_MOST_ALERTS]
+    view = {
+        "first": _alerts_table(first, "Alerts during training, reported once per occurrence"),
+        "more": _alerts_table(more, "More alerts") if more else None,
+        "count": len(alerts) - len(first),
+    }
+    return Section("alerts", "Alerts", view)
+
+
+def _alerts_table(alerts: Sequence[AlertRecord], caption: str) -> Table:
+    rows: list[tuple[Any, ...]] = [
+        (
+            units.format_count(a.step),
+            units.format_time(a.time),
+            units.format_ranks(a.ranks) if a.ranks else "\u2013",
+            a.title,
+            a.text,
+        )
+        for a in alerts
     ]
-    head = ("step", "time", "ranks", "what", "seen, and what to do")
-
-    def part(chosen: list[tuple[str, ...]], caption: str) -> Html:
-        return table(head, chosen, caption, numeric=(0,), whole=(1, 2, 3))
-
-    first, rest = rows[:_FIRST_ALERTS], rows[_FIRST_ALERTS:]
-    parts = [part(first, "What was wrong while it trained, told once until it was over")]
-    if rest:
-        parts.append(folded(f"{units.many(len(history.alerts) - len(first), 'more alert')}", part(rest, "More alerts")))
-    return Section("alerts", "Alerts", join(*parts))
-
-
-def _ranks_note(plan: Mapping[str, Any]) -> str:
-    size, nodes = number(plan.get("world_size")), number(plan.get("num_nodes"))
-    if size is None:
-        return ""
-    return units.many(int(size), "rank") + (f" on {int(nodes)} nodes" if nodes and nodes > 1 else "")
+    return Table(caption, ("step", "time", "ranks", "alert", "cause and advice"), rows, (0,), (1, 2, 3))

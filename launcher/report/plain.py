@@ -1,41 +1,51 @@
-"""Values of JSON and YAML files that anybody may have written: each getter answers whatever lies there."""
+"""Values of a plan or a config that another version, or a person, may have written. Pure."""
 
 from __future__ import annotations
 
-import html
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
-# Colours of a terminal, and what no page may carry.
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+from launcher.config.schema import WatchOptions
 
-
-def escape(value: Any) -> str:
-    """Any value as text that a page shows as it is."""
-    return html.escape(_ESCAPES.sub("", str(value)))
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The mapping; an empty one for anything else."""
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
-
-
-def items(value: Any) -> Sequence[Any]:
-    """The list; an empty one for anything else."""
-    return cast("Sequence[Any]", value) if isinstance(value, list | tuple) else ()
+MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "buffers")
+# What the report reads of a plan.
+_PLAN: Mapping[str, Any] = {
+    "precision": str, "precision_before": str, "precision_reasons": [str], "has_loss_scale": bool,
+    "world_size": float, "num_nodes": float, "hosts": [str], "devices": dict, "device_kind": str,
+    "strategy": {"name": str, "reasons": [str], "rejected": [{"name": str, "reason": str}]},
+    "batch": {"global_batch_size": str}, "batch_reasons": [str], "notices": [str],
+    "memory": {
+        "limit_bytes": float, "method": str,
+        "assessments": [{"name": str, "memory": dict.fromkeys(MEMORY_PARTS, float)}],
+    },
+}  # fmt: skip
 
 
-def texts(value: Any) -> list[str]:
-    """The list's items as text; none for anything else."""
-    return [str(item) for item in items(value)]
+def conform(value: Any, shape: Any) -> Any:
+    """The value in this shape; what is missing or has another type is empty, and None for a number.
+
+    Args:
+        value: as read from JSON or YAML.
+        shape: a type, a list with the shape of its items, or a mapping with the shape of each key.
+    """
+    if isinstance(shape, Mapping):
+        given = conform(value, dict)
+        return {key: conform(given.get(key), inner) for key, inner in shape.items()}
+    if isinstance(shape, list):
+        return [conform(item, shape[0]) for item in value] if isinstance(value, list | tuple) else []
+    if shape is float:
+        return float(value) if type(value) in (int, float) else None
+    if shape is dict:
+        return value if isinstance(value, Mapping) else {}
+    return "" if value is None else shape(value)
 
 
-def number(value: Any) -> float | None:
-    """The number; None for anything else."""
-    return float(value) if type(value) in (int, float) else None
+def conform_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a plan that the report shows."""
+    return conform(plan, _PLAN)
 
 
-def shown(value: Any) -> str:
-    """A setting as it would stand in YAML, near enough."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def read_watch_options(config: Mapping[str, Any]) -> WatchOptions:
+    """The limits of the alerts; the default where the config has none."""
+    limits = conform(config.get("watch"), {"floor": float, "slow_factor": float, "slow_share": float})
+    return WatchOptions(**{name: limit for name, limit in limits.items() if limit is not None})

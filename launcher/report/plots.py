@@ -1,49 +1,42 @@
-"""Curves over optimizer steps, of one run or of two. Texts of the user's stand in the page's legends alone."""
+"""Plots about a run: curves over optimizer steps, of one run or of two, and attempts over time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from launcher.report.axes import (
-    choose_scale,
-    cut_outliers,
-    mark_not_finite,
-    mark_restarts,
-    name_steps,
-    new_figure,
-    scale_by_twos,
-)
-from launcher.report.series import Line, decimate, medians, smooth
-from launcher.report.svg import BAD, DASHES, SERIES, SURFACE, Key, plot_style, to_svg
+from launcher.report import drawing
+from launcher.report.drawing import BAD, DASHES, GOOD, GRID, INK, MUTED, SERIES, SURFACE, WARN, Key, Plot, new_plot
+from launcher.report.records import AttemptRecord
+from launcher.report.series import Line, decimate, smooth, smooth_by_medians
+from launcher.report.units import choose_time_unit
 
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A drawn figure with its legend.
-
-    Attributes:
-        svg: an element for the page.
-        keys: what its colours mean.
-    """
-
-    svg: str
-    keys: tuple[Key, ...]
+# More rows in the plot of attempts would not be readable.
+MOST_ATTEMPTS = 40
+_MOST_MARKS = 200
+# Marker of matplotlib, colour, shape of the legend's entry, and label of each end.
+_ENDS = {
+    "finished": ("o", GOOD, "circle", "finished"),
+    "interrupted": ("s", WARN, "square", "stopped by a signal, after a checkpoint"),
+    "failed": ("X", BAD, "cross", "failed"),
+    "running": (">", SERIES[0], "up", "still running"),
+    "unknown": ("D", MUTED, "diamond", "ended without a record"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity in one run: a line for each attempt.
+    """A quantity of one run.
 
     Attributes:
-        label: what the legend says.
-        lines: in the order of the attempts.
-        trend: whether the points scatter, so that a smooth line is drawn over them.
-        points: whether each point is marked, and few are expected.
+        label: for the legend.
+        lines: one for each attempt, in their order.
+        trend: whether to draw a smooth line over scattered points.
+        points: whether to mark each point; for a few points.
     """
 
     label: str
@@ -52,81 +45,120 @@ class Curve:
     points: bool = False
 
 
-def draw_curves(
-    name: str,
-    title: str,
-    description: str,
-    unit: str,
-    curves: Sequence[Curve],
-    *,
-    restarts: Sequence[float] = (),
-    height: float = 3.0,
-    from_zero: bool = False,
-    by_twos: bool = False,
-) -> Picture:
-    """Curves over optimizer steps.
+@dataclass(frozen=True, slots=True)
+class CurveAxes:
+    """What a plot of curves shows.
+
+    Attributes:
+        name: unique in the page.
+        title: for readers who do not see it.
+        unit: label of the vertical axis.
+        height: in units of 72 points.
+        kind: 'time' starts the axis at zero and leaves out rare high values; 'loss scale' is logarithmic to base 2.
+    """
+
+    name: str
+    title: str
+    unit: str
+    height: float = 3.0
+    kind: Literal["value", "time", "loss scale"] = "value"
+
+
+def draw_curves(what: CurveAxes, curves: Sequence[Curve], restarts: Sequence[float] = ()) -> Plot:
+    """Draw curves over optimizer steps.
 
     Args:
-        name: unique in the page.
-        title: for those who do not see it.
-        description: what it shows.
-        unit: label of the vertical axis.
+        what: the axes.
         curves: at most six.
-        restarts: steps at which another attempt went on.
-        height: in units of 72 points.
-        by_twos: whether the values are loss scales.
-        from_zero: whether the vertical axis begins at zero and leaves out rare high values, as times need it.
+        restarts: steps that later attempts started from.
     """
-    keys: list[Key] = []
-    with plot_style(name):
-        figure, axes = new_figure(height)
-        name_steps(axes)
-        axes.set_ylabel(unit)
-        values = np.concatenate([line.values for c in curves for line in c.lines] or [np.array([])])
-        if by_twos:
-            scale_by_twos(axes)
-        else:
-            choose_scale(axes, values[np.isfinite(values)], 0.0 if from_zero else None)
-        broken = 0
+    with new_plot(what.name, what.title, what.height) as plot:
+        (axes,), keys = plot.axes, plot.keys
+        drawing.set_step_axis(axes)
+        axes.set_ylabel(what.unit)
+        lines = [line for curve in curves for line in curve.lines]
+        values = np.concatenate([line.values for line in lines] or [np.array([])])
+        if what.kind == "loss scale":
+            drawing.use_log2_scale(axes)
+        elif what.kind == "value":
+            drawing.use_log_scale_if_wide(axes, values)
+        trend_of = smooth_by_medians if what.kind == "time" else smooth
         for index, curve in enumerate(curves):
-            color, dash = SERIES[index % len(SERIES)], DASHES[index % len(DASHES)]
+            style = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
             for number, line in enumerate(curve.lines):
-                # What a later attempt did again is faint.
-                later = [o.steps[0] for o in curve.lines[number + 1 :] if len(o.steps)]
-                for part, faint in _split(line, min(later, default=math.inf)):
-                    _draw(axes, curve, part, color, dash, faint, medians if from_zero else smooth)
-                broken += mark_not_finite(axes, line)
-            keys.append(Key(curve.label, color, dash=index))
-        if from_zero:
-            steps = np.concatenate([line.steps for c in curves for line in c.lines] or [np.array([])])
-            cut_outliers(axes, steps, values, keys)
-        if broken:
+                # Steps that a later attempt did again are faint.
+                later = min((o.steps[0] for o in curve.lines[number + 1 :] if len(o.steps)), default=math.inf)
+                for mask, alpha in ((line.steps < later, 1.0), (line.steps >= later, 0.35)):
+                    if mask.any():
+                        part = Line(line.steps[mask], line.values[mask])
+                        _draw(axes, curve, part, {**style, "alpha": alpha}, trend_of)
+            keys.append(Key(curve.label, style["color"], dash=index))
+        if what.kind == "time":
+            drawing.cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
+        if sum(drawing.mark_not_finite(axes, line) for line in lines):
             keys.append(Key("not finite", BAD, "cross"))
-        mark_restarts(axes, restarts, keys)
-        return Picture(to_svg(figure, name, title, description), tuple(keys))
+        drawing.mark_restarts(axes, restarts, keys)
+    return plot
 
 
-def _draw(
-    axes: Any, curve: Curve, line: Line, color: str, dash: Any, faint: bool, trend_of: Callable[[Line], Line]
-) -> None:
-    alpha = 0.35 if faint else 1.0
+def _draw(axes: Any, curve: Curve, line: Line, style: dict[str, Any], trend_of: Callable[[Line], Line]) -> None:
     shown = decimate(line)
     if curve.points or len(shown.steps) == 1:
-        axes.plot(shown.steps, shown.values, color=color, linestyle=dash, linewidth=1.6, alpha=alpha, marker="o",
-                  markersize=5, markerfacecolor=SURFACE, markeredgecolor=color, markeredgewidth=1.8)  # fmt: skip
+        axes.plot(shown.steps, shown.values, linewidth=1.6, marker="o", markersize=5, markerfacecolor=SURFACE,
+                  markeredgecolor=style["color"], markeredgewidth=1.8, **style)  # fmt: skip
     elif curve.trend and len(line.steps) > 30:
-        axes.plot(shown.steps, shown.values, color=color, linewidth=0.8, alpha=0.45 * alpha)
+        axes.plot(shown.steps, shown.values, color=style["color"], linewidth=0.8, alpha=0.45 * style["alpha"])
         trend = decimate(trend_of(line))
-        axes.plot(trend.steps, trend.values, color=color, linestyle=dash, linewidth=2.0, alpha=alpha)
+        axes.plot(trend.steps, trend.values, linewidth=2.0, **style)
     else:
-        axes.plot(shown.steps, shown.values, color=color, linestyle=dash, linewidth=1.8, alpha=alpha)
+        axes.plot(shown.steps, shown.values, linewidth=1.8, **style)
 
 
-def _split(line: Line, at: float) -> list[tuple[Line, bool]]:
-    """The part up to step `at`, and the part after it, which is faint."""
-    first = line.steps < at
-    parts = [
-        (Line(line.steps[first], line.values[first]), False),
-        (Line(line.steps[~first], line.values[~first]), True),
-    ]
-    return [(part, faint) for part, faint in parts if len(part.steps)]
+def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
+    """Draw one row for each attempt: start-up, training, checkpoints, alerts and the end.
+
+    Args:
+        attempts: at least one; the last `MOST_ATTEMPTS` are drawn.
+    """
+    shown = attempts[-MOST_ATTEMPTS:]
+    begin = shown[0].started
+    unit, seconds = choose_time_unit(max(a.last_event for a in shown) - begin)
+
+    def at(time: float) -> float:
+        return (time - begin) / seconds
+
+    with new_plot("timeline", "Attempts over time", 0.95 + 0.34 * len(shown)) as plot:
+        (axes,), keys = plot.axes, plot.keys
+        for row, attempt in enumerate(shown):
+            trained = attempt.last_event if attempt.first_step_time is None else attempt.first_step_time
+            for start, end, look in (
+                (attempt.started, trained, {"color": GRID}),
+                (trained, attempt.last_event, {"color": SERIES[0], "alpha": 0.75}),
+            ):
+                axes.barh(
+                    row, at(end) - at(start), left=at(start), height=0.5, edgecolor=SURFACE, linewidth=0.8, **look
+                )
+            times = [at(time) for _, time in attempt.checkpoints]
+            axes.vlines(times[:: max(1, len(times) // _MOST_MARKS)], row - 0.36, row + 0.36, color=INK, linewidth=1.2)
+            alerts = [at(alert.time) for alert in attempt.alerts[:_MOST_MARKS]]
+            axes.plot(alerts, [row - 0.4] * len(alerts), linestyle="", marker="v", markersize=7, color=BAD,
+                      clip_on=False)  # fmt: skip
+            marker, color, _, _ = _ENDS[attempt.outcome]
+            fill, edge = (SURFACE, color) if attempt.outcome == "unknown" else (color, SURFACE)
+            axes.plot(at(attempt.last_event), row, linestyle="", marker=marker, markersize=8.5, markeredgewidth=1.6,
+                      markerfacecolor=fill, markeredgecolor=edge, clip_on=False, zorder=5)  # fmt: skip
+        drawing.label_rows(axes, [f"attempt {a.number}" for a in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"{unit} since the first start")
+        keys.append(Key("start-up", GRID, "bar"))
+        for is_shown, key in (
+            (any(a.first_step_time is not None for a in shown), Key("training", SERIES[0], "bar")),
+            (any(a.checkpoints for a in shown), Key("checkpoint", INK, "tick")),
+            (any(a.alerts for a in shown), Key("alert", BAD, "triangle")),
+        ):
+            keys.extend([key] if is_shown else [])
+        for outcome in dict.fromkeys(a.outcome for a in shown):
+            _, color, shape, label = _ENDS[outcome]
+            keys.append(Key(label, color, shape))
+    return plot

@@ -1,4 +1,4 @@
-"""What a run's events say, as frozen records."""
+"""A run as frozen records, read from its events."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Outcome = Literal["finished", "failed", "interrupted", "running", "unknown"]
 
 
 class Step(NamedTuple):
-    """Rank zero's account at a logging interval; a tuple, as a long run has 100,000 of them.
+    """What rank 0 logged at one logging interval; a tuple, because a long run has 100,000 of them.
 
     Attributes:
         step: optimizer steps done.
         time: seconds since the epoch.
-        seconds: mean wall time of an optimizer step since the account before; None if not told.
-        metrics: what the module logged; NaN and infinities as they are.
-        learning_rates: of the next step, equal ones once; empty if not told.
+        seconds: mean wall time of an optimizer step in this interval; None if not recorded.
+        metrics: what the module logged, including NaN and infinities.
+        learning_rates: of the next step, without duplicates; empty if not recorded.
     """
 
     step: int
@@ -35,13 +35,13 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankTable:
-    """All ranks at the logging intervals of one attempt; NaN where a rank told nothing.
+    """All ranks at the logging intervals of one attempt; NaN where a value is missing.
 
     Attributes:
         steps: optimizer steps done, shape (intervals,).
         ranks: global ranks.
-        loss_scale: shape (intervals, ranks), as are all that follow.
-        skipped_steps: left out since the training began.
+        loss_scale: shape (intervals, ranks), as for all that follow.
+        skipped_steps: number of optimizer steps skipped since the training began.
         step_seconds, data_seconds, own_seconds: means of an optimizer step; see `launcher.monitoring.samples`.
         peak_memory: bytes.
     """
@@ -56,14 +56,14 @@ class RankTable:
     peak_memory: Numbers
 
     def column(self, name: str) -> dict[int, Numbers]:
-        """One quantity as a line for each rank, of shape (intervals,)."""
+        """One quantity: rank to its values, of shape (intervals,)."""
         grid = getattr(self, name)
         return {rank: grid[:, i] for i, rank in enumerate(self.ranks)}
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationRecord:
-    """Metrics after a validation."""
+    """Metrics of one validation."""
 
     step: int
     time: float
@@ -72,7 +72,7 @@ class ValidationRecord:
 
 @dataclass(frozen=True, slots=True)
 class AlertRecord:
-    """Something that a person was told to look at; see `launcher.monitoring.health.AlertRecord`."""
+    """An alert of the monitor; see `launcher.monitoring.health`."""
 
     step: int | None
     time: float
@@ -83,13 +83,13 @@ class AlertRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryEnd:
-    """What the ranks needed, told at the end of an attempt.
+class PeakMemory:
+    """Peak memory of the ranks, recorded at the end of an attempt.
 
     Attributes:
         measured: rank to its peak in bytes.
-        method: what was measured, in words.
-        planned: bytes that the plan expected of a rank; None if it did not look.
+        method: what was measured.
+        planned: bytes of a rank in the plan; None if the plan has no estimate.
     """
 
     measured: Mapping[int, int]
@@ -98,16 +98,8 @@ class MemoryEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryLine:
-    """A line of the run's history.
-
-    Attributes:
-        time: seconds since the epoch.
-        rank: who told it.
-        kind: the event's.
-        text: in plain words.
-        step: optimizer steps done; None if not told.
-    """
+class EventLine:
+    """One event as a line of text; `step` is None if the event has none."""
 
     time: float
     rank: int
@@ -118,26 +110,21 @@ class HistoryLine:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One start of the run, to its end or to the next start.
+    """One start of all ranks, up to its end or to the next start. Times are seconds since the epoch.
 
     Attributes:
         number: from 1.
-        started: seconds since the epoch.
-        last_event: seconds since the epoch.
-        outcome: how it ended; 'unknown' if nothing was written of its end.
-        detail: the end in plain words.
+        outcome: 'unknown' if the end was not recorded.
+        detail: the end as a sentence.
         failed_rank: the first rank that failed; None if none did.
-        restart_count: of the launch that it belongs to.
-        source: who made the ranks: 'torchrun', 'slurm', 'nobody'.
-        host: rank zero's; empty if not told.
-        versions: of the libraries; empty if not told.
-        first_step_time: when the first optimizer step was done; None if none was.
-        start_step: optimizer steps that were done before it; None if the training never began.
-        rank_table: what all ranks told; None if they told nothing.
-        memory: what the ranks needed beside what was planned; None if the training did not end.
-        steps, validations, alerts: in the order they were told.
+        restart_count: restarts of its launch before it.
+        source: what started the ranks, as in 'torchrun' or 'slurm'.
+        host: of rank 0; empty if not recorded, as for `versions`.
+        first_step_time: end of the first optimizer step; None if there was none.
+        start_step: optimizer steps done before this attempt; None if it did not start to train.
+        end_step: optimizer steps done at its end.
         checkpoints: step and time of each.
-        happenings: everything that is worth a line.
+        lines: its events as text, without those that the plots and tables show.
     """
 
     number: int
@@ -153,48 +140,53 @@ class AttemptRecord:
     first_step_time: float | None = None
     start_step: int | None = None
     end_step: int | None = None
-    memory: MemoryEnd | None = None
+    memory: PeakMemory | None = None
     steps: tuple[Step, ...] = ()
     rank_table: RankTable | None = None
     validations: tuple[ValidationRecord, ...] = ()
     alerts: tuple[AlertRecord, ...] = ()
     checkpoints: tuple[tuple[int, float], ...] = ()
-    happenings: tuple[HistoryLine, ...] = ()
+    lines: tuple[EventLine, ...] = ()
 
     @property
     def seconds(self) -> float:
-        """From its start to the last that was heard of it."""
+        """From its start to its last event."""
         return max(self.last_event - self.started, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A run, as far as its events tell it.
+    """All attempts of a run.
 
     Attributes:
         attempts: in the order of their starts.
-        plan: the last attempt's, as `plan.json` has it; empty if not told.
-        foreign_lines: lines of the events file that could not be read.
+        plan: of the last attempt, as in `plan.json`; empty if not recorded.
+        unreadable_lines: lines of the events file that could not be read.
     """
 
     attempts: tuple[AttemptRecord, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    foreign_lines: int = 0
+    unreadable_lines: int = 0
 
     @property
     def outcome(self) -> Outcome:
-        """How the last attempt ended."""
+        """Outcome of the last attempt."""
         return self.attempts[-1].outcome if self.attempts else "unknown"
 
     @property
     def last_step(self) -> int:
-        """Optimizer steps done by the attempt that came last to train; 0 if none was."""
+        """Optimizer steps done by the last attempt that trained; 0 if none did."""
         return next((a.end_step for a in reversed(self.attempts) if a.end_step is not None), 0)
 
     @property
-    def lost_steps(self) -> int:
-        """Optimizer steps that were done again, because a later attempt began before them."""
-        return sum(lost_steps(self.attempts).values())
+    def restart_steps(self) -> list[float]:
+        """The step that each later attempt started from."""
+        return [float(a.start_step) for a in self.attempts[1:] if a.start_step is not None]
+
+    @property
+    def rank_tables(self) -> list[RankTable]:
+        """Of the attempts that have one."""
+        return [a.rank_table for a in self.attempts if a.rank_table is not None]
 
     @property
     def alerts(self) -> tuple[AlertRecord, ...]:
@@ -203,20 +195,20 @@ class History:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Median wall time of an optimizer step, in seconds; None if no time was told."""
-        told = [s.seconds for attempt in self.attempts for s in attempt.steps if s.seconds is not None]
-        return statistics.median(told) if told else None
+        """Median wall time of an optimizer step, in seconds; None if not recorded."""
+        recorded = [s.seconds for attempt in self.attempts for s in attempt.steps if s.seconds is not None]
+        return statistics.median(recorded) if recorded else None
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """The last attempt's that told any."""
+        """Of the last attempt that recorded them."""
         return next((a.versions for a in reversed(self.attempts) if a.versions), {})
 
-
-def lost_steps(attempts: tuple[AttemptRecord, ...]) -> dict[int, int]:
-    """For each attempt whose work was partly done again: its number and how many optimizer steps."""
-    lost: dict[int, int] = {}
-    for before, after in itertools.pairwise(attempts):
-        if before.end_step is not None and after.start_step is not None and before.end_step > after.start_step:
-            lost[before.number] = before.end_step - after.start_step
-    return lost
+    @property
+    def repeated_steps(self) -> dict[int, int]:
+        """Number of an attempt to how many of its optimizer steps the next attempt did again."""
+        return {
+            before.number: before.end_step - after.start_step
+            for before, after in itertools.pairwise(self.attempts)
+            if before.end_step is not None and after.start_step is not None and before.end_step > after.start_step
+        }

@@ -1,204 +1,146 @@
-"""The parts of the page about one run, from top to bottom. Pure: a `Run` goes in, sections come out."""
+"""The parts of the page about one run, in their order: a `Run` in, sections out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from launcher.config.schema import RunConfig
 from launcher.core.nested import flatten
-from launcher.report import units
-from launcher.report.markup import (
-    Section,
-    badge,
-    element,
-    figure,
-    folded,
-    join,
-    listed,
-    paragraph,
-    table,
-)
+from launcher.report import series, units
 from launcher.report.overview import BADGES, alerts_section, failure_section
-from launcher.report.plain import items, mapping, number, shown, texts
+from launcher.report.page import Section, Table
+from launcher.report.plots import MOST_ATTEMPTS, Curve, CurveAxes, draw_attempts, draw_curves
 from launcher.report.rank_sections import memory_section, ranks_section, scale_section
-from launcher.report.records import AttemptRecord, History, lost_steps
-from launcher.report.series import (
-    learning_rate_lines,
-    main_metric,
-    metric_line,
-    validation_line,
-    validation_metric,
-)
+from launcher.report.records import AttemptRecord
 from launcher.report.source import Run
 
 _MOST_LINES = 300
+_MOST_GROUPS = 6
 
 
-def sections_of(run: Run) -> list[Section]:
-    """Everything there is to say of a run."""
-    made = [
-        failure_section(run), alerts_section(run.history), _loss(run), scale_section(run), ranks_section(run),
-        memory_section(run), _attempts(run.history), _precision(run), _plan(run.history.plan), _config(run.config),
-        _versions(run.history),
-    ]  # fmt: skip
-    return [section for section in made if section is not None]
+def list_sections(run: Run) -> list[Section]:
+    """All sections that apply to a run."""
+    makers = (failure_section, alerts_section, _loss, scale_section, ranks_section, memory_section, _attempts,
+              _precision, _plan, _config, _versions)  # fmt: skip
+    return [section for make in makers if (section := make(run)) is not None]
 
 
 def _loss(run: Run) -> Section:
-    from launcher.report.plots import Curve, draw_curves
-
-    history = run.history
-    main = main_metric(history)
-    if main is None:
-        why = "No optimizer step was logged." if not history.last_step else "The model logged no metric (self.log)."
-        return Section("loss", "Loss and learning rate", paragraph(why))
-    curves = [Curve(main, [metric_line(a, main) for a in history.attempts], trend=True)]
-    validated = validation_metric(history, main)
+    history, loss = run.history, series.find_loss(run.history)
+    if loss is None:
+        return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
+    curves = [Curve(loss, [series.metric_line(a, loss) for a in history.attempts], trend=True)]
+    validated = series.find_validation_loss(history)
     if validated is not None:
-        curves.append(Curve(validated, [validation_line(a, validated) for a in history.attempts], points=True))
-    values = [s.metrics[main] for a in history.attempts for s in a.steps if main in s.metrics]
-    said = f"{main} went from {units.number(values[0])} to {units.number(values[-1])}"
-    told = [(s.metrics[main], s.step) for a in history.attempts for s in a.steps if main in s.metrics]
-    finite = [(value, step) for value, step in told if math.isfinite(value)]
-    if finite:
-        said += f"; the lowest was {units.number(min(finite)[0])} at step {units.count(min(finite)[1])}"
-    said += "."
-    if any(len(line.steps) > 30 for line in curves[0].lines):
-        said += " The thin line is what was logged, the thick one its trend."
-    restarts = restart_steps(history)
-    # The name itself stands in the legend.
-    unit = "loss" if "loss" in main.lower() else "value"
-    parts: list[Any] = [
-        figure(draw_curves("loss", "Loss", said, unit, curves,
-                           restarts=restarts), said)
-    ]  # fmt: skip
-    rates = [learning_rate_lines(a) for a in history.attempts]
-    width = max(map(len, rates), default=0)
-    if width:
-        groups = [
-            Curve("learning rate" if width == 1 else f"parameter group {i + 1}",
-                  [lines[i] for lines in rates if i < len(lines)])
-            for i in range(min(width, 6))
-        ]  # fmt: skip
-        every = [rate for a in history.attempts for s in a.steps for rate in s.learning_rates]
-        said = f"The learning rate was between {units.number(min(every))} and {units.number(max(every))}."
-        picture = draw_curves("rate", "Learning rate", said, "learning rate", groups, restarts=restarts, height=1.9)
-        parts.append(figure(picture, said))
-    else:
-        parts.append(paragraph("The learning rate was not recorded: this run is of an older version."))
-    return Section("loss", "Loss and learning rate", join(*parts))
+        curves.append(Curve(validated, [series.validation_line(a, validated) for a in history.attempts], points=True))
+    logged = [(s.metrics[loss], s.step) for a in history.attempts for s in a.steps if loss in s.metrics]
+    groups = [series.learning_rate_lines(a) for a in history.attempts]
+    width = max(map(len, groups))
+    rates = [
+        Curve(f"parameter group {i + 1}" if width > 1 else "learning rate", [g[i] for g in groups if i < len(g)])
+        for i in range(min(width, _MOST_GROUPS))
+    ]
+    every_rate = [rate for a in history.attempts for s in a.steps for rate in s.learning_rates]
+    # The metric's own name is in the legend.
+    axes = CurveAxes("loss", "Loss", "loss" if "loss" in loss.lower() else "value")
+    rate_axes = CurveAxes("rate", "Learning rate", "learning rate", height=1.9)
+    view = {
+        "plot": draw_curves(axes, curves, history.restart_steps),
+        "name": loss,
+        "first": logged[0][0],
+        "last": logged[-1][0],
+        "lowest": min((pair for pair in logged if math.isfinite(pair[0])), default=None),
+        "has_trend": any(len(line.steps) > 30 for line in curves[0].lines),
+        "rates": draw_curves(rate_axes, rates, history.restart_steps) if rates else None,
+        "rate_range": (min(every_rate), max(every_rate)) if rates else None,
+    }
+    return Section("loss", "Loss and learning rate", view)
 
 
-def restart_steps(history: History) -> list[float]:
-    """The step at which each later attempt went on."""
-    return [float(a.start_step) for a in history.attempts[1:] if a.start_step is not None]
-
-
-def _attempts(history: History) -> Section | None:
-    from launcher.report.timeline import MOST_ATTEMPTS, draw_timeline
-
-    if not history.attempts:
+def _attempts(run: Run) -> Section | None:
+    history, attempts = run.history, run.history.attempts
+    if not attempts:
         return None
-    attempts = history.attempts
-    said = "; ".join(f"attempt {a.number}: {_end(a)}" for a in attempts[-8:]) + "."
-    caption = f"{units.many(len(attempts), 'attempt')}" + (
-        f", the last {MOST_ATTEMPTS} of them" if len(attempts) > MOST_ATTEMPTS else ""
-    )
-    caption += (
-        f", {units.duration(attempts[-1].last_event - attempts[0].started)} from the first start to the last event."
-    )
-    lost = lost_steps(attempts)
-    rows = [
-        (f"{a.number}", units.moment(a.started), units.duration(a.seconds),
-         units.duration(a.first_step_time - a.started) if a.first_step_time is not None else "\u2013",
-         _steps_of(a), units.count(lost.get(a.number, 0)),
-         join(badge(*BADGES[a.outcome]), "" if a.outcome == "finished" else f" {a.detail}"))
+    repeated, lines = history.repeated_steps, [line for a in attempts for line in a.lines]
+    rows: list[tuple[Any, ...]] = [
+        (f"{a.number}", units.format_time(a.started), units.format_duration(a.seconds),
+         units.format_duration(None if a.first_step_time is None else a.first_step_time - a.started),
+         _describe_steps(a), units.format_count(repeated.get(a.number, 0)),
+         {"badge": BADGES[a.outcome], "text": "" if a.outcome == "finished" else a.detail})
         for a in attempts[-_MOST_LINES:]
     ]  # fmt: skip
-    head = ("attempt", "started", "lasted", "to first step", "steps", "done again", "end")
-    told = [h for a in attempts for h in a.happenings]
-    lines = [(units.moment(h.time), f"rank {h.rank}", units.count(h.step), h.text) for h in told[-_MOST_LINES:]]
-    more = f"the last {_MOST_LINES} of {len(told):,} events" if len(told) > _MOST_LINES else f"{len(told)} events"
-    return Section("attempts", "Restarts and preemptions", join(
-        figure(draw_timeline("timeline", said, attempts), caption),
-        table(head, rows, "Every start of the run", numeric=(2, 3, 5), whole=(1, 4)),
-        folded(f"What happened ({more})", table(("time", "told by", "step", "what"), lines, "Events", numeric=(2,),
-                                                whole=(0, 1), class_="log")),
-    ))  # fmt: skip
+    head = ("attempt", "started", "duration", "to first step", "steps", "repeated", "end")
+    events = [
+        (units.format_time(line.time), f"rank {line.rank}", units.format_count(line.step), line.text)
+        for line in lines[-_MOST_LINES:]
+    ]
+    view = {
+        "plot": draw_attempts(attempts),
+        "count": len(attempts),
+        "most": MOST_ATTEMPTS,
+        "seconds": attempts[-1].last_event - attempts[0].started,
+        "table": Table("All attempts", head, rows, (2, 3, 5), (1, 4)),
+        "events": Table("Events", ("time", "reported by", "step", "event"), events, (2,), (0, 1), kind="log"),
+        "shown_events": len(events),
+        "all_events": len(lines),
+    }
+    return Section("attempts", "Restarts and preemptions", view)
 
 
-def _end(attempt: AttemptRecord) -> str:
-    return f"{BADGES[attempt.outcome][0]} after {units.duration(attempt.seconds)}, {_steps_of(attempt)}"
-
-
-def _steps_of(attempt: AttemptRecord) -> str:
+def _describe_steps(attempt: AttemptRecord) -> str:
     if attempt.start_step is None or attempt.end_step is None:
         return "no step"
     return f"{attempt.start_step:,} to {attempt.end_step:,}"
 
 
 def _precision(run: Run) -> Section | None:
-    plan = run.history.plan
-    if not plan.get("precision"):
+    if not run.plan["precision"]:
         return None
-    asked = run.config.get("precision", "auto")
-    wish = run.config.get("use_amp")
-    said = [f"Asked for: precision {asked}" + ("" if wish is None else f", use_amp {str(wish).lower()}") + "."]
-    if plan.get("precision_before"):
-        said.append(f"The checkpoint that it went on from was trained in {plan['precision_before']}.")
-    said.append(
-        "A gradient scaler multiplies the loss." if plan.get("has_loss_scale") else "No gradient scaler is needed."
-    )
-    return Section("precision", "Precision", join(
-        paragraph(element("strong", str(plan["precision"])), " on every rank. ", " ".join(said)),
-        element("h3", "Why"), listed(texts(plan.get("precision_reasons"))),
-    ))  # fmt: skip
+    view = {"plan": run.plan, "requested": run.config.get("precision", "auto"), "use_amp": run.config.get("use_amp")}
+    return Section("precision", "Precision", view)
 
 
-def _plan(plan: Mapping[str, Any]) -> Section:
-    if not plan:
-        return Section("plan", "Plan", paragraph("The run ended before it had a plan."))
-    devices = ", ".join(f"{n} \u00d7 {name}" for name, n in mapping(plan.get("devices")).items())
-    strategy, batch = mapping(plan.get("strategy")), mapping(plan.get("batch"))
-    rows = [
-        ("ranks", units.count(number(plan.get("world_size"))), devices),
-        ("nodes", units.count(number(plan.get("num_nodes"))), ", ".join(texts(plan.get("hosts")))),
-        ("strategy", strategy.get("name", "\u2013"), listed(texts(strategy.get("reasons")))),
-        ("batch", batch.get("global_batch_size") or "the loader's own", listed(texts(plan.get("batch_reasons")))),
-    ]  # fmt: skip
-    rejected = [(mapping(r).get("name", ""), mapping(r).get("reason", "")) for r in items(strategy.get("rejected"))]
-    parts: list[Any] = [table(("", "chosen", "why"), rows, "What was trained with")]
-    if rejected:
-        parts.append(table(("strategy", "why not"), rejected, "Strategies that were not taken"))
-    notices = texts(plan.get("notices"))
-    if notices:
-        parts += [element("h3", "Notices"), listed(notices)]
-    return Section("plan", "Plan", join(*parts))
+def _plan(run: Run) -> Section:
+    if not run.history.plan:
+        return Section("plan", "Plan", {}, "no_plan")
+    plan, strategy = run.plan, run.plan["strategy"]
+    devices = ", ".join(f"{count} \u00d7 {name}" for name, count in plan["devices"].items())
+    rows: list[tuple[Any, ...]] = [
+        ("ranks", units.format_count(plan["world_size"]), devices),
+        ("nodes", units.format_count(plan["num_nodes"]), ", ".join(plan["hosts"])),
+        ("strategy", strategy["name"] or "\u2013", strategy["reasons"]),
+        ("batch", plan["batch"]["global_batch_size"] or "batch size of the loader", plan["batch_reasons"]),
+    ]
+    rejected = [(candidate["name"], candidate["reason"]) for candidate in strategy["rejected"]]
+    view = {
+        "chosen": Table("What the run trained with", ("", "chosen", "reasons"), rows),
+        "rejected": Table("Rejected strategies", ("strategy", "reason"), rejected) if rejected else None,
+        "notices": plan["notices"],
+    }
+    return Section("plan", "Plan", view)
 
 
-def _config(config: Mapping[str, Any]) -> Section:
-    if not config:
-        return Section("config", "Config", paragraph("config.yaml could not be read."))
-    given, default = flatten(config), flatten(RunConfig().to_dict())
-    own = [(k, shown(v)) for k, v in given.items() if k not in default or default[k] != v]
-    rest = [(k, shown(v)) for k, v in given.items() if k in default and default[k] == v]
-    return Section("config", "Config", join(
-        table(("setting", "value"), own, "Settings that differ from the default", class_="keys"),
-        folded(f"{units.many(len(rest), 'setting')} at the default",
-               table(("setting", "value"), rest, "Settings at the default", class_="keys")),
-    ))  # fmt: skip
+def _config(run: Run) -> Section:
+    given, default = flatten(run.config), flatten(RunConfig().to_dict())
+    changed = [(k, units.format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
+    unchanged = [(k, units.format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
+    head = ("setting", "value")
+    view = {
+        "changed": Table("Settings that differ from the default", head, changed, kind="keys") if given else None,
+        "unchanged": Table("Settings at the default", head, unchanged, kind="keys"),
+        "title": f"{units.format_plural(len(unchanged), 'setting')} at the default",
+    }
+    return Section("config", "Config", view)
 
 
-def _versions(history: History) -> Section:
-    told = [a for a in history.attempts if a.versions]
-    if not told:
-        return Section("versions", "Versions", paragraph("Not recorded: this run is of an older version."))
-    # One column for each attempt that found other versions than the one before.
-    changed = [a for i, a in enumerate(told) if i == 0 or dict(a.versions) != dict(told[i - 1].versions)]
-    names = list(dict.fromkeys(name for a in changed for name in a.versions))
+def _versions(run: Run) -> Section:
+    recorded = [a for a in run.history.attempts if a.versions]
+    # One column for each attempt with other versions than the one before.
+    changed = [a for i, a in enumerate(recorded) if i == 0 or dict(a.versions) != dict(recorded[i - 1].versions)]
+    names = dict.fromkeys(name for a in changed for name in a.versions)
     rows = [(name, *(a.versions.get(name, "not installed") for a in changed)) for name in names]
-    marked = [i for i, row in enumerate(rows) if len(set(row[1:])) > 1]
     head = ("library", *(f"from attempt {a.number}" if len(changed) > 1 else "version" for a in changed))
-    return Section("versions", "Versions", table(head, rows, "Libraries of rank 0", marked=marked))
+    marked = [i for i, row in enumerate(rows) if len(set(row[1:])) > 1]
+    table = Table("Libraries of rank 0", head, rows, marked=marked) if recorded else None
+    return Section("versions", "Versions", {"table": table})

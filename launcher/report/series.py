@@ -1,29 +1,25 @@
-"""Numbers of a run, made ready to be drawn or put in a table. Pure."""
+"""Series and summaries computed from a run's records. Pure."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from launcher.config.schema import WatchOptions
 from launcher.report.records import AttemptRecord, History, Numbers, RankTable
 
-# More points than these are not told apart on a page.
+# More points are not visible on a page.
 MOST_POINTS = 700
 _LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "loss/train")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One series over optimizer steps.
-
-    Attributes:
-        steps: shape (n,).
-        values: shape (n,); NaN where there is none.
-    """
+    """One series over optimizer steps; both arrays have shape (n,), and a missing value is NaN."""
 
     steps: Numbers
     values: Numbers
@@ -31,11 +27,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Optimizer steps left out because gradients were not finite.
+    """Optimizer steps skipped in one logging interval because gradients were not finite.
 
     Attributes:
-        before, step: it was between these steps, the second included.
-        count: how many.
+        before, step: the interval, from after step `before` to `step`.
+        count: number of skipped steps.
     """
 
     before: int
@@ -45,15 +41,15 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class RankSummary:
-    """One rank over all of a run.
+    """One rank over all attempts.
 
     Attributes:
         rank: global rank.
-        step_seconds, data_seconds, own_seconds: medians over the intervals; NaN if not told.
-        own_factor: its own time against the median of the other ranks'; NaN with one rank.
-        share_slowest: share of the intervals in which it had the most time of its own.
-        skipped_steps: None if nobody counts them.
-        peak_memory: bytes; None if not told.
+        step_seconds, data_seconds, own_seconds: medians over the intervals; NaN if not recorded.
+        own_factor: its own time divided by the median of the other ranks; NaN with one rank.
+        share_slowest: share of the intervals in which its own time was the longest.
+        skipped_steps: None if not counted.
+        peak_memory: bytes; None if not recorded.
     """
 
     rank: int
@@ -67,29 +63,27 @@ class RankSummary:
 
 
 def decimate(line: Line, limit: int = MOST_POINTS) -> Line:
-    """At most about `limit` points: of each stretch the lowest and the highest, so that no spike is lost.
+    """At most about `limit` points: the lowest and the highest of each block, so that spikes stay visible.
 
-    Values that are not finite are left out if there are too many points, and kept otherwise.
+    Values that are not finite are dropped if there are too many points.
     """
-    count = len(line.steps)
-    if count <= limit:
+    if len(line.steps) <= limit:
         return line
     finite = np.isfinite(line.values)
     steps, values = line.steps[finite], line.values[finite]
     if len(steps) <= limit:
         return Line(steps, values)
     kept = {0, len(steps) - 1}
-    for stretch in np.array_split(np.arange(len(steps)), limit // 2):
-        kept.add(int(stretch[np.argmin(values[stretch])]))
-        kept.add(int(stretch[np.argmax(values[stretch])]))
+    for block in np.array_split(np.arange(len(steps)), limit // 2):
+        kept |= {int(block[np.argmin(values[block])]), int(block[np.argmax(values[block])])}
     index = np.array(sorted(kept))
     return Line(steps[index], values[index])
 
 
 def smooth(line: Line, share: float = 0.03) -> Line:
-    """The trend: an exponential mean over about `share` of the points, started without bias; not finite values skipped.
+    """Exponential mean over about `share` of the points, with bias correction; skips values that are not finite.
 
-    The correction for the start is that of Adam's moments (Kingma and Ba 2015, section 3).
+    The correction is that of Adam's moments (Kingma and Ba 2015, section 3).
     """
     weight = 1 - 1 / max(len(line.values) * share, 1.0)
     mean, norm = 0.0, 0.0
@@ -102,8 +96,8 @@ def smooth(line: Line, share: float = 0.03) -> Line:
     return Line(line.steps, np.array(out))
 
 
-def medians(line: Line, blocks: int = 150, least: int = 5) -> Line:
-    """The trend of what has outliers: the median of each block of at least `least` points, at most `blocks` of them."""
+def smooth_by_medians(line: Line, blocks: int = 150, least: int = 5) -> Line:
+    """Median of each block of at least `least` points, at most `blocks` blocks: a trend without outliers."""
     finite = np.isfinite(line.values)
     steps, values = line.steps[finite], line.values[finite]
     count = min(blocks, len(steps) // least)
@@ -113,117 +107,132 @@ def medians(line: Line, blocks: int = 150, least: int = 5) -> Line:
     return Line(np.array([np.median(steps[p]) for p in parts]), np.array([np.median(values[p]) for p in parts]))
 
 
-def main_metric(history: History) -> str | None:
-    """The metric that is the loss: by its name, else the first whose name says loss, else the first."""
+def find_loss(history: History) -> str | None:
+    """The metric that is the training loss: a usual name, else the first name with 'loss', else the first metric."""
     names = list(dict.fromkeys(name for a in history.attempts for s in a.steps[:50] for name in s.metrics))
-    for wanted in _LOSS_NAMES:
-        if wanted in names:
-            return wanted
-    return next((name for name in names if "loss" in name.lower() and "val" not in name.lower()), None) or next(
-        iter(names), None
-    )
+    usual = [name for name in _LOSS_NAMES if name in names]
+    likely = [name for name in names if "loss" in name.lower() and "val" not in name.lower()]
+    return next(iter([*usual, *likely, *names]), None)
 
 
-def validation_metric(history: History, main: str | None) -> str | None:
-    """The validation's counterpart of the loss."""
-    names = list(dict.fromkeys(name for a in history.attempts for v in a.validations for name in v.metrics))
-    validated = [name for name in names if "val" in name.lower() and name != main]
-    return next((name for name in validated if "loss" in name.lower()), None)
+def find_validation_loss(history: History) -> str | None:
+    """The metric that is the validation loss."""
+    loss = find_loss(history)
+    names = dict.fromkeys(name for a in history.attempts for v in a.validations for name in v.metrics)
+    return next((n for n in names if "val" in n.lower() and "loss" in n.lower() and n != loss), None)
 
 
 def metric_line(attempt: AttemptRecord, name: str) -> Line:
-    """One metric over an attempt's steps."""
-    told = [(s.step, s.metrics[name]) for s in attempt.steps if name in s.metrics]
-    return _line(told)
+    """One logged metric of an attempt."""
+    return _line((s.step, s.metrics[name]) for s in attempt.steps if name in s.metrics)
 
 
 def validation_line(attempt: AttemptRecord, name: str) -> Line:
-    """One metric over an attempt's validations."""
-    return _line([(v.step, v.metrics[name]) for v in attempt.validations if name in v.metrics])
+    """One validation metric of an attempt."""
+    return _line((v.step, v.metrics[name]) for v in attempt.validations if name in v.metrics)
 
 
 def learning_rate_lines(attempt: AttemptRecord) -> list[Line]:
     """The learning rate of each parameter group."""
     width = max((len(s.learning_rates) for s in attempt.steps), default=0)
     return [
-        _line([(s.step, s.learning_rates[i]) for s in attempt.steps if i < len(s.learning_rates)]) for i in range(width)
+        _line((s.step, s.learning_rates[i]) for s in attempt.steps if i < len(s.learning_rates)) for i in range(width)
     ]
 
 
 def step_time_line(attempt: AttemptRecord) -> Line:
     """Milliseconds of an optimizer step."""
-    return _line([(s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None])
+    return _line((s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None)
 
 
-def alike(values: Mapping[int, Numbers]) -> list[tuple[tuple[int, ...], Numbers]]:
-    """Ranks with the same numbers throughout, together: the largest group first, then by the smallest rank."""
-    groups: dict[bytes, tuple[list[int], Numbers]] = {}
+def loss_scale_line(attempt: AttemptRecord) -> Line:
+    """Loss scale of rank 0, without the intervals that have none."""
+    table = attempt.rank_table
+    if table is None or 0 not in table.ranks:
+        return _line(())
+    scales = table.column("loss_scale")[0]
+    return Line(table.steps[scales > 0], scales[scales > 0])
+
+
+def group_by_loss_scale(tables: Sequence[RankTable]) -> list[tuple[tuple[int, ...], list[Line]]]:
+    """Ranks that had the same loss scale throughout, with one line for each attempt; without ranks that had none."""
+    columns = [
+        (table.steps, {r: v for r, v in table.column("loss_scale").items() if not np.isnan(v).all()})
+        for table in tables
+    ]
+    joined = {
+        rank: np.concatenate([ranks.get(rank, np.full(len(steps), np.nan)) for steps, ranks in columns])
+        for rank in {rank for _, ranks in columns for rank in ranks}
+    }
+    return [
+        (ranks, [Line(steps, scales[ranks[0]]) for steps, scales in columns if ranks[0] in scales])
+        for ranks in group_equal(joined)
+    ]
+
+
+def group_equal(values: Mapping[int, Numbers]) -> list[tuple[int, ...]]:
+    """Groups of ranks with equal values: the largest group first, then by the lowest rank."""
+    groups: dict[bytes, list[int]] = {}
     for rank, line in sorted(values.items()):
-        groups.setdefault(line.tobytes(), ([], line))[0].append(rank)
-    found = [(tuple(ranks), line) for ranks, line in groups.values()]
-    return sorted(found, key=lambda group: (-len(group[0]), group[0][0]))
+        groups.setdefault(line.tobytes(), []).append(rank)
+    return sorted(map(tuple, groups.values()), key=lambda ranks: (-len(ranks), ranks[0]))
 
 
-def skips(table: RankTable, start_step: int | None) -> list[Skip]:
-    """Where optimizer steps were left out; the count of a resumed run begins with what was skipped before."""
-    told = np.isfinite(table.skipped_steps).any(axis=1)
-    if not told.any():
+def find_skips(table: RankTable, start_step: int | None) -> list[Skip]:
+    """Intervals in which optimizer steps were skipped. A resumed run starts with the count of its checkpoint."""
+    counted = np.isfinite(table.skipped_steps).any(axis=1)
+    if not counted.any():
         return []
-    counts = np.nanmax(table.skipped_steps[told], axis=1)
-    steps = table.steps[told]
-    # Of a resumed run the first count says nothing of its first interval.
+    counts = np.nanmax(table.skipped_steps[counted], axis=1)
+    steps = table.steps[counted]
+    # The first count of a resumed run does not show how many of its first interval are new.
     before = np.concatenate(([counts[0] if start_step else 0.0], counts[:-1]))
     begins = np.concatenate(([float(start_step or 0)], steps[:-1]))
     return [Skip(int(begins[i]), int(steps[i]), int(counts[i] - before[i])) for i in np.flatnonzero(counts > before)]
 
 
-def skipped_steps(history: History) -> int | None:
-    """As the last count says; None if nobody counts them."""
-    for attempt in reversed(history.attempts):
-        if attempt.rank_table is not None and np.isfinite(attempt.rank_table.skipped_steps).any():
-            counts = attempt.rank_table.skipped_steps
-            return int(np.nanmax(counts[np.isfinite(counts).any(axis=1)][-1]))
+def count_skipped_steps(history: History) -> int | None:
+    """The last recorded count; None if skipped steps are not counted."""
+    for table in reversed(history.rank_tables):
+        counts = table.skipped_steps[np.isfinite(table.skipped_steps).any(axis=1)]
+        if len(counts):
+            return int(np.nanmax(counts[-1]))
     return None
 
 
 def summarize_ranks(history: History) -> list[RankSummary]:
-    """Each rank over all attempts. Medians: the first interval, with its warm-up, would outweigh a short run."""
-    tables = [a.rank_table for a in history.attempts if a.rank_table is not None]
+    """Each rank over all attempts. Medians: in a short run the warm-up would dominate a mean."""
+    tables = history.rank_tables
     ranks = sorted({rank for table in tables for rank in table.ranks})
-    columns = {
-        name: {rank: _joined(tables, name, rank) for rank in ranks}
-        for name in ("step_seconds", "data_seconds", "own_seconds", "skipped_steps", "peak_memory")
-    }
-    own_times = {rank: _median(columns["own_seconds"][rank]) for rank in ranks}
-    slowest = _times_slowest(tables)
-    total = sum(slowest.values())
+
+    def join(name: str, rank: int) -> Numbers:
+        values = np.concatenate([table.column(name)[rank] for table in tables if rank in table.ranks])
+        return values[np.isfinite(values)]
+
+    def medians(name: str) -> dict[int, float]:
+        return {rank: float(np.median(v)) if len(v := join(name, rank)) else math.nan for rank in ranks}
+
+    step, data, own = medians("step_seconds"), medians("data_seconds"), medians("own_seconds")
+    slowest = _count_slowest(tables)
     summaries: list[RankSummary] = []
     for rank in ranks:
-        others = [own for other, own in own_times.items() if other != rank and math.isfinite(own)]
+        others = [seconds for other, seconds in own.items() if other != rank and math.isfinite(seconds)]
         median = statistics.median(others) if others else math.nan
-        skipped, peak = (columns[n][rank][np.isfinite(columns[n][rank])] for n in ("skipped_steps", "peak_memory"))
+        skipped, peak = join("skipped_steps", rank), join("peak_memory", rank)
         summaries.append(
             RankSummary(
-                rank,
-                _median(columns["step_seconds"][rank]),
-                _median(columns["data_seconds"][rank]),
-                own_times[rank],
-                own_times[rank] / median if median > 0 else math.nan,
-                slowest.get(rank, 0) / total if total else 0.0,
-                int(skipped[-1]) if len(skipped) else None,
-                int(peak.max()) if len(peak) else None,
+                rank, step[rank], data[rank], own[rank],
+                own_factor=own[rank] / median if median > 0 else math.nan,
+                share_slowest=slowest.get(rank, 0) / max(sum(slowest.values()), 1),
+                skipped_steps=int(skipped[-1]) if len(skipped) else None,
+                peak_memory=int(peak.max()) if len(peak) else None,
             )
-        )
+        )  # fmt: skip
     return summaries
 
 
-def _joined(tables: Sequence[RankTable], name: str, rank: int) -> Numbers:
-    """One rank's numbers in all tables that have it."""
-    return np.concatenate([table.column(name)[rank] for table in tables if rank in table.ranks])
-
-
-def _times_slowest(tables: Sequence[RankTable]) -> dict[int, int]:
-    """In how many intervals a rank had the most time of its own."""
+def _count_slowest(tables: Sequence[RankTable]) -> dict[int, int]:
+    """Rank to the number of intervals in which its own time was the longest."""
     found: dict[int, int] = {}
     for table in tables:
         own = np.where(np.isfinite(table.own_seconds), table.own_seconds, -np.inf)
@@ -232,22 +241,17 @@ def _times_slowest(tables: Sequence[RankTable]) -> dict[int, int]:
     return found
 
 
-def rank_names(ranks: Sequence[int]) -> str:
-    """'rank 0', 'ranks 0-3, 6'."""
-    spans: list[list[int]] = []
-    for rank in sorted(ranks):
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    named = ", ".join(str(a) if a == b else f"{a}\u2013{b}" for a, b in spans)
-    return f"rank{'s' if len(ranks) > 1 else ''} {named}"
+def find_stragglers(summaries: Sequence[RankSummary], watch: WatchOptions) -> list[int]:
+    """Ranks that slowed the run down as a whole, by the rule of the alerts (`launcher.monitoring.health`)."""
+    slow: list[int] = []
+    for summary in summaries:
+        others = summary.own_seconds / summary.own_factor if summary.own_factor else math.nan
+        more = summary.own_seconds - others
+        if summary.own_factor >= watch.slow_factor and more >= watch.slow_share * summary.step_seconds:
+            slow.append(summary.rank)
+    return slow
 
 
-def _line(points: Sequence[tuple[int, float]]) -> Line:
-    return Line(np.array([p[0] for p in points], dtype=float), np.array([p[1] for p in points], dtype=float))
-
-
-def _median(values: Numbers) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan
+def _line(points: Iterable[tuple[int, float]]) -> Line:
+    pairs = np.array(list(points), dtype=float).reshape(-1, 2)
+    return Line(pairs[:, 0], pairs[:, 1])

@@ -1,4 +1,4 @@
-"""Finds a run and reads what lies in its directory. Nothing is changed there."""
+"""Finds a run and reads its directory, without changes to it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from launcher.core.errors import ReportError
 from launcher.core.events import FILE_NAME, read_events
 from launcher.core.secrets import redact
 from launcher.report.history import read_history
+from launcher.report.plain import conform_plan
 from launcher.report.records import History
+from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
 
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
-_NAMES_TOLD = 8
+_MOST_NAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run's directory holds.
+    """The contents of a run directory.
 
     Attributes:
         path: absolute path of the directory.
-        history: what the events say.
-        config: `config.yaml`, values of secret names hidden; empty if it cannot be read.
-        problems: what could not be read, in words.
-        log: the last lines of the log of the rank that failed; empty if none did.
-        log_file: where they are from; None without them.
+        history: read from the events.
+        config: `config.yaml` with secrets hidden; empty if it cannot be read.
+        problems: what could not be read.
+        log: last lines of the log of the rank that failed first; empty if the run did not fail.
+        log_file: the file of `log`.
     """
 
     path: Path
@@ -53,46 +55,49 @@ class Run:
         """The run's name."""
         return self.path.name
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The parts of the plan that the report shows; see `launcher.report.plain`."""
+        return conform_plan(self.history.plan)
 
-def find_run_directory(word: str, runs_dir: Path) -> Path:
-    """The run's directory.
+
+def find_run_directory(name: str, runs_dir: Path) -> Path:
+    """The directory of a run.
 
     Args:
-        word: its path, or its name below `runs_dir`.
+        name: the run's name in `runs_dir`, or the path of its directory or of a file in it.
         runs_dir: folder of the runs.
 
     Raises:
-        ReportError: there is no such run, or the folder is none of a run; names those that there are.
+        ReportError: there is no such run; lists the existing runs.
     """
-    if not word.strip() or "\0" in word:
-        raise ReportError(f"given {word!r}; expected a run's name or directory; {_known(runs_dir)}")
+    if not name.strip() or "\0" in name:
+        raise ReportError(f"given {name!r}; expected a run's name or directory; {list_runs(runs_dir)}")
     try:
-        for path in (Path(word), runs_dir / word):
+        for path in (Path(name), runs_dir / name):
             if path.is_file() and path.name in _FILES:
-                path = path.parent  # one of a run's files stands for the run
+                path = path.parent
             if _is_run(path):
                 return path.absolute()
-        found = next((p for p in (Path(word), runs_dir / word) if p.exists()), None)
+        found = next((p for p in (Path(name), runs_dir / name) if p.exists()), None)
     except OSError as error:
         raise ReportError(
-            f"{word} cannot be read: {error.strerror or error}; give a run's name or directory"
+            f"{name} cannot be read: {error.strerror or error}; give a run's name or directory"
         ) from error
     if found is None:
-        near = difflib.get_close_matches(word, run_names(runs_dir), n=1)
+        near = difflib.get_close_matches(name, _run_names(runs_dir), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ReportError(
-            f"there is no run {word!r}, neither as a directory nor in {runs_dir}; {hint}{_known(runs_dir)}"
-        )
-    said = find_job_output(found)
-    if said is not None:
-        raise ReportError(f"run {found.name!r} has not begun to train: {said.reason}; "
-                          f"what its job said is in {said.file}")  # fmt: skip
-    if found.is_dir() and run_names(found):
-        raise ReportError(f"{found} holds runs and is none itself; {_known(found)}")
-    raise ReportError(f"{found} is no run's directory: it has none of {', '.join(_FILES)}; {_known(runs_dir)}")
+        raise ReportError(f"no run {name!r} found, as a directory or in {runs_dir}; {hint}{list_runs(runs_dir)}")
+    silent = find_job_output(found)
+    if silent is not None:
+        raise ReportError(f"run {found.name!r} has not started to train: {silent.reason}; "
+                          f"the output of its job is {silent.file}")  # fmt: skip
+    if found.is_dir() and _run_names(found):
+        raise ReportError(f"{found} contains runs and is not a run; {list_runs(found)}")
+    raise ReportError(f"{found} is not a run directory: it contains none of {', '.join(_FILES)}; {list_runs(runs_dir)}")
 
 
-def run_names(runs_dir: Path) -> list[str]:
+def _run_names(runs_dir: Path) -> list[str]:
     """Names of the runs in a folder, the newest first."""
     try:
         found = [(path.stat().st_mtime, path.name) for path in runs_dir.iterdir() if _is_run(path)]
@@ -102,7 +107,7 @@ def run_names(runs_dir: Path) -> list[str]:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run's directory, whatever state its run left it in.
+    """Read a run directory, whatever state the run left it in.
 
     Args:
         path: absolute path of the directory.
@@ -111,17 +116,18 @@ def read_run(path: Path) -> Run:
         ReportError: the events cannot be read.
     """
     problems: list[str] = []
-    history = _history(path, problems)
-    config = _read(path / "config.yaml", problems)
+    history = _read_history(path, problems)
+    config = _read_mapping(path / "config.yaml", problems)
     if not history.plan:
-        history = dataclasses.replace(history, plan=_read(path / "plan.json", problems))
+        history = dataclasses.replace(history, plan=_read_mapping(path / "plan.json", problems))
     if history.attempts and history.outcome == "unknown" and read_owner(path)[1] != "ended":
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
-    said = find_job_output(path)
-    if said is not None:
-        problems.append(f"the newest job has not begun to train: {said.reason} ({said.file})")
-    log, log_file = _failure_log(path, history)
+    silent = find_job_output(path)
+    if silent is not None:
+        problems.append(f"the newest job has not started to train: {silent.reason} ({silent.file})")
+    log_file = _failure_log(path, history)
+    log = _read_tail(log_file) if log_file is not None else ()
     return Run(path, history, redact(config), tuple(problems), log, log_file)
 
 
@@ -129,68 +135,62 @@ def _is_run(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in _FILES)
 
 
-def _known(runs_dir: Path) -> str:
-    names = run_names(runs_dir)
+def list_runs(runs_dir: Path) -> str:
+    """The runs in a folder as text, for an error message."""
+    names = _run_names(runs_dir)
     if not names:
-        return f"there is no run in {runs_dir} yet (--runs-dir says where to look)"
-    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-    return f"the runs in {runs_dir}, newest first: {', '.join(names[:_NAMES_TOLD])}{more}"
+        return f"{runs_dir} contains no run yet (--runs-dir sets the folder)"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"the runs in {runs_dir}, newest first: {', '.join(names[:_MOST_NAMES])}{more}"
 
 
-def _history(path: Path, problems: list[str]) -> History:
-    file = path / FILE_NAME
-    foreign: list[None] = []
+def _read_history(path: Path, problems: list[str]) -> History:
+    file, damaged = path / FILE_NAME, []
     try:
-        history = read_history(read_events(file, lambda: foreign.append(None)))
+        history = read_history(read_events(file, lambda: damaged.append(None)))
     except FileNotFoundError:
-        problems.append(f"{FILE_NAME} is missing: the run ended before it could tell anything")
+        problems.append(f"{FILE_NAME} is missing: the run ended before its first event")
         return History()
     except OSError as error:
         raise ReportError(
-            f"{file} cannot be read: {error.strerror or error}; ask who owns the run to make it readable"
+            f"{file} cannot be read: {error.strerror or error}; ask the owner of the run for permission"
         ) from error
-    total = history.foreign_lines + len(foreign)
+    total = history.unreadable_lines + len(damaged)
     if total:
-        plural = "s" if total > 1 else ""
-        problems.append(
-            f"{total} line{plural} of {FILE_NAME} could not be read (cut off, or not the launcher's); "
-            "the rest is shown here"
-        )
-    return dataclasses.replace(history, foreign_lines=total)
+        problems.append(f"{format_plural(total, 'line')} of {FILE_NAME} could not be read: cut off, or not written by "
+                        "the launcher; the report shows the rest")  # fmt: skip
+    return dataclasses.replace(history, unreadable_lines=total)
 
 
-def _read(file: Path, problems: list[str]) -> dict[str, Any]:
-    """A mapping from a YAML or JSON file; what is wrong with it goes to `problems`."""
+def _read_mapping(file: Path, problems: list[str]) -> dict[str, Any]:
+    """The values of a YAML or JSON file; errors are added to `problems`."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
         values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        if isinstance(values, dict):
+            return values
+        problems.append(f"{file.name} is damaged: it contains no settings")
     except FileNotFoundError:
         problems.append(f"{file.name} is missing")
-        return {}
     except OSError as error:
         problems.append(f"{file.name} cannot be read: {error.strerror or error}")
-        return {}
     except (ValueError, yaml.YAMLError, RecursionError):
         problems.append(f"{file.name} is damaged")
-        return {}
-    if not isinstance(values, dict):
-        problems.append(f"{file.name} is damaged: it holds no settings")
-        return {}
-    return values
+    return {}
 
 
-def _failure_log(path: Path, history: History) -> tuple[tuple[str, ...], Path | None]:
-    """The end of the log of the rank that failed first, or of rank zero where nobody said why the run ended."""
+def _failure_log(path: Path, history: History) -> Path | None:
+    """The log of the rank that failed first, or of rank 0 if the end was not recorded; None if there is none."""
     if history.outcome not in ("failed", "unknown") or not history.attempts:
-        return (), None
-    rank = history.attempts[-1].failed_rank or 0
-    file = path / "logs" / f"rank-{rank}.log"
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
-            tail = stream.read().decode(errors="replace")
-    except OSError:
-        return (), None
-    # A progress bar draws one line over and over.
+        return None
+    file = path / "logs" / f"rank-{history.attempts[-1].failed_rank or 0}.log"
+    return file if file.is_file() and os.access(file, os.R_OK) else None
+
+
+def _read_tail(file: Path) -> tuple[str, ...]:
+    with file.open("rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL_BYTES))
+        tail = stream.read().decode(errors="replace")
+    # A progress bar overwrites its line: only the last state counts.
     lines = [re.sub(r".*\r(?!$)", "", line).rstrip() for line in tail.split("\n")]
-    return tuple(line for line in lines if line)[-_TAIL_LINES:], file
+    return tuple(line for line in lines if line)[-_TAIL_LINES:]

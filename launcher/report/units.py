@@ -1,75 +1,89 @@
-"""Numbers as people read them."""
+"""Formats values for the page, in Python and as filters of the templates; a missing value is a dash."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
-from strategies.units import GIB, format_bytes, format_duration
+from strategies import units
 
 _MIB = 2**20
+_DASH = "\u2013"
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """'2.346', '1.2e-05', 'not finite'; a dash for None."""
+def format_number(value: float | None, digits: int = 4) -> str:
+    """'2.346', '1.2e-05', 'NaN'."""
     if value is None:
-        return "\u2013"
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "infinite" if value > 0 else "-infinite"
+        return _DASH
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinite" if value > 0 else "-infinite"
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
     return f"{value:.{digits}g}"
 
 
-def count(value: float | None) -> str:
-    """A whole number with separators; a dash for None."""
-    return "\u2013" if value is None else f"{int(value):,}"
+def format_count(value: float | None) -> str:
+    """An integer with separators: '12,345'."""
+    return _DASH if value is None else f"{int(value):,}"
 
 
-def many(value: int, noun: str) -> str:
+def format_plural(value: int, noun: str) -> str:
     """'1 step', '2 steps'."""
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
-def duration(seconds: float | None) -> str:
-    """As `format_duration`; a dash for None or NaN."""
-    return "\u2013" if seconds is None or not math.isfinite(seconds) else format_duration(seconds)
+def format_duration(seconds: float | None) -> str:
+    """'350 ms', '12.4 s', '3 min 20 s', '2 h 05 min', '3 d 4 h'."""
+    return _DASH if seconds is None or not math.isfinite(seconds) else units.format_duration(seconds)
 
 
-def milliseconds(seconds: float | None) -> str:
-    """'12.4' of 0.0124 seconds; a dash for None or NaN."""
+def format_milliseconds(seconds: float | None) -> str:
+    """'12.4' for 0.0124 seconds."""
     if seconds is None or not math.isfinite(seconds):
-        return "\u2013"
-    shown = seconds * 1e3
-    return f"{shown:,.0f}" if shown >= 100 else f"{shown:.3g}"
+        return _DASH
+    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
 
 
-def size(amount: float | None) -> str:
-    """As `format_bytes`; a dash for None."""
-    return "\u2013" if amount is None else format_bytes(int(amount))
+def format_bytes(amount: float | None) -> str:
+    """'1.25 GiB'."""
+    return _DASH if amount is None else units.format_bytes(int(amount))
 
 
-def size_unit(largest: float) -> tuple[str, float]:
-    """The unit for a plot up to `largest` bytes, and its bytes."""
-    return ("GiB", GIB) if largest >= GIB else ("MiB", _MIB)
-
-
-def moment(seconds: float) -> str:
-    """'2026-11-25 01:44:31', in the reader's own zone."""
+def format_time(seconds: float) -> str:
+    """'2026-11-25 01:44:31', in the local time zone."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
-        return number(seconds)
+        return format_number(seconds)
 
 
-def time_unit(longest: float) -> tuple[str, float]:
-    """The unit for an axis up to `longest` seconds, and its seconds."""
-    if longest < 180:
-        return "s", 1
-    if longest < 3 * 3600:
-        return "min", 60
-    if longest < 72 * 3600:
-        return "h", 3600
+def format_ranks(ranks: Sequence[int]) -> str:
+    """'rank 0', 'ranks 0\u20133, 6'."""
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    named = ", ".join(str(first) if first == last else f"{first}{_DASH}{last}" for first, last in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {named}"
+
+
+def format_setting(value: Any) -> str:
+    """A setting, about as in YAML."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def choose_bytes_unit(largest: float) -> tuple[str, float]:
+    """The unit of an axis up to `largest` bytes, and its bytes."""
+    return ("GiB", units.GIB) if largest >= units.GIB else ("MiB", _MIB)
+
+
+def choose_time_unit(longest: float) -> tuple[str, float]:
+    """The unit of an axis up to `longest` seconds, and its seconds."""
+    for limit, unit, seconds in ((180, "s", 1), (3 * 3600, "min", 60), (72 * 3600, "h", 3600)):
+        if longest < limit:
+            return unit, seconds
     return "days", 86400

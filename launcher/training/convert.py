@@ -10,9 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, zero_layout
+from launcher.checkpoint.formats import format_of, format_written_by
 from launcher.checkpoint.reader import PUT_TOGETHER, Trust
-from launcher.checkpoint.resume import read_checkpoint
 from launcher.core.atomic_write import replace_file
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.planning.plan import Plan
@@ -29,7 +28,7 @@ def loadable_checkpoint(
 
     Args:
         resume: what to go on from.
-        plan: says how DeepSpeed cuts its pieces in this run.
+        plan: strategy, ranks and DeepSpeed config of this run.
         run: where a file is made.
         rank: this rank.
         notice: told of a change.
@@ -38,22 +37,21 @@ def loadable_checkpoint(
     Raises:
         ResumeError: the pieces cannot be put together.
     """
-    if resume is None or not resume.is_dir() or zero_layout(resume) == planned_layout(plan):
+    if resume is None:
         yield resume
         return
-    notice(f"{resume.name} was saved by {_described(zero_layout(resume))}: it is put together for {plan.strategy.name}")
+    saved, planned = format_of(resume), format_written_by(plan.strategy.name)
+    if saved.is_loadable(resume, planned, plan.deepspeed, plan.world_size):
+        yield resume
+        return
+    notice(f"{resume.name} was saved by {saved.describe(resume)}: it is put together for {plan.strategy.name}")
     whole = run.path / PUT_TOGETHER
-    _on_rank_zero(rank, lambda: save_private(read_consolidated(resume, trust), whole))
+    _on_rank_zero(rank, lambda: save_private(saved.read_consolidated(resume, trust), whole))
     try:
         yield whole
     finally:
         if rank == 0:
             whole.unlink(missing_ok=True)
-
-
-def planned_layout(plan: Plan) -> ZeroLayout | None:
-    """How DeepSpeed will cut its pieces; None without DeepSpeed."""
-    return None if plan.deepspeed is None else ZeroLayout.of(plan.deepspeed, plan.world_size)
 
 
 def convert_checkpoint(source: Path, target: Path) -> int:
@@ -73,7 +71,7 @@ def convert_checkpoint(source: Path, target: Path) -> int:
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already, and is left alone; give another name")
-    content = read_consolidated(source) if source.is_dir() else read_checkpoint(source)
+    content = format_of(source).read_consolidated(source)
     state: Any = content.get("state_dict")
     if not isinstance(state, Mapping):
         raise ResumeError(f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote")
@@ -104,9 +102,3 @@ def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:
         dist.broadcast_object_list(failure, src=0)
     if failure[0] is not None:
         raise ResumeError(failure[0])
-
-
-def _described(layout: ZeroLayout) -> str:
-    return (
-        f"ZeRO stage {layout.stage} in {layout.dtype} on {layout.world_size} rank{'s' if layout.world_size > 1 else ''}"
-    )

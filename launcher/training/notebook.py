@@ -10,7 +10,7 @@ from launcher.config.schema import RunConfig
 from launcher.planning.plan import Plan
 from launcher.training.fit import fit
 from launcher.training.result import FitResult
-from strategies.deepspeed_config import VARIANTS
+from strategies.registry import find_strategy
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -43,8 +43,8 @@ def _save(result: FitResult, given: UserObjects, path: Path) -> None:
         "best": result.best,
         "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
         "loops": loops,
-        # ZeRO leaves pieces in the module; the checkpoint has them all.
-        "weights": None if result.plan.strategy.name in VARIANTS else given.model.state_dict(),
+        # A sharded module has only this rank's part; the checkpoint has all of it.
+        "weights": None if find_strategy(result.plan.strategy.name).is_sharded else given.model.state_dict(),
     }
     torch.save(values, path)
 
@@ -67,9 +67,9 @@ def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path)
     values: dict[str, Any] = torch.load(folder / _RESULT, map_location="cpu", weights_only=False)
     weights = values["weights"]
     if weights is None and values["checkpoint"] is not None:
-        from launcher.checkpoint.deepspeed import read_consolidated
+        from launcher.checkpoint.formats import format_of
 
-        weights = read_consolidated(values["checkpoint"])["state_dict"]
+        weights = format_of(values["checkpoint"]).read_consolidated(values["checkpoint"])["state_dict"]
     if weights is not None:
         # As Lightning does: a rank may have added layers or removed some.
         given.model.load_state_dict(weights, strict=False)

@@ -20,7 +20,7 @@ from launcher.loggers.selection import make_wandb_logger, own_loggers, run_logge
 from launcher.loggers.wandb_config import build_wandb_config
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.planning.changes import PlanChanges
-from launcher.planning.deepspeed_facts import check_model
+from launcher.planning.fit_plan import check_model
 from launcher.planning.plan import Plan
 from launcher.process.open_resources import keep_open
 from launcher.runs.directory import RunDirectory

@@ -101,5 +101,4 @@ def _final_summary(trainer: pl.Trainer) -> dict[str, Any]:
 def _kept_logs(ctx: RunContext, loggers: Sequence[Logger]) -> LogFileState:
     # No more of the checkpoint, as its file would stay open.
     written = None if ctx.run.resume_from is None else read_checkpoint(ctx.run.resume_from, outline=True).get(KEY, {})
-    return LogFileState(loggers, ctx.run, ctx.topology.rank, ctx.topology.world_size, ctx.attempt_store,
-                    ctx.config.process_group_timeout, written)  # fmt: skip
+    return LogFileState(loggers, ctx.run, ctx.topology, ctx.attempt_store, ctx.config.process_group_timeout, written)

@@ -17,10 +17,10 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
-from launcher.checkpoint.deepspeed import read_consolidated
+from launcher.checkpoint.formats import format_of
 from launcher.checkpoint.manifest import note_hashes
 from launcher.checkpoint.read_back import ReadBack
-from launcher.checkpoint.reader import Trust, guarded_loads
+from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
 from launcher.config.schema import RunConfig
 from launcher.hardware.topology import Topology
@@ -30,7 +30,9 @@ from launcher.training.context import RunContext
 from launcher.training.run_checkpoint import RunCheckpoint, hide_from_advice, take_file_urls
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
-from strategies.build import FixedClusterEnvironment, PreflightRank, build_strategy, precision_plugin
+from strategies.base import BuildOptions, CheckpointHooks, RankLocation
+from strategies.build import build_strategy, precision_plugin
+from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
 
 # Ours to decide, or handed over in another way.
@@ -64,28 +66,27 @@ def build_trainer(
     """
     config, plan, topology = ctx.config, ctx.plan, ctx.topology
     read_back = ReadBack(ctx.trust, ctx.output.notice)
-    place = _place(topology)
+    location = _location(topology)
     plugin = objects.precision_plugin or precision_plugin(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
-    strategy = build_strategy(
-        plan.strategy,
+    options = BuildOptions(
         plan.device_kind,
-        place,
+        location,
         config.process_group_timeout,
         deepspeed=plan.deepspeed,
         pretend_fp16=pretends_cpu_fp16(os.environ),
         ddp=make_ddp_options(config),
         on_unused=on_unused,
+        checkpoint=_checkpoint_hooks(ctx, read_back),
     )
+    strategy = build_strategy(plan.strategy, options)
     plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back))
     if plugin is not None:
         plugins.append(plugin)
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no place of its own, and Lightning would look for SLURM's variables and requeue the job by itself.
-        plugins.append(FixedClusterEnvironment(place))
-    if plan.deepspeed is not None:
-        _read_and_write_as_others(strategy, ctx.trust, read_back, ctx.run.resume_from)
+        plugins.append(FixedClusterEnvironment(location))
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     # Lightning refuses a second progress bar, and one without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
@@ -111,8 +112,8 @@ def build_trainer(
     return trainer
 
 
-def _place(topology: Topology) -> PreflightRank:
-    return PreflightRank(
+def _location(topology: Topology) -> RankLocation:
+    return RankLocation(
         topology.rank,
         topology.world_size,
         topology.local_rank,
@@ -142,18 +143,20 @@ def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar:
     return added
 
 
-def _read_and_write_as_others(strategy: Any, trust: Trust, read_back: ReadBack, resume_from: Path | None) -> None:
-    """DeepSpeed reads and writes its folders itself, and looks at nothing."""
+def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
+    """For strategies that read and write their checkpoints themselves: the checks that other checkpoints get."""
 
-    def written(fresh: Path, name: Path, step: int | None) -> None:
-        read_back(fresh, name)
-        note_hashes(fresh, name, step)
+    def on_written(written: Path, name: Path, step: int | None) -> None:
+        read_back(written, name)
+        note_hashes(written, name, step)
 
-    strategy.on_written = written
-    strategy.read_consolidated = read_consolidated
-    strategy.reading = functools.partial(guarded_loads, trust=trust)
-    if resume_from is not None:
-        strategy.check_model = functools.partial(check_fits_model, resume_from)
+    resume = ctx.run.resume_from
+    return CheckpointHooks(
+        on_written,
+        reading=functools.partial(guarded_loads, trust=ctx.trust),
+        read_consolidated=lambda path: format_of(path).read_consolidated(path),
+        check_model=None if resume is None else functools.partial(check_fits_model, resume),
+    )
 
 
 def plain_options(config: RunConfig) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""`launcher init`: questions whose answers become a config file.
+"""`launcher init`: asks for a config step by step, and writes it.
 
-What the config means is in `config`; what the plan makes of it in `planning`.
+`answers` is the record of the answers, `steps` the questions, `prompter` asks them. Reading and checking a config is
+the job of `launcher.config`.
 """

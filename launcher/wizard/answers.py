@@ -1,4 +1,4 @@
-"""`WizardConfig`: the answers of the set-up wizard, as a frozen record that is read from and written as a config."""
+"""`WizardConfig`: the answers of the set-up wizard, a frozen record that is read from and written to a config file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launcher.core.nested import flatten
 if TYPE_CHECKING:
     from launcher.hardware.devices import Hardware
 
-# Answers, and where they stand in the config.
+# Name of an answer to its key in the config.
 _PATHS = {
     "model": "model.class_path",
     "model_args": "model.init_args",
@@ -42,28 +42,28 @@ _PATHS = {
     "partition": "slurm.partition",
 }
 _FIRST_LINE = "# Written by `launcher init`."
-# Most cuts of a YAML file leave valid YAML: only a last line shows that it is whole.
+# A truncated YAML file is often valid YAML; the last line shows that it is complete.
 _LAST_LINE = "# End of the config."
 
 
 class ValidationResult(NamedTuple):
-    """What is wrong with the answers, and what the user should know of them."""
+    """Errors and warnings about the answers."""
 
     errors: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
 
     @property
     def valid(self) -> bool:
-        """Whether `fit` takes the config; warnings don't count."""
+        """Whether `fit` accepts the config; it may have warnings."""
         return not self.errors
 
 
 @dataclass(frozen=True)
 class WizardConfig:
-    """The answers of the set-up wizard; None is a question that was not answered.
+    """The answers of the set-up wizard; None if a question was not answered.
 
     Attributes:
-        model: import path of the LightningModule; None trains the built-in demo.
+        model: import path of the LightningModule; None for the built-in demo.
         model_args: arguments of its constructor.
         data: import path of the LightningDataModule.
         data_args: arguments of its constructor.
@@ -75,14 +75,14 @@ class WizardConfig:
         num_nodes: number of nodes, or 'auto'.
         strategy: 'auto' or a strategy's name.
         precision: 'auto' or any spelling of a precision.
-        use_mixed_precision: True wishes for it, False turns it off.
+        use_mixed_precision: True requests it, False disables it.
         wandb_mode: 'auto', 'online', 'offline' or 'disabled'.
         wandb_project: name of the W&B project.
         name: the run's name.
         partition: SLURM's partition, for `launcher submit`.
-        settings: everything else of the config, by dotted path; the wizard keeps it as it is.
-        preset: the preset that filled in what was not answered.
-        preset_filled: the names of the answers and settings that are that preset's.
+        settings: all other settings by dotted path; the wizard does not change them.
+        preset: the preset that filled in unanswered questions.
+        preset_filled: names of the answers and settings that come from the preset.
     """
 
     model: str | None = None
@@ -107,14 +107,14 @@ class WizardConfig:
     preset_filled: frozenset[str] = field(default=frozenset(), compare=False, kw_only=True)
 
     def with_answers(self, **answers: Any) -> WizardConfig:
-        """The same with other answers; they stand whatever preset comes before or after."""
+        """A copy with other answers, which no preset overrides."""
         given = {name for name, value in answers.items() if value is not None}
-        dropped = dict.fromkeys(_outweighed(given) & self.preset_filled)
+        dropped = dict.fromkeys(_overridden(given) & self.preset_filled)
         filled = self.preset_filled.difference(answers, dropped)
         return dataclasses.replace(self, **(dropped | answers), preset_filled=filled)
 
     def with_preset(self, name: str) -> WizardConfig:
-        """The same on another preset: it fills in what was not answered, and nothing of an earlier preset is left.
+        """A copy with another preset, which fills in unanswered questions and replaces an earlier preset.
 
         Raises:
             ConfigError: there is no such preset.
@@ -123,14 +123,14 @@ class WizardConfig:
         return self.without_preset()._filled_from(preset, name)
 
     def without_preset(self) -> WizardConfig:
-        """The user's own answers alone."""
+        """A copy with only the answers of the user."""
         answers = {key: None for key in _PATHS if key in self.preset_filled}
         settings = {path: value for path, value in self.settings.items() if path not in self.preset_filled}
         return dataclasses.replace(self, **answers, settings=settings, preset=None, preset_filled=frozenset())
 
     def _filled_from(self, preset: WizardConfig, name: str) -> WizardConfig:
         filled = {key for key in _PATHS if getattr(self, key) is None and getattr(preset, key) is not None}
-        filled -= _outweighed({key for key in _PATHS if getattr(self, key) is not None})
+        filled -= _overridden({key for key in _PATHS if getattr(self, key) is not None})
         return dataclasses.replace(
             self,
             **{key: getattr(preset, key) for key in filled},
@@ -141,7 +141,7 @@ class WizardConfig:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> WizardConfig:
-        """From the plain values of a config, all of them as the user's own choice.
+        """From the plain values of a config; all of them count as answers of the user.
 
         Raises:
             ConfigError: lists every unknown key, wrong type and value out of range.
@@ -154,13 +154,13 @@ class WizardConfig:
 
     @classmethod
     def _of_normal(cls, values: Mapping[str, Any]) -> WizardConfig:
-        """From normalized values that have no problem."""
+        """From normalized, valid values."""
         flat = _flatten(values)
         answers = {name: flat.pop(path, None) for name, path in _PATHS.items()}
         return cls(**answers, settings=flat)
 
     def values(self) -> dict[str, Any]:
-        """The config as nested plain values, only what was answered or set."""
+        """The config as nested plain values, without unanswered questions."""
         answers = {path: getattr(self, name) for name, path in _PATHS.items() if getattr(self, name) is not None}
         nested: dict[str, Any] = {}
         settings = {path: value for path, value in _flatten(self.settings).items() if path not in answers}
@@ -176,25 +176,25 @@ class WizardConfig:
         """Check the answers, without importing the user's classes.
 
         Args:
-            hardware: what the run will have; this machine is looked at if it is not given and an answer asks for it.
+            hardware: of the run; if not given, that of this machine, where an answer depends on it.
 
         Returns:
-            Errors name the answer, what was given and what is valid. Warnings are what this hardware makes of the
-            wishes: a config may be written on a laptop for a cluster.
+            Errors contain the answer, the given value and what is valid. Requests that this hardware cannot meet are
+            warnings: a config may be written on a laptop for a cluster.
         """
-        # Lazy: it imports this module.
+        # Here: few callers validate, and it imports the rules of precision.
         from launcher.wizard.notes import find_notes
 
         errors = tuple(self.errors())
-        return ValidationResult(errors, () if errors else find_notes(self, hardware))
+        return ValidationResult(errors, () if errors else find_notes(vars(self), hardware))
 
     def errors(self) -> list[Problem]:
-        """What is wrong with the answers, each under the answer's name."""
+        """Problems of the answers, each with the name of its answer."""
         names = {path: name for name, path in _PATHS.items()}
         return [Problem(names.get(p.path, p.path), p.message) for p in all_problems(self.values())]
 
     def to_run_config(self) -> RunConfig:
-        """As `launcher fit --config` would read it, the demo included where no model is set.
+        """The config as `launcher fit --config` reads it, with the demo if no model is set.
 
         Raises:
             ConfigError: lists every problem.
@@ -202,20 +202,20 @@ class WizardConfig:
         return load_values(self.values())
 
     def to_yaml(self, comments: tuple[str, ...] = ()) -> str:
-        """A commented config file that `--config` takes.
+        """The text of a commented config file for `--config`.
 
         Args:
-            comments: further lines at the top.
+            comments: more lines for the top.
         """
         preset = (f"Preset: {self.preset}.",) if self.preset else ()
         header = (_FIRST_LINE.removeprefix("# "), *preset, *comments)
         return commented_yaml(self.values(), header, (_LAST_LINE.removeprefix("# "),))
 
     def save(self, path: str | Path, comments: tuple[str, ...] = ()) -> None:
-        """Write a config file, whole or not at all: JSON if the name ends so, commented YAML otherwise.
+        """Write a config file atomically: JSON if the name ends with .json, commented YAML otherwise.
 
         Raises:
-            ConfigError: the answers have errors, or the file cannot be written; what was there stays.
+            ConfigError: the answers have errors, or the file cannot be written; an existing file is unchanged.
         """
         path = Path(path)
         errors = all_problems(self.values())
@@ -223,7 +223,7 @@ class WizardConfig:
             raise ConfigError(errors)
         text = json.dumps(self.values(), indent=1) + "\n" if path.suffix == ".json" else self.to_yaml(comments)
         try:
-            # Through a link: it is the file behind it that is replaced.
+            # Replaces the target of a link, not the link.
             write_file(path.resolve(), text)
         except OSError as error:
             raise ConfigError(
@@ -236,38 +236,38 @@ class WizardConfig:
 
         Args:
             path: the file.
-            overrides: command line words on top of it.
+            overrides: arguments of the command line that override it.
 
         Raises:
-            ConfigError: no such file, a file that was cut off (with the line), unknown keys and wrong values.
+            ConfigError: the file is missing, truncated, or has unknown keys or invalid values.
         """
         path = Path(path)
-        lines = _lines_if_cut_off(path)
+        lines = _count_lines_if_truncated(path)
         if lines is not None:
-            message = f"the file is cut off here: its last line, {_LAST_LINE!r}, is missing"
+            message = f"the file is truncated here: its last line, {_LAST_LINE!r}, is missing"
             raise ConfigError([Problem(f"{path}, line {lines}", message)])
         return cls.from_values(read_sources([path], overrides))
 
 
-def _lines_if_cut_off(path: Path) -> int | None:
-    """How many lines are left of a YAML file that `save` wrote whole; None if nothing is missing."""
+def _count_lines_if_truncated(path: Path) -> int | None:
+    """The number of lines of a truncated YAML file that `save` wrote; None if it is complete."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return None  # told by who reads it
+        return None  # reading the file reports the error
     lines = text.splitlines()
-    own = not text.strip() or lines[0] == _FIRST_LINE or (len(lines) == 1 and _FIRST_LINE.startswith(lines[0]))
-    return max(len(lines), 1) if own and path.suffix != ".json" and _LAST_LINE not in lines else None
+    is_own = not text.strip() or lines[0] == _FIRST_LINE or (len(lines) == 1 and _FIRST_LINE.startswith(lines[0]))
+    return max(len(lines), 1) if is_own and path.suffix != ".json" and _LAST_LINE not in lines else None
 
 
-def _outweighed(given: set[str]) -> set[str]:
-    """What a preset says on precision gives way to any answer on it."""
+def _overridden(given: set[str]) -> set[str]:
+    """Answers of a preset on precision that any given answer on precision overrides."""
     both = {"precision", "use_mixed_precision"}
     return both - given if both & given else set()
 
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted paths down to the depth that the config knows: an argument that is a mapping stays one."""
+    """Dotted path to value; an argument of a class that is a mapping stays one."""
     groups = {path.rpartition(".")[0] for path, _ in config_fields()} | {"model", "data"}
     flat = flatten(values, groups.__contains__)
     return {path: value for path, value in flat.items() if not (path in groups and (value is None or value == {}))}

@@ -1,4 +1,4 @@
-"""`launcher init`: the set-up wizard on the command line, or its defaults without a question."""
+"""`launcher init`: the set-up wizard on the command line; with --yes, it asks nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from launcher.core.errors import UsageError
 from launcher.wizard.answers import WizardConfig
 
 _DEFAULT_OUTPUT = Path("run.yaml")
-_LEFT = 130
+# The exit code if the user cancels, as after Ctrl-C.
+_CANCELLED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,61 +25,62 @@ def build_parser() -> argparse.ArgumentParser:
         "launcher init",
         usage="launcher init [options] [--key value ...]",
         description="Write a config in five steps: model and data, hardware and cluster, precision and strategy, "
-        "logging, review.\nCtrl-C leaves at any question, and nothing is written.",
-        epilog=f"presets:\n{presets}\n\nsettings on top, each of them a key of the config file too:\n"
+        "logging, review.\nCtrl-C at any question cancels, and nothing is written.",
+        epilog=f"presets:\n{presets}\n\nfurther settings, with the keys of the config file:\n"
         "  --model my_pkg.MyModule   --model.lr 1e-4   --trainer.max_epochs 3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--preset", metavar="NAME", help="fills in what is not given")
-    parser.add_argument("--yes", "-y", action="store_true", help="no questions: preset, file and settings as they are")
-    parser.add_argument("--from", dest="source", metavar="FILE", type=Path, help="a config to begin with")
+    parser.add_argument("--preset", metavar="NAME", help="preset for the settings that are not given")
+    parser.add_argument("--yes", "-y", action="store_true", help="ask nothing: use preset, file and settings as given")
+    parser.add_argument("--from", dest="source", metavar="FILE", type=Path, help="config to start from")
     parser.add_argument(
         "--output",
         "-o",
         metavar="FILE",
         type=Path,
-        help="where to write, as YAML or JSON (run.yaml; or FILE of --from)",
+        help="file to write, as YAML or JSON (default: FILE of --from, else run.yaml)",
     )
     return parser
 
 
-def run(words: Sequence[str]) -> int:
-    """Run `launcher init`.
+def run(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: of the command line, after `launcher init`.
 
     Returns:
-        0, or 130 if the user left at the review.
+        0, or 130 if the user cancelled at the review.
 
     Raises:
-        UsageError: bad input, or nobody to ask; nothing was written.
+        UsageError: the input is invalid, or there is no terminal; nothing was written.
     """
-    options, overrides = build_parser().parse_known_args(list(words))
+    options, overrides = build_parser().parse_known_args(list(arguments))
     output: Path = options.output or options.source or _DEFAULT_OUTPUT
     config = _start(options.source, options.preset, overrides)
     edits = options.source is not None and options.source.absolute() == output.absolute()
     if options.yes:
         if output.exists() and not edits:
-            raise UsageError(
-                f"{output} is there already; give another --output, or `--from {output}` to begin with what it says"
-            )
+            raise UsageError(f"{output} exists; give another --output, or start from it with `--from {output}`")
         _check(config)
     else:
         answered = _ask(config, output)
         if answered is None:
-            sys.stderr.write("left; nothing was written\n")
-            return _LEFT
+            sys.stderr.write("cancelled; nothing was written\n")
+            return _CANCELLED
         config = answered
-    kept = _keep(output)
+    copy = _back_up(output)
     quoted = shlex.quote(str(output))
     commands = {"see the plan": f"launcher plan --config {quoted}", "train": f"launcher fit --config {quoted}"}
     config.save(output, tuple(f"To {what}: {command}" for what, command in commands.items()))
-    sys.stdout.write(f"wrote {output}" + (f"; what it was is {kept}" if kept else "") + "\n")
+    sys.stdout.write(f"wrote {output}" + (f"; the previous file is {copy}" if copy else "") + "\n")
     sys.stdout.writelines(f"  {command}\n" for command in commands.values())
     return 0
 
 
 def _start(source: Path | None, preset: str | None, overrides: Sequence[str]) -> WizardConfig:
-    """The file, the settings on top of it, and the preset below both."""
+    """The config file with the given settings; the preset fills in the rest."""
     if source is not None:
         config = WizardConfig.load(source, overrides)
     else:
@@ -87,10 +89,10 @@ def _start(source: Path | None, preset: str | None, overrides: Sequence[str]) ->
 
 
 def _check(config: WizardConfig) -> None:
-    """What the questions would have checked on the way.
+    """Check what the questions would have checked.
 
     Raises:
-        ConfigError: a class does not import, or takes no such argument.
+        ConfigError: a class cannot be imported, or does not take an argument.
     """
     if config.model is not None:
         from launcher.user_code.classes import import_classes
@@ -102,19 +104,21 @@ def _check(config: WizardConfig) -> None:
 
 def _ask(config: WizardConfig, output: Path) -> WizardConfig | None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("init asks its questions on a terminal, and here is none; --yes asks nothing (see --help)")
+        raise UsageError(
+            "init needs a terminal for its questions; run it in one, or give --yes to ask nothing (see --help)"
+        )
     from launcher.wizard.wizard import SetupWizard
 
-    note = " (what it is now is kept beside it)" if output.exists() else ""
-    sys.stdout.write(f"This writes {output}{note} at the end. Ctrl-C leaves, and nothing is written.\n")
+    note = ", and keeps a copy of the present file" if output.exists() else ""
+    sys.stdout.write(f"This writes {output} at the end{note}. Ctrl-C cancels, and nothing is written.\n")
     return SetupWizard().run(config)
 
 
-def _keep(output: Path) -> Path | None:
-    """A copy of what is there, under a name that nothing has; None where nothing is.
+def _back_up(output: Path) -> Path | None:
+    """Copy an existing file to an unused name; returns the copy, or None if there is no file.
 
     Raises:
-        UsageError: the copy cannot be written; what is there stays.
+        UsageError: the copy cannot be written; the file is unchanged.
     """
     if not output.exists():
         return None
@@ -130,5 +134,5 @@ def _keep(output: Path) -> Path | None:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise UsageError(f"{output} cannot be kept before it is replaced: {error}; give another --output") from error
-    raise UsageError(f"{output} has a thousand copies already; move them away, or give another --output")
+        raise UsageError(f"cannot copy {output} before replacing it: {error}; give another --output") from error
+    raise UsageError(f"{output} has 999 copies; remove some of them, or give another --output")

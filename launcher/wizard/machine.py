@@ -1,4 +1,4 @@
-"""What the set-up wizard finds around it: this machine's devices, the cluster's partitions, W&B's key."""
+"""Facts that the set-up wizard uses: devices of this machine, partitions of the cluster, the key of W&B."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from slurm.partitions import Partition, PartitionsError, read_partitions
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """What is here.
+    """This machine and its cluster.
 
     Attributes:
         host: name of this machine.
         hardware: its devices.
-        partitions: the cluster's; none without SLURM.
+        partitions: of the cluster; empty without SLURM.
         wandb_online: whether W&B has a key.
-        remarks: what could not be found out, and why.
+        remarks: facts that could not be read, and why.
     """
 
     host: str
@@ -30,8 +30,8 @@ class MachineFacts:
 
 
 def detect_machine() -> MachineFacts:
-    """Look around; SLURM that does not answer is a remark."""
-    # Lightning's loggers come with it: seconds that only the wizard spends.
+    """Read the facts; if SLURM does not answer, that is a remark."""
+    # Here: it imports the loggers of Lightning, which takes seconds.
     from launcher.config.schema import WandbOptions
     from launcher.loggers.wandb_settings import resolve_mode
 
@@ -40,6 +40,6 @@ def detect_machine() -> MachineFacts:
     try:
         partitions = read_partitions()
     except PartitionsError as error:
-        remarks = (f"SLURM is here, but its partitions are not known: {error}",)
+        remarks = (f"the partitions of SLURM are not known: {error}",)
     online = resolve_mode(WandbOptions(), os.environ)[0] == "online"
     return MachineFacts(socket.gethostname(), detect_hardware("auto", 0), partitions, online, remarks)

@@ -1,89 +1,83 @@
-"""What the user should know of a valid config: what this hardware, or Lightning, makes of it."""
+"""Warnings about a valid config: how this hardware, or Lightning, will treat it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from launcher.core.errors import Problem
 from strategies.precision import AUTO, Precision, PrecisionError, RankCapability, normalize_precision, reconcile
 
 if TYPE_CHECKING:
     from launcher.hardware.devices import Hardware
-    from launcher.wizard.answers import WizardConfig
 
 _FULL = (Precision.FP32_TRUE, Precision.FP64_TRUE)
 
 
-def find_notes(config: WizardConfig, hardware: Hardware | None = None) -> tuple[Problem, ...]:
-    """Warnings on a config without errors.
+def find_notes(answers: Mapping[str, Any], hardware: Hardware | None = None) -> tuple[Problem, ...]:
+    """Warnings about answers without errors.
 
     Args:
-        config: the answers.
-        hardware: what the run will have; looked up on this machine if an answer asks for it and it is not given.
+        answers: name to value, as in `WizardConfig`.
+        hardware: of the run; if not given, that of this machine, where an answer depends on it.
     """
-    notes = [*_on_contradiction(config), *_on_length(config)]
-    if _asks_for_hardware(config):
+    notes = [*_check_contradiction(answers), *_check_length(answers)]
+    if _depends_on_hardware(answers):
         if hardware is None:
             from launcher.hardware.devices import detect_hardware
 
-            hardware = detect_hardware("auto" if config.accelerator != "cpu" else "cpu", 0)
-        notes += [*_on_precision(config, hardware), *_on_devices(config, hardware)]
+            hardware = detect_hardware("auto" if answers["accelerator"] != "cpu" else "cpu", 0)
+        notes += [*_check_precision(answers, hardware), *_check_devices(answers, hardware)]
     return tuple(notes)
 
 
-def _asks_for_hardware(config: WizardConfig) -> bool:
+def _depends_on_hardware(answers: Mapping[str, Any]) -> bool:
     return bool(
-        config.use_mixed_precision
-        or config.precision not in (None, AUTO)
-        or config.accelerator not in (None, AUTO, "cpu")
-        or config.devices not in (None, AUTO, 1)  # there is always one
+        answers["use_mixed_precision"]
+        or answers["precision"] not in (None, AUTO)
+        or answers["accelerator"] not in (None, AUTO, "cpu")
+        or answers["devices"] not in (None, AUTO, 1)
     )
 
 
-def _on_contradiction(config: WizardConfig) -> list[Problem]:
-    """`use_amp` outweighs `precision` (`strategies.precision.reconcile`): nobody should be surprised by it."""
-    if config.use_mixed_precision is None or config.precision in (None, AUTO):
+def _check_contradiction(answers: Mapping[str, Any]) -> list[Problem]:
+    """Warn that `use_amp` overrides `precision` (`strategies.precision.reconcile`)."""
+    is_mixed, precision = answers["use_mixed_precision"], answers["precision"]
+    if is_mixed is None or precision in (None, AUTO) or is_mixed != (normalize_precision(precision) in _FULL):
         return []
-    full = normalize_precision(config.precision) in _FULL
-    if config.use_mixed_precision is False and not full:
-        return [Problem("use_mixed_precision", f"false outweighs precision {config.precision}: training in 32-true")]
-    if config.use_mixed_precision and full:
-        message = f"true outweighs precision {config.precision}: mixed precision where the hardware has it"
-        return [Problem("use_mixed_precision", message)]
-    return []
+    effect = "mixed precision if the hardware supports it" if is_mixed else "the run trains in 32-true"
+    return [Problem("use_mixed_precision", f"{str(is_mixed).lower()} overrides precision {precision}: {effect}")]
 
 
-def _on_length(config: WizardConfig) -> list[Problem]:
-    steps, time = config.max_steps, config.settings.get("trainer.max_time")
-    if config.model is None or config.max_epochs is not None or time is not None or (steps is not None and steps >= 0):
+def _check_length(answers: Mapping[str, Any]) -> list[Problem]:
+    steps = answers["max_steps"]
+    is_limited = answers["max_epochs"] is not None or (steps is not None and steps >= 0)
+    if answers["model"] is None or is_limited or answers["settings"].get("trainer.max_time") is not None:
         return []
-    return [Problem("max_epochs", "neither max_epochs nor max_steps is set: Lightning trains 1000 epochs")]
+    return [Problem("max_epochs", "neither max_epochs nor max_steps is set: Lightning trains for 1000 epochs")]
 
 
-def _on_precision(config: WizardConfig, hardware: Hardware) -> list[Problem]:
-    """The rule that `fit` goes by, asked on this machine's device alone."""
-    device = hardware.device
+def _check_precision(answers: Mapping[str, Any], hardware: Hardware) -> list[Problem]:
+    """Apply the rule of `fit` to the device of this machine."""
+    device, use_amp = hardware.device, answers["use_mixed_precision"]
     capability = RankCapability(0, "this machine", device.kind, device.name, frozenset(device.native_dtypes))
-    where = "use_mixed_precision" if config.use_mixed_precision else "precision"
-    fallback = bool(config.settings.get("precision_fallback"))
+    where = "use_mixed_precision" if use_amp else "precision"
+    fallback = bool(answers["settings"].get("precision_fallback"))
     try:
-        agreed = reconcile(
-            config.precision or AUTO, [capability], use_amp=config.use_mixed_precision, fallback=fallback
-        )
+        agreed = reconcile(answers["precision"] or AUTO, [capability], use_amp=use_amp, fallback=fallback)
     except PrecisionError as error:
         return [Problem(where, str(error))]
     return [Problem(where, notice) for notice in agreed.notices]
 
 
-def _on_devices(config: WizardConfig, hardware: Hardware) -> list[Problem]:
+def _check_devices(answers: Mapping[str, Any], hardware: Hardware) -> list[Problem]:
+    accelerator, devices = answers["accelerator"], answers["devices"]
     kind, count = hardware.device.kind, hardware.local_device_count
-    wanted = {"gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}.get(config.accelerator or AUTO)
+    wanted = {"gpu": ("cuda", "mps"), "cuda": ("cuda",), "mps": ("mps",)}.get(accelerator or AUTO)
     if wanted is not None and kind not in wanted:
-        message = f"{config.accelerator} was asked for, and this machine has none: `fit` works only where there is one"
+        message = f"given {accelerator}, but this machine has none: `fit` works only on a machine that has one"
         return [Problem("accelerator", message)]
-    if kind != "cpu" and isinstance(config.devices, int) and config.devices > count:
-        message = (
-            f"{config.devices} were asked for, and this machine has {count}: `fit` works only where there are as many"
-        )
+    if kind != "cpu" and isinstance(devices, int) and devices > count:
+        message = f"given {devices}, but this machine has {count}: `fit` needs a machine with as many"
         return [Problem("devices", message)]
     return []

@@ -1,31 +1,31 @@
-"""Asking a person: on a terminal with arrow keys, or line by line where the terminal cannot do that."""
+"""Asks a person: with arrow keys, or line by line on a terminal that cannot move its cursor."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
-# Terminals that cannot move the cursor: an editor's shell, a serial line, a screen reader's.
+from rich.console import Console
+from rich.prompt import Confirm, Prompt
+from rich.text import Text
+
+from launcher.core.terminal import make_console
+
+# Terminals that cannot move the cursor: the shell of an editor, a serial line, a screen reader.
 _PLAIN_TERMINALS = ("", "dumb", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One line of a list to choose from.
-
-    Attributes:
-        value: what is answered.
-        title: what is shown.
-    """
+    """An entry of a list: the value of the answer, and the title to show."""
 
     value: Any
     title: str
 
 
 class Prompter(Protocol):
-    """Asks one question at a time; Ctrl-C raises KeyboardInterrupt, the end of the input EOFError."""
+    """Asks one question at a time. Ctrl-C raises KeyboardInterrupt, the end of the input EOFError."""
 
     def text(self, message: str, default: str = "") -> str:
         """A line of text."""
@@ -44,82 +44,67 @@ class TerminalPrompter:
     """Arrow keys and an editable line, through questionary."""
 
     def text(self, message: str, default: str = "") -> str:
-        """A line of text, `default` to begin with."""
+        """A line of text that starts as `default`."""
         import questionary
 
         return questionary.text(message, default=default).unsafe_ask()
 
     def select(self, message: str, choices: Sequence[Choice], default: Any = None) -> Any:
-        """The value of one of `choices`, the one of `default` marked."""
+        """The value of one of `choices`; starts at the one of `default`."""
         import questionary
 
-        # By position: questionary takes a choice whose value is None to have none, and answers its title.
+        # By position: for a choice with the value None, questionary returns the title.
         lines = [questionary.Choice(choice.title, value=number) for number, choice in enumerate(choices)]
-        start = next((n for n, choice in enumerate(choices) if choice.value == default), 0)
-        answer = questionary.select(message, choices=lines, default=lines[start], instruction=" ").unsafe_ask()
-        return choices[answer].value
+        start = lines[_position(choices, default)]
+        return choices[questionary.select(message, choices=lines, default=start, instruction=" ").unsafe_ask()].value
 
     def confirm(self, message: str, default: bool = True) -> bool:
-        """Yes or no, `default` on Enter."""
+        """Yes or no; Enter is `default`."""
         import questionary
 
         return questionary.confirm(message, default=default).unsafe_ask()
 
 
 class PlainPrompter:
-    """Numbered lists and whole lines: works on any terminal.
+    """Numbered lists and whole lines, through rich: works on any terminal.
 
     Args:
-        lines: where answers come from, a line each.
-        out: where questions go.
+        console: shows the questions; the answers are read from standard input.
     """
 
-    def __init__(self, lines: TextIO, out: TextIO) -> None:
-        self._lines = lines
-        self._out = out
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
     def text(self, message: str, default: str = "") -> str:
-        """A line of text; an empty one is `default`, a lone '-' is no text."""
-        hint = f" [{default}] (- for none)" if default else ""
-        answer = self._ask(f"{message}{hint}: ")
-        return "" if answer == "-" else answer or default
+        """A line of text; Enter is `default`, and '-' is an empty text."""
+        hint = Text(f"{message} (- for none)" if default else message)
+        answer = Prompt.ask(hint, console=self._console, default=default, show_default=bool(default)).strip()
+        return "" if answer == "-" else answer
 
     def select(self, message: str, choices: Sequence[Choice], default: Any = None) -> Any:
-        """The value of the choice whose number is given."""
-        start = next((n for n, choice in enumerate(choices) if choice.value == default), 0)
-        self._out.write(f"{message}\n")
-        for number, choice in enumerate(choices, 1):
-            self._out.write(f"  {number}  {choice.title}\n")
-        while True:
-            answer = self._ask(f"number [{start + 1}]: ")
-            number = int(answer) if answer.isdecimal() else (start + 1 if not answer else 0)
-            if 1 <= number <= len(choices):
-                return choices[number - 1].value
-            self._out.write(f"given {answer!r}; expected a number from 1 to {len(choices)}\n")
+        """The value of the choice with the given number."""
+        numbers = [str(number) for number in range(1, len(choices) + 1)]
+        lines = [message, *(f"  {number}  {choice.title}" for number, choice in zip(numbers, choices, strict=True))]
+        self._console.print("\n".join(lines), markup=False, highlight=False)
+        start = numbers[_position(choices, default)]
+        ask = f"number, 1 to {len(choices)}"
+        answer = Prompt.ask(ask, console=self._console, choices=numbers, show_choices=False, default=start)
+        return choices[int(answer) - 1].value
 
     def confirm(self, message: str, default: bool = True) -> bool:
-        """Yes or no."""
-        while True:
-            answer = self._ask(f"{message} [{'Y/n' if default else 'y/N'}]: ").lower()
-            if answer in ("", "y", "yes", "n", "no"):
-                return default if not answer else answer.startswith("y")
-            self._out.write(f"given {answer!r}; expected y or n\n")
+        """Yes or no; Enter is `default`."""
+        return Confirm.ask(Text(message), console=self._console, default=default)
 
-    def _ask(self, prompt: str) -> str:
-        self._out.write(prompt)
-        self._out.flush()
-        line = self._lines.readline()
-        if not line:
-            raise EOFError("the input ended before the last question")
-        return line.strip()
+
+def _position(choices: Sequence[Choice], default: Any) -> int:
+    """The position of the default; 0 if it is not among the choices."""
+    return next((number for number, choice in enumerate(choices) if choice.value == default), 0)
 
 
 def make_prompter(env: Mapping[str, str]) -> Prompter:
-    """The prompter that this terminal can show.
+    """The prompter for this terminal.
 
     Args:
-        env: the environment; TERM says what the terminal can do.
+        env: the environment; TERM names the kind of terminal.
     """
-    if env.get("TERM", "") in _PLAIN_TERMINALS:
-        return PlainPrompter(sys.stdin, sys.stdout)
-    return TerminalPrompter()
+    return PlainPrompter(make_console()) if env.get("TERM", "") in _PLAIN_TERMINALS else TerminalPrompter()

@@ -1,9 +1,11 @@
-"""The questions of the set-up wizard, step by step: each takes the answers so far and returns them with its own."""
+"""The questions of the set-up wizard. Each step takes the answers so far, and returns them with its own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import yaml
@@ -18,213 +20,226 @@ from launcher.wizard.answers import WizardConfig
 from launcher.wizard.machine import MachineFacts
 from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
-from strategies.choice import NAMES as STRATEGY_NAMES
 from strategies.precision import Precision
+from strategies.registry import AUTO, list_strategies
 from strategies.units import format_bytes
-
-_STRATEGIES = {
-    "auto": "auto: the launcher chooses, and says why",
-    "single_device": "single_device: one rank, one device",
-    "ddp": "ddp: each rank has the whole model",
-    "ddp_find_unused_parameters_true": "ddp_find_unused_parameters_true: for steps that use a part of the parameters",
-}
 
 
 class WizardSession:
-    """Where questions are asked and answered: the prompter, the screen, and what is known of the machine.
+    """What the questions share: the prompter, the screen, and facts of the machine.
 
     Args:
-        prompter: asks.
-        console: shows what is no question.
-        look: finds out about the machine; called once, when it is first needed.
+        prompter: asks the questions.
+        console: shows everything else.
+        detect: reads facts of the machine; called once, when first needed.
     """
 
-    def __init__(self, prompter: Prompter, console: Console, look: Callable[[], MachineFacts]) -> None:
+    def __init__(self, prompter: Prompter, console: Console, detect: Callable[[], MachineFacts]) -> None:
         self.prompter = prompter
         self.console = console
-        self._look_around = look
-        self._machine: MachineFacts | None = None
+        self._detect = detect
 
-    def look(self) -> MachineFacts:
-        """The machine; looked at when this is first called."""
-        if self._machine is None:
-            self.say("looking at this machine ...", style="dim")
-            self._machine = self._look_around()
-        return self._machine
+    @cached_property
+    def machine(self) -> MachineFacts:
+        """Facts of this machine."""
+        self.show("detecting the hardware of this machine ...", style="dim")
+        return self._detect()
 
-    def say(self, text: str, style: str | None = None) -> None:
-        """Show a line; square brackets in it mean nothing."""
+    def show(self, text: str, style: str | None = None) -> None:
+        """Show a line of plain text."""
         self.console.print(text, style=style, markup=False, highlight=False)
 
-    def tell(self, problems: tuple[Problem, ...] | list[Problem], style: str = "red") -> None:
-        """Show what is wrong."""
+    def show_problems(self, problems: Iterable[Problem], style: str = "red") -> None:
+        """Show a line for each problem."""
         for problem in problems:
-            self.say(f"  {problem.path}: {problem.message}", style=style)
+            self.show(f"  {problem.path}: {problem.message}", style=style)
 
 
-def ask_model_and_data(config: WizardConfig, desk: WizardSession) -> WizardConfig:
-    """Import paths, checked at once, with the number of parameters; batch and length of the training."""
-    desk.say("Import paths are looked up from this directory, as in my_pkg.MyModule.", style="dim")
-    config = _ask_class(config, desk, "model", "Model: the LightningModule (empty: the built-in demo)")
+@dataclass(frozen=True, slots=True)
+class ValueQuestion:
+    """A question for one value.
+
+    Attributes:
+        name: of the answer.
+        message: the question.
+        default: the answer that keeps the default of the config.
+        is_text: whether digits stay text.
+        most: largest number; None for no limit.
+        limit: what `most` is.
+    """
+
+    name: str
+    message: str
+    default: str = ""
+    is_text: bool = False
+    most: int | None = None
+    limit: str = ""
+
+
+def ask_model_and_data(config: WizardConfig, session: WizardSession) -> WizardConfig:
+    """Import paths, which are checked at once, then batch size and length of the training."""
+    session.show("Give import paths as in my_pkg.MyModule; this directory is searched too.", style="dim")
+    config = _ask_class(config, session, "model", "Model: the LightningModule (empty: the built-in demo)")
     if config.model is None:
         return config.with_answers(data=None, data_args=None)
-    config = _ask_class(config, desk, "data", "Data: the LightningDataModule (empty: the model has loaders of its own)")
-    message = "Samples per optimizer step on all ranks together (empty: the data's batch size on each)"
-    config = _ask_value(config, desk, "global_batch_size", message)
-    return _ask_value(config, desk, "max_epochs", "Passes over the data, in epochs (-1: no limit)")
+    config = _ask_class(config, session, "data", "Data: the LightningDataModule (empty: the model has its own loaders)")
+    message = "Samples per optimizer step, over all ranks (empty: the batch size of the data on each rank)"
+    config = _ask_value(config, session, ValueQuestion("global_batch_size", message))
+    return _ask_value(config, session, ValueQuestion("max_epochs", "Passes over the data, in epochs (-1: no limit)"))
 
 
-def ask_hardware(config: WizardConfig, desk: WizardSession) -> WizardConfig:
-    """A preset to begin with, the partition, ranks on a node, nodes."""
-    machine = desk.look()
+def ask_hardware(config: WizardConfig, session: WizardSession) -> WizardConfig:
+    """Preset, partition, ranks on each node, nodes."""
+    machine = session.machine
     device = machine.hardware.device
-    desk.say(
+    session.show(
         f"{machine.host}: {machine.hardware.local_device_count} x {device.name} ({device.kind}), "
-        f"{format_bytes(device.memory_bytes)}, computes {', '.join(device.native_dtypes)} natively"
+        f"{format_bytes(device.memory_bytes)}, native {', '.join(device.native_dtypes)}"
     )
     for remark in machine.remarks:
-        desk.say(remark, style="yellow")
-    none = Choice(None, "no preset: answer by answer")
+        session.show(remark, style="yellow")
+    none = Choice(None, "no preset")
     presets = [Choice(name, f"{name}: {preset_summary(name)}") for name in preset_names()]
-    preset = desk.prompter.select("Begin with a preset?", [none, *presets], config.preset)
+    preset = session.prompter.select("Begin with a preset?", [none, *presets], config.preset)
     config = config.with_preset(preset) if preset else config.without_preset()
-    partition = _ask_partition(config, desk, machine.partitions) if machine.partitions else None
+    partition = _ask_partition(config, session, machine.partitions) if machine.partitions else None
     config = config.with_answers(partition=partition.name if partition else None)
     gpus = partition.gpus_per_node if partition else None
-    limits = {
-        "devices": (gpus or None, f"GPUs on a node of partition {config.partition}"),
-        "num_nodes": (partition.nodes if partition else None, f"nodes in partition {config.partition}"),
-    }
-    for name, message in (
-        ("devices", "Ranks on each node (auto: all GPUs, or one process on a CPU)"),
-        ("num_nodes", "Nodes (auto: what torchrun or SLURM say)"),
-    ):
-        most, what = limits[name]
-        config = _ask_value(config, desk, name, message, default="auto", most=most, what=what)
-    return config
+    ranks = ValueQuestion("devices", "Ranks on each node (auto: all GPUs, or one process on a CPU)", "auto",
+                          most=gpus or None, limit=f"GPUs on a node of partition {config.partition}")  # fmt: skip
+    nodes = ValueQuestion("num_nodes", "Nodes (auto: as torchrun or SLURM start them)", "auto",
+                          most=partition.nodes if partition else None,
+                          limit=f"nodes in partition {config.partition}")  # fmt: skip
+    return _ask_value(_ask_value(config, session, ranks), session, nodes)
 
 
-def ask_precision_and_strategy(config: WizardConfig, desk: WizardSession) -> WizardConfig:
-    """Mixed precision and the strategy, with the plan before and after."""
-    show_plan(config, desk)
+def ask_precision_and_strategy(config: WizardConfig, session: WizardSession) -> WizardConfig:
+    """Mixed precision and strategy; shows the plan before and after."""
+    show_plan(config, session)
     while True:
-        config = _ask_precision(config, desk)
-        strategies = [Choice(name, _STRATEGIES.get(name, name)) for name in STRATEGY_NAMES]
-        strategy = desk.prompter.select("Strategy", strategies, config.strategy or "auto")
-        config = _answered(config, "strategy", strategy, default="auto")
-        if show_plan(config, desk) or not desk.prompter.confirm("There is no such plan here. Answer anew?"):
+        config = _ask_precision(config, session)
+        strategies = [Choice(entry.name, f"{entry.name}: {entry.summary}") for entry in list_strategies()]
+        strategies.insert(0, Choice(AUTO, "auto: the launcher chooses, and gives its reasons"))
+        strategy = session.prompter.select("Strategy", strategies, config.strategy or AUTO)
+        config = _with_answer(config, "strategy", strategy, default="auto")
+        if show_plan(config, session) or not session.prompter.confirm(
+            "There is no such plan for this machine. Answer again?"
+        ):
             return config
 
 
-def ask_logging(config: WizardConfig, desk: WizardSession) -> WizardConfig:
-    """Weights & Biases: where to, under which project; the run's name."""
-    now = "online: a key is at hand" if desk.look().wandb_online else "offline: no key is at hand"
+def ask_logging(config: WizardConfig, session: WizardSession) -> WizardConfig:
+    """Mode and project of Weights & Biases, and the name of the run."""
+    now = "online: a key is set" if session.machine.wandb_online else "offline: no key is set"
     modes = [
-        Choice("auto", f"auto: online where a key is at hand, offline otherwise (here {now})"),
+        Choice("auto", f"auto: online with a key, offline without one (here {now})"),
         Choice("online", "online"),
-        Choice("offline", "offline: kept in the run's folder, `wandb sync` sends it later"),
+        Choice("offline", "offline: kept in the run directory; `wandb sync` uploads it later"),
         Choice("disabled", "disabled"),
     ]
-    mode = desk.prompter.select("Weights & Biases", modes, config.wandb_mode or "auto")
-    config = _answered(config, "wandb_mode", mode, default="auto")
+    mode = session.prompter.select("Weights & Biases", modes, config.wandb_mode or "auto")
+    config = _with_answer(config, "wandb_mode", mode, default="auto")
     if config.wandb_mode != "disabled":
-        config = _ask_value(config, desk, "wandb_project", "W&B project", default="launcher", as_text=True)
-    return _ask_value(config, desk, "name", "Name of the run (empty: made from the date)", as_text=True)
+        config = _ask_value(config, session, ValueQuestion("wandb_project", "W&B project", "launcher", is_text=True))
+    message = "Name of the run (empty: from date and config)"
+    return _ask_value(config, session, ValueQuestion("name", message, is_text=True))
 
 
-def show_plan(config: WizardConfig, desk: WizardSession) -> bool:
-    """Print what `fit` would do on this machine; says why where it would do nothing."""
-    # Lightning comes with it.
+def show_plan(config: WizardConfig, session: WizardSession) -> bool:
+    """Print the plan of `fit` on this machine, or why there is none; returns whether there is one."""
+    # Here: they import Lightning.
     from launcher.planning.dry_run import plan_here
     from launcher.planning.table import print_plan
 
     try:
-        plan = plan_here(config.to_run_config(), desk.look().host).plan
+        plan = plan_here(config.to_run_config(), session.machine.host).plan
     except LauncherError as error:
-        desk.say(f"no plan on this machine: {error}", style="yellow")
+        session.show(f"no plan for this machine: {error}", style="yellow")
         return False
-    print_plan(plan, desk.console)
+    print_plan(plan, session.console)
     return True
 
 
-def _ask_precision(config: WizardConfig, desk: WizardSession) -> WizardConfig:
+def _ask_precision(config: WizardConfig, session: WizardSession) -> WizardConfig:
     named = config.precision not in (None, "auto")
     current = config.use_mixed_precision if config.use_mixed_precision is not None else "name" if named else True
     choices = [
-        Choice(True, "yes, where the hardware has it"),
+        Choice(True, "yes, if the hardware supports it"),
         Choice(False, "no: 32-bit"),
-        Choice("name", "I name one, and every rank must be able to run it"),
+        Choice("name", "a precision by name, which every rank must support"),
     ]
-    answer = desk.prompter.select("Train in mixed precision? It is faster and takes less memory", choices, current)
+    answer = session.prompter.select("Train in mixed precision? It is faster and needs less memory", choices, current)
     if answer != "name":
         return config.with_answers(use_mixed_precision=answer, precision=None)
-    names = [Choice("auto", "auto: the best that all ranks share"), *(Choice(p.value, p.value) for p in Precision)]
-    precision = desk.prompter.select("Precision", names, str(config.precision or "auto"))
+    names = [Choice("auto", "auto: the best that all ranks support"), *(Choice(p.value, p.value) for p in Precision)]
+    precision = session.prompter.select("Precision", names, str(config.precision or "auto"))
     return config.with_answers(precision=precision, use_mixed_precision=None)
 
 
-def _ask_partition(config: WizardConfig, desk: WizardSession, partitions: tuple[Partition, ...]) -> Partition | None:
+def _ask_partition(config: WizardConfig, session: WizardSession, partitions: tuple[Partition, ...]) -> Partition | None:
     table = Table("partition", "nodes", "GPUs", "CPUs", "limit", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for p in partitions:
         gpus = f"{p.gpus_per_node} {p.gpu_type or ''}".strip()
         state = "" if p.is_up else " (down)"
         table.add_row(p.name + state, str(p.nodes), gpus, str(p.cpus_per_node), p.time_limit)
-    desk.console.print(table)
-    choices = [*(Choice(p, p.name) for p in partitions), Choice(None, "none: not on SLURM")]
+    session.console.print(table)
+    choices = [*(Choice(p, p.name) for p in partitions), Choice(None, "none: without SLURM")]
     current = next((p for p in partitions if p.name == config.partition), partitions[0])
-    return desk.prompter.select("SLURM partition", choices, current)
+    return session.prompter.select("SLURM partition", choices, current)
 
 
-def _ask_class(config: WizardConfig, desk: WizardSession, part: Literal["model", "data"], message: str) -> WizardConfig:
-    """An import path, then the arguments, each until it is right."""
+def _ask_class(
+    config: WizardConfig, session: WizardSession, part: Literal["model", "data"], message: str
+) -> WizardConfig:
+    """Import path, then arguments; asks each until it is valid."""
     from launcher.user_code.inspection import class_problems, signature_of
 
     typed = getattr(config, part) or ""
     while True:
-        typed = desk.prompter.text(message, typed).strip()
+        typed = session.prompter.text(message, typed).strip()
         if not typed:
             return config.with_answers(**{part: None, f"{part}_args": None})
         same = typed == getattr(config, part)
         given = getattr(config, f"{part}_args") if same else None
         config_with = config.with_answers(**{part: typed, f"{part}_args": given})
-        errors = _errors_of(part, typed)
+        errors = _find_errors(part, typed)
         if not errors:
-            desk.say(f"importing {typed} ...", style="dim")
-            problems = class_problems(_classes_of(config_with), part)
+            session.show(f"importing {typed} ...", style="dim")
+            problems = class_problems(_only_classes(config_with), part)
             errors = [p for p in problems if p.path == f"{part}.class_path"]
         if errors:
-            desk.tell(errors)
+            session.show_problems(errors)
             continue
-        desk.say(f"  {signature_of(typed)}", style="dim")
-        answered = _ask_arguments(config_with, desk, part)
+        session.show(f"  {signature_of(typed)}", style="dim")
+        answered = _ask_arguments(config_with, session, part)
         if answered is not None:
             return answered
 
 
-def _ask_arguments(config: WizardConfig, desk: WizardSession, part: Literal["model", "data"]) -> WizardConfig | None:
-    """The constructor's arguments; None if the user would rather name another class."""
+def _ask_arguments(config: WizardConfig, session: WizardSession, part: Literal["model", "data"]) -> WizardConfig | None:
+    """Arguments of the constructor; None if the user wants to name another class."""
     from launcher.user_code.inspection import ModelCountError, class_problems, count_parameters
 
     typed = json.dumps(getattr(config, f"{part}_args"), ensure_ascii=False) if getattr(config, f"{part}_args") else ""
     while True:
-        typed = desk.prompter.text("Its arguments, as in lr: 1e-4, width: 8 (empty: the defaults)", typed).strip()
+        typed = session.prompter.text("Its arguments, as in lr: 1e-4, width: 8 (empty: defaults)", typed).strip()
         try:
             arguments = _parse_arguments(typed)
         except ValueError as error:
-            desk.say(f"  {error}", style="red")
+            session.show(f"  {error}", style="red")
             continue
         candidate = config.with_answers(**{f"{part}_args": arguments or None})
-        problems = class_problems(_classes_of(candidate), part)
+        problems = class_problems(_only_classes(candidate), part)
         if problems:
-            desk.tell(problems)
+            session.show_problems(problems)
             continue
         if part == "data":
             return candidate
         try:
-            desk.say(f"  {count_parameters(_classes_of(candidate))}", style="green")
+            session.show(f"  {count_parameters(_only_classes(candidate))}", style="green")
         except ModelCountError as error:
-            desk.say(f"  {error}", style="yellow")
-            if not desk.prompter.confirm("Its parameters cannot be counted. Keep it?", default=False):
+            session.show(f"  {error}", style="yellow")
+            if not session.prompter.confirm("Its parameters cannot be counted. Keep it?", default=False):
                 return None
         return candidate
 
@@ -237,52 +252,42 @@ def _parse_arguments(text: str) -> Mapping[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(k, str) and k.isidentifier() for k in values):
         raise ValueError(f"given {text!r}; expected arguments as in lr: 1e-4, width: 8")
     if any(value is None for value in values.values()) and "null" not in text and "~" not in text:
-        raise ValueError(f"given {text!r}; expected a value behind each name, as in lr: 1e-4")
+        raise ValueError(f"given {text!r}; expected a value after each name, as in lr: 1e-4")
     return values
 
 
-def _ask_value(
-    config: WizardConfig,
-    desk: WizardSession,
-    name: str,
-    message: str,
-    *,
-    default: str = "",
-    as_text: bool = False,
-    most: int | None = None,
-    what: str = "",
-) -> WizardConfig:
-    """One answer, asked until the config takes it; an empty one is no answer."""
+def _ask_value(config: WizardConfig, session: WizardSession, question: ValueQuestion) -> WizardConfig:
+    """One value; asks until it is valid. An empty text is no answer."""
+    name, most = question.name, question.most
     current = getattr(config, name)
-    typed = default if current is None else str(current)
+    typed = question.default if current is None else str(current)
     while True:
-        typed = desk.prompter.text(message, typed).strip()
-        value: Any = typed or None
-        if typed.lstrip("-").isdecimal() and not as_text:
-            value = int(typed)
-        errors = _errors_of(name, value)
+        typed = session.prompter.text(question.message, typed).strip()
+        is_number = typed.lstrip("-").isdecimal() and not question.is_text
+        value: Any = int(typed) if is_number else typed or None
+        errors = _find_errors(name, value)
         if most is not None and isinstance(value, int) and value > most:
-            errors.append(Problem(name, f"given {value}; expected at most {most}: the {what}"))
+            errors.append(Problem(name, f"given {value}; expected at most {most}: the {question.limit}"))
         if not errors:
-            return _answered(config, name, value, default=default)
-        desk.tell(errors)
+            return _with_answer(config, name, value, default=question.default)
+        session.show_problems(errors)
 
 
-def _answered(config: WizardConfig, name: str, value: Any, *, default: Any) -> WizardConfig:
-    """With one answer; what only confirms the default or the preset's value stays open to another preset."""
+def _with_answer(config: WizardConfig, name: str, value: Any, *, default: Any) -> WizardConfig:
+    """The config with one answer. One that only confirms the default or the preset is not stored."""
     current = getattr(config, name)
     return (
         config if value == current or (current is None and value == default) else config.with_answers(**{name: value})
     )
 
 
-def _errors_of(name: str, value: Any) -> list[Problem]:
-    """What is wrong with one answer by itself."""
+def _find_errors(name: str, value: Any) -> list[Problem]:
+    """Problems of one answer alone."""
     alone = WizardConfig(**{name: value})
     return [problem for problem in alone.errors() if problem.path == name]
 
 
-def _classes_of(config: WizardConfig) -> RunConfig:
-    """Only the classes of the answers, for a look at them."""
+def _only_classes(config: WizardConfig) -> RunConfig:
+    """A config with only the classes of the answers, to import them."""
     values = config.values()
     return RunConfig(model=values.get("model"), data=values.get("data"))

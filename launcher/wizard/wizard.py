@@ -1,4 +1,4 @@
-"""`SetupWizard`: from a model to a config in five steps, asking through whatever asks."""
+"""`SetupWizard`: creates a config in five steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.wizard.machine import MachineFacts, detect_machine
 from launcher.wizard.prompter import Choice, Prompter, make_prompter
 from launcher.wizard.steps import WizardSession
 
-_WRITE, _LEAVE = "write", "leave"
+_WRITE, _CANCEL = "write", "cancel"
 _STEPS: tuple[tuple[str, Callable[[WizardConfig, WizardSession], WizardConfig]], ...] = (
     ("model and data", steps.ask_model_and_data),
     ("hardware and cluster", steps.ask_hardware),
@@ -24,12 +24,12 @@ _STEPS: tuple[tuple[str, Callable[[WizardConfig, WizardSession], WizardConfig]],
 
 
 class SetupWizard:
-    """Asks for what a config needs: model and data, hardware, precision and strategy, logging; then shows it.
+    """Asks for model and data, hardware, precision and strategy, and logging; then shows the config.
 
     Args:
-        prompter: asks the questions; this process's terminal if not given.
-        console: shows what is no question.
-        look: finds out about the machine; called once, when it is first needed.
+        prompter: asks the questions; default: on the terminal of this process.
+        console: shows everything else.
+        detect: reads facts of the machine; called once, when first needed.
     """
 
     def __init__(
@@ -37,18 +37,18 @@ class SetupWizard:
         prompter: Prompter | None = None,
         *,
         console: Console | None = None,
-        look: Callable[[], MachineFacts] = detect_machine,
+        detect: Callable[[], MachineFacts] = detect_machine,
     ) -> None:
-        self._desk = WizardSession(prompter or make_prompter(os.environ), console or make_console(), look)
+        self._session = WizardSession(prompter or make_prompter(os.environ), console or make_console(), detect)
 
     def run(self, start: WizardConfig | None = None) -> WizardConfig | None:
-        """Ask everything; nothing is written.
+        """Ask all questions; writes nothing.
 
         Args:
-            start: answers to begin with, all of which can be changed.
+            start: answers to start from; the user can change each.
 
         Returns:
-            The answers, valid as a config; None if the user left at the review.
+            The answers, which are a valid config; None if the user cancelled at the review.
 
         Raises:
             KeyboardInterrupt: Ctrl-C at any question.
@@ -66,21 +66,20 @@ class SetupWizard:
 
     def _ask(self, number: int, config: WizardConfig) -> WizardConfig:
         title, ask = _STEPS[number]
-        self._title(number, title)
-        return ask(config, self._desk)
+        self._show_title(number, title)
+        return ask(config, self._session)
 
     def _review(self, config: WizardConfig) -> str | int:
-        self._title(len(_STEPS), "review")
-        self._desk.say(config.to_yaml())
-        errors, warnings = config.validate(self._desk.look().hardware)
-        self._desk.tell(errors)
-        self._desk.tell(warnings, style="yellow")
+        self._show_title(len(_STEPS), "review")
+        self._session.show(config.to_yaml())
+        errors, warnings = config.validate(self._session.machine.hardware)
+        self._session.show_problems(errors)
+        self._session.show_problems(warnings, style="yellow")
         changes = [Choice(n, f"change {title}") for n, (title, _) in enumerate(_STEPS)]
-        # Answers are checked one by one, but only together may some contradict.
-        write = [] if errors else [Choice(_WRITE, "write it")]
-        return self._desk.prompter.select(
-            "What now?", [*write, *changes, Choice(_LEAVE, "leave, and write nothing")], _WRITE
-        )
+        # Each answer was checked alone; here they may contradict each other.
+        write = [] if errors else [Choice(_WRITE, "write the config")]
+        cancel = Choice(_CANCEL, "cancel, and write nothing")
+        return self._session.prompter.select("What now?", [*write, *changes, cancel], _WRITE)
 
-    def _title(self, number: int, title: str) -> None:
-        self._desk.say(f"\nStep {number + 1} of {len(_STEPS) + 1}: {title}", style="bold")
+    def _show_title(self, number: int, title: str) -> None:
+        self._session.show(f"\nStep {number + 1} of {len(_STEPS) + 1}: {title}", style="bold")

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from strategies.candidates import ZERO_3
+from strategies.registry import ZERO_3
 from tests.support.limited_runs import Case, ranks_ready, run_case
 from tests.support.model_families import LARGE
 

@@ -32,15 +32,17 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from launcher.planning.memory import cpu_machine
+from strategies.base import StrategyEntry
 from strategies.batch import BatchSplit
-from strategies.candidates import DDP, ZERO_1, ZERO_2, ZERO_3, Candidate
-from strategies.comparison import Comparison, compare_strategies
-from strategies.model_shape import describe_model, optimizer_of
+from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
+from strategies.model_shape import describe_model, find_optimizer
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
+from strategies.registry import DDP, ZERO_1, ZERO_2, ZERO_3
 from strategies.step_trace import ModelProfile
 from strategies.trace import TraceTypes, trace_step
 from strategies.units import format_bytes
+from strategies.zero import Zero
 from tests.support.limited_runs import BUCKET, Case, Outcome, ranks_ready, run_case
 from tests.support.model_families import LARGE, UNSEEN
 
@@ -77,7 +79,7 @@ def plan(profile: ModelProfile, limit: int, precision: str = "32-true") -> Compa
     """The plan for ranks with a limit of `limit` bytes each."""
     split = BatchSplit(RANKS, profile.plain[1].batch_size, 1)
     machine = cpu_machine(RANKS, RANKS, limit)
-    return compare_strategies(profile, machine, Precision(precision), [split], settings=SETTINGS)
+    return compare_strategies(profile, machine, Precision(precision), [split], ComparisonOptions(settings=SETTINGS))
 
 
 def measure(context: ForkServerContext, case: Case) -> Outcome:
@@ -88,7 +90,7 @@ def measure(context: ForkServerContext, case: Case) -> Outcome:
 def deepspeeds_estimate(family: str, stage: int) -> int:
     """Bytes on the device by DeepSpeed's own estimators."""
     module = LARGE[family].make()
-    shape = describe_model(module, optimizer_of(module.configure_optimizers()))
+    shape = describe_model(module, find_optimizer(module.configure_optimizers()))
     if stage == 3:
         largest = max(p.numel for p in shape.parameters)
         return estimate_zero3_model_states_mem_needs(shape.numel, largest, RANKS, 1, cpu_offload=False)[1]
@@ -110,8 +112,8 @@ def compare_memory(context: ForkServerContext, options: argparse.Namespace) -> N
             error = assessed.memory.total / outcome.peak_bytes - 1
             errors[family in UNSEEN].append(error)
             line = f"{family:16} {candidate.name:18} real {format_bytes(outcome.peak_bytes)}, estimate {error:+.1%}"
-            if candidate.stage:
-                their = deepspeeds_estimate(family, candidate.stage) / outcome.peak_bytes - 1
+            if isinstance(candidate, Zero):
+                their = deepspeeds_estimate(family, candidate.variant.stage) / outcome.peak_bytes - 1
                 theirs[family in UNSEEN].append(their)
                 line += f", DeepSpeed's {their:+.0%}"
             print(f"{line} ({assessed.memory.phase})", flush=True)
@@ -139,7 +141,7 @@ def run_pairs(context: ForkServerContext, family: str, batch_size: int) -> list[
     """All pairs of a family."""
     profile = profile_of(family, batch_size)
 
-    def case(candidate: Candidate, limit: int | None) -> Case:
+    def case(candidate: StrategyEntry, limit: int | None) -> Case:
         return Case(family, candidate, batch_size, limit_bytes=limit, steps=3)
 
     free = [measure(context, case(candidate, None)) for candidate in CANDIDATES]

@@ -21,10 +21,10 @@ import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from strategies.candidates import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
 from strategies.memory import estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
+from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
 from strategies.trace import TraceTypes, trace_step
 from tests.support.live_peaks import BUCKET
 from tests.support.model_families import HELD_OUT, SMALL

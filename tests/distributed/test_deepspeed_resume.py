@@ -145,7 +145,6 @@ def test_two_runs_in_one_process_are_independent(tmp_path: Path) -> None:
     script.write_text(
         "import os\n"
         "from launcher import fit, load_config\n"
-        "from strategies.deepspeed_config import VARIANTS\n"
         "before = dict(os.environ)\n"
         "arguments = ['--model', 'tests.support.toy.Toy', '--data', 'tests.support.toy.ToyData', '--wandb.mode',\n"
         "         'disabled', '--trainer.max_steps', '3', '--strategy', 'deepspeed_stage_2_offload', '--name']\n"

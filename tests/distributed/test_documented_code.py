@@ -15,11 +15,11 @@ from tests.support.wandb_file import history_rows
 pytestmark = pytest.mark.slow
 
 
-def run_block(folder: Path, page: str, contains: str, before: str = "") -> str:
-    """Run the page's only block with this text as a script, and return its output."""
+def run_block(folder: Path, page: str, contains: str, before: str = "", after: str = "") -> str:
+    """Run the page's only block with this text as a script, between two texts, and return its output."""
     (block,) = (block for block in blocks("python") if block.page == page and contains in block.text)
     write_user_files(folder)
-    (folder / "train.py").write_text(before + block.text)
+    (folder / "train.py").write_text(before + block.text + after)
     env = {**toy_env(folder / "trace"), "WANDB_MODE": "offline"}
     return run_warm([sys.executable, "train.py"], folder, env=env, timeout=240).check().output
 
@@ -51,3 +51,19 @@ def test_fit_from_python_and_a_config_written_from_python(tmp_path: Path) -> Non
     assert "last.ckpt" in output
     run_block(tmp_path, "docs/how-to/scripts-and-notebooks.md", "WizardConfig")
     assert "use_amp: true" in (tmp_path / "debug.yaml").read_text()
+
+
+def test_a_strategy_of_the_users_own_trains_on_two_ranks(tmp_path: Path) -> None:
+    train = """
+from launcher import TrainingCoordinator
+from my_pkg import MyData, MyModule
+from strategies.registry import register
+
+register(CompressedDdp())
+TrainingCoordinator(devices=2, precision="32-true", strategy="ddp_compressed").train(MyModule(), MyData())
+"""
+    # The launcher is imported first: its `strategies` may be found nowhere else.
+    run_block(tmp_path, "docs/how-to/extend.md", "CompressedDdp", before="import launcher\n", after=train)
+    (planned,) = events_of(only_run(tmp_path), "planned")
+    assert planned["plan"]["strategy"]["name"] == "ddp_compressed"
+    assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()

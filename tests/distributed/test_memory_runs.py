@@ -118,7 +118,7 @@ def test_a_restart_by_torchrun_uses_the_next_strategy(tmp_path: Path) -> None:
     assert [plan["strategy"]["name"] for plan in plans] == ["ddp", following]
     (changed,) = events_of(directory, "strategy_changed")
     assert (changed["ran_out"], changed["strategy"]) == (["ddp"], following)
-    assert ended.output.count(f"ddp ran out of memory in this run: it goes on with {following}") == 1
+    assert ended.output.count(f"ddp ran out of memory in this run: it continues with {following}") == 1
     assert {event["step"] for event in events_of(directory, "finished")} == {4}
     assert stat.S_IMODE((directory / FILE_NAME).stat().st_mode) == 0o600
 

@@ -141,9 +141,9 @@ def test_the_loss_scale_is_restored_exactly(runs: Mapping[str, Any], saved: list
 @pytest.mark.parametrize(
     ("name", "before", "now", "scale"),
     [
-        ("to-bf16", "16-mixed", "bf16-mixed", "; its loss scale is not needed any more"),
-        ("to-fp16", "bf16-mixed", "16-mixed", "; the loss scale starts afresh"),
-        ("to-32", "16-mixed", "32-true", "; its loss scale is not needed any more"),
+        ("to-bf16", "16-mixed", "bf16-mixed", "; its loss scale is no longer needed"),
+        ("to-fp16", "bf16-mixed", "16-mixed", "; the loss scale starts anew"),
+        ("to-32", "16-mixed", "32-true", "; its loss scale is no longer needed"),
     ],
 )
 def test_another_precision_is_one_notice_and_one_event_with_both(

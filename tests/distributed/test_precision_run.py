@@ -77,6 +77,6 @@ def test_use_amp_on_a_cpu_trains_in_32_bit_with_one_notice(tmp_path: Path) -> No
     arguments = (*TOY, "--use_amp", "true", "--trainer.max_steps", "2")
     output = run_warm(launcher(*arguments), tmp_path, env=toy_env(tmp_path / "trace")).check().output
 
-    assert output.count("notice: use_amp was wished for") == 1
+    assert output.count("notice: use_amp was requested") == 1
     (planned,) = events_of(only_run(tmp_path), "planned")
     assert planned["plan"]["precision"] == "32-true"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor.command import Finding
+from launcher.doctor.finding import Finding
 from launcher.doctor.preflight_run import add_preflight_arguments, preflight
 from tests.support.processes import run
 from tests.support.runs import REPOSITORY
@@ -45,7 +45,7 @@ def test_a_killed_rank_is_a_failure_with_its_last_lines_and_the_others_are_ended
     found = findings("--nproc-per-node", "2", how=("die", "1"), monkeypatch=monkeypatch)
     dead = next(f for f in found if f.found.startswith("rank 1 ("))
     assert dead.status == "failure"
-    assert "did not multiply:" in dead.found
+    assert "did not complete the matmul:" in dead.found
     assert "RuntimeError: CUDA error: an illegal memory access was encountered\nexit code 1" in dead.found
     assert "ranks" not in [f.name for f in found if f.status == "ok"]
 

@@ -130,7 +130,7 @@ def test_ctrl_c_at_a_question_writes_nothing(
             break
         terminal.answer(asked)
     terminal.press(question, CTRL_C)
-    assert "left; nothing was written" in terminal.ends(130)
+    assert "cancelled; nothing was written" in terminal.ends(130)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("run.yaml", before)]
 
 
@@ -139,5 +139,5 @@ def test_the_end_of_the_input_writes_nothing(tmp_path: Path, terminals: list[Ter
     terminal = Terminal(tmp_path, term=term)
     terminals.append(terminal)
     terminal.press("Model: the", CTRL_D)
-    assert "left; nothing was written" in terminal.ends(130)
+    assert "cancelled; nothing was written" in terminal.ends(130)
     assert list(tmp_path.iterdir()) == []

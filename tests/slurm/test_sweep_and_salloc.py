@@ -72,7 +72,7 @@ def test_a_job_gets_the_requested_gpus_and_a_torch_without_cuda_is_reported(clus
     wait_until("the end", lambda: cluster.job_field(job_id, "JobState") in ("COMPLETED", "FAILED"), PATIENCE)
     folder = tmp_path / "runs" / "g" / "submissions" / "1"
     log = "".join(file.read_text() for file in folder.glob("*_log.*"))
-    assert "accelerator 'gpu' was asked for, but this machine has only cpu" in log, log
+    assert "accelerator 'gpu' was requested, but this machine has only cpu" in log, log
     assert "exit code 2" in log
     status = json.loads(run_launcher(cluster, tmp_path, "status", "g", "--json").output)
     assert status["state"] == "failed"

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from launcher import AmpWandbCallback
-from strategies.build import PreflightRank, build_strategy
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy
 from strategies.choice import choose_strategy
 from tests.support.wandb_stand_in import RecordingWandb
 
@@ -108,7 +109,9 @@ def fit(model: Net, *callbacks: pl.Callback) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=size,
-        strategy=build_strategy(choice, "cpu", PreflightRank(rank, size, rank, size, 0, "127.0.0.1", 0), 60),
+        strategy=build_strategy(
+            choice, BuildOptions("cpu", RankLocation(rank, size, rank, size, 0, "127.0.0.1", 0), 60)
+        ),
         plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 1024.0))],
         callbacks=list(callbacks),
         max_steps=STEPS,

@@ -28,7 +28,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from strategies.candidates import Candidate
+from strategies.base import StrategyEntry
 from tests.support.memory_group import MemoryGroup, memory_group
 
 WARM_UP = 1
@@ -58,7 +58,7 @@ class Case:
     """
 
     family: str
-    candidate: Candidate
+    candidate: StrategyEntry
     micro_batch_size: int
     accumulate: int = 1
     precision: str = "32-true"
@@ -220,22 +220,24 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
     """Seconds and processor seconds of each optimizer step, under Lightning with the strategy as `fit` builds it."""
     import lightning.pytorch as pl
 
-    from strategies.build import PreflightRank, build_strategy, precision_plugin
+    from strategies.base import BuildOptions, RankLocation
+    from strategies.build import build_strategy, precision_plugin
     from strategies.choice import choose_strategy
-    from strategies.deepspeed_config import VARIANTS, BatchAndClip, zero_config
+    from strategies.deepspeed_config import BatchAndClip, zero_config
     from strategies.precision import Precision
+    from strategies.zero import Zero
 
     name = case.candidate.name
     choice = choose_strategy(
         name, world_size=ranks, device_kind="cpu", accumulate=case.accumulate, model_has_static_graph=False
     )
-    place = PreflightRank(rank, ranks, rank, ranks, 0, "127.0.0.1", 1)
+    location = RankLocation(rank, ranks, rank, ranks, 0, "127.0.0.1", 1)
     deepspeed = None
-    if name in VARIANTS:
+    if isinstance(case.candidate, Zero):
         planned = BatchAndClip(ranks, case.micro_batch_size, case.accumulate, 0.0)
-        deepspeed = zero_config(VARIANTS[name], "cpu", planned)
+        deepspeed = zero_config(case.candidate.variant, "cpu", planned)
         deepspeed["zero_optimization"].update(reduce_bucket_size=BUCKET, allgather_bucket_size=BUCKET)
-        if case.candidate.stage == 3:
+        if case.candidate.variant.stage == 3:
             deepspeed["zero_optimization"].update(stage3_prefetch_bucket_size=BUCKET // 4)
         if case.precision.startswith("bf16"):
             deepspeed["bf16"] = {"enabled": True}
@@ -257,7 +259,7 @@ def _fit(module: Any, batches: Any, case: Case, rank: int, ranks: int, steps: in
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy=build_strategy(choice, "cpu", place, 120, deepspeed=deepspeed),
+        strategy=build_strategy(choice, BuildOptions("cpu", location, 120, deepspeed=deepspeed)),
         max_steps=steps,
         accumulate_grad_batches=case.accumulate,
         callbacks=[Clock()],

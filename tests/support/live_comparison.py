@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from strategies.candidates import DDP, ZERO_1, ZERO_2, ZERO_3
-from strategies.model_shape import describe_model, optimizer_of
-from strategies.model_states import ModelShape, StateTypes, ZeroSettings, model_states
+from strategies.deepspeed_config import ZeroVariant
+from strategies.model_shape import describe_model, find_optimizer
+from strategies.model_states import ModelShape, StateTypes, ZeroSettings, replicated_states, zero_states
 from tests.support.model_zoo import MODELS
 from tests.support.processes import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("parameters", "gathered", "gradients", "optimizer_states")
-CANDIDATES = {0: DDP, 1: ZERO_1, 2: ZERO_2, 3: ZERO_3}
 SETTINGS = ZeroSettings(reduce_bucket_size=1000, persistence_threshold=500)
 
 
@@ -64,7 +63,11 @@ def compare(
         cases = [json.loads(line) for line in lines]
         first = cases[0]
         name, stage, dtype = first["model"], first["stage"], first["dtype"]
-        states = model_states(shapes[name], CANDIDATES[stage], world_size, types_of(stage, dtype), SETTINGS)
+        types = types_of(stage, dtype)
+        if stage:
+            states = zero_states(shapes[name], ZeroVariant(stage), world_size, types, SETTINGS)
+        else:
+            states = replicated_states(shapes[name], types)
         for part in PARTS:
             live = max(case[part] for case in cases)
             yield Compared(name, stage, dtype, world_size, part, live, getattr(states, part))
@@ -73,7 +76,7 @@ def compare(
 def shape_of(name: str) -> ModelShape:
     """The model's shape for the plan."""
     module = MODELS[name].make()
-    return describe_model(module, optimizer_of(module.configure_optimizers()))
+    return describe_model(module, find_optimizer(module.configure_optimizers()))
 
 
 def types_of(stage: int, dtype: str) -> StateTypes:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import logger
 
-from strategies.batch_norms import compute_with_fp32_weights
+from strategies.deepspeed_patches import compute_with_fp32_weights
 from strategies.deterministic_ddp import DeterministicDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
 from tests.support.live_states import DTYPES, Stepping

@@ -32,8 +32,9 @@ from launcher.training.epoch_metrics import EpochMetrics
 from launcher.training.loops import use_resumable_loops
 from launcher.training.plateau_callback import StepPlateaus
 from launcher.training.rng_callback import RandomStates
+from strategies.base import BuildOptions, RankLocation
 from strategies.batch import BatchSplit
-from strategies.build import PreflightRank, build_strategy
+from strategies.build import build_strategy
 from strategies.choice import choose_strategy
 
 SIZE = 26
@@ -303,8 +304,8 @@ def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks
     ranks, rank = _ranks()
     if ranks > 1:
         choice = choose_strategy("ddp", world_size=ranks, device_kind="cpu", accumulate=1, model_has_static_graph=False)
-        place = PreflightRank(rank, ranks, rank, ranks, 0, "127.0.0.1", 0)
-        options["strategy"] = build_strategy(choice, "cpu", place, 60)
+        location = RankLocation(rank, ranks, rank, ranks, 0, "127.0.0.1", 0)
+        options["strategy"] = build_strategy(choice, BuildOptions("cpu", location, 60))
     trainer = pl.Trainer(
         accelerator="cpu", devices=ranks, logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=callbacks, default_root_dir=folder, reload_dataloaders_every_n_epochs=program.reload,

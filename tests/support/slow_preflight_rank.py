@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from launcher.doctor.preflight_rank import PreflightRank, measure, time_product
+from launcher.doctor.preflight_rank import RankRequest, measure, time_product
 from launcher.process.parent_death import die_with_parent
 
 # More than other load slows down a rank.
@@ -34,6 +34,6 @@ def _dying(device: torch.device) -> tuple[str, float]:
 if __name__ == "__main__":
     die_with_parent()
     how, number, text = sys.argv[1:]
-    place = PreflightRank(**json.loads(text))
+    place = RankRequest(**json.loads(text))
     chosen = {"slow": _slowly, "die": _dying}[how] if place.rank == int(number) else None
     measure(place, chosen)

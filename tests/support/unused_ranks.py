@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from strategies.build import PreflightRank, build_strategy
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy
 from strategies.choice import UnusedParametersError, choose_strategy
 
 # Kinds of steps, and in how many micro batches each.
@@ -88,11 +89,13 @@ def fit(kind: str, accumulate: int, *, search: bool | None) -> dict[str, Any]:
     choice = choose_strategy("ddp", world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False)
     choice = replace(choice, find_unused_parameters=bool(search))
     found: list[tuple[str, ...]] = []
-    place = PreflightRank(rank, size, rank, size, 0, "127.0.0.1", 0)
+    location = RankLocation(rank, size, rank, size, 0, "127.0.0.1", 0)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=size,
-        strategy=build_strategy(choice, "cpu", place, 60, on_unused=None if search is None else found.append),
+        strategy=build_strategy(
+            choice, BuildOptions("cpu", location, 60, on_unused=None if search is None else found.append)
+        ),
         accumulate_grad_batches=accumulate,
         max_epochs=1,
         logger=False,

@@ -1,4 +1,4 @@
-"""The required cases: which of them the tests' `case` marks name."""
+"""The required cases, each of which a test names with its `case` mark."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ALL = range(1, 51)
 
 @functools.cache
 def marked() -> dict[int, list[str]]:
-    """Number of a case to the places that name it: read from the source, so no choice of tests hides one."""
+    """Number of a case to the tests that name it, read from the source: independent of the selected tests."""
     places: dict[int, list[str]] = {}
     for file in sorted(TESTS.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
-        # Parsing takes most of the time, and few files have a mark.
+        # Parse only files with a mark: parsing takes most of the time.
         for node in ast.walk(ast.parse(text)) if "mark.case" in text else ():
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.case"):
                 place = f"{file.relative_to(TESTS)}:{node.lineno}"

@@ -29,11 +29,11 @@ def test_the_pure_modules_and_the_callback_are_mutated_and_their_tests_named() -
 @pytest.mark.case(50)
 def test_the_recorded_score_is_at_least_95_percent_and_each_survivor_has_a_reason() -> None:
     text = (ROOT / "tests" / "mutation.md").read_text()
-    (found,) = re.findall(r"^\*\*(\d{4}-\d\d-\d\d): (\d+) of (\d+) mutants noticed, ([\d.]+) %\.\*\*$", text, re.M)
-    date, noticed, total, percent = found
+    (found,) = re.findall(r"^\*\*(\d{4}-\d\d-\d\d): (\d+) of (\d+) mutants detected, ([\d.]+) %\.\*\*$", text, re.M)
+    date, detected, total, percent = found
     datetime.date.fromisoformat(date)
-    assert float(percent) == round(100 * int(noticed) / int(total), 1)
+    assert float(percent) == round(100 * int(detected) / int(total), 1)
     assert float(percent) >= 95
     survivors = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| `.*$", text, re.M)]
-    assert sum(int(number) for _, number, _ in survivors) == int(total) - int(noticed)
+    assert sum(int(number) for _, number, _ in survivors) == int(total) - int(detected)
     assert all(reason for _, _, reason in survivors)

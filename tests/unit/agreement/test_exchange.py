@@ -239,11 +239,11 @@ def test_a_late_rank_receives_the_error_of_the_attempt_without_it(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
-    (told,) = run_ranks([rank(rendezvous.client(), facts(0), 2, timeout=0.1)])
+    (first,) = run_ranks([rank(rendezvous.client(), facts(0), 2, timeout=0.1)])
     (error,) = run_ranks([rank(rendezvous.client(), facts(1), 2, timeout=0.3)])
     assert str(error).startswith("rank 0 did not arrive: rank 1 (node1) timed out after 0.3 s (agreement_timeout); ")
-    assert str(error).endswith(f"; an earlier attempt ended with: {told}")
-    assert "rank 1 (node 1) did not arrive: rank 0 (node0) timed out" in str(told)
+    assert str(error).endswith(f"; an earlier attempt ended with: {first}")
+    assert "rank 1 (node 1) did not arrive: rank 0 (node0) timed out" in str(first)
 
 
 @pytest.mark.slow
@@ -292,20 +292,20 @@ def test_the_others_wait_for_a_living_rank_zero_and_report_its_activity(
     monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
     # The others would have given up before that: they wait 0.4 s for a sign.
     monkeypatch.setattr(launcher.process.activity, "_NOTICE_AFTER", 1.0)
-    told: dict[int, list[str]] = {0: [], 1: [], 2: []}
-    all_told = threading.Event()
+    notices: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    all_notified = threading.Event()
 
     def record(n: int) -> Callable[[str], None]:
         def keep(text: str) -> None:
-            told[n].append(text)
-            if all(told.values()):
-                all_told.set()
+            notices[n].append(text)
+            if all(notices.values()):
+                all_notified.set()
 
         return keep
 
     def plan(everybody: Sequence[RankFacts]) -> Mapping[str, Any]:
         with doing("planning"), doing("counting sheep"):
-            assert all_told.wait(10)
+            assert all_notified.wait(10)
         return {"a": 1}
 
     bodies = [
@@ -315,7 +315,7 @@ def test_the_others_wait_for_a_living_rank_zero_and_report_its_activity(
     # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
     monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
     assert [result.values for result in run_ranks(bodies)] == [{"a": 1}] * 3
-    assert told == {
+    assert notices == {
         0: ["planning takes a while: rank 0 is counting sheep"],
         1: ["waiting for rank 0, which is counting sheep"],
         2: ["waiting for rank 0, which is counting sheep"],
@@ -350,7 +350,7 @@ def test_no_thread_reports_after_the_agreement(rendezvous: LocalRendezvous) -> N
 
 
 class Arriving:
-    """A store that says when a rank's facts are in it."""
+    """A store that sets an event when a rank's facts are in it."""
 
     def __init__(self, store: Any, arrived: threading.Event) -> None:
         self._store, self._arrived = store, arrived

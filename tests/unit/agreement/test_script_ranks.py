@@ -58,7 +58,7 @@ def test_a_jupyter_kernel_is_a_notebook(main: types.ModuleType, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "argv"),
     [
         (None, ["{folder}/train.py", "--lr", "1 2"]),
         ("my_pkg.train", ["-m", "my_pkg.train", "--lr", "1 2"]),
@@ -66,7 +66,7 @@ def test_a_jupyter_kernel_is_a_notebook(main: types.ModuleType, monkeypatch: pyt
     ],
 )
 def test_the_same_command_starts_another_rank(
-    main: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: str | None, words: list[str]
+    main: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spec: str | None, argv: list[str]
 ) -> None:
     script = tmp_path / "train.py"
     main.__file__ = str(script)
@@ -76,7 +76,7 @@ def test_the_same_command_starts_another_rank(
     monkeypatch.chdir("/")
     command, folder = module.rank_command(1)
     assert command[0] == sys.executable
-    assert command[-len(words) :] == [word.format(folder=tmp_path) for word in words]
+    assert command[-len(argv) :] == [word.format(folder=tmp_path) for word in argv]
     assert folder is None, "where this process is"
 
 
@@ -145,14 +145,14 @@ def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     from hydra.types import RunMode
     from omegaconf import open_dict
 
-    def run(words: list[str], number: int | None) -> None:
+    def run(argv: list[str], number: int | None) -> None:
         from hydra import compose, initialize
 
-        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
         GlobalHydra.instance().clear()
         with initialize(version_base="1.3", config_path=None):
-            own = [word for word in words if word.startswith("hydra.")]
-            overrides = [word for word in words if "=" in word] if number is None else [f"+lr={number}", *own]
+            own = [word for word in argv if word.startswith("hydra.")]
+            overrides = [word for word in argv if "=" in word] if number is None else [f"+lr={number}", *own]
             config = compose(overrides=overrides, return_hydra_config=True)
         with open_dict(config.hydra):
             config.hydra.mode = RunMode.RUN if number is None else RunMode.MULTIRUN
@@ -200,9 +200,9 @@ def test_each_job_of_a_sweep_has_its_own_ranks(started: list[dict[str, str]], hy
     assert ports[0] == ports[1] != ports[2]
 
 
-@pytest.mark.parametrize("deaf", [False, True], ids=["at SIGTERM", "at SIGKILL"])
-def test_a_script_rank_that_does_not_exit_is_killed(deaf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    how = "SIG_IGN" if deaf else "SIG_DFL"
+@pytest.mark.parametrize("ignores_sigterm", [False, True], ids=["at SIGTERM", "at SIGKILL"])
+def test_a_script_rank_that_does_not_exit_is_killed(ignores_sigterm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = "SIG_IGN" if ignores_sigterm else "SIG_DFL"
     program = f"import signal\nsignal.signal(signal.SIGTERM, signal.{how})\nprint(flush=True)\nsignal.pause()"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -211,7 +211,7 @@ def test_a_script_rank_that_does_not_exit_is_killed(deaf: bool, monkeypatch: pyt
         monkeypatch.setattr(module, "_ended", {})
         monkeypatch.setattr(module, "_GRACE", 0.2)
         module.end_script_ranks(0.0, 0.2)
-        assert process.returncode == -(signal.SIGKILL if deaf else signal.SIGTERM)
+        assert process.returncode == -(signal.SIGKILL if ignores_sigterm else signal.SIGTERM)
         assert module._started == {}
         with pytest.raises(AgreementError, match=f"rank 1 of this script ended with exit code {process.returncode}, "):
             module.check_script_ranks()

@@ -49,25 +49,25 @@ def test_an_earlier_report_is_replaced_and_anything_else_is_left_alone(
     (tmp_path / "notes.html").write_text("mine")
     assert run(["report", "first", "--output", "notes.html"]) == 2
     assert (tmp_path / "notes.html").read_text() == "mine"
-    assert "notes.html exists and is no report; give another file" in capsys.readouterr().err
+    assert "notes.html exists and is not a report; give another file" in capsys.readouterr().err
     assert run(["report", "first", "--output", "runs"]) == 2
     assert "runs is a folder; give a file, such as runs/report.html" in capsys.readouterr().err
     assert run(["report", "first", "--output", "none/here.html"]) == 2
-    assert "cannot be written: No such file or directory; --output says where else" in capsys.readouterr().err
+    assert "cannot be written: No such file or directory; give another file with --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["frist"], "did you mean first? the runs in runs, newest first: first"),
-        (["zzz"], "there is no run 'zzz', neither as a directory nor in runs; the runs in runs"),
-        (["runs"], "runs holds runs and is none itself; the runs in runs, newest first: first"),
-        (["empty"], "is no run's directory: it has none of events.jsonl, config.yaml, plan.json"),
+        (["zzz"], "no run 'zzz' found, as a directory or in runs; the runs in runs"),
+        (["runs"], "runs contains runs and is not a run; the runs in runs, newest first: first"),
+        (["empty"], "is not a run directory: it contains none of events.jsonl, config.yaml, plan.json"),
         ([], "given 0 runs; expected one, or two to compare; the runs in runs"),
         (["first"] * 3, "given 3 runs; expected one, or two to compare"),
         ([""], "expected a run's name or directory"),
         (["a\0b"], "expected a run's name or directory"),
-        (["zzz", "--runs-dir", "none"], "there is no run in none yet (--runs-dir says where to look)"),
+        (["zzz", "--runs-dir", "none"], "none contains no run yet (--runs-dir sets the folder)"),
         (["x" * 300], "cannot be read: File name too long"),
     ],
 )
@@ -117,7 +117,7 @@ def test_open_shows_the_page_or_says_that_there_is_no_browser(
     monkeypatch.setattr(webbrowser, "open", lambda url: asked.append(url) or shown)
     assert run(["report", "first", "--open"]) == 0
     assert asked == [(made.path / "report.html").as_uri()]
-    assert ("no browser was found here" in capsys.readouterr().err) != shown
+    assert ("no browser found" in capsys.readouterr().err) != shown
 
 
 def test_without_matplotlib_it_says_how_to_get_it(
@@ -149,7 +149,7 @@ def test_json_tells_a_program_and_writes_nothing(made: MadeRun, capsys: pytest.C
     assert other["figures"]["loss"] is None, "JSON has no NaN"
     assert everything(made.path.parent) == before
     assert run(["report", "first", "--json", "--open"]) == 2
-    assert "leave out one of them" in capsys.readouterr().err
+    assert "remove one of them" in capsys.readouterr().err
 
 
 def test_json_needs_no_matplotlib(made: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:

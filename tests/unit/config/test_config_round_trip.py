@@ -83,7 +83,7 @@ _CONFIGS = st.fixed_dictionaries(
 
 
 def _quoted(value: Any, choose: Any) -> Any:
-    """The same with some numbers and booleans in quotes, wherever their type says what they are."""
+    """The same with some numbers and booleans in quotes, where their type determines the value."""
     if isinstance(value, dict):
         return {k: v if k in ("untyped", "mem", "class_path", "name") else _quoted(v, choose) for k, v in value.items()}
     if isinstance(value, list):

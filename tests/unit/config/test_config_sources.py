@@ -42,7 +42,7 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "says"),
+    ("text", "line", "expected"),
     [
         ("seed: 1\ntrainer: [1\n", 3, "expected ',' or ']'"),
         ("seed: 1\nwandb:\n\tmode: offline\n", 3, "cannot start any token"),
@@ -51,12 +51,12 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
         ("seed: 1\nname: !!python/name:os.system\n", 2, "could not determine a constructor"),
     ],
 )
-def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path, text: str, line: int, expected: str) -> None:
     file = write(tmp_path, text)
     problem = problem_of(file)
     assert problem.path.startswith(f"{file}, line {line}, column ")
     assert problem.message.startswith("invalid YAML: ")
-    assert says in problem.message
+    assert expected in problem.message
 
 
 def test_invalid_json_is_reported_with_its_line(tmp_path: Path) -> None:
@@ -65,16 +65,16 @@ def test_invalid_json_is_reported_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("seed: 0x_", "invalid literal for int()"),
     ],
 )
-def test_an_impossible_yaml_value_is_reported_with_its_file(tmp_path: Path, text: str, says: str) -> None:
+def test_an_impossible_yaml_value_is_reported_with_its_file(tmp_path: Path, text: str, expected: str) -> None:
     file = write(tmp_path, text)
     problem = problem_of(file)
     assert problem.path == str(file)
-    assert problem.message.startswith(f"invalid YAML: {says}")
+    assert problem.message.startswith(f"invalid YAML: {expected}")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_file_that_is_not_utf8_cannot_be_read(tmp_path: Path, text: bytes) -> 
     assert "utf-8" in problem_of(write(tmp_path, text)).message
 
 
-@pytest.mark.parametrize(("text", "found"), [("- a\n", "list"), ("3\n", "int"), ("words\n", "str")])
+@pytest.mark.parametrize(("text", "found"), [("- a\n", "list"), ("3\n", "int"), ("text\n", "str")])
 def test_a_file_without_a_mapping_is_rejected(tmp_path: Path, text: str, found: str) -> None:
     assert problem_of(write(tmp_path, text)).message == f"found {found}; expected a mapping of settings"
 
@@ -121,7 +121,7 @@ def test_the_problems_of_all_sources_are_listed_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "values"),
+    ("argv", "values"),
     [
         (["--trainer.max_epochs", "3"], {"trainer": {"max_epochs": 3}}),
         (["--trainer.max_epochs=3"], {"trainer": {"max_epochs": 3}}),
@@ -150,8 +150,8 @@ def test_the_problems_of_all_sources_are_listed_at_once(tmp_path: Path) -> None:
         (["--model.since", "2024-13-45"], {"model": {"since": "2024-13-45"}}),
     ],
 )
-def test_overrides_become_nested_values(words: list[str], values: dict[str, Any]) -> None:
-    assert parse_overrides(words) == values
+def test_overrides_become_nested_values(argv: list[str], values: dict[str, Any]) -> None:
+    assert parse_overrides(argv) == values
 
 
 def test_every_argument_that_is_no_option_is_reported() -> None:
@@ -162,14 +162,14 @@ def test_every_argument_that_is_no_option_is_reported() -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.from_regex(r"(--)?[a-z]{1,3}(\.[a-z-]{0,2})?(=[\[\]{}:a-z1]{0,3})?", fullmatch=True), max_size=4))
-def test_any_arguments_give_values_or_a_config_error(words: list[str]) -> None:
-    strays = [word for word in words if not word.startswith("--")]
+def test_any_arguments_give_values_or_a_config_error(argv: list[str]) -> None:
+    strays = [word for word in argv if not word.startswith("--")]
     # A word after a bare flag is that flag's value.
-    if words and strays == words:
+    if argv and strays == argv:
         with pytest.raises(ConfigError):
-            parse_overrides(words)
+            parse_overrides(argv)
     elif not strays:
-        assert bool(parse_overrides(words)) == bool(words)
+        assert bool(parse_overrides(argv)) == bool(argv)
 
 
 def test_a_dashed_override_reaches_the_config() -> None:
@@ -192,7 +192,7 @@ def test_a_later_source_overrides_an_earlier_one_key_by_key(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "init_args"),
+    ("argv", "init_args"),
     [
         (["--model", "pkg.Other"], None),
         (["--model.class_path", "pkg.Other", "--model.depth", "2"], {"depth": 2}),
@@ -202,9 +202,9 @@ def test_a_later_source_overrides_an_earlier_one_key_by_key(tmp_path: Path) -> N
     ],
 )
 def test_only_another_class_drops_the_earlier_arguments(
-    tmp_path: Path, words: list[str], init_args: dict[str, Any] | None
+    tmp_path: Path, argv: list[str], init_args: dict[str, Any] | None
 ) -> None:
-    model = load_config([write(tmp_path, MODEL)], words).model
+    model = load_config([write(tmp_path, MODEL)], argv).model
     assert model is not None
     assert model.get("init_args") == init_args
     # Which of them the other class takes, too, shows when it is imported.
@@ -224,8 +224,8 @@ def test_a_file_in_place_of_a_class_is_reported_with_its_classes(
 
 
 def test_callbacks_are_set_added_and_changed_by_arguments() -> None:
-    def callbacks(*words: str) -> Any:
-        return load_config([], ["--model", "a.B", *words]).trainer.callbacks
+    def callbacks(*argv: str) -> Any:
+        return load_config([], ["--model", "a.B", *argv]).trainer.callbacks
 
     added = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=train_loss"]
     stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "train_loss"}}
@@ -240,13 +240,13 @@ def test_callbacks_are_set_added_and_changed_by_arguments() -> None:
 
 
 def test_classes_of_pytorch_lightning_are_read_from_lightning() -> None:
-    words = [
+    argv = [
         "--model",
         "a.B",
         "--model.note=pytorch_lightning is old",
         "--trainer.logger=pytorch_lightning.loggers.CSVLogger",
     ]
-    config = load_config([], words)
+    config = load_config([], argv)
     assert config.trainer.logger == {"class_path": "lightning.pytorch.loggers.CSVLogger"}
     assert config.model == {"class_path": "a.B", "init_args": {"note": "pytorch_lightning is old"}}
 
@@ -293,8 +293,8 @@ def test_with_a_model_no_setting_of_the_demo_applies() -> None:
 
 
 def test_a_written_config_loads_as_the_same_config(tmp_path: Path) -> None:
-    words = ["--data", "pkg.D", "--model", "pkg.X", "--model.lr=1e-5", "--model.note=1e-4 of ü", "--wandb.tags=[x]"]
-    for config in (load_config([], words), load_config()):
+    argv = ["--data", "pkg.D", "--model", "pkg.X", "--model.lr=1e-5", "--model.note=1e-4 of ü", "--wandb.tags=[x]"]
+    for config in (load_config([], argv), load_config()):
         again = load_config([write(tmp_path, config.to_yaml())])
         assert again == config
         assert again.digest() == config.digest()
@@ -305,7 +305,7 @@ def test_json_values_are_read_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "words", "arguments"),
+    ("file", "argv", "arguments"),
     [
         ({}, ["--model.tags+=z"], {"tags": ["z"]}),
         ({}, ["--model.tags+=z", "--model.init_args.tags+=[x, y]"], {"tags": ["z", "x", "y"]}),
@@ -322,10 +322,10 @@ def test_json_values_are_read_unchanged(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_arguments_and_files_append_to_a_classs_lists(
-    tmp_path: Path, file: dict[str, Any], words: list[str], arguments: dict[str, Any]
+    tmp_path: Path, file: dict[str, Any], argv: list[str], arguments: dict[str, Any]
 ) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": {"class_path": "b.Model", "init_args": file}}))
-    config = load_config([tmp_path / "c.yaml"], words)
+    config = load_config([tmp_path / "c.yaml"], argv)
     assert config.model is not None
     assert config.model["init_args"] == arguments
     assert load_values(config.to_dict()) == config

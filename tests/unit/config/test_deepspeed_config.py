@@ -16,7 +16,7 @@ from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import ConfigError
 from launcher.planning.plan import make_plan
-from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, broken_keys
+from strategies.deepspeed_keys import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REMOVED, TOP, ZERO, find_broken_keys
 from tests.support.processes import run_warm
 from tests.support.rank_threads import CPU, H100, facts
 from tests.support.warm import DEEPSPEED
@@ -64,12 +64,12 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed(tmp_path: Path) -> 
 def test_a_removed_key_of_deepspeed_is_reported_as_removed(path: str) -> None:
     block, _, key = path.rpartition(".")
     given = {block: {key: {}}} if block else {key: {}}
-    assert list(broken_keys(given)) == [(path, f"DeepSpeed 0.19 does not have it any more: {REMOVED[path]}")]
+    assert list(find_broken_keys(given)) == [(path, f"DeepSpeed 0.19 no longer has it: {REMOVED[path]}")]
 
 
 def test_unknown_keys_wrong_types_and_misplaced_keys_are_listed_with_their_paths() -> None:
     found = dict(
-        broken_keys(
+        find_broken_keys(
             {
                 "train_micro_batch_size": 4,
                 "stage": 2,
@@ -177,7 +177,7 @@ def test_a_total_batch_without_a_global_batch_size_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("zero", "told"),
+    ("zero", "expected"),
     [
         ({"stage": 0}, "use `strategy: ddp`"),
         ({"offload_optimizer": {"device": "cpu"}}, "use `strategy: deepspeed_stage_2_offload`"),
@@ -185,8 +185,8 @@ def test_a_total_batch_without_a_global_batch_size_is_rejected() -> None:
         ({"stage": 1}, "given stage 1, but the strategy is deepspeed_stage_2; use `strategy: deepspeed_stage_1`"),
     ],
 )
-def test_another_variant_than_the_strategy_names_the_right_one(zero: dict[str, Any], told: str) -> None:
-    assert told in refusal(with_config({"zero_optimization": zero}), ranks(CPU, CPU))
+def test_another_variant_than_the_strategy_names_the_right_one(zero: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(with_config({"zero_optimization": zero}), ranks(CPU, CPU))
 
 
 def test_offload_without_a_strategy_of_its_own_is_accepted() -> None:
@@ -230,14 +230,14 @@ class TestFile:
         file = tmp_path / "ds.json"
         file.write_text('{"zero_optimization": {"stage": "auto"}, "steps_per_print": 7}')
         before = (file.read_bytes(), file.stat().st_mtime_ns)
-        words = ["--strategy", "deepspeed_stage_3", "--deepspeed_config", str(file)]
-        config = load_config([], words)
+        argv = ["--strategy", "deepspeed_stage_3", "--deepspeed_config", str(file)]
+        config = load_config([], argv)
         assert config.deepspeed_config == {"zero_optimization": {"stage": "auto"}, "steps_per_print": 7}
         assert (file.read_bytes(), file.stat().st_mtime_ns) == before
         assert with_deepspeed_file(RunConfig(deepspeed_config=str(file))).deepspeed_config == config.deepspeed_config
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "expected"),
         [
             ('{"fp16": {\n"enabled": tru}}', "line 2, column 12): invalid JSON: Expecting value"),
             ("[1]", "found list; expected a mapping of settings"),
@@ -245,12 +245,12 @@ class TestFile:
             ('{"zero_optimisation": {}}', "deepspeed_config.zero_optimisation: unknown key; did you mean zero_opt"),
         ],
     )
-    def test_an_invalid_file_is_rejected(self, tmp_path: Path, text: str, told: str) -> None:
+    def test_an_invalid_file_is_rejected(self, tmp_path: Path, text: str, expected: str) -> None:
         file = tmp_path / "ds.json"
         file.write_text(text)
         with pytest.raises(ConfigError) as caught:
             with_deepspeed_file(RunConfig(deepspeed_config=str(file)))
-        assert told in str(caught.value)
+        assert expected in str(caught.value)
 
     def test_a_missing_file_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no such file"):

@@ -8,10 +8,10 @@ from launcher.config.launch_options import LaunchOptions, add_launch_arguments, 
 from launcher.core.errors import LaunchError
 
 
-def _read(*words: str) -> LaunchOptions:
+def _read(*argv: str) -> LaunchOptions:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_launch_arguments(parser)
-    return read_launch_options(vars(parser.parse_args(words)))
+    return read_launch_options(vars(parser.parse_args(argv)))
 
 
 def test_without_flags_there_is_one_node_and_no_restart() -> None:
@@ -53,14 +53,14 @@ def test_ranks_for_the_terminal() -> None:
 
 
 def test_times_and_restarts() -> None:
-    words = ("--max-restarts", "3", "--restart-window", "60", "--hang-timeout", "0.5")
-    options = _read(*words, "--rdzv-conf", "join_timeout=9,last_call_timeout=2")
+    argv = ("--max-restarts", "3", "--restart-window", "60", "--hang-timeout", "0.5")
+    options = _read(*argv, "--rdzv-conf", "join_timeout=9,last_call_timeout=2")
     assert (options.max_restarts, options.restart_window, options.hang_timeout) == (3, 60.0, 0.5)
     assert (options.join_timeout, options.last_call) == (9.0, 2.0)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("argv", "expected"),
     [
         (("--nproc-per-node", "0"), "--nproc-per-node: given '0'; expected a number of at least 1, gpu, cpu or auto"),
         (("--nnodes", "4:1"), "--nnodes: given '4:1'; expected N or MIN:MAX"),
@@ -76,10 +76,10 @@ def test_times_and_restarts() -> None:
         (("--terminal-ranks", "0-3"), "--terminal-ranks: given '0-3'; expected ranks"),
     ],
 )
-def test_wrong_flags_are_reported(words: tuple[str, ...], told: str) -> None:
+def test_wrong_flags_are_reported(argv: tuple[str, ...], expected: str) -> None:
     with pytest.raises(LaunchError) as caught:
-        _read(*words)
-    assert told in str(caught.value)
+        _read(*argv)
+    assert expected in str(caught.value)
 
 
 def test_flags_of_the_agent_are_rejected_under_torchrun() -> None:

@@ -1,5 +1,5 @@
 # ruff: noqa: ISC004 -- a YAML text in two lines is one text
-"""The same files and words through LightningCLI and through the launcher: what comes of them is the same."""
+"""The same files and arguments give the same objects through LightningCLI and through the launcher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from launcher.user_code.classes import (
     make_objects,
     make_profiler,
 )
-from strategies.build import PreflightRank, build_strategy
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy
 from strategies.choice import choose_strategy
 
 _ZOO = "tests.support.cli_zoo"
@@ -40,7 +41,7 @@ def _of_net(arguments: str) -> str:
     return f"model: {{class_path: {_ZOO}.Net, init_args: {{{arguments}}}}}\ndata: {{class_path: {_ZOO}.Data}}\n"
 
 
-# Files, each beside the model's, and words of the command line.
+# Files, each beside the model's, and command line arguments.
 CASES: dict[str, tuple[list[str], list[str]]] = {
     "defaults": ([_NET], []),
     "numbers": ([_of_net('width: 16, lr: 1e-3, name: "x", flag: true, sizes: [1, 2], pair: [2, 1]')], []),
@@ -61,14 +62,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
                  "{class_path: torch.nn.ReLU}]")], []),
     "callables": ([_of_net("act: torch.nn.GELU, optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}, "
                            "scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}")], []),
-    "words": ([_NET], ["--model.init_args.lr=0.3", "--model.width=5", "--data.batch_size=2"]),
-    "words for a nested class": (
+    "argv": ([_NET], ["--model.init_args.lr=0.3", "--model.width=5", "--data.batch_size=2"]),
+    "arguments for a nested class": (
         [_of_net(f"encoder: {{class_path: {_ZOO}.Encoder, init_args: {{width: 3}}}}")],
         ["--model.init_args.encoder.init_args.width=9"]),
-    "words for a nested class in short": (
+    "arguments for a nested class in short": (
         [_of_net(f"encoder: {{class_path: {_ZOO}.Encoder, init_args: {{width: 3}}}}")], ["--model.encoder.width=9"]),
-    "a nested class in words": ([_NET], [f"--model.encoder={_ZOO}.DeepEncoder", "--model.encoder.depth=7"]),
-    "words for an optimizer": (
+    "a nested class by arguments": ([_NET], [f"--model.encoder={_ZOO}.DeepEncoder", "--model.encoder.depth=7"]),
+    "arguments for an optimizer": (
         [_of_net("optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}")],
         ["--model.optimizer.lr=0.25", "--model.optimizer.momentum=0.5"]),
     "another optimizer": (
@@ -80,13 +81,13 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "another model": ([_of_net("width: 3, lr: 0.5")], [f"--model={_ZOO}.Wide"]),
     "several files": ([_of_net("width: 3, lr: 0.5"), "model: {init_args: {lr: 0.25}}\ntrainer: {max_epochs: 3}",
                        "trainer: {max_epochs: 4, min_epochs: 2}"], []),
-    "a model in words": ([], [f"--model={_ZOO}.Net", "--model.lr=0.3", f"--data={_ZOO}.Data", "--data.batch_size=4"]),
+    "model by arguments": ([], [f"--model={_ZOO}.Net", "--model.lr=0.3", f"--data={_ZOO}.Data", "--data.batch_size=4"]),
     "flat arguments": (["model: {lr: 0.3, width: 2}\ndata: {batch_size: 4}\n"],
                        [f"--model={_ZOO}.Net", f"--data={_ZOO}.Data"]),
     "more arguments than the signature has": (
         [f"model: {{class_path: {_ZOO}.Net}}\ndata: {{class_path: {_ZOO}.Data, dict_kwargs: {{colour: red}}}}"], []),
     "another name for self": ([_PLAIN], []),
-    "a list's items in words": ([_NET], ["--model.sizes+=3", "--model.init_args.sizes+=[4, 5]"]),
+    "a list's items by arguments": ([_NET], ["--model.sizes+=3", "--model.init_args.sizes+=[4, 5]"]),
     "items for a list of a file": ([_of_net("sizes: [1]")], ["--model.sizes+=2"]),
     "items for a list of a file that is null": ([_of_net("sizes: null")], ["--model.init_args.sizes+=2"]),
     "items in files": ([_of_net("sizes+: [1]"), "model: {init_args: {sizes+: 2}}"], ["--model.sizes+=3"]),
@@ -100,7 +101,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "an optimizer and a schedule": (
         [_PLAIN + "optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.1}}\n"
          "lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}"], []),
-    "an optimizer in words": ([_PLAIN], ["--optimizer=Adam", "--optimizer.lr=0.25", "--lr_scheduler=ExponentialLR",
+    "an optimizer by arguments": ([_PLAIN], ["--optimizer=Adam", "--optimizer.lr=0.25", "--lr_scheduler=ExponentialLR",
                                          "--lr_scheduler.gamma=0.5"]),
     "a plateau": ([_PLAIN], ["--optimizer=SGD", "--optimizer.lr=0.25", "--lr_scheduler=ReduceLROnPlateau",
                              "--lr_scheduler.monitor=loss"]),
@@ -111,19 +112,19 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "a callback's other arguments": (
         [_NET, "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStopping, "
                "dict_kwargs: {monitor: loss, patience: 7}}]}"], []),
-    "a callback in words": ([_NET], ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=loss",
+    "a callback by arguments": ([_NET], ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=loss",
                                      "--trainer.callbacks.patience=9"]),
-    "callbacks added in words": (
+    "callbacks added by arguments": (
         [_NET, f"trainer: {{callbacks: [{_STOPPING}]}}"],
         ["--trainer.callbacks+=LearningRateMonitor", "--trainer.callbacks.logging_interval=epoch",
          "--trainer.callbacks+=RichModelSummary", "--trainer.callbacks.max_depth=2"]),
-    "the last callback in words": ([_NET, f"trainer: {{callbacks: [LearningRateMonitor, {_STOPPING}]}}"],
+    "the last callback by arguments": ([_NET, f"trainer: {{callbacks: [LearningRateMonitor, {_STOPPING}]}}"],
                                    ["--trainer.callbacks.patience=4"]),
     "no callbacks": ([_NET, "trainer: {callbacks: null, plugins: null, profiler: null, model_registry: null}"], []),
     "a logger": ([_NET, "trainer: {logger: {class_path: CSVLogger, init_args: {save_dir: csv, name: x}}}"], []),
     "loggers": ([_NET, "trainer: {logger: [{class_path: lightning.pytorch.loggers.CSVLogger, "
                        "init_args: {save_dir: csv}}, {class_path: CSVLogger, init_args: {save_dir: other}}]}"], []),
-    "a logger in words": ([_NET], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv"]),
+    "a logger by arguments": ([_NET], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv"]),
     "a profiler": ([_NET, "trainer: {profiler: {class_path: SimpleProfiler, init_args: {extended: false}}}"], []),
     "a profiler's path": ([_NET, "trainer: {profiler: {class_path: lightning.pytorch.profilers.AdvancedProfiler}}"],
                           []),
@@ -147,7 +148,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "a strategy's hook": (
         [_NET, f"trainer: {{strategy: {{class_path: DDPStrategy, init_args: {{ddp_comm_hook: {_HOOKS}."
                f"fp16_compress_hook, ddp_comm_wrapper: {_HOOKS}.bf16_compress_wrapper}}}}}}"], []),
-    "a strategy's arguments in words": (
+    "a strategy's arguments by arguments": (
         [_NET, "trainer: {strategy: {class_path: DDPStrategy, init_args: {bucket_cap_mb: 3}}}"],
         ["--trainer.strategy.init_args.bucket_cap_mb=5", "--trainer.strategy.init_args.find_unused_parameters=true"]),
     "a single device": ([_NET, "trainer: {strategy: {class_path: SingleDeviceStrategy, init_args: {device: cpu}}}"],
@@ -162,28 +163,28 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
 
 
-def _by_lightning(files: list[str], words: list[str]) -> LightningCLI:
-    """What LightningCLI makes of them; it is told the class in words, as a script of its own would."""
+def _by_lightning(files: list[str], argv: list[str]) -> LightningCLI:
+    """What LightningCLI creates from them; it receives the class as an argument, as its own scripts do."""
     given = [word for file in files for word in ("--config", file)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return LightningCLI(pl.LightningModule, pl.LightningDataModule, subclass_mode_model=True,
                             subclass_mode_data=True, run=False, save_config_callback=None,
-                            parser_kwargs={"exit_on_error": False}, args=[*given, *words])  # fmt: skip
+                            parser_kwargs={"exit_on_error": False}, args=[*given, *argv])  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_launcher_and_lightning_cli_create_the_same_objects(case: str, tmp_path: Path) -> None:
-    texts, words = CASES[case]
-    # What is a class's in the words comes first: LightningCLI wants to know the class of a file's arguments.
-    first = [word for word in words if word.startswith(("--model=", "--data="))] if "flat" in case else []
+    texts, argv = CASES[case]
+    # Class arguments come first: LightningCLI must know the class of a file's arguments.
+    first = [word for word in argv if word.startswith(("--model=", "--data="))] if "flat" in case else []
     files = []
     for number, text in enumerate([_HERE, *texts]):
         (tmp_path / f"{number}.yaml").write_text(text)
         files.append(f"{number}.yaml")
-    theirs = _by_lightning_first(first, files, [word for word in words if word not in first])
-    config = load_config(files, words)
+    theirs = _by_lightning_first(first, files, [word for word in argv if word not in first])
+    config = load_config(files, argv)
     again = load_config([_written(config, tmp_path)])
     assert again == config
     classes = import_classes(config)
@@ -216,9 +217,9 @@ def test_launcher_and_lightning_cli_create_the_same_objects(case: str, tmp_path:
         assert config.seed == theirs.config.seed_everything
 
 
-def _by_lightning_first(first: list[str], files: list[str], words: list[str]) -> LightningCLI:
+def _by_lightning_first(first: list[str], files: list[str], argv: list[str]) -> LightningCLI:
     given = [word for file in files for word in ("--config", file)]
-    return _by_lightning([], [*first, *given, *words])
+    return _by_lightning([], [*first, *given, *argv])
 
 
 def _written(config: RunConfig, folder: Path) -> Path:
@@ -238,7 +239,9 @@ def _compare_settings(config: RunConfig, settings: Any) -> None:
 def _compare_strategy(config: RunConfig, theirs: Any) -> None:
     choice = choose_strategy(config.strategy, world_size=1, device_kind="cpu", accumulate=1,
                              model_has_static_graph=config.static_graph is True)  # fmt: skip
-    ours = build_strategy(choice, "cpu", PreflightRank(0, 1, 0, 1, 0, "", 0), 60.0, ddp=make_ddp_options(config))
+    ours = build_strategy(
+        choice, BuildOptions("cpu", RankLocation(0, 1, 0, 1, 0, "", 0), 60.0, ddp=make_ddp_options(config))
+    )
     assert isinstance(ours, type(theirs))
     for name in ("_ddp_comm_state", "_ddp_comm_hook", "_ddp_comm_wrapper", "_model_averaging_period"):
         assert getattr(ours, name, None) == getattr(theirs, name, None)

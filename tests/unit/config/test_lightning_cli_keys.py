@@ -22,14 +22,14 @@ import contextlib, pathlib, sys
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, DemoModel
 
-def write(file, words, **modes):
-    sys.argv = ["cli", *words, "--print_config"]
+def write(file, argv, **modes):
+    sys.argv = ["cli", *argv, "--print_config"]
     with pathlib.Path(file).open("w") as out, contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         LightningCLI(DemoModel, BoringDataModule, **modes)
 
 write("fixed.yaml", ["fit", "--model.learning_rate", "0.5", "--trainer.max_epochs", "4", "--trainer.devices", "2"])
-words = ["fit", "--model", "DemoModel", "--data", "BoringDataModule", "--model.learning_rate", "0.5"]
-write("subclass.yaml", [*words, "--trainer.max_epochs", "4", "--trainer.devices", "2"],
+argv = ["fit", "--model", "DemoModel", "--data", "BoringDataModule", "--model.learning_rate", "0.5"]
+write("subclass.yaml", [*argv, "--trainer.max_epochs", "4", "--trainer.devices", "2"],
       subclass_mode_model=True, subclass_mode_data=True)
 """
 _DEMOS = "lightning.pytorch.demos.boring_classes"
@@ -45,16 +45,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("file", "words"),
+    ("file", "argv"),
     [
         ("fixed.yaml", ["--model", f"{_DEMOS}.DemoModel", "--data", f"{_DEMOS}.BoringDataModule"]),
         ("subclass.yaml", []),
     ],
 )
-def test_a_config_that_lightning_cli_wrote_is_accepted(written: Path, file: str, words: list[str]) -> None:
+def test_a_config_that_lightning_cli_wrote_is_accepted(written: Path, file: str, argv: list[str]) -> None:
     assert yaml.safe_load((written / file).read_text())["trainer"]["devices"] == "2", "text, as it came"
 
-    config = load_config([written / file], words)
+    config = load_config([written / file], argv)
 
     assert (config.devices, config.trainer.max_epochs, config.seed) == (2, 4, 0)
     assert config.model is not None
@@ -266,9 +266,9 @@ def test_a_part_of_the_config_may_be_a_file(tmp_path: Path, monkeypatch: pytest.
     by_file = load_config(["parts/run.yaml"])
     assert by_file.model == {"class_path": "pkg.Net", "init_args": {"lr": 0.5}}
     assert by_file.trainer.callbacks == [{"class_path": "EarlyStopping", "init_args": {"monitor": "loss"}}]
-    words = ["--model", "parts/model.yaml", "--model.lr", "0.25", "--trainer=parts/trainer.yaml"]
-    by_words = load_config([], words)
-    assert by_words.model == {"class_path": "pkg.Net", "init_args": {"lr": 0.25}}
-    assert by_words.trainer == by_file.trainer
+    argv = ["--model", "parts/model.yaml", "--model.lr", "0.25", "--trainer=parts/trainer.yaml"]
+    by_arguments = load_config([], argv)
+    assert by_arguments.model == {"class_path": "pkg.Net", "init_args": {"lr": 0.25}}
+    assert by_arguments.trainer == by_file.trainer
     with pytest.raises(ConfigError, match=r"callbacks\.yaml: no such file"):
         load_config([], ["--model", "a.B", "--trainer.callbacks", "callbacks.yaml"])

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.config.lightning_cli_strategy import DEEPSPEED_DEFAULTS, translate_strategy
 from launcher.config.loading import load_config
 from launcher.core.errors import ConfigError
-from strategies.choice import DDP_OPTIONS, NAMES
+from strategies.ddp import DDP_OPTIONS
+from strategies.registry import list_strategy_names
 
 _PATH = "trainer.strategy"
 
@@ -40,7 +41,7 @@ def test_every_name_of_lightning_is_translated_or_rejected_with_advice(name: str
     settings, problems = translate_strategy(name, _PATH, None)
     if problems:
         assert problems[0].message.startswith(f"given {name!r}; ")
-    elif settings["strategy"] not in NAMES:
+    elif settings["strategy"] not in list_strategy_names():
         with pytest.raises(ConfigError, match="expected one of auto, single_device, ddp"):
             load_config([], ["--model", "a.B", "--trainer.strategy", name])
         assert name.startswith(("xla", "single_")), "no Lightning strategy that trains on these devices"
@@ -163,7 +164,7 @@ def test_the_file_of_deepspeed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "path", "says"),
+    ("given", "path", "expected"),
     [
         ("fsdp", _PATH, "deepspeed_stage_3 shards the same states"),
         ("dp", _PATH, "write ddp"),
@@ -191,10 +192,10 @@ def test_the_file_of_deepspeed(tmp_path: Path) -> None:
         (of_class("SingleDeviceStrategy", device="cuda:1"), f"{_PATH}.init_args.device", "CUDA_VISIBLE_DEVICES=1"),
     ],
 )
-def test_unsupported_arguments_are_rejected_with_advice(given: Any, path: str, says: str) -> None:
+def test_unsupported_arguments_are_rejected_with_advice(given: Any, path: str, expected: str) -> None:
     found_path, message = message_of(given)
     assert found_path == path
-    assert says in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(("accelerator", "backend"), [("cpu", "gloo"), ("gpu", "nccl"), (None, "nccl")])

@@ -1,4 +1,4 @@
-"""Lightning's `PL_TRAINER_*` variables are defaults of a config, below its files and words."""
+"""Lightning's `PL_TRAINER_*` variables are defaults of a config, overridden by its files and arguments."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_files_and_arguments_take_precedence_and_ranks_agree_on_variables(
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "expected"),
     [
         ("MAX_EPOCHS", "many", "given 'many'; expected"),
         ("LIMIT_TRAIN_BATCHES", "-2", "given -2; expected at least 0"),
@@ -85,13 +85,13 @@ def test_files_and_arguments_take_precedence_and_ranks_agree_on_variables(
         ("DEVICES", "[1, 3]", "write `devices: 2`, and CUDA_VISIBLE_DEVICES=1,3 before the command"),
     ],
 )
-def test_a_wrong_variable_is_named(name: str, text: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variable_is_named(name: str, text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"PL_TRAINER_{name}", text)
     with pytest.raises(ConfigError) as caught:
         load_config()
     (problem,) = [each for each in caught.value.problems if each.path.startswith("PL_")]
     assert problem.path == f"PL_TRAINER_{name}"
-    assert told in problem.message
+    assert expected in problem.message
 
 
 def test_a_script_uses_variables_for_settings_at_their_defaults() -> None:

@@ -170,9 +170,9 @@ def test_an_error_of_user_code_is_reported_without_the_secret(capsys: pytest.Cap
         raise ValueError(f"401 for {CANARY}")
     except ValueError as error:
         report.write_traceback(error)
-    told = capsys.readouterr().err
-    assert f"ValueError: 401 for {HIDDEN}" in told
-    assert CANARY not in told.replace('f"401 for {CANARY}"', "")
+    shown = capsys.readouterr().err
+    assert f"ValueError: 401 for {HIDDEN}" in shown
+    assert CANARY not in shown.replace('f"401 for {CANARY}"', "")
 
 
 def test_checkpoints_keep_hyperparameters_that_are_no_secrets() -> None:

@@ -68,7 +68,7 @@ def test_a_run_of_unknown_length_stays_at_the_peak() -> None:
     assert [lr_factor(step, 50, math.inf) for step in (0, 49, 50, 10**6)] == pytest.approx([0.02, 1, 1, 1])
 
 
-def said_at_the_end(text: DemoText, model: Any, capsys: pytest.CaptureFixture[str], *, rank_zero: bool) -> str:
+def printed_report(text: DemoText, model: Any, capsys: pytest.CaptureFixture[str], *, rank_zero: bool) -> str:
     trainer: Any = SimpleNamespace(datamodule=text, callback_metrics={"val_loss": 1.25}, is_global_zero=rank_zero)
     DemoReport().on_fit_end(trainer, model)
     return capsys.readouterr().out
@@ -76,12 +76,12 @@ def said_at_the_end(text: DemoText, model: Any, capsys: pytest.CaptureFixture[st
 
 def test_only_rank_zero_prints_the_report(text: DemoText, capsys: pytest.CaptureFixture[str]) -> None:
     model = DemoGPT(block_size=8, n_layer=1, n_head=1, n_embd=4)
-    assert said_at_the_end(text, model, capsys, rank_zero=False) == ""
-    bigram, own, sample = said_at_the_end(text, model, capsys, rank_zero=True).splitlines()
+    assert printed_report(text, model, capsys, rank_zero=False) == ""
+    bigram, own, sample = printed_report(text, model, capsys, rank_zero=True).splitlines()
     assert bigram == f"a bigram model of the same text: val_loss {text.bigram_loss():.3f} nats per character"
     assert own == "this model:                      val_loss 1.250"
     assert sample.startswith("a sample: The ")
 
 
 def test_there_is_no_report_on_another_model(text: DemoText, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said_at_the_end(text, BoringModel(), capsys, rank_zero=True) == ""
+    assert printed_report(text, BoringModel(), capsys, rank_zero=True) == ""

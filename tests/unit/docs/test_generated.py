@@ -44,9 +44,10 @@ def test_every_event_that_the_code_writes_is_documented_with_its_fields() -> Non
 
 def test_every_metric_that_the_monitoring_logs_is_documented() -> None:
     texts: set[str] = set()
-    for path in (REPOSITORY / "launcher" / "monitoring").glob("*.py"):
-        if path.name != "metric_names.py":
-            texts |= set(re.findall(r'"((?:amp|perf)/[a-z_]+)"', path.read_text(encoding="utf-8")))
+    for package in ("monitoring", "loggers"):
+        for path in (REPOSITORY / "launcher" / package).glob("*.py"):
+            if path.name != "metric_names.py":
+                texts |= set(re.findall(r'"((?:amp|perf)/[a-z_]+)"', path.read_text(encoding="utf-8")))
     assert set(METRICS) == texts
 
 

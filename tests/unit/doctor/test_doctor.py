@@ -1,4 +1,4 @@
-"""`launcher doctor`: what counts as sound, and what is said where it is not."""
+"""`launcher doctor`: the limits of its checks, and what it reports."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from packaging.requirements import Requirement
 
 from launcher.cli import main as cli
 from launcher.doctor import checks as doctor_checks
-from launcher.doctor import command as doctor
-from launcher.doctor.command import Finding, examine
+from launcher.doctor.finding import Check, Finding, run_checks
 from launcher.doctor.gpus import GpuFacts
 from slurm.version import SlurmFacts, parse_version, read_slurm
 from tests.support.processes import launcher, run
 from tests.unit.slurm.test_partitions import fake_sinfo
 
 
-def check_sound() -> Iterator[Finding]:
+def check_good() -> Iterator[Finding]:
     yield Finding("one", "ok", "well")
 
 
@@ -36,23 +35,23 @@ def check_broken_thing() -> Iterator[Finding]:
     raise ImportError("libcudart.so: no such file")
 
 
-def test_a_check_that_raises_is_a_failure_and_stops_no_other() -> None:
-    findings = examine([check_broken_thing, check_sound])
+def test_a_check_that_raises_is_a_failure_and_the_others_run() -> None:
+    findings = run_checks([check_broken_thing, check_good])
     assert [(f.name, f.status) for f in findings] == [("three", "ok"), ("broken thing", "failure"), ("one", "ok")]
     assert findings[1].found == "ImportError: libcudart.so: no such file"
 
 
 @pytest.mark.parametrize(
-    ("checks", "code"), [((check_sound, check_doubtful), 0), ((check_sound, check_broken_thing, check_doubtful), 1)]
+    ("checks", "code"), [((check_good, check_doubtful), 0), ((check_good, check_broken_thing, check_doubtful), 1)]
 )
 def test_only_a_failure_is_an_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checks: tuple[doctor.Check, ...], code: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checks: tuple[Check, ...], code: int
 ) -> None:
     monkeypatch.setattr(doctor_checks, "CHECKS", checks)
     assert cli.run(["doctor"]) == code
-    said = capsys.readouterr().out
-    assert "look at it" in said
-    assert f"1 warning, {code} failure" in said
+    output = capsys.readouterr().out
+    assert "look at it" in output
+    assert f"1 warning, {code} failure" in output
     assert cli.run(["doctor", "--json"]) == code
     parsed = json.loads(capsys.readouterr().out)
     assert parsed[0] == {"name": "one", "status": "ok", "found": "well", "advice": ""}
@@ -67,20 +66,20 @@ def test_only_a_failure_is_an_exit_code(
         ("no-such-package-anywhere>=1", "failure", "not installed"),
     ],
 )
-def test_versions_are_held_against_the_known_ones(text: str, status: str, found: str) -> None:
+def test_versions_are_compared_with_the_known_ones(text: str, status: str, found: str) -> None:
     finding = doctor_checks.version_finding(Requirement(text))
     assert finding.status == status
     assert found in finding.found
     assert finding.advice == ("" if status == "ok" else f"pip install '{text}'")
 
 
-def test_every_library_of_the_launcher_is_looked_at() -> None:
+def test_every_library_of_the_launcher_is_checked() -> None:
     names = {finding.name for finding in doctor_checks.check_versions()}
     assert {"python", "torch", "lightning", "deepspeed", "wandb", "submitit"} <= names
-    assert not names & {"pytest", "ruff"}, "extras are no need"
+    assert not names & {"pytest", "ruff"}, "extras are not needed"
 
 
-def test_free_space_is_held_against_what_is_needed(tmp_path: Path) -> None:
+def test_free_space_is_compared_with_the_needed_space(tmp_path: Path) -> None:
     assert doctor_checks.space_finding("disk", str(tmp_path), 0, "more").status == "ok"
     short = doctor_checks.space_finding("disk", str(tmp_path), 1 << 62, "more")
     assert (short.status, short.advice) == ("warning", "more")
@@ -94,7 +93,7 @@ def test_free_space_is_held_against_what_is_needed(tmp_path: Path) -> None:
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, "ok", ""),
         (1024, 1 << 20, "warning", "ulimit -n 4096"),
         (1024, resource.RLIM_INFINITY, "warning", "ulimit -n 4096"),
-        (1024, 2048, "warning", "ask for a hard limit of 4096 (limits.conf); it is 2048"),
+        (1024, 2048, "warning", "ask the administrator for a hard limit of 4096 (limits.conf); it is 2048"),
     ],
 )
 def test_open_files(soft: int, hard: int, status: str, advice: str) -> None:
@@ -102,25 +101,25 @@ def test_open_files(soft: int, hard: int, status: str, advice: str) -> None:
     assert (finding.status, finding.advice) == (status, advice)
 
 
-def test_a_missing_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(iter(doctor_checks.check_compiler())).status == "ok"
     monkeypatch.setenv("PATH", str(tmp_path))
     compiler, ninja = doctor_checks.check_compiler()
     assert (compiler.status, compiler.advice) == (
         "warning",
-        "DeepSpeed builds its CPU Adam with it: apt-get install g++",
+        "DeepSpeed needs it to build its CPU Adam: apt-get install g++",
     )
-    assert ninja.status == "ok", "pip's ninja lies beside Python"
+    assert ninja.status == "ok", "pip installs ninja next to Python"
 
 
 @pytest.mark.parametrize("answer", [200, 404, 500])
-def test_a_server_that_answers_anything_is_reached(answer: int) -> None:
+def test_a_server_that_answers_with_any_status_is_reached(answer: int) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(answer)
             self.end_headers()
 
-        def log_message(self, *words: object) -> None:
+        def log_message(self, *arguments: object) -> None:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -138,7 +137,7 @@ def test_a_server_that_answers_anything_is_reached(answer: int) -> None:
     assert doctor_checks.reach_finding("file:///etc/passwd").status == "failure"
 
 
-def test_wandb_without_a_key_is_a_warning_and_switched_off_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_without_a_key_is_a_warning_and_disabled_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = doctor_checks.check_wandb()
     assert finding.status == "warning"
     assert "wandb login" in finding.found
@@ -163,10 +162,10 @@ def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, sta
     assert [f"{finding.name} {finding.status}" for finding in doctor_checks.check_slurm()] == statuses
 
 
-def test_without_slurm_there_is_nothing_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_there_is_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert [(f.status, f.found) for f in doctor_checks.check_slurm()] == [
-        ("ok", "no sinfo here: not a cluster's login node")
+        ("ok", "no sinfo: this is not a login node of a cluster")
     ]
 
 
@@ -179,17 +178,17 @@ def test_without_slurm_there_is_nothing_to_look_at(tmp_path: Path, monkeypatch: 
         ((), "Slurm accounting storage is disabled", ["ok", "warning"]),
     ],
 )
-def test_slurms_version_and_accounting(version: tuple[int, ...], accounting: str, statuses: list[str]) -> None:
+def test_slurm_version_and_accounting(version: tuple[int, ...], accounting: str, statuses: list[str]) -> None:
     findings = list(doctor_checks.slurm_findings(SlurmFacts(version, accounting)))
     assert [f.status for f in findings] == statuses
     assert all(bool(f.advice) == (f.status != "ok") for f in findings)
 
 
-def test_accounting_that_is_missing_fails_or_hangs_is_told_in_its_own_words() -> None:
+def test_accounting_that_is_missing_fails_or_hangs_is_reported() -> None:
     def answer(sacct: BaseException | subprocess.CompletedProcess[str]) -> SlurmFacts:
-        def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-            if words[0] == "sinfo":
-                return subprocess.CompletedProcess(words, 0, "slurm 23.11.4\n", "")
+        def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+            if command[0] == "sinfo":
+                return subprocess.CompletedProcess(command, 0, "slurm 23.11.4\n", "")
             if isinstance(sacct, BaseException):
                 raise sacct
             return sacct
@@ -219,7 +218,7 @@ def test_infiniband_needs_locked_memory(limit: int, infiniband: bool, status: st
     [
         (96365, 96365, ""),
         (1024, 96365, "ulimit -u 4096"),
-        (512, 1024, "ask for a hard limit of 4096 (limits.conf)"),
+        (512, 1024, "ask the administrator for a hard limit of 4096 (limits.conf)"),
     ],
 )
 def test_processes(soft: int, hard: int, advice: str) -> None:
@@ -228,7 +227,7 @@ def test_processes(soft: int, hard: int, advice: str) -> None:
     assert (finding.status == "ok") == (not advice)
 
 
-def test_a_machine_with_a_driver_is_looked_at_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_with_a_driver_is_checked_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = GpuFacts("470.223.02", (11, 4), "2.10.0+cu128", "12.8")
     monkeypatch.setattr(doctor_checks, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(doctor_checks, "probe_gpus", lambda timeout: facts)
@@ -237,21 +236,21 @@ def test_a_machine_with_a_driver_is_looked_at_by_the_probe(monkeypatch: pytest.M
     assert (device.name, device.status) == ("device", "warning")
 
 
-def test_a_check_that_hangs_is_a_failure_and_stops_no_other() -> None:
+def test_a_check_that_hangs_is_a_failure_and_the_others_run() -> None:
     held = threading.Event()
 
     def check_slow_disk() -> Iterator[Finding]:
         yield Finding("one", "ok", "half of it")
         held.wait(60)
 
-    findings = examine([check_slow_disk, check_sound], limit=0.2)
+    findings = run_checks([check_slow_disk, check_good], timeout=0.2)
     held.set()
     assert [(f.name, f.status) for f in findings][-2:] == [("slow disk", "failure"), ("one", "ok")]
     assert findings[-2].found == "no answer within 0.2 s"
 
 
 @pytest.mark.slow
-def test_the_whole_on_this_machine(tmp_path: Path) -> None:
+def test_all_checks_on_this_machine(tmp_path: Path) -> None:
     ended = run(launcher("doctor", "--json"), tmp_path, timeout=120)
     findings = json.loads(ended.output)
     assert {f["status"] for f in findings} <= {"ok", "warning", "failure"}

@@ -1,4 +1,4 @@
-"""What the doctor says of GPUs, on facts of machines that are not here."""
+"""Findings about GPUs, for facts of other machines."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def machine(gpu: DetectedGpu = H100, count: int = 8, **more: object) -> GpuFacts
     return dataclasses.replace(facts, **{"gpus": gpus, "links": links(count), **more})  # type: ignore[arg-type]
 
 
-def told(facts: GpuFacts) -> list[tuple[str, str, str, str]]:
+def all_lines(facts: GpuFacts) -> list[tuple[str, str, str, str]]:
     findings = list(gpu_findings(facts))
-    assert all(bool(f.advice) == (f.status != "ok") for f in findings), "what is not well says what to do"
+    assert all(bool(f.advice) == (f.status != "ok") for f in findings), "every problem has advice"
     return [(f.name, f.status, f.found, f.advice) for f in findings]
 
 
-def not_well(facts: GpuFacts) -> list[tuple[str, str, str, str]]:
-    return [line for line in told(facts) if line[1] != "ok"]
+def problems(facts: GpuFacts) -> list[tuple[str, str, str, str]]:
+    return [line for line in all_lines(facts) if line[1] != "ok"]
 
 
-def test_a_sound_node_of_eight() -> None:
-    lines = told(machine())
+def test_a_healthy_node_of_eight() -> None:
+    lines = all_lines(machine())
     assert {line[1] for line in lines} == {"ok"}
     assert [line[0] for line in lines] == ["CUDA", "NCCL", *(f"cuda {i}" for i in range(8)), "GPU links"]
     assert lines[0][2] == "driver 570.86.15, CUDA up to 12.8; torch 2.10.0+cu128 is built for CUDA 12.8"
@@ -50,11 +50,11 @@ def test_a_sound_node_of_eight() -> None:
 
 
 def test_a_driver_of_the_same_major_version_runs_a_later_minor_one() -> None:
-    assert not_well(machine(driver="535.129.03", driver_cuda=(12, 2))) == []
+    assert problems(machine(driver="535.129.03", driver_cuda=(12, 2))) == []
 
 
 @pytest.mark.parametrize(
-    ("driver", "speaks", "cuda", "needs"),
+    ("driver", "supported", "cuda", "needs"),
     [
         ("470.223.02", (11, 4), "12.8", "525.60.13"),
         ("525.60.12", (12, 0), "12.8", "525.60.13"),
@@ -62,31 +62,34 @@ def test_a_driver_of_the_same_major_version_runs_a_later_minor_one() -> None:
         ("440.33.01", (10, 2), "11.8", "450.80.2"),
     ],
 )
-def test_a_driver_that_is_too_old_for_torch(driver: str, speaks: tuple[int, int], cuda: str, needs: str) -> None:
-    facts = machine(count=0, driver=driver, driver_cuda=speaks, torch_cuda=cuda, said="The NVIDIA driver is too old")
-    ((name, status, found, advice),) = told(facts)
+def test_a_driver_that_is_too_old_for_torch(driver: str, supported: tuple[int, int], cuda: str, needs: str) -> None:
+    facts = machine(
+        count=0, driver=driver, driver_cuda=supported, torch_cuda=cuda, complaint="The NVIDIA driver is too old"
+    )
+    ((name, status, found, advice),) = all_lines(facts)
     assert (name, status) == ("CUDA", "failure")
     assert found.endswith(f"is built for CUDA {cuda}, which needs a newer driver")
     assert advice == f"update the driver to {needs} or later, or install torch for an older CUDA"
 
 
-def test_a_driver_too_old_whose_version_is_not_known_is_told_by_the_cuda_it_speaks() -> None:
-    ((_, status, _, advice),) = told(machine(count=0, driver="", driver_cuda=(12, 4), torch_cuda="13.0"))
+def test_a_driver_of_unknown_version_is_judged_by_its_cuda() -> None:
+    ((_, status, _, advice),) = all_lines(machine(count=0, driver="", driver_cuda=(12, 4), torch_cuda="13.0"))
     assert (status, advice) == ("failure", "update the driver to one for CUDA 13, or install torch for CUDA 12")
 
 
 @pytest.mark.parametrize(
     ("more", "status", "found", "advice"),
     [
-        ({"torch": "2.10.0+cpu", "torch_cuda": None}, "failure", "is a build without CUDA", "reinstall torch"),
-        ({"said": "Failed to initialize NVML: Driver/library version mismatch"}, "failure", "version mismatch",
+        ({"torch": "2.10.0+cpu", "torch_cuda": None}, "failure", "is a build without CUDA",
+         "install a CUDA build of torch"),
+        ({"complaint": "Failed to initialize NVML: Driver/library version mismatch"}, "failure", "version mismatch",
          "reboot"),
         ({"hidden_by": ""}, "warning", "CUDA_VISIBLE_DEVICES='' leaves no GPU", "unset it"),
-        ({"said": "CUDA unknown error"}, "failure", "but sees no GPU: CUDA unknown error", "--gpus all"),
+        ({"complaint": "CUDA unknown error"}, "failure", "but torch sees no GPU: CUDA unknown error", "--gpus all"),
     ],
 )  # fmt: skip
 def test_no_gpu_is_seen(more: dict[str, object], status: str, found: str, advice: str) -> None:
-    ((name, *line),) = told(machine(count=0, **more))
+    ((name, *line),) = all_lines(machine(count=0, **more))
     assert (name, line[0]) == ("CUDA", status)
     assert found in line[1]
     assert advice in line[2]
@@ -112,19 +115,19 @@ def test_kernels_for_a_gpu(capability: tuple[int, int], built: tuple[str, ...], 
     assert has_kernels(capability, built) == runs
 
 
-def test_a_gpu_that_torch_has_no_kernels_for_and_one_in_other_hands() -> None:
-    old, taken = not_well(machine(count=0, architectures=CU130, gpus=(
+def test_a_gpu_without_kernels_and_a_gpu_in_use_are_reported() -> None:
+    old, taken = problems(machine(count=0, architectures=CU130, gpus=(
         V100, dataclasses.replace(H100, index=1, free_bytes=30 * GIB), H100)))[:2]  # fmt: skip
     assert old[:2] == ("cuda 0", "failure")
     assert "has no kernels for it" in old[2]
     assert "sm_75" in old[3]
     assert taken[:2] == ("cuda 1", "warning")
-    assert "50 GiB are in use already" in taken[2]
+    assert "50 GiB are in use" in taken[2]
 
 
-def test_gpus_that_are_not_alike_are_a_warning() -> None:
-    ((name, status, found, _),) = not_well(machine(count=0, gpus=(H100, V100)))
-    assert (name, status, found) == ("GPUs", "warning", "not alike: NVIDIA H100 80GB HBM3, Tesla V100-SXM2-16GB")
+def test_different_gpus_are_a_warning() -> None:
+    ((name, status, found, _),) = problems(machine(count=0, gpus=(H100, V100)))
+    assert (name, status, found) == ("GPUs", "warning", "different models: NVIDIA H100 80GB HBM3, Tesla V100-SXM2-16GB")
 
 
 @pytest.mark.parametrize(
@@ -140,14 +143,16 @@ def test_gpus_that_are_not_alike_are_a_warning() -> None:
     ],
 )
 def test_nccl(gpu: DetectedGpu, count: int, nccl: str, installed: str, status: str) -> None:
-    (line,) = [line for line in told(machine(gpu, count, nccl=nccl, nccl_installed=installed)) if line[0] == "NCCL"]
+    (line,) = [
+        line for line in all_lines(machine(gpu, count, nccl=nccl, nccl_installed=installed)) if line[0] == "NCCL"
+    ]
     assert line[1] == status
 
 
-def test_one_slow_link_is_named_against_the_median_and_pairs_over_pcie_are_not() -> None:
+def test_a_slow_link_is_reported_and_pairs_over_pcie_are_not() -> None:
     slow = tuple(dataclasses.replace(li, bytes_per_second=8e9) if (li.one, li.other) == (2, 5) else li
                  for li in links(8))  # fmt: skip
-    ((name, status, found, advice),) = not_well(machine(links=slow))
+    ((name, status, found, advice),) = problems(machine(links=slow))
     assert (name, status) == ("GPU links", "warning")
     assert found == "2-5: peer access, 8 GB/s, the median is 360 GB/s"
     assert "nvidia-smi topo -m" in advice
@@ -155,23 +160,23 @@ def test_one_slow_link_is_named_against_the_median_and_pairs_over_pcie_are_not()
     bridged = {(0, 1), (2, 3)}
     mixed = tuple(Link(a, b, (a, b) in bridged, 200e9 if (a, b) in bridged else 12e9)
                   for a in range(4) for b in range(a + 1, 4))  # fmt: skip
-    assert not_well(machine(count=4, links=mixed)) == []
-    assert [line[2] for line in told(machine(count=4, links=mixed)) if line[0] == "GPU links"] == [
+    assert problems(machine(count=4, links=mixed)) == []
+    assert [line[2] for line in all_lines(machine(count=4, links=mixed)) if line[0] == "GPU links"] == [
         "0-1, 2-3: peer access, 200 GB/s",
-        "0-2, 0-3, 1-2, 1-3: through the host, 12 GB/s",
+        "0-2, 0-3, 1-2, 1-3: through host memory, 12 GB/s",
     ]
 
 
-def test_copies_that_arrive_changed_are_a_failure() -> None:
+def test_corrupted_copies_are_a_failure() -> None:
     bad = (dataclasses.replace(links(2)[0], exact=False),)
-    ((_, status, found, advice),) = not_well(machine(count=2, links=bad))
-    assert (status, found) == ("failure", "copies between GPUs 0-1 arrive changed")
+    ((_, status, found, advice),) = problems(machine(count=2, links=bad))
+    assert (status, found) == ("failure", "copies between GPUs 0-1 are corrupted")
     assert "NCCL_P2P_DISABLE=1" in advice
 
 
 def test_a_link_that_was_not_measured_has_no_speed() -> None:
-    lines = told(machine(count=2, links=(Link(0, 1, False, None),)))
-    assert lines[-1][2] == "0-1: through the host"
+    lines = all_lines(machine(count=2, links=(Link(0, 1, False, None),)))
+    assert lines[-1][2] == "0-1: through host memory"
 
 
 @pytest.mark.parametrize(
@@ -184,18 +189,18 @@ def test_a_link_that_was_not_measured_has_no_speed() -> None:
         ("", ""),
     ],
 )  # fmt: skip
-def test_the_drivers_version_is_read_from_the_kernel(text: str, version: str) -> None:
+def test_the_driver_version_is_read_from_the_kernel(text: str, version: str) -> None:
     assert gpu_probe.read_driver(text) == version
 
 
-def test_facts_cross_from_the_probe_as_json() -> None:
+def test_facts_survive_json() -> None:
     facts = machine(count=2)
     assert GpuFacts.from_dict(json.loads(json.dumps(dataclasses.asdict(facts)))) == facts
     bare = machine(count=0, driver_cuda=None)
     assert GpuFacts.from_dict(json.loads(json.dumps(dataclasses.asdict(bare)))) == bare
 
 
-def test_a_driver_that_hangs_or_kills_the_probe_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_hangs_or_kills_the_probe_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
@@ -208,7 +213,7 @@ def test_a_driver_that_hangs_or_kills_the_probe_is_told(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_probe_looks_at_this_machine() -> None:
+def test_the_probe_reads_this_machine() -> None:
     import torch
 
     facts = gpu_probe.probe_gpus(120)

@@ -21,7 +21,7 @@ def _group(root: Path, path: str, **files: str) -> None:
     ("quota", "cores"),
     [("max 100000", 6), ("400000 100000", 4), ("150000 100000", 1), ("50000 100000", 1), ("1600000 100000", 6)],
 )
-def test_a_quota_counts_where_it_is_less_than_the_affinity_mask(
+def test_a_quota_below_the_affinity_mask_counts(
     quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
@@ -32,7 +32,7 @@ def test_a_quota_counts_where_it_is_less_than_the_affinity_mask(
     assert usable_cpus(proc, tmp_path / "fs") == cores
 
 
-def test_version_1_and_a_path_that_is_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_1_and_a_path_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     proc = tmp_path / "self"
     proc.write_text("12:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n")
@@ -42,6 +42,6 @@ def test_version_1_and_a_path_that_is_the_hosts(tmp_path: Path, monkeypatch: pyt
     assert usable_cpus(proc, tmp_path / "fs") == 6
 
 
-def test_this_process_has_some(tmp_path: Path) -> None:
+def test_this_process_has_a_core(tmp_path: Path) -> None:
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
     assert usable_cpus(tmp_path / "none") == len(os.sched_getaffinity(0))

@@ -73,27 +73,27 @@ def test_a_library_that_is_not_installed_has_no_version(monkeypatch: pytest.Monk
     assert library_versions()["deepspeed"] is None
 
 
-def test_hardware_travels_as_json() -> None:
+def test_hardware_survives_json() -> None:
     hardware = detect_hardware("cpu", 0)
     assert Hardware.from_dict(json.loads(json.dumps(hardware.to_dict()))) == hardware
 
 
-def test_auto_takes_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_the_cpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch)
     assert available_kind("auto") == "cpu"
     assert device_count("cpu") == 1
 
 
-def test_auto_takes_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch, (9, 0))
     assert [available_kind(name) for name in ("auto", "gpu", "cuda", "cpu")] == ["cuda", "cuda", "cuda", "cpu"]
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
-def test_an_accelerator_that_is_not_here_says_what_is(accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_accelerator_lists_those_of_this_machine(accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(TopologyError, match=f"'{accelerator}' was asked for, but this machine has only cpu"):
+    with pytest.raises(TopologyError, match=f"'{accelerator}' was requested, but this machine has only cpu"):
         available_kind(accelerator)
 
 
@@ -121,14 +121,14 @@ def test_emulated_bf16_is_not_native(
     assert (hardware.device.name, hardware.device.memory_bytes) == (f"GPU {capability[0]}.{capability[1]}", 2**34)
 
 
-def test_each_rank_looks_at_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_detects_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch, (9, 0), (7, 0))
     first, second = (detect_hardware("cuda", rank) for rank in range(2))
     assert ("bf16" in first.device.native_dtypes, "bf16" in second.device.native_dtypes) == (True, False)
     assert (second.device.index, second.local_device_count) == (1, 2)
 
 
-@pytest.mark.parametrize(("count", "text"), [(1, "shows 1 CUDA device;"), (2, "shows 2 CUDA devices;")])
+@pytest.mark.parametrize(("count", "text"), [(1, "sees 1 CUDA device;"), (2, "sees 2 CUDA devices;")])
 def test_more_ranks_than_gpus_is_an_error_with_both_numbers(
     count: int, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,14 +139,14 @@ def test_more_ranks_than_gpus_is_an_error_with_both_numbers(
     assert text in str(caught.value)
 
 
-def test_apples_gpu_has_no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_of_apple_has_no_native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     device = detect_hardware("auto", 0).device
     assert (device.kind, set(device.native_dtypes)) == ("mps", {"fp16", "fp32"})
 
 
-def test_build_tools_are_looked_for_as_torch_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_build_tools_are_found_as_in_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert [library_versions()[tool] for tool in BUILD_TOOLS] == [None, None]
     for name in ("my-c++", "ninja"):

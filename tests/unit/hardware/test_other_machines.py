@@ -1,4 +1,4 @@
-"""`launcher plan --gpus ...`: machines that are not here."""
+"""`launcher plan --gpus ...`: plans for other machines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from urllib.parse import urlparse
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.hardware.target_machines import OtherMachines, parse_size, read_options
+from launcher.hardware.target_machines import TargetMachines, parse_size, read_options
 from strategies.gpus import GIB, GPUS, find_gpu, recognize_gpu
 
 _TENSOR_RATIO = {("v100", "t4", "mi"): 8, ("a100", "a30", "h"): 16, ("a10", "a40", "l4"): 4, ("rtx",): 2}
 
 
-def read(**given: Any) -> OtherMachines | None:
+def read(**given: Any) -> TargetMachines | None:
     options = {"gpus": None, "gpus_per_node": None, "gpu": None, "gpu_memory": None, **given}
     return read_options(argparse.Namespace(**options))
 
@@ -24,7 +24,7 @@ def test_nothing_given_means_this_machine() -> None:
     assert read() is None
 
 
-def test_a_named_gpu_brings_memory_and_native_types() -> None:
+def test_a_named_gpu_has_memory_and_native_dtypes() -> None:
     found = read(gpus=64, gpus_per_node=8, gpu="H100")
     assert found is not None
     assert (found.gpus, found.gpus_per_node, found.nodes) == (64, 8, 8)
@@ -35,7 +35,7 @@ def test_a_named_gpu_brings_memory_and_native_types() -> None:
     assert "bf16" not in v100.hardware.device.native_dtypes
 
 
-def test_memory_alone_is_enough_and_goes_before_the_tables() -> None:
+def test_memory_alone_is_enough_and_overrides_the_table() -> None:
     found = read(gpus=2, gpu_memory="80GiB")
     assert found is not None
     assert (found.hardware.device.memory_bytes, found.gpus_per_node) == (80 * GIB, 2)
@@ -44,7 +44,7 @@ def test_memory_alone_is_enough_and_goes_before_the_tables() -> None:
     assert half.hardware.device.memory_bytes == 40 * 10**9
 
 
-def test_every_wrong_option_is_told_at_once() -> None:
+def test_all_invalid_options_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         read(gpus=12, gpus_per_node=8, gpu="h10", gpu_memory="lots")
     paths = [problem.path for problem in caught.value.problems]
@@ -58,7 +58,7 @@ def test_every_wrong_option_is_told_at_once() -> None:
     [({"gpu": "h100"}, "--gpus"), ({"gpus": 0, "gpu": "h100"}, "--gpus"), ({"gpus": 2}, "--gpu-memory"),
      ({"gpus": 2, "gpus_per_node": 0, "gpu": "h100"}, "--gpus-per-node")],
 )  # fmt: skip
-def test_half_of_a_machine_is_refused(given: dict[str, Any], path: str) -> None:
+def test_incomplete_options_are_rejected(given: dict[str, Any], path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(**given)
     assert [problem.path for problem in caught.value.problems] == [path]
@@ -73,7 +73,7 @@ def test_sizes_are_read(text: str, size: int | None) -> None:
     assert parse_size(text) == size
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     assert len({gpu.key for gpu in GPUS}) == len(GPUS)
     for gpu in GPUS:
         assert find_gpu(gpu.key) is gpu

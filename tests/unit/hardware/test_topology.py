@@ -31,14 +31,14 @@ def without(*names: str) -> dict[str, str]:
     return {k: v for k, v in TORCHRUN.items() if k not in names}
 
 
-def test_nobody_made_a_rank_of_it() -> None:
+def test_without_variables_it_is_a_single_rank() -> None:
     # A shell may export an address without having made ranks.
     place = Topology.from_env({"MASTER_ADDR": "x", "MASTER_PORT": "1", "PATH": "/bin"}, "laptop")
     assert place == Topology(0, 1, 0, 1, 0, "laptop", "single")
     assert place.num_nodes == 1
 
 
-def test_torchrun_tells_everything() -> None:
+def test_all_values_are_read_from_torchrun() -> None:
     place = Topology.from_env(TORCHRUN, "node1")
     assert place == Topology(
         rank=5, world_size=8, local_rank=1, local_world_size=4, node_rank=1, host="node1", source="torchrun",
@@ -47,7 +47,7 @@ def test_torchrun_tells_everything() -> None:
     assert place.num_nodes == 2
 
 
-def test_the_real_environment_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert Topology.from_env({}, "h").source == "single"
@@ -58,17 +58,17 @@ def test_ranks_of_an_older_torchrun_serve_their_own_store() -> None:
     assert (place.agent_store, place.restart_count, place.node_rank) == (False, 0, 0)
 
 
-def test_torchrun_inside_a_slurm_step_is_torchruns() -> None:
+def test_torchrun_inside_a_slurm_step_has_priority() -> None:
     assert Topology.from_env({**SLURM, **TORCHRUN}, "h").source == "torchrun"
 
 
 @pytest.mark.parametrize("missing", NEEDED)
-def test_half_set_variables_name_what_is_missing(missing: str) -> None:
+def test_missing_variables_are_listed(missing: str) -> None:
     with pytest.raises(TopologyError, match=f"{missing} missing"):
         Topology.from_env(without(missing), "h")
 
 
-def test_rank_alone_names_all_that_is_missing_and_how_to_go_on() -> None:
+def test_rank_alone_lists_all_missing_variables_with_advice() -> None:
     with pytest.raises(TopologyError) as caught:
         Topology.from_env({"RANK": "0"}, "h")
     assert str(caught.value).startswith("RANK=0 set, but WORLD_SIZE, LOCAL_RANK")
@@ -81,7 +81,7 @@ def test_an_empty_variable_is_a_missing_one() -> None:
         Topology.from_env({**TORCHRUN, "WORLD_SIZE": ""}, "h")
 
 
-def test_empty_variables_alone_are_told_as_no_value() -> None:
+def test_only_empty_variables_are_reported_as_no_value() -> None:
     with pytest.raises(TopologyError) as caught:
         Topology.from_env({"RANK": ""}, "h")
     assert str(caught.value).startswith("no value set, but RANK, WORLD_SIZE")
@@ -94,12 +94,12 @@ def test_empty_variables_alone_are_told_as_no_value() -> None:
         ({"LOCAL_RANK": "4"}, "LOCAL_RANK=4 must be below LOCAL_WORLD_SIZE=4"),
         ({"LOCAL_WORLD_SIZE": "9"}, "LOCAL_WORLD_SIZE=9 exceeds WORLD_SIZE=8"),
         ({"WORLD_SIZE": "0"}, "must be below WORLD_SIZE=0"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 is no port"),
-        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT='http' is no whole number"),
-        ({"RANK": "-1"}, "RANK='-1' is no whole number"),
-        ({"GROUP_RANK": "x"}, "GROUP_RANK='x' is no whole number"),
-        ({"TORCHELASTIC_RESTART_COUNT": "1.5"}, "TORCHELASTIC_RESTART_COUNT='1.5' is no whole number"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 is not a port"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 is not a port"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT='http' is not an integer"),
+        ({"RANK": "-1"}, "RANK='-1' is not an integer"),
+        ({"GROUP_RANK": "x"}, "GROUP_RANK='x' is not an integer"),
+        ({"TORCHELASTIC_RESTART_COUNT": "1.5"}, "TORCHELASTIC_RESTART_COUNT='1.5' is not an integer"),
     ],
 )
 def test_contradictions_are_named_with_their_values(change: dict[str, str], text: str) -> None:
@@ -108,7 +108,7 @@ def test_contradictions_are_named_with_their_values(change: dict[str, str], text
     assert text in str(caught.value)
 
 
-def test_all_contradictions_are_told_at_once() -> None:
+def test_all_contradictions_are_reported_at_once() -> None:
     with pytest.raises(TopologyError) as caught:
         Topology.from_env({**TORCHRUN, "RANK": "9", "LOCAL_RANK": "7", "MASTER_PORT": "70000"}, "h")
     assert all(name in str(caught.value) for name in ("RANK=9", "LOCAL_RANK=7", "MASTER_PORT=70000"))
@@ -123,7 +123,7 @@ def test_a_job_that_slurm_requeued_counts_as_restarted() -> None:
     assert Topology.from_env({**SLURM, "SLURM_RESTART_COUNT": "2"}, "n1").restart_count == 2
 
 
-def test_ranks_that_srun_made_itself_are_refused_with_the_right_command() -> None:
+def test_ranks_that_srun_started_are_rejected_with_the_right_command() -> None:
     with pytest.raises(TopologyError, match="srun started 4 tasks") as caught:
         Topology.from_env({**SLURM, "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, "n1")
     assert "srun --ntasks-per-node=1 python -m launcher" in str(caught.value)
@@ -153,7 +153,7 @@ def test_every_place_that_torchrun_can_give_is_read_back(nodes: int, local: int,
 
 @settings(deadline=None)
 @given(st.sets(st.sampled_from(NEEDED), min_size=1, max_size=len(NEEDED) - 1))
-def test_any_half_set_environment_names_exactly_what_is_missing(given_names: set[str]) -> None:
+def test_exactly_the_missing_variables_are_listed(given_names: set[str]) -> None:
     env = {name: TORCHRUN[name] for name in given_names}
     if given_names <= {"MASTER_ADDR", "MASTER_PORT"}:
         assert Topology.from_env(env, "h").source == "single"
@@ -164,11 +164,11 @@ def test_any_half_set_environment_names_exactly_what_is_missing(given_names: set
     assert missing == [name for name in NEEDED if name not in given_names]
 
 
-def test_a_process_that_starts_no_ranks_says_who_does() -> None:
+def test_a_process_that_starts_no_ranks_lists_programs_that_do() -> None:
     with pytest.raises(TopologyError) as caught:
         check_ranks(RunConfig(devices=2), Topology.single("h"))
-    assert "devices: 2 was asked for, but this process is one rank" in str(caught.value)
+    assert "devices: 2 was requested, but this process is one rank" in str(caught.value)
     assert all(way in str(caught.value) for way in ("TrainingCoordinator(devices=2)", "fit --devices 2", "torchrun"))
     check_ranks(RunConfig(devices=1), Topology.single("h"))
-    with pytest.raises(TopologyError, match="torchrun made 4 ranks on this node"):
+    with pytest.raises(TopologyError, match="torchrun started 4 ranks on this node"):
         check_ranks(RunConfig(devices=2), Topology.from_env(TORCHRUN, "h"))

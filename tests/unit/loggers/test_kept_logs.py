@@ -1,4 +1,4 @@
-"""Which folder each logger writes to, and how a CSV file is gone on with."""
+"""Which folder each logger writes to, and how a CSV file is continued."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.distributed import HashStore
 
-from launcher.loggers.kept_logs import KEY, LogFileState, LogPlace, choose_places
+from launcher.hardware.topology import Topology
+from launcher.loggers.kept_logs import KEY, LogFileState, LogLocation, choose_locations
 from launcher.runs.directory import RunDirectory
 
 
@@ -25,30 +26,35 @@ def run_in(folder: Path, *, is_new: bool) -> RunDirectory:
 def keep(
     folder: Path, *loggers: Any, new: bool = False, checkpoint: Any = None, rank: int = 0, store: Any = None
 ) -> Any:
-    return LogFileState(loggers, run_in(folder, is_new=new), rank, 1 if store is None else 2, store, 1, checkpoint)
+    size = 1 if store is None else 2
+    topology = Topology(rank, size, rank, size, 0, "node", "single")
+    return LogFileState(loggers, run_in(folder, is_new=new), topology, store, 1, checkpoint)
 
 
-def saved(kept: Any, step: int) -> dict[str, Any]:
+def saved(state: Any, step: int) -> dict[str, Any]:
     progress = SimpleNamespace(current=SimpleNamespace(ready=step, completed=step))
     loop = SimpleNamespace(batch_progress=progress, _batches_that_stepped=step, _should_accumulate=bool)
     trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop), validating=False)
     checkpoint: dict[str, Any] = {}
-    kept.on_save_checkpoint(trainer, None, checkpoint)
+    state.on_save_checkpoint(trainer, None, checkpoint)
     return checkpoint[KEY]
 
 
-def test_each_logger_goes_on_in_its_own_folder_whatever_else_is_there(tmp_path: Path) -> None:
+def test_each_logger_continues_in_its_own_folder(tmp_path: Path) -> None:
     def made() -> list[Any]:
         return [CSVLogger(tmp_path), Mine(tmp_path), TensorBoardLogger(tmp_path), CSVLogger(tmp_path, "x", version="a")]
 
-    first = choose_places(made(), [])
-    assert [place.version for place in first] == [0, 1, 2, "a"], "as Lightning numbers them one after the other"
+    first = choose_locations(made(), [])
+    assert [location.version for location in first] == [0, 1, 2, "a"], "as Lightning numbers them one after the other"
     (tmp_path / "lightning_logs" / "version_7").mkdir(parents=True)
-    assert choose_places(made(), first) == first
-    assert choose_places(made()[::-1], first) == first[::-1]
-    assert choose_places([CSVLogger(tmp_path, version=3)], first)[0].version == 3, "the user's own number"
-    assert [place.version for place in choose_places([Mine(tmp_path / "other"), Mine(tmp_path)], first)] == [0, 1]
-    assert choose_places([CSVLogger(tmp_path, "new")], first)[0].version == 0
+    assert choose_locations(made(), first) == first
+    assert choose_locations(made()[::-1], first) == first[::-1]
+    assert choose_locations([CSVLogger(tmp_path, version=3)], first)[0].version == 3, "the user's own number"
+    assert [location.version for location in choose_locations([Mine(tmp_path / "other"), Mine(tmp_path)], first)] == [
+        0,
+        1,
+    ]
+    assert choose_locations([CSVLogger(tmp_path, "new")], first)[0].version == 0
 
 
 def test_rank_zero_chooses_for_all(tmp_path: Path) -> None:
@@ -60,15 +66,15 @@ def test_rank_zero_chooses_for_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [None, "mine"])
-def test_rows_that_come_again_are_dropped_and_the_others_kept(tmp_path: Path, version: str | None) -> None:
+def test_repeated_rows_are_removed_and_the_others_kept(tmp_path: Path, version: str | None) -> None:
     def logger() -> CSVLogger:
         return CSVLogger(tmp_path, version=version)
 
     one = logger()
-    kept = keep(tmp_path, one, new=True)
+    state = keep(tmp_path, one, new=True)
     one.log_metrics({"loss": 1.0}, 0)
     one.log_metrics({"loss": 2.0}, 1)
-    checkpoint = saved(kept, 2)
+    checkpoint = saved(state, 2)
     one.log_metrics({"mean": 1.5}, 1)
     one.log_metrics({"late": 3.0}, 2)
     one.save()
@@ -88,7 +94,7 @@ def test_rows_that_come_again_are_dropped_and_the_others_kept(tmp_path: Path, ve
     keep(tmp_path, three, checkpoint={})
 
 
-def test_a_checkpoint_that_says_nothing_of_the_rows_costs_none(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_record_of_rows_removes_none(tmp_path: Path) -> None:
     keep(tmp_path, one := CSVLogger(tmp_path), new=True)
     one.log_metrics({"loss": 1.0}, 0)
     one.save()
@@ -99,9 +105,9 @@ def test_a_checkpoint_that_says_nothing_of_the_rows_costs_none(tmp_path: Path) -
 
 
 def test_a_run_of_another_directory_writes_elsewhere(tmp_path: Path) -> None:
-    kept = keep(tmp_path, one := CSVLogger(tmp_path), new=True)
+    state = keep(tmp_path, one := CSVLogger(tmp_path), new=True)
     one.log_metrics({"loss": 1.0}, 0)
-    checkpoint = saved(kept, 1)
+    checkpoint = saved(state, 1)
     (tmp_path / "other").mkdir()
     keep(tmp_path / "other", two := CSVLogger(tmp_path), new=True, checkpoint=checkpoint)
     assert (one.version, two.version) == (0, 1)
@@ -110,26 +116,26 @@ def test_a_run_of_another_directory_writes_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '[{"kind": "x"}]', "{}"])
-def test_a_damaged_file_is_as_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_file_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "loggers.json").write_text(text)
     keep(tmp_path, CSVLogger(tmp_path))
 
 
-def test_a_place_is_known_by_class_folder_and_name(tmp_path: Path) -> None:
-    (place,) = choose_places([Mine(tmp_path)], [])
-    assert place == LogPlace(f"{__name__}.Mine", str(tmp_path), "lightning_logs", 0)
+def test_a_location_has_class_folder_and_name(tmp_path: Path) -> None:
+    (location,) = choose_locations([Mine(tmp_path)], [])
+    assert location == LogLocation(f"{__name__}.Mine", str(tmp_path), "lightning_logs", 0)
 
 
 def test_the_row_of_an_epoch_is_in_the_file_before_the_next_epoch_begins(tmp_path: Path) -> None:
     """It comes behind the checkpoint of the epoch's end, and is not logged again after a kill."""
-    kept = keep(tmp_path, logger := CSVLogger(tmp_path), new=True)
+    state = keep(tmp_path, logger := CSVLogger(tmp_path), new=True)
     logger.log_metrics({"mean": 1.0}, 7)
-    kept.on_train_epoch_start(None, None)
+    state.on_train_epoch_start(None, None)
     assert (Path(logger.log_dir) / "metrics.csv").read_text().split() == ["mean,step", "1.0,7"]
 
 
-def test_tensorboard_hides_what_comes_again(tmp_path: Path) -> None:
-    kept = keep(tmp_path, first := TensorBoardLogger(tmp_path), new=True)
+def test_tensorboard_purges_repeated_steps(tmp_path: Path) -> None:
+    state = keep(tmp_path, first := TensorBoardLogger(tmp_path), new=True)
     assert "purge_step" not in vars(first)["_kwargs"]
-    keep(tmp_path, second := TensorBoardLogger(tmp_path), checkpoint=saved(kept, 5))
+    keep(tmp_path, second := TensorBoardLogger(tmp_path), checkpoint=saved(state, 5))
     assert vars(second)["_kwargs"]["purge_step"] == 5

@@ -47,7 +47,7 @@ def compiled(model: nn.Module) -> Any:
 
 
 class Training(pl.LightningModule):
-    """A LightningModule whose name says nothing, with its net under any name."""
+    """A LightningModule with a neutral name, with its net under any name."""
 
     def __init__(self, model: nn.Module, name: str = "model") -> None:
         super().__init__()
@@ -115,13 +115,13 @@ def test_a_lightning_module_that_is_named_itself(wrap: Callable[[nn.Module], nn.
 
 @pytest.mark.case(30)
 @pytest.mark.parametrize("attribute", ["gpt", "decoder", "lm_head_model", "policy"])
-def test_a_lightning_module_may_call_its_net_what_it_likes(attribute: str) -> None:
+def test_a_lightning_module_may_name_its_net_freely(attribute: str) -> None:
     assert detect_model_type(Training(named("GPT"), attribute)) == "gpt"
     assert detect_model_type(Training(named("Net"), attribute)) == "custom"
 
 
 @pytest.mark.case(30)
-def test_a_loss_beside_the_net_says_nothing_of_it() -> None:
+def test_a_loss_module_does_not_decide_the_family() -> None:
     module = Training(named("GPT"), "net")
     module.metric = named("BertScore")
     assert detect_model_type(module) == "gpt"
@@ -155,7 +155,7 @@ def test_anything_else_is_custom(thing: Any) -> None:
 
 
 @pytest.mark.usefixtures("group")
-def test_modules_that_hold_each_other_are_looked_at_once() -> None:
+def test_modules_that_reference_each_other_are_visited_once() -> None:
     module = Training(named("Net"))
     object.__setattr__(module.model, "module", module)
     assert detect_model_type(module) == "custom"

@@ -15,7 +15,7 @@ LONG = 60.0
 
 
 class Gate:
-    """A write that is underway until it is let through."""
+    """A write that blocks until it is opened."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -38,7 +38,7 @@ def writers() -> list[threading.Thread]:
 
 
 def stalled(capacity: int, gate: Gate) -> RowQueue:
-    """A writer whose thread stands in its first write."""
+    """A queue whose thread blocks in its first write."""
     writer = RowQueue(capacity)
     assert writer.put(gate)
     assert gate.entered.wait(LONG)
@@ -56,7 +56,7 @@ def test_rows_are_written_in_order_by_a_thread_of_its_own() -> None:
     assert writer.close(LONG) == 0
 
 
-def test_a_writer_that_is_not_used_has_no_thread_and_nothing_to_wait_for() -> None:
+def test_an_unused_queue_has_no_thread() -> None:
     before = len(writers())
     writer = RowQueue()
     assert writer.flush(0)
@@ -66,7 +66,7 @@ def test_a_writer_that_is_not_used_has_no_thread_and_nothing_to_wait_for() -> No
 
 @pytest.mark.case(41)
 @pytest.mark.parametrize("capacity", [0, -1])
-def test_a_queue_without_room_is_refused_for_it_would_have_no_bound(capacity: int) -> None:
+def test_a_capacity_below_1_raises(capacity: int) -> None:
     with pytest.raises(ValueError, match=f"capacity={capacity}"):
         RowQueue(capacity)
 
@@ -94,13 +94,13 @@ def test_the_end_does_not_wait_for_a_stall_and_counts_what_is_left(gate: Gate) -
         writer.put(lambda row=row: written.append(row))
     assert writer.close(0) == 2 + 4
     gate.open.set()
-    # The one that was underway got through, and nothing behind it.
+    # The running write succeeded, and those behind it were dropped.
     assert writer.flush(LONG)
     assert (written, writer.dropped) == ([], 6)
 
 
 @pytest.mark.case(41)
-def test_what_raises_is_counted_told_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_writes_that_raise_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> None:
         raise ConnectionError("no route")
 
@@ -123,7 +123,7 @@ def test_after_its_end_a_writer_can_be_used_again() -> None:
     assert written == [0, 1, 2]
 
 
-def test_a_later_training_is_not_held_up_by_the_one_before(gate: Gate) -> None:
+def test_a_later_training_is_not_delayed_by_a_stall(gate: Gate) -> None:
     writer = stalled(2, gate)
     assert writer.close(0) == 0
     written: list[int] = []
@@ -134,7 +134,7 @@ def test_a_later_training_is_not_held_up_by_the_one_before(gate: Gate) -> None:
     assert written == [0, 1]
 
 
-def test_the_thread_ends_with_the_writer_and_never_holds_the_process() -> None:
+def test_the_thread_is_a_daemon_and_ends_with_the_queue() -> None:
     writer = RowQueue()
     assert writer.put(lambda: None)
     (thread,) = [t for t in writers() if t is writer._thread]
@@ -163,15 +163,15 @@ def test_a_row_has_its_true_step_and_a_step_that_wandb_takes(current: object, st
     assert wandb.rows == [({"amp/loss_scale": 8.0, "trainer/global_step": step}, at)]
 
 
-def test_a_run_that_does_not_tell_its_step_gets_the_true_one() -> None:
+def test_a_wandb_run_without_a_step_gets_the_true_one() -> None:
     wandb = Recorder(0)
     del wandb.run.step
     log_row(wandb, {}, 7)
     assert wandb.rows == [({"trainer/global_step": 7}, 7)]
 
 
-def test_beside_another_thread_wandb_counts_the_rows_itself() -> None:
-    told: list[tuple[dict[str, object], dict[str, object]]] = []
-    wandb = SimpleNamespace(run=SimpleNamespace(step=99), log=lambda row, **how: told.append((row, how)))
+def test_with_other_threads_wandb_counts_the_rows() -> None:
+    calls: list[tuple[dict[str, object], dict[str, object]]] = []
+    wandb = SimpleNamespace(run=SimpleNamespace(step=99), log=lambda row, **how: calls.append((row, how)))
     log_row(wandb, {"amp/loss_scale": 8.0}, 7, at_next=True)
-    assert told == [({"amp/loss_scale": 8.0, "trainer/global_step": 7}, {"commit": True})]
+    assert calls == [({"amp/loss_scale": 8.0, "trainer/global_step": 7}, {"commit": True})]

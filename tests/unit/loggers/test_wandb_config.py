@@ -1,4 +1,4 @@
-"""`build_wandb_config`: what a W&B run says of its model and its precision."""
+"""`build_wandb_config`: the model and its precision in the config of a W&B run."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_the_three_keys_are_there_whatever_was_given(given: Any) -> None:
         ({"use_amp": None}, ("16-mixed", V100), True),
         ({}, ("32", H100), False),
         ({}, ("bf16-true", H100), False),
-        # What was wished for, and what came of it: both are in the config.
+        # The requested and the actual precision: both are in the config.
         ({"use_amp": True}, ("32", CPU), True),
         ({"use_amp": False}, ("bf16-mixed", H100), False),
     ],
 )
-def test_use_amp_is_the_users_word_or_the_plans_or_false(given: Any, planned: Any, expected: bool) -> None:
+def test_use_amp_is_the_users_or_the_plans_or_false(given: Any, planned: Any, expected: bool) -> None:
     made = build_wandb_config(nn.Linear(2, 3), None, given, None if planned is None else plan(*planned))
     assert made["use_amp"] is expected
     assert made["mixed_precision"] is expected
@@ -70,7 +70,7 @@ def test_the_plans_precision_strategy_and_batch_are_in_the_config() -> None:
     assert made["global_batch_size"] == 16
 
 
-def test_a_custom_precision_is_no_mixed_precision_that_anybody_knows_of() -> None:
+def test_a_custom_precision_is_not_reported_as_mixed() -> None:
     made = build_wandb_config(nn.Linear(2, 3), None, None, plan("auto", CPU, precision_plugin="theirs.Own"))
     assert (made["precision"], made["mixed_precision"], made["use_amp"]) == ("custom", False, False)
 
@@ -120,7 +120,7 @@ def test_a_config_without_sizes_gives_none(config: Any) -> None:
 
 
 @pytest.mark.case(46)
-def test_a_config_that_cannot_be_copied_is_read_all_the_same() -> None:
+def test_a_config_that_cannot_be_copied_is_read() -> None:
     assert build_wandb_config(nn.Identity(), Locked())["hidden_size"] == 8
 
 
@@ -148,18 +148,18 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
     "name", ["api_key", "WANDB_API_KEY", "apikey", "hf_token", "token", "password", "aws_secret", "db_passwd",
              "credentials", "access_key", "AUTH_TOKEN"],
 )  # fmt: skip
-def test_what_looks_like_a_secret_stays_out(name: str) -> None:
+def test_what_looks_like_a_secret_is_removed(name: str) -> None:
     assert SECRET not in repr(build_wandb_config(nn.Identity(), {}, {name: SECRET}))
     assert SECRET not in repr(build_wandb_config(nn.Identity(), {}, {"optimizer": [{"deep": {name: SECRET}}]}))
 
 
-def test_what_only_sounds_like_a_secret_stays_in() -> None:
+def test_what_only_resembles_a_secret_is_kept() -> None:
     given = {"tokens_per_batch": 4096, "max_tokens": 10, "pad_token_id": 0, "tokenizer": "bpe", "secretary": "s"}
     made = build_wandb_config(nn.Identity(), {}, {**given, "optimizer": {"lr": 0.1, "betas": [0.9, 0.95]}})
     assert given.items() <= made.items()
     assert made["optimizer"] == {"lr": 0.1, "betas": [0.9, 0.95]}
 
 
-def test_the_launchers_own_keys_stand_above_hyperparameters_of_that_name() -> None:
+def test_the_launchers_keys_override_hyperparameters_of_the_same_name() -> None:
     made = build_wandb_config(nn.Linear(2, 3), None, {"total_parameters": 0, "model_type": "gpt"})
     assert (made["total_parameters"], made["model_type"]) == (9, "custom")

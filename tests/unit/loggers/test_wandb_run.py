@@ -37,7 +37,7 @@ def no_key(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("mode", "env_mode", "key"), list(itertools.product(_MODES, (None, *_MODES), (None, KEY))))
-def test_wandbs_own_variable_stands_above_the_config_and_each_can_switch_it_off(
+def test_wandbs_variable_overrides_the_config_and_each_can_disable_it(
     no_key: dict[str, str], mode: Literal["online", "offline", "disabled"], env_mode: str | None, key: str | None
 ) -> None:
     env = no_key | ({"WANDB_MODE": env_mode} if env_mode else {}) | ({"WANDB_API_KEY": key} if key else {})
@@ -120,7 +120,7 @@ def begun(options: WandbOptions, run: RunDirectory, notices: list[str], **values
     return QueuedWandbLogger(options, run, values, notices.append, os.environ)
 
 
-# Everything that W&B's documentation names for the place and the name of a run, and what the launcher says without it.
+# The variables in W&B's documentation for the place and the name of a run, and the launcher's values without them.
 _VARIABLES = {
     "project": ("WANDB_PROJECT", "p"),
     "entity": ("WANDB_ENTITY", "e"),
@@ -132,25 +132,25 @@ _VARIABLES = {
 }
 
 
-@pytest.mark.parametrize("said", [*itertools.combinations(_VARIABLES, 1), (), tuple(_VARIABLES)])
-def test_what_a_variable_says_is_left_to_wandb(run: RunDirectory, said: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("is_set", [*itertools.combinations(_VARIABLES, 1), (), tuple(_VARIABLES)])
+def test_settings_of_variables_are_left_to_wandb(run: RunDirectory, is_set: tuple[str, ...]) -> None:
     options = WandbOptions(project="p", entity="e", group="g", tags=["t"])
-    env = {_VARIABLES[name][0]: "theirs" for name in said}
-    expected = {name: ours for name, (_, ours) in _VARIABLES.items() if name not in said}
+    env = {_VARIABLES[name][0]: "theirs" for name in is_set}
+    expected = {name: ours for name, (_, ours) in _VARIABLES.items() if name not in is_set}
     assert init_arguments(options, run, env) == {**expected, "dir": str(run.path)}
     assert init_arguments(options, run, {**env, "WANDB_DIR": "/theirs"}) == expected
     assert init_arguments(options, run, dict.fromkeys(env, "")) == init_arguments(options, run, {}), (
-        "empty says nothing"
+        "an empty variable counts as unset"
     )
 
 
-def test_in_a_sweep_of_wandbs_the_sweep_says_which_run_it_is(run: RunDirectory) -> None:
+def test_in_a_wandb_sweep_the_sweep_sets_the_run(run: RunDirectory) -> None:
     arguments = init_arguments(WandbOptions(entity="e"), run, {"WANDB_SWEEP_ID": "s"})
     assert arguments == {"name": "my-run", "dir": str(run.path), "resume": "allow"}
 
 
 @pytest.mark.usefixtures("wandb_ends")
-def test_disabled_is_a_logger_that_takes_everything_and_makes_no_run(run: RunDirectory) -> None:
+def test_a_disabled_logger_accepts_all_calls_and_makes_no_run(run: RunDirectory) -> None:
     import wandb
 
     notices: list[str] = []
@@ -194,7 +194,7 @@ def use_all_of(logger: QueuedWandbLogger) -> None:
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_on_other_ranks_the_same_logger_takes_everything_and_begins_nothing(
+def test_on_other_ranks_the_logger_accepts_all_calls_and_begins_nothing(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, mode: Literal["offline", "disabled"]
 ) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
@@ -248,7 +248,7 @@ def test_a_run_of_the_scripts_own_is_used_unless_wandb_is_off_and_left_open(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("wandb_ends")
-def test_a_run_of_an_earlier_training_is_not_taken_for_the_scripts(run: RunDirectory) -> None:
+def test_a_run_of_an_earlier_training_is_not_used_as_the_scripts(run: RunDirectory) -> None:
     first, second = (begun(WandbOptions(project=name), run, []) for name in ("first", "second"))
     assert first.experiment.project == "first"
     # Its end took too long, and was left.
@@ -263,8 +263,8 @@ class Failing(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST  # noqa: N815 -- http.server looks for this name
 
-    def log_message(self, *words: object) -> None:
-        del words
+    def log_message(self, *arguments: object) -> None:
+        del arguments
 
 
 def refused(stack: list[Callable[[], None]]) -> int:
@@ -274,7 +274,7 @@ def refused(stack: list[Callable[[], None]]) -> int:
 
 
 def silent(stack: list[Callable[[], None]]) -> int:
-    # The kernel accepts the connections; nobody reads them.
+    # The kernel accepts the connections; no process reads them.
     server = socket.create_server(("127.0.0.1", 0), backlog=64)
     stack.append(server.close)
     return int(server.getsockname()[1])
@@ -322,7 +322,7 @@ def test_a_server_that_fails_leaves_an_offline_run_within_the_time(
     assert not [file for file in files if KEY.encode() in file.read_bytes()], "the key stays out of the run's files"
 
 
-def test_the_environment_is_left_as_it_was(run: RunDirectory) -> None:
+def test_the_environment_is_unchanged(run: RunDirectory) -> None:
     before = dict(os.environ)
     begun(WandbOptions(mode="disabled"), run, []).log_metrics({"loss": 1.0})
     assert dict(os.environ) == before

@@ -98,7 +98,7 @@ def test_in_another_precision_no_scale_is_logged_even_with_a_scaler(wandb: Recor
     assert set(wandb.rows[1][1]) & SCALE_KEYS == set()
 
 
-def test_what_the_monitor_is_told_is_handed_on() -> None:
+def test_arguments_are_passed_to_the_monitor() -> None:
     plain = torch.amp.GradScaler("cpu")
     trainer = plain_trainer(plain)
     amp = AmpWandbCallback(True, "16", count_skipped=False, group="the ranks", limits=Limits(floor=3.0))
@@ -107,12 +107,12 @@ def test_what_the_monitor_is_told_is_handed_on() -> None:
     assert (amp._exchange._group, amp.limits.floor, amp.every_n_steps) == ("the ranks", 3.0, None)
 
 
-def test_a_precision_that_is_none_is_refused_at_once() -> None:
+def test_an_invalid_precision_raises() -> None:
     with pytest.raises(PrecisionError, match="'fp15'"):
         AmpWandbCallback(True, "fp15")
 
 
-def test_a_trainer_that_raises_when_asked_for_its_precision_trains_on(wandb: RecordingWandb) -> None:
+def test_a_trainer_whose_precision_raises_continues_training(wandb: RecordingWandb) -> None:
     class Trainer:
         global_step = 1
         strategy = plain_trainer(FixedScaler(8.0)).strategy
@@ -161,8 +161,8 @@ def test_a_scaler_that_raises_costs_the_key_and_one_warning(
     assert all(set(row) & SCALE_KEYS == set() for _, row in wandb.rows)
     (warning,) = caplog.records
     assert warning.levelno == logging.WARNING
-    said = f"RaisingScaler.get_scale() raised {kind.__name__}: broken inside"
-    assert warning.getMessage() == f"rank 0: the loss scale is not logged: {said}"
+    text = f"RaisingScaler.get_scale() raised {kind.__name__}: broken inside"
+    assert warning.getMessage() == f"rank 0: the loss scale is not logged: {text}"
 
 
 @pytest.mark.case(14)
@@ -194,7 +194,7 @@ def test_without_strategy_plugin_or_scaler_there_is_no_scale_key(
 
 
 @pytest.mark.case(37)
-def test_switched_off_it_logs_counts_and_waits_for_nothing(wandb: RecordingWandb) -> None:
+def test_a_disabled_callback_logs_counts_and_waits_for_nothing(wandb: RecordingWandb) -> None:
     amp = AmpWandbCallback(enabled=False, precision="16", every_n_steps=1)
     plain = torch.amp.GradScaler("cpu")
     trainer = plain_trainer(plain, callbacks=[amp])
@@ -210,7 +210,7 @@ def test_switched_off_it_logs_counts_and_waits_for_nothing(wandb: RecordingWandb
 
 @pytest.mark.case(37)
 @pytest.mark.case(10)
-def test_one_that_is_switched_off_does_not_silence_another(wandb: RecordingWandb) -> None:
+def test_a_disabled_callback_does_not_disable_another(wandb: RecordingWandb) -> None:
     off, on = AmpWandbCallback(enabled=False), callback()
     trainer = plain_trainer(FixedScaler(8.0), callbacks=[off, on])
     for amp in (off, on):
@@ -220,20 +220,22 @@ def test_one_that_is_switched_off_does_not_silence_another(wandb: RecordingWandb
 
 @pytest.mark.case(39)
 @pytest.mark.parametrize("place", [{"is_global_zero": False}, {"global_rank": 3}])
-def test_another_rank_never_speaks_to_wandb(wandb: RecordingWandb, place: dict[str, Any]) -> None:
+def test_other_ranks_do_not_call_wandb(wandb: RecordingWandb, place: dict[str, Any]) -> None:
     amp, trainer = callback(), plain_trainer(FixedScaler(0.0), **place)
     steps(amp, trainer, 1, 2)
     amp.on_train_end(trainer, None)
     assert (wandb.rows, wandb.alerts, wandb.run.summary, amp._tracker.queue) == ([], [], {}, None)
 
 
-def test_an_alert_goes_to_wandb_and_to_whoever_asked_or_the_log(
+def test_an_alert_goes_to_wandb_and_to_on_alert_or_the_log(
     wandb: RecordingWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[tuple[Alert, int]] = []
+    received: list[tuple[Alert, int]] = []
     limits = Limits(floor=8.0, floor_steps=2)
-    steps(callback(limits=limits, on_alert=lambda *told: heard.append(told)), plain_trainer(FixedScaler(8.0)), 1, 2)
-    ((alert, step),) = heard
+    steps(
+        callback(limits=limits, on_alert=lambda *given: received.append(given)), plain_trainer(FixedScaler(8.0)), 1, 2
+    )
+    ((alert, step),) = received
     assert (alert.kind, step, caplog.messages) == ("scale_at_floor", 2, [])
     assert wandb.alerts == [(alert.title, f"step 2: {alert.text}")]
     steps(callback(limits=limits), plain_trainer(FixedScaler(8.0)), 2)
@@ -257,7 +259,7 @@ def test_an_exception_ends_the_rows_without_waiting_for_the_other_ranks(
      (torch.amp.GradScaler("cpu", 8.0, enabled=False), None), (RaisingScaler(ValueError()), None),
      (FixedScaler("8"), None)],
 )  # fmt: skip
-def test_the_loss_scale_can_be_asked_for_and_a_missing_one_is_none(scaler: Any, scale: float | None) -> None:
+def test_get_loss_scale_returns_none_for_a_missing_scale(scaler: Any, scale: float | None) -> None:
     for amp in (AmpWandbCallback(precision="16"), AmpWandbCallback(enabled=False)):
         trainer = plain_trainer(scaler)
         assert amp.get_loss_scale(trainer) == amp._get_loss_scale(trainer) == scale

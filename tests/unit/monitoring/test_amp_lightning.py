@@ -101,7 +101,7 @@ def test_without_its_own_interval_the_trainers_counts_and_accumulated_batches_ar
 
 
 @pytest.mark.case(21)
-def test_a_resumed_training_goes_on_with_its_scale_and_counts(tmp_path: Path, wandb: RecordingWandb) -> None:
+def test_a_resumed_training_continues_its_scale_and_counts(tmp_path: Path, wandb: RecordingWandb) -> None:
     keep = ModelCheckpoint(dirpath=tmp_path, save_last=True)
     options: dict[str, Any] = {"enable_checkpointing": True}
     fit(tmp_path, Net(overflow_at=(1,)), AmpWandbCallback(every_n_steps=12), keep, max_epochs=1, **options)
@@ -116,7 +116,7 @@ def test_a_resumed_training_goes_on_with_its_scale_and_counts(tmp_path: Path, wa
 
 @pytest.mark.case(12)
 @pytest.mark.case(13)
-def test_a_scale_that_fell_to_the_floor_is_told_once(tmp_path: Path, wandb: RecordingWandb) -> None:
+def test_a_scale_at_the_floor_raises_one_alert(tmp_path: Path, wandb: RecordingWandb) -> None:
     from launcher.monitoring.health import Limits
 
     amp = AmpWandbCallback(every_n_steps=1, limits=Limits(floor_steps=3))
@@ -145,7 +145,7 @@ def test_two_callbacks_in_a_real_trainer_log_once(tmp_path: Path, wandb: Recordi
 
 
 @pytest.mark.case(14)
-def test_a_real_training_goes_on_with_a_scaler_that_raises(
+def test_a_real_training_continues_with_a_scaler_that_raises(
     tmp_path: Path, wandb: RecordingWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(torch.amp.GradScaler):

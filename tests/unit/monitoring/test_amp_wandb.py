@@ -33,9 +33,7 @@ def forget_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     del sys.modules["wandb"]
 
 
-def test_charts_are_asked_for_once_and_are_only_a_nicety(
-    wandb: RecordingWandb, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_charts_are_defined_once_and_are_optional(wandb: RecordingWandb, monkeypatch: pytest.MonkeyPatch) -> None:
     amp = callback()
     trainer = plain_trainer(FixedScaler(8.0))
     steps(amp, trainer, 1, 2)
@@ -53,7 +51,7 @@ def test_a_row_is_not_lost_where_wandbs_own_step_is_ahead(wandb: RecordingWandb,
     assert only_row(wandb)["trainer/global_step"] == 7
 
 
-def test_beside_lightnings_logger_wandb_counts_the_row_itself(wandb: RecordingWandb) -> None:
+def test_with_lightnings_logger_wandb_counts_the_rows(wandb: RecordingWandb) -> None:
     # Its rows come from the training's thread: between asking for W&B's step and naming one, it may move on.
     trainer: Any = plain_trainer(FixedScaler(8.0), step=7)
     trainer.loggers = [type("Theirs", (type("WandbLogger", (), {}),), {})()]
@@ -79,7 +77,7 @@ def test_without_a_run_nothing_is_logged_until_there_is_one(
 
 
 @pytest.mark.case(8)
-def test_without_wandb_the_training_goes_on_with_one_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_wandb_training_continues_with_one_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     notices: list[str] = []
     amp, trainer = callback(on_notice=notices.append), plain_trainer(FixedScaler(0.0))
@@ -91,7 +89,7 @@ def test_without_wandb_the_training_goes_on_with_one_notice(monkeypatch: pytest.
 
 
 @pytest.mark.case(8)
-def test_a_folder_of_old_runs_is_not_taken_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_old_runs_is_not_imported_as_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without wandb installed, `import wandb` finds the folder `wandb/` of earlier runs as a namespace package.
     (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
     forget_wandb(monkeypatch)
@@ -129,7 +127,7 @@ def test_the_summary_at_the_end_has_final_scale_skipped_steps_and_precision(wand
 
 @pytest.fixture
 def gate(wandb: RecordingWandb) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """W&B stands in its first row from `entered` until `open`."""
+    """W&B blocks in its first row from `entered` until `open`."""
     entered, opened = threading.Event(), threading.Event()
 
     def stall() -> None:
@@ -152,7 +150,7 @@ def test_a_stalled_wandb_costs_rows_that_are_counted_and_reported(
         trainer.global_step = number
         amp.on_train_batch_end(trainer, None, None, None, 0)
         assert entered.wait(LONG)
-    # One is underway and four wait; the training got to its twentieth step.
+    # One is being written and four wait; the training has reached its twentieth step.
     assert amp.dropped == 15
     assert not amp.flush(0)
     opened.set()
@@ -176,7 +174,7 @@ def test_a_training_ends_while_wandb_stalls(
         amp.on_train_batch_end(trainer, None, None, None, 0)
         assert gate[0].wait(LONG)
     amp.on_train_end(trainer, None)
-    # Two rows and the summary waited behind the first, which is underway still.
+    # Two rows and the summary waited behind the first, which is still being written.
     assert (amp.dropped, len(notices)) == (3, 1)
     assert not amp.flush(0)
 
@@ -199,9 +197,7 @@ def test_a_wandb_that_raises_costs_rows_that_are_counted_and_one_warning(
 
 
 @pytest.mark.case(41)
-def test_a_writer_that_is_shared_is_neither_waited_for_nor_closed(
-    wandb: RecordingWandb, gate: tuple[threading.Event, threading.Event]
-) -> None:
+def test_a_shared_queue_is_not_closed(wandb: RecordingWandb, gate: tuple[threading.Event, threading.Event]) -> None:
     entered, opened = gate
     notices: list[str] = []
     writer = RowQueue(2)
@@ -211,7 +207,7 @@ def test_a_writer_that_is_shared_is_neither_waited_for_nor_closed(
         amp.on_train_batch_end(trainer, None, None, None, 0)
         assert entered.wait(LONG)
     amp.on_train_end(trainer, None)
-    # One row underway, two waiting; the fourth and the summary found no place, which the owner will tell.
+    # One row is being written, two wait; the fourth and the summary were dropped, which the owner reports.
     assert (amp.dropped, notices) == (2, [])
     opened.set()
     assert amp.flush(LONG)
@@ -253,7 +249,7 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize(("arrives", "rows"), [(True, [10]), (False, [])])
-def test_the_other_ranks_samples_are_waited_for_at_an_epochs_end_alone(
+def test_only_an_epochs_end_waits_for_the_other_ranks_samples(
     wandb: RecordingWandb, arrives: bool, rows: list[int]
 ) -> None:
     amp, trainer = callback(), plain_trainer(FixedScaler(8.0))

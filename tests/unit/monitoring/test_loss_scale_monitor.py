@@ -29,7 +29,7 @@ def test_the_interval_is_its_own_then_the_trainers_then_fifty(own: Any, trainers
     assert written(monitor) == expected
 
 
-def test_without_any_word_a_sample_is_taken_each_fifty_steps() -> None:
+def test_by_default_a_sample_is_taken_each_fifty_steps() -> None:
     monitor, trainer = Rows("16"), plain_trainer()
     batches(monitor, trainer, *range(1, 151))
     assert written(monitor) == [50, 100, 150]
@@ -123,13 +123,13 @@ def test_the_first_times_are_means_from_the_first_step_on(monkeypatch: pytest.Mo
     assert monitor.samples[0].step_seconds == 3
 
 
-def test_the_clock_is_told_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_gets_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = LossScaleMonitor("16")
-    told: list[Any] = []
-    monkeypatch.setattr(monitor._clock, "batch_begins", told.append)
+    devices: list[Any] = []
+    monkeypatch.setattr(monitor._clock, "batch_begins", devices.append)
     monitor.on_train_batch_start(plain_trainer(), SimpleNamespace(device="the device"), None, 0)
     monitor.on_train_batch_start(plain_trainer(), None, None, 0)
-    assert told == ["the device", None]
+    assert devices == ["the device", None]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_clock_is_told_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -
         ("nan", False),
     ],
 )
-def test_a_loss_that_is_not_finite_is_seen(outputs: Any, broken: bool) -> None:
+def test_a_loss_that_is_not_finite_is_detected(outputs: Any, broken: bool) -> None:
     monitor = Rows("16", every_n_steps=1)
     batches(monitor, plain_trainer(), 1, outputs=outputs)
     assert monitor.samples[0].loss_not_finite is broken
@@ -195,7 +195,7 @@ def test_the_counts_are_those_of_the_scaler_where_it_has_some() -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_torchs_own_scaler_is_exchanged_for_one_that_counts(enabled: bool) -> None:
+def test_torchs_scaler_is_replaced_by_one_that_counts(enabled: bool) -> None:
     plain = torch.amp.GradScaler("cpu", 256.0, enabled=enabled)
     trainer = plain_trainer(plain)
     LossScaleMonitor("16", limits=Limits(floor=2.0)).setup(trainer, None, "fit")
@@ -211,13 +211,13 @@ class OwnScaler(torch.amp.GradScaler):
 
 
 @pytest.mark.parametrize("scaler", [OwnScaler("cpu"), CountingGradScaler("cpu"), FixedScaler(8.0), None])
-def test_any_other_scaler_is_left_alone(scaler: Any) -> None:
+def test_other_scalers_are_not_replaced(scaler: Any) -> None:
     trainer = plain_trainer(scaler)
     LossScaleMonitor("16").setup(trainer, None, "fit")
     assert trainer.strategy.precision_plugin.scaler is scaler
 
 
-def test_it_is_exchanged_for_a_fit_only_where_that_is_wanted_and_by_the_active_one() -> None:
+def test_only_the_active_monitor_replaces_the_scaler_and_only_for_a_fit() -> None:
     plain = torch.amp.GradScaler("cpu")
     trainer = plain_trainer(plain)
     LossScaleMonitor("16").setup(trainer, None, "validate")

@@ -44,34 +44,34 @@ def test_without_a_logger_nothing_is_written() -> None:
 
 @pytest.mark.case(39)
 @pytest.mark.parametrize(
-    ("place", "speaks"),
+    ("place", "logs"),
     [({}, True), ({"is_global_zero": True, "global_rank": 1}, True), ({"is_global_zero": False}, False),
      ({"global_rank": 0}, True), ({"global_rank": 1}, False)],
 )  # fmt: skip
-def test_rank_zero_alone_speaks(place: dict[str, Any], speaks: bool) -> None:
+def test_only_rank_zero_logs(place: dict[str, Any], logs: bool) -> None:
     monitor = Rows("16", every_n_steps=1)
     batches(monitor, plain_trainer(FixedScaler(8.0), **place), 1)
-    assert bool(monitor.rows) is speaks
+    assert bool(monitor.rows) is logs
 
 
-def test_an_alert_is_told_once_until_it_is_over_and_each_kind_by_itself() -> None:
-    told: list[tuple[str, int]] = []
+def test_each_kind_of_alert_is_reported_once_per_occurrence() -> None:
+    reported: list[tuple[str, int]] = []
 
-    def tell(alert: Alert, step: int) -> None:
-        told.append((alert.kind, step))
+    def report(alert: Alert, step: int) -> None:
+        reported.append((alert.kind, step))
 
     scaler = FixedScaler(0.0)
-    monitor, trainer = Rows("16", every_n_steps=1, on_alert=tell), plain_trainer(scaler)
+    monitor, trainer = Rows("16", every_n_steps=1, on_alert=report), plain_trainer(scaler)
     batches(monitor, trainer, 1, 2)
     batches(monitor, trainer, 3, outputs=torch.tensor(math.nan))
     scaler.scale = 8.0
     batches(monitor, trainer, 4)
     scaler.scale = 0.0
     batches(monitor, trainer, 5)
-    assert told == [("scale_underflow", 1), ("loss_not_finite", 3), ("scale_underflow", 5)]
+    assert reported == [("scale_underflow", 1), ("loss_not_finite", 3), ("scale_underflow", 5)]
 
 
-class Underway:
+class PendingSamples:
     """Several ranks' samples, each arriving when the next is sent, or when it is waited for."""
 
     world_size, rank = 2, 0
@@ -92,12 +92,12 @@ class Underway:
 
 
 @pytest.mark.parametrize(("is_zero", "rows"), [(True, [1, 2, 3, 4]), (False, [])])
-def test_what_arrives_late_is_reported_with_its_own_step_and_the_last_is_waited_for(
+def test_late_samples_are_reported_with_their_own_step_and_the_last_is_waited_for(
     is_zero: bool, rows: list[int]
 ) -> None:
     scaler = FixedScaler(0.0)
     monitor, trainer = Rows("16", every_n_steps=1), plain_trainer(scaler, is_global_zero=is_zero)
-    monitor._exchange = exchange = Underway()  # type: ignore[assignment]
+    monitor._exchange = exchange = PendingSamples()  # type: ignore[assignment]
     for step in range(1, 5):
         scaler.scale = float(2**step)
         batches(monitor, trainer, step)
@@ -109,7 +109,7 @@ def test_what_arrives_late_is_reported_with_its_own_step_and_the_last_is_waited_
 
 
 @pytest.mark.case(37)
-def test_what_is_underway_at_the_end_is_waited_for_and_after_an_exception_left() -> None:
+def test_pending_samples_are_awaited_at_the_end_and_dropped_after_an_exception() -> None:
     for end, rows in (("on_train_end", [4]), ("on_exception", [])):
         monitor, trainer = Rows("16"), plain_trainer()
         monitor._exchange.send(4, 0, {"has_scale": 0.0, "loss_not_finite": 0.0})

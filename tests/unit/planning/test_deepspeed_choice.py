@@ -11,10 +11,12 @@ from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
 from launcher.planning.plan import Plan, make_plan
 from strategies.choice import StrategyError, choose_strategy
-from strategies.deepspeed_config import CPU_BUCKET, GPU_BUCKET, VARIANTS, BatchAndClip, zero_config
+from strategies.deepspeed_config import CPU_BUCKET, GPU_BUCKET, BatchAndClip, zero_config
+from strategies.registry import list_zero_variants
 from tests.support.rank_threads import CPU, H100
 from tests.unit.planning.test_plan import ranks, refusal
 
+VARIANTS = list_zero_variants()
 PLANNED = BatchAndClip(world_size=4, micro_batch_size=8, accumulate=3, gradient_clip_val=0.5)
 
 
@@ -47,7 +49,7 @@ def test_auto_never_takes_deepspeed_by_itself() -> None:
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if not VARIANTS[n].offloads])
 def test_a_stage_without_other_ranks_is_refused(name: str) -> None:
-    with pytest.raises(StrategyError, match=rf"{name} shares .* but there is one rank; start several"):
+    with pytest.raises(StrategyError, match=rf"{name} shards .* but there is one rank; start several"):
         choose(name, world=1)
 
 

@@ -15,7 +15,7 @@ from launcher.core.errors import PlanError
 from launcher.planning.memory import machine_of
 from launcher.planning.plan import make_plan
 from strategies.precision import Precision
-from strategies.repeated import RepeatedRecords, counted, where
+from strategies.repeated import RepeatedRecords, count_groups, select
 from tests.support.rank_threads import CPU, H100, V100, facts
 
 
@@ -40,14 +40,14 @@ def test_records_that_are_alike_are_made_when_asked_for() -> None:
     )  # fmt: skip
     with pytest.raises(IndexError):
         ranks[10]
-    assert where(ranks, lambda one: one == "rank") is ranks
-    assert not where(ranks, lambda one: one == "rank 1")
-    assert counted(ranks) == [("rank", 10)]
-    assert counted(["a", "b"]) == [("a", 1), ("b", 1)]
-    assert where(["a", "b"], lambda one: one == "b") == ["b"]
+    assert select(ranks, lambda one: one == "rank") is ranks
+    assert not select(ranks, lambda one: one == "rank 1")
+    assert count_groups(ranks) == [("rank", 10)]
+    assert count_groups(["a", "b"]) == [("a", 1), ("b", 1)]
+    assert select(["a", "b"], lambda one: one == "b") == ["b"]
     nobody = RepeatedRecords("rank", 0, lambda first, place: first)
-    assert not where(nobody, lambda one: True)
-    assert not counted(nobody)
+    assert not select(nobody, lambda one: True)
+    assert not count_groups(nobody)
 
 
 @pytest.mark.parametrize("count", [1, 2, 24])

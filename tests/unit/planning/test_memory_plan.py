@@ -20,7 +20,7 @@ from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError, UsageError
 from launcher.planning.dry_run import DryRun, plan_here
 from launcher.planning.fit_plan import plan_for_fit
-from launcher.planning.memory import machine_of, plan_with_memory, splits, zero_settings
+from launcher.planning.memory import list_splits, machine_of, plan_with_memory, zero_settings
 from launcher.planning.oom import is_out_of_memory, out_of_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.plot import memory_by_gpus, plot_memory
@@ -234,7 +234,7 @@ def test_a_model_too_large_for_ddp_is_sharded_or_the_plan_says_what_is_missing()
     assert plan.memory["pick"].startswith("deepspeed_stage")
     assert plan.strategy.name == plan.memory["pick"]
     assert plan.deepspeed is not None
-    assert not any("asked for" in reason for reason in plan.strategy.reasons)
+    assert not any("requested" in reason for reason in plan.strategy.reasons)
     assert any("estimated" in reason or "nothing else fits" in reason for reason in plan.strategy.reasons)
 
 
@@ -263,7 +263,7 @@ def test_an_order_is_kept_and_a_notice_says_that_it_does_not_fit() -> None:
     given = config(here("Large"), strategy="ddp")
     plan = plan_with_memory(given, ranks(8, H100), profiled(given, "cuda", Precision.BF16_MIXED))
     assert plan.strategy.name == "ddp"
-    assert "ddp was asked for, and it does not fit" in plan.notices[-1]
+    assert "ddp was requested, and it does not fit" in plan.notices[-1]
 
 
 def test_the_micro_batch_shrinks_to_what_fits_and_the_global_batch_stays() -> None:
@@ -284,9 +284,9 @@ def test_the_micro_batch_shrinks_to_what_fits_and_the_global_batch_stays() -> No
 
 def test_a_batch_that_the_user_fixed_has_one_split() -> None:
     fixed = config(global_batch_size=64, trainer=TrainerOptions(accumulate_grad_batches=2))
-    assert len(splits(fixed, make_plan(fixed, ranks(1)))) == 1
+    assert len(list_splits(fixed, make_plan(fixed, ranks(1)))) == 1
     free = config(global_batch_size=64)
-    sizes = [split.micro_batch_size for split in splits(free, make_plan(free, ranks(2, batch_size=8)))]
+    sizes = [split.micro_batch_size for split in list_splits(free, make_plan(free, ranks(2, batch_size=8)))]
     assert sizes == [8, 4, 2, 1]
 
 
@@ -386,7 +386,7 @@ def test_out_of_memory_tells_expectation_allocation_and_the_next_candidate() -> 
     assert "rank 1 (n1) is out of memory with ddp" in text
     assert "the plan expected" in text
     assert "optimizer states" in text
-    assert "allocated were at most 3 GiB" in text
+    assert "at most 3 GiB were allocated" in text
     assert told.next_strategy == plan.memory["next"]
     assert told.restarts is (told.next_strategy is not None)
     assert told.expected_bytes == plan.memory["assessments"][1]["memory"]["total"]
@@ -398,5 +398,5 @@ def test_out_of_memory_without_a_look_at_memory_says_so() -> None:
     told = out_of_memory(MemoryError("x"), make_plan(config(), ranks(1)), rank=0, host="h", allocated_bytes=None,
                          on_oom="next")  # fmt: skip
     assert (told.expected_bytes, told.next_strategy, told.restarts) == (None, None, False)
-    assert "did not look at memory" in str(told)
+    assert "has no memory estimate" in str(told)
     assert "smaller micro batch" in str(told)

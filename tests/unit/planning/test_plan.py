@@ -67,8 +67,8 @@ def test_a_fixed_accumulation_that_outweighs_the_datas_batch_size_is_said_to() -
     plan = make_plan(config, ranks(CPU, batch_size=4))
     assert (plan.batch.micro_batch_size, plan.batch.accumulate) == (128, 2)
     (reason,) = plan.batch_reasons
-    assert reason.endswith("(trainer.accumulate_grad_batches 2 outweighs the data's batch_size 4)")
-    assert "outweighs" not in make_plan(config, ranks(CPU, batch_size=128)).batch_reasons[0]
+    assert reason.endswith("(trainer.accumulate_grad_batches 2 overrides the data's batch_size 4)")
+    assert "overrides" not in make_plan(config, ranks(CPU, batch_size=128)).batch_reasons[0]
 
 
 def test_an_impossible_split_lists_the_nearest_possible_ones() -> None:
@@ -100,8 +100,8 @@ def test_every_problem_is_told_at_once() -> None:
     assert text.count("\n  ") == 3
     for part in (
         "global_batch_size 5 cannot",
-        "precision bf16-mixed was asked for",
-        "strategy single_device was asked",
+        "precision bf16-mixed was requested",
+        "strategy single_device was requested",
     ):
         assert part in text
 

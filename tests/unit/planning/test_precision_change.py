@@ -28,8 +28,8 @@ def was(precision: Precision | None, notice: str | None = None) -> CheckpointPre
 @pytest.mark.parametrize(
     ("before", "now", "scale"),
     [
-        (Precision.FP16_MIXED, "bf16-mixed", "; its loss scale is not needed any more"),
-        (Precision.BF16_MIXED, "16-mixed", "; the loss scale starts afresh"),
+        (Precision.FP16_MIXED, "bf16-mixed", "; its loss scale is no longer needed"),
+        (Precision.BF16_MIXED, "16-mixed", "; the loss scale starts anew"),
         (Precision.FP32_TRUE, "bf16-mixed", ""),
     ],
 )

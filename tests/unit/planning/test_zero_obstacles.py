@@ -16,19 +16,21 @@ from launcher.config.validation import find_problems
 from launcher.coordinator import TrainingCoordinator
 from launcher.core.errors import ConfigError, PlanError
 from launcher.core.terminal import make_console
-from launcher.hardware.nvme import NvmeFolder, look_at, offload_folders
+from launcher.hardware.nvme import NvmeFolder, inspect_folders, offload_folders
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.deepspeed_limits import nvme_room
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.table import print_memory
-from strategies.deepspeed_config import NVME_PATH, VARIANTS
+from strategies.deepspeed_config import NVME_PATH
 from strategies.gpus import find_gpu
+from strategies.registry import list_zero_variants
 from tests.support.rank_threads import CPU, H100, facts
 from tests.support.toy import Toy
 from tests.unit.strategies.test_comparison import GIB, profile
 
 NVME = "deepspeed_stage_3_offload_nvme"
+VARIANTS = list_zero_variants()
 
 
 def planned(*ranks: RankFacts, billions: float = 0.1, host: int | None = None, **given: Any) -> Plan:
@@ -85,19 +87,19 @@ class TestNvme:
 
     def test_a_rank_says_what_it_finds(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        here, gone, file = look_at([str(tmp_path), str(tmp_path / "gone"), str(tmp_path / "file")])
+        here, gone, file = inspect_folders([str(tmp_path), str(tmp_path / "gone"), str(tmp_path / "file")])
         status = os.statvfs(tmp_path)
         assert here.problem is None
         assert abs(here.free_bytes - status.f_bavail * status.f_frsize) < GIB
-        assert (gone.free_bytes, gone.problem, file.problem) == (0, "does not exist", "is no folder")
+        assert (gone.free_bytes, gone.problem, file.problem) == (0, "does not exist", "is not a folder")
         assert not (tmp_path / "gone").exists()
 
     def test_a_folder_that_cannot_be_written_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-        assert look_at([str(tmp_path)])[0].problem == "cannot be written"
+        assert inspect_folders([str(tmp_path)])[0].problem == "cannot be written"
 
     def test_what_was_found_goes_through_the_store(self) -> None:
-        fact = seen(3, 5, problem="is no folder", deepspeed_fp16=False)
+        fact = seen(3, 5, problem="is not a folder", deepspeed_fp16=False)
         assert RankFacts.from_json(fact.to_json()) == fact
 
     def test_a_users_own_folder_is_looked_at_and_given_to_deepspeed(self, tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ class TestNvme:
         zero = {name: {"nvme_path": path} for name in ("offload_optimizer", "offload_param")}
         given = {"strategy": NVME, "deepspeed_config": {"zero_optimization": zero}}
         assert offload_folders(RunConfig(**given)) == (path, NVME_PATH)
-        found = look_at([path])
+        found = inspect_folders([path])
         plan = make_plan(RunConfig(**given), Agreement((facts(0, H100, nvme=found), facts(1, H100, nvme=found))))
         assert plan.deepspeed is not None
         for name in zero:
@@ -131,7 +133,9 @@ class TestNvme:
 
     def test_by_name_it_is_refused_with_what_to_do(self) -> None:
         agreement = Agreement((seen(0, 10**15), seen(1, 0, problem="cannot be written")))
-        with pytest.raises(PlanError, match=r"cannot be written on node1; make it on every node, or name another as"):
+        with pytest.raises(
+            PlanError, match=r"cannot be written on node1; create it on every node, or set another nvme_path"
+        ):
             make_plan(RunConfig(strategy=NVME), agreement)
         make_plan(RunConfig(strategy="deepspeed_stage_3_offload"), agreement)
 

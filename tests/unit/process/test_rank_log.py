@@ -28,14 +28,14 @@ def c_say(text):
     libc.puts(text.encode())
     libc.fflush(None)
 
-def await_logged(words):
-    while words not in log.path.read_bytes():
+def await_logged(text):
+    while text not in log.path.read_bytes():
         pass
 
 log = RankLog(folder, int(sys.argv[1]))
 log.attach()
 """
-_SAY_EVERYTHING = """
+_WRITE_EVERYTHING = """
 print("python out")
 print("python err", file=sys.stderr)
 os.write(1, b"raw out\\n")
@@ -73,14 +73,14 @@ def logged(folder: Path, pattern: str) -> str:
 
 
 def test_all_output_of_rank_zero_is_in_the_file_and_on_the_terminal(tmp_path: Path) -> None:
-    ended = run_rank(0, _SAY_EVERYTHING + "log.detach()", tmp_path).check()
+    ended = run_rank(0, _WRITE_EVERYTHING + "log.detach()", tmp_path).check()
     for text in (ended.output, logged(tmp_path, ".pending-*-rank-0.log")):
         lines = text.splitlines()
         assert sorted(lines) == sorted(WAYS), "each once"
 
 
 def test_all_output_of_another_rank_is_only_in_the_file(tmp_path: Path) -> None:
-    ended = run_rank(1, _SAY_EVERYTHING, tmp_path).check()
+    ended = run_rank(1, _WRITE_EVERYTHING, tmp_path).check()
     assert ended.output == ""
     assert sorted(logged(tmp_path, ".pending-*-rank-1.log").splitlines()) == sorted(WAYS)
 
@@ -163,11 +163,11 @@ def test_the_logs_of_earlier_attempts_are_kept_numbered_oldest_first(tmp_path: P
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_kill_right_after_output_loses_none_of_it(tmp_path: Path, rank: int) -> None:
-    body = "print('out'); os.write(2, b'x' * 50_000 + b' last words\\n'); os.kill(os.getpid(), signal.SIGKILL)"
+    body = "print('out'); os.write(2, b'x' * 50_000 + b' last line\\n'); os.kill(os.getpid(), signal.SIGKILL)"
     run_rank(rank, body, tmp_path).check(-9)
     text = logged(tmp_path, ".pending-*")
     assert "out\n" in text
-    assert f"{'x' * 50_000} last words\n" in text
+    assert f"{'x' * 50_000} last line\n" in text
 
 
 def test_a_crash_in_c_code_writes_its_stack_to_the_file_of_a_rank_above_zero(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def _on_a_terminal(command: list[str], folder: Path) -> str:
             while chunk := os.read(ours, 65536):
                 shown += chunk
         except OSError:
-            pass  # Linux says EIO when the other side is closed
+            pass  # Linux raises EIO when the other side is closed
         os.close(ours)
         assert process.wait(30) == 0, shown.decode()
     return shown.decode()
@@ -289,9 +289,9 @@ class Tee:
 # At its end Python flushes what is there.
 _BACK = "sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__"
 _USERS_STREAMS = {
-    "a Tee that cannot flush": f"{_TEE}sys.stdout = Tee(); say = print",
-    "a Tee of the errors": f"{_TEE}sys.stderr = Tee(); say = lambda text: print(text, file=sys.stderr)",
-    "a file": "sys.stdout = open('theirs.txt', 'w', buffering=1); say = print",
+    "a Tee that cannot flush": f"{_TEE}sys.stdout = Tee(); emit = print",
+    "a Tee of the errors": f"{_TEE}sys.stderr = Tee(); emit = lambda text: print(text, file=sys.stderr)",
+    "a file": "sys.stdout = open('theirs.txt', 'w', buffering=1); emit = print",
     "a buffer": """
 import io
 class Kept(io.StringIO):
@@ -300,7 +300,7 @@ class Kept(io.StringIO):
             file.write(text)
         return super().write(text)
 sys.stdout = Kept()
-def say(text):
+def emit(text):
     print(text)
     assert text in sys.stdout.getvalue()
 """,
@@ -311,8 +311,8 @@ def say(text):
 @pytest.mark.parametrize("users", _USERS_STREAMS.values(), ids=_USERS_STREAMS)
 def test_a_users_object_in_place_of_a_stream_receives_the_text(tmp_path: Path, rank: int, users: str) -> None:
     """Around the training, as `contextlib.redirect_stdout` puts one there; the log has it once."""
-    body = f"say('during'); log.detach(); assert (sys.stdout, sys.stderr) == mine; say('after'); {_BACK}"
-    run_rank(rank, body, tmp_path, before=f"{users}\nmine = (sys.stdout, sys.stderr); say('before')").check()
+    body = f"emit('during'); log.detach(); assert (sys.stdout, sys.stderr) == mine; emit('after'); {_BACK}"
+    run_rank(rank, body, tmp_path, before=f"{users}\nmine = (sys.stdout, sys.stderr); emit('before')").check()
     assert (tmp_path / "theirs.txt").read_text().splitlines() == ["before", "during", "after"]
     assert logged(tmp_path, f".pending-*-rank-{rank}.log").splitlines() == ["during"]
 

@@ -17,8 +17,8 @@ import ctypes, multiprocessing, os, signal, socket, sys, threading
 import launcher.training.graceful_stop
 from launcher.training.graceful_stop import SignalListener, StopAgreement
 
-def say(*words):
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+def emit(*parts):
+    os.write(1, (" ".join(map(str, parts)) + "\\n").encode())
 
 class Agreement(StopAgreement):
     def request(self, number):
@@ -28,7 +28,7 @@ class Agreement(StopAgreement):
 class Listener(SignalListener):
     def _handle(self, number):
         super()._handle(number)
-        say("handled", number)
+        emit("handled", number)
         handled.release()
 
 def fork(body):
@@ -38,12 +38,12 @@ def fork(body):
 
 asked, handled = threading.Event(), threading.Semaphore(0)
 agreement = Agreement(None, 0, 1)
-listener = Listener(agreement, lambda number: say("requested", number))
+listener = Listener(agreement, lambda number: emit("requested", number))
 """
 
 
 def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = None) -> Finished:
-    """Run the body; each line that it says is answered with the signal given for it, once."""
+    """Run the body; each line of its output is answered once with the signal given for it."""
     left = dict(answers or {})
 
     def on_line(line: str, process: int) -> None:
@@ -59,10 +59,10 @@ def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = No
 def test_the_first_signal_is_reported_and_requests_a_stop(tmp_path: Path, number: int) -> None:
     body = """
 with listener:
-    say("gate", agreement.gate())
-    say("ready")
-    say(asked.wait(20))
-    say("gate", agreement.gate(), int(agreement.signal_number))
+    emit("gate", agreement.gate())
+    emit("ready")
+    emit(asked.wait(20))
+    emit("gate", agreement.gate(), int(agreement.signal_number))
     handled.acquire(timeout=20)
 """
     output = run_listener(body, tmp_path, {"ready": number}).check().output
@@ -76,7 +76,7 @@ def test_a_second_ctrl_c_ends_a_waiting_main_thread_at_once(tmp_path: Path) -> N
     body = """
 launcher.training.graceful_stop._SECOND_AFTER = 0.0
 with listener:
-    say("ready")
+    emit("ready")
     threading.Event().wait()
 """
     ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
@@ -90,9 +90,9 @@ launcher.training.graceful_stop._SECOND_AFTER = 0.0
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
 libc.pthread_mutex_lock(mutex)
 with listener:
-    say("ready")
+    emit("ready")
     libc.pthread_mutex_lock(mutex)
-    say("unreachable")
+    emit("unreachable")
 """
     ended = run_listener(body, tmp_path, {"ready": signal.SIGINT, "handled 2": signal.SIGINT}).check(130)
     assert ended.output.splitlines() == ["ready", "requested 2", "handled 2", "", "second Ctrl-C: ending at once"]
@@ -113,12 +113,12 @@ def test_a_second_signal_without_urgency_ends_nothing(
 ) -> None:
     body = f"""
 launcher.training.graceful_stop._SECOND_AFTER = {after}
-listener = Listener(agreement, lambda number: say("requested", number), has_agent={has_agent})
+listener = Listener(agreement, lambda number: emit("requested", number), has_agent={has_agent})
 with listener:
-    say("ready")
+    emit("ready")
     for _ in range(2):
         assert handled.acquire(timeout=20)
-say("went on")
+emit("went on")
 """
     one, two = int(first), int(second)
     ended = run_listener(body, tmp_path, {"ready": first, f"handled {one}": second}).check()
@@ -129,7 +129,7 @@ def test_a_second_sigterm_ends_the_process_without_an_agent(tmp_path: Path) -> N
     body = """
 launcher.training.graceful_stop._SECOND_AFTER = 0.0
 with listener:
-    say("ready")
+    emit("ready")
     threading.Event().wait()
 """
     ended = run_listener(body, tmp_path, {"ready": signal.SIGTERM, "handled 15": signal.SIGTERM}).check(143)
@@ -143,7 +143,7 @@ with listener:
     os.kill(os.getpid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGUSR1)
     assert handled.acquire(timeout=20)
-say(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+emit(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
 """
     assert run_listener(body, tmp_path).check().output.splitlines() == ["requested 10", "handled 10", "True"]
 
@@ -170,7 +170,7 @@ with listener:
     ours.recv(1)
     child.terminate()
     child.join(10)
-    say("child", child.exitcode)
+    emit("child", child.exitcode)
     child.kill()
     child.join()
     # What the child's signal had left in the listener's socket would come before this.
@@ -192,12 +192,12 @@ signal.set_wakeup_fd(writer.fileno())
 signal.signal(signal.SIGINT, mine)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 with listener:
-    say([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.graceful_stop.SIGNALS])
-say(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    emit([signal.getsignal(number) in (mine, signal.SIG_DFL) for number in launcher.training.graceful_stop.SIGNALS])
+emit(signal.getsignal(signal.SIGINT) is mine, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 child = fork(lambda: os.kill(os.getpid(), signal.SIGINT))
 child.join(20)
-say("child", child.exitcode)
-say(signal.set_wakeup_fd(-1) == writer.fileno())
+emit("child", child.exitcode)
+emit(signal.set_wakeup_fd(-1) == writer.fileno())
 """
     assert run_listener(body, tmp_path).check().output.splitlines() == [
         "[False, False, False, False, False]",
@@ -210,7 +210,7 @@ say(signal.set_wakeup_fd(-1) == writer.fileno())
 def test_install_sets_the_handlers_again(tmp_path: Path) -> None:
     body = """
 with listener:
-    signal.signal(signal.SIGTERM, lambda *_: say("somebody else's"))
+    signal.signal(signal.SIGTERM, lambda *_: emit("somebody else's"))
     listener.install()
     os.kill(os.getpid(), signal.SIGTERM)
     assert handled.acquire(timeout=20)
@@ -226,24 +226,24 @@ import faulthandler
 
 class Mine:
     def handle(self, number, frame):
-        say("mine", number)
+        emit("mine", number)
 
 why = dict.fromkeys({[reason] if reason else []}, True)
-listener = Listener(agreement, lambda number: say("requested", number), **why)
+listener = Listener(agreement, lambda number: emit("requested", number), **why)
 numbers = [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 for number in numbers:
     if "{kind}" == "faulthandler":
         faulthandler.register(number, file=open(f"stacks-{{number}}", "w"))
     else:
-        signal.signal(number, Mine().handle if "{kind}" == "a method" else lambda *told: Mine().handle(*told))
+        signal.signal(number, Mine().handle if "{kind}" == "a method" else lambda *arguments: Mine().handle(*arguments))
 with listener:
     for number in numbers:
         os.kill(os.getpid(), number)
     if {reason!r}:
         for _ in numbers:
             assert handled.acquire(timeout=20)
-    say("gate", agreement.gate())
-say([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}}") > 0 for number in numbers])
+    emit("gate", agreement.gate())
+emit([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}}") > 0 for number in numbers])
 """
     lines = run_listener(body, tmp_path).check().output.splitlines()
     taken = reason is not None
@@ -258,13 +258,13 @@ say([os.path.exists(f"stacks-{{number}}") and os.path.getsize(f"stacks-{{number}
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_scripts_handler_of_a_stop_signal_is_available_afterwards(tmp_path: Path, number: int) -> None:
     body = f"""
-listener = Listener(agreement, lambda number: say("requested", number), has_scheduler=True)
-say(listener.first, listener.users_handler)
-signal.signal({int(number)}, lambda *told: say("mine", *told))
+listener = Listener(agreement, lambda number: emit("requested", number), has_scheduler=True)
+emit(listener.first, listener.users_handler)
+signal.signal({int(number)}, lambda *arguments: emit("mine", *arguments))
 with listener:
     os.kill(os.getpid(), {int(number)})
     assert handled.acquire(timeout=20)
-say(listener.first)
+emit(listener.first)
 listener.users_handler()
 """
     lines = run_listener(body, tmp_path).check().output.splitlines()
@@ -277,7 +277,7 @@ listener.users_handler()
 def test_handlers_of_python_and_lightning_are_not_the_scripts(tmp_path: Path, number: int) -> None:
     body = f"""
 def lightnings(*_):
-    say("Lightning's")
+    emit("Lightning's")
 
 lightnings.__module__ = "lightning.pytorch.trainer.connectors.signal_connector"
 if {int(number)} != signal.SIGINT:
@@ -285,6 +285,6 @@ if {int(number)} != signal.SIGINT:
 with listener:
     os.kill(os.getpid(), {int(number)})
     assert handled.acquire(timeout=20)
-say(listener.users_handler)
+emit(listener.users_handler)
 """
     assert run_listener(body, tmp_path).check().output.splitlines()[-1] == "None"

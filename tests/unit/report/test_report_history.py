@@ -1,4 +1,4 @@
-"""Events become attempts, whatever lies in the file."""
+"""Events become attempts, whatever the file contains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def begun() -> Iterator[dict[str, Any]]:
         ("step", {"step": 9, "metrics": {}}, "unknown", ""),
     ],
 )  # fmt: skip
-def test_the_end_of_an_attempt_is_told_in_words(kind: str, fields: dict[str, Any], outcome: str, detail: str) -> None:
+def test_the_end_of_an_attempt_is_described(kind: str, fields: dict[str, Any], outcome: str, detail: str) -> None:
     (attempt,) = read_history([*begun(), event(kind, START + 9, **fields)]).attempts
     assert (attempt.outcome, attempt.detail) == (outcome, detail)
     assert (attempt.started, attempt.first_step_time, attempt.seconds) == (START, START + 5, 9)
@@ -50,7 +50,7 @@ def test_the_end_of_an_attempt_is_told_in_words(kind: str, fields: dict[str, Any
     assert (attempt.host, attempt.source) == ("n1", "torchrun")
 
 
-def test_the_first_rank_that_failed_is_the_cause_and_the_agents_word_outweighs_a_rank_s() -> None:
+def test_the_first_failed_rank_is_the_cause_and_the_agent_s_report_replaces_a_rank_s() -> None:
     lost = event("failed", START + 6, rank=0, host="n1", error="Connection closed by peer")
     later = event("failed", START + 7, rank=1, host="n2", error="the same")
     assert read_history([*begun(), lost, later]).attempts[0].failed_rank == 0
@@ -60,20 +60,20 @@ def test_the_first_rank_that_failed_is_the_cause_and_the_agents_word_outweighs_a
     assert attempt.detail == "rank 3 (n2): killed by SIGKILL"
 
 
-def test_nodes_that_never_came_do_not_make_the_attempt_before_them_longer() -> None:
+def test_missing_nodes_do_not_make_the_attempt_before_them_longer() -> None:
     stopped = event("interrupted", START + 9, step=9, signal=15, checkpoint="c")
     (attempt,) = read_history([*begun(), stopped, event("nodes_missing", START + 9000, nodes=[1])]).attempts
     assert (attempt.outcome, attempt.seconds) == ("interrupted", 9)
-    assert attempt.happenings[-1].text == "node 1 did not join"
+    assert attempt.lines[-1].text == "node 1 did not join"
 
 
 @pytest.mark.parametrize("nodes", [None, 3, "ab", [], {"a": 1}])
-def test_nodes_that_are_no_list_leave_the_report_and_are_not_named(nodes: object) -> None:
+def test_nodes_that_are_not_a_list_are_not_named(nodes: object) -> None:
     (attempt,) = read_history([*begun(), event("nodes_missing", START + 9, nodes=nodes)]).attempts
-    assert attempt.happenings[-1].text == "a node did not join"
+    assert attempt.lines[-1].text == "a node did not join"
 
 
-def test_a_new_start_is_a_new_attempt_and_what_it_does_again_is_counted() -> None:
+def test_a_new_start_is_a_new_attempt_and_repeated_steps_are_counted() -> None:
     events = [
         *begun(),
         event("step", START + 6, step=30, metrics={"loss": 1.0}, seconds_per_step=0.5, learning_rate=[0.1]),
@@ -86,7 +86,7 @@ def test_a_new_start_is_a_new_attempt_and_what_it_does_again_is_counted() -> Non
     assert [a.number for a in history.attempts] == [1, 2]
     assert history.attempts[0].outcome == "unknown"
     assert history.attempts[1].restart_count == 1
-    assert (history.outcome, history.last_step, history.lost_steps) == ("finished", 40, 10)
+    assert (history.outcome, history.last_step, history.repeated_steps) == ("finished", 40, {1: 10})
     assert history.seconds_per_step == pytest.approx(0.4)
     assert history.attempts[0].steps[0].learning_rates == (0.1,)
     assert history.attempts[1].steps[0].learning_rates == ()
@@ -105,11 +105,11 @@ def test_numbers_that_are_not_finite_come_back_as_they_were(tmp_path: Path) -> N
     assert attempt.rank_table.loss_scale.tolist() == [[math.inf, 1.0]]
 
 
-def test_a_rank_that_told_nothing_at_an_interval_has_no_number_there() -> None:
-    def told(step: int, ranks: list[int], own: list[float | None]) -> dict[str, Any]:
+def test_a_rank_that_is_missing_at_an_interval_has_nan_there() -> None:
+    def interval(step: int, ranks: list[int], own: list[float | None]) -> dict[str, Any]:
         return event("ranks", START + step, step=step, ranks=ranks, own_seconds=own)
 
-    (attempt,) = read_history([*begun(), told(1, [0, 1], [1.0, None]), told(2, [1, 2], [3.0, 4.0])]).attempts
+    (attempt,) = read_history([*begun(), interval(1, [0, 1], [1.0, None]), interval(2, [1, 2], [3.0, 4.0])]).attempts
     table = attempt.rank_table
     assert table is not None
     assert table.ranks == (0, 1, 2)
@@ -117,7 +117,7 @@ def test_a_rank_that_told_nothing_at_an_interval_has_no_number_there() -> None:
     assert np.isnan(table.loss_scale).all()
 
 
-FOREIGN = [
+UNREADABLE = [
     "this is no event",
     '{"time":1,"rank":0,"kind":"step","st',
     "[1,2]",
@@ -145,15 +145,15 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
-def test_a_foreign_line_is_counted_and_passed_over(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", UNREADABLE, ids=range(len(UNREADABLE)))
+def test_an_unreadable_line_is_counted_and_skipped(tmp_path: Path, line: str) -> None:
     run = MadeRun(tmp_path / "run")
     run.start()
     run.step(10)
     run.append(line + "\n")
     run.step(20)
     history = read_run(run.path).history
-    assert history.foreign_lines == 1
+    assert history.unreadable_lines == 1
     assert [s.step for s in history.attempts[0].steps] == [10, 20]
 
 
@@ -162,37 +162,37 @@ def test_a_file_cut_at_any_byte_is_read_up_to_there(tmp_path: Path) -> None:
     run.start()
     for step in range(5):
         run.step(step)
-    whole = (run.path / "events.jsonl").read_bytes()
-    first_step = whole.index(b'"kind":"step"')
-    for size in (*range(0, first_step, 97), *range(first_step, len(whole), 31)):
-        (run.path / "events.jsonl").write_bytes(whole[:size])
+    text = (run.path / "events.jsonl").read_bytes()
+    first_step = text.index(b'"kind":"step"')
+    for size in (*range(0, first_step, 97), *range(first_step, len(text), 31)):
+        (run.path / "events.jsonl").write_bytes(text[:size])
         read = read_run(run.path).history
         assert sum(len(a.steps) for a in read.attempts) in (
-            whole[:size].count(b"[0.001]}\n"),
-            whole[:size].count(b"[0.001]}"),
+            text[:size].count(b"[0.001]}\n"),
+            text[:size].count(b"[0.001]}"),
         )
 
 
-def test_an_event_of_a_kind_that_is_not_known_here_is_told_by_its_fields() -> None:
+def test_an_event_of_an_unknown_kind_is_described_by_its_fields() -> None:
     events = [*begun(), event("requeued", START + 9, job=17, step=4)]
-    told = read_history(events).attempts[0].happenings
-    assert [h.text for h in told] == [
+    lines = read_history(events).attempts[0].lines
+    assert [line.text for line in lines] == [
         "started: ranks created by torchrun",
         "first optimizer step done",
         "requeued: job 17",
     ]
-    assert told[-1].step == 4
+    assert lines[-1].step == 4
 
 
-def test_foreign_lines_are_reported_to_whoever_asks(tmp_path: Path) -> None:
+def test_the_caller_learns_of_unreadable_lines(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     file.write_text('{"kind":"a"}\n\nnonsense\n' + "9" * 5000 + "\n" + json.dumps({"kind": "b"}))
-    foreign: list[int] = []
-    assert [e["kind"] for e in read_events(file, lambda: foreign.append(1))] == ["a", "b"]
-    assert len(foreign) == 2
+    unreadable: list[int] = []
+    assert [e["kind"] for e in read_events(file, lambda: unreadable.append(1))] == ["a", "b"]
+    assert len(unreadable) == 2
 
 
-def test_versions_are_those_of_the_last_attempt_that_told_them() -> None:
+def test_versions_are_those_of_the_last_attempt_that_recorded_them() -> None:
     history = read_history([*begun(), event("run_started", START + 9)])
     assert history.versions == {"torch": "2.13"}
     assert VERSIONS["torch"] != "2.13"

@@ -1,4 +1,4 @@
-"""The page as text: what it says, that it is whole, and that nothing in it can run."""
+"""The page as text: its content, that it is valid, and that nothing in it can run."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ VOID = {"meta", "link", "br", "img", "path", "rect", "circle", "use"}
 
 
 class Outline(HTMLParser):
-    """Checks nesting, and keeps tags with attributes and the text that a reader sees."""
+    """Checks nesting, and keeps tags with attributes and the visible text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.said: list[str] = []
+        self.texts: list[str] = []
         self.feed(page)
         assert self.open == [], self.open
-        self.text = " ".join(" ".join(self.said).split())
+        self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -43,7 +43,7 @@ class Outline(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
-            self.said.append(data)
+            self.texts.append(data)
 
     def ids(self) -> list[str]:
         return [attrs["id"] or "" for _, attrs in self.tags if "id" in attrs]
@@ -67,7 +67,7 @@ def run(tmp_path: Path) -> MadeRun:
     return MadeRun(tmp_path / "first", precision="16-mixed")
 
 
-def test_a_page_is_whole_refers_only_to_itself_and_says_the_same_twice(run: MadeRun) -> None:
+def test_a_page_is_valid_self_contained_and_reproducible(run: MadeRun) -> None:
     trained(run, scale=65536.0, skipped=0)
     page = written(run)
     assert len(set(page.ids())) == len(page.ids())
@@ -86,7 +86,7 @@ def test_a_page_is_whole_refers_only_to_itself_and_says_the_same_twice(run: Made
     assert "https:" not in text
 
 
-def test_every_picture_has_a_name_a_description_and_a_legend(run: MadeRun) -> None:
+def test_every_plot_has_a_title_a_caption_and_a_legend(run: MadeRun) -> None:
     page = written(trained(run, scale=65536.0, skipped=0))
     pictures = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
     names = [attrs["aria-labelledby"] for attrs in pictures]
@@ -99,7 +99,7 @@ def test_every_picture_has_a_name_a_description_and_a_legend(run: MadeRun) -> No
     assert tags.count("caption") == tags.count("thead") == tags.count("table") > 5
 
 
-def test_pictures_take_their_colours_from_the_page(run: MadeRun) -> None:
+def test_plots_take_their_colours_from_the_page(run: MadeRun) -> None:
     page = render([read_run(trained(run, scale=65536.0, skipped=0).path)], START)
     body = page.partition("<body>")[2]
     assert "var(--s1)" in body
@@ -107,7 +107,7 @@ def test_pictures_take_their_colours_from_the_page(run: MadeRun) -> None:
     assert "#000000" not in body
 
 
-def test_what_a_user_wrote_is_shown_and_never_markup(tmp_path: Path) -> None:
+def test_texts_of_users_are_shown_and_escaped(tmp_path: Path) -> None:
     class_path = {"class_path": NASTY, "init_args": {NASTY: NASTY}}
     run = MadeRun(tmp_path / "<b>first<b>", model=class_path, precision="16-mixed")
     run.plan["devices"] = {NASTY: 2}
@@ -142,30 +142,30 @@ def test_values_of_secret_names_are_hidden(tmp_path: Path) -> None:
     assert "model.init_args.lr 0.1" in page
 
 
-def test_planned_memory_stands_beside_the_measured_peak(run: MadeRun) -> None:
+def test_planned_memory_and_the_measured_peak_are_shown(run: MadeRun) -> None:
     parts = {"parameters": 2**30, "gradients": 2**30, "optimizer_states": 2**31, "activations": 0, "buffers": 0}
     run.plan = with_memory(run.plan, parts, 70 * 2**30)
     page = written(trained(run, memory=3 * 2**30)).text
-    assert "The highest peak was 3 GiB (rank 0), 75% of the plan's 4 GiB (traced). A rank may use 70 GiB." in page
+    assert "The highest peak was 3 GiB (rank 0), 75% of the planned 4 GiB (traced). A rank may use 70 GiB." in page
     assert "plan: optimizer states" in page
-    assert "no estimate" not in page
+    assert "no memory estimate" not in page
 
 
-def test_skipped_steps_and_ranks_that_differ_are_told(run: MadeRun) -> None:
+def test_skipped_steps_and_different_loss_scales_are_reported(run: MadeRun) -> None:
     run.start()
     for step, skipped, scales in ((10, 0, [8.0, 8.0]), (20, 2, [4.0, 4.0]), (30, 2, [4.0, 8.0])):
         run.step(step)
         run.ranks(step, scale=scales, skipped=skipped)
     page = written(run).text
-    assert "2 optimizer steps skipped because gradients were not finite; the scale was between 4 and 8." in page
+    assert "2 optimizer steps skipped because gradients were not finite; the loss scale was between 4 and 8." in page
     assert "ranks differ" in page
     assert "11 to 20 2" in page
-    assert "all ranks had the same scale" not in page
+    assert "all ranks always had the same loss scale" not in page
 
 
-def test_ranks_with_equal_scales_are_said_to_be(run: MadeRun) -> None:
+def test_equal_loss_scales_are_reported(run: MadeRun) -> None:
     page = written(trained(run, scale=64.0, skipped=0)).text
-    assert "all ranks had the same scale throughout" in page
+    assert "all ranks always had the same loss scale" in page
     assert "ranks 0\u20131" in page
     assert "ranks differ" not in page
 
@@ -173,12 +173,13 @@ def test_ranks_with_equal_scales_are_said_to_be(run: MadeRun) -> None:
 def test_a_straggler_is_named(tmp_path: Path) -> None:
     run = MadeRun(tmp_path / "first", 12)
     page = written(trained(run, own=[0.02] * 7 + [0.05] + [0.02] * 4)).text
-    assert "Rank 7 kept the others waiting." in page
-    assert "Rank 7 needed most, 2.5 times the others' median; it was the slowest in 100% of the intervals." in page
+    assert "Rank 7 slowed the other ranks down." in page
+    assert "Rank 7 needed most, 2.5 times the median of the other ranks; it" in page
+    assert "it was the slowest in 100% of the intervals." in page
     assert "80% of all ranks" in page
 
 
-def test_attempts_are_told_with_their_ends_and_what_was_done_again(run: MadeRun) -> None:
+def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) -> None:
     run.start()
     for step in (10, 20, 30):
         run.step(step)
@@ -190,16 +191,16 @@ def test_attempts_are_told_with_their_ends_and_what_was_done_again(run: MadeRun)
     page = written(run).text
     assert "stopped by SIGTERM after step 30; saved a checkpoint" in page
     assert "20 to 30" in page
-    assert "10 steps done twice" in page
+    assert "10 steps repeated" in page
     assert "1 restart" in page
-    # Not the last word: killed.
-    assert "ended without a word" in page
-    assert "Go on from the last checkpoint: launcher fit --config" in page
+    # The second attempt was killed.
+    assert "ended without a record" in page
+    assert "Resume from the last checkpoint: launcher fit --config" in page
     assert "torch 2.13.0 2.99" in page
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_a_run_with_hardly_a_step_is_told_in_words(run: MadeRun, steps: int) -> None:
+def test_a_run_with_no_step_or_one_step_is_reported(run: MadeRun, steps: int) -> None:
     run.start()
     for step in range(1, steps + 1):
         run.step(step, loss=math.nan)
@@ -210,15 +211,15 @@ def test_a_run_with_hardly_a_step_is_told_in_words(run: MadeRun, steps: int) -> 
     assert ("not finite" in page) == (steps == 1)
 
 
-def test_a_directory_with_nothing_but_a_config_is_told_in_words(run: MadeRun) -> None:
+def test_a_directory_with_only_a_config_is_reported(run: MadeRun) -> None:
     page = written(run).text
     assert "nothing recorded" in page
-    assert "events.jsonl is missing: the run ended before it could tell anything" in page
+    assert "events.jsonl is missing: the run ended before its first event" in page
     assert "plan.json is missing" in page
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", "{", "a: [", "\x00", "- 1", "&a [*a]"])
-def test_damaged_files_beside_the_events_leave_the_rest(run: MadeRun, damage: str) -> None:
+def test_damaged_files_are_named_and_the_rest_is_shown(run: MadeRun, damage: str) -> None:
     trained(run)
     (run.path / "config.yaml").write_text(damage)
     (run.path / "plan.json").write_text(damage)
@@ -227,7 +228,7 @@ def test_damaged_files_beside_the_events_leave_the_rest(run: MadeRun, damage: st
     assert "optimizer steps 100" in page
 
 
-def test_a_plan_of_another_version_is_shown_as_far_as_it_goes(run: MadeRun) -> None:
+def test_a_plan_of_another_version_is_shown_as_far_as_possible(run: MadeRun) -> None:
     run.plan = {"strategy": "ddp", "precision": 5, "batch": [], "devices": None, "memory": {"assessments": [3]},
                 "precision_reasons": "none", "world_size": "two"}  # fmt: skip
     assert "optimizer steps 100" in written(trained(run)).text
@@ -247,7 +248,7 @@ def test_the_last_lines_of_the_rank_that_failed_are_shown(run: MadeRun) -> None:
     assert "bar 1%" not in page
 
 
-def test_two_runs_stand_beside_each_other_with_their_differences(tmp_path: Path) -> None:
+def test_two_runs_are_compared(tmp_path: Path) -> None:
     one = trained(MadeRun(tmp_path / "a" / "same", precision="16-mixed", seed=1), scale=8.0, skipped=2)
     two = trained(MadeRun(tmp_path / "b" / "same", 4, precision="32-true", seed=2), steps=200)
     page = Outline(render([read_run(one.path), read_run(two.path)], START))
@@ -264,7 +265,7 @@ def test_two_runs_stand_beside_each_other_with_their_differences(tmp_path: Path)
     assert [attrs for tag, attrs in page.tags if tag == "tr"].count({"class": "marked"}) == 3
 
 
-def test_a_run_beside_itself_has_no_difference(run: MadeRun) -> None:
+def test_a_run_compared_with_itself_has_no_difference(run: MadeRun) -> None:
     read = read_run(trained(run).path)
     page = Outline(render([read, read], START))
     assert page.text.count("No difference.") == 3

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures."""
+"""The numbers behind the plots."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import WatchOptions
 from launcher.report.history import read_history
-from launcher.report.rank_sections import stragglers
 from launcher.report.records import RankTable
 from launcher.report.series import (
     Line,
     Skip,
-    alike,
+    count_skipped_steps,
     decimate,
-    main_metric,
-    medians,
-    rank_names,
-    skipped_steps,
-    skips,
+    find_loss,
+    find_skips,
+    find_stragglers,
+    find_validation_loss,
+    group_equal,
     smooth,
+    smooth_by_medians,
     summarize_ranks,
-    validation_metric,
 )
+from launcher.report.units import format_ranks
 from tests.support.made_run import START
 
 
@@ -43,7 +43,7 @@ def table(skipped: list[float | None], steps: list[int] | None = None) -> RankTa
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000), st.integers(10, 100))
-def test_a_thinned_line_keeps_its_ends_its_extremes_and_its_order(values: list[float], limit: int) -> None:
+def test_decimation_keeps_ends_extremes_and_order(values: list[float], limit: int) -> None:
     thin = decimate(line(values), limit)
     assert len(thin.steps) <= max(limit, 1) + 2
     assert (np.diff(thin.steps) > 0).all()
@@ -52,21 +52,21 @@ def test_a_thinned_line_keeps_its_ends_its_extremes_and_its_order(values: list[f
     assert (thin.steps[0], thin.steps[-1]) == (0, len(values) - 1)
 
 
-def test_one_spike_among_a_hundred_thousand_is_not_lost() -> None:
+def test_decimation_keeps_one_spike_in_100_000_points() -> None:
     values = np.zeros(100_000)
     values[54_321] = 1
     thin = decimate(line(values))
     assert thin.steps[thin.values == 1].tolist() == [54_321]
 
 
-def test_a_trend_begins_without_bias_and_passes_over_what_is_not_finite() -> None:
+def test_a_trend_starts_without_bias_and_skips_values_that_are_not_finite() -> None:
     assert np.allclose(smooth(line([5.0] * 100)).values, 5)
     trend = smooth(line([5.0, math.nan, math.inf, 5.0] * 30))
     assert np.allclose(trend.values, 5)
 
 
-def test_the_trend_of_times_does_not_see_an_outlier() -> None:
-    trend = medians(line([10_000.0, *[1.0] * 99]), blocks=10)
+def test_the_trend_of_times_ignores_an_outlier() -> None:
+    trend = smooth_by_medians(line([10_000.0, *[1.0] * 99]), blocks=10)
     assert trend.values.tolist() == [1.0] * 10
 
 
@@ -80,31 +80,31 @@ def test_the_trend_of_times_does_not_see_an_outlier() -> None:
         ([], None),
     ],
 )
-def test_the_loss_is_found_by_its_name(names: list[str], wanted: str | None) -> None:
+def test_the_loss_is_found_by_name(names: list[str], wanted: str | None) -> None:
     metrics = dict.fromkeys(names, 1.0)
     step = {"time": START, "rank": 0, "kind": "step", "step": 1, "metrics": metrics}
-    told = [step, {**step, "kind": "validation", "metrics": {**metrics, "val_loss": 2.0}}]
-    history = read_history(told)
-    assert main_metric(history) == wanted
-    assert validation_metric(history, wanted) == "val_loss"
+    events = [step, {**step, "kind": "validation", "metrics": {**metrics, "val_loss": 2.0}}]
+    history = read_history(events)
+    assert find_loss(history) == wanted
+    assert find_validation_loss(history) == "val_loss"
 
 
 def test_skipped_steps_are_found_in_their_intervals() -> None:
-    assert skips(table([0, 2, 2, 3]), 0) == [Skip(10, 20, 2), Skip(30, 40, 1)]
-    assert skips(table([1]), None) == [Skip(0, 10, 1)]
-    assert skips(table([None, 2, None, 4]), 0) == [Skip(0, 20, 2), Skip(20, 40, 2)]
-    assert skips(table([None, None]), 0) == []
+    assert find_skips(table([0, 2, 2, 3]), 0) == [Skip(10, 20, 2), Skip(30, 40, 1)]
+    assert find_skips(table([1]), None) == [Skip(0, 10, 1)]
+    assert find_skips(table([None, 2, None, 4]), 0) == [Skip(0, 20, 2), Skip(20, 40, 2)]
+    assert find_skips(table([None, None]), 0) == []
 
 
-def test_a_resumed_run_s_first_count_is_what_was_skipped_before() -> None:
-    assert skips(table([7, 8], [110, 120]), 100) == [Skip(110, 120, 1)]
+def test_the_first_count_of_a_resumed_run_is_not_a_new_skip() -> None:
+    assert find_skips(table([7, 8], [110, 120]), 100) == [Skip(110, 120, 1)]
 
 
 def test_ranks_with_the_same_scale_are_one_line() -> None:
-    groups = alike(
+    groups = group_equal(
         {0: np.array([2.0, np.nan]), 1: np.array([2.0, 1.0]), 2: np.array([2.0, np.nan]), 3: np.array([4.0, 1])}
     )
-    assert [ranks for ranks, _ in groups] == [(0, 2), (1,), (3,)]
+    assert groups == [(0, 2), (1,), (3,)]
 
 
 @pytest.mark.parametrize(
@@ -112,10 +112,10 @@ def test_ranks_with_the_same_scale_are_one_line() -> None:
     [([0], "rank 0"), ([1, 0], "ranks 0\u20131"), ([0, 1, 2, 5, 7, 8], "ranks 0\u20132, 5, 7\u20138")],
 )
 def test_ranks_are_named_in_spans(ranks: list[int], name: str) -> None:
-    assert rank_names(ranks) == name
+    assert format_ranks(ranks) == name
 
 
-def _told(step: int, own: list[float], data: float = 0.0, skipped: int | None = None) -> dict[str, Any]:
+def _interval(step: int, own: list[float], data: float = 0.0, skipped: int | None = None) -> dict[str, Any]:
     size = len(own)
     return {
         "time": START + step, "rank": 0, "kind": "ranks", "step": step, "ranks": list(range(size)), "own_seconds": own,
@@ -124,21 +124,22 @@ def _told(step: int, own: list[float], data: float = 0.0, skipped: int | None = 
     }  # fmt: skip
 
 
-def test_a_straggler_is_named_by_the_rule_of_the_alerts() -> None:
+def test_stragglers_are_found_by_the_rule_of_the_alerts() -> None:
     # The first interval, with its warm-up, must not count.
-    history = read_history([_told(1, [9.0, 0.2, 0.2]), *(_told(s, [0.2, 0.2, 0.5], 0.1, 4) for s in range(2, 9))])
+    later = (_interval(step, [0.2, 0.2, 0.5], 0.1, 4) for step in range(2, 9))
+    history = read_history([_interval(1, [9.0, 0.2, 0.2]), *later])
     summaries = summarize_ranks(history)
     assert [s.rank for s in summaries] == [0, 1, 2]
     slow = summaries[2]
     assert (slow.own_seconds, slow.own_factor, slow.share_slowest) == (0.5, 2.5, 7 / 8)
     assert (slow.skipped_steps, slow.peak_memory, slow.data_seconds) == (4, 300, 0.1)
-    assert skipped_steps(history) == 4
-    assert stragglers(summaries, WatchOptions()) == [2]
-    assert stragglers(summaries, WatchOptions(slow_factor=3)) == []
-    assert stragglers(summaries, WatchOptions(slow_share=0.5)) == []
+    assert count_skipped_steps(history) == 4
+    assert find_stragglers(summaries, WatchOptions()) == [2]
+    assert find_stragglers(summaries, WatchOptions(slow_factor=3)) == []
+    assert find_stragglers(summaries, WatchOptions(slow_share=0.5)) == []
 
 
-def test_one_rank_has_nobody_to_be_compared_with() -> None:
-    (alone,) = summarize_ranks(read_history([_told(1, [0.5])]))
+def test_a_single_rank_is_not_compared() -> None:
+    (alone,) = summarize_ranks(read_history([_interval(1, [0.5])]))
     assert math.isnan(alone.own_factor)
-    assert stragglers([alone], WatchOptions()) == []
+    assert find_stragglers([alone], WatchOptions()) == []

@@ -92,7 +92,7 @@ def test_a_trained_run_without_a_checkpoint_is_not_silently_started_again(
     wanted = config(runs, name, resume="auto")
     with pytest.raises(ResumeError, match=r"run 'first' trained to step 7, but .*/checkpoints contains no checkpoint"):
         find_run(wanted)
-    # Nobody asked for these starts: there is nothing to lose.
+    # No user requested these starts, so they may start again.
     notices = ("the run trained to step 7 before without saving a checkpoint: it starts again at step 0",)
     for more in ({"is_requeued": True}, {"restart_of": "first"}):
         place = find_run(wanted, **more)

@@ -1,4 +1,4 @@
-"""What ran out of memory in a run: kept in its directory, and passed over by the start that goes on with it."""
+"""Strategies that ran out of memory are recorded in the run directory, and skipped by the next start."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_record_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     assert not add_attempt_oom_record(missing)
     (tmp_path / "plan.json").write_text("{}")
     assert "cannot write" in (record_out_of_memory(KILLED, tmp_path) or "")
-    # Nothing of memory, nothing to tell; and so on a node that has no such directory.
+    # Another failure, or a node without the directory: no notice.
     assert record_out_of_memory(make_outcome(1, -9), tmp_path) is None
     assert record_out_of_memory(KILLED, missing) is None
     assert record_out_of_memory(KILLED, None) is None
@@ -125,7 +125,7 @@ def test_strategies_that_ran_out_of_memory_are_skipped_in_turn(strategy: str) ->
     assert second.strategy.name == first.memory["next"] == second.memory["pick"]
     assert second.ran_out == ("ddp",)
     assert second.deepspeed is not None
-    assert f"ddp ran out of memory in this run: it goes on with {second.strategy.name}" in second.notices
+    assert f"ddp ran out of memory in this run: it continues with {second.strategy.name}" in second.notices
     assert any("which ran out of memory in this run" in reason for reason in second.strategy.reasons)
     third = planned(given, record_of(given, first, second))
     assert third.strategy.name == second.memory["next"]
@@ -153,7 +153,7 @@ def test_an_explicit_strategy_or_another_number_of_ranks_overrides_the_record() 
 
 def test_a_requeued_job_uses_the_record_of_its_run(tmp_path: Path) -> None:
     """What a rank or an agent left is what the next start of the same run finds, as rank zero reads it."""
-    # So little that the step is traced, whatever on_oom says.
+    # So little memory that the step is traced, whatever on_oom is.
     agreement = ranks(3, dataclasses.replace(CPU, memory_bytes=3 << 30))
     given = asked(name="it", runs_dir=str(tmp_path))
     run = unlocked(open_run_directory(given))
@@ -164,7 +164,7 @@ def test_a_requeued_job_uses_the_record_of_its_run(tmp_path: Path) -> None:
     place = find_run(again)
     assert place.exists
     record = read_memory_record(place.path)
-    assert record == record_of(again, first), "config.yaml and plan.json say what the rank itself knows"
+    assert record == record_of(again, first), "config.yaml and plan.json contain what the rank itself knows"
     second = plan_for_fit(again, agreement, None, record=record)
     assert second.ran_out == ("ddp",)
     assert second.strategy.name != "ddp"
@@ -184,8 +184,8 @@ def test_a_failed_allocation_counts_like_an_oom_kill() -> None:
 def test_the_status_of_a_run_reports_out_of_memory(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"time": 1.0, "rank": 0, "kind": "out_of_memory", "strategy": "ddp"}) + os.linesep)
-    told = summarize_events(events)
-    assert (told.ending, told.detail) == ("failed", "out of memory with ddp")
+    status = summarize_events(events)
+    assert (status.ending, status.detail) == ("failed", "out of memory with ddp")
 
 
 def test_the_next_strategy_respects_the_config() -> None:

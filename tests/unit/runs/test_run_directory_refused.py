@@ -1,4 +1,4 @@
-"""Where no run directory can be made: the error says why, and no earlier run is harmed."""
+"""A run directory that cannot be created: the error states why, and no earlier run is changed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from strategies.batch_norms import compute_with_fp32_weights
+from strategies.deepspeed_patches import compute_with_fp32_weights
 
 
 def _cast_as_deepspeed_does(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -8,15 +8,17 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from strategies.build import FixedClusterEnvironment, PreflightRank, build_strategy, precision_plugin
-from strategies.choice import DDP_FIND_UNUSED, choose_strategy
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy, precision_plugin
+from strategies.choice import choose_strategy
 from strategies.deterministic_ddp import DeterministicDDPStrategy
+from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
 
-PLACE = PreflightRank(
+LOCATION = RankLocation(
     rank=5, world_size=8, local_rank=1, local_world_size=4, node_rank=1, main_address="node0", main_port=29511
 )
-ALONE = PreflightRank(0, 1, 0, 1, 0, "127.0.0.1", 0)
+ALONE = RankLocation(0, 1, 0, 1, 0, "127.0.0.1", 0)
 
 
 def test_lightning_hears_the_agreed_place_and_not_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,18 +30,18 @@ def test_lightning_hears_the_agreed_place_and_not_the_environments(monkeypatch: 
         "MASTER_PORT": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    known = FixedClusterEnvironment(PLACE)
+    known = FixedClusterEnvironment(LOCATION)
     assert (known.global_rank(), known.world_size(), known.local_rank(), known.node_rank()) == (5, 8, 1, 1)
     assert (known.main_address, known.main_port) == ("node0", 29511)
 
 
 def test_lightning_starts_no_processes_of_its_own() -> None:
-    assert FixedClusterEnvironment(PLACE).creates_processes_externally
+    assert FixedClusterEnvironment(LOCATION).creates_processes_externally
     assert not FixedClusterEnvironment.detect()
 
 
 def test_another_count_of_lightnings_is_an_error_and_the_same_one_is_not() -> None:
-    known = FixedClusterEnvironment(PLACE)
+    known = FixedClusterEnvironment(LOCATION)
     known.set_world_size(8)
     known.set_global_rank(5)
     with pytest.raises(ValueError, match="counts 4 ranks, the launcher agreed on 8"):
@@ -50,18 +52,18 @@ def test_another_count_of_lightnings_is_an_error_and_the_same_one_is_not() -> No
 
 def test_one_rank_trains_on_its_device() -> None:
     choice = choose_strategy("auto", world_size=1, device_kind="cpu", accumulate=1, model_has_static_graph=True)
-    strategy = build_strategy(choice, "cpu", ALONE, timeout=60)
+    strategy = build_strategy(choice, BuildOptions("cpu", ALONE, timeout=60))
     assert isinstance(strategy, SingleDeviceStrategy)
     assert strategy.root_device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
     ("requested", "static", "find_unused"),
-    [("auto", True, False), ("auto", False, False), (DDP_FIND_UNUSED, False, True)],
+    [("auto", True, False), ("auto", False, False), ("ddp_find_unused_parameters_true", False, True)],
 )
 def test_ddp_gets_every_flag_of_the_choice(requested: str, static: bool, find_unused: bool) -> None:
     choice = choose_strategy(requested, world_size=8, device_kind="cpu", accumulate=1, model_has_static_graph=static)
-    strategy = build_strategy(choice, "cpu", PLACE, timeout=77)
+    strategy = build_strategy(choice, BuildOptions("cpu", LOCATION, timeout=77))
     assert isinstance(strategy, DeterministicDDPStrategy)
     assert strategy._ddp_kwargs == {
         "gradient_as_bucket_view": True,
@@ -74,7 +76,7 @@ def test_ddp_gets_every_flag_of_the_choice(requested: str, static: bool, find_un
 
 def test_ddp_counts_the_nodes_ranks_and_takes_this_ones_device() -> None:
     choice = choose_strategy("ddp", world_size=8, device_kind="cuda", accumulate=1, model_has_static_graph=False)
-    strategy = build_strategy(choice, "cuda", PLACE, timeout=60)
+    strategy = build_strategy(choice, BuildOptions("cuda", LOCATION, timeout=60))
     assert isinstance(strategy, DDPStrategy)
     assert strategy.parallel_devices == [torch.device("cuda", n) for n in range(4)]
     assert strategy.root_device == torch.device("cuda", 1)

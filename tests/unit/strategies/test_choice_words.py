@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from strategies.choice import NAMES, Rejected, StrategyChoice, StrategyError, choose_strategy
+from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy
+from strategies.registry import list_strategy_names
 
 BUCKETS = "gradient_as_bucket_view: saves a copy of all gradients"
 STATIC = "static_graph on: the model declares that every step uses the same parameters"
@@ -28,7 +29,7 @@ def ddp(asked: str, why_static: str, world: int = 2, kind: str = "cpu", backend:
 def test_one_rank(requested: str) -> None:
     assert choose(requested, world=1) == StrategyChoice(
         "single_device",
-        ("one rank: there is nobody to exchange gradients with",),
+        ("one rank: no gradient exchange needed",),
         (Rejected("ddp", "with one rank it only adds the cost of its buckets"),),
     )
 
@@ -41,9 +42,9 @@ def test_several_ranks() -> None:
 
 
 def test_ddp_that_was_asked_for() -> None:
-    assert choose("ddp", world=1) == ddp("asked for", STATIC, world=1, static_graph=True)
+    assert choose("ddp", world=1) == ddp("requested", STATIC, world=1, static_graph=True)
     unused = "static_graph off: unused parameters may change from step to step"
-    assert choose("ddp_find_unused_parameters_true") == ddp("asked for", unused, find_unused_parameters=True)
+    assert choose("ddp_find_unused_parameters_true") == ddp("requested", unused, find_unused_parameters=True)
 
 
 @pytest.mark.parametrize(
@@ -67,16 +68,16 @@ def test_a_graph_that_is_not_static(options: dict[str, Any], why: str) -> None:
         ("deepspeed_stage_3", 2, "cpu",
          ["ZeRO stage 3: each rank keeps 1/2 of the optimizer's states, the gradients, the parameters"]),
         ("deepspeed_stage_2_offload", 1, "cuda",
-         ["ZeRO stage 2: each rank keeps 1/1 of the optimizer's states, the gradients", "optimizer states lie on cpu"]),
+         ["ZeRO stage 2: each rank keeps 1/1 of the optimizer's states, the gradients", "optimizer states are on cpu"]),
         ("deepspeed_stage_3_offload", 2, "cuda",
          ["ZeRO stage 3: each rank keeps 1/2 of the optimizer's states, the gradients, the parameters",
-          "optimizer states lie on cpu", "parameters lie on cpu"]),
+          "optimizer states are on cpu", "parameters are on cpu"]),
     ],
 )  # fmt: skip
 def test_deepspeeds_variants(name: str, world: int, kind: str, words: list[str]) -> None:
     backend = "nccl" if kind == "cuda" else "gloo"
     carries = f"{backend} carries gradients and parameters of {kind} devices"
-    reasons = (f"{name}: asked for", *words, carries, *([DEBUGGING] if kind == "cpu" else []))
+    reasons = (f"{name}: requested", *words, carries, *([DEBUGGING] if kind == "cpu" else []))
     rejected = (Rejected("single_device", f"there are {world} ranks"),) if world > 1 else ()
     assert choose(name, world, kind) == StrategyChoice(name, reasons, rejected, backend)
 
@@ -84,12 +85,12 @@ def test_deepspeeds_variants(name: str, world: int, kind: str, words: list[str])
 @pytest.mark.parametrize(
     ("requested", "world", "kind", "said"),
     [
-        ("dpd", 2, "cpu", f"strategy 'dpd' does not exist; valid are {', '.join(NAMES)}"),
+        ("dpd", 2, "cpu", f"strategy 'dpd' does not exist; valid are {', '.join(list_strategy_names())}"),
         ("single_device", 2, "cpu",
-         ("strategy single_device was asked for, but there are 2 ranks; use `strategy: auto`, or one rank")),
+         ("strategy single_device was requested, but there are 2 ranks; use `strategy: auto`, or one rank")),
         ("auto", 2, "mps", "Apple's GPU has no process group backend; use `devices: 1` or `accelerator: cpu`"),
         ("deepspeed_stage_2", 1, "cuda",
-         ("strategy deepspeed_stage_2 shares the model's states among ranks, but there is one rank; start several "
+         ("strategy deepspeed_stage_2 shards the model's states over the ranks, but there is one rank; start several "
           "(`devices: 2`, or torchrun), or use `strategy: auto`")),
     ],
 )  # fmt: skip

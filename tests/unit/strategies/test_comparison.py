@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.assessment import MARGIN
+from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
-from strategies.candidates import CANDIDATES, DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
-from strategies.comparison import Comparison, compare_strategies, next_after
+from strategies.comparison import Comparison, ComparisonOptions, compare_strategies, next_after
 from strategies.gpus import find_gpu
+from strategies.machine import CollectiveTraffic, MachineModel
 from strategies.memory import estimate_memory
-from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings
+from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, StateTypes, ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import MachineModel, step_time
+from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3, list_candidates
+from strategies.step_time import StepTime, step_time
 from strategies.step_trace import ModelProfile, StepTrace
 from strategies.units import format_bytes
 
@@ -101,7 +103,7 @@ def test_what_deepspeed_cannot_train_is_never_sharded(change: dict[str, object],
 
 def test_every_candidate_has_its_memory_its_time_and_a_reason() -> None:
     found = compare(profile(7), machine(8))
-    assert [a.name for a in found.assessments] == [c.name for c in CANDIDATES]
+    assert [a.name for a in found.assessments] == [c.name for c in list_candidates()]
     for assessed in found.assessments:
         assert assessed.reason
         assert assessed.memory.total > 0
@@ -140,8 +142,8 @@ def test_the_share_of_memory_is_the_limit() -> None:
     split = (BatchSplit(1, 1, 1),)
     needs = compare(found, machine(1)).assessments[0].memory.total
     memory = dataclasses.replace(machine(1), memory_bytes=needs)
-    assert compare_strategies(found, memory, BF16, split, memory_share=1.0).assessments[0].fits
-    assert not compare_strategies(found, memory, BF16, split, memory_share=0.99).assessments[0].fits
+    assert compare_strategies(found, memory, BF16, split, ComparisonOptions(1.0)).assessments[0].fits
+    assert not compare_strategies(found, memory, BF16, split, ComparisonOptions(0.99)).assessments[0].fits
 
 
 def test_after_running_out_of_memory_the_next_needs_less() -> None:
@@ -200,15 +202,19 @@ def test_a_pick_always_fits_and_nothing_that_fits_is_faster_by_the_margin(
         assert all(a.step.seconds >= pick.step.seconds * (1 - MARGIN) for a in later)
 
 
+def timed(found: ModelProfile, candidate: StrategyEntry, ranks: MachineModel, accumulate: int = 1) -> StepTime:
+    """In 16 bits, with a micro batch of 1."""
+    step = TrainingStep(found.model, found.plain[0], ranks.world_size, StateTypes(2), accumulate)
+    return step_time(candidate, step, ranks)
+
+
 def test_the_volumes_are_those_of_the_papers() -> None:
     # ZeRO, section 7: stages 1 and 2 send 2 parameters' worth, stage 3 one and a half times that.
     found = profile(1)
-    model, trace = found.model, found.plain[0]
-    size = 2 * model.numel
+    size = 2 * found.model.numel
 
-    def sent(candidate: object, accumulate: int = 1) -> float:
-        time = step_time(model, trace, candidate, machine(64), parameter_bytes=2, accumulate=accumulate)  # type: ignore[arg-type]
-        return time.bytes_per_rank / (size * 63 / 64)
+    def sent(candidate: StrategyEntry, accumulate: int = 1) -> float:
+        return timed(found, candidate, machine(64), accumulate).bytes_per_rank / (size * 63 / 64)
 
     assert sent(SINGLE_DEVICE) == 0
     assert sent(DDP) == pytest.approx(2)
@@ -218,19 +224,44 @@ def test_the_volumes_are_those_of_the_papers() -> None:
     assert sent(ZERO_2, 4) == pytest.approx(5)  # stage 2 reduces each micro batch
     assert sent(DDP, 4) == pytest.approx(2)
     big = profile(7)
-    time = step_time(big.model, big.plain[0], ZERO_3, machine(64), parameter_bytes=2, accumulate=1)
+    time = timed(big, ZERO_3, machine(64))
     assert time.bytes_per_rank == pytest.approx(3 * 2 * big.model.numel * 63 / 64, rel=1e-6)
 
 
 def test_bytes_between_nodes_are_only_there_with_several_nodes_and_cost_more() -> None:
     found = profile(7)
-    inside, across = (
-        step_time(found.model, found.plain[0], ZERO_3, machine(8, per_node=n), parameter_bytes=2, accumulate=1)
-        for n in (8, 1)
-    )
+    inside, across = (timed(found, ZERO_3, machine(8, per_node=n)) for n in (8, 1))
     assert inside.bytes_across_nodes == 0
     assert across.bytes_across_nodes == across.bytes_per_rank > 0
     assert across.communication > inside.communication
+
+
+class HybridShard(type(DDP)):  # type: ignore[misc]
+    """Shards within a node and replicates across nodes."""
+
+    name = "hybrid"
+
+    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> list[CollectiveTraffic]:
+        size = step.model.numel * step.types.parameter_bytes
+        return [
+            CollectiveTraffic(2 * size, 1, 0.0, "node"),
+            CollectiveTraffic(2 * size / machine.ranks_per_node, 1, 0.0, "across"),
+        ]
+
+
+def test_collectives_of_a_node_stay_on_it_and_those_across_share_the_network() -> None:
+    found, ranks = profile(7), machine(32, per_node=8)
+    hybrid, ddp = timed(found, HybridShard(), ranks), timed(found, DDP, ranks)
+    size = 2 * found.model.numel
+    assert hybrid.bytes_per_rank == round(2 * size * 7 / 8 + 2 * size / 8 * 3 / 4)
+    assert hybrid.bytes_across_nodes == round(2 * size / 8 * 3 / 4)
+    # An eighth of the volume crosses, over an eighth of the network each.
+    inside = 2 * size * 7 / 8 / (ranks.link_bandwidth * 0.7)
+    across = 2 * size / 8 * 3 / 4 / (ranks.node_bandwidth * 0.7)
+    assert hybrid.communication == pytest.approx(inside + across, rel=0.01)
+    assert ddp.bytes_across_nodes == ddp.bytes_per_rank
+    alone = timed(found, HybridShard(), machine(1))
+    assert (alone.communication, alone.bytes_per_rank) == (0.0, 0)
 
 
 def test_one_device_frees_gradients_where_ddp_keeps_its_buckets() -> None:
@@ -266,8 +297,8 @@ def test_zeros_step_holds_the_flat_fp32_gradient_the_optimizers_temporaries_and_
     one = ModelShape((ParameterShape(1000), ParameterShape(1000)), ((0, 1),), greedy)
     two = dataclasses.replace(one, groups=((0,), (1,)))
 
-    def step(model: ModelShape, candidate: object, precision: Precision) -> tuple[str, int, int]:
-        found = estimate_memory(model, trace, candidate, 2, precision, settings=none)  # type: ignore[arg-type]
+    def step(model: ModelShape, candidate: StrategyEntry, precision: Precision) -> tuple[str, int, int]:
+        found = estimate_memory(model, trace, candidate, 2, precision, settings=none)
         return found.phase, found.gradients, found.activations
 
     # A rank's part of the one group has 1000 elements: 4 bytes of flat gradient, 32 of temporaries, the batch.

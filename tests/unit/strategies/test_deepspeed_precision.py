@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.deepspeed_precision import ordered_precision, precision_blocks, precision_conflicts, without_orders
+from strategies.deepspeed_precision import precision_blocks, precision_conflicts, requested_precision, without_precision
 from strategies.precision import Precision
 from tests.support.deepspeed_configs import ANYTHING, WHOLE
 
@@ -37,7 +37,7 @@ FP16, BF16, FP32 = Precision.FP16_MIXED, Precision.BF16_MIXED, Precision.FP32_TR
     ],
 )
 def test_exactly_one_enabled_block_is_an_order(config: dict[str, Any], order: Precision | None) -> None:
-    assert ordered_precision(config) is order
+    assert requested_precision(config) is order
 
 
 def only_conflict(precision: Precision, config: Mapping[str, Any]) -> str:
@@ -123,7 +123,7 @@ def test_a_config_that_agrees_has_no_conflict(precision: Precision, config: dict
           "bf16_master_weights_and_grads, bf16_optimizer_states")),
         (BF16, {"bf16": {"enabled": True}, "bfloat16": {}},
          "bfloat16: DeepSpeed reads this old name only where bf16 is absent; remove it"),
-        (FP32, {"amp": {"enabled": True}}, "amp.enabled: DeepSpeed has no Apex AMP any more; remove the block"),
+        (FP32, {"amp": {"enabled": True}}, "amp.enabled: DeepSpeed no longer supports Apex AMP; remove the block"),
         (BF16, {"torch_autocast": {"enabled": True}},
          "torch_autocast.enabled is a second mixed precision beside bf16-mixed; remove the block"),
         (BF16, {"communication_data_type": "fp16"},
@@ -184,8 +184,8 @@ def test_a_number_beyond_every_float_is_a_conflict_and_no_crash(key: str, number
 def test_whatever_json_says_is_answered_and_never_raises(precision: Precision, config: dict[str, Any]) -> None:
     conflicts = precision_conflicts(precision, config)
     assert all(isinstance(conflict, str) and conflict for conflict in conflicts)
-    ordered_precision(config)
-    without_orders(config)
+    requested_precision(config)
+    without_precision(config)
     if not conflicts:
         precision_blocks(precision, config)
 
@@ -243,10 +243,10 @@ def test_the_old_name_of_bf16_gives_its_settings_to_the_new_one() -> None:
 
 def test_released_orders_leave_everything_else() -> None:
     config = {"fp16": {"enabled": True, "loss_scale": 8}, "bf16": {}, "train_batch_size": 4}
-    assert without_orders(config) == {
+    assert without_precision(config) == {
         "fp16": {"enabled": "auto", "loss_scale": 8},
         "bf16": {},
         "train_batch_size": 4,
     }
     assert config["fp16"] == {"enabled": True, "loss_scale": 8}
-    assert without_orders({}) == {}
+    assert without_precision({}) == {}

@@ -145,10 +145,10 @@ DAMAGED: list[tuple[Any, str]] = [
     ({**STATE, "scale": -1.0}, "scale is -1.0"),
     ({**STATE, "growth_interval": None}, "growth_interval is None"),
     ({**STATE, "_growth_tracker": [1]}, "_growth_tracker is [1]"),
-    ({**STATE, "scale": 0.0}, "scale, growth_factor or backoff_factor cannot move a scale"),
-    ({**STATE, "growth_factor": 1.0}, "scale, growth_factor or backoff_factor cannot move a scale"),
-    ({**STATE, "backoff_factor": 0.0}, "scale, growth_factor or backoff_factor cannot move a scale"),
-    ({**STATE, "backoff_factor": 1.0}, "scale, growth_factor or backoff_factor cannot move a scale"),
+    ({**STATE, "scale": 0.0}, "scale, growth_factor or backoff_factor is out of range"),
+    ({**STATE, "growth_factor": 1.0}, "scale, growth_factor or backoff_factor is out of range"),
+    ({**STATE, "backoff_factor": 0.0}, "scale, growth_factor or backoff_factor is out of range"),
+    ({**STATE, "backoff_factor": 1.0}, "scale, growth_factor or backoff_factor is out of range"),
 ]
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_state_is_told_and_the_scale_starts_afresh(
     assert state_problem(state) == problem
     scaler = counting()
     scaler.load_state_dict(state)
-    assert caplog.messages == [f"the saved loss scale is not used: {problem}; it starts afresh at 1024"]
+    assert caplog.messages == [f"the saved loss scale is not used: {problem}; it starts anew at 1024"]
     assert scaler.get_scale() == 1024.0
     assert step(scaler, SMALL) == [True]
 
@@ -201,7 +201,7 @@ def test_the_largest_count_goes_on() -> None:
     assert scaler.counts() == counts(skipped=LARGEST_COUNT)
 
 
-def test_a_scaler_that_is_switched_off_scales_nothing_and_takes_its_own_state_silently(
+def test_a_scaler_that_is_disabled_dtypes_scales_nothing_and_takes_its_own_state_silently(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scaler = counting(enabled=False)

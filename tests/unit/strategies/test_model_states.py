@@ -8,8 +8,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from strategies.candidates import (
-    CANDIDATES,
+from strategies.base import StrategyEntry, TrainingStep
+from strategies.model_states import (
+    DEFAULT_SETTINGS,
+    ModelShape,
+    ModelStates,
+    OptimizerShape,
+    ParameterShape,
+    StateTypes,
+    ZeroSettings,
+)
+from strategies.registry import (
     DDP,
     SINGLE_DEVICE,
     ZERO_1,
@@ -18,19 +27,25 @@ from strategies.candidates import (
     ZERO_3,
     ZERO_3_NVME,
     ZERO_3_OFFLOAD,
+    list_candidates,
 )
-from strategies.model_states import (
-    ModelShape,
-    OptimizerShape,
-    ParameterShape,
-    StateTypes,
-    ZeroSettings,
-    model_states,
-)
+from strategies.step_trace import StepTrace
 
 # As ZeRO's paper counts: 2 bytes of weight, 2 of gradient, K = 12 of master copy and Adam.
 HALF = StateTypes(2)
+FULL = StateTypes()
 NO_SCALARS = OptimizerShape(state_bytes_per_tensor=0)
+
+
+def model_states(
+    model: ModelShape,
+    candidate: StrategyEntry,
+    ranks: int,
+    types: StateTypes = FULL,
+    settings: ZeroSettings = DEFAULT_SETTINGS,
+    measured: int | None = None,
+) -> ModelStates:
+    return candidate.model_states(TrainingStep(model, StepTrace(*[0] * 8), ranks, types, settings=settings), measured)
 
 
 def shape(*numels: int, frozen: tuple[int, ...] = (), optimizer: OptimizerShape = NO_SCALARS) -> ModelShape:
@@ -45,7 +60,7 @@ def test_the_papers_example_of_7_5_billion_parameters_on_64_devices() -> None:
     sums = {}
     for candidate in (ZERO_1, ZERO_2, ZERO_3):
         states = model_states(model, candidate, 64, HALF)
-        sums[candidate.stage] = (states.parameters + states.gradients + states.optimizer_states) / 1e9
+        sums[candidate.variant.stage] = (states.parameters + states.gradients + states.optimizer_states) / 1e9
     assert sums == pytest.approx({1: 16.6, 2: 16.6, 3: 1.9}, abs=0.07)
 
 
@@ -104,21 +119,21 @@ def test_offload_moves_states_off_the_device_and_nowhere_else() -> None:
 
 
 def test_measured_states_go_before_the_formula() -> None:
-    assert model_states(shape(10), DDP, 2, unsharded_optimizer_bytes=7).optimizer_states == 7
+    assert model_states(shape(10), DDP, 2, measured=7).optimizer_states == 7
 
 
 @settings(deadline=None)
-@example([67, 63, 127], next(c for c in CANDIDATES if c.stage == 1), 2, StateTypes())
+@example([67, 63, 127], ZERO_1, 2, StateTypes())
 @given(
     st.lists(st.integers(1, 10_000), min_size=1, max_size=20),
-    st.sampled_from([c for c in CANDIDATES if c.stage]),
+    st.sampled_from([c for c in list_candidates() if c.is_sharded]),
     st.integers(1, 64),
     st.sampled_from([StateTypes(), HALF]),
 )
 def test_more_ranks_never_need_more_of_a_partitioned_part_but_for_the_padding(
-    numels: list[int], candidate: object, world: int, types: StateTypes
+    numels: list[int], candidate: StrategyEntry, world: int, types: StateTypes
 ) -> None:
-    few, many = (model_states(shape(*numels), candidate, n, types) for n in (world, 2 * world))  # type: ignore[arg-type]
+    few, many = (model_states(shape(*numels), candidate, n, types) for n in (world, 2 * world))
     padding = 2 * 2 * world * len(numels) * 16
     for part in ("parameters", "optimizer_states", "host"):
         assert getattr(many, part) <= getattr(few, part) + padding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from strategies.module_order import OutermostCall
+from strategies.deepspeed_patches import OutermostCall
 
 
 class Nested(nn.Module):

@@ -12,7 +12,7 @@ from tests.support.rank_kinds import capability, cpu, v100
 H100S = [capability(0), capability(1)]
 V100S = [v100(0), v100(1)]
 MIXED = [capability(0), v100(1)]
-DEBUGGING = "is for debugging: it shows the same numbers, not the same speed"
+DEBUGGING = "is for debugging: it computes the same numbers, but not faster"
 NATIVE = "every rank computes bf16 natively"
 NOT_NATIVE = "every rank is a CUDA device, but not native in bf16: rank 1 (node1, Tesla V100)"
 
@@ -23,15 +23,15 @@ NOT_NATIVE = "every rank is a CUDA device, but not native in bf16: rank 1 (node1
         ("auto", H100S, {}, (f"precision auto: {NATIVE}",)),
         ("auto", MIXED, {}, (f"precision auto: {NOT_NATIVE}",)),
         ("auto", [capability(0), cpu(1), cpu(2)], {},
-         ("precision auto: mixed precision is not native to rank 1 (node1, EPYC), rank 2 (node2, EPYC)",)),
-        ("auto", [cpu(0)], {}, ("precision auto: mixed precision is native to no rank: rank 0 (node0, EPYC)",)),
+         ("precision auto: mixed precision is not native on rank 1 (node1, EPYC), rank 2 (node2, EPYC)",)),
+        ("auto", [cpu(0)], {}, ("precision auto: mixed precision is native on no rank: rank 0 (node0, EPYC)",)),
         ("auto", [cpu(n) for n in range(4)], {},
-         (("precision auto: mixed precision is native to no rank: "
+         (("precision auto: mixed precision is native on no rank: "
            "rank 0 (node0, EPYC), rank 1 (node1, EPYC) and 2 more"),)),
-        ("bf16", H100S, {}, ("precision bf16-mixed was asked for, and every rank can",)),
-        ("32", [cpu(0)], {}, ("precision 32-true was asked for, and every rank can",)),
+        ("bf16", H100S, {}, ("precision bf16-mixed was requested, and every rank can",)),
+        ("32", [cpu(0)], {}, ("precision 32-true was requested, and every rank can",)),
         ("16", [cpu(0)], {},
-         ("precision 16-mixed was asked for, and every rank can", f"on a CPU 16-mixed {DEBUGGING}")),
+         ("precision 16-mixed was requested, and every rank can", f"on a CPU 16-mixed {DEBUGGING}")),
         ("auto", [cpu(0)], {"checkpoint": "bf16"},
          ("precision auto: the checkpoint was trained in bf16-mixed, and every rank can",
           f"on a CPU bf16-mixed {DEBUGGING}")),
@@ -55,9 +55,9 @@ def test_reasons(request_: Any, ranks: list[RankCapability], options: dict[str, 
          ("precision bf16-mixed is not possible on rank 1 (node1, Tesla V100); "
           f"falling back to 16-mixed ({NOT_NATIVE})")),
         ("bf16", MIXED, {"use_amp": True},
-         f"use_amp with bf16-mixed was wished for, but {NOT_NATIVE}; training in 16-mixed"),
+         f"use_amp with bf16-mixed was requested, but {NOT_NATIVE}; training in 16-mixed"),
         ("auto", [capability(0), cpu(1)], {"use_amp": True},
-         "use_amp was wished for, but mixed precision is not native to rank 1 (node1, EPYC); training in 32-true"),
+         "use_amp was requested, but mixed precision is not native on rank 1 (node1, EPYC); training in 32-true"),
     ],
 )  # fmt: skip
 def test_notices(request_: Any, ranks: list[RankCapability], options: dict[str, Any], notice: str) -> None:
@@ -72,8 +72,8 @@ def test_a_refusal_names_eight_ranks_and_counts_the_others(count: int) -> None:
     with pytest.raises(PrecisionError) as caught:
         reconcile("bf16", [v100(n) for n in range(count)])
     assert str(caught.value) == (
-        f"precision bf16-mixed was asked for, but {named}{more} cannot run it natively; the best precision that all "
-        f"{count} ranks share is 16-mixed: set `precision: 16-mixed`, or `precision_fallback: true` to take it"
+        f"precision bf16-mixed was requested, but {named}{more} cannot run it natively; the best precision that all "
+        f"{count} ranks share is 16-mixed: set `precision: 16-mixed`, or `precision_fallback: true` to use it"
     )
 
 
@@ -100,7 +100,7 @@ def test_ranks_that_do_not_fit(ranks: list[RankCapability], world_size: int | No
 
 
 TRANSFORMER_ENGINE = "needs NVIDIA's Transformer Engine and a recipe for each layer, which the launcher does not set up"
-WEIGHTS = "is a format of frozen weights, not of a training"
+WEIGHTS = "is a format for frozen weights, not for training"
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,11 @@ def answer(request: object, ranks: list[RankCapability], **options: Any) -> Agre
 def test_auto_takes_what_the_deepspeed_config_orders(config: dict[str, Any], precision: Precision) -> None:
     agreed = reconcile("auto", H100S, deepspeed_config=config)
     assert agreed.precision is precision
-    assert f"the DeepSpeed config orders {precision}" in agreed.reasons[0]
+    assert f"the DeepSpeed config requests {precision}" in agreed.reasons[0]
 
 
 def test_what_the_deepspeed_config_orders_is_refused_where_a_rank_cannot() -> None:
-    with pytest.raises(PrecisionError, match="the DeepSpeed config orders bf16-mixed, but rank 1") as caught:
+    with pytest.raises(PrecisionError, match="the DeepSpeed config requests bf16-mixed, but rank 1") as caught:
         reconcile("auto", MIXED, deepspeed_config={"bf16": {"enabled": True}})
     assert (caught.value.ranks, caught.value.nearest) == ((1,), FP16)
 
@@ -60,11 +60,11 @@ def test_an_explicit_precision_against_the_deepspeed_config_lists_every_conflict
 @pytest.mark.parametrize(
     ("ranks", "off", "precision", "reason"),
     [
-        (H100S, ("bf16",), FP16, "every rank is a CUDA device, but the DeepSpeed config switches bf16 off"),
+        (H100S, ("bf16",), FP16, "every rank is a CUDA device, but the DeepSpeed config disables bf16"),
         (H100S, ("fp16",), BF16, "every rank computes bf16 natively"),
-        (H100S, ("bf16", "fp16"), FP32, "the DeepSpeed config switches bf16 and fp16 off"),
-        (MIXED, ("fp16",), FP32, "the DeepSpeed config switches fp16 off"),
-        ([cpu(0)], ("fp16",), FP32, "mixed precision is native to no rank"),
+        (H100S, ("bf16", "fp16"), FP32, "the DeepSpeed config disables bf16 and fp16"),
+        (MIXED, ("fp16",), FP32, "the DeepSpeed config disables fp16"),
+        ([cpu(0)], ("fp16",), FP32, "mixed precision is native on no rank"),
     ],
 )
 def test_auto_does_not_take_what_the_deepspeed_config_switches_off(
@@ -79,7 +79,7 @@ def test_auto_leaves_the_checkpoints_precision_where_the_deepspeed_config_switch
     agreed = reconcile("auto", H100S, checkpoint="bf16-mixed", deepspeed_config={"bf16": {"enabled": False}})
     assert agreed.precision is FP16
     assert agreed.reasons[0].startswith(
-        "precision auto: not the checkpoint's bf16-mixed, which the DeepSpeed config switches off"
+        "precision auto: not the checkpoint's bf16-mixed, which the DeepSpeed config disables"
     )
     assert agreed.changed_from is BF16
 
@@ -125,8 +125,8 @@ def test_without_a_deepspeed_config_there_are_no_blocks() -> None:
 
 
 def test_an_order_is_told_as_such_granted_or_refused() -> None:
-    assert reconcile("bf16", H100S).reasons == ("precision bf16-mixed was asked for, and every rank can",)
-    with pytest.raises(PrecisionError, match=r"^precision bf16-mixed was asked for, but rank 1 ") as caught:
+    assert reconcile("bf16", H100S).reasons == ("precision bf16-mixed was requested, and every rank can",)
+    with pytest.raises(PrecisionError, match=r"^precision bf16-mixed was requested, but rank 1 ") as caught:
         reconcile("BF16", MIXED)
     assert caught.value.value == "BF16"
 
@@ -145,7 +145,7 @@ def test_auto_says_why_the_checkpoints_precision_is_not_taken() -> None:
     assert (agreed.precision, agreed.changed_from) == (FP16, BF16)
     assert "not the checkpoint's bf16-mixed, which rank 1 (node1, Tesla V100) cannot run" in agreed.reasons[0]
     assert agreed.notices == (
-        "the checkpoint was trained in bf16-mixed, this run trains in 16-mixed; the loss scale starts afresh",
+        "the checkpoint was trained in bf16-mixed, this run trains in 16-mixed; the loss scale starts anew",
     )
 
 
@@ -158,8 +158,8 @@ def test_auto_in_the_checkpoints_16_mixed_on_cpus_is_said_to_be_for_debugging() 
 @pytest.mark.parametrize(
     ("before", "request_", "said"),
     [
-        ("16-mixed", "bf16", "; its loss scale is not needed any more"),
-        ("bf16-mixed", "16", "; the loss scale starts afresh"),
+        ("16-mixed", "bf16", "; its loss scale is no longer needed"),
+        ("bf16-mixed", "16", "; the loss scale starts anew"),
         ("32-true", "bf16", ""),
     ],
 )

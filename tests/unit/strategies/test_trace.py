@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from strategies import cpu_workspaces
-from strategies.candidates import SINGLE_DEVICE
 from strategies.cpu_workspaces import CpuWorkspaces, lstm_workspace, product_code
 from strategies.fake_mode import FakeMode
 from strategies.memory import estimate_memory
-from strategies.model_shape import OptimizerError, describe_model, optimizer_of, probe_optimizer
+from strategies.model_shape import OptimizerError, describe_model, find_optimizer, probe_optimizer
 from strategies.model_states import OptimizerShape
 from strategies.precision import Precision
+from strategies.registry import SINGLE_DEVICE
 from strategies.step_trace import at_batch_size
-from strategies.trace import PlannedTrainer, TraceTypes, attach, trace_step
+from strategies.trace import PlannedTrainer, TraceOptions, TraceTypes, attach, trace_step
 from tests.support.allocator_peak import peak_of
 from tests.support.model_families import SMALL
 from tests.support.model_zoo import MODELS, Net, adamw
@@ -52,7 +52,7 @@ def _real_peak(name: str, types: TraceTypes, batch_size: int) -> int:
         attach(module, PlannedTrainer())
         made = (
             module,
-            optimizer_of(module.configure_optimizers()),
+            find_optimizer(module.configure_optimizers()),
             entry.batch(batch_size, types.module or torch.float32),
         )
         step(made)
@@ -79,7 +79,10 @@ def test_the_estimate_is_the_allocators_peak_to_a_few_hundred_bytes(
 def test_the_workspace_of_an_lstm_is_counted_from_above(precision: str) -> None:
     # A trace of fake tensors alone is under by 70 %: oneDNN's workspace is empty there.
     entry = SMALL["deep_lstm"]
-    real, fake = (trace_step(entry.make, entry.batch(8), 8, types=TYPES[precision], fake=f)[0] for f in (False, True))
+    real, fake = (
+        trace_step(entry.make, entry.batch(8), 8, types=TYPES[precision], options=TraceOptions(is_fake=f))[0]
+        for f in (False, True)
+    )
     assert real.backward <= fake.backward <= 1.35 * real.backward
 
 
@@ -136,13 +139,13 @@ def test_code_for_products_in_16_bits_is_counted_once_a_shape() -> None:
     found = {name: trace_step(make, batch, 4, types=types)[0].kernels for name, types in TYPES.items()}
     eight = 8 * product_code(torch.bfloat16)
     assert found == {"32-true": 0, "bf16-true": eight, "bf16-mixed": eight}
-    plain, _ = trace_step(make, batch, 4, types=TYPES["bf16-true"], fake=False)
+    plain, _ = trace_step(make, batch, 4, types=TYPES["bf16-true"], options=TraceOptions(is_fake=False))
     assert plain.kernels == 0, "a real step has them in its process already"
 
 
 def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
     entry = MODELS["conv"]
-    real = trace_step(entry.make, entry.batch(8), 8, fake=False)[0]
+    real = trace_step(entry.make, entry.batch(8), 8, options=TraceOptions(is_fake=False))[0]
     fake = trace_step(entry.make, entry.batch(8), 8)[0]
     # Input, weight and output of the first one: the forward pass has its peak later, with less.
     first = 4 * (8 * 3 * 12 * 12 + 13 * 3 * 9 + 8 * 13 * 10 * 10)
@@ -155,7 +158,9 @@ def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
 @pytest.mark.parametrize("name", ["gpt", "low_rank"])
 def test_a_fake_step_and_a_real_one_are_traced_alike(name: str) -> None:
     entry = MODELS[name]
-    fake, real = (trace_step(entry.make, entry.batch(4), 4, fake=fake) for fake in (True, False))
+    fake, real = (
+        trace_step(entry.make, entry.batch(4), 4, options=TraceOptions(is_fake=fake)) for fake in (True, False)
+    )
     assert fake == real
 
 
@@ -166,7 +171,7 @@ def test_weights_of_copied_layers_are_no_activations() -> None:
         return Net(nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), adamw)
 
     batch = torch.randn(4, 5, 16), torch.zeros(4, 5, 16)
-    fake, real = (trace_step(make, batch, 4, fake=fake)[0] for fake in (True, False))
+    fake, real = (trace_step(make, batch, 4, options=TraceOptions(is_fake=fake))[0] for fake in (True, False))
     assert fake == real
 
 
@@ -221,7 +226,7 @@ def test_random_numbers_go_on_as_if_nothing_had_been_traced() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    trace_step(MODELS["tiny"].make, MODELS["tiny"].batch(1), 1, fake=False)
+    trace_step(MODELS["tiny"].make, MODELS["tiny"].batch(1), 1, options=TraceOptions(is_fake=False))
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -283,28 +288,28 @@ def test_every_form_of_lightnings_configure_optimizers_is_read(shape: str) -> No
         "pair": ([optimizer], [scheduler]),
         "tuple": ({"optimizer": optimizer},),
     }
-    assert optimizer_of(forms[shape]) is optimizer
+    assert find_optimizer(forms[shape]) is optimizer
 
 
 @pytest.mark.parametrize(("configured", "says"), [(None, "no optimizer"), ([1], "no optimizer")])
 def test_no_optimizer_is_told(configured: Any, says: str) -> None:
     with pytest.raises(OptimizerError, match=says):
-        optimizer_of(configured)
+        find_optimizer(configured)
 
 
 def test_several_optimizers_are_told_by_number() -> None:
     several = [torch.optim.SGD(_parameters(), 0.1) for _ in range(2)]
     with pytest.raises(OptimizerError, match="2 optimizers"):
-        optimizer_of(several)
+        find_optimizer(several)
 
 
 def test_a_shape_has_tied_weights_once_and_frozen_ones_apart() -> None:
     module = MODELS["tied"].make()
-    shape = describe_model(module, optimizer_of(module.configure_optimizers()))
+    shape = describe_model(module, find_optimizer(module.configure_optimizers()))
     assert shape.numel == sum(p.numel() for p in module.parameters())
     frozen = MODELS["frozen"].make()
-    shape = describe_model(frozen, optimizer_of(frozen.configure_optimizers()))
+    shape = describe_model(frozen, find_optimizer(frozen.configure_optimizers()))
     assert shape.numel - shape.trainable_numel == 40 * 300 + 300
     conv = MODELS["conv"].make()
-    shape = describe_model(conv, optimizer_of(conv.configure_optimizers()))
+    shape = describe_model(conv, find_optimizer(conv.configure_optimizers()))
     assert (shape.float_buffer_bytes, shape.other_buffer_bytes) == (52, 8)

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from strategies.candidates import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD, Candidate
 from strategies.memory import PROCESS, estimate_memory
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
 from strategies.precision import Precision
 from strategies.step_trace import GradientArrival, StepTrace, at_batch_size
-from strategies.zero_reduction import Reduction, largest_pieces, parameter_places, reduction_of
+from strategies.zero import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD, Zero
+from strategies.zero_reduction import Reduction, find_largest_pieces, find_offsets, find_reduction
 
 PLAIN = OptimizerShape("SGD", 0, 0, 0)
 
@@ -30,7 +30,7 @@ def trace_of(model: ModelShape, *peaks: int, live: int = 0, forward: int = 0) ->
 
 
 def beside_states(
-    model: ModelShape, trace: StepTrace, candidate: Candidate, ranks: int = 1, bucket: int = 0, *,
+    model: ModelShape, trace: StepTrace, candidate: Zero, ranks: int = 1, bucket: int = 0, *,
     process: bool = False, overlap: bool = False, accumulate: int = 1,
 ) -> tuple[str, int]:  # fmt: skip
     settings = ZeroSettings(bucket, overlap, persistence_threshold=0, prefetch_bucket_size=0)
@@ -111,16 +111,16 @@ def test_a_process_has_gloos_copies_and_of_a_bucket_only_what_was_written() -> N
 def test_pieces_of_one_rank_are_joined_only_where_another_ranks_lie_between() -> None:
     model = model_of(60, 100, 40)
     assert owned_parts(model, 1, 2) == (100,)
-    places = parameter_places(model, 2)
+    places = find_offsets(model, 2)
     assert places == {0: (0, 100), 1: (60, 100), 2: (160, 100)}
     # In the order of the model every rank's piece is one.
-    assert reduction_of([(0, 240), (1, 400), (2, 160)], places, 4) == Reduction(200, 0, 100)
+    assert find_reduction([(0, 240), (1, 400), (2, 160)], places, 4) == Reduction(200, 0, 100)
     # Backwards the second parameter's first part lies between those of the second rank.
-    assert reduction_of([(2, 160), (1, 400), (0, 240)], places, 4) == Reduction(200, 100, 100)
-    assert reduction_of([(2, 160)], places, 4) == Reduction(40, 0, 40)
+    assert find_reduction([(2, 160), (1, 400), (0, 240)], places, 4) == Reduction(200, 100, 100)
+    assert find_reduction([(2, 160)], places, 4) == Reduction(40, 0, 40)
     # A parameter whose place is not known may lie anywhere.
-    assert reduction_of([(2, 160), (9, 40)], places, 4) == Reduction(50, 50, 50)
-    assert parameter_places(model, 65) == {}
+    assert find_reduction([(2, 160), (9, 40)], places, 4) == Reduction(50, 50, 50)
+    assert find_offsets(model, 65) == {}
 
 
 def test_a_course_lies_on_the_line_between_two_batch_sizes() -> None:
@@ -134,7 +134,7 @@ def test_a_course_lies_on_the_line_between_two_batch_sizes() -> None:
 
 
 @pytest.mark.parametrize("candidate", [ZERO_1, ZERO_2, ZERO_3])
-def test_a_backward_pass_that_was_not_seen_is_taken_to_be_at_its_peak_all_the_time(candidate: Candidate) -> None:
+def test_a_backward_pass_that_was_not_seen_is_taken_to_be_at_its_peak_all_the_time(candidate: Zero) -> None:
     model = model_of(1000, 1000)
     seen = trace_of(model, 7000, 7000, 7000, live=7000)
     unseen = dataclasses.replace(seen, course=())
@@ -174,4 +174,4 @@ def test_the_norm_of_gradients_is_taken_of_a_copy_in_fp64_of_one_piece_after_the
 def test_the_largest_piece_of_one_gradient_that_a_rank_has(
     numels: tuple[int, ...], stage: int, ranks: int, pieces: list[int]
 ) -> None:
-    assert largest_pieces(model_of(*numels), stage, ranks) == pieces
+    assert find_largest_pieces(model_of(*numels), stage, ranks) == pieces

@@ -92,7 +92,7 @@ def test_the_page_has_a_row_for_each_rank(tmp_path: Path) -> None:
     assert "rank 0 4 GiB 3 GiB 75%" in page
     assert "rank 1 4 GiB 5 GiB 125%" in page
     assert f"Measured: {GROWTH}" in page
-    assert "The highest peak was 5 GiB (rank 1), 125% of the plan's 4 GiB" in page
+    assert "The highest peak was 5 GiB (rank 1), 125% of the planned 4 GiB" in page
     told = to_values(read_run(run.path))["attempts"][-1]["memory"]
     assert told == {"planned": 2**32, "measured": {"0": 3 * 2**30, "1": 5 * 2**30}, "measured_by": GROWTH}
     assert json.dumps(told)
@@ -102,4 +102,4 @@ def test_the_page_has_a_row_for_each_rank(tmp_path: Path) -> None:
 def test_a_damaged_event_is_passed_over(more: dict[str, Any]) -> None:
     event = {"time": 1.0, "rank": 0, "kind": "memory", "ranks": [0, 1], "measured": [1, 2], "measured_by": "so", **more}
     history = read_history([{"time": 0.0, "rank": 0, "kind": "run_started"}, event])
-    assert (history.attempts[0].memory, history.foreign_lines) == (None, 1)
+    assert (history.attempts[0].memory, history.unreadable_lines) == (None, 1)

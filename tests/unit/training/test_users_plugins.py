@@ -50,7 +50,7 @@ def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None,
     plan: Any = SimpleNamespace(
         precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
     )
-    run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
+    run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, resume_from=None)
     output = RunOutput(EventLog(tmp_path / "events.jsonl", topology.rank), Console(force_terminal=is_terminal), False)
     config = parse_config({"trainer": trainer or {}})
     ctx = RunContext(config, topology, plan, run, None, "0", output, RankStatusWriter.from_env({}))

@@ -1,4 +1,4 @@
-"""The wizard's questions: what they offer, what they take, and what they say to a wrong answer."""
+"""The questions of the wizard: defaults, accepted answers, and messages about invalid ones."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def _each_model_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def once(config: RunConfig, *rest: Any, **settings: Any) -> Any:
         precision, micro_batch_size = rest[1:]
-        asked = repr((config.model, config.data, config.trainer, precision, micro_batch_size, settings))
-        if asked not in _profiles:
-            _profiles[asked] = real(config, *rest, **settings)
-        return _profiles[asked]
+        key = repr((config.model, config.data, config.trainer, precision, micro_batch_size, settings))
+        if key not in _profiles:
+            _profiles[key] = real(config, *rest, **settings)
+        return _profiles[key]
 
     monkeypatch.setattr(memory_profile, "profile_model", once)
 
@@ -47,10 +47,10 @@ def _each_model_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def wizard(
     start: WizardConfig | None = None, *, partitions: tuple[Partition, ...] = (), **answers: Any
 ) -> tuple[WizardConfig | None, ScriptedPrompter, str]:
-    """The answers, what was asked, and what was shown."""
+    """The answers, the prompter with its questions, and the screen."""
     prompter, screen = ScriptedPrompter(**answers), io.StringIO()
     machine = MachineFacts("laptop", CPU, partitions)
-    made = SetupWizard(prompter, console=Console(file=screen, width=200), look=lambda: machine)
+    made = SetupWizard(prompter, console=Console(file=screen, width=200), detect=lambda: machine)
     return made.run(start), prompter, screen.getvalue()
 
 
@@ -60,7 +60,7 @@ def answers_of(**given: Any) -> WizardConfig:
     return config
 
 
-def test_enter_at_every_question_is_the_demo_with_a_wish_for_mixed_precision() -> None:
+def test_enter_at_every_question_is_the_demo_with_mixed_precision_requested() -> None:
     config, prompter, screen = wizard(WizardConfig(accelerator="cpu"))
     assert config == WizardConfig(accelerator="cpu", use_mixed_precision=True)
     assert not any(message.startswith("Data") for message, _ in prompter.asked), "the demo brings its own data"
@@ -68,7 +68,7 @@ def test_enter_at_every_question_is_the_demo_with_a_wish_for_mixed_precision() -
         ("model and data", "hardware and cluster", "precision and strategy", "logging", "review")
     ):
         assert f"Step {number + 1} of 5: {title}" in screen
-    assert "laptop: 1 x AMD EPYC (cpu), 16 GiB, computes fp32, fp64 natively" in screen
+    assert "laptop: 1 x AMD EPYC (cpu), 16 GiB, native fp32, fp64" in screen
     assert "training in 32-true" in screen, "the review warns"
 
 
@@ -92,7 +92,7 @@ def test_the_model_is_checked_at_once_and_its_parameters_counted() -> None:
     config, prompter, screen = wizard(**TOY | {"Model": wrong})
     assert config is not None
     assert config.model == "tests.support.toy.Toy"
-    for said in (
+    for text in (
         "model: given 'nodots'; expected an import path",
         "model.class_path: module tests has no no_such",
         "model.class_path: module tests.support.toy has no Toyy",
@@ -100,9 +100,9 @@ def test_the_model_is_checked_at_once_and_its_parameters_counted() -> None:
         "Toy(lr: float = 0.05",
         "161 parameters",
     ):
-        assert said in screen, said
+        assert text in screen, text
     offered = [default for message, default in prompter.asked if message.startswith("Model")]
-    assert offered == ["", *wrong[:-1]], "the wrong answer is there to be mended"
+    assert offered == ["", *wrong[:-1]], "the invalid answer can be corrected"
 
 
 def test_arguments_are_asked_until_the_class_takes_them() -> None:
@@ -110,16 +110,16 @@ def test_arguments_are_asked_until_the_class_takes_them() -> None:
     config, _, screen = wizard(**TOY | {"Its_arguments": given})
     assert config is not None
     assert config.model_args == {"lr": 0.25}
-    for said in (
+    for text in (
         "given 'just text'; expected arguments as in lr: 1e-4",
-        "given 'lr'; expected a value behind each name",
+        "given 'lr'; expected a value after each name",
         "model.init_args.rate: Toy takes no rate",
         "model.init_args.lr: given 'fast'",
     ):
-        assert said in screen, said
+        assert text in screen, text
 
 
-def test_a_model_that_cannot_be_made_on_the_meta_device_is_kept_only_if_the_user_says_so() -> None:
+def test_a_model_that_fails_on_the_meta_device_is_kept_only_after_a_question() -> None:
     broken = "tests.unit.user_code.test_model_check.ReadsWeights"
     config, _, screen = wizard(Model=broken, Its_parameters=True)
     assert config is not None
@@ -131,13 +131,13 @@ def test_a_model_that_cannot_be_made_on_the_meta_device_is_kept_only_if_the_user
     assert config.model == "tests.support.toy.Toy"
 
 
-def test_an_answer_out_of_range_is_told_and_asked_again() -> None:
+def test_an_answer_out_of_range_is_reported_and_asked_again() -> None:
     samples, passes = ["0", "many", "8"], ["-2", "1.5", "3"]
     given = {"Samples": samples, "Passes": passes, "Ranks": ["0", "2"], "Name": ["../x", "ok"], "There": False}
     config, _, screen = wizard(**TOY | given)
     assert config is not None
     assert (config.global_batch_size, config.max_epochs, config.devices, config.name) == (8, 3, 2, "ok")
-    for said in (
+    for text in (
         "global_batch_size: given 0; expected at least 1",
         "global_batch_size: given 'many'; expected a whole number",
         "max_epochs: given -2; expected at least -1",
@@ -145,14 +145,14 @@ def test_an_answer_out_of_range_is_told_and_asked_again() -> None:
         "devices: given 0; expected at least 1",
         "name: given '../x'; expected up to 100 letters",
     ):
-        assert said in screen, said
+        assert text in screen, text
 
 
-def test_partitions_are_offered_and_bound_what_can_be_asked_of_them() -> None:
+def test_partitions_are_offered_and_limit_ranks_and_nodes() -> None:
     config, prompter, screen = wizard(partitions=CLUSTER, Ranks=["8", "4"], Nodes=["7", "6"], There=False)
     assert config is not None
     assert (config.partition, config.devices, config.num_nodes) == ("gpu", 4, 6)
-    assert prompter.titles["SLURM partition"] == ["gpu", "cpu", "none: not on SLURM"]
+    assert prompter.titles["SLURM partition"] == ["gpu", "cpu", "none: without SLURM"]
     assert "cpu (down)" in screen
     assert "devices: given 8; expected at most 4: the GPUs on a node of partition gpu" in screen
     assert "num_nodes: given 7; expected at most 6: the nodes in partition gpu" in screen
@@ -166,9 +166,9 @@ def test_without_slurm_no_partition_is_asked_for() -> None:
     assert "SLURM partition" not in prompter.titles
 
 
-def test_what_could_not_be_found_out_is_told() -> None:
+def test_facts_that_could_not_be_read_are_shown() -> None:
     machine, screen = MachineFacts("laptop", CPU, remarks=("sinfo did not answer",)), io.StringIO()
-    SetupWizard(ScriptedPrompter(), console=Console(file=screen), look=lambda: machine).run()
+    SetupWizard(ScriptedPrompter(), console=Console(file=screen), detect=lambda: machine).run()
     assert "sinfo did not answer" in screen.getvalue()
 
 
@@ -182,20 +182,20 @@ def test_the_plan_is_shown_before_and_after_the_answers() -> None:
     assert "2 x " in first
 
 
-def test_an_impossible_strategy_is_told_and_asked_again() -> None:
+def test_an_impossible_strategy_is_reported_and_asked_again() -> None:
     start = WizardConfig(accelerator="cpu", devices=2)
     config, prompter, screen = wizard(start, **TOY | {"Strategy": ["single_device", "ddp"]})
     assert config is not None
     assert config.strategy == "ddp"
-    assert "no plan on this machine: no plan meets the config" in screen
-    assert ("There is no such plan here. Answer anew?", True) in prompter.asked
+    assert "no plan for this machine: no plan meets the config" in screen
+    assert ("There is no such plan for this machine. Answer again?", True) in prompter.asked
 
 
 def test_a_precision_by_name_and_a_plain_answer_replace_each_other() -> None:
     start = WizardConfig(accelerator="cpu", precision="16-mixed")
     config, _, _ = wizard(start)
     assert config is not None
-    assert (config.precision, config.use_mixed_precision) == ("16-mixed", None), "what was set is what is offered"
+    assert (config.precision, config.use_mixed_precision) == ("16-mixed", None), "the set value is the default"
     config, _, _ = wizard(start, Train=True)
     assert config is not None
     assert (config.precision, config.use_mixed_precision) == (None, True)
@@ -212,7 +212,7 @@ def test_enter_keeps_everything_of_a_config_that_is_edited() -> None:
     assert config == start
 
 
-def test_after_the_review_a_step_can_be_answered_anew_and_another_preset_taken() -> None:
+def test_after_the_review_a_step_can_be_answered_again_with_another_preset() -> None:
     config, prompter, _ = wizard(
         WizardConfig(accelerator="cpu"), Begin=["debug", "ddp-node"], What=[1, "write"], There=False
     )
@@ -221,15 +221,15 @@ def test_after_the_review_a_step_can_be_answered_anew_and_another_preset_taken()
     assert [m for m, _ in prompter.asked].count("Begin with a preset?") == 2
 
 
-def test_leaving_at_the_review_gives_nothing() -> None:
-    assert wizard(What="leave")[0] is None
+def test_cancelling_at_the_review_returns_nothing() -> None:
+    assert wizard(What="cancel")[0] is None
 
 
-def test_answers_that_contradict_can_not_be_written() -> None:
-    prompter = ScriptedPrompter(What="leave", There=False)
+def test_answers_that_contradict_each_other_cannot_be_written() -> None:
+    prompter = ScriptedPrompter(What="cancel", There=False)
     start = WizardConfig(settings={"sed": 3})
-    SetupWizard(prompter, console=Console(file=io.StringIO()), look=lambda: MachineFacts("h", CPU)).run(start)
-    assert "write it" not in prompter.titles["What now?"]
+    SetupWizard(prompter, console=Console(file=io.StringIO()), detect=lambda: MachineFacts("h", CPU)).run(start)
+    assert "write the config" not in prompter.titles["What now?"]
     assert start.errors()[0] == Problem("sed", "unknown key; did you mean seed?")
 
 

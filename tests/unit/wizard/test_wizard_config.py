@@ -1,4 +1,4 @@
-"""The wizard's answers: read, written, checked, and laid over presets."""
+"""The answers of the wizard: read, written, checked, and combined with presets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.core.yaml_loader import Loader
 from launcher.hardware.devices import Device, Hardware
 from launcher.wizard.answers import WizardConfig
-from strategies import choice
 from strategies.precision import Precision
+from strategies.registry import list_strategy_names
 
 CPU = Hardware(Device("cpu", 0, "AMD EPYC", 1 << 34, ("fp32", "fp64")), 1, {})
 OLD_GPU = Hardware(Device("cuda", 0, "Tesla V100", 1 << 34, ("fp32", "fp64", "fp16")), 2, {})
@@ -74,14 +74,14 @@ def test_mixed_precision_without_a_gpu_is_valid_with_a_warning() -> None:
 
 
 @pytest.mark.case(23)
-def test_without_hardware_given_this_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_given_hardware_this_machine_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher.hardware.devices, "detect_hardware", lambda accelerator, local_rank: CPU)
     assert len(WizardConfig(use_mixed_precision=True).validate().warnings) == 1
     monkeypatch.setattr(launcher.hardware.devices, "detect_hardware", lambda accelerator, local_rank: NEW_GPU)
     assert WizardConfig(use_mixed_precision=True).validate() == ((), ())
 
 
-def test_no_hardware_is_looked_at_where_no_answer_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hardware_is_not_detected_if_no_answer_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(launcher.hardware.devices, "detect_hardware")
     assert WizardConfig(precision="auto", devices="auto", accelerator="cpu").validate() == ((), ())
 
@@ -91,7 +91,7 @@ def test_no_hardware_is_looked_at_where_no_answer_asks_for_it(monkeypatch: pytes
     "config", [FULL, WizardConfig(), WizardConfig().with_preset("debug")], ids=["all", "none", "preset"]
 )
 @pytest.mark.case(24)
-def test_what_was_saved_loads_as_the_same(tmp_path: Path, path: str, config: WizardConfig) -> None:
+def test_a_saved_config_loads_unchanged(tmp_path: Path, path: str, config: WizardConfig) -> None:
     config.save(tmp_path / path)
     assert WizardConfig.load(tmp_path / path) == config
     assert (tmp_path / path).stat().st_mode & 0o777 == 0o600
@@ -108,14 +108,14 @@ _PLAIN = st.recursive(
 @pytest.mark.case(24)
 @settings(max_examples=100, deadline=None)
 @given(arguments=st.dictionaries(st.text(min_size=1), _PLAIN, max_size=4))
-def test_any_arguments_come_back_from_the_commented_yaml(arguments: dict[str, Any]) -> None:
+def test_any_arguments_survive_the_commented_yaml(arguments: dict[str, Any]) -> None:
     config = WizardConfig(model="pkg.X", model_args=arguments, settings={"trainer.callbacks": [arguments]})
     assert yaml.load(config.to_yaml(), Loader) == config.values()  # noqa: S506 -- a SafeLoader
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 @pytest.mark.case(24)
-def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str) -> None:
     whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
     config = WizardConfig().with_preset("debug").with_answers(model="pkg.X", model_args={"lr": 0.1}, max_epochs=10)
     config.save(whole)
@@ -128,7 +128,7 @@ def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path: Path, suffi
 
 
 @pytest.mark.case(24)
-def test_an_empty_file_is_cut_off_too_and_a_hand_written_one_is_not(tmp_path: Path) -> None:
+def test_an_empty_file_is_truncated_and_a_hand_written_one_is_not(tmp_path: Path) -> None:
     file = tmp_path / "answers.yaml"
     file.write_text("")
     assert problems_of(file)[0].path == f"{file}, line 1"
@@ -161,7 +161,7 @@ def test_an_unknown_key_or_wrong_type_is_named(
 
 
 @pytest.mark.case(24)
-def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     file = tmp_path / "answers.yaml"
     file.write_text("sed: 1\ndevices: 0\nprecision: fp15\n")
     assert [problem.path for problem in problems_of(file)] == ["sed", "devices", "precision"]
@@ -170,7 +170,7 @@ def test_every_problem_of_a_file_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 @pytest.mark.parametrize("preset", ALL_PRESETS)
 @pytest.mark.case(25)
-def test_the_users_mixed_precision_stands_over_a_preset_in_both_orders(preset: str, wanted: bool) -> None:
+def test_the_user_s_mixed_precision_overrides_a_preset_in_any_order(preset: str, wanted: bool) -> None:
     if preset not in preset_names():
         pytest.skip(f"{read_preset(preset)['strategy']} is no strategy of this version")
     before = WizardConfig(use_mixed_precision=wanted).with_preset(preset)
@@ -182,7 +182,7 @@ def test_the_users_mixed_precision_stands_over_a_preset_in_both_orders(preset: s
 
 @pytest.mark.parametrize("wanted", [True, False])
 @pytest.mark.case(25)
-def test_a_presets_own_mixed_precision_and_precision_give_way(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+def test_precision_answers_override_those_of_a_preset(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     preset = {"use_amp": not wanted, "precision": "bf16-mixed", "trainer": {"max_epochs": 9}}
     monkeypatch.setattr("launcher.wizard.answers.preset_values", lambda name: preset)
     before = WizardConfig(use_mixed_precision=wanted).with_preset("own")
@@ -194,7 +194,7 @@ def test_a_presets_own_mixed_precision_and_precision_give_way(monkeypatch: pytes
     assert (order.use_mixed_precision, order.precision) == (None, "64")
 
 
-def test_every_explicit_answer_stands_over_every_preset_in_any_order() -> None:
+def test_every_explicit_answer_overrides_every_preset_in_any_order() -> None:
     given = {"devices": 3, "strategy": "ddp", "max_epochs": 5, "wandb_mode": "online"}
     for first, second in itertools.permutations(preset_names(), 2):
         config = WizardConfig(**given).with_preset(first).with_preset(second)
@@ -202,7 +202,7 @@ def test_every_explicit_answer_stands_over_every_preset_in_any_order() -> None:
         assert config == WizardConfig().with_preset(second).with_answers(**given)
 
 
-def test_another_preset_leaves_nothing_of_the_first_behind() -> None:
+def test_another_preset_replaces_the_first() -> None:
     config = WizardConfig(settings={"seed": 3, "trainer.log_every_n_steps": 50}).with_preset("debug")
     assert config.settings["trainer.limit_train_batches"] == 20
     assert config.settings["trainer.log_every_n_steps"] == 50, "the user's own"
@@ -225,7 +225,7 @@ def test_an_invalid_precision_is_an_error_that_lists_the_valid_ones(wrong: str |
         WizardConfig(precision=wrong).to_run_config()
 
 
-def test_errors_bear_the_names_of_the_answers() -> None:
+def test_errors_have_the_names_of_the_answers() -> None:
     config = WizardConfig(use_mixed_precision="perhaps", max_epochs=-5, wandb_mode="on", model="x", settings={"sed": 1})  # type: ignore[arg-type]
     assert {e.path for e in config.validate(CPU).errors} == {
         "use_mixed_precision", "max_epochs", "wandb_mode", "model", "sed"}  # fmt: skip
@@ -241,13 +241,13 @@ def test_errors_bear_the_names_of_the_answers() -> None:
             {"use_mixed_precision": False, "precision": "16"},
             OLD_GPU,
             "use_mixed_precision",
-            "false outweighs precision 16",
+            "false overrides precision 16",
         ),
-        ({"use_mixed_precision": True, "precision": 32}, NEW_GPU, "use_mixed_precision", "true outweighs precision 32"),
+        ({"use_mixed_precision": True, "precision": 32}, NEW_GPU, "use_mixed_precision", "true overrides precision 32"),
         ({"model": "pkg.X"}, CPU, "max_epochs", "1000 epochs"),
     ],
 )
-def test_what_this_hardware_makes_of_a_valid_config_is_a_warning(
+def test_requests_that_this_hardware_cannot_meet_are_warnings(
     answers: dict[str, Any], hardware: Hardware, path: str, message: str
 ) -> None:
     errors, warnings = WizardConfig(**answers).validate(hardware)
@@ -266,7 +266,7 @@ def test_what_this_hardware_makes_of_a_valid_config_is_a_warning(
         ({"precision": "bf16", "settings": {"precision_fallback": False}}, NEW_GPU),
     ],
 )
-def test_no_warning_where_the_hardware_does_as_asked(answers: dict[str, Any], hardware: Hardware) -> None:
+def test_no_warning_if_the_hardware_meets_the_request(answers: dict[str, Any], hardware: Hardware) -> None:
     assert WizardConfig(**answers).validate(hardware) == ((), ())
 
 
@@ -275,13 +275,13 @@ def test_no_warning_where_the_hardware_does_as_asked(answers: dict[str, Any], ha
 @pytest.mark.parametrize(
     "config", [FULL, WizardConfig(), WizardConfig().with_preset("debug")], ids=["all", "none", "preset"]
 )
-def test_fit_reads_the_written_file_as_what_was_answered(tmp_path: Path, suffix: str, config: WizardConfig) -> None:
+def test_fit_reads_the_answers_from_the_written_file(tmp_path: Path, suffix: str, config: WizardConfig) -> None:
     file = tmp_path / f"run{suffix}"
     config.save(file, ("a comment\nseed: 99",))
     assert load_config([file]) == config.to_run_config()
 
 
-def test_answers_reach_their_places_in_the_run_config() -> None:
+def test_answers_are_in_the_run_config() -> None:
     run = FULL.to_run_config()
     assert run.model == {"class_path": "my_pkg.MyModule", "init_args": FULL.model_args, "dict_kwargs": {"more": None}}
     assert run.data == {"class_path": "my_pkg.MyData", "init_args": {}}
@@ -292,7 +292,7 @@ def test_answers_reach_their_places_in_the_run_config() -> None:
     assert (run.global_batch_size, run.seed, run.checkpoint.every_n_steps) == (256, 7, 500)
 
 
-def test_without_a_model_the_demo_is_trained_as_fit_would() -> None:
+def test_without_a_model_the_demo_is_trained() -> None:
     assert WizardConfig().to_run_config() == load_config()
     assert "# model:\n#   class_path: my_pkg.MyModule" in WizardConfig().to_yaml()
 
@@ -318,9 +318,7 @@ def test_a_config_with_errors_is_not_saved_and_the_old_file_stays(tmp_path: Path
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_a_write_that_breaks_leaves_the_old_file_and_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
-) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("seed: 1\n")
 
@@ -349,7 +347,7 @@ def test_a_complete_printed_config_can_be_edited_without_loss(tmp_path: Path) ->
 
 
 def test_the_presets_of_this_version_are_those_whose_strategy_it_has() -> None:
-    pending = {n for n in ALL_PRESETS if read_preset(n).get("strategy", "auto") not in choice.NAMES}
+    pending = {n for n in ALL_PRESETS if read_preset(n).get("strategy", "auto") not in list_strategy_names()}
     assert set(preset_names()) == set(ALL_PRESETS) - pending
     assert pending <= {"zero2-node", "zero3-offload"}, "only DeepSpeed's may be missing"
 

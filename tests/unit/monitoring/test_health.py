@@ -1,4 +1,4 @@
-"""`launcher.monitoring.health`: what all ranks' samples say together, and what is wrong."""
+"""`launcher.monitoring.health`: metrics and alerts from the samples of all ranks."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_scale_of_0_is_logged_and_flagged_as_underflow() -> None:
         "scale_underflow", "the loss scale is 0", (0,)
     )  # fmt: skip
     assert only(health).text == (
-        "rank 0: every gradient overflowed until nothing was left of the scale; look for an infinite loss, or train in "
+        "rank 0: every gradient overflowed until the scale reached 0; check for an infinite loss, or train in "
         "bf16-mixed"
     )
 
@@ -89,8 +89,8 @@ def test_a_scale_that_is_not_finite_is_flagged_as_overflow(scale: float) -> None
     assert health.alerts[0].ranks == (1, 2)
     assert health.alerts[0].title == "the loss scale is not finite"
     assert health.alerts[0].text == (
-        "ranks 1, 2: no gradient is finite any more, and nothing is learned; go back to the last good checkpoint, with "
-        "bf16-mixed if the device has it, or a lower learning rate"
+        "ranks 1, 2: no gradient is finite, and the model no longer learns; resume from an earlier checkpoint, with "
+        "bf16-mixed if the device supports it, or with a lower learning rate"
     )
 
 
@@ -127,8 +127,8 @@ def test_ranks_that_differ_from_most_are_named(
     assert (only(health).kind, only(health).ranks) == ("ranks_diverged", apart)
     assert only(health).title == "the ranks' loss scales differ"
     assert only(health).text == text + (
-        "the ranks do not step together any more, and their weights are different models; check that every rank "
-        "reduces the same gradients"
+        "the ranks no longer skip the same steps, and their weights differ; check that every rank reduces the same "
+        "gradients"
     )
 
 
@@ -162,12 +162,12 @@ def test_steps_at_the_floor_are_the_scalers_own_count_where_it_has_one() -> None
         "scale_at_floor", "the loss scale stays at its floor", (1,)
     )  # fmt: skip
     assert only(health).text == (
-        "rank 1: at or below 1 for 10 steps in a row; gradients overflow at any scale: look for an infinite loss, "
+        "rank 1: at or below 1 for 10 steps in a row; gradients overflow at any scale: check for an infinite loss, "
         "lower the learning rate, clip the gradients, or train in bf16-mixed"
     )
 
 
-def test_without_a_count_a_scale_at_the_floor_was_there_since_the_last_look() -> None:
+def test_without_a_count_a_scale_at_the_floor_counts_since_the_last_sample() -> None:
     first = at(scales(1.0, 2.0), step=6)
     assert (dict(first.floor_steps), kinds(first)) == ({0: 6, 1: 0}, ["ranks_diverged"])
     second = at(scales(1.0, 0.5), step=10, before=first)
@@ -176,11 +176,11 @@ def test_without_a_count_a_scale_at_the_floor_was_there_since_the_last_look() ->
     assert dict(at(scales(1.5, None), step=12, before=second).floor_steps) == {0: 0, 1: 0}
 
 
-def test_a_scale_of_0_is_told_as_such_and_not_as_the_floor() -> None:
+def test_a_scale_of_0_is_reported_as_underflow_and_not_as_the_floor() -> None:
     assert kinds(at([RankSample(0, 0.0, floor_steps=50)])) == ["scale_underflow"]
 
 
-def test_the_longest_at_the_floor_is_told() -> None:
+def test_the_longest_time_at_the_floor_is_reported() -> None:
     health = at([RankSample(0, 1.0, floor_steps=12), RankSample(1, 1.0, floor_steps=40)])
     assert "ranks 0, 1: at or below 1 for 40 steps" in only(health).text
 
@@ -207,13 +207,13 @@ def test_the_longest_at_the_floor_is_told() -> None:
         "same step",
     ],
 )
-def test_the_skip_rate_is_that_of_the_steps_since_the_last_look(step: int, before: Health, rate: float) -> None:
+def test_the_skip_rate_is_that_of_the_steps_since_the_last_sample(step: int, before: Health, rate: float) -> None:
     health = judge([RankSample(0, 8.0, 4), RankSample(1, 8.0, None)], step, before, LIMITS)
     assert (health.metrics["amp/skipped_steps"], health.metrics["amp/skip_rate"]) == (4, rate)
     assert health.skipped_steps == 4
 
 
-def test_what_nobody_counts_is_not_logged() -> None:
+def test_what_no_rank_counts_is_not_logged() -> None:
     metrics = at(scales(8.0)).metrics
     assert {"amp/skipped_steps", "amp/skip_rate", "amp/growth_tracker"} & set(metrics) == set()
     assert at(scales(8.0)).skipped_steps is None
@@ -237,7 +237,7 @@ SAMPLES = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(SAMPLES, st.randoms())
-def test_any_samples_are_judged_and_their_order_does_not_matter(drawn: list[RankSample], chance: random.Random) -> None:
+def test_the_order_of_samples_does_not_matter(drawn: list[RankSample], chance: random.Random) -> None:
     samples = [RankSample(rank, s.scale, s.skipped_steps, None, s.floor_steps, s.loss_not_finite, s.step_seconds, 0.0,
                           s.own_seconds) for rank, s in enumerate(drawn)]  # fmt: skip
     health = at(samples)

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.monitoring.health import Health, Limits
 from launcher.monitoring.samples import RankSample
-from tests.unit.monitoring.test_rank_health import at, kinds, only
+from tests.unit.monitoring.test_health import at, kinds, only
 
 
 def times(*own: float, step: float = 1.0) -> list[RankSample]:
@@ -31,7 +31,7 @@ def test_one_rank_is_not_compared_with_itself() -> None:
     assert (health.alerts, health.slow_rank) == ((), None)
 
 
-def test_a_rank_that_is_slow_for_many_steps_is_told() -> None:
+def test_a_rank_that_is_slow_for_many_steps_raises_an_alert() -> None:
     first = at(times(0.2, 0.2, 0.5), before=Health(5))
     assert (first.slow_rank, first.slow_since, kinds(first)) == (2, 5, [])
     second = at(times(0.2, 0.2, 0.5), step=24, before=first)
@@ -39,12 +39,12 @@ def test_a_rank_that_is_slow_for_many_steps_is_told() -> None:
     third = at(times(0.256, 0.256, 0.768, step=2.0), step=25, before=second)
     assert (only(third).kind, only(third).title, only(third).ranks) == ("slow_rank", "rank 2 is slow", (2,))
     assert only(third).text == (
-        "rank 2 needs 768 ms a step for data and forward pass, 3 times the others; all ranks wait 26% of each step "
-        "for it"
+        "rank 2 needs 768 ms a step for data and forward pass, 3 times the others; all ranks wait for it during "
+        "26% of each step"
     )
 
 
-def test_a_slow_rank_is_no_reason_to_forget_the_skipped_steps() -> None:
+def test_a_slow_rank_does_not_reset_the_skipped_steps() -> None:
     slow = [
         RankSample(0, 8.0, 3, step_seconds=1.0, own_seconds=0.2),
         RankSample(1, 8.0, 3, None, None, False, 1.0, 0, 0.6),
@@ -59,7 +59,7 @@ def test_one_sample_of_many_steps_is_not_enough() -> None:
     assert kinds(at(times(0.2, 0.2, 0.5), step=101, before=first)) == ["slow_rank"]
 
 
-def test_another_slow_rank_begins_anew_and_so_does_one_that_was_quick_in_between() -> None:
+def test_the_count_restarts_for_another_slow_rank_and_after_a_fast_sample() -> None:
     before = at(times(0.2, 0.2, 0.5), step=30)
     other = at(times(0.5, 0.2, 0.2), step=60, before=before)
     assert (other.slow_rank, other.slow_since, kinds(other)) == (0, 30, [])
@@ -74,13 +74,13 @@ def test_another_slow_rank_begins_anew_and_so_does_one_that_was_quick_in_between
     [((0.5, 0.75), 2.0, 1), ((0.5, 0.7), 2.0, None), ((0.5, 0.75), 2.1, None), ((0.0, 0.5), 2.0, None)],
     ids=["at both limits", "not much slower", "no great share of the step", "others too quick to compare"],
 )
-def test_slow_is_a_matter_of_factor_and_share(own: tuple[float, ...], step: float, slow: int | None) -> None:
+def test_a_slow_rank_exceeds_factor_and_share(own: tuple[float, ...], step: float, slow: int | None) -> None:
     assert at(times(*own, step=step), limits=Limits(slow_factor=1.5, slow_share=0.125)).slow_rank == slow
 
 
-def test_a_loss_that_is_not_finite_is_told_with_its_ranks() -> None:
+def test_a_loss_that_is_not_finite_is_reported_with_its_ranks() -> None:
     health = at([RankSample(0, loss_not_finite=True), RankSample(1), RankSample(2, loss_not_finite=True)])
     assert (only(health).kind, only(health).title, only(health).ranks) == (
         "loss_not_finite", "the loss is not finite", (0, 2)
     )  # fmt: skip
-    assert only(health).text == "ranks 0, 2: look at the batch, the learning rate and the precision"
+    assert only(health).text == "ranks 0, 2: check the batch, the learning rate and the precision"

@@ -81,7 +81,7 @@ def _fit(model: _Net, folder: Path, scaler: torch.amp.GradScaler | None = None) 
     ],
     ids=["batch norm", "of the batch alone", "layer norm", "own", "both"],
 )
-def test_what_a_skipped_step_leaves_behind_is_told_once_with_its_names(
+def test_broken_buffers_after_a_skipped_step_raise_one_alert(
     norm: nn.Module, names: str | None, tmp_path: Path
 ) -> None:
     model = _Net(norm, bad_step=2)
@@ -97,20 +97,20 @@ def test_what_a_skipped_step_leaves_behind_is_told_once_with_its_names(
     assert notice.startswith(f"the checkpoint of step 6 holds NaN or infinity in {names}: ")
 
 
-def test_a_mask_of_infinities_and_a_good_run_are_not_told(tmp_path: Path) -> None:
+def test_a_mask_of_infinities_and_a_healthy_run_raise_no_alert(tmp_path: Path) -> None:
     model = _Net(nn.BatchNorm1d(8), bad_step=None)
     assert _fit(model, tmp_path) == ([], [])
     assert not_finite(model) == ["mask"]
 
 
-def test_a_scaler_that_says_nothing_of_its_steps_is_told_at_the_checkpoint(tmp_path: Path) -> None:
+def test_with_a_scaler_that_counts_nothing_the_checkpoint_is_checked(tmp_path: Path) -> None:
     model = _Net(nn.BatchNorm1d(8), bad_step=2)
     alerts, notices = _fit(model, tmp_path, torch.amp.GradScaler("cpu", init_scale=8.0))
     assert alerts == []
     assert "net.1.running_mean" in notices[0]
 
 
-def test_a_batch_norm_that_a_checkpoint_brought_broken_is_told_too(tmp_path: Path) -> None:
+def test_a_broken_batch_norm_of_a_checkpoint_is_reported(tmp_path: Path) -> None:
     model = _Net(nn.BatchNorm1d(8), bad_step=None)
     model.net[1].running_var.fill_(float("nan"))  # type: ignore[union-attr]
     _, notices = _fit(model, tmp_path)

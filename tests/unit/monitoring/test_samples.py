@@ -14,7 +14,7 @@ def test_every_number_has_its_place() -> None:
     assert len(FULL) == len(FIELDS)
 
 
-def test_counts_are_whole_numbers() -> None:
+def test_counts_are_integers() -> None:
     sample = sample_of(0, FULL)
     counts = (sample.skipped_steps, sample.growth_tracker, sample.floor_steps, sample.peak_memory)
     assert {type(count) for count in counts} == {int}
@@ -22,18 +22,18 @@ def test_counts_are_whole_numbers() -> None:
 
 @pytest.mark.case(38)
 @pytest.mark.parametrize("has_scale", [1.0, 0.0])
-def test_a_scale_of_0_is_there_and_a_missing_one_is_none(has_scale: float) -> None:
+def test_a_scale_of_0_is_kept_and_a_missing_one_is_none(has_scale: float) -> None:
     vector = [has_scale, 0.0, *FULL[2:]]
     assert sample_of(0, vector).scale == (0.0 if has_scale else None)
 
 
-def test_a_scale_that_could_not_be_read_is_another_thing_than_none() -> None:
+def test_an_unreadable_scale_differs_from_a_missing_one() -> None:
     none, unknown = (sample_of(0, [has_scale, *FULL[1:]]) for has_scale in (0.0, ABSENT))
     assert (none.scale, none.scale_unknown) == (None, False)
     assert (unknown.scale, unknown.scale_unknown) == (None, True)
 
 
-def test_what_nobody_counts_is_none_and_no_number() -> None:
+def test_what_is_not_counted_is_none() -> None:
     vector = [0.0, *[ABSENT] * 4, 0.0, *FULL[6:]]
     sample = sample_of(1, vector)
     assert (sample.scale, sample.skipped_steps, sample.growth_tracker, sample.floor_steps) == (None,) * 4
@@ -51,5 +51,5 @@ def test_a_vector_of_another_length_is_refused(vector: tuple[float, ...]) -> Non
         sample_of(0, vector)
 
 
-def test_a_rank_that_says_nothing_has_no_scale_and_no_time() -> None:
+def test_the_default_sample_has_no_scale_and_no_time() -> None:
     assert RankSample(4) == RankSample(4, None, None, None, None, False, 0.0, 0.0, 0.0, 0)

@@ -60,7 +60,9 @@ def test_true_is_lightnings_default_logger_in_the_runs_directory(
     assert not [each for each in written if b"canary" in each]
 
 
-def test_a_wandb_run_says_how_to_get_tensorboards_methods(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_wandb_run_explains_how_to_get_tensorboards_methods(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     (logger,) = loggers_of(run, {})
     assert logger.log_dir == logger.save_dir == str(run.path)
@@ -97,11 +99,11 @@ def test_the_users_own_comes_first_and_alone_where_wandb_is_off(run: RunDirector
 
 
 @pytest.mark.parametrize("values", [{}, OFF], ids=str)
-def test_a_wandb_logger_of_the_users_takes_the_place_of_ours(run: RunDirectory, values: dict[str, Any]) -> None:
+def test_a_users_wandb_logger_replaces_the_launchers(run: RunDirectory, values: dict[str, Any]) -> None:
     own = WandbLogger(project="theirs")
     assert loggers_of(run, values, own) == [own]
     assert logs_to_wandb([own])
-    assert own.version == "abcd1234", "an attempt goes on with the run of the one before"
+    assert own.version == "abcd1234", "each attempt continues the W&B run"
 
 
 @pytest.mark.parametrize("options", [{"id": "mine"}, {"version": "mine"}, {"resume": "never"}, {"resume": "must"}])

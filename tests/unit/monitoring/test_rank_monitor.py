@@ -1,4 +1,4 @@
-"""`RankMonitor`: events and the terminal hear of the same numbers as W&B."""
+"""`RankMonitor`: events and the terminal receive the same numbers as the trackers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.monitoring.samples import RankSample
 
 
-class Watched:
-    """A watch with its events and its terminal."""
+class Monitored:
+    """A monitor with its events and its terminal."""
 
     def __init__(self, folder: Path, precision: str = "16-mixed", **options: Any) -> None:
         self._file = folder / "events.jsonl"
         self._screen = io.StringIO()
         console = Console(file=self._screen, width=200)
         events = EventLog(self._file, 0)
-        self.watch = RankMonitor(WatchOptions(**options), precision, RunOutput(events, console, is_rank_zero=True))
+        self.monitor = RankMonitor(WatchOptions(**options), precision, RunOutput(events, console, is_rank_zero=True))
 
     @property
     def notices(self) -> list[str]:
@@ -42,38 +42,38 @@ class Watched:
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Watched:
-    return Watched(tmp_path)
+def monitored(tmp_path: Path) -> Monitored:
+    return Monitored(tmp_path)
 
 
 def test_the_limits_are_the_configs(tmp_path: Path) -> None:
-    watch = Watched(tmp_path, floor=4.0, floor_steps=7, slow_factor=3.0, slow_share=0.5, every_n_steps=9).watch
+    watch = Monitored(tmp_path, floor=4.0, floor_steps=7, slow_factor=3.0, slow_share=0.5, every_n_steps=9).monitor
     limits = watch.limits
     assert (limits.floor, limits.floor_steps, limits.slow_factor, limits.slow_share) == (4.0, 7, 3.0, 0.5)
     assert watch.every_n_steps == 9
 
 
 @pytest.mark.parametrize(("precision", "looks"), [("16-mixed", True), ("bf16-mixed", False), ("32-true", False)])
-def test_a_scale_is_looked_for_where_the_plan_has_one(tmp_path: Path, precision: str, looks: bool) -> None:
-    assert Watched(tmp_path, precision).watch.watches(SimpleNamespace(precision="16-mixed")) is looks
+def test_the_scale_is_read_if_the_plan_has_one(tmp_path: Path, precision: str, looks: bool) -> None:
+    assert Monitored(tmp_path, precision).monitor.watches(SimpleNamespace(precision="16-mixed")) is looks
 
 
 @pytest.mark.case(19)
-def test_a_plugin_of_the_users_own_may_scale_the_loss_so_the_trainer_is_asked(tmp_path: Path) -> None:
-    watch = Watched(tmp_path, "custom").watch
+def test_with_a_users_plugin_the_trainers_precision_counts(tmp_path: Path) -> None:
+    watch = Monitored(tmp_path, "custom").monitor
     assert watch.precision is None
     assert watch.watches(SimpleNamespace(precision="16-mixed"))
-    assert watch.watches(SimpleNamespace(precision="theirs")), "nobody knows what it does"
+    assert watch.watches(SimpleNamespace(precision="theirs")), "an unknown precision may scale the loss"
     assert not watch.watches(SimpleNamespace(precision="bf16-true"))
 
 
-def test_every_ranks_own_numbers_are_one_event(watched: Watched) -> None:
+def test_every_ranks_own_numbers_are_one_event(monitored: Monitored) -> None:
     samples = (
         RankSample(0, 1024.0, 3, 5, 0, False, 0.51234567, 0.1, 0.2, 2**30),
         RankSample(1, None, None, None, None, True, 0.5, 0.0, 0.3, 7),
     )
-    watched.watch.observe(Gathered(40, 2, samples))
-    (event,) = watched.events("ranks")
+    monitored.monitor.observe(Gathered(40, 2, samples))
+    (event,) = monitored.events("ranks")
     expected = {
         "step": 40, "ranks": [0, 1], "loss_scale": [1024.0, None], "skipped_steps": [3, None],
         "step_seconds": [0.512346, 0.5], "data_seconds": [0.1, 0.0], "own_seconds": [0.2, 0.3],
@@ -82,28 +82,28 @@ def test_every_ranks_own_numbers_are_one_event(watched: Watched) -> None:
     assert {key: event[key] for key in expected} == expected
 
 
-def test_a_broken_scale_is_text_in_the_event_as_json_has_no_nan(watched: Watched) -> None:
+def test_a_broken_scale_is_text_in_the_event_as_json_has_no_nan(monitored: Monitored) -> None:
     samples = (RankSample(0, float("nan")), RankSample(1, float("inf")), RankSample(2, 0.0))
-    watched.watch.observe(Gathered(1, 0, samples))
-    assert watched.events("ranks")[0]["loss_scale"] == ["nan", "inf", 0.0]
+    monitored.monitor.observe(Gathered(1, 0, samples))
+    assert monitored.events("ranks")[0]["loss_scale"] == ["nan", "inf", 0.0]
 
 
-def test_the_event_of_many_ranks_holds_the_first_64(watched: Watched) -> None:
-    watched.watch.observe(Gathered(1, 0, tuple(RankSample(n) for n in range(1000))))
-    (event,) = watched.events("ranks")
+def test_the_event_of_many_ranks_holds_the_first_64(monitored: Monitored) -> None:
+    monitored.monitor.observe(Gathered(1, 0, tuple(RankSample(n) for n in range(1000))))
+    (event,) = monitored.events("ranks")
     assert event["ranks"] == list(range(64))
 
 
 ALERT = Alert("ranks_diverged", "ranks differ", "rank 1 [red]is at[/red] 512", (1, 3))
 
 
-def test_an_alert_is_one_event_with_its_ranks_and_one_line_on_the_terminal(watched: Watched) -> None:
-    watched.watch.alert(ALERT, 40)
-    (event,) = watched.events("alert")
+def test_an_alert_is_one_event_with_its_ranks_and_one_line_on_the_terminal(monitored: Monitored) -> None:
+    monitored.monitor.alert(ALERT, 40)
+    (event,) = monitored.events("alert")
     assert (event["alert"], event["step"], event["ranks"]) == ("ranks_diverged", 40, [1, 3])
     assert (event["title"], event["text"]) == (ALERT.title, ALERT.text)
-    assert watched.screen() == "alert at step 40: ranks differ: rank 1 [red]is at[/red] 512\n"
-    assert watched.notices == []
+    assert monitored.screen() == "alert at step 40: ranks differ: rank 1 [red]is at[/red] 512\n"
+    assert monitored.notices == []
 
 
 class Zero(SimpleNamespace):
@@ -122,25 +122,25 @@ class Scaler:
         return self.scale
 
 
-def test_a_step_of_a_trainer_becomes_an_event_and_a_broken_scale_an_alert_once(watched: Watched) -> None:
+def test_a_step_of_a_trainer_becomes_an_event_and_a_broken_scale_an_alert_once(monitored: Monitored) -> None:
     scaler = Scaler(1024.0)
     strategy = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler))
     trainer = Zero(strategy=strategy, global_step=0, precision="16-mixed")
-    watch = watched.watch
+    watch = monitored.monitor
     watch.on_train_start(trainer, None)
     for step, scale in enumerate((1024.0, float("inf"), float("inf"), 512.0), start=1):
         trainer.global_step, scaler.scale = step, scale
         watch.on_train_batch_start(trainer, None, None, step)
         watch.on_train_batch_end(trainer, None, None, None, step)
-    assert [(e["step"], e["loss_scale"]) for e in watched.events("ranks")] == [
+    assert [(e["step"], e["loss_scale"]) for e in monitored.events("ranks")] == [
         (1, [1024.0]), (2, ["inf"]), (3, ["inf"]), (4, [512.0]),
     ]  # fmt: skip
-    assert [(e["step"], e["alert"], e["ranks"]) for e in watched.events("alert")] == [(2, "scale_not_finite", [0])]
-    assert watched.screen().startswith("alert at step 2: the loss scale is not finite: ")
+    assert [(e["step"], e["alert"], e["ranks"]) for e in monitored.events("alert")] == [(2, "scale_not_finite", [0])]
+    assert monitored.screen().startswith("alert at step 2: the loss scale is not finite: ")
 
 
-def test_the_events_are_the_users_alone(watched: Watched, tmp_path: Path) -> None:
-    watched.watch.observe(Gathered(1, 0, (RankSample(0),)))
+def test_the_events_are_the_users_alone(monitored: Monitored, tmp_path: Path) -> None:
+    monitored.monitor.observe(Gathered(1, 0, (RankSample(0),)))
     assert stat.S_IMODE((tmp_path / "events.jsonl").stat().st_mode) == 0o600
 
 
@@ -148,18 +148,18 @@ def _steps(slow: float, usual: float = 0.02) -> tuple[RankSample, ...]:
     return tuple(RankSample(n, step_seconds=0.1, own_seconds=slow if n == 2 else usual) for n in range(4))
 
 
-def test_the_end_of_a_run_names_the_rank_that_cost_more_than_its_share(watched: Watched) -> None:
+def test_the_end_of_a_run_names_the_rank_that_cost_more_than_its_share(monitored: Monitored) -> None:
     # Slow in the warm-up, where it does not count, and then again and again.
-    watched.watch.observe(Gathered(10, 0, _steps(9.0)))
+    monitored.monitor.observe(Gathered(10, 0, _steps(9.0)))
     for step in range(20, 80, 10):
-        watched.watch.observe(Gathered(step, 0, _steps(0.05)))
-    watched.watch.finish(Zero(callbacks=[]))
-    (event,) = watched.events("straggler")
+        monitored.monitor.observe(Gathered(step, 0, _steps(0.05)))
+    monitored.monitor.finish(Zero(callbacks=[]))
+    (event,) = monitored.events("straggler")
     assert (event["ranks"], event["steps"]) == ([2], 60)
     assert event["own_seconds"] == {"0": 0.02, "1": 0.02, "2": 0.05, "3": 0.02}
-    assert watched.screen() == (
+    assert monitored.screen() == (
         "straggler over 60 steps: rank 2 needs 50 ms a step for data and forward pass, 2.5 times the others; all ranks "
-        "wait 30% of each step for it\n"
+        "wait for it during 30% of each step\n"
     )
 
 
@@ -167,24 +167,24 @@ def test_the_end_of_a_run_names_the_rank_that_cost_more_than_its_share(watched: 
     ("slow", "until", "options"),
     [
         pytest.param((0.05,) * 6, 50, {}, id="too few steps"),
-        pytest.param((0.02,) * 6, 80, {}, id="nobody slower"),
+        pytest.param((0.02,) * 6, 80, {}, id="no rank is slower"),
         pytest.param((0.05, 0.02, 0.02, 0.02, 0.02, 0.02), 80, {}, id="slow once"),
         pytest.param((0.05,) * 6, 80, {"slow_share": 0.4}, id="less than the set share"),
         pytest.param((0.05,) * 6, 80, {"slow_factor": 3.0}, id="not that many times the others"),
     ],
 )
-def test_nobody_is_named_at_the_end_without_a_reason(
+def test_no_straggler_is_reported_within_the_limits(
     tmp_path: Path, slow: tuple[float, ...], until: int, options: dict[str, Any]
 ) -> None:
-    watched = Watched(tmp_path, **options)
-    watched.watch.observe(Gathered(10, 0, _steps(0.02)))
+    monitored = Monitored(tmp_path, **options)
+    monitored.monitor.observe(Gathered(10, 0, _steps(0.02)))
     for own, step in zip(slow, range(20, until, 10), strict=False):
-        watched.watch.observe(Gathered(step, 0, _steps(own)))
-    watched.watch.finish(Zero(callbacks=[]))
-    assert watched.events("straggler") == []
-    assert watched.screen() == ""
+        monitored.monitor.observe(Gathered(step, 0, _steps(own)))
+    monitored.monitor.finish(Zero(callbacks=[]))
+    assert monitored.events("straggler") == []
+    assert monitored.screen() == ""
 
 
-def test_a_run_without_a_sample_ends_without_a_word(watched: Watched) -> None:
-    watched.watch.finish(Zero(callbacks=[]))
-    assert watched.screen() == ""
+def test_a_run_without_a_sample_reports_nothing(monitored: Monitored) -> None:
+    monitored.monitor.finish(Zero(callbacks=[]))
+    assert monitored.screen() == ""

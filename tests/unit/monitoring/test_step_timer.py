@@ -56,7 +56,7 @@ def test_means_over_the_steps_since_the_last_reading(clock: StepClock, batch: Ca
     assert clock.read(3) == StepTimes(step=39 / 3, data=9 / 3, own=15 / 3)
 
 
-def test_a_reading_begins_anew_but_the_wait_for_data_goes_on(clock: StepClock, batch: Callable[..., None]) -> None:
+def test_a_reading_resets_the_means_but_not_the_wait_for_data(clock: StepClock, batch: Callable[..., None]) -> None:
     batch(0, 1, 1)
     clock.read(1)
     batch(3, 1, 1)
@@ -75,7 +75,7 @@ def test_no_step_is_no_division_by_zero(clock: StepClock, batch: Callable[..., N
     assert clock.read(0) == StepTimes(step=2, data=0, own=1)
 
 
-def test_a_pause_is_no_part_of_a_step(hand: Hand, clock: StepClock, batch: Callable[..., None]) -> None:
+def test_a_pause_is_not_counted(hand: Hand, clock: StepClock, batch: Callable[..., None]) -> None:
     batch(0, 1, 1)
     clock.pause()
     hand.time += 1000
@@ -94,19 +94,19 @@ def test_several_backward_passes_of_a_batch_are_timed_to_the_last(hand: Hand, cl
     assert clock.read(1) == StepTimes(step=2, data=0, own=3)
 
 
-def test_an_end_or_a_backward_pass_without_a_begin_counts_nothing(hand: Hand, clock: StepClock) -> None:
+def test_an_end_or_a_backward_pass_without_a_start_is_not_counted(hand: Hand, clock: StepClock) -> None:
     hand.time = 5
     clock.backward_begins()
     clock.batch_ends()
     assert clock.read(1) == StepTimes(0, 0, 0)
 
 
-def test_a_clock_that_was_never_told_anything_reads_zero() -> None:
+def test_an_unused_clock_reads_zero() -> None:
     assert StepClock().read(5) == StepTimes()
 
 
 class Event:
-    """As a CUDA event that keeps time: it has the time of its recording, and is over unless told otherwise."""
+    """As a CUDA event that keeps time: it holds the time of its recording, and has completed unless set otherwise."""
 
     def __init__(self, hand: Hand, stream: object) -> None:
         self.hand, self.stream = hand, stream
@@ -152,7 +152,7 @@ def test_on_a_cuda_device_the_forward_pass_is_read_one_interval_later(
     assert clock.read(2) == StepTimes(step=9 / 2, data=1 / 2, own=1 / 2)
     batch(1, 5, 1, CUDA)
     assert clock.read(1) == StepTimes(step=7, data=1, own=1 + 6)
-    # What is still in the device's queue is left out, and nobody waits for it.
+    # What has not run on the device yet is left out, and not waited for.
     events[-1].over = False
     assert clock.read(1) == StepTimes(0, 0, 0)
     assert clock.read(1) == StepTimes(0, 0, 0)

@@ -38,7 +38,7 @@ def one_rank() -> Iterator[None]:
 
 
 class Work:
-    """A collective that is over when it is told so."""
+    """A collective that completes when a test sets `over`."""
 
     def __init__(self) -> None:
         self.over = False
@@ -53,7 +53,7 @@ class Work:
 
 @pytest.fixture
 def works(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
-    """Three ranks, of which this is number zero: a collective is underway until a test says that it is over."""
+    """Three ranks, of which this is rank zero: a collective runs until a test completes it."""
     begun: list[Work] = []
 
     def all_gather(vectors: list[torch.Tensor], vector: torch.Tensor, group: Any, async_op: bool) -> Work:
@@ -72,7 +72,7 @@ def works(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
     return begun
 
 
-def test_alone_what_is_sent_is_there_at_once() -> None:
+def test_one_rank_receives_its_sample_at_once() -> None:
     exchange = SampleExchange()
     assert (exchange.world_size, exchange.rank, exchange.take()) == (1, 0, [])
     exchange.send(7, 2, VALUES)
@@ -112,7 +112,7 @@ def test_a_sample_is_as_it_was_when_it_was_sent() -> None:
 
 
 @pytest.mark.case(38)
-def test_what_is_not_given_is_absent_and_not_zero() -> None:
+def test_missing_values_are_absent_and_not_zero() -> None:
     exchange = SampleExchange()
     exchange.send(1, 0, {"has_scale": 0.0, "step_seconds": 0.5, "loss_not_finite": 0.0})
     (gathered,) = exchange.take()
@@ -135,7 +135,7 @@ def test_rank_zero_gets_all_ranks_samples_in_their_order(works: list[Work]) -> N
     assert works[0].waited == 1
 
 
-def test_nothing_is_waited_for_until_it_has_arrived(works: list[Work]) -> None:
+def test_samples_are_not_waited_for_before_they_arrive(works: list[Work]) -> None:
     exchange = SampleExchange("the ranks")
     for step in (5, 10, 15):
         exchange.send(step, 0, VALUES)
@@ -150,7 +150,7 @@ def test_nothing_is_waited_for_until_it_has_arrived(works: list[Work]) -> None:
     assert works[2].waited == 1
 
 
-def test_what_is_dropped_is_never_waited_for(works: list[Work]) -> None:
+def test_dropped_samples_are_never_waited_for(works: list[Work]) -> None:
     exchange = SampleExchange("the ranks")
     exchange.send(5, 0, VALUES)
     exchange.drop()
@@ -169,7 +169,7 @@ def test_another_rank_takes_part_and_reads_nothing(works: list[Work], monkeypatc
     assert works[0].waited == 1
 
 
-def test_a_rank_outside_of_the_group_has_nothing_underway(works: list[Work], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_outside_of_the_group_sends_nothing(works: list[Work], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "all_gather", lambda *_, **__: None)
     exchange = SampleExchange("the ranks")
     exchange.send(5, 0, VALUES)
@@ -185,7 +185,7 @@ def test_the_collective_works_where_its_backend_does(monkeypatch: pytest.MonkeyP
     assert device == torch.device("cuda", 3) if kind == "cuda" else device == torch.device("cpu")
 
 
-def test_alone_the_vector_is_made_where_the_tensors_are() -> None:
+def test_on_one_rank_the_vector_is_on_the_device_of_the_tensors() -> None:
     exchange = SampleExchange()
     assert exchange._device({"scale": 1.0, "skipped_steps": torch.empty((), device="meta")}) == torch.device("meta")
     assert exchange._device({"scale": 1.0}) == torch.device("cpu")

@@ -1,0 +1,212 @@
+"""What all plots share: figures as SVG with the colours and the font of the page, axes, and marks."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from launcher.report.records import Numbers
+from launcher.report.series import Line
+
+# Placeholders: matplotlib writes these colours into the SVG, and each is replaced with a CSS variable of the page.
+INK, MUTED, GRID, SURFACE, BAD, WARN, GOOD = (f"#0a0b{n:02x}" for n in range(1, 8))
+SERIES = tuple(f"#0a0c{n:02x}" for n in range(1, 7))
+VARIABLES = {
+    INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface", BAD: "bad", WARN: "warn", GOOD: "good",
+    **{color: f"s{n}" for n, color in enumerate(SERIES, 1)},
+}  # fmt: skip
+# Lines must differ without colour too.
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (8, 2, 2, 2)))
+_SETTINGS = {
+    "svg.fonttype": "none", "text.parse_math": False, "text.color": INK, "font.size": 10.5,
+    "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.labelsize": 10.5, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
+    "grid.color": GRID, "grid.linewidth": 0.8,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
+    "lines.solid_capstyle": "round", "lines.solid_joinstyle": "round", "path.simplify": True,
+}  # fmt: skip
+_WIDTH = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One entry of a legend; legends are in the page, not in the picture, so that users' texts wrap.
+
+    Attributes:
+        label: any text.
+        color: one of this module's.
+        shape: 'line', 'band', 'bar', or a marker: 'triangle', 'up', 'circle', 'square', 'cross', 'diamond', 'tick'.
+        dash: index into `DASHES`, for a line.
+    """
+
+    label: str
+    color: str
+    shape: str = "line"
+    dash: int = 0
+
+
+@dataclass
+class Plot:
+    """A figure with its legend.
+
+    Attributes:
+        name: unique in the page; the caption's id is `NAME-d`.
+        title: for readers who do not see it.
+        figure: matplotlib's.
+        axes: top to bottom.
+        keys: the legend.
+        svg: set when the plot is finished.
+    """
+
+    name: str
+    title: str
+    figure: Any
+    axes: Sequence[Any]
+    keys: list[Key] = field(default_factory=list[Key])
+    svg: str = ""
+
+
+@contextmanager
+def new_plot(name: str, title: str, height: float, rows: Sequence[float] = (1,)) -> Iterator[Plot]:
+    """A figure to draw into, whose axes line up with those of the page's other figures.
+
+    Args:
+        name: unique in the page; the ids in the figure depend on it alone.
+        title: for readers who do not see it.
+        height: in units of 72 points.
+        rows: relative heights of the axes, which share their horizontal axis.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {**_SETTINGS, "svg.hashsalt": name}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(_WIDTH, height))
+        FigureCanvasSVG(figure)
+        figure.subplots_adjust(left=0.1, right=0.985, bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
+        axes = list(figure.subplots(len(rows), 1, sharex=True, height_ratios=rows, squeeze=False)[:, 0])
+        for one in axes:
+            one.yaxis.set_label_coords(-0.088, 0.5)
+        plot = Plot(name, title, figure, axes)
+        yield plot
+        plot.svg = _to_svg(plot)
+
+
+def _to_svg(plot: Plot) -> str:
+    """An `<svg>` element for a page."""
+    name, buffer = plot.name, io.StringIO()
+    plot.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    head, _, body = buffer.getvalue().partition("<svg")[2].partition(">")
+    box = re.search(r'viewBox="(\S+ \S+ (\S+) \S+)"', head)
+    if box is None:
+        raise ValueError(f"the SVG of {name} has no viewBox")
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
+    # The ids of groups would not be unique in the page, and nothing refers to them.
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
+    # The page's font, and coordinates in hundredths of a point.
+    body = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", body)
+    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{2,}", _shorten, tag[0]), body)
+    body = re.sub(r"\s*\n\s*", "\n", body)
+    for color, variable in VARIABLES.items():
+        body = body.replace(color, f"var(--{variable})")
+    return (
+        f'<svg viewBox="{box[1]}" style="max-width:{float(box[2]) * 1.5:.0f}px" role="img" '
+        f'aria-labelledby="{name}-t {name}-d"><title id="{name}-t">{escape(plot.title)}</title>{body}'
+    )
+
+
+def _shorten(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def set_step_axis(axes: Any) -> None:
+    """Make the horizontal axis one of optimizer steps."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def label_rows(axes: Any, labels: Sequence[str]) -> None:
+    """Label the rows of a bar chart, the first on top."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def use_log2_scale(axes: Any) -> None:
+    """Make the vertical axis logarithmic to base 2: loss scales are halved and doubled."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.10g}" if value < 1e6 else f"2^{math.log2(value):.0f}")
+    )
+
+
+def use_log_scale_if_wide(axes: Any, values: Numbers) -> None:
+    """Make the vertical axis logarithmic if the values span more than two decades."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    finite = values[np.isfinite(values)]
+    if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="y", which="minor", length=0)
+
+
+def cut_outliers(axes: Any, steps: Numbers, values: Numbers, keys: list[Key]) -> None:
+    """Start the vertical axis at zero, end it above most values, and mark where values are higher."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return
+    usual = float(np.percentile(finite, 90))
+    high = float(finite.max())
+    cut = high > 4 * usual > 0
+    top = 2 * usual if cut else 1.12 * high
+    axes.set_ylim(0, top or 1.0)
+    if cut:
+        at = np.unique(steps[np.isfinite(values) & (values > top)])
+        shown = at[thin(len(at), 100)]
+        axes.plot(shown, np.full(len(shown), 0.97), transform=axes.get_xaxis_transform(), linestyle="", marker="^",
+                  markersize=6, color=WARN, clip_on=False)  # fmt: skip
+        keys.append(Key("higher than the axis", WARN, "up"))
+
+
+def mark_not_finite(axes: Any, line: Line) -> int:
+    """Draw a cross at the upper edge for each value that is not finite; returns how many there are."""
+    broken = line.steps[~np.isfinite(line.values)]
+    if len(broken):
+        shown = broken[thin(len(broken))]
+        axes.plot(shown, np.full(len(shown), 0.98), transform=axes.get_xaxis_transform(), linestyle="", marker="x",
+                  markersize=6, markeredgewidth=1.8, color=BAD, clip_on=False)  # fmt: skip
+    return len(broken)
+
+
+def mark_restarts(axes: Any, restarts: Sequence[float], keys: list[Key]) -> None:
+    """Draw a vertical line at each step that a later attempt started from."""
+    for step in restarts[:50]:
+        axes.axvline(step, color=MUTED, linewidth=1.3, linestyle=DASHES[2])
+    if restarts:
+        keys.append(Key("a later attempt starts", MUTED, dash=2))
+
+
+def thin(count: int, limit: int = 400) -> slice:
+    """Evenly spaced indices, at most `limit` out of `count`."""
+    return slice(None, None, max(1, -(-count // limit)))

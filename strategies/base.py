@@ -1,0 +1,307 @@
+"""`StrategyEntry`: all that the launcher knows of one strategy. Pure; only `build` and `precision_plugin` import torch.
+
+A strategy of your own is a subclass. The defaults describe one in which every rank holds all model states.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from strategies.machine import CollectiveTraffic, MachineModel
+from strategies.model_states import (
+    DEFAULT_SETTINGS,
+    ModelShape,
+    ModelStates,
+    StateTypes,
+    ZeroSettings,
+    replicated_states,
+)
+from strategies.precision_names import Precision
+from strategies.step_trace import ModelProfile, Moment, StepTrace
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
+    from lightning.pytorch.strategies import Strategy
+
+
+class StrategyError(ValueError):
+    """A strategy that does not exist or cannot run here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A candidate that was not chosen, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyChoice:
+    """What trains the model.
+
+    Attributes:
+        name: of the strategy's entry in `strategies.registry`.
+        reasons: for the plan.
+        rejected: the other candidates.
+        backend: process group backend, None without a process group.
+        gradient_as_bucket_view: gradients are views into DDP's buckets, which saves one copy of all gradients.
+        static_graph: DDP may reuse the graph of the first step in all steps.
+        find_unused_parameters: DDP searches every step for parameters without a gradient.
+    """
+
+    name: str
+    reasons: tuple[str, ...]
+    rejected: tuple[Rejected, ...] = field(default=())
+    backend: str | None = None
+    gradient_as_bucket_view: bool = False
+    static_graph: bool = False
+    find_unused_parameters: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRequest:
+    """What a choice depends on.
+
+    Attributes:
+        world_size: number of ranks.
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        accumulate: micro batches per optimizer step.
+        has_static_graph: whether the model declares `static_graph = True`: every step uses the same parameters.
+        is_auto: the user left the strategy to the launcher.
+    """
+
+    world_size: int
+    device_kind: str
+    accumulate: int
+    has_static_graph: bool
+    is_auto: bool
+
+    @property
+    def backend(self) -> str:
+        """Backend of the process group."""
+        return "nccl" if self.device_kind == "cuda" else "gloo"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """One optimizer step, as the formulas of memory and time take it.
+
+    Attributes:
+        model: parameters and optimizer.
+        trace: activations of one micro batch, traced in the types that the strategy computes in.
+        world_size: number of ranks.
+        types: widths of parameters and states.
+        accumulate: micro batches per optimizer step.
+        settings: DeepSpeed's buckets; other strategies ignore them.
+        whole_process: count the memory of a whole CPU process, not only of a GPU's allocator.
+    """
+
+    model: ModelShape
+    trace: StepTrace
+    world_size: int
+    types: StateTypes
+    accumulate: int = 1
+    settings: ZeroSettings = DEFAULT_SETTINGS
+    whole_process: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RankLocation:
+    """Position of a rank, with the meaning of torchrun's variables.
+
+    Attributes:
+        rank: global rank.
+        world_size: number of ranks.
+        local_rank: rank within the node, and the index of its device.
+        local_world_size: ranks on this node.
+        node_rank: rank of the node.
+        main_address: host of rank zero's store.
+        main_port: its port.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    main_address: str
+    main_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointHooks:
+    """How the launcher takes part where a strategy reads and writes its checkpoints itself.
+
+    Attributes:
+        on_written: called on rank zero with a complete checkpoint: where it is, its final name, and its step.
+        reading: a context in which the strategy reads a checkpoint.
+        read_consolidated: reads a checkpoint of any world size as the one file that Lightning would have saved.
+        check_model: raises if the weights do not fit the model; without weights it reads those of the checkpoint.
+    """
+
+    on_written: Callable[[Path, Path, int | None], None]
+    reading: Callable[[Path], AbstractContextManager[None]]
+    read_consolidated: Callable[[Path], Mapping[str, Any]]
+    check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What `StrategyEntry.build` makes Lightning's object from, beside the choice.
+
+    Attributes:
+        device_kind: 'cpu', 'cuda' or 'mps'.
+        location: of this rank.
+        timeout: seconds after which a collective fails; only used if Lightning itself makes a process group.
+        deepspeed: complete DeepSpeed config, for a strategy that needs DeepSpeed.
+        pretend_fp16: for tests: DeepSpeed accepts fp16 on a CPU.
+        ddp: the user's arguments of Lightning's DDPStrategy.
+        on_unused: see `DeterministicDDPStrategy`.
+        checkpoint: hooks for a strategy that reads and writes its checkpoints itself; None outside of a run.
+    """
+
+    device_kind: str
+    location: RankLocation
+    timeout: float
+    deepspeed: Mapping[str, Any] | None = None
+    pretend_fp16: bool = False
+    ddp: Mapping[str, Any] | None = None
+    on_unused: Callable[[tuple[str, ...]], None] | None = None
+    checkpoint: CheckpointHooks | None = None
+
+
+class StrategyEntry(ABC):
+    """One strategy.
+
+    Attributes:
+        name: what `strategy:` in a config takes; Lightning's name where Lightning has one.
+        summary: one line, for `--help` and `launcher init`.
+        order: position in lists. Of two candidates of about the same speed the lower one is chosen.
+        is_candidate: whether `strategy: auto` compares it.
+        is_sharded: whether a rank holds only a part of the weights or states, so that its module is incomplete.
+        needs_process_group: whether it exchanges anything between ranks.
+        needs_deepspeed: whether DeepSpeed must be installed and able to run on every rank.
+        casts_module: in mixed precision it casts the module instead of using autocast.
+        accepts_ddp_options: whether the config's `ddp` applies.
+        accepts_precision_plugin: whether it works with a precision plugin of the user's.
+        offload: 'cpu' or 'nvme' if optimizer states leave the device.
+        checkpoint_format: name of a format in `launcher.checkpoint.formats`, or 'module:NAME' of your own.
+        libraries: modules that each rank imports for it.
+        collective_files: parts of paths of source files in which a rank waits for other ranks.
+        hook_seconds: Python time that it adds per parameter tensor and micro batch.
+    """
+
+    name: str
+    summary: str
+    order: int
+    is_candidate: ClassVar[bool] = True
+    is_sharded: ClassVar[bool] = False
+    needs_process_group: ClassVar[bool] = True
+    needs_deepspeed: ClassVar[bool] = False
+    casts_module: ClassVar[bool] = False
+    accepts_ddp_options: ClassVar[bool] = False
+    accepts_precision_plugin: ClassVar[bool] = True
+    checkpoint_format: ClassVar[str] = "file"
+    libraries: ClassVar[tuple[str, ...]] = ()
+    collective_files: ClassVar[tuple[str, ...]] = ()
+    offload: str | None = None
+    hook_seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"<strategy {self.name}>"
+
+    @abstractmethod
+    def choose(self, request: ChoiceRequest) -> StrategyChoice:
+        """The choice of this strategy, with its reasons.
+
+        Raises:
+            StrategyError: these ranks cannot run it.
+        """
+
+    def obstacle(self, profile: ModelProfile, machine: MachineModel, precision: Precision) -> str | None:
+        """Why these ranks cannot run it, regardless of memory; None if they can."""
+        del profile, machine, precision
+        return None
+
+    def state_types(self, precision: Precision) -> StateTypes:
+        """Widths of parameters and states. Mixed precision is autocast over fp32 parameters."""
+        if precision in (Precision.FP16_TRUE, Precision.BF16_TRUE):
+            return StateTypes(2, 0.5, 0.5)
+        return StateTypes(8, 2.0, 2.0) if precision is Precision.FP64_TRUE else StateTypes()
+
+    def model_states(self, step: TrainingStep, measured_optimizer: int | None = None) -> ModelStates:
+        """Bytes of parameters, gradients and optimizer states on the rank that holds most.
+
+        Args:
+            step: model, ranks and widths.
+            measured_optimizer: bytes of all optimizer states, if they were measured.
+        """
+        return replicated_states(step.model, step.types, measured_optimizer)
+
+    def moments(self, step: TrainingStep, states: ModelStates) -> Sequence[Moment]:
+        """What is alive at the moments of a step that can be its peak."""
+        return [
+            Moment("forward", states.gradients, step.trace.forward, 0),
+            Moment("backward", states.gradients, step.trace.backward, 0),
+            Moment("step", states.gradients, step.trace.step + step.trace.inputs, 0),
+        ]
+
+    @abstractmethod
+    def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
+        """What a rank exchanges in one optimizer step.
+
+        Args:
+            step: one micro batch and how many there are.
+            machine: the ranks.
+            compute: seconds of all forward and backward passes of the step.
+        """
+
+    def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
+        """Seconds of the optimizer's step, and of moving states to and from host memory or NVMe."""
+        return updated_in(step.model.trainable_numel, step, machine), 0.0
+
+    @abstractmethod
+    def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
+        """Lightning's strategy object."""
+
+    def precision_plugin(self, precision: Precision, device_kind: str, floor: float) -> PrecisionPlugin | None:
+        """A precision plugin where Lightning's choice would differ from the plan; None otherwise.
+
+        In 16-mixed the scaler must count the steps that it skips. Lightning turns 16-mixed on a CPU into bf16-mixed,
+        which is not needed: torch has a GradScaler for CPUs.
+
+        Args:
+            precision: the plan's.
+            device_kind: 'cpu', 'cuda' or 'mps'.
+            floor: a loss scale at or below it counts as collapsed.
+        """
+        if precision is not Precision.FP16_MIXED or device_kind == "mps":
+            return None
+        from lightning.pytorch.plugins.precision import MixedPrecision
+
+        from strategies.loss_scale import CountingGradScaler
+
+        return MixedPrecision("16-mixed", device_kind, CountingGradScaler(device_kind, floor=floor))
+
+    def model_problem(self, model: LightningModule) -> str | None:
+        """Why it cannot train this model, and what to do; None if it can."""
+        del model
+        return None
+
+    def model_notices(self, model: LightningModule) -> Sequence[str]:
+        """What of the model has no effect under this strategy."""
+        del model
+        return ()
+
+
+def updated_in(numel: float, step: TrainingStep, machine: MachineModel) -> float:
+    """Seconds in which a device updates so many elements: weight and states are read and written, the gradient read."""
+    touched = 2 * (4 + step.model.optimizer.state_bytes_per_element) + 4
+    return numel * touched / machine.memory_bandwidth
