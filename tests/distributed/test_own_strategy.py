@@ -69,8 +69,8 @@ def test_the_wizard_offers_it(tmp_path: Path, env: dict[str, str]) -> None:
 def test_a_run_trains_with_it_and_is_resumed_with_it(tmp_path: Path, env: dict[str, str]) -> None:
     settings = (*TOY, *ON_TWO, "--global_batch_size", "8")
     for epochs, resume in ((1, "none"), (2, "auto")):
-        words = (*settings, "--trainer.max_epochs", str(epochs), "--resume", resume)
-        output = run(launcher("fit", *words), tmp_path, env=env).check().output
+        arguments = (*settings, "--trainer.max_epochs", str(epochs), "--resume", resume)
+        output = run(launcher("fit", *arguments), tmp_path, env=env).check().output
         assert "my_ddp on rank 0" in output
     directory = tmp_path / "runs" / "it"
     assert "my_ddp on rank 1" in (directory / "logs" / "rank-1.log").read_text()
