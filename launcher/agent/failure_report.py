@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.core.errors import OutOfMemoryError
+from launcher.core.event_text import signal_name
 from launcher.process.heartbeat import BEFORE_TRAINING
 from launcher.process.rank_status import RankError
 
@@ -110,7 +110,7 @@ def describe_outcome(outcome: RankOutcome) -> str:
     if outcome.out_of_memory:
         return f"killed by the kernel because the host ran out of memory (SIGKILL){at}"
     if outcome.exit_code < 0:
-        return f"killed by {_signal_name(-outcome.exit_code)} (signal {-outcome.exit_code}){at}"
+        return f"killed by {signal_name(-outcome.exit_code)} (signal {-outcome.exit_code}){at}"
     if outcome.exit_code == 0:
         return f"finished{at}"
     if outcome.exit_code == _FORK_SERVER_DIED:
@@ -146,10 +146,3 @@ def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:
     if outcome.error is not None and not any(outcome.error.kind in line for line in outcome.last_lines):
         return outcome.error.traceback
     return outcome.last_lines
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "an unknown signal"

@@ -35,14 +35,10 @@ class PreloadReport:
     """The result of the imports in the fork server.
 
     Attributes:
-        seconds: duration of the imports.
-        failed: module name and last line of its error; the ranks repeat and report the error.
         cuda: whether importing the libraries initialised CUDA.
         unsafe: package that the user's files import, and what importing it does that does not survive a fork.
     """
 
-    seconds: float = 0.0
-    failed: tuple[tuple[str, str], ...] = ()
     cuda: bool = False
     unsafe: tuple[tuple[str, str], ...] = ()
 
@@ -151,12 +147,7 @@ class ForkServer:
                 connection.settimeout(_IMPORT_TIMEOUT)
                 text = b"".join(iter(lambda: connection.recv(65536), b""))
             values = json.loads(text)
-            return PreloadReport(
-                seconds=values["seconds"],
-                failed=tuple((name, error) for name, error in values["failed"]),
-                cuda=values["cuda"],
-                unsafe=tuple((package, effect) for package, effect in values["unsafe"]),
-            )
+            return PreloadReport(values["cuda"], tuple((package, effect) for package, effect in values["unsafe"]))
         return None
 
     def end(self) -> None:

@@ -14,8 +14,6 @@ import signal
 import socket
 import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,20 +54,18 @@ def import_modules(modules: list[str]) -> dict[str, Any]:
         modules: 'module' or 'module:name': the libraries, `USER_MODULES`, the packages that the user's files import.
 
     Returns:
-        `seconds`, `failed` (pairs of a name and the last line of its error), `cuda` (whether a library initialised
-        CUDA), `unsafe` (pairs of a user's package and what it does that does not survive a fork).
+        `cuda` (whether a library initialised CUDA), `unsafe` (pairs of a user's package and what it does that does not
+        survive a fork).
     """
-    start = time.perf_counter()
-    failed: list[tuple[str, str]] = []
     unsafe: dict[str, str] = {}
     end_of_libraries = modules.index(USER_MODULES) if USER_MODULES in modules else len(modules)
     for name in modules[:end_of_libraries]:
-        _import(name, failed)
+        _import(name)
     cuda = _is_cuda_initialised()
     for name in modules[end_of_libraries + 1 :]:
         threads, had_cuda = _list_threads(), _is_cuda_initialised()
         with _record_reads(RANK_VARIABLES) as read:
-            _import(name, failed)
+            _import(name)
         started = sorted(_list_threads()[number] for number in _list_threads() if number not in threads)
         package = name.partition(":")[0].partition(".")[0]
         if _is_cuda_initialised() and not had_cuda:
@@ -78,23 +74,17 @@ def import_modules(modules: list[str]) -> dict[str, Any]:
             unsafe[package] = f"starts threads ({', '.join(started)})"
         elif read:
             unsafe[package] = f"reads {', '.join(sorted(read))}"
-    return {
-        "seconds": time.perf_counter() - start,
-        "failed": failed,
-        "cuda": cuda,
-        "unsafe": sorted(unsafe.items()),
-    }
+    return {"cuda": cuda, "unsafe": sorted(unsafe.items())}
 
 
-def _import(name: str, failed: list[tuple[str, str]]) -> None:
+def _import(name: str) -> None:
     """Do what `import module` or `from module import name` does."""
     module, _, attribute = name.partition(":")
-    try:
+    # A rank that needs the module repeats the error and reports it.
+    with contextlib.suppress(Exception, SystemExit):
         imported = importlib.import_module(module)
         if attribute and not hasattr(imported, attribute):
             importlib.import_module(f"{module}.{attribute}")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 -- a rank that needs the module repeats and reports it
-        failed.append((name, traceback.format_exception_only(error)[-1].strip()))
 
 
 def _is_cuda_initialised() -> bool:

@@ -103,10 +103,10 @@ class RankState:
             return "stopped by a signal (SIGSTOP)"
         if self.process_status == _WAITING_FOR_DEVICE:
             return "waiting in the kernel for a disk or a device"
-        frame = main_thread_frame(self.stacks or "")
-        if frame is None:
+        frames = read_main_thread(self.stacks or "")
+        if not frames:
             return "not responding: it did not write its stacks"
-        position = f"{frame[0]}, line {frame[1]}, in {frame[2]}"
+        position = "{}, line {}, in {}".format(*frames[0])
         return f"waiting in a collective ({position})" if is_in_collective(self.stacks or "") else f"in {position}"
 
 
@@ -150,21 +150,15 @@ def describe_hang(silence: float, blocking: Sequence[int], stacks: Path | None) 
     return f"hang: no heartbeat from any rank for {silence:.0f} s; {cause}{saved}"
 
 
-def main_thread_frame(stacks: str) -> tuple[str, str, str] | None:
-    """File, line and function of the main thread's innermost frame, from faulthandler's text."""
-    frames = _main_thread(stacks)
-    return frames[0] if frames else None
-
-
 def is_in_collective(stacks: str) -> bool:
     """Whether the main thread waits for other ranks."""
     # A training step is called from torch's files too, so only the innermost frames count.
     files = (*_COLLECTIVE_FILES, *(part for strategy in list_strategies() for part in strategy.collective_files))
-    return any(part in frame[0] for frame in _main_thread(stacks)[:2] for part in files)
+    return any(part in frame[0] for frame in read_main_thread(stacks)[:2] for part in files)
 
 
-def _main_thread(stacks: str) -> list[tuple[str, str, str]]:
-    """The main thread's frames, innermost first: faulthandler writes the oldest thread last."""
+def read_main_thread(stacks: str) -> list[tuple[str, str, str]]:
+    """File, line and function of the main thread's frames, innermost first. faulthandler writes that thread last."""
     frames: list[tuple[str, str, str]] = []
     for line in stacks.splitlines():
         if "most recent call first" in line:

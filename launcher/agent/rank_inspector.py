@@ -80,7 +80,7 @@ class RankInspector:
         heartbeats = {rank: self.read_heartbeat(rank) for rank in running}
         statuses = {rank: read_process_status(process.pid) for rank, process in running.items()}
         requested = {
-            rank: _file_size(stacks_path(self._folder, rank))
+            rank: path.stat().st_size if (path := stacks_path(self._folder, rank)).exists() else 0
             for rank in running
             if (beat := heartbeats[rank]) is not None and beat.dumps_stacks and statuses[rank] not in _UNRESPONSIVE
         }
@@ -202,13 +202,6 @@ def read_last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, .
 def _request_stacks(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, STACKS_SIGNAL)
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _read_complete_stacks(path: Path, start: int) -> str | None:

@@ -22,7 +22,7 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
     elif kind in ("interrupted", "preempted"):
         saved = event.get("checkpoint")
         end = "saved a checkpoint" if saved else "without a checkpoint"
-        text = f"stopped by {_signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
+        text = f"stopped by {signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
     elif kind == "finished":
         text = f"finished after step {event.get('step')}"
     elif kind == "resumed":
@@ -57,11 +57,12 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
 def _exit(code: Any) -> str:
     """How a process without an error message ended; a negative code is the number of a signal."""
     if type(code) is int and code < 0:
-        return f"killed by {_signal_name(-code)}"
+        return f"killed by {signal_name(-code)}"
     return "failed" if code is None else f"ended with exit code {code}"
 
 
-def _signal_name(number: Any) -> str:
+def signal_name(number: Any) -> str:
+    """A signal's name, such as SIGTERM; its number if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:

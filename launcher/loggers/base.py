@@ -28,11 +28,6 @@ class Tracker(ABC):
     No method raises or waits for a network: a tracker that fails costs rows and one notice, never the run.
     """
 
-    @property
-    @abstractmethod
-    def dropped(self) -> int:
-        """Rows and alerts that were not written."""
-
     @abstractmethod
     def log_row(self, row: Mapping[str, Any], step: LogStep) -> None:
         """Write metrics.

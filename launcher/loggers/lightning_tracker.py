@@ -25,7 +25,7 @@ class LightningTracker(Tracker):
 
     Args:
         logger: of the Trainer.
-        notice: receives the first error that the logger raises.
+        notice: receives the first problem with the logger.
     """
 
     def __init__(self, logger: Any, notice: Callable[[str], None]) -> None:
@@ -38,14 +38,7 @@ class LightningTracker(Tracker):
         self._queue = RowQueue(tracker=type(logger).__name__) if self._kind == "MLFlowLogger" else None
         self._columns: set[str] = set()
         self._error: Exception | None = None
-        self._is_error_reported = False
-        self._failed = 0
-
-    @property
-    @override
-    def dropped(self) -> int:
-        """Rows and alerts that the logger did not accept."""
-        return self._failed + (0 if self._queue is None else self._queue.dropped)
+        self._has_reported = False
 
     @override
     def log_row(self, row: Mapping[str, Any], step: LogStep) -> None:
@@ -74,8 +67,8 @@ class LightningTracker(Tracker):
 
     @override
     def finish(self) -> None:
-        if self._queue is not None and not self._queue.flush(_FLUSH_TIMEOUT):
-            self._notice(f"{type(self._logger).__name__} did not accept all rows within {_FLUSH_TIMEOUT:g} s")
+        if self._queue is not None and self._queue.close(0 if self._has_reported else _FLUSH_TIMEOUT):
+            self._report("all rows in time; training was not delayed")
         self._report_error()
 
     def _loggable(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +82,6 @@ class LightningTracker(Tracker):
             try:
                 write()
             except Exception as error:  # noqa: BLE001 -- a logger raises anything, and may not stop a training
-                self._failed += 1
                 self._error = error
 
         if self._queue is None:
@@ -100,12 +92,13 @@ class LightningTracker(Tracker):
 
     def _report_error(self) -> None:
         """Here, in the training's thread: the thread of the queue may not write events."""
-        error = self._error
-        if error is None or self._is_error_reported:
-            return
-        self._is_error_reported = True
-        name = type(self._logger).__name__
-        self._notice(f"{name} did not accept the loss scale: {type(error).__name__}: {error}; training continues")
+        if self._error is not None:
+            self._report(f"the loss scale: {type(self._error).__name__}: {self._error}; training continues")
+
+    def _report(self, problem: str) -> None:
+        if not self._has_reported:
+            self._has_reported = True
+            self._notice(f"{type(self._logger).__name__} did not accept {problem}")
 
     def _write_text(self, name: str, text: str, step: int, otherwise: float | None = None) -> None:
         """Write a text where the tracker has a place for it.

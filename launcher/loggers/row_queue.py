@@ -70,20 +70,22 @@ class RowQueue:
         Returns:
             How many rows and alerts were dropped in all.
         """
+        if self._thread is None:
+            return self.dropped
         if not self.flush(timeout):
             with self._lock:
                 # The write that is running may still succeed; those behind it are dropped.
                 while True:
                     try:
-                        self._waiting.get_nowait()
+                        write = self._waiting.get_nowait()
                     except queue.Empty:
                         break
-                    self._pending -= 1
-                    self.dropped += 1
-        if self._thread is not None:
-            self._waiting.put(None)
-            self._thread.join(0.1)
-            self._thread = None
+                    if write is not None:
+                        self._pending -= 1
+                        self.dropped += 1
+        self._waiting.put(None)
+        self._thread.join(0.1)
+        self._thread = None
         return self.dropped
 
     def _work(self) -> None:

@@ -37,7 +37,6 @@ class WandbTracker(Tracker):
         self._defined = False
 
     @property
-    @override
     def dropped(self) -> int:
         """Rows and alerts that W&B did not accept."""
         return 0 if self.queue is None else self.queue.dropped

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from strategies.base import BuildOptions, RankLocation
 from strategies.build import build_strategy
-from strategies.choice import UnusedParametersError, choose_strategy
+from strategies.choice import choose_strategy
+from strategies.unused_parameters import UnusedParametersError
 
 # Kinds of steps, and in how many micro batches each.
 SEARCHED = (("never", 1), ("never", 3), ("rank", 1), ("rank", 2), ("in turns", 1), ("gan", 1))

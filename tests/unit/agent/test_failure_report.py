@@ -68,7 +68,7 @@ def test_a_hung_rank_comes_before_the_timeouts_of_the_others() -> None:
         (make_outcome(0, None, hung=True, doing="asleep"), "hung at step 7: it was asleep"),
         (make_outcome(0, 0), "finished at step 7"),
         (make_outcome(0, 255), "ended at step 7 with an unknown exit code: the rank or its fork server was killed"),
-        (make_outcome(0, -99), "killed by an unknown signal (signal 99) at step 7"),
+        (make_outcome(0, -99), "killed by signal 99 (signal 99) at step 7"),
     ],
 )
 def test_outcomes_are_described(outcome: RankOutcome, text: str) -> None:

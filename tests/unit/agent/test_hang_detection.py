@@ -8,7 +8,7 @@ from launcher.agent.hang_detection import (
     describe_hang,
     find_blocking_ranks,
     is_in_collective,
-    main_thread_frame,
+    read_main_thread,
 )
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat
 
@@ -86,8 +86,8 @@ def test_if_all_ranks_look_the_same_none_is_blamed() -> None:
 
 
 def test_the_position_is_read_from_the_main_thread() -> None:
-    assert main_thread_frame(WAITING) == ("/site-packages/torch/autograd/graph.py", "979", "_engine_run_backward")
-    assert main_thread_frame("") is None
+    assert read_main_thread(WAITING)[0] == ("/site-packages/torch/autograd/graph.py", "979", "_engine_run_backward")
+    assert read_main_thread("") == []
     assert is_in_collective(WAITING)
     assert not is_in_collective(SLEEPING)
     assert RankState(None, stacks=WAITING).doing.startswith("waiting in a collective (")

@@ -108,9 +108,9 @@ DAMAGED_SCALES = [
     ({**SCALE, "scale": -2.0}, "scale is -2.0"),
     ({**SCALE, "scale": True}, "scale is True"),
     ({**SCALE, "scale": None}, "scale is None"),
-    ({**SCALE, "scale": 0.0}, "cannot move a scale"),
-    ({**SCALE, "growth_factor": 1.0}, "cannot move a scale"),
-    ({**SCALE, "backoff_factor": 1.5}, "cannot move a scale"),
+    ({**SCALE, "scale": 0.0}, "is out of range"),
+    ({**SCALE, "growth_factor": 1.0}, "is out of range"),
+    ({**SCALE, "backoff_factor": 1.5}, "is out of range"),
     ({**SCALE, "_growth_tracker": -1}, "_growth_tracker is -1"),
     # The device holds the scale in 32 bits: it would be infinite there, and half of that is too.
     ({**SCALE, "scale": 1e300}, "scale is 1e+300"),

@@ -93,6 +93,7 @@ def test_the_end_does_not_wait_for_a_stall_and_counts_what_is_left(gate: Gate) -
     for row in range(6):
         writer.put(lambda row=row: written.append(row))
     assert writer.close(0) == 2 + 4
+    assert writer.close(0) == 2 + 4, "nothing is left to drop"
     gate.open.set()
     # The running write succeeded, and those behind it were dropped.
     assert writer.flush(LONG)

@@ -55,7 +55,6 @@ def log_all(logger: Any) -> list[str]:
     tracker.alert("slow_rank", "rank 1 is slow", "rank 1 needs 2 s", STEP)
     tracker.summarize(SUMMARY, STEP)
     tracker.finish()
-    assert bool(tracker.dropped) == bool(notices)
     return notices
 
 
@@ -158,7 +157,6 @@ def test_a_logger_that_raises_costs_one_notice() -> None:
     tracker.alert("slow_rank", "slow", "rank 1", STEP)
     tracker.finish()
     assert notices == ["Numbers did not accept the loss scale: OSError: disk full; training continues"]
-    assert tracker.dropped == 4
 
 
 class Stalled(MLFlowLogger):
@@ -184,12 +182,13 @@ def test_a_server_that_does_not_answer_delays_no_step(monkeypatch: pytest.Monkey
     assert logger.entered.wait(LONG)
     tracker.log_row(ROW, LogStep(60, 59))
     tracker.finish()
-    assert notices == ["Stalled did not accept all rows within 0 s"]
+    tracker.finish()
+    assert notices == ["Stalled did not accept all rows in time; training was not delayed"]
     assert logger.rows == []
     logger.answers.set()
-    monkeypatch.setattr(lightning_tracker, "_FLUSH_TIMEOUT", LONG)
-    tracker.finish()
-    assert (logger.rows, len(notices)) == ([49, 59], 1)
+    assert tracker._queue is not None
+    assert tracker._queue.flush(LONG)
+    assert logger.rows == [49], "the row behind it was dropped"
 
 
 def test_an_error_in_the_background_is_one_notice_too(monkeypatch: pytest.MonkeyPatch, file_store: str) -> None:
