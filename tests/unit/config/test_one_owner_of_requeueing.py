@@ -37,7 +37,7 @@ def test_a_training_inside_a_job_is_not_requeued_by_lightning(
     plan: Any = SimpleNamespace(
         precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
     )
-    run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path)
+    run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, resume_from=None)
     output = RunOutput(EventLog(tmp_path / "events.jsonl", 0), Console(), is_rank_zero=True)
     topology = Topology.from_env({}, "here")
     ctx = RunContext(config, topology, plan, run, None, "0", output, RankStatusWriter.from_env({}))
