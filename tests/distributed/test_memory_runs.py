@@ -64,7 +64,7 @@ def test_a_run_that_is_out_of_memory_reports_what_to_do(tmp_path: Path) -> None:
     assert "next: a smaller micro batch" in ended.output
     (event,) = events_of(only_run(tmp_path), "out_of_memory")
     assert (event["strategy"], event["next"], event["go_on"]) == ("single_device", None, False)
-    assert strategies_in_record(only_run(tmp_path)) == ["single_device"], "kept, if not acted upon"
+    assert strategies_in_record(only_run(tmp_path)) == ["single_device"], "recorded although nothing restarts"
 
 
 @pytest.mark.slow
