@@ -18,18 +18,14 @@ class PartitionsError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One partition. If its nodes differ, numbers are the minimum over them.
+    """One partition. Numbers per node are the minimum over the nodes.
 
     Attributes:
-        name: what `--partition` takes.
         is_default: whether jobs without a partition use it.
         is_up: whether it starts jobs.
         time_limit: SLURM's spelling, 'infinite' for none.
-        nodes: number of nodes, whatever their state.
-        cpus_per_node: CPUs of a node.
-        memory_mb_per_node: memory of a node in MB.
-        gpus_per_node: GPUs of a node.
-        gpu_type: type of the GPUs; None if the cluster sets none or several.
+        nodes: number of nodes in any state.
+        gpu_type: None if the cluster sets no type or several.
     """
 
     name: str
@@ -44,13 +40,10 @@ class Partition:
 
 
 def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[Partition, ...]:
-    """Ask `sinfo`; the default partition first.
+    """Ask `sinfo`, if it exists; the default partition first.
 
     Args:
-        run: runs a command and returns its output; raises FileNotFoundError if the command does not exist.
-
-    Returns:
-        No partitions if there is no `sinfo`.
+        run: runs a command and returns its output; raises as `subprocess.run` does with `check`.
 
     Raises:
         PartitionsError: `sinfo` failed or did not answer in time; with its message.
@@ -120,7 +113,7 @@ def _gpus(gres: str) -> tuple[int, set[str]]:
 
 
 def _number(text: str) -> int:
-    """Sinfo writes '64+', at least 64, if nodes differ."""
+    """The number in '64+', which sinfo writes if nodes differ."""
     digits = re.match(r"\d+", text)
     return int(digits.group()) if digits else 0
 

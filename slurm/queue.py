@@ -28,9 +28,9 @@ class JobState:
     """The state of a job.
 
     Attributes:
-        state: SLURM's name, as in RUNNING, PENDING, REQUEUED, COMPLETED; UNKNOWN if SLURM no longer knows the job.
+        state: SLURM's name, such as RUNNING; UNKNOWN if SLURM no longer knows the job.
         reason: why the job waits, or its nodes.
-        exit_code: of an ended job; None if it is not known.
+        exit_code: of an ended job, if it is known.
     """
 
     state: str

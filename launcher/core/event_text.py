@@ -8,12 +8,12 @@ from typing import Any
 
 from strategies.unused_parameters import describe_parameters
 
-# A longer text is truncated in lists of events.
+# Longer texts are truncated.
 _LONGEST_TEXT = 600
 
 
 def describe_event(event: Mapping[str, Any], kind: str) -> str:
-    """The text of an event; of an unknown kind, its fields."""
+    """The text of an event; for an unknown kind, its fields."""
     if kind in ("failed", "rank_failed"):
         why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
         text = _text(event.get("error")) or why + _exit(event.get("exit_code"))

@@ -16,13 +16,7 @@ _MOST_GPUS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class TargetMachines:
-    """GPUs to plan for.
-
-    Attributes:
-        gpus: number over all nodes.
-        gpus_per_node: number on each node.
-        hardware: of each rank.
-    """
+    """GPUs to plan for: their number over all nodes and on each node, and the hardware of each rank."""
 
     gpus: int
     gpus_per_node: int
@@ -83,7 +77,7 @@ def read_options(options: argparse.Namespace) -> TargetMachines | None:
         problems.append(Problem("--gpu-memory", "not given; give the memory of a GPU, or its name with --gpu"))
     if problems:
         raise ConfigError(problems)
-    # A GPU of which only the memory is known counts as a recent one.
+    # If only the memory is known, a recent GPU is assumed.
     dtypes = gpu.native_dtypes if gpu else ("bf16", "fp16", "fp32", "fp64")
     device = Device("cuda", 0, gpu.name if gpu else "GPU", memory, dtypes)
     return TargetMachines(gpus, per_node, Hardware(device, per_node, library_versions()))

@@ -47,17 +47,10 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
 def follow_log(
     run: Path, rank: int, has_ended: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[bytes]:
-    """The log so far, and everything that is added to it in this attempt and in later ones.
-
-    Args:
-        run: the run's directory.
-        rank: of the log.
-        has_ended: whether the run has ended.
-        sleep: waits before the next read.
-    """
+    """The log so far, and everything that this attempt and later ones add, until the run `has_ended`."""
     read: dict[int, int] = {}
     while True:
-        # Checked before the files are read, so that their last lines are not missed.
+        # Checked before reading; otherwise the last lines could be missed.
         ended = has_ended()
         for file in find_logs(run, rank):
             # When the next attempt starts, the log is renamed; the inode stays.

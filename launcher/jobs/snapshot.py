@@ -1,4 +1,4 @@
-"""Copies the code when a job is submitted, so that later edits do not reach a waiting job."""
+"""Copies the code when a job is submitted. Later edits do not affect the job."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from launcher.jobs.secret_files import find_secrets_in
 
 # Larger repositories contain data.
 _MAX_BYTES = 500_000_000
-# A folder without code and with more ignored entries is a folder of data, with a few files in git.
+# A folder with more ignored entries and without code is a data folder with a few files in git.
 _MAX_LINKS = 1000
 
 
 def take_snapshot(cwd: Path, folder: Path, runs: Path) -> Path | None:
-    """Copy the tracked and untracked files of the repository as they are on disk now, with submodules.
+    """Copy the repository of `cwd` to `folder`: tracked and untracked files and submodules; returns the copy of `cwd`.
 
     Ignored files and files with secrets are linked instead. submitit's `RsyncSnapshot` copies only tracked files, and
     needs rsync.
 
     Args:
-        cwd: where the run is submitted.
+        cwd: where the run is submitted; without a git repository, the result is None.
         folder: to create, on a disk that the nodes share.
         runs: folder of the runs, which is not copied.
-
-    Returns:
-        The copy of `cwd`; None if `cwd` is in no git repository.
 
     Raises:
         QueueError: the repository is too large, or the disk is full.
@@ -40,7 +37,7 @@ def take_snapshot(cwd: Path, folder: Path, runs: Path) -> Path | None:
     if output is None:
         return None
     root = Path(os.fsdecode(output).rstrip("\n"))
-    # Git prints its folder without links, too.
+    # Git also prints its folder without links.
     runs = runs.parent.resolve() / runs.name
     try:
         _copy(root, folder, _list_files(root), runs)
@@ -88,7 +85,7 @@ def _copy(root: Path, folder: Path, names: list[str], runs: Path) -> None:
             target.symlink_to(_link_target(source, root, folder, runs))
         elif secrets := find_secrets_in(source):
             sys.stderr.write(
-                f"notice: {name} contains a secret ({secrets[0]}): the job gets a link to it instead of a copy\n"
+                f"notice: {name} contains a secret ({secrets[0]}): the job gets a link instead of a copy\n"
             )
             target.symlink_to(source)
         else:
@@ -96,7 +93,7 @@ def _copy(root: Path, folder: Path, names: list[str], runs: Path) -> None:
 
 
 def _link_target(link: Path, root: Path, folder: Path, runs: Path) -> Path:
-    """The target of a copied link: in the copy if the original target is code, otherwise the original target."""
+    """The target of a copied link: the copy of its target if that is code, otherwise the target itself."""
     target = link.readlink()
     original = Path(os.path.normpath(link.parent / target))
     if not original.is_relative_to(root) or original.is_relative_to(runs):
@@ -105,7 +102,7 @@ def _link_target(link: Path, root: Path, folder: Path, runs: Path) -> Path:
 
 
 def _link_ignored(root: Path, folder: Path, here: Path, runs: Path) -> None:
-    """Link ignored files at any depth: compiled modules, generated files and data must exist in the copy too."""
+    """Link ignored files at any depth: the copy needs compiled modules, generated files and data too."""
     for parent, folders, _ in os.walk(folder):
         copy = Path(parent)
         original = root / copy.relative_to(folder)
