@@ -18,7 +18,7 @@ FIELD = "deepspeed_config"
 def with_deepspeed_file(config: RunConfig) -> RunConfig:
     """The same config with the content of the file in `deepspeed_config`, if it is a path.
 
-    The run keeps the content, so that a later change of the file does not change the run.
+    The run keeps the content: later changes of the file do not affect it.
 
     Raises:
         ConfigError: no such file, invalid JSON (with the line), or unknown keys.
@@ -38,24 +38,21 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, unreadable, invalid (with the line), no mapping, or a key given twice.
     """
+    where = f"{FIELD} ({path})"
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_reject_repeated_keys)
     except FileNotFoundError:
         problem = "no such file; give a DeepSpeed JSON file, or its settings as a mapping"
-        raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None
+        raise ConfigError([Problem(where, problem)]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            [Problem(f"{FIELD} ({path})", f"cannot be read: {error}; give a text file that you may read")]
-        ) from error
+        raise ConfigError([Problem(where, f"cannot be read: {error}; give a text file that you may read")]) from error
     except json.JSONDecodeError as error:
         where = f"{FIELD} ({path}, line {error.lineno}, column {error.colno})"
         raise ConfigError([Problem(where, f"invalid JSON: {error.msg}; correct this line")]) from error
     except _RepeatedKeyError as error:
-        problem = f"key {error.args[0]!r} is given twice; remove one of them"
-        raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None
+        raise ConfigError([Problem(where, f"key {error.args[0]!r} is given twice; remove one of them")]) from None
     if not isinstance(content, dict):
-        problem = f"found {type(content).__name__}; expected a mapping of settings"
-        raise ConfigError([Problem(f"{FIELD} ({path})", problem)])
+        raise ConfigError([Problem(where, f"found {type(content).__name__}; expected a mapping of settings")])
     return content
 
 

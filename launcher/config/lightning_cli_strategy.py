@@ -85,24 +85,19 @@ _IGNORED = ("logging_level", "logging_batch_size_per_gpu", "timeout", "process_g
 
 
 def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """The launcher's settings for a strategy of Lightning.
+    """The launcher's top-level settings for a strategy of Lightning, and a problem for each unsupported argument.
 
     Args:
         given: a name, or `class_path` and `init_args`.
         path: its dotted path in the config.
         accelerator: of the config; None if not set.
-
-    Returns:
-        Settings at the top level (`strategy`, `static_graph`, ...), and a problem for each unsupported argument.
     """
     if isinstance(given, str) and given in _REJECTED_NAMES:
         return {}, [Problem(path, f"given {given!r}; {_REJECTED_NAMES[given]}")]
     if not isinstance(given, Mapping):
         return {"strategy": _NAMES.get(given, given) if isinstance(given, str) else given}, []
-    class_path, arguments = (
-        given.get("class_path"),
-        {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})},
-    )
+    class_path = given.get("class_path")
+    arguments = {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}
     name = str(class_path).rpartition(".")[2]
     if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_module_of(name)}.{name}"):
         advice = "the launcher creates the strategy itself; write one of its names, as in `strategy: ddp`"
@@ -133,7 +128,7 @@ def _module_of(name: str) -> str:
 
 
 def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:
-    """DDPStrategy's arguments; those that are not its own are arguments of DistributedDataParallel, as in Lightning."""
+    """DDPStrategy's arguments; the others are passed to DistributedDataParallel, as in Lightning."""
     found: dict[str, Any] = {"strategy": _FIND_UNUSED if arguments.pop("find_unused_parameters", False) else _DDP}
     static = arguments.pop("static_graph", None)
     if static is not None:
@@ -150,7 +145,7 @@ def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, An
 
 
 def _check_backend(backend: Any, path: str, accelerator: Any) -> None:
-    """Reject a backend that is not the device's."""
+    """Reject a backend of another device."""
     expected = {"cpu": ("gloo",), "gpu": ("nccl",), "cuda": ("nccl",)}.get(str(accelerator), ("nccl",))
     if backend is not None and backend not in expected:
         advice = "the launcher uses nccl for GPUs and gloo for CPUs; remove it"

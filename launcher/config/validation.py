@@ -1,4 +1,4 @@
-"""Validate a config's plain values: all problems at once, each with its field path."""
+"""Validation of a config's plain values: all problems at once, each with its field path."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def find_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Every problem of the plain values of a config, in their order; empty if they are valid."""
+    """Every problem of the plain values of a config, in their order."""
     leaves = dict(config_fields())
     problems: list[Problem] = []
     groups = {path.rpartition(".")[0] for path in leaves} - {""}
