@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -39,12 +40,8 @@ class SlurmAttempt:
 
 def count_fruitless(attempts: Sequence[SlurmAttempt], job_id: str, step: int) -> int:
     """The number of the job's latest attempts in a row that saved nothing beyond `step`. Pure."""
-    count = 0
-    for attempt in reversed([a for a in attempts if a.job_id == job_id]):
-        if attempt.step < step:
-            break
-        count += 1
-    return count
+    newest_first = reversed([attempt for attempt in attempts if attempt.job_id == job_id])
+    return sum(1 for _ in itertools.takewhile(lambda attempt: attempt.step >= step, newest_first))
 
 
 def record_attempt(folder: Path, job_id: str, number: int, step: int, host: str) -> None:

@@ -26,7 +26,7 @@ _COUNT_OPTIONS: Mapping[str, tuple[int, str]] = {
     "nodes": (1, "number of nodes (default 1)"),
     "gpus-per-node": (1, "GPUs, and ranks, on each node"),
     "cpus-per-task": (1, "CPU cores on each node: its one task starts all ranks of the node"),
-    "signal-delay": (1, "seconds before the end at which SLURM warns the job, so that it saves (default 120)"),
+    "signal-delay": (1, "seconds before the end at which SLURM warns the job, which then saves (default 120)"),
 }
 _OTHER_OPTIONS: Mapping[str, str] = {
     "time": "time limit of one attempt, as in 30, 12:00:00 or 2-00:00:00; a longer training is requeued",

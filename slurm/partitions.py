@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 # Partition ('*' marks the default), availability, time limit, nodes, CPUs and MB of memory per node, generic resources.
@@ -39,17 +39,15 @@ class Partition:
     gpu_type: str | None = None
 
 
-def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[Partition, ...]:
+def read_partitions() -> tuple[Partition, ...]:
     """Ask `sinfo`, if it exists; the default partition first.
-
-    Args:
-        run: runs a command and returns its output; raises as `subprocess.run` does with `check`.
 
     Raises:
         PartitionsError: `sinfo` failed or did not answer in time; with its message.
     """
+    command = ["sinfo", "--noheader", f"--format={_FORMAT}"]
     try:
-        output = (run or _run)(["sinfo", "--noheader", f"--format={_FORMAT}"])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
     except FileNotFoundError:
         return ()
     except subprocess.CalledProcessError as error:
@@ -59,7 +57,7 @@ def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[
         raise PartitionsError(f"sinfo did not answer within {error.timeout:g} seconds") from error
     except OSError as error:
         raise PartitionsError(f"sinfo could not be run: {error}") from error
-    return parse_partitions(output)
+    return parse_partitions(done.stdout)
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
@@ -116,8 +114,3 @@ def _number(text: str) -> int:
     """The number in '64+', which sinfo writes if nodes differ."""
     digits = re.match(r"\d+", text)
     return int(digits.group()) if digits else 0
-
-
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-    return done.stdout

@@ -46,7 +46,7 @@ def make_submission_parameters(job: SlurmJob) -> dict[str, Any]:
         "additional_parameters": more,
         # The signal that submitit handles in the tasks.
         "setup": [f"export SUBMITIT_PREEMPT_SIGNAL={job.signal}"],
-        # Otherwise srun passes only the variables of sbatch's --export, and not those that the script sets.
+        # By default srun passes only the variables of sbatch's --export, without those that the script sets.
         "srun_args": ["--export=ALL"],
     }
 

@@ -35,8 +35,6 @@ class FitRequest:
         folder: path of this submission's folder in it.
         command: of the launcher's `fit`; the node adds how to start ranks.
         cwd: working directory of the ranks.
-        nodes: number of nodes.
-        ranks_per_node: number on each node.
         signal: name of the warning, without SIG.
         resume_from: checkpoint to start from; None for a fresh start or to resume the run itself.
         fruitless_limit: attempts in a row without a saved step, after which the job is not requeued.

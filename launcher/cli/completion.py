@@ -14,7 +14,7 @@ from launcher.cli.parsers import new_parser
 from launcher.config.schema import config_fields
 from strategies.registry import list_strategy_names
 
-# zsh's array of what the user has typed.
+# zsh's array of the typed arguments.
 _ZSH_ARGUMENTS = "words"
 
 

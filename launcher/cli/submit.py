@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", choices=names, default=names[0], help=f"where to run it. {summaries}")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the plan; queue nothing")
     parser.add_argument("--no-snapshot", action="store_true",
-                        help="run the code as it is when the job starts, not as it is now")  # fmt: skip
+                        help="use the code in place instead of a copy; later edits reach the job")  # fmt: skip
     parser.add_argument("--export-env", action="append", default=[], metavar="NAME",
                         help="pass this variable to the job too; once for each")  # fmt: skip
     parser.add_argument("--interface", metavar="NAME",

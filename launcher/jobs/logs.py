@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
-from launcher.runs.job_output import JobOutput, find_job_output
+from launcher.runs.job_output import find_job_output
 
 _POLL_SECONDS = 0.5
 
@@ -30,18 +30,13 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
     Raises:
         NoSuchRunError: the rank has no log.
     """
-    files = find_logs(run, rank)
-    output = find_job_output(run)
-    if not files and output is None:
+    if not find_logs(run, rank) and find_job_output(run) is None:
         ranks = sorted(
             {int(m[1]) for f in (run / "logs").glob("rank-*.log") if (m := re.match(r"rank-(\d+)\.", f.name))}
         )
         known = f"ranks with a log: {', '.join(map(str, ranks))}" if ranks else "no rank has started yet"
         raise NoSuchRunError(f"rank {rank} of run {run.name!r} has no log; {known}")
-    for file in files:
-        yield file.read_bytes()
-    if output is not None:
-        yield _with_header(output)
+    yield from follow_log(run, rank, lambda: True)
 
 
 def follow_log(
@@ -53,7 +48,7 @@ def follow_log(
         # Checked before reading; otherwise the last lines could be missed.
         ended = has_ended()
         for file in find_logs(run, rank):
-            # When the next attempt starts, the log is renamed; the inode stays.
+            # The next attempt renames the log, which keeps its inode.
             try:
                 with file.open("rb") as stream:
                     inode = file.stat().st_ino
@@ -67,10 +62,7 @@ def follow_log(
         if ended:
             output = find_job_output(run)
             if output is not None:
-                yield _with_header(output)
+                yield f"no rank of the newest job has started; its output in {output.file}:\n".encode()
+                yield output.file.read_bytes()
             return
         sleep(_POLL_SECONDS)
-
-
-def _with_header(output: JobOutput) -> bytes:
-    return f"no rank of the newest job has started; its output in {output.file}:\n".encode() + output.file.read_bytes()

@@ -27,11 +27,10 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What a back end knows about a job.
+    """The status of a job, by its back end.
 
     Attributes:
-        state: `ended` if the back end does not know the result, `unknown` if it cannot see the job from this machine;
-            the run's events then decide.
+        state: `ended` without a known result, `unknown` on another machine; the run's events then decide.
         detail: why the job waits, where it runs, or how it ended.
     """
 
@@ -155,10 +154,10 @@ def cancel_on_error(backend: JobBackend, folder: Path, find_record: Callable[[],
                 backend.cancel(record)
             except QueueError as failed:
                 raise QueueError(
-                    f"job {job} was taken, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); "
+                    f"job {job} was accepted, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); "
                     "cancel it by hand"
                 ) from error
-            outcome = f"; job {job} was taken and is now cancelled"
+            outcome = f"; job {job} was accepted and is now cancelled"
         if isinstance(error, OSError):
             raise disk_error(folder, error, outcome) from error
         if outcome and isinstance(error, QueueError):

@@ -54,7 +54,7 @@ class SlurmBackend(JobBackend):
         size, last = read_max_array_size(), choice.indices[-1]
         if size is not None and last >= size:
             raise SubmitError([Problem("--sweep", f"its last member is number {last}, and this cluster's arrays end at "
-                                       f"{size - 1} (MaxArraySize); sweep less at once")])  # fmt: skip
+                                       f"{size - 1} (MaxArraySize); submit smaller sweeps")])  # fmt: skip
 
     def render(self, submission: Submission) -> str:
         """The script that sbatch gets, byte for byte."""

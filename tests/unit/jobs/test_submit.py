@@ -179,14 +179,14 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(tmp_path: Path, slurm: Stand
         sbatch = slurm.folder / "sbatch"
         sbatch.write_text(f"#!/bin/sh\ncat /dev/zero > {disk}/filler 2>/dev/null\necho Submitted batch job 42\n")
         ended = submit(disk, slurm, "--no-snapshot", *more).check(2)
-        assert "No space left on device; job slurm 42 was taken and is now cancelled; choose" in ended.output
+        assert "No space left on device; job slurm 42 was accepted and is now cancelled; choose" in ended.output
         assert slurm.calls("scancel") == [["42"]]
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
         (disk / "filler").unlink()
         slurm.answer(scancel=(1, "", "scancel: error: Access denied"))
         ended = submit(disk, slurm, "--no-snapshot", *more).check(1)
-        assert "job slurm 42 was taken, but cannot be recorded" in ended.output
+        assert "job slurm 42 was accepted, but cannot be recorded" in ended.output
         assert ended.output.endswith("(scancel: scancel: error: Access denied); cancel it by hand\n")
 
 

@@ -169,7 +169,7 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(queue: FileQueue, launch: An
         return submit(submission, cwd)
 
     queue.submit = block_record  # type: ignore[method-assign]
-    assert "job mine 1 was taken and is now cancelled; choose" in launch("submit", *MODEL, code=2)[1]
+    assert "job mine 1 was accepted and is now cancelled; choose" in launch("submit", *MODEL, code=2)[1]
     assert (queue.folder / "1.state").read_text() == "cancelled"
 
 
