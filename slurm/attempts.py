@@ -25,10 +25,10 @@ class SlurmAttempt:
 
     Attributes:
         job_id: SLURM's number, the same for all attempts of a requeued job.
-        number: how often SLURM has requeued the job; 0 at first.
+        number: requeues of the job before this attempt.
         step: the optimizer step that the attempt continues from.
         time: start, seconds since 1970.
-        host: name of the first node.
+        host: of the first node.
     """
 
     job_id: str

@@ -179,27 +179,22 @@ def find_contradictions(
     """Every contradiction between the job and the settings of the config; None for those that are not set."""
     problems: list[OptionProblem] = []
     if job.gpus_per_node is not None and devices not in (None, job.gpus_per_node):
-        problems.append(OptionProblem(
-            "gpus-per-node", f"given {job.gpus_per_node}, but devices is {devices}; leave out one of them"
-        ))  # fmt: skip
+        message = f"given {job.gpus_per_node}, but devices is {devices}; leave out one of them"
+        problems.append(OptionProblem("gpus-per-node", message))
     if num_nodes not in (None, job.nodes):
-        problems.append(OptionProblem(
-            "nodes", f"given {job.nodes}, but num_nodes is {num_nodes}; leave out num_nodes"
-        ))  # fmt: skip
+        message = f"given {job.nodes}, but num_nodes is {num_nodes}; leave out num_nodes"
+        problems.append(OptionProblem("nodes", message))
     ranks = count_ranks(job, devices) * job.nodes
     if global_batch_size is not None and global_batch_size % ranks:
         below = global_batch_size // ranks * ranks
         nearest = " or ".join(str(size) for size in (below, below + ranks) if size)
-        problems.append(OptionProblem(
-            "nodes", f"{job.nodes} nodes x {ranks // job.nodes} ranks = {ranks} ranks, and global_batch_size "
-            f"{global_batch_size} is not divisible by {ranks}; the nearest valid sizes: {nearest}"
-        ))  # fmt: skip
+        message = f"{job.nodes} nodes x {ranks // job.nodes} ranks = {ranks} ranks, and global_batch_size "
+        message += f"{global_batch_size} is not divisible by {ranks}; the nearest valid sizes: {nearest}"
+        problems.append(OptionProblem("nodes", message))
     # submitit and SLURM check the time about once a minute.
     if job.time is not None and job.time * 60 <= job.signal_delay:
-        problems.append(OptionProblem(
-            "time", f"{job.time} min is not more than the {job.signal_delay} s of --signal-delay, in which "
-            "the job saves; give more time, or a smaller --signal-delay"
-        ))  # fmt: skip
+        message = f"{job.time} min is not more than the {job.signal_delay} s of --signal-delay, in which the job saves"
+        problems.append(OptionProblem("time", f"{message}; give more time, or a smaller --signal-delay"))
     return problems
 
 

@@ -58,8 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.sweep:
         _submit_sweep(options, overrides)
     elif options.array is not None:
-        message = f"given {options.array!r} without --sweep; it chooses among the sweep's runs"
-        raise SubmitError([Problem("--array", message)])
+        raise SubmitError([Problem("--array", f"given {options.array!r} without --sweep, whose runs it selects")])
     else:
         _submit_run(options, overrides)
     return 0

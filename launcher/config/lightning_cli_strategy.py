@@ -14,6 +14,8 @@ from strategies.deepspeed_config import ZeroVariant
 from strategies.registry import list_zero_variants
 
 _PACKAGE = "lightning.pytorch.strategies"
+_MODULES = {"DDPStrategy": "ddp", "DeepSpeedStrategy": "deepspeed", "SingleDeviceStrategy": "single_device",
+            "FSDPStrategy": "fsdp", "ModelParallelStrategy": "model_parallel"}  # fmt: skip
 _DDP, _FIND_UNUSED = "ddp", "ddp_find_unused_parameters_true"
 # Lightning's names that differ in how processes are started, which the launcher does itself.
 _NAMES = {
@@ -99,7 +101,7 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     class_path = given.get("class_path")
     arguments = {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}
     name = str(class_path).rpartition(".")[2]
-    if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_module_of(name)}.{name}"):
+    if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_MODULES.get(name)}.{name}"):
         advice = "the launcher creates the strategy itself; write one of its names, as in `strategy: ddp`"
         return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; {advice}")]
     if name in _REJECTED_NAMES:
@@ -120,11 +122,6 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     except ConfigError as error:
         return {}, [*problems, *error.problems]
     return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; write `strategy: ddp` or another name")]
-
-
-def _module_of(name: str) -> str:
-    return {"DDPStrategy": "ddp", "DeepSpeedStrategy": "deepspeed", "SingleDeviceStrategy": "single_device",
-            "FSDPStrategy": "fsdp", "ModelParallelStrategy": "model_parallel"}.get(name, "")  # fmt: skip
 
 
 def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:

@@ -130,12 +130,11 @@ def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> S
     """
     job = _read_job(config, options, env)
     place = find_run(config)
-    devices = config.devices if isinstance(config.devices, int) else None
     fixed = dataclasses.replace(
         config,
         name=place.path.name,
         runs_dir=str(place.path.parent),
-        devices=count_ranks(job, devices),
+        devices=count_ranks(job, _number(config.devices)),
         num_nodes=job.nodes,
         accelerator="gpu" if job.gpus_per_node and config.accelerator == "auto" else config.accelerator,
         resume="none",
@@ -167,9 +166,8 @@ def _read_job(config: RunConfig, options: JobOptions, env: Mapping[str, str]) ->
     except JobRequestError as error:
         problems += error.problems
     else:
-        fixed = {key: value if isinstance(value, int) else None
-                 for key, value in (("devices", config.devices), ("num_nodes", config.num_nodes))}  # fmt: skip
-        problems += find_contradictions(job, **fixed, global_batch_size=config.global_batch_size)
+        problems += find_contradictions(job, devices=_number(config.devices), num_nodes=_number(config.num_nodes),
+                                        global_batch_size=config.global_batch_size)  # fmt: skip
 
     def source_of(option: str) -> str:
         is_in_config = option in configured and options.given.get(option) is None
@@ -178,6 +176,11 @@ def _read_job(config: RunConfig, options: JobOptions, env: Mapping[str, str]) ->
     if problems:
         raise SubmitError(Problem(source_of(p.option), p.message) for p in problems)
     return job
+
+
+def _number(setting: int | str) -> int | None:
+    """The number in a setting; None for `auto`."""
+    return setting if isinstance(setting, int) else None
 
 
 def make_folder(submission: Submission) -> None:
