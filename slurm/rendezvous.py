@@ -85,14 +85,10 @@ def rendezvous(file: Path, node: int, nodes: int, names: list[str], timeout: flo
 
 
 def host_rendezvous(file: Path, nodes: int, port: int, names: list[str], timeout: float) -> Endpoint:
-    """Node 0: publish the endpoint and wait for the other nodes.
+    """Node 0: publish the endpoint, and wait `timeout` seconds for the other nodes.
 
-    Args:
-        file: new for each attempt, on a disk that the nodes share.
-        nodes: number of nodes.
-        port: for the ranks, reserved on this node.
-        names: of this node, the preferred one first; its addresses are added.
-        timeout: in seconds.
+    The file is new for each attempt, on a disk that the nodes share. The port is reserved for the ranks. The first of
+    this node's names is the preferred one; its addresses are added.
 
     Raises:
         RendezvousError: lists the nodes that did not join.

@@ -26,7 +26,6 @@ class Command:
     """One subcommand.
 
     Attributes:
-        name: of the subcommand.
         summary: one line for the help.
         entry: `module` or `module:object`, a `CommandEntry`; imported when the command runs.
         takes_settings: whether settings of the config may follow as `--key value`.

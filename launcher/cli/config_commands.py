@@ -44,7 +44,6 @@ class ConfigCommand:
     """A subcommand with a config.
 
     Attributes:
-        name: of the subcommand.
         add_arguments: adds the command's own options.
         execute: runs it, in each rank if it starts ranks; returns the exit code.
         starts_ranks: whether this process starts the ranks, unless it is a rank.

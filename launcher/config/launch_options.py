@@ -22,8 +22,6 @@ class LaunchOptions:
 
     Attributes:
         nproc_per_node: ranks on each node, 'gpu', 'cpu' or 'auto'; None if not given.
-        min_nodes: fewest nodes.
-        max_nodes: most nodes.
         node_rank: this node's number, 0 to `max_nodes - 1`; None lets the rendezvous decide.
         endpoint_host: host of the rendezvous; node 0 serves it.
         endpoint_port: its port; 0 lets the system choose, on a single node.

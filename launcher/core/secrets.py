@@ -64,16 +64,7 @@ def without_secrets(values: Any) -> Any:
 
 def find_secrets(values: Any) -> dict[str, Any]:
     """Dotted path to value of every secret in plain values; references are not included."""
-    found: dict[str, Any] = {}
-
-    def note(path: _Path, value: Any, named: bool) -> Any:
-        del named
-        if _variable_of(value) is None:
-            found[".".join(path)] = value
-        return value
-
-    _changed(values, note)
-    return found
+    return {".".join(path): value for path, value, _ in _list_secrets(values)}
 
 
 def digests(values: Any) -> dict[str, str]:
@@ -87,15 +78,7 @@ def references(values: Any, env: Mapping[str, str]) -> dict[str, str]:
 
     A variable of `env` is used if it has a secret's name and value.
     """
-    found: dict[str, str] = {}
-
-    def note(path: _Path, value: Any, named: bool) -> Any:
-        if _variable_of(value) is None:
-            found[_variable(path, value, named, env)] = str(value)
-        return value
-
-    _changed(values, note)
-    return found
+    return {_variable(path, value, named, env): str(value) for path, value, named in _list_secrets(values)}
 
 
 def with_references(values: Any, env: Mapping[str, str]) -> Any:
@@ -177,6 +160,19 @@ def _is_secret(name: str, value: Any, strength: int) -> bool:
         return True
     is_entry = "token" not in name.lower() and _ENTRY.fullmatch(value)
     return strength == 2 or (strength == 1 and not (is_entry or _SYMBOL.fullmatch(value)))
+
+
+def _list_secrets(values: Any) -> list[tuple[_Path, Any, bool]]:
+    """Path and value of every secret that is not a reference, and whether its key is that of a secret."""
+    found: list[tuple[_Path, Any, bool]] = []
+
+    def note(path: _Path, value: Any, named: bool) -> Any:
+        if _variable_of(value) is None:
+            found.append((path, value, named))
+        return value
+
+    _changed(values, note)
+    return found
 
 
 def _changed(value: Any, change: Callable[[_Path, Any, bool], Any], path: _Path = (), strength: int = 0) -> Any:

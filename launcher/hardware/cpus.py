@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
 
-
-def count_usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = _CGROUPS) -> int:
+def count_usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores in the affinity mask, or in the quota of the control group if that is less; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(proc, cgroups)

@@ -42,7 +42,6 @@ class Hardware:
     """Device and libraries of one rank.
 
     Attributes:
-        device: of this rank.
         local_device_count: devices of that kind on this node; 1 for a CPU.
         versions: library to version, and build tool to path; None if it is not installed.
     """

@@ -17,7 +17,6 @@ class NvmeFolder:
     """A folder as one rank sees it.
 
     Attributes:
-        path: from the config.
         free_bytes: free space for this user; 0 if it cannot be used.
         problem: why it cannot be used; None if it can.
         device: number of its file system; folders on the same one share the free space.

@@ -25,13 +25,10 @@ class RunStatus:
     """One run.
 
     Attributes:
-        name: of the run.
         state: queued, running, requeued, done, stopped, failed, cancelled, or ended (the result is not known).
         detail: why it waits, where it runs, or what went wrong.
         job: 'slurm 123', 'local 4711', or None for a run that was not submitted.
-        attempts: number of starts.
         step: optimizer steps done.
-        metrics: their last values.
         checkpoint_step: optimizer step of the newest checkpoint.
         updated: time of the last event, seconds since 1970.
     """

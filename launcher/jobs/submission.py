@@ -103,7 +103,6 @@ class SweepSubmission:
 
     Attributes:
         path: the sweep's folder, next to those of its runs.
-        members: all members.
         choice: the members to run now.
         submissions: of these members, by index.
         folder: for the script, the pickles and the tasks' output; not created yet.

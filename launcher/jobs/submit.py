@@ -53,10 +53,7 @@ def refuse_running(submission: Submission) -> None:
 def private_folder(folder: Path, prepare: Callable[[], Path], remove: Callable[[], None]) -> Generator[Path]:
     """Create a submission's folder, readable by the user alone; remove it if the submission fails.
 
-    Args:
-        folder: of the submission.
-        prepare: creates the folder; returns the one with the user's code, which the context yields.
-        remove: removes what `prepare` created.
+    `prepare` creates it and returns the folder with the user's code, which the context yields. `remove` reverts it.
 
     Raises:
         SubmitError: the disk is full or read-only.

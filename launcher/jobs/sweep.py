@@ -101,10 +101,7 @@ def read_sweep(texts: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
 def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) -> list[Member]:
     """The members of the sweep `name`, which is also their W&B group unless the config sets another.
 
-    Args:
-        base: normalized plain values that all members share.
-        sets: from `read_sweep`.
-        name: of the sweep.
+    `base` are normalized plain values that all members share; `sets` are those of `read_sweep`.
 
     Raises:
         ConfigError: lists every problem of every member; a problem of all members is listed once.
