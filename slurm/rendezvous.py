@@ -136,7 +136,7 @@ def join_rendezvous(file: Path, node: int, timeout: float, now: Callable[[], flo
         )
     failures = "; ".join(f"{host}: {why}" for host, why in tried.items())
     raise RendezvousError(
-        f"node {node} ({socket.gethostname()}) reaches no address of node 0: {failures}; "
+        f"node {node} ({socket.gethostname()}) cannot reach any address of node 0: {failures}; "
         "open the ports between the nodes"
     )
 

@@ -202,7 +202,7 @@ def make_agent_command(
 
 @contextmanager
 def _rendezvous(request: FitRequest, task: SlurmTask) -> Generator[Endpoint | None]:
-    """Where the nodes meet; its port is reserved as long as the agent runs."""
+    """The rendezvous of the nodes; its port is reserved while the agent runs."""
     if request.nodes == 1:
         yield None
         return

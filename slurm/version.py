@@ -41,7 +41,7 @@ def _accounting(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
     try:
         asked = run(["sacct", "--noheader", "--allocations", "--starttime=now", "--format=jobid"])
     except FileNotFoundError:
-        return "there is no sacct"
+        return "sacct is not installed"
     except subprocess.TimeoutExpired as error:
         return f"sacct did not answer within {error.timeout:g} s"
     except OSError as error:

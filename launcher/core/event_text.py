@@ -55,7 +55,7 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
 
 
 def _exit(code: Any) -> str:
-    """How a process without an error message ended; a negative code is the number of a signal."""
+    """The ending of a process without an error message; a negative code is the number of a signal."""
     if type(code) is int and code < 0:
         return f"killed by {signal_name(-code)}"
     return "failed" if code is None else f"ended with exit code {code}"

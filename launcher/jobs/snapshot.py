@@ -59,8 +59,8 @@ def take_snapshot(cwd: Path, folder: Path, runs: Path) -> Path | None:
         _link_ignored(root, folder, here, runs)
     except OSError as error:
         raise QueueError(
-            f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; make "
-            "space, or that file readable, or use --no-snapshot"
+            f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; free "
+            "some space, make that file readable, or use --no-snapshot"
         ) from error
     return here
 

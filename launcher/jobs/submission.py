@@ -194,8 +194,8 @@ def _export_secrets(config: RunConfig) -> None:
     """Set the config's secrets as variables, which sbatch and the job's process inherit; no file contains them."""
     for name, value in references(config.to_dict(), os.environ).items():
         if os.environ.setdefault(name, value) != value:
-            raise SubmitError([Problem(name, "two values are given for one secret, which a job gets by this variable; "
-                                       "unset it, and give all members of a sweep the same")])  # fmt: skip
+            raise SubmitError([Problem(name, "two values are given for one secret, which the job reads from this "
+                                       "variable; unset it, and give all members of a sweep one value")])  # fmt: skip
 
 
 def remove_folder(submission: Submission) -> None:

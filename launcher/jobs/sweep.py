@@ -90,7 +90,7 @@ def read_sweep(texts: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
     keys = [json.dumps(each, sort_keys=True, default=str) for each in sets]
     repeated = [describe(each) for number, each in enumerate(sets) if keys[number] in keys[:number]]
     problems += [
-        Problem(_FLAG, f"two members are the same, remove one: {text or 'nothing is set'}")
+        Problem(_FLAG, f"two members are equal; remove one: {text or 'nothing is set'}")
         for text in dict.fromkeys(repeated)
     ]
     if problems:

@@ -123,7 +123,7 @@ class JobBackend(ABC):
                 with contextlib.suppress(QueueError):
                     self.cancel(record)
             raise
-        return f"{len(submitted)} jobs are submitted"
+        return f"{len(submitted)} jobs were submitted"
 
     def cancel_sweep(self, array: Record, members: Sequence[Record]) -> list[str]:
         """Stop the jobs of one submission of a sweep, given its and its members' records; returns lines for the user.
@@ -155,7 +155,7 @@ def cancel_on_error(backend: JobBackend, folder: Path, find_record: Callable[[],
             except QueueError as failed:
                 raise QueueError(
                     f"job {job} was accepted, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); "
-                    "cancel it by hand"
+                    "cancel it manually"
                 ) from error
             outcome = f"; job {job} was accepted and is now cancelled"
         if isinstance(error, OSError):

@@ -70,7 +70,7 @@ class LocalBackend(JobBackend):
             raise QueueError(
                 f"process {pid} does not run on this machine; to save and stop, send SIGTERM to the process that trains"
             )
-        return f"process {pid} is asked to save and stop"
+        return f"process {pid} was asked to save and stop"
 
     def cancel_sweep(self, array: Record, members: Sequence[Record]) -> list[str]:
         """Send SIGTERM to the process that runs the members, unless it has ended."""
@@ -93,7 +93,7 @@ def read_directory_status(run: Path) -> JobStatus:
 def _status(record: Record) -> JobStatus:
     if record.get("waits_in"):
         if _is_running(read_array_record(Path(record["waits_in"]))):
-            return JobStatus("queued", "waits for its turn")
+            return JobStatus("queued", "waits for earlier members")
         return JobStatus("ended", "its sweep ended before it started")
     return JobStatus("running") if _is_running(record) else read_directory_status(_run_of(record))
 

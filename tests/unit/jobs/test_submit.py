@@ -187,7 +187,7 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(tmp_path: Path, slurm: Stand
         slurm.answer(scancel=(1, "", "scancel: error: Access denied"))
         ended = submit(disk, slurm, "--no-snapshot", *more).check(1)
         assert "job slurm 42 was accepted, but cannot be recorded" in ended.output
-        assert ended.output.endswith("(scancel: scancel: error: Access denied); cancel it by hand\n")
+        assert ended.output.endswith("(scancel: scancel: error: Access denied); cancel it manually\n")
 
 
 def test_on_a_full_or_read_only_disk_nothing_is_queued_and_no_file_is_lost(tmp_path: Path, slurm: StandIns) -> None:
