@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """Disable automatic collection in the block; later collections do not visit the modules, classes and functions."""
+    """Disable automatic collection in the block; later collections skip all objects that exist at its end."""
     was_on = gc.isenabled()
     gc.disable()
     try:

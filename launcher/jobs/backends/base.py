@@ -1,6 +1,6 @@
 """The abstract base of the job back ends.
 
-A back end starts a job and returns its record, which the launcher keeps in the run's `submissions/` and passes to the
+A back end starts a job and returns its record, which the launcher keeps in the submission's folder and passes to the
 other methods. The record's `output` lists the files of the job's own output, as patterns relative to that folder.
 """
 
