@@ -53,8 +53,7 @@ _VALUES = (
     *(frozenset, slice, range, int, float, bool, str, bytes, list, dict, tuple, object, type(None)),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path, pathlib.PosixPath),
 )
-# Paths of another operating system cannot open files here.
-_ALIASES: dict[str, Any] = {"pathlib.WindowsPath": pathlib.PureWindowsPath}
+
 # Classes of other libraries that are created like plain values; imported only if a file names them.
 _LIBRARIES = {
     "omegaconf.dictconfig": ("DictConfig",),
@@ -72,12 +71,8 @@ _NAMED = ("torch.nn.", "torch.optim.")
 
 
 def find_known(named: Global) -> Any:
-    """Find a known class or function.
-
-    Returns:
-        The class or function; `NotImplemented` if it is not a known one.
-    """
-    path = str(named) if named.module != "builtins" else f"builtins.{named.name}"
+    """The known class or function of a name; `NotImplemented` if it is not a known one."""
+    path = f"{named.module}.{named.name}"
     for table in (_table(), torchs._get_allowed_globals(), torchs._get_user_allowed_globals()):
         if path in table:
             return table[path]
@@ -86,7 +81,10 @@ def find_known(named: Global) -> Any:
             return getattr(importlib.import_module(named.module), named.name)
         except ImportError:
             return NotImplemented
-    found = _imported(named)
+    # Only in a module that is imported already: importing one would run its code.
+    found: Any = sys.modules.get(named.module)
+    for part in named.name.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
     if isinstance(found, type) and issubclass(found, enum.Enum):
         return found
     if (
@@ -100,11 +98,7 @@ def find_known(named: Global) -> Any:
 
 
 def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, new: bool) -> Any:
-    """Create an object of a known class.
-
-    Raises:
-        pickle.UnpicklingError: the function must not be called.
-    """
+    """Create an object of a known class; `pickle.UnpicklingError` if the function must not be called."""
     if isinstance(function, enum.EnumType):
         return _member(function, *args)
     if not isinstance(function, type | types.FunctionType | types.BuiltinFunctionType):
@@ -149,7 +143,8 @@ def _table() -> dict[str, Any]:
     for module in ("pathlib", "pathlib._local"):
         names = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath")
         table.update({f"{module}.{name}": getattr(pathlib, name) for name in names})
-        table[f"{module}.WindowsPath"] = _ALIASES["pathlib.WindowsPath"]
+        # A path of another operating system cannot open files here.
+        table[f"{module}.WindowsPath"] = pathlib.PureWindowsPath
     table.update({"functools.partial": functools.partial, "collections.defaultdict": collections.defaultdict,
                   "copyreg._reconstructor": _RECONSTRUCTOR, "builtins.getattr": getattr, "_operator.or_": operator.or_,
                   "numpy.dtype": np.dtype, "numpy.ndarray": np.ndarray})  # fmt: skip
@@ -166,17 +161,6 @@ def _makers() -> frozenset[Any]:
     libraries = {getattr(sys.modules[module], name) for module, names in _LIBRARIES.items() if module in sys.modules
                  for name in names if hasattr(sys.modules[module], name)}  # fmt: skip
     return frozenset({*_VALUES, *libraries, _empty_array, _number, _frombuffer})
-
-
-def _imported(named: Global) -> Any:
-    """Find a name in a module that is imported already; runs no code of the module."""
-    found: Any = sys.modules.get(named.module)
-    for part in named.name.split("."):
-        try:
-            found = vars(found).get(part)
-        except TypeError:
-            return None
-    return found
 
 
 def _member(kind: enum.EnumType, *args: Any) -> Any:
@@ -211,10 +195,6 @@ def _old_style(kind: Any, base: Any, state: Any) -> Any:
     return object.__new__(kind)
 
 
-def _partial(function: Any, *args: Any, **kwargs: Any) -> Any:
-    return functools.partial(function, *args, **kwargs)
-
-
 def _default_dict(factory: Any = None, *args: Any) -> Any:
     # The factory is called for each missing key.
     if factory not in (None, list, dict, set, int, float, str, tuple, bool, collections.OrderedDict):
@@ -246,7 +226,7 @@ def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np
 
 
 _CALLS: dict[Any, Callable[..., Any]] = {
-    functools.partial: _partial,
+    functools.partial: functools.partial,
     collections.defaultdict: _default_dict,
     _RECONSTRUCTOR: _old_style,
     getattr: _attribute,

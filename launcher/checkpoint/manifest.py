@@ -43,13 +43,10 @@ def manifest_path(checkpoint: Path) -> Path:
 
 
 def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifest: bool = True) -> None:
-    """Rename a complete checkpoint file to its name, replacing an older one.
+    """Rename a complete checkpoint file on the same disk to its final name, replacing an older one.
 
-    Args:
-        temporary: the file, on the same disk.
-        checkpoint: its name.
-        step: number of optimizer steps; None if not known.
-        with_manifest: false in a folder of the user, which gets the same files as with plain Lightning.
+    `step` is the number of optimizer steps if known. Without a manifest, as in a folder of the user, the folder gets
+    the same files as with plain Lightning.
 
     Raises:
         OSError: the disk is full or read-only; the older checkpoint is kept.
@@ -71,13 +68,7 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
 
 
 def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
-    """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name.
-
-    Args:
-        temporary: its path.
-        checkpoint: the path that it will have.
-        step: number of optimizer steps; None if not known.
-    """
+    """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name."""
     for file in _files(temporary):
         _sync(file)
     before = _read_manifest(checkpoint) or {}
@@ -126,12 +117,12 @@ def find_problem(checkpoint: Path) -> str | None:
 
 
 def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> tuple[Path | None, tuple[str, ...]]:
-    """Choose the checkpoint to resume from.
+    """Choose the checkpoint to resume from: one of the run's own, otherwise the explicit one that the user gave.
 
     Args:
-        folder: checkpoints of the run, which are preferred; None ignores them.
+        folder: checkpoints of the run; None ignores them.
         last: name of the checkpoint to try first.
-        explicit: the checkpoint that the user gave, None without one.
+        explicit: None without one.
 
     Returns:
         Its path, None for a fresh start; and a notice for each damaged checkpoint that was skipped.
@@ -161,11 +152,7 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
 
 
 def newest_valid(folder: Path, last: str) -> tuple[Path | None, tuple[SkippedCheckpoint, ...]]:
-    """The newest valid checkpoint; `last` is tried first.
-
-    Returns:
-        Its path, None if there is none; and the damaged checkpoints that were skipped.
-    """
+    """The newest valid checkpoint, None without one, and the damaged ones skipped before it; `last` is tried first."""
     skipped: list[SkippedCheckpoint] = []
     for checkpoint in candidates(folder, last):
         problem = find_problem(checkpoint)
@@ -183,9 +170,9 @@ def candidates(folder: Path, last: str) -> list[Path]:
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     """The manifest; None without one. Invalid JSON counts as an empty manifest, which matches no checkpoint."""
-    name = (
-        checkpoint.name.removeprefix(".").removesuffix(".old") if checkpoint.name.startswith(".") else checkpoint.name
-    )
+    name = checkpoint.name
+    if name.startswith("."):
+        name = name.removeprefix(".").removesuffix(".old")
     try:
         values = json.loads(manifest_path(checkpoint.with_name(name)).read_text(encoding="utf-8"))
     except FileNotFoundError:

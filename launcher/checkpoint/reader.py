@@ -30,23 +30,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Which checkpoints may run code when they are loaded.
+    """Which checkpoints may run code when they are loaded: those that the run wrote, or all (`resume_trust`).
 
-    Attributes:
-        run: the run directory; checkpoints that the run wrote may run code if no other user can write there.
-        everywhere: whether all checkpoints may (`resume_trust`).
+    The run's own checkpoints may run code only if no other user can write to the run directory.
     """
 
     run: Path | None = None
     everywhere: bool = False
 
     def objection(self, checkpoint: Path, *, is_written: bool = True) -> str | None:
-        """Why a checkpoint may not run code; None if it may.
-
-        Args:
-            checkpoint: its path.
-            is_written: false if its manifest is not written yet.
-        """
+        """Why a checkpoint may not run code; None if it may. `is_written` is false before its manifest exists."""
         if self.everywhere:
             return None
         place, run = checkpoint.absolute(), None if self.run is None else self.run.absolute()
@@ -81,7 +74,7 @@ def read_file(
     """Read a file that `torch.save` has written.
 
     Args:
-        file: the file.
+        file: its path.
         trust: whether objects of classes other than torch's and plain values are created; None replaces them with
             `NotLoaded`.
         of: the checkpoint that the file is a part of; the file itself if not given.
@@ -118,11 +111,7 @@ def read_file(
 
 
 def foreign_objects(file: Path) -> tuple[Foreign, ...]:
-    """The objects of a file that a fit needs and that only untrusted code can create.
-
-    Raises:
-        Exception: any error, if the file is not a checkpoint.
-    """
+    """The objects of a file that a fit needs and only untrusted code can create; any error if it is no checkpoint."""
     tree = _load(file, "cpu", mmap=True)
     return make_objects(tree.root, trusted=False)[1] if isinstance(tree, _Tree) else ()
 
@@ -191,11 +180,7 @@ def list_objects(foreign: Sequence[Foreign]) -> str:
 
 
 def as_mapping(content: Any, path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint.
-
-    Raises:
-        ResumeError: it is not a mapping.
-    """
+    """The content of a checkpoint; a `ResumeError` if it is not a mapping."""
     if not isinstance(content, dict):
         raise ResumeError(
             f"resume: {path} contains a {type(content).__name__}, not a Lightning checkpoint; give another one"

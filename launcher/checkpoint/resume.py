@@ -25,23 +25,14 @@ _REFUSED_BY_TORCH = "Error(s) in loading state_dict for "
 
 
 def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
-    """The checkpoint's content; its tensors stay on disk, and of a DeepSpeed checkpoint only the shapes are read.
-
-    Raises:
-        ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
-    """
+    """The content as `CheckpointFormat.read_outline` reads it, which lists the errors too."""
     return format_of(path).read_outline(path, trust, outline=outline)
 
 
 def check_checkpoint(path: Path, trust: Trust | None = None) -> CheckpointPrecision:
-    """Check that a training can resume from a checkpoint.
+    """Check that a training can resume from a checkpoint, and return the precision that it was trained in.
 
-    Args:
-        path: the checkpoint.
-        trust: which checkpoints may run code when they are loaded; None skips this check.
-
-    Returns:
-        The precision that it was trained in.
+    Without `trust`, objects that need untrusted code are not checked.
 
     Raises:
         ResumeError: it is not a Lightning training checkpoint, or would run untrusted code.
@@ -68,12 +59,9 @@ def scaler_problem(path: Path) -> str | None:
 
 
 def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, Any] | None = None) -> None:
-    """Compare names and shapes of the weights with the model's.
+    """Compare names and shapes of the weights with the model's, after its `setup` and `configure_model`.
 
-    Args:
-        path: the checkpoint.
-        model: after its `setup` and `configure_model`.
-        saved: the weights after the model's `on_load_checkpoint`; None reads them.
+    `saved` has the weights after the model's `on_load_checkpoint`; None reads them.
 
     Raises:
         ResumeError: the checkpoint is of another model; lists the differences.

@@ -19,18 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """One rank of a run, after the ranks have agreed.
+    """One rank of a run, after the ranks have agreed on the plan.
 
     Attributes:
-        config: the run's config.
-        topology: this rank's place.
-        plan: the plan that the ranks agreed on.
-        run: the run directory; its `resume_from` is the checkpoint to resume from or to evaluate.
+        run: its `resume_from` is the checkpoint to resume from or to evaluate.
         store: the ranks' c10d store.
         attempt: name of this start of all ranks.
-        output: events and terminal.
-        status: what this rank reports to its agent.
-        given: objects made in code, trained instead of those that the config names; None without any.
+        given: objects made in code, trained instead of those that the config names.
         stays_open: whether the process group and the W&B run stay open for the returned Trainer.
     """
 

@@ -59,14 +59,9 @@ def build_trainer(
     *,
     on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> pl.Trainer:
-    """The Trainer for the plan.
+    """The Trainer for the plan, with callbacks for checkpoints, progress and summary added to the given ones.
 
-    Args:
-        ctx: this rank's run.
-        objects: the user's plugins and profiler.
-        callbacks: the launcher's and the user's; callbacks for checkpoints, progress and summary are added here.
-        loggers: the loggers of every rank; see `launcher.loggers.selection`.
-        on_unused: called with the names of parameters that get no gradient under DDP; None makes them an error.
+    `on_unused` is called with the names of parameters that get no gradient under DDP; None makes them an error.
     """
     config, plan, topology = ctx.config, ctx.plan, ctx.topology
     read_back = ReadBack(ctx.trust, ctx.output.notice)

@@ -21,17 +21,12 @@ Part = Literal["model", "data"]
 
 
 class ModelCountError(LauncherError):
-    """The model cannot be created on the meta device; the text has the error of its constructor."""
+    """The model cannot be created on the meta device; the message has the error of its constructor."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Number of parameters.
-
-    Attributes:
-        total: all of them.
-        trainable: parameters that get a gradient.
-    """
+    """The number of all parameters, and of those that get a gradient."""
 
     total: int
     trainable: int

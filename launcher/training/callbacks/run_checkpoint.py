@@ -34,9 +34,8 @@ class CheckpointAfterBatch(ModelCheckpoint):
 class RunCheckpoint(CheckpointAfterBatch):
     """Saves the checkpoints that a run resumes from, independent of the user's checkpoint callbacks.
 
-    It has its own type for two reasons. Lightning removes the Trainer's callbacks of a type if the model's
-    `configure_callbacks` returns one of that type, and callbacks of one type need different settings to be saved
-    together.
+    Its own type keeps it if the model's `configure_callbacks` returns a ModelCheckpoint, and lets it have the same
+    settings as another one.
     """
 
     def __init__(self, options: CheckpointOptions, folder: Path) -> None:
@@ -127,11 +126,9 @@ class _Connector(_CheckpointConnector):
 
 
 def find_best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | None]:
-    """The best checkpoint by the first callback with a monitor, the user's callbacks before the run's.
+    """Path or URL of the best checkpoint by the first callback with a monitor, the user's first, and the monitor.
 
-    Returns:
-        The path or URL, and the monitor. Without a monitor, the checkpoint that the first callback saved last; None if
-        there is none.
+    Without a monitor, the checkpoint that the first callback saved last; None if there is none.
     """
     callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     saved = [each for each in callbacks if each.best_model_path]

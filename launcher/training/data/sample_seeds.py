@@ -19,11 +19,7 @@ _MASK = 2**64 - 1
 
 
 class SeededIndex(int):
-    """A sample's index with the seed for its random draws.
-
-    Attributes:
-        seed: 64 bits.
-    """
+    """A sample's index with the seed for its random draws, which has 64 bits."""
 
     seed: int
 

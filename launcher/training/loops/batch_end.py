@@ -12,14 +12,10 @@ import lightning.pytorch as pl
 def after_batch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     """Run `action` once at the end of this batch, before a validation that follows it.
 
-    A checkpoint that is saved in a callback's `on_train_batch_end` lacks what later callbacks and the module do in
-    theirs, and a resume does not run those hooks again. In `action` Lightning's counters have the same values as in a
-    callback, so a checkpoint is saved and resumed as one of the end of a batch. Of several actions the last one runs
-    first.
-
-    Args:
-        trainer: while one of its callbacks' `on_train_batch_end` runs.
-        action: an exception in it ends the training.
+    Call it in a callback's `on_train_batch_end`. A checkpoint that is saved there lacks the changes that later
+    callbacks and the module make in this hook, and a resume does not run the hook again. In `action` Lightning's
+    counters have the same values as in a callback, so the checkpoint is resumed as one of the end of a batch. Of
+    several actions the last one runs first. An exception in `action` ends the training.
     """
     loop = trainer.fit_loop.epoch_loop
     proceed = loop.on_advance_end

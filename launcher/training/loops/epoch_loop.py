@@ -23,14 +23,14 @@ _OWN_GENERATOR = "_launcher_generator"
 
 
 def set_restarting(loop: _Loop, restarting: bool) -> None:
-    """Set Lightning's flag on the loop and on those inside it, also where the loop overrides the property."""
+    """Set Lightning's flag on the loop and on those inside it, even if the loop overrides the property."""
     cast(Any, _Loop.restarting).fset(loop, restarting)
 
 
 class ValidationLoop(_EvaluationLoop):
     """Validations whose loaders draw nothing from the training's random generators when an iteration starts.
 
-    With one validation more or less, as around a resume, the training stays the same.
+    One validation more or less, as around a resume, does not change the training.
     """
 
     @override
@@ -60,7 +60,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @property
     def ends_early(self) -> bool:
-        """Whether the epoch ends with this batch although it has more, as far as is known now."""
+        """Whether the epoch ends with this batch although it has more, according to the current state."""
         trainer = self.trainer
         should_stop = trainer.should_stop and trainer.fit_loop._can_stop_early
         return should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)

@@ -1,9 +1,8 @@
 """Lightning's training loops, which resume from one `Position` instead of from the states of several parts.
 
-Lightning's own restart derives the place in an epoch from three states: the loops' counters, the states of the loaders,
-and the sampler's epoch. They disagree after an epoch that the Trainer ended early, and where a validation and a
-checkpoint follow the same batch. Here the counters are set to the position, the loaders are placed at it, and the work
-that remained after its last batch is done by the same code as in an uninterrupted run.
+Lightning derives the place in an epoch from the loops' counters, the loaders' states and the sampler's epoch, which
+disagree after an epoch that the Trainer ended early, and if a validation and a checkpoint follow the same batch. Here
+counters and loaders are set to the position, and the code of an uninterrupted run finishes the position's last batch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from launcher.training.loops.epoch_loop import EpochLoop, set_restarting
 from launcher.training.loops.position import (
     KEY,
     Position,
-    describe_changes,
+    describe_change,
     read_position,
     rewind_position,
     scale_position,
@@ -33,20 +32,14 @@ from launcher.training.loops.position import (
 
 
 def use_resumable_loops(trainer: pl.Trainer, order: DataOrder) -> None:
-    """Replace the Trainer's training loops before its first `fit`.
-
-    Args:
-        trainer: its limits are copied to the new loops.
-        order: puts the training data in order and gives notice of what a resume cannot repeat.
-    """
+    """Replace the Trainer's training loops before its first `fit`; the new ones have the same limits."""
     before = trainer.fit_loop
     loop = FitLoop(trainer, order, min_epochs=before.min_epochs, max_epochs=before.max_epochs)
     loop.epoch_loop = EpochLoop(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
     trainer.fit_loop = loop
-    evaluations = {"val": (loop.epoch_loop.val_loop, trainer.validate_loop), "test": (trainer.test_loop,)}
-    for name, loops in evaluations.items():
-        for each in loops:
-            each._data_source = SharedSource(f"{name}_dataloader", trainer)
+    evaluations = (("val", loop.epoch_loop.val_loop), ("val", trainer.validate_loop), ("test", trainer.test_loop))
+    for name, each in evaluations:
+        each._data_source = SharedSource(f"{name}_dataloader", trainer)
 
 
 class _OrderedSource(_DataLoaderSource):
@@ -64,21 +57,13 @@ class _OrderedSource(_DataLoaderSource):
 
 
 class FitLoop(_FitLoop):
-    """The epochs; saves and restores the position.
-
-    Attributes:
-        resumed_from: the position in the checkpoint, until the training starts.
-
-    Args:
-        trainer: runs the loop.
-        order: puts the training data in order and gives notice of what a resume cannot repeat.
-        limits: `min_epochs` and `max_epochs`.
-    """
+    """The epochs; saves and restores the position. `order` also gives notices of data that a resume cannot repeat."""
 
     def __init__(self, trainer: pl.Trainer, order: DataOrder, **limits: Any) -> None:
         super().__init__(trainer, **limits)
         self._data_source = _OrderedSource(order, trainer)
         self._order = order
+        # The position in the checkpoint, until the training starts.
         self.resumed_from: Position | None = None
         self._position: Position | None = None
         self._saved: Position | None = None
@@ -185,10 +170,9 @@ class FitLoop(_FitLoop):
         if self._saved is not None:
             sizes = [getattr(loader, "batch_size", None) for loader in combined.flattened]
             batch = self._order.batch
-            now = scale_position(
-                self._position or rewind_position(self._saved), batch.world_size, batch.accumulate, sizes
-            )
-            for text in describe_changes(self._saved, now):
+            position = self._position or rewind_position(self._saved)
+            now = scale_position(position, batch.world_size, batch.accumulate, sizes)
+            if (text := describe_change(self._saved, now)) is not None:
                 self._order.notify_once(text)
             self._position = now if now.in_epoch else None
             self.restarting = now.in_epoch

@@ -32,13 +32,7 @@ _ENDED = "0"
 
 
 class StopAgreement:
-    """The ranks' common decision where to stop.
-
-    Args:
-        store: shared by the ranks, with keys of this attempt only; None with one rank.
-        rank: this rank.
-        world_size: number of ranks.
-    """
+    """The ranks' common decision at which step to stop. The store has keys of this attempt only."""
 
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
         self._store: Any = store if world_size > 1 else None
