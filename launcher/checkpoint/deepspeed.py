@@ -21,7 +21,7 @@ from launcher.core.errors import ResumeError
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
 # DeepSpeed's own keys in a file; Lightning saves the others.
-_OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
+_DEEPSPEED_KEYS = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
                  "frozen_param_fragments", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names",
                  "skipped_steps", "global_steps", "global_samples", "dp_world_size", "mp_world_size",
                  "checkpoint_parallel_dimensions", "ds_config", "ds_version")  # fmt: skip
@@ -81,7 +81,7 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
     shapes.update({name: content["module"][name].shape for name in content["buffer_names"]})
     shapes.update({name: shapes[other] for name, other in content["shared_params"].items() if other in shapes})
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    return {**_of_lightning(content), "state_dict": state, "optimizer_states": []}
+    return {**_lightning_part(content), "state_dict": state, "optimizer_states": []}
 
 
 def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
         raise ResumeError(
             f"resume: {path} cannot be consolidated: {first_line(error)}; give another checkpoint"
         ) from error
-    return {**_of_lightning(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
+    return {**_lightning_part(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
 
 
 class _Partitions:
@@ -209,5 +209,5 @@ def _folder(path: Path) -> Path:
     return path / Path(tag).name
 
 
-def _of_lightning(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key not in _OF_DEEPSPEED}
+def _lightning_part(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in _DEEPSPEED_KEYS}

@@ -1,4 +1,4 @@
-"""The classes whose objects any checkpoint may contain, as creating them runs no code that the file chooses.
+"""The classes that any checkpoint may contain, because creating their objects runs no code from the file.
 
 These are torch's list for `weights_only`, the user's additions to it, and values such as numbers, paths and dates.
 """
@@ -26,14 +26,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.fabric.utilities.data import AttributeDict
-from torch import _weights_only_unpickler as torchs
+from torch import _weights_only_unpickler as torch_unpickler
 from torch._tensor import _rebuild_from_type_v2
 
 from launcher.checkpoint.pickle_nodes import Global
 
 
 class NotLoaded:
-    """Replaces an object of a checkpoint whose creation would run code; it has only the object's name."""
+    """Replaces an object that needs code from the checkpoint; it has only the object's name."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -73,7 +73,7 @@ _NAMED = ("torch.nn.", "torch.optim.")
 def find_known(named: Global) -> Any:
     """The known class or function of a name; `NotImplemented` if it is not a known one."""
     path = f"{named.module}.{named.name}"
-    for table in (_table(), torchs._get_allowed_globals(), torchs._get_user_allowed_globals()):
+    for table in (_table(), torch_unpickler._get_allowed_globals(), torch_unpickler._get_user_allowed_globals()):
         if path in table:
             return table[path]
     if named.name in _LIBRARIES.get(named.module, ()):
@@ -105,7 +105,7 @@ def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
         raise pickle.UnpicklingError(f"a {type(function).__name__} must not be called")
     if (own := _CALLS.get(function)) is not None:
         return own(*args, **kwargs)
-    if not _is_on_torchs_list(function) and function not in _makers():
+    if not _is_allowed_by_torch(function) and function not in _makers():
         raise pickle.UnpicklingError(f"{function.__module__}.{function.__qualname__} must not be called")
     if function is _rebuild_from_type_v2:
         _check_rebuilt(*args)
@@ -117,7 +117,7 @@ def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 def may_change(made: Any, step: str) -> bool:
     """Whether a file may change a known object after its creation: not a shared one, such as an enum's member."""
     kind = type(made)
-    if _is_on_torchs_list(kind):
+    if _is_allowed_by_torch(kind):
         return True
     if step == "state":
         others = (functools.partial, collections.defaultdict, np.ndarray)
@@ -126,13 +126,13 @@ def may_change(made: Any, step: str) -> bool:
 
 
 def _check_rebuilt(function: Any, kind: Any, *_: Any) -> None:
-    if function not in torchs._tensor_rebuild_functions() or not _is_on_torchs_list(kind):
+    if function not in torch_unpickler._tensor_rebuild_functions() or not _is_allowed_by_torch(kind):
         raise pickle.UnpicklingError(f"{function} does not create a tensor")
 
 
-def _is_on_torchs_list(function: Any) -> bool:
+def _is_allowed_by_torch(function: Any) -> bool:
     """Compares by identity: an object of a file may compare equal to anything."""
-    tables = (torchs._get_allowed_globals(), torchs._get_user_allowed_globals())
+    tables = (torch_unpickler._get_allowed_globals(), torch_unpickler._get_user_allowed_globals())
     return any(function is each for table in tables for each in table.values())
 
 

@@ -14,7 +14,6 @@ import shutil
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,6 @@ MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"
 # Several readers get more from a disk, up to a limit.
 _HASHED_AT_ONCE = 8
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedCheckpoint:
-    """A damaged checkpoint, and what is wrong with it."""
-
-    path: Path
-    reason: str
 
 
 def manifest_path(checkpoint: Path) -> Path:
@@ -52,7 +43,7 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
         OSError: the disk is full or read-only; the older checkpoint is kept.
     """
     if with_manifest:
-        note_hashes(temporary, checkpoint, step)
+        write_manifest(temporary, checkpoint, step)
     else:
         _sync(temporary)
         manifest_path(checkpoint).unlink(missing_ok=True)
@@ -67,7 +58,7 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
         shutil.rmtree(before, ignore_errors=True)
 
 
-def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
+def write_manifest(temporary: Path, checkpoint: Path, step: int | None) -> None:
     """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name."""
     for file in _files(temporary):
         _sync(file)
@@ -88,7 +79,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def find_problem(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are unchanged.
+    """Describe damage to a checkpoint's files; None if they are unchanged.
 
     A checkpoint without a manifest, as of another program, counts as valid.
     """
@@ -130,8 +121,8 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
     Raises:
         ResumeError: all checkpoints of the run are damaged, or the one that the user gave is.
     """
-    found, skipped = (None, ()) if folder is None else newest_valid(folder, last)
-    notices = tuple(f"checkpoint {damaged.path} is skipped: {damaged.reason}" for damaged in skipped)
+    found, skipped = (None, {}) if folder is None else newest_valid(folder, last)
+    notices = tuple(f"checkpoint {path} is skipped: {problem}" for path, problem in skipped.items())
     if found is not None:
         return found, notices
     if explicit is None:
@@ -151,15 +142,15 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
     return explicit, notices
 
 
-def newest_valid(folder: Path, last: str) -> tuple[Path | None, tuple[SkippedCheckpoint, ...]]:
-    """The newest valid checkpoint, None without one, and the damaged ones skipped before it; `last` is tried first."""
-    skipped: list[SkippedCheckpoint] = []
+def newest_valid(folder: Path, last: str) -> tuple[Path | None, dict[Path, str]]:
+    """The newest valid checkpoint, None without one, and the problems of those skipped; `last` is tried first."""
+    skipped: dict[Path, str] = {}
     for checkpoint in candidates(folder, last):
         problem = find_problem(checkpoint)
         if problem is None:
-            return checkpoint, tuple(skipped)
-        skipped.append(SkippedCheckpoint(checkpoint, problem))
-    return None, tuple(skipped)
+            return checkpoint, skipped
+        skipped[checkpoint] = problem
+    return None, skipped
 
 
 def candidates(folder: Path, last: str) -> list[Path]:

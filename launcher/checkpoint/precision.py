@@ -54,7 +54,7 @@ def read_precision(content: Mapping[str, Any]) -> CheckpointPrecision:
 
 
 def _shown(content: Mapping[str, Any]) -> Precision | None:
-    """A loss scale shows 16-mixed; weights of one half or double dtype show that precision; fp32 shows nothing."""
+    """16-mixed if there is a loss scale, otherwise the dtype of the weights if it is half or double precision."""
     if any(isinstance(content.get(key), Mapping) and content[key] for key in SCALER_KEYS):
         return Precision.FP16_MIXED
     weights = content.get("state_dict")

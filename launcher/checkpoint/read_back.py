@@ -1,4 +1,4 @@
-"""Check at the first checkpoint that a run can resume from what it saves, while the user can still fix it."""
+"""Check at the first checkpoint that a run can resume from its checkpoints."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from launcher.core.errors import ResumeError
 from strategies.loss_scale import state_problem
 from strategies.precision import Precision
 
-# What Lightning needs to resume a training, not only to load weights.
+# The keys that Lightning needs to resume a training, not only to load weights.
 _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
 # The start of torch's error message, before the class's name.
 _REFUSED_BY_TORCH = "Error(s) in loading state_dict for "
@@ -67,7 +67,7 @@ def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, 
         ResumeError: the checkpoint is of another model; lists the differences.
     """
     if model.strict_loading and (found := _differences(saved or read_checkpoint(path)["state_dict"], model)):
-        raise _other_model(path, model, found)
+        raise _other_model_error(path, model, found)
 
 
 @contextlib.contextmanager
@@ -82,8 +82,8 @@ def explain_other_model(path: Path | None, model: pl.LightningModule, trainer: p
         loaded = trainer._checkpoint_connector._loaded_checkpoint
         if path is None or not loaded or not str(error).startswith(_REFUSED_BY_TORCH + type(model).__name__):
             raise
-        of_torch = [line.strip() for line in str(error).splitlines()[1:]]
-        raise _other_model(path, model, _differences(loaded["state_dict"], model) or of_torch) from error
+        torch_lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise _other_model_error(path, model, _differences(loaded["state_dict"], model) or torch_lines) from error
 
 
 def _differences(state: Mapping[str, Any], model: pl.LightningModule) -> list[str]:
@@ -103,7 +103,7 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
             for name, value in state.items() if isinstance(value, Tensor)}  # fmt: skip
 
 
-def _other_model(path: Path, model: pl.LightningModule, differences: Sequence[str]) -> ResumeError:
+def _other_model_error(path: Path, model: pl.LightningModule, differences: Sequence[str]) -> ResumeError:
     more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
     return ResumeError(
         f"resume: {path} is of another model than {type(model).__name__}: {'; '.join(differences[:5])}{more}\n"

@@ -1,4 +1,4 @@
-"""`RunContext`: what functions inside a rank of a run need, as one frozen record."""
+"""`RunContext`: the parameters that functions inside a rank share, as one frozen record."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunContext:
 
     @property
     def trust(self) -> Trust:
-        """Which checkpoints may run code when they are loaded: this run's own, and others if the config allows it."""
+        """The checkpoints that may run code when they are loaded: this run's own, or all with `resume_trust`."""
         from launcher.checkpoint.reader import Trust
 
         return Trust(self.run.path, everywhere=self.config.resume_trust)

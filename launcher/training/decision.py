@@ -32,7 +32,7 @@ _RANK_ZERO_SETTINGS = ("name", "runs_dir", "wandb")
 
 
 def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
-    """This rank's facts for the agreement; an error is one of them, so that the other ranks receive it."""
+    """This rank's facts for the agreement, including its error, which the other ranks report too."""
     try:
         from launcher.hardware.devices import detect_hardware
         from launcher.hardware.rank_count import check_ranks

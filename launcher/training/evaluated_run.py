@@ -1,6 +1,6 @@
-"""Which run, which of its checkpoints and which config `launcher validate`, `test` and `predict` use.
+"""Choose the run, its checkpoint and its config for `launcher validate`, `test` and `predict`.
 
-The command line imports this module, so nothing here imports torch before it is needed.
+The command line imports this module, so torch is imported inside functions only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Errors of a training or an evaluation: what is recorded, and the error that the caller gets."""
+"""Errors of a training or an evaluation: their events, and the error that the caller gets."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path)
 def _kernel_trainer(
     config: RunConfig, plan: Plan, given: UserObjects, count: int, values: Mapping[str, Any]
 ) -> pl.Trainer:
-    """A Trainer for the kernel with the state of rank zero's; it uses `ddp_notebook` for what it does next."""
+    """A Trainer for the kernel with the state of rank zero's Trainer; it uses `ddp_notebook`."""
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 # The Trainer's own modules, not callbacks, the tuner and profilers, which the user has configured.
 _PARTS = ("trainer", "loops", "strategies", "overrides")
-# Lightning's advice to use more loader workers is not hidden, as it is about the user's data.
+# Lightning's advice to use more loader workers is not hidden, because it is about the user's data.
 _WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     # The launcher's agent starts the ranks, on SLURM too.

@@ -1,4 +1,4 @@
-"""All ranks of a script leave a failed training, so that they can continue with the script's next one.
+"""All ranks of a script leave a failed training before the script starts the next one.
 
 Each rank writes to the store how it left. A rank whose code raised an error waits for the others, which raise too or
 lose the connection to it. A rank that does not arrive is dead, or in a collective that does not end.

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
 from launcher.checkpoint.formats import format_of
-from launcher.checkpoint.manifest import note_hashes
+from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
@@ -118,7 +118,7 @@ def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
 
     def on_written(written: Path, name: Path, step: int | None) -> None:
         read_back(written, name)
-        note_hashes(written, name, step)
+        write_manifest(written, name, step)
 
     resume = ctx.run.resume_from
     return CheckpointHooks(

@@ -1,4 +1,4 @@
-"""Check the arguments of a class that a config names, without creating anything, and create the object."""
+"""Check the arguments of a class that a config names, without creating an object, and create the object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 def argument_problems(
     cls: type[Any], key: str, spec: Mapping[str, Any], skip: Collection[str] = frozenset()
 ) -> list[Problem]:
-    """Check each argument by itself, to report all wrong ones at once.
+    """Check each argument separately and report all invalid ones together.
 
     Args:
         cls: the class.
@@ -208,7 +208,7 @@ def _takes_null(cls: type[Any], name: str) -> bool:
 
 
 def _own_parameters(cls: type[Any]) -> list[inspect.Parameter]:
-    """The parameters without `self`, whatever its name."""
+    """The parameters without the first one, `self`."""
     return list(inspect.signature(cls.__init__).parameters.values())[1:]
 
 

@@ -53,7 +53,7 @@ def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str)
 
 
 def foreign_lightning(found: Any) -> str | None:
-    """What to import instead of a class or object of the separate package `pytorch_lightning`; None for others."""
+    """Advice for a class or object of the separate package `pytorch_lightning`; None for other packages."""
     cls = found if inspect.isclass(found) else type(found)
     old = next((each for each in cls.__mro__ if each.__module__.partition(".")[0] == "pytorch_lightning"), None)
     if old is None:
@@ -113,7 +113,7 @@ def _hidden_folder(package: str) -> str | None:
 
 
 def _place(error: BaseException) -> str:
-    """The place of the error in the user's code, as ' (file, line n)'."""
+    """The location of the error in the user's code, as ' (file, line n)'."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)

@@ -37,7 +37,7 @@ class ModelSize:
 
 
 def class_problems(config: RunConfig, part: Part) -> list[Problem]:
-    """What is wrong with the class and arguments of the model or the data; empty if it can be created."""
+    """The problems with the class and arguments of the model or the data."""
     try:
         import_classes(config)
     except ConfigError as error:

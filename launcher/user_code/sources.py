@@ -1,4 +1,4 @@
-"""Digests of the user's source files of imported modules, so that ranks can compare their code."""
+"""Digests of the user's source files, for ranks to compare their code."""
 
 from __future__ import annotations
 

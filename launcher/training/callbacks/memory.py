@@ -9,13 +9,13 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from typing_extensions import override
 
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
 from launcher.planning.oom import planned_memory
 from launcher.planning.plan import Plan
+from launcher.training.resume.random_states import gather_states
 
 # Limits the size of the event of a large run.
 _RANKS_IN_EVENT = 64
@@ -92,7 +92,8 @@ class MemoryReporter(pl.Callback):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        peaks = _gather_peaks(self._measured.peak(), pl_module.device)
+        states = gather_states({"peak": self._measured.peak()}, pl_module.device)
+        peaks = [state["peak"] for state in states]
         if trainer.global_rank == 0:
             shown = sorted(sorted(range(len(peaks)), key=lambda rank: -peaks[rank])[:_RANKS_IN_EVENT])
             planned = planned_memory(self._plan, self._plan.strategy.name)
@@ -104,14 +105,3 @@ class MemoryReporter(pl.Callback):
                 measured=[peaks[rank] for rank in shown],
                 measured_by=self._measured.method,
             )
-
-
-def _gather_peaks(peak: int, device: torch.device) -> list[int]:
-    """The peaks of all ranks in rank order; a collective."""
-    if not dist.is_initialized():
-        return [peak]
-    group = dist.group.WORLD
-    own = torch.tensor([peak], dtype=torch.int64, device=device)
-    found = [torch.zeros_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, own, group=group)
-    return [int(one.item()) for one in found]

@@ -140,10 +140,10 @@ def find_best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | 
 
 
 def accept_file_urls(callbacks: Iterable[pl.Callback]) -> None:
-    """Let a `ModelCheckpoint` save to a `file://` URL, which Lightning takes for a folder named `file:`."""
-    misread = os.path.realpath("file:") + os.sep
+    """Let a `ModelCheckpoint` save to a `file://` URL, which Lightning treats as a folder named `file:`."""
+    wrong_folder = os.path.realpath("file:") + os.sep
     for each in callbacks:
         if isinstance(each, ModelCheckpoint) and each.dirpath is not None:
             folder = str(each.dirpath)
-            if folder.startswith(misread):
-                each.dirpath = os.sep + folder.removeprefix(misread)
+            if folder.startswith(wrong_folder):
+                each.dirpath = os.sep + folder.removeprefix(wrong_folder)

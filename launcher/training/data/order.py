@@ -94,7 +94,7 @@ class DataOrder:
         except ValueError as error:
             # torch's RandomSampler raises this for an empty dataset.
             if "num_samples=0" in str(error):
-                raise _empty(owner) from error
+                raise _empty_data_error(owner) from error
             raise
         combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
         has_several = len(combined.flattened) > 1
@@ -111,12 +111,13 @@ class DataOrder:
             kind = type(loader).__name__
             if self._fixed:
                 self.notify_once(f"cannot check global_batch_size: {owner} returned a {kind}, not a DataLoader")
-            self._keep(kind if isinstance(loader, CombinedLoader) else f"{kind} is not a DataLoader", loader)
+            reason = kind if isinstance(loader, CombinedLoader) else f"{kind} is not a DataLoader"
+            self._notify_unchanged(reason, loader)
             return loader
         self._check_size(loader, owner, has_several)
-        reason = self._why_not(loader, overfit)
+        reason = self._find_obstacle(loader, overfit)
         if reason is not None:
-            self._keep(reason, loader)
+            self._notify_unchanged(reason, loader)
             return loader
         if type(loader).__iter__ not in (DataLoader.__iter__, StatefulDataLoader.__iter__):
             self.notify_once(f"{type(loader).__name__} overrides __iter__: a resume is exact only if it draws from its "
@@ -172,7 +173,7 @@ class DataOrder:
             self.notify_once(f"{type(sampler).__name__} decides the order of the training data: a resume repeats it if "
                              "it depends only on set_epoch and the generators of Python, NumPy and torch")  # fmt: skip
 
-    def _keep(self, reason: str, loader: Any) -> None:
+    def _notify_unchanged(self, reason: str, loader: Any) -> None:
         effect = "restarts its epoch"
         if isinstance(loader, _Stateful):
             # Lightning saves the state of rank 0 after prefetching.
@@ -191,7 +192,7 @@ class DataOrder:
     def _check_size(self, loader: DataLoader[Any], owner: str, has_several: bool) -> None:
         length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
         if length == 0:
-            raise _empty(owner)
+            raise _empty_data_error(owner)
         planned, ranks = self.batch.global_batch_size, self.batch.world_size
         taken = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         if not self._fixed:
@@ -210,7 +211,7 @@ class DataOrder:
                 "give more data, or set a smaller global_batch_size"
             )
 
-    def _why_not(self, loader: DataLoader[Any], overfit: bool) -> str | None:
+    def _find_obstacle(self, loader: DataLoader[Any], overfit: bool) -> str | None:
         """Why a loader cannot be placed; None if it can."""
         if isinstance(loader.dataset, IterableDataset):
             return "its dataset is iterable"
@@ -242,7 +243,7 @@ def place_loaders(combined: CombinedLoader, epoch: int, batches: int) -> None:
         sampler.place(epoch, iteration, returned * size)
 
 
-def _empty(owner: str) -> DataError:
+def _empty_data_error(owner: str) -> DataError:
     text = f"the training data is empty: {owner} returned a loader without samples; check the path of its data"
     return DataError(text)
 

@@ -36,10 +36,10 @@ class Sharding:
 
 
 class PlaceableSampler(DistributedSampler[Any]):
-    """A sampler whose next iteration can be placed: at an epoch, an iteration of it and an item.
+    """A sampler whose next iteration can start at any item of any iteration of any epoch.
 
-    A loader is iterated several times in an epoch if `CombinedLoader` starts it again. The class is a
-    `DistributedSampler` so that Lightning does not distribute the samples again.
+    A loader has several iterations in an epoch if `CombinedLoader` starts it again. As this is a `DistributedSampler`,
+    Lightning does not distribute the samples again.
 
     Attributes:
         generator: gives the seed of a loader's workers, which depends on seed, epoch and iteration only. Without it,

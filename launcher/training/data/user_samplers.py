@@ -1,4 +1,4 @@
-"""Samplers and batch samplers of the user, made placeable: what they return is drawn from seeded generators."""
+"""Placeable versions of the user's samplers and batch samplers, which draw from seeded generators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing_extensions import override
 from launcher.training.data.sample_seeds import SeededIndex, mix_seeds, seed_all
 from launcher.training.data.samplers import SEED_MASK, PlaceableSampler, Sharding
 
-# The attributes that a placeable sampler has itself, by torch's names; all others are those of the user's sampler.
+# The attributes of the placeable sampler; all others are read from and written to the user's sampler.
 _OWN_ATTRIBUTES = ("dataset", "num_replicas", "rank", "epoch", "drop_last", "num_samples", "total_size", "shuffle",
                    "seed", "generator")  # fmt: skip
 
@@ -30,7 +30,7 @@ class _UserSampler(PlaceableSampler):
 
     def __init__(self, inner: Any, sharding: Sharding, at_once: int, order: PlaceableSampler | None = None) -> None:
         self._inner, self._order = inner, order
-        # torch's own samplers read nothing that a training changes.
+        # torch's samplers do not depend on the state of a training.
         self._at_once = len(inner) if type(inner).__module__.startswith("torch.") and order is None else at_once
         owners = (inner, getattr(inner, "sampler", None) if order is None else None)
         own = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]

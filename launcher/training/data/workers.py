@@ -1,4 +1,4 @@
-"""The start of a loader worker: it ignores a scheduler's SIGTERM, as its rank may be saving, and seeds each sample."""
+"""Start a loader worker, which ignores a scheduler's SIGTERM, as its rank may be saving, and seeds each sample."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class FitLoop(_FitLoop):
         self.resumed_from: Position | None = None
         self._position: Position | None = None
         self._saved: Position | None = None
-        # By index, of the loaders that save a state of their own.
+        # States of stateful loaders, by the index of the loader.
         self._loader_states: Mapping[str, Any] = {}
         # The epochs in which the loaders of the checkpointed run were created last.
         self._reload_epochs: Mapping[str, Any] = {}
@@ -90,7 +90,7 @@ class FitLoop(_FitLoop):
     @property
     @override
     def done(self) -> bool:
-        # The step may be the training's last one, with its validation still to do.
+        # The validation of the training's last step may be due.
         is_due = self._position is not None and self._position.stage == "batch_end"
         return super().done and not (is_due and self.max_batches != 0)
 
@@ -202,7 +202,7 @@ class FitLoop(_FitLoop):
         super().on_advance_start()
         if isinstance(self._data_fetcher, _DataLoaderIterDataFetcher):
             self._order.notify_once("training_step takes dataloader_iter: a resume loses prefetched batches")
-        # The first iterator of a run was created, and placed, together with the loaders.
+        # The first iterator of a run was created and placed together with the loaders.
         if self.trainer.current_epoch > 0 and not self.is_resuming and not self.restarting:
             place_loaders(cast(CombinedLoader, self._combined_loader), self._epoch, 0)
 
@@ -217,5 +217,5 @@ class FitLoop(_FitLoop):
 
 
 def _trained_batches(progress: Any) -> int:
-    """Batches trained in all epochs; a batch at whose end a checkpoint is saved is processed, but not completed."""
+    """Batches trained in all epochs; while a batch's end saves a checkpoint, it is processed, but not completed."""
     return progress.total.completed + progress.current.processed - progress.current.completed

@@ -1,4 +1,4 @@
-"""The place of a training in its data: the one record that a resume uses."""
+"""The position of a training in its data: the only record that a resume uses for it."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def describe_change(saved: Position, now: Position) -> str | None:
 
 
 def _samples(position: Position, other: Position) -> tuple[int, ...] | int:
-    """Samples of all ranks for each loader; batches where one of the two has no batch size."""
+    """Samples of all ranks for each loader; batches if one of the two positions has no batch size."""
     sizes = [size if size is not None and other_size is not None else 1
              for size, other_size in zip(position.batch_sizes, other.batch_sizes, strict=False)]  # fmt: skip
     counts = tuple(position.batches * position.world_size * size for size in sizes)

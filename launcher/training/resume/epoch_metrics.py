@@ -86,12 +86,12 @@ class EpochMetrics(pl.Callback):
             self._notice(f"the metrics of the {what}: the checkpoint has {len(saved)} ranks and this run has "
                          f"{trainer.world_size}")  # fmt: skip
             return
-        mine = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
-        restore_metrics(pl_module, mine["own"] if in_epoch else _kept(mine))
+        values = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
+        restore_metrics(pl_module, values["own"] if in_epoch else _kept(values))
         if not in_epoch:
             return
         modules = dict(pl_module.named_modules())
-        for key, state in mine["logged"].items():
+        for key, state in values["logged"].items():
             restored = _restore_logged(state, trainer, modules)
             if restored is not None:
                 trainer.fit_loop.epoch_loop._results[key] = restored

@@ -1,4 +1,4 @@
-"""Makes schedulers that follow a metric step in a resumed run as in an uninterrupted one."""
+"""Steps schedulers that follow a metric in a resumed run as in an uninterrupted one."""
 
 from __future__ import annotations
 
