@@ -17,7 +17,7 @@ from typing_extensions import override
 from launcher.checkpoint.precision import RECORD, make_record
 from launcher.config.schema import CheckpointOptions
 from launcher.planning.plan import Plan
-from launcher.training.loops.batch_end import after_batch
+from launcher.training.loops.epoch_loop import after_batch
 
 
 class CheckpointAfterBatch(ModelCheckpoint):

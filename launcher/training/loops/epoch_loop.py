@@ -1,7 +1,9 @@
-"""The batches of an epoch, which starts at a `Position`, and the validations within it."""
+"""The batches of an epoch, which starts at a `Position`, their ends, and the validations within the epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -30,7 +32,7 @@ def set_restarting(loop: _Loop, restarting: bool) -> None:
 class ValidationLoop(_EvaluationLoop):
     """Validations whose loaders draw nothing from the training's random generators when an iteration starts.
 
-    One validation more or less, as around a resume, does not change the training.
+    So the training does not change if a resume adds or skips a validation.
     """
 
     @override
@@ -131,3 +133,38 @@ class EpochLoop(_TrainingEpochLoop):
             return not self._should_check_val_fx(data_fetcher)
         finally:
             trainer.should_stop = True
+
+
+def after_batch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
+    """Run `action` once at the end of this batch, before a validation that follows it.
+
+    Call it in a callback's `on_train_batch_end`. A checkpoint that is saved in that hook lacks the changes that later
+    callbacks and the module make in it, and a resume does not run the hook again. In `action` Lightning's counters have
+    the same values as in the hook, so a resume continues at the end of the batch. Of several actions the last one runs
+    first. An exception in `action` ends the training.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    proceed = loop.on_advance_end
+
+    def once(data_fetcher: Any) -> None:
+        if original is None:
+            del vars(loop)["on_advance_end"]
+        else:
+            vars(loop)["on_advance_end"] = original
+        with _batch_not_completed(loop.batch_progress):
+            action()
+        proceed(data_fetcher)
+
+    original = vars(loop).get("on_advance_end")
+    vars(loop)["on_advance_end"] = once
+
+
+@contextmanager
+def _batch_not_completed(progress: Any) -> Iterator[None]:
+    for count in (progress.total, progress.current):
+        count.completed -= 1
+    try:
+        yield
+    finally:
+        for count in (progress.total, progress.current):
+            count.completed += 1

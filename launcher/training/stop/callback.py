@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from launcher.core.errors import Interrupted
-from launcher.training.loops.batch_end import after_batch
+from launcher.training.loops.epoch_loop import after_batch
 from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.signals import SignalListener
 
