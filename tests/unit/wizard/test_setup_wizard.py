@@ -50,7 +50,7 @@ def wizard(
     """The answers, the prompter with its questions, and the screen."""
     prompter, screen = ScriptedPrompter(**answers), io.StringIO()
     machine = MachineFacts("laptop", CPU, partitions)
-    made = SetupWizard(prompter, console=Console(file=screen, width=200), detect=lambda: machine)
+    made = SetupWizard(prompter, console=Console(file=screen, width=200), look=lambda: machine)
     return made.run(start), prompter, screen.getvalue()
 
 
@@ -168,7 +168,7 @@ def test_without_slurm_no_partition_is_asked_for() -> None:
 
 def test_facts_that_could_not_be_read_are_shown() -> None:
     machine, screen = MachineFacts("laptop", CPU, remarks=("sinfo did not answer",)), io.StringIO()
-    SetupWizard(ScriptedPrompter(), console=Console(file=screen), detect=lambda: machine).run()
+    SetupWizard(ScriptedPrompter(), console=Console(file=screen), look=lambda: machine).run()
     assert "sinfo did not answer" in screen.getvalue()
 
 
@@ -228,7 +228,7 @@ def test_cancelling_at_the_review_returns_nothing() -> None:
 def test_answers_that_contradict_each_other_cannot_be_written() -> None:
     prompter = ScriptedPrompter(What="cancel", There=False)
     start = WizardConfig(settings={"sed": 3})
-    SetupWizard(prompter, console=Console(file=io.StringIO()), detect=lambda: MachineFacts("h", CPU)).run(start)
+    SetupWizard(prompter, console=Console(file=io.StringIO()), look=lambda: MachineFacts("h", CPU)).run(start)
     assert "write the config" not in prompter.titles["What now?"]
     assert start.errors()[0] == Problem("sed", "unknown key; did you mean seed?")
 
