@@ -86,9 +86,8 @@ def check_compiler() -> Iterator[Finding]:
 def check_memory_and_disk() -> Iterator[Finding]:
     """Free shared memory, and free space for runs."""
     yield space_finding("shared memory", "/dev/shm", _SHARED_MEMORY_BYTES, "docker run --shm-size=8g, or --ipc=host")  # noqa: S108 -- only its size is read
-    yield space_finding(
-        "disk", str(Path.cwd()), _DISK_BYTES, "set runs_dir to a larger disk: checkpoints are written there"
-    )
+    advice = "set runs_dir to a larger disk: checkpoints are written there"
+    yield space_finding("disk", str(Path.cwd()), _DISK_BYTES, advice)
 
 
 def space_finding(name: str, path: str, wanted: int, advice: str) -> Finding:
@@ -109,7 +108,7 @@ def check_limits() -> Iterator[Finding]:
 
 def processes_finding(soft: int, hard: int) -> Finding:
     """The limit of processes and threads of this user; -1 is unlimited."""
-    return _limit_finding("processes", f"{_amount(soft)} processes and threads", "u", _PROCESSES, soft, hard)
+    return _limit_finding("processes", "processes and threads", "u", _PROCESSES, soft, hard)
 
 
 def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
@@ -122,22 +121,17 @@ def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
 
 def open_files_finding(soft: int, hard: int) -> Finding:
     """The limit of open files; -1 is unlimited."""
-    return _limit_finding("open files", f"{_amount(soft)} open files", "n", _OPEN_FILES, soft, hard)
+    return _limit_finding("open files", "open files", "n", _OPEN_FILES, soft, hard)
 
 
-def _limit_finding(name: str, found: str, letter: str, wanted: int, soft: int, hard: int) -> Finding:
+def _limit_finding(name: str, noun: str, letter: str, wanted: int, soft: int, hard: int) -> Finding:
     """A limit that `ulimit -LETTER` raises, up to the hard limit."""
-    can_raise = hard == resource.RLIM_INFINITY or hard >= wanted
-    advice = (
-        f"ulimit -{letter} {wanted}"
-        if can_raise
-        else f"ask the administrator for a hard limit of {wanted} (limits.conf); it is {hard}"
-    )
-    return judge(name, soft == resource.RLIM_INFINITY or soft >= wanted, found, advice)
-
-
-def _amount(limit: int) -> str:
-    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+    is_unlimited = soft == resource.RLIM_INFINITY
+    advice = f"ulimit -{letter} {wanted}"
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        advice = f"ask the administrator for a hard limit of {wanted} (limits.conf); it is {hard}"
+    found = f"{'unlimited' if is_unlimited else soft} {noun}"
+    return judge(name, is_unlimited or soft >= wanted, found, advice)
 
 
 def check_wandb() -> Iterator[Finding]:
@@ -148,11 +142,10 @@ def check_wandb() -> Iterator[Finding]:
     mode, remark = resolve_mode(WandbOptions(), os.environ)
     if remark is not None:
         yield Finding("W&B", "warning", remark, "without it, runs stay in their folders for `wandb sync`")
-        return
-    if mode != "online":
+    elif mode != "online":
         yield Finding("W&B", "ok", f"WANDB_MODE={mode}")
-        return
-    yield reach_finding(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    else:
+        yield reach_finding(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
 
 
 def reach_finding(url: str) -> Finding:
@@ -181,14 +174,11 @@ def check_slurm() -> Iterator[Finding]:
         return
     yield from slurm_findings(read_slurm())
     if not partitions:
-        yield Finding(
-            "SLURM", "warning", "sinfo lists no partition", "you cannot submit to any partition: ask for an account"
-        )
-    for partition in partitions:
-        found = (
-            f"{partition.name}: {partition.nodes} nodes, {partition.gpus_per_node} GPUs each, {partition.time_limit}"
-        )
-        yield judge("SLURM", partition.is_up, found if partition.is_up else f"{found}, down", "jobs do not start in it")
+        advice = "you cannot submit to any partition: ask for an account"
+        yield Finding("SLURM", "warning", "sinfo lists no partition", advice)
+    for p in partitions:
+        found = f"{p.name}: {p.nodes} nodes, {p.gpus_per_node} GPUs each, {p.time_limit}"
+        yield judge("SLURM", p.is_up, found if p.is_up else f"{found}, down", "jobs do not start in it")
 
 
 def slurm_findings(facts: SlurmFacts) -> Iterator[Finding]:

@@ -34,10 +34,7 @@ def has_nvidia_driver(file: Path = _DRIVER_FILE) -> bool:
 
 
 def probe_gpus(timeout: float) -> GpuFacts:
-    """Read the facts in another process.
-
-    Args:
-        timeout: seconds.
+    """Read the facts in another process, within `timeout` seconds.
 
     Raises:
         TimeoutError: the driver did not answer.

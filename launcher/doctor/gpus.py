@@ -26,10 +26,7 @@ class DetectedGpu:
 
     Attributes:
         index: number in this process.
-        name: of the vendor.
         capability: CUDA's compute capability, as in (9, 0).
-        memory_bytes: all of its memory.
-        free_bytes: unused memory.
         native_dtypes: those of fp16, bf16, fp32, fp64 that need no emulation.
     """
 
@@ -43,10 +40,9 @@ class DetectedGpu:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The connection between the memories of two GPUs.
+    """The connection between the memories of two GPUs, given by their indices.
 
     Attributes:
-        one, other: indices of the GPUs.
         peer_access: whether copies bypass the memory of the host.
         bytes_per_second: of the slower direction; None if not measured.
         exact: whether the copies were correct.
@@ -61,20 +57,18 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """Driver, torch build and GPUs of a machine.
+    """Driver, torch build and GPUs of a machine; an unknown version is empty or None.
 
     Attributes:
-        driver: version of the kernel module, as in '550.54.15'; empty if not known.
-        driver_cuda: newest CUDA that the driver supports, as in (12, 4); None if not known.
-        torch: version of torch.
+        driver: version of the kernel module, as in '550.54.15'.
+        driver_cuda: newest CUDA that the driver supports, as in (12, 4).
         torch_cuda: CUDA that torch was built for, as in '12.8'; None for a build without CUDA.
         architectures: targets of the kernels of torch, as in 'sm_90' or 'compute_90'.
-        nccl: version of the loaded NCCL, as in '2.27.5'; empty without NCCL.
-        nccl_installed: version of the NCCL package of torch; empty if there is none.
+        nccl: version of the loaded NCCL, as in '2.27.5'.
+        nccl_installed: version of the NCCL package of torch.
         hidden_by: value of CUDA_VISIBLE_DEVICES; None if it is not set.
         complaint: error message of the driver or of torch; empty if there is none.
-        gpus: those that torch sees.
-        links: one for each pair of them.
+        links: one for each pair of GPUs that torch sees.
     """
 
     driver: str
@@ -212,14 +206,12 @@ def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     middle = statistics.median(speeds) if speeds else 0.0
     slow = [link for link in links if link.bytes_per_second is not None and link.bytes_per_second < _SLOW_LINK * middle]
-    for direct in (True, False):
-        group = [link for link in links if link.peer_access is direct and link not in slow]
+    for has_peer_access in (True, False):
+        group = [link for link in links if link.peer_access is has_peer_access and link not in slow]
         if group:
-            found = f"{_pairs(group)}: {'peer access' if direct else 'through host memory'}{_speed(group)}"
-            yield Finding("GPU links", "ok", found)
+            yield Finding("GPU links", "ok", _describe_links(group))
     for link in sorted(slow, key=lambda link: link.bytes_per_second or 0.0):
-        way = "peer access" if link.peer_access else "through host memory"
-        found = f"{_pairs([link])}: {way}{_speed([link])}, the median is {format_rate(middle)}"
+        found = f"{_describe_links([link])}, the median is {format_rate(middle)}"
         advice = "every all-reduce waits for it: check `nvidia-smi topo -m` and `nvidia-smi nvlink -s`"
         yield Finding("GPU links", "warning", found, advice)
 
@@ -229,12 +221,14 @@ def _pairs(links: Sequence[Link]) -> str:
     return shown if len(links) <= 6 else f"{shown} and {len(links) - 6} more"
 
 
-def _speed(links: Sequence[Link]) -> str:
+def _describe_links(links: Sequence[Link]) -> str:
+    """Pairs, kind and speeds of links of one kind."""
+    found = f"{_pairs(links)}: {'peer access' if links[0].peer_access else 'through host memory'}"
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     if not speeds:
-        return ""
+        return found
     low, high = format_rate(min(speeds)), format_rate(max(speeds))
-    return f", {low}" if low == high else f", {low} to {high}"
+    return f"{found}, {low}" if low == high else f"{found}, {low} to {high}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

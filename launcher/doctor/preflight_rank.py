@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,13 +41,8 @@ class RankRequest:
 
     Attributes:
         folder: of the results.
-        rank: global rank.
-        world_size: number of ranks.
-        ranks_per_node: of each node.
-        host: of rank 0.
-        port: free on that host.
+        host, port: host of rank 0, and a free port on it.
         timeout: seconds that a rank waits for the others.
-        cpu: whether to use the CPU only.
     """
 
     folder: str
@@ -72,12 +67,7 @@ class RankRequest:
 
 
 def measure(rank: RankRequest, multiply: Callable[[torch.device], tuple[str, float]] | None = None) -> RankResult:
-    """Run all measurements, and write the results to the folder after each.
-
-    Args:
-        rank: this rank.
-        multiply: the matrix product, `time_product` if None; returns its precision and operations per second.
-    """
+    """Run all measurements, and write the results to the folder after each; `multiply` replaces `time_product`."""
     import socket
 
     import torch
@@ -235,7 +225,7 @@ def _exchange(sent: torch.Tensor, received: torch.Tensor, partner: int) -> float
 
 
 def _barrier(device: torch.device) -> None:
-    """A barrier for both backends."""
+    """A barrier that works with gloo and NCCL."""
     import torch
     import torch.distributed as dist
 
@@ -254,11 +244,6 @@ def _write(rank: RankRequest, result: RankResult) -> None:
     write_file(Path(rank.folder) / f"rank-{rank.rank}.json", json.dumps(dataclasses.asdict(result)))
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run one rank."""
-    die_with_parent()
-    measure(RankRequest(**json.loads(arguments[0])))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    die_with_parent()
+    measure(RankRequest(**json.loads(sys.argv[1])))

@@ -30,12 +30,10 @@ _Result = TypeVar("_Result")
 
 def add_preflight_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a preflight."""
-    group = parser.add_argument_group(
-        "preflight: measures a matmul on every rank, an all-reduce, an exchange and the clocks"
-    )
-    group.add_argument(
-        "--nodes", "-N", type=_positive, metavar="N", help="run it on N nodes of the SLURM cluster, with srun"
-    )
+    title = "preflight: measures a matmul on every rank, an all-reduce, an exchange and the clocks"
+    group = parser.add_argument_group(title)
+    group.add_argument("--nodes", "-N", type=_positive, metavar="N",
+                       help="run it on N nodes of the SLURM cluster, with srun")  # fmt: skip
     group.add_argument("--nproc-per-node", type=_positive, metavar="K",
                        help="ranks on each node, or here without --nodes (default: one for each GPU)")  # fmt: skip
     group.add_argument("--slow-factor", type=_factor, default=1.5, metavar="F",
@@ -54,11 +52,7 @@ def add_preflight_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_COMMAND) -> Iterator[Finding]:
-    """Run the preflight that the options request; without them, run nothing.
-
-    Args:
-        options: of `add_preflight_arguments`.
-        rank_command: runs a rank on this machine.
+    """Run the preflight that the options request; without them, run nothing. `rank_command` runs a rank here.
 
     Raises:
         SubmitError: an option is invalid, or this machine has no SLURM.
@@ -66,8 +60,7 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
     """
     if options.nodes is None and options.nproc_per_node is None:
         return
-    given = {name: getattr(options, f"slurm_{name}") for name in _OPTIONS}
-    job = _job(options, given)
+    job = _make_job(options)
     # In the working directory, which the nodes share; /tmp is local to a node.
     where = None if options.nodes is None else Path.cwd()
     try:
@@ -90,8 +83,9 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
     yield from preflight_findings(*results, nodes, options.slow_factor)
 
 
-def _job(options: argparse.Namespace, given: Mapping[str, str | None]) -> Any:
+def _make_job(options: argparse.Namespace) -> Any:
     """The job for srun; the error lists every invalid option."""
+    given: dict[str, str | None] = {name: getattr(options, f"slurm_{name}") for name in _OPTIONS}
     problems: list[Problem] = []
     job = None
     try:
@@ -155,10 +149,7 @@ def _positive(text: str) -> int:
 
 
 def _factor(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"given {text!r}; expected a number above 1")
-    return value
+    with contextlib.suppress(ValueError):
+        if 1 < (value := float(text)) < 1e6:
+            return value
+    raise argparse.ArgumentTypeError(f"given {text!r}; expected a number above 1")
