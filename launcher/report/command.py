@@ -15,6 +15,10 @@ from launcher.core.atomic_write import write_file
 from launcher.core.distribution import __version__
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
+from launcher.report.compare import label_runs, list_compared_sections
+from launcher.report.overview import BADGES, list_figures
+from launcher.report.page import MARK, render_page
+from launcher.report.sections import list_sections
 from launcher.report.source import Run, find_run_directory, list_runs, read_run
 from launcher.report.units import format_plural, format_time
 from launcher.report.values import to_values
@@ -45,12 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Run the command.
 
-    Args:
-        arguments: of the command line, after `launcher report`.
-
-    Returns:
-        The exit code.
-
     Raises:
         ReportError: there is no such run, or the report cannot be written.
     """
@@ -80,37 +78,25 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def write_report(runs: Sequence[Run], output: Path, now: float | None = None) -> None:
-    """Write the page about one run, or about two.
-
-    Args:
-        runs: one, or two to compare.
-        output: the file; only an earlier report is replaced.
-        now: seconds since the epoch, for the footer.
+    """Write the page about one run, or about two to compare; only an earlier report is replaced.
 
     Raises:
         ReportError: the file exists and is not a report, or cannot be written.
         MissingLibraryError: matplotlib is not installed.
     """
-    from launcher.report.page import MARK
-
     try:
         if output.is_dir():
             raise ReportError(f"--output: {output} is a folder; give a file, such as {output / _FILE}")
-        if output.exists() and not _begins_with(output, MARK):
+        if output.exists() and not _is_report(output):
             raise ReportError(f"--output: {output} exists and is not a report; give another file, or remove this one")
         write_file(output, render(runs, time.time() if now is None else now))
     except OSError as error:
-        raise ReportError(
-            f"{output} cannot be written: {error.strerror or error}; give another file with --output"
-        ) from error
+        reason = error.strerror or error
+        raise ReportError(f"{output} cannot be written: {reason}; give another file with --output") from error
 
 
 def render(runs: Sequence[Run], now: float) -> str:
-    """The page as text.
-
-    Args:
-        runs: one, or two to compare.
-        now: seconds since the epoch, for the footer.
+    """The page about one run, or about two to compare, as text; `now` (seconds since the epoch) is in the footer.
 
     Raises:
         MissingLibraryError: matplotlib is not installed.
@@ -121,11 +107,6 @@ def render(runs: Sequence[Run], now: float) -> str:
         raise MissingLibraryError('launcher report needs matplotlib: pip install "launcher[plot]"') from error
     # It logs when it builds its font cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from launcher.report.compare import label_runs, list_compared_sections
-    from launcher.report.overview import BADGES, list_figures
-    from launcher.report.page import render_page
-    from launcher.report.sections import list_sections
-
     badges = [BADGES[one.history.outcome] if one.history.attempts else ("nothing recorded", "quiet") for one in runs]
     paths = " and ".join(str(one.path) for one in runs)
     footer = f"Written by launcher {__version__} on {format_time(now)}, from the events of {paths}"
@@ -139,9 +120,9 @@ def render(runs: Sequence[Run], now: float) -> str:
     return render_page("comparison.html.j2", f"{one.name} and {two.name}", sections, footer, runs=headers)
 
 
-def _begins_with(file: Path, mark: str) -> bool:
+def _is_report(file: Path) -> bool:
     with file.open("rb") as stream:
-        return stream.read(len(mark)) == mark.encode()
+        return stream.read(len(MARK)) == MARK.encode()
 
 
 def _summary(runs: Sequence[Run]) -> str:

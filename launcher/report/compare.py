@@ -69,14 +69,16 @@ def _describe_difference(a: Figure | None, b: Figure | None) -> str:
 
 
 def _compare_curves(histories: Mapping[str, History]) -> Section:
-    losses: list[Curve] = []
-    for name, history in histories.items():
-        if loss := series.find_loss(history):
-            losses.append(Curve(f"{name}: {loss}", [series.metric_line(a, loss) for a in history.attempts], trend=True))
-    for name, history in histories.items():
-        if metric := series.find_validation_loss(history):
-            lines = [series.validation_line(a, metric) for a in history.attempts]
-            losses.append(Curve(f"{name}: {metric}", lines, points=True))
+    losses = [
+        Curve(f"{name}: {loss}", [series.metric_line(a.steps, loss) for a in history.attempts], trend=True)
+        for name, history in histories.items()
+        if (loss := series.find_loss(history))
+    ]
+    losses += [
+        Curve(f"{name}: {loss}", [series.metric_line(a.validations, loss) for a in history.attempts], points=True)
+        for name, history in histories.items()
+        if (loss := series.find_validation_loss(history))
+    ]
 
     def curves(line_of: Callable[[AttemptRecord], Line], *, trend: bool = False) -> list[Curve]:
         return [Curve(name, [line_of(a) for a in h.attempts], trend) for name, h in histories.items()]
@@ -96,7 +98,7 @@ def _compare_curves(histories: Mapping[str, History]) -> Section:
 
 
 def _first_learning_rate(attempt: AttemptRecord) -> Line:
-    return next(iter(series.learning_rate_lines(attempt)), series.metric_line(attempt, ""))
+    return next(iter(series.learning_rate_lines(attempt)), series.metric_line((), ""))
 
 
 def _without(values: Mapping[str, Any], omitted: tuple[str, ...]) -> dict[str, Any]:

@@ -42,7 +42,6 @@ class Key:
     """One entry of a legend; legends are in the page, not in the picture, so that users' texts wrap.
 
     Attributes:
-        label: any text.
         color: one of this module's.
         shape: 'line', 'band', 'bar', or a marker: 'triangle', 'up', 'circle', 'square', 'cross', 'diamond', 'tick'.
         dash: index into `DASHES`, for a line.
@@ -56,14 +55,12 @@ class Key:
 
 @dataclass
 class Plot:
-    """A figure with its legend.
+    """A figure of matplotlib with its legend.
 
     Attributes:
         name: unique in the page; the caption's id is `NAME-d`.
-        title: for readers who do not see it.
-        figure: matplotlib's.
+        title: for screen readers.
         axes: top to bottom.
-        keys: the legend.
         svg: set when the plot is finished.
     """
 
@@ -80,8 +77,8 @@ def new_plot(name: str, title: str, height: float, rows: Sequence[float] = (1,))
     """A figure to draw into, whose axes line up with those of the page's other figures.
 
     Args:
-        name: unique in the page; the ids in the figure depend on it alone.
-        title: for readers who do not see it.
+        name: unique in the page; the ids in the figure depend only on it.
+        title: for screen readers.
         height: in units of 72 points.
         rows: relative heights of the axes, which share their horizontal axis.
     """
@@ -190,7 +187,7 @@ def cut_outliers(axes: Any, steps: Numbers, values: Numbers, keys: list[Key]) ->
 
 
 def mark_not_finite(axes: Any, line: Line) -> int:
-    """Draw a cross at the upper edge for each value that is not finite; returns how many there are."""
+    """Draw a cross at the upper edge for each value that is not finite; returns their number."""
     broken = line.steps[~np.isfinite(line.values)]
     if len(broken):
         shown = broken[thin(len(broken))]

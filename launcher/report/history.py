@@ -42,15 +42,11 @@ _ENDS: Mapping[str, Outcome] = {"interrupted": "interrupted", "preempted": "inte
                                 "out_of_memory": "failed", "rank_failed": "failed"}  # fmt: skip
 
 
-def read_history(events: Iterable[Mapping[str, Any]], *, unreadable_lines: int = 0) -> History:
-    """Sort a run's events into attempts.
-
-    Args:
-        events: in the order of the file.
-        unreadable_lines: lines of the file that are not events.
-    """
+def read_history(events: Iterable[Mapping[str, Any]]) -> History:
+    """Sort a run's events, in the order of the file, into attempts."""
     attempts: list[_AttemptReader] = []
     plan: Mapping[str, Any] = {}
+    unreadable_lines = 0
     for event in events:
         try:
             time, rank, kind = as_number(event.get("time")), int(as_number(event.get("rank"))), event["kind"]
@@ -82,18 +78,14 @@ class _AttemptReader:
         self._last_step: int | None = None
 
     def add(self, event: Mapping[str, Any], kind: str, time: float, rank: int) -> None:
-        """Add one event.
-
-        Raises:
-            Malformed: a field is missing or has another type.
-        """
+        """Add one event; raises `Malformed` if a field is missing or has another type."""
         if kind == "step":
-            self._add_step(event, time)
+            self._add_step(event)
         elif kind == "ranks":
             self._add_ranks(event)
         elif kind == "validation":
             metrics = as_metrics(event.get("metrics"))
-            self._validations.append(ValidationRecord(as_count(event.get("step")), time, metrics))
+            self._validations.append(ValidationRecord(as_count(event.get("step")), metrics))
         elif kind == "checkpoint":
             self._checkpoints.append((as_count(event.get("step")), time))
         elif kind == "alert":
@@ -101,7 +93,8 @@ class _AttemptReader:
         elif kind == "memory":
             self._add_memory(event)
         elif kind == "run_started":
-            self._add_start(event)
+            versions = as_type(event.get("versions") or {}, dict)
+            self._known["versions"] = {k: str(v) for k, v in versions.items() if v is not None}
         elif kind == "training_started":
             self._known["start_step"] = as_count(event.get("step"))
         elif kind == "first_step":
@@ -112,12 +105,14 @@ class _AttemptReader:
             self._add_end(event, kind, rank)
         if kind not in _BETWEEN_ATTEMPTS:
             self._last_event = max(self._last_event, time)
-        step = event.get("step") if type(event.get("step")) is int else None
-        if step is not None:
+        step = event.get("step")
+        if type(step) is not int:
+            step = None
+        else:
             # An interrupted rank records the step that it stopped at, so the last event counts.
             self._last_step = step
         if kind not in _WITHOUT_LINE:
-            self._lines.append(EventLine(time, rank, kind, describe_event(event, kind), step))
+            self._lines.append(EventLine(time, rank, describe_event(event, kind), step))
 
     def finish(self) -> AttemptRecord:
         """The attempt as a record."""
@@ -134,21 +129,11 @@ class _AttemptReader:
             **self._known,
         )
 
-    def _add_start(self, event: Mapping[str, Any]) -> None:
-        versions, count = event.get("versions"), event.get("restart_count")
-        self._known.update(
-            restart_count=count if type(count) is int else 0,
-            source=as_text(event.get("source")),
-            host=as_text(event.get("host")),
-            versions={k: str(v) for k, v in as_type(versions, dict).items() if v is not None} if versions else {},
-        )
-
-    def _add_step(self, event: Mapping[str, Any], time: float) -> None:
+    def _add_step(self, event: Mapping[str, Any]) -> None:
         seconds, rates = event.get("seconds_per_step"), event.get("learning_rate") or []
         self._steps.append(
             Step(
                 as_count(event.get("step")),
-                time,
                 None if seconds is None else as_number(seconds),
                 as_metrics(event.get("metrics")),
                 tuple(as_any_number(rate) for rate in as_type(rates, list)),
@@ -193,23 +178,15 @@ class _AttemptReader:
         if _ENDS[kind] == "interrupted":
             self._known["detail"] = describe_event(event, "interrupted")
             return
-        if kind == "out_of_memory":
-            error = f"out of memory with {as_text(event.get('strategy'))}"
-        else:
-            error = describe_event(event, "failed")
+        is_oom = kind == "out_of_memory"
+        error = f"out of memory with {as_text(event.get('strategy'))}" if is_oom else describe_event(event, "failed")
         host = as_text(event.get("host"))
         self._known.update(failed_rank=rank, detail=f"rank {rank}{f' ({host})' if host else ''}: {error}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _RankRows:
-    """Consecutive intervals with the same ranks.
-
-    Attributes:
-        ranks: global ranks.
-        steps: optimizer steps done at each interval.
-        grids: values of each interval, shape (columns, ranks); NaN where a value is missing.
-    """
+    """Consecutive intervals with the same ranks; each grid has shape (columns, ranks), and NaN for a missing value."""
 
     ranks: list[int]
     steps: list[int] = dataclasses.field(default_factory=list[int])

@@ -48,9 +48,8 @@ def list_figures(run: Run) -> list[Figure]:
     step_time, skipped = history.seconds_per_step, count_skipped_steps(history)
     peaks = [s.peak_memory for s in summarize_ranks(history) if s.peak_memory is not None]
     ranks, nodes = plan["world_size"], plan["num_nodes"] or 1
-    ranks_note = (
-        "" if ranks is None else units.format_plural(int(ranks), "rank") + (f" on {nodes:.0f} nodes" * (nodes > 1))
-    )
+    on_nodes = f" on {nodes:.0f} nodes" if nodes > 1 else ""
+    ranks_note = "" if ranks is None else units.format_plural(int(ranks), "rank") + on_nodes
     figures = [
         Figure("optimizer steps", units.format_count(history.last_step),
                f"{units.format_plural(repeated, 'step')} repeated" if repeated else "", history.last_step),
@@ -77,9 +76,8 @@ def _metric_figures(history: History) -> list[Figure]:
         values = [v[name] for v in metrics if name in v] if name is not None else []
         if name is not None and values:
             lowest = min((v for v in values if v == v), default=values[-1])
-            figures.append(
-                Figure(name, units.format_number(values[-1]), f"last; lowest {units.format_number(lowest)}", values[-1])
-            )
+            note = f"last; lowest {units.format_number(lowest)}"
+            figures.append(Figure(name, units.format_number(values[-1]), note, values[-1]))
     return figures
 
 
@@ -114,13 +112,8 @@ def alerts_section(run: Run) -> Section | None:
 
 def _alerts_table(alerts: Sequence[AlertRecord], caption: str) -> Table:
     rows: list[tuple[Any, ...]] = [
-        (
-            units.format_count(a.step),
-            units.format_time(a.time),
-            units.format_ranks(a.ranks) if a.ranks else "\u2013",
-            a.title,
-            a.text,
-        )
+        (units.format_count(a.step), units.format_time(a.time),
+         units.format_ranks(a.ranks) if a.ranks else "\u2013", a.title, a.text)
         for a in alerts
-    ]
+    ]  # fmt: skip
     return Table(caption, ("step", "time", "ranks", "alert", "cause and advice"), rows, (0,), (1, 2, 3))

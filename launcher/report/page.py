@@ -26,7 +26,6 @@ class Section:
 
     Attributes:
         anchor: its id.
-        title: its heading.
         view: values for its macro in `sections.html.j2`.
         macro: the macro's name; empty if it is the anchor.
     """
@@ -42,13 +41,11 @@ class Table:
     """A table; the first cell of a row is its header.
 
     Attributes:
-        caption: what it lists.
-        head: titles of the columns.
         rows: cells: a text, a list of texts, or a mapping with `text` and, if wanted, `badge` and `note`.
         numeric: columns to align right.
         nowrap: columns to keep on one line.
         marked: rows to highlight.
-        kind: class of the table.
+        kind: CSS class of the table.
     """
 
     caption: str
@@ -61,15 +58,7 @@ class Table:
 
 
 def render_page(template: str, title: str, sections: Sequence[Section], footer: str, **values: Any) -> str:
-    """The whole file. It loads nothing and runs no script.
-
-    Args:
-        template: name of a file in `templates/`.
-        title: of the browser's window.
-        sections: in their order.
-        footer: last line.
-        values: what the template needs for its header.
-    """
+    """The complete file, which loads nothing and runs no script; `values` are for the header of the template."""
     page = _environment().get_template(template)
     return MARK + page.render(title=title, sections=sections, footer=footer, **values)
 

@@ -28,7 +28,7 @@ def draw_loss_scale(
 
     Args:
         groups: ranks with equal loss scales, and their lines.
-        skips: where optimizer steps were skipped.
+        skips: intervals in which optimizer steps were skipped.
         restarts: steps that later attempts started from.
         floor: loss scale at which an alert is raised; drawn if it is near the values.
     """
@@ -76,13 +76,7 @@ def _space_out(steps: Sequence[int], limits: tuple[float, float]) -> list[int]:
 
 
 def draw_rank_times(tables: Sequence[RankTable], slow: Sequence[int], restarts: Sequence[float]) -> Plot:
-    """Draw each rank's own time: a line each, or a band and the slowest ranks if there are many.
-
-    Args:
-        tables: of the attempts.
-        slow: ranks to draw besides the band, the slowest first.
-        restarts: steps that later attempts started from.
-    """
+    """Draw each rank's own time: a line each, or a band and the ranks in `slow` (slowest first) if there are many."""
     ranks = sorted({rank for table in tables for rank in table.ranks})
     is_band = len(ranks) > _MOST_LINES
     single = sorted(slow[: _MOST_LINES - 1]) if is_band else ranks
@@ -137,13 +131,7 @@ def draw_rank_bars(summaries: Sequence[RankSummary]) -> Plot:
 
 
 def draw_memory(planned: Mapping[str, float], measured: Mapping[int, float], limit: float | None) -> Plot:
-    """Draw planned memory by part above the measured peak of each rank, all in bytes.
-
-    Args:
-        planned: part to bytes; empty without an estimate.
-        measured: rank to bytes.
-        limit: memory that a rank may use; None if not known.
-    """
+    """Draw planned memory by part above the measured peak of each rank; all in bytes. `limit` is that of a rank."""
     largest = max([sum(planned.values()), *measured.values()])
     unit, size = choose_bytes_unit(largest)
     labels = [*(["plan"] if planned else []), *(f"rank {rank}" for rank in measured)]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from launcher.config.schema import WatchOptions
 from launcher.report import series
 from launcher.report.page import Section, Table
-from launcher.report.plain import MEMORY_PARTS, read_watch_options
 from launcher.report.plots import Curve, CurveAxes, draw_curves
 from launcher.report.rank_plots import draw_loss_scale, draw_memory, draw_rank_bars, draw_rank_times
 from launcher.report.series import RankSummary
-from launcher.report.source import Run
+from launcher.report.source import MEMORY_PARTS, Run, conform
 from launcher.report.units import format_bytes, format_count, format_milliseconds
 
 # Ranks in a bar chart; a table has more.
@@ -33,7 +33,7 @@ def scale_section(run: Run) -> Section:
     rows = [(f"{s.before + 1:,} to {s.step:,}", format_count(s.count)) for s in skips[:_MOST_ROWS]]
     is_cut = len(skips) > _MOST_ROWS
     caption = f"The first {_MOST_ROWS} of {len(skips)} intervals" if is_cut else "Skipped steps"
-    floor = read_watch_options(run.config).floor
+    floor = _read_watch_options(run).floor
     view = {
         "plot": draw_loss_scale(groups, skips, history.restart_steps, floor),
         "groups": len(groups),
@@ -45,12 +45,18 @@ def scale_section(run: Run) -> Section:
     return Section("scale", "Loss scale", view)
 
 
+def _read_watch_options(run: Run) -> WatchOptions:
+    """The limits of the alerts; the default where the config has none."""
+    limits = conform(run.config.get("watch"), {"floor": float, "slow_factor": float, "slow_share": float})
+    return WatchOptions(**{name: limit for name, limit in limits.items() if limit is not None})
+
+
 def ranks_section(run: Run) -> Section:
     """Step time of all ranks, with the stragglers."""
     history, lines = run.history, [series.step_time_line(a) for a in run.history.attempts]
     times = np.concatenate([line.values for line in lines] or [np.array([])])
     summaries = series.summarize_ranks(history)
-    slow = series.find_stragglers(summaries, read_watch_options(run.config))
+    slow = series.find_stragglers(summaries, _read_watch_options(run))
     by_own_time = sorted(summaries, key=lambda s: -s.own_seconds if math.isfinite(s.own_seconds) else 0.0)
     axes = CurveAxes("time", "Step time", "ms a step", 2.4, "time")
     curve = Curve("optimizer step, rank 0", lines, trend=True)
@@ -90,7 +96,7 @@ def _rank_table(summaries: Sequence[RankSummary], slow: Sequence[int]) -> Table:
 
 def memory_section(run: Run) -> Section:
     """Planned memory and measured peak memory."""
-    plan, planned = run.plan, planned_memory(run)
+    plan, planned = run.plan, _read_planned_memory(run)
     peaks = {s.rank: float(s.peak_memory) for s in series.summarize_ranks(run.history) if s.peak_memory is not None}
     measured = next((a.memory for a in reversed(run.history.attempts) if a.memory is not None), None)
     if measured is not None:
@@ -123,7 +129,7 @@ def memory_section(run: Run) -> Section:
     return Section("memory", "Memory", view)
 
 
-def planned_memory(run: Run) -> dict[str, float]:
+def _read_planned_memory(run: Run) -> dict[str, float]:
     """Bytes of a rank by part, for the strategy of the plan; empty without an estimate."""
     plan = run.plan
     for assessment in plan["memory"]["assessments"]:

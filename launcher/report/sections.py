@@ -30,10 +30,9 @@ def _loss(run: Run) -> Section:
     history, loss = run.history, series.find_loss(run.history)
     if loss is None:
         return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
-    curves = [Curve(loss, [series.metric_line(a, loss) for a in history.attempts], trend=True)]
-    validated = series.find_validation_loss(history)
-    if validated is not None:
-        curves.append(Curve(validated, [series.validation_line(a, validated) for a in history.attempts], points=True))
+    curves = [Curve(loss, [series.metric_line(a.steps, loss) for a in history.attempts], trend=True)]
+    if (name := series.find_validation_loss(history)) is not None:
+        curves.append(Curve(name, [series.metric_line(a.validations, name) for a in history.attempts], points=True))
     logged = [(s.metrics[loss], s.step) for a in history.attempts for s in a.steps if loss in s.metrics]
     groups = [series.learning_rate_lines(a) for a in history.attempts]
     width = max(map(len, groups))

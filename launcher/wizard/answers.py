@@ -64,11 +64,9 @@ class WizardConfig:
 
     Attributes:
         model: import path of the LightningModule; None for the built-in demo.
-        model_args: arguments of its constructor.
         data: import path of the LightningDataModule.
-        data_args: arguments of its constructor.
+        model_args, data_args: arguments of their constructors.
         global_batch_size: samples per optimizer step.
-        max_epochs: passes over the data.
         max_steps: optimizer steps at most; -1 for no limit.
         accelerator: 'auto', 'cpu', 'gpu', 'cuda' or 'mps'.
         devices: ranks on each node, or 'auto'.
@@ -77,9 +75,7 @@ class WizardConfig:
         precision: 'auto' or any spelling of a precision.
         use_mixed_precision: True requests it, False disables it.
         wandb_mode: 'auto', 'online', 'offline' or 'disabled'.
-        wandb_project: name of the W&B project.
-        name: the run's name.
-        partition: SLURM's partition, for `launcher submit`.
+        partition: SLURM partition, for `launcher submit`.
         settings: all other settings by dotted path; the wizard does not change them.
         preset: the preset that filled in unanswered questions.
         preset_filled: names of the answers and settings that come from the preset.
@@ -202,11 +198,7 @@ class WizardConfig:
         return load_values(self.values())
 
     def to_yaml(self, comments: tuple[str, ...] = ()) -> str:
-        """The text of a commented config file for `--config`.
-
-        Args:
-            comments: more lines for the top.
-        """
+        """The text of a commented config file for `--config`; `comments` are further lines at its top."""
         preset = (f"Preset: {self.preset}.",) if self.preset else ()
         header = (_FIRST_LINE.removeprefix("# "), *preset, *comments)
         return commented_yaml(self.values(), header, (_LAST_LINE.removeprefix("# "),))
@@ -226,17 +218,12 @@ class WizardConfig:
             # Replaces the target of a link, not the link.
             write_file(path.resolve(), text)
         except OSError as error:
-            raise ConfigError(
-                [Problem(str(path), f"cannot be written: {error.strerror or error}; give another path")]
-            ) from error
+            message = f"cannot be written: {error.strerror or error}; give another path"
+            raise ConfigError([Problem(str(path), message)]) from error
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> WizardConfig:
-        """Read any config file.
-
-        Args:
-            path: the file.
-            overrides: arguments of the command line that override it.
+        """Read any config file; `overrides` are arguments of the command line.
 
         Raises:
             ConfigError: the file is missing, truncated, or has unknown keys or invalid values.

@@ -34,21 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", metavar="NAME", help="preset for the settings that are not given")
     parser.add_argument("--yes", "-y", action="store_true", help="ask nothing: use preset, file and settings as given")
     parser.add_argument("--from", dest="source", metavar="FILE", type=Path, help="config to start from")
-    parser.add_argument(
-        "--output",
-        "-o",
-        metavar="FILE",
-        type=Path,
-        help="file to write, as YAML or JSON (default: FILE of --from, else run.yaml)",
-    )
+    parser.add_argument("--output", "-o", metavar="FILE", type=Path,
+                        help="file to write, as YAML or JSON (default: FILE of --from, else run.yaml)")  # fmt: skip
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command.
-
-    Args:
-        arguments: of the command line, after `launcher init`.
 
     Returns:
         0, or 130 if the user cancelled at the review.
@@ -104,9 +96,8 @@ def _check(config: WizardConfig) -> None:
 
 def _ask(config: WizardConfig, output: Path) -> WizardConfig | None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError(
-            "init needs a terminal for its questions; run it in one, or give --yes to ask nothing (see --help)"
-        )
+        message = "init needs a terminal for its questions; run it in one, or give --yes to ask nothing (see --help)"
+        raise UsageError(message)
     from launcher.wizard.wizard import SetupWizard
 
     note = ", and keeps a copy of the present file" if output.exists() else ""

@@ -22,22 +22,19 @@ def find_notes(answers: Mapping[str, Any], hardware: Hardware | None = None) -> 
         hardware: of the run; if not given, that of this machine, where an answer depends on it.
     """
     notes = [*_check_contradiction(answers), *_check_length(answers)]
-    if _depends_on_hardware(answers):
+    depends_on_hardware = (
+        answers["use_mixed_precision"]
+        or answers["precision"] not in (None, AUTO)
+        or answers["accelerator"] not in (None, AUTO, "cpu")
+        or answers["devices"] not in (None, AUTO, 1)
+    )
+    if depends_on_hardware:
         if hardware is None:
             from launcher.hardware.devices import detect_hardware
 
             hardware = detect_hardware("auto" if answers["accelerator"] != "cpu" else "cpu", 0)
         notes += [*_check_precision(answers, hardware), *_check_devices(answers, hardware)]
     return tuple(notes)
-
-
-def _depends_on_hardware(answers: Mapping[str, Any]) -> bool:
-    return bool(
-        answers["use_mixed_precision"]
-        or answers["precision"] not in (None, AUTO)
-        or answers["accelerator"] not in (None, AUTO, "cpu")
-        or answers["devices"] not in (None, AUTO, 1)
-    )
 
 
 def _check_contradiction(answers: Mapping[str, Any]) -> list[Problem]:

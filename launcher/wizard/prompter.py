@@ -1,4 +1,4 @@
-"""Asks a person: with arrow keys, or line by line on a terminal that cannot move its cursor."""
+"""Asks the user: with arrow keys, or line by line on a terminal that cannot move its cursor."""
 
 from __future__ import annotations
 
@@ -66,11 +66,7 @@ class TerminalPrompter:
 
 
 class PlainPrompter:
-    """Numbered lists and whole lines, through rich: works on any terminal.
-
-    Args:
-        console: shows the questions; the answers are read from standard input.
-    """
+    """Numbered lists and lines of text, through rich: works on any terminal. Reads answers from standard input."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -102,9 +98,5 @@ def _position(choices: Sequence[Choice], default: Any) -> int:
 
 
 def make_prompter(env: Mapping[str, str]) -> Prompter:
-    """The prompter for this terminal.
-
-    Args:
-        env: the environment; TERM names the kind of terminal.
-    """
+    """The prompter for the kind of terminal that TERM names."""
     return PlainPrompter(make_console()) if env.get("TERM", "") in _PLAIN_TERMINALS else TerminalPrompter()
