@@ -16,12 +16,11 @@ from launcher.core.distribution import __version__
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
 from launcher.report.compare import label_runs, list_compared_sections
-from launcher.report.overview import BADGES, list_figures
+from launcher.report.overview import BADGES, list_figures, to_values
 from launcher.report.page import MARK, render_page
 from launcher.report.sections import list_sections
 from launcher.report.source import Run, find_run_directory, list_runs, read_run
 from launcher.report.units import format_plural, format_time
-from launcher.report.values import to_values
 
 _FILE = "report.html"
 

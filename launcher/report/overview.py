@@ -1,14 +1,16 @@
-"""The first parts of the page about a run: its figures, why it failed, its alerts."""
+"""Main figures of a run, for the page and `report --json`, and the first sections: why it failed, its alerts."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.report import units
 from launcher.report.page import Section, Table
-from launcher.report.records import AlertRecord, History, Outcome
+from launcher.report.records import AlertRecord, AttemptRecord, History, Outcome
 from launcher.report.series import count_skipped_steps, find_loss, find_validation_loss, summarize_ranks
 from launcher.report.source import Run
 
@@ -79,6 +81,39 @@ def _metric_figures(history: History) -> list[Figure]:
             note = f"last; lowest {units.format_number(lowest)}"
             figures.append(Figure(name, units.format_number(values[-1]), note, values[-1]))
     return figures
+
+
+def to_values(run: Run) -> dict[str, Any]:
+    """Outcome, figures, attempts and alerts of a run, as JSON values.
+
+    Returns:
+        Times in seconds since the epoch, durations in seconds, memory in bytes. A figure that is not a number is its
+        text; one that is not finite is null.
+    """
+    history = run.history
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "outcome": history.outcome,
+        "steps": history.last_step,
+        "figures": {f.label: f.value if f.amount is None else _finite(f.amount) for f in list_figures(run)},
+        "attempts": [_attempt(attempt, history.repeated_steps.get(attempt.number, 0)) for attempt in history.attempts],
+        "alerts": [dataclasses.asdict(alert) for alert in history.alerts],
+        "problems": list(run.problems),
+    }
+
+
+def _attempt(attempt: AttemptRecord, repeated: int) -> dict[str, Any]:
+    names = ("number", "started", "seconds", "outcome", "detail", "failed_rank", "start_step", "end_step")
+    values = {name: getattr(attempt, name) for name in names} | {"steps_done_again": repeated, "memory": None}
+    if (memory := attempt.memory) is not None:
+        measured = {str(rank): peak for rank, peak in memory.measured.items()}
+        values["memory"] = {"planned": memory.planned, "measured": measured, "measured_by": memory.method}
+    return values
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def failure_section(run: Run) -> Section | None:
