@@ -15,8 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from launcher.doctor.finding import Check, Finding, judge
-from launcher.doctor.gpu_probe import has_nvidia_driver, probe_gpus
-from launcher.doctor.gpus import gpu_findings
+from launcher.doctor.gpus import gpu_findings, has_nvidia_driver, probe_gpus
 from launcher.doctor.network import check_hostname, check_interfaces, read_ports
 from slurm.partitions import PartitionsError, read_partitions
 from slurm.version import OLDEST, WARNS_PREEMPTED, SlurmFacts, read_slurm

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import importlib.metadata
@@ -16,39 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
+import warnings
 from typing import Any
 
-from launcher.core.own_modules import module_command
-from launcher.doctor.gpus import DetectedGpu, GpuFacts, Link
+import torch
+import torch.distributed as dist
 
-_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+from launcher.doctor.gpus import DRIVER_FILE, DetectedGpu, GpuFacts, Link
+from launcher.hardware.devices import detect_hardware
+
 _SMI_TIMEOUT_S = 20.0
 _LINK_BYTES = 64 * 2**20
 _LINK_COPIES = 3
-
-
-def has_nvidia_driver(file: Path = _DRIVER_FILE) -> bool:
-    """Whether this machine has an NVIDIA driver, with or without a CUDA build of torch."""
-    return file.exists() or shutil.which("nvidia-smi") is not None
-
-
-def probe_gpus(timeout: float) -> GpuFacts:
-    """Read the facts in another process, within `timeout` seconds.
-
-    Raises:
-        TimeoutError: the driver did not answer.
-        RuntimeError: the process ended without facts; contains its last line of output.
-    """
-    command = module_command("launcher.doctor.gpu_probe")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"the NVIDIA driver did not answer within {timeout:g} s") from None
-    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
-        return GpuFacts.from_dict(json.loads(done.stdout.splitlines()[-1]))
-    lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-    raise RuntimeError(f"the GPU probe ended with exit code {done.returncode}: {lines[-1]}")
 
 
 def read_driver(text: str) -> str:
@@ -59,10 +37,6 @@ def read_driver(text: str) -> str:
 
 def read_facts() -> GpuFacts:
     """The facts of this machine, read in this process; initializes CUDA."""
-    import warnings
-
-    import torch
-
     complaint = _smi_complaint()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -70,7 +44,7 @@ def read_facts() -> GpuFacts:
     if not count and caught:
         complaint = complaint or str(caught[-1].message).splitlines()[0]
     return GpuFacts(
-        driver=read_driver(_DRIVER_FILE.read_text() if _DRIVER_FILE.exists() else ""),
+        driver=read_driver(DRIVER_FILE.read_text() if DRIVER_FILE.exists() else ""),
         driver_cuda=_driver_cuda(),
         torch=torch.__version__,
         torch_cuda=torch.version.cuda,
@@ -108,8 +82,6 @@ def _driver_cuda() -> tuple[int, int] | None:
 
 
 def _nccl() -> str:
-    import torch.distributed as dist
-
     if not dist.is_nccl_available():
         return ""
     import torch.cuda.nccl
@@ -127,10 +99,6 @@ def _nccl_installed(cuda: str | None) -> str:
 
 
 def _gpu(index: int) -> DetectedGpu:
-    import torch
-
-    from launcher.hardware.devices import detect_hardware
-
     device = detect_hardware("cuda", index).device
     free, _ = torch.cuda.mem_get_info(index)
     major, minor = torch.cuda.get_device_capability(index)
@@ -138,8 +106,6 @@ def _gpu(index: int) -> DetectedGpu:
 
 
 def _link(one: int, other: int) -> Link:
-    import torch
-
     peer = torch.cuda.can_device_access_peer(one, other) and torch.cuda.can_device_access_peer(other, one)
     try:
         ways = [_copy(one, other), _copy(other, one)]
@@ -150,8 +116,6 @@ def _link(one: int, other: int) -> Link:
 
 def _copy(source: int, target: int) -> tuple[float, bool]:
     """Bytes per second of the fastest copy, and whether the last copy is correct."""
-    import torch
-
     count = _LINK_BYTES // 4
     sent = torch.arange(count, dtype=torch.int32, device=f"cuda:{source}")
     received = torch.zeros(count, dtype=torch.int32, device=f"cuda:{target}")

@@ -1,16 +1,23 @@
-"""Findings about NVIDIA GPUs: pure functions of the facts that `gpu_probe` reads."""
+"""Findings about NVIDIA GPUs, from the facts that `gpu_probe` reads in another process."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import shutil
 import statistics
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from launcher.core.own_modules import module_command
 from launcher.doctor.finding import Finding, judge
 from strategies.units import format_bytes, format_rate
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 # The oldest driver for each major version of CUDA: "CUDA minor version compatibility", CUDA Toolkit release notes.
 _OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 # A link slower than this share of the median is reported, and so is used memory above this share.
@@ -96,6 +103,29 @@ class GpuFacts:
             "gpus": tuple(gpus),
             "links": tuple(Link(**link) for link in values["links"]),
         })  # fmt: skip
+
+
+def has_nvidia_driver(file: Path = DRIVER_FILE) -> bool:
+    """Whether this machine has an NVIDIA driver, with or without a CUDA build of torch."""
+    return file.exists() or shutil.which("nvidia-smi") is not None
+
+
+def probe_gpus(timeout: float) -> GpuFacts:
+    """Read the facts in another process, within `timeout` seconds.
+
+    Raises:
+        TimeoutError: the driver did not answer.
+        RuntimeError: the process ended without facts; contains its last line of output.
+    """
+    command = module_command("launcher.doctor.gpu_probe")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"the NVIDIA driver did not answer within {timeout:g} s") from None
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
+        return GpuFacts.from_dict(json.loads(done.stdout.splitlines()[-1]))
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+    raise RuntimeError(f"the GPU probe ended with exit code {done.returncode}: {lines[-1]}")
 
 
 def gpu_findings(facts: GpuFacts) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.agreement.handshake import Store
 from launcher.core.atomic_write import write_file
@@ -84,10 +84,15 @@ def measure(rank: RankRequest, multiply: Callable[[torch.device], tuple[str, flo
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.ranks_per_node))
     host = socket.gethostname()
     result = RankResult(rank.rank, host, hardware.device.name)
-    _write(rank, result)
+
+    def record(**values: Any) -> None:
+        nonlocal result
+        result = dataclasses.replace(result, **values)
+        write_file(Path(rank.folder) / f"rank-{rank.rank}.json", json.dumps(dataclasses.asdict(result)))
+
+    record()
     dtype, flops = (multiply or time_product)(device)
-    result = dataclasses.replace(result, dtype=dtype, flops=flops)
-    _write(rank, result)
+    record(dtype=dtype, flops=flops)
     if rank.world_size == 1:
         return result
     topology = Topology(
@@ -97,14 +102,10 @@ def measure(rank: RankRequest, multiply: Callable[[torch.device], tuple[str, flo
     )  # fmt: skip
     store = open_store(topology, rank.timeout)
     with process_group(store, topology, GroupSettings("nccl" if on_gpu else "gloo", "preflight", rank.timeout)):
-        offset = compare_clocks(store, rank)
-        if offset is not None:
-            result = dataclasses.replace(result, clock_offset=offset[0], clock_error=offset[1])
+        offset, error = compare_clocks(store, rank)
         speed, exact = time_all_reduce(device, rank)
-        result = dataclasses.replace(result, all_reduce=speed, all_reduce_sum=exact)
-        _write(rank, result)
-        result = dataclasses.replace(result, exchange=time_exchanges(device, rank))
-        _write(rank, result)
+        record(clock_offset=offset, clock_error=error, all_reduce=speed, all_reduce_sum=exact)
+        record(exchange=time_exchanges(device, rank))
         _barrier(device)
     return result
 
@@ -135,7 +136,7 @@ def time_product(device: torch.device) -> tuple[str, float]:
     return name, 2 * side**3 / seconds
 
 
-def compare_clocks(store: Store, rank: RankRequest) -> tuple[float, float] | None:
+def compare_clocks(store: Store, rank: RankRequest) -> tuple[float, float] | tuple[None, None]:
     """Compare the clock of each node with that of rank 0 over the store.
 
     Uses the shortest of several round trips (Cristian 1989, "Probabilistic clock synchronization"): the error is at
@@ -153,15 +154,15 @@ def compare_clocks(store: Store, rank: RankRequest) -> tuple[float, float] | Non
                 store.set(f"preflight/answer/{other}/{number}", repr(time.time()))
         return 0.0, 0.0
     if rank.rank not in others:
-        return None
-    best: tuple[float, float] | None = None
+        return None, None
+    best = 0.0, float("inf")
     for number in range(_CLOCK_ROUNDS):
         asked = time.time()
         store.set(f"preflight/ask/{rank.rank}/{number}", "")
         answer = float(store.get(f"preflight/answer/{rank.rank}/{number}"))
         received = time.time()
         error = (received - asked) / 2
-        if best is None or error < best[1]:
+        if error < best[1]:
             best = (asked + received) / 2 - answer, error
     return best
 
@@ -238,10 +239,6 @@ def _synchronize(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _write(rank: RankRequest, result: RankResult) -> None:
-    write_file(Path(rank.folder) / f"rank-{rank.rank}.json", json.dumps(dataclasses.asdict(result)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import sys
@@ -15,10 +14,8 @@ from launcher.core.atomic_write import write_file
 from launcher.core.distribution import __version__
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
-from launcher.report.compare import label_runs, list_compared_sections
 from launcher.report.overview import BADGES, list_figures, to_values
 from launcher.report.page import MARK, render_page
-from launcher.report.sections import list_sections
 from launcher.report.source import Run, find_run_directory, list_runs, read_run
 from launcher.report.units import format_plural, format_time
 
@@ -101,11 +98,14 @@ def render(runs: Sequence[Run], now: float) -> str:
         MissingLibraryError: matplotlib is not installed.
     """
     try:
-        importlib.import_module("matplotlib.figure")
+        import matplotlib.figure  # noqa: F401 -- the modules below need it
     except ImportError as error:
         raise MissingLibraryError('launcher report needs matplotlib: pip install "launcher[plot]"') from error
     # It logs when it builds its font cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from launcher.report.compare import label_runs, list_compared_sections
+    from launcher.report.sections import list_sections
+
     badges = [BADGES[one.history.outcome] if one.history.attempts else ("nothing recorded", "quiet") for one in runs]
     paths = " and ".join(str(one.path) for one in runs)
     footer = f"Written by launcher {__version__} on {format_time(now)}, from the events of {paths}"

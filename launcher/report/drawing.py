@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from launcher.report.records import Numbers
 from launcher.report.series import Line
@@ -66,7 +70,7 @@ class Plot:
 
     name: str
     title: str
-    figure: Any
+    figure: Figure
     axes: Sequence[Any]
     keys: list[Key] = field(default_factory=list[Key])
     svg: str = ""
@@ -82,10 +86,6 @@ def new_plot(name: str, title: str, height: float, rows: Sequence[float] = (1,))
         height: in units of 72 points.
         rows: relative heights of the axes, which share their horizontal axis.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     settings: dict[Any, Any] = {**_SETTINGS, "svg.hashsalt": name}
     with mpl.rc_context(settings):
         figure = Figure(figsize=(_WIDTH, height))
@@ -129,8 +129,6 @@ def _shorten(number: re.Match[str]) -> str:
 
 def set_step_axis(axes: Any) -> None:
     """Make the horizontal axis one of optimizer steps."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -147,8 +145,6 @@ def label_rows(axes: Any, labels: Sequence[str]) -> None:
 
 def use_log2_scale(axes: Any) -> None:
     """Make the vertical axis logarithmic to base 2: loss scales are halved and doubled."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
     axes.yaxis.set_major_formatter(
@@ -158,8 +154,6 @@ def use_log2_scale(axes: Any) -> None:
 
 def use_log_scale_if_wide(axes: Any, values: Numbers) -> None:
     """Make the vertical axis logarithmic if the values span more than two decades."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     finite = values[np.isfinite(values)]
     if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")

@@ -50,13 +50,13 @@ def read_history(events: Iterable[Mapping[str, Any]]) -> History:
         try:
             time, rank, kind = _as_number(event.get("time")), int(_as_number(event.get("rank"))), event["kind"]
             if not isinstance(kind, str):
-                raise _Malformed
+                raise ValueError(kind)
             if kind == "run_started" or not attempts:
                 attempts.append(_AttemptReader(len(attempts) + 1, time))
             if kind == "planned":
                 plan = _as_type(event.get("plan"), dict)
             attempts[-1].add(event, kind, time, rank)
-        except (_Malformed, ValueError, OverflowError):
+        except (ValueError, OverflowError):
             unreadable_lines += 1
     return History(tuple(a.finish() for a in attempts), plan, unreadable_lines)
 
@@ -76,7 +76,7 @@ class _AttemptReader:
         self._last_event = started
 
     def add(self, event: Mapping[str, Any], kind: str, time: float, rank: int) -> None:
-        """Add one event; raises `_Malformed` if a field is missing or has another type."""
+        """Add one event; raises `ValueError` if a field is missing or has another type."""
         if kind == "step":
             self._add_step(event)
         elif kind == "ranks":
@@ -143,7 +143,7 @@ class _AttemptReader:
         if self._intervals and self._intervals[-1][1] == ranks:
             ranks = self._intervals[-1][1]
         elif not (ranks := [_as_count(rank) for rank in _as_type(ranks, list)]):
-            raise _Malformed
+            raise ValueError("no rank")
         self._intervals.append((_as_count(event.get("step")), ranks, _read_rank_grid(event, len(ranks))))
 
     def _add_alert(self, event: Mapping[str, Any], time: float) -> None:
@@ -181,16 +181,16 @@ def _read_rank_grid(event: Mapping[str, Any], ranks: int) -> Numbers:
     """The values of one interval, shape (columns, ranks); a missing column is NaN.
 
     Raises:
-        _Malformed: a column has another length, or a value is not a number.
+        ValueError: a column has another length, or a value is not a number.
     """
     columns = [[None] * ranks if (column := event.get(name)) is None else column for name in _RANK_COLUMNS]
     try:
         # None becomes NaN, and so does the text that `launcher.core.events` writes for it.
         grid = np.array(columns, dtype=float)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _Malformed from error
+    except TypeError as error:
+        raise ValueError(columns) from error
     if grid.shape != (len(_RANK_COLUMNS), ranks):
-        raise _Malformed
+        raise ValueError(grid.shape)
     return grid
 
 
@@ -209,30 +209,24 @@ def _make_rank_table(intervals: list[_RankInterval]) -> RankTable | None:
     return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))
 
 
-class _Malformed(Exception):  # noqa: N818 -- internal: the reader of events skips the event
-    """An event of a known kind lacks a field, or a field has another type."""
-
-
 def _as_number(value: Any) -> float:
     """A finite number."""
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise _Malformed
+        raise ValueError(value)
     return float(value)
 
 
 def _as_any_number(value: Any) -> float:
     """A number, or the text that `launcher.core.events` writes for one that is not finite."""
-    if type(value) in (int, float):
-        return float(value)
-    if isinstance(value, str):
-        return float(value)  # the reader handles a ValueError too
-    raise _Malformed
+    if type(value) not in (int, float, str):
+        raise ValueError(value)
+    return float(value)
 
 
 def _as_count(value: Any) -> int:
     """An integer of at least 0 that a float represents exactly."""
     if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
-        raise _Malformed
+        raise ValueError(value)
     return value
 
 
@@ -244,7 +238,7 @@ def _as_text(value: Any) -> str:
 def _as_type(value: Any, kind: type[_Kind]) -> _Kind:
     """A value of this type: `dict` for a JSON object, `list` for a JSON list."""
     if not isinstance(value, kind):
-        raise _Malformed
+        raise ValueError(value)
     return value
 
 

@@ -9,7 +9,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from launcher.report import units
-from launcher.report.drawing import DASHES, VARIABLES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,6 +65,8 @@ def render_page(template: str, title: str, sections: Sequence[Section], footer: 
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from launcher.report.drawing import DASHES, VARIABLES
 
     environment = Environment(loader=PackageLoader("launcher.report"), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True, finalize=_clean)  # fmt: skip

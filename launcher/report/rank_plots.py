@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from launcher.report import drawing
 from launcher.report.drawing import BAD, DASHES, GRID, INK, MUTED, SERIES, SURFACE, Key, Plot, new_plot
@@ -32,8 +33,6 @@ def draw_loss_scale(
         restarts: steps that later attempts started from.
         floor: loss scale at which an alert is raised; drawn if it is near the values.
     """
-    from matplotlib.ticker import MaxNLocator
-
     with new_plot("scale-plot", "Loss scale of all ranks", 3.6, rows=(3.2, 1)) as plot:
         (axes, below), keys = plot.axes, plot.keys
         drawing.use_log2_scale(axes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor import gpu_probe
+from launcher.doctor import gpu_probe, gpus
 from launcher.doctor.gpus import DetectedGpu, GpuFacts, Link, gpu_findings, has_kernels
 
 GIB = 2**30
@@ -206,17 +206,17 @@ def test_a_driver_that_hangs_or_kills_the_probe_is_reported(tmp_path: Path, monk
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(TimeoutError, match=r"the NVIDIA driver did not answer within 0\.2 s"):
-        gpu_probe.probe_gpus(0.2)
+        gpus.probe_gpus(0.2)
     program.write_text("#!/bin/sh\necho noise; echo 'Xid 79: GPU has fallen off the bus' >&2; exit 3\n")
     with pytest.raises(RuntimeError, match="exit code 3: Xid 79: GPU has fallen off the bus"):
-        gpu_probe.probe_gpus(30)
+        gpus.probe_gpus(30)
 
 
 @pytest.mark.slow
 def test_the_probe_reads_this_machine() -> None:
     import torch
 
-    facts = gpu_probe.probe_gpus(120)
+    facts = gpus.probe_gpus(120)
     assert facts.torch == torch.__version__
     assert facts.torch_cuda == torch.version.cuda
     assert len(facts.gpus) == torch.cuda.device_count()
