@@ -33,7 +33,7 @@ _WANDB_TIMEOUT_S = 5.0
 
 
 def check_versions() -> Iterator[Finding]:
-    """Python, and every library that the launcher needs: compares them with the tested versions."""
+    """Python and every required library, compared with the tested versions."""
     python = ".".join(map(str, sys.version_info[:3]))
     yield judge("python", sys.version_info >= (3, 11), python, "install Python 3.11 or newer", "failure")
     for text in importlib.metadata.requires("launcher") or ():

@@ -74,7 +74,7 @@ class GpuFacts:
         nccl: version of the loaded NCCL, as in '2.27.5'.
         nccl_installed: version of the NCCL package of torch.
         hidden_by: value of CUDA_VISIBLE_DEVICES; None if it is not set.
-        complaint: error message of the driver or of torch; empty if there is none.
+        error: error message of the driver or of torch; empty if there is none.
         links: one for each pair of GPUs that torch sees.
     """
 
@@ -86,7 +86,7 @@ class GpuFacts:
     nccl: str = ""
     nccl_installed: str = ""
     hidden_by: str | None = None
-    complaint: str = ""
+    error: str = ""
     gpus: tuple[DetectedGpu, ...] = ()
     links: tuple[Link, ...] = ()
 
@@ -145,7 +145,7 @@ def gpu_findings(facts: GpuFacts) -> Iterator[Finding]:
 
 def driver_finding(facts: GpuFacts) -> Finding:
     """Whether the driver supports the torch build."""
-    supported = f", CUDA up to {_dotted(facts.driver_cuda)}" if facts.driver_cuda else ""
+    supported = f", CUDA up to {_format_version(facts.driver_cuda)}" if facts.driver_cuda else ""
     driver = f"driver {facts.driver or 'of unknown version'}{supported}"
     if facts.torch_cuda is None:
         advice = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
@@ -155,11 +155,11 @@ def driver_finding(facts: GpuFacts) -> Finding:
     if facts.gpus:
         # A driver runs every minor version of its CUDA, but does not compile PTX of later minor versions.
         return Finding("CUDA", "ok", found)
-    if "version mismatch" in facts.complaint:
+    if "version mismatch" in facts.error:
         advice = "the driver was updated under the running kernel module: reboot, or reload the nvidia modules"
-        return Finding("CUDA", "failure", f"{found}; {facts.complaint}", advice)
+        return Finding("CUDA", "failure", f"{found}; {facts.error}", advice)
     oldest = _OLDEST_DRIVER.get(major)
-    version = _numbers(facts.driver)
+    version = _parse_version(facts.driver)
     if oldest is not None and version and version < oldest:
         advice = f"update the driver to {'.'.join(map(str, oldest))} or later, or install torch for an older CUDA"
         return Finding("CUDA", "failure", f"{found}, which needs a newer driver", advice)
@@ -169,7 +169,7 @@ def driver_finding(facts: GpuFacts) -> Finding:
     if facts.hidden_by is not None:
         advice = "unset it, or list the GPUs that this run may use"
         return Finding("CUDA", "warning", f"{found}; CUDA_VISIBLE_DEVICES={facts.hidden_by!r} leaves no GPU", advice)
-    reason = f": {facts.complaint}" if facts.complaint else ""
+    reason = f": {facts.error}" if facts.error else ""
     advice = "check `nvidia-smi` and `dmesg | grep -i nvrm`; start a container with --gpus all"
     return Finding("CUDA", "failure", f"{found}, but torch sees no GPU{reason}", advice)
 
@@ -180,24 +180,24 @@ def nccl_finding(facts: GpuFacts) -> Finding:
         several = len(facts.gpus) > 1
         advice = "several GPUs train slowly over gloo: install a torch build with NCCL" if several else ""
         return Finding("NCCL", "warning" if several else "ok", "this torch build has no NCCL", advice)
-    if facts.nccl_installed and _numbers(facts.nccl)[:3] != _numbers(facts.nccl_installed)[:3]:
+    if facts.nccl_installed and _parse_version(facts.nccl)[:3] != _parse_version(facts.nccl_installed)[:3]:
         advice = "another libnccl is found first: check LD_LIBRARY_PATH and LD_PRELOAD, for example of loaded modules"
         return Finding("NCCL", "warning", f"{facts.nccl}, but torch was installed with {facts.nccl_installed}", advice)
-    if any(gpu.capability >= (10, 0) for gpu in facts.gpus) and _numbers(facts.nccl)[:2] < _BLACKWELL_NCCL:
-        advice = f"these GPUs need NCCL {_dotted(_BLACKWELL_NCCL)} or later: install a newer torch"
+    if any(gpu.capability >= (10, 0) for gpu in facts.gpus) and _parse_version(facts.nccl)[:2] < _BLACKWELL_NCCL:
+        advice = f"these GPUs need NCCL {_format_version(_BLACKWELL_NCCL)} or later: install a newer torch"
         return Finding("NCCL", "failure", f"{facts.nccl}, which does not support these GPUs", advice)
     return Finding("NCCL", "ok", facts.nccl)
 
 
 def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
     """One GPU: whether torch has kernels for it, and whether its memory is free."""
-    name, capability = f"cuda {gpu.index}", _dotted(gpu.capability)
+    name, capability = f"cuda {gpu.index}", _format_version(gpu.capability)
     found = (
         f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, native: {', '.join(gpu.native_dtypes)}, "
         f"compute capability {capability}"
     )
     if facts.architectures and not has_kernels(gpu.capability, facts.architectures):
-        advice = f"install a torch build for this GPU; the present one supports {', '.join(facts.architectures)}"
+        advice = f"install a torch build for this GPU; this one supports {', '.join(facts.architectures)}"
         return Finding(name, "failure", f"{found}: torch {facts.torch} has no kernels for it", advice)
     used = gpu.memory_bytes - gpu.free_bytes
     is_free = used <= _MEMORY_USED * gpu.memory_bytes
@@ -232,7 +232,7 @@ def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
     corrupted = [link for link in links if not link.exact]
     if corrupted:
         advice = "IOMMU or PCIe ACS redirects peer copies: disable it in the BIOS, or set NCCL_P2P_DISABLE=1"
-        yield Finding("GPU links", "failure", f"copies between GPUs {_pairs(corrupted)} are corrupted", advice)
+        yield Finding("GPU links", "failure", f"copies between GPUs {_format_pairs(corrupted)} are corrupted", advice)
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     middle = statistics.median(speeds) if speeds else 0.0
     slow = [link for link in links if link.bytes_per_second is not None and link.bytes_per_second < _SLOW_LINK * middle]
@@ -246,14 +246,14 @@ def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
         yield Finding("GPU links", "warning", found, advice)
 
 
-def _pairs(links: Sequence[Link]) -> str:
+def _format_pairs(links: Sequence[Link]) -> str:
     shown = ", ".join(f"{link.one}-{link.other}" for link in links[:6])
     return shown if len(links) <= 6 else f"{shown} and {len(links) - 6} more"
 
 
 def _describe_links(links: Sequence[Link]) -> str:
     """Pairs, kind and speeds of links of one kind."""
-    found = f"{_pairs(links)}: {'peer access' if links[0].peer_access else 'through host memory'}"
+    found = f"{_format_pairs(links)}: {'peer access' if links[0].peer_access else 'through host memory'}"
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     if not speeds:
         return found
@@ -261,11 +261,11 @@ def _describe_links(links: Sequence[Link]) -> str:
     return f"{found}, {low}" if low == high else f"{found}, {low} to {high}"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _parse_version(version: str) -> tuple[int, ...]:
     """(550, 54, 15) for '550.54.15'; ignores a suffix."""
     read = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, read[0].split("."))) if read else ()
 
 
-def _dotted(version: Sequence[int]) -> str:
+def _format_version(version: Sequence[int]) -> str:
     return ".".join(map(str, version))

@@ -14,7 +14,7 @@ from launcher.doctor.finding import Finding
 from slurm.interfaces import find_addresses
 
 # NCCL takes prefixes, with '^' to exclude and '=' for full names; gloo takes full names.
-_CHOSEN_BY = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+_INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 _INFINIBAND = Path("/sys/class/infiniband")
 
 
@@ -95,7 +95,7 @@ def interface_findings(
     if not interfaces:
         advice = "enough for one machine; other nodes cannot reach it"
         yield Finding("network", "warning", "only a loopback address", advice)
-    for variable in _CHOSEN_BY:
+    for variable in _INTERFACE_VARIABLES:
         text = env.get(variable, "")
         wanted = [name for name in text.removeprefix("=").split(",") if name]
         if not wanted or text.startswith("^"):

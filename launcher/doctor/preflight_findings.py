@@ -79,6 +79,10 @@ class NodeResult:
         })  # fmt: skip
 
 
+# Of a rank, in operations or bytes per second.
+_Speed = tuple[float, RankResult]
+
+
 def exchange_rounds(participants: int) -> list[list[tuple[int, int]]]:
     """Pairs that exchange data, by round: every participant with both of its neighbours on a ring.
 
@@ -175,16 +179,16 @@ def _matmul_findings(ranks: Sequence[RankResult], factor: float) -> Iterator[Fin
     speeds = [speed for speed, _ in measured]
     middle = statistics.median(speeds)
     dtypes = ", ".join(sorted({r.dtype for _, r in measured}))
-    found = f"{_flops(middle)} a rank in {dtypes} (median), from {_flops(min(speeds))} to {_flops(max(speeds))}"
-    yield Finding("matmul", "ok", found)
-    for speed, rank in _slow(measured, middle, factor):
+    span = f"from {_format_flops(min(speeds))} to {_format_flops(max(speeds))}"
+    yield Finding("matmul", "ok", f"{_format_flops(middle)} a rank in {dtypes} (median), {span}")
+    for speed, rank in _find_slow(measured, middle, factor):
         times = f"{middle / speed:.1f} times slower than the median"
-        found = f"rank {rank.rank} ({rank.host}, {rank.device}): {_flops(speed)}, {times}"
+        found = f"rank {rank.rank} ({rank.host}, {rank.device}): {_format_flops(speed)}, {times}"
         advice = f"check other processes, heat and clocks (nvidia-smi -q -d PERFORMANCE), or --exclude {rank.host}"
         yield Finding("matmul", "warning", found, advice)
 
 
-def _slow(measured: Sequence[tuple[float, RankResult]], middle: float, factor: float) -> list[tuple[float, RankResult]]:
+def _find_slow(measured: Sequence[_Speed], middle: float, factor: float) -> list[_Speed]:
     """Ranks that are slower than the median by at least the factor, the slowest first."""
     return sorted((t for t in measured if middle / t[0] >= factor), key=lambda t: (t[0], t[1].rank))[:_MOST_NAMED]
 
@@ -210,7 +214,7 @@ def _exchange_findings(ranks: Sequence[RankResult], factor: float) -> Iterator[F
     status = "warning" if len(hosts) > 1 and middle < _SLOW_NETWORK else "ok"
     advice = "ranks would wait for the network: select another with --interface" if status == "warning" else ""
     yield Finding("exchange", status, f"{format_rate(middle)} between neighbours of {between} (median)", advice)
-    for speed, rank in _slow(measured, middle, factor):
+    for speed, rank in _find_slow(measured, middle, factor):
         found = (
             f"rank {rank.rank} ({rank.host}): {format_rate(speed)} with its faster neighbour, "
             f"{middle / speed:.1f} times slower than the median"
@@ -241,5 +245,5 @@ def _list_hosts(hosts: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + more
 
 
-def _flops(value: float) -> str:
+def _format_flops(value: float) -> str:
     return f"{value / 1e12:.3g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.3g} GFLOP/s"

@@ -54,10 +54,10 @@ def run(arguments: Sequence[str]) -> int:
         raise ReportError(f"given {len(options.runs)} runs; expected one, or two to compare; {known}")
     # A long run has a million events in memory; the garbage collector would scan them again and again.
     with quick_imports():
-        return _report(options)
+        return _create_report(options)
 
 
-def _report(options: argparse.Namespace) -> int:
+def _create_report(options: argparse.Namespace) -> int:
     if options.json and (options.open or options.output is not None):
         raise ReportError("given --json with --open or --output; --json writes no page, so remove one of them")
     runs = [read_run(find_run_directory(name, options.runs_dir)) for name in options.runs]
@@ -67,9 +67,9 @@ def _report(options: argparse.Namespace) -> int:
         return 0
     output = options.output or runs[0].path / (_FILE if len(runs) == 1 else f"report-with-{runs[1].name}.html")
     write_report(runs, output)
-    sys.stdout.write(f"{_summary(runs)}\n{output}\n")
+    sys.stdout.write(f"{_summarize(runs)}\n{output}\n")
     if options.open:
-        _open(output)
+        _open_in_browser(output)
     return 0
 
 
@@ -124,7 +124,7 @@ def _is_report(file: Path) -> bool:
         return stream.read(len(MARK)) == MARK.encode()
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _summarize(runs: Sequence[Run]) -> str:
     """One line for each run: how it ended, restarts and alerts."""
     lines: list[str] = []
     for one in runs:
@@ -139,7 +139,7 @@ def _summary(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _open(output: Path) -> None:
+def _open_in_browser(output: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(output.absolute().as_uri()):

@@ -90,20 +90,20 @@ def to_values(run: Run) -> dict[str, Any]:
         Times in seconds since the epoch, durations in seconds, memory in bytes. A figure that is not a number is its
         text; one that is not finite is null.
     """
-    history = run.history
+    history, repeated = run.history, run.history.repeated_steps
     return {
         "name": run.name,
         "path": str(run.path),
         "outcome": history.outcome,
         "steps": history.last_step,
-        "figures": {f.label: f.value if f.amount is None else _finite(f.amount) for f in list_figures(run)},
-        "attempts": [_attempt(attempt, history.repeated_steps.get(attempt.number, 0)) for attempt in history.attempts],
+        "figures": {f.label: f.value if f.amount is None else _finite_or_none(f.amount) for f in list_figures(run)},
+        "attempts": [_attempt_values(attempt, repeated.get(attempt.number, 0)) for attempt in history.attempts],
         "alerts": [dataclasses.asdict(alert) for alert in history.alerts],
         "problems": list(run.problems),
     }
 
 
-def _attempt(attempt: AttemptRecord, repeated: int) -> dict[str, Any]:
+def _attempt_values(attempt: AttemptRecord, repeated: int) -> dict[str, Any]:
     names = ("number", "started", "seconds", "outcome", "detail", "failed_rank", "start_step", "end_step")
     values = {name: getattr(attempt, name) for name in names} | {"steps_done_again": repeated, "memory": None}
     if (memory := attempt.memory) is not None:
@@ -112,7 +112,7 @@ def _attempt(attempt: AttemptRecord, repeated: int) -> dict[str, Any]:
     return values
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 

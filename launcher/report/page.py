@@ -69,14 +69,14 @@ def _environment() -> Environment:
     from launcher.report.drawing import DASHES, VARIABLES
 
     environment = Environment(loader=PackageLoader("launcher.report"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, finalize=_clean)  # fmt: skip
+                              trim_blocks=True, lstrip_blocks=True, finalize=_remove_control_characters)  # fmt: skip
     for name in ("number", "count", "plural", "duration", "bytes", "time", "ranks"):
         environment.filters[name] = getattr(units, f"format_{name}")
     environment.globals.update(VARIABLES=VARIABLES, DASHES=DASHES)
     return environment
 
 
-def _clean(value: Any) -> Any:
+def _remove_control_characters(value: Any) -> Any:
     """The value without control characters; markup stays markup."""
     from markupsafe import Markup
 

@@ -83,7 +83,7 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
                 for mask, alpha in ((line.steps < later, 1.0), (line.steps >= later, 0.35)):
                     if mask.any():
                         part = Line(line.steps[mask], line.values[mask])
-                        _draw(axes, curve, part, {**style, "alpha": alpha}, trend_of)
+                        _draw_line(axes, curve, part, {**style, "alpha": alpha}, trend_of)
             keys.append(Key(curve.label, style["color"], dash=index))
         if spec.kind == "time":
             drawing.cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
@@ -93,7 +93,7 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
     return plot
 
 
-def _draw(axes: Any, curve: Curve, line: Line, style: dict[str, Any], trend_of: Callable[[Line], Line]) -> None:
+def _draw_line(axes: Any, curve: Curve, line: Line, style: dict[str, Any], trend_of: Callable[[Line], Line]) -> None:
     shown = decimate(line)
     if curve.points or len(shown.steps) == 1:
         axes.plot(shown.steps, shown.values, linewidth=1.6, marker="o", markersize=5, markerfacecolor=SURFACE,

@@ -144,7 +144,7 @@ def draw_memory(planned: Mapping[str, float], measured: Mapping[int, float], lim
             rows = range(len(labels) - len(measured), len(labels))
             axes.barh(rows, [amount / size for amount in measured.values()], color=MUTED, **_BAR)
             keys.append(Key("measured peak", MUTED, "bar"))
-        # A far limit would squeeze the bars.
+        # With a limit far above them, the bars would be too short to read.
         if limit is not None and limit < 4 * largest:
             axes.axvline(limit / size, color=BAD, linewidth=1.4, linestyle=DASHES[1])
             keys.append(Key("limit", BAD, dash=1))

@@ -168,12 +168,12 @@ class History:
 
     @property
     def rank_tables(self) -> list[RankTable]:
-        """Of the attempts that have one."""
+        """The tables of the attempts that have one."""
         return [a.rank_table for a in self.attempts if a.rank_table is not None]
 
     @property
     def alerts(self) -> tuple[AlertRecord, ...]:
-        """Of all attempts."""
+        """The alerts of all attempts."""
         return tuple(alert for attempt in self.attempts for alert in attempt.alerts)
 
     @property
@@ -184,7 +184,7 @@ class History:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the last attempt that recorded them."""
+        """Versions of the last attempt that recorded them."""
         return next((a.versions for a in reversed(self.attempts) if a.versions), {})
 
     @property

@@ -37,12 +37,12 @@ _MOST_ROWS = 64
 
 def list_sections(run: Run) -> list[Section]:
     """All sections that apply to a run."""
-    makers = (failure_section, alerts_section, _loss, _scale, _ranks, _memory, _attempts,
-              _precision, _plan, _config, _versions)  # fmt: skip
+    makers = (failure_section, alerts_section, _loss_section, _scale_section, _ranks_section, _memory_section,
+              _attempts_section, _precision_section, _plan_section, _config_section, _versions_section)  # fmt: skip
     return [section for make in makers if (section := make(run)) is not None]
 
 
-def _loss(run: Run) -> Section:
+def _loss_section(run: Run) -> Section:
     history, loss = run.history, series.find_loss(run.history)
     if loss is None:
         return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
@@ -73,7 +73,7 @@ def _loss(run: Run) -> Section:
     return Section("loss", "Loss and learning rate", view)
 
 
-def _scale(run: Run) -> Section:
+def _scale_section(run: Run) -> Section:
     """The loss scale of all ranks, with skipped steps."""
     history = run.history
     groups = series.group_by_loss_scale(history.rank_tables)
@@ -103,7 +103,7 @@ def _read_watch_options(run: Run) -> WatchOptions:
     return WatchOptions(**{name: limit for name, limit in limits.items() if limit is not None})
 
 
-def _ranks(run: Run) -> Section:
+def _ranks_section(run: Run) -> Section:
     """Step time of all ranks, with the stragglers."""
     history, lines = run.history, [series.step_time_line(a) for a in run.history.attempts]
     times = np.concatenate([line.values for line in lines] or [np.array([])])
@@ -146,7 +146,7 @@ def _rank_table(summaries: Sequence[RankSummary], slow: Sequence[int]) -> Table:
     return Table(caption, head, rows, range(1, 8), marked=[i for i, s in enumerate(shown) if s.rank in slow])
 
 
-def _memory(run: Run) -> Section:
+def _memory_section(run: Run) -> Section:
     """Planned memory and measured peak memory."""
     plan, planned = run.plan, _read_planned_memory(run)
     peaks = {s.rank: float(s.peak_memory) for s in series.summarize_ranks(run.history) if s.peak_memory is not None}
@@ -190,7 +190,7 @@ def _read_planned_memory(run: Run) -> dict[str, float]:
     return {}
 
 
-def _attempts(run: Run) -> Section | None:
+def _attempts_section(run: Run) -> Section | None:
     history, attempts = run.history, run.history.attempts
     if not attempts:
         return None
@@ -226,14 +226,14 @@ def _describe_steps(attempt: AttemptRecord) -> str:
     return f"{attempt.start_step:,} to {attempt.end_step:,}"
 
 
-def _precision(run: Run) -> Section | None:
+def _precision_section(run: Run) -> Section | None:
     if not run.plan["precision"]:
         return None
     view = {"plan": run.plan, "requested": run.config.get("precision", "auto"), "use_amp": run.config.get("use_amp")}
     return Section("precision", "Precision", view)
 
 
-def _plan(run: Run) -> Section:
+def _plan_section(run: Run) -> Section:
     if not run.history.plan:
         return Section("plan", "Plan", {}, "no_plan")
     plan, strategy = run.plan, run.plan["strategy"]
@@ -253,7 +253,7 @@ def _plan(run: Run) -> Section:
     return Section("plan", "Plan", view)
 
 
-def _config(run: Run) -> Section:
+def _config_section(run: Run) -> Section:
     given, default = flatten(run.config), flatten(RunConfig().to_dict())
     changed = [(k, format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
     unchanged = [(k, format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
@@ -266,7 +266,7 @@ def _config(run: Run) -> Section:
     return Section("config", "Config", view)
 
 
-def _versions(run: Run) -> Section:
+def _versions_section(run: Run) -> Section:
     recorded = [a for a in run.history.attempts if a.versions]
     # One column for each attempt with other versions than the one before.
     changed = [a for i, a in enumerate(recorded) if i == 0 or dict(a.versions) != dict(recorded[i - 1].versions)]

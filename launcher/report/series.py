@@ -118,27 +118,26 @@ def find_validation_loss(history: History) -> str | None:
 
 def metric_line(records: Iterable[Step | ValidationRecord], name: str) -> Line:
     """One metric of an attempt's steps or validations."""
-    return _line((record.step, record.metrics[name]) for record in records if name in record.metrics)
+    return _make_line((record.step, record.metrics[name]) for record in records if name in record.metrics)
 
 
 def learning_rate_lines(attempt: AttemptRecord) -> list[Line]:
     """The learning rate of each parameter group."""
     width = max((len(s.learning_rates) for s in attempt.steps), default=0)
-    return [
-        _line((s.step, s.learning_rates[i]) for s in attempt.steps if i < len(s.learning_rates)) for i in range(width)
-    ]
+    rates = [(s.step, s.learning_rates) for s in attempt.steps]
+    return [_make_line((step, each[i]) for step, each in rates if i < len(each)) for i in range(width)]
 
 
 def step_time_line(attempt: AttemptRecord) -> Line:
     """Milliseconds of an optimizer step."""
-    return _line((s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None)
+    return _make_line((s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None)
 
 
 def loss_scale_line(attempt: AttemptRecord) -> Line:
     """Loss scale of rank 0, without the intervals that have none."""
     table = attempt.rank_table
     if table is None or 0 not in table.ranks:
-        return _line(())
+        return _make_line(())
     scales = table.column("loss_scale")[0]
     return Line(table.steps[scales > 0], scales[scales > 0])
 
@@ -241,6 +240,6 @@ def find_stragglers(summaries: Sequence[RankSummary], watch: WatchOptions) -> li
     return slow
 
 
-def _line(points: Iterable[tuple[int, float]]) -> Line:
+def _make_line(points: Iterable[tuple[int, float]]) -> Line:
     pairs = np.array(list(points), dtype=float).reshape(-1, 2)
     return Line(pairs[:, 0], pairs[:, 1])

@@ -1,4 +1,4 @@
-"""Warnings about a valid config: how this hardware, or Lightning, will treat it."""
+"""Warnings about a valid config: effects of this hardware, or of Lightning."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def _check_devices(answers: Mapping[str, Any], hardware: Hardware) -> list[Probl
         message = f"given {accelerator}, but this machine has none: `fit` works only on a machine that has one"
         return [Problem("accelerator", message)]
     if kind != "cpu" and isinstance(devices, int) and devices > count:
-        message = f"given {devices}, but this machine has {count}: `fit` needs a machine with as many"
+        message = f"given {devices}, but this machine has {count}: `fit` needs a machine with at least as many"
         return [Problem("devices", message)]
     return []
