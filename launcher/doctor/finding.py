@@ -14,12 +14,7 @@ _TIMEOUT_S = 150.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
-
-    Attributes:
-        status: a failure would stop a training here or on the cluster.
-        advice: what to do; empty if the status is 'ok'.
-    """
+    """The result of one check; a failure would stop a training here or on the cluster. No advice if it is 'ok'."""
 
     name: str
     status: Status

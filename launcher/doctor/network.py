@@ -20,12 +20,9 @@ _INFINIBAND = Path("/sys/class/infiniband")
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One network interface.
+    """One network interface, with its addresses that other machines can use; the MTU is in bytes.
 
-    Attributes:
-        addresses: those that other machines can use.
-        megabits: negotiated speed; 0 without a card (a bridge, a tunnel, a container).
-        mtu: bytes of the largest packet.
+    The negotiated speed is 0 without a card (a bridge, a tunnel, a container).
     """
 
     name: str

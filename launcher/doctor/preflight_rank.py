@@ -37,13 +37,7 @@ _CLOCK_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class RankRequest:
-    """What a rank receives from its node.
-
-    Attributes:
-        folder: of the results.
-        host, port: host of rank 0, and a free port on it.
-        timeout: seconds that a rank waits for the others.
-    """
+    """What a rank receives from its node: where to write results, its ranks, the rendezvous, and seconds to wait."""
 
     folder: str
     rank: int

@@ -127,15 +127,10 @@ class _AttemptReader:
         )
 
     def _add_step(self, event: Mapping[str, Any]) -> None:
-        seconds, rates = event.get("seconds_per_step"), event.get("learning_rate") or []
-        self._steps.append(
-            Step(
-                _as_count(event.get("step")),
-                None if seconds is None else _as_number(seconds),
-                _as_metrics(event.get("metrics")),
-                tuple(_as_any_number(rate) for rate in _as_type(rates, list)),
-            )
-        )
+        seconds = event.get("seconds_per_step")
+        seconds = None if seconds is None else _as_number(seconds)
+        rates = tuple(_as_any_number(rate) for rate in _as_type(event.get("learning_rate") or [], list))
+        self._steps.append(Step(_as_count(event.get("step")), seconds, _as_metrics(event.get("metrics")), rates))
 
     def _add_ranks(self, event: Mapping[str, Any]) -> None:
         ranks = event.get("ranks")

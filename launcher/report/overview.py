@@ -27,14 +27,7 @@ _FIRST_ALERTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One of the figures at the top.
-
-    Attributes:
-        label: a key of `report --json` too.
-        value: as text.
-        note: an addition; may be empty.
-        amount: as a number; None if it is not one.
-    """
+    """One of the figures at the top; `amount` is its value as a number, None if it is not one."""
 
     label: str
     value: str

@@ -21,13 +21,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        anchor: its id.
-        view: values for its macro in `sections.html.j2`.
-        macro: the macro's name; empty if it is the anchor.
-    """
+    """A part of the page, with the values for its macro in `sections.html.j2`; `macro` is empty if it is the anchor."""
 
     anchor: str
     title: str

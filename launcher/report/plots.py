@@ -30,12 +30,7 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity of one run, with one line for each attempt.
-
-    Attributes:
-        trend: whether to draw a smooth line over scattered points.
-        points: whether to mark each point; for a few points.
-    """
+    """A quantity of one run, with one line for each attempt; few values as `points`, many with a smooth `trend`."""
 
     label: str
     lines: Sequence[Line]

@@ -80,13 +80,7 @@ class AlertRecord:
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """Peak memory of the ranks, recorded at the end of an attempt.
-
-    Attributes:
-        measured: rank to its peak in bytes.
-        method: how it was measured.
-        planned: bytes of a rank in the plan; None if the plan has no estimate.
-    """
+    """Bytes at the end of an attempt: the measured peak of each rank, and those of a rank in the plan, if estimated."""
 
     measured: Mapping[int, int]
     method: str

@@ -43,14 +43,12 @@ _MOST_NAMES = 8
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The contents of a run directory.
+    """The contents of a run directory (an absolute path).
 
     Attributes:
-        path: absolute path of the directory.
         config: `config.yaml` with secrets hidden; empty if it cannot be read.
         problems: files that could not be read, and why.
-        log: last lines of the log of the rank that failed first; empty if the run did not fail.
-        log_file: the file of `log`.
+        log: last lines of `log_file`, the log of the rank that failed first; empty if the run did not fail.
     """
 
     path: Path

@@ -115,25 +115,22 @@ class WizardConfig:
         Raises:
             ConfigError: there is no such preset.
         """
-        preset = WizardConfig._of_normal(preset_values(name))
-        return self.without_preset()._filled_from(preset, name)
+        given, preset = self.without_preset(), WizardConfig._of_normal(preset_values(name))
+        answered = {key for key in _PATHS if getattr(given, key) is not None}
+        filled = {key for key in _PATHS if getattr(preset, key) is not None} - answered - _overridden(answered)
+        return dataclasses.replace(
+            given,
+            **{key: getattr(preset, key) for key in filled},
+            settings={**preset.settings, **given.settings},
+            preset=name,
+            preset_filled=frozenset(filled | (preset.settings.keys() - given.settings.keys())),
+        )
 
     def without_preset(self) -> WizardConfig:
         """A copy with only the answers of the user."""
         answers = {key: None for key in _PATHS if key in self.preset_filled}
         settings = {path: value for path, value in self.settings.items() if path not in self.preset_filled}
         return dataclasses.replace(self, **answers, settings=settings, preset=None, preset_filled=frozenset())
-
-    def _filled_from(self, preset: WizardConfig, name: str) -> WizardConfig:
-        filled = {key for key in _PATHS if getattr(self, key) is None and getattr(preset, key) is not None}
-        filled -= _overridden({key for key in _PATHS if getattr(self, key) is not None})
-        return dataclasses.replace(
-            self,
-            **{key: getattr(preset, key) for key in filled},
-            settings={**preset.settings, **self.settings},
-            preset=name,
-            preset_filled=frozenset(filled | (preset.settings.keys() - self.settings.keys())),
-        )
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> WizardConfig:

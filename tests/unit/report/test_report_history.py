@@ -1,4 +1,4 @@
-"""Events become attempts, whatever the file contains."""
+"""Events become attempts, also from a damaged file."""
 
 from __future__ import annotations
 
