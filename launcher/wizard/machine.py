@@ -12,7 +12,7 @@ from slurm.partitions import Partition, PartitionsError, read_partitions
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """This machine and its cluster; no partitions without SLURM. Remarks say which facts could not be read, and why."""
+    """This machine and its cluster; no partitions without SLURM. Remarks are facts that could not be read, and why."""
 
     host: str
     hardware: Hardware
