@@ -92,8 +92,8 @@ def new_plot(name: str, title: str, height: float, rows: Sequence[float] = (1,))
         FigureCanvasSVG(figure)
         figure.subplots_adjust(left=0.1, right=0.985, bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
         axes = list(figure.subplots(len(rows), 1, sharex=True, height_ratios=rows, squeeze=False)[:, 0])
-        for one in axes:
-            one.yaxis.set_label_coords(-0.088, 0.5)
+        for each in axes:
+            each.yaxis.set_label_coords(-0.088, 0.5)
         plot = Plot(name, title, figure, axes)
         yield plot
         plot.svg = _to_svg(plot)

@@ -100,7 +100,7 @@ def _ask_questions(config: WizardConfig, output: Path) -> WizardConfig | None:
         raise UsageError(message)
     from launcher.wizard.wizard import SetupWizard
 
-    note = ", and keeps a copy of the present file" if output.exists() else ""
+    note = ", and keeps a copy of the existing file" if output.exists() else ""
     sys.stdout.write(f"This writes {output} at the end{note}. Ctrl-C cancels, and nothing is written.\n")
     return SetupWizard().run(config)
 

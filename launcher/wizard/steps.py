@@ -115,7 +115,7 @@ def ask_precision_and_strategy(config: WizardConfig, session: WizardSession) -> 
         strategies.insert(0, Choice(AUTO, "auto: the launcher chooses, and gives its reasons"))
         strategy = session.prompter.select("Strategy", strategies, config.strategy or AUTO)
         config = _with_answer(config, "strategy", strategy, default="auto")
-        question = "There is no such plan for this machine. Answer again?"
+        question = "There is no plan for these answers on this machine. Answer again?"
         if show_plan(config, session) or not session.prompter.confirm(question):
             return config
 

@@ -188,7 +188,7 @@ def test_an_impossible_strategy_is_reported_and_asked_again() -> None:
     assert config is not None
     assert config.strategy == "ddp"
     assert "no plan for this machine: no plan meets the config" in screen
-    assert ("There is no such plan for this machine. Answer again?", True) in prompter.asked
+    assert ("There is no plan for these answers on this machine. Answer again?", True) in prompter.asked
 
 
 def test_a_precision_by_name_and_a_plain_answer_replace_each_other() -> None:
