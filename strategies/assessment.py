@@ -25,8 +25,6 @@ class Assessment:
 
     Attributes:
         name: Lightning's spelling.
-        memory: bytes of the rank that holds most.
-        step: seconds and bytes of an optimizer step.
         micro_batch_size: the largest micro batch that fits, or the smallest one if none fits.
         accumulate: micro batches per optimizer step.
         eligible: whether these ranks can run it at all.
@@ -63,13 +61,7 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineMod
 
 
 def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
-    """Which memory is too small, and by how much; None if all suffice.
-
-    Args:
-        memory: of one rank.
-        machine: the ranks; host memory and NVMe are checked only if their sizes are known.
-        limit: bytes of the device that a rank may use.
-    """
+    """Which memory is too small, and by how much; None if all suffice. Memory of unknown size is not checked."""
     if memory.total > limit:
         above = format_bytes(memory.total - limit)
         return f"{format_bytes(memory.total)}, {above} above the limit of {format_bytes(limit)}"

@@ -28,10 +28,7 @@ class Comparison:
         why: the reason for it; if nothing fits, by how much, and what would.
         next: the candidate to continue with if the pick runs out of memory; None if there is none.
         limit_bytes: bytes that a rank may use.
-        memory_bytes: bytes that its device has.
         method: how activations were found.
-        notes: what the user should know about the numbers.
-        machine: the ranks that they were estimated for.
         next_obstacle: why the config does not allow the next candidate, and what to change; None if it does.
     """
 
@@ -86,12 +83,7 @@ def compare_strategies(
 ) -> Comparison:
     """Assess every candidate and pick the fastest that fits.
 
-    Args:
-        profile: of the user's module.
-        machine: the ranks.
-        precision: what was agreed on.
-        splits: ways to share the global batch, the largest micro batch first; at least one.
-        options: limits.
+    `splits` are ways to share the global batch, the largest micro batch first; at least one.
     """
     limit = int(machine.memory_bytes * options.memory_share)
     run = _Run(profile, machine, precision, splits, limit, options.settings)
@@ -120,13 +112,7 @@ def compare_strategies(
 
 
 def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel) -> str | None:
-    """The candidate to continue with after one has run out of memory: the fastest of those that need less.
-
-    Args:
-        name: of the candidate that ran out; one that was not assessed has no successor.
-        assessed: all of them.
-        machine: the ranks.
-    """
+    """The fastest candidate that needs less than `name`, which ran out of memory; None if `name` was not assessed."""
     own = next((a for a in assessed if a.name == name), None)
     smaller = [a for a in assessed if own and a.eligible and a.fits and a.memory.total < own.memory.total]
     after = _fastest(smaller, machine)

@@ -72,12 +72,6 @@ def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -
     Gates and their differences, four rows of states on each of the two sides of the layer, rows padded to cache lines
     and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are in fp32 all the same, and one
     row less. The layout does not depend on the instruction set.
-
-    Args:
-        steps: length of the sequence.
-        batch: samples.
-        hidden: width of the state.
-        element_size: bytes of an element.
     """
     gates = steps * _row(4 * hidden, element_size)
     states = (steps + 1) * _row(hidden, max(element_size, _FP32))
@@ -90,9 +84,6 @@ def product_code(dtype: torch.dtype) -> int:
 
     Runs two small products: the first creates what all shapes share. 0 if oneDNN has no kernel for this type, or if
     there is no `/proc`.
-
-    Args:
-        dtype: of the operands.
     """
     found = 0
     for rows, inner, columns in ((61, 67, 71), (73, 79, 83)):

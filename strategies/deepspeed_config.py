@@ -57,9 +57,7 @@ class BatchAndClip:
     """The part of DeepSpeed's config that the plan determines.
 
     Attributes:
-        world_size: number of ranks.
         micro_batch_size: samples that a rank processes at once; None if only the user's loader knows.
-        accumulate: micro batches per optimizer step.
         gradient_clip_val: maximum norm of all gradients, 0 for no clipping.
     """
 
@@ -81,13 +79,7 @@ class BatchAndClip:
 
 
 def zero_config(variant: ZeroVariant, device_kind: str, planned: BatchAndClip) -> dict[str, Any]:
-    """The DeepSpeed config of a variant, complete but for the blocks of the precision.
-
-    Args:
-        variant: stage and offload.
-        device_kind: 'cpu' or 'cuda'.
-        planned: batch and clipping.
-    """
+    """The DeepSpeed config of a variant without the blocks of the precision; `device_kind` is 'cpu' or 'cuda'."""
     bucket = GPU_BUCKET if device_kind == "cuda" else CPU_BUCKET
     zero: dict[str, Any] = {
         "stage": variant.stage,

@@ -62,12 +62,7 @@ def merge_config(
 
 
 def nvme_paths(strategy: str, user: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders on NVMe that a strategy offloads to, by the user's settings or the defaults; each once.
-
-    Args:
-        strategy: any strategy's name; only variants of ZeRO offload there.
-        user: the user's settings.
-    """
+    """The folders on NVMe that a strategy offloads to, by the user's settings or the defaults; each once."""
     variant = list_zero_variants().get(strategy)
     if variant is None:
         return ()

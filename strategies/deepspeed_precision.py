@@ -68,11 +68,7 @@ _BLOCKS = {"fp16": _FP16, "bf16": _BF16, _OLD_BF16: _BF16}
 
 
 def requested_precision(config: Mapping[str, Any]) -> Precision | None:
-    """The precision that a DeepSpeed config requests by enabling one block; None if it enables none, or both.
-
-    Args:
-        config: DeepSpeed's settings.
-    """
+    """The precision that a DeepSpeed config requests by enabling one block; None if it enables none, or both."""
     fp16, bf16 = _enabled(config, "fp16"), _enabled(config, "bf16") or _enabled(config, _OLD_BF16)
     if fp16 == bf16:
         return None
@@ -80,11 +76,7 @@ def requested_precision(config: Mapping[str, Any]) -> Precision | None:
 
 
 def disabled_dtypes(config: Mapping[str, Any]) -> frozenset[str]:
-    """Those of fp16 and bf16 that a DeepSpeed config disables.
-
-    Args:
-        config: DeepSpeed's settings.
-    """
+    """Those of fp16 and bf16 that a DeepSpeed config disables."""
     blocks = {"fp16": ("fp16",), "bf16": ("bf16", _OLD_BF16)}
     return frozenset(
         dtype for dtype, names in blocks.items() if any(_given(config, name, "enabled") is False for name in names)
@@ -94,12 +86,7 @@ def disabled_dtypes(config: Mapping[str, Any]) -> frozenset[str]:
 def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Everything in a DeepSpeed config that is invalid or contradicts the agreed precision.
 
-    Args:
-        precision: what all ranks agreed on.
-        config: DeepSpeed's settings.
-
-    Returns:
-        One line each: dotted path, given value, expected value.
+    One line each: dotted path, given value, expected value.
     """
     found: list[str] = []
     if precision is Precision.FP64_TRUE:
@@ -123,12 +110,7 @@ def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tupl
 def precision_blocks(precision: Precision, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """DeepSpeed's `fp16` and `bf16` blocks for a precision, with the user's settings; 'auto' becomes the default.
 
-    Args:
-        precision: what all ranks agreed on; without conflicts with `config`.
-        config: DeepSpeed's settings.
-
-    Returns:
-        Both blocks. One is enabled, none for 32-true.
+    One is enabled, none for 32-true. `config` has no conflict with the precision.
     """
     dtype = DTYPE[precision]
     blocks: dict[str, dict[str, Any]] = {}

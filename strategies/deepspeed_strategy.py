@@ -53,8 +53,6 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     Args:
         config: a complete DeepSpeed config without 'auto'; copied.
         parallel_devices: the node's devices, in the order of the local ranks.
-        cluster_environment: gives this rank's location.
-        process_group_backend: 'nccl' or 'gloo'.
         timeout: seconds after which a collective fails; only used if there is no process group yet.
         hooks: the launcher's part in checkpoints; None loads with `weights_only` and checks nothing.
     """
@@ -205,11 +203,6 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
     """DeepSpeed's ZeRO over gloo on CPUs, which Lightning does not support.
 
     Args:
-        config: as for `SharedGroupDeepSpeed`.
-        cluster_environment: gives this rank's location.
-        local_world_size: ranks on this node.
-        timeout: seconds.
-        hooks: as for `SharedGroupDeepSpeed`.
         pretend_fp16: for tests: DeepSpeed's CPU accelerator claims to support fp16, so that there is a real loss scale.
 
     Raises:
@@ -277,11 +270,6 @@ def replace_folder(fresh: Path, path: Path) -> None:
 
 def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:
     """Check that ZeRO supports what `configure_optimizers` returned: one elementwise optimizer.
-
-    Args:
-        optimizers: all of them.
-        schedulers: number of learning rate schedulers.
-        model: name of the model's class.
 
     Raises:
         StrategyError: names the optimizer and the reason.

@@ -190,13 +190,7 @@ class DeterministicDDPStrategy(DDPStrategy):
 def _find_unused_parameters(
     loss: Tensor, parameters: Mapping[str, nn.Parameter], group: dist.ProcessGroup | None
 ) -> tuple[str, ...]:
-    """Names of the parameters that the loss of at least one rank does not depend on. A collective of all ranks.
-
-    Args:
-        loss: of this rank, before its backward pass.
-        parameters: by name, in the same order on all ranks.
-        group: the ranks.
-    """
+    """Names of the parameters that the loss of at least one rank does not depend on. A collective of all ranks."""
     used = _find_used(loss)
     missing = [used is not None and id(p) not in used for p in parameters.values()]
     flags = torch.tensor(missing, dtype=torch.uint8, device=loss.device)

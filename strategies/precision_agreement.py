@@ -25,10 +25,6 @@ class RankCapability:
     """What one rank's device computes.
 
     Attributes:
-        rank: global rank.
-        host: name of the machine.
-        device_kind: kind of device the rank trains on.
-        device_name: the vendor's name of the device.
         native_dtypes: those of fp16, bf16, fp32, fp64 that the device supports in hardware; emulation does not count.
     """
 
@@ -44,8 +40,6 @@ class AgreedPrecision:
     """One precision for all ranks, and why.
 
     Attributes:
-        precision: what every rank trains in.
-        reasons: for the plan.
         notices: for the user: mixed precision that is not available, a fallback, a change on resume.
         deepspeed_blocks: DeepSpeed's `fp16` and `bf16` blocks for this precision; None without a DeepSpeed config.
         changed_from: the checkpoint's precision, if it is different.
@@ -143,15 +137,7 @@ def _few(numbers: list[int], limit: int = 8) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What was requested.
-
-    Attributes:
-        explicit: the precision; None for 'auto'.
-        given: as it was given.
-        source: where it was requested, for a message.
-        use_amp: see `reconcile`.
-        fallback: see `reconcile`.
-    """
+    """What was requested: None for 'auto', the value as given, and where it was requested; see `reconcile`."""
 
     explicit: Precision | None
     given: object

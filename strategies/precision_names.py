@@ -67,7 +67,6 @@ class PrecisionError(ValueError):
     """A precision that does not exist, or that some rank cannot run.
 
     Attributes:
-        value: the precision, as given.
         ranks: the ranks that cannot run it; empty if the value is no precision.
         nearest: what would work instead, if there is such a thing.
     """
@@ -81,9 +80,6 @@ class PrecisionError(ValueError):
 
 def normalize_precision(value: object) -> Precision:
     """Map any spelling of a precision to Lightning 2's name.
-
-    Args:
-        value: a string in any case ('fp16', 'BF16_mixed', ...), 16, 32, 64, or a `Precision`.
 
     Raises:
         PrecisionError: `value` is no spelling of a precision; carries the nearest one.

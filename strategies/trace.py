@@ -117,14 +117,6 @@ def trace_step(
 
     Gradients are counted separately from activations, so it does not matter that the first forward pass has none.
     Errors of the user's code are raised unchanged.
-
-    Args:
-        make_module: creates a new module; called under the fake mode if the options is fake.
-        batch: a batch of the user's loader, real tensors in any nesting.
-        batch_size: its number of samples.
-        types: what it computes in.
-        trainer: the Trainer that the module sees.
-        options: where and how.
     """
     mode = FakeMode(allow_non_fake_inputs=True) if options.is_fake else None
     device, granularity = options.device, options.granularity

@@ -11,11 +11,7 @@ _MOST_NAMES = 8
 
 
 class UnusedParametersError(StrategyError):
-    """DDP found parameters without a gradient.
-
-    Attributes:
-        names: of the parameters, as in `named_parameters()`.
-    """
+    """DDP found parameters without a gradient."""
 
     def __init__(self, names: Sequence[str], where: str) -> None:
         many = len(names) != 1

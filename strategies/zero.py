@@ -36,14 +36,7 @@ _SHARDED = ("the optimizer's states", "the gradients", "the parameters")
 
 
 class Zero(StrategyEntry):
-    """One variant of ZeRO, under Lightning's name.
-
-    Args:
-        name: Lightning's.
-        order: see `StrategyEntry`.
-        variant: stage and offload.
-        summary: see `StrategyEntry`.
-    """
+    """One variant of ZeRO, under Lightning's name."""
 
     is_sharded: ClassVar[bool] = True
     needs_deepspeed: ClassVar[bool] = True

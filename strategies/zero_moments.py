@@ -25,14 +25,9 @@ class ZeroStep:
     """One step of ZeRO, from which its moments follow.
 
     Attributes:
-        stage: 1, 2 or 3.
-        model: parameters and optimizer.
         trace: of one micro batch, in the types that DeepSpeed computes in.
         states: of the rank that holds most.
-        settings: DeepSpeed's buckets.
-        world_size: number of ranks.
         width: bytes of a parameter.
-        accumulate: micro batches per optimizer step.
         offloads: whether optimizer states and gradients are in host memory.
         whole_process: count the memory of a CPU process: gloo's buffers, and of DeepSpeed's only the touched pages.
     """

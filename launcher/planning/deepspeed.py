@@ -20,13 +20,7 @@ from strategies.registry import find_requested, list_zero_variants
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedPlan:
-    """DeepSpeed's part of a plan.
-
-    Attributes:
-        config: DeepSpeed's complete config; None without DeepSpeed.
-        problems: why there is no plan.
-        notices: for the user.
-    """
+    """DeepSpeed's part of a plan: its complete config (None without DeepSpeed), why there is no plan, and notices."""
 
     config: dict[str, Any] | None
     problems: tuple[str, ...] = ()
@@ -34,11 +28,7 @@ class DeepSpeedPlan:
 
 
 def deepspeed_settings(config: RunConfig) -> Mapping[str, Any] | None:
-    """The user's settings of DeepSpeed, `{}` if there are none; None if DeepSpeed does not train.
-
-    Args:
-        config: with the content of a settings file, see `launcher.config.deepspeed_file`.
-    """
+    """The user's settings of DeepSpeed, `{}` if there are none; None if DeepSpeed does not train."""
     requested = find_requested(config.strategy)
     if requested is None or not requested.needs_deepspeed:
         return None
@@ -52,15 +42,7 @@ def plan_deepspeed(
     batch: BatchSplit,
     agreement: Agreement,
 ) -> DeepSpeedPlan:
-    """DeepSpeed's complete config for the planned strategy, precision and batch, and all problems.
-
-    Args:
-        config: the user's.
-        strategy: the choice; None if there is none.
-        precision: of all ranks, with DeepSpeed's blocks; None if there is none.
-        batch: the split of a global batch.
-        agreement: facts of the ranks.
-    """
+    """DeepSpeed's complete config for the planned strategy, precision and batch, and all problems."""
     name = config.strategy if strategy is None else strategy.name
     variant = list_zero_variants().get(name)
     if variant is None:

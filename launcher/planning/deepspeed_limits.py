@@ -18,12 +18,7 @@ _FP16 = (Precision.FP16_MIXED, Precision.FP16_TRUE)
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a strategy cannot run.
-
-    Attributes:
-        reason: what is missing or wrong.
-        advice: what to do if the strategy was requested.
-    """
+    """Why a strategy cannot run, and what to do if it was requested."""
 
     reason: str
     advice: str
@@ -35,13 +30,9 @@ class Obstacle:
 def find_obstacles(
     name: str, agreement: Agreement, precision: Precision | None, user: Mapping[str, Any]
 ) -> list[Obstacle]:
-    """All obstacles of one strategy.
+    """All obstacles of one strategy that needs DeepSpeed.
 
-    Args:
-        name: of a strategy that needs DeepSpeed.
-        agreement: facts of the ranks.
-        precision: of all ranks; None if there is none, or if the user's plugin decides.
-        user: the user's DeepSpeed settings.
+    `precision` is None if the ranks have none, or if the user's plugin decides.
     """
     found: list[Obstacle] = []
     plugin = agreement.facts[0].traits.get("precision_plugin")

@@ -22,13 +22,7 @@ from strategies.step_trace import ModelProfile, Unprofiled
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """A plan with its inputs.
-
-    Attributes:
-        plan: what `fit` would do.
-        agreement: the ranks.
-        profile: of the user's module; None if the module could not be created.
-    """
+    """A plan with the ranks and the module's profile; None if the module could not be created."""
 
     plan: Plan
     agreement: Agreement
@@ -37,11 +31,6 @@ class DryRun:
 
 def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None) -> DryRun:
     """What `fit` would do with this config, on `num_nodes` machines like this one or on other machines.
-
-    Args:
-        config: the user's.
-        host: name of this machine.
-        others: other machines; None for machines like this one.
 
     Raises:
         UsageError: no plan meets the config there.

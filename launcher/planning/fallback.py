@@ -24,11 +24,7 @@ _FIXING = ("stage", "offload_optimizer", "offload_param")
 def with_next(found: Comparison, name: str, machine: MachineModel, why_not: Callable[[str], str | None]) -> Comparison:
     """The comparison with the candidate after `name`, or with the reason why the config does not allow it.
 
-    Args:
-        found: all candidates.
-        name: the strategy that will train.
-        machine: the ranks.
-        why_not: gives the reason why there is no plan with a strategy; None if there is one.
+    `why_not` gives the reason why there is no plan with a strategy; None if there is one.
     """
     following = next_after(name, found.assessments, machine)
     obstacle = None if following is None else why_not(following)
@@ -43,12 +39,6 @@ def skip_candidates(
     found: Comparison, ran_out: Sequence[str], machine: MachineModel, why_not: Callable[[str], str | None]
 ) -> Comparison:
     """The comparison without the candidates that ran out of memory: the pick is the fastest that needs less.
-
-    Args:
-        found: all candidates.
-        ran_out: names of the strategies, at least one.
-        machine: the ranks.
-        why_not: see `with_next`.
 
     Raises:
         PlanError: none needs less, or the config does not allow it.

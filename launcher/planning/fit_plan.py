@@ -26,12 +26,7 @@ _SHARE_WITHOUT_TRACE = 0.1
 
 
 def check_model(model: pl.LightningModule, plan: Plan, notice: Callable[[str], None]) -> None:
-    """Whether the planned strategy can train the model.
-
-    Args:
-        model: as its constructor made it.
-        plan: what it is trained with.
-        notice: called with each of the model's hooks that has no effect.
+    """Check that the planned strategy can train the model; `notice` receives the model's hooks without effect.
 
     Raises:
         PlanError: it cannot.
@@ -88,14 +83,7 @@ def plan_for_fit(
 def profile_for(
     config: RunConfig, classes: UserClasses | None, plan: Plan, given: UserObjects | None = None
 ) -> ModelProfile | Unprofiled:
-    """The module's profile in the plan's precision and micro batch.
-
-    Args:
-        config: what to train.
-        classes: of the config; None with objects.
-        plan: without memory.
-        given: objects from code.
-    """
+    """The module's profile in the plan's precision and micro batch; `classes` are None with objects."""
     precision, kind = planned_precision(plan), plan.device_kind
     if given is not None:
         from launcher.planning.object_profile import profile_objects

@@ -197,15 +197,7 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
 def cpu_machine(
     world_size: int, ranks_per_node: int, memory_bytes: int, host_memory_bytes: int | None = None, *, kind: str = "cpu"
 ) -> MachineModel:
-    """Ranks without a known GPU.
-
-    Args:
-        world_size: number of ranks.
-        ranks_per_node: ranks on one node.
-        memory_bytes: of one rank.
-        host_memory_bytes: host memory of one rank; None if not known.
-        kind: 'cpu' or 'mps'.
-    """
+    """Ranks without a known GPU; bytes are those of one rank, and `kind` is 'cpu' or 'mps'."""
     return MachineModel(
         kind,
         world_size,
@@ -227,12 +219,7 @@ def planned_precision(plan: Plan) -> Precision:
 
 
 def zero_settings(device_kind: str, deepspeed: Mapping[str, Any] | None = None) -> ZeroSettings:
-    """Sizes of DeepSpeed's buckets.
-
-    Args:
-        device_kind: 'cpu' or 'cuda'.
-        deepspeed: the plan's DeepSpeed config, with the user's buckets; None for the defaults.
-    """
+    """Sizes of DeepSpeed's buckets, from the plan's DeepSpeed config or the defaults."""
     zero: Mapping[str, Any] = zero_config(ZeroVariant(3), device_kind, BatchAndClip(1, 1, 1, 0.0))["zero_optimization"]
     if deepspeed is not None:
         zero = {**zero, **deepspeed["zero_optimization"]}

@@ -58,13 +58,6 @@ def profile_objects(
 ) -> ModelProfile | Unprofiled:
     """Measure what every strategy's memory depends on, without changing the objects and random generators.
 
-    Args:
-        config: length of the training.
-        given: the caller's objects.
-        precision: of the training.
-        world_size: number of ranks, for the Trainer that the module sees.
-        device_kind: 'cpu', 'cuda' or 'mps': determines allocator and optimizer implementation.
-
     Returns:
         `Unprofiled` if not even the parameters have a shape.
     """
@@ -139,11 +132,7 @@ def _copied(thing: Any, name: str) -> Any:
 
 
 def _check_module(module: nn.Module) -> None:
-    """Check that a step of the copy does not change the original.
-
-    Raises:
-        _NotCopied: a hook may write to other objects, or see `_check_copyable`.
-    """
+    """Check that a step of the copy does not change the original: no hook may write to other objects."""
     for part in module.modules():
         _check_class(type(part))
         for hook in (each for name in _HOOKS for each in getattr(part, name).values()):
@@ -154,11 +143,7 @@ def _check_module(module: nn.Module) -> None:
 
 
 def _check_class(kind: type) -> None:
-    """Check that a class of the caller's has no mutable state that its objects share, and that its methods use none.
-
-    Raises:
-        _NotCopied: it has or uses some.
-    """
+    """Check that a class of the caller's has no mutable state that its objects share, and that its methods use none."""
     for owner in (each for each in kind.__mro__ if not _of_libraries(each.__module__)):
         for name, value in vars(owner).items():
             if isinstance(value, types.FunctionType):
@@ -177,13 +162,7 @@ def _of_libraries(module: str | None) -> bool:
 def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
     """Check that a copy shares nothing with the original, and takes little time and memory.
 
-    Args:
-        thing: the object.
-        name: its name in a message.
-        tensors: whether its tensors are copied too.
-
-    Raises:
-        _NotCopied: it is large, or a function in it may refer to the caller's objects.
+    `name` is the object's in a message; without `tensors` its tensors are not copied.
     """
     # The references keep the ids unique.
     seen: dict[int, Any] = {}

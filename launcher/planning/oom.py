@@ -51,13 +51,7 @@ def out_of_memory(
 ) -> OutOfMemoryError:
     """The error that ends the run: what the plan expected, what was allocated, and what to do.
 
-    Args:
-        error: the original error.
-        plan: of the run.
-        rank: this rank.
-        host: its host.
-        allocated_bytes: peak of its device's allocator; None if not known.
-        on_oom: setting of the config.
+    `allocated_bytes` is the peak of the rank's device allocator; None if not known.
     """
     own = planned_memory(plan, plan.strategy.name)
     lines = [f"rank {rank} ({host}) is out of memory with {plan.strategy.name}: {_first_line(error)}"]

@@ -22,11 +22,6 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     """Write the plot.
 
-    Args:
-        found: the plan; its micro batch is used with every number of GPUs.
-        config: for the memory share.
-        path: a file that ends in .png, .svg or .pdf.
-
     Raises:
         MissingLibraryError: matplotlib is not installed.
         UsageError: another suffix, a folder that does not exist, or a module whose memory is not known.

@@ -175,16 +175,7 @@ def bounded(
 def bound_of(
     parameters: Iterable[Tensor], model: ModelShape, batch: Any, size: int, failure: str, obstacle: str | None
 ) -> ModelProfile:
-    """The bound by the shapes of parameters and batch.
-
-    Args:
-        parameters: of the module; only their shapes are used.
-        model: the same with the optimizer.
-        batch: of the user's loader; None if none could be read.
-        size: its samples.
-        failure: why the step was not traced.
-        obstacle: see `ModelProfile.zero_obstacle`.
-    """
+    """The bound by the shapes of parameters and batch; `failure` is why the step was not traced."""
     rows = max((_rows(t) for t in tree_iter(batch) if isinstance(t, Tensor)), default=size)
     matrices = [p for p in parameters if p.ndim > 1]
     outputs = sum(max(p.shape) for p in matrices)
