@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -15,7 +16,7 @@ from strategies.model_states import DEFAULT_SETTINGS, ZeroSettings
 from strategies.precision import Precision
 from strategies.registry import list_candidates
 from strategies.step_time import step_time
-from strategies.step_trace import ModelProfile, at_batch_size
+from strategies.step_trace import ModelProfile, StepTrace, at_batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with totals added for readers."""
-        values = cast("dict[str, Any]", _plain(asdict(self)))
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for entry, assessed in zip(values["assessments"], self.assessments, strict=True):
             entry["memory"]["total"] = assessed.memory.total
             entry["step"]["seconds"] = assessed.step.seconds
@@ -135,7 +136,7 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
     model, machine = run.profile.model, run.machine
     ranks = machine.world_size if candidate.needs_process_group else 1
     traces = run.profile.sharded if candidate.casts_module else run.profile.plain
-    found: tuple[BatchSplit, MemoryEstimate] | None = None
+    found: tuple[BatchSplit, StepTrace, MemoryEstimate] | None = None
     fits = False
     for split in run.splits:
         trace = at_batch_size(*traces, split.micro_batch_size or traces[1].batch_size)
@@ -150,17 +151,16 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
             method=cast("Method", run.profile.method),
             whole_process=machine.device_kind == "cpu",
         )
-        found = split, memory
+        found = split, trace, memory
         fits = shortage(memory, machine, run.limit) is None
         if fits:
             break
     if found is None:
         raise ValueError("compare_strategies needs at least one way to share the batch, none was given")
-    split, memory = found
-    micro = split.micro_batch_size or traces[1].batch_size
+    split, trace, memory = found
     types = candidate.state_types(run.precision)
-    step = TrainingStep(model, at_batch_size(*traces, micro), machine.world_size, types, split.accumulate, run.settings)
-    time = step_time(candidate, step, machine)
+    step = TrainingStep(model, trace, machine.world_size, types, split.accumulate, run.settings)
+    time, micro = step_time(candidate, step, machine), trace.batch_size
     return Assessment(candidate.name, memory, time, micro, split.accumulate, obstacle is None, fits, obstacle or "")
 
 
@@ -182,12 +182,3 @@ def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | 
         if other.step.seconds < best.step.seconds * (1 - MARGIN):
             best = other
     return best
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for JSON."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in cast("list[Any]", value)]
-    return value

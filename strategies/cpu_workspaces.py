@@ -1,10 +1,8 @@
 """Memory that oneDNN uses beside tensors on a CPU: workspaces of LSTMs and convolutions, code of 16-bit products.
 
-Sizes of workspaces are upper bounds for every CPU. The size of the code is measured on this CPU, as oneDNN selects its
-kernels by instruction set.
-
-Under fake tensors `aten::mkldnn_rnn_layer` returns an empty workspace, as only oneDNN knows its size; torch keeps the
-real one from forward to backward (ATen/native/mkldnn/RNN.cpp).
+Sizes of workspaces are upper bounds for every CPU; the size of the code is measured on this CPU. Under fake tensors
+`aten::mkldnn_rnn_layer` returns an empty workspace; torch keeps the real one from forward to backward
+(ATen/native/mkldnn/RNN.cpp).
 """
 
 from __future__ import annotations

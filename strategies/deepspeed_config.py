@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 CPU = "cpu"
 NVME = "nvme"
@@ -50,6 +50,11 @@ BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine compute
 GPU_BUCKET = 200_000_000
 CPU_BUCKET = 5_000_000
 NVME_PATH = "/local_nvme"
+
+
+def as_block(value: Any) -> Mapping[str, Any]:
+    """A block of DeepSpeed settings; empty if the value is missing or not a block."""
+    return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-from strategies.deepspeed_config import NVME, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import NVME, BatchAndClip, ZeroVariant, as_block, zero_config
 from strategies.deepspeed_precision import AUTO
 from strategies.registry import list_zero_variants
 
@@ -55,9 +55,9 @@ def merge_config(
             problems.append(f"{what}; set it to 'auto', or change {place}")
     if "train_micro_batch_size_per_gpu" not in planned:
         problems += _batches_of_the_loader(user)
-    problems += _variant_conflicts(_block(user.get("zero_optimization")), strategy)
+    problems += _variant_conflicts(as_block(user.get("zero_optimization")), strategy)
     merged = _merge(planned, user)
-    problems += _without_folder(_block(merged["zero_optimization"]))
+    problems += _without_folder(as_block(merged["zero_optimization"]))
     return {key: value for key, value in merged.items() if key not in (*_REFUSED, *_PRECISION_BLOCKS)}, problems
 
 
@@ -67,8 +67,8 @@ def nvme_paths(strategy: str, user: Mapping[str, Any]) -> tuple[str, ...]:
     if variant is None:
         return ()
     planned = zero_config(variant, "cuda", BatchAndClip(1, None, 1, 0.0))
-    zero = _block(_merge(planned, user)["zero_optimization"])
-    blocks = (_block(zero.get(name)) for name in _OFFLOADS)
+    zero = as_block(_merge(planned, user)["zero_optimization"])
+    blocks = (as_block(zero.get(name)) for name in _OFFLOADS)
     return tuple(dict.fromkeys(str(b["nvme_path"]) for b in blocks if b.get("device") == NVME and b.get("nvme_path")))
 
 
@@ -79,7 +79,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if value == AUTO or value is None:
             continue
         if isinstance(value, Mapping):
-            merged[key] = _merge(_block(merged.get(key)), _block(cast(Any, value)))
+            merged[key] = _merge(as_block(merged.get(key)), as_block(value))
         else:
             merged[key] = value
     return merged
@@ -118,7 +118,7 @@ def _without_folder(zero: Mapping[str, Any]) -> list[str]:
     return [
         f"zero_optimization.{name}: given device nvme without nvme_path; name a folder on the node's NVMe"
         for name in _OFFLOADS
-        if _block(zero.get(name)).get("device") == NVME and not _block(zero.get(name)).get("nvme_path")
+        if as_block(zero.get(name)).get("device") == NVME and not as_block(zero.get(name)).get("nvme_path")
     ]
 
 
@@ -126,7 +126,7 @@ def _device(zero: Mapping[str, Any], block: str, default: str | None) -> str | N
     given = zero.get(block, AUTO)
     if given is None:
         return None
-    device = _block(given).get("device", AUTO)
+    device = as_block(given).get("device", AUTO)
     return default if device == AUTO else None if device == "none" else str(device)
 
 
@@ -139,16 +139,11 @@ def _batches_of_the_loader(user: Mapping[str, Any]) -> list[str]:
     return [f"train_batch_size: given {given}, but no global_batch_size is; {advice}"]
 
 
-def _block(value: Any) -> Mapping[str, Any]:
-    """A block of settings; empty if there is none."""
-    return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
-
-
 def _is_enabled(block: Any) -> bool:
     """Whether a block is there and not disabled."""
     if not isinstance(block, Mapping):
         return block is not None and block != AUTO
-    return _block(cast(Any, block)).get("enabled") is not False
+    return as_block(block).get("enabled") is not False
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
@@ -92,10 +91,9 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
 
     @override
     def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
-        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        name = type(self.lightning_module).__name__
+        name = type(self._module).__name__
         try:
-            optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
+            optimizers, schedulers = _init_optimizers_and_lr_schedulers(self._module)
         except RuntimeError as error:
             # Lightning's message suggests manual optimization, which DeepSpeed does not support.
             if "multiple optimizers" not in str(error):
@@ -104,15 +102,14 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
                 f"DeepSpeed takes one optimizer, {name}.configure_optimizers gave several; return one"
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
-        self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
+        self._names = parameter_names(self._module, optimizers[0].param_groups)
         self._groups = SplitOptimizer(optimizers[0])
         return self._groups.optimizer, schedulers[0] if schedulers else None
 
     @override
     def init_deepspeed(self) -> None:
         super().init_deepspeed()
-        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        compute_with_fp32_weights(self.lightning_module)
+        compute_with_fp32_weights(self._module)
         self._order_hook = keep_module_order(self.model)
 
     @override
@@ -240,14 +237,6 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         # DeepSpeedStrategy's own accepts only CUDA.
         ParallelStrategy.setup_environment(self)
         self.setup_distributed()
-
-    @override
-    def setup_distributed(self) -> None:
-        self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
-        reset_process_groups()
-        reset_seed()
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
 
 
 def replace_folder(fresh: Path, path: Path) -> None:

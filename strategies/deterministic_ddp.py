@@ -1,13 +1,9 @@
 """A DDP that sums gradients in the same order in every step, so that a resumed run repeats an uninterrupted one.
 
-torch's DDP builds its buckets for the first step by the order of the parameters, and for later steps by the order in
-which the gradients arrive. The position in a bucket determines the order in which the ranks' values are added, which
-changes the last bit with more than two ranks: the first step after a resume would differ from the same step of an
-uninterrupted run. Here the buckets are final before the first step. They assume that the layers run in the order in
-which the model defines them; other models get the same sums, with less overlap of the exchange and the backward pass.
-
-Before the first exchange it also searches for parameters without a gradient: torch's DDP would use the gradients of one
-rank only in that step, and fail in the next.
+torch's DDP rebuilds its buckets after the first step, in the order in which gradients arrive. With more than two ranks
+the buckets determine the last bit of a sum. Here they are final before the first step, in the order in which the model
+defines its layers; models that run them in another order overlap less. Before the first exchange it also searches for
+parameters without a gradient: torch's DDP would use one rank's gradients in that step, and fail in the next.
 """
 
 from __future__ import annotations

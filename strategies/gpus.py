@@ -12,7 +12,9 @@ import difflib
 import re
 from dataclasses import dataclass
 
-_TERA, _GIGA, GIB = 10**12, 10**9, 1 << 30
+from strategies.units import GIB
+
+_TERA, _GIGA = 10**12, 10**9
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,11 +189,7 @@ def _optimizer_bytes(model: ModelShape, types: StateTypes) -> int:
 
 
 def _stage_1_or_2(
-    model: ModelShape,
-    variant: ZeroVariant,
-    world_size: int,
-    types: StateTypes,
-    settings: ZeroSettings,
+    model: ModelShape, variant: ZeroVariant, world_size: int, types: StateTypes, settings: ZeroSettings
 ) -> ModelStates:
     """Each optimizer group is one flat buffer, padded to 2 elements per rank; a rank owns one part of each."""
     groups = model.trained_groups()

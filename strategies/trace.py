@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -253,8 +253,5 @@ def _rounded(tensor: Tensor, granularity: int) -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress warnings, which appear again in the training, and restore the random state."""
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
         yield

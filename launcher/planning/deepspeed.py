@@ -11,7 +11,7 @@ from launcher.config.schema import RunConfig
 from launcher.planning.deepspeed_limits import assumed_folders, find_missing_tools, find_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
-from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, as_block, zero_config
 from strategies.deepspeed_merge import merge_config
 from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import AgreedPrecision
@@ -32,7 +32,7 @@ def deepspeed_settings(config: RunConfig) -> Mapping[str, Any] | None:
     requested = find_requested(config.strategy)
     if requested is None or not requested.needs_deepspeed:
         return None
-    return config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
+    return as_block(config.deepspeed_config)
 
 
 def plan_deepspeed(
@@ -47,7 +47,7 @@ def plan_deepspeed(
     variant = list_zero_variants().get(name)
     if variant is None:
         return DeepSpeedPlan(None, tuple(_unused_settings(config)))
-    user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
+    user = as_block(config.deepspeed_config)
     problems: list[str] = []
     if config.trainer.gradient_clip_algorithm == "value" and config.trainer.gradient_clip_val:
         problems.append(
@@ -83,11 +83,10 @@ def _unused_settings(config: RunConfig) -> list[str]:
     """The problem of DeepSpeed settings in a run without it."""
     if config.deepspeed_config is None:
         return []
-    zero = config.deepspeed_config.get("zero_optimization") if isinstance(config.deepspeed_config, Mapping) else None
+    zero = as_block(config.deepspeed_config).get("zero_optimization")
     meant = "deepspeed_stage_2"
     if isinstance(zero, Mapping):
-        parts = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
-        devices = [part.get("device") if isinstance(part, Mapping) else None for part in parts]
+        devices = [as_block(zero.get(name)).get("device") for name in ("offload_optimizer", "offload_param")]
         asked = ZeroVariant(zero.get("stage", 2), *(None if device == "none" else device for device in devices))
         meant = next((name for name, variant in list_zero_variants().items() if variant == asked), meant)
     advice = f"use `strategy: {meant}`, or remove it"

@@ -6,7 +6,7 @@ It is chosen when the plan is made, so that a run restarts only if there is a pl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from launcher.agreement.facts import Agreement
@@ -15,6 +15,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.plan import make_plan
 from strategies.comparison import Comparison, next_after
+from strategies.deepspeed_config import as_block
 from strategies.machine import MachineModel
 
 # Settings of DeepSpeed that fix the variant of ZeRO.
@@ -73,6 +74,6 @@ def why_not_planned(
 
 def _describe_fixed(deepspeed: Any) -> str:
     """Stage and offload in the user's DeepSpeed config, for a message; empty if they are left to the plan."""
-    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
-    given = {key: zero[key] for key in _FIXING if zero.get(key, "auto") != "auto"} if isinstance(zero, Mapping) else {}
+    zero = as_block(as_block(deepspeed).get("zero_optimization"))
+    given = {key: zero[key] for key in _FIXING if zero.get(key, "auto") != "auto"}
     return ", ".join(f"zero_optimization.{key}: {value}" for key, value in given.items())

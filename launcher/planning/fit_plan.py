@@ -10,7 +10,8 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.planning.memory import host_memory, machine_of, plan_with_memory, planned_precision
+from launcher.hardware.devices import host_memory
+from launcher.planning.memory import machine_of, plan_with_memory, planned_precision
 from launcher.planning.plan import Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
@@ -99,10 +100,8 @@ def profile_for(
 def _parameter_bytes(
     config: RunConfig, classes: UserClasses | None, given: UserObjects | None, plan: Plan
 ) -> int | None:
+    from launcher.planning.profile import parameter_bytes, sum_of_bytes
+
     if given is not None:
-        from launcher.planning.profile import sum_of_bytes
-
         return sum_of_bytes(given.model)
-    from launcher.planning.profile import parameter_bytes
-
     return parameter_bytes(config, classes or import_classes(config), plan.batch.micro_batch_size)

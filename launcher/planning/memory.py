@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, Rejected, StrategyChoice
 from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
-from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, as_block, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.machine import MachineModel
 from strategies.model_states import ZeroSettings
@@ -62,7 +61,7 @@ def plan_with_memory(
         unseen = "; the strategy was chosen without it" if config.strategy == AUTO else ""
         notice = f"memory is not known, as the module could not be made without memory ({profile.why}){unseen}"
         return dataclasses.replace(plan, notices=(*plan.notices, notice))
-    user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
+    user = as_block(config.deepspeed_config)
     machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
     machine = dataclasses.replace(machine, nvme_bytes=nvme_room(ZERO_3_NVME.name, agreement, user))
     found = compare_strategies(
@@ -230,11 +229,6 @@ def zero_settings(device_kind: str, deepspeed: Mapping[str, Any] | None = None) 
         persistence_threshold=int(zero["stage3_param_persistence_threshold"]),
         prefetch_bucket_size=int(zero["stage3_prefetch_bucket_size"]),
     )
-
-
-def host_memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _with_batch_size(agreement: Agreement, batch_size: int) -> Agreement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -89,46 +89,39 @@ def profile_of(
         device_kind: see `profile_model`.
         device: of the traced step, 'cpu' or 'cuda'; None uses the GPU's kernels if there is a GPU.
     """
-    size = samples_in(batch)
     if device is None:
         device = "cuda" if device_kind == "cuda" and torch.cuda.is_available() else "cpu"
     on_cuda = device_kind == "cuda"
     fake = TraceOptions(True, device, on_cuda, _CUDA_GRANULARITY if on_cuda else 1)
-    source = _Source(make, batch, size, precision, trainer)
     try:
         with doing("tracing a training step"):
-            return _trace(source, fake)
+            return _trace(make, batch, precision, trainer, fake)
     except Exception as error:  # noqa: BLE001 -- the user's module; a real step is tried instead, with a note
         failure = f"the step could not be traced ({describe_error(error)})"
     try:
         with doing("tracing a training step"):
-            return _trace(source, replace(fake, is_fake=False, device="cpu"), failure)
+            return _trace(make, batch, precision, trainer, replace(fake, is_fake=False, device="cpu"), failure)
     except Exception:  # noqa: BLE001 -- as above; a bound is computed instead
-        return bounded(make, batch, size, trainer, failure)
+        return bounded(make, batch, samples_in(batch), trainer, failure)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """The step that is traced; see `profile_of`. `size` is the number of samples of the batch."""
-
-    make: Callable[[], LightningModule]
-    batch: Any
-    size: int
-    precision: Precision
-    trainer: PlannedTrainer
-
-
-def _trace(source: _Source, options: TraceOptions, failure: str = "") -> ModelProfile:
-    precision, size = source.precision, source.size
+def _trace(
+    make: Callable[[], LightningModule],
+    batch: Any,
+    precision: Precision,
+    trainer: PlannedTrainer,
+    options: TraceOptions,
+    failure: str = "",
+) -> ModelProfile:
+    size = samples_in(batch)
     half = _HALF.get(precision) or (torch.float64 if precision is Precision.FP64_TRUE else None)
     plain = TraceTypes(half, _AUTOCAST.get(precision))
     sharded = TraceTypes(half or _AUTOCAST.get(precision))
     other = size // 2 if size > 1 else 2
 
     def traced(types: TraceTypes, samples: int, *, with_optimizer: bool = False) -> tuple[StepTrace, ModelShape]:
-        batch = resized(source.batch, size, samples)
         how = replace(options, with_optimizer=with_optimizer)
-        return trace_step(source.make, batch, samples, types=types, trainer=source.trainer, options=how)
+        return trace_step(make, resized(batch, size, samples), samples, types=types, trainer=trainer, options=how)
 
     small, large = sorted((size, other))
     # The optimizer's step does not depend on the batch, and ZeRO's is known from the formulas.
