@@ -105,19 +105,7 @@ class Zero(StrategyEntry):
 
     def moments(self, step: TrainingStep, states: ModelStates) -> Sequence[Moment]:
         """See `StrategyEntry`."""
-        zero = ZeroStep(
-            self.variant.stage,
-            step.model,
-            step.trace,
-            states,
-            step.settings,
-            step.world_size,
-            step.types.parameter_bytes,
-            step.accumulate,
-            offloads=self.offload is not None,
-            whole_process=step.whole_process,
-        )
-        return list(zero.moments())
+        return list(ZeroStep(self.variant.stage, step, states, offloads=self.offload is not None).moments())
 
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
