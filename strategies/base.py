@@ -1,6 +1,7 @@
-"""`StrategyEntry`: all that the launcher knows of one strategy. Pure; only `build` and `precision_plugin` import torch.
+"""`StrategyEntry`: everything the launcher knows about one strategy.
 
-A strategy of your own is a subclass. The defaults describe one in which every rank holds all model states.
+Only `build` and `precision_plugin` import torch. A strategy of your own is a subclass. The
+defaults describe one in which every rank holds all model states.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class StrategyChoice:
-    """What trains the model.
+    """The chosen strategy and its options.
 
     Attributes:
         name: of the strategy's entry in `strategies.registry`.
@@ -65,7 +66,7 @@ class StrategyChoice:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRequest:
-    """What a choice depends on.
+    """The inputs of a choice.
 
     Attributes:
         has_static_graph: whether the model declares `static_graph = True`: every step uses the same parameters.
@@ -86,7 +87,7 @@ class ChoiceRequest:
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
-    """One optimizer step, as the formulas of memory and time take it.
+    """One optimizer step: the input of the formulas for memory and time.
 
     Attributes:
         trace: activations of one micro batch, traced in the types that the strategy computes in.
@@ -125,7 +126,7 @@ class RankLocation:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointHooks:
-    """How the launcher takes part where a strategy reads and writes its checkpoints itself.
+    """Hooks of the launcher for a strategy that reads and writes its own checkpoints.
 
     Attributes:
         on_written: called on rank zero with a complete checkpoint: where it is, its final name, and its step.
@@ -141,7 +142,7 @@ class CheckpointHooks:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What `StrategyEntry.build` makes Lightning's object from, beside the choice.
+    """The inputs of `StrategyEntry.build`, besides the choice.
 
     Attributes:
         timeout: seconds after which a collective fails; only used if Lightning itself makes a process group.
@@ -227,7 +228,7 @@ class StrategyEntry(ABC):
         return replicated_states(step.model, step.types, measured_optimizer)
 
     def moments(self, step: TrainingStep, states: ModelStates) -> Sequence[Moment]:
-        """What is alive at the moments of a step that can be its peak."""
+        """The moments of a step that can be its peak, with the bytes that are alive."""
         return [
             Moment("forward", states.gradients, step.trace.forward, 0),
             Moment("backward", states.gradients, step.trace.backward, 0),
@@ -236,11 +237,11 @@ class StrategyEntry(ABC):
 
     @abstractmethod
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
-        """What a rank exchanges in one optimizer step; `compute` is the seconds of its forward and backward passes."""
+        """The collectives of one optimizer step; `compute` is the seconds of its forward and backward passes."""
 
     def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
         """Seconds of the optimizer's step, and of moving states to and from host memory or NVMe."""
-        return updated_in(step.model.trainable_numel, step, machine), 0.0
+        return estimate_update_time(step.model.trainable_numel, step, machine), 0.0
 
     @abstractmethod
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
@@ -266,12 +267,12 @@ class StrategyEntry(ABC):
         return None
 
     def model_notices(self, model: LightningModule) -> Sequence[str]:
-        """What of the model has no effect under this strategy."""
+        """Notices about parts of the model that have no effect under this strategy."""
         del model
         return ()
 
 
-def updated_in(numel: float, step: TrainingStep, machine: MachineModel) -> float:
-    """Seconds in which a device updates so many elements: weight and states are read and written, the gradient read."""
+def estimate_update_time(numel: float, step: TrainingStep, machine: MachineModel) -> float:
+    """Seconds for an update of `numel` elements: weights and states are read and written, gradients are read."""
     touched = 2 * (4 + step.model.optimizer.state_bytes_per_element) + 4
     return numel * touched / machine.memory_bandwidth

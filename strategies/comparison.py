@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from strategies.assessment import MARGIN, Assessment, alternatives_for, reason_for, shortage, with_reason
+from strategies.assessment import MARGIN, Assessment, describe_alternatives, explain_pick, find_shortage, with_reason
 from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
 from strategies.machine import MachineModel
@@ -96,9 +96,9 @@ def compare_strategies(
     pick = _fastest(able, machine)
     assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
-        why = alternatives_for(first, profile, machine, precision, limit, options.settings)
+        why = describe_alternatives(first, profile, machine, precision, limit, options.settings)
     else:
-        why = reason_for(pick, able, machine)
+        why = explain_pick(pick, able, machine)
     return Comparison(
         assessed,
         None if pick is None else pick.name,
@@ -122,7 +122,7 @@ def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel)
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What every candidate is assessed for; see `compare_strategies`."""
+    """The inputs of every assessment; see `compare_strategies`."""
 
     profile: ModelProfile
     machine: MachineModel
@@ -152,7 +152,7 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
             whole_process=machine.device_kind == "cpu",
         )
         found = split, trace, memory
-        fits = shortage(memory, machine, run.limit) is None
+        fits = find_shortage(memory, machine, run.limit) is None
         if fits:
             break
     if found is None:

@@ -68,7 +68,7 @@ def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -
     """Upper bound of the bytes that oneDNN keeps for one LSTM layer in one direction.
 
     Gates and their differences, four rows of states on each of the two sides of the layer, rows padded to cache lines
-    and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are in fp32 all the same, and one
+    and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are still in fp32, with one
     row less. The layout does not depend on the instruction set.
     """
     gates = steps * _row(4 * hidden, element_size)

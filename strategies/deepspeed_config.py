@@ -17,7 +17,7 @@ class ZeroVariant:
     Attributes:
         stage: 1 shards the optimizer's states, 2 the gradients too, 3 the parameters too.
         offload_optimizer: where optimizer states are kept instead of on the GPU: 'cpu', 'nvme' or None.
-        offload_parameters: the same for parameters; stage 3 alone.
+        offload_parameters: the same for parameters; only in stage 3.
     """
 
     stage: int
@@ -31,7 +31,7 @@ class ZeroVariant:
 
 
 # ZeRO flattens all parameters into one buffer and gives each rank a slice of it, without shapes.
-NOT_BY_ELEMENT: Mapping[str, str] = {
+NOT_ELEMENTWISE: Mapping[str, str] = {
     "LBFGS": "asks for the loss again within a step",
     "SparseAdam": "needs sparse gradients",
     "Adafactor": "factors each matrix's second moments, and ZeRO's pieces have no rows and columns",
@@ -43,7 +43,7 @@ NOT_BY_ELEMENT: Mapping[str, str] = {
 }
 
 # Lightning's DeepSpeedStrategy accepts only its own DeepSpeedPrecision.
-BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine computes by one of its own"
+BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine uses its own"
 
 # Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates complete buckets: Lightning's
 # 200 million suit a GPU, but take 1.6 GB for every rank on a laptop.

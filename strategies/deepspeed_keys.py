@@ -117,7 +117,7 @@ def find_broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tup
 
 
 def _check_value(path: str, kind: str, value: Any) -> Iterator[tuple[str, str]]:
-    if not _is(kind, value):
+    if not _has_type(kind, value):
         yield path, f"given {value!r}; expected {_TYPES[kind]}, or 'auto'"
     elif path in _BLOCKS:
         yield from find_broken_keys(cast(Mapping[str, Any], value), path)
@@ -138,7 +138,7 @@ def _unknown(key: str, known: Mapping[str, str], block: str) -> str:
     return "unknown key; DeepSpeed 0.19 has none of that name"
 
 
-def _is(kind: str, value: Any) -> bool:
+def _has_type(kind: str, value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind == "int":
         # 5e8 is how people write a bucket's size.

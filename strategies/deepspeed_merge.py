@@ -22,9 +22,9 @@ _REFUSED = {
     "deepspeed.ops.adam.DeepSpeedCPUAdam or FusedAdam there for DeepSpeed's own)",
     "scheduler": "the scheduler comes from the model's configure_optimizers; remove the block",
     "wandb": "the launcher logs to W&B itself; remove the block",
-    "tensor_parallel": "the launcher trains data-parallel alone; remove the block",
-    "expert_parallel": "the launcher trains data-parallel alone; remove the block",
-    "pipeline": "the launcher trains data-parallel alone; remove the block",
+    "tensor_parallel": "the launcher only trains data-parallel; remove the block",
+    "expert_parallel": "the launcher only trains data-parallel; remove the block",
+    "pipeline": "the launcher only trains data-parallel; remove the block",
 }
 # Filled by strategies.deepspeed_precision.
 _PRECISION_BLOCKS = ("fp16", "bf16", "bfloat16")
@@ -47,17 +47,20 @@ def merge_config(
     """
     problems = [f"{key}: {why}" for key, why in _REFUSED.items() if _is_enabled(user.get(key))]
     if not clip_is_set:
-        planned = {**planned, "gradient_clipping": _or(user.get("gradient_clipping"), planned["gradient_clipping"])}
+        planned = {
+            **planned,
+            "gradient_clipping": _or_default(user.get("gradient_clipping"), planned["gradient_clipping"]),
+        }
     for key, place in _PLANNED.items():
         given = user.get(key, AUTO)
         if given not in (AUTO, None) and key in planned and given != planned[key]:
             what = f"{key}: given {given}, but the plan has {planned[key]}"
             problems.append(f"{what}; set it to 'auto', or change {place}")
     if "train_micro_batch_size_per_gpu" not in planned:
-        problems += _batches_of_the_loader(user)
+        problems += _check_loader_batch(user)
     problems += _variant_conflicts(as_block(user.get("zero_optimization")), strategy)
     merged = _merge(planned, user)
-    problems += _without_folder(as_block(merged["zero_optimization"]))
+    problems += _find_missing_folders(as_block(merged["zero_optimization"]))
     return {key: value for key, value in merged.items() if key not in (*_REFUSED, *_PRECISION_BLOCKS)}, problems
 
 
@@ -89,7 +92,7 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     """Stage and offload that describe another variant than the requested one."""
     variants = list_zero_variants()
     variant = variants[strategy]
-    stage = _or(zero.get("stage"), variant.stage)
+    stage = _or_default(zero.get("stage"), variant.stage)
     meant = ZeroVariant(
         stage,
         _device(zero, "offload_optimizer", variant.offload_optimizer),
@@ -98,7 +101,7 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     if stage == 0:
         return ["zero_optimization.stage: given 0, which is plain data parallelism; use `strategy: ddp`"]
     if meant.offload_parameters is not None and stage != 3:
-        return ["zero_optimization.offload_param: parameters are offloaded in stage 3 alone; remove the block"]
+        return ["zero_optimization.offload_param: only stage 3 offloads parameters; remove the block"]
     if meant == variant:
         return []
     named = next((name for name, other in variants.items() if other == meant), None)
@@ -113,7 +116,7 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     return [f"zero_optimization: given {what}, but the strategy is {strategy}; {advice}, or set these to 'auto'"]
 
 
-def _without_folder(zero: Mapping[str, Any]) -> list[str]:
+def _find_missing_folders(zero: Mapping[str, Any]) -> list[str]:
     """Offload to NVMe in the user's settings without a path."""
     return [
         f"zero_optimization.{name}: given device nvme without nvme_path; name a folder on the node's NVMe"
@@ -130,13 +133,13 @@ def _device(zero: Mapping[str, Any], block: str, default: str | None) -> str | N
     return default if device == AUTO else None if device == "none" else str(device)
 
 
-def _batches_of_the_loader(user: Mapping[str, Any]) -> list[str]:
-    """A total batch size cannot be checked where only the loader knows the micro batch, so it is refused."""
+def _check_loader_batch(user: Mapping[str, Any]) -> list[str]:
+    """A conflict for a total batch size that cannot be checked, because only the loader knows the micro batch."""
     if user.get("train_batch_size", AUTO) in (AUTO, None):
         return []
     given = user["train_batch_size"]
     advice = f"set `global_batch_size: {given}`, and this to 'auto'"
-    return [f"train_batch_size: given {given}, but no global_batch_size is; {advice}"]
+    return [f"train_batch_size: given {given}, but global_batch_size is not set; {advice}"]
 
 
 def _is_enabled(block: Any) -> bool:
@@ -146,5 +149,5 @@ def _is_enabled(block: Any) -> bool:
     return as_block(block).get("enabled") is not False
 
 
-def _or(value: Any, default: Any) -> Any:
+def _or_default(value: Any, default: Any) -> Any:
     return default if value is None or value == AUTO else value

@@ -31,10 +31,10 @@ def compute_with_fp32_weights(module: nn.Module) -> int:
 
 
 def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    return type(layer).forward(_InFp32(layer), *args, **kwargs)
+    return type(layer).forward(_Fp32View(layer), *args, **kwargs)
 
 
-class _InFp32:
+class _Fp32View:
     """A view of a norm with fp32 weights, for the forward code of its class."""
 
     def __init__(self, layer: Any) -> None:

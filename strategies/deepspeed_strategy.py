@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from strategies.base import CheckpointHooks, StrategyError
-from strategies.deepspeed_config import NOT_BY_ELEMENT
+from strategies.deepspeed_config import NOT_ELEMENTWISE
 from strategies.deepspeed_patches import (
     compute_with_fp32_weights,
     keep_module_order,
@@ -99,7 +99,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             if "multiple optimizers" not in str(error):
                 raise
             raise StrategyError(
-                f"DeepSpeed takes one optimizer, {name}.configure_optimizers gave several; return one"
+                f"DeepSpeed takes one optimizer, but {name}.configure_optimizers returned several; return one"
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self._module, optimizers[0].param_groups)
@@ -267,12 +267,12 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
     names = [type(optimizer).__name__ for optimizer in optimizers]
     if len(optimizers) != 1:
         given = ", ".join(names) or "none"
-        raise StrategyError(f"DeepSpeed takes one optimizer, {where} gave {given}; use one, or `strategy: ddp`")
+        raise StrategyError(f"DeepSpeed takes one optimizer, but {where} returned {given}; use one, or `strategy: ddp`")
     if schedulers > 1:
-        raise StrategyError(f"DeepSpeed takes one learning rate scheduler, {where} gave {schedulers}; use one")
+        raise StrategyError(f"DeepSpeed takes one learning rate scheduler, but {where} returned {schedulers}; use one")
     for base in type(optimizers[0]).__mro__:
-        if base.__name__ in NOT_BY_ELEMENT:
+        if base.__name__ in NOT_ELEMENTWISE:
             raise StrategyError(
-                f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
-                "that updates every element by itself, such as AdamW or SGD, or `strategy: ddp`"
+                f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_ELEMENTWISE[base.__name__]}; use an optimizer "
+                "that updates each element separately, such as AdamW or SGD, or `strategy: ddp`"
             )

@@ -47,12 +47,12 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
         ignored = set(self.parameters_to_ignore)
         return [p for name, p in self.module.named_parameters() if id(p) not in known and name not in ignored]
 
-    def has_thawed(self) -> bool:
+    def has_unfrozen(self) -> bool:
         """Whether a parameter that was frozen when the buckets were built is trained now, as in finetuning."""
         return any(p.requires_grad for p in self._left_out)
 
-    def add_thawed(self, loss: Tensor) -> None:
-        """Exchange thawed parameters from this backward pass on; else ranks would diverge. All ranks call it."""
+    def add_unfrozen(self, loss: Tensor) -> None:
+        """Exchange unfrozen parameters from this backward pass on; else ranks would diverge. All ranks call it."""
         known, _ = self._build_params_for_reducer()
         frozen = [p for p in known if not p.requires_grad]
         for parameter in frozen:
@@ -151,13 +151,13 @@ class DeterministicDDPStrategy(DDPStrategy):
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Before gradients are exchanged, add thawed parameters, and check once that all parameters get a gradient."""
+        """Before the exchange, add unfrozen parameters, and check once that all parameters get a gradient."""
         super().pre_backward(closure_loss)
         model = self.model
         if not isinstance(model, DeterministicDistributedDataParallel) or not model.require_backward_grad_sync:
             return  # or a micro batch whose gradients are only accumulated
-        if model.has_thawed() and not model.static_graph:
-            model.add_thawed(closure_loss)
+        if model.has_unfrozen() and not model.static_graph:
+            model.add_unfrozen(closure_loss)
             self._register_ddp_hooks()
             self._has_searched = False
         if self._has_searched:

@@ -149,12 +149,12 @@ class CountingGradScaler(torch.amp.GradScaler):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a saved scale; if it is damaged or empty, log a warning and start anew."""
+        """Restore a saved scale; if it is damaged or empty, log a warning and start again."""
         if not self.is_enabled():
             return  # as torch's: nothing is scaled
         problem = state_problem(state_dict)
         if problem is not None:
-            _log.warning("the saved loss scale is not used: %s; it starts anew at %g", problem, self._init_scale)
+            _log.warning("the saved loss scale is not used: %s; it starts again at %g", problem, self._init_scale)
             return
         super().load_state_dict(state_dict)
         saved = state_dict.get("counts")
@@ -185,7 +185,7 @@ def state_problem(state: Any) -> str | None:
 
 
 def find_loss_scale(trainer: Any) -> LiveScale | None:
-    """What scales the loss in a Trainer, without waiting for the device; None if nothing does.
+    """The loss scale of a Trainer, without waiting for the device; None if nothing scales the loss.
 
     A plain object with `strategy.precision_plugin.scaler` is enough.
 

@@ -14,9 +14,9 @@ from strategies.base import (
     StrategyEntry,
     StrategyError,
     TrainingStep,
-    updated_in,
+    estimate_update_time,
 )
-from strategies.deepspeed_config import CPU, NOT_BY_ELEMENT, NVME, ZeroVariant
+from strategies.deepspeed_config import CPU, NOT_ELEMENTWISE, NVME, ZeroVariant
 from strategies.machine import BACKWARD_SHARE, CollectiveTraffic, MachineModel
 from strategies.model_states import ModelStates, StateTypes, zero_states
 from strategies.precision_names import Precision
@@ -83,8 +83,8 @@ class Zero(StrategyEntry):
         if profile.zero_obstacle is not None:
             return profile.zero_obstacle
         optimizer = profile.model.optimizer.name
-        if optimizer in NOT_BY_ELEMENT:
-            return f"ZeRO does not take {optimizer}, which {NOT_BY_ELEMENT[optimizer]}"
+        if optimizer in NOT_ELEMENTWISE:
+            return f"ZeRO does not take {optimizer}, which {NOT_ELEMENTWISE[optimizer]}"
         if self.offload and machine.device_kind == "cpu":
             return "a CPU's memory is the host's: there is nowhere to offload to"
         if self.offload is None and machine.world_size == 1:
@@ -134,7 +134,7 @@ class Zero(StrategyEntry):
         model, width = step.model, step.types.parameter_bytes
         owned = model.trainable_numel / machine.world_size
         if self.offload is None:
-            return updated_in(owned, step, machine), 0.0
+            return estimate_update_time(owned, step, machine), 0.0
         moved = 2 * owned * width / machine.host_bandwidth  # gradients down, weights up
         if self.variant.stage == 3:
             moved += 2 * step.accumulate * model.numel / machine.world_size * width / machine.host_bandwidth

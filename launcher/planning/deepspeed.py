@@ -50,9 +50,7 @@ def plan_deepspeed(
     user = as_block(config.deepspeed_config)
     problems: list[str] = []
     if config.trainer.gradient_clip_algorithm == "value" and config.trainer.gradient_clip_val:
-        problems.append(
-            "DeepSpeed clips gradients by their norm alone; remove `trainer.gradient_clip_algorithm: value`"
-        )
+        problems.append("DeepSpeed clips gradients only by their norm; remove `trainer.gradient_clip_algorithm: value`")
     hardware = agreement.facts[0].hardware
     planned = zero_config(
         variant,

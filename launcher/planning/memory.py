@@ -97,7 +97,7 @@ def plan_with_memory(
 
 
 def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str, Any]) -> Comparison:
-    """With a note of folders that no rank has checked."""
+    """The comparison with a note about folders that no rank has checked."""
     nvme = found.of(ZERO_3_NVME.name)
     folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
     if nvme is None or not nvme.eligible or not folders:
@@ -120,7 +120,7 @@ def _use_pick(
             )
         raise PlanError(
             f"{found.why}\n(memory_share: {config.memory_share:g} of {format_bytes(found.memory_bytes)} may be used; "
-            f"memory {found.method}; `strategy: NAME` takes one all the same)"
+            f"memory {found.method}; `strategy: NAME` uses one anyway)"
         )
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
@@ -131,11 +131,11 @@ def _use_pick(
     if new.batch != plan.batch:
         reasons = (*reasons, f"{taken.micro_batch_size} samples at once are the most that fit with {found.pick}")
     return dataclasses.replace(
-        new, strategy=_explained(new.strategy, found), batch_reasons=reasons, memory=found.to_dict()
+        new, strategy=_with_comparison(new.strategy, found), batch_reasons=reasons, memory=found.to_dict()
     )
 
 
-def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
+def _with_comparison(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
     """The choice with the comparison's reasons, and every other candidate with its own."""
     requested = f"{choice.name}: requested"
     reasons = [r for r in choice.reasons if r != requested]

@@ -24,7 +24,7 @@ from launcher.planning.memory import list_splits, machine_of, plan_with_memory, 
 from launcher.planning.oom import is_out_of_memory, out_of_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.plot import memory_by_gpus, plot_memory
-from launcher.planning.profile import first_batch, profile_model, resized, samples_in
+from launcher.planning.profile import count_samples, profile_model, read_first_batch, resize_batch
 from launcher.planning.table import print_memory, print_plan
 from launcher.process.activity import current_activity
 from launcher.user_code.classes import import_classes
@@ -171,10 +171,10 @@ def test_the_dry_plan_of_a_module_that_cannot_be_made_says_why_memory_is_not_kno
 
 def test_batches_come_from_the_datas_or_the_models_own_loader() -> None:
     given = config()
-    index, x = first_batch(given, import_classes(given), 4, PlannedTrainer())
+    index, x = read_first_batch(given, import_classes(given), 4, PlannedTrainer())
     assert (tuple(index.shape), tuple(x.shape)) == ((4,), (4, 8))
     own = config(here("OwnLoaders"), data=None)
-    index, _ = first_batch(own, import_classes(own), 5, PlannedTrainer())
+    index, _ = read_first_batch(own, import_classes(own), 5, PlannedTrainer())
     assert len(index) == 5
 
 
@@ -197,10 +197,10 @@ def test_whoever_waits_for_the_plan_can_see_what_takes_long(monkeypatch: pytest.
 
 def test_a_batch_is_cut_or_repeated_where_it_has_samples() -> None:
     batch = {"x": torch.arange(6).view(3, 2), "scale": torch.tensor(2.0), "name": "b"}
-    assert samples_in(batch) == 3
-    assert resized(batch, 3, 2)["x"].tolist() == [[0, 1], [2, 3]]
-    assert resized(batch, 3, 4)["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
-    assert resized(batch, 3, 2)["scale"] == 2.0
+    assert count_samples(batch) == 3
+    assert resize_batch(batch, 3, 2)["x"].tolist() == [[0, 1], [2, 3]]
+    assert resize_batch(batch, 3, 4)["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    assert resize_batch(batch, 3, 2)["scale"] == 2.0
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "single_device"), (2, "ddp")])

@@ -160,7 +160,7 @@ def test_a_damaged_state_is_told_and_the_scale_starts_afresh(
     assert state_problem(state) == problem
     scaler = counting()
     scaler.load_state_dict(state)
-    assert caplog.messages == [f"the saved loss scale is not used: {problem}; it starts anew at 1024"]
+    assert caplog.messages == [f"the saved loss scale is not used: {problem}; it starts again at 1024"]
     assert scaler.get_scale() == 1024.0
     assert step(scaler, SMALL) == [True]
 
