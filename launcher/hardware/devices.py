@@ -126,10 +126,10 @@ def detect_hardware(accelerator: str, local_rank: int) -> Hardware:
         device = _cuda_device(local_rank)
     elif kind == "mps":
         # The GPU shares the memory of the machine; Lightning has no autocast for it.
-        device = Device("mps", 0, "Apple GPU", _machine_memory(), ("fp32", "fp16"))
+        device = Device("mps", 0, "Apple GPU", host_memory(), ("fp32", "fp16"))
     else:
         # No half precision, even with AVX512-BF16: it was measured slower (tests/benchmarks/RESULTS.md).
-        device = Device("cpu", 0, _cpu_name(), _machine_memory(), ("fp32", "fp64"))
+        device = Device("cpu", 0, _cpu_name(), host_memory(), ("fp32", "fp64"))
     return Hardware(device, count, library_versions())
 
 
@@ -166,5 +166,6 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _machine_memory() -> int:
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
