@@ -89,12 +89,12 @@ def list_zero_variants() -> Mapping[str, ZeroVariant]:
 
 @functools.cache
 def _load_entry_points() -> None:
-    from importlib.metadata import entry_points
+    from strategies.entry_points import load_entry_points
 
-    for point in entry_points(group=ENTRY_POINTS):
+    loaded, broken = load_entry_points(ENTRY_POINTS)
+    _broken.update(broken)
+    for entry in loaded:
         try:
-            loaded = point.load()
-            register(loaded() if isinstance(loaded, type) else loaded)
-        except Exception as error:  # noqa: BLE001 -- another package's code; the others can be used without it
-            package = point.dist.name if point.dist else point.value
-            _broken[point.name] = f"{package} cannot be loaded: {type(error).__name__}: {error}"
+            register(entry)
+        except (AttributeError, StrategyError) as error:
+            _broken[str(getattr(entry, "name", entry))] = str(error)

@@ -76,7 +76,7 @@ def read_run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
     starts = sum(len(read_attempts(Path(each["folder"]))) for each in records)
     ending = (progress.ending or "ended", progress.detail)
     if job.state == "unknown":
-        job = JobStatus("running" if progress.ending is None else "ended")
+        job = JobStatus("running" if progress.ending is None else "ended", job.detail)
     if record is not None and record.get("submitted", 0) > (progress.updated or 0):
         # The events are those of an earlier submission.
         output = read_job_output(record)
@@ -110,7 +110,7 @@ def read_job_statuses(records: Sequence[Record]) -> list[JobStatus]:
         try:
             statuses = find_backend(cluster).statuses([records[number] for number in those])
         except QueueError as error:
-            statuses = [JobStatus("ended", str(error))] * len(those)
+            statuses = [JobStatus("unknown", str(error))] * len(those)
         found.update(zip(those, statuses, strict=True))
     return [found[number] for number in range(len(records))]
 

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+import launcher.demo
+from launcher.config.loading import load_config
 from launcher.demo.data import DemoText, TextWindows
 from launcher.demo.model import DemoGPT, DemoReport, lr_factor
+from launcher.user_code.classes import import_classes
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,14 @@ def test_only_rank_zero_prints_the_report(text: DemoText, capsys: pytest.Capture
 
 def test_there_is_no_report_on_another_model(text: DemoText, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed_report(text, BoringModel(), capsys, rank_zero=True) == ""
+
+
+def test_configs_name_the_demo_as_earlier_versions_did() -> None:
+    config = load_config()
+    assert [config.model["class_path"], config.data["class_path"]] == [
+        "launcher.demo.DemoGPT",
+        "launcher.demo.DemoText",
+    ]
+    classes = import_classes(config)
+    assert (classes.model, classes.data) == (DemoGPT, DemoText)
+    assert launcher.demo.DemoReport is DemoReport

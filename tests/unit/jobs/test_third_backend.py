@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,6 +180,32 @@ def test_a_record_of_an_unknown_back_end_is_reported(queue: FileQueue, launch: A
     launch("submit", *MODEL)
     registry.unregister_backend(queue.name)
     status = json.loads(launch("status", "it", "--json")[0])
-    assert (status["state"], status["job"]) == ("ended", "mine")
+    # The job may still run: its events decide, and it cannot be cancelled from here.
+    assert (status["state"], status["job"]) == ("running", "mine")
     assert status["detail"] == "unknown job back end 'mine'; valid are slurm, local"
+    assert "unknown job back end 'mine'" in launch("cancel", "it", code=1)[1]
     registry.register_backend(queue)
+
+
+def test_an_installed_package_adds_its_back_end(tmp_path: Path) -> None:
+    information = tmp_path / "my_queue-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-queue\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(
+        "[launcher.job_backends]\nmine = my_queue:Mine\nbroken = no_such_module:Broken\n"
+    )
+    (tmp_path / "my_queue.py").write_text(
+        "from launcher.jobs.backends.local import LocalBackend\n"
+        "class Mine(LocalBackend):\n    name, summary = 'mine', 'by my queue'\n"
+    )
+    program = (
+        "from launcher.core.errors import QueueError\n"
+        "from launcher.jobs.backends.registry import find_backend, list_backends\n"
+        "print([backend.name for backend in list_backends()])\n"
+        "try: find_backend('broken')\n"
+        "except QueueError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+                          capture_output=True, text=True, timeout=60, check=True)  # fmt: skip
+    assert "['slurm', 'local', 'mine']" in done.stdout
+    assert "'broken' (my-queue cannot be loaded: ModuleNotFoundError" in done.stdout

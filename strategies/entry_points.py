@@ -1,0 +1,24 @@
+"""What other installed packages add by entry points: strategies, and the launcher's job back ends."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+
+def load_entry_points(group: str) -> tuple[list[Any], dict[str, str]]:
+    """Load all entry points of a group.
+
+    Returns:
+        The objects, made from classes where an entry point names a class; and for each name that cannot be loaded, why.
+    """
+    loaded: list[Any] = []
+    broken: dict[str, str] = {}
+    for point in entry_points(group=group):
+        try:
+            found = point.load()
+            loaded.append(found() if isinstance(found, type) else found)
+        except Exception as error:  # noqa: BLE001 -- another package's code; the others can be used without it
+            package = point.dist.name if point.dist else point.value
+            broken[point.name] = f"{package} cannot be loaded: {type(error).__name__}: {error}"
+    return loaded, broken
