@@ -43,7 +43,7 @@ class Assessment:
 
 
 def explain_pick(pick: Assessment, able: Sequence[Assessment], machine: MachineModel) -> str:
-    """Why the pick was chosen among the candidates that these ranks can run and that fit."""
+    """The reason for the pick among the candidates that these ranks can run and that fit."""
     needs = f"needs {format_bytes(pick.memory.total)} of {format_bytes(machine.memory_bytes)}"
     if len(able) == 1:
         return f"{needs}; nothing else fits"
@@ -61,7 +61,7 @@ def explain_pick(pick: Assessment, able: Sequence[Assessment], machine: MachineM
 
 
 def find_shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
-    """Which memory is too small, and by how much; None if all suffice. Memory of unknown size is not checked."""
+    """The memory that is too small, and by how much; None if all suffice. Memory of unknown size is not checked."""
     if memory.total > limit:
         above = format_bytes(memory.total - limit)
         return f"{format_bytes(memory.total)}, {above} above the limit of {format_bytes(limit)}"
@@ -96,7 +96,7 @@ def describe_alternatives(
     limit: int,
     settings: ZeroSettings,
 ) -> str:
-    """By how much the model is too large, and what would make it fit."""
+    """A text with the excess over the limit, and the changes that would make the model fit."""
     able = [a for a in assessed if a.eligible]
     least = min(able or assessed, key=lambda a: a.memory.total)
     parts = least.memory

@@ -1,4 +1,4 @@
-"""Choose the strategy, with the reasons and the candidates that were not taken."""
+"""Choose the strategy, with the reasons and the rejected candidates."""
 
 from __future__ import annotations
 

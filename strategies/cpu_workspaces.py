@@ -1,4 +1,4 @@
-"""Memory that oneDNN uses beside tensors on a CPU: workspaces of LSTMs and convolutions, code of 16-bit products.
+"""Memory of oneDNN on a CPU, besides tensors: workspaces of LSTMs and convolutions, code of 16-bit products.
 
 Sizes of workspaces are upper bounds for every CPU; the size of the code is measured on this CPU. Under fake tensors
 `aten::mkldnn_rnn_layer` returns an empty workspace; torch keeps the real one from forward to backward

@@ -12,7 +12,7 @@ NVME = "nvme"
 
 @dataclass(frozen=True, slots=True)
 class ZeroVariant:
-    """How DeepSpeed shards the model's states over the ranks (Rajbhandari et al. 2020, 2021).
+    """A variant of sharding the model's states over the ranks (Rajbhandari et al. 2020, 2021).
 
     Attributes:
         stage: 1 shards the optimizer's states, 2 the gradients too, 3 the parameters too.
@@ -72,7 +72,7 @@ class BatchAndClip:
     gradient_clip_val: float
 
     def values(self) -> dict[str, Any]:
-        """By DeepSpeed's names; batch sizes only if they are known."""
+        """The values by DeepSpeed's names; batch sizes only if they are known."""
         values: dict[str, Any] = {
             "gradient_accumulation_steps": self.accumulate,
             "gradient_clipping": self.gradient_clip_val,

@@ -51,7 +51,7 @@ class LossScaleSample:
 
 @dataclass(frozen=True, slots=True)
 class LiveScale:
-    """As `LossScaleSample`, with numbers that may still be on the device, as 0-dim tensors."""
+    """A `LossScaleSample` whose numbers may still be on the device, as 0-dim tensors."""
 
     scale: float | Tensor
     dynamic: bool
@@ -84,13 +84,13 @@ class CountingGradScaler(torch.amp.GradScaler):
     @classmethod
     def adopt(cls, scaler: torch.amp.GradScaler, floor: float = DEFAULT_FLOOR) -> CountingGradScaler:
         """A counting scaler with the settings and scale of an enabled plain one. Call it between two steps."""
-        made = cls(scaler._device, floor=floor)
-        made.load_state_dict(scaler.state_dict())
-        return made
+        counting = cls(scaler._device, floor=floor)
+        counting.load_state_dict(scaler.state_dict())
+        return counting
 
     @override
     def update(self, new_scale: float | Tensor | None = None) -> None:
-        """As torch's, with counting. Adds no host sync."""
+        """Update the scale as torch does, and count without a host sync."""
         if not self.is_enabled() or new_scale is not None or self._scale is None:
             super().update(new_scale)
             return
@@ -115,7 +115,7 @@ class CountingGradScaler(torch.amp.GradScaler):
     def _maybe_opt_step(
         self, optimizer: torch.optim.Optimizer, optimizer_state: dict[str, Any], *args: Any, **kwargs: Any
     ) -> float | None:
-        """As torch's, and count a skipped step."""
+        """Step the optimizer as torch does, and count a skipped step."""
         if sum(found.item() for found in optimizer_state["found_inf_per_device"].values()):
             self.seen_skips += 1
             return None
@@ -143,7 +143,7 @@ class CountingGradScaler(torch.amp.GradScaler):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with the counts."""
+        """The state of torch's scaler, with the counts."""
         state = super().state_dict()
         return {**state, "counts": self.counts()} if state else state
 

@@ -14,7 +14,7 @@ from strategies.precision import Precision
 from strategies.step_trace import StepTrace
 
 Method = Literal["traced", "probed", "bound"]
-# Memory of a CPU process beside its tensors while it trains: scratch memory of matrix products, objects of autograd and
+# Memory of a CPU process while it trains, without tensors: scratch memory of matrix products, objects of autograd and
 # Python. Ten families of models had 2 to 17 MiB, half of them at most 7 (`tests.benchmarks.oracle`).
 PROCESS = 10 << 20
 

@@ -62,7 +62,7 @@ def describe_model(module: nn.Module, optimizer: Optimizer, *, foreach: bool = F
 
 
 def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> OptimizerShape:
-    """What a step of an optimizer of this class keeps and allocates, measured on a flat fake fp32 tensor.
+    """The memory of a step of an optimizer of this class, measured on a flat fake fp32 tensor.
 
     Returns:
         Adam's numbers under the optimizer's name if it cannot step on such a tensor (LBFGS needs a closure).

@@ -30,7 +30,7 @@ class ParameterShape:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerShape:
-    """What the user's optimizer keeps, measured on a separate tensor.
+    """Memory of the user's optimizer, measured on a separate tensor.
 
     Attributes:
         state_bytes_per_element: bytes of states for each element of a fp32 parameter (8 for Adam).
@@ -145,7 +145,7 @@ class ModelStates:
 
 
 def replicated_states(model: ModelShape, types: StateTypes, measured_optimizer: int | None = None) -> ModelStates:
-    """What each rank keeps where none is sharded.
+    """The states of each rank if none are sharded.
 
     The optimizer's states are those measured, in bytes, or else computed from `model.optimizer`.
     """
@@ -163,7 +163,7 @@ def zero_states(
     types: StateTypes = StateTypes(),
     settings: ZeroSettings = DEFAULT_SETTINGS,
 ) -> ModelStates:
-    """What the rank that holds most keeps under ZeRO."""
+    """The states of the rank that holds most under ZeRO."""
     states = _stage_3 if variant.stage == 3 else _stage_1_or_2
     return states(model, variant, world_size, types, settings)
 

@@ -24,7 +24,7 @@ OnChange = Literal["notice", "error"]
 
 @dataclass(frozen=True, slots=True)
 class RankCapability:
-    """What one rank's device computes.
+    """The capability of one rank's device.
 
     Attributes:
         native_dtypes: those of fp16, bf16, fp32, fp64 that the device supports in hardware; emulation does not count.
@@ -134,7 +134,7 @@ def _complete(capabilities: Iterable[RankCapability], world_size: int | None) ->
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What was requested: None for 'auto', the value as given, and where it was requested; see `reconcile`."""
+    """The request: `explicit` is None for 'auto', `source` is for messages; see `reconcile`."""
 
     explicit: Precision | None
     given: object

@@ -30,7 +30,7 @@ def register(entry: StrategyEntry) -> None:
     """Add a strategy, for this process and those forked from it.
 
     Raises:
-        StrategyError: its name is taken.
+        StrategyError: another strategy has that name.
     """
     if entry.name in (AUTO, *_entries):
         raise StrategyError(f"strategy {entry.name!r} exists already; choose another name")
@@ -54,7 +54,7 @@ def list_candidates() -> tuple[StrategyEntry, ...]:
 
 
 def list_strategy_names() -> tuple[str, ...]:
-    """What `strategy:` in a config takes."""
+    """The valid values of `strategy:` in a config."""
     return (AUTO, *(entry.name for entry in list_strategies()))
 
 

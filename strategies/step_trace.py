@@ -1,4 +1,4 @@
-"""`StepTrace`: what one training step allocates beside the model states. Only numbers."""
+"""`StepTrace`: bytes that one training step allocates in addition to the model states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GradientArrival:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What is alive at one moment, beside parameters and optimizer states.
+    """Bytes that are alive at one moment, without parameters and optimizer states.
 
     Attributes:
         phase: 'forward', 'backward' or 'step'.
@@ -76,7 +76,7 @@ class StepTrace:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """What assessing every strategy on any number of ranks needs of the user's module.
+    """Numbers of the user's module that suffice to assess every strategy on any number of ranks.
 
     Attributes:
         model: parameters and optimizer.

@@ -40,7 +40,7 @@ class TraceTypes:
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
-    """Where the step runs, which device it stands for, and how much is traced.
+    """The device of the step, the device that it represents, and the parts that are traced.
 
     Attributes:
         is_fake: on fake tensors; else a real step on this machine, with real numbers and memory.

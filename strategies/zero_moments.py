@@ -41,8 +41,8 @@ class ZeroStep:
             yield self._forward_3()
         else:
             yield Moment("forward", self._accumulated(), self.step.trace.forward, 0)
-        late = self.stage == 1 and not self.step.settings.overlap_comm
-        yield from self._late() if late else self._backward()
+        is_deferred = self.stage == 1 and not self.step.settings.overlap_comm
+        yield from self._deferred_backward() if is_deferred else self._backward()
         yield from self._optimizer_moments()
 
     @property
@@ -82,8 +82,8 @@ class ZeroStep:
         sizes = (p.numel * self._width for p in self.step.model.parameters if p.trainable)
         return min(self._bucket, sum(size for size in sizes if size <= self._bucket))
 
-    def _copies(self, content: Reduction) -> int:
-        """Copies beside a bucket while it is reduced: DeepSpeed's of scattered pieces, and gloo's."""
+    def _reduction_copies(self, content: Reduction) -> int:
+        """Copies while a bucket is reduced: DeepSpeed's of scattered pieces, and gloo's."""
         if self.step.world_size == 1:
             return 0
         if self.stage == 3:
@@ -103,31 +103,31 @@ class ZeroStep:
         norm = self._largest_norm() if self.offloads else 0
         for now, then in zip(course, (*course[1:], None), strict=True):
             touched = max(touched, size - oversized)
-            made = buckets if self.stage == 3 else self._made(buckets, touched, begun=now.gradients > 0)
-            beside = made + oversized + self._gathered(now.gradients)
-            yield Moment("backward", kept, now.peak, beside)
-            coming = 0 if then is None else then.gradients - now.gradients
-            if filled and (then is None or size + coming > self._bucket):
+            allocated = buckets if self.stage == 3 else self._bucket_bytes(buckets, touched, begun=now.gradients > 0)
+            buffers = allocated + oversized + self._gathered(now.gradients)
+            yield Moment("backward", kept, now.peak, buffers)
+            incoming = 0 if then is None else then.gradients - now.gradients
+            if filled and (then is None or size + incoming > self._bucket):
                 content = find_reduction(filled, places, self._width)
-                yield Moment("backward", kept, now.live, beside + self._copies(content))
+                yield Moment("backward", kept, now.live, buffers + self._reduction_copies(content))
                 reduced += size
                 # In stage 1 the accumulated gradients are reduced, and freed as the rank's part is created.
                 left = max(0, before - reduced) if self.stage == 1 else before
-                kept = kept if self.stage == 3 else left + self._owned(reduced)
-                yield Moment("backward", kept, now.live + norm, beside)
+                kept = kept if self.stage == 3 else left + self._kept_gradients(reduced)
+                yield Moment("backward", kept, now.live + norm, buffers)
                 filled, size, oversized = [], 0, 0
             if then is not None:
-                filled.append((now.parameter, coming))
-                size += coming
-                oversized = coming if coming > self._bucket else oversized
+                filled.append((now.parameter, incoming))
+                size += incoming
+                oversized = incoming if incoming > self._bucket else oversized
 
-    def _made(self, buckets: int, touched: int, *, begun: bool) -> int:
+    def _bucket_bytes(self, buckets: int, touched: int, *, begun: bool) -> int:
         """Stages 1 and 2 create a bucket at a step's first gradient; a process has the pages that it wrote to."""
         whole = buckets if begun else 0
         return min(whole, touched) if self.step.whole_process else whole
 
-    def _owned(self, reduced: int) -> int:
-        """What a rank keeps after so much was reduced: its buffer is allocated at once, pages when they are written."""
+    def _kept_gradients(self, reduced: int) -> int:
+        """Gradients kept after `reduced` bytes: the buffer is allocated at once, its pages when they are written."""
         if self.offloads:
             return 0
         return min(self.states.gradients, reduced) if self.step.whole_process else self.states.gradients
@@ -147,13 +147,13 @@ class ZeroStep:
             kept = [elements * self._width for elements in owned]
         return max(((own, _NORM * piece) for own, piece in zip(kept, pieces, strict=True)), key=sum)
 
-    def _late(self) -> Iterator[Moment]:
+    def _deferred_backward(self) -> Iterator[Moment]:
         """Stage 1 without a second stream: gradients stay until the pass is complete, and are then reduced in order."""
         course, buckets = self._course(), self._buckets()
         for arrival in course:
             # A bucket is created at the first gradient, but not written before the end.
-            made = buckets if arrival.gradients and not self.step.whole_process else 0
-            yield Moment("backward", max(arrival.gradients, self._accumulated()), arrival.peak, made)
+            allocated = buckets if arrival.gradients and not self.step.whole_process else 0
+            yield Moment("backward", max(arrival.gradients, self._accumulated()), arrival.peak, allocated)
         end, left, kept, reduced = course[-1].live, self._all_gradients, 0, 0
         places = find_offsets(self.step.model, self.step.world_size)
         norm = self._largest_norm() if self.offloads else 0
@@ -162,11 +162,10 @@ class ZeroStep:
         size = 0
         for number, parameter in [*((i, p.numel * self._width) for i, p in order if p.trainable), (None, 0)]:
             if filled and (number is None or size + parameter > self._bucket):
-                yield Moment(
-                    "backward", left + kept, end, buckets + self._copies(find_reduction(filled, places, self._width))
-                )
+                content = find_reduction(filled, places, self._width)
+                yield Moment("backward", left + kept, end, buckets + self._reduction_copies(content))
                 reduced += size
-                kept = self._owned(reduced)
+                kept = self._kept_gradients(reduced)
                 yield Moment("backward", left + kept, end + norm, buckets)
                 # A gradient larger than a bucket is freed when the rank has its copy.
                 left -= size if size > self._bucket else 0
@@ -197,7 +196,7 @@ class ZeroStep:
     def _optimizer_moments(self) -> Iterator[Moment]:
         """The norm, then the groups one by one.
 
-        A group's gradients are flattened, then cast to fp32 for the optimizer, beside those of later groups.
+        A group's gradients are flattened, then cast to fp32 for the optimizer, while those of later groups stay.
         """
         buffers = self._buckets() + self.states.gathered if self.stage == 3 else 0
         if self.offloads:

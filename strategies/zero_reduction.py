@@ -1,4 +1,4 @@
-"""How DeepSpeed splits gradients over ranks, and what stages 1 and 2 copy to reduce those of a bucket. Pure."""
+"""DeepSpeed's split of gradients over ranks, and the copies with which stages 1 and 2 reduce a bucket. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_RANKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """The largest buffers beside a bucket while its content is reduced, in elements.
+    """The largest buffers in addition to a bucket while it is reduced, in elements.
 
     Attributes:
         joined: copy of the pieces of one rank, if they are not contiguous.
@@ -27,7 +27,7 @@ class Reduction:
 
 
 def find_offsets(model: ModelShape, world_size: int) -> dict[int, tuple[int, int]]:
-    """By parameter: its offset in the flat buffer of its group, and how much of that one rank owns, in elements.
+    """The offset of each parameter in the flat buffer of its group, and the part of the buffer per rank, in elements.
 
     Empty with more than `_MOST_RANKS` ranks.
     """

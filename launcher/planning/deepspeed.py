@@ -82,10 +82,10 @@ def _unused_settings(config: RunConfig) -> list[str]:
     if config.deepspeed_config is None:
         return []
     zero = as_block(config.deepspeed_config).get("zero_optimization")
-    meant = "deepspeed_stage_2"
+    suggested = "deepspeed_stage_2"
     if isinstance(zero, Mapping):
         devices = [as_block(zero.get(name)).get("device") for name in ("offload_optimizer", "offload_param")]
-        asked = ZeroVariant(zero.get("stage", 2), *(None if device == "none" else device for device in devices))
-        meant = next((name for name, variant in list_zero_variants().items() if variant == asked), meant)
-    advice = f"use `strategy: {meant}`, or remove it"
+        given = ZeroVariant(zero.get("stage", 2), *(None if device == "none" else device for device in devices))
+        suggested = next((name for name, variant in list_zero_variants().items() if variant == given), suggested)
+    advice = f"use `strategy: {suggested}`, or remove it"
     return [f"deepspeed_config was given, but the strategy is {config.strategy}; {advice}"]

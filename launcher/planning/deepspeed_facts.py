@@ -1,4 +1,4 @@
-"""What a rank reports to the others for DeepSpeed, before a strategy is chosen."""
+"""Facts for DeepSpeed that a rank reports to the others, before a strategy is chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why ranks cannot run a strategy of DeepSpeed's, regardless of memory. Pure."""
+"""Reasons why ranks cannot run a strategy of DeepSpeed, regardless of memory. Pure."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def find_obstacles(
 
 
 def candidate_obstacles(agreement: Agreement, precision: Precision | None, user: Mapping[str, Any]) -> dict[str, str]:
-    """By name of a candidate, why these ranks cannot run it; candidates without obstacles are omitted."""
+    """The reasons why these ranks cannot run a candidate, by its name; candidates without obstacles are omitted."""
     names = [candidate.name for candidate in list_candidates() if candidate.needs_deepspeed]
     found = {name: find_obstacles(name, agreement, precision, user) for name in names}
     return {name: "; ".join(o.reason for o in obstacles) for name, obstacles in found.items() if obstacles}

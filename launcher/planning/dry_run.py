@@ -30,7 +30,7 @@ class DryRun:
 
 
 def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None) -> DryRun:
-    """What `fit` would do with this config, on `num_nodes` machines like this one or on other machines.
+    """The plan of `fit` for this config, on `num_nodes` machines like this one or on other machines.
 
     Raises:
         UsageError: no plan meets the config there.

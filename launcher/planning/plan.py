@@ -22,7 +22,7 @@ CUSTOM = "custom"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run trains with.
+    """The decisions of a run.
 
     Attributes:
         strategy: the choice, its reasons, and the rejected candidates.
@@ -33,7 +33,7 @@ class Plan:
         device_kind: 'cpu', 'cuda' or 'mps'.
         devices: number of ranks by name of their device.
         hosts: host names, each once.
-        assumed: whether the ranks are only assumed, not asked.
+        assumed: whether the ranks are assumed, as in a dry run.
         memory: every strategy's memory and time, from `strategies.comparison.Comparison.to_dict`; None if the module
             was not profiled.
         deepspeed: DeepSpeed's complete config; None without DeepSpeed.
