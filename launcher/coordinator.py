@@ -265,7 +265,7 @@ def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResul
 
 
 def _all_of(given: Any) -> tuple[Any, ...]:
-    """As a tuple: Lightning also accepts one object for a list of one."""
+    """As a tuple: Lightning also accepts one object in place of a list."""
     if given is None:
         return ()
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
@@ -291,11 +291,7 @@ _ELSEWHERE = {
 
 
 def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
-    """The config with these options of Lightning's Trainer.
-
-    Raises:
-        ConfigError: every setting that is not valid, in the form of a config file's.
-    """
+    """The config with these options of Lightning's Trainer; a ConfigError has every setting that is not valid."""
     from launcher.config.validation import find_problems
 
     trainer = dict(trainer)

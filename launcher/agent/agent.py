@@ -38,7 +38,7 @@ from launcher.core.events import FILE_NAME, EventLog
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
 # Seconds to wait for another rank's failure if all known failures are lost connections.
 _CAUSE_TIMEOUT = 3.0
-# Seconds that the other ranks have to end: after a failure without a restart, and after the first has saved.
+# Seconds that the other ranks have to end after a failure without a restart, and after the first has saved.
 _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
 _STACKS_TIMEOUT = 0.3
@@ -54,10 +54,7 @@ class TrainingAgent(LocalElasticAgent):
     """The agent of one node.
 
     Args:
-        rendezvous: connects the nodes.
         count: ranks on this node.
-        command: what the ranks run.
-        options: how to start and restart.
         choose_start_method: returns how processes are started; called after the rendezvous.
         folder: private folder for the ranks' reports; the caller removes it.
     """
@@ -145,7 +142,7 @@ class TrainingAgent(LocalElasticAgent):
             return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
         number = self.signals.first or signal.SIGTERM
         self.exit_code = 128 + number
-        # A scheduler may send a signal of its own to every process of the job.
+        # A scheduler may also send its signal directly to every process of the job.
         expected = {0, *(code for n in (*HANDLED, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)

@@ -48,10 +48,7 @@ def become_fork_server() -> None:
 
 
 def import_modules(modules: list[str]) -> dict[str, Any]:
-    """Import `modules` one by one and check what each import does to this process.
-
-    Args:
-        modules: 'module' or 'module:name': the libraries, `USER_MODULES`, the packages that the user's files import.
+    """Import `modules` (see `ForkServer.start`) one by one and check what each import does to this process.
 
     Returns:
         `cuda` (whether a library initialised CUDA), `unsafe` (pairs of a user's package and what it does that does not

@@ -29,7 +29,6 @@ class RankCommand:
 
     Attributes:
         main: takes the arguments and returns the exit code; a function of a module, because it is pickled by name.
-        arguments: the command line.
     """
 
     main: Callable[[Sequence[str]], int]
@@ -41,7 +40,6 @@ class RankTask:
     """The arguments that the agent sends to a rank.
 
     Attributes:
-        command: what the rank runs.
         folder: folder of the attempt, for the rank's reports to the agent.
     """
 

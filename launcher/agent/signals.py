@@ -34,8 +34,6 @@ class AgentSignals:
 
     Args:
         forward: sends a signal to all ranks; False if there are none, so that the agent must end.
-        kill: kills all ranks.
-        clock: seconds.
     """
 
     def __init__(

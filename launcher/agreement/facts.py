@@ -23,7 +23,6 @@ class RankFacts:
     """What one rank sends to the others.
 
     Attributes:
-        rank, local_rank, local_world_size, node_rank, host: its position.
         hardware: its device and versions; None if it failed earlier.
         config_digest: `RunConfig.digest()`; None if it has no valid config.
         config: dotted path to value, only if the digest differs from rank zero's; without its secrets.
@@ -33,7 +32,6 @@ class RankFacts:
         sources: file to digest, only if that digest differs from rank zero's.
         deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
         nvme: the folders for ZeRO's offload that it checked, with the result.
-        error: why this rank cannot train.
         token: unique to this process; an earlier process of the same rank has another one.
     """
 
@@ -247,6 +245,6 @@ def _source_differences(facts: Sequence[RankFacts]) -> list[str]:
 
 
 def _name(facts: Sequence[RankFacts], limit: int = 8) -> str:
-    """'rank 0 (node1), rank 3 (node2)', at most `limit` of them."""
+    """As in 'rank 0 (node1), rank 3 (node2) and 2 more'."""
     named = ", ".join(f"rank {f.rank} ({f.host})" for f in facts[:limit])
     return named if len(facts) <= limit else f"{named} and {len(facts) - limit} more"

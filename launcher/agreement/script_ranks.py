@@ -38,13 +38,7 @@ def in_notebook() -> bool:
 
 
 def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """The variables that torchrun would set for one of the ranks on this machine.
-
-    Args:
-        rank: the rank.
-        world_size: number of ranks.
-        port: of the store, which rank zero serves.
-    """
+    """The variables that torchrun would set for a rank on this machine; rank zero serves the store at `port`."""
     values = {
         "RANK": rank,
         "WORLD_SIZE": world_size,
@@ -62,9 +56,6 @@ def script_rank(world_size: int) -> dict[str, str]:
 
     The first call starts the script again for the other ranks, and marks this process as rank zero in its environment:
     all ranks run the same trainings.
-
-    Args:
-        world_size: number of ranks.
 
     Raises:
         AgreementError: a rank has ended; names it.
@@ -99,11 +90,9 @@ def is_script_rank() -> bool:
 
 
 def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE) -> None:
-    """Wait for the other ranks, and end those that do not exit: they may wait for this rank in a collective.
+    """Wait `grace` seconds for the other ranks to exit, then end them: they may wait for this rank in a collective.
 
-    Args:
-        grace: seconds that they have to exit by themselves.
-        grace_after_sigterm: seconds from the SIGTERM to the SIGKILL of each.
+    A rank that gets SIGTERM has `grace_after_sigterm` seconds until SIGKILL.
     """
     give_up = time.monotonic() + grace
     if _started:
@@ -121,7 +110,7 @@ def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE)
 
 def _note_end(rank: int, code: int) -> None:
     _ended[rank] = f"ended with exit code {code}"
-    # Last: a rank that has ended must be in one of the two at any time.
+    # Last: another thread must find a rank that has ended in one of the two.
     _started.pop(rank, None)
 
 

@@ -14,7 +14,6 @@ class RowQueue:
     """A bounded queue of writes to one tracker. Writes that find it full are dropped and counted.
 
     Args:
-        capacity: writes that may wait.
         tracker: its name, for the warning about a write that raises.
 
     Raises:
@@ -35,11 +34,7 @@ class RowQueue:
         self._has_warned = False
 
     def put(self, write: Callable[[], None]) -> bool:
-        """Have `write` called by the thread; False if the queue is full and the write is dropped.
-
-        Args:
-            write: one row or alert. If it raises, the first error is logged, and each counts as dropped.
-        """
+        """Have the thread call `write`; False if the queue is full. A write that is dropped or raises is counted."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="launcher-row-queue", daemon=True)
@@ -54,22 +49,11 @@ class RowQueue:
             return True
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything is written; return whether it is.
-
-        Args:
-            timeout: seconds.
-        """
+        """Wait up to `timeout` seconds until everything is written; return whether it is."""
         return self._idle.wait(timeout)
 
     def close(self, timeout: float) -> int:
-        """Write what can be written in time, and end the thread.
-
-        Args:
-            timeout: seconds.
-
-        Returns:
-            How many rows and alerts were dropped in all.
-        """
+        """Write what is possible within `timeout` seconds, end the thread, and return how many writes were dropped."""
         if self._thread is None:
             return self.dropped
         if not self.flush(timeout):

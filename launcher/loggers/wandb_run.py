@@ -1,8 +1,8 @@
 """The W&B run of a training: on rank zero only, with an id that is fixed before the training, and never blocking it.
 
-The user's own settings take precedence: first a `WandbLogger` of theirs, then a run that their code has begun, then
-W&B's environment variables, then the config, then the launcher's defaults. A run that was not begun here is never
-ended here.
+The user's settings take precedence: first the user's `WandbLogger`, then a run that the user's code has begun, then
+W&B's environment variables, then the config, then the launcher's defaults. A run that did not begin here does not end
+here.
 """
 
 from __future__ import annotations
@@ -48,9 +48,6 @@ class DisabledRun:
     """The run where W&B is disabled: W&B's own disabled run, made at the first access to an attribute.
 
     Lightning reads every logger's run at the start, and importing W&B takes a second.
-
-    Args:
-        arguments: of `wandb.init`.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -88,9 +85,9 @@ class QueuedWandbLogger(WandbLogger):
 
     Args:
         options: the config's settings.
-        run: gives the directory and the id.
+        run: has the directory and the id.
         values: config and plan, as plain values, for the config of a run that begins here.
-        notice: receives what was done instead of what was requested.
+        notice: receives a text if something other than the request was done.
         env: the environment.
     """
 
@@ -202,13 +199,9 @@ class QueuedWandbLogger(WandbLogger):
 def finish_wandb(
     logger: QueuedWandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = _END_TIMEOUT
 ) -> None:
-    """Write what is queued, and end the run if it began here. An upload that takes too long is left to `wandb sync`.
+    """Write what is queued, and end the run if it began here, within `timeout` seconds.
 
-    Args:
-        logger: the run's.
-        exit_code: of the run.
-        notice: informed of rows and uploads that were not completed.
-        timeout: seconds that the end of a training may wait for W&B.
+    `notice` receives the number of rows that were dropped, and how to complete an upload with `wandb sync`.
     """
     began = time.monotonic()
     dropped = logger.writer.close(timeout)
@@ -237,11 +230,7 @@ def first_line(error: Exception) -> str:
 
 
 def _explain_missing_attributes(run: Any) -> None:
-    """Make the AttributeError of a W&B run state how to get TensorBoard's methods.
-
-    Args:
-        run: W&B's; it stays the same object, and an instance of W&B's class.
-    """
+    """Make the AttributeError of a W&B run, which stays the same object, state how to get TensorBoard's methods."""
 
     def raise_missing(self: Any, name: str) -> Any:
         raise AttributeError(

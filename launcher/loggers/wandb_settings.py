@@ -28,14 +28,10 @@ _SET_BY_SWEEP = ("project", "entity", "id")
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:
-    """Return online, offline or disabled, and a notice where that is not what was requested.
+    """Return online, offline or disabled, and a notice if that is not what was requested.
 
-    WANDB_MODE overrides the config, but each of the two can disable W&B. Without a key W&B would ask for one on the
-    terminal, and all ranks would wait for the answer.
-
-    Args:
-        options: the config's; `auto` is online if a key is found.
-        env: the environment.
+    WANDB_MODE overrides the config, but each of the two can disable W&B; `auto` is online if a key is found. Without a
+    key W&B would ask for one on the terminal, and all ranks would wait for the answer.
     """
     named = {"dryrun": "offline", "run": "online"}.get(env.get("WANDB_MODE", ""), env.get("WANDB_MODE"))
     if "disabled" in (named, options.mode):
@@ -58,13 +54,7 @@ def _has_netrc_key(env: Mapping[str, str]) -> bool:
 
 
 def init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments for `wandb.init`, without those that a variable sets, which W&B reads itself.
-
-    Args:
-        options: the config's settings.
-        run: gives the name, the directory and the id.
-        env: the environment.
-    """
+    """Arguments for `wandb.init`, without those that a variable sets, which W&B reads itself."""
     arguments: dict[str, Any] = {
         "project": options.project,
         "entity": options.entity,

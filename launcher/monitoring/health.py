@@ -47,9 +47,7 @@ class Alert:
 
     Attributes:
         kind: the rule that was broken.
-        title: one line.
         text: what was measured, and what to do.
-        ranks: the ranks concerned.
     """
 
     kind: AlertKind
@@ -63,9 +61,6 @@ class Health:
     """State of the ranks at one sample; the next sample is compared with it.
 
     Attributes:
-        step: optimizer steps done.
-        metrics: values to log, by name.
-        alerts: problems at this step.
         floor_steps: for each rank, steps in a row at the floor.
         skipped_steps: steps skipped since the training began; None if no rank counts them.
         slow_rank: the rank that was too slow since the sample before; None if no rank was.
@@ -84,11 +79,8 @@ class Health:
 def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limits) -> Health:
     """Compare the ranks with each other, with the limits and with the sample before.
 
-    Args:
-        samples: one per rank, at least one.
-        step: optimizer steps done when they were taken.
-        before: the result for the sample before; `Health(step)` of the first step at the beginning.
-        limits: thresholds of the alerts.
+    `samples` has one per rank, at least one. `before` is the result for the sample before, or `Health(step)` of the
+    first step at the beginning.
     """
     ranks = sorted(samples, key=lambda s: s.rank)
     steps = max(step - before.step, 1)

@@ -26,10 +26,6 @@ class RankMonitor(TrackedMonitor):
     """Also writes the numbers of each rank to the run's events, and reports alerts on the terminal.
 
     Args:
-        options: thresholds of the alerts.
-        precision: the plan's.
-        output: events and terminal of the run.
-        trackers: of the run's loggers.
         result: makes the summary of a training that ended well, by name; None leaves it out.
     """
 
@@ -123,12 +119,7 @@ class MeanSamples:
         self.steps = 0
 
     def add(self, samples: Sequence[RankSample], steps: int) -> None:
-        """Add one interval's samples.
-
-        Args:
-            samples: one per rank.
-            steps: optimizer steps that they are the means of; 0 adds nothing.
-        """
+        """Add one interval's samples, means of `steps` optimizer steps; 0 adds nothing."""
         self.steps += steps
         for s in samples:
             step, data, own = self._sums.get(s.rank, (0.0, 0.0, 0.0))

@@ -1,7 +1,7 @@
 """A run in the background of this machine, for users without SLURM.
 
-Process start times are read from /proc and not by psutil, which computes them from the clock: records keep them, and a
-clock that is corrected would make them another process's.
+Process start times come from /proc and not from psutil, which computes them from the clock: after a correction of the
+clock a recorded time would no longer match.
 """
 
 from __future__ import annotations

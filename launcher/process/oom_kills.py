@@ -1,4 +1,4 @@
-"""Whether the kernel's OOM killer ended a process: only counters show it."""
+"""Counts the kernel's OOM kills: the exit code of a process does not show them."""
 
 from __future__ import annotations
 

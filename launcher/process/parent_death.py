@@ -17,10 +17,8 @@ fork_server_pid: int | None = None
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel for a SIGKILL when the thread that created this process ends; kept by an exec, not by a fork.
 
-    A chain of such processes dies from the top down: agent, fork server, ranks.
-
-    Args:
-        parent: process id of the parent at creation, to detect that it died before this call.
+    A chain of such processes dies from the top down: agent, fork server, ranks. `parent` is the parent's process id at
+    creation, to detect that it died before this call.
 
     Raises:
         OSError: the kernel does not support it.

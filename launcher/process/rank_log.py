@@ -1,10 +1,10 @@
-"""Every rank's output in a file from the first byte; rank zero's output on the terminal too.
+"""Writes every rank's output to a file from the first byte, and rank zero's output to the terminal too.
 
-A rank writes to a pending file until the run directory is known; then the file is moved there. Ranks that are not shown
-lose the terminal. On rank zero Python's stdout stays a terminal (progress bars need one) and is copied to the file; the
-output of C code and of stderr goes through a `tee`, which still drains the pipe if this process is killed. For the
-other ranks that are shown, `sed` prefixes each line with the rank. A full disk or a closed terminal loses output, but
-never stops the training. A user's object in the place of a stream stays there; its text is copied to the file.
+A rank writes to a pending file until the run directory is known; then the file is moved there. On rank zero Python's
+stdout stays a terminal (progress bars need one) and is copied to the file; the output of C code and of stderr goes
+through a `tee`, which still drains the pipe if this process is killed. For the other ranks that are shown, `sed`
+prefixes each line with the rank. A full disk or a closed terminal loses output, but never stops the training. If user
+code has replaced a stream by its own object, the object stays, and its text is copied to the file.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class RankLog:
     """The log file of one rank. Call `attach` first, and `move_to` when the run directory is known.
 
     Args:
-        folder: of the pending file.
-        rank: this rank.
         terminal_ranks: the ranks whose output is shown on the terminal; None means all.
     """
 
@@ -113,7 +111,7 @@ class RankLog:
         if os.isatty(self._saved[1]) and not os.environ.get("NO_COLOR"):
             name = f"\x1b[{31 + self._rank % 6}m{name}\x1b[0m"
         process = _start_filter([sed, "-u", f"s/^/{name} /"], self._saved[1])
-        assert process.stdin is not None  # noqa: S101 -- PIPE was asked for
+        assert process.stdin is not None  # noqa: S101 -- stdin is PIPE
         self._sed = process
         return process.stdin.fileno()
 
@@ -124,7 +122,7 @@ class RankLog:
             # By descriptor: the file's name may change before tee opens it. -p: the file stays complete when a reader
             # of the output closes the pipe.
             self._tee = _start_filter([tee, "-p", "-a", f"/dev/fd/{file.fileno()}"], terminal, file.fileno())
-            assert self._tee.stdin is not None  # noqa: S101 -- PIPE was asked for
+            assert self._tee.stdin is not None  # noqa: S101 -- stdin is PIPE
             for stream in (1, 2):
                 os.dup2(self._tee.stdin.fileno(), stream)
         elif self._rank != 0:
@@ -182,9 +180,7 @@ def _flush_all() -> None:
 
 
 def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.Popen[bytes]:
-    """Start a program that passes text on. It blocks the signals that a scheduler sends to the whole process group: the
-    trainer still writes after them.
-    """
+    """Start a program that passes text on; it blocks the signals after which the trainer still writes."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
     try:
         return subprocess.Popen(
@@ -273,8 +269,18 @@ def _without_redraws(file: TextIO) -> Callable[[str], None]:
     return write
 
 
+def read_tail(path: Path, size: int) -> str:
+    """The last `size` bytes of a file as text; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def _await_drained(pipe: int, limit: float = 1.0) -> None:
-    """Wait until `tee` has read the pipe. Its end cannot be awaited: W&B's service holds the pipe open too."""
+    """Wait until `tee` has read the pipe. Not until it ends: W&B's service holds the pipe open too."""
     give_up = time.monotonic() + limit
     while time.monotonic() < give_up:
         unread = fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0")

@@ -1,4 +1,4 @@
-"""Standard streams that are missing, or that user code has replaced."""
+"""Handles standard streams that are missing, or that user code has replaced."""
 
 from __future__ import annotations
 

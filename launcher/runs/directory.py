@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
@@ -26,7 +27,6 @@ class RunDirectory:
     """The directory of one run, open for an attempt.
 
     Attributes:
-        path: absolute path of the directory.
         resume_from: checkpoint that this attempt resumes from; None for a fresh start.
         wandb_id: id of the W&B run; the same for every attempt.
         is_new: whether this attempt created the directory.
@@ -138,17 +138,13 @@ def _lock(path: Path, previous_owner: str | None) -> RunLock:
 
 def _keep_config(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
-    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml(os.environ)
+    kept = dataclasses.replace(config, name=path.name, resume="none", resume_trust=False)
+    text = f"# python -m launcher fit --config {file} --resume auto\n" + kept.to_yaml(os.environ)
     before = file.read_text(encoding="utf-8") if file.exists() else text
     if before != text:
         # Keep a copy of the old config first: a full disk must not leave the run without one.
         write_file(path / f"config-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml", before)
     write_file(file, text)
-
-
-def _named(config: RunConfig, name: str) -> RunConfig:
-    return RunConfig(**{**{k: getattr(config, k) for k in RunConfig.__dataclass_fields__},
-                        "name": name, "resume": "none", "resume_trust": False})  # fmt: skip
 
 
 def _wandb_id(path: Path, fixed: str | None) -> str:

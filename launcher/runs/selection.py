@@ -32,7 +32,6 @@ class RunPlace:
     """The directory of a run, which may not exist yet.
 
     Attributes:
-        path: absolute path of the directory.
         exists: whether it is a run's directory already.
         resume_from: checkpoint that the next attempt resumes from; None for a fresh start.
         notices: about newer checkpoints that are damaged and were skipped.
@@ -139,9 +138,8 @@ def explicit_checkpoint(config: RunConfig) -> Path | None:
     try:
         found = path.exists()
     except OSError as error:
-        raise ResumeError(
-            f"resume: {path} cannot be read: {error.strerror or error}; give another checkpoint"
-        ) from error
+        reason = error.strerror or error
+        raise ResumeError(f"resume: {path} cannot be read: {reason}; give another checkpoint") from error
     if not found:
         raise ResumeError(f"resume: {path} does not exist; give a checkpoint, `auto` or `none`")
     return path
@@ -154,15 +152,7 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
 
 
 def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ...]:
-    """Notices about a run to resume that has no checkpoint; none if it has not trained.
-
-    Args:
-        run: its directory.
-        may_start_again: whether no user requested this start: a restart or a requeued job.
-
-    Raises:
-        ResumeError: it has trained, and may not start again at step 0.
-    """
+    """Notices about a run to resume without a checkpoint; a ResumeError if it may not start again at step 0."""
     steps = _last_trained_step(run)
     if not steps:
         return ()
