@@ -54,7 +54,7 @@ class TrainingCoordinator:
         notebook_processes: whether a notebook may be forked for several ranks, as Lightning's `ddp_notebook` does;
             weights and metrics are copied back into this process.
         callbacks: Lightning's callbacks of every training, one or several.
-        loggers: Lightning's loggers beside W&B, one or several.
+        loggers: Lightning's loggers in addition to W&B, one or several.
         plugins: one or several of a precision plugin, which then decides the precision, a CheckpointIO, a LayerSync.
         wandb: settings of W&B.
         on_precision_change: see `RunConfig`.
@@ -206,7 +206,7 @@ class TrainingCoordinator:
             problems.append(Problem("train_dataloaders", text))
         elif train is None and validation is not None:
             owner = "model" if datamodule is None else "datamodule"
-            text = f"given without train_dataloaders, so that the {owner}'s loaders are used; give both or none"
+            text = f"given without train_dataloaders, so the {owner}'s loaders are used; give both or none"
             problems.append(Problem("val_dataloaders", text))
         if problems:
             raise ConfigError(problems)

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.rendezvous import describe_lost_store
 from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
-from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped
+from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.process.parent_death import STOP_SIGNALS
 
-# Seconds between two checks with one node and with several. The end of a rank is noticed at once.
+# Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
 # Seconds to wait for another rank's failure if all known failures are lost connections.
 _CAUSE_TIMEOUT = 3.0
@@ -143,7 +145,7 @@ class TrainingAgent(LocalElasticAgent):
         number = self.signals.first or signal.SIGTERM
         self.exit_code = 128 + number
         # A scheduler may also send its signal directly to every process of the job.
-        expected = {0, *(code for n in (*HANDLED, signal.SIGKILL) for code in (128 + n, -n))}
+        expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)
         return self._end_attempt(restart=False)
@@ -233,7 +235,7 @@ class TrainingAgent(LocalElasticAgent):
                     exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
                     error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
                     log=first.log, last_lines=first.last_lines,
-                    others=[outcome.to_dict() for outcome in outcomes if outcome.rank != first.rank],
+                    others=[asdict(outcome) for outcome in outcomes if outcome.rank != first.rank],
                     restart=decision.restart, verdict=decision.reason)  # fmt: skip
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()

@@ -99,7 +99,6 @@ def _check_config(config: RunConfig, task: SlurmTask, per_node: int) -> None:
 
 
 def _first_node(env: Mapping[str, str]) -> str:
-    """Host name of the node with rank 0."""
     listed = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or ""
     # Lightning also accepts names separated by spaces.
     first = next(iter(expand_nodes(re.sub(r"\s+", ",", listed.strip()))), None) if listed.strip() else None

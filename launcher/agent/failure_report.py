@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.core.errors import OutOfMemoryError
@@ -63,13 +63,9 @@ class RankOutcome:
         """Whether a signal requested that the rank save and stop."""
         return self.error is not None and self.error.interrupted
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankOutcome:
-        """The inverse of `to_dict`."""
+        """The inverse of `dataclasses.asdict`."""
         error = RankError.from_dict(values["error"]) if values["error"] else None
         return cls(**{**values, "error": error, "last_lines": tuple(values["last_lines"])})
 

@@ -51,11 +51,7 @@ class NodesMissingError(RendezvousTimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class NumberedNode:
-    """One of several numbered nodes.
-
-    Attributes:
-        number: 0 to `count - 1`; node 0 serves the store.
-    """
+    """One of `count` numbered nodes; node 0 serves the store."""
 
     number: int
     count: int

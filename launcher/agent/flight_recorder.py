@@ -167,7 +167,6 @@ def _find_mismatches(records: Mapping[int, FlightRecord]) -> dict[int, str]:
 
 
 def _describe_others(present: Mapping[int, Collective], own: Collective) -> str:
-    """The collectives that the other ranks entered instead."""
     rest: dict[Collective, list[int]] = {}
     for rank, collective in present.items():
         if not collective.matches(own):

@@ -51,8 +51,8 @@ def import_modules(modules: list[str]) -> dict[str, Any]:
     """Import `modules` (see `ForkServer.start`) one by one and check what each import does to this process.
 
     Returns:
-        `cuda` (whether a library initialised CUDA), `unsafe` (pairs of a user's package and what it does that does not
-        survive a fork).
+        `cuda` (whether a library initialised CUDA), `unsafe` (pairs of a user's package and the effect of its import
+        that does not survive a fork).
     """
     unsafe: dict[str, str] = {}
     end_of_libraries = modules.index(USER_MODULES) if USER_MODULES in modules else len(modules)

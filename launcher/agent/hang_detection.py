@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,9 @@ class RankState:
     stacks: str | None = None
     flight_record: FlightRecord | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankState:
-        """The inverse of `to_dict`."""
+        """The inverse of `dataclasses.asdict`."""
         heartbeat, record = values["heartbeat"], values["flight_record"]
         nested: dict[str, Any] = {
             "heartbeat": None if heartbeat is None else Heartbeat(**heartbeat),

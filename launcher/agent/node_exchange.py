@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from launcher.agent.failure_report import RankOutcome
@@ -16,10 +17,7 @@ _STATES_KEY, _OUTCOMES_KEY = "launcher/states/{}", "launcher/ends/{}"
 
 
 class NodeExchange:
-    """One node's side of the exchange, over the store of this attempt.
-
-    If the store is gone, so is the node that serves it: reads return nothing.
-    """
+    """One node's side of the exchange. If the node that serves the store has failed, reads return nothing."""
 
     def __init__(self, store: Any, node: int, nodes: int) -> None:
         self._store = store
@@ -29,7 +27,7 @@ class NodeExchange:
     def publish_outcomes(self, outcomes: Sequence[RankOutcome]) -> None:
         """Publish the outcomes of this node's ranks."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(_OUTCOMES_KEY.format(self._node), json.dumps([outcome.to_dict() for outcome in outcomes]))
+            self._store.set(_OUTCOMES_KEY.format(self._node), json.dumps([asdict(outcome) for outcome in outcomes]))
 
     def read_outcomes(self, wait: float = 0.0) -> list[RankOutcome]:
         """Outcomes that the other nodes have published. Waits up to `wait` seconds for a failure that is a cause."""
@@ -50,9 +48,7 @@ class NodeExchange:
         deadline = time.monotonic() + wait
         waiting = set(self._others)
         with contextlib.suppress(RuntimeError):
-            self._store.set(
-                _STATES_KEY.format(self._node), json.dumps({r: state.to_dict() for r, state in own.items()})
-            )
+            self._store.set(_STATES_KEY.format(self._node), json.dumps({r: asdict(state) for r, state in own.items()}))
             while True:
                 for number in sorted(waiting):
                     if self._store.check([_STATES_KEY.format(number)]):

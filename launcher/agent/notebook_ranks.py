@@ -103,7 +103,6 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
 
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
-    """Train as one rank in a fork, then exit."""
     parent_death.die_with_parent()
     os.environ.update({**rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _use_one_thread()

@@ -50,7 +50,6 @@ def list_preload_modules(config: RunConfig, env: Mapping[str, str]) -> list[str]
 
 
 def _class_paths(value: Any) -> Iterator[str]:
-    """Every `class_path` in nested settings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key == "class_path" and isinstance(inner, str):
@@ -65,10 +64,8 @@ def _class_paths(value: Any) -> Iterator[str]:
 def find_installed_imports(class_paths: Iterable[str]) -> list[str]:
     """Imports of installed packages at the head of the user's files, in the order in which they would run.
 
-    Parsing stops at the first statement that may change a later import, such as one that sets an environment variable.
-
-    Returns:
-        'module', or 'module:name' for `from module import name`.
+    Each is 'module', or 'module:name' for `from module import name`. Parsing stops at the first statement that may
+    change a later import, such as one that sets an environment variable.
     """
     reader = _ImportReader()
     for path in class_paths:

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from launcher.agent.flight_recorder import read_flight_record
 from launcher.agent.hang_detection import RankState
 from launcher.agent.rank_main import STACKS_SIGNAL
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_beat
-from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_log import read_tail
 from launcher.process.rank_status import (
     RankStatus,
@@ -36,12 +35,7 @@ _UNRESPONSIVE = {"stopped", "zombie", "dead"}
 
 @dataclass(frozen=True, slots=True)
 class RankProcess:
-    """One of this agent's ranks.
-
-    Attributes:
-        exit_code: None while it runs.
-        ended: when the agent saw it end, in seconds since the epoch.
-    """
+    """One of this agent's ranks; `ended` is when the agent saw it end, in seconds since the epoch."""
 
     pid: int
     exit_code: int | None
@@ -185,3 +179,34 @@ def _read_complete_stacks(path: Path, start: int) -> str | None:
     except OSError:
         return None
     return text if text.endswith("\n") and (" in <module>" in text or "  ...\n" in text) else None
+
+
+def oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:
+    """The files that count OOM kills: those of this process's cgroups (v1 or v2), then the machine's."""
+    found: list[Path] = []
+    try:
+        lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        inside = path.lstrip("/")
+        if controllers == "":
+            # In a container the path is that of the host, and the container's files are at the mount point.
+            found += [cgroups / inside / "memory.events", cgroups / "memory.events"]
+        elif "memory" in controllers.split(","):
+            found += [cgroups / "memory" / inside / "memory.oom_control", cgroups / "memory/memory.oom_control"]
+    found.append(proc / "vmstat")
+    return tuple(dict.fromkeys(path for path in found if path.is_file()))
+
+
+def count_oom_kills(counters: Iterable[Path]) -> int:
+    """The sum of the `oom_kill` lines; it rises with each kill."""
+    total = 0
+    for path in counters:
+        try:
+            lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+            total += sum(int(fields[1]) for fields in lines if len(fields) == 2 and fields[0] == "oom_kill")
+        except (OSError, ValueError):
+            continue  # a cgroup is removed after its last process
+    return total

@@ -25,11 +25,7 @@ STACKS_SIGNAL = signal.SIGRTMAX - 2
 
 @dataclass(frozen=True, slots=True)
 class RankCommand:
-    """The command that every rank runs.
-
-    Attributes:
-        main: takes the arguments and returns the exit code; a function of a module, because it is pickled by name.
-    """
+    """The command of every rank. `main` is a function of a module, because it is pickled by name."""
 
     main: Callable[[Sequence[str]], int]
     arguments: tuple[str, ...]
@@ -37,11 +33,7 @@ class RankCommand:
 
 @dataclass(frozen=True, slots=True)
 class RankTask:
-    """The arguments that the agent sends to a rank.
-
-    Attributes:
-        folder: folder of the attempt, for the rank's reports to the agent.
-    """
+    """The arguments that the agent sends to a rank; the rank writes its reports into `folder`."""
 
     command: RankCommand
     folder: str

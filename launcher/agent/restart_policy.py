@@ -14,11 +14,7 @@ _CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, 
 
 @dataclass(frozen=True, slots=True)
 class RestartDecision:
-    """Whether to restart, and why.
-
-    Attributes:
-        strategy: the strategy to restart with, if it changes; such a restart does not count against the limit.
-    """
+    """Whether to restart, and why; a restart with another `strategy` does not count against the limit."""
 
     restart: bool
     reason: str
@@ -27,7 +23,7 @@ class RestartDecision:
 
 @dataclass(frozen=True, slots=True)
 class RestartHistory:
-    """The limit on restarts and the restarts so far.
+    """The limit on restarts, and the restarts so far.
 
     Attributes:
         max_restarts: number of restarts allowed within the window.

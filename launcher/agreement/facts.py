@@ -28,7 +28,7 @@ class RankFacts:
         config: dotted path to value, only if the digest differs from rank zero's; without its secrets.
         secrets: dotted path to digest of the config's secrets.
         traits: properties of its classes, equal on all ranks with equal code.
-        sources_digest: of the user's own source files; None if it has not imported them.
+        sources_digest: of the user's source files; None if it has not imported them.
         sources: file to digest, only if that digest differs from rank zero's.
         deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
         nvme: the folders for ZeRO's offload that it checked, with the result.
@@ -80,7 +80,7 @@ class RankFacts:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Every rank's facts, in the order of the ranks; they are equal where they must be.
+    """Every rank's facts, in the order of the ranks; those that must be equal are equal.
 
     Attributes:
         facts: one record per rank; for identical ranks that don't run yet, see `identical_ranks`.
@@ -206,7 +206,6 @@ _MUST_MATCH: dict[str, Callable[[RankFacts], Any]] = {
 
 
 def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
-    """The settings that differ from rank zero's."""
     base = facts[0].config or {}
     lines: list[str] = []
     for fact in facts[1:]:
@@ -231,7 +230,6 @@ def _secret_differences(facts: Sequence[RankFacts]) -> list[str]:
 
 
 def _source_differences(facts: Sequence[RankFacts]) -> list[str]:
-    """The source files that differ from rank zero's."""
     base = facts[0].sources or {}
     by_files: dict[tuple[str, ...], list[RankFacts]] = {}
     for fact in facts[1:]:

@@ -5,7 +5,7 @@ Rank zero publishes a random token (the challenge), every rank answers under it,
 the answers. A rank that read an old challenge does not find its own token in the old decision, and waits for the new
 one. Each rank needs five store operations, for any number of ranks.
 
-Rank zero plans meanwhile, which may take long. It reports what it does, and the others wait as long as it reports.
+Rank zero then plans, which may take long. It reports its activity, and the others wait as long as it reports.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from launcher.agreement.facts import RankFacts
 from launcher.core.errors import AgreementError, LauncherError
 from launcher.process.activity import ActivityReporter, ActivityWatch, doing
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 _CHALLENGE = "launcher/challenge"
 # Seconds that a rank waits for a decision under one challenge before it checks for a newer challenge.
@@ -34,28 +37,6 @@ _GRACE = 5.0
 
 # Rank zero's decision, made from the facts of all ranks: plain JSON values.
 Decide = Callable[[Sequence[RankFacts]], Mapping[str, Any]]
-
-
-class Store(Protocol):
-    """The methods of torch's c10d stores that the exchange needs."""
-
-    def set(self, key: str, value: str, /) -> None:
-        """Write a key, in place of its old value."""
-
-    def get(self, key: str, /) -> bytes:
-        """Read a key; waits until it is set."""
-
-    def add(self, key: str, value: int, /) -> int:
-        """Add to a counter and read it, in one step."""
-
-    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
-        """Wait until all keys are set."""
-
-    def check(self, keys: list[str], /) -> bool:
-        """Whether all keys are set."""
-
-    def multi_get(self, keys: list[str], /) -> list[bytes]:
-        """Read several keys in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +57,7 @@ class Participant:
         flat_config: dotted path to value; sent only if it differs from rank zero's.
         notify: called with a text about rank zero's activity, if that takes long.
         check_peers: called often while this rank waits, which costs a store operation each time; raises an
-            `AgreementError` if another rank cannot arrive any more. Without it nothing interrupts the wait, not even
+            `AgreementError` if another rank can no longer arrive. Without it nothing interrupts the wait, not even
             Ctrl-C.
     """
 
@@ -93,7 +74,7 @@ class Participant:
 
         Raises:
             TimeoutError: the deadline has passed.
-            AgreementError: the store is gone, or another rank cannot arrive any more.
+            AgreementError: the store does not answer, or another rank can no longer arrive.
         """
         if not keys:
             return
@@ -111,7 +92,7 @@ class Participant:
             if time.monotonic() >= deadline - 0.01:
                 raise TimeoutError from error
             raise AgreementError(
-                f"the store of the ranks is gone: {error}; look at the log of rank 0, which serves it"
+                f"cannot reach the store of the ranks: {error}; look at the log of rank 0, which serves it"
             ) from error
 
 
@@ -143,7 +124,9 @@ def _lead(zero: Participant, decide: Decide, deadline: float) -> Decision:
     store.set(_key(attempt, "decision"), json.dumps(decision, default=str))
     if failure is not None:
         # Rank zero may serve the store: the others must have read its answer before it ends.
-        _await_count(store, _key(attempt, "seen"), sum(map(bool, decision["tokens"][1:])))
+        give_up, answered = time.monotonic() + _GRACE, sum(map(bool, decision["tokens"][1:]))
+        while store.add(_key(attempt, "seen"), 0) < answered and time.monotonic() < give_up:
+            time.sleep(0.01)
         raise failure
     return Decision(attempt, decision["values"])
 
@@ -179,12 +162,6 @@ def _decide(
     if failure is not None:
         decision["error"] = {"message": str(failure), "ranks": list(getattr(failure, "ranks", ()))}
     return decision, failure
-
-
-def _await_count(store: Store, key: str, count: int) -> None:
-    give_up = time.monotonic() + _GRACE
-    while store.add(key, 0) < count and time.monotonic() < give_up:
-        time.sleep(0.01)
 
 
 def _follow(follower: Participant, deadline: float) -> Decision:

@@ -87,7 +87,7 @@ class GroupSettings:
 
 @contextmanager
 def process_group(store: Store, topology: Topology, settings: GroupSettings) -> Iterator[None]:
-    """A process group that only the ranks of this attempt can join; nothing without a backend.
+    """A process group that only the ranks of this attempt can join; none without a backend.
 
     A group that the user's code has created is used and not destroyed, as Lightning does.
 

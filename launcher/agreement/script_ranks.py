@@ -15,11 +15,11 @@ from pathlib import Path
 
 from launcher.agreement.process_group import announce_end, rank_zero_has_ended
 from launcher.core.errors import AgreementError
+from launcher.process.parent_death import STOP_SIGNALS
 
 # Set in the environment of every rank of a script that runs once per rank; its value is the Hydra job, if any.
 _MARK = "LAUNCHER_SCRIPT_RANKS"
 _HYDRA_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Seconds that a rank has to end by itself with its own error after another rank failed, and after SIGTERM.
 _GRACE = 10.0
 # The same after the script of rank zero has ended.
@@ -79,7 +79,7 @@ def script_rank(world_size: int) -> dict[str, str]:
 def is_script_rank() -> bool:
     """Whether this process is a rank of a script that `script_rank` started.
 
-    The other ranks of one job of a Hydra sweep end with the job: in the next job this process is no such rank.
+    The other ranks of one job of a Hydra sweep end with the job; the next job starts its own.
     """
     if os.environ.get("RANK") == "0" and os.environ.get(_MARK, "") not in ("", hydra_job()):
         end_script_ranks(_GRACE_AT_EXIT)
@@ -126,18 +126,18 @@ def check_script_ranks() -> None:
     Raises:
         AgreementError: a rank of this script has ended, so a training of all ranks cannot start.
     """
-    gone = ended_ranks()
+    ended = ended_ranks()
     # Rank zero of a Hydra sweep's next job has announced the end of the previous job.
-    if not gone and os.environ.get("RANK") != "0" and rank_zero_has_ended():
-        gone = {0: "has ended"}
-    if gone:
+    if not ended and os.environ.get("RANK") != "0" and rank_zero_has_ended():
+        ended = {0: "has ended"}
+    if ended:
         for rank in [*_started]:
-            if rank in gone:
+            if rank in ended:
                 _note_end(rank, _started[rank].wait())
-        names = "; ".join(f"rank {rank} of this script {how}" for rank, how in sorted(gone.items()))
+        names = "; ".join(f"rank {rank} of this script {how}" for rank, how in sorted(ended.items()))
         raise AgreementError(
             f"{names}, and a training needs all ranks; look at its output above, and start the script again",
-            sorted(gone),
+            sorted(ended),
         )
 
 
@@ -145,11 +145,11 @@ def _end_after(rank: int, process: subprocess.Popen[bytes]) -> None:
     """End this process if another rank failed unnoticed: it may wait for that rank until a timeout."""
     code = process.wait()
     # After a signal this rank stops too, and may need time to end.
-    if not code or code - 128 in _STOPS:
+    if not code or code - 128 in STOP_SIGNALS:
         return
     # The first SIGTERM requests a stop at a step boundary. A training in a collective that does not end needs a second.
     for text in (f"error: rank {rank} of this script ended with exit code {code}, and so does rank 0\n", ""):
-        # Meanwhile this rank may raise an error of its own, which removes the failed rank from `_started`.
+        # This rank may raise its own error in that time, which removes the failed rank from `_started`.
         time.sleep(_GRACE)
         if _started.get(rank) is process:
             sys.stderr.write(text)

@@ -34,14 +34,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def alert(self, kind: str, title: str, text: str, step: LogStep) -> None:
-        """Report a problem of the training.
-
-        Args:
-            kind: name of the rule that was broken; an identifier.
-            title: one line.
-            text: what was measured, and what to do.
-            step: step of the measurement.
-        """
+        """Report a problem: `kind` identifies the broken rule, `text` states the measurement and what to do."""
 
     @abstractmethod
     def summarize(self, values: Mapping[str, Any], step: LogStep) -> None:

@@ -184,8 +184,8 @@ class _Writer(ExperimentWriter):
     def truncate(self, rows: int | None, step: int) -> None:
         """Remove rows that will be logged again: those after the first `rows`, from `step` on; None keeps all.
 
-        `rows` was the number of rows when the checkpoint was saved. Rows of earlier steps, as of an epoch, may come after it
-        and are kept. If a repeated validation logs one again, it is not written twice.
+        `rows` was the number of rows when the checkpoint was saved. Rows of earlier steps, as of an epoch, may come
+        after it and are kept. If a repeated validation logs one again, it is not written twice.
         """
         if not self._fs.isfile(self.metrics_file_path):
             return

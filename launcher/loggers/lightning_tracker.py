@@ -1,4 +1,4 @@
-"""Uses any logger of Lightning's as a tracker: CSV, TensorBoard, MLflow, or a user's own class."""
+"""Uses any Lightning logger as a tracker: CSV, TensorBoard, MLflow, or a user's own class."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -12,9 +13,6 @@ _log = logging.getLogger(__name__)
 
 class RowQueue:
     """A bounded queue of writes to one tracker. Writes that find it full are dropped and counted.
-
-    Args:
-        tracker: its name, for the warning about a write that raises.
 
     Raises:
         ValueError: the capacity is below 1, which Python's queue would take for unbounded.
@@ -57,14 +55,10 @@ class RowQueue:
         if self._thread is None:
             return self.dropped
         if not self.flush(timeout):
-            with self._lock:
-                # The write that is running may still succeed; those behind it are dropped.
+            # The write that is running may still succeed; later ones are dropped.
+            with self._lock, contextlib.suppress(queue.Empty):
                 while True:
-                    try:
-                        write = self._waiting.get_nowait()
-                    except queue.Empty:
-                        break
-                    if write is not None:
+                    if self._waiting.get_nowait() is not None:
                         self._pending -= 1
                         self.dropped += 1
         self._waiting.put(None)

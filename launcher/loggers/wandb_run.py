@@ -84,11 +84,8 @@ class QueuedWandbLogger(WandbLogger):
     and left open. Other ranks have Lightning's dummy, which accepts all calls; without W&B rank zero has it too.
 
     Args:
-        options: the config's settings.
-        run: has the directory and the id.
         values: config and plan, as plain values, for the config of a run that begins here.
         notice: receives a text if something other than the request was done.
-        env: the environment.
     """
 
     def __init__(

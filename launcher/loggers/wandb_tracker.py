@@ -95,7 +95,7 @@ class WandbTracker(Tracker):
     def _log(self, wandb: Any, row: Mapping[str, Any], step: int, at_next: bool) -> None:
         if not self._defined:
             self._defined = True
-            # Charts against the true step, also where no logger of Lightning's has asked for it. Optional.
+            # Charts against the true step, even if no Lightning logger has requested it. Optional.
             with contextlib.suppress(Exception):
                 for name in ("amp/*", "perf/*"):
                     wandb.define_metric(name, step_metric="trainer/global_step")

@@ -31,7 +31,7 @@ class BufferMonitor(pl.Callback):
     Args:
         alert: receives the alerts of rank zero.
         events: receive the alerts of other ranks.
-        notice: informed once of a checkpoint with such buffers.
+        notice: receives a text once for each set of such buffers in a checkpoint.
     """
 
     def __init__(self, alert: Callable[[Alert, int], None], events: EventLog, notice: Callable[[str], None]) -> None:

@@ -216,7 +216,7 @@ class LossScaleMonitor(Callback):
         values.update(self._scale_values(trainer))
         self._exchange.send(step, attribute(trainer, "current_epoch"), values, batch)
         if self._exchange.world_size == 1:
-            # One rank: its sample is there at once.
+            # One rank: its sample has already arrived.
             for gathered in self._exchange.take():
                 self._report(trainer, gathered)
 

@@ -40,7 +40,7 @@ class RankMonitor(TrackedMonitor):
         limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share, options.slow_steps)
         super().__init__(
             trackers,
-            # A plugin of the user's own may scale the loss: read the trainer's.
+            # A user's plugin may scale the loss: read the trainer's precision.
             None if precision == "custom" else precision,
             every_n_steps=options.every_n_steps,
             limits=limits,
@@ -50,7 +50,7 @@ class RankMonitor(TrackedMonitor):
         self._events = output.events
         self._console = output.console
         self._means = MeanSamples()
-        # The means begin behind the first samples, which include the warm-up.
+        # The means leave out the first samples, which include the warm-up.
         self._seen_step: int | None = None
 
     @override

@@ -76,7 +76,7 @@ class ActivityReporter:
         self._thread.join()
 
     def _publish(self) -> None:
-        # If the store is gone, no process waits any more; the main thread gets the same error.
+        # Without the store no process waits any longer; the main thread gets the same error.
         with suppress(RuntimeError):
             client = None if self._store is None else self._store.clone()
             count = 0

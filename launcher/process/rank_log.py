@@ -29,10 +29,10 @@ from typing import BinaryIO, TextIO, cast
 
 from typing_extensions import Buffer
 
+from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.standard_streams import LoggedStream, is_plain, open_missing_streams, writes_to_standard_stream
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
-_TRAINER_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -116,7 +116,6 @@ class RankLog:
         return process.stdin.fileno()
 
     def _start_tee(self, file: TextIO, terminal: int) -> None:
-        """Send the output of C code and of stderr to the terminal and to the file."""
         tee = shutil.which("tee")
         if tee is not None:
             # By descriptor: the file's name may change before tee opens it. -p: the file stays complete when a reader
@@ -133,7 +132,7 @@ class RankLog:
             self._sed.stdin.close()
 
     def move_to(self, path: Path) -> None:
-        """Move the file to `path`; the log of an earlier attempt there is kept beside it under a number."""
+        """Move the file to `path`; the log of an earlier attempt there gets a number in its name."""
         if self._file is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -149,7 +148,7 @@ class RankLog:
         if self._saved is None or self._python is None or self._streams is None:
             return
         _flush_all()
-        # A stream that user code has installed meanwhile stays.
+        # A stream that user code has installed in the meantime stays.
         if sys.stdout is self._streams[0]:
             sys.stdout = self._python[0]
         if sys.stderr is self._streams[1]:
@@ -181,7 +180,7 @@ def _flush_all() -> None:
 
 def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.Popen[bytes]:
     """Start a program that passes text on; it blocks the signals after which the trainer still writes."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.DEVNULL, pass_fds=passed
@@ -202,7 +201,7 @@ def _tolerant(stream: TextIO) -> TextIO:
 
 
 class _TolerantStream(io.BufferedIOBase):
-    """The bytes of a standard stream; they are lost on a full disk, or when the terminal or the reader is gone.
+    """The bytes of a standard stream; they are lost on a full disk, or if the terminal or the reader is closed.
 
     `close` keeps the stream open: it is restored later, and a user's wrapper would close it when it is deleted.
     """
@@ -255,7 +254,7 @@ class _TeeStream(_TolerantStream):
         return super().write(data)
 
     def fileno(self) -> int:
-        # Descriptor 1 is the tee: the output of child processes is in the file too. A terminal is asked for its size.
+        # Descriptor 1 is the tee, so the file has the output of child processes. A terminal keeps its own for its size.
         return super().fileno() if self.isatty() else 1
 
 

@@ -32,7 +32,7 @@ _COLLECTIVES_EVERY = 1.0
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "connectfullmesh",
               "timed out waiting", "remote process exited", "ncclremoteerror", "ncclsystemerror", "socket timeout",
               "connection was likely closed", "read error", "application timeout caused pair closure",
-              "the store of the ranks is gone", "watchdog caught collective", "wait timeout",
+              "cannot reach the store of the ranks", "watchdog caught collective", "wait timeout",
               "timed out after waiting")  # fmt: skip
 # Errors that a restart cannot fix.
 _REPEATING = (UsageError, ImportError, SyntaxError)
@@ -45,7 +45,7 @@ class RankError:
     Attributes:
         traceback: the last lines of it.
         signature: equal for the same exception from the same place in the code.
-        lost_peer: whether it only reports that another rank is gone.
+        lost_peer: whether it only reports that another rank has ended.
         repeats: whether every further attempt would raise it again.
         explained: whether the message is complete, so that no traceback is needed.
         interrupted: whether a signal caused it.
@@ -171,7 +171,7 @@ class RankStatusWriter:
 
         def watch() -> None:
             is_written = False
-            # The group may end meanwhile.
+            # The group may end in the meantime.
             with contextlib.suppress(RuntimeError, ValueError):
                 while not self._watched.wait(_COLLECTIVES_EVERY):
                     heart.set_collectives(count())

@@ -78,14 +78,10 @@ def open_run_directory(
     previous_owner: str | None = None,
     wandb_id: str | None = None,
 ) -> RunDirectory:
-    """Create the run's directory, or open an existing one to resume the run.
+    """Create the run's directory, or open an existing one to resume the run; `find_run` describes the first options.
 
-    Args:
-        config: with the name and what to resume.
-        restart_of: see `find_run`.
-        is_requeued: see `find_run`.
-        previous_owner: token of the lock of the attempt before a restart.
-        wandb_id: id of the W&B run that the user has set; kept for later attempts.
+    `previous_owner` is the token of the lock of the attempt before a restart. `wandb_id` is the id of the W&B run that
+    the user has set; it is kept for later attempts.
 
     Raises:
         RunDirectoryError: the name is taken, the run is training now, or the disk is full or read-only.
@@ -121,7 +117,6 @@ def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_
 
 
 def _lock(path: Path, previous_owner: str | None) -> RunLock:
-    """Lock `path` until this process ends."""
     try:
         return acquire(path, os.environ, previous=previous_owner)
     except DirectoryOwnedError as error:

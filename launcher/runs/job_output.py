@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,9 @@ def find_error(text: str) -> str | None:
     if not starts:
         return None
     first, *after = lines[starts[-1] :]
-    parts = [first.removeprefix(_ERROR)]
-    for line in after:
-        # The problems of a config are on indented lines below it.
-        if not line.startswith("  "):
-            break
-        parts.append(line.strip())
-    return " ".join(parts)
+    # The problems of a config are on indented lines below it.
+    details = itertools.takewhile(lambda line: line.startswith("  "), after)
+    return " ".join([first.removeprefix(_ERROR), *map(str.strip, details)])
 
 
 def _files(record: Mapping[str, Any]) -> list[Path]:

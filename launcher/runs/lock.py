@@ -91,11 +91,7 @@ class DirectoryOwnedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunLock:
-    """The lock of a run directory, held until it is released or this process ends.
-
-    Attributes:
-        descriptor: of the open file; children of this process do not inherit it.
-    """
+    """The lock of a run directory, until its release or the process's end. Children do not inherit `descriptor`."""
 
     path: Path
     descriptor: int

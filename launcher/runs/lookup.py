@@ -21,7 +21,7 @@ def find_run_named(runs_dir: Path, name: str) -> Path:
     """The directory of one run.
 
     Raises:
-        NoSuchRunError: no such run; lists the newest ones.
+        NoSuchRunError: no run has this name; lists the newest ones.
     """
     if is_name(name) and _is_run(runs_dir / name):
         return runs_dir / name

@@ -1,4 +1,4 @@
-"""Which run directory an attempt uses, and which checkpoint it resumes from. Creates nothing."""
+"""Selects the run directory of an attempt and the checkpoint that it resumes from. Creates nothing."""
 
 from __future__ import annotations
 
@@ -46,14 +46,12 @@ class RunPlace:
 def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: bool = False) -> RunPlace:
     """Find the run's directory and the checkpoint to resume from.
 
-    Args:
-        config: with the name and what to resume.
-        restart_of: name of the run that an earlier attempt of the same launch created.
-        is_requeued: the scheduler started this job again, which may start the run from step 0.
+    `restart_of` is the name of the run that an earlier attempt of the same launch created. `is_requeued` means that the
+    scheduler started this job again, which may start the run from step 0.
 
     Raises:
         RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
-        ResumeError: no such checkpoint, no valid one, or none of a run that has trained.
+        ResumeError: the checkpoint is missing, none is valid, or a run that has trained has none.
     """
     runs = Path(config.runs_dir).absolute()
     name = restart_of or config.name or (config.resume == "auto" and newest_matching_run(config)) or None

@@ -8,9 +8,15 @@ import psutil
 import pytest
 
 from launcher.agent.hang_detection import RankState
-from launcher.agent.rank_inspector import RankInspector, RankProcess, read_last_lines, read_process_status
+from launcher.agent.rank_inspector import (
+    RankInspector,
+    RankProcess,
+    count_oom_kills,
+    oom_kill_counters,
+    read_last_lines,
+    read_process_status,
+)
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, HeartbeatWriter, read_beat
-from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, beat_path, read_status, report_path
 
 

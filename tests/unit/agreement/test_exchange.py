@@ -177,7 +177,7 @@ def test_a_lost_store_is_not_reported_as_a_missing_rank() -> None:
 
     error, _ = run_ranks([rank(follower, facts(1), 2), end])
     assert isinstance(error, AgreementError)
-    assert "the store of the ranks is gone" in str(error)
+    assert "cannot reach the store of the ranks" in str(error)
 
 
 def answering(store: Any) -> tuple[Spy, threading.Event]:
