@@ -40,7 +40,7 @@ from launcher.process.parent_death import STOP_SIGNALS
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
 # Seconds to wait for another rank's failure if all known failures are lost connections.
 _CAUSE_TIMEOUT = 3.0
-# Seconds that the other ranks have to end after a failure without a restart, and after the first has saved.
+# Seconds until the other ranks must have ended: after a failure without a restart, and after the first rank has saved.
 _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
 _STACKS_TIMEOUT = 0.3

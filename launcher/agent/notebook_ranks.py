@@ -19,7 +19,7 @@ from launcher.agent.failure_report import describe_outcome, find_first_failure
 from launcher.agent.rank_inspector import RankInspector
 from launcher.agent.rank_main import set_rank_zero
 from launcher.agent.rank_processes import AttemptProcesses
-from launcher.agreement.script_ranks import free_port, rank_variables
+from launcher.agreement.script_ranks import find_free_port, make_rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
@@ -41,7 +41,7 @@ def run_in_forks(train: Callable[[int], None], count: int, folder: Path) -> None
         TrainingError: a rank failed; has the traceback of the first.
         Interrupted: the cell was interrupted; has the saved checkpoint.
     """
-    port = free_port()
+    port = find_free_port()
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=_run_rank, args=(train, rank, count, port, folder), name=f"rank-{rank}")
@@ -104,7 +104,7 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
     parent_death.die_with_parent()
-    os.environ.update({**rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
+    os.environ.update({**make_rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _use_one_thread()
     _detach_from_notebook()
     set_rank_zero(os.environ)

@@ -16,7 +16,7 @@ from launcher.agent.failure_report import RankOutcome
 from launcher.agent.flight_recorder import read_flight_record
 from launcher.agent.hang_detection import RankState
 from launcher.agent.rank_main import STACKS_SIGNAL
-from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_beat
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_heartbeat
 from launcher.process.rank_log import read_tail
 from launcher.process.rank_status import (
     RankStatus,
@@ -35,7 +35,7 @@ _UNRESPONSIVE = {"stopped", "zombie", "dead"}
 
 @dataclass(frozen=True, slots=True)
 class RankProcess:
-    """One of this agent's ranks; `ended` is when the agent saw it end, in seconds since the epoch."""
+    """One of this agent's ranks; `ended` is the time when the agent saw it end, in seconds since the epoch."""
 
     pid: int
     exit_code: int | None
@@ -47,13 +47,13 @@ class RankInspector:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._counters = oom_kill_counters()
+        self._counters = find_oom_kill_counters()
         self._oom_kills = count_oom_kills(self._counters)
         self._host = socket.gethostname()
 
     def read_heartbeat(self, rank: int) -> Heartbeat | None:
         """The rank's last heartbeat."""
-        return read_beat(beat_path(self._folder, rank))
+        return read_heartbeat(beat_path(self._folder, rank))
 
     def read_status(self, rank: int) -> RankStatus:
         """The status that the rank has reported."""
@@ -181,7 +181,7 @@ def _read_complete_stacks(path: Path, start: int) -> str | None:
     return text if text.endswith("\n") and (" in <module>" in text or "  ...\n" in text) else None
 
 
-def oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:
+def find_oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:
     """The files that count OOM kills: those of this process's cgroups (v1 or v2), then the machine's."""
     found: list[Path] = []
     try:

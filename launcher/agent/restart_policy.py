@@ -71,7 +71,7 @@ def _is_repetition(before: RankOutcome, now: RankOutcome) -> bool:
     if before.step != now.step:
         return False
     if before.error is not None and now.error is not None:
-        # A connection that was lost, or a port in use, may be available at the next attempt.
+        # A lost connection or a port in use may work at the next attempt.
         return before.error.signature == now.error.signature and not now.error.lost_peer
     if before.rank != now.rank:
         return False

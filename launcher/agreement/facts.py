@@ -83,7 +83,7 @@ class Agreement:
     """Every rank's facts, in the order of the ranks; those that must be equal are equal.
 
     Attributes:
-        facts: one record per rank; for identical ranks that don't run yet, see `identical_ranks`.
+        facts: one record per rank; for identical ranks that don't run yet, see `make_identical_ranks`.
         assumed: whether the ranks are only assumed to be like this one (a plan for ranks that don't run yet).
     """
 
@@ -98,7 +98,7 @@ class Agreement:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Host names, in the order of the ranks, each once."""
-        return hosts_of(self.facts)
+        return list_hosts(self.facts)
 
     @property
     def num_nodes(self) -> int:
@@ -120,12 +120,12 @@ class Agreement:
         return [known for known in map(_capability, facts) if known is not None]
 
 
-def identical_ranks(first: RankFacts, count: int) -> RepeatedRecords[RankFacts]:
+def make_identical_ranks(first: RankFacts, count: int) -> RepeatedRecords[RankFacts]:
     """The facts of `count` ranks like the first one, `local_world_size` of them on each node."""
     return RepeatedRecords(first, count, _numbered)
 
 
-def hosts_of(facts: Sequence[RankFacts]) -> tuple[str, ...]:
+def list_hosts(facts: Sequence[RankFacts]) -> tuple[str, ...]:
     """Host names, in the order of the ranks, each once."""
     if isinstance(facts, RepeatedRecords):
         return tuple(_host(facts.first, rank) for rank in range(0, facts.number, facts.first.local_world_size))

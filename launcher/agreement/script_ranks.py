@@ -37,7 +37,7 @@ def in_notebook() -> bool:
     return getattr(__main__, "__file__", "<").startswith("<") or "ipykernel" in sys.modules
 
 
-def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+def make_rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
     """The variables that torchrun would set for a rank on this machine; rank zero serves the store at `port`."""
     values = {
         "RANK": rank,
@@ -63,16 +63,16 @@ def script_rank(world_size: int) -> dict[str, str]:
     if is_script_rank():
         check_script_ranks()
     else:
-        port = free_port()
-        mark = {_MARK: hydra_job()}
+        port = find_free_port()
+        mark = {_MARK: find_hydra_job()}
         for rank in range(1, world_size):
-            command, folder = rank_command(rank)
-            env = {**os.environ, **rank_variables(rank, world_size, port), **mark}
+            command, folder = build_rank_command(rank)
+            env = {**os.environ, **make_rank_variables(rank, world_size, port), **mark}
             process = subprocess.Popen(command, env=env, cwd=folder)
             _started[rank] = process
             threading.Thread(target=_end_after, args=(rank, process), name=f"rank-{rank}", daemon=True).start()
         atexit.register(end_script_ranks, _GRACE_AT_EXIT)
-        os.environ.update({**rank_variables(0, world_size, port), **mark})
+        os.environ.update({**make_rank_variables(0, world_size, port), **mark})
     return dict(os.environ)
 
 
@@ -81,10 +81,10 @@ def is_script_rank() -> bool:
 
     The other ranks of one job of a Hydra sweep end with the job; the next job starts its own.
     """
-    if os.environ.get("RANK") == "0" and os.environ.get(_MARK, "") not in ("", hydra_job()):
+    if os.environ.get("RANK") == "0" and os.environ.get(_MARK, "") not in ("", find_hydra_job()):
         end_script_ranks(_GRACE_AT_EXIT)
         _ended.clear()
-        for name in (_MARK, *rank_variables(0, 1, 0)):
+        for name in (_MARK, *make_rank_variables(0, 1, 0)):
             os.environ.pop(name, None)
     return _MARK in os.environ
 
@@ -114,7 +114,7 @@ def _note_end(rank: int, code: int) -> None:
     _started.pop(rank, None)
 
 
-def ended_ranks() -> dict[int, str]:
+def list_ended_ranks() -> dict[int, str]:
     """The ranks that this process has started and that have ended, with their exit."""
     return {**_ended, **{rank: f"ended with exit code {process.returncode}" for rank, process in list(_started.items())
                          if process.poll() is not None}}  # fmt: skip
@@ -126,7 +126,7 @@ def check_script_ranks() -> None:
     Raises:
         AgreementError: a rank of this script has ended, so a training of all ranks cannot start.
     """
-    ended = ended_ranks()
+    ended = list_ended_ranks()
     # Rank zero of a Hydra sweep's next job has announced the end of the previous job.
     if not ended and os.environ.get("RANK") != "0" and rank_zero_has_ended():
         ended = {0: "has ended"}
@@ -157,13 +157,13 @@ def _end_after(rank: int, process: subprocess.Popen[bytes]) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def rank_command(rank: int) -> tuple[list[str], str | None]:
+def build_rank_command(rank: int) -> tuple[list[str], str | None]:
     """The command that runs this script as another rank, and its working directory; None for the current one.
 
     A Hydra script gets the output folder of this process, as Lightning's ranks do; a job of a sweep also gets the job's
     overrides.
     """
-    if not hydra_job():
+    if not find_hydra_job():
         return [*_program(), *sys.argv[1:]], None
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -178,7 +178,7 @@ def rank_command(rank: int) -> tuple[list[str], str | None]:
     return [*_program(), *arguments], job.runtime.cwd
 
 
-def hydra_job() -> str:
+def find_hydra_job() -> str:
     """The Hydra job that this process runs now: 'only', its number in a sweep, or nothing without Hydra."""
     if "hydra.core.hydra_config" not in sys.modules:
         return ""
@@ -213,8 +213,8 @@ def _program() -> list[str]:
     return [sys.executable, str(Path(__main__.__file__ or sys.argv[0]).absolute())]
 
 
-def free_port() -> int:
-    """A port that is free now."""
+def find_free_port() -> int:
+    """Find a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

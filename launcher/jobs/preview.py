@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
+from launcher.agreement.facts import Agreement, RankFacts, make_identical_ranks
 from launcher.hardware.devices import Device, Hardware
 from launcher.jobs.submission import Submission
 from launcher.planning.plan import Plan, make_plan
@@ -52,7 +52,7 @@ def make_preview(submission: Submission) -> Plan:
     hardware = Hardware(device, local, {})
     traits = _data_traits(config.data)
     first = RankFacts(0, 0, local, 0, "node-0", hardware, config.digest(), traits=traits, token="")
-    return make_plan(config, Agreement(identical_ranks(first, local * job.nodes), assumed=True))
+    return make_plan(config, Agreement(make_identical_ranks(first, local * job.nodes), assumed=True))
 
 
 def _data_traits(data: dict[str, Any] | None) -> dict[str, Any]:

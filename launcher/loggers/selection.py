@@ -43,7 +43,7 @@ def _without_secrets(params: Any) -> Any:
     return redact(params if isinstance(params, Mapping) else vars(params or Namespace()))
 
 
-def own_loggers(config: RunConfig, given: Sequence[Logger], run: RunDirectory) -> list[Logger]:
+def list_own_loggers(config: RunConfig, given: Sequence[Logger], run: RunDirectory) -> list[Logger]:
     """The user's loggers; with `trainer.logger: true` Lightning's default one is first, in the run's directory."""
     if config.trainer.logger is not True:
         return list(given)
@@ -75,7 +75,7 @@ def logs_to_wandb(loggers: Sequence[Logger]) -> bool:
     )
 
 
-def run_loggers(
+def choose_loggers(
     own: Sequence[Logger], wandb: QueuedWandbLogger | None, run: RunDirectory, is_off: bool
 ) -> list[Logger]:
     """Return the loggers of every rank: the user's `own` first, as `self.logger` is the first one.

@@ -24,7 +24,7 @@ from launcher.config.schema import WandbOptions
 from launcher.core.atomic_write import private_umask
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.loggers.row_queue import RowQueue
-from launcher.loggers.wandb_settings import init_arguments, resolve_mode, run_settings
+from launcher.loggers.wandb_settings import make_init_arguments, make_run_settings, resolve_mode
 from launcher.runs.directory import RunDirectory
 
 # Seconds that the end of a training may wait for W&B.
@@ -96,7 +96,7 @@ class QueuedWandbLogger(WandbLogger):
         notice: Callable[[str], None],
         env: Mapping[str, str],
     ) -> None:
-        self._init_arguments = init_arguments(options, run, env)
+        self._init_arguments = make_init_arguments(options, run, env)
         super().__init__(
             project=env.get("WANDB_PROJECT") or options.project,
             save_dir=env.get("WANDB_DIR") or str(run.path),
@@ -179,7 +179,7 @@ class QueuedWandbLogger(WandbLogger):
 
     def _init(self, wandb: Any, mode: str) -> Any:
         try:
-            settings = wandb.Settings(**run_settings(self._options, self._env))
+            settings = wandb.Settings(**make_run_settings(self._options, self._env))
             # W&B's own process writes until after the run's end.
             with _arguments_without_secrets(), private_umask():
                 run = wandb.init(**self._init_arguments, config=self.values, mode=mode, settings=settings)

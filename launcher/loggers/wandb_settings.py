@@ -53,7 +53,7 @@ def _has_netrc_key(env: Mapping[str, str]) -> bool:
         return False
 
 
-def init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, str]) -> dict[str, Any]:
+def make_init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, str]) -> dict[str, Any]:
     """Arguments for `wandb.init`, without those that a variable sets, which W&B reads itself."""
     arguments: dict[str, Any] = {
         "project": options.project,
@@ -73,7 +73,7 @@ def init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, s
     }
 
 
-def run_settings(options: WandbOptions, env: Mapping[str, str]) -> dict[str, Any]:
+def make_run_settings(options: WandbOptions, env: Mapping[str, str]) -> dict[str, Any]:
     """Fields of `wandb.Settings`, without those that a variable sets."""
     fields = {"init_timeout": options.init_timeout, "silent": True, "console": "off"}
     return {name: value for name, value in fields.items() if not env.get(_SETTINGS[name])}

@@ -26,7 +26,7 @@ _SUMMARY = ("amp/precision", "amp/loss_scale", "amp/skipped_steps")
 
 
 class TrackedMonitor(LossScaleMonitor):
-    """Sends rows, alerts and a summary to trackers instead of the trainer's loggers; options as `LossScaleMonitor`."""
+    """Sends rows, alerts and a summary to trackers instead of the trainer's loggers. See `LossScaleMonitor`."""
 
     def __init__(self, trackers: Sequence[Tracker], precision: str | int | None, **options: Any) -> None:
         super().__init__(precision, **options)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, sample_of
+from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, unpack_sample
 
 # Seconds between two checks of a transfer.
 _POLL_INTERVAL = 0.001
@@ -83,7 +83,7 @@ class SampleExchange:
         while self._transfers and (wait or self._transfers[0].ready()):
             sent = self._transfers.popleft()
             sent.wait()
-            samples = tuple(sample_of(rank, vector.tolist()) for rank, vector in enumerate(sent.vectors))
+            samples = tuple(unpack_sample(rank, vector.tolist()) for rank, vector in enumerate(sent.vectors))
             arrived.append(replace(sent.moment, samples=samples))
         return arrived
 

@@ -98,7 +98,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
         metrics["amp/skip_rate"] = max(skipped - known, 0) / steps
     metrics.update(_time_metrics(ranks))
     alerts += _loss_alert(ranks)
-    slow = slow_alert(ranks, limits)
+    slow = find_slow_rank(ranks, limits)
     if slow is None:
         return Health(step, metrics, tuple(alerts), floor_steps, skipped)
     # A single slow sample may be a warm-up, or another job on the node.
@@ -209,7 +209,7 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
     return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
 
 
-def slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
+def find_slow_rank(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
     """Return an alert for the slowest rank if the others wait for it longer than the limits allow, else None."""
     if len(ranks) < 2:
         return None

@@ -12,7 +12,7 @@ from launcher.core.output import RunOutput
 from launcher.loggers.base import LogStep, Tracker
 from launcher.monitoring.amp_callback import TrackedMonitor
 from launcher.monitoring.gather import Gathered
-from launcher.monitoring.health import Alert, Limits, slow_alert
+from launcher.monitoring.health import Alert, Limits, find_slow_rank
 from launcher.monitoring.samples import RankSample
 from launcher.monitoring.trainer_facts import is_rank_zero, logger_step, steps_done
 
@@ -88,7 +88,7 @@ class RankMonitor(TrackedMonitor):
         means = self._means.means()
         if not means or self._means.steps < self.limits.slow_steps:
             return
-        slow = slow_alert(means, self.limits)
+        slow = find_slow_rank(means, self.limits)
         if slow is None:
             return
         self._events.write("straggler", ranks=list(slow.ranks), steps=self._means.steps, text=slow.text,

@@ -53,7 +53,7 @@ class RankSample:
     scale_unknown: bool = False
 
 
-def sample_of(rank: int, vector: Sequence[float]) -> RankSample:
+def unpack_sample(rank: int, vector: Sequence[float]) -> RankSample:
     """Unpack one rank's vector, which has one number for each of `FIELDS`."""
     values = dict(zip(FIELDS, vector, strict=True))
 

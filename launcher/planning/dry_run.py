@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
+from launcher.agreement.facts import Agreement, RankFacts, make_identical_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.hardware.devices import detect_hardware
@@ -79,7 +79,7 @@ def _like_this_machine(config: RunConfig, classes: UserClasses, host: str) -> Ag
         traits=classes.traits(),
         **deepspeed_facts(config, hardware.device.kind, os.environ),
     )
-    return Agreement(identical_ranks(first, local * nodes), assumed=local * nodes > 1)
+    return Agreement(make_identical_ranks(first, local * nodes), assumed=local * nodes > 1)
 
 
 def _others(config: RunConfig, classes: UserClasses, others: TargetMachines) -> Agreement:
@@ -93,4 +93,4 @@ def _others(config: RunConfig, classes: UserClasses, others: TargetMachines) -> 
         config_digest=config.digest(),
         traits=classes.traits(),
     )
-    return Agreement(identical_ranks(first, others.gpus), assumed=True)
+    return Agreement(make_identical_ranks(first, others.gpus), assumed=True)

@@ -58,7 +58,7 @@ def is_running(pid: int, started: int | None) -> bool:
     return started is not None and start_time(pid) == started
 
 
-def ask_to_stop(pid: int, started: int | None) -> bool:
+def request_stop(pid: int, started: int | None) -> bool:
     """Send SIGTERM, after which a run saves and ends; False if the process has ended already."""
     try:
         descriptor = os.pidfd_open(pid)

@@ -72,7 +72,7 @@ class HeartbeatWriter:
         _COLLECTIVES.pack_into(self._memory, _AT_COLLECTIVES, count)
 
 
-def read_beat(path: Path) -> Heartbeat | None:
+def read_heartbeat(path: Path) -> Heartbeat | None:
     """The rank's last heartbeat; None before the first."""
     try:
         data = path.read_bytes()

@@ -15,8 +15,8 @@ from typing import Any
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError
-from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire, remove_lock
-from launcher.runs.selection import RunPlace, directory_error, find_run
+from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire_lock, remove_lock
+from launcher.runs.selection import RunPlace, find_run, make_directory_error
 from launcher.runs.trust import check_run_folder
 
 _FOLDERS = ("logs", "checkpoints", "wandb")
@@ -91,7 +91,7 @@ def open_run_directory(
     try:
         return _open(where, config, previous_owner, wandb_id)
     except OSError as error:
-        raise directory_error(where.path, error) from error
+        raise make_directory_error(where.path, error) from error
 
 
 def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_wandb_id: str | None) -> RunDirectory:
@@ -118,7 +118,7 @@ def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_
 
 def _lock(path: Path, previous_owner: str | None) -> RunLock:
     try:
-        return acquire(path, os.environ, previous=previous_owner)
+        return acquire_lock(path, os.environ, previous=previous_owner)
     except DirectoryOwnedError as error:
         if error.state == "unknown":
             raise RunDirectoryError(

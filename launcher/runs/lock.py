@@ -123,7 +123,7 @@ _HELD: dict[int, RunLock] = {}
 _fork_hook_set = False
 
 
-def acquire(folder: Path, env: Mapping[str, str], *, previous: str | None = None) -> RunLock:
+def acquire_lock(folder: Path, env: Mapping[str, str], *, previous: str | None = None) -> RunLock:
     """Become the owner of a run's folder.
 
     `previous` is the token of the owner in an earlier attempt of this launch, which the agent has ended.
@@ -179,7 +179,7 @@ def remove_lock(folder: Path) -> None:
         _file(folder, number).unlink(missing_ok=True)
 
 
-def owner_state(owner: Owner, own: Owner, previous: str | None) -> State:
+def find_owner_state(owner: Owner, own: Owner, previous: str | None) -> State:
     """Whether an owner still runs, as far as `own`, this process, can determine it without the lock on its file.
 
     `previous` is the token of this launch's earlier attempt.
@@ -206,7 +206,7 @@ def _read_owner_file(path: Path, own: Owner, previous: str | None, *, writable: 
         if owner is None:
             age = time.time() - os.fstat(descriptor).st_mtime
             return None, "running" if age < _WRITTEN_WITHIN else "ended"
-        state = owner_state(owner, own, previous)
+        state = find_owner_state(owner, own, previous)
         if state == "unknown" and owner.locked:
             # Readers take a shared lock, so that they do not see each other as the owner.
             free = _flock(descriptor, fcntl.LOCK_EX if writable else fcntl.LOCK_SH)

@@ -26,7 +26,7 @@ def find_run_named(runs_dir: Path, name: str) -> Path:
     if is_name(name) and _is_run(runs_dir / name):
         return runs_dir / name
     known = [path.name for path in find_runs(runs_dir)][-10:]
-    listed = f"the newest are {', '.join(known)}" if known else "it has no runs; give another folder with --runs-dir"
+    listed = f"the newest are {', '.join(known)}" if known else "the folder has no runs; give another --runs-dir"
     raise NoSuchRunError(f"there is no run {name!r} in {runs_dir}; {listed}")
 
 

@@ -17,7 +17,7 @@ from launcher.core.events import read_events
 from launcher.core.secrets import redact
 from launcher.runs.oom_record import FILE_NAME as OOM_RECORD
 from launcher.runs.sweep_record import MEMBERS
-from launcher.runs.trust import check_run_folder, run_folder_problem
+from launcher.runs.trust import check_run_folder, find_run_folder_problem
 
 LAST_CHECKPOINT = "last.ckpt"
 # Settings that may change between two attempts of one run.
@@ -54,8 +54,8 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         ResumeError: the checkpoint is missing, none is valid, or a run that has trained has none.
     """
     runs = Path(config.runs_dir).absolute()
-    name = restart_of or config.name or (config.resume == "auto" and newest_matching_run(config)) or None
-    explicit = explicit_checkpoint(config)
+    name = restart_of or config.name or (config.resume == "auto" and find_newest_matching_run(config)) or None
+    explicit = find_explicit_checkpoint(config)
     path = runs / (name or config.digest()[:6])
     try:
         path = runs / name if name else _fresh_path(runs, config)
@@ -64,7 +64,9 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         if (path / MEMBERS).exists():
             raise RunDirectoryError(f"{path.name!r} is a sweep at {path}; choose another --name for a run")
         # A run without a checkpoint has nothing to lose: it may be started from its beginning.
-        own = explicit is not None and (explicit.is_relative_to(path) or last_checkpoint(path / "checkpoints") is None)
+        own = explicit is not None and (
+            explicit.is_relative_to(path) or find_last_checkpoint(path / "checkpoints") is None
+        )
         if exists and not (own or restart_of is not None or config.resume == "auto"):
             raise RunDirectoryError(
                 f"run {path.name!r} exists already at {path}; choose another --name, or resume it with --resume auto "
@@ -78,11 +80,11 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
             may_start_again = is_requeued or restart_of is not None or (path / OOM_RECORD).exists()
             notices = (*notices, *_check_missing_checkpoint(path, may_start_again))
     except OSError as error:
-        raise directory_error(path, error) from error
+        raise make_directory_error(path, error) from error
     return RunPlace(path, exists, chosen, notices)
 
 
-def directory_error(path: Path, error: OSError) -> RunDirectoryError:
+def make_directory_error(path: Path, error: OSError) -> RunDirectoryError:
     """The error for a run directory that cannot be read or created."""
     return RunDirectoryError(
         f"run directory {path} cannot be created: {error.strerror or error}; set runs_dir to a writable folder with "
@@ -90,12 +92,12 @@ def directory_error(path: Path, error: OSError) -> RunDirectoryError:
     )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def find_last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a run resumes from if it is valid: `last.ckpt`, else the newest one."""
     return next(iter(candidates(folder, LAST_CHECKPOINT)), None)
 
 
-def newest_matching_run(config: RunConfig) -> str | None:
+def find_newest_matching_run(config: RunConfig) -> str | None:
     """Name of the newest run with this config that has trained, or has a record of running out of memory."""
     runs = Path(config.runs_dir)
     # Through YAML, like the other side: a tuple given in code becomes a list.
@@ -104,12 +106,14 @@ def newest_matching_run(config: RunConfig) -> str | None:
     for file in runs.glob("*/config.yaml"):
         path = file.parent
         try:
-            if run_folder_problem(path) is not None:
+            if find_run_folder_problem(path) is not None:
                 continue  # in a shared folder, another user's
             same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
         except (OSError, yaml.YAMLError, AttributeError, TypeError):
             continue  # not a run, or not written completely yet
-        if same and (last_checkpoint(path / "checkpoints") or (path / OOM_RECORD).exists() or _last_trained_step(path)):
+        if same and (
+            find_last_checkpoint(path / "checkpoints") or (path / OOM_RECORD).exists() or _last_trained_step(path)
+        ):
             found.append((file.stat().st_mtime, path.name))
     return max(found)[1] if found else None
 
@@ -124,7 +128,7 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def explicit_checkpoint(config: RunConfig) -> Path | None:
+def find_explicit_checkpoint(config: RunConfig) -> Path | None:
     """The checkpoint that `resume` names, None for `auto` and `none`.
 
     Raises:

@@ -28,12 +28,12 @@ def check_run_folder(path: Path) -> None:
         RunDirectoryError: with the problem and what to do.
         OSError: it cannot be read.
     """
-    problem = run_folder_problem(path)
+    problem = find_run_folder_problem(path)
     if problem is not None:
         raise RunDirectoryError(f"{problem}; or choose another --name or runs_dir")
 
 
-def run_folder_problem(path: Path) -> str | None:
+def find_run_folder_problem(path: Path) -> str | None:
     """Why a run's directory is not trusted; None if it is, or if it does not exist.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import launcher.agreement.script_ranks as module
-from launcher.agreement.script_ranks import in_notebook, is_script_rank, rank_variables, script_rank
+from launcher.agreement.script_ranks import in_notebook, is_script_rank, make_rank_variables, script_rank
 from launcher.core.errors import AgreementError
 from launcher.hardware.topology import Topology
 
@@ -30,7 +30,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_the_variables_of_a_rank_describe_a_complete_topology(rank: int) -> None:
-    found = Topology.from_env(rank_variables(rank, 4, 29500), "here")
+    found = Topology.from_env(make_rank_variables(rank, 4, 29500), "here")
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (rank, 4, rank, 4)
     assert (found.node_rank, found.master_addr, found.master_port) == (0, "127.0.0.1", 29500)
     assert found.agent_store is False, "rank zero serves the store"
@@ -74,7 +74,7 @@ def test_the_same_command_starts_another_rank(
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "1 2"])
     # A script may have gone elsewhere before it trains.
     monkeypatch.chdir("/")
-    command, folder = module.rank_command(1)
+    command, folder = module.build_rank_command(1)
     assert command[0] == sys.executable
     assert command[-len(argv) :] == [word.format(folder=tmp_path) for word in argv]
     assert folder is None, "where this process is"
@@ -105,7 +105,7 @@ def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> list[dic
     monkeypatch.setattr(module.subprocess, "Popen", Process)
     monkeypatch.setattr(module, "_started", {})
     monkeypatch.setattr(module, "_ended", {})
-    for name in (module._MARK, *rank_variables(0, 1, 0)):
+    for name in (module._MARK, *make_rank_variables(0, 1, 0)):
         # Whatever becomes of it, the test that follows has none of it.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -170,7 +170,7 @@ def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 def test_a_hydra_script_runs_again_in_its_output_folder(main: types.ModuleType, hydra: Any, tmp_path: Path) -> None:
     main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
     hydra(["--config-name", "other", "+lr=0.1"], None)
-    command, folder = module.rank_command(1)
+    command, folder = module.build_rank_command(1)
     assert command[1:5] == [str(tmp_path / "train.py"), "--config-name", "other", "+lr=0.1"]
     assert f'hydra.run.dir="{tmp_path}/outputs/None"' in command
     assert "hydra.output_subdir=null" in command
@@ -182,7 +182,7 @@ def test_a_rank_of_a_hydra_sweep_has_only_the_overrides_of_its_job(
 ) -> None:
     main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
     hydra(["-m", "-cn=other", "--config-path", "conf", "+lr=1,2", "hydra.job.chdir=true"], 2)
-    command, _ = module.rank_command(1)
+    command, _ = module.build_rank_command(1)
     assert command[2:7] == ["-cn=other", "--config-path", "conf", "+lr=2", "hydra.job.chdir=true"]
     assert command[-1] == "hydra.mode=RUN"
     assert not {"-m", "+lr=1,2"} & set(command)

@@ -12,7 +12,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from launcher.config.lightning_cli import translate_lightning_cli
 from launcher.config.validation import parse_config
-from launcher.loggers.selection import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.loggers.selection import (
+    choose_loggers,
+    list_own_loggers,
+    logs_to_wandb,
+    make_wandb_logger,
+    wants_no_logger,
+)
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.runs.directory import RunDirectory
 
@@ -25,7 +31,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def loggers_of(run: RunDirectory, values: dict[str, Any], *own: Any) -> list[Any]:
     config = parse_config(translate_lightning_cli(values)[0])
     ours = make_wandb_logger(config.wandb, run, {}, pytest.fail)
-    return run_loggers(own_loggers(config, own, run), ours, run, is_off=wants_no_logger(config))
+    return choose_loggers(list_own_loggers(config, own, run), ours, run, is_off=wants_no_logger(config))
 
 
 OFF = {"wandb": {"mode": "disabled"}}
@@ -123,7 +129,7 @@ def test_a_run_that_a_variable_names_stays(run: RunDirectory, monkeypatch: pytes
 
 
 def test_without_wandb_a_csv_file_is_kept(run: RunDirectory, tmp_path: Path) -> None:
-    (logger,) = run_loggers([], None, run, is_off=False)
+    (logger,) = choose_loggers([], None, run, is_off=False)
     assert isinstance(logger, CSVLogger)
     assert Path(logger.log_dir).is_relative_to(tmp_path)
-    assert run_loggers([logger], None, run, is_off=False) == [logger]
+    assert choose_loggers([logger], None, run, is_off=False) == [logger]

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from launcher.config.schema import WandbOptions
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
-from launcher.loggers.wandb_settings import init_arguments, resolve_mode
+from launcher.loggers.wandb_settings import make_init_arguments, resolve_mode
 from launcher.runs.directory import RunDirectory
 from tests.support.wandb_file import history_rows
 
@@ -137,15 +137,15 @@ def test_settings_of_variables_are_left_to_wandb(run: RunDirectory, is_set: tupl
     options = WandbOptions(project="p", entity="e", group="g", tags=["t"])
     env = {_VARIABLES[name][0]: "theirs" for name in is_set}
     expected = {name: ours for name, (_, ours) in _VARIABLES.items() if name not in is_set}
-    assert init_arguments(options, run, env) == {**expected, "dir": str(run.path)}
-    assert init_arguments(options, run, {**env, "WANDB_DIR": "/theirs"}) == expected
-    assert init_arguments(options, run, dict.fromkeys(env, "")) == init_arguments(options, run, {}), (
+    assert make_init_arguments(options, run, env) == {**expected, "dir": str(run.path)}
+    assert make_init_arguments(options, run, {**env, "WANDB_DIR": "/theirs"}) == expected
+    assert make_init_arguments(options, run, dict.fromkeys(env, "")) == make_init_arguments(options, run, {}), (
         "an empty variable counts as unset"
     )
 
 
 def test_in_a_wandb_sweep_the_sweep_sets_the_run(run: RunDirectory) -> None:
-    arguments = init_arguments(WandbOptions(entity="e"), run, {"WANDB_SWEEP_ID": "s"})
+    arguments = make_init_arguments(WandbOptions(entity="e"), run, {"WANDB_SWEEP_ID": "s"})
     assert arguments == {"name": "my-run", "dir": str(run.path), "resume": "allow"}
 
 

@@ -17,7 +17,7 @@ from launcher.config.schema import TrainerOptions
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
-from launcher.runs.selection import last_checkpoint, newest_matching_run
+from launcher.runs.selection import find_last_checkpoint, find_newest_matching_run
 from tests.support.run_directories import MODEL, config, ended, everything, make_run
 
 
@@ -100,7 +100,7 @@ def test_resume_auto_without_a_name_finds_the_newest_run_with_this_config(runs: 
     (runs / "foreign").mkdir()
     (runs / "foreign" / "config.yaml").write_text("- [broken")
     changed = config(runs, None, resume="auto", trainer=TrainerOptions(max_epochs=99), devices=4)
-    assert newest_matching_run(changed) == "newest"
+    assert find_newest_matching_run(changed) == "newest"
     run = ended(open_run_directory(changed))
     assert (run.name, run.resume_from) == ("newest", runs / "newest" / "checkpoints" / "last.ckpt")
 
@@ -158,13 +158,13 @@ def test_an_explicit_checkpoint_of_the_run_takes_precedence_over_its_last(runs: 
 
 
 def test_the_last_checkpoint_is_last_ckpt_or_else_the_newest(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
+    assert find_last_checkpoint(tmp_path) is None
     for age, name in ((2, "epoch=1.ckpt"), (1, "epoch=2.ckpt"), (3, "last.ckpt")):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    assert last_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "last.ckpt"
     (tmp_path / "last.ckpt").unlink()
-    assert last_checkpoint(tmp_path) == tmp_path / "epoch=2.ckpt"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "epoch=2.ckpt"
 
 
 def test_a_run_that_trains_in_another_process_is_rejected(runs: Path) -> None:

@@ -15,7 +15,7 @@ from launcher.core.errors import RunDirectoryError
 from launcher.core.events import EventLog
 from launcher.runs.directory import open_run_directory
 from launcher.runs.selection import find_run
-from launcher.runs.trust import run_folder_problem
+from launcher.runs.trust import find_run_folder_problem
 from slurm.ownership import is_own
 from slurm.rendezvous import RendezvousError, join_rendezvous
 from tests.support.processes import run
@@ -132,10 +132,10 @@ def test_root_may_use_the_runs_of_the_folders_owner(shared: Path) -> None:
     path = make_run(shared)
     for each in (shared, path, *path.rglob("*")):
         to_somebody(each)
-    assert run_folder_problem(path) is None
+    assert find_run_folder_problem(path) is None
     to_somebody(path)
     os.chown(path, SOMEBODY + 1, SOMEBODY + 1)
-    assert "belongs to user 54322" in str(run_folder_problem(path))
+    assert "belongs to user 54322" in str(find_run_folder_problem(path))
 
 
 @needs_root
