@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from launcher.monitoring.health import format_ranks
 
 _DEFAULT_GROUP = "default_pg"
 # Operations that need the same sizes on every rank; others may gather or scatter uneven parts.
@@ -172,10 +174,3 @@ def _describe_others(present: Mapping[int, Collective], own: Collective) -> str:
         if not collective.matches(own):
             rest.setdefault(collective, []).append(rank)
     return " and ".join(f"{format_ranks(ranks)} entered {collective}" for collective, ranks in rest.items())
-
-
-def format_ranks(ranks: Iterable[int], limit: int = 8) -> str:
-    """As in 'ranks 0, 1 and 3 more'."""
-    listed = sorted(ranks)
-    named = f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed[:limit]))}"
-    return named if len(listed) <= limit else f"{named} and {len(listed) - limit} more"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.flight_recorder import FlightRecord, find_absent_ranks, format_ranks
+from launcher.agent.flight_recorder import FlightRecord, find_absent_ranks
+from launcher.monitoring.health import format_ranks
 from launcher.process.heartbeat import UNKNOWN, Heartbeat
 from strategies.registry import list_strategies
 
@@ -128,11 +129,9 @@ def find_blocking_ranks(states: Mapping[int, RankState]) -> dict[int, str]:
 
 def describe_hang(silence: float, blocking: Sequence[int], stacks: Path | None) -> str:
     """The message about a hang of `silence` seconds; `blocking` is empty if unknown."""
-    cause = (
-        f"the other ranks wait for {format_ranks(blocking, len(blocking))}"
-        if blocking
-        else "cannot determine which rank blocks the others"
-    )
+    cause = "cannot determine which rank blocks the others"
+    if blocking:
+        cause = f"the other ranks wait for {format_ranks(blocking, len(blocking))}"
     saved = "" if stacks is None else f"; stacks of all ranks: {stacks}"
     return f"hang: no heartbeat from any rank for {silence:.0f} s; {cause}{saved}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -172,21 +172,21 @@ def _scale_alerts(ranks: Sequence[RankSample], floor_steps: Mapping[int, int], l
     if broken:
         alerts.append(Alert(
             "scale_not_finite", "the loss scale is not finite",
-            f"{_ranks(broken)}: no gradient is finite, and the model no longer learns; resume from an earlier "
+            f"{format_ranks(broken)}: no gradient is finite, and the model no longer learns; resume from an earlier "
             "checkpoint, with bf16-mixed if the device supports it, or with a lower learning rate", broken,
         ))  # fmt: skip
     zero = tuple(s.rank for s in ranks if s.scale == 0)
     if zero:
         alerts.append(Alert(
             "scale_underflow", "the loss scale is 0",
-            f"{_ranks(zero)}: every gradient overflowed until the scale reached 0; check for an infinite loss, or "
-            "train in bf16-mixed", zero,
+            f"{format_ranks(zero)}: every gradient overflowed until the scale reached 0; check for an infinite loss, "
+            "or train in bf16-mixed", zero,
         ))  # fmt: skip
     low = tuple(r for r, n in floor_steps.items() if n >= limits.floor_steps and r not in zero)
     if low:
         alerts.append(Alert(
             "scale_at_floor", "the loss scale stays at its floor",
-            f"{_ranks(low)}: at or below {limits.floor:g} for {max(floor_steps[r] for r in low)} steps in a row; "
+            f"{format_ranks(low)}: at or below {limits.floor:g} for {max(floor_steps[r] for r in low)} steps in a row; "
             "gradients overflow at any scale: check for an infinite loss, lower the learning rate, clip the gradients, "
             "or train in bf16-mixed", low,
         ))  # fmt: skip
@@ -205,7 +205,7 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
     broken = tuple(s.rank for s in ranks if s.loss_not_finite)
     if not broken:
         return []
-    text = f"{_ranks(broken)}: check the batch, the learning rate and the precision"
+    text = f"{format_ranks(broken)}: check the batch, the learning rate and the precision"
     return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
 
 
@@ -224,6 +224,8 @@ def find_slow_rank(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
     return Alert("slow_rank", f"rank {slowest.rank} is slow", text, (slowest.rank,))
 
 
-def _ranks(ranks: Sequence[int], limit: int = 8) -> str:
-    named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:limit]))}"
-    return named if len(ranks) <= limit else f"{named} and {len(ranks) - limit} more"
+def format_ranks(ranks: Iterable[int], limit: int = 8) -> str:
+    """As in 'ranks 0, 1 and 3 more'."""
+    listed = sorted(ranks)
+    named = f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed[:limit]))}"
+    return named if len(listed) <= limit else f"{named} and {len(listed) - limit} more"

@@ -1,4 +1,4 @@
-"""The ranks that a script or a notebook starts itself: their variables, their commands, and that none is left."""
+"""The ranks that a script or a notebook starts itself: their variables, their commands and their end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launcher.hardware.topology import Topology
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """This process's main module, to be dressed up."""
+    """This process's main module, which tests change."""
     made = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", made)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
@@ -72,7 +72,7 @@ def test_the_same_command_starts_another_rank(
     main.__file__ = str(script)
     main.__spec__ = None if spec is None else types.SimpleNamespace(name=spec)  # type: ignore[assignment]
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "1 2"])
-    # A script may have gone elsewhere before it trains.
+    # A script may have changed its working directory before it trains.
     monkeypatch.chdir("/")
     command, folder = module.build_rank_command(1)
     assert command[0] == sys.executable
@@ -82,7 +82,7 @@ def test_the_same_command_starts_another_rank(
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> list[dict[str, str]]:
-    """The environments of the processes that would be started; this process stays what it was."""
+    """The environments of the processes that would be started; this process does not change."""
     made: list[dict[str, str]] = []
 
     class Process:
@@ -106,7 +106,7 @@ def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> list[dic
     monkeypatch.setattr(module, "_started", {})
     monkeypatch.setattr(module, "_ended", {})
     for name in (module._MARK, *make_rank_variables(0, 1, 0)):
-        # Whatever becomes of it, the test that follows has none of it.
+        # Does not affect the next test.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return made
@@ -139,7 +139,7 @@ def test_another_rank_starts_nothing(started: list[dict[str, str]], monkeypatch:
 
 @pytest.fixture
 def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """Real hydra's record of the job that runs, set as its `main` sets it."""
+    """Hydra's real record of the current job, set as its `main` sets it."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -240,7 +240,7 @@ def test_after_a_second_ctrl_c_no_script_rank_is_running(monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "_ended", {})
         with pytest.raises(KeyboardInterrupt):
             module.end_script_ranks(0.0)
-        # What the end of the interpreter calls.
+        # Called at the end of the interpreter.
         module.end_script_ranks(0.0)
         process.kill()
         assert process.wait() == -signal.SIGTERM

@@ -1,4 +1,4 @@
-"""Which loggers a run has: the user's first, and W&B as the user wants it."""
+"""The loggers of a run: the user's first, and W&B as configured."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_false_is_no_logger_as_for_lightning(run: RunDirectory) -> None:
     assert loggers_of(run, {"trainer": {"logger": False}}) == []
 
 
-def test_the_users_own_comes_first_and_alone_where_wandb_is_off(run: RunDirectory, tmp_path: Path) -> None:
+def test_the_users_logger_is_first_and_the_only_one_without_wandb(run: RunDirectory, tmp_path: Path) -> None:
     own = CSVLogger(tmp_path)
     first, second = loggers_of(run, {}, own)
     assert first is own, "self.logger is the first one"
@@ -113,7 +113,7 @@ def test_a_users_wandb_logger_replaces_the_launchers(run: RunDirectory, values: 
 
 
 @pytest.mark.parametrize("options", [{"id": "mine"}, {"version": "mine"}, {"resume": "never"}, {"resume": "must"}])
-def test_a_run_that_the_users_logger_names_stays(run: RunDirectory, options: dict[str, Any]) -> None:
+def test_the_run_id_of_the_users_logger_is_kept(run: RunDirectory, options: dict[str, Any]) -> None:
     own = WandbLogger(project="theirs", **options)
     before = own.version
     loggers_of(run, {}, own)
@@ -121,7 +121,7 @@ def test_a_run_that_the_users_logger_names_stays(run: RunDirectory, options: dic
 
 
 @pytest.mark.parametrize("variable", ["WANDB_RUN_ID", "WANDB_SWEEP_ID"])
-def test_a_run_that_a_variable_names_stays(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_the_run_id_of_a_variable_is_kept(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "mine")
     own = WandbLogger(project="theirs")
     loggers_of(run, {}, own)

@@ -19,7 +19,7 @@ from strategies.loss_scale import CountingGradScaler
 
 
 class _Average(nn.Module):
-    """Statistics of somebody's own."""
+    """User-defined statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _Average(nn.Module):
 
 
 class _Net(pl.LightningModule):
-    """One batch of large numbers, after which all is well."""
+    """One batch of large numbers, then normal ones."""
 
     def __init__(self, norm: nn.Module, bad_step: int | None) -> None:
         super().__init__()

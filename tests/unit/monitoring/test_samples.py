@@ -1,4 +1,4 @@
-"""`launcher.monitoring.samples`: one rank's place in the packed vector."""
+"""`launcher.monitoring.samples`: one rank's sample as a packed vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`launcher.runs.directory`: one run, one folder, and no earlier run harmed."""
+"""`launcher.runs.directory`: one run has one folder, and earlier runs are not changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_folders_are_0700_and_files_0600_whatever_the_umask(runs: Path) -> None:
+def test_folders_are_0700_and_files_0600_for_any_umask(runs: Path) -> None:
     before = os.umask(0)
     try:
         run = ended(open_run_directory(config(runs)))
@@ -64,7 +64,7 @@ def test_an_existing_name_is_rejected_and_the_earlier_run_not_changed(runs: Path
     with pytest.raises(RunDirectoryError, match="'first' exists already") as caught:
         open_run_directory(config(runs, seed=8))
     assert "--resume auto" in str(caught.value)
-    # A script has no command line of ours.
+    # A script does not use the launcher's command line.
     assert "name=..., resume_from_checkpoint='auto'" in str(caught.value)
     assert caught.value.exit_code == 2
     assert everything(path) == before
@@ -120,7 +120,7 @@ def test_a_config_with_a_tuple_matches_its_stored_form(runs: Path) -> None:
     assert ended(open_run_directory(config(runs, None, resume="auto", model=model))).name == "first"
 
 
-def test_a_changed_config_is_kept_beside_the_earlier_one(runs: Path) -> None:
+def test_the_earlier_config_is_kept_when_it_changes(runs: Path) -> None:
     path = make_run(runs)
     earlier = (path / "config.yaml").read_text()
     ended(open_run_directory(config(runs, resume="auto", trainer=TrainerOptions(max_epochs=9))))
@@ -185,7 +185,7 @@ def test_a_run_that_trains_in_another_process_is_rejected(runs: Path) -> None:
             assert everything(runs / "first") == before
         finally:
             other.kill()
-    # However it ended, its lock went with it.
+    # Its lock ended with it, in any case.
     assert ended(open_run_directory(config(runs, resume="auto"))).is_new is False
 
 

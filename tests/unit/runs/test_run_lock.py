@@ -1,4 +1,4 @@
-"""`launcher.runs.lock`: one owner of a directory, whoever dies, forks or comes at once, with locks and without."""
+"""`launcher.runs.lock`: one owner of a directory, also after crashes and forks, on disks with and without locks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def rewrite(folder: Path, **changes: Any) -> Path:
-    """Change the record of the newest owner, as if it had another origin."""
+    """Change the record of the newest owner."""
     file = max(folder.glob(".lock-*"))
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     return file
@@ -84,7 +84,7 @@ def test_another_process_is_rejected_and_its_death_is_detected(
     acquire_lock(tmp_path, {}).release()
 
 
-def test_a_zombie_owns_nothing(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+def test_a_zombie_is_not_an_owner(tmp_path: Path, other: subprocess.Popen[str]) -> None:
     other.kill()
     os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
     acquire_lock(tmp_path, {}).release()
@@ -105,7 +105,7 @@ def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> 
     try:
         assert ours.recv() == []
         assert read_owner(tmp_path) == (lock.owner, "running")
-        # What another host sees once this process has ended and its worker has not: the kernel's lock alone.
+        # Another host sees only the kernel's lock if this process has ended and its worker has not.
         os.close(lock.descriptor)
         rewrite(tmp_path, boot="another")
         acquire_lock(tmp_path, {}).release()
@@ -121,7 +121,7 @@ def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> 
         (HERE, HERE, None, "running"),
         (dataclasses.replace(HERE, released=True), HERE, None, "ended"),
         (dataclasses.replace(HERE, started=1), HERE, None, "ended"),  # another process has its number now
-        (HERE, HERE, HERE.token, "running"),  # it can be seen, whatever the agent believes
+        (HERE, HERE, HERE.token, "running"),  # the process is visible, which overrides the agent's token
         (ELSEWHERE, HERE, None, "unknown"),
         (dataclasses.replace(HERE, namespace="pid:[1]"), HERE, None, "unknown"),
         (dataclasses.replace(HERE, boot=None), dataclasses.replace(HERE, boot=None), None, "unknown"),
@@ -169,7 +169,7 @@ def test_the_state_on_another_host_is_unknown_without_locks(tmp_path: Path) -> N
     with pytest.raises(DirectoryOwnedError) as caught:
         acquire_lock(tmp_path, {})
     assert (caught.value.path, caught.value.state) == (file, "unknown")
-    # Its own launch knows that it has ended it.
+    # Its launch knows that the process has ended.
     acquire_lock(tmp_path, {}, previous=lock.owner.token).release()
     lock.release()
 
@@ -221,7 +221,7 @@ def test_a_process_with_an_outdated_number_does_not_become_the_owner(
     def slow_look(*arguments: Any, **options: Any) -> Any:
         answer = look(*arguments, **options)
         monkeypatch.setattr(run_lock, "_read_owner_file", look)
-        # Meanwhile one owner comes and goes, and another comes.
+        # In the meantime one owner starts and ends, and another starts.
         acquire_lock(tmp_path, {}).release()
         others.append(acquire_lock(tmp_path, {}))
         return answer
