@@ -25,10 +25,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name, syncs it, writes its hashes and renames it.
 
     Lightning's plugin is atomic too, but does not sync the file and writes no hashes.
-
-    Args:
-        trust: which checkpoints may run code when they are loaded.
-        read_back: checks that the first checkpoint can be read.
     """
 
     def __init__(self, trust: Trust = Trust(), read_back: ReadBack | None = None) -> None:  # noqa: B008 -- frozen
@@ -41,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: the disk is full or read-only; an earlier checkpoint of that name is kept.
-            TrainingError: a part of it cannot be pickled; names the part.
+            TrainingError: names a part of it that cannot be pickled.
         """
         if not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -84,7 +80,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint and its manifest."""
         if _is_local_file_protocol(path):
             remove_checkpoint(_local(path))
         else:

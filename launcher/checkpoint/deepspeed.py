@@ -21,7 +21,7 @@ from launcher.core.errors import ResumeError
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
 # DeepSpeed's own keys in a file; Lightning saves the others.
-_OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
+_DEEPSPEED_KEYS = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
                  "frozen_param_fragments", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names",
                  "skipped_steps", "global_steps", "global_samples", "dp_world_size", "mp_world_size",
                  "checkpoint_parallel_dimensions", "ds_config", "ds_version")  # fmt: skip
@@ -29,19 +29,12 @@ _OF_DEEPSPEED = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_
 
 @dataclass(frozen=True, slots=True)
 class ZeroLayout:
-    """How a checkpoint is partitioned. DeepSpeed loads only checkpoints with the layout of the running training.
-
-    Attributes:
-        stage: ZeRO's stage.
-        world_size: number of ranks.
-        dtype: 'fp16', 'bf16' or 'fp32'.
-        settings: other settings that the layout depends on.
-    """
+    """How a checkpoint is partitioned. DeepSpeed loads only checkpoints with the layout of the running training."""
 
     stage: int
     world_size: int
-    dtype: str
-    settings: tuple[Any, ...]
+    dtype: str  # 'fp16', 'bf16' or 'fp32'
+    settings: tuple[Any, ...]  # other settings that the layout depends on
 
     def __str__(self) -> str:
         ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
@@ -52,33 +45,23 @@ class ZeroLayout:
         """The layout for a DeepSpeed config and `world_size` ranks."""
         zero = config.get("zero_optimization", {})
         dtypes = [name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled")]
-        offload = zero.get("offload_optimizer") or {}
-        settings = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload.get("device", "none"),
-                    _gradients_in_fp32(config))  # fmt: skip
-        return cls(zero.get("stage", 0), world_size, dtypes[0] if dtypes else "fp32", settings)
-
-
-def _gradients_in_fp32(config: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed chooses its optimizer for bf16 weights with fp32 gradients in stage 1."""
-    zero = config.get("zero_optimization", {})
-    dtype = config.get("data_types", {}).get("grad_accum_dtype")
-    offload = (zero.get("offload_optimizer") or {}).get("device", "none")
-    is_bf16 = config.get("bf16", {}).get("enabled") is True
-    return dtype == "fp32" and is_bf16 and zero.get("stage", 0) == 1 and offload == "none"
+        stage = zero.get("stage", 0)
+        offload = (zero.get("offload_optimizer") or {}).get("device", "none")
+        # DeepSpeed then chooses its optimizer for bf16 weights with fp32 gradients.
+        has_fp32_gradients = (config.get("data_types", {}).get("grad_accum_dtype") == "fp32" and stage == 1
+                              and offload == "none" and config.get("bf16", {}).get("enabled") is True)  # fmt: skip
+        settings = (zero.get("sub_group_size"), zero.get("round_robin_gradients", False), offload, has_fp32_gradients)
+        return cls(stage, world_size, dtypes[0] if dtypes else "fp32", settings)
 
 
 def zero_layout(path: Path) -> ZeroLayout:
-    """The layout of a checkpoint.
-
-    Raises:
-        ResumeError: it is not a DeepSpeed checkpoint, or damaged.
-    """
+    """The layout of a checkpoint; a `ResumeError` if it is not a DeepSpeed checkpoint, or damaged."""
     content = _model_file(path)
     return ZeroLayout.of(content["ds_config"], content["dp_world_size"])
 
 
 def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
-    """What Lightning saved, with meta tensors of the right shapes instead of the weights.
+    """The part that Lightning saved, with meta tensors of the right shapes instead of the weights.
 
     Raises:
         ResumeError: not a DeepSpeed checkpoint, a damaged one, or one without the files of a rank.
@@ -98,15 +81,13 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
     shapes.update({name: content["module"][name].shape for name in content["buffer_names"]})
     shapes.update({name: shapes[other] for name, other in content["shared_params"].items() if other in shapes})
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    return {**_of_lightning(content), "state_dict": state, "optimizer_states": []}
+    return {**_lightning_part(content), "state_dict": state, "optimizer_states": []}
 
 
 def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
-    """A DeepSpeed checkpoint as Lightning saves one without DeepSpeed: fp32 weights, optimizer states.
+    """A DeepSpeed checkpoint as Lightning saves one without DeepSpeed, with fp32 weights.
 
-    Returns:
-        A Lightning checkpoint. `optimizer_states` has one state dict in the form of torch's optimizers, for parameters
-        in the order of `parameter_names`.
+    `optimizer_states` has one state dict of a torch optimizer, with the parameters in the order of `parameter_names`.
 
     Raises:
         ResumeError: not a DeepSpeed checkpoint, a damaged one, or one whose loading would run untrusted code.
@@ -134,7 +115,7 @@ def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
         raise ResumeError(
             f"resume: {path} cannot be consolidated: {first_line(error)}; give another checkpoint"
         ) from error
-    return {**_of_lightning(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
+    return {**_lightning_part(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
 
 
 class _Partitions:
@@ -153,12 +134,7 @@ class _Partitions:
         return [list(piece[key]) for piece in self._pieces]
 
     def join(self, pieces: list[list[Tensor]], *, with_buffers: bool) -> dict[str, Tensor]:
-        """Consolidated tensors by parameter name.
-
-        Args:
-            pieces: for each rank, for each group.
-            with_buffers: also the buffers and frozen parameters, which are not partitioned.
-        """
+        """Consolidate the groups of each rank; buffers and frozen parameters are not partitioned."""
         from deepspeed.utils import zero_to_fp32 as tools
 
         count = len(self._pieces)
@@ -233,5 +209,5 @@ def _folder(path: Path) -> Path:
     return path / Path(tag).name
 
 
-def _of_lightning(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key not in _OF_DEEPSPEED}
+def _lightning_part(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in _DEEPSPEED_KEYS}

@@ -16,12 +16,9 @@ Settings = Mapping[str, Any]
 
 
 class CheckpointFormat(ABC):
-    """One format. A strategy refers to it as `checkpoint_format`.
+    """One format. A strategy refers to it as `checkpoint_format`."""
 
-    Attributes:
-        has_own_loss_scale: the strategy saves and restores its loss scale itself.
-    """
-
+    # Whether the strategy saves and restores its loss scale itself.
     has_own_loss_scale: ClassVar[bool] = False
 
     @abstractmethod
@@ -32,10 +29,7 @@ class CheckpointFormat(ABC):
     def read_outline(self, path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
         """The content as Lightning saved it, with the tensors left on disk or only their shapes.
 
-        Args:
-            path: the checkpoint.
-            trust: see `launcher.checkpoint.reader.read_file`.
-            outline: see `launcher.checkpoint.reader.read_file`.
+        See `launcher.checkpoint.reader.read_file` for `trust` and `outline`.
 
         Raises:
             ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
@@ -47,18 +41,11 @@ class CheckpointFormat(ABC):
 
     @abstractmethod
     def is_loadable(self, path: Path, planned: CheckpointFormat, deepspeed: Settings | None, ranks: int) -> bool:
-        """Whether the planned strategy loads the checkpoint without conversion.
-
-        Args:
-            path: the checkpoint.
-            planned: format of the planned strategy.
-            deepspeed: the plan's DeepSpeed config; None without DeepSpeed.
-            ranks: of the plan.
-        """
+        """Whether a strategy with the planned format, DeepSpeed config and number of ranks loads it unconverted."""
 
     @abstractmethod
     def describe(self, path: Path) -> str:
-        """What wrote it, for a notice."""
+        """Describe the format for a notice."""
 
     @abstractmethod
     def sample_files(self, path: Path) -> list[Path]:
@@ -135,11 +122,7 @@ def format_of(path: Path) -> CheckpointFormat:
 
 
 def format_written_by(strategy: str) -> CheckpointFormat:
-    """The format that a strategy writes.
-
-    Args:
-        strategy: name of the strategy.
-    """
+    """The format that the strategy of this name writes."""
     return _find_format(find_strategy(strategy).checkpoint_format)
 
 

@@ -1,4 +1,4 @@
-"""The classes whose objects any checkpoint may contain, as creating them runs no code that the file chooses.
+"""The classes that any checkpoint may contain, because creating their objects runs no code from the file.
 
 These are torch's list for `weights_only`, the user's additions to it, and values such as numbers, paths and dates.
 """
@@ -26,14 +26,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.fabric.utilities.data import AttributeDict
-from torch import _weights_only_unpickler as torchs
+from torch import _weights_only_unpickler as torch_unpickler
 from torch._tensor import _rebuild_from_type_v2
 
 from launcher.checkpoint.pickle_nodes import Global
 
 
 class NotLoaded:
-    """Replaces an object of a checkpoint whose creation would run code; it has only the object's name."""
+    """Replaces an object that needs code from the checkpoint; it has only the object's name."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -53,8 +53,7 @@ _VALUES = (
     *(frozenset, slice, range, int, float, bool, str, bytes, list, dict, tuple, object, type(None)),
     *(pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.Path, pathlib.PosixPath),
 )
-# Paths of another operating system cannot open files here.
-_ALIASES: dict[str, Any] = {"pathlib.WindowsPath": pathlib.PureWindowsPath}
+
 # Classes of other libraries that are created like plain values; imported only if a file names them.
 _LIBRARIES = {
     "omegaconf.dictconfig": ("DictConfig",),
@@ -72,13 +71,9 @@ _NAMED = ("torch.nn.", "torch.optim.")
 
 
 def find_known(named: Global) -> Any:
-    """Find a known class or function.
-
-    Returns:
-        The class or function; `NotImplemented` if it is not a known one.
-    """
-    path = str(named) if named.module != "builtins" else f"builtins.{named.name}"
-    for table in (_table(), torchs._get_allowed_globals(), torchs._get_user_allowed_globals()):
+    """The known class or function of a name; `NotImplemented` if it is not a known one."""
+    path = f"{named.module}.{named.name}"
+    for table in (_table(), torch_unpickler._get_allowed_globals(), torch_unpickler._get_user_allowed_globals()):
         if path in table:
             return table[path]
     if named.name in _LIBRARIES.get(named.module, ()):
@@ -86,7 +81,10 @@ def find_known(named: Global) -> Any:
             return getattr(importlib.import_module(named.module), named.name)
         except ImportError:
             return NotImplemented
-    found = _imported(named)
+    # Only in a module that is imported already: importing one would run its code.
+    found: Any = sys.modules.get(named.module)
+    for part in named.name.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
     if isinstance(found, type) and issubclass(found, enum.Enum):
         return found
     if (
@@ -100,18 +98,14 @@ def find_known(named: Global) -> Any:
 
 
 def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, new: bool) -> Any:
-    """Create an object of a known class.
-
-    Raises:
-        pickle.UnpicklingError: the function must not be called.
-    """
+    """Create an object of a known class; `pickle.UnpicklingError` if the function must not be called."""
     if isinstance(function, enum.EnumType):
         return _member(function, *args)
     if not isinstance(function, type | types.FunctionType | types.BuiltinFunctionType):
         raise pickle.UnpicklingError(f"a {type(function).__name__} must not be called")
     if (own := _CALLS.get(function)) is not None:
         return own(*args, **kwargs)
-    if not _is_on_torchs_list(function) and function not in _makers():
+    if not _is_allowed_by_torch(function) and function not in _makers():
         raise pickle.UnpicklingError(f"{function.__module__}.{function.__qualname__} must not be called")
     if function is _rebuild_from_type_v2:
         _check_rebuilt(*args)
@@ -123,7 +117,7 @@ def call_known(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 def may_change(made: Any, step: str) -> bool:
     """Whether a file may change a known object after its creation: not a shared one, such as an enum's member."""
     kind = type(made)
-    if _is_on_torchs_list(kind):
+    if _is_allowed_by_torch(kind):
         return True
     if step == "state":
         others = (functools.partial, collections.defaultdict, np.ndarray)
@@ -132,13 +126,13 @@ def may_change(made: Any, step: str) -> bool:
 
 
 def _check_rebuilt(function: Any, kind: Any, *_: Any) -> None:
-    if function not in torchs._tensor_rebuild_functions() or not _is_on_torchs_list(kind):
+    if function not in torch_unpickler._tensor_rebuild_functions() or not _is_allowed_by_torch(kind):
         raise pickle.UnpicklingError(f"{function} does not create a tensor")
 
 
-def _is_on_torchs_list(function: Any) -> bool:
+def _is_allowed_by_torch(function: Any) -> bool:
     """Compares by identity: an object of a file may compare equal to anything."""
-    tables = (torchs._get_allowed_globals(), torchs._get_user_allowed_globals())
+    tables = (torch_unpickler._get_allowed_globals(), torch_unpickler._get_user_allowed_globals())
     return any(function is each for table in tables for each in table.values())
 
 
@@ -149,7 +143,8 @@ def _table() -> dict[str, Any]:
     for module in ("pathlib", "pathlib._local"):
         names = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath")
         table.update({f"{module}.{name}": getattr(pathlib, name) for name in names})
-        table[f"{module}.WindowsPath"] = _ALIASES["pathlib.WindowsPath"]
+        # A path of another operating system cannot open files here.
+        table[f"{module}.WindowsPath"] = pathlib.PureWindowsPath
     table.update({"functools.partial": functools.partial, "collections.defaultdict": collections.defaultdict,
                   "copyreg._reconstructor": _RECONSTRUCTOR, "builtins.getattr": getattr, "_operator.or_": operator.or_,
                   "numpy.dtype": np.dtype, "numpy.ndarray": np.ndarray})  # fmt: skip
@@ -166,17 +161,6 @@ def _makers() -> frozenset[Any]:
     libraries = {getattr(sys.modules[module], name) for module, names in _LIBRARIES.items() if module in sys.modules
                  for name in names if hasattr(sys.modules[module], name)}  # fmt: skip
     return frozenset({*_VALUES, *libraries, _empty_array, _number, _frombuffer})
-
-
-def _imported(named: Global) -> Any:
-    """Find a name in a module that is imported already; runs no code of the module."""
-    found: Any = sys.modules.get(named.module)
-    for part in named.name.split("."):
-        try:
-            found = vars(found).get(part)
-        except TypeError:
-            return None
-    return found
 
 
 def _member(kind: enum.EnumType, *args: Any) -> Any:
@@ -211,10 +195,6 @@ def _old_style(kind: Any, base: Any, state: Any) -> Any:
     return object.__new__(kind)
 
 
-def _partial(function: Any, *args: Any, **kwargs: Any) -> Any:
-    return functools.partial(function, *args, **kwargs)
-
-
 def _default_dict(factory: Any = None, *args: Any) -> Any:
     # The factory is called for each missing key.
     if factory not in (None, list, dict, set, int, float, str, tuple, bool, collections.OrderedDict):
@@ -246,7 +226,7 @@ def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np
 
 
 _CALLS: dict[Any, Callable[..., Any]] = {
-    functools.partial: _partial,
+    functools.partial: functools.partial,
     collections.defaultdict: _default_dict,
     _RECONSTRUCTOR: _old_style,
     getattr: _attribute,

@@ -14,7 +14,6 @@ import shutil
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,33 +28,22 @@ CHECKPOINT_PATTERN = "*.ckpt"
 _HASHED_AT_ONCE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class SkippedCheckpoint:
-    """A damaged checkpoint, and what is wrong with it."""
-
-    path: Path
-    reason: str
-
-
 def manifest_path(checkpoint: Path) -> Path:
     """The path of a checkpoint's manifest."""
     return checkpoint.with_name(checkpoint.name + MANIFEST_SUFFIX)
 
 
 def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifest: bool = True) -> None:
-    """Rename a complete checkpoint file to its name, replacing an older one.
+    """Rename a complete checkpoint file on the same disk to its final name, replacing an older one.
 
-    Args:
-        temporary: the file, on the same disk.
-        checkpoint: its name.
-        step: number of optimizer steps; None if not known.
-        with_manifest: false in a folder of the user, which gets the same files as with plain Lightning.
+    `step` is the number of optimizer steps if known. Without a manifest, as in a folder of the user, the folder gets
+    the same files as with plain Lightning.
 
     Raises:
         OSError: the disk is full or read-only; the older checkpoint is kept.
     """
     if with_manifest:
-        note_hashes(temporary, checkpoint, step)
+        write_manifest(temporary, checkpoint, step)
     else:
         _sync(temporary)
         manifest_path(checkpoint).unlink(missing_ok=True)
@@ -70,14 +58,8 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
         shutil.rmtree(before, ignore_errors=True)
 
 
-def note_hashes(temporary: Path, checkpoint: Path, step: int | None) -> None:
-    """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name.
-
-    Args:
-        temporary: its path.
-        checkpoint: the path that it will have.
-        step: number of optimizer steps; None if not known.
-    """
+def write_manifest(temporary: Path, checkpoint: Path, step: int | None) -> None:
+    """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name."""
     for file in _files(temporary):
         _sync(file)
     before = _read_manifest(checkpoint) or {}
@@ -97,7 +79,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def find_problem(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are unchanged.
+    """Describe damage to a checkpoint's files; None if they are unchanged.
 
     A checkpoint without a manifest, as of another program, counts as valid.
     """
@@ -126,12 +108,12 @@ def find_problem(checkpoint: Path) -> str | None:
 
 
 def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> tuple[Path | None, tuple[str, ...]]:
-    """Choose the checkpoint to resume from.
+    """Choose the checkpoint to resume from: one of the run's own, otherwise the explicit one that the user gave.
 
     Args:
-        folder: checkpoints of the run, which are preferred; None ignores them.
+        folder: checkpoints of the run; None ignores them.
         last: name of the checkpoint to try first.
-        explicit: the checkpoint that the user gave, None without one.
+        explicit: None without one.
 
     Returns:
         Its path, None for a fresh start; and a notice for each damaged checkpoint that was skipped.
@@ -139,8 +121,8 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
     Raises:
         ResumeError: all checkpoints of the run are damaged, or the one that the user gave is.
     """
-    found, skipped = (None, ()) if folder is None else newest_valid(folder, last)
-    notices = tuple(f"checkpoint {damaged.path} is skipped: {damaged.reason}" for damaged in skipped)
+    found, skipped = (None, {}) if folder is None else newest_valid(folder, last)
+    notices = tuple(f"checkpoint {path} is skipped: {problem}" for path, problem in skipped.items())
     if found is not None:
         return found, notices
     if explicit is None:
@@ -160,19 +142,15 @@ def choose_checkpoint(folder: Path | None, last: str, explicit: Path | None) -> 
     return explicit, notices
 
 
-def newest_valid(folder: Path, last: str) -> tuple[Path | None, tuple[SkippedCheckpoint, ...]]:
-    """The newest valid checkpoint; `last` is tried first.
-
-    Returns:
-        Its path, None if there is none; and the damaged checkpoints that were skipped.
-    """
-    skipped: list[SkippedCheckpoint] = []
+def newest_valid(folder: Path, last: str) -> tuple[Path | None, dict[Path, str]]:
+    """The newest valid checkpoint, None without one, and the problems of those skipped; `last` is tried first."""
+    skipped: dict[Path, str] = {}
     for checkpoint in candidates(folder, last):
         problem = find_problem(checkpoint)
         if problem is None:
-            return checkpoint, tuple(skipped)
-        skipped.append(SkippedCheckpoint(checkpoint, problem))
-    return None, tuple(skipped)
+            return checkpoint, skipped
+        skipped[checkpoint] = problem
+    return None, skipped
 
 
 def candidates(folder: Path, last: str) -> list[Path]:
@@ -183,9 +161,9 @@ def candidates(folder: Path, last: str) -> list[Path]:
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     """The manifest; None without one. Invalid JSON counts as an empty manifest, which matches no checkpoint."""
-    name = (
-        checkpoint.name.removeprefix(".").removesuffix(".old") if checkpoint.name.startswith(".") else checkpoint.name
-    )
+    name = checkpoint.name
+    if name.startswith("."):
+        name = name.removeprefix(".").removesuffix(".old")
     try:
         values = json.loads(manifest_path(checkpoint.with_name(name)).read_text(encoding="utf-8"))
     except FileNotFoundError:

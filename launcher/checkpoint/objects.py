@@ -23,12 +23,7 @@ NOT_NEEDED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """An object that only untrusted code can create.
-
-    Attributes:
-        key: its dotted path in the checkpoint.
-        kind: its class.
-    """
+    """An object that only untrusted code can create: its dotted path in the checkpoint, and its class."""
 
     key: str
     kind: str
@@ -47,26 +42,16 @@ class _NeedsCode(Exception):  # noqa: N818 -- not an error, but a result
 
 @dataclass(slots=True)
 class _Maker:
-    """Creates objects from nodes.
-
-    Attributes:
-        trusted: whether untrusted code is imported and called, as `pickle` does.
-        foreign: the objects that need untrusted code; filled if `trusted` is false.
-        made: node and object by the node's id; keeping the node keeps its id from being used again.
-    """
+    """Creates objects from nodes; if `trusted`, untrusted code is imported and called, as `pickle` does."""
 
     trusted: bool
+    # The objects that need untrusted code; filled if `trusted` is false.
     foreign: list[Foreign] = field(default_factory=list)
+    # Node and object by the node's id; keeping the node keeps its id from being used again.
     made: dict[tuple[int, bool], tuple[Any, Any]] = field(default_factory=dict)
 
     def make(self, node: Any, key: str, *, strict: bool = False) -> Any:
-        """Create the object of a node.
-
-        Args:
-            node: the node.
-            key: its dotted path.
-            strict: raise `_NeedsCode` instead of creating a `NotLoaded`.
-        """
+        """Create the object of a node; if `strict`, raise `_NeedsCode` instead of creating a `NotLoaded`."""
         if not isinstance(node, Call | Global | list | dict | tuple | set):
             return node
         before = self.made.get((id(node), True)) or self.made.get((id(node), strict))
@@ -180,10 +165,7 @@ def _set_state(made: Any, state: Any) -> None:
 
 
 def make_objects(tree: Any, *, trusted: bool) -> tuple[Any, tuple[Foreign, ...]]:
-    """Create the content of a checkpoint.
-
-    Returns:
-        The content, and the objects in it that are `NotLoaded` although a fit needs them.
+    """Create the content of a checkpoint, and list the objects in it that are `NotLoaded` although a fit needs them.
 
     Raises:
         UnreadableError: a trusted object cannot be created.

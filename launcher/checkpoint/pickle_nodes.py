@@ -15,12 +15,7 @@ import torch
 
 
 class Global:
-    """A class or function that the pickle names.
-
-    Attributes:
-        module: as `__module__`.
-        name: as `__qualname__`.
-    """
+    """A class or function that the pickle names, by `__module__` and `__qualname__`."""
 
     __slots__ = ("module", "name")
 
@@ -35,13 +30,8 @@ class Global:
 class Call:
     """An object that the pickle creates by a call, and the steps that change the object afterwards.
 
-    Attributes:
-        function: a node, called with the arguments.
-        args: the arguments, which may contain nodes.
-        kwargs: the keyword arguments.
-        new: whether `function.__new__` is called instead.
-        steps: pairs in their order: `state` with the state; `extend` with a list; `update` with a list of pairs;
-            `add` with a list of members of a set.
+    If `new`, the call is of `function.__new__`. `steps` has pairs in their order: `state` with the state, `extend` with
+    a list, `update` with a list of pairs, `add` with a list of members of a set.
     """
 
     __slots__ = ("args", "function", "kwargs", "new", "steps")
@@ -64,8 +54,6 @@ class Call:
 
 # torch compares storages with these while it reads them.
 _STORAGES = {("torch.storage", kind.__name__): kind for kind in (torch.UntypedStorage, torch.storage.TypedStorage)}
-
-
 # The implementation in Python, whose opcodes can be replaced.
 _Unpickler: Any = vars(pickle)["_Unpickler"]
 

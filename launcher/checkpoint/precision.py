@@ -24,12 +24,7 @@ _TRUE = {
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPrecision:
-    """The precision of a checkpoint.
-
-    Attributes:
-        precision: Lightning 2's name; None if it is not known.
-        notice: a message for the user about it.
-    """
+    """The precision of a checkpoint, None if it is not known, and a notice for the user about it."""
 
     precision: Precision | None
     notice: str | None = None
@@ -41,11 +36,7 @@ def make_record(precision: str, strategy: str, world_size: int) -> dict[str, Any
 
 
 def read_precision(content: Mapping[str, Any]) -> CheckpointPrecision:
-    """The precision of a loaded checkpoint.
-
-    Args:
-        content: of the file; only the dtypes of its tensors are read.
-    """
+    """The precision of a loaded checkpoint; of its tensors only the dtypes are read."""
     shown = _shown(content)
     if RECORD not in content:
         return CheckpointPrecision(shown)
@@ -63,7 +54,7 @@ def read_precision(content: Mapping[str, Any]) -> CheckpointPrecision:
 
 
 def _shown(content: Mapping[str, Any]) -> Precision | None:
-    """A loss scale shows 16-mixed; weights of one half or double dtype show that precision; fp32 shows nothing."""
+    """16-mixed if there is a loss scale, otherwise the dtype of the weights if it is half or double precision."""
     if any(isinstance(content.get(key), Mapping) and content[key] for key in SCALER_KEYS):
         return Precision.FP16_MIXED
     weights = content.get("state_dict")

@@ -1,4 +1,4 @@
-"""Check at the first checkpoint that a run can resume from what it saves, while the user can still fix it."""
+"""Check at the first checkpoint that a run can resume from its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from launcher.core.errors import ResumeError
 
 
 class ReadBack:
-    """Reads the first checkpoint in each folder as a resume does.
-
-    Args:
-        trust: which checkpoints may run code when they are loaded.
-        notice: called if a resume could not read the checkpoint.
-    """
+    """Reads the first checkpoint in each folder as a resume does, and gives a notice if that fails."""
 
     def __init__(self, trust: Trust, notice: Callable[[str], None]) -> None:
         self._trust = trust
@@ -28,12 +23,7 @@ class ReadBack:
         self._done: set[Path] = set()
 
     def __call__(self, written: Path, name: Path) -> None:
-        """Check a checkpoint.
-
-        Args:
-            written: its temporary file, or DeepSpeed's folder.
-            name: the path that it will have.
-        """
+        """Check a checkpoint by its temporary file or DeepSpeed's folder, and the path that it will have."""
         if name.parent in self._done:
             return
         self._done.add(name.parent)

@@ -1,6 +1,6 @@
 """Reads a checkpoint's files. Untrusted code runs only if this run wrote the file, or the user trusts it.
 
-`hyper_parameters` and other values that a fit takes from its own objects never run code, whoever wrote the file.
+`hyper_parameters` and other values that a fit takes from its own objects never run code, even in a trusted file.
 """
 
 from __future__ import annotations
@@ -30,23 +30,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Which checkpoints may run code when they are loaded.
+    """Which checkpoints may run code when they are loaded: those that the run wrote, or all (`resume_trust`).
 
-    Attributes:
-        run: the run directory; checkpoints that the run wrote may run code if no other user can write there.
-        everywhere: whether all checkpoints may (`resume_trust`).
+    The run's own checkpoints may run code only if no other user can write to the run directory.
     """
 
     run: Path | None = None
     everywhere: bool = False
 
     def objection(self, checkpoint: Path, *, is_written: bool = True) -> str | None:
-        """Why a checkpoint may not run code; None if it may.
-
-        Args:
-            checkpoint: its path.
-            is_written: false if its manifest is not written yet.
-        """
+        """Why a checkpoint may not run code; None if it may. `is_written` is false before its manifest exists."""
         if self.everywhere:
             return None
         place, run = checkpoint.absolute(), None if self.run is None else self.run.absolute()
@@ -81,7 +74,7 @@ def read_file(
     """Read a file that `torch.save` has written.
 
     Args:
-        file: the file.
+        file: its path.
         trust: whether objects of classes other than torch's and plain values are created; None replaces them with
             `NotLoaded`.
         of: the checkpoint that the file is a part of; the file itself if not given.
@@ -94,16 +87,20 @@ def read_file(
     """
     checkpoint = of or file
     try:
-        tree = _load(file, map_location, mmap)
-        if not isinstance(tree, _Tree):
-            return tree
-        content, foreign = make_objects(tree.root, trusted=False)
+        loaded, is_tree = _load(file, map_location, mmap)
+        if not is_tree:
+            return loaded
+        content, foreign = make_objects(loaded, trusted=False)
         if not foreign or trust is None:
             return content
         objection = trust.objection(checkpoint)
         if objection is not None:
-            raise _refusal(checkpoint, foreign, objection)
-        return content if outline else make_objects(tree.root, trusted=True)[0]
+            raise ResumeError(
+                f"resume: {checkpoint} contains objects whose loading would run code: {list_objects(foreign)}; this is "
+                f"allowed for a run's own checkpoints only, and {objection}; if you trust its author, give "
+                "--resume-trust"
+            )
+        return content if outline else make_objects(loaded, trusted=True)[0]
     except ResumeError:
         raise
     except UnreadableError as error:
@@ -118,13 +115,9 @@ def read_file(
 
 
 def foreign_objects(file: Path) -> tuple[Foreign, ...]:
-    """The objects of a file that a fit needs and that only untrusted code can create.
-
-    Raises:
-        Exception: any error, if the file is not a checkpoint.
-    """
-    tree = _load(file, "cpu", mmap=True)
-    return make_objects(tree.root, trusted=False)[1] if isinstance(tree, _Tree) else ()
+    """The objects of a file that a fit needs and only untrusted code can create; any error if it is no checkpoint."""
+    loaded, is_tree = _load(file, "cpu", mmap=True)
+    return make_objects(loaded, trusted=False)[1] if is_tree else ()
 
 
 @contextlib.contextmanager
@@ -148,20 +141,16 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-@dataclass(frozen=True, slots=True)
-class _Tree:
-    root: Any
-
-
-def _load(file: Path, map_location: Any, mmap: bool) -> Any:
-    """The content if torch's `weights_only` loads it; otherwise the nodes of its pickle."""
+def _load(file: Path, map_location: Any, mmap: bool) -> tuple[Any, bool]:
+    """The content and False if torch's `weights_only` loads it; otherwise the nodes of its pickle and True."""
+    options = {"map_location": map_location, "mmap": mmap}
     try:
-        return _torch_load(file, map_location=map_location, mmap=mmap, weights_only=True)
+        return _torch_load(file, **options, weights_only=True), False
     except pickle.UnpicklingError:
         # Formats other than the current one of `torch.save` can only be unpickled.
         if not _is_archive(file):
             raise
-        return _Tree(_torch_load(file, map_location=map_location, mmap=mmap, weights_only=False, pickle_module=NODES))
+        return _torch_load(file, **options, weights_only=False, pickle_module=NODES), True
 
 
 # `guarded_loads` replaces it.
@@ -177,13 +166,6 @@ def _is_archive(file: Path) -> bool:
     return "data.pkl" in names and "constants.pkl" not in names
 
 
-def _refusal(checkpoint: Path, foreign: Sequence[Foreign], objection: str) -> ResumeError:
-    return ResumeError(
-        f"resume: {checkpoint} contains objects whose loading would run code: {list_objects(foreign)}; this is "
-        f"allowed for a run's own checkpoints only, and {objection}; if you trust its author, give --resume-trust"
-    )
-
-
 def list_objects(foreign: Sequence[Foreign]) -> str:
     """The first objects, and the number of the others."""
     more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
@@ -191,11 +173,7 @@ def list_objects(foreign: Sequence[Foreign]) -> str:
 
 
 def as_mapping(content: Any, path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint.
-
-    Raises:
-        ResumeError: it is not a mapping.
-    """
+    """The content of a checkpoint; a `ResumeError` if it is not a mapping."""
     if not isinstance(content, dict):
         raise ResumeError(
             f"resume: {path} contains a {type(content).__name__}, not a Lightning checkpoint; give another one"

@@ -18,30 +18,21 @@ from launcher.core.errors import ResumeError
 from strategies.loss_scale import state_problem
 from strategies.precision import Precision
 
-# What Lightning needs to resume a training, not only to load weights.
+# The keys that Lightning needs to resume a training, not only to load weights.
 _NEEDED = ("state_dict", "loops", "global_step", "epoch", "optimizer_states")
 # The start of torch's error message, before the class's name.
 _REFUSED_BY_TORCH = "Error(s) in loading state_dict for "
 
 
 def read_checkpoint(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
-    """The checkpoint's content; its tensors stay on disk, and of a DeepSpeed checkpoint only the shapes are read.
-
-    Raises:
-        ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
-    """
+    """The content as `CheckpointFormat.read_outline` reads it, which lists the errors too."""
     return format_of(path).read_outline(path, trust, outline=outline)
 
 
 def check_checkpoint(path: Path, trust: Trust | None = None) -> CheckpointPrecision:
-    """Check that a training can resume from a checkpoint.
+    """Check that a training can resume from a checkpoint, and return the precision that it was trained in.
 
-    Args:
-        path: the checkpoint.
-        trust: which checkpoints may run code when they are loaded; None skips this check.
-
-    Returns:
-        The precision that it was trained in.
+    Without `trust`, objects that need untrusted code are not checked.
 
     Raises:
         ResumeError: it is not a Lightning training checkpoint, or would run untrusted code.
@@ -68,18 +59,15 @@ def scaler_problem(path: Path) -> str | None:
 
 
 def check_fits_model(path: Path, model: pl.LightningModule, saved: Mapping[str, Any] | None = None) -> None:
-    """Compare names and shapes of the weights with the model's.
+    """Compare names and shapes of the weights with the model's, after its `setup` and `configure_model`.
 
-    Args:
-        path: the checkpoint.
-        model: after its `setup` and `configure_model`.
-        saved: the weights after the model's `on_load_checkpoint`; None reads them.
+    `saved` has the weights after the model's `on_load_checkpoint`; None reads them.
 
     Raises:
         ResumeError: the checkpoint is of another model; lists the differences.
     """
     if model.strict_loading and (found := _differences(saved or read_checkpoint(path)["state_dict"], model)):
-        raise _other_model(path, model, found)
+        raise _other_model_error(path, model, found)
 
 
 @contextlib.contextmanager
@@ -94,8 +82,8 @@ def explain_other_model(path: Path | None, model: pl.LightningModule, trainer: p
         loaded = trainer._checkpoint_connector._loaded_checkpoint
         if path is None or not loaded or not str(error).startswith(_REFUSED_BY_TORCH + type(model).__name__):
             raise
-        of_torch = [line.strip() for line in str(error).splitlines()[1:]]
-        raise _other_model(path, model, _differences(loaded["state_dict"], model) or of_torch) from error
+        torch_lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise _other_model_error(path, model, _differences(loaded["state_dict"], model) or torch_lines) from error
 
 
 def _differences(state: Mapping[str, Any], model: pl.LightningModule) -> list[str]:
@@ -115,7 +103,7 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
             for name, value in state.items() if isinstance(value, Tensor)}  # fmt: skip
 
 
-def _other_model(path: Path, model: pl.LightningModule, differences: Sequence[str]) -> ResumeError:
+def _other_model_error(path: Path, model: pl.LightningModule, differences: Sequence[str]) -> ResumeError:
     more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
     return ResumeError(
         f"resume: {path} is of another model than {type(model).__name__}: {'; '.join(differences[:5])}{more}\n"

@@ -14,11 +14,7 @@ _HYPERPARAMETERS = (pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, pl.Lightning
 
 
 def hide_hyperparameters(checkpoint: dict[str, Any]) -> list[str]:
-    """Redact the secrets in a checkpoint's hyperparameters, in place; other values stay the same objects.
-
-    Returns:
-        Dotted paths of the secrets.
-    """
+    """Redact the secrets in a checkpoint's hyperparameters, in place, and return the dotted paths of the secrets."""
     hidden: list[str] = []
     for key in _HYPERPARAMETERS:
         values = checkpoint.get(key)

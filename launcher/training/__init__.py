@@ -1,5 +1,5 @@
-"""Everything inside a rank: from a config to a trained model. `fit` is the main path, `evaluate` the second one.
+"""The code inside a rank, from a config to a trained model. `fit` is the main path, `evaluate` the second one.
 
 `decision` agrees and plans with the other ranks, `run` trains, `stop` handles signals, `resume` restores, `data` orders
-the samples. How ranks are started and restarted belongs in `launcher.agent`.
+the samples. Starting and restarting ranks belongs in `launcher.agent`.
 """

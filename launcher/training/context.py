@@ -1,4 +1,4 @@
-"""`RunContext`: what functions inside a rank of a run need, as one frozen record."""
+"""`RunContext`: the parameters that functions inside a rank share, as one frozen record."""
 
 from __future__ import annotations
 
@@ -19,18 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """One rank of a run, after the ranks have agreed.
+    """One rank of a run, after the ranks have agreed on the plan.
 
     Attributes:
-        config: the run's config.
-        topology: this rank's place.
-        plan: the plan that the ranks agreed on.
-        run: the run directory; its `resume_from` is the checkpoint to resume from or to evaluate.
+        run: its `resume_from` is the checkpoint to resume from or to evaluate.
         store: the ranks' c10d store.
         attempt: name of this start of all ranks.
-        output: events and terminal.
-        status: what this rank reports to its agent.
-        given: objects made in code, trained instead of those that the config names; None without any.
+        given: objects made in code, trained instead of those that the config names.
         stays_open: whether the process group and the W&B run stay open for the returned Trainer.
     """
 
@@ -47,7 +42,7 @@ class RunContext:
 
     @property
     def trust(self) -> Trust:
-        """Which checkpoints may run code when they are loaded: this run's own, and others if the config allows it."""
+        """The checkpoints that may run code when they are loaded: this run's own, or all with `resume_trust`."""
         from launcher.checkpoint.reader import Trust
 
         return Trust(self.run.path, everywhere=self.config.resume_trust)

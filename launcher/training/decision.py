@@ -1,4 +1,4 @@
-"""What the ranks decide together before a run: rank zero plans with the facts of all ranks and opens the run."""
+"""The ranks' decision before a run: rank zero plans with the facts of all ranks and opens the run directory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RANK_ZERO_SETTINGS = ("name", "runs_dir", "wandb")
 
 
 def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
-    """This rank's facts for the agreement; an error is one of them, so that the other ranks receive it."""
+    """This rank's facts for the agreement, including its error, which the other ranks report too."""
     try:
         from launcher.hardware.devices import detect_hardware
         from launcher.hardware.rank_count import check_ranks
@@ -65,7 +65,7 @@ def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | Non
 def decide_together(
     config: RunConfig, topology: Topology, facts: RankFacts, store: Any, given: UserObjects | None = None
 ) -> tuple[Decision, RunDirectory]:
-    """Agree on a plan and a run directory, which rank zero makes and opens."""
+    """Agree on the plan and the run directory that rank zero creates."""
     opened: list[RunDirectory] = []
 
     def decide(all_facts: Sequence[RankFacts]) -> Mapping[str, Any]:
@@ -73,12 +73,9 @@ def decide_together(
         opened.append(run)
         return values
 
-    participant = dataclasses.replace(
-        _participant(config, topology, facts, store),
-        notify=_print_waiting,
-        check_peers=check_script_ranks if is_script_rank() else None,
-    )
-    decision = exchange(participant, decide)
+    participant = _participant(config, topology, facts, store)
+    check_peers = check_script_ranks if is_script_rank() else None
+    decision = exchange(dataclasses.replace(participant, notify=_print_waiting, check_peers=check_peers), decide)
     return decision, opened[0] if opened else RunDirectory.from_dict(decision.values["run"])
 
 

@@ -56,7 +56,7 @@ def evaluate(
 ) -> Sequence[Mapping[str, float]]:
     """Evaluate as one rank; all other ranks call this too. Lightning prints the metrics.
 
-    The evaluation uses DDP or one device, whatever strategy the run was trained with.
+    The evaluation uses DDP or one device, also if the run was trained with another strategy.
 
     Args:
         config: the run's.
@@ -121,9 +121,8 @@ def _evaluate(ctx: RunContext, command: str) -> Sequence[Mapping[str, float]]:
         with loadable_checkpoint(ctx) as loadable:
             metrics = _run(trainer, command, objects, str(loadable))
     if ctx.topology.rank == 0:
-        ctx.output.events.write(
-            "evaluated", command=command, checkpoint=str(checkpoint), metrics=[dict(each) for each in metrics]
-        )
+        found = [dict(each) for each in metrics]
+        ctx.output.events.write("evaluated", command=command, checkpoint=str(checkpoint), metrics=found)
     return metrics
 
 
@@ -183,11 +182,9 @@ class PredictionFiles(BasePredictionWriter):
         path = self._folder / f"rank-{trainer.global_rank}.pt"
         if trainer.is_global_zero:
             # Remove files of an earlier evaluation on more ranks.
-            for rank in itertools.count(trainer.world_size):
-                stale = self._folder / f"rank-{rank}.pt"
-                if not stale.exists():
-                    break
-                stale.unlink()
+            stale = (self._folder / f"rank-{rank}.pt" for rank in itertools.count(trainer.world_size))
+            for file in itertools.takewhile(Path.exists, stale):
+                file.unlink()
         save_private({"predictions": predictions, "batch_indices": batch_indices}, path)
 
 

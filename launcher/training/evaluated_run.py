@@ -1,6 +1,6 @@
-"""Which run, which of its checkpoints and which config `launcher validate`, `test` and `predict` use.
+"""Choose the run, its checkpoint and its config for `launcher validate`, `test` and `predict`.
 
-The command line imports this module, so nothing here imports torch before it is needed.
+The command line imports this module, so torch is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ BEST, LAST = "best", "last"
 def find_run_config(checkpoint: str, overrides: Sequence[str]) -> list[Path]:
     """The config file of the run that the command line names; empty if it names none, or the run has no config.
 
-    Args:
-        checkpoint: `best`, `last` or a path; a path in a run directory names the run.
-        overrides: arguments of the command line; `--name` and `--runs-dir` are used.
+    The run is named by `--name` and `--runs-dir`, or by a checkpoint path in its run directory.
 
     Raises:
         ConfigError: an argument is not a setting.
@@ -47,17 +45,10 @@ def find_run_config(checkpoint: str, overrides: Sequence[str]) -> list[Path]:
 
 
 def find_evaluated_run(config: RunConfig, checkpoint: str) -> tuple[RunDirectory, tuple[str, ...]]:
-    """The run directory, whose `resume_from` is the checkpoint to evaluate.
+    """The run directory, whose `resume_from` is the checkpoint to evaluate, and a notice for each damaged checkpoint.
 
-    A new directory is created only if the checkpoint is a path and the config has the name of a run that does not
-    exist.
-
-    Args:
-        config: has the run's name and folder; without a name, the newest run with this config is used.
-        checkpoint: `best`, `last` or a path.
-
-    Returns:
-        The directory, and a notice for each damaged checkpoint that was skipped.
+    If the config has no name, this is the newest run with this config. A new directory is created only if the
+    checkpoint is a path and the config has the name of a run that does not exist.
 
     Raises:
         RunDirectoryError: there is no such run.

@@ -1,4 +1,4 @@
-"""Errors of a training or an evaluation: what is recorded, and the error that the caller gets."""
+"""Errors of a training or an evaluation: their events, and the error that the caller gets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from strategies.choice import StrategyError
 
 @contextlib.contextmanager
 def error_boundary(ctx: RunContext, explain: Callable[[RunContext, Exception], Exception]) -> Iterator[None]:
-    """Raise an error inside as what `explain` makes of it.
+    """Replace an error inside by the one that `explain` returns.
 
-    Args:
-        ctx: this rank's run.
-        explain: `record_failure` for a training; `explain_error` for an evaluation, which does not change the state
-            of the run.
+    It is `record_failure` for a training; `explain_error` for an evaluation, which does not change the run's state.
     """
     try:
         yield
@@ -42,9 +39,9 @@ def record_failure(ctx: RunContext, error: Exception) -> Exception:
 
 
 def explain_error(ctx: RunContext, error: Exception) -> Exception:
-    """The error to raise: the launcher's own errors as they are, others as one that names the rank.
+    """The error to raise: the launcher's own errors unchanged, others as one that names the rank.
 
-    Of other errors, this rank's traceback is written to its log.
+    The tracebacks of other errors are written to this rank's log.
     """
     if isinstance(error, StrategyError):
         # Only the optimizer, which Lightning creates late, could show this obstacle.

@@ -1,4 +1,4 @@
-"""The main path: from a config to a trained model. `fit` reads like the list of its steps."""
+"""The main path, from a config to a trained model: `fit` lists its steps."""
 
 from __future__ import annotations
 

@@ -50,16 +50,9 @@ def _save(result: FitResult, given: UserObjects, path: Path) -> None:
 
 
 def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path) -> FitResult:
-    """Read rank zero's result, and load the trained weights into the model of this process.
+    """Read rank zero's result from the folder of `train_rank`, and load the trained weights into the given model.
 
-    Args:
-        config: the run's.
-        given: the objects; the model gets the trained weights.
-        count: number of ranks.
-        folder: where `train_rank` saved its result.
-
-    Returns:
-        The result of rank zero, with a Trainer for this process.
+    `count` is the number of ranks. The result has a Trainer for this process.
     """
     import torch
 
@@ -75,15 +68,14 @@ def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path)
         given.model.load_state_dict(weights, strict=False)
     plan = Plan.from_dict(values["plan"])
     trainer = _kernel_trainer(config, plan, given, count, values)
-    return FitResult(
-        values["run"], plan, values["metrics"], values["steps"], values["checkpoint"], values["best"], trainer
-    )
+    fields = {name: values[name] for name in ("run", "metrics", "steps", "checkpoint", "best")}
+    return FitResult(plan=plan, trainer=trainer, **fields)
 
 
 def _kernel_trainer(
     config: RunConfig, plan: Plan, given: UserObjects, count: int, values: Mapping[str, Any]
 ) -> pl.Trainer:
-    """A Trainer for the kernel with the state of rank zero's; it uses `ddp_notebook` for what it does next."""
+    """A Trainer for the kernel with the state of rank zero's Trainer; it uses `ddp_notebook`."""
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
 

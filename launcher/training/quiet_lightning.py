@@ -1,4 +1,4 @@
-"""Hides messages of Lightning that repeat the launcher's own output, during a run."""
+"""Hides messages of Lightning that repeat the launcher's output during a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
-# The Trainer's own modules; the user has asked for the output of callbacks, the tuner and profilers.
+# The Trainer's own modules, not callbacks, the tuner and profilers, which the user has configured.
 _PARTS = ("trainer", "loops", "strategies", "overrides")
-# Lightning's advice to use more loader workers is not hidden, as it is about the user's data.
+# Lightning's advice to use more loader workers is not hidden, because it is about the user's data.
 _WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     # The launcher's agent starts the ranks, on SLURM too.
@@ -46,13 +46,12 @@ class _TrainerMessageFilter(logging.Filter):
 def quiet_lightning(*more: str) -> Iterator[None]:
     """Hide Lightning's messages and warnings, and restore all settings afterwards."""
     hidden = _TrainerMessageFilter()
-    loggers = [
-        logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "strategies.deepspeed")
-    ]
+    names = ("utilities.rank_zero", "strategies.deepspeed")
+    loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in names]
     before: list[Any] = list(warnings.filters)
     for message in (*_WARNINGS, *more):
         warnings.filterwarnings("ignore", message=message)
-    ours: list[Any] = [each for each in warnings.filters if each not in before]
+    added: list[Any] = [each for each in warnings.filters if each not in before]
     for logger in loggers:
         logger.addFilter(hidden)
     try:
@@ -62,6 +61,6 @@ def quiet_lightning(*more: str) -> Iterator[None]:
             logger.removeFilter(hidden)
         # Not `catch_warnings`: filters that the user's code has added stay.
         kept: Any = warnings.filters
-        for each in ours:
+        for each in added:
             if each in kept:
                 kept.remove(each)

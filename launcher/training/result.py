@@ -16,7 +16,6 @@ class FitResult:
 
     Attributes:
         run: the run directory.
-        plan: the plan of the training.
         metrics: the last value of every metric.
         steps: number of optimizer steps.
         checkpoint: the checkpoint to resume from, None if none was written.

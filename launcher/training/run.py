@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -53,14 +52,19 @@ def train(ctx: RunContext) -> FitResult:
     # Lightning reads its rank from the environment on import; objects made before the Trainer may use it.
     vars(rank_zero_only)["rank"] = ctx.topology.rank
     # The listener stays until W&B has ended: torchrun ends the other ranks as soon as the first one has left.
-    with _signal_listener(ctx, stop) as listener, wandb_session(ctx, _wandb_values(ctx)) as wandb_logger:
+    values = redact({"config": ctx.config.to_dict(), "plan": ctx.plan.to_dict()})
+    secrets = find_secrets(ctx.config.to_dict()).values()
+    announced = announce_end_of_training(ctx.attempt_store, ctx.topology, secrets)
+    with _signal_listener(ctx, stop) as listener, wandb_session(ctx, values) as wandb_logger:
         try:
-            with error_boundary(ctx, record_failure), quiet_lightning(), _announced_to_script(ctx):
+            with error_boundary(ctx, record_failure), quiet_lightning(), announced:
                 trainer = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             if ctx.stays_open:
                 interruption.users_handler = listener.users_handler
-                _print_stopped(interruption, ctx.topology)
+                # The script then ends without a traceback.
+                saved = f"; saved {interruption.checkpoint}" if interruption.checkpoint else ""
+                _print_on_rank_zero(f"{interruption}{saved}", ctx.topology)
             record_interruption(ctx, interruption)
             raise
         finally:
@@ -91,38 +95,26 @@ def _fit(
     loggers = choose_loggers(own, wandb_logger, ctx.run, is_off=wants_no_logger(ctx.config))
     parts = RunParts(objects, stop, listener, measured, loggers, wandb_logger, _describe_model(ctx, objects))
     events = EventWriter(ctx.output.events)
-    trainer = build_trainer(
-        ctx,
-        objects,
-        run_callbacks(ctx, parts, events),
-        loggers,
-        on_unused=changes.unused_parameters if ctx.config.strategy == AUTO else None,
-    )
+    on_unused = changes.unused_parameters if ctx.config.strategy == AUTO else None
+    trainer = build_trainer(ctx, objects, run_callbacks(ctx, parts, events), loggers, on_unused=on_unused)
     use_resumable_loops(trainer, DataOrder(DataSplit.of_run(ctx), ctx.output.notice, changes.loader_batch))
     stop.start()
-    _train_from_checkpoint(ctx, trainer, objects)
+    with loadable_checkpoint(ctx) as loadable, explain_other_model(ctx.run.resume_from, objects.model, trainer):
+        path = None if loadable is None else str(loadable)
+        trainer.fit(objects.model, datamodule=objects.data, ckpt_path=path, weights_only=True)
     if ctx.run.resume_from is not None and not events.batches:
-        ctx.output.notice(
-            f"nothing was left to train after step {trainer.global_step}: raise trainer.max_epochs or trainer.max_steps"
-        )
+        step = trainer.global_step
+        ctx.output.notice(f"nothing was left to train after step {step}: raise trainer.max_epochs or trainer.max_steps")
     return trainer
 
 
 def _signal_listener(ctx: RunContext, stop: StopAgreement) -> SignalListener:
-    return SignalListener(
-        stop,
-        lambda number: _print_stopping(number, ctx.topology),
-        has_agent=ctx.status.has_agent,
-        has_scheduler="SLURM_JOB_ID" in os.environ,
-    )
+    def on_request(number: int) -> None:
+        text = f"signal {number}: saving at the next step boundary; Ctrl-C again ends at once"
+        _print_on_rank_zero(text, ctx.topology)
 
-
-def _announced_to_script(ctx: RunContext) -> contextlib.AbstractContextManager[None]:
-    return announce_end_of_training(ctx.attempt_store, ctx.topology, find_secrets(ctx.config.to_dict()).values())
-
-
-def _wandb_values(ctx: RunContext) -> dict[str, Any]:
-    return redact({"config": ctx.config.to_dict(), "plan": ctx.plan.to_dict()})
+    has_scheduler = "SLURM_JOB_ID" in os.environ
+    return SignalListener(stop, on_request, has_agent=ctx.status.has_agent, has_scheduler=has_scheduler)
 
 
 def _user_objects(ctx: RunContext) -> UserObjects:
@@ -147,13 +139,6 @@ def _notify_lost_loss_scale(ctx: RunContext) -> None:
         ctx.output.notice(f"cannot restore the checkpoint's loss scale ({problem}); it starts at its initial value")
 
 
-def _train_from_checkpoint(ctx: RunContext, trainer: pl.Trainer, objects: UserObjects) -> None:
-    """Fit, from the run's checkpoint if there is one."""
-    with loadable_checkpoint(ctx) as loadable, explain_other_model(ctx.run.resume_from, objects.model, trainer):
-        path = None if loadable is None else str(loadable)
-        trainer.fit(objects.model, datamodule=objects.data, ckpt_path=path, weights_only=True)
-
-
 def _result(ctx: RunContext, trainer: pl.Trainer) -> FitResult:
     metrics = as_numbers(trainer.callback_metrics)
     last = find_last_checkpoint(ctx.run.checkpoints)
@@ -161,16 +146,7 @@ def _result(ctx: RunContext, trainer: pl.Trainer) -> FitResult:
     return FitResult(ctx.run.path, ctx.plan, metrics, trainer.global_step, last, best or last, trainer, monitor)
 
 
-def _print_stopping(number: int, topology: Topology) -> None:
+def _print_on_rank_zero(text: str, topology: Topology) -> None:
     if topology.rank == 0:
-        text = f"signal {number}: saving at the next step boundary; Ctrl-C again ends at once\n"
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-
-def _print_stopped(interruption: Interrupted, topology: Topology) -> None:
-    """The script then ends without a traceback."""
-    if topology.rank == 0:
-        saved = f"; saved {interruption.checkpoint}" if interruption.checkpoint else ""
-        sys.stdout.write(f"{interruption}{saved}\n")
+        sys.stdout.write(f"{text}\n")
         sys.stdout.flush()

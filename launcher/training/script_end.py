@@ -1,7 +1,7 @@
-"""How the ranks of a script leave a failed training: all of them, so that they can continue with the script's next one.
+"""All ranks of a script leave a failed training before the script starts the next one.
 
-Each rank writes to the store how it left. A rank whose code raised an error waits a moment for the others: they raise
-too, or lose the connection to it. A rank that does not arrive is in a collective that does not end, or dead.
+Each rank writes to the store how it left. A rank whose code raised an error waits for the others, which raise too or
+lose the connection to it. A rank that does not arrive is dead, or in a collective that does not end.
 """
 
 from __future__ import annotations
@@ -71,12 +71,9 @@ def _key(rank: int) -> str:
 
 @contextmanager
 def announce_end_of_training(store: Any, topology: Topology, secrets: Iterable[Any]) -> Iterator[None]:
-    """Report to the other ranks of this script how the training inside ended on this one.
+    """Report to the other ranks of this script how the training inside ended on this one, without the secrets.
 
-    Args:
-        store: with keys of this training only.
-        topology: this rank's place.
-        secrets: values that are removed from the report.
+    The store has keys of this training only.
     """
     if topology.world_size == 1 or not is_script_rank():
         yield

@@ -1,4 +1,4 @@
-"""This process as one rank of a run: its place, its log and what it reports to its agent."""
+"""This process as one rank of a run: its rank, its log and its reports to the agent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ from launcher.process.rank_status import RankStatusWriter
 
 @dataclass(frozen=True, slots=True)
 class RankSession:
-    """One rank from its start to its end.
-
-    Attributes:
-        topology: this rank's place.
-        status: what this rank reports to its agent.
-        log: this rank's output.
-    """
+    """One rank from its start to its end, with its reports to the agent and its log."""
 
     topology: Topology
     status: RankStatusWriter
@@ -42,10 +36,7 @@ def rank_session(
 ) -> Iterator[RankSession]:
     """Log this rank's output, and report an error that ends it to the agent.
 
-    Args:
-        config: the run's.
-        env: defines which rank this is.
-        terminal_ranks: ranks whose output goes to the terminal too; None means all.
+    `env` defines which rank this is. The output of `terminal_ranks` goes to the terminal too; None means all ranks.
     """
     topology = Topology.from_env(env, socket.gethostname())
     status = RankStatusWriter.from_env(env)

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
 from launcher.checkpoint.formats import format_of
-from launcher.checkpoint.manifest import note_hashes
+from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
@@ -59,14 +59,9 @@ def build_trainer(
     *,
     on_unused: Callable[[tuple[str, ...]], None] | None = None,
 ) -> pl.Trainer:
-    """The Trainer for the plan.
+    """The Trainer for the plan, with callbacks for checkpoints, progress and summary added to the given ones.
 
-    Args:
-        ctx: this rank's run.
-        objects: the user's plugins and profiler.
-        callbacks: the launcher's and the user's; callbacks for checkpoints, progress and summary are added here.
-        loggers: the loggers of every rank; see `launcher.loggers.selection`.
-        on_unused: called with the names of parameters that get no gradient under DDP; None makes them an error.
+    `on_unused` is called with the names of parameters that get no gradient under DDP; None makes them an error.
     """
     config, plan, topology = ctx.config, ctx.plan, ctx.topology
     read_back = ReadBack(ctx.trust, ctx.output.notice)
@@ -123,7 +118,7 @@ def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
 
     def on_written(written: Path, name: Path, step: int | None) -> None:
         read_back(written, name)
-        note_hashes(written, name, step)
+        write_manifest(written, name, step)
 
     resume = ctx.run.resume_from
     return CheckpointHooks(

@@ -16,11 +16,9 @@ from launcher.training.context import RunContext
 
 @contextlib.contextmanager
 def wandb_session(ctx: RunContext, values: Mapping[str, Any]) -> Iterator[QueuedWandbLogger | None]:
-    """The run's W&B logger; its W&B run ends with the exit code of the code inside.
+    """The run's W&B logger, with the values in W&B's config; its W&B run ends with the exit code of the code inside.
 
-    Args:
-        ctx: with `stays_open`, the W&B run of a successful training is closed later.
-        values: for W&B's config.
+    With `ctx.stays_open`, the W&B run of a successful training is closed later.
     """
     logger = make_wandb_logger(ctx.config.wandb, ctx.run, values, ctx.output.notice)
     exit_code = 1

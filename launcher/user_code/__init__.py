@@ -1,4 +1,4 @@
 """The user's classes and objects: importing, checking and creating them.
 
-Nothing here trains. The built-in demo is treated as user code too.
+Training belongs in `launcher.training`. The built-in demo is treated as user code too.
 """

@@ -1,4 +1,4 @@
-"""Check the arguments of a class that a config names, without creating anything, and create the object."""
+"""Check the arguments of a class that a config names, without creating an object, and create the object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 def argument_problems(
     cls: type[Any], key: str, spec: Mapping[str, Any], skip: Collection[str] = frozenset()
 ) -> list[Problem]:
-    """Check each argument by itself, so that all wrong ones are reported at once.
+    """Check each argument separately and report all invalid ones together.
 
     Args:
         cls: the class.
@@ -40,11 +40,12 @@ def argument_problems(
     parser = _parser(cls, frozenset(skip))
     known = _known(cls, skip)
     given, more = _split(spec, known)
+    other_place = "; for its **kwargs, give it under dict_kwargs" if _takes_anything(cls) else ""
     problems: list[Problem] = []
     for name, value in given.items():
         path = f"{key}.init_args.{name}"
         if name not in known:
-            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_hint(cls, name, known)}"))
+            problems.append(Problem(path, f"{cls.__name__} takes no {name}; {_did_you_mean(name, known)}{other_place}"))
             continue
         if name == "batch_size" and isinstance(value, int) and value < 1:
             problems.append(Problem(path, f"given {value!r}; expected at least 1"))
@@ -92,21 +93,19 @@ def make_object(
 ) -> Any:
     """Create an object, nested `class_path`s first; exceptions of its constructor are not changed.
 
-    Args:
-        base: the required base class or classes.
-        spec: `class_path`, `init_args`, `dict_kwargs`.
-        as_hyperparameters: if a setting is not a plain value, `save_hyperparameters` saves the settings, as under
-            LightningCLI, not the objects created from them, so that the checkpoint can be read again. Otherwise it
-            saves the same as in a script, including arguments of the base classes' constructors.
+    With `as_hyperparameters`, if a setting is not a plain value, `save_hyperparameters` saves the settings, as under
+    LightningCLI, not the objects created from them, so that the checkpoint can be read again. Otherwise it saves the
+    same as in a script, including arguments of the base classes' constructors.
     """
     cls = import_class(spec["class_path"], base, "class_path")
     given, more = _split(spec, _known(cls))
     parser = _parser(cls, frozenset())
     parsed = parser.parse_object({"it": given})
     arguments = parser.instantiate(parsed).get("it") or {}
+    values = vars(parsed.get("it", jsonargparse.Namespace()))
     saved = contextlib.nullcontext()
-    if as_hyperparameters and not all(map(_is_plain, vars(parsed.get("it", jsonargparse.Namespace())).values())):
-        settings = _settings(parser, vars(parsed.get("it", jsonargparse.Namespace())))
+    if as_hyperparameters and not all(map(_is_plain, values.values())):
+        settings = _settings(parser, values)
         saved = _given_hyperparameters_context({"_class_path": spec["class_path"], **settings, **more}, _INSTANTIATOR)
     with saved:
         return cls(**dict(vars(arguments) if arguments else {}), **more)
@@ -178,12 +177,6 @@ def _merge_former(value: Any) -> Any:
     return {**own, "init_args": _split({**value, "dict_kwargs": None}, known)[0]}
 
 
-def _hint(cls: type[Any], name: str, known: Collection[str]) -> str:
-    """A hint for an unknown argument: a similar name, or where to give one for `**kwargs`."""
-    more = "; for its **kwargs, give it under dict_kwargs" if _takes_anything(cls) else ""
-    return _did_you_mean(name, known) + more
-
-
 def _did_you_mean(name: str, known: Collection[str]) -> str:
     """The most similar argument, otherwise all arguments."""
     close = difflib.get_close_matches(name, known, n=1)
@@ -215,7 +208,7 @@ def _takes_null(cls: type[Any], name: str) -> bool:
 
 
 def _own_parameters(cls: type[Any]) -> list[inspect.Parameter]:
-    """The parameters without `self`, whatever its name."""
+    """The parameters without the first one, `self`."""
     return list(inspect.signature(cls.__init__).parameters.values())[1:]
 
 

@@ -26,20 +26,12 @@ PLUGINS = (Precision, CheckpointIO, LayerSync)
 
 @dataclass(frozen=True)
 class UserClasses:
-    """The classes that a config names, imported and checked.
-
-    Attributes:
-        model: the LightningModule's class.
-        data: the LightningDataModule's class, None if the model has its own loaders.
-        batch_size_of: 'data' or 'model', the one that takes a `batch_size`; None if none does.
-        batch_size: that argument's value.
-        precision_plugin: class of the user's own precision plugin, None without one.
-    """
+    """The classes that a config names, imported and checked."""
 
     model: type[pl.LightningModule]
-    data: type[pl.LightningDataModule] | None
-    batch_size_of: str | None
-    batch_size: int | None
+    data: type[pl.LightningDataModule] | None  # None if the model has its own loaders
+    batch_size_of: str | None  # 'data' or 'model', the one that takes a `batch_size`; None if none does
+    batch_size: int | None  # the value of that argument
     precision_plugin: type[Precision] | None = None
 
     def traits(self) -> dict[str, Any]:
@@ -76,18 +68,16 @@ def import_classes(config: RunConfig) -> UserClasses:
     if config.ddp:
         problems += argument_problems(DDPStrategy, "ddp", {"dict_kwargs": config.ddp})
     problems += optimizer_problems(config)
-    plugins = _as_list(config.trainer.plugins)
     if not config.model:
-        problems.append(
-            Problem("model", "no model was given; add class_path, or start from load_config(), which has the demo")
-        )
+        text = "no model was given; add class_path, or start from load_config(), which has the demo"
+        problems.append(Problem("model", text))
     if problems:
         secrets = find_secrets(config.to_dict()).values()
         raise ConfigError(Problem(p.path, scrub(p.message, secrets)) for p in problems)
     owner, batch_size = _find_batch_size(config, found)
-    kinds = [import_class(spec["class_path"], PLUGINS, "trainer.plugins") for spec in plugins]
-    duplicates = find_duplicate_plugins(kinds, "trainer.plugins")
-    if duplicates:
+    specs = _as_list(config.trainer.plugins)
+    kinds = [import_class(spec["class_path"], PLUGINS, "trainer.plugins") for spec in specs]
+    if duplicates := find_duplicate_plugins(kinds, "trainer.plugins"):
         raise ConfigError(duplicates)
     own = [kind for kind in kinds if issubclass(kind, Precision)]
     return UserClasses(found["model"], found.get("data"), owner, batch_size, own[0] if own else None)
@@ -190,12 +180,10 @@ def _class_problems(spec: Mapping[str, Any], base: type[Any] | tuple[type[Any], 
 def _find_batch_size(config: RunConfig, classes: Mapping[str, type[Any]]) -> tuple[str | None, int | None]:
     """Which class takes `batch_size`, Lightning's usual name for the micro batch, and its value."""
     for key in ("data", "model"):
-        if key not in classes:
-            continue
-        parameter = inspect.signature(classes[key].__init__).parameters.get("batch_size")
-        if parameter is None:
-            continue
-        default = None if parameter.default is parameter.empty else parameter.default
-        value = read_argument(classes[key], getattr(config, key), "batch_size", default)
-        return key, value if isinstance(value, int) else None
+        parameters = inspect.signature(classes[key].__init__).parameters if key in classes else {}
+        if "batch_size" in parameters:
+            given = parameters["batch_size"].default
+            default = None if given is inspect.Parameter.empty else given
+            value = read_argument(classes[key], getattr(config, key), "batch_size", default)
+            return key, value if isinstance(value, int) else None
     return None, None

@@ -20,7 +20,7 @@ def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str)
     Args:
         path: `pkg.module.Class`, or `Class` if it is imported already.
         base: the required base class or classes.
-        field: its path in the config.
+        field: the setting that names the class.
 
     Raises:
         ConfigError: it does not import, is ambiguous, or is not a subclass of `base`.
@@ -41,11 +41,11 @@ def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str)
         raise ConfigError([Problem(field, message)]) from error
     found = getattr(module, name, None)
     if found is None:
-        hidden = _hidden_folder(module_name.partition(".")[0])
         where = getattr(module, "__file__", None) or "a folder without __init__.py"
-        raise ConfigError(
-            [Problem(field, hidden or f"module {module_name} has no {name}; the module is {where}: correct the name")]
+        message = _hidden_folder(module_name.partition(".")[0]) or (
+            f"module {module_name} has no {name}; the module is {where}: correct the name"
         )
+        raise ConfigError([Problem(field, message)])
     if not (inspect.isclass(found) and issubclass(found, bases)):
         message = foreign_lightning(found) or f"{path} is not a {kind}; it is {_describe(found)}: give a {kind}"
         raise ConfigError([Problem(field, message)])
@@ -53,7 +53,7 @@ def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str)
 
 
 def foreign_lightning(found: Any) -> str | None:
-    """What to import instead of a class or object of the separate package `pytorch_lightning`; None for others."""
+    """Advice for a class or object of the separate package `pytorch_lightning`; None for other packages."""
     cls = found if inspect.isclass(found) else type(found)
     old = next((each for each in cls.__mro__ if each.__module__.partition(".")[0] == "pytorch_lightning"), None)
     if old is None:
@@ -113,7 +113,7 @@ def _hidden_folder(package: str) -> str | None:
 
 
 def _place(error: BaseException) -> str:
-    """The place of the error in the user's code, as ' (file, line n)'."""
+    """The location of the error in the user's code, as ' (file, line n)'."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
@@ -125,10 +125,7 @@ def _place(error: BaseException) -> str:
 
 
 def _describe(found: Any) -> str:
-    if inspect.isclass(found):
-        return (
-            "a subclass of " + ", ".join(b.__name__ for b in found.__mro__[1:-1])
-            if len(found.__mro__) > 2
-            else "a class without a base class"
-        )
-    return f"of type {type(found).__name__}"
+    if not inspect.isclass(found):
+        return f"of type {type(found).__name__}"
+    bases = ", ".join(base.__name__ for base in found.__mro__[1:-1])
+    return f"a subclass of {bases}" if bases else "a class without a base class"

@@ -21,17 +21,12 @@ Part = Literal["model", "data"]
 
 
 class ModelCountError(LauncherError):
-    """The model cannot be created on the meta device; the text has the error of its constructor."""
+    """The model cannot be created on the meta device; the message has the error of its constructor."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Number of parameters.
-
-    Attributes:
-        total: all of them.
-        trainable: parameters that get a gradient.
-    """
+    """The number of all parameters, and of those that get a gradient."""
 
     total: int
     trainable: int
@@ -42,7 +37,7 @@ class ModelSize:
 
 
 def class_problems(config: RunConfig, part: Part) -> list[Problem]:
-    """What is wrong with the class and arguments of the model or the data; empty if it can be created."""
+    """The problems with the class and arguments of the model or the data."""
     try:
         import_classes(config)
     except ConfigError as error:

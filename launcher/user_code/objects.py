@@ -30,27 +30,16 @@ from launcher.user_code.optimizers import optimizer_notice
 
 @dataclass(frozen=True)
 class UserObjects:
-    """The model, the data and other objects of the user.
-
-    Attributes:
-        model: the LightningModule.
-        data: the LightningDataModule, None if the model has its own loaders.
-        callbacks: in their order.
-        loggers: in addition to W&B.
-        precision_plugin: decides the precision instead of the plan; None without one.
-        notices: messages for the user about these objects.
-        plugins: of other kinds, which replace the launcher's.
-        profiler: None for the one that the config names.
-    """
+    """The model, the data and other objects of the user."""
 
     model: pl.LightningModule
-    data: pl.LightningDataModule | None = None
+    data: pl.LightningDataModule | None = None  # None if the model has its own loaders
     callbacks: Sequence[pl.Callback] = ()
-    loggers: Sequence[Logger] = ()
-    precision_plugin: Precision | None = None
-    notices: Sequence[str] = ()
-    plugins: Sequence[Any] = ()
-    profiler: Profiler | None = None
+    loggers: Sequence[Logger] = ()  # in addition to W&B
+    precision_plugin: Precision | None = None  # decides the precision instead of the plan
+    notices: Sequence[str] = ()  # messages for the user about these objects
+    plugins: Sequence[Any] = ()  # of other kinds, which replace the launcher's
+    profiler: Profiler | None = None  # None for the one that the config names
 
     def traits(self) -> dict[str, Any]:
         """Properties of the objects, as plain JSON values; see `launcher.user_code.classes.UserClasses.traits`."""
@@ -83,24 +72,15 @@ class Loaders(pl.LightningDataModule):
 
 
 def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserObjects:
-    """Create the objects that the config names; exceptions of the constructors are not changed.
+    """Create the objects that the config names, with the planned micro batch size or, if None, the data's own.
 
-    Args:
-        config: names the classes and their arguments.
-        micro_batch_size: planned micro batch size, None for the data's own.
+    Exceptions of the constructors are not changed.
     """
     model, data = make_objects(config, import_classes(config), micro_batch_size)
     precision, others = sort_plugins(make_plugins(config), "trainer.plugins")
     notice = optimizer_notice(model, config)
-    return UserObjects(
-        model,
-        data,
-        make_callbacks(config),
-        make_loggers(config),
-        precision,
-        [] if notice is None else [notice],
-        plugins=others,
-    )
+    notices = [] if notice is None else [notice]
+    return UserObjects(model, data, make_callbacks(config), make_loggers(config), precision, notices, others)
 
 
 def sort_plugins(plugins: Sequence[Any], field: str = "plugins") -> tuple[Precision | None, tuple[Any, ...]]:

@@ -22,7 +22,7 @@ _BLOCKS: tuple[tuple[str, tuple[type[Any], ...], str], ...] = (
 
 
 def optimizer_problems(config: RunConfig) -> list[Problem]:
-    """What is wrong with the config's optimizer and scheduler."""
+    """The problems with the config's optimizer and scheduler."""
     problems: list[Problem] = []
     if config.lr_scheduler and not config.optimizer:
         problems.append(Problem("lr_scheduler", "given without an optimizer; add one, as in `optimizer: Adam`"))

@@ -1,4 +1,4 @@
-"""Digests of the user's source files of imported modules, so that ranks can compare their code."""
+"""Digests of the user's source files, for ranks to compare their code."""
 
 from __future__ import annotations
 
@@ -24,15 +24,11 @@ _MOST_FILES = 2000
 
 
 def user_sources(modules: Mapping[str, ModuleType | None]) -> dict[str, str]:
-    """The digest of each source file of the user, by a name that is the same on all nodes.
+    """The digest of each source file of the user, by the same name on all nodes: {"my_pkg/model.py": "0f3a..."}.
 
-    Args:
-        modules: `sys.modules` after the user's classes are imported. A module is the user's if its file belongs
-            neither to Python, nor to an installed package, nor to the launcher. Of a package all files are compared,
-            as ranks may import some later. Line ends and files that build tools write are ignored.
-
-    Returns:
-        Such as {"my_pkg/model.py": "0f3a..."}; empty in a notebook that imports no files of the user.
+    `modules` is `sys.modules` after the user's classes are imported. A module is the user's if its file belongs neither
+    to Python, nor to an installed package, nor to the launcher. All files of a package are compared, because ranks may
+    import some later. Line ends and files that build tools write are ignored.
     """
     library = _library_folders()
     found: dict[str, Path] = {}
@@ -49,7 +45,7 @@ def user_sources(modules: Mapping[str, ModuleType | None]) -> dict[str, str]:
 
 
 def digest_of(sources: Mapping[str, str]) -> str:
-    """One digest for all of them."""
+    """One digest of all source files."""
     return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:16]
 
 

@@ -52,7 +52,7 @@ def train(python: Path) -> str:
         python: of the environment.
     """
     finished = subprocess.run(
-        [str(python), str(REPOSITORY / "tests" / "lightning_versions_worker.py")],
+        [str(python), str(REPOSITORY / "tests" / "support" / "lightning_versions_worker.py")],
         env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
         cwd=tempfile.gettempdir(),
         capture_output=True,

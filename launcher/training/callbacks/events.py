@@ -1,4 +1,4 @@
-"""What a training shows and records as it runs: events, and lines for a terminal without a progress bar."""
+"""The progress of a training: events in the run directory, and lines for output without a progress bar."""
 
 from __future__ import annotations
 
@@ -18,15 +18,11 @@ _RATES_IN_EVENT = 8
 
 
 class EventWriter(pl.Callback):
-    """Writes rank zero's events: steps at the logging interval, validations, checkpoints.
-
-    Attributes:
-        batches: number of batches that this process has trained.
-    """
+    """Writes rank zero's events: steps at the logging interval, validations, checkpoints."""
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
-        self.batches = 0
+        self.batches = 0  # trained by this process
         self._step = -1
         self._since: tuple[float, int] | None = None
 
@@ -121,10 +117,8 @@ def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def learning_rates(trainer: pl.Trainer) -> list[float]:
     """The learning rates of the next step, in the order of the parameter groups; equal rates are listed once."""
-    rates = [
-        float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group
-    ]
-    return list(dict.fromkeys(rates))[:_RATES_IN_EVENT]
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return list(dict.fromkeys(float(group["lr"]) for group in groups if "lr" in group))[:_RATES_IN_EVENT]
 
 
 def _interval(trainer: pl.Trainer) -> int:

@@ -6,33 +6,26 @@ import contextlib
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from typing_extensions import override
 
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
 from launcher.planning.oom import planned_memory
 from launcher.planning.plan import Plan
+from launcher.training.resume.random_states import gather_states
 
 # Limits the size of the event of a large run.
 _RANKS_IN_EVENT = 64
-_ALLOCATOR = "most bytes that torch's allocator had in use on the device"
-_GROWTH = "growth of the process's resident memory since before the model was made"
 
 
 class MeasuredMemory:
-    """A rank's memory peak since this object was created, which must be before the model is created.
+    """A rank's memory peak in bytes since this object was created, which must be before the model is created.
 
     On a GPU it is the peak of torch's allocator. On a CPU it is the growth of the process's resident memory, which
     includes libraries that are loaded later, data loaders and memory that the allocator keeps.
-
-    Args:
-        device_kind: 'cpu', 'cuda' or 'mps'.
-        status, clear: files of this process in Linux's /proc.
     """
 
     def __init__(
@@ -56,11 +49,13 @@ class MeasuredMemory:
 
     @property
     def method(self) -> str:
-        """What is measured, as text."""
-        return _ALLOCATOR if self._on_gpu else _GROWTH
+        """Describe what is measured."""
+        if self._on_gpu:
+            return "most bytes that torch's allocator had in use on the device"
+        return "growth of the process's resident memory since before the model was made"
 
     def peak(self) -> int:
-        """Bytes."""
+        """The peak in bytes."""
         if self._on_gpu:
             return torch.cuda.max_memory_allocated()
         return max(0, self._resident("VmHWM") - self._base)
@@ -92,15 +87,16 @@ class MemoryReporter(pl.Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # After other errors not all ranks may reach this collective.
+        # After other errors some ranks may not reach this collective.
         if isinstance(exception, Interrupted):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        peaks = _gather_peaks(self._measured.peak(), pl_module.device)
+        states = gather_states({"peak": self._measured.peak()}, pl_module.device)
+        peaks = [state["peak"] for state in states]
         if trainer.global_rank == 0:
             shown = sorted(sorted(range(len(peaks)), key=lambda rank: -peaks[rank])[:_RANKS_IN_EVENT])
-            planned: dict[str, Any] | None = planned_memory(self._plan, self._plan.strategy.name)
+            planned = planned_memory(self._plan, self._plan.strategy.name)
             self._events.write(
                 "memory",
                 step=trainer.global_step,
@@ -109,14 +105,3 @@ class MemoryReporter(pl.Callback):
                 measured=[peaks[rank] for rank in shown],
                 measured_by=self._measured.method,
             )
-
-
-def _gather_peaks(peak: int, device: torch.device) -> list[int]:
-    """The peaks of all ranks in rank order; a collective."""
-    if not dist.is_initialized():
-        return [peak]
-    group = dist.group.WORLD
-    own = torch.tensor([peak], dtype=torch.int64, device=device)
-    found = [torch.zeros_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, own, group=group)
-    return [int(one.item()) for one in found]

@@ -37,25 +37,15 @@ from launcher.user_code.objects import UserObjects
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a training creates before its Trainer.
-
-    Attributes:
-        objects: the user's.
-        stop: the ranks' decision where to stop.
-        listener: receives the signals.
-        measured: memory since before the model was created.
-        loggers: of the Trainer.
-        wandb: the run's W&B logger; None if W&B is not installed.
-        described: the model and its precision, for W&B's config.
-    """
+    """The objects that a training creates before its Trainer."""
 
     objects: UserObjects
     stop: StopAgreement
     listener: SignalListener
     measured: MeasuredMemory
-    loggers: Sequence[Logger]
-    wandb: QueuedWandbLogger | None
-    described: Mapping[str, Any]
+    loggers: Sequence[Logger]  # of the Trainer
+    wandb: QueuedWandbLogger | None  # None if W&B is not installed
+    described: Mapping[str, Any]  # the model and its precision, for W&B's config
 
 
 def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -> list[pl.Callback]:

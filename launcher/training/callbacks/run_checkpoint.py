@@ -17,7 +17,7 @@ from typing_extensions import override
 from launcher.checkpoint.precision import RECORD, make_record
 from launcher.config.schema import CheckpointOptions
 from launcher.planning.plan import Plan
-from launcher.training.loops.batch_end import after_batch
+from launcher.training.loops.epoch_loop import after_batch
 
 
 class CheckpointAfterBatch(ModelCheckpoint):
@@ -34,9 +34,8 @@ class CheckpointAfterBatch(ModelCheckpoint):
 class RunCheckpoint(CheckpointAfterBatch):
     """Saves the checkpoints that a run resumes from, independent of the user's checkpoint callbacks.
 
-    It has its own type for two reasons. Lightning removes the Trainer's callbacks of a type if the model's
-    `configure_callbacks` returns one of that type, and callbacks of one type need different settings to be saved
-    together.
+    Its own type keeps it if the model's `configure_callbacks` returns a ModelCheckpoint, and lets it have the same
+    settings as another one.
     """
 
     def __init__(self, options: CheckpointOptions, folder: Path) -> None:
@@ -127,11 +126,9 @@ class _Connector(_CheckpointConnector):
 
 
 def find_best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | None]:
-    """The best checkpoint by the first callback with a monitor, the user's callbacks before the run's.
+    """Path or URL of the best checkpoint by the first callback with a monitor, the user's first, and the monitor.
 
-    Returns:
-        The path or URL, and the monitor. Without a monitor, the checkpoint that the first callback saved last; None if
-        there is none.
+    Without a monitor, the checkpoint that the first callback saved last; None if there is none.
     """
     callbacks = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
     saved = [each for each in callbacks if each.best_model_path]
@@ -143,10 +140,10 @@ def find_best_checkpoint(trainer: pl.Trainer) -> tuple[Path | str | None, str | 
 
 
 def accept_file_urls(callbacks: Iterable[pl.Callback]) -> None:
-    """Let a `ModelCheckpoint` save to a `file://` URL, which Lightning takes for a folder named `file:`."""
-    misread = os.path.realpath("file:") + os.sep
+    """Let a `ModelCheckpoint` save to a `file://` URL, which Lightning treats as a folder named `file:`."""
+    wrong_folder = os.path.realpath("file:") + os.sep
     for each in callbacks:
         if isinstance(each, ModelCheckpoint) and each.dirpath is not None:
             folder = str(each.dirpath)
-            if folder.startswith(misread):
-                each.dirpath = os.sep + folder.removeprefix(misread)
+            if folder.startswith(wrong_folder):
+                each.dirpath = os.sep + folder.removeprefix(wrong_folder)

@@ -20,13 +20,8 @@ from typing_extensions import override
 class SharedOnce(DistributedSampler[Any]):
     """The batches of one rank, as many as on every other rank, which collectives in a step need.
 
-    The numbers of samples of the ranks differ by one at most.
-
-    Args:
-        size: total number of samples; at least one for each rank.
-        batch_size: largest micro batch size.
-        world_size: number of ranks.
-        rank: this rank.
+    The numbers of samples of the ranks differ by one at most; each rank needs one. `batch_size` is the largest micro
+    batch.
     """
 
     def __init__(self, size: int, batch_size: int, world_size: int, rank: int) -> None:
@@ -79,9 +74,7 @@ class SharedSource(_DataLoaderSource):
 
     def _share(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         trainer = self._trainer
-        if loader.batch_size is None:
-            return loader
-        if not trainer._data_connector._requires_distributed_sampler(loader):
+        if loader.batch_size is None or not trainer._data_connector._requires_distributed_sampler(loader):
             return loader
         sampler = _get_distributed_sampler(
             loader,

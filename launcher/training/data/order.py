@@ -34,12 +34,9 @@ class DataSplit:
     """How the training samples are split among the ranks.
 
     Attributes:
-        batch: the planned split.
-        rank: this rank.
         seed: of the order.
         fixed_global_batch: whether the user fixed `global_batch_size`.
-        distribute: whether the ranks share the samples (`use_distributed_sampler`); otherwise each rank reads all
-            samples of its loaders.
+        distribute: `use_distributed_sampler`; if false, each rank reads all samples of its loaders.
     """
 
     batch: BatchSplit
@@ -59,13 +56,9 @@ class DataSplit:
 class DataOrder:
     """Puts training loaders into one global order that can be resumed at any batch.
 
-    A loader keeps its class and all attributes but its sampler. If it has a sampler or batch sampler of the user, that
-    one decides the order; it draws from generators that are seeded for each epoch.
-
-    Args:
-        split: how the samples are split.
-        notice: called with a notice, for example if a resume cannot restore a loader's place in an epoch.
-        on_batch: called with the owner of a loader and its micro batch size if that is not the planned one.
+    A loader keeps its class and all attributes but its sampler. A sampler or batch sampler of the user decides the
+    order, and draws from generators that are seeded for each epoch. `on_batch` is called with the owner of a loader and
+    its micro batch size if that is not the planned one.
     """
 
     def __init__(
@@ -89,12 +82,9 @@ class DataOrder:
             self._notice(text)
 
     def apply(self, make: Callable[[], Any], owner: str, *, overfit: bool = False) -> Any:
-        """Return the loaders of `make` in their order.
+        """Put the loaders of `make`, the `train_dataloader` of the owner, in order.
 
-        Args:
-            make: the user's `train_dataloader`.
-            owner: its name.
-            overfit: whether every epoch has the same batches, in the dataset's own order.
+        With `overfit` every epoch has the same batches, in the dataset's own order.
 
         Raises:
             DataError: there is no data, or the batch is not the planned one.
@@ -104,7 +94,7 @@ class DataOrder:
         except ValueError as error:
             # torch's RandomSampler raises this for an empty dataset.
             if "num_samples=0" in str(error):
-                raise _empty(owner) from error
+                raise _empty_data_error(owner) from error
             raise
         combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
         has_several = len(combined.flattened) > 1
@@ -121,12 +111,13 @@ class DataOrder:
             kind = type(loader).__name__
             if self._fixed:
                 self.notify_once(f"cannot check global_batch_size: {owner} returned a {kind}, not a DataLoader")
-            self._keep(kind if isinstance(loader, CombinedLoader) else f"{kind} is not a DataLoader", loader)
+            reason = kind if isinstance(loader, CombinedLoader) else f"{kind} is not a DataLoader"
+            self._notify_unchanged(reason, loader)
             return loader
         self._check_size(loader, owner, has_several)
-        reason = self._why_not(loader, overfit)
+        reason = self._find_obstacle(loader, overfit)
         if reason is not None:
-            self._keep(reason, loader)
+            self._notify_unchanged(reason, loader)
             return loader
         if type(loader).__iter__ not in (DataLoader.__iter__, StatefulDataLoader.__iter__):
             self.notify_once(f"{type(loader).__name__} overrides __iter__: a resume is exact only if it draws from its "
@@ -182,13 +173,12 @@ class DataOrder:
             self.notify_once(f"{type(sampler).__name__} decides the order of the training data: a resume repeats it if "
                              "it depends only on set_epoch and the generators of Python, NumPy and torch")  # fmt: skip
 
-    def _keep(self, reason: str, loader: Any) -> None:
+    def _notify_unchanged(self, reason: str, loader: Any) -> None:
+        effect = "restarts its epoch"
         if isinstance(loader, _Stateful):
             # Lightning saves the state of rank 0 after prefetching.
-            self.notify_once(f"the training loader is not changed ({reason}): a resume gives all ranks the loader "
-                             "state of rank 0, which may be a batch ahead")  # fmt: skip
-        else:
-            self.notify_once(f"the training loader is not changed ({reason}): a resume restarts its epoch")
+            effect = "gives all ranks the loader state of rank 0, which may be a batch ahead"
+        self.notify_once(f"the training loader is not changed ({reason}): a resume {effect}")
 
     def _notify_batch(self, owner: str, taken: int, has_several: bool) -> None:
         if has_several:
@@ -202,7 +192,7 @@ class DataOrder:
     def _check_size(self, loader: DataLoader[Any], owner: str, has_several: bool) -> None:
         length = None if isinstance(loader.dataset, IterableDataset) else len(cast(Sized, loader.dataset))
         if length == 0:
-            raise _empty(owner)
+            raise _empty_data_error(owner)
         planned, ranks = self.batch.global_batch_size, self.batch.world_size
         taken = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         if not self._fixed:
@@ -221,7 +211,7 @@ class DataOrder:
                 "give more data, or set a smaller global_batch_size"
             )
 
-    def _why_not(self, loader: DataLoader[Any], overfit: bool) -> str | None:
+    def _find_obstacle(self, loader: DataLoader[Any], overfit: bool) -> str | None:
         """Why a loader cannot be placed; None if it can."""
         if isinstance(loader.dataset, IterableDataset):
             return "its dataset is iterable"
@@ -241,16 +231,8 @@ def is_placeable(loader: Any) -> bool:
 
 
 def place_loaders(combined: CombinedLoader, epoch: int, batches: int) -> None:
-    """Make the next iteration of the loaders start after a number of the epoch's batches.
-
-    Args:
-        combined: the loaders; those that cannot be placed are not changed.
-        epoch: from 0.
-        batches: batches that the combination has returned in this epoch.
-    """
-    for loader in combined.flattened:
-        if not is_placeable(loader):
-            continue
+    """Make the next iteration start after the batches that the combined loaders have returned in this epoch."""
+    for loader in filter(is_placeable, combined.flattened):
         iteration, returned = 0, batches
         if combined._mode == "max_size_cycle":
             # A loader that has ended starts again only with the next batch, if there is one.
@@ -261,10 +243,9 @@ def place_loaders(combined: CombinedLoader, epoch: int, batches: int) -> None:
         sampler.place(epoch, iteration, returned * size)
 
 
-def _empty(owner: str) -> DataError:
-    return DataError(
-        f"the training data is empty: {owner} returned a loader without samples; check the path of its data"
-    )
+def _empty_data_error(owner: str) -> DataError:
+    text = f"the training data is empty: {owner} returned a loader without samples; check the path of its data"
+    return DataError(text)
 
 
 def _is_default(loader: DataLoader[Any]) -> bool:

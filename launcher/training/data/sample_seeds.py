@@ -1,7 +1,7 @@
-"""Random draws of loader workers, which depend on seed, epoch and sample only, so that a resumed epoch repeats them.
+"""Random draws of loader workers, which depend on seed, epoch and sample only, so a resumed epoch repeats them.
 
-A worker that starts in the middle of an epoch cannot know what it would have drawn before. So each sample's index has a
-seed, and a worker sets its generators to it before it reads the sample: augmentation does not depend on the number of
+A worker that starts in the middle of an epoch has not made the earlier draws of that epoch. So each sample's index has
+a seed, which the worker's generators get before it reads the sample. Augmentation does not depend on the number of
 workers or ranks either. Without workers, samples draw from the training's own generators, which a checkpoint contains.
 """
 
@@ -19,11 +19,7 @@ _MASK = 2**64 - 1
 
 
 class SeededIndex(int):
-    """A sample's index with the seed for its random draws.
-
-    Attributes:
-        seed: 64 bits.
-    """
+    """A sample's index with the seed for its random draws, which has 64 bits."""
 
     seed: int
 
@@ -49,11 +45,11 @@ def mix_seeds(*numbers: int) -> int:
 
 
 def seed_each_sample(dataset: Any) -> None:
-    """Make the generators of a loader's worker be set before each sample is read.
+    """Seed the generators of a loader's worker before each sample is read.
 
-    For a dataset that reads a batch at once (`__getitems__`) they are set before each batch. torch's `Subset` only
-    forwards its indices, so it reads sample by sample if the dataset below does. A dataset that takes no attribute,
-    such as a list, draws nothing and is not changed. Generators that the dataset created itself are not changed.
+    For a dataset that reads a batch at once (`__getitems__`) they are seeded before each batch. torch's `Subset` only
+    forwards its indices, so it reads sample by sample if its dataset does. A dataset without `__dict__`, such as a
+    list, has no random draws and is not changed, nor are generators that the dataset created itself.
     """
     if not hasattr(dataset, "__dict__"):
         return

@@ -20,11 +20,9 @@ SEED_MASK = 2**62 - 1
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How the samples of a loader are distributed to the ranks.
+    """How the samples of a loader are distributed to the ranks that share them.
 
     Attributes:
-        world_size: number of ranks that share the samples.
-        rank: this rank among them.
         seed: of the order.
         seeds_samples: return each index with a seed for the random draws of a loader worker.
         drop_last: leave out the samples that do not fill every rank, instead of repeating some.
@@ -38,10 +36,10 @@ class Sharding:
 
 
 class PlaceableSampler(DistributedSampler[Any]):
-    """A sampler whose next iteration can be placed: at an epoch, an iteration of it and an item.
+    """A sampler whose next iteration can start at any item of any iteration of any epoch.
 
-    A loader is iterated several times in an epoch if `CombinedLoader` starts it again. The class is a
-    `DistributedSampler` so that Lightning does not distribute the samples again.
+    A loader has several iterations in an epoch if `CombinedLoader` starts it again. As this is a `DistributedSampler`,
+    Lightning does not distribute the samples again.
 
     Attributes:
         generator: gives the seed of a loader's workers, which depends on seed, epoch and iteration only. Without it,
@@ -64,13 +62,7 @@ class PlaceableSampler(DistributedSampler[Any]):
         self.place(0)
 
     def place(self, epoch: int, iteration: int = 0, skip: int = 0) -> None:
-        """Set where the next iteration starts.
-
-        Args:
-            epoch: from 0.
-            iteration: of this epoch, from 0.
-            skip: number of its items to leave out.
-        """
+        """Set the epoch and the iteration of it that is next, both from 0, and the number of its items to skip."""
         self.epoch, self._iteration, self._skip = epoch, iteration, skip
         self.generator.manual_seed(mix_seeds(self.seed, epoch, *_iteration_seeds(iteration)))
 
@@ -104,14 +96,8 @@ class GlobalOrderSampler(PlaceableSampler):
     """Distributes one global order of the samples to the ranks in turn.
 
     The order depends on seed and epoch only, so block k of `global_batch_size` samples is optimizer step k on any
-    number of ranks.
-
-    Args:
-        dataset: has a length.
-        sharding: `drop_last` has no effect with a global batch size.
-        shuffle: a new order in each epoch instead of the dataset's own.
-        global_batch_size: leaves out the last samples of the epoch that do not fill a global batch; None pads or drops
-            as torch does.
+    number of ranks. The last samples of the epoch that do not fill a global batch are left out; without
+    `global_batch_size` the sampler pads or drops as torch does. With `shuffle` each epoch has another order.
     """
 
     def __init__(

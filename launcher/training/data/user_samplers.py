@@ -1,4 +1,4 @@
-"""Samplers and batch samplers of the user, made placeable: what they return is drawn from seeded generators."""
+"""Placeable versions of the user's samplers and batch samplers, which draw from seeded generators."""
 
 from __future__ import annotations
 
@@ -16,27 +16,21 @@ from typing_extensions import override
 from launcher.training.data.sample_seeds import SeededIndex, mix_seeds, seed_all
 from launcher.training.data.samplers import SEED_MASK, PlaceableSampler, Sharding
 
-# The attributes that a placeable sampler has itself, by torch's names; all others are those of the user's sampler.
+# The attributes of the placeable sampler; all others are read from and written to the user's sampler.
 _OWN_ATTRIBUTES = ("dataset", "num_replicas", "rank", "epoch", "drop_last", "num_samples", "total_size", "shuffle",
                    "seed", "generator")  # fmt: skip
 
 
 class _UserSampler(PlaceableSampler):
-    """Draws from a sampler of the user, with generators that are seeded for it, a batch at a time.
+    """Draws `at_once` items at a time from a sampler of the user, with generators that are seeded for it.
 
     The user's object stays in use: attributes that the user changes on it or on this one during the training take
-    effect as in plain Lightning.
-
-    Args:
-        inner: the user's; has a length.
-        sharding: how the items are distributed.
-        at_once: number of items to draw at a time.
-        order: replaces `inner.sampler` while items are drawn; None keeps it.
+    effect as in plain Lightning. If given, `order` replaces `inner.sampler` while items are drawn.
     """
 
     def __init__(self, inner: Any, sharding: Sharding, at_once: int, order: PlaceableSampler | None = None) -> None:
         self._inner, self._order = inner, order
-        # torch's own samplers read nothing that a training changes.
+        # torch's samplers do not depend on the state of a training.
         self._at_once = len(inner) if type(inner).__module__.startswith("torch.") and order is None else at_once
         owners = (inner, getattr(inner, "sampler", None) if order is None else None)
         own = [g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)]
@@ -78,7 +72,7 @@ class _UserSampler(PlaceableSampler):
 
     @contextmanager
     def _in_order(self) -> Generator[None]:
-        """Within it, a batch sampler over torch's own sampler has the length and the batches of this rank's share."""
+        """Give a batch sampler over torch's own sampler the length and the batches of this rank's share."""
         if self._order is None:
             yield
             return
@@ -131,13 +125,7 @@ class PlacedSampler(_UserSampler):
 
 
 class PlacedBatches(_UserSampler):
-    """A batch sampler of the user.
-
-    Args:
-        inner: the user's; has a length.
-        sharding: of `order`; the batches themselves are not distributed.
-        order: replaces its `sampler` while batches are drawn; None keeps it.
-    """
+    """A batch sampler of the user; its batches are not distributed, only the samples of `order`."""
 
     def __init__(self, inner: Any, sharding: Sharding, order: PlaceableSampler | None) -> None:
         alone = dataclasses.replace(sharding, world_size=1, rank=0, drop_last=False)
@@ -153,7 +141,7 @@ class PlacedBatches(_UserSampler):
 
 
 class _Generators:
-    """The generators of Python, NumPy and torch as a sampler sees them: it continues where it left them."""
+    """Gives a sampler generators of Python, NumPy and torch that continue from its last draw."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

@@ -1,4 +1,4 @@
-"""The start of a loader worker: it ignores a scheduler's SIGTERM, as its rank may be saving, and seeds each sample."""
+"""Start a loader worker, which ignores a scheduler's SIGTERM, as its rank may be saving, and seeds each sample."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ _GRACE = 300.0
 
 
 def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: int) -> None:
-    """Initialize a loader worker; a `worker_init_fn`.
-
-    Args:
-        worker_id: torch's number of the worker.
-        inner: the user's own function, None without one.
-        rank: of the training process.
-    """
+    """Initialize a loader worker of the rank; a `worker_init_fn`, which calls the user's own one (`inner`)."""
     _end_with_rank()
     ignore_scheduler_signals()
     if inner is not None:
@@ -40,10 +34,7 @@ def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: in
 
 
 def _end_with_rank() -> None:
-    """End at once when the rank ends. Otherwise a worker notices it only between two samples.
-
-    Until then it would keep the rank's memory, ports and the pipe of its log open.
-    """
+    """End when the rank ends. A worker detects it only between two samples, and keeps memory, ports and pipes open."""
     # The kernel watches the thread that created this process: one that ends earlier must not end the worker.
     if threading.current_thread().name == "MainThread":
         with contextlib.suppress(OSError):
@@ -53,8 +44,7 @@ def _end_with_rank() -> None:
 def ignore_scheduler_signals() -> None:
     """Let SIGTERM end this process at once only if its parent sent it, which is how torch ends a worker.
 
-    SLURM sends SIGTERM to every process of a job. A worker that ended then would end a rank that is still saving. The
-    worker ends with its rank in any case, as torch monitors its parent.
+    SLURM sends SIGTERM to every process of a job, and a worker that ends then would end a rank that is still saving.
     """
     parent = os.getppid()
     # Threads that start later inherit the mask.

@@ -1,7 +1,9 @@
-"""The batches of an epoch, which starts at a `Position`, and the validations within it."""
+"""The batches of an epoch, which starts at a `Position`, their ends, and the validations within the epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -23,14 +25,14 @@ _OWN_GENERATOR = "_launcher_generator"
 
 
 def set_restarting(loop: _Loop, restarting: bool) -> None:
-    """Set Lightning's flag on the loop and on those inside it, also where the loop overrides the property."""
+    """Set Lightning's flag on the loop and on those inside it, even if the loop overrides the property."""
     cast(Any, _Loop.restarting).fset(loop, restarting)
 
 
 class ValidationLoop(_EvaluationLoop):
     """Validations whose loaders draw nothing from the training's random generators when an iteration starts.
 
-    With one validation more or less, as around a resume, the training stays the same.
+    So the training does not change if a resume adds or skips a validation.
     """
 
     @override
@@ -60,7 +62,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @property
     def ends_early(self) -> bool:
-        """Whether the epoch ends with this batch although it has more, as far as is known now."""
+        """Whether the epoch ends with this batch although it has more, according to the current state."""
         trainer = self.trainer
         should_stop = trainer.should_stop and trainer.fit_loop._can_stop_early
         return should_stop or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
@@ -131,3 +133,38 @@ class EpochLoop(_TrainingEpochLoop):
             return not self._should_check_val_fx(data_fetcher)
         finally:
             trainer.should_stop = True
+
+
+def after_batch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
+    """Run `action` once at the end of this batch, before a validation that follows it.
+
+    Call it in a callback's `on_train_batch_end`. A checkpoint that is saved in that hook lacks the changes that later
+    callbacks and the module make in it, and a resume does not run the hook again. In `action` Lightning's counters have
+    the same values as in the hook, so a resume continues at the end of the batch. Of several actions the last one runs
+    first. An exception in `action` ends the training.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    proceed = loop.on_advance_end
+
+    def once(data_fetcher: Any) -> None:
+        if original is None:
+            del vars(loop)["on_advance_end"]
+        else:
+            vars(loop)["on_advance_end"] = original
+        with _batch_not_completed(loop.batch_progress):
+            action()
+        proceed(data_fetcher)
+
+    original = vars(loop).get("on_advance_end")
+    vars(loop)["on_advance_end"] = once
+
+
+@contextmanager
+def _batch_not_completed(progress: Any) -> Iterator[None]:
+    for count in (progress.total, progress.current):
+        count.completed -= 1
+    try:
+        yield
+    finally:
+        for count in (progress.total, progress.current):
+            count.completed += 1

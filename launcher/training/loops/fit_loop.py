@@ -1,9 +1,8 @@
 """Lightning's training loops, which resume from one `Position` instead of from the states of several parts.
 
-Lightning's own restart derives the place in an epoch from three states: the loops' counters, the states of the loaders,
-and the sampler's epoch. They disagree after an epoch that the Trainer ended early, and where a validation and a
-checkpoint follow the same batch. Here the counters are set to the position, the loaders are placed at it, and the work
-that remained after its last batch is done by the same code as in an uninterrupted run.
+Lightning derives the place in an epoch from the loops' counters, the loaders' states and the sampler's epoch, which
+disagree after an epoch that the Trainer ended early, and if a validation and a checkpoint follow the same batch. Here
+counters and loaders are set to the position, and the code of an uninterrupted run finishes the position's last batch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from launcher.training.loops.epoch_loop import EpochLoop, set_restarting
 from launcher.training.loops.position import (
     KEY,
     Position,
-    describe_changes,
+    describe_change,
     read_position,
     rewind_position,
     scale_position,
@@ -33,20 +32,14 @@ from launcher.training.loops.position import (
 
 
 def use_resumable_loops(trainer: pl.Trainer, order: DataOrder) -> None:
-    """Replace the Trainer's training loops before its first `fit`.
-
-    Args:
-        trainer: its limits are copied to the new loops.
-        order: puts the training data in order and gives notice of what a resume cannot repeat.
-    """
+    """Replace the Trainer's training loops before its first `fit`; the new ones have the same limits."""
     before = trainer.fit_loop
     loop = FitLoop(trainer, order, min_epochs=before.min_epochs, max_epochs=before.max_epochs)
     loop.epoch_loop = EpochLoop(trainer, min_steps=before.min_steps, max_steps=before.max_steps)
     trainer.fit_loop = loop
-    evaluations = {"val": (loop.epoch_loop.val_loop, trainer.validate_loop), "test": (trainer.test_loop,)}
-    for name, loops in evaluations.items():
-        for each in loops:
-            each._data_source = SharedSource(f"{name}_dataloader", trainer)
+    evaluations = (("val", loop.epoch_loop.val_loop), ("val", trainer.validate_loop), ("test", trainer.test_loop))
+    for name, each in evaluations:
+        each._data_source = SharedSource(f"{name}_dataloader", trainer)
 
 
 class _OrderedSource(_DataLoaderSource):
@@ -64,25 +57,17 @@ class _OrderedSource(_DataLoaderSource):
 
 
 class FitLoop(_FitLoop):
-    """The epochs; saves and restores the position.
-
-    Attributes:
-        resumed_from: the position in the checkpoint, until the training starts.
-
-    Args:
-        trainer: runs the loop.
-        order: puts the training data in order and gives notice of what a resume cannot repeat.
-        limits: `min_epochs` and `max_epochs`.
-    """
+    """The epochs; saves and restores the position. `order` also gives notices of data that a resume cannot repeat."""
 
     def __init__(self, trainer: pl.Trainer, order: DataOrder, **limits: Any) -> None:
         super().__init__(trainer, **limits)
         self._data_source = _OrderedSource(order, trainer)
         self._order = order
+        # The position in the checkpoint, until the training starts.
         self.resumed_from: Position | None = None
         self._position: Position | None = None
         self._saved: Position | None = None
-        # By index, of the loaders that save a state of their own.
+        # States of stateful loaders, by the index of the loader.
         self._loader_states: Mapping[str, Any] = {}
         # The epochs in which the loaders of the checkpointed run were created last.
         self._reload_epochs: Mapping[str, Any] = {}
@@ -105,7 +90,7 @@ class FitLoop(_FitLoop):
     @property
     @override
     def done(self) -> bool:
-        # The step may be the training's last one, with its validation still to do.
+        # The validation of the training's last step may be due.
         is_due = self._position is not None and self._position.stage == "batch_end"
         return super().done and not (is_due and self.max_batches != 0)
 
@@ -185,10 +170,9 @@ class FitLoop(_FitLoop):
         if self._saved is not None:
             sizes = [getattr(loader, "batch_size", None) for loader in combined.flattened]
             batch = self._order.batch
-            now = scale_position(
-                self._position or rewind_position(self._saved), batch.world_size, batch.accumulate, sizes
-            )
-            for text in describe_changes(self._saved, now):
+            position = self._position or rewind_position(self._saved)
+            now = scale_position(position, batch.world_size, batch.accumulate, sizes)
+            if (text := describe_change(self._saved, now)) is not None:
                 self._order.notify_once(text)
             self._position = now if now.in_epoch else None
             self.restarting = now.in_epoch
@@ -218,7 +202,7 @@ class FitLoop(_FitLoop):
         super().on_advance_start()
         if isinstance(self._data_fetcher, _DataLoaderIterDataFetcher):
             self._order.notify_once("training_step takes dataloader_iter: a resume loses prefetched batches")
-        # The first iterator of a run was created, and placed, together with the loaders.
+        # The first iterator of a run was created and placed together with the loaders.
         if self.trainer.current_epoch > 0 and not self.is_resuming and not self.restarting:
             place_loaders(cast(CombinedLoader, self._combined_loader), self._epoch, 0)
 
@@ -233,5 +217,5 @@ class FitLoop(_FitLoop):
 
 
 def _trained_batches(progress: Any) -> int:
-    """Batches trained in all epochs; a batch at whose end a checkpoint is saved is processed, but not completed."""
+    """Batches trained in all epochs; while a batch's end saves a checkpoint, it is processed, but not completed."""
     return progress.total.completed + progress.current.processed - progress.current.completed

@@ -1,4 +1,4 @@
-"""The place of a training in its data: the one record that a resume uses."""
+"""The position of a training in its data: the only record that a resume uses for it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ class Position:
     """A point between two batches of a training.
 
     Attributes:
-        epoch: the current epoch, from 0.
+        epoch: from 0.
         batches: batches of this epoch that a rank has trained.
-        stage: what follows the last of these batches. `between`: the next batch, or the end of the epoch after the
-            last one. `batch_end`: the end of the batch, including a validation that is due. `validated`: the same,
-            but the validation has run. `epoch_end`: the end of the epoch has run, except for schedulers that follow a
-            metric.
+        stage: the work that follows the last of these batches. `between`: the next batch, or the end of the epoch.
+            `batch_end`: the end of the batch, including a validation that is due. `validated`: the same, but the
+            validation has run. `epoch_end`: only schedulers that follow a metric.
         last: whether the last of these batches ended the epoch.
         total: batches that a rank has trained in all epochs.
-        accumulate: micro batches per optimizer step in this epoch.
-        planned_accumulate: the planned value of `accumulate`, which a callback may have changed.
-        world_size: number of ranks.
+        accumulate: micro batches per optimizer step in this epoch; a callback may have changed the planned value.
         batch_sizes: micro batch size of each loader; None if the loader does not have one.
         validated_batches: no validation is due up to this batch of the epoch; set by `rewind_position` only.
         cut: the Trainer ended the epoch before its last batch, or was about to.
@@ -66,17 +63,12 @@ class Position:
 def read_position(
     epochs: Mapping[str, int], batches: Mapping[str, int], total: int, *, last: bool, stage: Stage | None, **more: Any
 ) -> Position:
-    """The position according to Lightning's counters.
+    """The position according to Lightning's counters: ready, started, processed, completed.
 
     A resume continues an epoch that the Trainer ended before its last batch (`max_steps`, `should_stop`, `max_time`).
 
-    Args:
-        epochs: the fit loop's counters of epochs: ready, started, processed, completed.
-        batches: the epoch loop's counters of this epoch's batches.
-        total: batches trained in all epochs.
-        last: whether the last batch ended its epoch.
-        stage: see `Position`; None derives it from the counters.
-        more: further fields of `Position`.
+    `epochs` are the counters of the fit loop, `batches` those of this epoch's batches; the others are fields of
+    `Position`. If `stage` is None, it is derived from the counters.
     """
     trained = batches["processed"]
     if epochs["started"] > epochs["processed"]:
@@ -118,12 +110,10 @@ def scale_position(
     """
     if not position.batch_sizes:
         position = dataclasses.replace(position, world_size=world_size)
-    ratios = {
-        Fraction(position.world_size * (old or 1), world_size * (new or 1))
-        if old is not None and new is not None
-        else Fraction(position.world_size, world_size)
-        for old, new in zip(position.batch_sizes or (None,), batch_sizes or (None,), strict=False)
-    }
+    pairs = zip(position.batch_sizes or (None,), batch_sizes or (None,), strict=False)
+    # Without the batch size of both runs, only the numbers of ranks are compared.
+    known = [(old or 1, new or 1) if old is not None and new is not None else (1, 1) for old, new in pairs]
+    ratio = min(Fraction(position.world_size * old, world_size * new) for old, new in known)
     # A value that a callback has set does not depend on the number of ranks.
     is_changed = position.accumulate != position.planned_accumulate
     accumulate = position.accumulate if is_changed else planned_accumulate
@@ -134,7 +124,6 @@ def scale_position(
         world_size=world_size,
         batch_sizes=tuple(batch_sizes),
     )
-    ratio = min(ratios)
     if ratio == 1 or not position.in_epoch:
         return now if ratio == 1 else dataclasses.replace(now, total=int(position.total * ratio))
     batches = int(position.batches * ratio)
@@ -151,28 +140,28 @@ def scale_position(
     )
 
 
-def describe_changes(saved: Position, now: Position) -> list[str]:
-    """Describe what a resume at `now` does differently from a run that continues at `saved`."""
-    found: list[str] = []
-    if saved.in_epoch and not saved.last:
-        if saved.world_size == now.world_size and now.batches < saved.batches:
-            found.append(
-                f"the checkpoint was saved while gradients were accumulated: its last {saved.batches - now.batches} "
-                "batches are trained again, with other random numbers"
-            )
-        elif not saved.batch_sizes:
-            pass  # a checkpoint of plain Lightning, which does not contain them
-        elif len(saved.batch_sizes) != len(now.batch_sizes):
-            found.append(f"the checkpoint had {len(saved.batch_sizes)} training loaders and this run has "
-                         f"{len(now.batch_sizes)}: the epoch continues with other samples")  # fmt: skip
-        elif (had := _samples(saved, now)) != (has := _samples(now, saved)):
-            found.append(f"{had} samples of the epoch were trained, which is not a multiple of this run's "
-                         f"steps: the epoch continues after {has} samples")  # fmt: skip
-    return found
+def describe_change(saved: Position, now: Position) -> str | None:
+    """Describe how a resume at `now` differs from a run that continues at `saved`; None if it does not."""
+    if not saved.in_epoch or saved.last:
+        return None
+    if saved.world_size == now.world_size and now.batches < saved.batches:
+        return (
+            f"the checkpoint was saved while gradients were accumulated: its last {saved.batches - now.batches} "
+            "batches are trained again, with other random numbers"
+        )
+    if not saved.batch_sizes:
+        return None  # a checkpoint of plain Lightning, which does not contain them
+    if len(saved.batch_sizes) != len(now.batch_sizes):
+        return (f"the checkpoint had {len(saved.batch_sizes)} training loaders and this run has "
+                f"{len(now.batch_sizes)}: the epoch continues with other samples")  # fmt: skip
+    if (had := _samples(saved, now)) != (has := _samples(now, saved)):
+        return (f"{had} samples of the epoch were trained, which is not a multiple of this run's steps: the epoch "
+                f"continues after {has} samples")  # fmt: skip
+    return None
 
 
 def _samples(position: Position, other: Position) -> tuple[int, ...] | int:
-    """Samples of all ranks for each loader; batches where one of the two has no batch size."""
+    """Samples of all ranks for each loader; batches if one of the two positions has no batch size."""
     sizes = [size if size is not None and other_size is not None else 1
              for size, other_size in zip(position.batch_sizes, other.batch_sizes, strict=False)]  # fmt: skip
     counts = tuple(position.batches * position.world_size * size for size in sizes)

@@ -1,4 +1,4 @@
-"""What a resume restores beyond Lightning's own checkpoint, one module for each part, and checkpoint conversion.
+"""The state that a resume restores in addition to Lightning's own, one module for each part; checkpoint conversion.
 
 The position in the data is in `loops`. File formats are in `launcher.checkpoint`.
 """

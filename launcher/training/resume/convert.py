@@ -19,7 +19,7 @@ from launcher.training.context import RunContext
 
 @contextlib.contextmanager
 def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
-    """The run's checkpoint as the planned strategy can load it; a file that is written for this is removed afterwards.
+    """The run's checkpoint in a form that the planned strategy can load; a consolidated file is removed afterwards.
 
     Every rank calls this, within the process group.
 
@@ -34,9 +34,8 @@ def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
     if saved.is_loadable(resume, planned, plan.deepspeed, plan.world_size):
         yield resume
         return
-    ctx.output.notice(
-        f"{resume.name} was saved by {saved.describe(resume)}: it is consolidated for {plan.strategy.name}"
-    )
+    source = saved.describe(resume)
+    ctx.output.notice(f"{resume.name} was saved by {source}: it is consolidated for {plan.strategy.name}")
     consolidated, rank = ctx.run.path / CONSOLIDATED, ctx.topology.rank
     _on_rank_zero(rank, lambda: save_private(saved.read_consolidated(resume, ctx.trust), consolidated))
     try:
@@ -47,10 +46,7 @@ def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
 
 
 def convert_checkpoint(source: Path, target: Path) -> int:
-    """Write a checkpoint's weights as one plain state dict, loadable with `weights_only` and without the launcher.
-
-    Returns:
-        The number of tensors.
+    """Write a checkpoint's weights as one plain state dict for `weights_only`, and return the number of tensors.
 
     Raises:
         ResumeError: `source` is not a checkpoint, or `target` exists or cannot be written.

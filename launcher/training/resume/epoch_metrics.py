@@ -1,4 +1,4 @@
-"""Saves and restores what an epoch has logged, so that its mean covers all of its batches after a resume too."""
+"""Saves and restores the values logged in an epoch, so that a mean covers all its batches after a resume too."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ _META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_grap
 class EpochMetrics(pl.Callback):
     """Saves and restores the values accumulated by `self.log(..., on_epoch=True)` and the module's torchmetrics.
 
-    Lightning resets them, so that a metric of a resumed epoch would cover its last batches only, and EarlyStopping,
-    ModelCheckpoint and ReduceLROnPlateau would follow it. If the Trainer ended an epoch early, the values and the state
-    of EarlyStopping are saved as before that end. A metric that Lightning does not reset, such as the best of all
-    epochs, is also restored at the start of an epoch.
+    Lightning resets them, so a metric of a resumed epoch would cover its last batches only. If the Trainer ended an
+    epoch early, the values and the state of EarlyStopping from before that end are saved. A metric that Lightning does
+    not reset, such as the best of all epochs, is also restored at the start of an epoch.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
@@ -65,7 +64,8 @@ class EpochMetrics(pl.Callback):
         # For a resume at an epoch's start; None means the same values as in an epoch's middle.
         kept = None
         if self._ended is not None:
-            kept = capture_metrics(pl_module, self._made, _logged_in_validation(trainer) | _logged_in_training(trainer))
+            reset = _logged_in_validation(trainer) | _names(trainer.fit_loop.epoch_loop._results)
+            kept = capture_metrics(pl_module, self._made, reset)
         checkpoint[KEY] = gather_states({**own, "kept": kept}, trainer.strategy.root_device)
         checkpoint.get("callbacks", {}).update(self._stopping)
 
@@ -86,12 +86,12 @@ class EpochMetrics(pl.Callback):
             self._notice(f"the metrics of the {what}: the checkpoint has {len(saved)} ranks and this run has "
                          f"{trainer.world_size}")  # fmt: skip
             return
-        mine = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
-        restore_metrics(pl_module, mine["own"] if in_epoch else _kept(mine))
+        values = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
+        restore_metrics(pl_module, values["own"] if in_epoch else _kept(values))
         if not in_epoch:
             return
         modules = dict(pl_module.named_modules())
-        for key, state in mine["logged"].items():
+        for key, state in values["logged"].items():
             restored = _restore_logged(state, trainer, modules)
             if restored is not None:
                 trainer.fit_loop.epoch_loop._results[key] = restored
@@ -108,11 +108,6 @@ def _kept(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The module's metrics for an epoch's start; empty in a checkpoint of an earlier version."""
     kept = state.get("kept", {})
     return state["own"] if kept is None else kept
-
-
-def _logged_in_training(trainer: pl.Trainer) -> set[str]:
-    """Metrics that Lightning resets at the end of an epoch."""
-    return _names(trainer.fit_loop.epoch_loop._results)
 
 
 def _logged_in_validation(trainer: pl.Trainer) -> set[str]:
@@ -158,22 +153,21 @@ def plain_attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
 
     These are settings, and the counters of wrappers such as `MinMaxMetric` and `Running`.
     """
-    return {
-        name: _copied({key: value for key, value in vars(metric).items() if _is_own(metric, key) and _is_plain(value)})
-        for name, metric in module.named_modules()
-        if isinstance(metric, Metric)
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, metric in module.named_modules():
+        if isinstance(metric, Metric):
+            own = vars(metric).keys() - _common_attributes() - metric._defaults.keys()
+            found[name] = _copied({k: v for k, v in vars(metric).items() if k in own and _is_plain(v)})
+    return found
 
 
 def capture_metrics(
     module: nn.Module, made: Mapping[str, Mapping[str, Any]], skip: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """The accumulated values of the metrics, by metric name.
+    """The accumulated values of the module's metrics, by metric name.
 
-    Args:
-        module: has the metrics.
-        made: their `plain_attributes` before the training; attributes with these values are settings.
-        skip: names of metrics that are reset before they continue, and of those that they wrap.
+    `made` has the metrics' `plain_attributes` before the training; attributes with these values are settings. Metrics
+    in `skip`, and metrics that they wrap, are reset before they continue.
     """
     found: dict[str, dict[str, Any]] = {}
     attributes = plain_attributes(module)
@@ -210,10 +204,6 @@ def restore_metrics(module: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -
 def _states(metric: Metric) -> set[str]:
     """A wrapper may list states of the metric that it wraps."""
     return {key for key in metric._defaults if key in vars(metric)}
-
-
-def _is_own(metric: Metric, key: str) -> bool:
-    return key not in _common_attributes() and key not in metric._defaults
 
 
 @functools.cache

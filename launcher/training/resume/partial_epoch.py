@@ -17,9 +17,8 @@ _BEGINNING, _END = "on_train_epoch_start", "on_train_epoch_end"
 class PartialEpochNotices(pl.Callback):
     """Describes, before the first step, how the resumed epoch differs from that of an uninterrupted run.
 
-    `on_train_epoch_start` is not called again. Lightning does not call it either: it would count, unfreeze or draw
-    twice. But values that only this hook sets are missing. If the Trainer ended the epoch early, the hooks of its end
-    ran then and run again.
+    As in Lightning, `on_train_epoch_start` is not called again, as it would count, unfreeze or draw twice. Values that
+    only this hook sets are missing. If the Trainer ended the epoch early, the hooks of its end run twice.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
@@ -67,9 +66,6 @@ def _done_twice(position: Position, module: pl.LightningModule, callbacks: Seque
 def find_own_hooks(name: str, module: pl.LightningModule, callbacks: Sequence[pl.Callback]) -> list[str]:
     """The hooks of a name that the user overrides, with the names of their classes."""
     owners = [type(each) for each in (module, *callbacks)]
+    known = ("lightning", "pytorch_lightning", "launcher")
     return [f"{owner.__qualname__}.{name}" for owner in dict.fromkeys(owners)
-            if not _is_known(getattr(owner, name).__module__)]  # fmt: skip
-
-
-def _is_known(module: str) -> bool:
-    return module.partition(".")[0] in ("lightning", "pytorch_lightning", "launcher")
+            if getattr(owner, name).__module__.partition(".")[0] not in known]  # fmt: skip

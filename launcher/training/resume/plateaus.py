@@ -1,4 +1,4 @@
-"""Makes schedulers that follow a metric step in a resumed run as in an uninterrupted one."""
+"""Steps schedulers that follow a metric in a resumed run as in an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ KEY = "launcher_monitored"
 class StepPlateaus(pl.Callback):
     """Saves the callback metrics, and makes the steps of ReduceLROnPlateau that Lightning skips around a resume.
 
-    Lightning skips the step at the end of an epoch that was resumed in its middle, and the step of an epoch whose end
-    was being saved. It does not save the metrics that these steps and EarlyStopping need.
+    Lightning skips the step at the end of an epoch that was resumed in its middle or saved at its end, and does not
+    save the metrics that these steps and EarlyStopping need.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:

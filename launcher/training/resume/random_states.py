@@ -1,4 +1,4 @@
-"""Saves and restores the random generators of every rank, so that dropout continues as without an interruption."""
+"""Saves and restores the random generators of every rank, so dropout continues as in an uninterrupted run."""
 
 from __future__ import annotations
 

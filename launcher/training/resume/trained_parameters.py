@@ -17,13 +17,13 @@ KEY = "launcher_trained_parameters"
 class TrainedParameters(pl.Callback):
     """Saves changes of `requires_grad` during the training, and restores them for `BaseFinetuning` callbacks.
 
-    Without such a callback the program decides what is trained, and may have been changed on purpose. A notice then
-    describes the difference.
+    Without such a callback the user's code decides which parameters are trained, and may have been changed since. Then
+    a notice describes the difference.
     """
 
     def __init__(self, notice: Callable[[str], None]) -> None:
         self._notice = notice
-        # As the program created them.
+        # Before the training changed them.
         self._made: Mapping[str, bool] = {}
         self._saved: Mapping[str, bool] = {}
 

@@ -18,15 +18,7 @@ class TunedValues(pl.Callback):
     """Saves the values that the finders set, and sets them in a resumed run instead of searching again.
 
     A search in a resumed run would use other weights, and Lightning would then start at step 0, as a finder ends by
-    restoring its own checkpoint.
-
-    Args:
-        callbacks: the user's.
-        resumes: whether the run resumes from a checkpoint.
-        notice: called if a finder is removed.
-
-    Attributes:
-        kept: the user's callbacks; in a resumed run without the finders.
+    restoring its own checkpoint. `kept` has the user's callbacks; in a resumed run without the finders.
     """
 
     def __init__(self, callbacks: Sequence[pl.Callback], *, resumes: bool, notice: Callable[[str], None]) -> None:

@@ -2,13 +2,11 @@
 
 A rank passes a gate at the end of each optimizer step. When one rank receives a signal, it informs the others over the
 store. Each rank then reports how many gates it has passed and waits at its next gate until it knows the largest of
-these numbers. All ranks stop at that gate: a rank that is ahead is in a step whose collectives need the other ranks,
-and the gates let the others through up to that number. The threads wait inside the store's C code; a step costs one
-lock.
+these numbers, at which all ranks stop: collectives of a rank that is ahead need the other ranks up to there. The
+threads wait inside the store's C code; a step costs one lock.
 
-The decision is one key that is written once, by the first of these: the last rank to report its number, which knows
-all of them; or a rank that timed out waiting for another one, or that ends, which decides that no rank stops. All later
-writers read that decision. All ranks wait for the same two keys and write one key each.
+The decision is one key, which the first writer sets: the last rank that reports its number, or a rank that timed out or
+ends, which decides that no rank stops. All ranks wait for the same two keys and write one key each.
 """
 
 from __future__ import annotations
@@ -32,13 +30,7 @@ _ENDED = "0"
 
 
 class StopAgreement:
-    """The ranks' common decision where to stop.
-
-    Args:
-        store: shared by the ranks, with keys of this attempt only; None with one rank.
-        rank: this rank.
-        world_size: number of ranks.
-    """
+    """The ranks' common decision at which step to stop. The store has keys of this attempt only."""
 
     def __init__(self, store: Any, rank: int, world_size: int) -> None:
         self._store: Any = store if world_size > 1 else None

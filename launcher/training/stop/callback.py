@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from launcher.core.errors import Interrupted
-from launcher.training.loops.batch_end import after_batch
+from launcher.training.loops.epoch_loop import after_batch
 from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.signals import SignalListener
 
@@ -21,14 +21,9 @@ from launcher.training.stop.signals import SignalListener
 class GracefulStop(pl.Callback):
     """After a signal to any rank, all ranks save at the end of the same optimizer step and leave.
 
-    At the last step of an epoch, or one that a validation follows, they save and leave at the end of the next step: a
-    resume would not repeat the validation or what else ends an epoch. The first save is for the case that they are
-    killed before the second.
-
-    Args:
-        agreement: the ranks' common decision.
-        listener: installs its signal handlers again after Lightning has set its own.
-        checkpoint: where to save, None to leave without a checkpoint.
+    At the last step of an epoch, or one that a validation follows, they save, and save again and leave at the end of
+    the next step: a resume would not repeat the validation or the end of the epoch. The first save is used if the ranks
+    are killed before the second. Without a `checkpoint` path they leave without saving.
     """
 
     def __init__(self, agreement: StopAgreement, listener: SignalListener, checkpoint: Path | None) -> None:

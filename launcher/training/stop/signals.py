@@ -31,7 +31,7 @@ class SignalListener:
     at once. So does a second SIGTERM if no agent forwards signals.
 
     Args:
-        agreement: the ranks' common decision.
+        agreement: gets the signals.
         on_request: called with the first signal.
         has_agent: whether the launcher's agent forwards signals as SIGTERM, and ends its ranks itself when needed.
         has_scheduler: whether SIGHUP, SIGUSR1 or SIGUSR2 may be a scheduler's warning; otherwise a script's handlers
@@ -54,20 +54,16 @@ class SignalListener:
         self._writer.setblocking(False)
         self._before: dict[int, Any] = {}
         self._before_fd = -1
-        self._first: int | None = None
+        # The first signal that this rank received.
+        self.first: int | None = None
         self._since = 0.0
         self._closed = False
 
     @property
-    def first(self) -> int | None:
-        """The first signal that this rank received, None if there was none."""
-        return self._first
-
-    @property
     def users_handler(self) -> Callable[[], Any] | None:
         """Calls the script's own handler of that signal; None if it has none."""
-        handler: Any = None if self._first is None else self._before[self._first]
-        return partial(handler, self._first, None) if _is_users(handler) else None
+        handler: Any = None if self.first is None else self._before[self.first]
+        return partial(handler, self.first, None) if _is_users(handler) else None
 
     def __enter__(self) -> SignalListener:
         if threading.current_thread() is not threading.main_thread():
@@ -125,8 +121,8 @@ class SignalListener:
 
     def _handle(self, number: int) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first, self._since = number, now
+        if self.first is None:
+            self.first, self._since = number, now
             with suppress(RuntimeError):
                 self._agreement.request(number)
             self._on_request(number)
@@ -137,7 +133,7 @@ class SignalListener:
 
     def _ends_at_once(self, number: int) -> bool:
         """A scheduler sends SIGTERM after its warning (USR1, USR2), which must not interrupt the save."""
-        return number == signal.SIGINT or (number == signal.SIGTERM == self._first and not self._has_agent)
+        return number == signal.SIGINT or (number == signal.SIGTERM == self.first and not self._has_agent)
 
 
 def _is_users(handler: Any) -> bool:

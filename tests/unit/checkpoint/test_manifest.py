@@ -18,9 +18,9 @@ from launcher.checkpoint.manifest import (
     find_problem,
     manifest_path,
     newest_valid,
-    note_hashes,
     publish,
     remove_checkpoint,
+    write_manifest,
 )
 from launcher.core.errors import ResumeError
 from launcher.runs.selection import find_run
@@ -39,7 +39,7 @@ def _save_folder(path: Path, step: int = 1, **files: bytes) -> Path:
     (fresh / "inner").mkdir(parents=True)
     for name, content in files.items():
         (fresh / "inner" / name).write_bytes(content)
-    note_hashes(fresh, path, step)
+    write_manifest(fresh, path, step)
     if path.exists():
         path.rename(path.with_name(f"{path.stem}-before{path.suffix}"))
     fresh.rename(path)
@@ -73,7 +73,7 @@ def test_old_checkpoint_is_valid_after_a_kill_between_manifest_and_rename(tmp_pa
     path = _save(tmp_path / "last.ckpt", b"old", 1)
     temporary = tmp_path / ".last.ckpt.tmp"
     temporary.write_bytes(b"new")
-    note_hashes(temporary, path, 2)  # power failure here
+    write_manifest(temporary, path, 2)  # power failure here
     assert find_problem(path) is None
     assert path.read_bytes() == b"old"
 
@@ -97,9 +97,9 @@ def test_old_folder_is_found_after_a_kill_during_replacement(tmp_path: Path) -> 
     _save_folder(tmp_path / "last.ckpt", 1, a=b"1")
     _save_folder(tmp_path / "last.ckpt", 2, a=b"2")
     (tmp_path / "last.ckpt" / "inner" / "a").write_bytes(b"torn")
-    found, passed = newest_valid(tmp_path, "last.ckpt")
+    found, skipped = newest_valid(tmp_path, "last.ckpt")
     assert found == tmp_path / "last-before.ckpt"
-    assert [p.path.name for p in passed] == ["last.ckpt"]
+    assert [*skipped] == [tmp_path / "last.ckpt"]
 
 
 def test_damaged_checkpoint_is_skipped_for_an_older_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.training.loops.position import Position, describe_changes, read_position, rewind_position, scale_position
+from launcher.training.loops.position import Position, describe_change, read_position, rewind_position, scale_position
 
 
 def _counts(ready: int, started: int, processed: int, completed: int) -> dict[str, int]:
@@ -67,7 +67,7 @@ def test_position_is_rewound_to_the_last_optimizer_step(position: Position, last
     assert 0 < position.batches - back.batches < position.accumulate
     assert back.total - back.batches == position.total - position.batches
     assert back.validated_batches == position.batches - (position.stage == "batch_end")
-    (reported,) = describe_changes(position, back) if back.in_epoch else ["while gradients were accumulated"]
+    reported = describe_change(position, back) if back.in_epoch else "while gradients were accumulated"
     assert "while gradients were accumulated" in reported
 
 
@@ -85,14 +85,14 @@ def test_number_of_samples_is_kept_on_another_number_of_ranks(
     assert now.batches == steps * accumulate_now
     assert now.total == (steps + 9) * accumulate_now
     assert (now.stage, now.accumulate, now.world_size) == ("batch_end", accumulate_now, new)
-    assert describe_changes(position, now) == []
+    assert describe_change(position, now) is None
 
 
 def test_partial_step_is_repeated_with_a_notice() -> None:
     position = Position(0, 5, "validated", total=5, world_size=1, batch_sizes=(4,))
     now = scale_position(position, 2, 1, [4])
     assert (now.batches, now.stage) == (2, "between")
-    (reported,) = describe_changes(position, now)
+    reported = describe_change(position, now)
     assert reported.startswith("20 samples of the epoch were trained")
     assert "continues after 16" in reported
 
@@ -104,17 +104,17 @@ def test_checkpoint_of_plain_lightning_resumes_at_its_batch(world_size: int, siz
     position = Position(0, 4, "validated", total=12)
     now = scale_position(position, world_size, 1, sizes)
     assert (now.batches, now.total, now.stage, now.world_size) == (4, 12, "validated", world_size)
-    assert describe_changes(position, now) == []
+    assert describe_change(position, now) is None
 
 
 def test_loader_without_a_batch_size_is_compared_by_batches() -> None:
     position = Position(0, 4, total=4, batch_sizes=(None, 8))
-    assert describe_changes(position, scale_position(position, 1, 1, [4, 8])) == []
+    assert describe_change(position, scale_position(position, 1, 1, [4, 8])) is None
 
 
 def test_another_number_of_loaders_gives_a_notice() -> None:
     position = Position(0, 5, total=5, batch_sizes=(4, 4))
-    (reported,) = describe_changes(position, scale_position(position, 1, 1, [4]))
+    reported = describe_change(position, scale_position(position, 1, 1, [4]))
     assert "had 2 training loaders and this run has 1" in reported
 
 
