@@ -25,8 +25,7 @@ _SAVE_TIMEOUT = 0.2
 class RankMonitor(TrackedMonitor):
     """Also writes the numbers of each rank to the run's events, and reports alerts on the terminal.
 
-    Args:
-        result: makes the summary of a training that ended well, by name; None leaves it out.
+    `result` makes the summary of a training that ended well; None leaves it out.
     """
 
     def __init__(

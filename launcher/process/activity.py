@@ -54,9 +54,7 @@ class SlowActivityNotice:
 class ActivityReporter:
     """Publishes in a store that this process is alive and what it does, while the `with` block lasts.
 
-    Args:
-        store: shared with the processes that wait; None publishes nothing.
-        patience: seconds without an update after which the others give up.
+    Without a store it publishes nothing. The others give up after `patience` seconds without an update.
     """
 
     def __init__(self, store: Any, key: str, notify: Callable[[str], None], patience: float) -> None:

@@ -212,10 +212,10 @@ def test_all_wrong_settings_are_reported_together_with_suggestions(fits: Fits, t
     wrong = coordinator(output_dir=tmp_path / "runs", strategy="dpp", devices=0, gradient_clip_val=-1.0)
     with pytest.raises(ConfigError) as caught:
         wrong.train(Toy(), loader(), name="../elsewhere", max_epochs=-7, max_step=3, seed=-1)
-    told = {problem.path: problem.message for problem in caught.value.problems}
-    assert set(told) == {"name", "seed", "devices", "strategy", "trainer.gradient_clip_val", "trainer.max_epochs",
+    reported = {problem.path: problem.message for problem in caught.value.problems}
+    assert set(reported) == {"name", "seed", "devices", "strategy", "trainer.gradient_clip_val", "trainer.max_epochs",
                          "trainer.max_step"}  # fmt: skip
-    assert told["trainer.max_step"] == "unknown key; did you mean trainer.max_steps?"
+    assert reported["trainer.max_step"] == "unknown key; did you mean trainer.max_steps?"
     assert fits.configs == []
     assert not (tmp_path / "runs").exists()
 

@@ -1,4 +1,4 @@
-"""`launcher.agreement.handshake` over a real TCPStore: one decision for all ranks, or one error with the right ranks."""
+"""`launcher.agreement.handshake` over a real TCPStore: one decision, or one error with the right ranks."""
 
 from __future__ import annotations
 
