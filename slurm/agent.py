@@ -1,4 +1,4 @@
-"""The launcher's agent on a node, as a process that only one signal stops."""
+"""The launcher's agent on a node, as a process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ FAILED = 1
 class Agent:
     """The launcher's agent on this node, as a process.
 
-    Args:
-        command: its arguments.
-        cwd: its working directory.
-        env: its environment.
-        warning: name of SLURM's warning signal. SLURM sends it to every process of the job; only this one handles it.
+    SLURM sends its `warning` signal to every process of the job. Only this process handles it; the agent ignores it.
     """
 
     def __init__(self, command: list[str], cwd: str, env: Mapping[str, str], warning: str) -> None:
@@ -31,7 +27,7 @@ class Agent:
         self._stop_signal = signal.Signals[f"SIG{other}"]
         with _ignored_by_children(signal.Signals[f"SIG{warning}"]):
             self._process = subprocess.Popen(command, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL)
-        # `Popen.wait` holds a lock, so a signal handler on the same thread would wait without end.
+        # `Popen.wait` holds a lock: a signal handler on the same thread would wait forever.
         self._descriptor = os.pidfd_open(self._process.pid)
 
     @property
@@ -63,7 +59,7 @@ class Agent:
 
 @contextmanager
 def _ignored_by_children(number: int) -> Generator[None]:
-    """Processes started inside, and theirs, ignore a signal; this process gets one that arrives meanwhile later."""
+    """Processes started in this context ignore a signal; this process receives a pending one at its end."""
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     old_handler = signal.signal(number, signal.SIG_IGN)
     try:

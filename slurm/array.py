@@ -1,4 +1,4 @@
-"""The members of a job array that run, and how many at once: reads and writes sbatch's `--array`. Pure."""
+"""Reads and writes sbatch's `--array`: the chosen members of a job array, and how many run at once. Pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ _EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class ArrayChoice:
-    """The chosen members of an array.
-
-    Attributes:
-        indices: at least one, ascending.
-        at_once: how many may run at the same time; None for no limit.
-    """
+    """The chosen members of an array: ascending indices, and how many may run at once (None: no limit)."""
 
     indices: tuple[int, ...]
     at_once: int | None = None
@@ -33,30 +28,22 @@ class ArrayChoice:
 
 
 def read_array(text: str | None, members: int) -> ArrayChoice:
-    """Read `--array`.
-
-    Args:
-        text: in sbatch's form; without indices, or None, for all members.
-        members: number of members.
+    """Read `--array`; without indices, or None, it selects all of the `members`.
 
     Raises:
         JobRequestError: the text is not in sbatch's form, or selects members that do not exist.
     """
     chosen, percent, limit = (text or "").partition("%")
-    at_once: int | None = None
     if text is not None and (not text or (percent and not re.fullmatch(r"[1-9]\d{0,8}", limit, re.ASCII))):
         raise JobRequestError([OptionProblem("array", f"given {text!r}; {_EXPECTED}")])
-    if percent:
-        at_once = int(limit)
+    at_once = int(limit) if percent else None
     if not chosen:
         return ArrayChoice(tuple(range(members)), at_once)
     indices: set[int] = set()
     for part in chosen.split(","):
         found = _PART.fullmatch(part)
-        first, last, step = (
-            (0, 0, 0) if found is None else (int(found[1]), int(found[2] or found[1]), int(found[3] or 1))
-        )
-        if found is None or first > last or step == 0:
+        first, last, step = (int(found[1]), int(found[2] or found[1]), int(found[3] or 1)) if found else (0, 0, 0)
+        if first > last or step == 0:
             raise JobRequestError([OptionProblem("array", f"given {text!r}; {_EXPECTED}")])
         if last >= members:
             message = f"given {text!r}, but the sweep's members are 0 to {members - 1}"

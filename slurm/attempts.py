@@ -1,7 +1,8 @@
-"""The attempts of one job, and whether requeueing it once more can help."""
+"""The attempts of one job, and whether another requeue can help."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -14,7 +15,7 @@ FILE_NAME = "attempts.jsonl"
 # Each checkpoint has a manifest with its optimizer step.
 _MANIFESTS = "checkpoints/*.manifest"
 _EVENTS = "events.jsonl"
-# Bytes at the end of the events that contain the last line.
+# The last line of the events is in this many bytes.
 _TAIL = 65_536
 
 
@@ -24,10 +25,10 @@ class SlurmAttempt:
 
     Attributes:
         job_id: SLURM's number, the same for all attempts of a requeued job.
-        number: how often SLURM has requeued the job; 0 at first.
+        number: requeues of the job before this attempt.
         step: the optimizer step that the attempt continues from.
         time: start, seconds since 1970.
-        host: name of the first node.
+        host: of the first node.
     """
 
     job_id: str
@@ -38,19 +39,9 @@ class SlurmAttempt:
 
 
 def count_fruitless(attempts: Sequence[SlurmAttempt], job_id: str, step: int) -> int:
-    """The number of the job's last attempts in a row that saved no new step. Pure.
-
-    Args:
-        attempts: oldest first, of any jobs.
-        job_id: the job.
-        step: the saved step now.
-    """
-    count = 0
-    for attempt in reversed([a for a in attempts if a.job_id == job_id]):
-        if attempt.step < step:
-            break
-        count += 1
-    return count
+    """The number of the job's latest attempts in a row that saved nothing beyond `step`. Pure."""
+    newest_first = reversed([attempt for attempt in attempts if attempt.job_id == job_id])
+    return sum(1 for _ in itertools.takewhile(lambda attempt: attempt.step >= step, newest_first))
 
 
 def record_attempt(folder: Path, job_id: str, number: int, step: int, host: str) -> None:
@@ -84,12 +75,7 @@ def read_saved_step(run: Path) -> int:
 
 
 def read_missing_nodes(run: Path, since: float) -> tuple[int, ...]:
-    """Numbers of the nodes that did not join an attempt; none if the run's last event is another one.
-
-    Args:
-        run: the run's directory.
-        since: start of the attempt, seconds since 1970; older events are those of earlier attempts.
-    """
+    """Numbers of the nodes that did not join the attempt since `since`, if that is the run's last event."""
     try:
         with (run / _EVENTS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))

@@ -1,4 +1,4 @@
-"""The variables that SLURM sets for a task or an allocation, read once into a record."""
+"""Records of the variables that SLURM sets for a task or an allocation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # From slurm.h: larger step numbers are batch scripts, interactive shells and other special steps.
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-# From these variables libraries conclude that their process is one of srun's tasks.
+# Libraries that find these variables take their process for one of srun's tasks.
 TASK_VARIABLES = frozenset({"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NPROCS"})
 
 
@@ -17,17 +17,11 @@ class SlurmEnvironmentError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SlurmTask:
-    """One task of a job step.
+    """One task of a job step. `task` and `node` are ranks in the step; `tasks` and `nodes` are their numbers.
 
     Attributes:
-        job_id: the job's number, as text.
-        task: rank of this task within the step.
-        tasks: number of tasks in the step.
-        node: rank of this node within the step.
-        restart_count: how often SLURM requeued the job.
-        nodes: number of nodes of the step.
         step: the step's number, as text; None in a batch script or a shell.
-        member: ARRAY_INDEX of a member of a job array; None of any other job.
+        member: ARRAY_INDEX of a member of a job array; None for any other job.
     """
 
     job_id: str
@@ -41,7 +35,7 @@ class SlurmTask:
 
     @property
     def queue_id(self) -> str:
-        """The id of this job for scontrol and scancel; the job number of an array member may be that of the array."""
+        """The job's id for scontrol and scancel; the job number of an array member may be that of the array."""
         return self.member or self.job_id
 
     @property
@@ -55,10 +49,8 @@ class SlurmAllocation:
     """Nodes that are allocated to a shell or a batch script, which can start steps on them.
 
     Attributes:
-        job_id: the job's number, as text.
-        nodes: number of nodes.
-        nodelist: their names in SLURM's notation; empty if SLURM does not set them.
-        cpus_per_task: the allocation's option, which `srun` does not inherit; None if it was not given.
+        nodelist: names in SLURM's notation; empty if SLURM does not set them.
+        cpus_per_task: the allocation's option, which `srun` does not inherit.
     """
 
     job_id: str

@@ -1,4 +1,4 @@
-"""The request for a job, with sbatch's option names, and the checks before it is submitted. Pure."""
+"""Job requests with sbatch's option names, and their checks. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
-# Options with a text, and the pattern of valid texts. White space, quotes and line ends are never valid: the texts are
-# written into comment lines of a shell script, and a shell would run what follows a line end.
+# Text options: pattern of valid texts, and help. White space, quotes and line ends are never valid: the texts are
+# written into comment lines of a shell script, and a shell would run the text after a line end.
 _NAMES = r"[A-Za-z0-9_.,:@%+/=-]+"
 _TEXT_OPTIONS: Mapping[str, tuple[str, str]] = {
     "partition": (_NAMES, "a partition's name, or several with commas"),
@@ -26,7 +26,7 @@ _COUNT_OPTIONS: Mapping[str, tuple[int, str]] = {
     "nodes": (1, "number of nodes (default 1)"),
     "gpus-per-node": (1, "GPUs, and ranks, on each node"),
     "cpus-per-task": (1, "CPU cores on each node: its one task starts all ranks of the node"),
-    "signal-delay": (1, "seconds before the end at which SLURM warns the job, so that it saves (default 120)"),
+    "signal-delay": (1, "seconds before the end at which SLURM warns the job, which then saves (default 120)"),
 }
 _OTHER_OPTIONS: Mapping[str, str] = {
     "time": "time limit of one attempt, as in 30, 12:00:00 or 2-00:00:00; a longer training is requeued",
@@ -46,23 +46,14 @@ DEFAULT_SIGNAL_DELAY = 120
 
 @dataclass(frozen=True, slots=True)
 class OptionProblem:
-    """One option that is wrong.
-
-    Attributes:
-        option: sbatch's name, without dashes.
-        message: what was given, and what is valid.
-    """
+    """One wrong option: sbatch's name without dashes, and a message with the given and the valid values."""
 
     option: str
     message: str
 
 
 class JobRequestError(ValueError):
-    """Every wrong option of a job.
-
-    Attributes:
-        problems: at least one.
-    """
+    """Every wrong option of a job."""
 
     def __init__(self, problems: Iterable[OptionProblem]) -> None:
         self.problems = tuple(problems)
@@ -74,11 +65,8 @@ class SlurmJob:
     """One job; the attributes are sbatch's options.
 
     Attributes:
-        name: the job's and the run's name.
         nodes: number of nodes; each has one task, which starts the ranks.
-        gpus_per_node: GPUs on each node; None for a job without GPUs.
-        cpus_per_task: cores on each node.
-        time: time limit of one attempt in minutes; None for the partition's limit.
+        time: limit of one attempt in minutes; None for the partition's limit.
         signal: name of the warning, without SIG.
         signal_delay: seconds between the warning and the end.
         environment: names of the variables that the job gets from the submitting shell.
@@ -112,12 +100,7 @@ def list_job_options() -> dict[str, str]:
 
 
 def read_job(name: str, given: Mapping[str, str | None], environment: Iterable[str] = ()) -> SlurmJob:
-    """Read the options of a job.
-
-    Args:
-        name: of the job; valid, since it is a run's name.
-        given: sbatch's option name to text; None or missing if the option was not given.
-        environment: names of variables that the job gets.
+    """Read the options of a job: sbatch's name to text, or to None if the option was not given.
 
     Raises:
         JobRequestError: lists every option that is wrong.
@@ -180,11 +163,9 @@ def read_minutes(text: str) -> int | None:
 
 
 def select_exported_names(present: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
-    """Names of the variables that a job gets, sorted; sbatch exports by name, so the script contains no value.
+    """Sorted names of the variables that a job gets: the known ones of the submitting shell, and `more`.
 
-    Args:
-        present: names of the submitting shell's variables.
-        more: names that the user listed.
+    sbatch exports by name, so the script contains no value.
     """
     # torchelastic's variables are those of a rank.
     known = {name for name in present if name in _EXPORTED or name.startswith(_EXPORTED_PREFIXES)}
@@ -195,37 +176,25 @@ def select_exported_names(present: Iterable[str], more: Iterable[str] = ()) -> t
 def find_contradictions(
     job: SlurmJob, *, devices: int | None, num_nodes: int | None, global_batch_size: int | None
 ) -> list[OptionProblem]:
-    """Every contradiction between the job's numbers and the run's config.
-
-    Args:
-        job: the request.
-        devices: ranks on each node in the config; None if they are not set.
-        num_nodes: nodes in the config; None if they are not set.
-        global_batch_size: samples of one optimizer step in the config; None if they are not set.
-    """
+    """Every contradiction between the job and the settings of the config; None for those that are not set."""
     problems: list[OptionProblem] = []
     if job.gpus_per_node is not None and devices not in (None, job.gpus_per_node):
-        problems.append(OptionProblem(
-            "gpus-per-node", f"given {job.gpus_per_node}, but devices is {devices}; leave out one of them"
-        ))  # fmt: skip
+        message = f"given {job.gpus_per_node}, but devices is {devices}; leave out one of them"
+        problems.append(OptionProblem("gpus-per-node", message))
     if num_nodes not in (None, job.nodes):
-        problems.append(OptionProblem(
-            "nodes", f"given {job.nodes}, but num_nodes is {num_nodes}; leave out num_nodes"
-        ))  # fmt: skip
+        message = f"given {job.nodes}, but num_nodes is {num_nodes}; leave out num_nodes"
+        problems.append(OptionProblem("nodes", message))
     ranks = count_ranks(job, devices) * job.nodes
     if global_batch_size is not None and global_batch_size % ranks:
         below = global_batch_size // ranks * ranks
         nearest = " or ".join(str(size) for size in (below, below + ranks) if size)
-        problems.append(OptionProblem(
-            "nodes", f"{job.nodes} nodes x {ranks // job.nodes} ranks = {ranks} ranks, and global_batch_size "
-            f"{global_batch_size} is not divisible by {ranks}; the nearest valid sizes: {nearest}"
-        ))  # fmt: skip
+        message = f"{job.nodes} nodes x {ranks // job.nodes} ranks = {ranks} ranks, and global_batch_size "
+        message += f"{global_batch_size} is not divisible by {ranks}; the nearest valid sizes: {nearest}"
+        problems.append(OptionProblem("nodes", message))
     # submitit and SLURM check the time about once a minute.
     if job.time is not None and job.time * 60 <= job.signal_delay:
-        problems.append(OptionProblem(
-            "time", f"{job.time} min is not more than the {job.signal_delay} s of --signal-delay, in which "
-            "the job saves; give more time, or a smaller --signal-delay"
-        ))  # fmt: skip
+        message = f"{job.time} min is not more than the {job.signal_delay} s of --signal-delay, in which the job saves"
+        problems.append(OptionProblem("time", f"{message}; give more time, or a smaller --signal-delay"))
     return problems
 
 

@@ -15,10 +15,7 @@ class NodeListError(ValueError):
 
 
 def expand_nodes(text: str) -> list[str]:
-    """The names in a node list, in its order; zero padding is kept.
-
-    Args:
-        text: as in SLURM_JOB_NODELIST: `n[1-3,10]`, `rack[01-02]-n[001-004]`, `a,b[1-2]`.
+    """The names in a node list such as `n[1-3,10]` or `rack[01-02]-n[001-004],a`, in its order, with zero padding.
 
     Raises:
         NodeListError: brackets do not match, a range is descending, or a name is empty.

@@ -10,12 +10,10 @@ from pathlib import Path
 
 
 def is_own(found: os.stat_result, folder: Path) -> bool:
-    """Whether this user owns a file.
+    """Whether this user owns a file in the folder.
 
-    Args:
-        found: of the file.
-        folder: of the file. Some disks map owners (NFS for root, network shares, user namespaces): there, the
-            owner of a new file of this process counts.
+    Some disks map owners (NFS for root, network shares, user namespaces): there, the owner of this process's new files
+    counts.
     """
     return found.st_uid == os.geteuid() or found.st_uid == find_new_file_owner(folder)
 

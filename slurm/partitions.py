@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 # Partition ('*' marks the default), availability, time limit, nodes, CPUs and MB of memory per node, generic resources.
@@ -18,18 +18,14 @@ class PartitionsError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One partition. If its nodes differ, numbers are the minimum over them.
+    """One partition. Numbers per node are the minimum over the nodes.
 
     Attributes:
-        name: what `--partition` takes.
         is_default: whether jobs without a partition use it.
         is_up: whether it starts jobs.
         time_limit: SLURM's spelling, 'infinite' for none.
-        nodes: number of nodes, whatever their state.
-        cpus_per_node: CPUs of a node.
-        memory_mb_per_node: memory of a node in MB.
-        gpus_per_node: GPUs of a node.
-        gpu_type: type of the GPUs; None if the cluster sets none or several.
+        nodes: number of nodes in any state.
+        gpu_type: None if the cluster sets no type or several.
     """
 
     name: str
@@ -43,20 +39,15 @@ class Partition:
     gpu_type: str | None = None
 
 
-def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[Partition, ...]:
-    """Ask `sinfo`; the default partition first.
-
-    Args:
-        run: runs a command and returns its output; raises FileNotFoundError if the command does not exist.
-
-    Returns:
-        No partitions if there is no `sinfo`.
+def read_partitions() -> tuple[Partition, ...]:
+    """Ask `sinfo`, if it exists; the default partition first.
 
     Raises:
         PartitionsError: `sinfo` failed or did not answer in time; with its message.
     """
+    command = ["sinfo", "--noheader", f"--format={_FORMAT}"]
     try:
-        output = (run or _run)(["sinfo", "--noheader", f"--format={_FORMAT}"])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
     except FileNotFoundError:
         return ()
     except subprocess.CalledProcessError as error:
@@ -66,7 +57,7 @@ def read_partitions(run: Callable[[Sequence[str]], str] | None = None) -> tuple[
         raise PartitionsError(f"sinfo did not answer within {error.timeout:g} seconds") from error
     except OSError as error:
         raise PartitionsError(f"sinfo could not be run: {error}") from error
-    return parse_partitions(output)
+    return parse_partitions(done.stdout)
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
@@ -120,11 +111,6 @@ def _gpus(gres: str) -> tuple[int, set[str]]:
 
 
 def _number(text: str) -> int:
-    """Sinfo writes '64+', at least 64, if nodes differ."""
+    """The number in '64+', which sinfo writes if nodes differ."""
     digits = re.match(r"\d+", text)
     return int(digits.group()) if digits else 0
-
-
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
-    return done.stdout

@@ -1,4 +1,7 @@
-"""SLURM's queue commands: `squeue`, `sacct`, `scancel` and `scontrol`, started without a shell."""
+"""SLURM's queue commands: `squeue`, `sacct`, `scancel` and `scontrol`, started without a shell.
+
+The functions raise `QueueCommandError` if a command is missing, fails, or does not answer.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ class JobState:
     """The state of a job.
 
     Attributes:
-        state: SLURM's name, as in RUNNING, PENDING, REQUEUED, COMPLETED; UNKNOWN if SLURM no longer knows the job.
+        state: SLURM's name, such as RUNNING; UNKNOWN if SLURM no longer knows the job.
         reason: why the job waits, or its nodes.
-        exit_code: of an ended job; None if it is not known.
+        exit_code: of an ended job, if it is known.
     """
 
     state: str
@@ -49,11 +52,7 @@ def has_slurm() -> bool:
 
 
 def read_job_state(job_id: str) -> JobState:
-    """The state of a job, from the controller, or from the accounting if the controller no longer knows the job.
-
-    Raises:
-        QueueCommandError: SLURM does not answer.
-    """
+    """The state of a job, from the controller, or from the accounting if the controller no longer knows the job."""
     lines = _query_controller(job_id, "--format=%T|%R")
     state, _, reason = lines[0].partition("|") if lines else (UNKNOWN, "", "")
     if lines and state not in ENDED:
@@ -63,11 +62,7 @@ def read_job_state(job_id: str) -> JobState:
 
 
 def read_array_states(job_id: str) -> dict[int, JobState]:
-    """The state of each member of a job array, by index; without members that SLURM no longer knows.
-
-    Raises:
-        QueueCommandError: SLURM does not answer.
-    """
+    """The state of each member of a job array, by index; without members that SLURM no longer knows."""
     states: dict[int, JobState] = {}
     for line in _query_controller(job_id, "--array", "--format=%i|%T|%R"):
         name, state, reason = [*line.strip().split("|", 2), "", ""][:3]
@@ -76,7 +71,7 @@ def read_array_states(job_id: str) -> dict[int, JobState]:
     if not states or any(state.state in ENDED for state in states.values()):
         for name, state in _query_accounting(job_id):
             for index in _indices(name, job_id):
-                # The controller is right about requeued members.
+                # For requeued members, the controller's state is the current one.
                 if index not in states or states[index].state in ENDED:
                     states[index] = state
     return states
@@ -93,31 +88,19 @@ def read_max_array_size() -> int | None:
 
 
 def cancel_job(job_id: str) -> None:
-    """Cancel a job, an array or one member of it, queued or running.
-
-    Raises:
-        QueueCommandError: SLURM refused; with its message.
-    """
+    """Cancel a job, an array or one member of it, queued or running."""
     _check_id(job_id)
     _run_checked("scancel", [job_id])
 
 
 def requeue_job(job_id: str) -> None:
-    """Put a running job, or one member of an array, back into the queue; SLURM ends its processes.
-
-    Raises:
-        QueueCommandError: SLURM refused; with its message.
-    """
+    """Put a running job, or one member of an array, back into the queue; SLURM ends its processes."""
     _check_id(job_id)
     _run_checked("scontrol requeue", [job_id])
 
 
 def cancel_step(job_id: str, step: str | None) -> None:
-    """End all tasks of one step of a job.
-
-    Raises:
-        QueueCommandError: SLURM refused; with its message.
-    """
+    """End all tasks of one step of a job."""
     _check_id(job_id)
     if step is None or not step.isdecimal():
         raise QueueCommandError(f"given step {step!r}; expected a number")

@@ -14,32 +14,25 @@ from submitit.slurm.slurm import SlurmExecutor
 from slurm.array import ArrayChoice
 from slurm.job import SlurmJob
 
-# submitit counts a preemption as a timeout and stops at the third; here only attempts without progress are limited.
+# submitit counts a preemption as a timeout and stops at the third; the launcher limits attempts without progress.
 _TIMEOUTS = 1_000_000
 # Minutes for submitit if the partition sets the limit; submitit's default is five.
 _NO_LIMIT = 366 * 24 * 60
+
+
+# Attributes of `SlurmJob` that are parameters of submitit too.
+_SAME_NAMES = ("nodes", "gpus_per_node", "cpus_per_task", "mem", "partition", "account", "qos", "constraint", "exclude",
+               "nodelist", "dependency", "mail_type", "mail_user")  # fmt: skip
 
 
 def make_submission_parameters(job: SlurmJob) -> dict[str, Any]:
     """Arguments of `SlurmExecutor.update_parameters`: one task on each node. Pure."""
     parameters = {
         "job_name": job.name,
-        "nodes": job.nodes,
         "ntasks_per_node": 1,
-        "gpus_per_node": job.gpus_per_node,
-        "cpus_per_task": job.cpus_per_task,
         "time": job.time or _NO_LIMIT,
-        "mem": job.mem,
-        "partition": job.partition,
-        "account": job.account,
-        "qos": job.qos,
-        "constraint": job.constraint,
-        "exclude": job.exclude,
-        "nodelist": job.nodelist,
-        "dependency": job.dependency,
-        "mail_type": job.mail_type,
-        "mail_user": job.mail_user,
         "signal_delay_s": job.signal_delay,
+        **{name: getattr(job, name) for name in _SAME_NAMES},
     }
     # `wckey` is None below: clusters that track keys refuse submitit's.
     more: dict[str, Any] = {"signal": f"{job.signal}@{job.signal_delay}", "requeue": True}
@@ -53,7 +46,7 @@ def make_submission_parameters(job: SlurmJob) -> dict[str, Any]:
         "additional_parameters": more,
         # The signal that submitit handles in the tasks.
         "setup": [f"export SUBMITIT_PREEMPT_SIGNAL={job.signal}"],
-        # Otherwise srun passes only the variables of sbatch's --export, and not those that the script sets.
+        # By default srun passes only the variables of sbatch's --export, without those that the script sets.
         "srun_args": ["--export=ALL"],
     }
 
@@ -61,16 +54,13 @@ def make_submission_parameters(job: SlurmJob) -> dict[str, Any]:
 class JobExecutor(SlurmExecutor):
     """submitit's executor for one job; it can render the script on a machine without SLURM.
 
-    Args:
-        job: the request.
-        folder: for the script, the pickle and the tasks' output; private, on a disk that the nodes share.
-        python: path of the nodes' Python.
+    The folder gets the script, the pickle and the tasks' output: it must be private and shared by the nodes.
     """
 
     def __init__(self, job: SlurmJob, folder: Path, python: str) -> None:
         # -P: packages in the working directory with the launcher's names must not be imported instead.
         super().__init__(folder, max_num_timeout=_TIMEOUTS, python=f"{shlex.quote(python)} -P")
-        # Set once sbatch has accepted the job, also if submitit then fails to move its files.
+        # Set when sbatch has accepted the job, even if submitit then fails to move its files.
         self.submitted_id: str | None = None
         self._job = job
         self.update_parameters(**make_submission_parameters(job))
@@ -99,29 +89,17 @@ class ArrayExecutor(JobExecutor):
     """submitit's executor for a job array: one script, and a pickle for each member.
 
     submitit's `submit_array` cannot leave out indices, and does not render the script.
-
-    Args:
-        job: the request of each member.
-        folder: for the script, the pickles and the tasks' output.
-        python: path of the nodes' Python.
-        choice: which members run.
     """
 
     def __init__(self, job: SlurmJob, folder: Path, python: str, choice: ArrayChoice) -> None:
         super().__init__(job, folder, python)
         self._choice = choice
-        # With it, submitit names the tasks' output by array and member.
+        # submitit then names the tasks' output by array and member.
         self.parameters["map_count"] = len(choice.indices)
         self.parameters["additional_parameters"]["array"] = str(choice)
 
     def submit_members(self, tasks: Sequence[Callable[[], Any]]) -> str:
-        """Submit the array.
-
-        Args:
-            tasks: of the chosen members, by index.
-
-        Returns:
-            The array's job number; member 3 of array 42 is job 42_3.
+        """Submit the tasks of the chosen members; returns the array's job number (member 3 of array 42 is job 42_3).
 
         Raises:
             FailedJobError, FailedSubmissionError: from submitit, with sbatch's message.

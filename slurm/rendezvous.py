@@ -1,8 +1,7 @@
-"""How the nodes of one attempt find each other, before any rank runs.
+"""The nodes of one attempt find each other, before any rank runs.
 
-Node 0 reserves a free port and publishes it in a file on the shared disk, with a token and all its names and addresses.
-The other nodes try these addresses until one answers with the token. Each node then knows an address of node 0 that it
-reaches, and the interface of that connection.
+Node 0 publishes a free port, a token and all its addresses in a file on the shared disk. The other nodes try these
+addresses until one answers with the token. Each node then knows an address of node 0, and the interface to it.
 """
 
 from __future__ import annotations
@@ -29,12 +28,7 @@ _POLL_SECONDS = 0.2
 
 
 class RendezvousError(RuntimeError):
-    """The nodes did not find each other.
-
-    Args:
-        message: the missing nodes, or the addresses that were tried.
-        missing: numbers of the nodes that did not join, if they are known.
-    """
+    """The nodes did not find each other; `missing` are the numbers of those that did not join, if they are known."""
 
     def __init__(self, message: str, missing: tuple[int, ...] = ()) -> None:
         super().__init__(message)
@@ -43,13 +37,7 @@ class RendezvousError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the ranks of an attempt meet.
-
-    Attributes:
-        host: name or address of node 0 that this node reaches.
-        port: free on node 0.
-        interface: this node's interface to the others; None if there are several.
-    """
+    """The address of the ranks' rendezvous, as this node reaches it; `interface` is None if there are several."""
 
     host: str
     port: int
@@ -58,7 +46,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """What node 0 publishes: its names and addresses, the ranks' port, the port that answers, and the token."""
+    """The file of node 0: its names and addresses, the ranks' port, the port that answers, and the token."""
 
     hosts: list[str]
     port: int
@@ -67,13 +55,13 @@ class _Published:
 
 
 class PortReservation:
-    """A free port of this machine that no other program gets, but a process of the launcher can listen on.
+    """A free port of this machine that no other program gets, but on which a process of the launcher can listen.
 
     Linux allows two sockets with SO_REUSEADDR on one port as long as only one of them listens.
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
+        self._socket = socket.socket(_family())
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -87,15 +75,7 @@ class PortReservation:
 def rendezvous(file: Path, node: int, nodes: int, names: list[str], timeout: float) -> Generator[Endpoint]:
     """The endpoint of the ranks' rendezvous; node 0's port is reserved until the context ends.
 
-    Args:
-        file: see `host_rendezvous`.
-        node: this node's number.
-        nodes: number of nodes.
-        names: of this node, the preferred first.
-        timeout: seconds to wait for the others.
-
-    Raises:
-        RendezvousError: see `host_rendezvous` and `join_rendezvous`.
+    Arguments and errors are those of `host_rendezvous` and `join_rendezvous`.
     """
     if node > 0:
         yield join_rendezvous(file, node, timeout)
@@ -105,14 +85,10 @@ def rendezvous(file: Path, node: int, nodes: int, names: list[str], timeout: flo
 
 
 def host_rendezvous(file: Path, nodes: int, port: int, names: list[str], timeout: float) -> Endpoint:
-    """Node 0: publish the endpoint and wait for the other nodes.
+    """Node 0: publish the endpoint, and wait `timeout` seconds for the other nodes.
 
-    Args:
-        file: to publish in; new for each attempt, on a disk that the nodes share.
-        nodes: number of nodes.
-        port: for the ranks, reserved on this node.
-        names: of this node, the preferred first; its addresses are added.
-        timeout: seconds to wait.
+    The file is new for each attempt, on a disk that the nodes share. The port is reserved for the ranks. The first of
+    this node's names is the preferred one; its addresses are added.
 
     Raises:
         RendezvousError: lists the nodes that did not join.
@@ -132,7 +108,7 @@ def join_rendezvous(file: Path, node: int, timeout: float, now: Callable[[], flo
     """Another node: read the file, then try node 0's addresses until one answers.
 
     Raises:
-        RendezvousError: node 0 published nothing, or none of its addresses answered; lists what was tried.
+        RendezvousError: node 0 published nothing, or none of the listed addresses answered.
     """
     deadline = now() + timeout
     tried: dict[str, str] = {}
@@ -160,7 +136,7 @@ def join_rendezvous(file: Path, node: int, timeout: float, now: Callable[[], flo
         )
     failures = "; ".join(f"{host}: {why}" for host, why in tried.items())
     raise RendezvousError(
-        f"node {node} ({socket.gethostname()}) reaches no address of node 0: {failures}; "
+        f"node {node} ({socket.gethostname()}) cannot reach any address of node 0: {failures}; "
         "open the ports between the nodes"
     )
 
@@ -206,7 +182,7 @@ def _greet(host: str, port: int, token: str, node: int) -> str:
 
 
 def _plain(address: str) -> str:
-    """A dual-stack socket writes an IPv4 address as ::ffff:10.0.0.1."""
+    """10.0.0.1 for ::ffff:10.0.0.1, the form of a dual-stack socket."""
     return address.removeprefix("::ffff:")
 
 

@@ -1,4 +1,4 @@
-"""What submitit runs on each node: the launcher's agent, stopped and requeued when SLURM warns the job."""
+"""The task that submitit runs on each node: starts the launcher's agent, and requeues the job when SLURM warns it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,13 @@ INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """What the submitting machine sends to the nodes, as a pickle. It contains no secret and no variable's value.
+    """The message to the nodes, as a pickle. It contains no secret and no variable's value.
 
     Attributes:
         run: path of the run's directory, on a disk that the nodes share.
         folder: path of this submission's folder in it.
         command: of the launcher's `fit`; the node adds how to start ranks.
         cwd: working directory of the ranks.
-        nodes: number of nodes.
-        ranks_per_node: ranks on each node.
         signal: name of the warning, without SIG.
         resume_from: checkpoint to start from; None for a fresh start or to resume the run itself.
         fruitless_limit: attempts in a row without a saved step, after which the job is not requeued.
@@ -72,10 +70,7 @@ class FitTask:
         self.__init__(request)
 
     def __call__(self) -> int:
-        """Train on this node until the run has ended.
-
-        Returns:
-            0: done, or stopped because node 0 stops the job.
+        """Train on this node until the run has ended; returns 0 if it is done, or if node 0 stops the job.
 
         Raises:
             SystemExit: with the job's exit code, if it is not 0.
@@ -112,10 +107,10 @@ class FitTask:
         return code
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """Called by submitit on node 0 when SLURM warns the job: stop all ranks at one step.
+        """Stop all ranks at one step; submitit calls it on node 0 when SLURM warns the job.
 
         Returns:
-            What the requeued job runs; None if it is not requeued.
+            The task of the requeued job; None if it is not requeued.
         """
         request, task = self._request, _current_task()
         if self._agent is not None:
@@ -184,14 +179,7 @@ class FitTask:
 def make_agent_command(
     request: FitRequest, task: SlurmTask, endpoint: Endpoint | None, env: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str]]:
-    """The arguments and the environment of a node's agent. Reads only whether the run has a checkpoint.
-
-    Args:
-        request: what to train.
-        task: of this node.
-        endpoint: of the rendezvous; None with one node.
-        env: this process's environment.
-    """
+    """The arguments and the environment of a node's agent; `endpoint` is None with one node."""
     arguments = [*request.command, "--nproc-per-node", str(request.ranks_per_node)]
     has_checkpoint = any((Path(request.run) / "checkpoints").glob("*.manifest"))
     # The run's own checkpoints are newer than the one that it started from.
@@ -214,7 +202,7 @@ def make_agent_command(
 
 @contextmanager
 def _rendezvous(request: FitRequest, task: SlurmTask) -> Generator[Endpoint | None]:
-    """Where the nodes meet; its port is reserved as long as the agent runs."""
+    """The rendezvous of the nodes; its port is reserved while the agent runs."""
     if request.nodes == 1:
         yield None
         return

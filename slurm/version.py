@@ -1,4 +1,4 @@
-"""The version of SLURM, and whether its accounting answers."""
+"""The version of SLURM and the state of its accounting."""
 
 from __future__ import annotations
 
@@ -15,23 +15,14 @@ WARNS_PREEMPTED = (22, 5)
 
 @dataclass(frozen=True, slots=True)
 class SlurmFacts:
-    """SLURM as a login node reports it.
-
-    Attributes:
-        version: as in (22, 5, 8); empty if it could not be read.
-        accounting: empty if `sacct` answers, otherwise its error.
-    """
+    """SLURM on a login node: its version, empty if unknown, and the error of `sacct`, empty if it answers."""
 
     version: tuple[int, ...]
     accounting: str
 
 
 def read_slurm(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]] | None = None) -> SlurmFacts:
-    """Ask `sinfo` and `sacct`.
-
-    Args:
-        run: runs a command to its end; raises as `subprocess.run` does.
-    """
+    """Ask `sinfo` and `sacct`; `run` runs a command and raises as `subprocess.run` does."""
     run = run or _run
     try:
         version = parse_version(run(["sinfo", "--version"]).stdout)
@@ -50,7 +41,7 @@ def _accounting(run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
     try:
         asked = run(["sacct", "--noheader", "--allocations", "--starttime=now", "--format=jobid"])
     except FileNotFoundError:
-        return "there is no sacct"
+        return "sacct is not installed"
     except subprocess.TimeoutExpired as error:
         return f"sacct did not answer within {error.timeout:g} s"
     except OSError as error:

@@ -25,8 +25,6 @@ class Assessment:
 
     Attributes:
         name: Lightning's spelling.
-        memory: bytes of the rank that holds most.
-        step: seconds and bytes of an optimizer step.
         micro_batch_size: the largest micro batch that fits, or the smallest one if none fits.
         accumulate: micro batches per optimizer step.
         eligible: whether these ranks can run it at all.
@@ -44,7 +42,7 @@ class Assessment:
     reason: str
 
 
-def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineModel) -> str:
+def explain_pick(pick: Assessment, able: Sequence[Assessment], machine: MachineModel) -> str:
     """Why the pick was chosen among the candidates that these ranks can run and that fit."""
     needs = f"needs {format_bytes(pick.memory.total)} of {format_bytes(machine.memory_bytes)}"
     if len(able) == 1:
@@ -62,14 +60,8 @@ def reason_for(pick: Assessment, able: Sequence[Assessment], machine: MachineMod
     return f"{needs}; estimated {own} a step, {nearest.name} {other}"
 
 
-def shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
-    """Which memory is too small, and by how much; None if all suffice.
-
-    Args:
-        memory: of one rank.
-        machine: the ranks; host memory and NVMe are checked only if their sizes are known.
-        limit: bytes of the device that a rank may use.
-    """
+def find_shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
+    """Which memory is too small, and by how much; None if all suffice. Memory of unknown size is not checked."""
     if memory.total > limit:
         above = format_bytes(memory.total - limit)
         return f"{format_bytes(memory.total)}, {above} above the limit of {format_bytes(limit)}"
@@ -88,7 +80,7 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
     if pick is not None and assessed.name == pick.name:
         reason = "taken"
     elif not assessed.fits:
-        reason = f"does not fit: {shortage(assessed.memory, machine, limit)}"
+        reason = f"does not fit: {find_shortage(assessed.memory, machine, limit)}"
     else:
         reason = f"fits; estimated {format_duration(assessed.step.seconds)} a step"
         if pick is not None and assessed.step.seconds >= pick.step.seconds:
@@ -96,7 +88,7 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
     return replace(assessed, reason=reason)
 
 
-def alternatives_for(
+def describe_alternatives(
     assessed: Sequence[Assessment],
     profile: ModelProfile,
     machine: MachineModel,
@@ -114,7 +106,7 @@ def alternatives_for(
     )
     on_device = parts.total > limit
     if not on_device:
-        text = f"no strategy fits: {least.name} needs least of the device, but {shortage(parts, machine, limit)}"
+        text = f"no strategy fits: {least.name} needs least of the device, but {find_shortage(parts, machine, limit)}"
     ideas: list[str] = []
     ranks = max(machine.world_size, 1)
     while ranks < _MOST_RANKS and precision is not Precision.FP64_TRUE and machine.device_kind == "cuda":

@@ -1,6 +1,7 @@
-"""`StrategyEntry`: all that the launcher knows of one strategy. Pure; only `build` and `precision_plugin` import torch.
+"""`StrategyEntry`: everything the launcher knows about one strategy.
 
-A strategy of your own is a subclass. The defaults describe one in which every rank holds all model states.
+Only `build` and `precision_plugin` import torch. A strategy of your own is a subclass. The
+defaults describe one in which every rank holds all model states.
 """
 
 from __future__ import annotations
@@ -44,12 +45,10 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class StrategyChoice:
-    """What trains the model.
+    """The chosen strategy and its options.
 
     Attributes:
         name: of the strategy's entry in `strategies.registry`.
-        reasons: for the plan.
-        rejected: the other candidates.
         backend: process group backend, None without a process group.
         gradient_as_bucket_view: gradients are views into DDP's buckets, which saves one copy of all gradients.
         static_graph: DDP may reuse the graph of the first step in all steps.
@@ -67,12 +66,9 @@ class StrategyChoice:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRequest:
-    """What a choice depends on.
+    """The inputs of a choice.
 
     Attributes:
-        world_size: number of ranks.
-        device_kind: 'cpu', 'cuda' or 'mps'.
-        accumulate: micro batches per optimizer step.
         has_static_graph: whether the model declares `static_graph = True`: every step uses the same parameters.
         is_auto: the user left the strategy to the launcher.
     """
@@ -91,14 +87,10 @@ class ChoiceRequest:
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
-    """One optimizer step, as the formulas of memory and time take it.
+    """One optimizer step: the input of the formulas for memory and time.
 
     Attributes:
-        model: parameters and optimizer.
         trace: activations of one micro batch, traced in the types that the strategy computes in.
-        world_size: number of ranks.
-        types: widths of parameters and states.
-        accumulate: micro batches per optimizer step.
         settings: DeepSpeed's buckets; other strategies ignore them.
         whole_process: count the memory of a whole CPU process, not only of a GPU's allocator.
     """
@@ -117,13 +109,10 @@ class RankLocation:
     """Position of a rank, with the meaning of torchrun's variables.
 
     Attributes:
-        rank: global rank.
-        world_size: number of ranks.
         local_rank: rank within the node, and the index of its device.
         local_world_size: ranks on this node.
         node_rank: rank of the node.
         main_address: host of rank zero's store.
-        main_port: its port.
     """
 
     rank: int
@@ -137,11 +126,10 @@ class RankLocation:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointHooks:
-    """How the launcher takes part where a strategy reads and writes its checkpoints itself.
+    """Hooks of the launcher for a strategy that reads and writes its own checkpoints.
 
     Attributes:
         on_written: called on rank zero with a complete checkpoint: where it is, its final name, and its step.
-        reading: a context in which the strategy reads a checkpoint.
         read_consolidated: reads a checkpoint of any world size as the one file that Lightning would have saved.
         check_model: raises if the weights do not fit the model; without weights it reads those of the checkpoint.
     """
@@ -154,16 +142,13 @@ class CheckpointHooks:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What `StrategyEntry.build` makes Lightning's object from, beside the choice.
+    """The inputs of `StrategyEntry.build`, besides the choice.
 
     Attributes:
-        device_kind: 'cpu', 'cuda' or 'mps'.
-        location: of this rank.
         timeout: seconds after which a collective fails; only used if Lightning itself makes a process group.
         deepspeed: complete DeepSpeed config, for a strategy that needs DeepSpeed.
         pretend_fp16: for tests: DeepSpeed accepts fp16 on a CPU.
         ddp: the user's arguments of Lightning's DDPStrategy.
-        on_unused: see `DeterministicDDPStrategy`.
         checkpoint: hooks for a strategy that reads and writes its checkpoints itself; None outside of a run.
     """
 
@@ -186,7 +171,6 @@ class StrategyEntry(ABC):
         order: position in lists. Of two candidates of about the same speed the lower one is chosen.
         is_candidate: whether `strategy: auto` compares it.
         is_sharded: whether a rank holds only a part of the weights or states, so that its module is incomplete.
-        needs_process_group: whether it exchanges anything between ranks.
         needs_deepspeed: whether DeepSpeed must be installed and able to run on every rank.
         casts_module: in mixed precision it casts the module instead of using autocast.
         accepts_ddp_options: whether the config's `ddp` applies.
@@ -239,14 +223,12 @@ class StrategyEntry(ABC):
     def model_states(self, step: TrainingStep, measured_optimizer: int | None = None) -> ModelStates:
         """Bytes of parameters, gradients and optimizer states on the rank that holds most.
 
-        Args:
-            step: model, ranks and widths.
-            measured_optimizer: bytes of all optimizer states, if they were measured.
+        `measured_optimizer` is the bytes of all optimizer states, if they were measured.
         """
         return replicated_states(step.model, step.types, measured_optimizer)
 
     def moments(self, step: TrainingStep, states: ModelStates) -> Sequence[Moment]:
-        """What is alive at the moments of a step that can be its peak."""
+        """The moments of a step that can be its peak, with the bytes that are alive."""
         return [
             Moment("forward", states.gradients, step.trace.forward, 0),
             Moment("backward", states.gradients, step.trace.backward, 0),
@@ -255,17 +237,11 @@ class StrategyEntry(ABC):
 
     @abstractmethod
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
-        """What a rank exchanges in one optimizer step.
-
-        Args:
-            step: one micro batch and how many there are.
-            machine: the ranks.
-            compute: seconds of all forward and backward passes of the step.
-        """
+        """The collectives of one optimizer step; `compute` is the seconds of its forward and backward passes."""
 
     def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
         """Seconds of the optimizer's step, and of moving states to and from host memory or NVMe."""
-        return updated_in(step.model.trainable_numel, step, machine), 0.0
+        return estimate_update_time(step.model.trainable_numel, step, machine), 0.0
 
     @abstractmethod
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
@@ -276,11 +252,6 @@ class StrategyEntry(ABC):
 
         In 16-mixed the scaler must count the steps that it skips. Lightning turns 16-mixed on a CPU into bf16-mixed,
         which is not needed: torch has a GradScaler for CPUs.
-
-        Args:
-            precision: the plan's.
-            device_kind: 'cpu', 'cuda' or 'mps'.
-            floor: a loss scale at or below it counts as collapsed.
         """
         if precision is not Precision.FP16_MIXED or device_kind == "mps":
             return None
@@ -296,12 +267,12 @@ class StrategyEntry(ABC):
         return None
 
     def model_notices(self, model: LightningModule) -> Sequence[str]:
-        """What of the model has no effect under this strategy."""
+        """Notices about parts of the model that have no effect under this strategy."""
         del model
         return ()
 
 
-def updated_in(numel: float, step: TrainingStep, machine: MachineModel) -> float:
-    """Seconds in which a device updates so many elements: weight and states are read and written, the gradient read."""
+def estimate_update_time(numel: float, step: TrainingStep, machine: MachineModel) -> float:
+    """Seconds for an update of `numel` elements: weights and states are read and written, gradients are read."""
     touched = 2 * (4 + step.model.optimizer.state_bytes_per_element) + 4
     return numel * touched / machine.memory_bandwidth

@@ -11,8 +11,6 @@ class BatchSplitError(ValueError):
     """A global batch that cannot be split evenly over the ranks.
 
     Attributes:
-        global_batch_size: the requested number of samples per optimizer step.
-        world_size: number of ranks.
         nearest_global_batch_sizes: the nearest sizes that these ranks can share.
         nearest_world_sizes: the nearest numbers of ranks that can share this size.
     """
@@ -35,7 +33,6 @@ class BatchSplit:
     """The samples of an optimizer step: `global_batch_size == micro_batch_size * world_size * accumulate`.
 
     Attributes:
-        world_size: number of ranks.
         micro_batch_size: samples that a rank processes at once; None if only the user's loader knows.
         accumulate: micro batches whose gradients a rank accumulates before an optimizer step.
     """

@@ -35,12 +35,7 @@ def choose_strategy(
 
 
 def with_user_options(choice: StrategyChoice, options: Mapping[str, Any]) -> StrategyChoice:
-    """The choice with the user's arguments of DDP; only what the plan itself depends on is changed.
-
-    Args:
-        choice: of `choose_strategy`.
-        options: the user's arguments of Lightning's DDPStrategy.
-    """
+    """The choice with the user's arguments of DDP; only what the plan itself depends on is changed."""
     if not options or not find_strategy(choice.name).accepts_ddp_options:
         return choice
     views = bool(options.get("gradient_as_bucket_view", choice.gradient_as_bucket_view))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from strategies.assessment import MARGIN, Assessment, alternatives_for, reason_for, shortage, with_reason
+from strategies.assessment import MARGIN, Assessment, describe_alternatives, explain_pick, find_shortage, with_reason
 from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
 from strategies.machine import MachineModel
@@ -15,7 +16,7 @@ from strategies.model_states import DEFAULT_SETTINGS, ZeroSettings
 from strategies.precision import Precision
 from strategies.registry import list_candidates
 from strategies.step_time import step_time
-from strategies.step_trace import ModelProfile, at_batch_size
+from strategies.step_trace import ModelProfile, StepTrace, at_batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,7 @@ class Comparison:
         why: the reason for it; if nothing fits, by how much, and what would.
         next: the candidate to continue with if the pick runs out of memory; None if there is none.
         limit_bytes: bytes that a rank may use.
-        memory_bytes: bytes that its device has.
         method: how activations were found.
-        notes: what the user should know about the numbers.
-        machine: the ranks that they were estimated for.
         next_obstacle: why the config does not allow the next candidate, and what to change; None if it does.
     """
 
@@ -52,7 +50,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with totals added for readers."""
-        values = cast("dict[str, Any]", _plain(asdict(self)))
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for entry, assessed in zip(values["assessments"], self.assessments, strict=True):
             entry["memory"]["total"] = assessed.memory.total
             entry["step"]["seconds"] = assessed.step.seconds
@@ -86,12 +84,7 @@ def compare_strategies(
 ) -> Comparison:
     """Assess every candidate and pick the fastest that fits.
 
-    Args:
-        profile: of the user's module.
-        machine: the ranks.
-        precision: what was agreed on.
-        splits: ways to share the global batch, the largest micro batch first; at least one.
-        options: limits.
+    `splits` are ways to share the global batch, the largest micro batch first; at least one.
     """
     limit = int(machine.memory_bytes * options.memory_share)
     run = _Run(profile, machine, precision, splits, limit, options.settings)
@@ -103,9 +96,9 @@ def compare_strategies(
     pick = _fastest(able, machine)
     assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
-        why = alternatives_for(first, profile, machine, precision, limit, options.settings)
+        why = describe_alternatives(first, profile, machine, precision, limit, options.settings)
     else:
-        why = reason_for(pick, able, machine)
+        why = explain_pick(pick, able, machine)
     return Comparison(
         assessed,
         None if pick is None else pick.name,
@@ -120,13 +113,7 @@ def compare_strategies(
 
 
 def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel) -> str | None:
-    """The candidate to continue with after one has run out of memory: the fastest of those that need less.
-
-    Args:
-        name: of the candidate that ran out; one that was not assessed has no successor.
-        assessed: all of them.
-        machine: the ranks.
-    """
+    """The fastest candidate that needs less than `name`, which ran out of memory; None if `name` was not assessed."""
     own = next((a for a in assessed if a.name == name), None)
     smaller = [a for a in assessed if own and a.eligible and a.fits and a.memory.total < own.memory.total]
     after = _fastest(smaller, machine)
@@ -135,7 +122,7 @@ def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel)
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What every candidate is assessed for; see `compare_strategies`."""
+    """The inputs of every assessment; see `compare_strategies`."""
 
     profile: ModelProfile
     machine: MachineModel
@@ -149,7 +136,7 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
     model, machine = run.profile.model, run.machine
     ranks = machine.world_size if candidate.needs_process_group else 1
     traces = run.profile.sharded if candidate.casts_module else run.profile.plain
-    found: tuple[BatchSplit, MemoryEstimate] | None = None
+    found: tuple[BatchSplit, StepTrace, MemoryEstimate] | None = None
     fits = False
     for split in run.splits:
         trace = at_batch_size(*traces, split.micro_batch_size or traces[1].batch_size)
@@ -164,17 +151,16 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
             method=cast("Method", run.profile.method),
             whole_process=machine.device_kind == "cpu",
         )
-        found = split, memory
-        fits = shortage(memory, machine, run.limit) is None
+        found = split, trace, memory
+        fits = find_shortage(memory, machine, run.limit) is None
         if fits:
             break
     if found is None:
         raise ValueError("compare_strategies needs at least one way to share the batch, none was given")
-    split, memory = found
-    micro = split.micro_batch_size or traces[1].batch_size
+    split, trace, memory = found
     types = candidate.state_types(run.precision)
-    step = TrainingStep(model, at_batch_size(*traces, micro), machine.world_size, types, split.accumulate, run.settings)
-    time = step_time(candidate, step, machine)
+    step = TrainingStep(model, trace, machine.world_size, types, split.accumulate, run.settings)
+    time, micro = step_time(candidate, step, machine), trace.batch_size
     return Assessment(candidate.name, memory, time, micro, split.accumulate, obstacle is None, fits, obstacle or "")
 
 
@@ -196,12 +182,3 @@ def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | 
         if other.step.seconds < best.step.seconds * (1 - MARGIN):
             best = other
     return best
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for JSON."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in cast("list[Any]", value)]
-    return value

@@ -1,10 +1,8 @@
 """Memory that oneDNN uses beside tensors on a CPU: workspaces of LSTMs and convolutions, code of 16-bit products.
 
-Sizes of workspaces are upper bounds for every CPU. The size of the code is measured on this CPU, as oneDNN selects its
-kernels by instruction set.
-
-Under fake tensors `aten::mkldnn_rnn_layer` returns an empty workspace, as only oneDNN knows its size; torch keeps the
-real one from forward to backward (ATen/native/mkldnn/RNN.cpp).
+Sizes of workspaces are upper bounds for every CPU; the size of the code is measured on this CPU. Under fake tensors
+`aten::mkldnn_rnn_layer` returns an empty workspace; torch keeps the real one from forward to backward
+(ATen/native/mkldnn/RNN.cpp).
 """
 
 from __future__ import annotations
@@ -70,14 +68,8 @@ def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -
     """Upper bound of the bytes that oneDNN keeps for one LSTM layer in one direction.
 
     Gates and their differences, four rows of states on each of the two sides of the layer, rows padded to cache lines
-    and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are in fp32 all the same, and one
+    and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are still in fp32, with one
     row less. The layout does not depend on the instruction set.
-
-    Args:
-        steps: length of the sequence.
-        batch: samples.
-        hidden: width of the state.
-        element_size: bytes of an element.
     """
     gates = steps * _row(4 * hidden, element_size)
     states = (steps + 1) * _row(hidden, max(element_size, _FP32))
@@ -90,9 +82,6 @@ def product_code(dtype: torch.dtype) -> int:
 
     Runs two small products: the first creates what all shapes share. 0 if oneDNN has no kernel for this type, or if
     there is no `/proc`.
-
-    Args:
-        dtype: of the operands.
     """
     found = 0
     for rows, inner, columns in ((61, 67, 71), (73, 79, 83)):

@@ -97,7 +97,7 @@ class Distributed(StrategyEntry):
 
         return DeterministicDDPStrategy(
             on_unused=options.on_unused,
-            # Lightning takes this rank's by its local rank, and counts the node's ranks by them.
+            # Lightning selects this rank's device by its local rank, and counts the node's ranks by this list.
             parallel_devices=devices_of(options),
             cluster_environment=FixedClusterEnvironment(options.location),
             process_group_backend=choice.backend,

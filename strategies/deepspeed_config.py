@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 CPU = "cpu"
 NVME = "nvme"
@@ -17,7 +17,7 @@ class ZeroVariant:
     Attributes:
         stage: 1 shards the optimizer's states, 2 the gradients too, 3 the parameters too.
         offload_optimizer: where optimizer states are kept instead of on the GPU: 'cpu', 'nvme' or None.
-        offload_parameters: the same for parameters; stage 3 alone.
+        offload_parameters: the same for parameters; only in stage 3.
     """
 
     stage: int
@@ -31,7 +31,7 @@ class ZeroVariant:
 
 
 # ZeRO flattens all parameters into one buffer and gives each rank a slice of it, without shapes.
-NOT_BY_ELEMENT: Mapping[str, str] = {
+NOT_ELEMENTWISE: Mapping[str, str] = {
     "LBFGS": "asks for the loss again within a step",
     "SparseAdam": "needs sparse gradients",
     "Adafactor": "factors each matrix's second moments, and ZeRO's pieces have no rows and columns",
@@ -43,7 +43,7 @@ NOT_BY_ELEMENT: Mapping[str, str] = {
 }
 
 # Lightning's DeepSpeedStrategy accepts only its own DeepSpeedPrecision.
-BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine computes by one of its own"
+BESIDE_DEEPSPEED = "a precision plugin was given, but DeepSpeed's engine uses its own"
 
 # Elements in a bucket of gradients or gathered parameters. DeepSpeed allocates complete buckets: Lightning's
 # 200 million suit a GPU, but take 1.6 GB for every rank on a laptop.
@@ -52,14 +52,17 @@ CPU_BUCKET = 5_000_000
 NVME_PATH = "/local_nvme"
 
 
+def as_block(value: Any) -> Mapping[str, Any]:
+    """A block of DeepSpeed settings; empty if the value is missing or not a block."""
+    return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
+
+
 @dataclass(frozen=True, slots=True)
 class BatchAndClip:
     """The part of DeepSpeed's config that the plan determines.
 
     Attributes:
-        world_size: number of ranks.
         micro_batch_size: samples that a rank processes at once; None if only the user's loader knows.
-        accumulate: micro batches per optimizer step.
         gradient_clip_val: maximum norm of all gradients, 0 for no clipping.
     """
 
@@ -81,13 +84,7 @@ class BatchAndClip:
 
 
 def zero_config(variant: ZeroVariant, device_kind: str, planned: BatchAndClip) -> dict[str, Any]:
-    """The DeepSpeed config of a variant, complete but for the blocks of the precision.
-
-    Args:
-        variant: stage and offload.
-        device_kind: 'cpu' or 'cuda'.
-        planned: batch and clipping.
-    """
+    """The DeepSpeed config of a variant without the blocks of the precision; `device_kind` is 'cpu' or 'cuda'."""
     bucket = GPU_BUCKET if device_kind == "cuda" else CPU_BUCKET
     zero: dict[str, Any] = {
         "stage": variant.stage,

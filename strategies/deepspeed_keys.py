@@ -15,90 +15,62 @@ from strategies.deepspeed_precision import AUTO
 
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "block": "a block"}
 
-TOP: Mapping[str, str] = {
-    **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-                     "steps_per_print"), "int"),
-    **dict.fromkeys(("gradient_clipping", "gradient_predivide_factor"), "float"),
-    **dict.fromkeys(("managed_gradient_accumulation", "prescale_gradients", "disable_allgather", "dump_state",
-                     "disable_python_gc", "wall_clock_breakdown", "memory_breakdown", "zero_allow_untested_optimizer",
-                     "zero_force_ds_cpu_optimizer", "dataloader_drop_last", "use_data_before_expert_parallelism"),
-                    "bool"),
-    **dict.fromkeys(("communication_data_type", "seq_parallel_communication_data_type", "gradient_allreduce_op",
-                     "log_level"), "str"),
-    **dict.fromkeys(("zero_optimization", "activation_checkpointing", "aio", "checkpoint", "data_types", "fp16", "bf16",
-                     "bfloat16", "torch_autocast", "optimizer", "scheduler", "flops_profiler", "comms_logger",
-                     "autotuning", "hybrid_engine", "pipeline", "data_efficiency", "datastates_ckpt",
-                     "weight_quantization", "compile", "timers", "tensor_parallel", "expert_parallel", "tensorboard",
-                     "wandb", "csv_monitor", "comet"), "block"),
-    "vocabulary_size": "int",
-}  # fmt: skip
 
+def _typed(**names: str) -> dict[str, str]:
+    """A type for each of the names, which are separated by blanks."""
+    return {name: kind for kind, text in names.items() for name in text.split()}
+
+
+TOP: Mapping[str, str] = _typed(
+    int="train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print vocabulary_size",
+    float="gradient_clipping gradient_predivide_factor",
+    bool="managed_gradient_accumulation prescale_gradients disable_allgather dump_state disable_python_gc "
+    "wall_clock_breakdown memory_breakdown zero_allow_untested_optimizer zero_force_ds_cpu_optimizer "
+    "dataloader_drop_last use_data_before_expert_parallelism",
+    str="communication_data_type seq_parallel_communication_data_type gradient_allreduce_op log_level",
+    block="zero_optimization activation_checkpointing aio checkpoint data_types fp16 bf16 bfloat16 torch_autocast "
+    "optimizer scheduler flops_profiler comms_logger autotuning hybrid_engine pipeline data_efficiency datastates_ckpt "
+    "weight_quantization compile timers tensor_parallel expert_parallel tensorboard wandb csv_monitor comet",
+)
 # Keys of ZeRO-3, which DeepSpeed accepts with and without this prefix.
 _STAGE_3 = "stage3_"
-_STAGE_3_KEYS = {
-    "prefetch_bucket_size": "int",
-    "param_persistence_threshold": "int",
-    "model_persistence_threshold": "int",
-    "max_live_parameters": "int",
-    "max_reuse_distance": "int",
-    "module_granularity_threshold": "int",
-    "gather_16bit_weights_on_model_save": "bool",
-    "use_all_reduce_for_fetch_params": "bool",
-    "allgather_sequential": "bool",
-}
+_STAGE_3_KEYS = _typed(
+    int="prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters "
+    "max_reuse_distance module_granularity_threshold",
+    bool="gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params allgather_sequential",
+)
 ZERO: Mapping[str, str] = {
-    **dict.fromkeys(("stage", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size",
-                     "zero_hpz_partition_size"), "int"),
-    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce",
-                     "allgather_partitions", "overlap_comm", "compute_grad_norm", "load_from_fp32_weights",
-                     "elastic_checkpoint", "cpu_offload_param", "cpu_offload_use_pin_memory", "cpu_offload",
-                     "stage3_gather_fp16_weights_on_model_save", "ignore_unused_parameters", "legacy_stage1",
-                     "round_robin_gradients", "parameter_alignment", "zero_quantized_weights",
-                     "zero_quantized_nontrainable_weights", "zero_quantized_gradients", "memory_efficient_linear",
-                     "pipeline_loading_checkpoint", "override_module_apply", "log_trace_cache_warnings",
-                     "enable_sanity_checks", "save_muon_momentum_buffer_in_memory"), "bool"),
-    **dict.fromkeys(("offload_param", "offload_optimizer", "zenflow", "leaf_module"), "block"),
+    **_typed(
+        int="stage reduce_bucket_size allgather_bucket_size sub_group_size zero_hpz_partition_size",
+        bool="contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm "
+        "compute_grad_norm load_from_fp32_weights elastic_checkpoint cpu_offload_param cpu_offload_use_pin_memory "
+        "cpu_offload stage3_gather_fp16_weights_on_model_save ignore_unused_parameters legacy_stage1 "
+        "round_robin_gradients parameter_alignment zero_quantized_weights zero_quantized_nontrainable_weights "
+        "zero_quantized_gradients memory_efficient_linear pipeline_loading_checkpoint override_module_apply "
+        "log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory",
+        block="offload_param offload_optimizer zenflow leaf_module",
+    ),
     **_STAGE_3_KEYS,
     **{_STAGE_3 + key: kind for key, kind in _STAGE_3_KEYS.items()},
-}  # fmt: skip
-OFFLOAD_PARAM: Mapping[str, str] = {
-    "device": "str",
-    "nvme_path": "str",
-    "buffer_count": "int",
-    "buffer_size": "int",
-    "max_in_cpu": "int",
-    "pin_memory": "bool",
 }
-OFFLOAD_OPTIMIZER: Mapping[str, str] = {
-    "device": "str",
-    "nvme_path": "str",
-    "buffer_count": "int",
-    "pin_memory": "bool",
-    "pipeline_read": "bool",
-    "pipeline_write": "bool",
-    "fast_init": "bool",
-    "ratio": "float",
-    "super_offload": "bool",
-    "cpuadam_cores_perc": "float",
-}
-_ACTIVATIONS = {
-    "partition_activations": "bool",
-    "contiguous_memory_optimization": "bool",
-    "cpu_checkpointing": "bool",
-    "number_checkpoints": "int",
-    "synchronize_checkpoint_boundary": "bool",
-    "profile": "bool",
-}
-_AIO = {
-    "block_size": "int",
-    "queue_depth": "int",
-    "intra_op_parallelism": "int",
-    "single_submit": "bool",
-    "overlap_events": "bool",
-    "use_gds": "bool",
-    # Lightning's name in its default config; DeepSpeed reads intra_op_parallelism.
-    "thread_count": "int",
-}
+OFFLOAD_PARAM: Mapping[str, str] = _typed(
+    str="device nvme_path", int="buffer_count buffer_size max_in_cpu", bool="pin_memory"
+)
+OFFLOAD_OPTIMIZER: Mapping[str, str] = _typed(
+    str="device nvme_path",
+    int="buffer_count",
+    bool="pin_memory pipeline_read pipeline_write fast_init super_offload",
+    float="ratio cpuadam_cores_perc",
+)
+_ACTIVATIONS = _typed(
+    int="number_checkpoints",
+    bool="partition_activations contiguous_memory_optimization cpu_checkpointing synchronize_checkpoint_boundary "
+    "profile",
+)
+# `thread_count` is Lightning's name in its default config; DeepSpeed reads `intra_op_parallelism`.
+_AIO = _typed(
+    int="block_size queue_depth intra_op_parallelism thread_count", bool="single_submit overlap_events use_gds"
+)
 _BLOCKS: Mapping[str, Mapping[str, str]] = {
     "": TOP,
     "zero_optimization": ZERO,
@@ -145,7 +117,7 @@ def find_broken_keys(config: Mapping[str, Any], block: str = "") -> Iterator[tup
 
 
 def _check_value(path: str, kind: str, value: Any) -> Iterator[tuple[str, str]]:
-    if not _is(kind, value):
+    if not _has_type(kind, value):
         yield path, f"given {value!r}; expected {_TYPES[kind]}, or 'auto'"
     elif path in _BLOCKS:
         yield from find_broken_keys(cast(Mapping[str, Any], value), path)
@@ -166,7 +138,7 @@ def _unknown(key: str, known: Mapping[str, str], block: str) -> str:
     return "unknown key; DeepSpeed 0.19 has none of that name"
 
 
-def _is(kind: str, value: Any) -> bool:
+def _has_type(kind: str, value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind == "int":
         # 5e8 is how people write a bucket's size.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-from strategies.deepspeed_config import NVME, BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import NVME, BatchAndClip, ZeroVariant, as_block, zero_config
 from strategies.deepspeed_precision import AUTO
 from strategies.registry import list_zero_variants
 
@@ -22,9 +22,9 @@ _REFUSED = {
     "deepspeed.ops.adam.DeepSpeedCPUAdam or FusedAdam there for DeepSpeed's own)",
     "scheduler": "the scheduler comes from the model's configure_optimizers; remove the block",
     "wandb": "the launcher logs to W&B itself; remove the block",
-    "tensor_parallel": "the launcher trains data-parallel alone; remove the block",
-    "expert_parallel": "the launcher trains data-parallel alone; remove the block",
-    "pipeline": "the launcher trains data-parallel alone; remove the block",
+    "tensor_parallel": "the launcher only trains data-parallel; remove the block",
+    "expert_parallel": "the launcher only trains data-parallel; remove the block",
+    "pipeline": "the launcher only trains data-parallel; remove the block",
 }
 # Filled by strategies.deepspeed_precision.
 _PRECISION_BLOCKS = ("fp16", "bf16", "bfloat16")
@@ -47,33 +47,31 @@ def merge_config(
     """
     problems = [f"{key}: {why}" for key, why in _REFUSED.items() if _is_enabled(user.get(key))]
     if not clip_is_set:
-        planned = {**planned, "gradient_clipping": _or(user.get("gradient_clipping"), planned["gradient_clipping"])}
+        planned = {
+            **planned,
+            "gradient_clipping": _or_default(user.get("gradient_clipping"), planned["gradient_clipping"]),
+        }
     for key, place in _PLANNED.items():
         given = user.get(key, AUTO)
         if given not in (AUTO, None) and key in planned and given != planned[key]:
             what = f"{key}: given {given}, but the plan has {planned[key]}"
             problems.append(f"{what}; set it to 'auto', or change {place}")
     if "train_micro_batch_size_per_gpu" not in planned:
-        problems += _batches_of_the_loader(user)
-    problems += _variant_conflicts(_block(user.get("zero_optimization")), strategy)
+        problems += _check_loader_batch(user)
+    problems += _variant_conflicts(as_block(user.get("zero_optimization")), strategy)
     merged = _merge(planned, user)
-    problems += _without_folder(_block(merged["zero_optimization"]))
+    problems += _find_missing_folders(as_block(merged["zero_optimization"]))
     return {key: value for key, value in merged.items() if key not in (*_REFUSED, *_PRECISION_BLOCKS)}, problems
 
 
 def nvme_paths(strategy: str, user: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders on NVMe that a strategy offloads to, by the user's settings or the defaults; each once.
-
-    Args:
-        strategy: any strategy's name; only variants of ZeRO offload there.
-        user: the user's settings.
-    """
+    """The folders on NVMe that a strategy offloads to, by the user's settings or the defaults; each once."""
     variant = list_zero_variants().get(strategy)
     if variant is None:
         return ()
     planned = zero_config(variant, "cuda", BatchAndClip(1, None, 1, 0.0))
-    zero = _block(_merge(planned, user)["zero_optimization"])
-    blocks = (_block(zero.get(name)) for name in _OFFLOADS)
+    zero = as_block(_merge(planned, user)["zero_optimization"])
+    blocks = (as_block(zero.get(name)) for name in _OFFLOADS)
     return tuple(dict.fromkeys(str(b["nvme_path"]) for b in blocks if b.get("device") == NVME and b.get("nvme_path")))
 
 
@@ -84,7 +82,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if value == AUTO or value is None:
             continue
         if isinstance(value, Mapping):
-            merged[key] = _merge(_block(merged.get(key)), _block(cast(Any, value)))
+            merged[key] = _merge(as_block(merged.get(key)), as_block(value))
         else:
             merged[key] = value
     return merged
@@ -94,7 +92,7 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     """Stage and offload that describe another variant than the requested one."""
     variants = list_zero_variants()
     variant = variants[strategy]
-    stage = _or(zero.get("stage"), variant.stage)
+    stage = _or_default(zero.get("stage"), variant.stage)
     meant = ZeroVariant(
         stage,
         _device(zero, "offload_optimizer", variant.offload_optimizer),
@@ -103,7 +101,7 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     if stage == 0:
         return ["zero_optimization.stage: given 0, which is plain data parallelism; use `strategy: ddp`"]
     if meant.offload_parameters is not None and stage != 3:
-        return ["zero_optimization.offload_param: parameters are offloaded in stage 3 alone; remove the block"]
+        return ["zero_optimization.offload_param: only stage 3 offloads parameters; remove the block"]
     if meant == variant:
         return []
     named = next((name for name, other in variants.items() if other == meant), None)
@@ -118,12 +116,12 @@ def _variant_conflicts(zero: Mapping[str, Any], strategy: str) -> list[str]:
     return [f"zero_optimization: given {what}, but the strategy is {strategy}; {advice}, or set these to 'auto'"]
 
 
-def _without_folder(zero: Mapping[str, Any]) -> list[str]:
+def _find_missing_folders(zero: Mapping[str, Any]) -> list[str]:
     """Offload to NVMe in the user's settings without a path."""
     return [
         f"zero_optimization.{name}: given device nvme without nvme_path; name a folder on the node's NVMe"
         for name in _OFFLOADS
-        if _block(zero.get(name)).get("device") == NVME and not _block(zero.get(name)).get("nvme_path")
+        if as_block(zero.get(name)).get("device") == NVME and not as_block(zero.get(name)).get("nvme_path")
     ]
 
 
@@ -131,30 +129,25 @@ def _device(zero: Mapping[str, Any], block: str, default: str | None) -> str | N
     given = zero.get(block, AUTO)
     if given is None:
         return None
-    device = _block(given).get("device", AUTO)
+    device = as_block(given).get("device", AUTO)
     return default if device == AUTO else None if device == "none" else str(device)
 
 
-def _batches_of_the_loader(user: Mapping[str, Any]) -> list[str]:
-    """A total batch size cannot be checked where only the loader knows the micro batch, so it is refused."""
+def _check_loader_batch(user: Mapping[str, Any]) -> list[str]:
+    """A conflict for a total batch size that cannot be checked, because only the loader knows the micro batch."""
     if user.get("train_batch_size", AUTO) in (AUTO, None):
         return []
     given = user["train_batch_size"]
     advice = f"set `global_batch_size: {given}`, and this to 'auto'"
-    return [f"train_batch_size: given {given}, but no global_batch_size is; {advice}"]
-
-
-def _block(value: Any) -> Mapping[str, Any]:
-    """A block of settings; empty if there is none."""
-    return cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
+    return [f"train_batch_size: given {given}, but global_batch_size is not set; {advice}"]
 
 
 def _is_enabled(block: Any) -> bool:
     """Whether a block is there and not disabled."""
     if not isinstance(block, Mapping):
         return block is not None and block != AUTO
-    return _block(cast(Any, block)).get("enabled") is not False
+    return as_block(block).get("enabled") is not False
 
 
-def _or(value: Any, default: Any) -> Any:
+def _or_default(value: Any, default: Any) -> Any:
     return default if value is None or value == AUTO else value

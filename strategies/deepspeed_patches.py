@@ -31,10 +31,10 @@ def compute_with_fp32_weights(module: nn.Module) -> int:
 
 
 def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    return type(layer).forward(_InFp32(layer), *args, **kwargs)
+    return type(layer).forward(_Fp32View(layer), *args, **kwargs)
 
 
-class _InFp32:
+class _Fp32View:
     """A view of a norm with fp32 weights, for the forward code of its class."""
 
     def __init__(self, layer: Any) -> None:
@@ -48,24 +48,20 @@ class _InFp32:
 
 
 class OutermostCall:
-    """Hooks for a module that calls itself: they act on the outermost call only.
-
-    Args:
-        begin: called before the outermost call, with the module and its arguments.
-    """
+    """Hooks for a module that calls itself: `begin` is called before the outermost call only, as a forward pre-hook."""
 
     def __init__(self, begin: Callable[..., Any]) -> None:
         self._begin = begin
         self._depth = 0
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        """Before each call."""
+        """Run before each call."""
         if self._depth == 0:
             self._begin(module, args)
         self._depth += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After each call, also one that raised."""
+        """Run after each call, also one that raised an error."""
         self._depth = max(0, self._depth - 1)
 
 
@@ -76,9 +72,6 @@ def keep_module_order(engine: Any) -> RemovableHandle | None:
     step begins where its root module is called. Lightning calls the module to run `training_step`, which may call it
     again as `self(batch)`. DeepSpeed then sees a step without modules, discards the record in every step, and gathers
     each parameter only when it is needed.
-
-    Args:
-        engine: a `DeepSpeedEngine` of any stage; only stage 3 keeps an order.
 
     Returns:
         A handle that removes the added hook; None if none was added.
@@ -95,10 +88,7 @@ def keep_module_order(engine: Any) -> RemovableHandle | None:
 
 
 def reset_process_groups() -> None:
-    """Make DeepSpeed use the current process group.
-
-    It keeps the first one of a process, even after that was destroyed.
-    """
+    """Make DeepSpeed use the current process group: it keeps the first one of a process, even a destroyed one."""
     from deepspeed.comm import comm
     from deepspeed.utils import groups
 
@@ -108,9 +98,6 @@ def reset_process_groups() -> None:
 
 def use_cpu_accelerator(pretend_fp16: bool) -> None:
     """Import DeepSpeed for CPUs. It selects one kind of device at import, and prefers a GPU.
-
-    Args:
-        pretend_fp16: for tests, see `CpuDeepSpeed`.
 
     Raises:
         StrategyError: it was already imported for another kind of device.

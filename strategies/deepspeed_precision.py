@@ -10,8 +10,9 @@ import difflib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+from strategies.deepspeed_config import as_block
 from strategies.precision_names import DTYPE, Precision, PrecisionError, normalize_precision
 
 AUTO = "auto"
@@ -68,11 +69,7 @@ _BLOCKS = {"fp16": _FP16, "bf16": _BF16, _OLD_BF16: _BF16}
 
 
 def requested_precision(config: Mapping[str, Any]) -> Precision | None:
-    """The precision that a DeepSpeed config requests by enabling one block; None if it enables none, or both.
-
-    Args:
-        config: DeepSpeed's settings.
-    """
+    """The precision that a DeepSpeed config requests by enabling one block; None if it enables none, or both."""
     fp16, bf16 = _enabled(config, "fp16"), _enabled(config, "bf16") or _enabled(config, _OLD_BF16)
     if fp16 == bf16:
         return None
@@ -80,11 +77,7 @@ def requested_precision(config: Mapping[str, Any]) -> Precision | None:
 
 
 def disabled_dtypes(config: Mapping[str, Any]) -> frozenset[str]:
-    """Those of fp16 and bf16 that a DeepSpeed config disables.
-
-    Args:
-        config: DeepSpeed's settings.
-    """
+    """Those of fp16 and bf16 that a DeepSpeed config disables."""
     blocks = {"fp16": ("fp16",), "bf16": ("bf16", _OLD_BF16)}
     return frozenset(
         dtype for dtype, names in blocks.items() if any(_given(config, name, "enabled") is False for name in names)
@@ -94,12 +87,7 @@ def disabled_dtypes(config: Mapping[str, Any]) -> frozenset[str]:
 def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Everything in a DeepSpeed config that is invalid or contradicts the agreed precision.
 
-    Args:
-        precision: what all ranks agreed on.
-        config: DeepSpeed's settings.
-
-    Returns:
-        One line each: dotted path, given value, expected value.
+    One line each: dotted path, given value, expected value.
     """
     found: list[str] = []
     if precision is Precision.FP64_TRUE:
@@ -123,24 +111,21 @@ def precision_conflicts(precision: Precision, config: Mapping[str, Any]) -> tupl
 def precision_blocks(precision: Precision, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """DeepSpeed's `fp16` and `bf16` blocks for a precision, with the user's settings; 'auto' becomes the default.
 
-    Args:
-        precision: what all ranks agreed on; without conflicts with `config`.
-        config: DeepSpeed's settings.
-
-    Returns:
-        Both blocks. One is enabled, none for 32-true.
+    One is enabled, none for 32-true. `config` has no conflict with the precision.
     """
     dtype = DTYPE[precision]
     blocks: dict[str, dict[str, Any]] = {}
     for name, keys, block in (("fp16", _FP16, "fp16"), ("bf16", _BF16, "bf16" if "bf16" in config else _OLD_BF16)):
-        filled = {key: keys[key].default if value == AUTO else value for key, value in _block(config, block).items()}
+        filled = {
+            key: keys[key].default if value == AUTO else value for key, value in as_block(config.get(block)).items()
+        }
         blocks[name] = {**filled, "enabled": dtype == name}
     return blocks
 
 
 def without_precision(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with its precision left to the plan."""
-    released = {name: {**_block(config, name), "enabled": AUTO} for name in _BLOCKS if _block(config, name)}
+    released = {name: {**as_block(config.get(name)), "enabled": AUTO} for name in _BLOCKS if as_block(config.get(name))}
     return {**config, **released}
 
 
@@ -150,7 +135,7 @@ def _broken(name: str, keys: Mapping[str, _Key], config: Mapping[str, Any]) -> l
     if not isinstance(config[name], Mapping):
         return [f"{name} is {config[name]!r}; expected a block such as {{'enabled': true}}"]
     found: list[str] = []
-    for key, value in _block(config, name).items():
+    for key, value in as_block(config.get(name)).items():
         if key not in keys:
             close = difflib.get_close_matches(str(key), keys, n=1)
             hint = f"did you mean {close[0]}?" if close else f"valid are {', '.join(keys)}"
@@ -191,14 +176,8 @@ def _other_dtypes(precision: Precision, config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _block(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """One block of the config; empty if it is missing or not a block."""
-    block = config.get(name)
-    return cast(Mapping[str, Any], block) if isinstance(block, Mapping) else {}
-
-
 def _given(config: Mapping[str, Any], block: str, key: str) -> Any:
-    return _block(config, block).get(key)
+    return as_block(config.get(block)).get(key)
 
 
 def _enabled(config: Mapping[str, Any], block: str) -> bool:

@@ -42,9 +42,7 @@ def weights_only_loads() -> Iterator[None]:
 def parameter_names(module: nn.Module, param_groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of an optimizer's parameters, in the order of the indices in its state dict.
 
-    Args:
-        module: has the parameters.
-        param_groups: of the optimizer, before ZeRO replaces their content.
+    `param_groups` are those before ZeRO replaces their content.
     """
     name_of = {id(parameter): name for name, parameter in module.named_parameters()}
     return [name_of.get(id(parameter), "") for group in param_groups for parameter in group["params"]]
@@ -91,9 +89,6 @@ def restore_weights(engine: Any, read_consolidated: Callable[[Path], Mapping[str
         engine: of DeepSpeed, without an optimizer.
         read_consolidated: returns Lightning's checkpoint with complete weights; called on rank zero only.
         path: the folder.
-
-    Returns:
-        The rest of the checkpoint.
 
     Raises:
         StrategyError: rank zero cannot read it.
@@ -152,10 +147,7 @@ def _restore_optimizer(
 def _make_states(zero: Any, example: Mapping[str, Any], numel: int) -> None:
     """Create the states of ZeRO's shards, which torch's optimizers create only in their first step.
 
-    Args:
-        zero: DeepSpeed's optimizer.
-        example: the states of one parameter.
-        numel: elements of that parameter.
+    `example` has the states of one parameter with `numel` elements.
     """
     # Of stage 3, of bf16 weights with fp32 gradients in stage 1, and of stages 1 and 2.
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
@@ -220,9 +212,6 @@ def remove_hooks(kept: Any) -> None:
 
     DeepSpeed adds functions to each loss, and a metric or a criterion among the hyperparameters may still hold one.
     Between two steps they are not needed.
-
-    Args:
-        kept: a module, or containers of modules and tensors.
     """
     if isinstance(kept, Tensor):
         vars(kept).pop("_backward_hook_managers", None)

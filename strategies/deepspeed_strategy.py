@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
@@ -27,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from strategies.base import CheckpointHooks, StrategyError
-from strategies.deepspeed_config import NOT_BY_ELEMENT
+from strategies.deepspeed_config import NOT_ELEMENTWISE
 from strategies.deepspeed_patches import (
     compute_with_fp32_weights,
     keep_module_order,
@@ -53,8 +52,6 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
     Args:
         config: a complete DeepSpeed config without 'auto'; copied.
         parallel_devices: the node's devices, in the order of the local ranks.
-        cluster_environment: gives this rank's location.
-        process_group_backend: 'nccl' or 'gloo'.
         timeout: seconds after which a collective fails; only used if there is no process group yet.
         hooks: the launcher's part in checkpoints; None loads with `weights_only` and checks nothing.
     """
@@ -94,27 +91,25 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
 
     @override
     def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
-        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        name = type(self.lightning_module).__name__
+        name = type(self._module).__name__
         try:
-            optimizers, schedulers = _init_optimizers_and_lr_schedulers(self.lightning_module)
+            optimizers, schedulers = _init_optimizers_and_lr_schedulers(self._module)
         except RuntimeError as error:
             # Lightning's message suggests manual optimization, which DeepSpeed does not support.
             if "multiple optimizers" not in str(error):
                 raise
             raise StrategyError(
-                f"DeepSpeed takes one optimizer, {name}.configure_optimizers gave several; return one"
+                f"DeepSpeed takes one optimizer, but {name}.configure_optimizers returned several; return one"
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
-        self._names = parameter_names(self.lightning_module, optimizers[0].param_groups)
+        self._names = parameter_names(self._module, optimizers[0].param_groups)
         self._groups = SplitOptimizer(optimizers[0])
         return self._groups.optimizer, schedulers[0] if schedulers else None
 
     @override
     def init_deepspeed(self) -> None:
         super().init_deepspeed()
-        assert self.lightning_module is not None  # noqa: S101 -- Lightning connects it first
-        compute_with_fp32_weights(self.lightning_module)
+        compute_with_fp32_weights(self._module)
         self._order_hook = keep_module_order(self.model)
 
     @override
@@ -205,11 +200,6 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
     """DeepSpeed's ZeRO over gloo on CPUs, which Lightning does not support.
 
     Args:
-        config: as for `SharedGroupDeepSpeed`.
-        cluster_environment: gives this rank's location.
-        local_world_size: ranks on this node.
-        timeout: seconds.
-        hooks: as for `SharedGroupDeepSpeed`.
         pretend_fp16: for tests: DeepSpeed's CPU accelerator claims to support fp16, so that there is a real loss scale.
 
     Raises:
@@ -248,14 +238,6 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         ParallelStrategy.setup_environment(self)
         self.setup_distributed()
 
-    @override
-    def setup_distributed(self) -> None:
-        self._variables_before = {name: os.environ.get(name) for name in _RANK_VARIABLES}
-        reset_process_groups()
-        reset_seed()
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
-
 
 def replace_folder(fresh: Path, path: Path) -> None:
     """Replace a folder or a file by a folder; a valid checkpoint exists at every moment.
@@ -278,11 +260,6 @@ def replace_folder(fresh: Path, path: Path) -> None:
 def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:
     """Check that ZeRO supports what `configure_optimizers` returned: one elementwise optimizer.
 
-    Args:
-        optimizers: all of them.
-        schedulers: number of learning rate schedulers.
-        model: name of the model's class.
-
     Raises:
         StrategyError: names the optimizer and the reason.
     """
@@ -290,12 +267,12 @@ def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: st
     names = [type(optimizer).__name__ for optimizer in optimizers]
     if len(optimizers) != 1:
         given = ", ".join(names) or "none"
-        raise StrategyError(f"DeepSpeed takes one optimizer, {where} gave {given}; use one, or `strategy: ddp`")
+        raise StrategyError(f"DeepSpeed takes one optimizer, but {where} returned {given}; use one, or `strategy: ddp`")
     if schedulers > 1:
-        raise StrategyError(f"DeepSpeed takes one learning rate scheduler, {where} gave {schedulers}; use one")
+        raise StrategyError(f"DeepSpeed takes one learning rate scheduler, but {where} returned {schedulers}; use one")
     for base in type(optimizers[0]).__mro__:
-        if base.__name__ in NOT_BY_ELEMENT:
+        if base.__name__ in NOT_ELEMENTWISE:
             raise StrategyError(
-                f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_BY_ELEMENT[base.__name__]}; use an optimizer "
-                "that updates every element by itself, such as AdamW or SGD, or `strategy: ddp`"
+                f"DeepSpeed cannot take {names[0]} of {where}: it {NOT_ELEMENTWISE[base.__name__]}; use an optimizer "
+                "that updates each element separately, such as AdamW or SGD, or `strategy: ddp`"
             )

@@ -1,13 +1,9 @@
 """A DDP that sums gradients in the same order in every step, so that a resumed run repeats an uninterrupted one.
 
-torch's DDP builds its buckets for the first step by the order of the parameters, and for later steps by the order in
-which the gradients arrive. The position in a bucket determines the order in which the ranks' values are added, which
-changes the last bit with more than two ranks: the first step after a resume would differ from the same step of an
-uninterrupted run. Here the buckets are final before the first step. They assume that the layers run in the order in
-which the model defines them; other models get the same sums, with less overlap of the exchange and the backward pass.
-
-Before the first exchange it also searches for parameters without a gradient: torch's DDP would use the gradients of one
-rank only in that step, and fail in the next.
+torch's DDP rebuilds its buckets after the first step, in the order in which gradients arrive. With more than two ranks
+the buckets determine the last bit of a sum. Here they are final before the first step, in the order in which the model
+defines its layers; models that run them in another order overlap less. Before the first exchange it also searches for
+parameters without a gradient: torch's DDP would use one rank's gradients in that step, and fail in the next.
 """
 
 from __future__ import annotations
@@ -51,12 +47,12 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
         ignored = set(self.parameters_to_ignore)
         return [p for name, p in self.module.named_parameters() if id(p) not in known and name not in ignored]
 
-    def has_thawed(self) -> bool:
+    def has_unfrozen(self) -> bool:
         """Whether a parameter that was frozen when the buckets were built is trained now, as in finetuning."""
         return any(p.requires_grad for p in self._left_out)
 
-    def add_thawed(self, loss: Tensor) -> None:
-        """Exchange thawed parameters from this backward pass on; else ranks would diverge. All ranks call it."""
+    def add_unfrozen(self, loss: Tensor) -> None:
+        """Exchange unfrozen parameters from this backward pass on; else ranks would diverge. All ranks call it."""
         known, _ = self._build_params_for_reducer()
         frozen = [p for p in known if not p.requires_grad]
         for parameter in frozen:
@@ -155,13 +151,13 @@ class DeterministicDDPStrategy(DDPStrategy):
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Before gradients are exchanged, add thawed parameters, and check once that all parameters get a gradient."""
+        """Before the exchange, add unfrozen parameters, and check once that all parameters get a gradient."""
         super().pre_backward(closure_loss)
         model = self.model
         if not isinstance(model, DeterministicDistributedDataParallel) or not model.require_backward_grad_sync:
             return  # or a micro batch whose gradients are only accumulated
-        if model.has_thawed() and not model.static_graph:
-            model.add_thawed(closure_loss)
+        if model.has_unfrozen() and not model.static_graph:
+            model.add_unfrozen(closure_loss)
             self._register_ddp_hooks()
             self._has_searched = False
         if self._has_searched:
@@ -190,13 +186,7 @@ class DeterministicDDPStrategy(DDPStrategy):
 def _find_unused_parameters(
     loss: Tensor, parameters: Mapping[str, nn.Parameter], group: dist.ProcessGroup | None
 ) -> tuple[str, ...]:
-    """Names of the parameters that the loss of at least one rank does not depend on. A collective of all ranks.
-
-    Args:
-        loss: of this rank, before its backward pass.
-        parameters: by name, in the same order on all ranks.
-        group: the ranks.
-    """
+    """Names of the parameters that the loss of at least one rank does not depend on. A collective of all ranks."""
     used = _find_used(loss)
     missing = [used is not None and id(p) not in used for p in parameters.values()]
     flags = torch.tensor(missing, dtype=torch.uint8, device=loss.device)

@@ -18,9 +18,6 @@ class SplitOptimizer:
     """An optimizer with all groups for the schedule, and one without the empty groups for DeepSpeed.
 
     Both share the settings of each group, so that the schedule sets the rates of both.
-
-    Args:
-        optimizer: from `configure_optimizers`; it becomes the schedule's.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -41,8 +38,7 @@ class SplitOptimizer:
     def share_settings(self, settings: Mapping[int, Mapping[str, Any]]) -> None:
         """Share the settings again after DeepSpeed has restored its optimizer, which replaces them.
 
-        Args:
-            settings: result of `settings` when the checkpoint was saved; empty without one.
+        `settings` are those saved in the checkpoint; empty without one.
         """
         if self.optimizer is self._all:
             return

@@ -10,7 +10,7 @@ from strategies.base import BuildOptions, RankLocation
 
 
 class FixedClusterEnvironment(ClusterEnvironment):
-    """Gives Lightning the rank's location, so that it neither reads the environment nor starts processes."""
+    """Gives Lightning the rank's location, so that it does not read the environment or start processes."""
 
     def __init__(self, location: RankLocation) -> None:
         super().__init__()

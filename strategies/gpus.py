@@ -12,7 +12,9 @@ import difflib
 import re
 from dataclasses import dataclass
 
-_TERA, _GIGA, GIB = 10**12, 10**9, 1 << 30
+from strategies.units import GIB
+
+_TERA, _GIGA = 10**12, 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,9 @@ class GpuSpec:
 
     Attributes:
         key: value of `--gpu`.
-        name: the vendor's.
-        memory_bytes: all of its memory.
         native_dtypes: those of fp16, bf16, fp32, fp64 that it trains in without emulation.
         half_flops: peak FLOP/s in fp16 and, where native, bf16.
         fp32_flops: peak FLOP/s in fp32.
-        memory_bandwidth: bytes/s of its own memory.
         link_bandwidth: bytes/s to the GPUs of the same node, one direction.
         host_bandwidth: bytes/s to host memory, one direction.
         source: URL of the vendor's data sheet, white paper or product page.

@@ -36,7 +36,6 @@ class LossScaleSample:
     Attributes:
         scale: factor of the loss; 0, infinite or NaN if the training has failed.
         dynamic: whether overflows change it.
-        source: what scales the loss.
         skipped_steps: optimizer steps skipped because of an overflow; None if they are not counted.
         growth_tracker: steps since the scale last changed; None if they are not counted.
         floor_steps: consecutive steps, up to this one, with the scale at its floor; None if they are not counted.
@@ -84,12 +83,7 @@ class CountingGradScaler(torch.amp.GradScaler):
 
     @classmethod
     def adopt(cls, scaler: torch.amp.GradScaler, floor: float = DEFAULT_FLOOR) -> CountingGradScaler:
-        """A counting scaler with the state of a plain one. Call it between two steps.
-
-        Args:
-            scaler: enabled; its settings and scale are copied.
-            floor: see the class.
-        """
+        """A counting scaler with the settings and scale of an enabled plain one. Call it between two steps."""
         made = cls(scaler._device, floor=floor)
         made.load_state_dict(scaler.state_dict())
         return made
@@ -155,12 +149,12 @@ class CountingGradScaler(torch.amp.GradScaler):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a saved scale; if it is damaged or empty, log a warning and start anew."""
+        """Restore a saved scale; if it is damaged or empty, log a warning and start again."""
         if not self.is_enabled():
             return  # as torch's: nothing is scaled
         problem = state_problem(state_dict)
         if problem is not None:
-            _log.warning("the saved loss scale is not used: %s; it starts anew at %g", problem, self._init_scale)
+            _log.warning("the saved loss scale is not used: %s; it starts again at %g", problem, self._init_scale)
             return
         super().load_state_dict(state_dict)
         saved = state_dict.get("counts")
@@ -173,11 +167,7 @@ class CountingGradScaler(torch.amp.GradScaler):
 
 
 def state_problem(state: Any) -> str | None:
-    """What is wrong with the saved state of a GradScaler; None if it can be restored.
-
-    Args:
-        state: from `GradScaler.state_dict`, or any other object.
-    """
+    """What is wrong with the saved state of a GradScaler; None if it can be restored."""
     if not isinstance(state, Mapping):
         return f"it is a {type(state).__name__}, not a mapping"
     values = cast(Mapping[str, Any], state)
@@ -195,12 +185,9 @@ def state_problem(state: Any) -> str | None:
 
 
 def find_loss_scale(trainer: Any) -> LiveScale | None:
-    """What scales the loss in a Trainer, without waiting for the device; None if nothing does.
+    """The loss scale of a Trainer, without waiting for the device; None if nothing scales the loss.
 
     A plain object with `strategy.precision_plugin.scaler` is enough.
-
-    Args:
-        trainer: Lightning's Trainer, or an object with some of its attributes.
 
     Raises:
         LossScaleError: the scaler raises an error, or returns something that is no number.
@@ -230,13 +217,7 @@ def _live_scale(trainer: Any) -> LiveScale | None:
 
 
 def read_loss_scale(trainer: Any) -> LossScaleSample | None:
-    """The loss scale now, as Python numbers; waits for the device.
-
-    Args:
-        trainer: see `find_loss_scale`.
-
-    Returns:
-        None if nothing scales the loss.
+    """The loss scale now, as Python numbers; None if nothing scales the loss. Waits for the device.
 
     Raises:
         LossScaleError: see `find_loss_scale`.

@@ -14,11 +14,7 @@ class MachineModel:
 
     Attributes:
         device_kind: 'cpu', 'cuda' or 'mps'.
-        world_size: number of ranks.
-        ranks_per_node: ranks on one node.
-        memory_bytes: device memory of one rank.
         flops: peak FLOP/s of one rank in the precision at hand.
-        memory_bandwidth: bytes/s of device memory.
         link_bandwidth: bytes/s to the ranks of the same node, one direction.
         node_bandwidth: bytes/s of one rank's share of its node's network, one direction.
         host_bandwidth: bytes/s to host memory, one direction.

@@ -25,7 +25,6 @@ class MemoryEstimate:
 
     Attributes:
         parameters: weights and the module's buffers.
-        gradients: those alive in that phase.
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
         activations: allocated by the step: saved for backward, the batch, temporaries of ops and optimizer.
         buffers: of the strategy: DeepSpeed's buckets and gathered parameters; on a CPU also those of the process.
@@ -65,16 +64,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Bytes per rank, by part, at the step's peak.
 
-    Args:
-        model: parameters and optimizer.
-        trace: activations of one micro batch, traced in the types that this candidate computes in.
-        candidate: the strategy.
-        world_size: number of ranks.
-        precision: Lightning's name.
-        settings: DeepSpeed's buckets.
-        accumulate: micro batches per optimizer step.
-        method: how `trace` was found.
-        whole_process: count the memory of a CPU process with gloo, instead of a GPU's allocator.
+    `trace` was traced in the types that the candidate computes in, and `method` is how. With `whole_process` the memory
+    of a CPU process with gloo counts, instead of that of a GPU's allocator.
     """
     types = candidate.state_types(precision)
     step = TrainingStep(model, trace, world_size, types, accumulate, settings, whole_process)

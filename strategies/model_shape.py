@@ -47,13 +47,7 @@ def _optimizers(configured: Any) -> list[Optimizer]:
 
 
 def describe_model(module: nn.Module, optimizer: Optimizer, *, foreach: bool = False) -> ModelShape:
-    """Parameters, groups and buffers, and the result of a probe of the optimizer.
-
-    Args:
-        module: on any device.
-        optimizer: of the module's parameters.
-        foreach: see `probe_optimizer`.
-    """
+    """Parameters, groups and buffers, and the result of a probe of the optimizer."""
     parameters = list(module.parameters())
     index = {id(p): i for i, p in enumerate(parameters)}
     groups = tuple(tuple(index[id(p)] for p in group["params"] if id(p) in index) for group in optimizer.param_groups)
@@ -69,10 +63,6 @@ def describe_model(module: nn.Module, optimizer: Optimizer, *, foreach: bool = F
 
 def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> OptimizerShape:
     """What a step of an optimizer of this class keeps and allocates, measured on a flat fake fp32 tensor.
-
-    Args:
-        optimizer: gives the class and the settings of its first group; not changed.
-        foreach: use torch's multi-tensor step unless the group sets another, as torch does on a GPU.
 
     Returns:
         Adam's numbers under the optimizer's name if it cannot step on such a tensor (LBFGS needs a closure).

@@ -21,7 +21,6 @@ class ParameterShape:
     """One parameter; a tied one counts once.
 
     Attributes:
-        numel: number of elements.
         trainable: whether it gets gradients.
     """
 
@@ -34,7 +33,6 @@ class OptimizerShape:
     """What the user's optimizer keeps, measured on a separate tensor.
 
     Attributes:
-        name: its class.
         state_bytes_per_element: bytes of states for each element of a fp32 parameter (8 for Adam).
         state_bytes_per_tensor: bytes per parameter of any size (4 for Adam's step counter).
         temporary_bytes_per_element: bytes per element that a step allocates and frees, on a flat tensor.
@@ -53,7 +51,6 @@ class ModelShape:
     Attributes:
         parameters: in the order of `module.parameters()`.
         groups: for each of the optimizer's parameter groups, indices into `parameters`, in the optimizer's order.
-        optimizer: what it keeps.
         float_buffer_bytes: the module's floating-point buffers, as the module creates them.
         other_buffer_bytes: its other buffers, which no precision changes.
     """
@@ -132,7 +129,6 @@ class ModelStates:
     Attributes:
         parameters: weights and the module's buffers that this rank keeps.
         gradients: those that this rank keeps.
-        optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
         gathered: small parameters that stage 3 keeps gathered.
         bucket: DeepSpeed's reduction buckets.
         host: bytes in the host's memory (offload).
@@ -151,10 +147,7 @@ class ModelStates:
 def replicated_states(model: ModelShape, types: StateTypes, measured_optimizer: int | None = None) -> ModelStates:
     """What each rank keeps where none is sharded.
 
-    Args:
-        model: its parameters and optimizer.
-        types: widths of parameter and states.
-        measured_optimizer: bytes of the optimizer's states if they were measured; else computed from `model.optimizer`.
+    The optimizer's states are those measured, in bytes, or else computed from `model.optimizer`.
     """
     return ModelStates(
         parameters=model.numel * types.parameter_bytes + types.buffers(model),
@@ -170,15 +163,7 @@ def zero_states(
     types: StateTypes = StateTypes(),
     settings: ZeroSettings = DEFAULT_SETTINGS,
 ) -> ModelStates:
-    """What the rank that holds most keeps under ZeRO.
-
-    Args:
-        model: its parameters and optimizer.
-        variant: stage and offload.
-        world_size: number of ranks.
-        types: widths of parameter and states.
-        settings: DeepSpeed's buckets.
-    """
+    """What the rank that holds most keeps under ZeRO."""
     states = _stage_3 if variant.stage == 3 else _stage_1_or_2
     return states(model, variant, world_size, types, settings)
 
@@ -204,11 +189,7 @@ def _optimizer_bytes(model: ModelShape, types: StateTypes) -> int:
 
 
 def _stage_1_or_2(
-    model: ModelShape,
-    variant: ZeroVariant,
-    world_size: int,
-    types: StateTypes,
-    settings: ZeroSettings,
+    model: ModelShape, variant: ZeroVariant, world_size: int, types: StateTypes, settings: ZeroSettings
 ) -> ModelStates:
     """Each optimizer group is one flat buffer, padded to 2 elements per rank; a rank owns one part of each."""
     groups = model.trained_groups()

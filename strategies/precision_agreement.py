@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from strategies.deepspeed_precision import (
@@ -15,6 +16,7 @@ from strategies.deepspeed_precision import (
 )
 from strategies.precision_names import AUTO, DTYPE, Precision, PrecisionError, normalize_precision
 from strategies.repeated import RepeatedRecords, count_groups, select
+from strategies.units import join_some
 
 DeviceKind = Literal["cpu", "cuda", "mps"]
 OnChange = Literal["notice", "error"]
@@ -25,10 +27,6 @@ class RankCapability:
     """What one rank's device computes.
 
     Attributes:
-        rank: global rank.
-        host: name of the machine.
-        device_kind: kind of device the rank trains on.
-        device_name: the vendor's name of the device.
         native_dtypes: those of fp16, bf16, fp32, fp64 that the device supports in hardware; emulation does not count.
     """
 
@@ -44,8 +42,6 @@ class AgreedPrecision:
     """One precision for all ranks, and why.
 
     Attributes:
-        precision: what every rank trains in.
-        reasons: for the plan.
         notices: for the user: mixed precision that is not available, a fallback, a change on resume.
         deepspeed_blocks: DeepSpeed's `fp16` and `bf16` blocks for this precision; None without a DeepSpeed config.
         changed_from: the checkpoint's precision, if it is different.
@@ -127,31 +123,18 @@ def _complete(capabilities: Iterable[RankCapability], world_size: int | None) ->
         raise ValueError("reconcile needs the capability of at least one rank, none was given")
     seen = {c.rank for c in ranks}
     if len(seen) < len(ranks):
-        twice = sorted({c.rank for n, c in enumerate(ranks[1:]) if c.rank == ranks[n].rank})
-        raise ValueError(f"reconcile needs one capability for each rank; there are several of rank {_few(twice)}")
+        twice = [str(rank) for rank, count in Counter(c.rank for c in ranks).items() if count > 1]
+        raise ValueError(f"reconcile needs one capability for each rank; there are several of rank {join_some(twice)}")
     if world_size is not None and seen != set(range(world_size)):
-        missing = sorted(set(range(world_size)) - seen)
-        what = f"rank {_few(missing)} is missing" if missing else f"there are ranks up to {ranks[-1].rank}"
+        missing = [str(rank) for rank in range(world_size) if rank not in seen]
+        what = f"rank {join_some(missing)} is missing" if missing else f"there are ranks up to {ranks[-1].rank}"
         raise ValueError(f"reconcile needs the capability of {world_size} ranks; {what}")
     return ranks
 
 
-def _few(numbers: list[int], limit: int = 8) -> str:
-    text = ", ".join(map(str, numbers[:limit]))
-    return text if len(numbers) <= limit else f"{text} and {len(numbers) - limit} more"
-
-
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What was requested.
-
-    Attributes:
-        explicit: the precision; None for 'auto'.
-        given: as it was given.
-        source: where it was requested, for a message.
-        use_amp: see `reconcile`.
-        fallback: see `reconcile`.
-    """
+    """What was requested: None for 'auto', the value as given, and where it was requested; see `reconcile`."""
 
     explicit: Precision | None
     given: object
@@ -231,9 +214,7 @@ def _with_change(agreed: AgreedPrecision, before: Precision | None, on_change: O
         scale = "; the loss scale starts anew"
     elif before is Precision.FP16_MIXED:
         scale = "; its loss scale is no longer needed"
-    return AgreedPrecision(
-        agreed.precision, agreed.reasons, (*agreed.notices, text + scale), agreed.deepspeed_blocks, before
-    )
+    return replace(agreed, notices=(*agreed.notices, text + scale), changed_from=before)
 
 
 def _with_deepspeed(agreed: AgreedPrecision, config: Mapping[str, Any] | None) -> AgreedPrecision:
@@ -246,8 +227,7 @@ def _with_deepspeed(agreed: AgreedPrecision, config: Mapping[str, Any] | None) -
             + "\n".join(f"  {conflict}" for conflict in conflicts),
             value=agreed.precision.value,
         )
-    blocks = precision_blocks(agreed.precision, config)
-    return AgreedPrecision(agreed.precision, agreed.reasons, agreed.notices, blocks, agreed.changed_from)
+    return replace(agreed, deepspeed_blocks=precision_blocks(agreed.precision, config))
 
 
 def _best_shared(ranks: Sequence[RankCapability], disabled: frozenset[str] = frozenset()) -> tuple[Precision, str]:

@@ -22,26 +22,16 @@ AUTO = "auto"
 
 # Looked up in lower case, without blanks, and with '-' for '_'.
 _SPELLINGS: dict[str, Precision] = {
-    "16": Precision.FP16_MIXED,
-    "fp16": Precision.FP16_MIXED,
-    "half": Precision.FP16_MIXED,
-    "float16": Precision.FP16_MIXED,
-    "16-mixed": Precision.FP16_MIXED,
-    "16-true": Precision.FP16_TRUE,
-    "bf16": Precision.BF16_MIXED,
-    "bfloat16": Precision.BF16_MIXED,
-    "bf16-mixed": Precision.BF16_MIXED,
-    "bf16-true": Precision.BF16_TRUE,
-    "32": Precision.FP32_TRUE,
-    "fp32": Precision.FP32_TRUE,
-    "float": Precision.FP32_TRUE,
-    "float32": Precision.FP32_TRUE,
-    "32-true": Precision.FP32_TRUE,
-    "64": Precision.FP64_TRUE,
-    "fp64": Precision.FP64_TRUE,
-    "double": Precision.FP64_TRUE,
-    "float64": Precision.FP64_TRUE,
-    "64-true": Precision.FP64_TRUE,
+    spelling: precision
+    for precision, spellings in (
+        (Precision.FP16_MIXED, ("16", "fp16", "half", "float16", "16-mixed")),
+        (Precision.FP16_TRUE, ("16-true",)),
+        (Precision.BF16_MIXED, ("bf16", "bfloat16", "bf16-mixed")),
+        (Precision.BF16_TRUE, ("bf16-true",)),
+        (Precision.FP32_TRUE, ("32", "fp32", "float", "float32", "32-true")),
+        (Precision.FP64_TRUE, ("64", "fp64", "double", "float64", "64-true")),
+    )
+    for spelling in spellings
 }
 
 # The type of the matrix products.
@@ -67,7 +57,6 @@ class PrecisionError(ValueError):
     """A precision that does not exist, or that some rank cannot run.
 
     Attributes:
-        value: the precision, as given.
         ranks: the ranks that cannot run it; empty if the value is no precision.
         nearest: what would work instead, if there is such a thing.
     """
@@ -81,9 +70,6 @@ class PrecisionError(ValueError):
 
 def normalize_precision(value: object) -> Precision:
     """Map any spelling of a precision to Lightning 2's name.
-
-    Args:
-        value: a string in any case ('fp16', 'BF16_mixed', ...), 16, 32, 64, or a `Precision`.
 
     Raises:
         PrecisionError: `value` is no spelling of a precision; carries the nearest one.

@@ -33,7 +33,7 @@ def register(entry: StrategyEntry) -> None:
         StrategyError: its name is taken.
     """
     if entry.name in (AUTO, *_entries):
-        raise StrategyError(f"strategy {entry.name!r} exists already; give yours another name")
+        raise StrategyError(f"strategy {entry.name!r} exists already; choose another name")
     _entries[entry.name] = entry
 
 
@@ -73,7 +73,7 @@ def find_strategy(name: str) -> StrategyEntry:
 
 
 def describe_broken(name: str) -> str:
-    """The end of a message about an unknown strategy, where a package has one of that name that cannot be loaded."""
+    """The end of a message about an unknown strategy: why the package that defines it cannot be loaded, if one does."""
     return f" ({_broken[name]})" if name in _broken else ""
 
 

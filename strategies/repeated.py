@@ -14,8 +14,6 @@ class RepeatedRecords(Sequence[T]):
     """`number` records like the first, each created when it is accessed.
 
     Attributes:
-        first: the record number 0.
-        number: how many there are.
         numbered: creates the record of a number from the first; changes nothing that a decision depends on.
     """
 

@@ -51,13 +51,7 @@ class StepTime:
 
 
 def step_time(strategy: StrategyEntry, step: TrainingStep, machine: MachineModel) -> StepTime:
-    """Estimate one optimizer step.
-
-    Args:
-        strategy: what exchanges and updates.
-        step: model and activations; the types are those of `strategy`.
-        machine: the ranks.
-    """
+    """Estimate one optimizer step; the step's types are those of `strategy`."""
     compute = step.accumulate * step.trace.flops / (machine.flops * _EFFICIENCY)
     collectives = strategy.collectives(step, machine, compute)
     spent = [_seconds(each, machine) for each in collectives]

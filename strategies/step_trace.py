@@ -30,9 +30,7 @@ class Moment:
 
     Attributes:
         phase: 'forward', 'backward' or 'step'.
-        gradients: kept by this rank.
         activations: with the batch and temporaries of ops and optimizer.
-        buffers: of the strategy.
     """
 
     phase: str
@@ -100,11 +98,7 @@ class ModelProfile:
 
 @dataclass(frozen=True, slots=True)
 class Unprofiled:
-    """A module that could not be created.
-
-    Attributes:
-        why: the error of its constructor, in one line.
-    """
+    """A module that could not be created, and the error of its constructor in one line."""
 
     why: str
 
@@ -114,11 +108,6 @@ def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTr
 
     A peak is the maximum of several moments that are each affine in the number of samples, so it is convex: the line
     is never too low between the two sizes, but can be above the larger one.
-
-    Args:
-        small: traced at a smaller batch size; if it is `large`, everything is proportional to the size.
-        large: traced at a larger one.
-        batch_size: samples.
     """
     if batch_size == large.batch_size:
         return large

@@ -26,11 +26,8 @@ class StorageTracker(TorchDispatchMode):
         granularity: bytes that the device's allocator rounds a storage up to (512 in torch's CUDA caching allocator).
 
     Attributes:
-        activations: live bytes that are not gradients.
-        gradients: live bytes of gradients.
         peak_activations: maximum of `activations` since `reset_peak`.
         peak_total: maximum of both together since `reset_peak`.
-        course: memory at the moment of each gradient.
     """
 
     def __init__(self, granularity: int = 1) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,14 +117,6 @@ def trace_step(
 
     Gradients are counted separately from activations, so it does not matter that the first forward pass has none.
     Errors of the user's code are raised unchanged.
-
-    Args:
-        make_module: creates a new module; called under the fake mode if the options is fake.
-        batch: a batch of the user's loader, real tensors in any nesting.
-        batch_size: its number of samples.
-        types: what it computes in.
-        trainer: the Trainer that the module sees.
-        options: where and how.
     """
     mode = FakeMode(allow_non_fake_inputs=True) if options.is_fake else None
     device, granularity = options.device, options.granularity
@@ -261,8 +253,5 @@ def _rounded(tensor: Tensor, granularity: int) -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress warnings, which appear again in the training, and restore the random state."""
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
         yield

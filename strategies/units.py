@@ -1,8 +1,15 @@
-"""Bytes, durations and transfer rates as text."""
+"""Bytes, durations, transfer rates and long lists as text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 GIB = 1 << 30
+
+
+def join_some(names: Sequence[str], limit: int = 8) -> str:
+    """At most `limit` of the names, and the number of the others."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def format_bytes(size: int) -> str:

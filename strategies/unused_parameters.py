@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from strategies.base import StrategyError
-
-# Names of parameters that a message lists.
-_MOST_NAMES = 8
+from strategies.units import join_some
 
 
 class UnusedParametersError(StrategyError):
-    """DDP found parameters without a gradient.
-
-    Attributes:
-        names: of the parameters, as in `named_parameters()`.
-    """
+    """DDP found parameters without a gradient."""
 
     def __init__(self, names: Sequence[str], where: str) -> None:
         many = len(names) != 1
@@ -31,5 +25,4 @@ def describe_parameters(names: Sequence[str]) -> str:
     """The names of parameters in a message: all of a few, the first of many."""
     if not names:
         return "some parameters"
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"parameter{'' if len(names) == 1 else 's'} {', '.join(names[:_MOST_NAMES])}{more}"
+    return f"parameter{'' if len(names) == 1 else 's'} {join_some(names)}"

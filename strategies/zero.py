@@ -14,9 +14,9 @@ from strategies.base import (
     StrategyEntry,
     StrategyError,
     TrainingStep,
-    updated_in,
+    estimate_update_time,
 )
-from strategies.deepspeed_config import CPU, NOT_BY_ELEMENT, NVME, ZeroVariant
+from strategies.deepspeed_config import CPU, NOT_ELEMENTWISE, NVME, ZeroVariant
 from strategies.machine import BACKWARD_SHARE, CollectiveTraffic, MachineModel
 from strategies.model_states import ModelStates, StateTypes, zero_states
 from strategies.precision_names import Precision
@@ -36,14 +36,7 @@ _SHARDED = ("the optimizer's states", "the gradients", "the parameters")
 
 
 class Zero(StrategyEntry):
-    """One variant of ZeRO, under Lightning's name.
-
-    Args:
-        name: Lightning's.
-        order: see `StrategyEntry`.
-        variant: stage and offload.
-        summary: see `StrategyEntry`.
-    """
+    """One variant of ZeRO, under Lightning's name."""
 
     is_sharded: ClassVar[bool] = True
     needs_deepspeed: ClassVar[bool] = True
@@ -90,8 +83,8 @@ class Zero(StrategyEntry):
         if profile.zero_obstacle is not None:
             return profile.zero_obstacle
         optimizer = profile.model.optimizer.name
-        if optimizer in NOT_BY_ELEMENT:
-            return f"ZeRO does not take {optimizer}, which {NOT_BY_ELEMENT[optimizer]}"
+        if optimizer in NOT_ELEMENTWISE:
+            return f"ZeRO does not take {optimizer}, which {NOT_ELEMENTWISE[optimizer]}"
         if self.offload and machine.device_kind == "cpu":
             return "a CPU's memory is the host's: there is nowhere to offload to"
         if self.offload is None and machine.world_size == 1:
@@ -112,19 +105,7 @@ class Zero(StrategyEntry):
 
     def moments(self, step: TrainingStep, states: ModelStates) -> Sequence[Moment]:
         """See `StrategyEntry`."""
-        zero = ZeroStep(
-            self.variant.stage,
-            step.model,
-            step.trace,
-            states,
-            step.settings,
-            step.world_size,
-            step.types.parameter_bytes,
-            step.accumulate,
-            offloads=self.offload is not None,
-            whole_process=step.whole_process,
-        )
-        return list(zero.moments())
+        return list(ZeroStep(self.variant.stage, step, states, offloads=self.offload is not None).moments())
 
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
@@ -153,7 +134,7 @@ class Zero(StrategyEntry):
         model, width = step.model, step.types.parameter_bytes
         owned = model.trainable_numel / machine.world_size
         if self.offload is None:
-            return updated_in(owned, step, machine), 0.0
+            return estimate_update_time(owned, step, machine), 0.0
         moved = 2 * owned * width / machine.host_bandwidth  # gradients down, weights up
         if self.variant.stage == 3:
             moved += 2 * step.accumulate * model.numel / machine.world_size * width / machine.host_bandwidth

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from strategies.model_states import FP32, ModelShape, ModelStates, ZeroSettings, owned_gradients, owned_parts
-from strategies.step_trace import GradientArrival, Moment, StepTrace
+from strategies.base import TrainingStep
+from strategies.model_states import FP32, ModelStates, owned_gradients, owned_parts
+from strategies.step_trace import GradientArrival, Moment
 from strategies.zero_reduction import Reduction, find_largest_pieces, find_offsets, find_reduction
 
 # DeepSpeed computes a norm in fp64, on a copy of each piece (`runtime/zero/utils.py`: `get_norm_dtype`).
@@ -25,84 +26,75 @@ class ZeroStep:
     """One step of ZeRO, from which its moments follow.
 
     Attributes:
-        stage: 1, 2 or 3.
-        model: parameters and optimizer.
-        trace: of one micro batch, in the types that DeepSpeed computes in.
         states: of the rank that holds most.
-        settings: DeepSpeed's buckets.
-        world_size: number of ranks.
-        width: bytes of a parameter.
-        accumulate: micro batches per optimizer step.
         offloads: whether optimizer states and gradients are in host memory.
-        whole_process: count the memory of a CPU process: gloo's buffers, and of DeepSpeed's only the touched pages.
     """
 
     stage: int
-    model: ModelShape
-    trace: StepTrace
+    step: TrainingStep
     states: ModelStates
-    settings: ZeroSettings
-    world_size: int
-    width: int
-    accumulate: int = 1
-    offloads: bool = False
-    whole_process: bool = False
+    offloads: bool
 
     def moments(self) -> Iterator[Moment]:
         """Moments of the last micro batch of a step, which needs most; no optimizer step if nothing is trained."""
         if self.stage == 3:
             yield self._forward_3()
         else:
-            yield Moment("forward", self._accumulated(), self.trace.forward, 0)
-        late = self.stage == 1 and not self.settings.overlap_comm
+            yield Moment("forward", self._accumulated(), self.step.trace.forward, 0)
+        late = self.stage == 1 and not self.step.settings.overlap_comm
         yield from self._late() if late else self._backward()
-        yield from self._step()
+        yield from self._optimizer_moments()
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a parameter."""
+        return self.step.types.parameter_bytes
 
     @property
     def _bucket(self) -> int:
-        return self.settings.reduce_bucket_size * self.width
+        return self.step.settings.reduce_bucket_size * self._width
 
     @property
     def _all_gradients(self) -> int:
-        return self.model.trainable_numel * self.width
+        return self.step.model.trainable_numel * self._width
 
     def _course(self) -> tuple[GradientArrival, ...]:
         """The backward pass; if it was not traced, gradients arrive in reverse order and all activations stay alive."""
-        if self.trace.course:
-            return self.trace.course
-        peak, gradients, course = self.trace.backward, 0, list[GradientArrival]()
-        for number, parameter in reversed(list(enumerate(self.model.parameters))):
+        if self.step.trace.course:
+            return self.step.trace.course
+        peak, gradients, course = self.step.trace.backward, 0, list[GradientArrival]()
+        for number, parameter in reversed(list(enumerate(self.step.model.parameters))):
             if parameter.trainable:
                 course.append(GradientArrival(gradients, peak, peak, number))
-                gradients += parameter.numel * self.width
+                gradients += parameter.numel * self._width
         return (*course, GradientArrival(gradients, peak, peak, None))
 
     def _accumulated(self) -> int:
         """Gradients of earlier micro batches."""
-        if self.accumulate == 1 or self.offloads:
+        if self.step.accumulate == 1 or self.offloads:
             return 0
         return self._all_gradients if self.stage == 1 else self.states.gradients
 
     def _buckets(self) -> int:
         """DeepSpeed's contiguous buckets: complete on a GPU, on a CPU the pages that gradients were written to."""
-        if not self.whole_process:
+        if not self.step.whole_process:
             return self.states.bucket
-        sizes = (p.numel * self.width for p in self.model.parameters if p.trainable)
+        sizes = (p.numel * self._width for p in self.step.model.parameters if p.trainable)
         return min(self._bucket, sum(size for size in sizes if size <= self._bucket))
 
     def _copies(self, content: Reduction) -> int:
         """Copies beside a bucket while it is reduced: DeepSpeed's of scattered pieces, and gloo's."""
-        if self.world_size == 1:
+        if self.step.world_size == 1:
             return 0
         if self.stage == 3:
-            joined, sent = content.numel * self.width, content.numel * self.width
+            joined, sent = content.numel * self._width, content.numel * self._width
         else:
-            joined, sent = content.joined * self.width, content.sent * self.width
-        return joined + (sent if self.whole_process else 0)
+            joined, sent = content.joined * self._width, content.sent * self._width
+        return joined + (sent if self.step.whole_process else 0)
 
     def _backward(self) -> Iterator[Moment]:
         """Gradients are copied to a bucket, which is reduced when the next one does not fit: stages 1 to 3."""
-        places = find_offsets(self.model, self.world_size) if self.stage < 3 else {}
+        places = find_offsets(self.step.model, self.step.world_size) if self.stage < 3 else {}
         kept = self.states.gradients if self.stage == 3 else self._accumulated()
         before, buckets, course = kept, self._buckets(), self._course()
         filled: list[tuple[int | None, int]] = []
@@ -116,7 +108,7 @@ class ZeroStep:
             yield Moment("backward", kept, now.peak, beside)
             coming = 0 if then is None else then.gradients - now.gradients
             if filled and (then is None or size + coming > self._bucket):
-                content = find_reduction(filled, places, self.width)
+                content = find_reduction(filled, places, self._width)
                 yield Moment("backward", kept, now.live, beside + self._copies(content))
                 reduced += size
                 # In stage 1 the accumulated gradients are reduced, and freed as the rank's part is created.
@@ -132,27 +124,27 @@ class ZeroStep:
     def _made(self, buckets: int, touched: int, *, begun: bool) -> int:
         """Stages 1 and 2 create a bucket at a step's first gradient; a process has the pages that it wrote to."""
         whole = buckets if begun else 0
-        return min(whole, touched) if self.whole_process else whole
+        return min(whole, touched) if self.step.whole_process else whole
 
     def _owned(self, reduced: int) -> int:
         """What a rank keeps after so much was reduced: its buffer is allocated at once, pages when they are written."""
         if self.offloads:
             return 0
-        return min(self.states.gradients, reduced) if self.whole_process else self.states.gradients
+        return min(self.states.gradients, reduced) if self.step.whole_process else self.states.gradients
 
     def _largest_norm(self) -> int:
         """The largest copy for the norm of offloaded gradients, on any rank."""
-        piece = max(find_largest_pieces(self.model, self.stage, self.world_size))
+        piece = max(find_largest_pieces(self.step.model, self.stage, self.step.world_size))
         return _NORM * (min(piece, _NORM_AT_ONCE) if self.stage == 3 else piece)
 
     def _norm(self) -> tuple[int, int]:
         """Gradients and the copy for the norm, on the rank with the largest sum."""
-        pieces = find_largest_pieces(self.model, self.stage, self.world_size)
+        pieces = find_largest_pieces(self.step.model, self.stage, self.step.world_size)
         kept = [self.states.gradients] * len(pieces)
         if self.stage < 3:
-            parts = owned_parts(self.model, self.stage, self.world_size)
-            owned = owned_gradients(self.model.trained_groups(), parts, self.world_size)
-            kept = [elements * self.width for elements in owned]
+            parts = owned_parts(self.step.model, self.stage, self.step.world_size)
+            owned = owned_gradients(self.step.model.trained_groups(), parts, self.step.world_size)
+            kept = [elements * self._width for elements in owned]
         return max(((own, _NORM * piece) for own, piece in zip(kept, pieces, strict=True)), key=sum)
 
     def _late(self) -> Iterator[Moment]:
@@ -160,18 +152,18 @@ class ZeroStep:
         course, buckets = self._course(), self._buckets()
         for arrival in course:
             # A bucket is created at the first gradient, but not written before the end.
-            made = buckets if arrival.gradients and not self.whole_process else 0
+            made = buckets if arrival.gradients and not self.step.whole_process else 0
             yield Moment("backward", max(arrival.gradients, self._accumulated()), arrival.peak, made)
         end, left, kept, reduced = course[-1].live, self._all_gradients, 0, 0
-        places = find_offsets(self.model, self.world_size)
+        places = find_offsets(self.step.model, self.step.world_size)
         norm = self._largest_norm() if self.offloads else 0
-        order = [(i, self.model.parameters[i]) for group in self.model.groups for i in group]
+        order = [(i, self.step.model.parameters[i]) for group in self.step.model.groups for i in group]
         filled: list[tuple[int | None, int]] = []
         size = 0
-        for number, parameter in [*((i, p.numel * self.width) for i, p in order if p.trainable), (None, 0)]:
+        for number, parameter in [*((i, p.numel * self._width) for i, p in order if p.trainable), (None, 0)]:
             if filled and (number is None or size + parameter > self._bucket):
                 yield Moment(
-                    "backward", left + kept, end, buckets + self._copies(find_reduction(filled, places, self.width))
+                    "backward", left + kept, end, buckets + self._copies(find_reduction(filled, places, self._width))
                 )
                 reduced += size
                 kept = self._owned(reduced)
@@ -188,38 +180,38 @@ class ZeroStep:
         """Gathered parameters of stage 3 after so many gradients: those of finished layers are released."""
         if self.stage < 3:
             return 0
-        if self.world_size == 1 and not self.offloads:
+        if self.step.world_size == 1 and not self.offloads:
             return self.states.gathered
-        left = self.model.numel * self.width - gradients
-        return max(self.states.gathered, min(left, self.settings.max_live_parameters * self.width))
+        left = self.step.model.numel * self._width - gradients
+        return max(self.states.gathered, min(left, self.step.settings.max_live_parameters * self._width))
 
     def _forward_3(self) -> Moment:
         """At its end all parameters are gathered, up to the limit; one fetch is copied out of the gathered buffer."""
         gathered = self._gathered(0)
         fetched = 0
         if gathered > self.states.gathered:
-            largest = max((p.numel for p in self.model.parameters), default=0)
-            fetched = min(self.settings.prefetch_bucket_size + largest, self.model.numel) * self.width
-        return Moment("forward", self.states.gradients, self.trace.forward, self._buckets() + gathered + fetched)
+            largest = max((p.numel for p in self.step.model.parameters), default=0)
+            fetched = min(self.step.settings.prefetch_bucket_size + largest, self.step.model.numel) * self._width
+        return Moment("forward", self.states.gradients, self.step.trace.forward, self._buckets() + gathered + fetched)
 
-    def _step(self) -> Iterator[Moment]:
+    def _optimizer_moments(self) -> Iterator[Moment]:
         """The norm, then the groups one by one.
 
         A group's gradients are flattened, then cast to fp32 for the optimizer, beside those of later groups.
         """
         buffers = self._buckets() + self.states.gathered if self.stage == 3 else 0
         if self.offloads:
-            yield Moment("step", 0, self.trace.inputs, buffers)
+            yield Moment("step", 0, self.step.trace.inputs, buffers)
             return
         gradients = self.states.gradients
         owned, norm = self._norm()
-        yield Moment("step", owned, self.trace.inputs + norm, buffers)
-        parts = owned_parts(self.model, self.stage, self.world_size)
+        yield Moment("step", owned, self.step.trace.inputs + norm, buffers)
+        parts = owned_parts(self.step.model, self.stage, self.step.world_size)
         for number, owned in enumerate(parts):
-            part = min(owned, self.settings.sub_group_size) if self.stage == 3 else owned
-            narrow = 0 if self.width == FP32 else part * self.width
+            part = min(owned, self.step.settings.sub_group_size) if self.stage == 3 else owned
+            narrow = 0 if self._width == FP32 else part * self._width
             flat = part * FP32
-            yield Moment("step", gradients, self.trace.inputs + narrow + flat, buffers)
+            yield Moment("step", gradients, self.step.trace.inputs + narrow + flat, buffers)
             kept = 0 if number == len(parts) - 1 and self.stage < 3 else gradients
-            temporary = part * self.model.optimizer.temporary_bytes_per_element
-            yield Moment("step", kept, self.trace.inputs + flat + temporary, buffers)
+            temporary = part * self.step.model.optimizer.temporary_bytes_per_element
+            yield Moment("step", kept, self.step.trace.inputs + flat + temporary, buffers)

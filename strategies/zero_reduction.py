@@ -17,7 +17,6 @@ class Reduction:
     """The largest buffers beside a bucket while its content is reduced, in elements.
 
     Attributes:
-        numel: the content of the bucket.
         joined: copy of the pieces of one rank, if they are not contiguous.
         sent: what one rank receives at once.
     """

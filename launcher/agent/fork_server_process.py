@@ -118,7 +118,7 @@ def _list_threads() -> dict[int, str]:
 
 @contextlib.contextmanager
 def _report_to(address: str) -> Iterator[dict[str, Any]]:
-    """Connect to the agent at once, so that it notices this process start and end; send the report at the end."""
+    """Connect to the agent first, so that it notices when this process ends; send the report at the end."""
     report: dict[str, Any] = {}
     with socket.socket(socket.AF_UNIX) as connection:
         # A server that `multiprocessing` starts again after a crash has no listener.

@@ -72,7 +72,7 @@ def _attach_to_agent() -> None:
 
 
 def set_rank_zero(env: Mapping[str, str]) -> None:
-    """Set the rank in Lightning and torchmetrics, which read it on import: in the fork server, where there is none."""
+    """Set the rank in Lightning and torchmetrics: they read it on import, in the fork server, where it has no value."""
     for name, variable in (
         ("lightning_utilities.core.rank_zero", "RANK"),
         ("torchmetrics.utilities.prints", "LOCAL_RANK"),

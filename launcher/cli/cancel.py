@@ -44,8 +44,8 @@ def _cancel_run(path: Path) -> list[str]:
     if not records:
         trainer = read_owner(path)[0] or "no process"
         raise QueueError(
-            f"run {path.name!r} was not submitted; {trainer} trains it; use Ctrl-C there, or send SIGTERM to it, to "
-            "save and stop"
+            f"run {path.name!r} was not submitted; {trainer} trains it; to save and stop, use Ctrl-C there, or send it "
+            "SIGTERM"
         )
     return [find_backend(records[-1].get("cluster")).cancel(records[-1])]
 

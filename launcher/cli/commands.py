@@ -1,4 +1,4 @@
-"""The table of subcommands. Help, dispatch, completion and the hint for an unknown command read it."""
+"""The table of subcommands, for help, dispatch and completion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 
 class CommandEntry(Protocol):
-    """What implements a subcommand: a module or an object with these two functions."""
+    """The implementation of a subcommand: a module or an object with these two functions."""
 
     def build_parser(self) -> argparse.ArgumentParser:
         """The parser of its options."""
@@ -26,12 +26,11 @@ class Command:
     """One subcommand.
 
     Attributes:
-        name: what the user types.
         summary: one line for the help.
         entry: `module` or `module:object`, a `CommandEntry`; imported when the command runs.
         takes_settings: whether settings of the config may follow as `--key value`.
         runs_on_ranks: whether every rank of a training runs it, so errors are reported once for all ranks.
-        on_interrupt: what to print after Ctrl-C.
+        on_interrupt: message after Ctrl-C.
     """
 
     name: str
@@ -49,14 +48,9 @@ class Command:
 
 
 def _training(name: str, summary: str) -> Command:
-    return Command(
-        name,
-        summary,
-        f"launcher.cli.config_commands:{name.upper()}",
-        takes_settings=True,
-        runs_on_ranks=True,
-        on_interrupt="interrupted before the training began; nothing to save",
-    )
+    entry = f"launcher.cli.config_commands:{name.upper()}"
+    message = "interrupted before the training began; nothing to save"
+    return Command(name, summary, entry, takes_settings=True, runs_on_ranks=True, on_interrupt=message)
 
 
 _TABLE = (

@@ -14,18 +14,13 @@ from launcher.cli.parsers import new_parser
 from launcher.config.schema import config_fields
 from strategies.registry import list_strategy_names
 
-# zsh's array of what the user has typed.
+# zsh's array of the typed arguments.
 _ZSH_ARGUMENTS = "words"
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What can follow a command's name.
-
-    Attributes:
-        summary: what the command does.
-        options: long options, and settings of the config with their dotted paths.
-    """
+    """A command's summary and what can follow its name: long options, and settings with their dotted paths."""
 
     summary: str
     options: tuple[str, ...]
@@ -68,7 +63,7 @@ def _long_options(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _values() -> dict[str, tuple[str, ...]]:
-    """For each setting with a fixed set of values: those values."""
+    """The valid values of each setting that has a fixed set of them."""
     found: dict[str, tuple[str, ...]] = {}
     for path, info in config_fields():
         kinds = typing.get_args(info.hint) or (info.hint,)

@@ -33,10 +33,10 @@ what predict_step returned, and `batch_indices`, the numbers of the samples in e
 among the callbacks replaces this. Nothing is printed."""
 _EXISTING_RUN = """
 
-The run must exist: --name alone, or a --checkpoint in its folder, selects its config as well; with --config and no
-name it is the newest run with that config. No run directory is created. A checkpoint of any strategy works, ZeRO's too;
-the evaluation keeps the whole module on every rank. On several ranks each sample counts once; a warning reports where
-Lightning has to repeat some."""
+The run must exist: --name alone, or a --checkpoint in its folder, selects its config as well; --config without a name
+selects the newest run with that config. No run directory is created. A checkpoint of any strategy works, ZeRO's too;
+the evaluation keeps the complete module on every rank. On several ranks each sample counts once; a warning reports
+where Lightning has to repeat some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,9 @@ class ConfigCommand:
     """A subcommand with a config.
 
     Attributes:
-        name: of the subcommand.
-        add_arguments: adds the options that only this command has.
+        add_arguments: adds the command's own options.
         execute: runs it, in each rank if it starts ranks; returns the exit code.
-        starts_ranks: whether this process starts the ranks, unless it is one itself.
+        starts_ranks: whether this process starts the ranks, unless it is a rank.
         details: the help after the summary.
     """
 
@@ -93,10 +92,7 @@ class ConfigCommand:
 def _list_strategies() -> str:
     from strategies.registry import list_strategies
 
-    rows = {
-        "auto": "the fastest that fits the memory at hand",
-        **{each.name: each.summary for each in list_strategies()},
-    }
+    rows = {"auto": "the fastest that fits the memory", **{each.name: each.summary for each in list_strategies()}}
     return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
 
 

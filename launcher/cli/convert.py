@@ -20,11 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Convert a checkpoint.
-
-    Returns:
-        0; a checkpoint that cannot be converted raises `UsageError`.
-    """
+    """Convert a checkpoint; returns the exit code."""
     options = build_parser().parse_args(arguments)
     # Only files are read: DeepSpeed does not need a GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -15,15 +15,9 @@ from launcher.process.rank_status import RankStatusWriter
 
 
 def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: bool) -> int:
-    """Run a command; report its error on stderr, and to the agent of this rank if there is one.
+    """Call `run`; report an error on stderr, and to the agent of this rank if there is one; returns the exit code.
 
-    Args:
-        command: what runs.
-        run: runs it; returns the exit code.
-        debug: whether usage errors are shown with their traceback.
-
-    Returns:
-        The exit code, as the help lists them.
+    With `debug`, usage errors are shown with their traceback.
     """
     try:
         return run()
@@ -36,7 +30,7 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
     except EOFError:
         if command.runs_on_ranks:
             raise
-        # Ctrl-D at a question.
+        # Ctrl-D at a prompt.
         return _report_interrupt(command)
     except BrokenPipeError:
         if command.runs_on_ranks:

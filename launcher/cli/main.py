@@ -40,11 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line.
-
-    Returns:
-        The exit code, as the help lists them.
-    """
+    """Run one command line; returns the exit code."""
     name, *rest = arguments or [_DEFAULT]
     if name in ("-h", "--help", "--version"):
         build_parser().parse_args(arguments)

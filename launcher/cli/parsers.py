@@ -1,4 +1,4 @@
-"""Parsers of the subcommands, with what they have in common."""
+"""Parsers of the subcommands, and the options that several of them have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher.cli.commands import COMMANDS
 
 
 def new_parser(name: str, **options: Any) -> argparse.ArgumentParser:
-    """The parser of a subcommand, with its `--debug`; `options` are those of `ArgumentParser`."""
+    """The parser of a subcommand, with `--debug`; `options` are those of `ArgumentParser`."""
     parser = argparse.ArgumentParser(
         f"launcher {name}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -21,11 +21,11 @@ def new_parser(name: str, **options: Any) -> argparse.ArgumentParser:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """The config files."""
+    """Add the option for config files."""
     parser.add_argument("--config", "-c", action="append", default=[], metavar="FILE",
                         help="YAML or JSON; a later file overrides an earlier one")  # fmt: skip
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
-    """The folder of the runs."""
+    """Add the option for the folder of the runs."""
     parser.add_argument("--runs_dir", "--runs-dir", default="runs", metavar="FOLDER", help="of the runs (default runs)")

@@ -59,7 +59,7 @@ def _show(
     *,
     is_one: bool = False,
 ) -> None:
-    """Print what `read` returns; with `--watch` again and again, until all have ended."""
+    """Print the result of `read`; with `--watch` repeatedly, until all have ended."""
     while True:
         found = read()
         if options.json:

@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", choices=names, default=names[0], help=f"where to run it. {summaries}")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the plan; queue nothing")
     parser.add_argument("--no-snapshot", action="store_true",
-                        help="run the code as it is when the job starts, not as it is now")  # fmt: skip
+                        help="use the code in place instead of a copy; later edits reach the job")  # fmt: skip
     parser.add_argument("--export-env", action="append", default=[], metavar="NAME",
                         help="pass this variable to the job too; once for each")  # fmt: skip
     parser.add_argument("--interface", metavar="NAME",
@@ -58,8 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.sweep:
         _submit_sweep(options, overrides)
     elif options.array is not None:
-        message = f"given {options.array!r} without --sweep; it chooses among the sweep's runs"
-        raise SubmitError([Problem("--array", message)])
+        raise SubmitError([Problem("--array", f"given {options.array!r} without --sweep, whose runs it selects")])
     else:
         _submit_run(options, overrides)
     return 0

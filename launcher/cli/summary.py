@@ -34,12 +34,11 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
     # matplotlib is optional: where it is installed, every start takes half a second longer.
     first = "" if importlib.util.find_spec("matplotlib") else 'pip install "launcher[plot]" && '
     table.add_row("report", Text(f"{first}python -m launcher report {_short(result.run)}"))
-    if result.checkpoint is None:
-        console.print(table)
-        return
-    config = _short(result.run / "config.yaml")
-    command = f"python -m launcher fit --config {config} --resume auto --trainer.max_epochs N"
-    table.add_row("continue", Text(command))
+    if result.checkpoint is not None:
+        config = _short(result.run / "config.yaml")
+        table.add_row(
+            "continue", Text(f"python -m launcher fit --config {config} --resume auto --trainer.max_epochs N")
+        )
     console.print(table)
 
 

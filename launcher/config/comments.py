@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.config.schema import config_fields
@@ -19,9 +19,9 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 _OTHER = "More settings"
 _COMMENTS = {
     "model": "The LightningModule by import path, and the arguments of its constructor.",
-    "data": "The LightningDataModule; a model with loaders of its own needs none.",
-    "global_batch_size": "Samples per optimizer step, whatever the number of ranks.",
-    "accelerator": "Kind of device; auto takes a GPU where there is one.",
+    "data": "The LightningDataModule; a model with its own data loaders needs none.",
+    "global_batch_size": "Samples per optimizer step, over all ranks.",
+    "accelerator": "Kind of device; auto takes a GPU if there is one.",
     "devices": "Ranks on each node; auto takes all GPUs, or one process on a CPU.",
     "num_nodes": "Number of nodes; auto takes the number of torchrun or SLURM.",
     "slurm": "What `launcher submit` requests from SLURM; its flags override it.",
@@ -56,19 +56,13 @@ model:
   init_args: {lr: 1.0e-4}
 data:
   class_path: my_pkg.MyData""",
-    "global_batch_size": "global_batch_size: 256   # samples per optimizer step, whatever the number of ranks",
+    "global_batch_size": "global_batch_size: 256   # samples per optimizer step, over all ranks",
     "use_amp": "use_amp: true   # mixed precision if the hardware supports it, otherwise 32-true",
 }
 
 
 def commented_yaml(values: Mapping[str, Any], header: Sequence[str] = (), footer: Sequence[str] = ()) -> str:
-    """Write a config's values in sections, with a comment above each setting.
-
-    Args:
-        values: nested plain values, in any order.
-        header: comment lines at the top; line breaks in them become spaces.
-        footer: the same at the end.
-    """
+    """Nested plain values in sections, with a comment above each setting, and comment lines before and after."""
     placed = {key for keys in _SECTIONS.values() for key in keys}
     sections = {**_SECTIONS, _OTHER: tuple(key for key in values if key not in placed)}
     parts = ["".join(map(_comment, header))]
@@ -87,15 +81,9 @@ def _entry(key: str, values: Mapping[str, Any]) -> str:
     if key not in values:
         return ""
     if isinstance(value, Mapping) and any(path.startswith(f"{key}.") for path, _ in config_fields()):
-        lines = "".join(_lines_of_group(key, value))
+        lines = "".join(_comment_of(f"{key}.{name}") + dump_yaml({name: each}) for name, each in value.items())
         return f"{_comment_of(key)}{key}:\n{textwrap.indent(lines, '  ')}" if lines else ""
     return _comment_of(key) + dump_yaml({key: value})
-
-
-def _lines_of_group(group: str, values: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in values.items():
-        yield _comment_of(f"{group}.{key}")
-        yield dump_yaml({key: value})
 
 
 def _comment_of(path: str) -> str:

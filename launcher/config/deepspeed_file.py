@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ FIELD = "deepspeed_config"
 def with_deepspeed_file(config: RunConfig) -> RunConfig:
     """The same config with the content of the file in `deepspeed_config`, if it is a path.
 
-    The run keeps the content, so that a later change of the file does not change the run.
+    The run keeps the content: later changes of the file do not affect it.
 
     Raises:
         ConfigError: no such file, invalid JSON (with the line), or unknown keys.
@@ -38,24 +39,26 @@ def read_deepspeed_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, unreadable, invalid (with the line), no mapping, or a key given twice.
     """
+    where = f"{FIELD} ({path})"
+
+    def to_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if repeated:
+            raise ConfigError([Problem(where, f"key {repeated[0]!r} is given twice; remove one of them")])
+        return dict(pairs)
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_reject_repeated_keys)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=to_mapping)
     except FileNotFoundError:
         problem = "no such file; give a DeepSpeed JSON file, or its settings as a mapping"
-        raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None
+        raise ConfigError([Problem(where, problem)]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            [Problem(f"{FIELD} ({path})", f"cannot be read: {error}; give a text file that you may read")]
-        ) from error
+        raise ConfigError([Problem(where, f"cannot be read: {error}; give a text file that you may read")]) from error
     except json.JSONDecodeError as error:
         where = f"{FIELD} ({path}, line {error.lineno}, column {error.colno})"
         raise ConfigError([Problem(where, f"invalid JSON: {error.msg}; correct this line")]) from error
-    except _RepeatedKeyError as error:
-        problem = f"key {error.args[0]!r} is given twice; remove one of them"
-        raise ConfigError([Problem(f"{FIELD} ({path})", problem)]) from None
     if not isinstance(content, dict):
-        problem = f"found {type(content).__name__}; expected a mapping of settings"
-        raise ConfigError([Problem(f"{FIELD} ({path})", problem)])
+        raise ConfigError([Problem(where, f"found {type(content).__name__}; expected a mapping of settings")])
     return content
 
 
@@ -64,16 +67,3 @@ def deepspeed_problems(settings: Any) -> list[Problem]:
     if not isinstance(settings, Mapping):
         return []
     return [Problem(f"{FIELD}.{path}", message) for path, message in find_broken_keys(settings)]
-
-
-class _RepeatedKeyError(Exception):
-    """A key of a JSON object that is given twice."""
-
-
-def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _RepeatedKeyError(key)
-        found[key] = value
-    return found

@@ -1,17 +1,19 @@
-"""The flags that set how ranks are started, named as torchrun's, in one frozen record. Pure."""
+"""The flags that set how ranks are started, with torchrun's names, in one frozen record. Pure."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.core.errors import LaunchError, Problem
 
 # Seconds in which `--max-restarts` restarts are allowed; older ones do not count.
 DEFAULT_RESTART_WINDOW = 3600.0
 _DEFAULT_PORT = 29400
+_RENDEZVOUS_SETTINGS = ("join_timeout", "last_call_timeout")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +22,13 @@ class LaunchOptions:
 
     Attributes:
         nproc_per_node: ranks on each node, 'gpu', 'cpu' or 'auto'; None if not given.
-        min_nodes: fewest nodes.
-        max_nodes: most nodes.
         node_rank: this node's number, 0 to `max_nodes - 1`; None lets the rendezvous decide.
         endpoint_host: host of the rendezvous; node 0 serves it.
         endpoint_port: its port; 0 lets the system choose, on a single node.
-        run_id: the name of the rendezvous; None for a generated one, on a single node.
+        run_id: name of the rendezvous; None for a generated one, on a single node.
         join_timeout: seconds that a node waits for the others.
         last_call: seconds that an elastic start waits for more nodes after `min_nodes` have joined.
-        max_restarts: restarts within `restart_window` before the agent gives up.
-        restart_window: seconds.
+        max_restarts: restarts within `restart_window` seconds before the agent gives up.
         hang_timeout: seconds without a step after which the run counts as hung; None: from the observed step time.
         terminal_ranks: ranks whose output is shown on the terminal; None means all.
     """
@@ -75,21 +74,19 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
-    """Read the flags.
-
-    Args:
-        given: flag name, with underscores, to text; None or missing if it was not given.
+    """Read the flags: name with underscores to text, or to None if it was not given.
 
     Raises:
         LaunchError: lists every flag that is wrong.
     """
     reader = _Reader({key: value for key, value in given.items() if value is not None})
-    smallest, largest = reader.node_counts()
-    node_rank = reader.number("node_rank", 0, minimum=0)
-    host, port = reader.endpoint()
-    conf = reader.settings("rdzv_conf", ("join_timeout", "last_call_timeout"))
+    count, seconds = "a whole number of at least 0", "seconds, more than 0"
+    smallest, largest = reader.read("nnodes", (1, 1), _node_counts, "N or MIN:MAX, as in 2 or 1:4")
+    node_rank = reader.read("node_rank", 0, _whole_number, count)
+    host, port = reader.read("rdzv_endpoint", ("127.0.0.1", 0), _endpoint, "HOST:PORT, as in node0:29400")
+    conf = reader.rendezvous_settings()
     options = LaunchOptions(
-        nproc_per_node=reader.ranks_per_node(),
+        nproc_per_node=reader.read("nproc_per_node", None, _ranks_per_node, "a number of at least 1, gpu, cpu or auto"),
         min_nodes=smallest,
         max_nodes=largest,
         node_rank=node_rank if "node_rank" in reader.given else None,
@@ -98,10 +95,10 @@ def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
         run_id=reader.given.get("rdzv_id"),
         join_timeout=conf.get("join_timeout", 600.0),
         last_call=conf.get("last_call_timeout", 5.0),
-        max_restarts=reader.number("max_restarts", 0, minimum=0),
-        restart_window=reader.seconds("restart_window", DEFAULT_RESTART_WINDOW),
-        hang_timeout=reader.seconds("hang_timeout", None),
-        terminal_ranks=reader.ranks("terminal_ranks"),
+        max_restarts=reader.read("max_restarts", 0, _whole_number, count),
+        restart_window=reader.read("restart_window", DEFAULT_RESTART_WINDOW, _seconds, seconds),
+        hang_timeout=reader.read("hang_timeout", None, _seconds, seconds),
+        terminal_ranks=reader.read("terminal_ranks", frozenset({0}), _ranks, "ranks as in 0,3, or all, or none"),
     )
     if largest > 1 and "rdzv_endpoint" not in reader.given:
         reader.add_problem("rdzv-endpoint", f"not given, but required for {largest} nodes; give HOST:PORT of node 0")
@@ -113,10 +110,10 @@ def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
 
 
 def reject_agent_flags(options: LaunchOptions) -> None:
-    """Under torchrun there is no agent of the launcher: reject its flags instead of ignoring them.
+    """Reject the flags of the launcher's agent under torchrun, which has its own.
 
     Raises:
-        LaunchError: names the flags that were given.
+        LaunchError: lists the given flags.
     """
     plain = LaunchOptions()
     flags = {"nproc-per-node": "nproc_per_node", "nnodes": "max_nodes", "node-rank": "node_rank", "rdzv-id": "run_id",
@@ -138,83 +135,69 @@ class _Reader:
     def add_problem(self, flag: str, message: str) -> None:
         self.problems.append(Problem(f"--{flag}", message))
 
-    def number(self, name: str, default: int, *, minimum: int) -> int:
+    def read(self, name: str, default: _Value, parse: Callable[[str], _Value], expected: str) -> _Value:
+        """A flag's value; the default if it was not given, or if `parse` raises a ValueError, which is a problem."""
         text = self.given.get(name)
         if text is None:
             return default
-        if not text.isdecimal() or int(text) < minimum:
-            self.add_problem(name.replace("_", "-"), f"given {text!r}; expected a whole number of at least {minimum}")
+        try:
+            return parse(text)
+        except ValueError:
+            self.add_problem(name.replace("_", "-"), f"given {text!r}; expected {expected}")
             return default
-        return int(text)
 
-    def seconds(self, name: str, default: Any) -> Any:
-        text = self.given.get(name)
-        if text is None:
-            return default
-        value = _positive(text)
-        if value is None:
-            self.add_problem(name.replace("_", "-"), f"given {text!r}; expected seconds, more than 0")
-            return default
-        return value
-
-    def ranks_per_node(self) -> int | str | None:
-        text = self.given.get("nproc_per_node")
-        if text is None or text in ("gpu", "cpu", "auto"):
-            return text
-        if not text.isdecimal() or int(text) < 1:
-            self.add_problem("nproc-per-node", f"given {text!r}; expected a number of at least 1, gpu, cpu or auto")
-            return None
-        return int(text)
-
-    def node_counts(self) -> tuple[int, int]:
-        text = self.given.get("nnodes", "1")
-        low, _, high = text.partition(":")
-        high = high or low
-        if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
-            self.add_problem("nnodes", f"given {text!r}; expected N or MIN:MAX, as in 2 or 1:4")
-            return 1, 1
-        return int(low), int(high)
-
-    def endpoint(self) -> tuple[str, int]:
-        text = self.given.get("rdzv_endpoint")
-        if text is None:
-            return "127.0.0.1", 0
-        host, colon, port = text.rpartition(":")
-        if not colon or text.endswith("]"):  # an IPv6 address without a port
-            host, port = text, str(_DEFAULT_PORT)
-        if not host or not port.isdecimal() or not int(port) <= 65535:
-            self.add_problem("rdzv-endpoint", f"given {text!r}; expected HOST:PORT, as in node0:29400")
-            return "127.0.0.1", 0
-        return host.strip("[]"), int(port)
-
-    def settings(self, name: str, known: Collection[str]) -> dict[str, float]:
+    def rendezvous_settings(self) -> dict[str, float]:
+        """The settings of `--rdzv-conf`; each wrong one is a problem."""
         values: dict[str, float] = {}
-        for part in filter(None, self.given.get(name, "").split(",")):
-            key, _, text = part.partition("=")
-            value = _positive(text)
-            if key not in known or value is None:
-                expected = " or ".join(f"{k}=SECONDS" for k in known)
-                self.add_problem(name.replace("_", "-"), f"given {part!r}; expected {expected}")
-            else:
-                values[key] = value
+        for part in filter(None, self.given.get("rdzv_conf", "").split(",")):
+            try:
+                key, seconds = _rendezvous_setting(part)
+                values[key] = seconds
+            except ValueError:
+                expected = " or ".join(f"{known}=SECONDS" for known in _RENDEZVOUS_SETTINGS)
+                self.add_problem("rdzv-conf", f"given {part!r}; expected {expected}")
         return values
 
-    def ranks(self, name: str) -> frozenset[int] | None:
-        text = self.given.get(name, "0")
-        if text == "all":
-            return None
-        if text == "none":
-            return frozenset()
-        parts = text.split(",")
-        if not all(part.isdecimal() for part in parts):
-            self.add_problem(name.replace("_", "-"), f"given {text!r}; expected ranks as in 0,3, or all, or none")
-            return frozenset({0})
-        return frozenset(map(int, parts))
+
+def _whole_number(text: str, minimum: int = 0) -> int:
+    if not text.isdecimal() or int(text) < minimum:
+        raise ValueError(text)
+    return int(text)
 
 
-def _positive(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
+def _seconds(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise ValueError(text)
+    return float(text)
+
+
+def _rendezvous_setting(text: str) -> tuple[str, float]:
+    key, _, seconds = text.partition("=")
+    if key not in _RENDEZVOUS_SETTINGS:
+        raise ValueError(text)
+    return key, _seconds(seconds)
+
+
+def _ranks_per_node(text: str) -> int | str:
+    return text if text in ("gpu", "cpu", "auto") else _whole_number(text, minimum=1)
+
+
+def _node_counts(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    smallest = _whole_number(low, minimum=1)
+    return smallest, _whole_number(high or low, minimum=smallest)
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):  # an IPv6 address without a port
+        host, port = text, str(_DEFAULT_PORT)
+    if not host or _whole_number(port) > 65535:
+        raise ValueError(text)
+    return host.strip("[]"), int(port)
+
+
+def _ranks(text: str) -> frozenset[int] | None:
+    if text == "all":
         return None
-    return value if 0 < value < float("inf") else None
+    return frozenset() if text == "none" else frozenset(map(_whole_number, text.split(",")))

@@ -11,7 +11,7 @@ from launcher.core.errors import Problem
 
 # Under `trainer` in LightningCLI, at the top level here, with the values that count as not given.
 _MOVED = {"accelerator": "auto", "devices": "auto", "num_nodes": 1, "precision": None}
-# Keys of LightningCLI without a meaning here: ignored while null, otherwise an error with the right key.
+# Unsupported keys of LightningCLI: ignored if null, otherwise an error with the right key.
 _REJECTED = {
     "trainer.default_root_dir": "a run's files are in its run directory; set `runs_dir` and `name`",
     "trainer.model_registry": "checkpoints are in the run directory",
@@ -54,11 +54,7 @@ _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Move LightningCLI's keys to the launcher's keys.
-
-    Returns:
-        New values, and a problem for each key that contradicts the launcher's key or has no meaning here.
-    """
+    """New values with the launcher's keys, and a problem for each contradicting or unsupported key of LightningCLI."""
     result = _select_fit(values)
     trainer = dict(result["trainer"]) if isinstance(result.get("trainer"), Mapping) else None
     problems = _reject(result, trainer)
@@ -98,7 +94,7 @@ def translate_lightning_cli(values: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def _select_fit(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy; of a file for several subcommands of LightningCLI, the part for `fit`."""
+    """A copy; if the file has several subcommands of LightningCLI, only the part for `fit`."""
     own = values.get("fit")
     if not isinstance(own, Mapping):
         return dict(values)

@@ -14,6 +14,8 @@ from strategies.deepspeed_config import ZeroVariant
 from strategies.registry import list_zero_variants
 
 _PACKAGE = "lightning.pytorch.strategies"
+_MODULES = {"DDPStrategy": "ddp", "DeepSpeedStrategy": "deepspeed", "SingleDeviceStrategy": "single_device",
+            "FSDPStrategy": "fsdp", "ModelParallelStrategy": "model_parallel"}  # fmt: skip
 _DDP, _FIND_UNUSED = "ddp", "ddp_find_unused_parameters_true"
 # Lightning's names that differ in how processes are started, which the launcher does itself.
 _NAMES = {
@@ -85,26 +87,21 @@ _IGNORED = ("logging_level", "logging_batch_size_per_gpu", "timeout", "process_g
 
 
 def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """The launcher's settings for a strategy of Lightning.
+    """The launcher's top-level settings for a strategy of Lightning, and a problem for each unsupported argument.
 
     Args:
         given: a name, or `class_path` and `init_args`.
         path: its dotted path in the config.
         accelerator: of the config; None if not set.
-
-    Returns:
-        Settings at the top level (`strategy`, `static_graph`, ...), and a problem for each unsupported argument.
     """
     if isinstance(given, str) and given in _REJECTED_NAMES:
         return {}, [Problem(path, f"given {given!r}; {_REJECTED_NAMES[given]}")]
     if not isinstance(given, Mapping):
         return {"strategy": _NAMES.get(given, given) if isinstance(given, str) else given}, []
-    class_path, arguments = (
-        given.get("class_path"),
-        {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})},
-    )
+    class_path = given.get("class_path")
+    arguments = {**(given.get("init_args") or {}), **(given.get("dict_kwargs") or {})}
     name = str(class_path).rpartition(".")[2]
-    if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_module_of(name)}.{name}"):
+    if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_MODULES.get(name)}.{name}"):
         advice = "the launcher creates the strategy itself; write one of its names, as in `strategy: ddp`"
         return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; {advice}")]
     if name in _REJECTED_NAMES:
@@ -127,13 +124,8 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; write `strategy: ddp` or another name")]
 
 
-def _module_of(name: str) -> str:
-    return {"DDPStrategy": "ddp", "DeepSpeedStrategy": "deepspeed", "SingleDeviceStrategy": "single_device",
-            "FSDPStrategy": "fsdp", "ModelParallelStrategy": "model_parallel"}.get(name, "")  # fmt: skip
-
-
 def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:
-    """DDPStrategy's arguments; those that are not its own are arguments of DistributedDataParallel, as in Lightning."""
+    """DDPStrategy's arguments; the others are passed to DistributedDataParallel, as in Lightning."""
     found: dict[str, Any] = {"strategy": _FIND_UNUSED if arguments.pop("find_unused_parameters", False) else _DDP}
     static = arguments.pop("static_graph", None)
     if static is not None:
@@ -150,7 +142,7 @@ def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, An
 
 
 def _check_backend(backend: Any, path: str, accelerator: Any) -> None:
-    """Reject a backend that is not the device's."""
+    """Reject a backend of another device."""
     expected = {"cpu": ("gloo",), "gpu": ("nccl",), "cuda": ("nccl",)}.get(str(accelerator), ("nccl",))
     if backend is not None and backend not in expected:
         advice = "the launcher uses nccl for GPUs and gloo for CPUs; remove it"

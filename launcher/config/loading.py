@@ -40,7 +40,7 @@ _PARTS = (*CLASS_FIELDS, "trainer", *(f"trainer.{key}" for key in CLASS_LISTS))
 
 
 def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
-    """Read, merge and check.
+    """Read, merge and check a config.
 
     Args:
         files: YAML or JSON files; a later one overrides an earlier one, key by key.
@@ -82,13 +82,10 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
 def _complete_strategy(source: dict[str, Any], earlier: Any) -> Any:
     """Add the class of an earlier source to strategy arguments without a class; returns the last strategy."""
     trainer = source.get("trainer")
-    given = trainer.get("strategy") if isinstance(trainer, dict) else None
-    if (
-        isinstance(trainer, dict)
-        and isinstance(given, dict)
-        and "class_path" not in given
-        and isinstance(earlier, dict)
-    ):
+    if not isinstance(trainer, dict):
+        return earlier
+    given = trainer.get("strategy")
+    if isinstance(given, dict) and "class_path" not in given and isinstance(earlier, dict):
         given = trainer["strategy"] = merge_values(copy.deepcopy(earlier), given)
     return earlier if given is None else given
 
@@ -174,9 +171,8 @@ def read_plain_file(path: Path) -> Any:
     except FileNotFoundError:
         raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` prints one")]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            [Problem(str(path), f"cannot be read: {error}; give a text file that you may read")]
-        ) from error
+        problem = f"cannot be read: {error}; give a text file that you may read"
+        raise ConfigError([Problem(str(path), problem)]) from error
     try:
         return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
     except json.JSONDecodeError as error:
@@ -185,9 +181,8 @@ def read_plain_file(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise ConfigError(
-            [Problem(where, f"invalid YAML: {error.problem or error.context}; correct this line")]
-        ) from error
+        problem = f"invalid YAML: {error.problem or error.context}; correct this line"
+        raise ConfigError([Problem(where, problem)]) from error
     except (yaml.YAMLError, ValueError) as error:
         # ValueError: a well-formed date or number that does not exist.
         raise ConfigError([Problem(str(path), f"invalid YAML: {error}; correct this value")]) from error
@@ -247,7 +242,7 @@ def _parse_value(text: str, hint: Any) -> Any:
 
 
 def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Problems of the classes that can be found without importing them."""
+    """Problems of the class specs; nothing is imported."""
     problems: list[Problem] = []
     if values.get("data") and not values.get("model"):
         problems.append(Problem("model", "not given, but data is; add `model: {class_path: my_pkg.MyModule}`"))
@@ -259,10 +254,8 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
         if not isinstance(arguments, Mapping):
             problems.append(Problem(f"{key}.init_args", f"given {arguments!r}; expected a mapping of arguments"))
         elif path is None:
-            given = ", ".join(map(str, arguments))
-            problems.append(
-                Problem(key, f"given arguments {given} without a class; add class_path, or --{key} my_pkg.MyClass")
-            )
+            given = f"given arguments {', '.join(map(str, arguments))} without a class"
+            problems.append(Problem(key, f"{given}; add class_path, or --{key} my_pkg.MyClass"))
         elif not _names_class(path, short=key not in ("model", "data")):
             problems.append(Problem(f"{key}.class_path", f"given {path!r}; {_suggest_import_path(path)}"))
     return problems

@@ -11,7 +11,7 @@ from typing import Any
 CLASS_FIELDS = ("model", "data", "optimizer", "lr_scheduler")
 CLASS_LISTS = ("callbacks", "logger", "plugins")
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-# Arguments of a class that another source has replaced: those that the new class accepts too are kept.
+# Arguments of a class that a later source has replaced; the new class gets those that it accepts too.
 FORMER = "former_args"
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _OLD_PATH = re.compile(r"pytorch_lightning(\.\w+)+")
@@ -105,7 +105,7 @@ def _merged_class(below: dict[str, Any], value: Any) -> Any:
 
 
 def with_complete_lists(value: Any) -> Any:
-    """A copy in which `key+` of a class's arguments becomes `key`: no source has set the list that it appends to."""
+    """A copy in which `key+` of a class's arguments becomes `key`, since no source has set that list."""
     if isinstance(value, list):
         return [with_complete_lists(each) for each in value]
     if not isinstance(value, dict):

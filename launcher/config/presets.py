@@ -1,4 +1,4 @@
-"""The presets: small config files of the launcher to start from."""
+"""The presets: small config files as starting points."""
 
 from __future__ import annotations
 

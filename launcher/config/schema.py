@@ -69,7 +69,7 @@ class CheckpointOptions:
 
     Attributes:
         every_n_epochs: save after each N epochs.
-        every_n_steps: save after each N optimizer steps: how many steps a crash can cost.
+        every_n_steps: save after each N optimizer steps, the most that a crash can cost.
         save_top_k: number of best checkpoints to keep; -1 keeps all.
         monitor: the metric that decides which checkpoints are the best.
         mode: whether a smaller or a larger value is better.
@@ -84,7 +84,7 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """Weights & Biases. `auto`: online if an API key is configured, offline otherwise.
+    """Weights & Biases.
 
     Attributes:
         mode: `auto` is online if an API key is available, offline otherwise.
@@ -144,7 +144,7 @@ class SlurmOptions:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run. `model` and `data` are `class_path` and `init_args`, as LightningCLI users know them.
+    """One run. `model` and `data` are `class_path` and `init_args`, as in LightningCLI.
 
     Attributes:
         name: name of the run and of its folder in `runs_dir`; by default from the date and the config.
@@ -160,7 +160,7 @@ class RunConfig:
         precision_fallback: if a rank does not support it, use the best precision that all ranks share.
         on_precision_change: what to do if a resumed run would train in another precision than its checkpoint.
         use_amp: true requests mixed precision where supported, false turns it off.
-        global_batch_size: samples per optimizer step, whatever the number of ranks.
+        global_batch_size: samples per optimizer step, over all ranks.
         memory_share: share of each device's memory that a plan may use.
         on_oom: what to do when a run is out of memory: `stop`, or restart with the `next` strategy that needs less.
         ddp: further arguments of Lightning's DDPStrategy, such as `bucket_cap_mb` or `ddp_comm_hook`.
@@ -217,11 +217,7 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def to_yaml(self, env: Mapping[str, str] = MappingProxyType({})) -> str:
-        """As a config file for `--config`; secrets are references to variables.
-
-        Args:
-            env: see `launcher.core.secrets.references`.
-        """
+        """As a config file for `--config`; secrets are references to variables, see `launcher.core.secrets`."""
         return dump_yaml(with_references(self.to_dict(), env))
 
     def digest(self) -> str:
@@ -230,12 +226,12 @@ class RunConfig:
 
 
 def _sorted(value: Any) -> Any:
-    """A form that is the same for equal values, whatever the order of their keys; tuples count as lists, as in YAML."""
+    """A form that does not depend on the order of keys; tuples count as lists, as in YAML."""
     if isinstance(value, Mapping):
         return sorted(((repr(k), _sorted(v)) for k, v in value.items()), key=lambda pair: pair[0])
-    return (
-        [_sorted(v) for v in value] if isinstance(value, list | tuple) else str(value) if value is not None else value
-    )
+    if isinstance(value, list | tuple):
+        return [_sorted(v) for v in value]
+    return None if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True)

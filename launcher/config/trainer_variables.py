@@ -24,7 +24,7 @@ def read_variables(env: Mapping[str, str]) -> dict[str, Any]:
     """The variables as values of a config file; unknown names and empty values are ignored, as in Lightning.
 
     Raises:
-        ConfigError: names each variable with a wrong value or without a meaning here.
+        ConfigError: lists each variable with an invalid value or without support.
     """
     given = {name: _parsed(text) for name in NAMES if (text := env.get(PREFIX + name.upper()))}
     if not given:
@@ -39,16 +39,9 @@ def read_variables(env: Mapping[str, str]) -> dict[str, Any]:
 def with_variables(
     config: RunConfig, options: Mapping[str, Any], usual: RunConfig, env: Mapping[str, str]
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """Apply the variables to the settings that a script has left at their defaults.
+    """Apply the variables in `env` to the settings that a script has left at their defaults, `usual`.
 
-    Args:
-        config: of the script.
-        options: of `config.trainer`, set by the script.
-        usual: the defaults of both.
-        env: with the variables.
-
-    Returns:
-        The config and the options.
+    The script's `options` are those of `config.trainer`; the result is the new config and options.
     """
     values = read_variables(env)
     trainer, wandb = values.pop("trainer", {}), values.pop("wandb", {})

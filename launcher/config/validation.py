@@ -1,4 +1,4 @@
-"""Validate a config's plain values: all problems at once, each with its field path."""
+"""Validation of a config's plain values: all problems at once, each with its field path."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def find_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Every problem of the plain values of a config, in their order; empty if they are valid."""
+    """Every problem of the plain values of a config, in their order."""
     leaves = dict(config_fields())
     problems: list[Problem] = []
     groups = {path.rpartition(".")[0] for path in leaves} - {""}
@@ -47,7 +47,8 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
         info = leaves.get(path)
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves)))
-        elif (value is None and not _takes_null(info.hint)) or not _has_type(info.hint, value):
+        # jsonargparse accepts null for every type.
+        elif (value is None and type(None) not in typing.get_args(info.hint)) or not _has_type(info.hint, value):
             problems.append(Problem(path, f"given {redact(value)!r}; expected {_describe(info.hint)}"))
         elif info.minimum is not None and not _in_range(value, info.minimum):
             finite = not isinstance(value, float) or math.isfinite(value)
@@ -194,11 +195,6 @@ def _build(record: Any, values: Mapping[str, Any]) -> Any:
         else:
             given[key] = _read(hints[key], value)
     return record(**given)
-
-
-def _takes_null(hint: Any) -> bool:
-    """Whether null is valid; jsonargparse accepts it for every type."""
-    return type(None) in typing.get_args(hint)
 
 
 def _in_range(value: Any, minimum: float) -> bool:

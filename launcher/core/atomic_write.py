@@ -14,14 +14,12 @@ from typing import BinaryIO
 
 @contextmanager
 def replace_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write a file of mode 0600, which takes the place of `path` when the block ends without an error.
+    """Write a file of mode 0600, which replaces `path` when the block ends without an error.
 
-    Args:
-        path: the file.
-        durable: wait until the content is on the disk; not needed for what only lives as long as the machine is up.
+    `durable` waits until the content is on the disk; files that are useless after a reboot do not need it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    # O_EXCL: in a shared folder another user may have created a link of this name.
+    # O_EXCL: in a shared folder, another user may have created a link with this name.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -43,7 +41,7 @@ def write_file(path: Path, text: str, *, durable: bool = True) -> None:
 
 @contextmanager
 def private_umask() -> Iterator[None]:
-    """For libraries that write into the run's directory and processes that they start, never around user code."""
+    """Make files of libraries and of the processes that they start private; not to be used around user code."""
     before = os.umask(0o077)
     try:
         yield
@@ -54,7 +52,7 @@ def private_umask() -> Iterator[None]:
 def make_private(path: Path) -> None:
     """Remove the permissions of group and others from a file or a folder that a library wrote; follows no link.
 
-    A umask would do the same, but it applies to the whole process, and therefore to the user's own files.
+    A umask would apply to the user's own files too.
 
     Raises:
         OSError: another user owns it, or the disk is read-only.

@@ -31,11 +31,7 @@ from typing import Any
 
 
 class LauncherError(Exception):
-    """Base class of all errors of the launcher.
-
-    Attributes:
-        exit_code: of the process.
-    """
+    """Base class of all errors of the launcher, with the exit code of the process."""
 
     exit_code = 1
 
@@ -48,23 +44,14 @@ class UsageError(LauncherError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One wrong field of a config or flag.
-
-    Attributes:
-        path: dotted path of the field, or the file's name.
-        message: the given value, the valid values, what to do.
-    """
+    """One wrong field or flag: its dotted path or file, and a message with the given and the valid values."""
 
     path: str
     message: str
 
 
 class ConfigError(UsageError):
-    """All problems of a config, in the order of the fields.
-
-    Attributes:
-        problems: at least one.
-    """
+    """All problems of a config (at least one), in the order of the fields."""
 
     what = "the config"
 
@@ -100,11 +87,7 @@ class TopologyError(UsageError):
 
 
 class AgreementError(UsageError):
-    """The ranks differ, one of them failed before the start, or one did not arrive.
-
-    Attributes:
-        ranks: the blocking ranks.
-    """
+    """The ranks differ, one of them failed before the start, or one did not arrive; `ranks` are the blocking ones."""
 
     def __init__(self, message: str, ranks: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -136,11 +119,7 @@ class ReportError(UsageError):
 
 
 class TrainingError(LauncherError):
-    """The code of the model or the data raised an exception, which is `__cause__`.
-
-    Attributes:
-        rank: the rank on which it was raised; None if not known.
-    """
+    """The code of the model or the data raised an exception, which is `__cause__`, on `rank` (None if not known)."""
 
     def __init__(self, message: str, *, rank: int | None = None) -> None:
         super().__init__(message)
@@ -148,13 +127,10 @@ class TrainingError(LauncherError):
 
 
 def with_cause_type(error: TrainingError) -> TrainingError:
-    """The same error as an instance of its cause's class too, so that an `except` of the user's script catches it.
+    """The same error as an instance of its cause's class too, as Optuna's pruning and a script's `except` need it.
 
-    Optuna's pruning and a script's `except ValueError` depend on the class. Text, `args` and fields are those of the
-    cause; the rank is in the attribute `rank` and in a note.
-
-    Args:
-        error: with a `__cause__`; returned unchanged if its class cannot be combined with that of the cause.
+    Text, `args` and fields are those of the cause; the rank is in the attribute `rank` and in a note. The error is
+    returned unchanged if the classes cannot be combined.
     """
     cause = error.__cause__
     if not isinstance(cause, Exception) or type(error) is not TrainingError or isinstance(cause, LauncherError):
@@ -221,14 +197,12 @@ class OutOfMemoryError(TrainingError):
 class Interrupted(BaseException):
     """Stopped by a signal at a step boundary, with a checkpoint if one could be written.
 
-    No `Exception`: a script that continues after a failed training must end here. `launcher.fit` and `train` raise it
-    as a `SystemExit` too, and after Ctrl-C as a `KeyboardInterrupt`.
+    Not an `Exception`: a script that continues after a failed training must end here. `launcher.fit` and `train` raise
+    it as a `SystemExit` too, and after Ctrl-C as a `KeyboardInterrupt`.
 
     Attributes:
-        signal_number: the signal.
         checkpoint: path of the saved checkpoint, if there is one.
         step: optimizer steps done.
-        exit_code: of the process.
         users_handler: calls the script's own handler of the signal; None if it has none.
     """
 
@@ -241,7 +215,7 @@ class Interrupted(BaseException):
         self.users_handler: Callable[[], Any] | None = None
 
     def for_script(self) -> Interrupted:
-        """The same as a `SystemExit`, which ends a script; not raised inside Lightning, which handles those itself."""
+        """The same as a `SystemExit`, which ends a script; not for use inside Lightning, which handles those itself."""
         kind = _InterruptedByCtrlC if self.signal_number == signal.SIGINT else _InterruptedBySignal
         return kind(self.signal_number, checkpoint=self.checkpoint, step=self.step)
 

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import signal
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from strategies.unused_parameters import describe_parameters
 
-# A longer text is truncated in lists of events.
+# Longer texts are truncated.
 _LONGEST_TEXT = 600
+# Kinds whose text needs only the event's fields.
+_TEXTS = {
+    "finished": "finished after step {step}",
+    "resumed": "resumed from {checkpoint}",
+    "first_step": "first optimizer step done",
+    "training_ended": "training ended",
+    "precision_changed": "the checkpoint was trained in {checkpoint}, this run in {run}",
+    "batch_corrected": "a step trains {now} samples; the plan expected {before}",
+}
 
 
 def describe_event(event: Mapping[str, Any], kind: str) -> str:
-    """The text of an event; of an unknown kind, its fields."""
+    """The text of an event; for an unknown kind, its fields."""
     if kind in ("failed", "rank_failed"):
         why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
         text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
+    elif kind in _TEXTS:
+        text = _TEXTS[kind].format_map(defaultdict(lambda: None, event))
     elif kind == "notice":
         text = _text(event.get("message"))
     elif kind in ("interrupted", "preempted"):
         saved = event.get("checkpoint")
         end = "saved a checkpoint" if saved else "without a checkpoint"
         text = f"stopped by {signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
-    elif kind == "finished":
-        text = f"finished after step {event.get('step')}"
-    elif kind == "resumed":
-        text = f"resumed from {event.get('checkpoint')}"
-    elif kind == "first_step":
-        text = "first optimizer step done"
-    elif kind == "training_ended":
-        text = "training ended"
-    elif kind == "precision_changed":
-        text = f"the checkpoint was trained in {event.get('checkpoint')}, this run in {event.get('run')}"
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it continues with {event.get('strategy')}"
     elif kind == "unused_parameters":
         names = describe_parameters(event.get("names") or ())
         text = f"{names} received no gradient; from now on DDP searches for unused parameters"
-    elif kind == "batch_corrected":
-        text = f"a step trains {event.get('now')} samples; the plan expected {event.get('before')}"
     elif kind == "nodes_missing":
         nodes = event.get("nodes")
         text = f"{'node ' + ', '.join(map(str, nodes)) if isinstance(nodes, list) and nodes else 'a node'} did not join"
@@ -55,7 +55,7 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
 
 
 def _exit(code: Any) -> str:
-    """How a process without an error message ended; a negative code is the number of a signal."""
+    """The ending of a process without an error message; a negative code is the number of a signal."""
     if type(code) is int and code < 0:
         return f"killed by {signal_name(-code)}"
     return "failed" if code is None else f"ended with exit code {code}"

@@ -14,15 +14,10 @@ FILE_NAME = "events.jsonl"
 
 
 class EventLog:
-    """Appends events of one rank to the run's `events.jsonl`.
+    """Appends events of one rank to the run's `events.jsonl`, which gets mode 0600.
 
     A line is one `write` to a file opened for appending, so the lines of several ranks do not mix. A full disk does not
-    stop the training: the lost lines are counted.
-
-    Args:
-        path: the file; created with mode 0600 if missing.
-        rank: the rank that writes.
-        clock: seconds since the epoch.
+    stop the training: `lost` counts the lost lines.
     """
 
     def __init__(self, path: Path, rank: int, clock: Callable[[], float] = time.time) -> None:
@@ -40,7 +35,7 @@ class EventLog:
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
-                # A disk that becomes full may take a part of it: the next event must start on a new line.
+                # A full disk may accept only a part: the next event must start on a new line.
                 self._cut = os.write(descriptor, data) < len(data)
             finally:
                 os.close(descriptor)
@@ -50,12 +45,7 @@ class EventLog:
 
 
 def read_events(path: Path, on_foreign: Callable[[], None] | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a run, oldest first; incomplete and foreign lines are skipped.
-
-    Args:
-        path: the file.
-        on_foreign: called for each line that is skipped.
-    """
+    """The events of a run, oldest first; `on_foreign` is called for each incomplete or foreign line instead."""
     # As `json.loads`, without its search for white space: a long run has 200,000 lines.
     decode = json.JSONDecoder().raw_decode
     with path.open(encoding="utf-8", errors="replace") as lines:

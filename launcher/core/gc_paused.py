@@ -9,10 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """Disable automatic collection in the block, and exclude all present objects from later collections.
-
-    Modules, classes and functions live as long as the process: later collections need not visit them.
-    """
+    """Disable automatic collection in the block; later collections skip all objects that exist at its end."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -9,13 +9,7 @@ from typing import Any
 def flatten(
     values: Mapping[str, Any], descend: Callable[[str], bool] = lambda path: True, prefix: str = ""
 ) -> dict[str, Any]:
-    """Dotted path to value, in the given order; an empty mapping stays a value.
-
-    Args:
-        values: nested mappings.
-        descend: whether the mapping at a path is a group of settings; otherwise it stays a value.
-        prefix: of every path.
-    """
+    """Dotted path to value, in the given order. Empty mappings, and those that `descend` rejects, remain values."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"

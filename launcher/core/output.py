@@ -11,14 +11,7 @@ from launcher.core.events import EventLog
 
 @dataclass(frozen=True)
 class RunOutput:
-    """Where a rank writes its events and notices.
-
-    Attributes:
-        events: of the run.
-        console: rank zero's terminal.
-        is_rank_zero: notices of other ranks are dropped.
-        records_notices: whether a notice is also an event.
-    """
+    """The events and the terminal of a rank; only rank zero prints notices, which may also be recorded as events."""
 
     events: EventLog
     console: Console
@@ -26,7 +19,7 @@ class RunOutput:
     records_notices: bool = True
 
     def notice(self, message: str) -> None:
-        """Inform the user; only rank zero does."""
+        """Inform the user, on rank zero."""
         if not self.is_rank_zero:
             return
         if self.records_notices:

@@ -17,9 +17,9 @@ def module_command(module: str, *arguments: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def without_working_directory() -> Iterator[None]:
-    """For a process that Python itself starts in the block: it does not import from the working directory.
+    """A Python process started in the block does not import from the working directory.
 
-    The process calls `forget_safe_path`, so that this does not apply to the processes that it starts.
+    It calls `forget_safe_path`, so this does not apply to its own child processes.
     """
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = before or "launcher"
@@ -31,7 +31,7 @@ def without_working_directory() -> Iterator[None]:
 
 
 def forget_safe_path() -> None:
-    """In that process: allow imports from the working directory again."""
+    """Allow imports from the working directory again, in a process started in `without_working_directory`."""
     if os.environ.get(_SAFE_PATH) == "launcher":
         del os.environ[_SAFE_PATH]
         sys.path.insert(0, "")

@@ -1,4 +1,4 @@
-"""Which values are secrets, judged by their key or form, and what is shown or written in their place. Pure."""
+"""Finds secrets in plain values, by their key or form, and replaces them with references or `(hidden)`. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIABLE_PREFIX = "LAUNCHER_SECRET_"
 
 _Path = tuple[str, ...]
 _KEY_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-# A key with one of these parts has a secret value, whatever the value looks like.
+# A key with one of these parts always has a secret value.
 _STRONG = {"password", "passwords", "passwd", "pwd", "passphrase", "passcode", "secret", "secrets", "credential",
            "credentials", "creds", "apikey", "apikeys", "accesskey", "secretkey", "authtoken",
            "authorization"}  # fmt: skip
@@ -24,7 +24,7 @@ _STRONG_PAIRS = {
     for kind in ("api", "access", "private", "auth", "account", "refresh", "bearer", "session", "signing", "encryption",
                  "ssh", "license", "hf", "hub", "wandb", "github", "gitlab", "openai", "aws", "azure")
 }  # fmt: skip
-# Last parts of a key for the place or size of a secret: not the secret itself.
+# Last parts of a key that describe a secret, such as its file or size.
 _ABOUT = {"file", "files", "path", "paths", "dir", "folder", "env", "var", "variable", "name", "names", "length", "len",
           "dim", "size", "type", "types", "count", "num", "field", "column", "policy", "prefix", "ttl",
           "expiry"}  # fmt: skip
@@ -64,16 +64,7 @@ def without_secrets(values: Any) -> Any:
 
 def find_secrets(values: Any) -> dict[str, Any]:
     """Dotted path to value of every secret in plain values; references are not included."""
-    found: dict[str, Any] = {}
-
-    def note(path: _Path, value: Any, named: bool) -> Any:
-        del named
-        if _variable_of(value) is None:
-            found[".".join(path)] = value
-        return value
-
-    _changed(values, note)
-    return found
+    return {".".join(path): value for path, value, _ in _list_secrets(values)}
 
 
 def digests(values: Any) -> dict[str, str]:
@@ -83,25 +74,15 @@ def digests(values: Any) -> dict[str, str]:
 
 
 def references(values: Any, env: Mapping[str, str]) -> dict[str, str]:
-    """Variable to value of every secret in plain values: must be set to read the result of `with_references`.
+    """Variable to value of every secret in plain values; `resolve_references` needs these variables.
 
-    Args:
-        values: of a config.
-        env: if a variable with a secret's name holds a value already, that variable is used.
+    A variable of `env` is used if it has a secret's name and value.
     """
-    found: dict[str, str] = {}
-
-    def note(path: _Path, value: Any, named: bool) -> Any:
-        if _variable_of(value) is None:
-            found[_variable(path, value, named, env)] = str(value)
-        return value
-
-    _changed(values, note)
-    return found
+    return {_variable(path, value, named, env): str(value) for path, value, named in _list_secrets(values)}
 
 
 def with_references(values: Any, env: Mapping[str, str]) -> Any:
-    """The same plain values with `${oc.env:NAME}` in place of each secret, which may be written to a file."""
+    """The same plain values with `${oc.env:NAME}` in place of each secret, for a file."""
 
     def refer(path: _Path, value: Any, named: bool) -> Any:
         return value if _variable_of(value) else f"${{oc.env:{_variable(path, value, named, env)}}}"
@@ -110,11 +91,7 @@ def with_references(values: Any, env: Mapping[str, str]) -> Any:
 
 
 def resolve_references(values: Any, env: Mapping[str, str]) -> tuple[Any, dict[str, str]]:
-    """The inverse of `with_references`.
-
-    Returns:
-        The values, and dotted path to variable of every secret whose variable is not set.
-    """
+    """The inverse of `with_references`; also returns dotted path to variable of every secret that is not set."""
     missing: dict[str, str] = {}
 
     def resolve(path: _Path, value: Any, named: bool) -> Any:
@@ -155,7 +132,7 @@ def scrub(text: str, secrets: Iterable[Any]) -> str:
 
 
 def _strength(name: str) -> int:
-    """2: a secret whatever its value, 1: depends on its value, 0: no secret."""
+    """2: always a secret, 1: depends on the value, 0: no secret."""
     parts = [part.lower() for part in _KEY_PART.findall(name)]
     while parts and (parts[-1].isdigit() or parts[-1] in ("value", "string", "str")):
         parts.pop()
@@ -175,7 +152,7 @@ def _strength(name: str) -> int:
 def _is_secret(name: str, value: Any, strength: int) -> bool:
     # Not `==`: an array does not compare to a text.
     if not isinstance(value, str):
-        # A number with a fraction is a rate or a share, as `secret_loss_scale`, and `load_from_checkpoint` needs it.
+        # A float is a rate or a share, as in `secret_loss_scale`, which `load_from_checkpoint` needs.
         return strength == 2 and value is not None and not isinstance(value, bool | float)
     if value in ("", HIDDEN) or (strength == 2 and name == "class_path"):
         return False
@@ -183,6 +160,19 @@ def _is_secret(name: str, value: Any, strength: int) -> bool:
         return True
     is_entry = "token" not in name.lower() and _ENTRY.fullmatch(value)
     return strength == 2 or (strength == 1 and not (is_entry or _SYMBOL.fullmatch(value)))
+
+
+def _list_secrets(values: Any) -> list[tuple[_Path, Any, bool]]:
+    """Path and value of every secret that is not a reference, and whether its key is that of a secret."""
+    found: list[tuple[_Path, Any, bool]] = []
+
+    def note(path: _Path, value: Any, named: bool) -> Any:
+        if _variable_of(value) is None:
+            found.append((path, value, named))
+        return value
+
+    _changed(values, note)
+    return found
 
 
 def _changed(value: Any, change: Callable[[_Path, Any, bool], Any], path: _Path = (), strength: int = 0) -> Any:

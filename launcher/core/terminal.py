@@ -1,4 +1,4 @@
-"""The terminal: colours and bars if there is one, otherwise plain lines."""
+"""The console: colours and bars on a terminal, otherwise plain lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-# Columns if the output is a file or a pipe.
+# Width of files and pipes.
 _PLAIN_WIDTH = 120
 
 
@@ -19,6 +19,6 @@ class _TolerantConsole(Console):
 
 def make_console() -> Console:
     """A console on stdout that respects NO_COLOR, COLUMNS and a missing terminal."""
-    # A user's object in the place of stdout need not be a file.
+    # A user's replacement of stdout may not be a file.
     is_terminal = getattr(sys.stdout, "isatty", bool)()
     return _TolerantConsole(width=None if is_terminal else _PLAIN_WIDTH, highlight=False)

@@ -20,10 +20,7 @@ class Loader(yaml.SafeLoader):
     """Reads config files."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        """The tag of a node.
-
-        YAML 1.1 reads 12:00:00 as the number 43200; here it is text. So is a date, as for LightningCLI.
-        """
+        """The tag of a node. 12:00:00 is text, not YAML 1.1's number 43200; so is a date, as for LightningCLI."""
         tag = super().resolve(kind, value, implicit)
         is_time = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in value
         return "tag:yaml.org,2002:str" if is_time or tag == "tag:yaml.org,2002:timestamp" else tag

@@ -23,7 +23,7 @@ TRAIN_STRIDE = 40  # characters between window starts; sets the length of an epo
 
 
 def split_runs(n_chars: int) -> tuple[list[range], list[range]]:
-    """Positions of the text as (train, validation) runs; disjoint, in order, together all of [0, n_chars)."""
+    """Positions of the text as (train, validation) ranges: disjoint, in order, and together all of [0, n_chars)."""
     train: list[range] = []
     validation: list[range] = []
     period = CHUNK_CHARS * VALIDATION_EVERY
@@ -85,35 +85,32 @@ class DemoText(LightningDataModule):
     def encode(self, text: str) -> Tensor:
         """Characters to ids: int64, shape (len(text),), each in [0, vocab_size)."""
         ids = {char: i for i, char in enumerate(VOCABULARY)}
-        unknown = ids[UNKNOWN]
-        return torch.tensor([ids.get(char, unknown) for char in text], dtype=torch.int64)
+        return torch.tensor([ids.get(char, ids[UNKNOWN]) for char in text], dtype=torch.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids back to characters; unknown characters become U+FFFD."""
         return "".join(VOCABULARY[i] for i in ids)
 
     def setup(self, stage: str | None = None) -> None:
-        """Encode the text and lay out the windows; the same on every rank, since nothing here is random."""
+        """Encode the text and create the windows, which are the same on every rank."""
         del stage  # all stages use the same text
         if self.train_windows is None:
-            self.train_windows, self.validation_windows = self._windows()
+            self.train_windows, self.validation_windows = self._make_windows()
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Shuffled batches of (inputs, targets), int64, each of shape (batch_size, block_size)."""
-        train, _ = self._ready()
-        return DataLoader(train, batch_size=self.batch_size, shuffle=True)
+        return DataLoader(self._get_windows()[0], batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """VALIDATION_WINDOWS windows in a fixed order, shapes as in training."""
-        _, validation = self._ready()
-        return DataLoader(validation, batch_size=self.batch_size, shuffle=False)
+        return DataLoader(self._get_windows()[1], batch_size=self.batch_size, shuffle=False)
 
     def bigram_loss(self) -> float:
         """Loss in nats per character of an add-one-smoothed bigram model, on the GPT's own validation windows.
 
-        The model to beat: it sees one character of context. Pairs are counted over all training text.
+        A baseline with one character of context. Pairs are counted over all training text.
         """
-        train, validation = self._ready()
+        train, validation = self._get_windows()
         size = self.vocab_size
         pairs = torch.zeros(size * size, dtype=torch.float64)
         for run in split_runs(len(train.ids))[0]:
@@ -125,7 +122,7 @@ class DemoText(LightningDataModule):
         losses = [-log_probs[inputs, targets].mean() for inputs, targets in windows]
         return float(torch.stack(losses).mean())
 
-    def _windows(self) -> tuple[TextWindows, TextWindows]:
+    def _make_windows(self) -> tuple[TextWindows, TextWindows]:
         ids = self.encode("".join(topics[name] for name in sorted(topics)))
         train_runs, validation_runs = split_runs(len(ids))
         train = [s for run in train_runs for s in run[: -self.block_size : self.train_stride]]
@@ -134,7 +131,7 @@ class DemoText(LightningDataModule):
         validation = [candidates[i * len(candidates) // VALIDATION_WINDOWS] for i in range(VALIDATION_WINDOWS)]
         return TextWindows(ids, train, self.block_size), TextWindows(ids, validation, self.block_size)
 
-    def _ready(self) -> tuple[TextWindows, TextWindows]:
+    def _get_windows(self) -> tuple[TextWindows, TextWindows]:
         if self.train_windows is None or self.validation_windows is None:
-            raise RuntimeError("DemoText has no windows yet: call setup() first (the Trainer does this itself)")
+            raise RuntimeError("DemoText has no windows yet: call setup() first (the Trainer calls it)")
         return self.train_windows, self.validation_windows

@@ -13,10 +13,7 @@ from launcher.demo.data import DemoText
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer: causal self-attention, then an MLP of four times the width.
-
-    Input and output: (batch, time, n_embd).
-    """
+    """One pre-norm transformer layer: causal self-attention, then an MLP of four times the width."""
 
     def __init__(self, n_embd: int, n_head: int, dropout: float) -> None:
         super().__init__()
@@ -31,7 +28,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to `x`, shape (batch, time, n_embd); the shape stays."""
+        """Apply the layer to `x`, shape (batch, time, n_embd); the output has the same shape."""
         batch, time, width = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(batch, time, 3, self.n_head, width // self.n_head)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, n_head, time, width / n_head)
@@ -103,7 +100,7 @@ class DemoGPT(LightningModule):
         # Not tied to the embedding: a shared parameter is a special case for ZeRO-3, and here it saves only 2 %.
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         for embedding in (self.characters, self.positions):
-            nn.init.normal_(embedding.weight, std=0.02)  # as GPT-2; the default of 1.0 drowns the attention output
+            nn.init.normal_(embedding.weight, std=0.02)  # as GPT-2; the default of 1.0 dominates the attention output
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (batch, time), int64, time <= block_size, to logits (batch, time, vocab_size)."""
@@ -125,8 +122,7 @@ class DemoGPT(LightningModule):
         """AdamW; linear warm-up, then a cosine to a tenth of `lr` at the run's end (flat if that is unknown)."""
         # By layer type, not by number of dimensions: ZeRO-3 flattens the parameters before it asks for the optimizer.
         decayed = [m.weight for m in self.modules() if isinstance(m, nn.Linear)]
-        decayed_ids = {id(p) for p in decayed}
-        others = [p for p in self.parameters() if id(p) not in decayed_ids]
+        others = [p for p in self.parameters() if not any(p is weight for weight in decayed)]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.99))
         total = float(self.trainer.estimated_stepping_batches)
@@ -137,7 +133,7 @@ class DemoGPT(LightningModule):
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         inputs, targets = batch
         logits = self(inputs)
-        # Float32 whatever the precision plugin: the log-sum-exp of float16 logits loses most of its digits.
+        # In float32 with every precision plugin: the log-sum-exp of float16 logits loses most of its digits.
         return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

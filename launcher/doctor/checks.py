@@ -15,8 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from launcher.doctor.finding import Check, Finding, judge
-from launcher.doctor.gpu_probe import has_nvidia_driver, probe_gpus
-from launcher.doctor.gpus import gpu_findings
+from launcher.doctor.gpus import gpu_findings, has_nvidia_driver, probe_gpus
 from launcher.doctor.network import check_hostname, check_interfaces, read_ports
 from slurm.partitions import PartitionsError, read_partitions
 from slurm.version import OLDEST, WARNS_PREEMPTED, SlurmFacts, read_slurm
@@ -34,7 +33,7 @@ _WANDB_TIMEOUT_S = 5.0
 
 
 def check_versions() -> Iterator[Finding]:
-    """Python, and every library that the launcher needs: compares them with the tested versions."""
+    """Python and every required library, compared with the tested versions."""
     python = ".".join(map(str, sys.version_info[:3]))
     yield judge("python", sys.version_info >= (3, 11), python, "install Python 3.11 or newer", "failure")
     for text in importlib.metadata.requires("launcher") or ():
@@ -86,9 +85,8 @@ def check_compiler() -> Iterator[Finding]:
 def check_memory_and_disk() -> Iterator[Finding]:
     """Free shared memory, and free space for runs."""
     yield space_finding("shared memory", "/dev/shm", _SHARED_MEMORY_BYTES, "docker run --shm-size=8g, or --ipc=host")  # noqa: S108 -- only its size is read
-    yield space_finding(
-        "disk", str(Path.cwd()), _DISK_BYTES, "set runs_dir to a larger disk: checkpoints are written there"
-    )
+    advice = "set runs_dir to a larger disk: checkpoints are written there"
+    yield space_finding("disk", str(Path.cwd()), _DISK_BYTES, advice)
 
 
 def space_finding(name: str, path: str, wanted: int, advice: str) -> Finding:
@@ -109,7 +107,7 @@ def check_limits() -> Iterator[Finding]:
 
 def processes_finding(soft: int, hard: int) -> Finding:
     """The limit of processes and threads of this user; -1 is unlimited."""
-    return _limit_finding("processes", f"{_amount(soft)} processes and threads", "u", _PROCESSES, soft, hard)
+    return _limit_finding("processes", "processes and threads", "u", _PROCESSES, soft, hard)
 
 
 def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
@@ -122,22 +120,17 @@ def locked_memory_finding(soft: int, *, has_infiniband: bool) -> Finding:
 
 def open_files_finding(soft: int, hard: int) -> Finding:
     """The limit of open files; -1 is unlimited."""
-    return _limit_finding("open files", f"{_amount(soft)} open files", "n", _OPEN_FILES, soft, hard)
+    return _limit_finding("open files", "open files", "n", _OPEN_FILES, soft, hard)
 
 
-def _limit_finding(name: str, found: str, letter: str, wanted: int, soft: int, hard: int) -> Finding:
+def _limit_finding(name: str, noun: str, letter: str, wanted: int, soft: int, hard: int) -> Finding:
     """A limit that `ulimit -LETTER` raises, up to the hard limit."""
-    can_raise = hard == resource.RLIM_INFINITY or hard >= wanted
-    advice = (
-        f"ulimit -{letter} {wanted}"
-        if can_raise
-        else f"ask the administrator for a hard limit of {wanted} (limits.conf); it is {hard}"
-    )
-    return judge(name, soft == resource.RLIM_INFINITY or soft >= wanted, found, advice)
-
-
-def _amount(limit: int) -> str:
-    return "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
+    is_unlimited = soft == resource.RLIM_INFINITY
+    advice = f"ulimit -{letter} {wanted}"
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        advice = f"ask the administrator for a hard limit of {wanted} (limits.conf); it is {hard}"
+    found = f"{'unlimited' if is_unlimited else soft} {noun}"
+    return judge(name, is_unlimited or soft >= wanted, found, advice)
 
 
 def check_wandb() -> Iterator[Finding]:
@@ -148,11 +141,10 @@ def check_wandb() -> Iterator[Finding]:
     mode, remark = resolve_mode(WandbOptions(), os.environ)
     if remark is not None:
         yield Finding("W&B", "warning", remark, "without it, runs stay in their folders for `wandb sync`")
-        return
-    if mode != "online":
+    elif mode != "online":
         yield Finding("W&B", "ok", f"WANDB_MODE={mode}")
-        return
-    yield reach_finding(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    else:
+        yield reach_finding(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
 
 
 def reach_finding(url: str) -> Finding:
@@ -181,14 +173,11 @@ def check_slurm() -> Iterator[Finding]:
         return
     yield from slurm_findings(read_slurm())
     if not partitions:
-        yield Finding(
-            "SLURM", "warning", "sinfo lists no partition", "you cannot submit to any partition: ask for an account"
-        )
-    for partition in partitions:
-        found = (
-            f"{partition.name}: {partition.nodes} nodes, {partition.gpus_per_node} GPUs each, {partition.time_limit}"
-        )
-        yield judge("SLURM", partition.is_up, found if partition.is_up else f"{found}, down", "jobs do not start in it")
+        advice = "you cannot submit to any partition: ask for an account"
+        yield Finding("SLURM", "warning", "sinfo lists no partition", advice)
+    for p in partitions:
+        found = f"{p.name}: {p.nodes} nodes, {p.gpus_per_node} GPUs each, {p.time_limit}"
+        yield judge("SLURM", p.is_up, found if p.is_up else f"{found}, down", "jobs do not start in it")
 
 
 def slurm_findings(facts: SlurmFacts) -> Iterator[Finding]:

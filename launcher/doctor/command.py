@@ -32,9 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Run the command.
 
-    Args:
-        arguments: of the command line, after `launcher doctor`.
-
     Returns:
         1 if something would stop a training, 0 otherwise.
 

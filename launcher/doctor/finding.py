@@ -14,14 +14,7 @@ _TIMEOUT_S = 150.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
-
-    Attributes:
-        name: what was checked.
-        status: 'ok', 'warning' or 'failure'; a failure would stop a training here or on the cluster.
-        found: the current state.
-        advice: what to do; empty if the status is 'ok'.
-    """
+    """The result of one check; a failure would stop a training here or on the cluster. No advice if it is 'ok'."""
 
     name: str
     status: Status
@@ -38,12 +31,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def run_checks(checks: Iterable[Check], timeout: float = _TIMEOUT_S) -> tuple[Finding, ...]:
-    """Run every check. A check that raises or hangs is a failure, and the others still run.
-
-    Args:
-        checks: run in their order.
-        timeout: seconds for each.
-    """
+    """Run each check for at most `timeout` seconds. One that raises or hangs is a failure, and the others still run."""
     return tuple(finding for check in checks for finding in _run_check(check, timeout))
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import importlib.metadata
@@ -16,42 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
+import warnings
 from typing import Any
 
-from launcher.core.own_modules import module_command
-from launcher.doctor.gpus import DetectedGpu, GpuFacts, Link
+import torch
+import torch.distributed as dist
 
-_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+from launcher.doctor.gpus import DRIVER_FILE, DetectedGpu, GpuFacts, Link
+from launcher.hardware.devices import detect_hardware
+
 _SMI_TIMEOUT_S = 20.0
 _LINK_BYTES = 64 * 2**20
 _LINK_COPIES = 3
-
-
-def has_nvidia_driver(file: Path = _DRIVER_FILE) -> bool:
-    """Whether this machine has an NVIDIA driver, with or without a CUDA build of torch."""
-    return file.exists() or shutil.which("nvidia-smi") is not None
-
-
-def probe_gpus(timeout: float) -> GpuFacts:
-    """Read the facts in another process.
-
-    Args:
-        timeout: seconds.
-
-    Raises:
-        TimeoutError: the driver did not answer.
-        RuntimeError: the process ended without facts; contains its last line of output.
-    """
-    command = module_command("launcher.doctor.gpu_probe")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"the NVIDIA driver did not answer within {timeout:g} s") from None
-    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
-        return GpuFacts.from_dict(json.loads(done.stdout.splitlines()[-1]))
-    lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-    raise RuntimeError(f"the GPU probe ended with exit code {done.returncode}: {lines[-1]}")
 
 
 def read_driver(text: str) -> str:
@@ -62,32 +37,28 @@ def read_driver(text: str) -> str:
 
 def read_facts() -> GpuFacts:
     """The facts of this machine, read in this process; initializes CUDA."""
-    import warnings
-
-    import torch
-
-    complaint = _smi_complaint()
+    error = _nvidia_smi_error()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count and caught:
-        complaint = complaint or str(caught[-1].message).splitlines()[0]
+        error = error or str(caught[-1].message).splitlines()[0]
     return GpuFacts(
-        driver=read_driver(_DRIVER_FILE.read_text() if _DRIVER_FILE.exists() else ""),
-        driver_cuda=_driver_cuda(),
+        driver=read_driver(DRIVER_FILE.read_text() if DRIVER_FILE.exists() else ""),
+        driver_cuda=_read_driver_cuda(),
         torch=torch.__version__,
         torch_cuda=torch.version.cuda,
         architectures=tuple(torch.cuda.get_arch_list()) if count else (),
-        nccl=_nccl(),
-        nccl_installed=_nccl_installed(torch.version.cuda),
+        nccl=_nccl_version(),
+        nccl_installed=_installed_nccl(torch.version.cuda),
         hidden_by=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        complaint=complaint,
-        gpus=tuple(_gpu(index) for index in range(count)),
-        links=tuple(_link(one, other) for one in range(count) for other in range(one + 1, count)),
+        error=error,
+        gpus=tuple(_read_gpu(index) for index in range(count)),
+        links=tuple(_measure_link(one, other) for one in range(count) for other in range(one + 1, count)),
     )
 
 
-def _smi_complaint() -> str:
+def _nvidia_smi_error() -> str:
     """The error of `nvidia-smi`, for example after an update of the driver under the running kernel; else empty."""
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -99,7 +70,7 @@ def _smi_complaint() -> str:
     return "" if done.returncode == 0 else (done.stdout + done.stderr).strip().partition("\n")[0]
 
 
-def _driver_cuda() -> tuple[int, int] | None:
+def _read_driver_cuda() -> tuple[int, int] | None:
     """The newest CUDA that the driver supports: cuDriverGetVersion of the CUDA driver API."""
     version = ctypes.c_int()
     try:
@@ -110,9 +81,7 @@ def _driver_cuda() -> tuple[int, int] | None:
     return version.value // 1000, version.value % 1000 // 10
 
 
-def _nccl() -> str:
-    import torch.distributed as dist
-
+def _nccl_version() -> str:
     if not dist.is_nccl_available():
         return ""
     import torch.cuda.nccl
@@ -121,7 +90,7 @@ def _nccl() -> str:
     return ".".join(map(str, version[:3]))
 
 
-def _nccl_installed(cuda: str | None) -> str:
+def _installed_nccl(cuda: str | None) -> str:
     major = (cuda or "").partition(".")[0]
     try:
         return importlib.metadata.version(f"nvidia-nccl-cu{major}")
@@ -129,32 +98,24 @@ def _nccl_installed(cuda: str | None) -> str:
         return ""
 
 
-def _gpu(index: int) -> DetectedGpu:
-    import torch
-
-    from launcher.hardware.devices import detect_hardware
-
+def _read_gpu(index: int) -> DetectedGpu:
     device = detect_hardware("cuda", index).device
     free, _ = torch.cuda.mem_get_info(index)
     major, minor = torch.cuda.get_device_capability(index)
     return DetectedGpu(index, device.name, (major, minor), device.memory_bytes, free, device.native_dtypes)
 
 
-def _link(one: int, other: int) -> Link:
-    import torch
-
+def _measure_link(one: int, other: int) -> Link:
     peer = torch.cuda.can_device_access_peer(one, other) and torch.cuda.can_device_access_peer(other, one)
     try:
-        ways = [_copy(one, other), _copy(other, one)]
+        ways = [_measure_copy(one, other), _measure_copy(other, one)]
     except torch.OutOfMemoryError:
         return Link(one, other, peer, None)  # in use: cannot be measured
     return Link(one, other, peer, min(speed for speed, _ in ways), all(exact for _, exact in ways))
 
 
-def _copy(source: int, target: int) -> tuple[float, bool]:
+def _measure_copy(source: int, target: int) -> tuple[float, bool]:
     """Bytes per second of the fastest copy, and whether the last copy is correct."""
-    import torch
-
     count = _LINK_BYTES // 4
     sent = torch.arange(count, dtype=torch.int32, device=f"cuda:{source}")
     received = torch.zeros(count, dtype=torch.int32, device=f"cuda:{target}")

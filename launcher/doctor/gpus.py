@@ -1,16 +1,23 @@
-"""Findings about NVIDIA GPUs: pure functions of the facts that `gpu_probe` reads."""
+"""Findings about NVIDIA GPUs, from the facts that `gpu_probe` reads in another process."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import shutil
 import statistics
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from launcher.core.own_modules import module_command
 from launcher.doctor.finding import Finding, judge
 from strategies.units import format_bytes, format_rate
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 # The oldest driver for each major version of CUDA: "CUDA minor version compatibility", CUDA Toolkit release notes.
 _OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 # A link slower than this share of the median is reported, and so is used memory above this share.
@@ -26,10 +33,7 @@ class DetectedGpu:
 
     Attributes:
         index: number in this process.
-        name: of the vendor.
         capability: CUDA's compute capability, as in (9, 0).
-        memory_bytes: all of its memory.
-        free_bytes: unused memory.
         native_dtypes: those of fp16, bf16, fp32, fp64 that need no emulation.
     """
 
@@ -43,10 +47,9 @@ class DetectedGpu:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The connection between the memories of two GPUs.
+    """The connection between the memories of two GPUs, given by their indices.
 
     Attributes:
-        one, other: indices of the GPUs.
         peer_access: whether copies bypass the memory of the host.
         bytes_per_second: of the slower direction; None if not measured.
         exact: whether the copies were correct.
@@ -61,20 +64,18 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """Driver, torch build and GPUs of a machine.
+    """Driver, torch build and GPUs of a machine; an unknown version is empty or None.
 
     Attributes:
-        driver: version of the kernel module, as in '550.54.15'; empty if not known.
-        driver_cuda: newest CUDA that the driver supports, as in (12, 4); None if not known.
-        torch: version of torch.
+        driver: version of the kernel module, as in '550.54.15'.
+        driver_cuda: newest CUDA that the driver supports, as in (12, 4).
         torch_cuda: CUDA that torch was built for, as in '12.8'; None for a build without CUDA.
         architectures: targets of the kernels of torch, as in 'sm_90' or 'compute_90'.
-        nccl: version of the loaded NCCL, as in '2.27.5'; empty without NCCL.
-        nccl_installed: version of the NCCL package of torch; empty if there is none.
+        nccl: version of the loaded NCCL, as in '2.27.5'.
+        nccl_installed: version of the NCCL package of torch.
         hidden_by: value of CUDA_VISIBLE_DEVICES; None if it is not set.
-        complaint: error message of the driver or of torch; empty if there is none.
-        gpus: those that torch sees.
-        links: one for each pair of them.
+        error: error message of the driver or of torch; empty if there is none.
+        links: one for each pair of GPUs that torch sees.
     """
 
     driver: str
@@ -85,7 +86,7 @@ class GpuFacts:
     nccl: str = ""
     nccl_installed: str = ""
     hidden_by: str | None = None
-    complaint: str = ""
+    error: str = ""
     gpus: tuple[DetectedGpu, ...] = ()
     links: tuple[Link, ...] = ()
 
@@ -102,6 +103,29 @@ class GpuFacts:
             "gpus": tuple(gpus),
             "links": tuple(Link(**link) for link in values["links"]),
         })  # fmt: skip
+
+
+def has_nvidia_driver(file: Path = DRIVER_FILE) -> bool:
+    """Whether this machine has an NVIDIA driver, with or without a CUDA build of torch."""
+    return file.exists() or shutil.which("nvidia-smi") is not None
+
+
+def probe_gpus(timeout: float) -> GpuFacts:
+    """Read the facts in another process, within `timeout` seconds.
+
+    Raises:
+        TimeoutError: the driver did not answer.
+        RuntimeError: the process ended without facts; contains its last line of output.
+    """
+    command = module_command("launcher.doctor.gpu_probe")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"the NVIDIA driver did not answer within {timeout:g} s") from None
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
+        return GpuFacts.from_dict(json.loads(done.stdout.splitlines()[-1]))
+    lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+    raise RuntimeError(f"the GPU probe ended with exit code {done.returncode}: {lines[-1]}")
 
 
 def gpu_findings(facts: GpuFacts) -> Iterator[Finding]:
@@ -121,7 +145,7 @@ def gpu_findings(facts: GpuFacts) -> Iterator[Finding]:
 
 def driver_finding(facts: GpuFacts) -> Finding:
     """Whether the driver supports the torch build."""
-    supported = f", CUDA up to {_dotted(facts.driver_cuda)}" if facts.driver_cuda else ""
+    supported = f", CUDA up to {_format_version(facts.driver_cuda)}" if facts.driver_cuda else ""
     driver = f"driver {facts.driver or 'of unknown version'}{supported}"
     if facts.torch_cuda is None:
         advice = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
@@ -131,11 +155,11 @@ def driver_finding(facts: GpuFacts) -> Finding:
     if facts.gpus:
         # A driver runs every minor version of its CUDA, but does not compile PTX of later minor versions.
         return Finding("CUDA", "ok", found)
-    if "version mismatch" in facts.complaint:
+    if "version mismatch" in facts.error:
         advice = "the driver was updated under the running kernel module: reboot, or reload the nvidia modules"
-        return Finding("CUDA", "failure", f"{found}; {facts.complaint}", advice)
+        return Finding("CUDA", "failure", f"{found}; {facts.error}", advice)
     oldest = _OLDEST_DRIVER.get(major)
-    version = _numbers(facts.driver)
+    version = _parse_version(facts.driver)
     if oldest is not None and version and version < oldest:
         advice = f"update the driver to {'.'.join(map(str, oldest))} or later, or install torch for an older CUDA"
         return Finding("CUDA", "failure", f"{found}, which needs a newer driver", advice)
@@ -145,7 +169,7 @@ def driver_finding(facts: GpuFacts) -> Finding:
     if facts.hidden_by is not None:
         advice = "unset it, or list the GPUs that this run may use"
         return Finding("CUDA", "warning", f"{found}; CUDA_VISIBLE_DEVICES={facts.hidden_by!r} leaves no GPU", advice)
-    reason = f": {facts.complaint}" if facts.complaint else ""
+    reason = f": {facts.error}" if facts.error else ""
     advice = "check `nvidia-smi` and `dmesg | grep -i nvrm`; start a container with --gpus all"
     return Finding("CUDA", "failure", f"{found}, but torch sees no GPU{reason}", advice)
 
@@ -156,24 +180,24 @@ def nccl_finding(facts: GpuFacts) -> Finding:
         several = len(facts.gpus) > 1
         advice = "several GPUs train slowly over gloo: install a torch build with NCCL" if several else ""
         return Finding("NCCL", "warning" if several else "ok", "this torch build has no NCCL", advice)
-    if facts.nccl_installed and _numbers(facts.nccl)[:3] != _numbers(facts.nccl_installed)[:3]:
+    if facts.nccl_installed and _parse_version(facts.nccl)[:3] != _parse_version(facts.nccl_installed)[:3]:
         advice = "another libnccl is found first: check LD_LIBRARY_PATH and LD_PRELOAD, for example of loaded modules"
         return Finding("NCCL", "warning", f"{facts.nccl}, but torch was installed with {facts.nccl_installed}", advice)
-    if any(gpu.capability >= (10, 0) for gpu in facts.gpus) and _numbers(facts.nccl)[:2] < _BLACKWELL_NCCL:
-        advice = f"these GPUs need NCCL {_dotted(_BLACKWELL_NCCL)} or later: install a newer torch"
+    if any(gpu.capability >= (10, 0) for gpu in facts.gpus) and _parse_version(facts.nccl)[:2] < _BLACKWELL_NCCL:
+        advice = f"these GPUs need NCCL {_format_version(_BLACKWELL_NCCL)} or later: install a newer torch"
         return Finding("NCCL", "failure", f"{facts.nccl}, which does not support these GPUs", advice)
     return Finding("NCCL", "ok", facts.nccl)
 
 
 def gpu_finding(gpu: DetectedGpu, facts: GpuFacts) -> Finding:
     """One GPU: whether torch has kernels for it, and whether its memory is free."""
-    name, capability = f"cuda {gpu.index}", _dotted(gpu.capability)
+    name, capability = f"cuda {gpu.index}", _format_version(gpu.capability)
     found = (
         f"{gpu.name}, {format_bytes(gpu.memory_bytes)}, native: {', '.join(gpu.native_dtypes)}, "
         f"compute capability {capability}"
     )
     if facts.architectures and not has_kernels(gpu.capability, facts.architectures):
-        advice = f"install a torch build for this GPU; the present one supports {', '.join(facts.architectures)}"
+        advice = f"install a torch build for this GPU; this one supports {', '.join(facts.architectures)}"
         return Finding(name, "failure", f"{found}: torch {facts.torch} has no kernels for it", advice)
     used = gpu.memory_bytes - gpu.free_bytes
     is_free = used <= _MEMORY_USED * gpu.memory_bytes
@@ -208,40 +232,40 @@ def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
     corrupted = [link for link in links if not link.exact]
     if corrupted:
         advice = "IOMMU or PCIe ACS redirects peer copies: disable it in the BIOS, or set NCCL_P2P_DISABLE=1"
-        yield Finding("GPU links", "failure", f"copies between GPUs {_pairs(corrupted)} are corrupted", advice)
+        yield Finding("GPU links", "failure", f"copies between GPUs {_format_pairs(corrupted)} are corrupted", advice)
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     middle = statistics.median(speeds) if speeds else 0.0
     slow = [link for link in links if link.bytes_per_second is not None and link.bytes_per_second < _SLOW_LINK * middle]
-    for direct in (True, False):
-        group = [link for link in links if link.peer_access is direct and link not in slow]
+    for has_peer_access in (True, False):
+        group = [link for link in links if link.peer_access is has_peer_access and link not in slow]
         if group:
-            found = f"{_pairs(group)}: {'peer access' if direct else 'through host memory'}{_speed(group)}"
-            yield Finding("GPU links", "ok", found)
+            yield Finding("GPU links", "ok", _describe_links(group))
     for link in sorted(slow, key=lambda link: link.bytes_per_second or 0.0):
-        way = "peer access" if link.peer_access else "through host memory"
-        found = f"{_pairs([link])}: {way}{_speed([link])}, the median is {format_rate(middle)}"
+        found = f"{_describe_links([link])}, the median is {format_rate(middle)}"
         advice = "every all-reduce waits for it: check `nvidia-smi topo -m` and `nvidia-smi nvlink -s`"
         yield Finding("GPU links", "warning", found, advice)
 
 
-def _pairs(links: Sequence[Link]) -> str:
+def _format_pairs(links: Sequence[Link]) -> str:
     shown = ", ".join(f"{link.one}-{link.other}" for link in links[:6])
     return shown if len(links) <= 6 else f"{shown} and {len(links) - 6} more"
 
 
-def _speed(links: Sequence[Link]) -> str:
+def _describe_links(links: Sequence[Link]) -> str:
+    """Pairs, kind and speeds of links of one kind."""
+    found = f"{_format_pairs(links)}: {'peer access' if links[0].peer_access else 'through host memory'}"
     speeds = [link.bytes_per_second for link in links if link.bytes_per_second is not None]
     if not speeds:
-        return ""
+        return found
     low, high = format_rate(min(speeds)), format_rate(max(speeds))
-    return f", {low}" if low == high else f", {low} to {high}"
+    return f"{found}, {low}" if low == high else f"{found}, {low} to {high}"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _parse_version(version: str) -> tuple[int, ...]:
     """(550, 54, 15) for '550.54.15'; ignores a suffix."""
     read = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, read[0].split("."))) if read else ()
 
 
-def _dotted(version: Sequence[int]) -> str:
+def _format_version(version: Sequence[int]) -> str:
     return ".".join(map(str, version))

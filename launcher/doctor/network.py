@@ -14,19 +14,15 @@ from launcher.doctor.finding import Finding
 from slurm.interfaces import find_addresses
 
 # NCCL takes prefixes, with '^' to exclude and '=' for full names; gloo takes full names.
-_CHOSEN_BY = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+_INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 _INFINIBAND = Path("/sys/class/infiniband")
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One network interface.
+    """One network interface, with its addresses that other machines can use; the MTU is in bytes.
 
-    Attributes:
-        name: of the kernel.
-        addresses: that other machines can use.
-        megabits: negotiated speed; 0 without a card (a bridge, a tunnel, a container).
-        mtu: bytes of the largest packet.
+    The negotiated speed is 0 without a card (a bridge, a tunnel, a container).
     """
 
     name: str
@@ -59,7 +55,7 @@ def hostname_finding(name: str, found: set[str], own: set[str]) -> Finding:
     """Other nodes cannot use a name that resolves only to loopback, or to another machine.
 
     Args:
-        name: of this machine.
+        name: host name of this machine.
         found: addresses that the name resolves to here.
         own: addresses of this machine, without loopback and link-local ones.
     """
@@ -85,22 +81,18 @@ def check_interfaces() -> Iterator[Finding]:
 def interface_findings(
     interfaces: Sequence[Interface], names: Sequence[str], env: Mapping[str, str]
 ) -> Iterator[Finding]:
-    """A finding for each interface, and for each variable: one without a match fails every training on several ranks.
+    """A finding for each interface with an address, and for each variable that selects interfaces.
 
-    Args:
-        interfaces: with an address.
-        names: of all interfaces, including 'lo'.
-        env: the environment variables.
+    A variable that matches none of `names` (of all interfaces, including 'lo') fails every training on several ranks.
     """
     for one in interfaces:
         speed = f", {one.megabits / 1000:g} Gbit/s" if one.megabits else ""
         mtu = f", MTU {one.mtu}" if one.mtu else ""
         yield Finding("network", "ok", f"{one.name}: {', '.join(one.addresses)}{speed}{mtu}")
     if not interfaces:
-        yield Finding(
-            "network", "warning", "only a loopback address", "enough for one machine; other nodes cannot reach it"
-        )
-    for variable in _CHOSEN_BY:
+        advice = "enough for one machine; other nodes cannot reach it"
+        yield Finding("network", "warning", "only a loopback address", advice)
+    for variable in _INTERFACE_VARIABLES:
         text = env.get(variable, "")
         wanted = [name for name in text.removeprefix("=").split(",") if name]
         if not wanted or text.startswith("^"):
@@ -142,14 +134,13 @@ def read_interfaces() -> tuple[Interface, ...]:
 
 def read_ports(folder: Path = _INFINIBAND) -> tuple[Port, ...]:
     """The InfiniBand and RoCE ports of this machine."""
-    found: list[Port] = []
-    for port in sorted(folder.glob("*/ports/*")):
-        name = f"{port.parent.parent.name}/{port.name}"
-        found.append(Port(name, _text(port / "state"), _text(port / "rate")))
-    return tuple(found)
+    return tuple(
+        Port(f"{port.parent.parent.name}/{port.name}", _read_text(port / "state"), _read_text(port / "rate"))
+        for port in sorted(folder.glob("*/ports/*"))
+    )
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text().strip()
     except OSError:

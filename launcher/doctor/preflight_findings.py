@@ -22,9 +22,7 @@ class RankResult:
     """Measurements of one rank; None for those that it did not complete.
 
     Attributes:
-        rank: global rank.
-        host: name of its node.
-        device: name of its device.
+        host, device: names.
         dtype: precision of the matrix product, as in 'bf16'.
         flops: floating point operations per second of a large matrix product.
         clock_offset: seconds that its clock is ahead of the clock of rank 0; measured by one rank of each node.
@@ -58,9 +56,7 @@ class NodeResult:
 
     Attributes:
         node: rank of the node.
-        host: its name.
-        ranks: ranks started there; the first has global rank `node * ranks`.
-        findings: of the checks of the doctor.
+        ranks: number of ranks started there; the first has global rank `node * ranks`.
         log_tails: local rank to the last lines of its log, for ranks that failed.
         error: why it started no rank; empty if it started them.
     """
@@ -81,6 +77,10 @@ class NodeResult:
             "findings": tuple(Finding(**finding) for finding in values["findings"]),
             "log_tails": None if tails is None else {int(rank): str(text) for rank, text in tails.items()},
         })  # fmt: skip
+
+
+# Of a rank, in operations or bytes per second.
+_Speed = tuple[float, RankResult]
 
 
 def exchange_rounds(participants: int) -> list[list[tuple[int, int]]]:
@@ -105,8 +105,8 @@ def preflight_findings(
     """All findings of a preflight.
 
     Args:
-        nodes: that reported.
-        ranks: that reported.
+        nodes: nodes that reported.
+        ranks: ranks that reported.
         expected_nodes: requested number of nodes.
         slow_factor: ratio to the median at which a rank is reported as slow.
     """
@@ -128,9 +128,8 @@ def _check_findings(nodes: Sequence[NodeResult]) -> Iterator[Finding]:
     for finding, found_on in hosts.items():
         yield Finding(finding.name, finding.status, f"{_list_hosts(found_on)}: {finding.found}", finding.advice)
     if len(nodes) > 1 and not hosts:
-        yield Finding(
-            "nodes", "ok", f"{_list_hosts([n.host for n in nodes])}: versions, devices, disk and limits are ok"
-        )
+        names = _list_hosts([n.host for n in nodes])
+        yield Finding("nodes", "ok", f"{names}: versions, devices, disk and limits are ok")
 
 
 def _rank_findings(nodes: Sequence[NodeResult], ranks: Sequence[RankResult], expected: int) -> Iterator[Finding]:
@@ -180,20 +179,16 @@ def _matmul_findings(ranks: Sequence[RankResult], factor: float) -> Iterator[Fin
     speeds = [speed for speed, _ in measured]
     middle = statistics.median(speeds)
     dtypes = ", ".join(sorted({r.dtype for _, r in measured}))
-    found = f"{_flops(middle)} a rank in {dtypes} (median), from {_flops(min(speeds))} to {_flops(max(speeds))}"
-    yield Finding("matmul", "ok", found)
-    for speed, rank in _slow(measured, middle, factor):
-        found = (
-            f"rank {rank.rank} ({rank.host}, {rank.device}): {_flops(speed)}, {middle / speed:.1f} times slower than "
-            "the median"
-        )
-        advice = (
-            f"check other processes, heat and clocks there (nvidia-smi -q -d PERFORMANCE), or --exclude {rank.host}"
-        )
+    span = f"from {_format_flops(min(speeds))} to {_format_flops(max(speeds))}"
+    yield Finding("matmul", "ok", f"{_format_flops(middle)} a rank in {dtypes} (median), {span}")
+    for speed, rank in _find_slow(measured, middle, factor):
+        times = f"{middle / speed:.1f} times slower than the median"
+        found = f"rank {rank.rank} ({rank.host}, {rank.device}): {_format_flops(speed)}, {times}"
+        advice = f"check other processes, heat and clocks (nvidia-smi -q -d PERFORMANCE), or --exclude {rank.host}"
         yield Finding("matmul", "warning", found, advice)
 
 
-def _slow(measured: Sequence[tuple[float, RankResult]], middle: float, factor: float) -> list[tuple[float, RankResult]]:
+def _find_slow(measured: Sequence[_Speed], middle: float, factor: float) -> list[_Speed]:
     """Ranks that are slower than the median by at least the factor, the slowest first."""
     return sorted((t for t in measured if middle / t[0] >= factor), key=lambda t: (t[0], t[1].rank))[:_MOST_NAMED]
 
@@ -201,9 +196,7 @@ def _slow(measured: Sequence[tuple[float, RankResult]], middle: float, factor: f
 def _all_reduce_findings(ranks: Sequence[RankResult]) -> Iterator[Finding]:
     wrong = [r for r in ranks if r.all_reduce_sum is False]
     for rank in wrong[:_MOST_NAMED]:
-        advice = (
-            "data is corrupted in transfer: check memory, PCIe and network cards; NCCL_P2P_DISABLE=1 narrows it down"
-        )
+        advice = "transfers corrupt data: check memory, PCIe and network cards; NCCL_P2P_DISABLE=1 narrows it down"
         yield Finding("all-reduce", "failure", f"rank {rank.rank} ({rank.host}) received a wrong sum", advice)
     speeds = [r.all_reduce for r in ranks if r.all_reduce]
     if speeds and not wrong:
@@ -221,7 +214,7 @@ def _exchange_findings(ranks: Sequence[RankResult], factor: float) -> Iterator[F
     status = "warning" if len(hosts) > 1 and middle < _SLOW_NETWORK else "ok"
     advice = "ranks would wait for the network: select another with --interface" if status == "warning" else ""
     yield Finding("exchange", status, f"{format_rate(middle)} between neighbours of {between} (median)", advice)
-    for speed, rank in _slow(measured, middle, factor):
+    for speed, rank in _find_slow(measured, middle, factor):
         found = (
             f"rank {rank.rank} ({rank.host}): {format_rate(speed)} with its faster neighbour, "
             f"{middle / speed:.1f} times slower than the median"
@@ -238,9 +231,8 @@ def _clock_findings(ranks: Sequence[RankResult]) -> Iterator[Finding]:
     for offset, _, host in apart[:_MOST_NAMED]:
         ahead = "ahead of" if offset > 0 else "behind"
         found = f"{host} is {abs(offset):.3g} s {ahead} the node of rank 0"
-        yield Finding(
-            "clock", "warning", found, "the order of log lines of different nodes is wrong: run chrony or ntpd there"
-        )
+        advice = "the order of log lines of different nodes is wrong: run chrony or ntpd there"
+        yield Finding("clock", "warning", found, advice)
     if not apart:
         most, error = max((abs(offset), error) for offset, error, _ in measured)
         found = f"at most {most * 1e3:.3g} ms (+- {error * 1e3:.2g} ms) from the node of rank 0"
@@ -249,10 +241,9 @@ def _clock_findings(ranks: Sequence[RankResult]) -> Iterator[Finding]:
 
 def _list_hosts(hosts: Sequence[str]) -> str:
     names = list(dict.fromkeys(hosts))
-    return ", ".join(names[:_MOST_NAMED]) + (
-        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    )
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
-def _flops(value: float) -> str:
+def _format_flops(value: float) -> str:
     return f"{value / 1e12:.3g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.3g} GFLOP/s"

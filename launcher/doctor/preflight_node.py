@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,9 @@ class NodeRequest:
 
     Attributes:
         folder: of the results, on a disk that the nodes share.
-        nodes: number of nodes.
         ranks_per_node: None for one rank for each GPU, or one without a GPU.
         timeout: seconds that nodes and ranks wait for each other.
         interface: network interface to use; None for the one that the nodes find each other on.
-        cpu: whether to use the CPU only.
     """
 
     folder: str
@@ -58,21 +56,16 @@ class NodeRequest:
 
 
 def run_node(request: NodeRequest, node: int, rank_command: Sequence[str] = RANK_COMMAND) -> None:
-    """Check this node, run its ranks and wait for them; writes the results to the folder.
-
-    Args:
-        request: what to run.
-        node: rank of this node.
-        rank_command: runs a rank.
-    """
+    """Check this node (`node` is its rank), run its ranks and wait for them; writes the results to the folder."""
     from launcher.doctor.checks import NODE_CHECKS
+    from launcher.hardware.devices import available_kind, device_count
 
     host = socket.gethostname()
     result = NodeResult(node, host, 0, run_checks(NODE_CHECKS) if request.nodes > 1 else ())
     _write(request, result)
     try:
         with _rendezvous(request, node) as endpoint:
-            count = request.ranks_per_node or _count_devices(cpu=request.cpu)
+            count = request.ranks_per_node or (1 if request.cpu else device_count(available_kind("auto")))
             # Written early, in case a rank hangs and this process is killed.
             result = dataclasses.replace(result, ranks=count)
             _write(request, result)
@@ -83,26 +76,19 @@ def run_node(request: NodeRequest, node: int, rank_command: Sequence[str] = RANK
     _write(request, dataclasses.replace(result, log_tails=tails))
 
 
-def _count_devices(*, cpu: bool) -> int:
-    from launcher.hardware.devices import available_kind, device_count
-
-    return 1 if cpu else device_count(available_kind("auto"))
-
-
 @contextmanager
 def _rendezvous(request: NodeRequest, node: int) -> Generator[Endpoint]:
     """The endpoint of the rendezvous; its port stays reserved while the ranks run."""
+    file = Path(request.folder) / "rendezvous.json"
     if node > 0:
-        yield join_rendezvous(Path(request.folder) / "rendezvous.json", node, request.timeout)
+        yield join_rendezvous(file, node, request.timeout)
         return
     with contextlib.closing(PortReservation()) as reserved:
         if request.nodes == 1:
             yield Endpoint("127.0.0.1", reserved.port, "lo")
             return
         names = [os.environ.get("SLURMD_NODENAME", socket.gethostname()), socket.gethostname()]
-        yield host_rendezvous(
-            Path(request.folder) / "rendezvous.json", request.nodes, reserved.port, names, request.timeout
-        )
+        yield host_rendezvous(file, request.nodes, reserved.port, names, request.timeout)
 
 
 def _run_ranks(
@@ -119,16 +105,8 @@ def _run_ranks(
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for local in range(count):
-            rank = RankRequest(
-                str(folder),
-                node * count + local,
-                request.nodes * count,
-                count,
-                endpoint.host,
-                endpoint.port,
-                request.timeout,
-                request.cpu,
-            )
+            rank = RankRequest(request.folder, node * count + local, request.nodes * count, count, endpoint.host,
+                               endpoint.port, request.timeout, request.cpu)  # fmt: skip
             with (folder / f"rank-{rank.rank}.log").open("wb") as log:
                 ranks.append(subprocess.Popen(
                     [*command, json.dumps(dataclasses.asdict(rank))], stdin=subprocess.DEVNULL, stdout=log,
@@ -173,12 +151,7 @@ def _write(request: NodeRequest, result: NodeResult) -> None:
     write_file(Path(request.folder) / f"node-{result.node}.json", json.dumps(dataclasses.asdict(result)))
 
 
-def main(arguments: Sequence[str], env: Mapping[str, str]) -> None:
-    """Run the node of this SLURM task."""
-    os.umask(0o077)
-    task = read_slurm_task(env)
-    run_node(NodeRequest(**json.loads(arguments[0])), 0 if task is None else task.node)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:], os.environ)
+    os.umask(0o077)
+    task = read_slurm_task(os.environ)
+    run_node(NodeRequest(**json.loads(sys.argv[1])), 0 if task is None else task.node)

@@ -12,10 +12,10 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.core.atomic_write import write_file
 from launcher.doctor.preflight_findings import RankResult, exchange_rounds
@@ -37,18 +37,7 @@ _CLOCK_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class RankRequest:
-    """What a rank receives from its node.
-
-    Attributes:
-        folder: of the results.
-        rank: global rank.
-        world_size: number of ranks.
-        ranks_per_node: of each node.
-        host: of rank 0.
-        port: free on that host.
-        timeout: seconds that a rank waits for the others.
-        cpu: whether to use the CPU only.
-    """
+    """What a rank receives from its node: where to write results, its ranks, the rendezvous, and seconds to wait."""
 
     folder: str
     rank: int
@@ -72,12 +61,7 @@ class RankRequest:
 
 
 def measure(rank: RankRequest, multiply: Callable[[torch.device], tuple[str, float]] | None = None) -> RankResult:
-    """Run all measurements, and write the results to the folder after each.
-
-    Args:
-        rank: this rank.
-        multiply: the matrix product, `time_product` if None; returns its precision and operations per second.
-    """
+    """Run all measurements, and write the results to the folder after each; `multiply` replaces `time_product`."""
     import socket
 
     import torch
@@ -94,10 +78,15 @@ def measure(rank: RankRequest, multiply: Callable[[torch.device], tuple[str, flo
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.ranks_per_node))
     host = socket.gethostname()
     result = RankResult(rank.rank, host, hardware.device.name)
-    _write(rank, result)
+
+    def record(**values: Any) -> None:
+        nonlocal result
+        result = dataclasses.replace(result, **values)
+        write_file(Path(rank.folder) / f"rank-{rank.rank}.json", json.dumps(dataclasses.asdict(result)))
+
+    record()
     dtype, flops = (multiply or time_product)(device)
-    result = dataclasses.replace(result, dtype=dtype, flops=flops)
-    _write(rank, result)
+    record(dtype=dtype, flops=flops)
     if rank.world_size == 1:
         return result
     topology = Topology(
@@ -107,14 +96,10 @@ def measure(rank: RankRequest, multiply: Callable[[torch.device], tuple[str, flo
     )  # fmt: skip
     store = open_store(topology, rank.timeout)
     with process_group(store, topology, GroupSettings("nccl" if on_gpu else "gloo", "preflight", rank.timeout)):
-        offset = compare_clocks(store, rank)
-        if offset is not None:
-            result = dataclasses.replace(result, clock_offset=offset[0], clock_error=offset[1])
+        offset, error = compare_clocks(store, rank)
         speed, exact = time_all_reduce(device, rank)
-        result = dataclasses.replace(result, all_reduce=speed, all_reduce_sum=exact)
-        _write(rank, result)
-        result = dataclasses.replace(result, exchange=time_exchanges(device, rank))
-        _write(rank, result)
+        record(clock_offset=offset, clock_error=error, all_reduce=speed, all_reduce_sum=exact)
+        record(exchange=time_exchanges(device, rank))
         _barrier(device)
     return result
 
@@ -145,7 +130,7 @@ def time_product(device: torch.device) -> tuple[str, float]:
     return name, 2 * side**3 / seconds
 
 
-def compare_clocks(store: Store, rank: RankRequest) -> tuple[float, float] | None:
+def compare_clocks(store: Store, rank: RankRequest) -> tuple[float, float] | tuple[None, None]:
     """Compare the clock of each node with that of rank 0 over the store.
 
     Uses the shortest of several round trips (Cristian 1989, "Probabilistic clock synchronization"): the error is at
@@ -163,15 +148,15 @@ def compare_clocks(store: Store, rank: RankRequest) -> tuple[float, float] | Non
                 store.set(f"preflight/answer/{other}/{number}", repr(time.time()))
         return 0.0, 0.0
     if rank.rank not in others:
-        return None
-    best: tuple[float, float] | None = None
+        return None, None
+    best = 0.0, float("inf")
     for number in range(_CLOCK_ROUNDS):
         asked = time.time()
         store.set(f"preflight/ask/{rank.rank}/{number}", "")
         answer = float(store.get(f"preflight/answer/{rank.rank}/{number}"))
         received = time.time()
         error = (received - asked) / 2
-        if best is None or error < best[1]:
+        if error < best[1]:
             best = (asked + received) / 2 - answer, error
     return best
 
@@ -235,7 +220,7 @@ def _exchange(sent: torch.Tensor, received: torch.Tensor, partner: int) -> float
 
 
 def _barrier(device: torch.device) -> None:
-    """A barrier for both backends."""
+    """A barrier that works with gloo and NCCL."""
     import torch
     import torch.distributed as dist
 
@@ -250,15 +235,6 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _write(rank: RankRequest, result: RankResult) -> None:
-    write_file(Path(rank.folder) / f"rank-{rank.rank}.json", json.dumps(dataclasses.asdict(result)))
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run one rank."""
-    die_with_parent()
-    measure(RankRequest(**json.loads(arguments[0])))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    die_with_parent()
+    measure(RankRequest(**json.loads(sys.argv[1])))

@@ -30,21 +30,19 @@ _Result = TypeVar("_Result")
 
 def add_preflight_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a preflight."""
-    group = parser.add_argument_group(
-        "preflight: measures a matmul on every rank, an all-reduce, an exchange and the clocks"
-    )
-    group.add_argument(
-        "--nodes", "-N", type=_positive, metavar="N", help="run it on N nodes of the SLURM cluster, with srun"
-    )
-    group.add_argument("--nproc-per-node", type=_positive, metavar="K",
+    title = "preflight: measures a matmul on every rank, an all-reduce, an exchange and the clocks"
+    group = parser.add_argument_group(title)
+    group.add_argument("--nodes", "-N", type=_parse_positive, metavar="N",
+                       help="run it on N nodes of the SLURM cluster, with srun")  # fmt: skip
+    group.add_argument("--nproc-per-node", type=_parse_positive, metavar="K",
                        help="ranks on each node, or here without --nodes (default: one for each GPU)")  # fmt: skip
-    group.add_argument("--slow-factor", type=_factor, default=1.5, metavar="F",
+    group.add_argument("--slow-factor", type=_parse_factor, default=1.5, metavar="F",
                        help="report a rank that is F times slower than the median (default 1.5)")  # fmt: skip
-    group.add_argument("--timeout", type=_positive, default=120, metavar="S",
+    group.add_argument("--timeout", type=_parse_positive, default=120, metavar="S",
                        help="seconds that nodes and ranks wait for each other (default 120)")  # fmt: skip
     group.add_argument("--cpu", action="store_true", help="use the CPU only")
     group.add_argument("--interface", metavar="NAME", help="network interface of the nodes")
-    group.add_argument("--wait", type=_positive, default=300, metavar="S",
+    group.add_argument("--wait", type=_parse_positive, default=300, metavar="S",
                        help="seconds to wait for free nodes (default 300)")  # fmt: skip
     slurm = parser.add_argument_group("preflight on SLURM: options of srun")
     texts = list_job_options()
@@ -54,11 +52,7 @@ def add_preflight_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_COMMAND) -> Iterator[Finding]:
-    """Run the preflight that the options request; without them, run nothing.
-
-    Args:
-        options: of `add_preflight_arguments`.
-        rank_command: runs a rank on this machine.
+    """Run the preflight that the options request; without them, run nothing. `rank_command` runs a rank here.
 
     Raises:
         SubmitError: an option is invalid, or this machine has no SLURM.
@@ -66,8 +60,7 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
     """
     if options.nodes is None and options.nproc_per_node is None:
         return
-    given = {name: getattr(options, f"slurm_{name}") for name in _OPTIONS}
-    job = _job(options, given)
+    job = _make_job(options)
     # In the working directory, which the nodes share; /tmp is local to a node.
     where = None if options.nodes is None else Path.cwd()
     try:
@@ -84,14 +77,16 @@ def preflight(options: argparse.Namespace, rank_command: Sequence[str] = RANK_CO
             command = module_command("launcher.doctor.preflight_node", json.dumps(dataclasses.asdict(request)))
             arguments = make_step_arguments(job, command, options.wait, os.environ)
             _run_step(arguments, folder, options.wait + 60 * (job.time or 5))
-        results = _read(folder, "node", NodeResult.from_dict), _read(folder, "rank", RankResult.from_dict)
+        node_results = _read_results(folder, "node", NodeResult.from_dict)
+        rank_results = _read_results(folder, "rank", RankResult.from_dict)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    yield from preflight_findings(*results, nodes, options.slow_factor)
+    yield from preflight_findings(node_results, rank_results, nodes, options.slow_factor)
 
 
-def _job(options: argparse.Namespace, given: Mapping[str, str | None]) -> Any:
+def _make_job(options: argparse.Namespace) -> Any:
     """The job for srun; the error lists every invalid option."""
+    given: dict[str, str | None] = {name: getattr(options, f"slurm_{name}") for name in _OPTIONS}
     problems: list[Problem] = []
     job = None
     try:
@@ -138,7 +133,7 @@ def _run_step(arguments: Sequence[str], folder: Path, timeout: float) -> None:
                          "request other nodes with --partition and --nodes")  # fmt: skip
 
 
-def _read(folder: Path, kind: str, make: Callable[[Mapping[str, Any]], _Result]) -> list[_Result]:
+def _read_results(folder: Path, kind: str, make: Callable[[Mapping[str, Any]], _Result]) -> list[_Result]:
     """The results of one kind; incomplete files are skipped."""
     # NFS clients cache the list of a folder; `glob` opens the folder, which refreshes it.
     found: list[_Result] = []
@@ -148,17 +143,14 @@ def _read(folder: Path, kind: str, make: Callable[[Mapping[str, Any]], _Result])
     return found
 
 
-def _positive(text: str) -> int:
+def _parse_positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 10**6:
         raise argparse.ArgumentTypeError(f"given {text!r}; expected an integer of at least 1")
     return int(text)
 
 
-def _factor(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"given {text!r}; expected a number above 1")
-    return value
+def _parse_factor(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 1 < (value := float(text)) < 1e6:
+            return value
+    raise argparse.ArgumentTypeError(f"given {text!r}; expected a number above 1")

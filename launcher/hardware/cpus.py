@@ -5,16 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
 
-
-def count_usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = _CGROUPS) -> int:
-    """Cores in the affinity mask, or in the quota of the control group if that is less; at least 1.
-
-    Args:
-        proc: file with the control groups of this process.
-        cgroups: mount point of the control groups.
-    """
+def count_usable_cpus(proc: Path = Path("/proc/self/cgroup"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores in the affinity mask, or in the quota of the control group if that is less; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(proc, cgroups)
     return max(1, cores if quota is None else min(cores, int(quota)))
@@ -32,7 +25,7 @@ def _quota(proc: Path, cgroups: Path) -> float | None:
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = cgroups / "cpu" if controllers else cgroups
-        # In a container the path may be that of the host and not exist; the root is then that of the container.
+        # In a container the path may be the host's and not exist; the root is then the container's.
         for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
             quota = _version_1(folder) if controllers else _version_2(folder)
             if quota is not None:

@@ -14,21 +14,21 @@ from strategies.precision import DeviceKind
 
 # All ranks must have the same versions: these libraries define messages, numerics, or checkpoints.
 _SHARED_LIBRARIES = ("torch", "lightning", "deepspeed")
-# Tools that DeepSpeed compiles its ops with, and the packages that contain them.
+# Kinds of device by value of `accelerator`, in order of preference.
+_KINDS: Mapping[str, tuple[DeviceKind, ...]] = {
+    "auto": ("cuda", "mps", "cpu"),
+    "cpu": ("cpu",),
+    "gpu": ("cuda", "mps"),
+    "cuda": ("cuda",),
+    "mps": ("mps",),
+}
+# Tools with which DeepSpeed compiles its ops, and the packages that contain them.
 BUILD_TOOLS = {"c++": "g++ (Debian, Ubuntu) or gcc-c++ (Fedora)", "ninja": "ninja-build, or activate the venv"}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device.
-
-    Attributes:
-        kind: 'cpu', 'cuda' or 'mps'.
-        index: number among the devices of its kind that this process sees.
-        name: of the vendor.
-        memory_bytes: total memory.
-        native_dtypes: those of fp16, bf16, fp32, fp64 that need no emulation.
-    """
+    """One device; `index` counts the devices of its kind in this process, `native_dtypes` need no emulation."""
 
     kind: DeviceKind
     index: int
@@ -42,7 +42,6 @@ class Hardware:
     """Device and libraries of one rank.
 
     Attributes:
-        device: that this rank trains on.
         local_device_count: devices of that kind on this node; 1 for a CPU.
         versions: library to version, and build tool to path; None if it is not installed.
     """
@@ -68,7 +67,7 @@ class Hardware:
 
 def library_versions() -> dict[str, str | None]:
     """Versions of the shared libraries, from their metadata, and paths of the build tools."""
-    # Here: the agent starts without it, which is faster.
+    # Imported here for a faster start of the agent.
     import importlib.metadata
 
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -84,7 +83,7 @@ def library_versions() -> dict[str, str | None]:
 
 
 def available_kind(accelerator: str) -> DeviceKind:
-    """The kind of device that `accelerator` ('auto', 'cpu', 'gpu', 'cuda', 'mps') selects on this machine.
+    """The kind of device that `accelerator`, a key of `_KINDS`, selects on this machine.
 
     Raises:
         TopologyError: this machine has no such accelerator.
@@ -93,18 +92,14 @@ def available_kind(accelerator: str) -> DeviceKind:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
+    if accelerator not in _KINDS:
+        raise TopologyError(f"accelerator {accelerator!r} does not exist; valid are {', '.join(_KINDS)}")
     has: dict[DeviceKind, bool] = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if accelerator in ("auto", "gpu"):
-        wanted: list[DeviceKind] = ["cuda", "mps", "cpu"] if accelerator == "auto" else ["cuda", "mps"]
-    elif accelerator in ("cpu", "cuda", "mps"):
-        wanted = [accelerator]
-    else:
-        raise TopologyError(f"accelerator {accelerator!r} does not exist; valid are auto, cpu, gpu, cuda, mps")
-    for kind in wanted:
+    for kind in _KINDS[accelerator]:
         if has[kind]:
             return kind
     raise TopologyError(
@@ -116,10 +111,6 @@ def available_kind(accelerator: str) -> DeviceKind:
 
 def detect_hardware(accelerator: str, local_rank: int) -> Hardware:
     """Detect the device and the libraries of this process.
-
-    Args:
-        accelerator: 'auto', 'cpu', 'gpu', 'cuda' or 'mps'.
-        local_rank: number of its device on this node.
 
     Raises:
         TopologyError: this machine has no such accelerator, or fewer devices than ranks.
@@ -135,10 +126,10 @@ def detect_hardware(accelerator: str, local_rank: int) -> Hardware:
         device = _cuda_device(local_rank)
     elif kind == "mps":
         # The GPU shares the memory of the machine; Lightning has no autocast for it.
-        device = Device("mps", 0, "Apple GPU", _machine_memory(), ("fp32", "fp16"))
+        device = Device("mps", 0, "Apple GPU", host_memory(), ("fp32", "fp16"))
     else:
         # No half precision, even with AVX512-BF16: it was measured slower (tests/benchmarks/RESULTS.md).
-        device = Device("cpu", 0, _cpu_name(), _machine_memory(), ("fp32", "fp64"))
+        device = Device("cpu", 0, _cpu_name(), host_memory(), ("fp32", "fp64"))
     return Hardware(device, count, library_versions())
 
 
@@ -175,5 +166,6 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _machine_memory() -> int:
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -19,13 +19,10 @@ _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def to_torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables that torchrun would set for a rank of another program; empty if there is no such program.
-
-    Args:
-        env: the environment; variables of torchrun in it have priority.
+    """The variables that torchrun would set for a rank of another program; empty without one, or under torchrun.
 
     Raises:
-        TopologyError: several ranks cannot find each other, and each would train its own model.
+        TopologyError: several ranks cannot find each other; each would train its own model.
     """
     if any(name in env for name in _TORCHRUN):
         return _from_kubeflow(env)
@@ -69,11 +66,9 @@ def _from_mpi(starter: str, names: tuple[str, ...], env: Mapping[str, str]) -> d
 
 def _from_kubeflow(env: Mapping[str, str]) -> dict[str, str]:
     """A PyTorchJob starts one rank in each pod, and does not set the variables that are equal in all pods."""
-    if not ("KUBERNETES_SERVICE_HOST" in env or "KUBERNETES_PORT" in env) or not (
-        env.get("RANK") and env.get("WORLD_SIZE")
-    ):
-        return {}
-    if "LOCAL_RANK" in env or "LOCAL_WORLD_SIZE" in env:
+    is_pod = "KUBERNETES_SERVICE_HOST" in env or "KUBERNETES_PORT" in env
+    is_ranked = bool(env.get("RANK") and env.get("WORLD_SIZE"))
+    if not is_pod or not is_ranked or "LOCAL_RANK" in env or "LOCAL_WORLD_SIZE" in env:
         return {}
     in_pod = env.get("PET_NPROC_PER_NODE") or "1"
     if in_pod not in ("1", "auto"):

@@ -17,7 +17,6 @@ class NvmeFolder:
     """A folder as one rank sees it.
 
     Attributes:
-        path: as the config has it.
         free_bytes: free space for this user; 0 if it cannot be used.
         problem: why it cannot be used; None if it can.
         device: number of its file system; folders on the same one share the free space.
@@ -30,11 +29,7 @@ class NvmeFolder:
 
 
 def find_offload_folders(config: RunConfig) -> tuple[str, ...]:
-    """The folders that a run of this config may offload to: those of its strategy, and that of the candidates.
-
-    Args:
-        config: with the settings of a DeepSpeed file already read.
-    """
+    """The folders of the config's strategy and of the candidates; a DeepSpeed file must be read already."""
     user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
     return tuple(dict.fromkeys((*nvme_paths(config.strategy, user), NVME_PATH)))
 

@@ -16,13 +16,7 @@ _MOST_GPUS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class TargetMachines:
-    """GPUs to plan for.
-
-    Attributes:
-        gpus: number over all nodes.
-        gpus_per_node: number on each node.
-        hardware: of each rank.
-    """
+    """GPUs to plan for: their number over all nodes and on each node, and the hardware of each rank."""
 
     gpus: int
     gpus_per_node: int
@@ -40,9 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs instead of this machine")
     group.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs on each node (default: 8, or all if fewer)")
     group.add_argument("--gpu", metavar="NAME", help=f"model of the GPUs: {', '.join(gpu.key for gpu in GPUS)}")
-    group.add_argument(
-        "--gpu-memory", metavar="SIZE", help="memory of each GPU, as in 80GiB or 80GB (default: of --gpu)"
-    )
+    group.add_argument("--gpu-memory", metavar="SIZE", help="memory of each GPU, as in 80GiB (default: of --gpu)")
     parser.add_argument("--plot", metavar="FILE", help="plot memory over the number of GPUs, by strategy (.png, .svg)")
 
 
@@ -57,11 +49,9 @@ def read_options(options: argparse.Namespace) -> TargetMachines | None:
         return None
     problems: list[Problem] = []
     gpus = given["gpus"]
-    if gpus is None:
-        problems.append(Problem("--gpus", "not given; give the number of GPUs to plan for"))
-        gpus = 1
-    elif not 1 <= gpus <= _MOST_GPUS:
-        problems.append(Problem("--gpus", f"given {gpus}; expected 1 to {_MOST_GPUS}"))
+    if gpus is None or not 1 <= gpus <= _MOST_GPUS:
+        found = "not given; give the number of GPUs to plan for" if gpus is None else f"given {gpus}"
+        problems.append(Problem("--gpus", f"{found}; expected 1 to {_MOST_GPUS}"))
         gpus = 1
     per_node = given["gpus_per_node"] if given["gpus_per_node"] is not None else min(8, gpus)
     if per_node < 1 or gpus % per_node:
@@ -73,17 +63,16 @@ def read_options(options: argparse.Namespace) -> TargetMachines | None:
         except UnknownGpuError as error:
             problems.append(Problem("--gpu", str(error).removeprefix("--gpu: ")))
     memory = gpu.memory_bytes if gpu else 0
-    if given["gpu_memory"] is not None:
-        memory = parse_size(given["gpu_memory"]) or 0
+    size = given["gpu_memory"]
+    if size is not None:
+        memory = parse_size(size) or 0
         if memory <= 0:
-            problems.append(
-                Problem("--gpu-memory", f"given {given['gpu_memory']!r}; expected a size as in 80GiB or 80GB")
-            )
+            problems.append(Problem("--gpu-memory", f"given {size!r}; expected a size as in 80GiB or 80GB"))
     elif gpu is None and given["gpu"] is None:
         problems.append(Problem("--gpu-memory", "not given; give the memory of a GPU, or its name with --gpu"))
     if problems:
         raise ConfigError(problems)
-    # A GPU of which only the memory is known counts as a recent one.
+    # If only the memory is known, a recent GPU is assumed.
     dtypes = gpu.native_dtypes if gpu else ("bf16", "fp16", "fp32", "fp64")
     device = Device("cuda", 0, gpu.name if gpu else "GPU", memory, dtypes)
     return TargetMachines(gpus, per_node, Hardware(device, per_node, library_versions()))

@@ -19,19 +19,13 @@ _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The place of one rank.
+    """The place of one rank, with torchrun's names.
 
     Attributes:
-        rank: global rank, 0 to `world_size - 1`.
-        world_size: number of ranks.
-        local_rank: rank within the node.
-        local_world_size: ranks on this node.
-        node_rank: rank of the node.
-        host: name of this machine.
         source: what started the ranks.
         master_addr: host of the store; None with one rank.
         master_port: port of the store; None with one rank.
-        agent_store: whether the agent of torchelastic serves that store, and not rank 0.
+        agent_store: whether the agent of torchelastic serves that store, instead of rank 0.
         restart_count: restarts of the ranks by the agent of this node, or of the job by SLURM.
         run_id: name of the rendezvous, or job id of SLURM.
     """
@@ -63,11 +57,7 @@ class Topology:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], host: str) -> Topology:
-        """Read the place of this process from its environment.
-
-        Args:
-            env: the environment; `os.environ` itself is not read.
-            host: name of this machine.
+        """Read the place of this process from its environment, on the machine named `host`.
 
         Raises:
             TopologyError: variables are missing or contradict each other (lists all); or `srun`, mpirun or Kubeflow

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
-from launcher.runs.job_output import JobOutput, find_job_output
+from launcher.runs.job_output import find_job_output
 
 _POLL_SECONDS = 0.5
 
@@ -30,37 +30,25 @@ def read_log(run: Path, rank: int) -> Iterator[bytes]:
     Raises:
         NoSuchRunError: the rank has no log.
     """
-    files = find_logs(run, rank)
-    output = find_job_output(run)
-    if not files and output is None:
+    if not find_logs(run, rank) and find_job_output(run) is None:
         ranks = sorted(
             {int(m[1]) for f in (run / "logs").glob("rank-*.log") if (m := re.match(r"rank-(\d+)\.", f.name))}
         )
         known = f"ranks with a log: {', '.join(map(str, ranks))}" if ranks else "no rank has started yet"
         raise NoSuchRunError(f"rank {rank} of run {run.name!r} has no log; {known}")
-    for file in files:
-        yield file.read_bytes()
-    if output is not None:
-        yield _with_header(output)
+    yield from follow_log(run, rank, lambda: True)
 
 
 def follow_log(
     run: Path, rank: int, has_ended: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[bytes]:
-    """The log so far, and everything that is added to it in this attempt and in later ones.
-
-    Args:
-        run: the run's directory.
-        rank: of the log.
-        has_ended: whether the run has ended.
-        sleep: waits before the next read.
-    """
+    """The log so far, and everything that this attempt and later ones add, until the run `has_ended`."""
     read: dict[int, int] = {}
     while True:
-        # Checked before the files are read, so that their last lines are not missed.
+        # Checked before reading; otherwise the last lines could be missed.
         ended = has_ended()
         for file in find_logs(run, rank):
-            # When the next attempt starts, the log is renamed; the inode stays.
+            # The next attempt renames the log, which keeps its inode.
             try:
                 with file.open("rb") as stream:
                     inode = file.stat().st_ino
@@ -74,10 +62,7 @@ def follow_log(
         if ended:
             output = find_job_output(run)
             if output is not None:
-                yield _with_header(output)
+                yield f"no rank of the newest job has started; its output in {output.file}:\n".encode()
+                yield output.file.read_bytes()
             return
         sleep(_POLL_SECONDS)
-
-
-def _with_header(output: JobOutput) -> bytes:
-    return f"no rank of the newest job has started; its output in {output.file}:\n".encode() + output.file.read_bytes()

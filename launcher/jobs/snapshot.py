@@ -1,46 +1,56 @@
-"""Copies the code when a job is submitted, so that later edits do not reach a waiting job."""
+"""Copies the code when a job is submitted. Later edits do not affect the job."""
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from launcher.core.errors import QueueError
-from launcher.jobs.secret_files import find_secrets_in
+from launcher.core.secrets import find_secrets
 
 # Larger repositories contain data.
 _MAX_BYTES = 500_000_000
-# A folder without code and with more ignored entries is a folder of data, with a few files in git.
+# A folder with more ignored entries and without code is a data folder with a few files in git.
 _MAX_LINKS = 1000
+# Patterns of names of files with credentials, and suffixes of files whose keys may name secrets.
+_CREDENTIALS = (".env", ".env.*", "*.env", ".netrc", ".pypirc", ".git-credentials", "*.pem", "*.key", "id_rsa",
+                "id_ed25519", "credentials", "credentials.*", "kaggle.json")  # fmt: skip
+_SETTINGS = (".yaml", ".yml", ".json", ".toml")
+# Larger files are data.
+_MAX_SETTINGS_BYTES = 200_000
+# A quick check, since most files need not be parsed.
+_HINTS = re.compile(rb"token|key|passw|pwd|passphrase|secret|cred|auth|://", re.IGNORECASE)
 
 
 def take_snapshot(cwd: Path, folder: Path, runs: Path) -> Path | None:
-    """Copy the tracked and untracked files of the repository as they are on disk now, with submodules.
+    """Copy the repository of `cwd` to `folder`: tracked and untracked files and submodules; returns the copy of `cwd`.
 
     Ignored files and files with secrets are linked instead. submitit's `RsyncSnapshot` copies only tracked files, and
     needs rsync.
 
     Args:
-        cwd: where the run is submitted.
+        cwd: where the run is submitted; without a git repository, the result is None.
         folder: to create, on a disk that the nodes share.
         runs: folder of the runs, which is not copied.
-
-    Returns:
-        The copy of `cwd`; None if `cwd` is in no git repository.
 
     Raises:
         QueueError: the repository is too large, or the disk is full.
     """
-    if shutil.which("git") is None:
-        return None
-    output = _git(cwd, "rev-parse", "--show-toplevel")
+    output = _git(cwd, "rev-parse", "--show-toplevel") if shutil.which("git") else None
     if output is None:
         return None
     root = Path(os.fsdecode(output).rstrip("\n"))
-    # Git prints its folder without links, too.
+    # Git also prints its folder without links.
     runs = runs.parent.resolve() / runs.name
     try:
         _copy(root, folder, _list_files(root), runs)
@@ -49,8 +59,8 @@ def take_snapshot(cwd: Path, folder: Path, runs: Path) -> Path | None:
         _link_ignored(root, folder, here, runs)
     except OSError as error:
         raise QueueError(
-            f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; make "
-            "space, or that file readable, or use --no-snapshot"
+            f"the code cannot be copied to {folder}: {error.filename or folder}: {error.strerror or error}; free "
+            "some space, make that file readable, or use --no-snapshot"
         ) from error
     return here
 
@@ -86,9 +96,9 @@ def _copy(root: Path, folder: Path, names: list[str], runs: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():
             target.symlink_to(_link_target(source, root, folder, runs))
-        elif secrets := find_secrets_in(source):
+        elif secrets := _find_secrets_in(source):
             sys.stderr.write(
-                f"notice: {name} contains a secret ({secrets[0]}): the job gets a link to it instead of a copy\n"
+                f"notice: {name} contains a secret ({secrets[0]}): the job gets a link instead of a copy\n"
             )
             target.symlink_to(source)
         else:
@@ -96,7 +106,7 @@ def _copy(root: Path, folder: Path, names: list[str], runs: Path) -> None:
 
 
 def _link_target(link: Path, root: Path, folder: Path, runs: Path) -> Path:
-    """The target of a copied link: in the copy if the original target is code, otherwise the original target."""
+    """The target of a copied link: the copy of its target if that is code, otherwise the target itself."""
     target = link.readlink()
     original = Path(os.path.normpath(link.parent / target))
     if not original.is_relative_to(root) or original.is_relative_to(runs):
@@ -105,11 +115,14 @@ def _link_target(link: Path, root: Path, folder: Path, runs: Path) -> Path:
 
 
 def _link_ignored(root: Path, folder: Path, here: Path, runs: Path) -> None:
-    """Link ignored files at any depth: compiled modules, generated files and data must exist in the copy too."""
+    """Link ignored files at any depth: the copy needs compiled modules, generated files and data too."""
     for parent, folders, _ in os.walk(folder):
         copy = Path(parent)
         original = root / copy.relative_to(folder)
-        missing = [entry for entry in original.iterdir() if _is_missing(entry, copy, runs)]
+        missing = [
+            entry for entry in original.iterdir()
+            if entry.name not in (".git", "__pycache__") and entry != runs and not os.path.lexists(copy / entry.name)
+        ]  # fmt: skip
         if len(missing) > _MAX_LINKS and not here.is_relative_to(copy) and not any(copy.rglob("*.py")):
             sys.stderr.write(
                 f"notice: {original} has {len(missing)} entries that git ignores: the job gets a link to that "
@@ -123,9 +136,26 @@ def _link_ignored(root: Path, folder: Path, here: Path, runs: Path) -> None:
             (copy / entry.name).symlink_to(entry)
 
 
-def _is_missing(entry: Path, copy: Path, runs: Path) -> bool:
-    is_code = entry.name not in (".git", "__pycache__") and entry != runs
-    return is_code and not os.path.lexists(copy / entry.name)
+def _find_secrets_in(file: Path) -> list[str]:
+    """Dotted paths of the secrets in a file of settings, or the name of a credentials file; empty for others."""
+    if any(fnmatch.fnmatchcase(file.name, pattern) for pattern in _CREDENTIALS):
+        return [file.name]
+    if file.suffix not in _SETTINGS or file.stat().st_size > _MAX_SETTINGS_BYTES:
+        return []
+    text = file.read_bytes()
+    return list(find_secrets(_read_settings(text, file.suffix))) if _HINTS.search(text) else []
+
+
+def _read_settings(text: bytes, suffix: str) -> Any:
+    try:
+        if suffix == ".json":
+            return json.loads(text)
+        if suffix == ".toml":
+            return tomllib.loads(text.decode())
+        documents = list(yaml.safe_load_all(text))
+        return documents[0] if len(documents) == 1 else documents
+    except (ValueError, yaml.YAMLError, RecursionError):
+        return None  # a template, or damaged
 
 
 def _git(cwd: Path, *arguments: str) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,12 @@ class RunStatus:
     """One run.
 
     Attributes:
-        name: its name.
         state: queued, running, requeued, done, stopped, failed, cancelled, or ended (the result is not known).
         detail: why it waits, where it runs, or what went wrong.
         job: 'slurm 123', 'local 4711', or None for a run that was not submitted.
-        attempts: number of starts.
-        step: optimizer steps done, by the events.
-        metrics: the last ones.
-        checkpoint_step: step of the newest checkpoint.
-        updated: time of the last event, seconds since 1970; None without one.
+        step: optimizer steps done.
+        checkpoint_step: optimizer step of the newest checkpoint.
+        updated: time of the last event, seconds since 1970.
     """
 
     name: str
@@ -47,7 +45,7 @@ class RunStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run will not go further by itself."""
+        """Whether the run needs a new submission to continue."""
         return self.state not in ("queued", "running", "requeued")
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +55,7 @@ class RunStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """What a run's events state: the fields of `RunStatus`, and how the last attempt ended (None: no event of it)."""
+    """A run's progress by its events: fields of `RunStatus`, and how the last attempt ended (None: not reported)."""
 
     attempts: int = 0
     step: int = 0
@@ -69,12 +67,7 @@ class RunProgress:
 
 
 def read_run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
-    """The state of one run.
-
-    Args:
-        run: its directory.
-        job: status of its newest job, if it is known already.
-    """
+    """The state of the run in a directory; `job` is the status of its newest job, if it is known already."""
     progress = summarize_events(run / FILE_NAME)
     records = read_records(run)
     record = records[-1] if records else None
@@ -130,14 +123,7 @@ def _describe_job(record: Record) -> str:
 
 
 def _combine(job: JobStatus, ending: str, detail: str, starts: int) -> tuple[str, str]:
-    """The state and its detail, from the job and from how the events end. Pure.
-
-    Args:
-        job: by its back end.
-        ending: by the events.
-        detail: of the ending.
-        starts: attempts that the job has recorded.
-    """
+    """The run's state and its detail, from the job and from the ending that the events report. Pure."""
     if job.state == "ended":
         return ending, "; ".join(filter(None, (detail, job.detail)))
     if job.state == "done":
@@ -148,13 +134,9 @@ def _combine(job: JobStatus, ending: str, detail: str, starts: int) -> tuple[str
 
 
 def summarize_events(events: Path) -> RunProgress:
-    """What the events of a run state, in their order."""
-    progress = RunProgress()
-    if not events.exists():
-        return progress
-    for event in read_events(events):
-        progress = _add_event(progress, event)
-    return progress
+    """The progress of a run by its event file."""
+    found = read_events(events) if events.exists() else ()
+    return functools.reduce(_add_event, found, RunProgress())
 
 
 def _add_event(progress: RunProgress, event: Mapping[str, Any]) -> RunProgress:

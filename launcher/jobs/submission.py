@@ -1,4 +1,4 @@
-"""A run to submit: one frozen record, made from a config and a job's options. A dry run shows the same record."""
+"""A run to submit: one frozen record, created from a config and a job's options. A dry run shows the same record."""
 
 from __future__ import annotations
 
@@ -75,13 +75,8 @@ class JobOptions:
 class Submission:
     """A run to submit.
 
-    Attributes:
-        config: of the run, with all that the job fixes: name, folder of the runs, ranks and nodes.
-        job: the request to SLURM.
-        place: the run's directory.
-        folder: of this submission, in the run's directory; not created yet.
-        resume_from: checkpoint to start from.
-        options: of the command line.
+    `config` includes the settings that the job fixes: name, folder of the runs, ranks and nodes. `folder` is that of
+    this submission in the run's directory; `prepare` does not create it.
     """
 
     config: RunConfig
@@ -98,7 +93,7 @@ class Submission:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The training command of each node; the node adds how to start ranks."""
+        """The training command of each node, which adds how to start ranks."""
         return module_command("launcher", "fit", "--config", str(self.folder / "config.yaml"))
 
 
@@ -108,10 +103,9 @@ class SweepSubmission:
 
     Attributes:
         path: the sweep's folder, next to those of its runs.
-        members: all of them.
-        choice: which of them to run now.
-        submissions: of the chosen members, by index.
-        folder: of this submission: script, pickles and output of the tasks; not created yet.
+        choice: the members to run now.
+        submissions: of these members, by index.
+        folder: for the script, the pickles and the tasks' output; not created yet.
     """
 
     path: Path
@@ -127,12 +121,7 @@ class SweepSubmission:
 
 
 def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> Submission:
-    """Check everything and choose the run directory; creates nothing.
-
-    Args:
-        config: of the run.
-        options: of the job.
-        env: the submitting shell's variables; only their names are used.
+    """Check everything and choose the run directory; creates nothing. Only names of the variables in `env` are kept.
 
     Raises:
         SubmitError: lists every option that is wrong or contradicts the config.
@@ -140,12 +129,11 @@ def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> S
     """
     job = _read_job(config, options, env)
     place = find_run(config)
-    devices = config.devices if isinstance(config.devices, int) else None
     fixed = dataclasses.replace(
         config,
         name=place.path.name,
         runs_dir=str(place.path.parent),
-        devices=count_ranks(job, devices),
+        devices=count_ranks(job, _number(config.devices)),
         num_nodes=job.nodes,
         accelerator="gpu" if job.gpus_per_node and config.accelerator == "auto" else config.accelerator,
         resume="none",
@@ -177,9 +165,8 @@ def _read_job(config: RunConfig, options: JobOptions, env: Mapping[str, str]) ->
     except JobRequestError as error:
         problems += error.problems
     else:
-        fixed = {key: value if isinstance(value, int) else None
-                 for key, value in (("devices", config.devices), ("num_nodes", config.num_nodes))}  # fmt: skip
-        problems += find_contradictions(job, **fixed, global_batch_size=config.global_batch_size)
+        problems += find_contradictions(job, devices=_number(config.devices), num_nodes=_number(config.num_nodes),
+                                        global_batch_size=config.global_batch_size)  # fmt: skip
 
     def source_of(option: str) -> str:
         is_in_config = option in configured and options.given.get(option) is None
@@ -190,31 +177,25 @@ def _read_job(config: RunConfig, options: JobOptions, env: Mapping[str, str]) ->
     return job
 
 
-def make_folder(submission: Submission) -> None:
-    """Create the submission's folder, private, with the config that the job reads.
+def _number(setting: int | str) -> int | None:
+    """The number in a setting; None for `auto`."""
+    return setting if isinstance(setting, int) else None
 
-    Raises:
-        SubmitError: the disk is full or read-only.
-    """
+
+def make_folder(submission: Submission) -> None:
+    """Create the submission's folder, private, with the config that the job reads."""
     _export_secrets(submission.config)
-    try:
-        submission.place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        submission.folder.mkdir(mode=0o700, parents=True)
-        write_file(submission.folder / "config.yaml", submission.config.to_yaml(os.environ))
-    except OSError as error:
-        remove_folder(submission)
-        message = f"{submission.folder} cannot be created: {error.strerror or error}"
-        raise SubmitError(
-            [Problem("runs_dir", f"{message}; choose a folder with space where you may write")]
-        ) from error
+    submission.place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    submission.folder.mkdir(mode=0o700, parents=True)
+    write_file(submission.folder / "config.yaml", submission.config.to_yaml(os.environ))
 
 
 def _export_secrets(config: RunConfig) -> None:
     """Set the config's secrets as variables, which sbatch and the job's process inherit; no file contains them."""
     for name, value in references(config.to_dict(), os.environ).items():
         if os.environ.setdefault(name, value) != value:
-            raise SubmitError([Problem(name, "two values are given for one secret, which a job gets by this variable; "
-                                       "unset it, and give all members of a sweep the same")])  # fmt: skip
+            raise SubmitError([Problem(name, "two values are given for one secret, which the job reads from this "
+                                       "variable; unset it, and give all members of a sweep one value")])  # fmt: skip
 
 
 def remove_folder(submission: Submission) -> None:
@@ -224,7 +205,7 @@ def remove_folder(submission: Submission) -> None:
 
 
 def remove_empty_folders(*folders: Path) -> None:
-    """Remove those that are empty."""
+    """Remove these folders if they are empty."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -18,12 +18,7 @@ from launcher.runs.submission_record import write_record
 
 
 def submit_run(backend: JobBackend, submission: Submission, *, snapshot: bool) -> str:
-    """Submit a run; returns one line for the user.
-
-    Args:
-        backend: where it runs.
-        submission: from `launcher.jobs.submission.prepare`.
-        snapshot: whether the job gets a copy of the code as it is now.
+    """Submit a run; returns one line for the user. With `snapshot`, the job gets a copy of the current code.
 
     Raises:
         SubmitError: the back end cannot be used from here, or the disk is full or read-only.
@@ -44,11 +39,7 @@ def submit_run(backend: JobBackend, submission: Submission, *, snapshot: bool) -
 
 
 def refuse_running(submission: Submission) -> None:
-    """Refuse to submit a run that is queued or running.
-
-    Raises:
-        RunDirectoryError: it is.
-    """
+    """Raise `RunDirectoryError` if the run is queued or running already."""
     path = submission.place.path
     status = read_run_status(path) if path.exists() else None
     if status is not None and not status.has_ended:
@@ -62,13 +53,7 @@ def refuse_running(submission: Submission) -> None:
 def private_folder(folder: Path, prepare: Callable[[], Path], remove: Callable[[], None]) -> Generator[Path]:
     """Create a submission's folder, readable by the user alone; remove it if the submission fails.
 
-    Args:
-        folder: of the submission.
-        prepare: creates it; returns the folder with the user's code.
-        remove: removes what `prepare` created.
-
-    Yields:
-        The folder with the user's code.
+    `prepare` creates it and returns the folder with the user's code, which the context yields. `remove` reverts it.
 
     Raises:
         SubmitError: the disk is full or read-only.
@@ -80,7 +65,7 @@ def private_folder(folder: Path, prepare: Callable[[], Path], remove: Callable[[
         os.umask(before)
         yield cwd
         make_private(folder)
-    except BaseException as error:  # also Ctrl-C: no folder stays of a job that was not taken; raised again
+    except BaseException as error:  # also Ctrl-C: a refused job leaves no folder; raised again
         remove()
         if isinstance(error, OSError):
             raise disk_error(folder, error) from error
@@ -90,17 +75,9 @@ def private_folder(folder: Path, prepare: Callable[[], Path], remove: Callable[[
 
 
 def copy_code(folder: Path, runs: Path, *, snapshot: bool) -> Path:
-    """Copy the user's code; returns the folder that the ranks start in.
-
-    Args:
-        folder: of the submission, for the copy.
-        runs: folder of the runs, which is not copied.
-        snapshot: false to use the code in place.
-    """
+    """Copy the user's code, but not the `runs`; returns the working directory of the ranks."""
     here = Path.cwd()
-    if not snapshot:
-        return here
-    copy = take_snapshot(here, folder / "code", runs)
-    if copy is None:
-        sys.stderr.write("notice: this is no git repository, so the code is not copied: later edits reach the job\n")
+    copy = take_snapshot(here, folder / "code", runs) if snapshot else None
+    if snapshot and copy is None:
+        sys.stderr.write("notice: this is not a git repository, so the code is not copied; later edits reach the job\n")
     return copy or here

@@ -1,4 +1,4 @@
-"""A sweep: one run for each set of settings of a grid or a list. Pure, except that it reads the file with the list."""
+"""A sweep: one run for each set of settings of a grid or a list. Pure, except that it reads the list's file."""
 
 from __future__ import annotations
 
@@ -47,13 +47,7 @@ _GROUPS = {path.rpartition(".")[0] for path, _ in config_fields()} | {
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep.
-
-    Attributes:
-        index: its number in the job array.
-        config: of the run, with its name.
-        overrides: the settings in which the members differ: dotted path to value.
-    """
+    """One run of a sweep: its index in the job array, its config, and the settings in which the members differ."""
 
     index: int
     config: RunConfig
@@ -61,7 +55,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """Name of the run."""
         return str(self.config.name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,12 +67,12 @@ def read_sweep(texts: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
     """The sets of settings of `--sweep`, in the order of the members.
 
     Args:
-        texts: each `KEY=VALUE,VALUE,...`, or the path of a YAML or JSON file with a list of mappings. Several make a
-            grid, in which the last one changes fastest.
+        texts: each `KEY=VALUE,VALUE,...`, or the path of a YAML or JSON file with a list of mappings. Several form a
+            grid; the last one changes fastest.
         given: dotted paths that the command line sets for all members.
 
     Raises:
-        SubmitError: lists every unknown, contradicting or repeated key and set.
+        SubmitError: lists every unknown or repeated key, and every repeated set.
     """
     problems: list[Problem] = []
     axes: list[list[dict[str, Any]]] = []
@@ -96,7 +90,7 @@ def read_sweep(texts: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
     keys = [json.dumps(each, sort_keys=True, default=str) for each in sets]
     repeated = [describe(each) for number, each in enumerate(sets) if keys[number] in keys[:number]]
     problems += [
-        Problem(_FLAG, f"two members are the same, remove one: {text or 'nothing is set'}")
+        Problem(_FLAG, f"two members are equal; remove one: {text or 'nothing is set'}")
         for text in dict.fromkeys(repeated)
     ]
     if problems:
@@ -105,12 +99,9 @@ def read_sweep(texts: Sequence[str], given: Sequence[str] = ()) -> list[dict[str
 
 
 def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) -> list[Member]:
-    """The members' configs.
+    """The members of the sweep `name`, which is also their W&B group unless the config sets another.
 
-    Args:
-        base: normalized plain values that all members share.
-        sets: from `read_sweep`.
-        name: of the sweep, and the W&B group of its runs unless the config sets another.
+    `base` are normalized plain values that all members share; `sets` are those of `read_sweep`.
 
     Raises:
         ConfigError: lists every problem of every member; a problem of all members is listed once.
@@ -137,7 +128,7 @@ def make_members(base: Mapping[str, Any], sets: Sequence[Overrides], name: str) 
 
 
 def describe(overrides: Overrides) -> str:
-    """A member's settings in one line, with paths as short as they can be without being equal."""
+    """A member's settings in one line, with the shortest unambiguous ends of their paths."""
     ends = {path: _short(path, overrides) for path in overrides}
     return ", ".join(f"{ends[path]}={_to_text(value)}" for path, value in redact(overrides).items())
 
@@ -206,7 +197,7 @@ def _expanded(settings: Overrides, where: str) -> dict[str, Any]:
 
 
 def _repeated(axes: Sequence[Sequence[Overrides]], given: Sequence[str]) -> Iterator[Problem]:
-    """Problems of keys that two axes set, or an axis and the command line."""
+    """Problems of keys that two axes, or an axis and the command line, set."""
     seen: set[str] = set()
     for axis in axes:
         paths = {path for overrides in axis for path in overrides}

@@ -20,15 +20,7 @@ _DEFAULT_MONITOR = "val_loss"
 
 @dataclass(frozen=True, slots=True)
 class MemberStatus:
-    """One member of a sweep.
-
-    Attributes:
-        index: its number.
-        settings: the settings in which the members differ.
-        status: of its run; None if it was never queued.
-        monitor: the metric that its config monitors.
-        last, best: values of that metric; None without one.
-    """
+    """One member of a sweep. `last` and `best` are values of the metric `monitor`; `status` is None before queueing."""
 
     index: int
     settings: Mapping[str, Any]
@@ -39,7 +31,7 @@ class MemberStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the member will not go further by itself."""
+        """Whether the member needs a new submission to continue."""
         return self.status is None or self.status.has_ended
 
     def to_dict(self) -> dict[str, Any]:

@@ -34,11 +34,7 @@ from slurm.job import JobRequestError
 
 
 def prepare_sweep(arguments: Namespace, overrides: Sequence[str]) -> SweepSubmission:
-    """Check every member and choose its run directory; creates nothing.
-
-    Args:
-        arguments: options of `launcher submit`.
-        overrides: settings for all members, as arguments of the command line.
+    """Check every member and choose its run directory; creates nothing. The `overrides` apply to all members.
 
     Raises:
         SubmitError: the sweep, the array or an option is wrong.
@@ -70,14 +66,14 @@ def prepare_sweep(arguments: Namespace, overrides: Sequence[str]) -> SweepSubmis
     check_run_folder(path)
     # A queued run has no config yet.
     if (path / "config.yaml").exists() or (path / FOLDER).exists():
-        raise RunDirectoryError(f"{name!r} is a run already at {path}; choose another --name for the sweep")
+        raise RunDirectoryError(f"{name!r} is already a run at {path}; choose another --name for the sweep")
     _refuse_changed_members(path, members)
     folder = path / ARRAYS / str(1 + sum(1 for _ in path.glob(f"{ARRAYS}/*")))
     return SweepSubmission(path, tuple(members), choice, tuple(submissions), folder)
 
 
 def _refuse_changed_members(path: Path, members: Sequence[Member]) -> None:
-    """An existing sweep may get more members; those it has cannot change."""
+    """An existing sweep may get more members; its present ones cannot change."""
     known = {each["index"]: each["overrides"] for each in read_members(path)}
     now = {member.index: json.loads(json.dumps(member.to_dict()["overrides"], default=str)) for member in members}
     changed = [index for index, overrides in known.items() if now.get(index) != overrides]
@@ -89,12 +85,7 @@ def _refuse_changed_members(path: Path, members: Sequence[Member]) -> None:
 
 
 def submit_sweep(backend: JobBackend, sweep: SweepSubmission, *, snapshot: bool) -> str:
-    """Submit a sweep; returns one line for the user.
-
-    Args:
-        backend: where the members run.
-        sweep: from `prepare_sweep`.
-        snapshot: whether the jobs get a copy of the code as it is now.
+    """Submit a sweep; returns one line for the user. With `snapshot`, the jobs get a copy of the current code.
 
     Raises:
         SubmitError: the back end cannot be used from here, or the disk is full or read-only.

@@ -20,7 +20,7 @@ _KINDS = ("CSVLogger", "TensorBoardLogger", "MLFlowLogger")
 class LightningTracker(Tracker):
     """Logs to a Lightning logger, at the steps at which Lightning itself logs to it.
 
-    The monitor's metrics appear beside the user's own, and a resumed run continues both. MLflow's calls wait for its
+    The monitor's metrics appear next to the user's, and a resumed run continues both. MLflow's calls wait for its
     server and run in a background thread. The others write local files and may not be used from two threads, so they
     are called directly. `notice` receives the first problem with the logger.
     """

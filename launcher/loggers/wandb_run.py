@@ -45,7 +45,7 @@ def _arguments_without_secrets() -> Generator[None]:
 
 
 class DisabledRun:
-    """The run where W&B is disabled: W&B's own disabled run, made at the first access to an attribute.
+    """The run if W&B is disabled: W&B's own disabled run, made at the first access to an attribute.
 
     Lightning reads every logger's run at the start, and importing W&B takes a second.
     """

@@ -1,6 +1,6 @@
 """A Lightning callback that monitors the loss scale and the speed of all ranks, in any Trainer.
 
-It needs torch and one of Lightning's packages, and no run of the launcher.
+It needs torch and `lightning` or `pytorch_lightning`, and no run of the launcher.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from launcher.monitoring.trainer_facts import is_rank_zero, logger_step, steps_d
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64
-# Seconds that a checkpoint may wait for the other ranks' samples. They arrive at once unless a rank has failed.
+# Seconds that a checkpoint may wait for the other ranks' samples. They arrive immediately unless a rank has failed.
 _SAVE_TIMEOUT = 0.2
 
 

@@ -11,31 +11,20 @@ from launcher.runs.directory import RunDirectory, write_plan
 
 
 class PlanChanges:
-    """Keeps `plan.json` up to date while a run trains.
-
-    Args:
-        plan: of all ranks.
-        run: has `plan.json`.
-        output: events and terminal of the run; only rank zero writes.
-    """
+    """Keeps `plan.json` up to date while a run trains; only rank zero writes."""
 
     def __init__(self, plan: Plan, run: RunDirectory, output: RunOutput) -> None:
         self.plan = plan
         self._run, self._output = run, output
 
     def unused_parameters(self, names: Sequence[str]) -> None:
-        """Some parameters got no gradient in the first step; DDP searches for them from here on."""
+        """Record that some parameters got no gradient in the first step; DDP searches for them from then on."""
         plan = self.plan.with_unused_parameters(names)
         text = f"{plan.strategy.reasons[-1]}: DDP looks for such parameters in every step, which takes a little time"
         self._change(plan, "unused_parameters", text, names=tuple(names))
 
     def loader_batch(self, owner: str, size: int) -> None:
-        """A loader has another batch size than the plan.
-
-        Args:
-            owner: what created the loader.
-            size: samples per batch of one rank.
-        """
+        """Record that a loader, created by `owner`, has another batch size than the plan: `size` samples per rank."""
         before = self.plan.batch.global_batch_size
         plan = self.plan.with_loader_batch(owner, size)
         now = plan.batch.global_batch_size

@@ -11,7 +11,7 @@ from launcher.config.schema import RunConfig
 from launcher.planning.deepspeed_limits import assumed_folders, find_missing_tools, find_obstacles
 from strategies.batch import BatchSplit
 from strategies.choice import StrategyChoice
-from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, as_block, zero_config
 from strategies.deepspeed_merge import merge_config
 from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import AgreedPrecision
@@ -20,13 +20,7 @@ from strategies.registry import find_requested, list_zero_variants
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedPlan:
-    """DeepSpeed's part of a plan.
-
-    Attributes:
-        config: DeepSpeed's complete config; None without DeepSpeed.
-        problems: why there is no plan.
-        notices: for the user.
-    """
+    """DeepSpeed's part of a plan: its complete config (None without DeepSpeed), why there is no plan, and notices."""
 
     config: dict[str, Any] | None
     problems: tuple[str, ...] = ()
@@ -34,15 +28,11 @@ class DeepSpeedPlan:
 
 
 def deepspeed_settings(config: RunConfig) -> Mapping[str, Any] | None:
-    """The user's settings of DeepSpeed, `{}` if there are none; None if DeepSpeed does not train.
-
-    Args:
-        config: with the content of a settings file, see `launcher.config.deepspeed_file`.
-    """
+    """The user's settings of DeepSpeed, `{}` if there are none; None if DeepSpeed does not train."""
     requested = find_requested(config.strategy)
     if requested is None or not requested.needs_deepspeed:
         return None
-    return config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
+    return as_block(config.deepspeed_config)
 
 
 def plan_deepspeed(
@@ -52,25 +42,15 @@ def plan_deepspeed(
     batch: BatchSplit,
     agreement: Agreement,
 ) -> DeepSpeedPlan:
-    """DeepSpeed's complete config for the planned strategy, precision and batch, and all problems.
-
-    Args:
-        config: the user's.
-        strategy: the choice; None if there is none.
-        precision: of all ranks, with DeepSpeed's blocks; None if there is none.
-        batch: the split of a global batch.
-        agreement: facts of the ranks.
-    """
+    """DeepSpeed's complete config for the planned strategy, precision and batch, and all problems."""
     name = config.strategy if strategy is None else strategy.name
     variant = list_zero_variants().get(name)
     if variant is None:
         return DeepSpeedPlan(None, tuple(_unused_settings(config)))
-    user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
+    user = as_block(config.deepspeed_config)
     problems: list[str] = []
     if config.trainer.gradient_clip_algorithm == "value" and config.trainer.gradient_clip_val:
-        problems.append(
-            "DeepSpeed clips gradients by their norm alone; remove `trainer.gradient_clip_algorithm: value`"
-        )
+        problems.append("DeepSpeed clips gradients only by their norm; remove `trainer.gradient_clip_algorithm: value`")
     hardware = agreement.facts[0].hardware
     planned = zero_config(
         variant,
@@ -101,11 +81,10 @@ def _unused_settings(config: RunConfig) -> list[str]:
     """The problem of DeepSpeed settings in a run without it."""
     if config.deepspeed_config is None:
         return []
-    zero = config.deepspeed_config.get("zero_optimization") if isinstance(config.deepspeed_config, Mapping) else None
+    zero = as_block(config.deepspeed_config).get("zero_optimization")
     meant = "deepspeed_stage_2"
     if isinstance(zero, Mapping):
-        parts = [zero.get(name) for name in ("offload_optimizer", "offload_param")]
-        devices = [part.get("device") if isinstance(part, Mapping) else None for part in parts]
+        devices = [as_block(zero.get(name)).get("device") for name in ("offload_optimizer", "offload_param")]
         asked = ZeroVariant(zero.get("stage", 2), *(None if device == "none" else device for device in devices))
         meant = next((name for name, variant in list_zero_variants().items() if variant == asked), meant)
     advice = f"use `strategy: {meant}`, or remove it"

@@ -17,13 +17,7 @@ def pretends_cpu_fp16(env: Mapping[str, str]) -> bool:
 
 
 def deepspeed_facts(config: RunConfig, device_kind: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """Facts of this rank and its node that DeepSpeed needs, by the names of `RankFacts`.
-
-    Args:
-        config: with the content of a settings file of DeepSpeed.
-        device_kind: 'cpu', 'cuda' or 'mps'.
-        env: this process's variables.
-    """
+    """Facts of this rank and its node that DeepSpeed needs, by the names of `RankFacts`."""
     fp16 = device_kind != "cpu" or pretends_cpu_fp16(env) or _has_fp16()
     return {"deepspeed_fp16": fp16, "nvme": inspect_folders(find_offload_folders(config))}
 

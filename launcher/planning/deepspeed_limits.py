@@ -12,18 +12,14 @@ from strategies.deepspeed_merge import nvme_paths
 from strategies.precision import Precision
 from strategies.registry import list_candidates
 from strategies.repeated import select
+from strategies.units import join_some
 
 _FP16 = (Precision.FP16_MIXED, Precision.FP16_TRUE)
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a strategy cannot run.
-
-    Attributes:
-        reason: what is missing or wrong.
-        advice: what to do if the strategy was requested.
-    """
+    """Why a strategy cannot run, and what to do if it was requested."""
 
     reason: str
     advice: str
@@ -35,13 +31,9 @@ class Obstacle:
 def find_obstacles(
     name: str, agreement: Agreement, precision: Precision | None, user: Mapping[str, Any]
 ) -> list[Obstacle]:
-    """All obstacles of one strategy.
+    """All obstacles of one strategy that needs DeepSpeed.
 
-    Args:
-        name: of a strategy that needs DeepSpeed.
-        agreement: facts of the ranks.
-        precision: of all ranks; None if there is none, or if the user's plugin decides.
-        user: the user's DeepSpeed settings.
+    `precision` is None if the ranks have none, or if the user's plugin decides.
     """
     found: list[Obstacle] = []
     plugin = agreement.facts[0].traits.get("precision_plugin")
@@ -53,7 +45,7 @@ def find_obstacles(
         found.append(
             Obstacle(
                 f"precision {precision} was requested, but DeepSpeed trains in fp16 on a CPU only with AVX512-FP16, "
-                f"which {shorten(list_hosts(without))} lacks",
+                f"which {join_some(list_hosts(without))} lacks",
                 "use bf16-mixed, or debug fp16 with `strategy: ddp`",
             )
         )
@@ -97,14 +89,9 @@ def find_missing_tools(agreement: Agreement) -> tuple[str, str] | None:
     tools = dict.fromkeys(tool for fact, _ in agreement.kinds() for tool in _find_missing(fact))
     if not tools:
         return None
-    hosts = shorten(list_hosts(select(agreement.facts, lambda fact: bool(_find_missing(fact)))))
+    hosts = join_some(list_hosts(select(agreement.facts, lambda fact: bool(_find_missing(fact)))))
     install = " and ".join(BUILD_TOOLS[tool] for tool in tools)
     return f"{' and '.join(tools)} not on the PATH of {hosts}", f"install {install}"
-
-
-def shorten(names: Sequence[str], limit: int = 8) -> str:
-    """At most `limit` of the names, and the number of others."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _find_missing(fact: RankFacts) -> list[str]:
@@ -123,7 +110,7 @@ def _folder_obstacles(path: str, facts: Sequence[RankFacts]) -> list[Obstacle]:
     return [
         Obstacle(
             f"its NVMe folder {path} {problem} on "
-            + shorten(list_hosts(select(wrong, lambda fact, problem=problem: problem_of(fact) == problem))),
+            + join_some(list_hosts(select(wrong, lambda fact, problem=problem: problem_of(fact) == problem))),
             "create it on every node, or set another nvme_path in deepspeed_config.zero_optimization, under "
             "offload_optimizer and offload_param",
         )

@@ -8,12 +8,12 @@ import os
 from launcher.agreement.facts import Agreement, RankFacts, make_identical_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
-from launcher.hardware.devices import detect_hardware
+from launcher.hardware.devices import detect_hardware, host_memory
 from launcher.hardware.rank_count import count_requested_ranks
 from launcher.hardware.target_machines import TargetMachines
 from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.fit_plan import profile_for
-from launcher.planning.memory import host_memory, plan_with_memory
+from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.runs.selection import find_run
 from launcher.user_code.classes import UserClasses, import_classes
@@ -22,13 +22,7 @@ from strategies.step_trace import ModelProfile, Unprofiled
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """A plan with its inputs.
-
-    Attributes:
-        plan: what `fit` would do.
-        agreement: the ranks.
-        profile: of the user's module; None if the module could not be created.
-    """
+    """A plan with the ranks and the module's profile; None if the module could not be created."""
 
     plan: Plan
     agreement: Agreement
@@ -38,17 +32,12 @@ class DryRun:
 def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None) -> DryRun:
     """What `fit` would do with this config, on `num_nodes` machines like this one or on other machines.
 
-    Args:
-        config: the user's.
-        host: name of this machine.
-        others: other machines; None for machines like this one.
-
     Raises:
         UsageError: no plan meets the config there.
     """
     config = with_deepspeed_file(config)
     classes = import_classes(config)
-    agreement = _others(config, classes, others) if others else _like_this_machine(config, classes, host)
+    agreement = _assume_ranks(config, classes, host, others)
     checkpoint = None
     if config.resume != "none":
         from launcher.checkpoint.reader import Trust
@@ -64,10 +53,16 @@ def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None
     return DryRun(plan, agreement, None if isinstance(profile, Unprofiled) else profile)
 
 
-def _like_this_machine(config: RunConfig, classes: UserClasses, host: str) -> Agreement:
-    local = count_requested_ranks(config)
-    nodes = 1 if config.num_nodes == "auto" else config.num_nodes
-    hardware = detect_hardware(config.accelerator, 0)
+def _assume_ranks(config: RunConfig, classes: UserClasses, host: str, others: TargetMachines | None) -> Agreement:
+    """The ranks of other machines, or of machines like this one."""
+    if others:
+        local, ranks, host, hardware = others.gpus_per_node, others.gpus, "node-0", others.hardware
+        known = {}
+    else:
+        local = count_requested_ranks(config)
+        ranks = local * (1 if config.num_nodes == "auto" else config.num_nodes)
+        hardware = detect_hardware(config.accelerator, 0)
+        known = deepspeed_facts(config, hardware.device.kind, os.environ)
     first = RankFacts(
         rank=0,
         local_rank=0,
@@ -77,20 +72,6 @@ def _like_this_machine(config: RunConfig, classes: UserClasses, host: str) -> Ag
         hardware=hardware,
         config_digest=config.digest(),
         traits=classes.traits(),
-        **deepspeed_facts(config, hardware.device.kind, os.environ),
+        **known,
     )
-    return Agreement(make_identical_ranks(first, local * nodes), assumed=local * nodes > 1)
-
-
-def _others(config: RunConfig, classes: UserClasses, others: TargetMachines) -> Agreement:
-    first = RankFacts(
-        rank=0,
-        local_rank=0,
-        local_world_size=others.gpus_per_node,
-        node_rank=0,
-        host="node-0",
-        hardware=others.hardware,
-        config_digest=config.digest(),
-        traits=classes.traits(),
-    )
-    return Agreement(make_identical_ranks(first, others.gpus), assumed=True)
+    return Agreement(make_identical_ranks(first, ranks), assumed=others is not None or ranks > 1)

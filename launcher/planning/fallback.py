@@ -6,7 +6,7 @@ It is chosen when the plan is made, so that a run restarts only if there is a pl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from launcher.agreement.facts import Agreement
@@ -15,6 +15,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.plan import make_plan
 from strategies.comparison import Comparison, next_after
+from strategies.deepspeed_config import as_block
 from strategies.machine import MachineModel
 
 # Settings of DeepSpeed that fix the variant of ZeRO.
@@ -24,11 +25,7 @@ _FIXING = ("stage", "offload_optimizer", "offload_param")
 def with_next(found: Comparison, name: str, machine: MachineModel, why_not: Callable[[str], str | None]) -> Comparison:
     """The comparison with the candidate after `name`, or with the reason why the config does not allow it.
 
-    Args:
-        found: all candidates.
-        name: the strategy that will train.
-        machine: the ranks.
-        why_not: gives the reason why there is no plan with a strategy; None if there is one.
+    `why_not` gives the reason why there is no plan with a strategy; None if there is one.
     """
     following = next_after(name, found.assessments, machine)
     obstacle = None if following is None else why_not(following)
@@ -43,12 +40,6 @@ def skip_candidates(
     found: Comparison, ran_out: Sequence[str], machine: MachineModel, why_not: Callable[[str], str | None]
 ) -> Comparison:
     """The comparison without the candidates that ran out of memory: the pick is the fastest that needs less.
-
-    Args:
-        found: all candidates.
-        ran_out: names of the strategies, at least one.
-        machine: the ranks.
-        why_not: see `with_next`.
 
     Raises:
         PlanError: none needs less, or the config does not allow it.
@@ -83,6 +74,6 @@ def why_not_planned(
 
 def _describe_fixed(deepspeed: Any) -> str:
     """Stage and offload in the user's DeepSpeed config, for a message; empty if they are left to the plan."""
-    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
-    given = {key: zero[key] for key in _FIXING if zero.get(key, "auto") != "auto"} if isinstance(zero, Mapping) else {}
+    zero = as_block(as_block(deepspeed).get("zero_optimization"))
+    given = {key: zero[key] for key in _FIXING if zero.get(key, "auto") != "auto"}
     return ", ".join(f"zero_optimization.{key}: {value}" for key, value in given.items())

@@ -10,7 +10,8 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
-from launcher.planning.memory import host_memory, machine_of, plan_with_memory, planned_precision
+from launcher.hardware.devices import host_memory
+from launcher.planning.memory import machine_of, plan_with_memory, planned_precision
 from launcher.planning.plan import Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
@@ -26,12 +27,7 @@ _SHARE_WITHOUT_TRACE = 0.1
 
 
 def check_model(model: pl.LightningModule, plan: Plan, notice: Callable[[str], None]) -> None:
-    """Whether the planned strategy can train the model.
-
-    Args:
-        model: as its constructor made it.
-        plan: what it is trained with.
-        notice: called with each of the model's hooks that has no effect.
+    """Check that the planned strategy can train the model; `notice` receives the model's hooks without effect.
 
     Raises:
         PlanError: it cannot.
@@ -88,14 +84,7 @@ def plan_for_fit(
 def profile_for(
     config: RunConfig, classes: UserClasses | None, plan: Plan, given: UserObjects | None = None
 ) -> ModelProfile | Unprofiled:
-    """The module's profile in the plan's precision and micro batch.
-
-    Args:
-        config: what to train.
-        classes: of the config; None with objects.
-        plan: without memory.
-        given: objects from code.
-    """
+    """The module's profile in the plan's precision and micro batch; `classes` are None with objects."""
     precision, kind = planned_precision(plan), plan.device_kind
     if given is not None:
         from launcher.planning.object_profile import profile_objects
@@ -111,10 +100,8 @@ def profile_for(
 def _parameter_bytes(
     config: RunConfig, classes: UserClasses | None, given: UserObjects | None, plan: Plan
 ) -> int | None:
+    from launcher.planning.profile import parameter_bytes, sum_of_bytes
+
     if given is not None:
-        from launcher.planning.profile import sum_of_bytes
-
         return sum_of_bytes(given.model)
-    from launcher.planning.profile import parameter_bytes
-
     return parameter_bytes(config, classes or import_classes(config), plan.batch.micro_batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, Rejected, StrategyChoice
 from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
-from strategies.deepspeed_config import BatchAndClip, ZeroVariant, zero_config
+from strategies.deepspeed_config import BatchAndClip, ZeroVariant, as_block, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.machine import MachineModel
 from strategies.model_states import ZeroSettings
@@ -62,7 +61,7 @@ def plan_with_memory(
         unseen = "; the strategy was chosen without it" if config.strategy == AUTO else ""
         notice = f"memory is not known, as the module could not be made without memory ({profile.why}){unseen}"
         return dataclasses.replace(plan, notices=(*plan.notices, notice))
-    user = config.deepspeed_config if isinstance(config.deepspeed_config, Mapping) else {}
+    user = as_block(config.deepspeed_config)
     machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
     machine = dataclasses.replace(machine, nvme_bytes=nvme_room(ZERO_3_NVME.name, agreement, user))
     found = compare_strategies(
@@ -98,7 +97,7 @@ def plan_with_memory(
 
 
 def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str, Any]) -> Comparison:
-    """With a note of folders that no rank has checked."""
+    """The comparison with a note about folders that no rank has checked."""
     nvme = found.of(ZERO_3_NVME.name)
     folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
     if nvme is None or not nvme.eligible or not folders:
@@ -121,7 +120,7 @@ def _use_pick(
             )
         raise PlanError(
             f"{found.why}\n(memory_share: {config.memory_share:g} of {format_bytes(found.memory_bytes)} may be used; "
-            f"memory {found.method}; `strategy: NAME` takes one all the same)"
+            f"memory {found.method}; `strategy: NAME` uses one anyway)"
         )
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
@@ -132,11 +131,11 @@ def _use_pick(
     if new.batch != plan.batch:
         reasons = (*reasons, f"{taken.micro_batch_size} samples at once are the most that fit with {found.pick}")
     return dataclasses.replace(
-        new, strategy=_explained(new.strategy, found), batch_reasons=reasons, memory=found.to_dict()
+        new, strategy=_with_comparison(new.strategy, found), batch_reasons=reasons, memory=found.to_dict()
     )
 
 
-def _explained(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
+def _with_comparison(choice: StrategyChoice, found: Comparison) -> StrategyChoice:
     """The choice with the comparison's reasons, and every other candidate with its own."""
     requested = f"{choice.name}: requested"
     reasons = [r for r in choice.reasons if r != requested]
@@ -197,15 +196,7 @@ def machine_of(agreement: Agreement, precision: Precision, host_memory_bytes: in
 def cpu_machine(
     world_size: int, ranks_per_node: int, memory_bytes: int, host_memory_bytes: int | None = None, *, kind: str = "cpu"
 ) -> MachineModel:
-    """Ranks without a known GPU.
-
-    Args:
-        world_size: number of ranks.
-        ranks_per_node: ranks on one node.
-        memory_bytes: of one rank.
-        host_memory_bytes: host memory of one rank; None if not known.
-        kind: 'cpu' or 'mps'.
-    """
+    """Ranks without a known GPU; bytes are those of one rank, and `kind` is 'cpu' or 'mps'."""
     return MachineModel(
         kind,
         world_size,
@@ -227,12 +218,7 @@ def planned_precision(plan: Plan) -> Precision:
 
 
 def zero_settings(device_kind: str, deepspeed: Mapping[str, Any] | None = None) -> ZeroSettings:
-    """Sizes of DeepSpeed's buckets.
-
-    Args:
-        device_kind: 'cpu' or 'cuda'.
-        deepspeed: the plan's DeepSpeed config, with the user's buckets; None for the defaults.
-    """
+    """Sizes of DeepSpeed's buckets, from the plan's DeepSpeed config or the defaults."""
     zero: Mapping[str, Any] = zero_config(ZeroVariant(3), device_kind, BatchAndClip(1, 1, 1, 0.0))["zero_optimization"]
     if deepspeed is not None:
         zero = {**zero, **deepspeed["zero_optimization"]}
@@ -243,11 +229,6 @@ def zero_settings(device_kind: str, deepspeed: Mapping[str, Any] | None = None) 
         persistence_threshold=int(zero["stage3_param_persistence_threshold"]),
         prefetch_bucket_size=int(zero["stage3_prefetch_bucket_size"]),
     )
-
-
-def host_memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _with_batch_size(agreement: Agreement, batch_size: int) -> Agreement:

@@ -1,8 +1,8 @@
 """A `ModelProfile` of a model and data that are the caller's objects, without changing them.
 
 The step is traced on a copy of the module with fake tensors, with a batch from a copy of the data. Code that cannot be
-copied, or that could reach the caller's objects in spite of the copy, is not run: then only the parameters are known.
-Output of the caller's code appears once more.
+copied, or that could reach the caller's objects despite the copy, is not run: then only the parameters are known.
+Output that the caller's code prints appears twice.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from launcher.config.schema import RunConfig
 from launcher.planning.profile import (
     MANUAL_OPTIMIZATION,
     SETTING_UP,
-    bound_of,
-    bounded,
+    bound_profile,
+    compute_bound,
     describe_error,
-    profile_of,
     sum_of_bytes,
+    trace_profile,
 )
 from launcher.process.activity import doing
 from launcher.user_code.objects import Loaders, UserObjects
@@ -49,7 +49,7 @@ _LIBRARIES = ("torch", "lightning", "torchmetrics", "builtins", "typing", "launc
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.FunctionType, types.ModuleType)
 
 
-class _NotCopied(Exception):  # noqa: N818 -- gives the reason why objects are not copied
+class _NotCopyable(Exception):  # noqa: N818 -- gives the reason why objects are not copied
     pass
 
 
@@ -58,20 +58,13 @@ def profile_objects(
 ) -> ModelProfile | Unprofiled:
     """Measure what every strategy's memory depends on, without changing the objects and random generators.
 
-    Args:
-        config: length of the training.
-        given: the caller's objects.
-        precision: of the training.
-        world_size: number of ranks, for the Trainer that the module sees.
-        device_kind: 'cpu', 'cuda' or 'mps': determines allocator and optimizer implementation.
-
     Returns:
         `Unprofiled` if not even the parameters have a shape.
     """
     if sum_of_bytes(given.model) is None:
         return Unprofiled("it has parameters that get their shape with the first batch")
     trainer = PlannedTrainer(world_size, config.trainer.max_epochs or 1, config.trainer.max_steps)
-    with _untouched(given.model):
+    with _preserve_state(given.model):
         try:
             found = _profiled(given, precision, trainer, device_kind)
         except Exception as error:  # noqa: BLE001 -- any error of the caller's objects
@@ -82,7 +75,7 @@ def profile_objects(
     model = ModelShape(shapes, (tuple(range(len(shapes))),))
     by_hand = None if given.model.automatic_optimization else MANUAL_OPTIMIZATION
     failure = f"the module was not copied for a trace ({found.why}): Adam's states are assumed"
-    return bound_of(given.model.parameters(), model, None, 1, failure, by_hand)
+    return compute_bound(given.model.parameters(), model, None, 1, failure, by_hand)
 
 
 def _profiled(
@@ -90,7 +83,7 @@ def _profiled(
 ) -> ModelProfile | Unprofiled:
     try:
         _check_module(given.model)
-    except _NotCopied as reason:
+    except _NotCopyable as reason:
         return Unprofiled(str(reason))
 
     def make() -> LightningModule:
@@ -101,10 +94,10 @@ def _profiled(
         with doing(SETTING_UP):
             batch = _first_batch(given, trainer)
     except Exception as error:  # noqa: BLE001 -- the caller's data; the training reports the error in full
-        why = str(error) if isinstance(error, _NotCopied) else describe_error(error)
-        return bounded(make, None, 1, trainer, f"no batch was read ({why})")
+        why = str(error) if isinstance(error, _NotCopyable) else describe_error(error)
+        return bound_profile(make, None, 1, trainer, f"no batch was read ({why})")
     on_gpu = any(p.is_cuda for p in given.model.parameters())
-    return profile_of(make, batch, precision, trainer, device_kind, device="cuda" if on_gpu else "cpu")
+    return trace_profile(make, batch, precision, trainer, device_kind, device="cuda" if on_gpu else "cpu")
 
 
 def _first_batch(given: UserObjects, trainer: PlannedTrainer) -> Any:
@@ -128,7 +121,7 @@ def _first_batch(given: UserObjects, trainer: PlannedTrainer) -> Any:
 def _batch_of(loader: Any) -> Any:
     """The first samples by index. The sampler is not used, as it may draw random numbers and count."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
-        raise _NotCopied("reading an iterable might take samples from the training")
+        raise _NotCopyable("reading an iterable might take samples from the training")
     dataset, collate = _copied((loader.dataset, loader.collate_fn), "the dataset")
     return collate([dataset[index] for index in range(min(loader.batch_size, len(dataset)))])
 
@@ -139,34 +132,26 @@ def _copied(thing: Any, name: str) -> Any:
 
 
 def _check_module(module: nn.Module) -> None:
-    """Check that a step of the copy does not change the original.
-
-    Raises:
-        _NotCopied: a hook may write to other objects, or see `_check_copyable`.
-    """
+    """Check that a step of the copy does not change the original: no hook may write to other objects."""
     for part in module.modules():
         _check_class(type(part))
         for hook in (each for name in _HOOKS for each in getattr(part, name).values()):
             # Callable objects are copied with the module; functions and the objects they write to are not.
             if isinstance(hook, types.FunctionType) and not _of_libraries(hook.__module__):
-                raise _NotCopied(f"its hook {hook.__qualname__} may write to your own objects")
+                raise _NotCopyable(f"its hook {hook.__qualname__} may write to your own objects")
     _check_copyable(module, "it", tensors=False)
 
 
 def _check_class(kind: type) -> None:
-    """Check that a class of the caller's has no mutable state that its objects share, and that its methods use none.
-
-    Raises:
-        _NotCopied: it has or uses some.
-    """
+    """Check that a class of the caller's has no mutable state that its objects share, and that its methods use none."""
     for owner in (each for each in kind.__mro__ if not _of_libraries(each.__module__)):
         for name, value in vars(owner).items():
             if isinstance(value, types.FunctionType):
                 used = (n for n in value.__code__.co_names if isinstance(value.__globals__.get(n), _SHARED))
                 for outside in used:
-                    raise _NotCopied(f"{owner.__name__}.{name} uses {outside}, which is outside of it")
+                    raise _NotCopyable(f"{owner.__name__}.{name} uses {outside}, which is outside of it")
             elif isinstance(value, _SHARED) and not name.startswith("__"):
-                raise _NotCopied(f"its class attribute {owner.__name__}.{name} is one for all objects")
+                raise _NotCopyable(f"its class attribute {owner.__name__}.{name} is one for all objects")
 
 
 def _of_libraries(module: str | None) -> bool:
@@ -177,13 +162,7 @@ def _of_libraries(module: str | None) -> bool:
 def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
     """Check that a copy shares nothing with the original, and takes little time and memory.
 
-    Args:
-        thing: the object.
-        name: its name in a message.
-        tensors: whether its tensors are copied too.
-
-    Raises:
-        _NotCopied: it is large, or a function in it may refer to the caller's objects.
+    `name` is the object's in a message; without `tensors` its tensors are not copied.
     """
     # The references keep the ids unique.
     seen: dict[int, Any] = {}
@@ -191,7 +170,7 @@ def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
     while rest:
         value = rest.pop()
         if isinstance(value, types.FunctionType) and value.__closure__ and not _of_libraries(value.__module__):
-            raise _NotCopied(f"{name} has a function ({value.__qualname__}) that may hold your own objects")
+            raise _NotCopyable(f"{name} has a function ({value.__qualname__}) that may hold your own objects")
         if id(value) in seen:
             continue
         seen[id(value)] = value
@@ -199,7 +178,7 @@ def _check_copyable(thing: Any, name: str, *, tensors: bool = True) -> None:
             size += len(value) if isinstance(value, str | bytes) else _bytes(value)
         rest += [] if isinstance(value, _PLAIN) else _inside(value)
         if len(seen) + len(rest) > _MOST_OBJECTS or size > _MOST_BYTES:
-            raise _NotCopied(f"{name} is too large to copy")
+            raise _NotCopyable(f"{name} is too large to copy")
 
 
 def _bytes(value: Any) -> int:
@@ -227,7 +206,7 @@ def _inside(value: Any) -> list[Any]:
 
 
 @contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
+def _preserve_state(module: nn.Module) -> Iterator[None]:
     """Restore random generators and the gradients of the caller's parameters afterwards."""
     states = capture()
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]

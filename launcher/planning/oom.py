@@ -51,21 +51,16 @@ def out_of_memory(
 ) -> OutOfMemoryError:
     """The error that ends the run: what the plan expected, what was allocated, and what to do.
 
-    Args:
-        error: the original error.
-        plan: of the run.
-        rank: this rank.
-        host: its host.
-        allocated_bytes: peak of its device's allocator; None if not known.
-        on_oom: setting of the config.
+    `allocated_bytes` is the peak of the rank's device allocator; None if not known.
     """
     own = planned_memory(plan, plan.strategy.name)
     lines = [f"rank {rank} ({host}) is out of memory with {plan.strategy.name}: {_first_line(error)}"]
     if own is None:
         lines.append("the plan has no memory estimate; `launcher plan` shows it for this config")
     else:
+        limit = plan.memory["limit_bytes"] if plan.memory else 0
         parts = ", ".join(f"{format_bytes(own[part])} {label}" for part, label in _PARTS.items() if own[part])
-        lines.append(f"the plan expected {format_bytes(own['total'])} of {format_bytes(_limit(plan))}: {parts}")
+        lines.append(f"the plan expected {format_bytes(own['total'])} of {format_bytes(limit)}: {parts}")
     if allocated_bytes is not None:
         lines.append(f"at most {format_bytes(allocated_bytes)} were allocated")
     following = plan.memory["next"] if plan.memory else None
@@ -110,10 +105,6 @@ def device_peak(device_kind: str) -> int | None:
     import torch
 
     return torch.cuda.max_memory_allocated()
-
-
-def _limit(plan: Plan) -> int:
-    return plan.memory["limit_bytes"] if plan.memory else 0
 
 
 def _first_line(error: BaseException) -> str:

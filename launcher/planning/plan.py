@@ -27,17 +27,12 @@ class Plan:
     Attributes:
         strategy: the choice, its reasons, and the rejected candidates.
         precision: Lightning 2's name; 'custom' if the user's precision plugin decides.
-        precision_reasons: why.
         precision_before: the checkpoint's precision, if this run continues in another.
         has_loss_scale: whether gradients are scaled.
         batch: how the samples of an optimizer step are split.
-        batch_reasons: why.
         device_kind: 'cpu', 'cuda' or 'mps'.
         devices: number of ranks by name of their device.
-        world_size: number of ranks.
-        num_nodes: number of nodes.
         hosts: host names, each once.
-        notices: for the user.
         assumed: whether the ranks are only assumed, not asked.
         memory: every strategy's memory and time, from `strategies.comparison.Comparison.to_dict`; None if the module
             was not profiled.
@@ -70,22 +65,13 @@ class Plan:
         return values
 
     def with_unused_parameters(self, names: Sequence[str]) -> Plan:
-        """The plan after some parameters got no gradient.
-
-        Args:
-            names: of the parameters.
-        """
+        """The plan after parameters of these names got no gradient."""
         reason = f"find_unused_parameters on: {describe_parameters(names)} got no gradient in the first step"
         reasons = (*self.strategy.reasons, reason)
         return replace(self, strategy=replace(self.strategy, find_unused_parameters=True, reasons=reasons))
 
     def with_loader_batch(self, owner: str, size: int) -> Plan:
-        """The plan after a loader showed its batch size.
-
-        Args:
-            owner: what created the loader.
-            size: samples per batch of one rank.
-        """
+        """The plan after a loader, created by `owner`, showed its batch size: `size` samples per batch of one rank."""
         batch = replace(self.batch, micro_batch_size=size)
         return replace(self, batch=batch, batch_reasons=(f"{owner} made a loader of {size} samples a rank",))
 

@@ -22,11 +22,6 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     """Write the plot.
 
-    Args:
-        found: the plan; its micro batch is used with every number of GPUs.
-        config: for the memory share.
-        path: a file that ends in .png, .svg or .pdf.
-
     Raises:
         MissingLibraryError: matplotlib is not installed.
         UsageError: another suffix, a folder that does not exist, or a module whose memory is not known.
@@ -34,10 +29,10 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot: given {path}; expected a file that ends in {', '.join(_SUFFIXES)}")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot: the folder {path.absolute().parent} does not exist; make it first")
+        raise UsageError(f"--plot: the folder {path.absolute().parent} does not exist; create it first")
     if found.profile is None:
         raise UsageError(
-            "--plot: the module could not be made without training it, so its memory is not known; leave out --plot"
+            "--plot: the module could not be created without training, so its memory is not known; omit --plot"
         )
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

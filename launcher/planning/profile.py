@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -64,13 +64,13 @@ def profile_model(
 
     try:
         with doing(SETTING_UP):
-            batch = first_batch(config, classes, micro_batch_size, trainer)
+            batch = read_first_batch(config, classes, micro_batch_size, trainer)
     except Exception as error:  # noqa: BLE001 -- the user's data; the training reports the error in full
-        return bounded(make, None, 1, trainer, f"no batch could be read ({describe_error(error)})")
-    return profile_of(make, batch, precision, trainer, device_kind)
+        return bound_profile(make, None, 1, trainer, f"no batch could be read ({describe_error(error)})")
+    return trace_profile(make, batch, precision, trainer, device_kind)
 
 
-def profile_of(
+def trace_profile(
     make: Callable[[], LightningModule],
     batch: Any,
     precision: Precision,
@@ -89,46 +89,39 @@ def profile_of(
         device_kind: see `profile_model`.
         device: of the traced step, 'cpu' or 'cuda'; None uses the GPU's kernels if there is a GPU.
     """
-    size = samples_in(batch)
     if device is None:
         device = "cuda" if device_kind == "cuda" and torch.cuda.is_available() else "cpu"
     on_cuda = device_kind == "cuda"
     fake = TraceOptions(True, device, on_cuda, _CUDA_GRANULARITY if on_cuda else 1)
-    source = _Source(make, batch, size, precision, trainer)
     try:
         with doing("tracing a training step"):
-            return _trace(source, fake)
+            return _trace(make, batch, precision, trainer, fake)
     except Exception as error:  # noqa: BLE001 -- the user's module; a real step is tried instead, with a note
         failure = f"the step could not be traced ({describe_error(error)})"
     try:
         with doing("tracing a training step"):
-            return _trace(source, replace(fake, is_fake=False, device="cpu"), failure)
+            return _trace(make, batch, precision, trainer, replace(fake, is_fake=False, device="cpu"), failure)
     except Exception:  # noqa: BLE001 -- as above; a bound is computed instead
-        return bounded(make, batch, size, trainer, failure)
+        return bound_profile(make, batch, count_samples(batch), trainer, failure)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """The step that is traced; see `profile_of`. `size` is the number of samples of the batch."""
-
-    make: Callable[[], LightningModule]
-    batch: Any
-    size: int
-    precision: Precision
-    trainer: PlannedTrainer
-
-
-def _trace(source: _Source, options: TraceOptions, failure: str = "") -> ModelProfile:
-    precision, size = source.precision, source.size
+def _trace(
+    make: Callable[[], LightningModule],
+    batch: Any,
+    precision: Precision,
+    trainer: PlannedTrainer,
+    options: TraceOptions,
+    failure: str = "",
+) -> ModelProfile:
+    size = count_samples(batch)
     half = _HALF.get(precision) or (torch.float64 if precision is Precision.FP64_TRUE else None)
     plain = TraceTypes(half, _AUTOCAST.get(precision))
     sharded = TraceTypes(half or _AUTOCAST.get(precision))
     other = size // 2 if size > 1 else 2
 
     def traced(types: TraceTypes, samples: int, *, with_optimizer: bool = False) -> tuple[StepTrace, ModelShape]:
-        batch = resized(source.batch, size, samples)
         how = replace(options, with_optimizer=with_optimizer)
-        return trace_step(source.make, batch, samples, types=types, trainer=source.trainer, options=how)
+        return trace_step(make, resize_batch(batch, size, samples), samples, types=types, trainer=trainer, options=how)
 
     small, large = sorted((size, other))
     # The optimizer's step does not depend on the batch, and ZeRO's is known from the formulas.
@@ -148,7 +141,7 @@ def _trace(source: _Source, options: TraceOptions, failure: str = "") -> ModelPr
     return ModelProfile(model, traces, halved, "traced" if options.is_fake else "probed", tuple(notes))
 
 
-def bounded(
+def bound_profile(
     make: Callable[[], LightningModule], batch: Any, size: int, trainer: PlannedTrainer, failure: str
 ) -> ModelProfile | Unprofiled:
     """An upper bound of activations from the widths of the layers and the rows of the batch."""
@@ -169,22 +162,13 @@ def bounded(
         failure += f"; no optimizer could be made ({describe_error(error)}): Adam's states are assumed"
         shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in module.parameters())
         model = ModelShape(shapes, (tuple(range(len(shapes))),))
-    return bound_of(module.parameters(), model, batch, size, failure, obstacle)
+    return compute_bound(module.parameters(), model, batch, size, failure, obstacle)
 
 
-def bound_of(
+def compute_bound(
     parameters: Iterable[Tensor], model: ModelShape, batch: Any, size: int, failure: str, obstacle: str | None
 ) -> ModelProfile:
-    """The bound by the shapes of parameters and batch.
-
-    Args:
-        parameters: of the module; only their shapes are used.
-        model: the same with the optimizer.
-        batch: of the user's loader; None if none could be read.
-        size: its samples.
-        failure: why the step was not traced.
-        obstacle: see `ModelProfile.zero_obstacle`.
-    """
+    """The bound by the shapes of parameters and batch; `failure` is why the step was not traced."""
     rows = max((_rows(t) for t in tree_iter(batch) if isinstance(t, Tensor)), default=size)
     matrices = [p for p in parameters if p.ndim > 1]
     outputs = sum(max(p.shape) for p in matrices)
@@ -208,7 +192,9 @@ def bound_of(
     return ModelProfile(model, (trace, trace), (trace, trace), "bound", notes, obstacle)
 
 
-def first_batch(config: RunConfig, classes: UserClasses, micro_batch_size: int | None, trainer: PlannedTrainer) -> Any:
+def read_first_batch(
+    config: RunConfig, classes: UserClasses, micro_batch_size: int | None, trainer: PlannedTrainer
+) -> Any:
     """The training loader's first batch, read in this process, without the loader's workers.
 
     `prepare_data` is not called: it may download. Errors of the user's code are raised unchanged.
@@ -231,12 +217,12 @@ def first_batch(config: RunConfig, classes: UserClasses, micro_batch_size: int |
         return next(iter(loader))
 
 
-def samples_in(batch: Any) -> int:
+def count_samples(batch: Any) -> int:
     """Samples of a batch: the length of its first tensor."""
     return next((len(leaf) for leaf in tree_iter(batch) if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
-def resized(batch: Any, size: int, wanted: int) -> Any:
+def resize_batch(batch: Any, size: int, wanted: int) -> Any:
     """The batch with `wanted` samples: tensors with a row per sample are shortened or repeated."""
 
     def one(leaf: Any) -> Any:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from launcher.planning.plan import Plan
-from strategies.units import format_bytes
+from strategies.units import GIB, format_bytes
 
 # Fields of `strategies.memory.MemoryEstimate`, and their columns.
 _PARTS = {
@@ -28,9 +26,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_column(no_wrap=False)
     table.add_column(style="dim", ratio=1)
     table.add_row("ranks", _ranks(plan), "assumed alike: no rank was asked" if plan.assumed else "")
-    table.add_row("strategy", plan.strategy.name, _lines(plan.strategy.reasons))
-    table.add_row("precision", plan.precision, _lines(plan.precision_reasons))
-    table.add_row("batch", str(plan.batch.global_batch_size or "the loader's own"), _lines(plan.batch_reasons))
+    table.add_row("strategy", plan.strategy.name, Text("\n".join(plan.strategy.reasons)))
+    table.add_row("precision", plan.precision, Text("\n".join(plan.precision_reasons)))
+    table.add_row("batch", str(plan.batch.global_batch_size or "the loader's own"), Text("\n".join(plan.batch_reasons)))
     # With memory, the second table lists all of them.
     for rejected in plan.strategy.rejected if plan.memory is None else ():
         table.add_row("not taken", rejected.name, Text(rejected.reason))
@@ -45,10 +43,6 @@ def _ranks(plan: Plan) -> str:
     return f"{devices}{nodes}"
 
 
-def _lines(reasons: tuple[str, ...]) -> Text:
-    return Text("\n".join(reasons))
-
-
 def print_memory(plan: Plan, console: Console) -> None:
     """Print every strategy's memory by part, traffic, time, and reason."""
     memory = plan.memory
@@ -56,7 +50,8 @@ def print_memory(plan: Plan, console: Console) -> None:
         console.print("memory: not known", highlight=False)
         return
     entries = memory["assessments"]
-    unit, scale = ("GiB", 1 << 30) if _largest(entries) >= 1 << 30 else ("MiB", 1 << 20)
+    largest = max(entry["memory"]["total"] for entry in entries)
+    unit, scale = ("GiB", GIB) if largest >= GIB else ("MiB", 1 << 20)
     title = (
         f"Memory of one rank at the step's peak in {unit}, {memory['method']}; "
         f"limit {format_bytes(memory['limit_bytes'])} of {format_bytes(memory['memory_bytes'])}"
@@ -91,7 +86,3 @@ def print_memory(plan: Plan, console: Console) -> None:
         console.print(f"numbers of the device: {source}", style="dim", highlight=False, markup=False, soft_wrap=True)
     for note in memory["notes"]:
         console.print(f"note: {note}", style="dim", highlight=False, markup=False)
-
-
-def _largest(entries: list[dict[str, Any]]) -> int:
-    return max(entry["memory"]["total"] for entry in entries)

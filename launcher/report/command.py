@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import sys
@@ -15,9 +14,10 @@ from launcher.core.atomic_write import write_file
 from launcher.core.distribution import __version__
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
+from launcher.report.overview import BADGES, list_figures, to_values
+from launcher.report.page import MARK, render_page
 from launcher.report.source import Run, find_run_directory, list_runs, read_run
 from launcher.report.units import format_plural, format_time
-from launcher.report.values import to_values
 
 _FILE = "report.html"
 
@@ -45,12 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Run the command.
 
-    Args:
-        arguments: of the command line, after `launcher report`.
-
-    Returns:
-        The exit code.
-
     Raises:
         ReportError: there is no such run, or the report cannot be written.
     """
@@ -60,10 +54,10 @@ def run(arguments: Sequence[str]) -> int:
         raise ReportError(f"given {len(options.runs)} runs; expected one, or two to compare; {known}")
     # A long run has a million events in memory; the garbage collector would scan them again and again.
     with quick_imports():
-        return _report(options)
+        return _create_report(options)
 
 
-def _report(options: argparse.Namespace) -> int:
+def _create_report(options: argparse.Namespace) -> int:
     if options.json and (options.open or options.output is not None):
         raise ReportError("given --json with --open or --output; --json writes no page, so remove one of them")
     runs = [read_run(find_run_directory(name, options.runs_dir)) for name in options.runs]
@@ -73,57 +67,43 @@ def _report(options: argparse.Namespace) -> int:
         return 0
     output = options.output or runs[0].path / (_FILE if len(runs) == 1 else f"report-with-{runs[1].name}.html")
     write_report(runs, output)
-    sys.stdout.write(f"{_summary(runs)}\n{output}\n")
+    sys.stdout.write(f"{_summarize(runs)}\n{output}\n")
     if options.open:
-        _open(output)
+        _open_in_browser(output)
     return 0
 
 
 def write_report(runs: Sequence[Run], output: Path, now: float | None = None) -> None:
-    """Write the page about one run, or about two.
-
-    Args:
-        runs: one, or two to compare.
-        output: the file; only an earlier report is replaced.
-        now: seconds since the epoch, for the footer.
+    """Write the page about one run, or about two to compare; only an earlier report is replaced.
 
     Raises:
         ReportError: the file exists and is not a report, or cannot be written.
         MissingLibraryError: matplotlib is not installed.
     """
-    from launcher.report.page import MARK
-
     try:
         if output.is_dir():
             raise ReportError(f"--output: {output} is a folder; give a file, such as {output / _FILE}")
-        if output.exists() and not _begins_with(output, MARK):
+        if output.exists() and not _is_report(output):
             raise ReportError(f"--output: {output} exists and is not a report; give another file, or remove this one")
         write_file(output, render(runs, time.time() if now is None else now))
     except OSError as error:
-        raise ReportError(
-            f"{output} cannot be written: {error.strerror or error}; give another file with --output"
-        ) from error
+        reason = error.strerror or error
+        raise ReportError(f"{output} cannot be written: {reason}; give another file with --output") from error
 
 
 def render(runs: Sequence[Run], now: float) -> str:
-    """The page as text.
-
-    Args:
-        runs: one, or two to compare.
-        now: seconds since the epoch, for the footer.
+    """The page about one run, or about two to compare, as text; `now` (seconds since the epoch) is in the footer.
 
     Raises:
         MissingLibraryError: matplotlib is not installed.
     """
     try:
-        importlib.import_module("matplotlib.figure")
+        import matplotlib.figure  # noqa: F401 -- the modules below need it
     except ImportError as error:
         raise MissingLibraryError('launcher report needs matplotlib: pip install "launcher[plot]"') from error
     # It logs when it builds its font cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from launcher.report.compare import label_runs, list_compared_sections
-    from launcher.report.overview import BADGES, list_figures
-    from launcher.report.page import render_page
     from launcher.report.sections import list_sections
 
     badges = [BADGES[one.history.outcome] if one.history.attempts else ("nothing recorded", "quiet") for one in runs]
@@ -139,12 +119,12 @@ def render(runs: Sequence[Run], now: float) -> str:
     return render_page("comparison.html.j2", f"{one.name} and {two.name}", sections, footer, runs=headers)
 
 
-def _begins_with(file: Path, mark: str) -> bool:
+def _is_report(file: Path) -> bool:
     with file.open("rb") as stream:
-        return stream.read(len(mark)) == mark.encode()
+        return stream.read(len(MARK)) == MARK.encode()
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _summarize(runs: Sequence[Run]) -> str:
     """One line for each run: how it ended, restarts and alerts."""
     lines: list[str] = []
     for one in runs:
@@ -159,7 +139,7 @@ def _summary(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _open(output: Path) -> None:
+def _open_in_browser(output: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(output.absolute().as_uri()):

@@ -27,8 +27,8 @@ _NEAR = 0.02
 def list_compared_sections(one: Run, two: Run) -> list[Section]:
     """Figures, curves, and the differences of config, plan and versions."""
     names = label_runs(one, two)
-    config = [_without(flatten(run.config), _OMITTED_CONFIG) for run in (one, two)]
-    plan = [flatten(_without(run.history.plan, _OMITTED_PLAN)) for run in (one, two)]
+    config = [_omit(flatten(run.config), _OMITTED_CONFIG) for run in (one, two)]
+    plan = [flatten(_omit(run.history.plan, _OMITTED_PLAN)) for run in (one, two)]
     versions = [run.history.versions for run in (one, two)]
     return [
         Section("figures", "Figures", {"table": _compare_figures(one, two)}),
@@ -69,14 +69,16 @@ def _describe_difference(a: Figure | None, b: Figure | None) -> str:
 
 
 def _compare_curves(histories: Mapping[str, History]) -> Section:
-    losses: list[Curve] = []
-    for name, history in histories.items():
-        if loss := series.find_loss(history):
-            losses.append(Curve(f"{name}: {loss}", [series.metric_line(a, loss) for a in history.attempts], trend=True))
-    for name, history in histories.items():
-        if metric := series.find_validation_loss(history):
-            lines = [series.validation_line(a, metric) for a in history.attempts]
-            losses.append(Curve(f"{name}: {metric}", lines, points=True))
+    losses = [
+        Curve(f"{name}: {loss}", [series.metric_line(a.steps, loss) for a in history.attempts], trend=True)
+        for name, history in histories.items()
+        if (loss := series.find_loss(history))
+    ]
+    losses += [
+        Curve(f"{name}: {loss}", [series.metric_line(a.validations, loss) for a in history.attempts], points=True)
+        for name, history in histories.items()
+        if (loss := series.find_validation_loss(history))
+    ]
 
     def curves(line_of: Callable[[AttemptRecord], Line], *, trend: bool = False) -> list[Curve]:
         return [Curve(name, [line_of(a) for a in h.attempts], trend) for name, h in histories.items()]
@@ -96,10 +98,10 @@ def _compare_curves(histories: Mapping[str, History]) -> Section:
 
 
 def _first_learning_rate(attempt: AttemptRecord) -> Line:
-    return next(iter(series.learning_rate_lines(attempt)), series.metric_line(attempt, ""))
+    return next(iter(series.learning_rate_lines(attempt)), series.metric_line((), ""))
 
 
-def _without(values: Mapping[str, Any], omitted: tuple[str, ...]) -> dict[str, Any]:
+def _omit(values: Mapping[str, Any], omitted: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in omitted}
 
 
@@ -107,8 +109,8 @@ def _compare(kind: str, names: tuple[str, str], first: Mapping[str, Any], second
     """A table of the values that differ, and one of the equal values; each None if it is empty."""
     keys = list(dict.fromkeys((*first, *second)))
     equal = [key for key in keys if key in first and key in second and first[key] == second[key]]
-    differ = [(key, _cell(first, key), _cell(second, key)) for key in keys if key not in equal]
-    same = [(key, _cell(first, key)) for key in equal]
+    differ = [(key, _format_cell(first, key), _format_cell(second, key)) for key in keys if key not in equal]
+    same = [(key, _format_cell(first, key)) for key in equal]
     return {
         "differ": Table("Differences", (kind, *names), differ, kind="keys") if differ else None,
         "same": Table("Equal in both runs", (kind, "both"), same, kind="keys") if same else None,
@@ -116,7 +118,7 @@ def _compare(kind: str, names: tuple[str, str], first: Mapping[str, Any], second
     }
 
 
-def _cell(values: Mapping[str, Any], key: str) -> str | list[str]:
+def _format_cell(values: Mapping[str, Any], key: str) -> str | list[str]:
     value = values.get(key)
     if isinstance(value, list | tuple) and value:
         if all(isinstance(entry, str) for entry in value):

@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from launcher.report.records import Numbers
 from launcher.report.series import Line
@@ -42,7 +46,6 @@ class Key:
     """One entry of a legend; legends are in the page, not in the picture, so that users' texts wrap.
 
     Attributes:
-        label: any text.
         color: one of this module's.
         shape: 'line', 'band', 'bar', or a marker: 'triangle', 'up', 'circle', 'square', 'cross', 'diamond', 'tick'.
         dash: index into `DASHES`, for a line.
@@ -56,20 +59,18 @@ class Key:
 
 @dataclass
 class Plot:
-    """A figure with its legend.
+    """A figure of matplotlib with its legend.
 
     Attributes:
         name: unique in the page; the caption's id is `NAME-d`.
-        title: for readers who do not see it.
-        figure: matplotlib's.
+        title: for screen readers.
         axes: top to bottom.
-        keys: the legend.
         svg: set when the plot is finished.
     """
 
     name: str
     title: str
-    figure: Any
+    figure: Figure
     axes: Sequence[Any]
     keys: list[Key] = field(default_factory=list[Key])
     svg: str = ""
@@ -80,23 +81,19 @@ def new_plot(name: str, title: str, height: float, rows: Sequence[float] = (1,))
     """A figure to draw into, whose axes line up with those of the page's other figures.
 
     Args:
-        name: unique in the page; the ids in the figure depend on it alone.
-        title: for readers who do not see it.
+        name: unique in the page; the ids in the figure depend only on it.
+        title: for screen readers.
         height: in units of 72 points.
         rows: relative heights of the axes, which share their horizontal axis.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     settings: dict[Any, Any] = {**_SETTINGS, "svg.hashsalt": name}
     with mpl.rc_context(settings):
         figure = Figure(figsize=(_WIDTH, height))
         FigureCanvasSVG(figure)
         figure.subplots_adjust(left=0.1, right=0.985, bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
         axes = list(figure.subplots(len(rows), 1, sharex=True, height_ratios=rows, squeeze=False)[:, 0])
-        for one in axes:
-            one.yaxis.set_label_coords(-0.088, 0.5)
+        for each in axes:
+            each.yaxis.set_label_coords(-0.088, 0.5)
         plot = Plot(name, title, figure, axes)
         yield plot
         plot.svg = _to_svg(plot)
@@ -132,8 +129,6 @@ def _shorten(number: re.Match[str]) -> str:
 
 def set_step_axis(axes: Any) -> None:
     """Make the horizontal axis one of optimizer steps."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -150,8 +145,6 @@ def label_rows(axes: Any, labels: Sequence[str]) -> None:
 
 def use_log2_scale(axes: Any) -> None:
     """Make the vertical axis logarithmic to base 2: loss scales are halved and doubled."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
     axes.yaxis.set_major_formatter(
@@ -161,8 +154,6 @@ def use_log2_scale(axes: Any) -> None:
 
 def use_log_scale_if_wide(axes: Any, values: Numbers) -> None:
     """Make the vertical axis logarithmic if the values span more than two decades."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     finite = values[np.isfinite(values)]
     if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")
@@ -190,7 +181,7 @@ def cut_outliers(axes: Any, steps: Numbers, values: Numbers, keys: list[Key]) ->
 
 
 def mark_not_finite(axes: Any, line: Line) -> int:
-    """Draw a cross at the upper edge for each value that is not finite; returns how many there are."""
+    """Draw a cross at the upper edge for each value that is not finite; returns their number."""
     broken = line.steps[~np.isfinite(line.values)]
     if len(broken):
         shown = broken[thin(len(broken))]

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
 from launcher.core.event_text import describe_event
-from launcher.report.event_fields import (
-    Malformed,
-    as_any_number,
-    as_count,
-    as_metrics,
-    as_number,
-    as_text,
-    as_type,
-)
 from launcher.report.records import (
     AlertRecord,
     AttemptRecord,
@@ -41,27 +34,29 @@ _BETWEEN_ATTEMPTS = frozenset({"nodes_missing"})
 _ENDS: Mapping[str, Outcome] = {"interrupted": "interrupted", "preempted": "interrupted", "failed": "failed",
                                 "out_of_memory": "failed", "rank_failed": "failed"}  # fmt: skip
 
+# Integers up to here are exact as floats.
+_LARGEST_COUNT = 2**53
+_Kind = TypeVar("_Kind")
+# Optimizer steps done at an interval, its global ranks, and their values: shape (columns, ranks), NaN if missing.
+_RankInterval = tuple[int, list[int], Numbers]
 
-def read_history(events: Iterable[Mapping[str, Any]], *, unreadable_lines: int = 0) -> History:
-    """Sort a run's events into attempts.
 
-    Args:
-        events: in the order of the file.
-        unreadable_lines: lines of the file that are not events.
-    """
+def read_history(events: Iterable[Mapping[str, Any]]) -> History:
+    """Sort a run's events, in the order of the file, into attempts."""
     attempts: list[_AttemptReader] = []
     plan: Mapping[str, Any] = {}
+    unreadable_lines = 0
     for event in events:
         try:
-            time, rank, kind = as_number(event.get("time")), int(as_number(event.get("rank"))), event["kind"]
+            time, rank, kind = _as_number(event.get("time")), int(_as_number(event.get("rank"))), event["kind"]
             if not isinstance(kind, str):
-                raise Malformed
+                raise ValueError(kind)
             if kind == "run_started" or not attempts:
                 attempts.append(_AttemptReader(len(attempts) + 1, time))
             if kind == "planned":
-                plan = as_type(event.get("plan"), dict)
+                plan = _as_type(event.get("plan"), dict)
             attempts[-1].add(event, kind, time, rank)
-        except (Malformed, ValueError, OverflowError):
+        except (ValueError, OverflowError):
             unreadable_lines += 1
     return History(tuple(a.finish() for a in attempts), plan, unreadable_lines)
 
@@ -73,37 +68,33 @@ class _AttemptReader:
         self._attempt = AttemptRecord(number, started, started)
         self._known: dict[str, Any] = {}
         self._steps: list[Step] = []
-        self._rows: list[_RankRows] = []
+        self._intervals: list[_RankInterval] = []
         self._validations: list[ValidationRecord] = []
         self._alerts: list[AlertRecord] = []
         self._checkpoints: list[tuple[int, float]] = []
         self._lines: list[EventLine] = []
         self._last_event = started
-        self._last_step: int | None = None
 
     def add(self, event: Mapping[str, Any], kind: str, time: float, rank: int) -> None:
-        """Add one event.
-
-        Raises:
-            Malformed: a field is missing or has another type.
-        """
+        """Add one event; raises `ValueError` if a field is missing or has another type."""
         if kind == "step":
-            self._add_step(event, time)
+            self._add_step(event)
         elif kind == "ranks":
             self._add_ranks(event)
         elif kind == "validation":
-            metrics = as_metrics(event.get("metrics"))
-            self._validations.append(ValidationRecord(as_count(event.get("step")), time, metrics))
+            metrics = _as_metrics(event.get("metrics"))
+            self._validations.append(ValidationRecord(_as_count(event.get("step")), metrics))
         elif kind == "checkpoint":
-            self._checkpoints.append((as_count(event.get("step")), time))
+            self._checkpoints.append((_as_count(event.get("step")), time))
         elif kind == "alert":
             self._add_alert(event, time)
         elif kind == "memory":
             self._add_memory(event)
         elif kind == "run_started":
-            self._add_start(event)
+            versions = _as_type(event.get("versions") or {}, dict)
+            self._known["versions"] = {k: str(v) for k, v in versions.items() if v is not None}
         elif kind == "training_started":
-            self._known["start_step"] = as_count(event.get("step"))
+            self._known["start_step"] = _as_count(event.get("step"))
         elif kind == "first_step":
             self._known.setdefault("first_step_time", time)
         elif kind == "finished":
@@ -112,21 +103,22 @@ class _AttemptReader:
             self._add_end(event, kind, rank)
         if kind not in _BETWEEN_ATTEMPTS:
             self._last_event = max(self._last_event, time)
-        step = event.get("step") if type(event.get("step")) is int else None
-        if step is not None:
+        step = event.get("step")
+        if type(step) is not int:
+            step = None
+        else:
             # An interrupted rank records the step that it stopped at, so the last event counts.
-            self._last_step = step
+            self._known["end_step"] = step
         if kind not in _WITHOUT_LINE:
-            self._lines.append(EventLine(time, rank, kind, describe_event(event, kind), step))
+            self._lines.append(EventLine(time, rank, describe_event(event, kind), step))
 
     def finish(self) -> AttemptRecord:
         """The attempt as a record."""
         return dataclasses.replace(
             self._attempt,
             last_event=self._last_event,
-            end_step=self._last_step,
             steps=tuple(self._steps),
-            rank_table=_make_rank_table(self._rows),
+            rank_table=_make_rank_table(self._intervals),
             validations=tuple(self._validations),
             alerts=tuple(self._alerts),
             checkpoints=tuple(self._checkpoints),
@@ -134,53 +126,34 @@ class _AttemptReader:
             **self._known,
         )
 
-    def _add_start(self, event: Mapping[str, Any]) -> None:
-        versions, count = event.get("versions"), event.get("restart_count")
-        self._known.update(
-            restart_count=count if type(count) is int else 0,
-            source=as_text(event.get("source")),
-            host=as_text(event.get("host")),
-            versions={k: str(v) for k, v in as_type(versions, dict).items() if v is not None} if versions else {},
-        )
-
-    def _add_step(self, event: Mapping[str, Any], time: float) -> None:
-        seconds, rates = event.get("seconds_per_step"), event.get("learning_rate") or []
-        self._steps.append(
-            Step(
-                as_count(event.get("step")),
-                time,
-                None if seconds is None else as_number(seconds),
-                as_metrics(event.get("metrics")),
-                tuple(as_any_number(rate) for rate in as_type(rates, list)),
-            )
-        )
+    def _add_step(self, event: Mapping[str, Any]) -> None:
+        seconds = event.get("seconds_per_step")
+        seconds = None if seconds is None else _as_number(seconds)
+        rates = tuple(_as_any_number(rate) for rate in _as_type(event.get("learning_rate") or [], list))
+        self._steps.append(Step(_as_count(event.get("step")), seconds, _as_metrics(event.get("metrics")), rates))
 
     def _add_ranks(self, event: Mapping[str, Any]) -> None:
         ranks = event.get("ranks")
-        rows = self._rows[-1] if self._rows and self._rows[-1].ranks == ranks else None
-        if rows is None:
-            if not isinstance(ranks, list) or not ranks:
-                raise Malformed
-            rows = _RankRows([as_count(one) for one in cast("list[Any]", ranks)])
-        step, grid = as_count(event.get("step")), _read_rank_grid(event, len(rows.ranks))
-        if not self._rows or self._rows[-1] is not rows:
-            self._rows.append(rows)
-        rows.steps.append(step)
-        rows.grids.append(grid)
+        # A long run has 100,000 intervals, almost all with the same ranks: these are checked once.
+        if self._intervals and self._intervals[-1][1] == ranks:
+            ranks = self._intervals[-1][1]
+        elif not (ranks := [_as_count(rank) for rank in _as_type(ranks, list)]):
+            raise ValueError("no rank")
+        self._intervals.append((_as_count(event.get("step")), ranks, _read_rank_grid(event, len(ranks))))
 
     def _add_alert(self, event: Mapping[str, Any], time: float) -> None:
         step = event.get("step")
-        kind, title, text = (as_text(event.get(name)) for name in ("alert", "title", "text"))
-        ranks = tuple(as_count(rank) for rank in as_type(event.get("ranks") or [], list))
+        kind, title, text = (_as_text(event.get(name)) for name in ("alert", "title", "text"))
+        ranks = tuple(_as_count(rank) for rank in _as_type(event.get("ranks") or [], list))
         self._alerts.append(AlertRecord(step if type(step) is int else None, time, kind, title, text, ranks))
 
     def _add_memory(self, event: Mapping[str, Any]) -> None:
-        ranks, peaks = as_type(event.get("ranks"), list), as_type(event.get("measured"), list)
-        total = as_type(event.get("planned") or {}, dict).get("total")
+        ranks, peaks = _as_type(event.get("ranks"), list), _as_type(event.get("measured"), list)
+        total = _as_type(event.get("planned") or {}, dict).get("total")
         self._known["memory"] = PeakMemory(
-            {as_count(rank): as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
-            as_text(event.get("measured_by")),
-            None if total is None else as_count(total),
+            {_as_count(rank): _as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
+            _as_text(event.get("measured_by")),
+            None if total is None else _as_count(total),
         )
 
     def _add_end(self, event: Mapping[str, Any], kind: str, rank: int) -> None:
@@ -193,56 +166,80 @@ class _AttemptReader:
         if _ENDS[kind] == "interrupted":
             self._known["detail"] = describe_event(event, "interrupted")
             return
-        if kind == "out_of_memory":
-            error = f"out of memory with {as_text(event.get('strategy'))}"
-        else:
-            error = describe_event(event, "failed")
-        host = as_text(event.get("host"))
+        is_oom = kind == "out_of_memory"
+        error = f"out of memory with {_as_text(event.get('strategy'))}" if is_oom else describe_event(event, "failed")
+        host = _as_text(event.get("host"))
         self._known.update(failed_rank=rank, detail=f"rank {rank}{f' ({host})' if host else ''}: {error}")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _RankRows:
-    """Consecutive intervals with the same ranks.
-
-    Attributes:
-        ranks: global ranks.
-        steps: optimizer steps done at each interval.
-        grids: values of each interval, shape (columns, ranks); NaN where a value is missing.
-    """
-
-    ranks: list[int]
-    steps: list[int] = dataclasses.field(default_factory=list[int])
-    grids: list[Numbers] = dataclasses.field(default_factory=list[Numbers])
 
 
 def _read_rank_grid(event: Mapping[str, Any], ranks: int) -> Numbers:
     """The values of one interval, shape (columns, ranks); a missing column is NaN.
 
     Raises:
-        Malformed: a column has another length, or a value is not a number.
+        ValueError: a column has another length, or a value is not a number.
     """
     columns = [[None] * ranks if (column := event.get(name)) is None else column for name in _RANK_COLUMNS]
     try:
         # None becomes NaN, and so does the text that `launcher.core.events` writes for it.
         grid = np.array(columns, dtype=float)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise Malformed from error
+    except TypeError as error:
+        raise ValueError(columns) from error
     if grid.shape != (len(_RANK_COLUMNS), ranks):
-        raise Malformed
+        raise ValueError(grid.shape)
     return grid
 
 
-def _make_rank_table(rows: list[_RankRows]) -> RankTable | None:
+def _make_rank_table(intervals: list[_RankInterval]) -> RankTable | None:
     """All intervals in one table; NaN where a rank is missing in an interval."""
-    if not rows:
+    if not intervals:
         return None
-    ranks = sorted({rank for part in rows for rank in part.ranks})
-    steps = np.array([step for part in rows for step in part.steps], dtype=float)
+    ranks = sorted({rank for _, own, _ in intervals for rank in own})
+    steps = np.array([step for step, _, _ in intervals], dtype=float)
     grids = np.full((len(steps), len(_RANK_COLUMNS), len(ranks)), np.nan)
     first = 0
-    for part in rows:
-        last = first + len(part.steps)
-        grids[first:last, :, [ranks.index(rank) for rank in part.ranks]] = np.stack(part.grids)
-        first = last
+    for own, group in itertools.groupby(intervals, lambda interval: interval[1]):
+        part = np.stack([grid for _, _, grid in group])
+        grids[first : first + len(part), :, [ranks.index(rank) for rank in own]] = part
+        first += len(part)
     return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))
+
+
+def _as_number(value: Any) -> float:
+    """A finite number."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)
+
+
+def _as_any_number(value: Any) -> float:
+    """A number, or the text that `launcher.core.events` writes for one that is not finite."""
+    if type(value) not in (int, float, str):
+        raise ValueError(value)
+    return float(value)
+
+
+def _as_count(value: Any) -> int:
+    """An integer of at least 0 that a float represents exactly."""
+    if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
+        raise ValueError(value)
+    return value
+
+
+def _as_text(value: Any) -> str:
+    """Any value as text; empty for None."""
+    return "" if value is None else str(value)
+
+
+def _as_type(value: Any, kind: type[_Kind]) -> _Kind:
+    """A value of this type: `dict` for a JSON object, `list` for a JSON list."""
+    if not isinstance(value, kind):
+        raise ValueError(value)
+    return value
+
+
+def _as_metrics(value: Any) -> Mapping[str, float]:
+    """Name to number."""
+    metrics: dict[str, Any] = _as_type(value, dict)
+    if set(map(type, metrics.values())) == {float}:
+        return metrics  # the common case
+    return {name: _as_any_number(number) for name, number in metrics.items()}

@@ -1,14 +1,16 @@
-"""The first parts of the page about a run: its figures, why it failed, its alerts."""
+"""Main figures of a run, for the page and `report --json`, and the first sections: why it failed, its alerts."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.report import units
 from launcher.report.page import Section, Table
-from launcher.report.records import AlertRecord, History, Outcome
+from launcher.report.records import AlertRecord, AttemptRecord, History, Outcome
 from launcher.report.series import count_skipped_steps, find_loss, find_validation_loss, summarize_ranks
 from launcher.report.source import Run
 
@@ -25,14 +27,7 @@ _FIRST_ALERTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One of the figures at the top.
-
-    Attributes:
-        label: a key of `report --json` too.
-        value: as text.
-        note: an addition; may be empty.
-        amount: as a number; None if it is not one.
-    """
+    """One of the figures at the top; `amount` is its value as a number, None if it is not one."""
 
     label: str
     value: str
@@ -48,9 +43,8 @@ def list_figures(run: Run) -> list[Figure]:
     step_time, skipped = history.seconds_per_step, count_skipped_steps(history)
     peaks = [s.peak_memory for s in summarize_ranks(history) if s.peak_memory is not None]
     ranks, nodes = plan["world_size"], plan["num_nodes"] or 1
-    ranks_note = (
-        "" if ranks is None else units.format_plural(int(ranks), "rank") + (f" on {nodes:.0f} nodes" * (nodes > 1))
-    )
+    on_nodes = f" on {nodes:.0f} nodes" if nodes > 1 else ""
+    ranks_note = "" if ranks is None else units.format_plural(int(ranks), "rank") + on_nodes
     figures = [
         Figure("optimizer steps", units.format_count(history.last_step),
                f"{units.format_plural(repeated, 'step')} repeated" if repeated else "", history.last_step),
@@ -77,10 +71,42 @@ def _metric_figures(history: History) -> list[Figure]:
         values = [v[name] for v in metrics if name in v] if name is not None else []
         if name is not None and values:
             lowest = min((v for v in values if v == v), default=values[-1])
-            figures.append(
-                Figure(name, units.format_number(values[-1]), f"last; lowest {units.format_number(lowest)}", values[-1])
-            )
+            note = f"last; lowest {units.format_number(lowest)}"
+            figures.append(Figure(name, units.format_number(values[-1]), note, values[-1]))
     return figures
+
+
+def to_values(run: Run) -> dict[str, Any]:
+    """Outcome, figures, attempts and alerts of a run, as JSON values.
+
+    Returns:
+        Times in seconds since the epoch, durations in seconds, memory in bytes. A figure that is not a number is its
+        text; one that is not finite is null.
+    """
+    history, repeated = run.history, run.history.repeated_steps
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "outcome": history.outcome,
+        "steps": history.last_step,
+        "figures": {f.label: f.value if f.amount is None else _finite_or_none(f.amount) for f in list_figures(run)},
+        "attempts": [_attempt_values(attempt, repeated.get(attempt.number, 0)) for attempt in history.attempts],
+        "alerts": [dataclasses.asdict(alert) for alert in history.alerts],
+        "problems": list(run.problems),
+    }
+
+
+def _attempt_values(attempt: AttemptRecord, repeated: int) -> dict[str, Any]:
+    names = ("number", "started", "seconds", "outcome", "detail", "failed_rank", "start_step", "end_step")
+    values = {name: getattr(attempt, name) for name in names} | {"steps_done_again": repeated, "memory": None}
+    if (memory := attempt.memory) is not None:
+        measured = {str(rank): peak for rank, peak in memory.measured.items()}
+        values["memory"] = {"planned": memory.planned, "measured": measured, "measured_by": memory.method}
+    return values
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def failure_section(run: Run) -> Section | None:
@@ -114,13 +140,8 @@ def alerts_section(run: Run) -> Section | None:
 
 def _alerts_table(alerts: Sequence[AlertRecord], caption: str) -> Table:
     rows: list[tuple[Any, ...]] = [
-        (
-            units.format_count(a.step),
-            units.format_time(a.time),
-            units.format_ranks(a.ranks) if a.ranks else "\u2013",
-            a.title,
-            a.text,
-        )
+        (units.format_count(a.step), units.format_time(a.time),
+         units.format_ranks(a.ranks) if a.ranks else "\u2013", a.title, a.text)
         for a in alerts
-    ]
+    ]  # fmt: skip
     return Table(caption, ("step", "time", "ranks", "alert", "cause and advice"), rows, (0,), (1, 2, 3))

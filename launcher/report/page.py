@@ -9,7 +9,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from launcher.report import units
-from launcher.report.drawing import DASHES, VARIABLES
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -22,14 +21,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        anchor: its id.
-        title: its heading.
-        view: values for its macro in `sections.html.j2`.
-        macro: the macro's name; empty if it is the anchor.
-    """
+    """A part of the page, with the values for its macro in `sections.html.j2`; `macro` is empty if it is the anchor."""
 
     anchor: str
     title: str
@@ -42,13 +34,11 @@ class Table:
     """A table; the first cell of a row is its header.
 
     Attributes:
-        caption: what it lists.
-        head: titles of the columns.
         rows: cells: a text, a list of texts, or a mapping with `text` and, if wanted, `badge` and `note`.
         numeric: columns to align right.
         nowrap: columns to keep on one line.
         marked: rows to highlight.
-        kind: class of the table.
+        kind: CSS class of the table.
     """
 
     caption: str
@@ -61,15 +51,7 @@ class Table:
 
 
 def render_page(template: str, title: str, sections: Sequence[Section], footer: str, **values: Any) -> str:
-    """The whole file. It loads nothing and runs no script.
-
-    Args:
-        template: name of a file in `templates/`.
-        title: of the browser's window.
-        sections: in their order.
-        footer: last line.
-        values: what the template needs for its header.
-    """
+    """The complete file, which loads nothing and runs no script; `values` are for the header of the template."""
     page = _environment().get_template(template)
     return MARK + page.render(title=title, sections=sections, footer=footer, **values)
 
@@ -78,15 +60,17 @@ def render_page(template: str, title: str, sections: Sequence[Section], footer: 
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from launcher.report.drawing import DASHES, VARIABLES
+
     environment = Environment(loader=PackageLoader("launcher.report"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, finalize=_clean)  # fmt: skip
+                              trim_blocks=True, lstrip_blocks=True, finalize=_remove_control_characters)  # fmt: skip
     for name in ("number", "count", "plural", "duration", "bytes", "time", "ranks"):
         environment.filters[name] = getattr(units, f"format_{name}")
     environment.globals.update(VARIABLES=VARIABLES, DASHES=DASHES)
     return environment
 
 
-def _clean(value: Any) -> Any:
+def _remove_control_characters(value: Any) -> Any:
     """The value without control characters; markup stays markup."""
     from markupsafe import Markup
 

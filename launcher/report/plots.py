@@ -30,14 +30,7 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity of one run.
-
-    Attributes:
-        label: for the legend.
-        lines: one for each attempt, in their order.
-        trend: whether to draw a smooth line over scattered points.
-        points: whether to mark each point; for a few points.
-    """
+    """A quantity of one run, with one line for each attempt; few values as `points`, many with a smooth `trend`."""
 
     label: str
     lines: Sequence[Line]
@@ -51,7 +44,7 @@ class CurveAxes:
 
     Attributes:
         name: unique in the page.
-        title: for readers who do not see it.
+        title: for screen readers.
         unit: label of the vertical axis.
         height: in units of 72 points.
         kind: 'time' starts the axis at zero and leaves out rare high values; 'loss scale' is logarithmic to base 2.
@@ -65,13 +58,7 @@ class CurveAxes:
 
 
 def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[float] = ()) -> Plot:
-    """Draw curves over optimizer steps.
-
-    Args:
-        spec: the axes.
-        curves: at most six.
-        restarts: steps that later attempts started from.
-    """
+    """Draw at most six curves over optimizer steps, and mark `restarts`: the steps that later attempts started from."""
     with new_plot(spec.name, spec.title, spec.height) as plot:
         (axes,), keys = plot.axes, plot.keys
         drawing.set_step_axis(axes)
@@ -91,7 +78,7 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
                 for mask, alpha in ((line.steps < later, 1.0), (line.steps >= later, 0.35)):
                     if mask.any():
                         part = Line(line.steps[mask], line.values[mask])
-                        _draw(axes, curve, part, {**style, "alpha": alpha}, trend_of)
+                        _draw_line(axes, curve, part, {**style, "alpha": alpha}, trend_of)
             keys.append(Key(curve.label, style["color"], dash=index))
         if spec.kind == "time":
             drawing.cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
@@ -101,7 +88,7 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
     return plot
 
 
-def _draw(axes: Any, curve: Curve, line: Line, style: dict[str, Any], trend_of: Callable[[Line], Line]) -> None:
+def _draw_line(axes: Any, curve: Curve, line: Line, style: dict[str, Any], trend_of: Callable[[Line], Line]) -> None:
     shown = decimate(line)
     if curve.points or len(shown.steps) == 1:
         axes.plot(shown.steps, shown.values, linewidth=1.6, marker="o", markersize=5, markerfacecolor=SURFACE,
@@ -115,11 +102,7 @@ def _draw(axes: Any, curve: Curve, line: Line, style: dict[str, Any], trend_of: 
 
 
 def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
-    """Draw one row for each attempt: start-up, training, checkpoints, alerts and the end.
-
-    Args:
-        attempts: at least one; the last `MOST_ATTEMPTS` are drawn.
-    """
+    """Draw one row for each of the last `MOST_ATTEMPTS` attempts: start-up, training, checkpoints, alerts, end."""
     shown = attempts[-MOST_ATTEMPTS:]
     begin = shown[0].started
     unit, seconds = choose_time_unit(max(a.last_event for a in shown) - begin)
@@ -135,9 +118,8 @@ def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
                 (attempt.started, trained, {"color": GRID}),
                 (trained, attempt.last_event, {"color": SERIES[0], "alpha": 0.75}),
             ):
-                axes.barh(
-                    row, at(end) - at(start), left=at(start), height=0.5, edgecolor=SURFACE, linewidth=0.8, **style
-                )
+                axes.barh(row, at(end) - at(start), left=at(start), height=0.5, edgecolor=SURFACE, linewidth=0.8,
+                          **style)  # fmt: skip
             times = [at(time) for _, time in attempt.checkpoints]
             axes.vlines(times[:: max(1, len(times) // _MOST_MARKS)], row - 0.36, row + 0.36, color=INK, linewidth=1.2)
             alerts = [at(alert.time) for alert in attempt.alerts[:_MOST_MARKS]]

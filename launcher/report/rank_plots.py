@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from launcher.report import drawing
 from launcher.report.drawing import BAD, DASHES, GRID, INK, MUTED, SERIES, SURFACE, Key, Plot, new_plot
@@ -28,12 +29,10 @@ def draw_loss_scale(
 
     Args:
         groups: ranks with equal loss scales, and their lines.
-        skips: where optimizer steps were skipped.
+        skips: intervals in which optimizer steps were skipped.
         restarts: steps that later attempts started from.
         floor: loss scale at which an alert is raised; drawn if it is near the values.
     """
-    from matplotlib.ticker import MaxNLocator
-
     with new_plot("scale-plot", "Loss scale of all ranks", 3.6, rows=(3.2, 1)) as plot:
         (axes, below), keys = plot.axes, plot.keys
         drawing.use_log2_scale(axes)
@@ -76,13 +75,7 @@ def _space_out(steps: Sequence[int], limits: tuple[float, float]) -> list[int]:
 
 
 def draw_rank_times(tables: Sequence[RankTable], slow: Sequence[int], restarts: Sequence[float]) -> Plot:
-    """Draw each rank's own time: a line each, or a band and the slowest ranks if there are many.
-
-    Args:
-        tables: of the attempts.
-        slow: ranks to draw besides the band, the slowest first.
-        restarts: steps that later attempts started from.
-    """
+    """Draw each rank's own time: a line each, or a band and the ranks in `slow` (slowest first) if there are many."""
     ranks = sorted({rank for table in tables for rank in table.ranks})
     is_band = len(ranks) > _MOST_LINES
     single = sorted(slow[: _MOST_LINES - 1]) if is_band else ranks
@@ -137,13 +130,7 @@ def draw_rank_bars(summaries: Sequence[RankSummary]) -> Plot:
 
 
 def draw_memory(planned: Mapping[str, float], measured: Mapping[int, float], limit: float | None) -> Plot:
-    """Draw planned memory by part above the measured peak of each rank, all in bytes.
-
-    Args:
-        planned: part to bytes; empty without an estimate.
-        measured: rank to bytes.
-        limit: memory that a rank may use; None if not known.
-    """
+    """Draw planned memory by part above the measured peak of each rank; all in bytes. `limit` is that of a rank."""
     largest = max([sum(planned.values()), *measured.values()])
     unit, size = choose_bytes_unit(largest)
     labels = [*(["plan"] if planned else []), *(f"rank {rank}" for rank in measured)]
@@ -157,7 +144,7 @@ def draw_memory(planned: Mapping[str, float], measured: Mapping[int, float], lim
             rows = range(len(labels) - len(measured), len(labels))
             axes.barh(rows, [amount / size for amount in measured.values()], color=MUTED, **_BAR)
             keys.append(Key("measured peak", MUTED, "bar"))
-        # A far limit would squeeze the bars.
+        # With a limit far above them, the bars would be too short to read.
         if limit is not None and limit < 4 * largest:
             axes.axvline(limit / size, color=BAD, linewidth=1.4, linestyle=DASHES[1])
             keys.append(Key("limit", BAD, dash=1))

@@ -20,14 +20,12 @@ class Step(NamedTuple):
 
     Attributes:
         step: optimizer steps done.
-        time: seconds since the epoch.
         seconds: mean wall time of an optimizer step in this interval; None if not recorded.
         metrics: what the module logged, including NaN and infinities.
         learning_rates: of the next step, without duplicates; empty if not recorded.
     """
 
     step: int
-    time: float
     seconds: float | None
     metrics: Mapping[str, float]
     learning_rates: tuple[float, ...]
@@ -37,10 +35,9 @@ class Step(NamedTuple):
 class RankTable:
     """All ranks at the logging intervals of one attempt; NaN where a value is missing.
 
+    `steps` (optimizer steps done) has shape (intervals,), the other arrays have shape (intervals, ranks).
+
     Attributes:
-        steps: optimizer steps done, shape (intervals,).
-        ranks: global ranks.
-        loss_scale: shape (intervals, ranks), as for all that follow.
         skipped_steps: number of optimizer steps skipped since the training began.
         step_seconds, data_seconds, own_seconds: means of an optimizer step; see `launcher.monitoring.samples`.
         peak_memory: bytes.
@@ -66,7 +63,6 @@ class ValidationRecord:
     """Metrics of one validation."""
 
     step: int
-    time: float
     metrics: Mapping[str, float]
 
 
@@ -84,13 +80,7 @@ class AlertRecord:
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """Peak memory of the ranks, recorded at the end of an attempt.
-
-    Attributes:
-        measured: rank to its peak in bytes.
-        method: what was measured.
-        planned: bytes of a rank in the plan; None if the plan has no estimate.
-    """
+    """Bytes at the end of an attempt: the measured peak of each rank, and those of a rank in the plan, if estimated."""
 
     measured: Mapping[int, int]
     method: str
@@ -103,7 +93,6 @@ class EventLine:
 
     time: float
     rank: int
-    kind: str
     text: str
     step: int | None = None
 
@@ -117,9 +106,6 @@ class AttemptRecord:
         outcome: 'unknown' if the end was not recorded.
         detail: the end as a sentence.
         failed_rank: the first rank that failed; None if none did.
-        restart_count: restarts of its launch before it.
-        source: what started the ranks, as in 'torchrun' or 'slurm'.
-        host: of rank 0; empty if not recorded, as for `versions`.
         first_step_time: end of the first optimizer step; None if there was none.
         start_step: optimizer steps done before this attempt; None if it did not start to train.
         end_step: optimizer steps done at its end.
@@ -133,9 +119,6 @@ class AttemptRecord:
     outcome: Outcome = "unknown"
     detail: str = ""
     failed_rank: int | None = None
-    restart_count: int = 0
-    source: str = ""
-    host: str = ""
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     first_step_time: float | None = None
     start_step: int | None = None
@@ -156,13 +139,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All attempts of a run.
-
-    Attributes:
-        attempts: in the order of their starts.
-        plan: of the last attempt, as in `plan.json`; empty if not recorded.
-        unreadable_lines: lines of the events file that could not be read.
-    """
+    """All attempts of a run in the order of their starts, and the plan of the last one; empty if not recorded."""
 
     attempts: tuple[AttemptRecord, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -185,12 +162,12 @@ class History:
 
     @property
     def rank_tables(self) -> list[RankTable]:
-        """Of the attempts that have one."""
+        """The tables of the attempts that have one."""
         return [a.rank_table for a in self.attempts if a.rank_table is not None]
 
     @property
     def alerts(self) -> tuple[AlertRecord, ...]:
-        """Of all attempts."""
+        """The alerts of all attempts."""
         return tuple(alert for attempt in self.attempts for alert in attempt.alerts)
 
     @property
@@ -201,7 +178,7 @@ class History:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the last attempt that recorded them."""
+        """Versions of the last attempt that recorded them."""
         return next((a.versions for a in reversed(self.attempts) if a.versions), {})
 
     @property

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from launcher.config.schema import RunConfig
+import numpy as np
+
+from launcher.config.schema import RunConfig, WatchOptions
 from launcher.core.nested import flatten
-from launcher.report import series, units
+from launcher.report import series
 from launcher.report.overview import BADGES, alerts_section, failure_section
 from launcher.report.page import Section, Table
 from launcher.report.plots import MOST_ATTEMPTS, Curve, CurveAxes, draw_attempts, draw_curves
-from launcher.report.rank_sections import memory_section, ranks_section, scale_section
+from launcher.report.rank_plots import draw_loss_scale, draw_memory, draw_rank_bars, draw_rank_times
 from launcher.report.records import AttemptRecord
-from launcher.report.source import Run
+from launcher.report.series import RankSummary
+from launcher.report.source import MEMORY_PARTS, Run, conform
+from launcher.report.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_milliseconds,
+    format_plural,
+    format_setting,
+    format_time,
+)
 
 _MOST_LINES = 300
 _MOST_GROUPS = 6
+# Ranks in a bar chart; a table has more.
+_MOST_BARS = 16
+_MOST_ROWS = 64
 
 
 def list_sections(run: Run) -> list[Section]:
     """All sections that apply to a run."""
-    makers = (failure_section, alerts_section, _loss, scale_section, ranks_section, memory_section, _attempts,
-              _precision, _plan, _config, _versions)  # fmt: skip
+    makers = (failure_section, alerts_section, _loss_section, _scale_section, _ranks_section, _memory_section,
+              _attempts_section, _precision_section, _plan_section, _config_section, _versions_section)  # fmt: skip
     return [section for make in makers if (section := make(run)) is not None]
 
 
-def _loss(run: Run) -> Section:
+def _loss_section(run: Run) -> Section:
     history, loss = run.history, series.find_loss(run.history)
     if loss is None:
         return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
-    curves = [Curve(loss, [series.metric_line(a, loss) for a in history.attempts], trend=True)]
-    validated = series.find_validation_loss(history)
-    if validated is not None:
-        curves.append(Curve(validated, [series.validation_line(a, validated) for a in history.attempts], points=True))
+    curves = [Curve(loss, [series.metric_line(a.steps, loss) for a in history.attempts], trend=True)]
+    if (name := series.find_validation_loss(history)) is not None:
+        curves.append(Curve(name, [series.metric_line(a.validations, name) for a in history.attempts], points=True))
     logged = [(s.metrics[loss], s.step) for a in history.attempts for s in a.steps if loss in s.metrics]
     groups = [series.learning_rate_lines(a) for a in history.attempts]
     width = max(map(len, groups))
@@ -58,21 +73,138 @@ def _loss(run: Run) -> Section:
     return Section("loss", "Loss and learning rate", view)
 
 
-def _attempts(run: Run) -> Section | None:
+def _scale_section(run: Run) -> Section:
+    """The loss scale of all ranks, with skipped steps."""
+    history = run.history
+    groups = series.group_by_loss_scale(history.rank_tables)
+    if not groups:
+        return Section("scale", "Loss scale", {"plan": run.plan}, "no_scale")
+    skips = [skip for a in history.attempts if a.rank_table for skip in series.find_skips(a.rank_table, a.start_step)]
+    scales = np.concatenate([line.values for _, lines in groups for line in lines])
+    finite = scales[np.isfinite(scales)]
+    rows = [(f"{s.before + 1:,} to {s.step:,}", format_count(s.count)) for s in skips[:_MOST_ROWS]]
+    is_cut = len(skips) > _MOST_ROWS
+    caption = f"The first {_MOST_ROWS} of {len(skips)} intervals" if is_cut else "Skipped steps"
+    floor = _read_watch_options(run).floor
+    view = {
+        "plot": draw_loss_scale(groups, skips, history.restart_steps, floor),
+        "groups": len(groups),
+        "ranks": sum(len(ranks) for ranks, _ in groups),
+        "skipped": sum(skip.count for skip in skips),
+        "range": (finite.min(), finite.max()) if len(finite) else None,
+        "skips": Table(caption, ("steps", "skipped"), rows, (1,)) if rows else None,
+    }
+    return Section("scale", "Loss scale", view)
+
+
+def _read_watch_options(run: Run) -> WatchOptions:
+    """The limits of the alerts; the default where the config has none."""
+    limits = conform(run.config.get("watch"), {"floor": float, "slow_factor": float, "slow_share": float})
+    return WatchOptions(**{name: limit for name, limit in limits.items() if limit is not None})
+
+
+def _ranks_section(run: Run) -> Section:
+    """Step time of all ranks, with the stragglers."""
+    history, lines = run.history, [series.step_time_line(a) for a in run.history.attempts]
+    times = np.concatenate([line.values for line in lines] or [np.array([])])
+    summaries = series.summarize_ranks(history)
+    slow = series.find_stragglers(summaries, _read_watch_options(run))
+    by_own_time = sorted(summaries, key=lambda s: -s.own_seconds if math.isfinite(s.own_seconds) else 0.0)
+    axes = CurveAxes("time", "Step time", "ms a step", 2.4, "time")
+    curve = Curve("optimizer step, rank 0", lines, trend=True)
+    view = {
+        "plot": draw_curves(axes, [curve], history.restart_steps) if len(times) else None,
+        "median": float(np.median(times)) / 1e3 if len(times) else None,
+        "slowest_interval": float(times.max()) / 1e3 if len(times) else None,
+        "slow": slow,
+        "own": None,
+        "count": len(summaries),
+        "most": _MOST_BARS,
+        "table": _rank_table(summaries, slow) if summaries else None,
+    }
+    if len(summaries) > 1:
+        first = by_own_time[0]
+        bars = sorted(by_own_time[:_MOST_BARS], key=lambda s: s.rank)
+        own = draw_rank_times(history.rank_tables, slow or [first.rank], history.restart_steps)
+        view |= {"own": own, "first": first, "bars": draw_rank_bars(bars)}
+    return Section("ranks", "Step time and ranks", view)
+
+
+def _rank_table(summaries: Sequence[RankSummary], slow: Sequence[int]) -> Table:
+    shown = sorted(summaries, key=lambda s: (s.rank not in slow, s.rank))[:_MOST_ROWS]
+    rows = [
+        ({"text": f"rank {s.rank}", "after": ("straggler", "bad") if s.rank in slow else None},
+         format_milliseconds(s.step_seconds), format_milliseconds(s.data_seconds), format_milliseconds(s.own_seconds),
+         "\u2013" if math.isnan(s.own_factor) else f"{s.own_factor:.2f}", f"{s.share_slowest:.0%}",
+         format_count(s.skipped_steps), format_bytes(s.peak_memory))
+        for s in shown
+    ]  # fmt: skip
+    head = ("rank", "step (ms)", "data (ms)", "own (ms)", "\u00d7 others", "slowest", "skipped", "peak memory")
+    caption = "Medians over all intervals; own: data and forward pass; slowest: share of the intervals"
+    if len(summaries) > len(rows):
+        caption += f"; {len(rows)} of {len(summaries)} ranks"
+    return Table(caption, head, rows, range(1, 8), marked=[i for i, s in enumerate(shown) if s.rank in slow])
+
+
+def _memory_section(run: Run) -> Section:
+    """Planned memory and measured peak memory."""
+    plan, planned = run.plan, _read_planned_memory(run)
+    peaks = {s.rank: float(s.peak_memory) for s in series.summarize_ranks(run.history) if s.peak_memory is not None}
+    measured = next((a.memory for a in reversed(run.history.attempts) if a.memory is not None), None)
+    if measured is not None:
+        peaks = {rank: float(peak) for rank, peak in measured.measured.items()}
+    if not peaks and not planned and measured is None:
+        return Section("memory", "Memory", {}, "no_memory")
+    highest = sorted(peaks, key=lambda rank: -peaks[rank])[:_MOST_BARS]
+    limit = plan["memory"]["limit_bytes"]
+    parts = {name.replace("_", " "): amount for name, amount in planned.items() if amount}
+    view = {
+        "plot": draw_memory(parts, {rank: peaks[rank] for rank in sorted(highest)}, limit),
+        "peak": peaks[highest[0]] if highest else None,
+        "peak_rank": highest[:1],
+        "planned": sum(planned.values()) if planned else None,
+        "method": plan["memory"]["method"] or "estimated",
+        "limit": limit,
+        "count": len(peaks),
+        "most": _MOST_BARS,
+        "is_cpu": plan["device_kind"] == "cpu",
+        "table": None,
+    }
+    if measured is not None:
+        rows = [
+            (f"rank {rank}", format_bytes(measured.planned), format_bytes(peak),
+             f"{peak / measured.planned:.0%}" if measured.planned else "\u2013")
+            for rank, peak in list(measured.measured.items())[:_MOST_ROWS]
+        ]  # fmt: skip
+        head = ("rank", "planned", "measured", "of the plan")
+        view["table"] = Table(f"Measured: {measured.method}", head, rows, range(1, 4))
+    return Section("memory", "Memory", view)
+
+
+def _read_planned_memory(run: Run) -> dict[str, float]:
+    """Bytes of a rank by part, for the strategy of the plan; empty without an estimate."""
+    plan = run.plan
+    for assessment in plan["memory"]["assessments"]:
+        if assessment["name"] == plan["strategy"]["name"]:
+            return {part: size for part in MEMORY_PARTS if (size := assessment["memory"][part]) is not None}
+    return {}
+
+
+def _attempts_section(run: Run) -> Section | None:
     history, attempts = run.history, run.history.attempts
     if not attempts:
         return None
     repeated, lines = history.repeated_steps, [line for a in attempts for line in a.lines]
     rows: list[tuple[Any, ...]] = [
-        (f"{a.number}", units.format_time(a.started), units.format_duration(a.seconds),
-         units.format_duration(None if a.first_step_time is None else a.first_step_time - a.started),
-         _describe_steps(a), units.format_count(repeated.get(a.number, 0)),
+        (f"{a.number}", format_time(a.started), format_duration(a.seconds),
+         format_duration(None if a.first_step_time is None else a.first_step_time - a.started),
+         _describe_steps(a), format_count(repeated.get(a.number, 0)),
          {"badge": BADGES[a.outcome], "text": "" if a.outcome == "finished" else a.detail})
         for a in attempts[-_MOST_LINES:]
     ]  # fmt: skip
     head = ("attempt", "started", "duration", "to first step", "steps", "repeated", "end")
     events = [
-        (units.format_time(line.time), f"rank {line.rank}", units.format_count(line.step), line.text)
+        (format_time(line.time), f"rank {line.rank}", format_count(line.step), line.text)
         for line in lines[-_MOST_LINES:]
     ]
     view = {
@@ -94,21 +226,21 @@ def _describe_steps(attempt: AttemptRecord) -> str:
     return f"{attempt.start_step:,} to {attempt.end_step:,}"
 
 
-def _precision(run: Run) -> Section | None:
+def _precision_section(run: Run) -> Section | None:
     if not run.plan["precision"]:
         return None
     view = {"plan": run.plan, "requested": run.config.get("precision", "auto"), "use_amp": run.config.get("use_amp")}
     return Section("precision", "Precision", view)
 
 
-def _plan(run: Run) -> Section:
+def _plan_section(run: Run) -> Section:
     if not run.history.plan:
         return Section("plan", "Plan", {}, "no_plan")
     plan, strategy = run.plan, run.plan["strategy"]
     devices = ", ".join(f"{count} \u00d7 {name}" for name, count in plan["devices"].items())
     rows: list[tuple[Any, ...]] = [
-        ("ranks", units.format_count(plan["world_size"]), devices),
-        ("nodes", units.format_count(plan["num_nodes"]), ", ".join(plan["hosts"])),
+        ("ranks", format_count(plan["world_size"]), devices),
+        ("nodes", format_count(plan["num_nodes"]), ", ".join(plan["hosts"])),
         ("strategy", strategy["name"] or "\u2013", strategy["reasons"]),
         ("batch", plan["batch"]["global_batch_size"] or "batch size of the loader", plan["batch_reasons"]),
     ]
@@ -121,20 +253,20 @@ def _plan(run: Run) -> Section:
     return Section("plan", "Plan", view)
 
 
-def _config(run: Run) -> Section:
+def _config_section(run: Run) -> Section:
     given, default = flatten(run.config), flatten(RunConfig().to_dict())
-    changed = [(k, units.format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
-    unchanged = [(k, units.format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
+    changed = [(k, format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
+    unchanged = [(k, format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
     head = ("setting", "value")
     view = {
         "changed": Table("Settings that differ from the default", head, changed, kind="keys") if given else None,
         "unchanged": Table("Settings at the default", head, unchanged, kind="keys"),
-        "title": f"{units.format_plural(len(unchanged), 'setting')} at the default",
+        "title": f"{format_plural(len(unchanged), 'setting')} at the default",
     }
     return Section("config", "Config", view)
 
 
-def _versions(run: Run) -> Section:
+def _versions_section(run: Run) -> Section:
     recorded = [a for a in run.history.attempts if a.versions]
     # One column for each attempt with other versions than the one before.
     changed = [a for i, a in enumerate(recorded) if i == 0 or dict(a.versions) != dict(recorded[i - 1].versions)]

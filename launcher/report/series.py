@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from launcher.config.schema import WatchOptions
-from launcher.report.records import AttemptRecord, History, Numbers, RankTable
+from launcher.report.records import AttemptRecord, History, Numbers, RankTable, Step, ValidationRecord
 
 # More points are not visible on a page.
 MOST_POINTS = 700
@@ -27,12 +27,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Optimizer steps skipped in one logging interval because gradients were not finite.
-
-    Attributes:
-        before, step: the interval, from after step `before` to `step`.
-        count: number of skipped steps.
-    """
+    """Number of optimizer steps skipped because gradients were not finite, after step `before` up to `step`."""
 
     before: int
     step: int
@@ -44,7 +39,6 @@ class RankSummary:
     """One rank over all attempts.
 
     Attributes:
-        rank: global rank.
         step_seconds, data_seconds, own_seconds: medians over the intervals; NaN if not recorded.
         own_factor: its own time divided by the median of the other ranks; NaN with one rank.
         share_slowest: share of the intervals in which its own time was the longest.
@@ -122,34 +116,28 @@ def find_validation_loss(history: History) -> str | None:
     return next((n for n in names if "val" in n.lower() and "loss" in n.lower() and n != loss), None)
 
 
-def metric_line(attempt: AttemptRecord, name: str) -> Line:
-    """One logged metric of an attempt."""
-    return _line((s.step, s.metrics[name]) for s in attempt.steps if name in s.metrics)
-
-
-def validation_line(attempt: AttemptRecord, name: str) -> Line:
-    """One validation metric of an attempt."""
-    return _line((v.step, v.metrics[name]) for v in attempt.validations if name in v.metrics)
+def metric_line(records: Iterable[Step | ValidationRecord], name: str) -> Line:
+    """One metric of an attempt's steps or validations."""
+    return _make_line((record.step, record.metrics[name]) for record in records if name in record.metrics)
 
 
 def learning_rate_lines(attempt: AttemptRecord) -> list[Line]:
     """The learning rate of each parameter group."""
     width = max((len(s.learning_rates) for s in attempt.steps), default=0)
-    return [
-        _line((s.step, s.learning_rates[i]) for s in attempt.steps if i < len(s.learning_rates)) for i in range(width)
-    ]
+    rates = [(s.step, s.learning_rates) for s in attempt.steps]
+    return [_make_line((step, each[i]) for step, each in rates if i < len(each)) for i in range(width)]
 
 
 def step_time_line(attempt: AttemptRecord) -> Line:
     """Milliseconds of an optimizer step."""
-    return _line((s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None)
+    return _make_line((s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None)
 
 
 def loss_scale_line(attempt: AttemptRecord) -> Line:
     """Loss scale of rank 0, without the intervals that have none."""
     table = attempt.rank_table
     if table is None or 0 not in table.ranks:
-        return _line(())
+        return _make_line(())
     scales = table.column("loss_scale")[0]
     return Line(table.steps[scales > 0], scales[scales > 0])
 
@@ -252,6 +240,6 @@ def find_stragglers(summaries: Sequence[RankSummary], watch: WatchOptions) -> li
     return slow
 
 
-def _line(points: Iterable[tuple[int, float]]) -> Line:
+def _make_line(points: Iterable[tuple[int, float]]) -> Line:
     pairs = np.array(list(points), dtype=float).reshape(-1, 2)
     return Line(pairs[:, 0], pairs[:, 1])

@@ -18,12 +18,23 @@ from launcher.core.errors import ReportError
 from launcher.core.events import FILE_NAME, read_events
 from launcher.core.secrets import redact
 from launcher.report.history import read_history
-from launcher.report.plain import conform_plan
 from launcher.report.records import History
 from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
 
+MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "buffers")
+# What the report reads of a plan.
+_PLAN: Mapping[str, Any] = {
+    "precision": str, "precision_before": str, "precision_reasons": [str], "has_loss_scale": bool,
+    "world_size": float, "num_nodes": float, "hosts": [str], "devices": dict, "device_kind": str,
+    "strategy": {"name": str, "reasons": [str], "rejected": [{"name": str, "reason": str}]},
+    "batch": {"global_batch_size": str}, "batch_reasons": [str], "notices": [str],
+    "memory": {
+        "limit_bytes": float, "method": str,
+        "assessments": [{"name": str, "memory": dict.fromkeys(MEMORY_PARTS, float)}],
+    },
+}  # fmt: skip
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
@@ -32,15 +43,12 @@ _MOST_NAMES = 8
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The contents of a run directory.
+    """The contents of a run directory (an absolute path).
 
     Attributes:
-        path: absolute path of the directory.
-        history: read from the events.
         config: `config.yaml` with secrets hidden; empty if it cannot be read.
-        problems: what could not be read.
-        log: last lines of the log of the rank that failed first; empty if the run did not fail.
-        log_file: the file of `log`.
+        problems: files that could not be read, and why.
+        log: last lines of `log_file`, the log of the rank that failed first; empty if the run did not fail.
     """
 
     path: Path
@@ -57,8 +65,25 @@ class Run:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """The parts of the plan that the report shows; see `launcher.report.plain`."""
-        return conform_plan(self.history.plan)
+        """The parts of the plan that the report shows; another version may have written it."""
+        return conform(self.history.plan, _PLAN)
+
+
+def conform(value: Any, shape: Any) -> Any:
+    """The value in this shape: a type, a list with the shape of its items, or a mapping with the shape of each key.
+
+    What is missing or has another type is empty, or None for a number.
+    """
+    if isinstance(shape, Mapping):
+        given = conform(value, dict)
+        return {key: conform(given.get(key), inner) for key, inner in shape.items()}
+    if isinstance(shape, list):
+        return [conform(item, shape[0]) for item in value] if isinstance(value, list | tuple) else []
+    if shape is float:
+        return float(value) if type(value) in (int, float) else None
+    if shape is dict:
+        return value if isinstance(value, Mapping) else {}
+    return "" if value is None else shape(value)
 
 
 def find_run_directory(name: str, runs_dir: Path) -> Path:
@@ -81,9 +106,8 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
                 return path.absolute()
         found = next((p for p in (Path(name), runs_dir / name) if p.exists()), None)
     except OSError as error:
-        raise ReportError(
-            f"{name} cannot be read: {error.strerror or error}; give a run's name or directory"
-        ) from error
+        reason = error.strerror or error
+        raise ReportError(f"{name} cannot be read: {reason}; give a run's name or directory") from error
     if found is None:
         near = difflib.get_close_matches(name, _run_names(runs_dir), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -107,10 +131,7 @@ def _run_names(runs_dir: Path) -> list[str]:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run directory, whatever state the run left it in.
-
-    Args:
-        path: absolute path of the directory.
+    """Read a run directory (an absolute path), complete or not.
 
     Raises:
         ReportError: the events cannot be read.
@@ -152,9 +173,8 @@ def _read_history(path: Path, problems: list[str]) -> History:
         problems.append(f"{FILE_NAME} is missing: the run ended before its first event")
         return History()
     except OSError as error:
-        raise ReportError(
-            f"{file} cannot be read: {error.strerror or error}; ask the owner of the run for permission"
-        ) from error
+        reason = error.strerror or error
+        raise ReportError(f"{file} cannot be read: {reason}; ask the owner of the run for permission") from error
     total = history.unreadable_lines + len(damaged)
     if total:
         problems.append(f"{format_plural(total, 'line')} of {FILE_NAME} could not be read: cut off, or not written by "

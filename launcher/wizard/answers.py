@@ -64,11 +64,9 @@ class WizardConfig:
 
     Attributes:
         model: import path of the LightningModule; None for the built-in demo.
-        model_args: arguments of its constructor.
         data: import path of the LightningDataModule.
-        data_args: arguments of its constructor.
+        model_args, data_args: arguments of their constructors.
         global_batch_size: samples per optimizer step.
-        max_epochs: passes over the data.
         max_steps: optimizer steps at most; -1 for no limit.
         accelerator: 'auto', 'cpu', 'gpu', 'cuda' or 'mps'.
         devices: ranks on each node, or 'auto'.
@@ -77,9 +75,7 @@ class WizardConfig:
         precision: 'auto' or any spelling of a precision.
         use_mixed_precision: True requests it, False disables it.
         wandb_mode: 'auto', 'online', 'offline' or 'disabled'.
-        wandb_project: name of the W&B project.
-        name: the run's name.
-        partition: SLURM's partition, for `launcher submit`.
+        partition: SLURM partition, for `launcher submit`.
         settings: all other settings by dotted path; the wizard does not change them.
         preset: the preset that filled in unanswered questions.
         preset_filled: names of the answers and settings that come from the preset.
@@ -119,25 +115,22 @@ class WizardConfig:
         Raises:
             ConfigError: there is no such preset.
         """
-        preset = WizardConfig._of_normal(preset_values(name))
-        return self.without_preset()._filled_from(preset, name)
+        given, preset = self.without_preset(), WizardConfig._of_normal(preset_values(name))
+        answered = {key for key in _PATHS if getattr(given, key) is not None}
+        filled = {key for key in _PATHS if getattr(preset, key) is not None} - answered - _overridden(answered)
+        return dataclasses.replace(
+            given,
+            **{key: getattr(preset, key) for key in filled},
+            settings={**preset.settings, **given.settings},
+            preset=name,
+            preset_filled=frozenset(filled | (preset.settings.keys() - given.settings.keys())),
+        )
 
     def without_preset(self) -> WizardConfig:
         """A copy with only the answers of the user."""
         answers = {key: None for key in _PATHS if key in self.preset_filled}
         settings = {path: value for path, value in self.settings.items() if path not in self.preset_filled}
         return dataclasses.replace(self, **answers, settings=settings, preset=None, preset_filled=frozenset())
-
-    def _filled_from(self, preset: WizardConfig, name: str) -> WizardConfig:
-        filled = {key for key in _PATHS if getattr(self, key) is None and getattr(preset, key) is not None}
-        filled -= _overridden({key for key in _PATHS if getattr(self, key) is not None})
-        return dataclasses.replace(
-            self,
-            **{key: getattr(preset, key) for key in filled},
-            settings={**preset.settings, **self.settings},
-            preset=name,
-            preset_filled=frozenset(filled | (preset.settings.keys() - self.settings.keys())),
-        )
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> WizardConfig:
@@ -202,11 +195,7 @@ class WizardConfig:
         return load_values(self.values())
 
     def to_yaml(self, comments: tuple[str, ...] = ()) -> str:
-        """The text of a commented config file for `--config`.
-
-        Args:
-            comments: more lines for the top.
-        """
+        """The text of a commented config file for `--config`; `comments` are further lines at its top."""
         preset = (f"Preset: {self.preset}.",) if self.preset else ()
         header = (_FIRST_LINE.removeprefix("# "), *preset, *comments)
         return commented_yaml(self.values(), header, (_LAST_LINE.removeprefix("# "),))
@@ -226,17 +215,12 @@ class WizardConfig:
             # Replaces the target of a link, not the link.
             write_file(path.resolve(), text)
         except OSError as error:
-            raise ConfigError(
-                [Problem(str(path), f"cannot be written: {error.strerror or error}; give another path")]
-            ) from error
+            message = f"cannot be written: {error.strerror or error}; give another path"
+            raise ConfigError([Problem(str(path), message)]) from error
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> WizardConfig:
-        """Read any config file.
-
-        Args:
-            path: the file.
-            overrides: arguments of the command line that override it.
+        """Read any config file; `overrides` are arguments of the command line.
 
         Raises:
             ConfigError: the file is missing, truncated, or has unknown keys or invalid values.

@@ -34,21 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", metavar="NAME", help="preset for the settings that are not given")
     parser.add_argument("--yes", "-y", action="store_true", help="ask nothing: use preset, file and settings as given")
     parser.add_argument("--from", dest="source", metavar="FILE", type=Path, help="config to start from")
-    parser.add_argument(
-        "--output",
-        "-o",
-        metavar="FILE",
-        type=Path,
-        help="file to write, as YAML or JSON (default: FILE of --from, else run.yaml)",
-    )
+    parser.add_argument("--output", "-o", metavar="FILE", type=Path,
+                        help="file to write, as YAML or JSON (default: FILE of --from, else run.yaml)")  # fmt: skip
     return parser
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command.
-
-    Args:
-        arguments: of the command line, after `launcher init`.
 
     Returns:
         0, or 130 if the user cancelled at the review.
@@ -58,14 +50,14 @@ def run(arguments: Sequence[str]) -> int:
     """
     options, overrides = build_parser().parse_known_args(list(arguments))
     output: Path = options.output or options.source or _DEFAULT_OUTPUT
-    config = _start(options.source, options.preset, overrides)
+    config = _load_answers(options.source, options.preset, overrides)
     edits = options.source is not None and options.source.absolute() == output.absolute()
     if options.yes:
         if output.exists() and not edits:
             raise UsageError(f"{output} exists; give another --output, or start from it with `--from {output}`")
-        _check(config)
+        _check_answers(config)
     else:
-        answered = _ask(config, output)
+        answered = _ask_questions(config, output)
         if answered is None:
             sys.stderr.write("cancelled; nothing was written\n")
             return _CANCELLED
@@ -79,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start(source: Path | None, preset: str | None, overrides: Sequence[str]) -> WizardConfig:
+def _load_answers(source: Path | None, preset: str | None, overrides: Sequence[str]) -> WizardConfig:
     """The config file with the given settings; the preset fills in the rest."""
     if source is not None:
         config = WizardConfig.load(source, overrides)
@@ -88,8 +80,8 @@ def _start(source: Path | None, preset: str | None, overrides: Sequence[str]) ->
     return config.with_preset(preset) if preset else config
 
 
-def _check(config: WizardConfig) -> None:
-    """Check what the questions would have checked.
+def _check_answers(config: WizardConfig) -> None:
+    """Check the answers as the questions of the wizard do.
 
     Raises:
         ConfigError: a class cannot be imported, or does not take an argument.
@@ -102,14 +94,13 @@ def _check(config: WizardConfig) -> None:
         sys.stderr.write(f"warning: {warning.path}: {warning.message}\n")
 
 
-def _ask(config: WizardConfig, output: Path) -> WizardConfig | None:
+def _ask_questions(config: WizardConfig, output: Path) -> WizardConfig | None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError(
-            "init needs a terminal for its questions; run it in one, or give --yes to ask nothing (see --help)"
-        )
+        message = "init needs a terminal for its questions; run it in one, or give --yes to ask nothing (see --help)"
+        raise UsageError(message)
     from launcher.wizard.wizard import SetupWizard
 
-    note = ", and keeps a copy of the present file" if output.exists() else ""
+    note = ", and keeps a copy of the existing file" if output.exists() else ""
     sys.stdout.write(f"This writes {output} at the end{note}. Ctrl-C cancels, and nothing is written.\n")
     return SetupWizard().run(config)
 

@@ -12,15 +12,7 @@ from slurm.partitions import Partition, PartitionsError, read_partitions
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """This machine and its cluster.
-
-    Attributes:
-        host: name of this machine.
-        hardware: its devices.
-        partitions: of the cluster; empty without SLURM.
-        wandb_online: whether W&B has a key.
-        remarks: facts that could not be read, and why.
-    """
+    """This machine and its cluster; no partitions without SLURM. Remarks are facts that could not be read, and why."""
 
     host: str
     hardware: Hardware
@@ -35,8 +27,7 @@ def detect_machine() -> MachineFacts:
     from launcher.config.schema import WandbOptions
     from launcher.loggers.wandb_settings import resolve_mode
 
-    partitions: tuple[Partition, ...] = ()
-    remarks: tuple[str, ...] = ()
+    partitions, remarks = (), ()
     try:
         partitions = read_partitions()
     except PartitionsError as error:

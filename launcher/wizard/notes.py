@@ -1,4 +1,4 @@
-"""Warnings about a valid config: how this hardware, or Lightning, will treat it."""
+"""Warnings about a valid config: effects of this hardware, or of Lightning."""
 
 from __future__ import annotations
 
@@ -22,22 +22,19 @@ def find_notes(answers: Mapping[str, Any], hardware: Hardware | None = None) -> 
         hardware: of the run; if not given, that of this machine, where an answer depends on it.
     """
     notes = [*_check_contradiction(answers), *_check_length(answers)]
-    if _depends_on_hardware(answers):
+    depends_on_hardware = (
+        answers["use_mixed_precision"]
+        or answers["precision"] not in (None, AUTO)
+        or answers["accelerator"] not in (None, AUTO, "cpu")
+        or answers["devices"] not in (None, AUTO, 1)
+    )
+    if depends_on_hardware:
         if hardware is None:
             from launcher.hardware.devices import detect_hardware
 
             hardware = detect_hardware("auto" if answers["accelerator"] != "cpu" else "cpu", 0)
         notes += [*_check_precision(answers, hardware), *_check_devices(answers, hardware)]
     return tuple(notes)
-
-
-def _depends_on_hardware(answers: Mapping[str, Any]) -> bool:
-    return bool(
-        answers["use_mixed_precision"]
-        or answers["precision"] not in (None, AUTO)
-        or answers["accelerator"] not in (None, AUTO, "cpu")
-        or answers["devices"] not in (None, AUTO, 1)
-    )
 
 
 def _check_contradiction(answers: Mapping[str, Any]) -> list[Problem]:
@@ -78,6 +75,6 @@ def _check_devices(answers: Mapping[str, Any], hardware: Hardware) -> list[Probl
         message = f"given {accelerator}, but this machine has none: `fit` works only on a machine that has one"
         return [Problem("accelerator", message)]
     if kind != "cpu" and isinstance(devices, int) and devices > count:
-        message = f"given {devices}, but this machine has {count}: `fit` needs a machine with as many"
+        message = f"given {devices}, but this machine has {count}: `fit` needs a machine with at least as many"
         return [Problem("devices", message)]
     return []

@@ -1,4 +1,4 @@
-"""Asks a person: with arrow keys, or line by line on a terminal that cannot move its cursor."""
+"""Asks the user: with arrow keys, or line by line on a terminal that cannot move its cursor."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TerminalPrompter:
 
         # By position: for a choice with the value None, questionary returns the title.
         lines = [questionary.Choice(choice.title, value=number) for number, choice in enumerate(choices)]
-        start = lines[_position(choices, default)]
+        start = lines[_find_position(choices, default)]
         return choices[questionary.select(message, choices=lines, default=start, instruction=" ").unsafe_ask()].value
 
     def confirm(self, message: str, default: bool = True) -> bool:
@@ -66,11 +66,7 @@ class TerminalPrompter:
 
 
 class PlainPrompter:
-    """Numbered lists and whole lines, through rich: works on any terminal.
-
-    Args:
-        console: shows the questions; the answers are read from standard input.
-    """
+    """Numbered lists and lines of text, through rich: works on any terminal. Reads answers from standard input."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -86,7 +82,7 @@ class PlainPrompter:
         numbers = [str(number) for number in range(1, len(choices) + 1)]
         lines = [message, *(f"  {number}  {choice.title}" for number, choice in zip(numbers, choices, strict=True))]
         self._console.print("\n".join(lines), markup=False, highlight=False)
-        start = numbers[_position(choices, default)]
+        start = numbers[_find_position(choices, default)]
         ask = f"number, 1 to {len(choices)}"
         answer = Prompt.ask(ask, console=self._console, choices=numbers, show_choices=False, default=start)
         return choices[int(answer) - 1].value
@@ -96,15 +92,11 @@ class PlainPrompter:
         return Confirm.ask(Text(message), console=self._console, default=default)
 
 
-def _position(choices: Sequence[Choice], default: Any) -> int:
+def _find_position(choices: Sequence[Choice], default: Any) -> int:
     """The position of the default; 0 if it is not among the choices."""
     return next((number for number, choice in enumerate(choices) if choice.value == default), 0)
 
 
 def make_prompter(env: Mapping[str, str]) -> Prompter:
-    """The prompter for this terminal.
-
-    Args:
-        env: the environment; TERM names the kind of terminal.
-    """
+    """The prompter for the kind of terminal that TERM names."""
     return PlainPrompter(make_console()) if env.get("TERM", "") in _PLAIN_TERMINALS else TerminalPrompter()

@@ -24,15 +24,11 @@ from strategies.precision import Precision
 from strategies.registry import AUTO, list_strategies
 from strategies.units import format_bytes
 
+_Part = Literal["model", "data"]
+
 
 class WizardSession:
-    """What the questions share: the prompter, the screen, and facts of the machine.
-
-    Args:
-        prompter: asks the questions.
-        console: shows everything else.
-        detect: reads facts of the machine; called once, when first needed.
-    """
+    """What the questions share: the prompter, the screen, and facts of the machine, read when first needed."""
 
     def __init__(self, prompter: Prompter, console: Console, detect: Callable[[], MachineFacts]) -> None:
         self.prompter = prompter
@@ -60,8 +56,6 @@ class ValueQuestion:
     """A question for one value.
 
     Attributes:
-        name: of the answer.
-        message: the question.
         default: the answer that keeps the default of the config.
         is_text: whether digits stay text.
         most: largest number; None for no limit.
@@ -92,10 +86,9 @@ def ask_hardware(config: WizardConfig, session: WizardSession) -> WizardConfig:
     """Preset, partition, ranks on each node, nodes."""
     machine = session.machine
     device = machine.hardware.device
-    session.show(
-        f"{machine.host}: {machine.hardware.local_device_count} x {device.name} ({device.kind}), "
-        f"{format_bytes(device.memory_bytes)}, native {', '.join(device.native_dtypes)}"
-    )
+    devices = f"{machine.hardware.local_device_count} x {device.name} ({device.kind})"
+    native = ", ".join(device.native_dtypes)
+    session.show(f"{machine.host}: {devices}, {format_bytes(device.memory_bytes)}, native {native}")
     for remark in machine.remarks:
         session.show(remark, style="yellow")
     none = Choice(None, "no preset")
@@ -122,9 +115,8 @@ def ask_precision_and_strategy(config: WizardConfig, session: WizardSession) -> 
         strategies.insert(0, Choice(AUTO, "auto: the launcher chooses, and gives its reasons"))
         strategy = session.prompter.select("Strategy", strategies, config.strategy or AUTO)
         config = _with_answer(config, "strategy", strategy, default="auto")
-        if show_plan(config, session) or not session.prompter.confirm(
-            "There is no such plan for this machine. Answer again?"
-        ):
+        question = "There is no plan for these answers on this machine. Answer again?"
+        if show_plan(config, session) or not session.prompter.confirm(question):
             return config
 
 
@@ -188,9 +180,7 @@ def _ask_partition(config: WizardConfig, session: WizardSession, partitions: tup
     return session.prompter.select("SLURM partition", choices, current)
 
 
-def _ask_class(
-    config: WizardConfig, session: WizardSession, part: Literal["model", "data"], message: str
-) -> WizardConfig:
+def _ask_class(config: WizardConfig, session: WizardSession, part: _Part, message: str) -> WizardConfig:
     """Import path, then arguments; asks each until it is valid."""
     from launcher.user_code.inspection import class_problems, signature_of
 
@@ -199,8 +189,7 @@ def _ask_class(
         typed = session.prompter.text(message, typed).strip()
         if not typed:
             return config.with_answers(**{part: None, f"{part}_args": None})
-        same = typed == getattr(config, part)
-        given = getattr(config, f"{part}_args") if same else None
+        given = getattr(config, f"{part}_args") if typed == getattr(config, part) else None
         config_with = config.with_answers(**{part: typed, f"{part}_args": given})
         errors = _find_errors(part, typed)
         if not errors:
@@ -216,11 +205,12 @@ def _ask_class(
             return answered
 
 
-def _ask_arguments(config: WizardConfig, session: WizardSession, part: Literal["model", "data"]) -> WizardConfig | None:
+def _ask_arguments(config: WizardConfig, session: WizardSession, part: _Part) -> WizardConfig | None:
     """Arguments of the constructor; None if the user wants to name another class."""
     from launcher.user_code.inspection import ModelCountError, class_problems, count_parameters
 
-    typed = json.dumps(getattr(config, f"{part}_args"), ensure_ascii=False) if getattr(config, f"{part}_args") else ""
+    given = getattr(config, f"{part}_args")
+    typed = json.dumps(given, ensure_ascii=False) if given else ""
     while True:
         typed = session.prompter.text("Its arguments, as in lr: 1e-4, width: 8 (empty: defaults)", typed).strip()
         try:
@@ -276,15 +266,13 @@ def _ask_value(config: WizardConfig, session: WizardSession, question: ValueQues
 def _with_answer(config: WizardConfig, name: str, value: Any, *, default: Any) -> WizardConfig:
     """The config with one answer. One that only confirms the default or the preset is not stored."""
     current = getattr(config, name)
-    return (
-        config if value == current or (current is None and value == default) else config.with_answers(**{name: value})
-    )
+    is_same = value == current or (current is None and value == default)
+    return config if is_same else config.with_answers(**{name: value})
 
 
 def _find_errors(name: str, value: Any) -> list[Problem]:
     """Problems of one answer alone."""
-    alone = WizardConfig(**{name: value})
-    return [problem for problem in alone.errors() if problem.path == name]
+    return [problem for problem in WizardConfig(**{name: value}).errors() if problem.path == name]
 
 
 def _only_classes(config: WizardConfig) -> RunConfig:

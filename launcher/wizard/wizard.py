@@ -29,7 +29,7 @@ class SetupWizard:
     Args:
         prompter: asks the questions; default: on the terminal of this process.
         console: shows everything else.
-        detect: reads facts of the machine; called once, when first needed.
+        look: reads facts of the machine; called once, when first needed.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class SetupWizard:
         prompter: Prompter | None = None,
         *,
         console: Console | None = None,
-        detect: Callable[[], MachineFacts] = detect_machine,
+        look: Callable[[], MachineFacts] = detect_machine,
     ) -> None:
-        self._session = WizardSession(prompter or make_prompter(os.environ), console or make_console(), detect)
+        self._session = WizardSession(prompter or make_prompter(os.environ), console or make_console(), look)
 
     def run(self, start: WizardConfig | None = None) -> WizardConfig | None:
         """Ask all questions; writes nothing.

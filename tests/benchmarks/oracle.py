@@ -62,7 +62,7 @@ class Pair:
     estimates: dict[str, int]
 
 
-def profile_of(family: str, batch_size: int, precision: str = "32-true") -> ModelProfile:
+def trace_profile(family: str, batch_size: int, precision: str = "32-true") -> ModelProfile:
     """The profile that `launcher.planning.profile` makes of a user's module."""
     import torch
 
@@ -102,7 +102,7 @@ def compare_memory(context: ForkServerContext, options: argparse.Namespace) -> N
     errors: dict[bool, list[float]] = {False: [], True: []}
     theirs: dict[bool, list[float]] = {False: [], True: []}
     for family in options.families:
-        found = plan(profile_of(family, options.batch, options.precision), 1 << 40, options.precision)
+        found = plan(trace_profile(family, options.batch, options.precision), 1 << 40, options.precision)
         for candidate in CANDIDATES:
             case = Case(family, candidate, options.batch, precision=options.precision, steps=3)
             outcome = measure(context, case)
@@ -139,7 +139,7 @@ def limits(needs: Sequence[int]) -> list[int]:
 
 def run_pairs(context: ForkServerContext, family: str, batch_size: int) -> list[Pair]:
     """All pairs of a family."""
-    profile = profile_of(family, batch_size)
+    profile = trace_profile(family, batch_size)
 
     def case(candidate: StrategyEntry, limit: int | None) -> Case:
         return Case(family, candidate, batch_size, limit_bytes=limit, steps=3)

@@ -140,7 +140,10 @@ def test_a_batch_norm_trains_in_16_bits_with_its_statistics_in_fp32(tmp_path: Pa
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("TwoOptimizers", "DeepSpeed takes one optimizer, TwoOptimizers.configure_optimizers gave several; return one"),
+        (
+            "TwoOptimizers",
+            "DeepSpeed takes one optimizer, but TwoOptimizers.configure_optimizers returned several; return one",
+        ),
         (
             "ByHand",
             "ByHand optimizes by hand (automatic_optimization is False), which deepspeed_stage_1 does not",

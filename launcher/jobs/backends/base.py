@@ -1,8 +1,7 @@
 """The abstract base of the job back ends.
 
-A back end starts a job and returns its record. The launcher keeps the record in the run's `submissions/`, and passes it
-back to the back end to ask for the job's status or to cancel it. The record's `output` lists the files of the job's own
-output, as patterns relative to the submission's folder; `launcher logs` shows them if no rank has started.
+A back end starts a job and returns its record, which the launcher keeps in the submission's folder and passes to the
+other methods. The record's `output` lists the files of the job's own output, as patterns relative to that folder.
 """
 
 from __future__ import annotations
@@ -28,11 +27,10 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What a back end knows about a job.
+    """The status of a job, by its back end.
 
     Attributes:
-        state: `ended` if the back end does not know the result, `unknown` if it cannot see the job from this machine;
-            the run's events then decide.
+        state: `ended` without a known result, `unknown` on another machine; the run's events then decide.
         detail: why the job waits, where it runs, or how it ended.
     """
 
@@ -47,24 +45,14 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job that a back end has taken.
-
-    Attributes:
-        record: what the back end needs to find the job again.
-        message: one line for the user.
-    """
+    """A job that a back end has accepted: its record, and one line for the user."""
 
     record: Record
     message: str
 
 
 class JobBackend(ABC):
-    """A place where jobs run.
-
-    Attributes:
-        name: what `--cluster` takes, and `cluster` in records.
-        summary: a short text for the help.
-    """
+    """A place where jobs run. `name` is the value of `--cluster` and of `cluster` in records; help shows `summary`."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -82,7 +70,7 @@ class JobBackend(ABC):
         """Start or queue `submission.command` in the folder `cwd`.
 
         Raises:
-            QueueError: the job was not taken.
+            QueueError: the job was refused.
         """
 
     @abstractmethod
@@ -118,12 +106,10 @@ class JobBackend(ABC):
         del sweep
 
     def submit_sweep(self, sweep: SweepSubmission, cwd: Path) -> str:
-        """Submit the chosen members and write their records; returns one line for the user.
-
-        By default, each member is a job of its own.
+        """Submit the chosen members, by default one job each, and write their records; returns one line for the user.
 
         Raises:
-            QueueError: a job was not taken; the others are cancelled.
+            QueueError: a job was refused; the others are cancelled.
         """
         submitted: list[Record] = []
         try:
@@ -132,19 +118,15 @@ class JobBackend(ABC):
                 submitted.append(job.record)
                 write_record(each.folder, self.name, **job.record)
             write_array(sweep.folder, cluster=self.name, indices=list(sweep.choice.indices))
-        except BaseException:  # also Ctrl-C: no job stays that the sweep does not know; raised again
+        except BaseException:  # also Ctrl-C: no job remains that the sweep does not know; raised again
             for record in submitted:
                 with contextlib.suppress(QueueError):
                     self.cancel(record)
             raise
-        return f"{len(submitted)} jobs are submitted"
+        return f"{len(submitted)} jobs were submitted"
 
     def cancel_sweep(self, array: Record, members: Sequence[Record]) -> list[str]:
-        """Stop the jobs of one submission of a sweep; returns lines for the user.
-
-        Args:
-            array: record of the submission, from `write_array`.
-            members: the newest record of each of its members.
+        """Stop the jobs of one submission of a sweep, given its and its members' records; returns lines for the user.
 
         Raises:
             QueueError: a job cannot be stopped.
@@ -156,20 +138,15 @@ class JobBackend(ABC):
 
 @contextlib.contextmanager
 def cancel_on_error(backend: JobBackend, folder: Path, find_record: Callable[[], Record | None]) -> Generator[None]:
-    """Cancel a job that was taken but cannot be recorded.
-
-    Args:
-        backend: that takes the job.
-        folder: of the submission.
-        find_record: the record of the job; None as long as it was not taken.
+    """Cancel a job that was accepted but cannot be recorded. `find_record` returns None until a job was accepted.
 
     Raises:
         SubmitError: the disk is full or read-only; the job is cancelled.
-        QueueError: the job was taken, but can neither be recorded nor cancelled.
+        QueueError: the job was accepted, but can neither be recorded nor cancelled.
     """
     try:
         yield
-    except BaseException as error:  # also Ctrl-C: no job stays that has no record; raised again
+    except BaseException as error:  # also Ctrl-C: no job remains without a record; raised again
         record, outcome = find_record(), ""
         if record is not None:
             job = backend.describe(record)
@@ -177,10 +154,10 @@ def cancel_on_error(backend: JobBackend, folder: Path, find_record: Callable[[],
                 backend.cancel(record)
             except QueueError as failed:
                 raise QueueError(
-                    f"job {job} was taken, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); "
-                    "cancel it by hand"
+                    f"job {job} was accepted, but cannot be recorded in {folder} ({error}) or cancelled ({failed}); "
+                    "cancel it manually"
                 ) from error
-            outcome = f"; job {job} was taken and is now cancelled"
+            outcome = f"; job {job} was accepted and is now cancelled"
         if isinstance(error, OSError):
             raise disk_error(folder, error, outcome) from error
         if outcome and isinstance(error, QueueError):

@@ -27,7 +27,7 @@ class LocalBackend(JobBackend):
     summary = "in the background on this machine"
 
     def check(self, job: SlurmJob) -> None:
-        """One machine has one node."""
+        """Refuse several nodes."""
         if job.nodes > 1:
             raise SubmitError(
                 [Problem("--nodes", f"given {job.nodes}, but --cluster local is one machine; leave out --nodes")]
@@ -55,7 +55,7 @@ class LocalBackend(JobBackend):
         return f"process {process['pid']} runs {len(members)} members in the background"
 
     def statuses(self, records: Sequence[Record]) -> list[JobStatus]:
-        """Look at the processes, and at who holds the run directories."""
+        """Check the processes, and the owners of the run directories."""
         return [_status(record) for record in records]
 
     def cancel(self, record: Record) -> str:
@@ -68,9 +68,9 @@ class LocalBackend(JobBackend):
         pid = record.get("pid")
         if not pid or not request_stop(pid, record.get("started")):
             raise QueueError(
-                f"process {pid} does not run on this machine; send SIGTERM to the process that trains, to save and stop"
+                f"process {pid} does not run on this machine; to save and stop, send SIGTERM to the process that trains"
             )
-        return f"process {pid} is asked to save and stop"
+        return f"process {pid} was asked to save and stop"
 
     def cancel_sweep(self, array: Record, members: Sequence[Record]) -> list[str]:
         """Send SIGTERM to the process that runs the members, unless it has ended."""
@@ -86,15 +86,14 @@ class LocalBackend(JobBackend):
 
 def read_directory_status(run: Path) -> JobStatus:
     """The status of a run by the owner of its directory, for runs that were not submitted."""
-    return {"running": JobStatus("running"), "unknown": JobStatus("unknown")}.get(
-        read_owner(run)[1], JobStatus("ended")
-    )
+    state = read_owner(run)[1]
+    return JobStatus(state if state in ("running", "unknown") else "ended")
 
 
 def _status(record: Record) -> JobStatus:
     if record.get("waits_in"):
         if _is_running(read_array_record(Path(record["waits_in"]))):
-            return JobStatus("queued", "waits for its turn")
+            return JobStatus("queued", "waits for earlier members")
         return JobStatus("ended", "its sweep ended before it started")
     return JobStatus("running") if _is_running(record) else read_directory_status(_run_of(record))
 

@@ -22,11 +22,7 @@ _POLL_SECONDS = 0.2
 
 
 class LocalSweep:
-    """The members, one process each.
-
-    Args:
-        folder: of the submission; its record lists the members and how many run at once.
-    """
+    """The members, one process each, as the record in the submission's folder lists them."""
 
     def __init__(self, folder: Path) -> None:
         record = read_array_record(folder)

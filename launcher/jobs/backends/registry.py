@@ -33,5 +33,5 @@ def find_backend(name: object) -> JobBackend:
     """
     backend = _BACKENDS.get(str(name))
     if backend is None:
-        raise QueueError(f"there is no job back end {name!r} here; valid: {', '.join(_BACKENDS)}")
+        raise QueueError(f"unknown job back end {name!r}; valid are {', '.join(_BACKENDS)}")
     return backend

@@ -43,18 +43,18 @@ class SlurmBackend(JobBackend):
     summary = "on the SLURM cluster"
 
     def check(self, job: SlurmJob) -> None:
-        """Jobs are submitted with sbatch."""
+        """Refuse a machine without sbatch."""
         del job
         if not has_slurm():
             raise SubmitError([Problem("--cluster", "given slurm, but there is no sbatch on this machine; submit from "
                                        "a login node, or use --cluster local")])  # fmt: skip
 
     def check_sweep(self, choice: ArrayChoice) -> None:
-        """A job array has at most MaxArraySize members."""
+        """Refuse more members than a job array can have (MaxArraySize)."""
         size, last = read_max_array_size(), choice.indices[-1]
         if size is not None and last >= size:
             raise SubmitError([Problem("--sweep", f"its last member is number {last}, and this cluster's arrays end at "
-                                       f"{size - 1} (MaxArraySize); sweep less at once")])  # fmt: skip
+                                       f"{size - 1} (MaxArraySize); submit smaller sweeps")])  # fmt: skip
 
     def render(self, submission: Submission) -> str:
         """The script that sbatch gets, byte for byte."""
@@ -126,7 +126,7 @@ class SlurmBackend(JobBackend):
 
     @contextlib.contextmanager
     def _submitting(self, executor: JobExecutor, folder: Path, kind: str) -> Generator[None]:
-        """Turn submitit's errors into ours, and cancel a job that sbatch took before the error."""
+        """Translate submitit's errors, and cancel a job that sbatch accepted before the error."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         with cancel_on_error(self, folder, lambda: _record_of(executor)):
@@ -156,7 +156,7 @@ def _record_of(executor: JobExecutor) -> Record | None:
 
 
 def _array_of(job_id: str) -> str | None:
-    """42 of the member 42_7; None for a job of its own."""
+    """The array 42 of the member 42_7; None for a job outside of arrays."""
     array, separator, _ = job_id.partition("_")
     return array if separator else None
 
@@ -175,7 +175,7 @@ def _array_executor(sweep: SweepSubmission) -> ArrayExecutor:
 
 
 def _fit_request(submission: Submission, cwd: Path) -> FitRequest:
-    """What the nodes get of a submission; `cwd` is the folder with the user's code."""
+    """The request for the nodes; `cwd` is the folder with the user's code."""
     from slurm.task import FitRequest
 
     return FitRequest(

@@ -158,7 +158,7 @@ def test_the_guess_counts_the_visible_gpus_of_the_driver(
 
 
 def test_two_different_numbers_of_ranks_are_rejected() -> None:
-    with pytest.raises(TopologyError, match="--nproc-per-node gives 4 ranks here, but devices is 2"):
+    with pytest.raises(TopologyError, match="--nproc-per-node 4, but devices is 2"):
         count_requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
 
 

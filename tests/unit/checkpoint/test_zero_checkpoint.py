@@ -190,11 +190,11 @@ class TestOptimizers:
 
     def test_several_or_no_optimizers_are_refused(self) -> None:
         one = torch.optim.SGD(self.parameters(), 0.1)
-        with pytest.raises(StrategyError, match=r"takes one optimizer, .* gave SGD, SGD"):
+        with pytest.raises(StrategyError, match=r"takes one optimizer, .* returned SGD, SGD"):
             check_optimizers([one, one], 0, "Mine")
-        with pytest.raises(StrategyError, match="gave none"):
+        with pytest.raises(StrategyError, match="returned none"):
             check_optimizers([], 0, "Mine")
-        with pytest.raises(StrategyError, match=r"one learning rate scheduler, .* gave 2"):
+        with pytest.raises(StrategyError, match=r"one learning rate scheduler, .* returned 2"):
             check_optimizers([one], 2, "Mine")
 
     @pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD", "Adagrad", "RMSprop", "NAdam"])

@@ -21,7 +21,7 @@ RAISED = {
 } - {"TrainingError", "OutOfMemoryError", "Interrupted"}  # fmt: skip
 # Messages whose advice is inserted from a table.
 INSERTED = {"cannot differ: {}", "not supported here; {}", "{} holds runs and is none itself; {}",
-            "{} takes no {}; {}", "given {}; {}", "no plan meets the config:\n{}"}  # fmt: skip
+            "{} takes no {}; {}", "{} takes no {}; {}{}", "given {}; {}", "no plan meets the config:\n{}"}  # fmt: skip
 # Advice: an order, the valid values, or a guess at the intended value.
 NEXT = re.compile(
     r"\b(add|ask|begin|cancel|check|choose|correct|did you mean|allocate|destroy|end|expected|free|give|go on|install|"

@@ -181,7 +181,7 @@ def test_a_total_batch_without_a_global_batch_size_is_rejected() -> None:
     [
         ({"stage": 0}, "use `strategy: ddp`"),
         ({"offload_optimizer": {"device": "cpu"}}, "use `strategy: deepspeed_stage_2_offload`"),
-        ({"offload_param": {"device": "cpu"}}, "parameters are offloaded in stage 3 alone"),
+        ({"offload_param": {"device": "cpu"}}, "only stage 3 offloads parameters"),
         ({"stage": 1}, "given stage 1, but the strategy is deepspeed_stage_2; use `strategy: deepspeed_stage_1`"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The built-in demo: its text and model fit each other, and its yardstick is an honest one."""
+"""The built-in demo: text and model fit together, and the bigram baseline is correct."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_accounting_that_is_missing_fails_or_hangs_is_reported() -> None:
         return read_slurm(run)
 
     assert answer(subprocess.CompletedProcess([], 0, "", "")) == SlurmFacts((23, 11, 4), "")
-    assert answer(FileNotFoundError()).accounting == "there is no sacct"
+    assert answer(FileNotFoundError()).accounting == "sacct is not installed"
     assert answer(subprocess.TimeoutExpired("sacct", 10)).accounting == "sacct did not answer within 10 s"
     assert answer(PermissionError("no")).accounting == "sacct could not be run: no"
     disabled = subprocess.CompletedProcess([], 1, "", "Slurm accounting storage is disabled\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor import gpu_probe
+from launcher.doctor import gpu_probe, gpus
 from launcher.doctor.gpus import DetectedGpu, GpuFacts, Link, gpu_findings, has_kernels
 
 GIB = 2**30
@@ -64,7 +64,7 @@ def test_a_driver_of_the_same_major_version_runs_a_later_minor_one() -> None:
 )
 def test_a_driver_that_is_too_old_for_torch(driver: str, supported: tuple[int, int], cuda: str, needs: str) -> None:
     facts = machine(
-        count=0, driver=driver, driver_cuda=supported, torch_cuda=cuda, complaint="The NVIDIA driver is too old"
+        count=0, driver=driver, driver_cuda=supported, torch_cuda=cuda, error="The NVIDIA driver is too old"
     )
     ((name, status, found, advice),) = all_lines(facts)
     assert (name, status) == ("CUDA", "failure")
@@ -82,10 +82,10 @@ def test_a_driver_of_unknown_version_is_judged_by_its_cuda() -> None:
     [
         ({"torch": "2.10.0+cpu", "torch_cuda": None}, "failure", "is a build without CUDA",
          "install a CUDA build of torch"),
-        ({"complaint": "Failed to initialize NVML: Driver/library version mismatch"}, "failure", "version mismatch",
+        ({"error": "Failed to initialize NVML: Driver/library version mismatch"}, "failure", "version mismatch",
          "reboot"),
         ({"hidden_by": ""}, "warning", "CUDA_VISIBLE_DEVICES='' leaves no GPU", "unset it"),
-        ({"complaint": "CUDA unknown error"}, "failure", "but torch sees no GPU: CUDA unknown error", "--gpus all"),
+        ({"error": "CUDA unknown error"}, "failure", "but torch sees no GPU: CUDA unknown error", "--gpus all"),
     ],
 )  # fmt: skip
 def test_no_gpu_is_seen(more: dict[str, object], status: str, found: str, advice: str) -> None:
@@ -206,17 +206,17 @@ def test_a_driver_that_hangs_or_kills_the_probe_is_reported(tmp_path: Path, monk
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(TimeoutError, match=r"the NVIDIA driver did not answer within 0\.2 s"):
-        gpu_probe.probe_gpus(0.2)
+        gpus.probe_gpus(0.2)
     program.write_text("#!/bin/sh\necho noise; echo 'Xid 79: GPU has fallen off the bus' >&2; exit 3\n")
     with pytest.raises(RuntimeError, match="exit code 3: Xid 79: GPU has fallen off the bus"):
-        gpu_probe.probe_gpus(30)
+        gpus.probe_gpus(30)
 
 
 @pytest.mark.slow
 def test_the_probe_reads_this_machine() -> None:
     import torch
 
-    facts = gpu_probe.probe_gpus(120)
+    facts = gpus.probe_gpus(120)
     assert facts.torch == torch.__version__
     assert facts.torch_cuda == torch.version.cuda
     assert len(facts.gpus) == torch.cuda.device_count()

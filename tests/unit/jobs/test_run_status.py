@@ -257,12 +257,12 @@ def test_cancel_reports_a_process_that_no_back_end_started(
     opened = open_run_directory(config(tmp_path / "runs", name="it"))
     assert cli.run(["cancel", "it"]) == 1
     process = f"process {os.getpid()} on {os.uname().nodename}"
-    assert f"error: run 'it' was not submitted; {process} trains it; use Ctrl-C there" in capsys.readouterr().err
+    assert f"run 'it' was not submitted; {process} trains it; to save and stop, use Ctrl-C" in capsys.readouterr().err
     folder = opened.path / "submissions" / "1"
     folder.mkdir(parents=True)
     (folder / "submission.json").write_text(json.dumps({"cluster": "local", "pid": 0, "started": 1}))
     assert cli.run(["cancel", "it"]) == 1
-    assert "process 0 does not run on this machine; send SIGTERM" in capsys.readouterr().err
+    assert "process 0 does not run on this machine; to save and stop, send SIGTERM" in capsys.readouterr().err
     opened.release()
     assert cli.run(["cancel", "it"]) == 0
 

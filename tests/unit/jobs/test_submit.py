@@ -76,7 +76,7 @@ def test_the_submission_is_private_and_prints_the_next_commands(cwd: Path, slurm
     # The job inherits the user's umask.
     assert (slurm.folder / "umask").read_text() == oct(0o027)
     assert "job 42 is queued\nrun it: launcher status it, logs, cancel\n" in output
-    assert "this is no git repository, so the code is not copied" in output
+    assert "this is not a git repository, so the code is not copied" in output
     for path in (cwd / "runs/it", *(cwd / "runs/it").rglob("*")):
         assert path.is_symlink() or path.stat().st_mode & 0o077 == 0, path
     config = (cwd / "runs/it/submissions/1/config.yaml").read_text()
@@ -164,7 +164,7 @@ def test_nothing_is_queued_if_the_run_directory_cannot_be_created(
 ) -> None:
     (cwd / "file").write_text("not a folder")
     ended = submit(cwd, slurm, *JOB, *sweep, "--runs_dir", place, "--no-snapshot").check(2)
-    assert "cannot be created" in ended.output
+    assert "cannot be written" in ended.output
     assert "where you may write" in ended.output
     assert "Traceback" not in ended.output
     assert slurm.calls("sbatch") == []
@@ -179,15 +179,15 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(tmp_path: Path, slurm: Stand
         sbatch = slurm.folder / "sbatch"
         sbatch.write_text(f"#!/bin/sh\ncat /dev/zero > {disk}/filler 2>/dev/null\necho Submitted batch job 42\n")
         ended = submit(disk, slurm, "--no-snapshot", *more).check(2)
-        assert "No space left on device; job slurm 42 was taken and is now cancelled; choose" in ended.output
+        assert "No space left on device; job slurm 42 was accepted and is now cancelled; choose" in ended.output
         assert slurm.calls("scancel") == [["42"]]
         assert [path.name for path in disk.iterdir()] == ["filler"]
 
         (disk / "filler").unlink()
         slurm.answer(scancel=(1, "", "scancel: error: Access denied"))
         ended = submit(disk, slurm, "--no-snapshot", *more).check(1)
-        assert "job slurm 42 was taken, but cannot be recorded" in ended.output
-        assert ended.output.endswith("(scancel: scancel: error: Access denied); cancel it by hand\n")
+        assert "job slurm 42 was accepted, but cannot be recorded" in ended.output
+        assert ended.output.endswith("(scancel: scancel: error: Access denied); cancel it manually\n")
 
 
 def test_on_a_full_or_read_only_disk_nothing_is_queued_and_no_file_is_lost(tmp_path: Path, slurm: StandIns) -> None:

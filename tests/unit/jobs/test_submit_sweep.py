@@ -116,7 +116,7 @@ def test_a_sweep_changes_no_existing_files_of_its_name(cwd: Path, slurm: StandIn
     launch("submit", cwd, slurm, "--model", "my_pkg.Model", "--name", "queued", "--no-snapshot").check()
     model = ("--model", "my_pkg.Model", "--no-snapshot")
     ended = launch("submit", cwd, slurm, *model, "--name", "queued", "--sweep", "seed=1").check(2)
-    assert "is a run already" in ended.output
+    assert "is already a run" in ended.output
 
     launch("submit", cwd, slurm, *model, "--name", "s", "--sweep", "seed=1,2").check()
     slurm.answer(squeue=(0, "", ""), sacct=(0, "CANCELLED|0:15|n1|42_1\n", ""))

@@ -76,7 +76,7 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_equal_members_are_reported() -> None:
-    assert problems([f"{LR}=1,1"]) == ["--sweep: two members are the same, remove one: lr=1"]
+    assert problems([f"{LR}=1,1"]) == ["--sweep: two members are equal; remove one: lr=1"]
 
 
 @pytest.mark.parametrize("text", ["1", "{a: 1}", "[]", "- 3", "- {}"])

@@ -136,7 +136,7 @@ def test_a_sweep_is_a_job_for_each_member(queue: FileQueue, launch: Any) -> None
     out, err = launch("submit", *MODEL, "--sweep", "seed=1,2,3", "--dry-run")
     assert (out, "it-2: seed=3" in err) == ("", True)
     out, _ = launch("submit", *MODEL, "--sweep", "seed=1,2,3", "--array", "0,2")
-    assert out == "2 jobs are submitted\nsweep it: launcher status it, cancel\n"
+    assert out == "2 jobs were submitted\nsweep it: launcher status it, cancel\n"
     queue.set_state(1, "done")
     EventLog(Path("runs/it-0/events.jsonl"), 0).write("finished", step=5, metrics={"val_loss": 0.5})
     first, left_out, last = json.loads(launch("status", "it", "--json")[0])
@@ -169,7 +169,7 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(queue: FileQueue, launch: An
         return submit(submission, cwd)
 
     queue.submit = block_record  # type: ignore[method-assign]
-    assert "job mine 1 was taken and is now cancelled; choose" in launch("submit", *MODEL, code=2)[1]
+    assert "job mine 1 was accepted and is now cancelled; choose" in launch("submit", *MODEL, code=2)[1]
     assert (queue.folder / "1.state").read_text() == "cancelled"
 
 
@@ -178,5 +178,5 @@ def test_a_record_of_an_unknown_back_end_is_reported(queue: FileQueue, launch: A
     registry.unregister_backend(queue.name)
     status = json.loads(launch("status", "it", "--json")[0])
     assert (status["state"], status["job"]) == ("ended", "mine")
-    assert status["detail"] == "there is no job back end 'mine' here; valid: slurm, local"
+    assert status["detail"] == "unknown job back end 'mine'; valid are slurm, local"
     registry.register_backend(queue)

@@ -1,4 +1,4 @@
-"""DeepSpeed's variants by Lightning's names: chosen only where asked for, with the config that each means."""
+"""DeepSpeed's variants by Lightning's names: chosen only on request, with the config of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def choose(name: str, world: int = 2, kind: str = "cuda") -> Any:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_each_name_is_lightnings_with_lightnings_meaning(name: str) -> None:
+def test_variants_match_lightning_names_and_settings(name: str) -> None:
     meant = StrategyRegistry[name]["init_params"]
     variant = VARIANTS[name]
     assert variant.stage == meant["stage"]
@@ -36,34 +36,34 @@ def test_each_name_is_lightnings_with_lightnings_meaning(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
-def test_a_variant_that_was_asked_for_is_taken_and_explained(kind: str, backend: str) -> None:
+def test_requested_variant_is_chosen_with_reasons(kind: str, backend: str) -> None:
     choice = choose("deepspeed_stage_2", world=4, kind=kind)
     assert (choice.name, choice.backend) == ("deepspeed_stage_2", backend)
     assert "each rank keeps 1/4 of the optimizer's states, the gradients" in choice.reasons[1]
     assert any("debugging" in reason for reason in choice.reasons) == (kind == "cpu")
 
 
-def test_auto_never_takes_deepspeed_by_itself() -> None:
+def test_auto_does_not_choose_deepspeed_without_memory() -> None:
     assert choose("auto", world=8).name == "ddp"
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if not VARIANTS[n].offloads])
-def test_a_stage_without_other_ranks_is_refused(name: str) -> None:
+def test_stage_with_one_rank_is_rejected(name: str) -> None:
     with pytest.raises(StrategyError, match=rf"{name} shards .* but there is one rank; start several"):
         choose(name, world=1)
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if VARIANTS[n].offloads])
-def test_offload_is_of_use_to_one_rank_too(name: str) -> None:
+def test_offload_is_allowed_with_one_rank(name: str) -> None:
     assert choose(name, world=1).name == name
 
 
-def test_apples_gpu_cannot_run_deepspeed() -> None:
+def test_mps_cannot_run_deepspeed() -> None:
     with pytest.raises(StrategyError, match="Apple's GPU"):
         choose("deepspeed_stage_2_offload", world=1, kind="mps")
 
 
-def test_the_plan_holds_the_whole_config_and_comes_back_from_json() -> None:
+def test_plan_has_the_complete_deepspeed_config_and_survives_json() -> None:
     config = RunConfig(
         strategy="deepspeed_stage_2", global_batch_size=96, trainer=TrainerOptions(gradient_clip_val=0.5)
     )
@@ -77,20 +77,20 @@ def test_the_plan_holds_the_whole_config_and_comes_back_from_json() -> None:
     assert make_plan(RunConfig(), ranks(H100, H100)).deepspeed is None
 
 
-def test_batches_that_only_the_loader_knows_are_left_out() -> None:
+def test_batch_sizes_known_only_to_the_loader_are_omitted() -> None:
     plan = make_plan(RunConfig(strategy="deepspeed_stage_1"), ranks(CPU, CPU))
     assert plan.deepspeed is not None
     assert not {"train_batch_size", "train_micro_batch_size_per_gpu"} & set(plan.deepspeed)
 
 
-def test_a_laptops_buckets_are_small() -> None:
+def test_buckets_are_small_on_cpu() -> None:
     for kind, size in (("cpu", CPU_BUCKET), ("cuda", GPU_BUCKET)):
         zero = zero_config(VARIANTS["deepspeed_stage_3"], kind, PLANNED)["zero_optimization"]
         assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == size
         assert zero["overlap_comm"] == (kind == "cuda")
 
 
-def test_offload_says_where_and_takes_the_users_optimizer() -> None:
+def test_offload_config_sets_the_device_and_allows_the_user_optimizer() -> None:
     config = zero_config(VARIANTS["deepspeed_stage_3_offload_nvme"], "cuda", PLANNED)
     for part in ("offload_optimizer", "offload_param"):
         assert config["zero_optimization"][part] == {"device": "nvme", "pin_memory": True, "nvme_path": "/local_nvme"}
@@ -98,7 +98,7 @@ def test_offload_says_where_and_takes_the_users_optimizer() -> None:
     assert "zero_force_ds_cpu_optimizer" not in zero_config(VARIANTS["deepspeed_stage_2"], "cuda", PLANNED)
 
 
-def test_what_deepspeed_cannot_do_is_told_together_with_the_rest() -> None:
+def test_deepspeed_problems_are_reported_with_all_others() -> None:
     config = RunConfig(
         strategy="deepspeed_stage_2",
         precision="64-true",
@@ -106,7 +106,7 @@ def test_what_deepspeed_cannot_do_is_told_together_with_the_rest() -> None:
         trainer=TrainerOptions(gradient_clip_val=1.0, gradient_clip_algorithm="value"),
     )
     text = refusal(config, ranks(CPU, CPU))
-    for part in ("global_batch_size 5 cannot", "use `strategy: ddp` for 64-true", "by their norm alone"):
+    for part in ("global_batch_size 5 cannot", "use `strategy: ddp` for 64-true", "only by their norm"):
         assert part in text
     with pytest.raises(PlanError, match="there is one rank"):
         make_plan(RunConfig(strategy="deepspeed_stage_3"), ranks(H100))

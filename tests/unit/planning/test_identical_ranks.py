@@ -1,4 +1,4 @@
-"""Ranks that are alike are planned for as one, whatever their number, in the words that each alone would get."""
+"""Identical ranks are planned as one record, with the same result as separate records."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def first_of(device: Any, local: int, **versions: str | None) -> RankFacts:
     return dataclasses.replace(one, local_world_size=local, hardware=hardware)
 
 
-def said(config: RunConfig, agreement: Agreement) -> Any:
+def plan_or_error(config: RunConfig, agreement: Agreement) -> Any:
     try:
         return make_plan(config, agreement)
     except PlanError as error:
         return str(error)
 
 
-def test_records_that_are_alike_are_made_when_asked_for() -> None:
+def test_repeated_records_are_created_on_access() -> None:
     ranks = RepeatedRecords("rank", 10, lambda first, place: f"{first} {place}")
     assert (len(ranks), ranks[0], ranks[3], ranks[-1], list(ranks[:2])) == (
         10, "rank", "rank 3", "rank 9", ["rank", "rank 1"],
@@ -57,15 +57,13 @@ def test_records_that_are_alike_are_made_when_asked_for() -> None:
     [{}, {"precision": "bf16-mixed"}, {"precision": "bf16-mixed", "precision_fallback": True}, {"use_amp": True},
      {"precision": "64-true"}, {"strategy": "deepspeed_stage_3_offload_nvme"}],
 )  # fmt: skip
-def test_one_record_for_all_gives_the_plan_that_a_record_of_each_gives(
-    count: int, device: Any, given: dict[str, Any]
-) -> None:
+def test_repeated_ranks_give_the_same_plan_as_separate_ranks(count: int, device: Any, given: dict[str, Any]) -> None:
     config = RunConfig(global_batch_size=96, **given)
     short = Agreement(make_identical_ranks(first_of(device, min(count, 8), ninja=None), count), assumed=True)
     whole = dataclasses.replace(short, facts=tuple(short.facts))
     assert [f.rank for f in whole.facts] == list(range(count))
     assert [f.node_rank for f in whole.facts] == [rank // 8 for rank in range(count)]
-    assert said(config, short) == said(config, whole)
+    assert plan_or_error(config, short) == plan_or_error(config, whole)
     assert list(short.capabilities()) == list(whole.capabilities())
     assert (short.hosts, short.num_nodes, short.world_size) == (whole.hosts, whole.num_nodes, whole.world_size)
     assert machine_of(short, Precision.FP32_TRUE) == machine_of(whole, Precision.FP32_TRUE)
@@ -73,7 +71,7 @@ def test_one_record_for_all_gives_the_plan_that_a_record_of_each_gives(
 
 @pytest.mark.parametrize("given", [{}, {"precision": "bf16-mixed"}, {"use_amp": True}])
 @pytest.mark.parametrize("device", [CPU, H100, V100])
-def test_a_million_ranks_are_not_made_one_by_one(
+def test_million_ranks_are_not_created_one_by_one(
     device: Any, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
@@ -89,5 +87,5 @@ def test_a_million_ranks_are_not_made_one_by_one(
     plan = make_plan(config, agreement)
     machine_of(agreement, Precision.FP32_TRUE)
     assert (plan.world_size, plan.num_nodes, sum(plan.devices.values())) == (1_000_000, 1000, 1_000_000)
-    # The last one's node, and those that a reason names.
+    # The node of the last rank, and the ranks that a reason names.
     assert len(made) < 50

@@ -1,4 +1,4 @@
-"""The plan with memory: profiles of real modules, choices on ranks that are only described, and what a user sees."""
+"""The plan with memory: profiles of real modules, choices on described ranks, and the printed output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from launcher.planning.memory import list_splits, machine_of, plan_with_memory, 
 from launcher.planning.oom import is_out_of_memory, out_of_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.plot import memory_by_gpus, plot_memory
-from launcher.planning.profile import first_batch, profile_model, resized, samples_in
+from launcher.planning.profile import count_samples, profile_model, read_first_batch, resize_batch
 from launcher.planning.table import print_memory, print_plan
 from launcher.process.activity import current_activity
 from launcher.user_code.classes import import_classes
@@ -48,7 +48,7 @@ Last error:
 
 
 class ReadsNumbers(Toy):
-    """A step that looks at values, which fake tensors do not have."""
+    """A step that reads values, which fake tensors do not have."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -114,7 +114,7 @@ def profiled(given: RunConfig, kind: str = "cpu", precision: Precision = Precisi
     return found
 
 
-def test_a_module_is_traced() -> None:
+def test_module_is_traced() -> None:
     found = profiled(config())
     assert (found.method, found.notes) == ("traced", ())
     assert found.model.numel == 8 * 16 + 16 + 16 + 1
@@ -122,31 +122,31 @@ def test_a_module_is_traced() -> None:
     assert found.plain == found.sharded
 
 
-def test_mixed_precision_is_traced_as_each_kind_of_strategy_computes_it() -> None:
+def test_mixed_precision_is_traced_with_autocast_and_with_cast() -> None:
     found = profiled(config(), precision=Precision.BF16_MIXED)
     assert found.plain != found.sharded
 
 
-def test_a_step_that_looks_at_values_is_measured_for_real_and_the_plan_says_why() -> None:
+def test_step_that_reads_values_is_measured_with_a_note() -> None:
     found = profiled(config(here("ReadsNumbers")))
     assert found.method == "probed"
     assert "could not be traced" in found.notes[0]
 
 
-def test_a_step_that_fails_is_bounded_from_above() -> None:
+def test_failing_step_gives_an_upper_bound() -> None:
     found, traced = profiled(config(here("Broken"))), profiled(config())
     assert found.method == "bound"
     assert "not today" in found.notes[0]
     assert found.plain[1].forward > traced.plain[1].forward
 
 
-def test_a_module_that_optimizes_by_hand_is_bounded_and_kept_from_zero() -> None:
+def test_manual_optimization_gives_a_bound_and_excludes_zero() -> None:
     found = profiled(config(here("ByHand")))
     assert found.method == "bound"
     assert "by hand" in (found.zero_obstacle or "")
 
 
-def test_a_module_that_cannot_be_made_has_no_profile_and_the_plan_is_made_without() -> None:
+def test_module_that_cannot_be_created_is_planned_without_a_profile() -> None:
     given = config(here("Unmakeable"))
     found = profile_model(given, import_classes(given), Precision.FP32_TRUE, 4, world_size=1, device_kind="cpu")
     assert found == Unprofiled("ValueError: no constructor")
@@ -160,7 +160,7 @@ def test_a_module_that_cannot_be_made_has_no_profile_and_the_plan_is_made_withou
     assert "chosen" not in ordered.notices[-1]
 
 
-def test_the_dry_plan_of_a_module_that_cannot_be_made_says_why_memory_is_not_known() -> None:
+def test_dry_run_states_why_memory_is_not_known() -> None:
     found = plan_here(config(here("Unmakeable"), accelerator="cpu", devices=1), "host")
     assert found.profile is None
     out = io.StringIO()
@@ -169,16 +169,16 @@ def test_the_dry_plan_of_a_module_that_cannot_be_made_says_why_memory_is_not_kno
     assert "ValueError: no constructor" in out.getvalue()
 
 
-def test_batches_come_from_the_datas_or_the_models_own_loader() -> None:
+def test_batch_is_read_from_the_loader_of_the_data_or_the_model() -> None:
     given = config()
-    index, x = first_batch(given, import_classes(given), 4, PlannedTrainer())
+    index, x = read_first_batch(given, import_classes(given), 4, PlannedTrainer())
     assert (tuple(index.shape), tuple(x.shape)) == ((4,), (4, 8))
     own = config(here("OwnLoaders"), data=None)
-    index, _ = first_batch(own, import_classes(own), 5, PlannedTrainer())
+    index, _ = read_first_batch(own, import_classes(own), 5, PlannedTrainer())
     assert len(index) == 5
 
 
-def test_whoever_waits_for_the_plan_can_see_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_planning_shows_the_current_activity(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, str] = {}
     monkeypatch.setattr(ToyData, "setup", lambda self, stage: seen.update(setup=current_activity()))
     step = Toy.training_step
@@ -195,18 +195,16 @@ def test_whoever_waits_for_the_plan_can_see_what_takes_long(monkeypatch: pytest.
     assert current_activity() == ""
 
 
-def test_a_batch_is_cut_or_repeated_where_it_has_samples() -> None:
+def test_batch_is_shortened_or_repeated_along_samples() -> None:
     batch = {"x": torch.arange(6).view(3, 2), "scale": torch.tensor(2.0), "name": "b"}
-    assert samples_in(batch) == 3
-    assert resized(batch, 3, 2)["x"].tolist() == [[0, 1], [2, 3]]
-    assert resized(batch, 3, 4)["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
-    assert resized(batch, 3, 2)["scale"] == 2.0
+    assert count_samples(batch) == 3
+    assert resize_batch(batch, 3, 2)["x"].tolist() == [[0, 1], [2, 3]]
+    assert resize_batch(batch, 3, 4)["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    assert resize_batch(batch, 3, 2)["scale"] == 2.0
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "single_device"), (2, "ddp")])
-def test_on_a_cpu_without_pressure_the_choice_is_as_before_and_memory_stands_in_the_plan(
-    count: int, expected: str
-) -> None:
+def test_cpu_plan_keeps_the_choice_and_has_memory(count: int, expected: str) -> None:
     given = config()
     plan = plan_with_memory(given, ranks(count), profiled(given))
     assert plan.strategy.name == expected == make_plan(given, ranks(count)).strategy.name
@@ -218,7 +216,7 @@ def test_on_a_cpu_without_pressure_the_choice_is_as_before_and_memory_stands_in_
     ]
 
 
-def test_the_ranks_of_a_node_share_a_cpus_memory_and_gpus_have_their_own() -> None:
+def test_ranks_share_cpu_memory_but_not_gpu_memory() -> None:
     one, four = (machine_of(ranks(n), Precision.FP32_TRUE).memory_bytes for n in (1, 4))
     assert four == one // 4
     gpus = machine_of(ranks(4, H100), Precision.BF16_MIXED, host_memory_bytes=400)
@@ -227,7 +225,7 @@ def test_the_ranks_of_a_node_share_a_cpus_memory_and_gpus_have_their_own() -> No
     assert gpus.flops > machine_of(ranks(4, H100), Precision.FP32_TRUE).flops
 
 
-def test_a_model_too_large_for_ddp_is_sharded_or_the_plan_says_what_is_missing() -> None:
+def test_model_too_large_for_ddp_is_sharded() -> None:
     given = config(here("Large"))
     plan = plan_with_memory(given, ranks(8, H100), profiled(given, "cuda", Precision.BF16_MIXED))
     assert plan.memory is not None
@@ -238,13 +236,13 @@ def test_a_model_too_large_for_ddp_is_sharded_or_the_plan_says_what_is_missing()
     assert any("estimated" in reason or "nothing else fits" in reason for reason in plan.strategy.reasons)
 
 
-def test_the_users_own_buckets_count() -> None:
+def test_bucket_sizes_of_the_user_are_used() -> None:
     own = {"zero_optimization": {"reduce_bucket_size": 7, "overlap_comm": False}}
     assert (zero_settings("cuda", own).reduce_bucket_size, zero_settings("cuda", own).overlap_comm) == (7, False)
     assert [zero_settings(kind).reduce_bucket_size for kind in ("cuda", "cpu")] == [200_000_000, 5_000_000]
 
 
-def test_a_model_too_large_for_anything_is_refused_with_what_would_do() -> None:
+def test_model_too_large_for_all_is_rejected_with_alternatives() -> None:
     given = config(here("Large"), memory_share=0.05)
     with pytest.raises(PlanError, match="no strategy fits") as caught:
         plan_with_memory(given, ranks(2, H100), profiled(given, "cuda"), host_memory_bytes=1 << 30)
@@ -252,21 +250,21 @@ def test_a_model_too_large_for_anything_is_refused_with_what_would_do() -> None:
     assert "memory_share: 0.05" in str(caught.value)
 
 
-def test_a_bound_may_warn_but_not_refuse() -> None:
+def test_bound_gives_a_notice_not_an_error() -> None:
     given = config(here("Broken"), memory_share=1e-9)
     plan = plan_with_memory(given, ranks(1), profiled(given))
     assert plan.strategy.name == "single_device"
     assert "memory may not suffice" in plan.notices[-1]
 
 
-def test_an_order_is_kept_and_a_notice_says_that_it_does_not_fit() -> None:
+def test_requested_strategy_is_kept_with_a_notice_if_it_does_not_fit() -> None:
     given = config(here("Large"), strategy="ddp")
     plan = plan_with_memory(given, ranks(8, H100), profiled(given, "cuda", Precision.BF16_MIXED))
     assert plan.strategy.name == "ddp"
     assert "ddp was requested, and it does not fit" in plan.notices[-1]
 
 
-def test_the_micro_batch_shrinks_to_what_fits_and_the_global_batch_stays() -> None:
+def test_micro_batch_is_reduced_to_fit_and_the_global_batch_stays() -> None:
     given = config(global_batch_size=64)
     agreement = ranks(1, batch_size=16)
     profile = profile_model(given, import_classes(given), Precision.FP32_TRUE, 16, world_size=1, device_kind="cpu")
@@ -282,7 +280,7 @@ def test_the_micro_batch_shrinks_to_what_fits_and_the_global_batch_stays() -> No
     assert "8 samples at once are the most that fit" in plan.batch_reasons[-1]
 
 
-def test_a_batch_that_the_user_fixed_has_one_split() -> None:
+def test_fixed_batch_has_one_split() -> None:
     fixed = config(global_batch_size=64, trainer=TrainerOptions(accumulate_grad_batches=2))
     assert len(list_splits(fixed, make_plan(fixed, ranks(1)))) == 1
     free = config(global_batch_size=64)
@@ -290,11 +288,11 @@ def test_a_batch_that_the_user_fixed_has_one_split() -> None:
     assert sizes == [8, 4, 2, 1]
 
 
-def test_a_run_on_a_cpu_begins_without_a_trace_unless_the_states_are_large() -> None:
+def test_cpu_run_starts_without_a_trace_unless_states_are_large() -> None:
     assert plan_for_fit(config(), ranks(1), None).memory is None
     small = dataclasses.replace(CPU, memory_bytes=20_000)
     agreement = ranks(1, small)
-    # Asked for, as nothing fits.
+    # Requested, as nothing fits.
     given = config(strategy="single_device")
     assert plan_for_fit(given, agreement, None).memory is not None
 
@@ -304,7 +302,7 @@ def _dry_run(given: RunConfig, count: int = 2) -> DryRun:
     return DryRun(plan_with_memory(given, agreement, profile), agreement, profile)
 
 
-def test_the_table_shows_every_candidate_by_part_and_a_reason() -> None:
+def test_table_shows_every_candidate_by_part_with_a_reason() -> None:
     found = _dry_run(config())
     out = io.StringIO()
     console = Console(file=out, width=120)
@@ -316,16 +314,16 @@ def test_the_table_shows_every_candidate_by_part_and_a_reason() -> None:
         assert entry["name"] in text
     for word in ("params", "grads", "optimizer", "activations", "buffers", "total", "limit", "traced", "s/step"):
         assert word in text
-    assert "…" not in text, "nothing is cut off at 120 columns"
+    assert "…" not in text, "no text is truncated at 120 columns"
 
 
-def test_without_a_profile_the_table_says_so() -> None:
+def test_table_without_a_profile_states_that_memory_is_not_known() -> None:
     out = io.StringIO()
     print_memory(make_plan(config(), ranks(1)), Console(file=out, width=120))
     assert "memory: not known" in out.getvalue()
 
 
-def test_the_plot_has_one_line_for_each_strategy_and_zero_needs_less_with_more_ranks(tmp_path: Path) -> None:
+def test_plot_has_a_line_per_strategy_and_zero_decreases_with_ranks(tmp_path: Path) -> None:
     found = _dry_run(config(here("Large")))
     counts, lines = memory_by_gpus(found, config(here("Large")))
     assert counts[:3] == [1, 2, 4]
@@ -337,13 +335,13 @@ def test_the_plot_has_one_line_for_each_strategy_and_zero_needs_less_with_more_r
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("name", "says"), [("a.txt", "ends in .png"), ("no/a.png", "does not exist")])
-def test_a_picture_that_cannot_be_written_is_a_usage_error(tmp_path: Path, name: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+@pytest.mark.parametrize(("name", "message"), [("a.txt", "ends in .png"), ("no/a.png", "does not exist")])
+def test_plot_that_cannot_be_written_is_a_usage_error(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         plot_memory(_dry_run(config()), config(), tmp_path / name)
 
 
-def test_this_machines_plan_is_dry_and_has_memory() -> None:
+def test_dry_run_on_this_machine_has_memory() -> None:
     found = plan_here(config(accelerator="cpu", devices=2), "host")
     assert (found.plan.world_size, found.plan.assumed) == (2, True)
     assert found.plan.memory is not None
@@ -371,32 +369,32 @@ def test_this_machines_plan_is_dry_and_has_memory() -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(error: Exception, is_one: bool) -> None:
+def test_out_of_memory_errors_are_recognized(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) is is_one
     wrapped = RuntimeError("in the data loader")
     wrapped.__cause__ = error
     assert is_out_of_memory(wrapped) is is_one
 
 
-def test_out_of_memory_tells_expectation_allocation_and_the_next_candidate() -> None:
+def test_out_of_memory_error_states_expected_and_allocated_bytes_and_next_candidate() -> None:
     plan = _dry_run(config()).plan
     assert plan.memory is not None
-    told = out_of_memory(MemoryError("x"), plan, rank=1, host="n1", allocated_bytes=3 << 30, on_oom="next")
-    text = str(told)
+    error = out_of_memory(MemoryError("x"), plan, rank=1, host="n1", allocated_bytes=3 << 30, on_oom="next")
+    text = str(error)
     assert "rank 1 (n1) is out of memory with ddp" in text
     assert "the plan expected" in text
     assert "optimizer states" in text
     assert "at most 3 GiB were allocated" in text
-    assert told.next_strategy == plan.memory["next"]
-    assert told.restarts is (told.next_strategy is not None)
-    assert told.expected_bytes == plan.memory["assessments"][1]["memory"]["total"]
+    assert error.next_strategy == plan.memory["next"]
+    assert error.restarts is (error.next_strategy is not None)
+    assert error.expected_bytes == plan.memory["assessments"][1]["memory"]["total"]
     stop = out_of_memory(MemoryError("x"), plan, rank=1, host="n1", allocated_bytes=None, on_oom="stop")
     assert not stop.restarts
 
 
-def test_out_of_memory_without_a_look_at_memory_says_so() -> None:
-    told = out_of_memory(MemoryError("x"), make_plan(config(), ranks(1)), rank=0, host="h", allocated_bytes=None,
+def test_out_of_memory_error_without_an_estimate() -> None:
+    error = out_of_memory(MemoryError("x"), make_plan(config(), ranks(1)), rank=0, host="h", allocated_bytes=None,
                          on_oom="next")  # fmt: skip
-    assert (told.expected_bytes, told.next_strategy, told.restarts) == (None, None, False)
-    assert "has no memory estimate" in str(told)
-    assert "smaller micro batch" in str(told)
+    assert (error.expected_bytes, error.next_strategy, error.restarts) == (None, None, False)
+    assert "has no memory estimate" in str(error)
+    assert "smaller micro batch" in str(error)

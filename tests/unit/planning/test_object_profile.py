@@ -1,4 +1,4 @@
-"""Memory of a model and data that are objects of the caller's: traced on copies, and nothing of theirs changes."""
+"""Memory of model and data objects: traced on copies, without changing the objects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Drawing(Toy):
 
 
 class DrawingNumbers(Numbers):
-    """A data set with a generator of its own, which counts what was read."""
+    """A data set with a random generator, which counts reads."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -92,7 +92,7 @@ def generators() -> list[Any]:
 
 
 def everything_of(module: pl.LightningModule) -> list[Any]:
-    """Values and identities of whatever a training would start from."""
+    """Values and identities of all objects that a training starts from."""
     parts: list[Any] = [
         [(name, id(p), p._version, p.grad, p.requires_grad, p.tolist()) for name, p in module.named_parameters()],
         [(name, id(b), b._version, b.tolist()) for name, b in module.named_buffers()],
@@ -105,7 +105,7 @@ def everything_of(module: pl.LightningModule) -> list[Any]:
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32_TRUE, Precision.BF16_MIXED, Precision.BF16_TRUE])
-def test_the_callers_objects_and_all_generators_stay_exactly_as_they_are(precision: Precision) -> None:
+def test_objects_and_generators_of_the_caller_are_not_changed(precision: Precision) -> None:
     model, numbers = Drawing(), DrawingNumbers(64)
     data = loaders(numbers, shuffle=True)
     order = iter(data.train_dataloader())
@@ -115,17 +115,17 @@ def test_the_callers_objects_and_all_generators_stay_exactly_as_they_are(precisi
     assert everything_of(model) == before
     assert generators() == drawn
     assert numbers.generator.random() == np.random.default_rng(0).random()
-    assert len(list(order)) == 16, "an iterator of the caller's has all its batches"
-    # Tied parts are one in the copy too.
+    assert len(list(order)) == 16, "the iterator of the caller still has all batches"
+    # Tied parts stay tied in the copy.
     assert found.model.numel == sum(p.numel() for p in model.parameters())
 
 
-def test_what_is_traced_is_what_would_be_traced_of_a_module_made_from_a_config() -> None:
+def test_profile_of_objects_matches_profile_from_config() -> None:
     assert profile(Toy(), ToyData()) == profiled(config())
     assert profile(Toy(), loaders(Numbers(64))) == profiled(config())
 
 
-def test_a_copy_of_the_data_is_set_up_not_the_data() -> None:
+def test_setup_runs_on_a_copy_of_the_data() -> None:
     model, data = Toy(), SetUp()
     drawn = generators()
     assert profile(model, data).method == "traced"
@@ -134,7 +134,7 @@ def test_a_copy_of_the_data_is_set_up_not_the_data() -> None:
     assert generators() == drawn
 
 
-def test_a_model_and_data_that_were_trained_before_are_copied_without_their_trainer() -> None:
+def test_trained_model_and_data_are_copied_without_their_trainer() -> None:
     model, data = Toy(), ToyData()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.lambda_of_its_own = lambda: model  # pyright: ignore[reportAttributeAccessIssue]
@@ -144,7 +144,7 @@ def test_a_model_and_data_that_were_trained_before_are_copied_without_their_trai
     assert data.trainer is trainer
 
 
-def test_the_models_own_loader_is_asked_of_a_copy() -> None:
+def test_loader_of_the_model_is_created_by_a_copy() -> None:
     class Own(Drawing):
         def train_dataloader(self) -> Any:
             self.steps.append(1)
@@ -177,7 +177,7 @@ def _large(model: Toy) -> tuple[Toy, Any]:
 
 
 @pytest.mark.parametrize(
-    ("of", "says"),
+    ("of", "reason"),
     [
         (_iterable, "reading an iterable might take samples from the training"),
         (_iterator, "reading an iterable might take samples from the training"),
@@ -186,44 +186,44 @@ def _large(model: Toy) -> tuple[Toy, Any]:
         (lambda model: (model, loaders(Unreadable())), "OSError: no such file"),
     ],
 )
-def test_data_that_cannot_be_read_without_a_trace_of_it_is_left_alone(
-    of: Callable[[Toy], tuple[Toy, Any]], says: str
+def test_data_that_cannot_be_read_without_side_effects_is_not_read(
+    of: Callable[[Toy], tuple[Toy, Any]], reason: str
 ) -> None:
     model, data = of(Toy())
     found = profile(model, data)
     assert found.method == "bound"
-    assert found.notes == (f"no batch was read ({says}); activations are not known, and not counted",)
+    assert found.notes == (f"no batch was read ({reason}); activations are not known, and not counted",)
     assert found.model.optimizer.name == "AdamW"
     assert found.model.numel == sum(p.numel() for p in model.parameters())
 
 
-def test_a_module_with_a_way_to_the_callers_objects_is_not_run() -> None:
+def test_module_that_can_reach_caller_objects_is_not_run() -> None:
     hooked, patched, large, locked = Toy(), Toy(), Toy(), Toy()
     outputs: list[Any] = []
     hooked.net[0].register_forward_hook(lambda *_: outputs.append(1))
     patched.net.forward = lambda x: patched.net[0](x)  # pyright: ignore[reportAttributeAccessIssue]
     large.table = np.zeros(300 << 20, dtype=np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
     locked.lines = (line for line in "abc")  # pyright: ignore[reportAttributeAccessIssue]
-    for model, says in (
+    for model, reason in (
         (
             hooked,
-            "its hook test_a_module_with_a_way_to_the_callers_objects_is_not_run.<locals>.<lambda> may write",
+            "its hook test_module_that_can_reach_caller_objects_is_not_run.<locals>.<lambda> may write",
         ),
-        (patched, "it has a function (test_a_module_with"),
+        (patched, "it has a function (test_module_that_can_reach"),
         (large, "it is too large to copy"),
         (locked, "TypeError: cannot pickle 'generator' object"),
     ):
         before = everything_of(model)
         found = profile(model, ToyData())
         assert found.method == "bound"
-        assert f"the module was not copied for a trace ({says}" in found.notes[0]
+        assert f"the module was not copied for a trace ({reason}" in found.notes[0]
         assert "Adam's states are assumed" in found.notes[0]
         assert found.model.numel == sum(p.numel() for p in model.parameters())
         assert everything_of(model) == before
     assert outputs == []
 
 
-def test_a_step_that_reaches_the_callers_parameters_all_the_same_leaves_no_gradient() -> None:
+def test_step_that_reaches_caller_parameters_leaves_no_gradients() -> None:
     teacher = Toy()
     held = nn.Linear(8, 1)
 
@@ -253,21 +253,21 @@ class Noting(Toy):
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "reason"),
     [
         (Collecting, "its class attribute Collecting.losses is one for all objects"),
         (Noting, "Noting.training_step uses GLOBALS, which is outside of it"),
     ],
 )
-def test_a_step_that_may_fill_what_all_objects_share_is_not_run(model: type[Toy], says: str) -> None:
+def test_step_that_may_change_shared_state_is_not_run(model: type[Toy], reason: str) -> None:
     GLOBALS.clear()
     found = profile(model(), ToyData())
     assert found.method == "bound"
-    assert f"the module was not copied for a trace ({says})" in found.notes[0]
+    assert f"the module was not copied for a trace ({reason})" in found.notes[0]
     assert not GLOBALS
 
 
-def test_functions_of_torch_and_sparse_buffers_are_no_obstacle() -> None:
+def test_torch_functions_and_sparse_buffers_can_be_copied() -> None:
     model = Toy()
     model.pool = nn.functional.max_pool2d  # pyright: ignore[reportAttributeAccessIssue]
     model.register_buffer("graph", torch.eye(3).to_sparse())
@@ -279,7 +279,7 @@ def test_functions_of_torch_and_sparse_buffers_are_no_obstacle() -> None:
     assert profile(model, ToyData()).method == "traced"
 
 
-def test_parameters_without_a_shape_are_told_and_stop_no_run() -> None:
+def test_lazy_parameters_give_a_notice_not_an_error() -> None:
     class Lazy(Toy):
         def __init__(self) -> None:
             super().__init__()
@@ -293,7 +293,7 @@ def test_parameters_without_a_shape_are_told_and_stop_no_run() -> None:
     assert "parameters that get their shape with the first batch" in notice
 
 
-def test_a_step_that_looks_at_values_is_not_run_for_real() -> None:
+def test_step_that_reads_values_is_not_run_on_real_tensors() -> None:
     class Looks(Toy):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             loss = self.net(batch[1]).mean()
@@ -305,11 +305,11 @@ def test_a_step_that_looks_at_values_is_not_run_for_real() -> None:
     assert "bounded by the layers' widths" in found.notes[0]
 
 
-def test_a_run_of_objects_has_a_plan_with_memory_under_the_same_rule() -> None:
+def test_run_of_objects_has_memory_in_its_plan() -> None:
     given = UserObjects(Drawing(), ToyData())
     plain = RunConfig(model={"class_path": "tests.support.toy.Toy"})
-    assert plan_for_fit(plain, ranks(2), None, given=given).memory is None, "small on a CPU: it begins at once"
-    # Asked for, as nothing fits.
+    assert plan_for_fit(plain, ranks(2), None, given=given).memory is None, "small on a CPU: starts without a trace"
+    # Requested, as nothing fits.
     asked = dataclasses.replace(plain, strategy="ddp")
     small = plan_for_fit(asked, ranks(2, dataclasses.replace(CPU, memory_bytes=40_000)), None, given=given)
     with_next = plan_for_fit(dataclasses.replace(plain, on_oom="next"), ranks(2), None, given=given)
@@ -318,7 +318,7 @@ def test_a_run_of_objects_has_a_plan_with_memory_under_the_same_rule() -> None:
         assert plan.memory["method"] == "traced"
 
 
-def test_a_fake_copy_takes_no_memory_and_needs_a_mode() -> None:
+def test_fake_copy_needs_a_fake_mode_and_no_memory() -> None:
     module = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
     with pytest.raises(RuntimeError, match="outside of a fake mode"):
         fake_copy(module)

@@ -1,4 +1,4 @@
-"""`launcher.planning.plan`: one record that dry run and training share, or every problem at once."""
+"""`launcher.planning.plan`: one plan for dry run and training, or an error with all problems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refusal(config: RunConfig, agreement: Agreement) -> str:
     return str(caught.value)
 
 
-def test_a_plan_says_what_and_why() -> None:
+def test_plan_states_choices_and_reasons() -> None:
     plan = make_plan(RunConfig(global_batch_size=48), ranks(H100, H100, V100, batch_size=8))
     assert (plan.strategy.name, plan.strategy.backend, plan.precision) == ("ddp", "nccl", "16-mixed")
     assert plan.has_loss_scale
@@ -37,19 +37,19 @@ def test_a_plan_says_what_and_why() -> None:
 
 
 @pytest.mark.parametrize(("world", "micro", "accumulate"), [(1, 16, 32), (2, 16, 16), (64, 8, 1)])
-def test_the_global_batch_is_the_same_on_any_number_of_ranks(world: int, micro: int, accumulate: int) -> None:
+def test_global_batch_is_independent_of_rank_count(world: int, micro: int, accumulate: int) -> None:
     plan = make_plan(RunConfig(global_batch_size=512), ranks(*[CPU] * world, batch_size=16))
     assert (plan.batch.micro_batch_size, plan.batch.accumulate) == (micro, accumulate)
     assert plan.batch.global_batch_size == 512
     assert plan.to_dict()["batch"]["global_batch_size"] == 512
 
 
-def test_a_smaller_micro_batch_than_the_datas_is_explained() -> None:
+def test_smaller_micro_batch_has_a_reason() -> None:
     plan = make_plan(RunConfig(global_batch_size=60), ranks(CPU, CPU, batch_size=8))
     assert plan.batch_reasons[0].endswith("(the data's batch_size 8 is the most a rank takes at once)")
 
 
-def test_without_a_global_size_the_batch_grows_with_the_ranks_and_the_plan_says_so() -> None:
+def test_batch_grows_with_ranks_without_a_global_size() -> None:
     config = RunConfig(trainer=TrainerOptions(accumulate_grad_batches=3))
     plan = make_plan(config, ranks(CPU, CPU, batch_size=4))
     assert (plan.batch.micro_batch_size, plan.batch.accumulate, plan.batch.global_batch_size) == (4, 3, 24)
@@ -57,12 +57,12 @@ def test_without_a_global_size_the_batch_grows_with_the_ranks_and_the_plan_says_
     assert make_plan(config, ranks(CPU)).batch.global_batch_size is None
 
 
-def test_a_fixed_accumulation_is_kept() -> None:
+def test_fixed_accumulation_is_kept() -> None:
     config = RunConfig(global_batch_size=48, trainer=TrainerOptions(accumulate_grad_batches=3))
     assert make_plan(config, ranks(CPU, CPU)).batch.micro_batch_size == 8
 
 
-def test_a_fixed_accumulation_that_outweighs_the_datas_batch_size_is_said_to() -> None:
+def test_accumulation_that_overrides_the_batch_size_has_a_reason() -> None:
     config = RunConfig(global_batch_size=256, trainer=TrainerOptions(accumulate_grad_batches=2))
     plan = make_plan(config, ranks(CPU, batch_size=4))
     assert (plan.batch.micro_batch_size, plan.batch.accumulate) == (128, 2)
@@ -71,29 +71,29 @@ def test_a_fixed_accumulation_that_outweighs_the_datas_batch_size_is_said_to() -
     assert "overrides" not in make_plan(config, ranks(CPU, batch_size=128)).batch_reasons[0]
 
 
-def test_an_impossible_split_lists_the_nearest_possible_ones() -> None:
+def test_uneven_split_lists_nearest_sizes() -> None:
     text = refusal(RunConfig(global_batch_size=100), ranks(*[CPU] * 64))
     assert "global_batch_size 100 cannot be shared by 64 ranks" in text
     assert "64 or 128, or 50 or 100 ranks" in text
 
 
-def test_an_order_that_a_rank_cannot_meet_names_it() -> None:
+def test_precision_that_a_rank_cannot_run_names_the_rank() -> None:
     text = refusal(RunConfig(precision="bf16-mixed"), ranks(H100, V100))
     assert "rank 1 (node1, Tesla V100)" in text
     assert "`precision: 16-mixed`" in text
 
 
-def test_a_fallback_is_a_notice_of_the_plan() -> None:
+def test_fallback_gives_a_notice() -> None:
     plan = make_plan(RunConfig(precision="bf16", precision_fallback=True), ranks(H100, V100))
     assert (plan.precision, len(plan.notices)) == ("16-mixed", 1)
 
 
-def test_a_wish_that_a_cpu_cannot_grant_is_a_notice_of_the_plan() -> None:
+def test_use_amp_on_cpu_gives_a_notice() -> None:
     plan = make_plan(RunConfig(use_amp=True), ranks(CPU))
     assert (plan.precision, len(plan.notices), plan.has_loss_scale) == ("32-true", 1, False)
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     config = RunConfig(global_batch_size=5, precision="bf16-mixed", strategy="single_device")
     text = refusal(config, ranks(H100, V100))
     assert text.startswith("no plan meets the config:\n  ")
@@ -106,7 +106,7 @@ def test_every_problem_is_told_at_once() -> None:
         assert part in text
 
 
-def test_ranks_on_different_kinds_of_device_cannot_form_a_group() -> None:
+def test_mixed_device_kinds_are_rejected() -> None:
     assert "the ranks train on cpu and cuda" in refusal(RunConfig(), ranks(H100, CPU))
 
 
@@ -114,12 +114,12 @@ def test_ranks_on_different_kinds_of_device_cannot_form_a_group() -> None:
     ("setting", "declared", "static"),
     [("auto", True, True), ("auto", False, False), (True, False, True), (False, True, False)],
 )
-def test_the_config_goes_before_the_models_word_on_static_graph(setting: Any, declared: bool, static: bool) -> None:
+def test_config_takes_precedence_over_the_model_for_static_graph(setting: Any, declared: bool, static: bool) -> None:
     plan = make_plan(RunConfig(static_graph=setting), ranks(CPU, CPU, static_graph=declared))
     assert plan.strategy.static_graph is static
 
 
-def test_static_graph_is_off_where_the_split_accumulates() -> None:
+def test_static_graph_is_off_with_accumulation() -> None:
     plan = make_plan(RunConfig(global_batch_size=64), ranks(CPU, CPU, batch_size=8, static_graph=True))
     assert (plan.batch.accumulate, plan.strategy.static_graph) == (4, False)
 
@@ -140,7 +140,7 @@ def test_assumed_ranks_are_marked() -> None:
     st.sampled_from([CPU, V100, H100]),
     st.none() | st.integers(1, 16),
 )
-def test_every_plan_comes_back_unchanged_from_json(
+def test_plan_survives_json(
     precision: str, use_amp: bool | None, strategy: str, size: int | None, world: int, device: Any, micro: int | None
 ) -> None:
     config = RunConfig(

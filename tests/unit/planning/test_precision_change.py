@@ -1,4 +1,4 @@
-"""A resume and its checkpoint's precision: told, kept by 'auto' where the ranks can, or refused."""
+"""Precision of the checkpoint on a resume: reported, kept by 'auto' if all ranks can, or an error."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def was(precision: Precision | None, notice: str | None = None) -> CheckpointPre
         (Precision.FP32_TRUE, "bf16-mixed", ""),
     ],
 )
-def test_another_precision_than_the_checkpoints_is_one_notice_with_both(
-    before: Precision, now: str, scale: str
-) -> None:
+def test_precision_change_gives_one_notice_with_both_names(before: Precision, now: str, scale: str) -> None:
     plan = make_plan(RunConfig(precision=now), ranks(H100, H100), was(before))
     assert (plan.precision, plan.precision_before) == (now, before.value)
     assert plan.notices == (f"the checkpoint was trained in {before}, this run trains in {now}{scale}",)
@@ -43,7 +41,7 @@ def test_another_precision_than_the_checkpoints_is_one_notice_with_both(
 
 
 @pytest.mark.case(21)
-def test_a_change_that_is_an_error_is_refused_with_both_names_and_both_ways_out() -> None:
+def test_precision_change_error_names_both_and_two_fixes() -> None:
     config = RunConfig(precision="bf16-mixed", on_precision_change="error")
     with pytest.raises(PlanError) as caught:
         make_plan(config, ranks(H100), was(Precision.FP16_MIXED))
@@ -55,9 +53,7 @@ def test_a_change_that_is_an_error_is_refused_with_both_names_and_both_ways_out(
 
 @pytest.mark.parametrize("on_change", ["notice", "error"])
 @pytest.mark.parametrize("checkpoint", [None, was(None), was(Precision.BF16_MIXED)], ids=["none", "silent", "same"])
-def test_without_a_change_there_is_nothing_to_tell_or_refuse(
-    on_change: Any, checkpoint: CheckpointPrecision | None
-) -> None:
+def test_same_precision_gives_no_notice_and_no_error(on_change: Any, checkpoint: CheckpointPrecision | None) -> None:
     config = RunConfig(precision="bf16-mixed", on_precision_change=on_change)
     plan = make_plan(config, ranks(H100), checkpoint)
     assert (plan.notices, plan.precision_before) == ((), None)
@@ -74,7 +70,7 @@ def test_without_a_change_there_is_nothing_to_tell_or_refuse(
         (Precision.BF16_MIXED, (CPU, CPU)),
     ],
 )
-def test_auto_takes_the_checkpoints_precision_where_every_rank_can(before: Precision, devices: Any) -> None:
+def test_auto_uses_the_checkpoint_precision_if_every_rank_can(before: Precision, devices: Any) -> None:
     plan = make_plan(RunConfig(), ranks(*devices), was(before))
     assert (plan.precision, plan.precision_before, plan.notices) == (before.value, None, ())
     assert plan.precision_reasons[0] == (f"precision auto: the checkpoint was trained in {before}, and every rank can")
@@ -89,7 +85,7 @@ def test_auto_takes_the_checkpoints_precision_where_every_rank_can(before: Preci
         (Precision.BF16_TRUE, (V100,), "16-mixed", "rank 0 (node0, Tesla V100)"),
     ],
 )
-def test_where_a_rank_cannot_the_plan_says_which_and_what_instead(
+def test_plan_names_the_rank_that_cannot_run_the_checkpoint_precision(
     before: Precision, devices: Any, now: str, unable: str
 ) -> None:
     plan = make_plan(RunConfig(), ranks(*devices), was(before))
@@ -100,20 +96,20 @@ def test_where_a_rank_cannot_the_plan_says_which_and_what_instead(
 
 
 @pytest.mark.case(22)
-def test_a_wish_or_an_order_stands_above_the_checkpoint() -> None:
+def test_request_takes_precedence_over_the_checkpoint() -> None:
     for config in (RunConfig(precision="32"), RunConfig(use_amp=False)):
         plan = make_plan(config, ranks(H100), was(Precision.BF16_MIXED))
         assert (plan.precision, plan.precision_before) == ("32-true", "bf16-mixed")
 
 
-def test_what_is_wrong_with_the_record_is_the_plans_first_notice() -> None:
+def test_problem_of_the_checkpoint_record_is_the_first_notice() -> None:
     plan = make_plan(RunConfig(precision="bf16"), ranks(H100), was(Precision.FP16_MIXED, "the record is damaged"))
     assert plan.notices[0] == "the record is damaged"
     assert len(plan.notices) == 2
 
 
 @pytest.mark.case(19)
-def test_a_plugin_of_the_users_own_is_the_plans_custom_precision() -> None:
+def test_user_precision_plugin_gives_custom_precision() -> None:
     plan = make_plan(RunConfig(), ranks(CPU, CPU, precision_plugin="theirs.Own"), was(Precision.BF16_MIXED))
     assert (plan.precision, plan.has_loss_scale, plan.precision_before, plan.notices) == ("custom", False, None, ())
     assert plan.precision_reasons == ("the user's own theirs.Own decides",)
@@ -121,6 +117,6 @@ def test_a_plugin_of_the_users_own_is_the_plans_custom_precision() -> None:
 
 @pytest.mark.case(19)
 @pytest.mark.parametrize("config", [RunConfig(precision="bf16-mixed"), RunConfig(use_amp=True)])
-def test_a_precision_beside_the_users_own_plugin_is_said_to_be_unused(config: RunConfig) -> None:
+def test_precision_with_a_user_plugin_gives_a_notice(config: RunConfig) -> None:
     plan = make_plan(config, ranks(V100, precision_plugin="theirs.Own"))
     assert plan.notices == ("precision and use_amp are not used: the user's own theirs.Own decides",)

@@ -1,4 +1,4 @@
-"""What keeps ranks from a variant of ZeRO: fp16 on a CPU, NVMe that is not there, a precision plugin of the user's."""
+"""Obstacles for ZeRO: fp16 on a CPU, a missing NVMe folder, a precision plugin of the user."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def planned(*ranks: RankFacts, billions: float = 0.1, host: int | None = None, *
 
 
 def reasons(plan: Plan) -> dict[str, str]:
-    """Why each candidate that these ranks cannot run is not eligible."""
+    """The reason of each candidate that is not eligible on these ranks."""
     assert plan.memory is not None
     return {entry["name"]: entry["reason"] for entry in plan.memory["assessments"] if not entry["eligible"]}
 
@@ -50,18 +50,18 @@ def seen(rank: int, free: int, path: str = NVME_PATH, problem: str | None = None
 
 
 class TestFp16OnACpu:
-    """`strategy: auto` must not fall into what a strategy by name is refused for."""
+    """`strategy: auto` must not choose a strategy that is rejected on request."""
 
     RANKS = (facts(0, CPU), facts(1, CPU, deepspeed_fp16=False))
 
     @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
-    def test_no_variant_is_a_candidate_in_fp16_where_one_rank_lacks_it(self, precision: str) -> None:
+    def test_no_variant_is_a_candidate_if_one_rank_lacks_fp16(self, precision: str) -> None:
         found = reasons(planned(*self.RANKS, precision=precision))
-        told = [name for name, reason in found.items() if "AVX512-FP16, which node1 lacks" in reason]
+        rejected = [name for name, reason in found.items() if "AVX512-FP16, which node1 lacks" in reason]
         plain = [name for name in VARIANTS if not VARIANTS[name].offloads]
-        assert told == (plain if precision == "16-mixed" else [])
+        assert rejected == (plain if precision == "16-mixed" else [])
 
-    def test_it_is_not_picked_where_nothing_else_fits(self) -> None:
+    def test_variant_without_fp16_is_not_picked_if_nothing_else_fits(self) -> None:
         # DDP needs 18.6 GiB of each rank, ZeRO 14.9.
         small = dataclasses.replace(CPU, memory_bytes=18 * GIB)
         able = [dataclasses.replace(f, hardware=facts(0, small).hardware, local_world_size=1) for f in self.RANKS]
@@ -70,12 +70,12 @@ class TestFp16OnACpu:
             planned(*able, billions=1, precision="16-mixed")
 
     @pytest.mark.parametrize("given", [{"precision": "16-mixed"}, {"deepspeed_config": {"fp16": {"enabled": True}}}])
-    def test_by_name_it_is_refused_with_the_host(self, given: dict[str, Any]) -> None:
+    def test_requested_variant_is_rejected_with_the_host(self, given: dict[str, Any]) -> None:
         with pytest.raises(PlanError, match=r"which node1 lacks; use bf16-mixed, or debug fp16 with `strategy: ddp`"):
             make_plan(RunConfig(strategy="deepspeed_stage_2", **given), Agreement(self.RANKS))
         make_plan(RunConfig(strategy="ddp", precision="16-mixed"), Agreement(self.RANKS))
 
-    def test_a_rank_says_what_its_cpu_can(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rank_reports_fp16_support_of_its_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("launcher.planning.deepspeed_facts._has_fp16", lambda: False)
         assert not deepspeed_facts(RunConfig(), "cpu", {})["deepspeed_fp16"]
         assert deepspeed_facts(RunConfig(), "cpu", {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"})["deepspeed_fp16"]
@@ -83,9 +83,9 @@ class TestFp16OnACpu:
 
 
 class TestNvme:
-    """The folder is looked at by each rank, and counts before the plan does."""
+    """Each rank checks the folder before the plan is made."""
 
-    def test_a_rank_says_what_it_finds(self, tmp_path: Path) -> None:
+    def test_rank_reports_its_folder(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         here, gone, file = inspect_folders([str(tmp_path), str(tmp_path / "gone"), str(tmp_path / "file")])
         status = os.statvfs(tmp_path)
@@ -94,15 +94,15 @@ class TestNvme:
         assert (gone.free_bytes, gone.problem, file.problem) == (0, "does not exist", "is not a folder")
         assert not (tmp_path / "gone").exists()
 
-    def test_a_folder_that_cannot_be_written_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unwritable_folder_is_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
         assert inspect_folders([str(tmp_path)])[0].problem == "cannot be written"
 
-    def test_what_was_found_goes_through_the_store(self) -> None:
+    def test_folder_facts_survive_the_store(self) -> None:
         fact = seen(3, 5, problem="is not a folder", deepspeed_fp16=False)
         assert RankFacts.from_json(fact.to_json()) == fact
 
-    def test_a_users_own_folder_is_looked_at_and_given_to_deepspeed(self, tmp_path: Path) -> None:
+    def test_user_folder_is_checked_and_passed_to_deepspeed(self, tmp_path: Path) -> None:
         path = str(tmp_path)
         zero = {name: {"nvme_path": path} for name in ("offload_optimizer", "offload_param")}
         given = {"strategy": NVME, "deepspeed_config": {"zero_optimization": zero}}
@@ -119,19 +119,19 @@ class TestNvme:
         assert find_offload_folders(RunConfig(**own)) == (path, NVME_PATH)
         assert find_offload_folders(RunConfig()) == (NVME_PATH,)
 
-    def test_offload_to_nvme_without_a_folder_is_refused(self) -> None:
+    def test_nvme_offload_without_a_folder_is_rejected(self) -> None:
         zero = {"offload_optimizer": {"device": "nvme"}}
         config = RunConfig(strategy="deepspeed_stage_3", deepspeed_config={"zero_optimization": zero})
         with pytest.raises(PlanError, match="offload_optimizer: given device nvme without nvme_path; name a folder"):
             make_plan(config, Agreement((facts(0, H100), facts(1, H100))))
 
-    def test_a_missing_folder_makes_the_candidate_ineligible_and_names_the_host(self) -> None:
+    def test_missing_folder_makes_the_candidate_ineligible_with_the_host(self) -> None:
         found = reasons(planned(seen(0, 10**15), seen(1, 0, problem="does not exist")))
         assert found.pop("single_device")
         assert found == {NVME: f"its NVMe folder {NVME_PATH} does not exist on node1"}
         assert NVME not in reasons(planned(seen(0, 10**15), seen(1, 10**15)))
 
-    def test_by_name_it_is_refused_with_what_to_do(self) -> None:
+    def test_requested_nvme_offload_is_rejected_with_advice(self) -> None:
         agreement = Agreement((seen(0, 10**15), seen(1, 0, problem="cannot be written")))
         with pytest.raises(
             PlanError, match=r"cannot be written on node1; create it on every node, or set another nvme_path"
@@ -139,7 +139,7 @@ class TestNvme:
             make_plan(RunConfig(strategy=NVME), agreement)
         make_plan(RunConfig(strategy="deepspeed_stage_3_offload"), agreement)
 
-    def test_too_little_room_does_not_fit(self) -> None:
+    def test_insufficient_nvme_space_does_not_fit(self) -> None:
         # 149 GiB for each of two ranks that share the folder.
         known = {"local_world_size": 2, "node_rank": 0}
         wide = [seen(n, 10**13, **known) for n in range(2)]
@@ -150,7 +150,7 @@ class TestNvme:
         asked = planned(*narrow, billions=20, host=256 * GIB, strategy=NVME)
         assert "does not fit: 149 GiB on NVMe a rank, where there is room for 100 GiB" in asked.notices[-1]
 
-    def test_two_folders_of_one_disk_have_its_room_once(self) -> None:
+    def test_space_of_a_shared_disk_counts_once(self) -> None:
         folders = tuple(NvmeFolder(path, 100, device=7) for path in ("/nvme/a", "/nvme/b"))
         user = {"zero_optimization": {f"offload_{part}": {"device": "nvme", "nvme_path": f.path}
                                       for part, f in zip(("optimizer", "param"), folders, strict=True)}}  # fmt: skip
@@ -158,7 +158,7 @@ class TestNvme:
         apart = (folders[0], dataclasses.replace(folders[1], device=8))
         assert nvme_room(NVME, Agreement((facts(0, H100, nvme=apart),)), user) == 200
 
-    def test_machines_that_are_not_here_are_assumed_to_have_it(self) -> None:
+    def test_other_machines_are_assumed_to_have_the_folder(self) -> None:
         first = dataclasses.replace(facts(0, H100), local_world_size=8)
         there = Agreement(make_identical_ranks(first, 16), assumed=True)
         plan = plan_with_memory(RunConfig(), there, profile(1))
@@ -174,7 +174,7 @@ class TestNvme:
         assert asked.notices == (f"no node was asked: {NVME} assumes that {NVME_PATH} is there and has room",)
         assert not any(NVME in n for n in (planned(seen(0, 10**15), seen(1, 10**15)).memory or {})["notes"])
 
-    def test_missing_build_tools_make_it_ineligible(self) -> None:
+    def test_missing_build_tools_make_nvme_offload_ineligible(self) -> None:
         found = reasons(planned(seen(0, 10**15), seen(1, 10**15, versions={"ninja": None})))
         assert "compiles DeepSpeed's async_io at its first start, but ninja not on the PATH of node1" in found[NVME]
 
@@ -189,19 +189,21 @@ class TestOwnPrecisionPlugin:
         assert all("the user's own my.Plugin decides the precision" in found[name] for name in VARIANTS)
         assert planned(*own).precision == "custom"
 
-    def test_by_name_it_is_refused(self) -> None:
+    def test_requested_variant_is_rejected(self) -> None:
         own = [facts(n, H100, traits={"precision_plugin": "my.Plugin"}) for n in range(2)]
         with pytest.raises(PlanError, match=r"user's own my.Plugin .*; remove yours and set `precision`"):
             make_plan(RunConfig(strategy="deepspeed_stage_2"), Agreement(tuple(own)))
 
-    def test_a_config_with_both_is_refused_when_it_is_read(self) -> None:
+    def test_config_with_plugin_and_deepspeed_is_rejected(self) -> None:
         plugins = {"trainer": {"plugins": [{"class_path": "my.Plugin"}]}}
         problems = find_problems({"strategy": "deepspeed_stage_2", **plugins})
         assert [p.path for p in problems] == ["trainer.plugins"]
         assert not find_problems({"strategy": "ddp", **plugins})
         assert not find_problems({"strategy": "deepspeed_stage_2", "trainer": {"plugins": None}})
 
-    def test_a_coordinator_with_both_starts_no_rank(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_coordinator_with_plugin_and_deepspeed_starts_no_rank(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(TrainingCoordinator, "_fit", lambda *_: pytest.fail("ranks were started"))
         coordinator = TrainingCoordinator(
             tmp_path, strategy="deepspeed_stage_2", devices=2, plugins=[DoublePrecision()]

@@ -1,4 +1,4 @@
-"""Events become attempts, whatever the file contains."""
+"""Events become attempts, also from a damaged file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,6 @@ def test_the_end_of_an_attempt_is_described(kind: str, fields: dict[str, Any], o
     assert (attempt.outcome, attempt.detail) == (outcome, detail)
     assert (attempt.started, attempt.first_step_time, attempt.seconds) == (START, START + 5, 9)
     assert attempt.versions == {"torch": "2.13"}
-    assert (attempt.host, attempt.source) == ("n1", "torchrun")
 
 
 def test_the_first_failed_rank_is_the_cause_and_the_agent_s_report_replaces_a_rank_s() -> None:
@@ -85,7 +84,6 @@ def test_a_new_start_is_a_new_attempt_and_repeated_steps_are_counted() -> None:
     history = read_history(events)
     assert [a.number for a in history.attempts] == [1, 2]
     assert history.attempts[0].outcome == "unknown"
-    assert history.attempts[1].restart_count == 1
     assert (history.outcome, history.last_step, history.repeated_steps) == ("finished", 40, {1: 10})
     assert history.seconds_per_step == pytest.approx(0.4)
     assert history.attempts[0].steps[0].learning_rates == (0.1,)

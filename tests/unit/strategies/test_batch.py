@@ -24,29 +24,29 @@ def split_or_error(
 @pytest.mark.parametrize(
     ("world", "micro", "accumulate"), [(1, 16, 32), (2, 16, 16), (8, 16, 4), (32, 16, 1), (64, 8, 1), (512, 1, 1)]
 )
-def test_a_global_batch_of_512_stays_512_on_any_number_of_ranks(world: int, micro: int, accumulate: int) -> None:
+def test_global_batch_stays_512_on_any_number_of_ranks(world: int, micro: int, accumulate: int) -> None:
     split = split_batch(512, world, largest_micro_batch=16)
     assert split == BatchSplit(world, micro, accumulate)
     assert split.global_batch_size == 512
 
 
-def test_without_a_limit_a_rank_takes_its_share_at_once() -> None:
+def test_without_a_limit_the_micro_batch_is_the_rank_share() -> None:
     assert split_batch(48, 4) == BatchSplit(4, 12, 1)
 
 
-def test_a_limit_that_is_no_divisor_gives_the_next_smaller_one() -> None:
+def test_limit_is_rounded_down_to_a_divisor() -> None:
     assert split_batch(60, 2, largest_micro_batch=8) == BatchSplit(2, 6, 5)
 
 
-def test_the_users_number_of_accumulated_batches_is_kept() -> None:
+def test_requested_accumulation_is_kept() -> None:
     assert split_batch(48, 2, accumulate=3) == BatchSplit(2, 8, 3)
 
 
-def test_the_users_loader_alone_may_know_the_size() -> None:
+def test_global_size_is_unknown_if_only_the_loader_has_it() -> None:
     assert BatchSplit(2, None, 3).global_batch_size is None
 
 
-def test_an_impossible_split_lists_the_nearest_sizes_and_numbers_of_ranks() -> None:
+def test_uneven_split_error_lists_nearest_sizes_and_rank_counts() -> None:
     with pytest.raises(BatchSplitError) as caught:
         split_batch(100, 64)
     assert caught.value.nearest_global_batch_sizes == (64, 128)
@@ -56,37 +56,37 @@ def test_an_impossible_split_lists_the_nearest_sizes_and_numbers_of_ranks() -> N
     )
 
 
-def test_a_batch_smaller_than_the_ranks_has_only_a_larger_neighbour() -> None:
+def test_batch_smaller_than_rank_count_suggests_only_a_larger_size() -> None:
     with pytest.raises(BatchSplitError) as caught:
         split_batch(3, 8)
     assert caught.value.nearest_global_batch_sizes == (8,)
     assert caught.value.nearest_world_sizes == (3,)
 
 
-def test_accumulated_batches_that_do_not_fit_are_named() -> None:
+def test_uneven_split_error_names_the_accumulation() -> None:
     with pytest.raises(BatchSplitError, match="by 2 ranks x 5 accumulated batches") as caught:
         split_batch(48, 2, accumulate=5)
     assert caught.value.nearest_global_batch_sizes == (40, 50)
-    # 48 is no multiple of 5, whatever the number of ranks.
+    # 48 is not a multiple of 5, so no number of ranks works.
     assert caught.value.nearest_world_sizes == ()
     assert str(caught.value).endswith("nearest: global_batch_size 40 or 50")
 
 
 @pytest.mark.parametrize(("size", "world", "name"), [(0, 1, "global_batch_size"), (-4, 1, "global_batch_size"),
                                                      (4, 0, "world_size"), (4, -1, "world_size")])  # fmt: skip
-def test_sizes_below_one_are_refused_by_name(size: int, world: int, name: str) -> None:
+def test_sizes_below_one_are_rejected_by_name(size: int, world: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1"):
         split_batch(size, world)
 
 
 @pytest.mark.parametrize("accumulate", [0, -1])
-def test_less_than_one_accumulated_batch_is_refused_by_name(accumulate: int) -> None:
+def test_accumulation_below_one_is_rejected_by_name(accumulate: int) -> None:
     with pytest.raises(ValueError, match="accumulate must be at least 1"):
         split_batch(8, 2, accumulate=accumulate)
 
 
 @pytest.mark.timeout(5)
-def test_a_large_prime_is_refused_at_once() -> None:
+def test_large_prime_is_rejected_quickly() -> None:
     with pytest.raises(BatchSplitError) as caught:
         split_batch(2**31 - 1, 2)
     assert caught.value.nearest_world_sizes == (1, 2**31 - 1)
@@ -94,7 +94,7 @@ def test_a_large_prime_is_refused_at_once() -> None:
 
 @settings(deadline=None)
 @given(SIZES, WORLDS, st.none() | st.integers(1, 300))
-def test_every_split_adds_up_within_the_limit(size: int, world: int, limit: int | None) -> None:
+def test_split_multiplies_to_the_global_batch_within_the_limit(size: int, world: int, limit: int | None) -> None:
     split = split_or_error(size, world, limit)
     if isinstance(split, BatchSplitError):
         assert size % world
@@ -109,7 +109,9 @@ def test_every_split_adds_up_within_the_limit(size: int, world: int, limit: int 
 
 @settings(deadline=None)
 @given(SIZES, WORLDS, st.integers(1, 12))
-def test_fixed_accumulation_adds_up_or_is_refused(size: int, world: int, accumulate: int) -> None:
+def test_fixed_accumulation_multiplies_to_the_global_batch_or_is_rejected(
+    size: int, world: int, accumulate: int
+) -> None:
     split = split_or_error(size, world, accumulate=accumulate)
     if isinstance(split, BatchSplitError):
         assert size % (world * accumulate)
@@ -119,9 +121,7 @@ def test_fixed_accumulation_adds_up_or_is_refused(size: int, world: int, accumul
 
 @settings(deadline=None)
 @given(SIZES, WORLDS, st.none() | st.integers(1, 12))
-def test_the_sizes_that_a_refusal_offers_are_the_nearest_possible_ones(
-    size: int, world: int, accumulate: int | None
-) -> None:
+def test_suggested_sizes_are_the_nearest_valid_sizes(size: int, world: int, accumulate: int | None) -> None:
     error = split_or_error(size, world, accumulate=accumulate)
     if isinstance(error, BatchSplit):
         return
@@ -133,21 +133,19 @@ def test_the_sizes_that_a_refusal_offers_are_the_nearest_possible_ones(
 
 @settings(deadline=None)
 @given(SIZES, WORLDS, st.none() | st.integers(1, 12))
-def test_the_numbers_of_ranks_that_a_refusal_offers_can_share_the_batch(
-    size: int, world: int, accumulate: int | None
-) -> None:
+def test_suggested_rank_counts_can_split_the_batch(size: int, world: int, accumulate: int | None) -> None:
     error = split_or_error(size, world, accumulate=accumulate)
     if isinstance(error, BatchSplitError):
         for offered in error.nearest_world_sizes:
             assert split_batch(size, offered, accumulate=accumulate).global_batch_size == size
-        # One rank at least can do it, unless the accumulated batches alone stand in the way.
+        # One rank can always do it, unless the accumulation does not divide the batch.
         assert bool(error.nearest_world_sizes) == (size % (accumulate or 1) == 0)
         assert world not in error.nearest_world_sizes
 
 
 @settings(deadline=None)
 @given(SIZES, st.integers(1, 2500))
-def test_divisors_next_to_a_number(number: int, near: int) -> None:
+def test_nearest_divisors(number: int, near: int) -> None:
     divisors = [n for n in range(1, number + 1) if number % n == 0]
     assert largest_divisor(number, near) == max(n for n in divisors if n <= near)
     above = [n for n in divisors if n > near][:1]

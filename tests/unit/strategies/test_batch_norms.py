@@ -1,4 +1,4 @@
-"""Batch norms whose weights DeepSpeed has cast train as they do in fp32, and keep their statistics."""
+"""Batch norms with weights cast by DeepSpeed compute and keep statistics as in fp32."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _cast_as_deepspeed_does(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         nn.SyncBatchNorm(4),
     ],
 )
-def test_a_cast_norm_computes_and_remembers_as_in_fp32(norm: nn.Module, dtype: torch.dtype) -> None:
-    # Of a scale whose variance fp16 does not hold.
+def test_cast_batch_norm_matches_fp32_output_and_statistics(norm: nn.Module, dtype: torch.dtype) -> None:
+    # Inputs whose variance overflows fp16.
     batches = [(300 * torch.randn(16, 4, 8)).to(dtype) for _ in range(20)]
     exact, layer = copy.deepcopy(norm), _cast_as_deepspeed_does(copy.deepcopy(norm), dtype)
     with pytest.raises(RuntimeError, match="expected scalar type"):
@@ -46,14 +46,14 @@ def test_a_cast_norm_computes_and_remembers_as_in_fp32(norm: nn.Module, dtype: t
     torch.testing.assert_close(layer(batches[0]).float(), exact(batches[0].float()), rtol=0.02, atol=0.02)
 
 
-def test_it_stays_a_module_that_can_be_copied_and_pickled() -> None:
+def test_patched_norm_can_be_copied_and_pickled() -> None:
     layer = _cast_as_deepspeed_does(nn.BatchNorm1d(4), torch.bfloat16)
     compute_with_fp32_weights(layer)
     batch = torch.randn(8, 4, dtype=torch.bfloat16)
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301 -- our own, of this moment
         copied(batch)
         assert copied.num_batches_tracked == 1
-    assert layer.num_batches_tracked == 0, "a copy's forward is its own"
+    assert layer.num_batches_tracked == 0, "the forward of a copy uses the copy"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_it_stays_a_module_that_can_be_copied_and_pickled() -> None:
         nn.LayerNorm(3),
     ],
 )
-def test_layers_that_take_their_input_as_they_are_stay_so(layer: nn.Module) -> None:
+def test_layers_without_mixed_types_are_not_patched(layer: nn.Module) -> None:
     _cast_as_deepspeed_does(layer, torch.bfloat16)
     assert compute_with_fp32_weights(layer) == 0
     layer(torch.randn(8, 4, 3, dtype=torch.bfloat16))

@@ -1,4 +1,4 @@
-"""`strategies.batch`: what a split that is not possible carries, and the edges of the one that is."""
+"""`strategies.batch`: fields of the error for an uneven split, and edge cases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from strategies.batch import BatchSplitError, largest_divisor, split_batch
 
 
-def test_a_refusal_carries_what_was_asked_and_what_is_near() -> None:
+def test_error_fields_hold_the_request_and_nearest_values() -> None:
     with pytest.raises(BatchSplitError) as caught:
         split_batch(50, 4)
     error = caught.value
@@ -18,7 +18,7 @@ def test_a_refusal_carries_what_was_asked_and_what_is_near() -> None:
     )
 
 
-def test_with_an_accumulation_that_does_not_fit_no_number_of_ranks_is_offered() -> None:
+def test_no_rank_count_is_suggested_if_accumulation_does_not_divide() -> None:
     with pytest.raises(BatchSplitError) as caught:
         split_batch(50, 2, accumulate=4)
     assert (caught.value.nearest_global_batch_sizes, caught.value.nearest_world_sizes) == ((48, 56), ())
@@ -27,14 +27,14 @@ def test_with_an_accumulation_that_does_not_fit_no_number_of_ranks_is_offered() 
     )
 
 
-def test_a_size_below_the_number_of_ranks_has_one_neighbour() -> None:
+def test_size_below_rank_count_has_one_suggestion() -> None:
     with pytest.raises(BatchSplitError) as caught:
         split_batch(3, 4)
     assert caught.value.nearest_global_batch_sizes == (4,)
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "options"),
+    ("name", "sizes", "options"),
     [
         ("global_batch_size", (0, 1), {}),
         ("world_size", (4, 0), {}),
@@ -42,15 +42,15 @@ def test_a_size_below_the_number_of_ranks_has_one_neighbour() -> None:
         ("accumulate", (4, 1), {"accumulate": -1}),
     ],
 )
-def test_a_size_below_1_is_refused_by_its_name(name: str, words: tuple[int, int], options: dict[str, int]) -> None:
+def test_size_below_1_is_rejected_by_name(name: str, sizes: tuple[int, int], options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=rf"^{name} must be at least 1, -?\d was given$"):
-        split_batch(*words, **options)
+        split_batch(*sizes, **options)
 
 
-def test_the_parts_of_a_split_are_whole_numbers() -> None:
+def test_split_values_are_integers() -> None:
     for split in (split_batch(24, 2, accumulate=3), split_batch(24, 2, largest_micro_batch=5)):
         assert (type(split.micro_batch_size), type(split.accumulate)) == (int, int)
 
 
-def test_a_divisor_is_at_least_1() -> None:
+def test_largest_divisor_is_at_least_1() -> None:
     assert (largest_divisor(12, 0), largest_divisor(12, 1), largest_divisor(12, 100)) == (1, 1, 12)

@@ -1,4 +1,4 @@
-"""`strategies.build`: Lightning's objects for what was chosen."""
+"""`strategies.build`: Lightning's objects for a choice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCATION = RankLocation(
 ALONE = RankLocation(0, 1, 0, 1, 0, "127.0.0.1", 0)
 
 
-def test_lightning_hears_the_agreed_place_and_not_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_environment_reports_the_agreed_location_and_ignores_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "RANK": "3",
         "WORLD_SIZE": "4",
@@ -35,12 +35,12 @@ def test_lightning_hears_the_agreed_place_and_not_the_environments(monkeypatch: 
     assert (known.main_address, known.main_port) == ("node0", 29511)
 
 
-def test_lightning_starts_no_processes_of_its_own() -> None:
+def test_lightning_starts_no_processes() -> None:
     assert FixedClusterEnvironment(LOCATION).creates_processes_externally
     assert not FixedClusterEnvironment.detect()
 
 
-def test_another_count_of_lightnings_is_an_error_and_the_same_one_is_not() -> None:
+def test_world_size_or_rank_that_differs_from_the_agreement_is_an_error() -> None:
     known = FixedClusterEnvironment(LOCATION)
     known.set_world_size(8)
     known.set_global_rank(5)
@@ -50,7 +50,7 @@ def test_another_count_of_lightnings_is_an_error_and_the_same_one_is_not() -> No
         known.set_global_rank(0)
 
 
-def test_one_rank_trains_on_its_device() -> None:
+def test_single_device_strategy_uses_the_local_device() -> None:
     choice = choose_strategy("auto", world_size=1, device_kind="cpu", accumulate=1, model_has_static_graph=True)
     strategy = build_strategy(choice, BuildOptions("cpu", ALONE, timeout=60))
     assert isinstance(strategy, SingleDeviceStrategy)
@@ -61,7 +61,7 @@ def test_one_rank_trains_on_its_device() -> None:
     ("requested", "static", "find_unused"),
     [("auto", True, False), ("auto", False, False), ("ddp_find_unused_parameters_true", False, True)],
 )
-def test_ddp_gets_every_flag_of_the_choice(requested: str, static: bool, find_unused: bool) -> None:
+def test_ddp_receives_the_options_of_the_choice(requested: str, static: bool, find_unused: bool) -> None:
     choice = choose_strategy(requested, world_size=8, device_kind="cpu", accumulate=1, model_has_static_graph=static)
     strategy = build_strategy(choice, BuildOptions("cpu", LOCATION, timeout=77))
     assert isinstance(strategy, DeterministicDDPStrategy)
@@ -74,7 +74,7 @@ def test_ddp_gets_every_flag_of_the_choice(requested: str, static: bool, find_un
     assert strategy._timeout == timedelta(seconds=77)
 
 
-def test_ddp_counts_the_nodes_ranks_and_takes_this_ones_device() -> None:
+def test_ddp_uses_the_node_rank_count_and_the_local_device() -> None:
     choice = choose_strategy("ddp", world_size=8, device_kind="cuda", accumulate=1, model_has_static_graph=False)
     strategy = build_strategy(choice, BuildOptions("cuda", LOCATION, timeout=60))
     assert isinstance(strategy, DDPStrategy)
@@ -84,7 +84,7 @@ def test_ddp_counts_the_nodes_ranks_and_takes_this_ones_device() -> None:
     assert isinstance(strategy.cluster_environment, FixedClusterEnvironment)
 
 
-def test_16_mixed_on_a_cpu_gets_a_real_gradient_scaler() -> None:
+def test_16_mixed_on_cpu_uses_a_gradient_scaler() -> None:
     plugin = precision_plugin(Precision.FP16_MIXED, "cpu")
     assert plugin is not None
     assert plugin.precision == "16-mixed"
@@ -108,5 +108,5 @@ def test_16_mixed_on_a_cpu_gets_a_real_gradient_scaler() -> None:
     ("precision", "kind"),
     [(p, k) for p in Precision for k in ("cpu", "cuda", "mps") if p is not Precision.FP16_MIXED or k == "mps"],
 )
-def test_lightnings_own_plugin_is_used_where_it_does_what_the_plan_says(precision: Precision, kind: str) -> None:
+def test_no_plugin_is_created_if_lightning_matches_the_plan(precision: Precision, kind: str) -> None:
     assert precision_plugin(precision, kind) is None

@@ -1,4 +1,4 @@
-"""`strategies.choice`: which strategy, and why."""
+"""`strategies.choice`: the chosen strategy and its reasons."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def choose(
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
-def test_one_rank_gets_one_device_without_a_process_group(kind: str) -> None:
+def test_one_rank_uses_single_device_without_process_group(kind: str) -> None:
     choice = choose(world=1, kind=kind)
     assert (choice.name, choice.backend) == ("single_device", None)
     assert [r.name for r in choice.rejected] == ["ddp"]
 
 
 @pytest.mark.parametrize(("kind", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
-def test_several_ranks_get_ddp_over_the_devices_own_backend(kind: str, backend: str) -> None:
+def test_several_ranks_use_ddp_with_the_backend_of_the_device(kind: str, backend: str) -> None:
     choice = choose(kind=kind)
     assert (choice.name, choice.backend, choice.gradient_as_bucket_view) == ("ddp", backend, True)
     assert [r.name for r in choice.rejected] == ["single_device"]
 
 
-def test_ddp_that_was_asked_for_is_taken_on_one_rank_too() -> None:
+def test_requested_ddp_is_used_with_one_rank() -> None:
     choice = choose("ddp", world=1)
     assert (choice.name, choice.backend, choice.rejected) == ("ddp", "gloo", ())
     assert "requested" in choice.reasons[0]
 
 
-def test_static_graph_is_on_where_the_model_declares_it() -> None:
+def test_static_graph_is_on_if_the_model_declares_it() -> None:
     choice = choose()
     assert choice.static_graph
     assert any(reason.startswith("static_graph on") for reason in choice.reasons)
@@ -56,35 +56,35 @@ def test_static_graph_is_on_where_the_model_declares_it() -> None:
         (choose(DDP_FIND_UNUSED), "unused parameters may change"),
     ],
 )
-def test_static_graph_is_off_where_it_is_not_safe_and_the_plan_says_why(choice: StrategyChoice, why: str) -> None:
+def test_static_graph_is_off_with_a_reason_if_not_safe(choice: StrategyChoice, why: str) -> None:
     assert not choice.static_graph
     assert [reason for reason in choice.reasons if reason.startswith("static_graph off") and why in reason]
 
 
-def test_unused_parameters_are_looked_for_only_where_asked() -> None:
+def test_unused_parameters_are_searched_only_on_request() -> None:
     assert choose(DDP_FIND_UNUSED).find_unused_parameters
     assert not choose("ddp").find_unused_parameters
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
+def test_unknown_name_error_lists_valid_names() -> None:
     with pytest.raises(StrategyError, match="'dpd'") as caught:
         choose("dpd")
     assert all(name in str(caught.value) for name in NAMES)
 
 
-def test_one_device_cannot_hold_several_ranks() -> None:
+def test_single_device_rejects_several_ranks() -> None:
     with pytest.raises(StrategyError, match="there are 3 ranks"):
         choose("single_device", world=3)
 
 
 @pytest.mark.parametrize("requested", ["auto", "ddp"])
-def test_apples_gpu_cannot_be_shared_by_several_ranks(requested: str) -> None:
+def test_mps_rejects_several_ranks(requested: str) -> None:
     with pytest.raises(StrategyError, match="no process group backend"):
         choose(requested, kind="mps")
 
 
 @pytest.mark.parametrize("requested", ["ddp", DDP_FIND_UNUSED])
-def test_apples_gpu_has_no_process_group_for_one_rank_either(requested: str) -> None:
+def test_mps_rejects_a_process_group_with_one_rank(requested: str) -> None:
     with pytest.raises(StrategyError, match="no process group backend"):
         choose(requested, world=1, kind="mps")
 
@@ -97,7 +97,7 @@ def test_apples_gpu_has_no_process_group_for_one_rank_either(requested: str) -> 
     st.integers(1, 8),
     st.booleans(),
 )
-def test_several_ranks_always_exchange_gradients_and_every_choice_has_a_reason(
+def test_several_ranks_exchange_gradients_and_each_choice_has_a_reason(
     requested: str, world: int, kind: str, accumulate: int, static: bool
 ) -> None:
     if requested == "single_device" and world > 1:

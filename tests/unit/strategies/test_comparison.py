@@ -1,4 +1,4 @@
-"""`strategies.comparison`, `strategies.memory`, `strategies.step_time`: which strategy fits and is fastest, and why."""
+"""`strategies.comparison`, `strategies.memory`, `strategies.step_time`: the fastest strategy that fits."""
 
 from __future__ import annotations
 
@@ -66,18 +66,20 @@ def compare(found: ModelProfile, ranks: MachineModel, *splits: BatchSplit, preci
         (1.0, 1, "mps", "single_device"),
     ],
 )
-def test_without_memory_pressure_the_simplest_is_taken(billions: float, world: int, kind: str, expected: str) -> None:
+def test_simplest_strategy_is_chosen_without_memory_pressure(
+    billions: float, world: int, kind: str, expected: str
+) -> None:
     assert compare(profile(billions), machine(world, kind)).pick == expected
 
 
-def test_a_model_too_large_for_ddp_is_sharded_and_one_too_large_for_that_is_sharded_more() -> None:
+def test_larger_models_use_higher_zero_stages() -> None:
     picks = [compare(profile(size), machine(64)).pick for size in (0.1, 7, 20, 60)]
     assert picks[0] == "ddp"
     assert picks[1] == "deepspeed_stage_1"
     assert picks[3] == "deepspeed_stage_3"
 
 
-def test_offload_is_taken_where_nothing_else_fits_and_never_on_a_cpu() -> None:
+def test_offload_is_chosen_only_if_nothing_else_fits_and_not_on_cpu() -> None:
     found = compare(profile(8), machine(1))
     assert found.pick is not None
     assert found.pick.endswith("offload")
@@ -86,7 +88,7 @@ def test_offload_is_taken_where_nothing_else_fits_and_never_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "reason_part"),
     [
         ({"zero_obstacle": "the module optimizes by hand"}, "the module optimizes by hand"),
         (
@@ -95,13 +97,13 @@ def test_offload_is_taken_where_nothing_else_fits_and_never_on_a_cpu() -> None:
         ),
     ],
 )
-def test_what_deepspeed_cannot_train_is_never_sharded(change: dict[str, object], says: str) -> None:
+def test_zero_is_not_eligible_if_deepspeed_cannot_train_the_model(change: dict[str, object], reason_part: str) -> None:
     found = compare(dataclasses.replace(profile(20), **change), machine(64))  # type: ignore[arg-type]
     assert found.pick is None
-    assert all(says in a.reason for a in found.assessments if a.name.startswith("deepspeed"))
+    assert all(reason_part in a.reason for a in found.assessments if a.name.startswith("deepspeed"))
 
 
-def test_every_candidate_has_its_memory_its_time_and_a_reason() -> None:
+def test_every_candidate_has_memory_time_and_a_reason() -> None:
     found = compare(profile(7), machine(8))
     assert [a.name for a in found.assessments] == [c.name for c in list_candidates()]
     for assessed in found.assessments:
@@ -111,7 +113,7 @@ def test_every_candidate_has_its_memory_its_time_and_a_reason() -> None:
     assert "GiB above the limit of 73.6 GiB" in next(a.reason for a in found.assessments if a.name == "ddp")
 
 
-def test_the_largest_micro_batch_that_fits_is_taken() -> None:
+def test_largest_micro_batch_that_fits_is_chosen() -> None:
     splits = [BatchSplit(8, n, 16 // n) for n in (16, 8, 4, 2, 1)]
     found = compare(profile(0.1, activations_gib=9), machine(8), *splits)
     taken = found.of(found.pick or "")
@@ -121,7 +123,7 @@ def test_the_largest_micro_batch_that_fits_is_taken() -> None:
     assert found.limit_bytes < 16 * 9 * GIB
 
 
-def test_nothing_that_fits_says_by_how_much_and_what_would_do() -> None:
+def test_if_nothing_fits_the_reason_states_the_shortage_and_alternatives() -> None:
     poor = dataclasses.replace(machine(2), host_memory_bytes=64 * GIB)
     found = compare(profile(70), poor)
     assert found.pick is None
@@ -137,7 +139,7 @@ def test_nothing_that_fits_says_by_how_much_and_what_would_do() -> None:
     assert "more than the limit of 73.6 GiB" in large.why
 
 
-def test_the_share_of_memory_is_the_limit() -> None:
+def test_memory_share_sets_the_limit() -> None:
     found = profile(1, activations_gib=10)
     split = (BatchSplit(1, 1, 1),)
     needs = compare(found, machine(1)).assessments[0].memory.total
@@ -146,7 +148,7 @@ def test_the_share_of_memory_is_the_limit() -> None:
     assert not compare_strategies(found, memory, BF16, split, ComparisonOptions(0.99)).assessments[0].fits
 
 
-def test_after_running_out_of_memory_the_next_needs_less() -> None:
+def test_next_candidate_needs_less_memory() -> None:
     found = compare(profile(7), machine(8))
     pick, following = found.of(found.pick or ""), found.of(found.next or "")
     assert pick is not None
@@ -155,7 +157,7 @@ def test_after_running_out_of_memory_the_next_needs_less() -> None:
     assert following.fits
 
 
-def test_each_next_candidate_needs_less_until_there_is_none() -> None:
+def test_next_candidates_need_less_until_none_is_left() -> None:
     found = compare(profile(7), machine(8))
     name, needs = "ddp", []
     while (following := next_after(name, found.assessments, machine(8))) is not None:
@@ -166,7 +168,7 @@ def test_each_next_candidate_needs_less_until_there_is_none() -> None:
     assert next_after("fsdp", found.assessments, machine(8)) is None
 
 
-def test_a_comparison_is_plain_json() -> None:
+def test_comparison_is_json() -> None:
     values = compare(profile(1), machine(8)).to_dict()
     assert json.loads(json.dumps(values)) == values
     entry = values["assessments"][1]
@@ -174,7 +176,7 @@ def test_a_comparison_is_plain_json() -> None:
     assert sum(entry["memory"][part] for part in parts) == entry["memory"]["total"]
 
 
-def test_no_split_is_an_error() -> None:
+def test_comparison_without_a_split_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one way"):
         compare_strategies(profile(1), machine(1), BF16, ())
 
@@ -184,7 +186,7 @@ def test_no_split_is_an_error() -> None:
     st.floats(0.01, 100), st.floats(0.01, 40), st.sampled_from([1, 2, 8, 64]), st.sampled_from(["cpu", "cuda"]),
     st.sampled_from([Precision.FP32_TRUE, BF16, Precision.BF16_TRUE]),
 )  # fmt: skip
-def test_a_pick_always_fits_and_nothing_that_fits_is_faster_by_the_margin(
+def test_pick_fits_and_no_fitting_candidate_is_faster_by_the_margin(
     billions: float, activations: float, world: int, kind: str, precision: Precision
 ) -> None:
     found = compare(profile(billions, activations), machine(world, kind), precision=precision)
@@ -196,7 +198,7 @@ def test_a_pick_always_fits_and_nothing_that_fits_is_faster_by_the_margin(
     assert pick in able
     assert pick.memory.total <= found.limit_bytes
     if kind == "cuda":
-        # Later ones must beat the taken one by the margin, earlier ones are not faster at all.
+        # Later candidates must be faster than the pick by the margin; earlier ones must not be faster.
         order = [a.name for a in able]
         later = able[order.index(pick.name) + 1 :]
         assert all(a.step.seconds >= pick.step.seconds * (1 - MARGIN) for a in later)
@@ -208,8 +210,8 @@ def timed(found: ModelProfile, candidate: StrategyEntry, ranks: MachineModel, ac
     return step_time(candidate, step, ranks)
 
 
-def test_the_volumes_are_those_of_the_papers() -> None:
-    # ZeRO, section 7: stages 1 and 2 send 2 parameters' worth, stage 3 one and a half times that.
+def test_volumes_match_the_papers() -> None:
+    # ZeRO, section 7: stages 1 and 2 send the parameters' size twice, stage 3 three times.
     found = profile(1)
     size = 2 * found.model.numel
 
@@ -228,7 +230,7 @@ def test_the_volumes_are_those_of_the_papers() -> None:
     assert time.bytes_per_rank == pytest.approx(3 * 2 * big.model.numel * 63 / 64, rel=1e-6)
 
 
-def test_bytes_between_nodes_are_only_there_with_several_nodes_and_cost_more() -> None:
+def test_bytes_across_nodes_need_several_nodes_and_take_longer() -> None:
     found = profile(7)
     inside, across = (timed(found, ZERO_3, machine(8, per_node=n)) for n in (8, 1))
     assert inside.bytes_across_nodes == 0
@@ -249,7 +251,7 @@ class HybridShard(type(DDP)):  # type: ignore[misc]
         ]
 
 
-def test_collectives_of_a_node_stay_on_it_and_those_across_share_the_network() -> None:
+def test_collective_scope_node_and_across() -> None:
     found, ranks = profile(7), machine(32, per_node=8)
     hybrid, ddp = timed(found, HybridShard(), ranks), timed(found, DDP, ranks)
     size = 2 * found.model.numel
@@ -264,7 +266,7 @@ def test_collectives_of_a_node_stay_on_it_and_those_across_share_the_network() -
     assert (alone.communication, alone.bytes_per_rank) == (0.0, 0)
 
 
-def test_one_device_frees_gradients_where_ddp_keeps_its_buckets() -> None:
+def test_single_device_frees_gradients_and_ddp_keeps_buckets() -> None:
     model = ModelShape((ParameterShape(1000),), ((0,),))
     trace = StepTrace(1, forward=100, backward=900, backward_with_gradients=4500, inputs=8, step=0,
                       optimizer_states=8000, flops=1)  # fmt: skip
@@ -275,7 +277,7 @@ def test_one_device_frees_gradients_where_ddp_keeps_its_buckets() -> None:
     assert again.gradients + again.activations == 4900
 
 
-def test_mixed_precision_keeps_fp32_weights_without_zero_and_half_ones_with_it() -> None:
+def test_mixed_precision_keeps_fp32_weights_without_zero_and_16_bit_weights_with_zero() -> None:
     found = profile(1)
     ddp, zero = (estimate_memory(found.model, found.plain[0], c, 8, BF16) for c in (DDP, ZERO_2))
     assert ddp.parameters == 4 * found.model.numel
@@ -283,13 +285,13 @@ def test_mixed_precision_keeps_fp32_weights_without_zero_and_half_ones_with_it()
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (80 * GIB, "80 GiB"), (1100 * GIB, "1100 GiB")]
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (80 * GIB, "80 GiB"), (1100 * GIB, "1100 GiB")]
 )
-def test_bytes_are_told_in_words(size: int, words: str) -> None:
-    assert format_bytes(size) == words
+def test_format_bytes(size: int, text: str) -> None:
+    assert format_bytes(size) == text
 
 
-def test_zeros_step_holds_the_flat_fp32_gradient_the_optimizers_temporaries_and_a_second_groups_rest() -> None:
+def test_zero_step_holds_flat_fp32_gradient_temporaries_and_later_groups() -> None:
     trace = StepTrace(1, forward=0, backward=0, backward_with_gradients=0, inputs=8, step=0, optimizer_states=0,
                       flops=1)  # fmt: skip
     none = ZeroSettings(reduce_bucket_size=0, persistence_threshold=0, max_live_parameters=0)
@@ -304,6 +306,6 @@ def test_zeros_step_holds_the_flat_fp32_gradient_the_optimizers_temporaries_and_
     # A rank's part of the one group has 1000 elements: 4 bytes of flat gradient, 32 of temporaries, the batch.
     assert step(one, ZERO_2, Precision.FP32_TRUE) == ("step", 0, 36_000 + 8)
     assert step(one, ZERO_3, BF16) == ("step", 2_000, 36_000 + 8)
-    # Of two groups, 500 elements each; the second one's gradients are still there, in one buffer with the first one's.
+    # Two groups of 500 elements each; the second group's gradients are still alive, in one buffer with the first.
     assert step(two, ZERO_2, Precision.FP32_TRUE) == ("step", 4 * 2_000, 500 * (4 + 32) + 8)
     assert step(two, ZERO_3, Precision.FP32_TRUE) == ("step", 4 * 1_000, 500 * (4 + 32) + 8)

@@ -1,4 +1,4 @@
-"""`strategies.deepspeed_precision`: what a DeepSpeed config orders, what contradicts, what its blocks must be."""
+"""`strategies.deepspeed_precision`: requested precision, conflicts and blocks of a DeepSpeed config."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FP16, BF16, FP32 = Precision.FP16_MIXED, Precision.BF16_MIXED, Precision.FP32_TR
         ({"fp16": None, "bf16": []}, None),
     ],
 )
-def test_exactly_one_enabled_block_is_an_order(config: dict[str, Any], order: Precision | None) -> None:
+def test_exactly_one_enabled_block_requests_a_precision(config: dict[str, Any], order: Precision | None) -> None:
     assert requested_precision(config) is order
 
 
@@ -72,12 +72,12 @@ def only_conflict(precision: Precision, config: Mapping[str, Any]) -> str:
         (FP16, {"train_batch_size": 32, "zero_optimization": {"stage": 3}}),
     ],
 )
-def test_a_config_that_agrees_has_no_conflict(precision: Precision, config: dict[str, Any]) -> None:
+def test_consistent_config_has_no_conflict(precision: Precision, config: dict[str, Any]) -> None:
     assert precision_conflicts(precision, config) == ()
 
 
 @pytest.mark.parametrize(
-    ("precision", "config", "said"),
+    ("precision", "config", "message"),
     [
         (BF16, {"fp16": {"enabled": True}},
          "fp16.enabled is true, and the precision is bf16-mixed: set it to false or 'auto'"),
@@ -136,19 +136,19 @@ def test_a_config_that_agrees_has_no_conflict(precision: Precision, config: dict
         (Precision.FP64_TRUE, {}, "DeepSpeed trains in fp16, bf16 or fp32; use `strategy: ddp` for 64-true"),
     ],
 )  # fmt: skip
-def test_each_conflict_says_path_value_and_what_to_do(precision: Precision, config: dict[str, Any], said: str) -> None:
-    assert only_conflict(precision, config) == said
+def test_conflict_states_path_value_and_fix(precision: Precision, config: dict[str, Any], message: str) -> None:
+    assert only_conflict(precision, config) == message
 
 
 @pytest.mark.parametrize("name", ["bf16", "bfloat16"])
-def test_two_enabled_blocks_are_a_conflict_by_either_name(name: str) -> None:
+def test_two_enabled_blocks_conflict_with_either_bf16_name(name: str) -> None:
     assert precision_conflicts(FP16, {"fp16": {"enabled": True}, name: {"enabled": True}}) == (
         "fp16.enabled and bf16.enabled are both true; DeepSpeed trains in one of them: set one to false",
         f"{name}.enabled is true, and the precision is 16-mixed: set it to false or 'auto'",
     )
 
 
-def test_every_place_of_a_dtype_is_looked_at() -> None:
+def test_all_dtype_keys_are_checked() -> None:
     config = {"data_types": {"grad_accum_dtype": "int7"}, "communication_data_type": "int9"}
     assert precision_conflicts(FP16, config) == (
         "data_types.grad_accum_dtype is 'int7'; expected fp32, fp16 or bf16",
@@ -156,24 +156,24 @@ def test_every_place_of_a_dtype_is_looked_at() -> None:
     )
 
 
-def test_all_conflicts_are_told_at_once() -> None:
+def test_all_conflicts_are_reported_together() -> None:
     config = {
         "fp16": {"enabled": True, "loss_scale": "big", "hysteresiss": 2},
         "bf16": {"enabled": True},
         "amp": {"enabled": True},
         "communication_data_type": "fp16",
     }
-    said = "\n".join(precision_conflicts(BF16, config))
-    assert all(part in said for part in (
+    message = "\n".join(precision_conflicts(BF16, config))
+    assert all(part in message for part in (
         "fp16.loss_scale is 'big'", "did you mean hysteresis?", "fp16.enabled and bf16.enabled are both true",
         "fp16.enabled is true, and the precision", "amp.enabled", "communication_data_type is 'fp16'",
     ))  # fmt: skip
-    assert len(said.splitlines()) == 6
+    assert len(message.splitlines()) == 6
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400), 1e309], ids=["large", "small", "infinite"])
 @pytest.mark.parametrize("key", ["loss_scale", "initial_scale_power", "min_loss_scale"])
-def test_a_number_beyond_every_float_is_a_conflict_and_no_crash(key: str, number: float) -> None:
+def test_number_larger_than_any_float_is_a_conflict(key: str, number: float) -> None:
     config = json.loads(json.dumps({"fp16": {key: number}}))
     assert only_conflict(FP16, config).startswith(f"fp16.{key} is ")
 
@@ -181,7 +181,7 @@ def test_a_number_beyond_every_float_is_a_conflict_and_no_crash(key: str, number
 @pytest.mark.case(48)
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(Precision), ANYTHING)
-def test_whatever_json_says_is_answered_and_never_raises(precision: Precision, config: dict[str, Any]) -> None:
+def test_any_json_value_is_handled_without_an_exception(precision: Precision, config: dict[str, Any]) -> None:
     conflicts = precision_conflicts(precision, config)
     assert all(isinstance(conflict, str) and conflict for conflict in conflicts)
     requested_precision(config)
@@ -193,9 +193,7 @@ def test_whatever_json_says_is_answered_and_never_raises(precision: Precision, c
 @pytest.mark.case(48)
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from([p for p in Precision if p is not Precision.FP64_TRUE]), WHOLE)
-def test_the_blocks_enable_one_dtype_or_none_and_agree_with_themselves(
-    precision: Precision, config: dict[str, Any]
-) -> None:
+def test_blocks_enable_at_most_one_dtype_and_have_no_conflict(precision: Precision, config: dict[str, Any]) -> None:
     if precision_conflicts(precision, config):
         return
     blocks = precision_blocks(precision, config)
@@ -208,7 +206,7 @@ def test_the_blocks_enable_one_dtype_or_none_and_agree_with_themselves(
     assert precision_blocks(precision, merged) == blocks
 
 
-def test_the_users_settings_are_kept_and_auto_is_filled_with_deepspeeds_defaults() -> None:
+def test_user_settings_are_kept_and_auto_becomes_the_default() -> None:
     auto = dict.fromkeys(["loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale",
                           "consecutive_hysteresis", "auto_cast", "fp16_master_weights_and_grads"], "auto")  # fmt: skip
     assert precision_blocks(FP16, {"fp16": auto})["fp16"] == {
@@ -226,7 +224,7 @@ def test_the_users_settings_are_kept_and_auto_is_filled_with_deepspeeds_defaults
 
 
 @pytest.mark.slow
-def test_deepspeeds_own_defaults_are_the_ones_that_auto_stands_for() -> None:
+def test_defaults_match_deepspeed() -> None:
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 
     for precision, name, theirs in ((FP16, "fp16", DeepSpeedFP16Config), (BF16, "bf16", DeepSpeedBF16Config)):
@@ -236,12 +234,12 @@ def test_deepspeeds_own_defaults_are_the_ones_that_auto_stands_for() -> None:
         assert {key: block[key] for key in fields} == fields
 
 
-def test_the_old_name_of_bf16_gives_its_settings_to_the_new_one() -> None:
+def test_settings_of_bfloat16_move_to_bf16() -> None:
     blocks = precision_blocks(BF16, {"bfloat16": {"immediate_grad_update": True}})
     assert blocks["bf16"] == {"immediate_grad_update": True, "enabled": True}
 
 
-def test_released_orders_leave_everything_else() -> None:
+def test_without_precision_keeps_other_settings() -> None:
     config = {"fp16": {"enabled": True, "loss_scale": 8}, "bf16": {}, "train_batch_size": 4}
     assert without_precision(config) == {
         "fp16": {"enabled": "auto", "loss_scale": 8},

@@ -1,4 +1,4 @@
-"""DDP's buckets are the same in every step; that the sums are, too, is seen by resumed runs of four ranks elsewhere."""
+"""DDP's buckets are the same in every step. Distributed tests compare the sums of resumed runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def group() -> Iterator[None]:
 
 
 def _buckets(steps: int, **options: Any) -> list[list[int]]:
-    """For each step the sizes of its buckets, in the order of their exchange."""
-    # 128, 512, 2048 and 512 weights: a bucket's size says which layers are in it.
+    """Sizes of the buckets of each step, in the order of exchange."""
+    # 128, 512, 2048 and 512 weights: the size of a bucket identifies its layers.
     widths = (8, 16, 32, 64, 8)
     model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)))
     # Full with the last two layers.
     ddp = DeterministicDistributedDataParallel(model, bucket_cap_mb=2560 * 4 / 2**20, **options)
     seen: list[list[int]] = []
 
-    # torch looks at the annotations of a hook, and finds them as text here.
+    # torch checks the annotations of a hook, which are strings here.
     def exchange(_, bucket):  # type: ignore[no-untyped-def]
         seen[-1].append(bucket.buffer().numel())
         done = torch.futures.Future()
@@ -45,17 +45,17 @@ def _buckets(steps: int, **options: Any) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("static_graph", [False, True])
-def test_the_first_step_has_the_buckets_of_all_others_the_last_layers_first(group: None, static_graph: bool) -> None:
+def test_first_step_has_the_final_buckets_last_layer_first(group: None, static_graph: bool) -> None:
     assert _buckets(4, static_graph=static_graph, gradient_as_bucket_view=True) == [[2560, 640]] * 4
 
 
-def test_where_unused_parameters_are_looked_for_torchs_own_buckets_never_change(group: None) -> None:
+def test_buckets_do_not_change_with_find_unused_parameters(group: None) -> None:
     first, *others = _buckets(3, find_unused_parameters=True)
     assert others == [first] * 2
     assert sum(first) == 3200
 
 
-def test_a_model_that_runs_its_layers_in_another_order_trains(group: None) -> None:
+def test_model_with_another_layer_order_trains(group: None) -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""`strategies.loss_scale`: counted on the device as it lives, saved and gone on with."""
+"""`strategies.loss_scale`: counts on the device, saved and restored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BIG, SMALL = 1e36, 1.0
 
 
 def step(scaler: torch.amp.GradScaler, *factors: float) -> list[bool]:
-    """One step of one optimizer for each factor of its loss; whether each was taken."""
+    """Run one step for each factor of the loss; return whether each step was applied."""
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in factors]
     optimizers = [torch.optim.SGD([weight], lr=0.5) for weight in weights]
     loss = torch.stack([(weight * factor).sum() for weight, factor in zip(weights, factors, strict=True)])
@@ -37,7 +37,7 @@ def counts(skipped: int = 0, overflows: int = 0, floor: int = 0) -> dict[str, in
     return {"skipped_steps": skipped, "overflows": overflows, "floor_steps": floor}
 
 
-def test_a_step_that_overflows_is_skipped_and_counted_once() -> None:
+def test_overflow_skips_a_step_and_is_counted_once() -> None:
     scaler = counting()
     assert step(scaler, SMALL) == [True]
     assert scaler.counts() == counts()
@@ -48,7 +48,7 @@ def test_a_step_that_overflows_is_skipped_and_counted_once() -> None:
     assert scaler.get_scale() == 512.0
 
 
-def test_two_optimizers_that_overflow_in_one_step_are_one_skipped_step_and_two_overflows() -> None:
+def test_two_overflows_in_one_step_count_as_one_skipped_step() -> None:
     scaler = counting()
     assert step(scaler, BIG, BIG) == [False, False]
     assert scaler.counts() == counts(skipped=1, overflows=2)
@@ -56,7 +56,7 @@ def test_two_optimizers_that_overflow_in_one_step_are_one_skipped_step_and_two_o
     assert scaler.counts() == counts(skipped=2, overflows=3)
 
 
-def test_steps_in_a_row_at_the_floor_are_counted_and_begin_anew_above_it() -> None:
+def test_consecutive_floor_steps_are_counted_and_reset_above_the_floor() -> None:
     scaler = counting(init_scale=4.0, growth_interval=2, floor=1.0)
     seen = []
     for factor in (math.inf, math.inf, math.inf, SMALL, SMALL, math.inf):
@@ -72,7 +72,7 @@ def test_steps_in_a_row_at_the_floor_are_counted_and_begin_anew_above_it() -> No
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from([SMALL, BIG]), min_size=1, max_size=12), st.integers(1, 4))
-def test_it_moves_exactly_as_torchs_own(factors: list[float], interval: int) -> None:
+def test_scale_changes_as_in_torch(factors: list[float], interval: int) -> None:
     own, torchs = counting(growth_interval=interval), torch.amp.GradScaler("cpu", 1024.0, growth_interval=interval)
     taken = [(step(own, factor), step(torchs, factor), own.get_scale() == torchs.get_scale()) for factor in factors]
     assert all(mine == theirs and same for mine, theirs, same in taken)
@@ -80,14 +80,14 @@ def test_it_moves_exactly_as_torchs_own(factors: list[float], interval: int) -> 
     assert own.counts()["skipped_steps"] == sum(theirs == [False] for _, theirs, _ in taken)
 
 
-def test_a_scale_that_is_set_by_hand_is_no_step() -> None:
+def test_setting_the_scale_is_not_counted_as_a_step() -> None:
     scaler = counting()
     step(scaler, BIG)
     scaler.update(64.0)
     assert (scaler.get_scale(), scaler.counts()) == (64.0, counts(skipped=1, overflows=1))
 
 
-def test_misuse_is_told_in_torchs_own_words() -> None:
+def test_misuse_raises_the_error_of_torch() -> None:
     with pytest.raises(AssertionError, match="scale"):
         counting().update()
     scaler = counting()
@@ -96,7 +96,7 @@ def test_misuse_is_told_in_torchs_own_words() -> None:
         scaler.update()
 
 
-def test_the_counts_go_on_from_a_saved_state_before_and_after_the_first_step() -> None:
+def test_counts_continue_from_a_saved_state() -> None:
     saved = counting()
     step(saved, BIG)
     state = saved.state_dict()
@@ -112,7 +112,7 @@ def test_the_counts_go_on_from_a_saved_state_before_and_after_the_first_step() -
         assert (scaler.get_scale(), scaler.counts()) == (256.0, counts(skipped=2, overflows=2))
 
 
-def test_a_plain_scaler_takes_the_state_and_gives_one() -> None:
+def test_state_is_compatible_with_a_plain_scaler() -> None:
     own = counting()
     step(own, BIG)
     plain = torch.amp.GradScaler("cpu")
@@ -123,7 +123,7 @@ def test_a_plain_scaler_takes_the_state_and_gives_one() -> None:
     assert (back.get_scale(), back.counts()) == (512.0, counts())
 
 
-def test_an_adopted_scaler_goes_on_where_the_plain_one_stands() -> None:
+def test_adopted_scaler_continues_from_the_plain_scaler() -> None:
     plain = torch.amp.GradScaler("cpu", 256.0, growth_factor=4.0, backoff_factor=0.25, growth_interval=7)
     step(plain, SMALL)
     adopted = CountingGradScaler.adopt(plain, floor=16.0)
@@ -154,13 +154,13 @@ DAMAGED: list[tuple[Any, str]] = [
 
 @pytest.mark.case(21)
 @pytest.mark.parametrize(("state", "problem"), DAMAGED)
-def test_a_damaged_state_is_told_and_the_scale_starts_afresh(
+def test_damaged_state_logs_a_warning_and_resets_the_scale(
     state: Any, problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert state_problem(state) == problem
     scaler = counting()
     scaler.load_state_dict(state)
-    assert caplog.messages == [f"the saved loss scale is not used: {problem}; it starts anew at 1024"]
+    assert caplog.messages == [f"the saved loss scale is not used: {problem}; it starts again at 1024"]
     assert scaler.get_scale() == 1024.0
     assert step(scaler, SMALL) == [True]
 
@@ -174,13 +174,13 @@ LARGEST, LARGEST_COUNT = torch.finfo(torch.float32).max, 2**31 - 1
      ("growth_interval", LARGEST_COUNT, True), ("growth_interval", LARGEST_COUNT + 1, False),
      ("growth_interval", 10.0, False), ("_growth_tracker", LARGEST_COUNT, True), ("_growth_tracker", 2**40, False)],
 )  # fmt: skip
-def test_a_number_that_the_device_cannot_hold_is_a_damaged_state(key: str, value: float, fits: bool) -> None:
+def test_number_out_of_device_range_is_a_damaged_state(key: str, value: float, fits: bool) -> None:
     problem = state_problem({**STATE, key: value})
     assert (problem is None) is fits
     assert fits or str(problem).startswith(f"{key} is ")
 
 
-def test_a_good_state_has_no_problem() -> None:
+def test_valid_state_has_no_problem() -> None:
     assert state_problem(STATE) is None
     assert state_problem({**STATE, "counts": counts(), "growth_interval": 0, "_growth_tracker": 0}) is None
 
@@ -189,19 +189,19 @@ def test_a_good_state_has_no_problem() -> None:
     "saved", ["text", None, [], {"skipped_steps": "many"}, {"skipped_steps": None}, {"skipped_steps": math.nan},
               {"skipped_steps": -4}, {"skipped_steps": LARGEST_COUNT + 1}, {"other": 3}]
 )  # fmt: skip
-def test_damaged_counts_begin_at_zero_and_the_scale_goes_on(saved: Any) -> None:
+def test_invalid_counts_start_at_zero_and_the_scale_is_restored(saved: Any) -> None:
     scaler = counting()
     scaler.load_state_dict({**STATE, "counts": saved})
     assert (scaler.get_scale(), scaler.counts()) == (8.0, counts())
 
 
-def test_the_largest_count_goes_on() -> None:
+def test_largest_count_is_restored() -> None:
     scaler = counting()
     scaler.load_state_dict({**STATE, "counts": counts(skipped=LARGEST_COUNT)})
     assert scaler.counts() == counts(skipped=LARGEST_COUNT)
 
 
-def test_a_scaler_that_is_disabled_dtypes_scales_nothing_and_takes_its_own_state_silently(
+def test_disabled_scaler_scales_nothing_and_loads_without_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scaler = counting(enabled=False)

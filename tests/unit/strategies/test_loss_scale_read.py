@@ -1,4 +1,4 @@
-"""`strategies.loss_scale`: read from whatever scales the loss."""
+"""`strategies.loss_scale`: reading the scale of any scaler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.plain_trainer import FixedScaler, RaisingScaler, plain_traine
 from tests.unit.strategies.test_loss_scale import BIG, SMALL, counting, step
 
 
-def test_torchs_scaler_is_read_before_and_after_its_first_step() -> None:
+def test_torch_scaler_is_read_before_and_after_the_first_step() -> None:
     plain = torch.amp.GradScaler("cpu", 1024.0)
     for tracker in (None, 0):
         sample = read_loss_scale(plain_trainer(plain))
@@ -24,7 +24,7 @@ def test_torchs_scaler_is_read_before_and_after_its_first_step() -> None:
         step(plain, BIG)
 
 
-def test_a_counting_scaler_is_read_with_its_counts() -> None:
+def test_counting_scaler_is_read_with_counts() -> None:
     scaler = counting(init_scale=2.0)
     sample = read_loss_scale(plain_trainer(scaler))
     assert sample is not None
@@ -38,7 +38,7 @@ def test_a_counting_scaler_is_read_with_its_counts() -> None:
     assert {type(n) for n in (sample.skipped_steps, sample.growth_tracker, sample.floor_steps)} == {int}
 
 
-def test_finding_the_scale_leaves_it_on_the_device() -> None:
+def test_find_loss_scale_does_not_copy_from_the_device() -> None:
     scaler, plain = counting(), torch.amp.GradScaler("cpu", 1024.0)
     for each in (scaler, plain):
         step(each, BIG)
@@ -51,7 +51,7 @@ def test_finding_the_scale_leaves_it_on_the_device() -> None:
     assert isinstance(of_plain.growth_tracker, torch.Tensor)
 
 
-def test_the_counts_are_made_where_the_scale_is() -> None:
+def test_counts_are_created_on_the_device_of_the_scale() -> None:
     counts = counting()._on_device(torch.device("meta"))
     assert {count.device.type for count in counts.values()} == {"meta"}
 
@@ -64,13 +64,13 @@ def test_the_counts_are_made_where_the_scale_is() -> None:
      SimpleNamespace(strategy=SimpleNamespace(precision_plugin=SimpleNamespace())), plain_trainer(None),
      plain_trainer(torch.amp.GradScaler("cpu", enabled=False))],
 )  # fmt: skip
-def test_without_a_scaler_there_is_no_scale(trainer: Any) -> None:
+def test_no_scaler_means_no_scale(trainer: Any) -> None:
     assert find_loss_scale(trainer) is None
     assert read_loss_scale(trainer) is None
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 8, 65536.0, math.inf, torch.tensor(8.0), torch.tensor([8.0])])
-def test_a_foreign_scaler_is_asked(value: Any) -> None:
+def test_get_scale_of_another_scaler_is_used(value: Any) -> None:
     sample = read_loss_scale(plain_trainer(FixedScaler(value)))
     assert sample is not None
     assert (sample.scale, sample.source, type(sample.scale)) == (float(value), "other", float)
@@ -79,7 +79,7 @@ def test_a_foreign_scaler_is_asked(value: Any) -> None:
 
 @pytest.mark.case(14)
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, AttributeError, TypeError, KeyError])
-def test_a_scaler_that_raises_is_told_with_the_cause(kind: type[Exception]) -> None:
+def test_error_of_a_scaler_is_reported_with_its_cause(kind: type[Exception]) -> None:
     with pytest.raises(
         LossScaleError, match=rf"RaisingScaler.get_scale\(\) raised {kind.__name__}: .*broken"
     ) as caught:
@@ -89,20 +89,20 @@ def test_a_scaler_that_raises_is_told_with_the_cause(kind: type[Exception]) -> N
 
 @pytest.mark.case(14)
 @pytest.mark.parametrize("value", ["65536", None, True, [1.0], {}, torch.tensor([1.0, 2.0])])
-def test_a_scaler_that_answers_with_no_number_is_told(value: Any) -> None:
+def test_scaler_without_a_numeric_scale_is_an_error(value: Any) -> None:
     with pytest.raises(LossScaleError, match=r"FixedScaler.get_scale\(\) is .*, not a number"):
         find_loss_scale(plain_trainer(FixedScaler(value)))
 
 
 @pytest.mark.case(14)
-def test_a_scaler_without_get_scale_is_told() -> None:
+def test_scaler_without_get_scale_is_an_error() -> None:
     with pytest.raises(LossScaleError, match="AttributeError"):
         find_loss_scale(plain_trainer(object()))
 
 
 @pytest.mark.case(14)
 @pytest.mark.parametrize("name", ["strategy", "precision_plugin", "scaler"])
-def test_a_getter_that_raises_on_the_way_to_the_scaler_is_told(name: str) -> None:
+def test_error_of_a_property_before_the_scaler_is_reported(name: str) -> None:
     def get(self: Any) -> Any:
         raise RuntimeError("not set up")
 

@@ -1,4 +1,4 @@
-"""`strategies.model_states`: ZeRO's formulas and DeepSpeed's padding, without any process."""
+"""`strategies.model_states`: ZeRO's formulas and DeepSpeed's padding, without processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from strategies.registry import (
 )
 from strategies.step_trace import StepTrace
 
-# As ZeRO's paper counts: 2 bytes of weight, 2 of gradient, K = 12 of master copy and Adam.
+# The ZeRO paper's numbers: 2 bytes for weights, 2 for gradients, K = 12 for master copy and Adam.
 HALF = StateTypes(2)
 FULL = StateTypes()
 NO_SCALARS = OptimizerShape(state_bytes_per_tensor=0)
@@ -53,7 +53,7 @@ def shape(*numels: int, frozen: tuple[int, ...] = (), optimizer: OptimizerShape 
     return ModelShape(parameters, (tuple(range(len(numels))),), optimizer)
 
 
-def test_the_papers_example_of_7_5_billion_parameters_on_64_devices() -> None:
+def test_example_of_the_zero_paper() -> None:
     # Figure 1 of Rajbhandari et al. 2020: 31.4, 16.6 and 1.9 GB with K = 12. DeepSpeed's stage 1 keeps foreign
     # gradients no longer than the reduction, as stage 2 does: 16.6 GB too.
     model = shape(*[7_500_000] * 1000)
@@ -64,13 +64,13 @@ def test_the_papers_example_of_7_5_billion_parameters_on_64_devices() -> None:
     assert sums == pytest.approx({1: 16.6, 2: 16.6, 3: 1.9}, abs=0.07)
 
 
-def test_one_device_and_ddp_hold_everything() -> None:
+def test_single_device_and_ddp_keep_all_states() -> None:
     for candidate in (SINGLE_DEVICE, DDP):
         states = model_states(shape(10, 5), candidate, 4)
         assert (states.parameters, states.gradients, states.optimizer_states) == (60, 60, 120)
 
 
-def test_frozen_parameters_have_no_gradient_and_no_state() -> None:
+def test_frozen_parameters_have_no_gradients_or_states() -> None:
     model = shape(10, 6, frozen=(0,))
     for candidate in (DDP, ZERO_2, ZERO_3):
         states = model_states(model, candidate, 1)
@@ -79,19 +79,19 @@ def test_frozen_parameters_have_no_gradient_and_no_state() -> None:
         assert states.optimizer_states == 6 * (8 if candidate is DDP else 12)
 
 
-def test_stage_2_pads_each_group_to_two_elements_a_rank() -> None:
+def test_stage_2_pads_each_group_to_two_elements_per_rank() -> None:
     model = ModelShape((ParameterShape(9), ParameterShape(5)), ((0,), (1,)), NO_SCALARS)
     states = model_states(model, ZERO_2, 2)
     assert states.parameters == (12 + 8) * 4
     assert states.optimizer_states == (6 + 4) * 12
 
 
-def test_a_rank_of_stage_2_keeps_whole_gradients_that_reach_into_its_part() -> None:
-    # 4 ranks own 26 elements each; the second parameter reaches into all parts, and the last has 4 of padding.
+def test_stage_2_keeps_complete_gradients_that_overlap_the_part_of_a_rank() -> None:
+    # 4 ranks own 26 elements each; the second parameter overlaps all parts, and the last part has 4 of padding.
     assert model_states(shape(10, 80, 10), ZERO_2, 4).gradients == 4 * (80 + 10 + 4)
 
 
-def test_stage_3_pads_each_parameter_to_one_element_a_rank_and_keeps_small_ones_gathered() -> None:
+def test_stage_3_pads_each_parameter_and_keeps_small_parameters_gathered() -> None:
     small = ZeroSettings(persistence_threshold=10)
     states = model_states(shape(9, 11), ZERO_3, 4, settings=small)
     assert (states.parameters, states.gathered) == ((3 + 3) * 4, 12 * 4)
@@ -99,13 +99,13 @@ def test_stage_3_pads_each_parameter_to_one_element_a_rank_and_keeps_small_ones_
     assert model_states(shape(9, 11), ZERO_3, 1, settings=small).gathered == 0
 
 
-def test_the_optimizers_kind_counts() -> None:
+def test_optimizer_determines_state_bytes() -> None:
     sgd = OptimizerShape("SGD", 0, 0, 0)
     assert model_states(shape(10, optimizer=sgd), DDP, 1).optimizer_states == 0
     assert model_states(shape(12, optimizer=sgd), ZERO_2, 2).optimizer_states == 6 * 4
 
 
-def test_offload_moves_states_off_the_device_and_nowhere_else() -> None:
+def test_offload_moves_states_to_the_host() -> None:
     model = shape(*[1_000_000] * 8)
     on_device, offloaded = (model_states(model, c, 2, HALF) for c in (ZERO_2, ZERO_2_OFFLOAD))
     assert (offloaded.gradients, offloaded.optimizer_states) == (0, 0)
@@ -118,7 +118,7 @@ def test_offload_moves_states_off_the_device_and_nowhere_else() -> None:
     assert third.host > nvme.host
 
 
-def test_measured_states_go_before_the_formula() -> None:
+def test_measured_optimizer_states_replace_the_formula() -> None:
     assert model_states(shape(10), DDP, 2, measured=7).optimizer_states == 7
 
 
@@ -130,13 +130,13 @@ def test_measured_states_go_before_the_formula() -> None:
     st.integers(1, 64),
     st.sampled_from([StateTypes(), HALF]),
 )
-def test_more_ranks_never_need_more_of_a_partitioned_part_but_for_the_padding(
+def test_more_ranks_need_less_sharded_memory_except_for_padding(
     numels: list[int], candidate: StrategyEntry, world: int, types: StateTypes
 ) -> None:
     few, many = (model_states(shape(*numels), candidate, n, types) for n in (world, 2 * world))
     padding = 2 * 2 * world * len(numels) * 16
     for part in ("parameters", "optimizer_states", "host"):
         assert getattr(many, part) <= getattr(few, part) + padding
-    # Stages 1 and 2 keep the whole gradient of a tensor that only reaches into a rank's part, at both of its ends.
+    # Stages 1 and 2 keep the complete gradient of a tensor that overlaps a rank's part, at both ends.
     assert many.gradients <= few.gradients + padding + 2 * max(numels) * 4
     assert all(value >= 0 for value in dataclasses.astuple(many))

@@ -1,4 +1,4 @@
-"""A module that calls itself begins once, whatever its calls raise."""
+"""A module that calls itself begins once, even if a call raises an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from strategies.deepspeed_patches import OutermostCall
 
 
 class Nested(nn.Module):
-    """Calls itself as often as it is told, and raises in the innermost call if it is."""
+    """Calls itself `more` times, and raises an error in the innermost call on request."""
 
     def forward(self, more: int, fails: bool = False) -> int:
         if more:
@@ -28,14 +28,14 @@ def begun() -> tuple[nn.Module, list[object]]:
     return module, seen
 
 
-def test_a_module_that_calls_itself_begins_once(begun: tuple[nn.Module, list[object]]) -> None:
+def test_recursive_module_call_begins_once(begun: tuple[nn.Module, list[object]]) -> None:
     module, seen = begun
     for more in (3, 0, 1):
         module(more)
     assert seen == [3, 0, 1]
 
 
-def test_a_call_that_raised_is_over(begun: tuple[nn.Module, list[object]]) -> None:
+def test_call_that_raised_ends(begun: tuple[nn.Module, list[object]]) -> None:
     module, seen = begun
     with pytest.raises(ValueError, match="the user's own"):
         module(2, True)

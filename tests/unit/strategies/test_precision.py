@@ -1,4 +1,4 @@
-"""`strategies.precision`: spellings, the short answer of one process, and the one precision of all ranks."""
+"""`strategies.precision`: spellings, the short form of one process, and the agreed precision of all ranks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def normalized(value: object) -> Precision | PrecisionError:
 
 @pytest.mark.case(36)
 @pytest.mark.parametrize(("spelling", "precision"), EVERY_SPELLING)
-def test_every_spelling_has_its_lightning_name(spelling: object, precision: Precision) -> None:
+def test_every_spelling_maps_to_a_lightning_name(spelling: object, precision: Precision) -> None:
     assert normalize_precision(spelling) is precision
 
 
 @pytest.mark.case(36)
 @pytest.mark.parametrize("value", [True, False])
-def test_booleans_are_no_precision(value: bool) -> None:
+def test_booleans_are_rejected(value: bool) -> None:
     with pytest.raises(PrecisionError, match=repr(value)):
         normalize_precision(value)
 
@@ -45,7 +45,7 @@ def test_booleans_are_no_precision(value: bool) -> None:
 @pytest.mark.case(48)
 @settings(deadline=None)
 @given(st.sampled_from(EVERY_SPELLING), st.randoms(), st.text(" \t\n", max_size=3), st.text(" \t\n", max_size=3))
-def test_case_blanks_and_underscores_do_not_matter(
+def test_case_blanks_and_underscores_are_ignored(
     known: tuple[object, Precision], chance: random.Random, before: str, after: str
 ) -> None:
     text = "".join(chance.choice((c.upper(), c.lower(), c.replace("-", "_"))) for c in str(known[0]))
@@ -55,7 +55,7 @@ def test_case_blanks_and_underscores_do_not_matter(
 @pytest.mark.case(48)
 @settings(deadline=None)
 @given(st.one_of(st.text(max_size=12), st.integers(), st.floats(), st.none(), st.booleans(), st.binary(max_size=4)))
-def test_any_value_is_normalized_once_and_for_all_or_refused_with_a_valid_neighbour(value: object) -> None:
+def test_value_is_normalized_or_rejected_with_a_valid_suggestion(value: object) -> None:
     answer = normalized(value)
     if isinstance(answer, PrecisionError):
         assert repr(value) in str(answer)
@@ -68,7 +68,7 @@ def test_any_value_is_normalized_once_and_for_all_or_refused_with_a_valid_neighb
 @pytest.mark.case(4)
 @pytest.mark.parametrize("use_amp", [None, True, False])
 @pytest.mark.parametrize("value", INVALID)
-def test_what_is_no_precision_is_refused_whatever_use_amp_says(value: object, use_amp: bool | None) -> None:
+def test_invalid_precision_is_rejected_for_any_use_amp(value: object, use_amp: bool | None) -> None:
     with pytest.raises(PrecisionError) as caught:
         compute_effective_precision(value, use_amp, True, True)  # type: ignore[arg-type]
     message = str(caught.value)
@@ -90,25 +90,25 @@ def test_the_error_names_the_nearest_spelling(value: object, nearest: str) -> No
     assert caught.value.nearest == nearest
 
 
-def test_arguments_can_be_given_by_keyword() -> None:
+def test_arguments_are_accepted_by_keyword() -> None:
     given = {"use_amp": True, "cuda_available": True, "use_gpu": True}
     assert compute_effective_precision(requested_precision="bf16", **given) == "bf16"
 
 
 @pytest.mark.case(1)
-def test_a_gpu_that_the_user_does_not_want_gives_32() -> None:
+def test_unused_gpu_gives_32() -> None:
     assert compute_effective_precision("16", True, True, False) == "32"
 
 
 @pytest.mark.case(2)
-def test_bf16_stays_bf16_on_a_native_gpu_and_becomes_16_on_another() -> None:
+def test_bf16_needs_native_support_else_16() -> None:
     assert compute_effective_precision("bf16", True, True, True) == "bf16"
     assert compute_effective_precision("bf16", True, True, True, bf16_supported=False) == "16"
 
 
 @pytest.mark.case(3)
 @pytest.mark.parametrize("requested", ["32-true", "16-mixed", "16-true", "64-true", "16_mixed", "Half"])
-def test_full_spellings_are_left_alone_without_a_wish(requested: str) -> None:
+def test_full_spellings_are_unchanged_without_use_amp(requested: str) -> None:
     assert compute_effective_precision(requested, None, True, True) == requested
     assert compute_effective_precision(requested, None, False, False) == requested
     assert compute_effective_precision(requested, True, True, True) == "16"
@@ -117,7 +117,7 @@ def test_full_spellings_are_left_alone_without_a_wish(requested: str) -> None:
 
 @pytest.mark.case(3)
 @pytest.mark.parametrize("requested", ["bf16-mixed", "bf16-true", "BF16_mixed", "bfloat16"])
-def test_full_spellings_of_bf16_keep_bf16_under_a_wish(requested: str) -> None:
+def test_bf16_spellings_keep_bf16_with_use_amp(requested: str) -> None:
     assert compute_effective_precision(requested, None, True, True) == requested
     assert compute_effective_precision(requested, True, True, True) == "bf16"
     assert compute_effective_precision(requested, False, True, True) == "32"
@@ -125,24 +125,24 @@ def test_full_spellings_of_bf16_keep_bf16_under_a_wish(requested: str) -> None:
 
 @pytest.mark.case(5)
 @pytest.mark.parametrize("requested", ["16", "bf16", "32"])
-def test_apples_gpu_gives_32(requested: str) -> None:
+def test_mps_gives_32(requested: str) -> None:
     assert compute_effective_precision(requested, True, False, True, mps_available=True) == "32"
 
 
 @pytest.mark.case(31)
-def test_without_a_wish_16_is_exactly_16() -> None:
+def test_16_stays_16_without_use_amp() -> None:
     answer = compute_effective_precision("16", None, False, False)
     assert (answer, type(answer), len(answer)) == ("16", str, 2)
 
 
 @pytest.mark.case(32)
-def test_a_wish_turns_32_into_exactly_16() -> None:
+def test_use_amp_turns_32_into_16() -> None:
     answer = compute_effective_precision("32", True, True, True)
     assert (answer, type(answer)) == ("16", str)
 
 
 @pytest.mark.case(33)
-def test_a_wish_without_a_gpu_gives_32() -> None:
+def test_use_amp_without_a_gpu_gives_32() -> None:
     assert compute_effective_precision("16", True, False, True) == "32"
 
 
@@ -151,7 +151,7 @@ def test_use_amp_false_gives_32_on_a_gpu() -> None:
     assert compute_effective_precision("16", False, True, True) == "32"
 
 
-# (use_amp, cuda, use_gpu, bf16) to the answer for 'bf16'; '16' and '32' have no bf16 in theirs.
+# (use_amp, cuda, use_gpu, bf16) to the result for 'bf16'; the results of '16' and '32' have no bf16.
 TABLE = {
     (True, True, True, True): "bf16",
     (True, True, True, False): "16",
@@ -175,7 +175,7 @@ TABLE = {
 @pytest.mark.case(35)
 @pytest.mark.parametrize("requested", ["bf16", "16", "32"])
 @pytest.mark.parametrize("switches", list(itertools.product((True, False), repeat=4)))
-def test_all_sixteen_combinations(switches: tuple[bool, bool, bool, bool], requested: str) -> None:
+def test_all_combinations_of_switches(switches: tuple[bool, bool, bool, bool], requested: str) -> None:
     use_amp, cuda, use_gpu, bf16 = switches
     expected = TABLE[switches] if requested == "bf16" else TABLE[switches].replace("bf16", "16")
     assert compute_effective_precision(requested, use_amp, cuda, use_gpu, bf16_supported=bf16) == expected
@@ -191,7 +191,7 @@ def test_all_sixteen_combinations(switches: tuple[bool, bool, bool, bool], reque
     st.booleans(),
     st.booleans(),
 )
-def test_the_answer_is_one_that_the_process_can_run_and_is_stable(
+def test_result_can_be_run_and_is_stable(
     known: tuple[object, Precision], use_amp: bool | None, cuda: bool, use_gpu: bool, bf16: bool, mps: bool
 ) -> None:
     requested = str(known[0])
@@ -209,7 +209,7 @@ def test_the_answer_is_one_that_the_process_can_run_and_is_stable(
     assert answer != "bf16" or bf16
 
 
-def test_precision_is_decided_without_any_training_library() -> None:
+def test_precision_needs_no_training_library() -> None:
     program = "import sys, strategies.precision; print(*{'torch', 'lightning', 'deepspeed', 'wandb'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == ""

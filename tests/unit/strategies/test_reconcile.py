@@ -1,4 +1,4 @@
-"""`strategies.precision.reconcile`: one precision that every rank can run, or an error that names who cannot."""
+"""`strategies.precision.reconcile`: one precision that every rank can run, or an error that names the other ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def answer(
 
 
 @pytest.mark.case(6)
-def test_one_unable_gpu_decides_for_all_and_is_named() -> None:
+def test_one_gpu_without_support_decides_for_all_and_is_named() -> None:
     agreed = reconcile("auto", [capability(0), v100(1), capability(2)])
     assert agreed.precision is Precision.FP16_MIXED
     assert "rank 1 (node1, Tesla V100)" in " ".join(agreed.reasons)
@@ -40,7 +40,7 @@ def test_one_unable_gpu_decides_for_all_and_is_named() -> None:
 
 
 @pytest.mark.case(6)
-def test_an_order_that_one_gpu_cannot_run_is_refused_by_its_name() -> None:
+def test_explicit_precision_that_one_gpu_cannot_run_is_rejected() -> None:
     with pytest.raises(PrecisionError) as caught:
         reconcile("bf16-mixed", [capability(0), v100(1), capability(2)])
     assert caught.value.ranks == (1,)
@@ -51,7 +51,7 @@ def test_an_order_that_one_gpu_cannot_run_is_refused_by_its_name() -> None:
 
 
 @pytest.mark.case(6)
-def test_fallback_takes_the_best_shared_precision_and_says_so() -> None:
+def test_fallback_uses_the_best_shared_precision_with_a_notice() -> None:
     agreed = reconcile("bf16-mixed", [capability(0), v100(1)], fallback=True)
     assert agreed.precision is Precision.FP16_MIXED
     assert len(agreed.notices) == 1
@@ -59,7 +59,7 @@ def test_fallback_takes_the_best_shared_precision_and_says_so() -> None:
     assert agreed.notices == agreed.reasons
 
 
-def test_fallback_changes_nothing_where_the_order_can_be_met() -> None:
+def test_fallback_changes_nothing_if_the_request_can_be_met() -> None:
     agreed = reconcile("bf16", [capability(0), capability(1)], fallback=True)
     assert (agreed.precision, agreed.notices) == (Precision.BF16_MIXED, ())
 
@@ -76,7 +76,7 @@ def test_fallback_changes_nothing_where_the_order_can_be_met() -> None:
         ([capability(0, "mps", "fp16 bf16 fp32", "Apple M4")], Precision.FP32_TRUE),
     ],
 )
-def test_auto_takes_bf16_then_16_then_32(ranks: list[RankCapability], precision: Precision) -> None:
+def test_auto_prefers_bf16_then_16_then_32(ranks: list[RankCapability], precision: Precision) -> None:
     assert reconcile("auto", ranks).precision is precision
 
 
@@ -91,28 +91,28 @@ def test_auto_takes_bf16_then_16_then_32(ranks: list[RankCapability], precision:
         ("auto", [v100(0)], Precision.FP16_MIXED),
     ],
 )
-def test_a_wish_is_granted_where_every_gpu_has_it(
+def test_use_amp_is_applied_if_every_gpu_supports_it(
     request_: str, ranks: list[RankCapability], precision: Precision
 ) -> None:
     assert reconcile(request_, ranks, use_amp=True).precision is precision
 
 
 @pytest.mark.case(6)
-def test_a_wish_for_bf16_that_becomes_16_names_the_gpu_in_one_notice() -> None:
+def test_use_amp_with_bf16_falls_back_to_16_with_one_notice() -> None:
     agreed = reconcile("bf16", [capability(0), v100(1)], use_amp=True)
     assert agreed.precision is Precision.FP16_MIXED
     assert "rank 1 (node1, Tesla V100)" in " ".join(agreed.reasons)
     assert len(agreed.notices) == 1
 
 
-def test_a_wish_for_16_on_a_cpu_with_bf16_is_not_refused_for_having_bf16() -> None:
+def test_use_amp_with_16_on_a_cpu_with_bf16_is_accepted() -> None:
     (notice,) = reconcile("16", [capability(0, "cpu", "fp32 bf16", "Xeon AMX")], use_amp=True).notices
     assert "computes bf16 natively" not in notice
     assert "rank 0 (node0, Xeon AMX)" in notice
 
 
 @pytest.mark.parametrize("request_", ["auto", "16", "bf16", "32"])
-def test_a_wish_that_cannot_be_granted_is_one_notice_and_32(request_: str) -> None:
+def test_use_amp_without_support_gives_32_with_one_notice(request_: str) -> None:
     agreed = reconcile(request_, [capability(0), cpu(1)], use_amp=True)
     assert agreed.precision is Precision.FP32_TRUE
     assert len(agreed.notices) == 1
@@ -120,37 +120,37 @@ def test_a_wish_that_cannot_be_granted_is_one_notice_and_32(request_: str) -> No
 
 
 @pytest.mark.parametrize("request_", ["auto", "16", "bf16"])
-def test_use_amp_false_turns_mixed_precision_off_without_a_notice(request_: str) -> None:
+def test_use_amp_false_disables_mixed_precision_without_a_notice(request_: str) -> None:
     agreed = reconcile(request_, [capability(0)], use_amp=False)
     assert (agreed.precision, agreed.notices) == (Precision.FP32_TRUE, ())
 
 
-def test_an_explicit_16_mixed_on_a_cpu_is_allowed_and_said_to_be_for_debugging() -> None:
+def test_explicit_16_mixed_on_cpu_is_allowed_for_debugging() -> None:
     agreed = reconcile("16-mixed", [cpu(0), cpu(1)])
     assert (agreed.precision, agreed.has_loss_scale) == (Precision.FP16_MIXED, True)
     assert any("debugging" in reason for reason in agreed.reasons)
 
 
-def test_a_cpu_beside_a_gpu_cannot_run_16_mixed() -> None:
+def test_16_mixed_is_rejected_if_one_rank_has_a_cpu() -> None:
     with pytest.raises(PrecisionError) as caught:
         reconcile("16-mixed", [capability(0), cpu(1)])
     assert caught.value.ranks == (1,)
 
 
-def test_apples_gpu_has_no_autocast_but_true_half_precision() -> None:
+def test_mps_has_true_half_precision_but_no_autocast() -> None:
     apple = [capability(0, "mps", "fp16 fp32", "Apple GPU")]
     with pytest.raises(PrecisionError):
         reconcile("16-mixed", apple)
     assert reconcile("16-true", apple).precision is Precision.FP16_TRUE
 
 
-def test_what_auto_takes_on_a_gpu_without_native_fp16_can_be_ordered_there() -> None:
+def test_precision_of_auto_can_be_requested_without_native_fp16() -> None:
     old = [capability(0, native="fp32 fp64", name="GTX 980")]
     taken = reconcile("auto", old).precision
     assert reconcile(taken, old).precision is taken
 
 
-def test_many_unable_ranks_are_counted_and_the_error_stays_short() -> None:
+def test_many_ranks_are_counted_in_a_short_error() -> None:
     with pytest.raises(PrecisionError) as caught:
         reconcile("bf16", [v100(rank) for rank in range(512)])
     assert len(caught.value.ranks) == 512
@@ -158,7 +158,7 @@ def test_many_unable_ranks_are_counted_and_the_error_stays_short() -> None:
     assert len(str(caught.value)) < 1500
 
 
-def test_no_rank_at_all_is_an_error() -> None:
+def test_no_ranks_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one rank"):
         reconcile("auto", [])
 
@@ -166,7 +166,7 @@ def test_no_rank_at_all_is_an_error() -> None:
 @pytest.mark.case(4)
 @pytest.mark.parametrize("use_amp", [None, True, False])
 @pytest.mark.parametrize("value", INVALID)
-def test_what_is_no_precision_is_refused_for_all_ranks_too(value: object, use_amp: bool | None) -> None:
+def test_invalid_precision_is_rejected_by_reconcile(value: object, use_amp: bool | None) -> None:
     with pytest.raises(PrecisionError, match="valid are"):
         reconcile(value, [capability(0)], use_amp=use_amp)
 
@@ -174,12 +174,12 @@ def test_what_is_no_precision_is_refused_for_all_ranks_too(value: object, use_am
 @pytest.mark.case(48)
 @settings(deadline=None, max_examples=300)
 @given(REQUESTS, capabilities(), WISHES, st.booleans())
-def test_no_rank_gets_a_precision_that_it_cannot_run(
+def test_agreed_precision_runs_on_every_rank(
     request_: object, ranks: list[RankCapability], use_amp: bool | None, fallback: bool
 ) -> None:
     agreed = answer(request_, ranks, use_amp, fallback)
     if isinstance(agreed, PrecisionError):
-        # An order alone may fail, and only because of the ranks that it names.
+        # Only an explicit request can fail, and only because of the named ranks.
         assert use_amp is None
         assert not fallback
         unable = {rank.rank for rank in ranks if not computes(rank, normalize_precision(request_))}
@@ -193,7 +193,7 @@ def test_no_rank_gets_a_precision_that_it_cannot_run(
 @pytest.mark.case(48)
 @settings(deadline=None)
 @given(REQUESTS, capabilities(), WISHES, st.booleans(), st.randoms())
-def test_the_order_of_the_ranks_does_not_matter(
+def test_order_of_ranks_does_not_matter(
     request_: object, ranks: list[RankCapability], use_amp: bool | None, fallback: bool, chance: random.Random
 ) -> None:
     shuffled = list(ranks)
@@ -205,7 +205,7 @@ def test_the_order_of_the_ranks_does_not_matter(
 @pytest.mark.case(48)
 @settings(deadline=None)
 @given(REQUESTS, capabilities(), WISHES)
-def test_what_was_agreed_can_be_ordered_and_is_agreed_again(
+def test_agreed_precision_can_be_requested_again(
     request_: object, ranks: list[RankCapability], use_amp: bool | None
 ) -> None:
     agreed = reconcile(request_, ranks, use_amp=use_amp, fallback=True)
@@ -215,9 +215,7 @@ def test_what_was_agreed_can_be_ordered_and_is_agreed_again(
 @pytest.mark.case(48)
 @settings(deadline=None)
 @given(st.sampled_from(EVERY_SPELLING), capabilities())
-def test_the_precision_that_a_refusal_offers_is_accepted(
-    known: tuple[object, Precision], ranks: list[RankCapability]
-) -> None:
+def test_suggested_precision_is_accepted(known: tuple[object, Precision], ranks: list[RankCapability]) -> None:
     refusal = answer(known[0], ranks)
     if isinstance(refusal, PrecisionError):
         assert reconcile(refusal.nearest, ranks).precision == refusal.nearest
@@ -226,7 +224,7 @@ def test_the_precision_that_a_refusal_offers_is_accepted(
 @pytest.mark.case(48)
 @settings(deadline=None)
 @given(capabilities(), WISHES, st.data())
-def test_another_rank_never_makes_more_possible(
+def test_additional_rank_never_allows_more(
     ranks: list[RankCapability], use_amp: bool | None, data: st.DataObject
 ) -> None:
     fewer = data.draw(st.lists(st.sampled_from(ranks), min_size=1, unique_by=lambda rank: rank.rank))

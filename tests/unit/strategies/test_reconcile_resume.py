@@ -36,19 +36,19 @@ def answer(request: object, ranks: list[RankCapability], **options: Any) -> Agre
     ("config", "precision"),
     [({"fp16": {"enabled": True}}, FP16), ({"bf16": {"enabled": True}}, BF16), ({"bfloat16": {"enabled": True}}, BF16)],
 )
-def test_auto_takes_what_the_deepspeed_config_orders(config: dict[str, Any], precision: Precision) -> None:
+def test_auto_uses_the_precision_of_the_deepspeed_config(config: dict[str, Any], precision: Precision) -> None:
     agreed = reconcile("auto", H100S, deepspeed_config=config)
     assert agreed.precision is precision
     assert f"the DeepSpeed config requests {precision}" in agreed.reasons[0]
 
 
-def test_what_the_deepspeed_config_orders_is_refused_where_a_rank_cannot() -> None:
+def test_precision_of_the_deepspeed_config_is_rejected_if_a_rank_cannot_run_it() -> None:
     with pytest.raises(PrecisionError, match="the DeepSpeed config requests bf16-mixed, but rank 1") as caught:
         reconcile("auto", MIXED, deepspeed_config={"bf16": {"enabled": True}})
     assert (caught.value.ranks, caught.value.nearest) == ((1,), FP16)
 
 
-def test_an_explicit_precision_against_the_deepspeed_config_lists_every_conflict() -> None:
+def test_conflicts_with_the_deepspeed_config_are_all_listed() -> None:
     config = {"bf16": {"enabled": True}, "amp": {"enabled": True}, "communication_data_type": "bf16"}
     with pytest.raises(PrecisionError, match="contradicts precision 16-mixed") as caught:
         reconcile("16", H100S, deepspeed_config=config)
@@ -67,7 +67,7 @@ def test_an_explicit_precision_against_the_deepspeed_config_lists_every_conflict
         ([cpu(0)], ("fp16",), FP32, "mixed precision is native on no rank"),
     ],
 )
-def test_auto_does_not_take_what_the_deepspeed_config_switches_off(
+def test_auto_skips_a_dtype_that_the_deepspeed_config_disables(
     ranks: list[RankCapability], off: tuple[str, ...], precision: Precision, reason: str
 ) -> None:
     agreed = reconcile("auto", ranks, deepspeed_config={dtype: {"enabled": False} for dtype in off})
@@ -75,7 +75,7 @@ def test_auto_does_not_take_what_the_deepspeed_config_switches_off(
     assert agreed.reasons[0].startswith(f"precision auto: {reason}")
 
 
-def test_auto_leaves_the_checkpoints_precision_where_the_deepspeed_config_switches_it_off() -> None:
+def test_auto_skips_the_checkpoint_precision_if_the_deepspeed_config_disables_it() -> None:
     agreed = reconcile("auto", H100S, checkpoint="bf16-mixed", deepspeed_config={"bf16": {"enabled": False}})
     assert agreed.precision is FP16
     assert agreed.reasons[0].startswith(
@@ -84,7 +84,7 @@ def test_auto_leaves_the_checkpoints_precision_where_the_deepspeed_config_switch
     assert agreed.changed_from is BF16
 
 
-def test_both_blocks_enabled_is_refused_whatever_was_asked_for() -> None:
+def test_two_enabled_blocks_are_rejected_for_any_request() -> None:
     config = {"fp16": {"enabled": True}, "bf16": {"enabled": True}}
     for request in ("auto", "16", "bf16", "32"):
         with pytest.raises(PrecisionError, match="are both true"):
@@ -92,19 +92,19 @@ def test_both_blocks_enabled_is_refused_whatever_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("request_", ["bf16", "auto"])
-def test_a_fallback_outweighs_the_deepspeed_order_too(request_: str) -> None:
+def test_fallback_applies_to_the_deepspeed_config(request_: str) -> None:
     agreed = reconcile(request_, MIXED, fallback=True, deepspeed_config={"bf16": {"enabled": True}})
     assert agreed.precision is FP16
     assert agreed.deepspeed_blocks == {"fp16": {"enabled": True}, "bf16": {"enabled": False}}
     assert len(agreed.notices) == 1
 
 
-def test_a_fallback_that_was_not_needed_does_not_hide_a_contradiction() -> None:
+def test_unused_fallback_does_not_hide_a_conflict() -> None:
     with pytest.raises(PrecisionError, match="contradicts"):
         reconcile("16", H100S, fallback=True, deepspeed_config={"bf16": {"enabled": True}})
 
 
-def test_a_wish_does_not_overrule_the_deepspeed_config() -> None:
+def test_use_amp_does_not_override_the_deepspeed_config() -> None:
     with pytest.raises(PrecisionError, match="contradicts precision 32-true"):
         reconcile("auto", H100S, use_amp=False, deepspeed_config={"fp16": {"enabled": True}})
 
@@ -113,18 +113,18 @@ def test_a_wish_does_not_overrule_the_deepspeed_config() -> None:
     ("request_", "fp16", "bf16"), [("16", True, False), ("16-true", True, False), ("bf16", False, True),
                                    ("bf16-true", False, True), ("32", False, False)]
 )  # fmt: skip
-def test_deepspeeds_blocks_are_those_of_the_precision(request_: str, fp16: bool, bf16: bool) -> None:
+def test_deepspeed_blocks_match_the_precision(request_: str, fp16: bool, bf16: bool) -> None:
     agreed = reconcile(request_, H100S, deepspeed_config={})
     assert agreed.deepspeed_blocks == {"fp16": {"enabled": fp16}, "bf16": {"enabled": bf16}}
     # DeepSpeed scales the loss in 16-true as well.
     assert agreed.has_loss_scale is fp16
 
 
-def test_without_a_deepspeed_config_there_are_no_blocks() -> None:
+def test_no_blocks_without_a_deepspeed_config() -> None:
     assert reconcile("16", H100S).deepspeed_blocks is None
 
 
-def test_an_order_is_told_as_such_granted_or_refused() -> None:
+def test_request_of_the_deepspeed_config_is_named_in_reason_and_error() -> None:
     assert reconcile("bf16", H100S).reasons == ("precision bf16-mixed was requested, and every rank can",)
     with pytest.raises(PrecisionError, match=r"^precision bf16-mixed was requested, but rank 1 ") as caught:
         reconcile("BF16", MIXED)
@@ -134,13 +134,13 @@ def test_an_order_is_told_as_such_granted_or_refused() -> None:
 # The checkpoint.
 
 
-def test_auto_resumes_in_the_checkpoints_precision() -> None:
+def test_auto_resumes_in_the_checkpoint_precision() -> None:
     agreed = reconcile("auto", H100S, checkpoint="16-mixed")
     assert (agreed.precision, agreed.notices, agreed.changed_from) == (FP16, (), None)
     assert agreed.reasons == ("precision auto: the checkpoint was trained in 16-mixed, and every rank can",)
 
 
-def test_auto_says_why_the_checkpoints_precision_is_not_taken() -> None:
+def test_auto_states_why_the_checkpoint_precision_is_not_used() -> None:
     agreed = reconcile("auto", MIXED, checkpoint="bf16-mixed")
     assert (agreed.precision, agreed.changed_from) == (FP16, BF16)
     assert "not the checkpoint's bf16-mixed, which rank 1 (node1, Tesla V100) cannot run" in agreed.reasons[0]
@@ -149,29 +149,27 @@ def test_auto_says_why_the_checkpoints_precision_is_not_taken() -> None:
     )
 
 
-def test_auto_in_the_checkpoints_16_mixed_on_cpus_is_said_to_be_for_debugging() -> None:
+def test_auto_with_16_mixed_checkpoint_on_cpus_notes_debugging() -> None:
     agreed = reconcile("auto", [cpu(0)], checkpoint="16-mixed")
     assert agreed.precision is FP16
     assert any("debugging" in reason for reason in agreed.reasons)
 
 
 @pytest.mark.parametrize(
-    ("before", "request_", "said"),
+    ("before", "request_", "ending"),
     [
         ("16-mixed", "bf16", "; its loss scale is no longer needed"),
         ("bf16-mixed", "16", "; the loss scale starts anew"),
         ("32-true", "bf16", ""),
     ],
 )
-def test_another_precision_than_the_checkpoints_is_a_notice_that_names_both(
-    before: str, request_: str, said: str
-) -> None:
+def test_precision_change_notice_names_both_precisions(before: str, request_: str, ending: str) -> None:
     agreed = reconcile(request_, H100S, checkpoint=before)
-    text = f"the checkpoint was trained in {before}, this run trains in {agreed.precision}{said}"
+    text = f"the checkpoint was trained in {before}, this run trains in {agreed.precision}{ending}"
     assert (agreed.notices, agreed.changed_from) == ((text,), Precision(before))
 
 
-def test_another_precision_stops_where_the_user_wants_that() -> None:
+def test_precision_change_is_an_error_on_request() -> None:
     with pytest.raises(PrecisionError, match="on_precision_change is error") as caught:
         reconcile("bf16", H100S, checkpoint="16-mixed", on_change="error")
     assert "set `precision: 16-mixed`, or `on_precision_change: notice`" in str(caught.value)
@@ -179,13 +177,13 @@ def test_another_precision_stops_where_the_user_wants_that() -> None:
     assert reconcile("16", H100S, checkpoint="16-mixed", on_change="error").notices == ()
 
 
-def test_a_notice_of_the_change_stands_beside_that_of_the_fallback() -> None:
+def test_change_and_fallback_give_two_notices() -> None:
     agreed = reconcile("bf16", MIXED, fallback=True, checkpoint="32")
     assert ["falling back" in notice for notice in agreed.notices] == [True, False]
     assert "the checkpoint was trained in 32-true" in agreed.notices[1]
 
 
-def test_the_deepspeed_config_outweighs_the_checkpoint_and_a_wish_both() -> None:
+def test_deepspeed_config_takes_precedence_over_checkpoint_and_use_amp() -> None:
     by_config = reconcile("auto", H100S, checkpoint="16", deepspeed_config={"bf16": {"enabled": True}})
     assert (by_config.precision, by_config.changed_from) == (BF16, FP16)
     by_wish = reconcile("auto", H100S, checkpoint="16", use_amp=True)
@@ -193,7 +191,7 @@ def test_the_deepspeed_config_outweighs_the_checkpoint_and_a_wish_both() -> None
 
 
 @pytest.mark.parametrize("value", [value for value in INVALID if value is not None])
-def test_a_checkpoints_nonsense_is_refused_by_its_value(value: object) -> None:
+def test_invalid_checkpoint_precision_is_rejected(value: object) -> None:
     with pytest.raises(PrecisionError, match="is not a precision"):
         reconcile("auto", H100S, checkpoint=value)
 
@@ -201,7 +199,7 @@ def test_a_checkpoints_nonsense_is_refused_by_its_value(value: object) -> None:
 # The ranks.
 
 
-def test_ranks_that_are_missing_are_named() -> None:
+def test_missing_ranks_are_named() -> None:
     with pytest.raises(ValueError, match=r"the capability of 4 ranks; rank 1, 3 is missing"):
         reconcile("auto", [capability(0), capability(2)], world_size=4)
 
@@ -211,24 +209,24 @@ def test_many_missing_ranks_are_counted() -> None:
         reconcile("auto", [capability(0)], world_size=100)
 
 
-def test_more_ranks_than_there_should_be_are_an_error() -> None:
+def test_too_many_ranks_are_an_error() -> None:
     with pytest.raises(ValueError, match="the capability of 1 ranks; there are ranks up to 1"):
         reconcile("auto", H100S, world_size=1)
     assert reconcile("auto", H100S, world_size=2).precision is BF16
 
 
-def test_a_rank_that_speaks_twice_is_named() -> None:
+def test_duplicate_rank_is_named() -> None:
     with pytest.raises(ValueError, match=r"there are several of rank 1, 3"):
         reconcile("auto", [capability(n) for n in (0, 1, 1, 2, 3, 3, 3)])
 
 
-# Over the whole space.
+# All combinations.
 
 
 @pytest.mark.case(48)
 @settings(deadline=None, max_examples=150)
 @given(REQUESTS, capabilities(), WISHES, st.booleans(), st.none() | WHOLE | ANYTHING, CHECKPOINTS, ON_CHANGE)
-def test_no_rank_gets_what_it_cannot_run_and_deepspeed_gets_one_dtype_or_none(
+def test_agreed_precision_runs_everywhere_and_enables_at_most_one_block(
     request_: object,
     ranks: list[RankCapability],
     use_amp: bool | None,
@@ -260,7 +258,7 @@ def test_no_rank_gets_what_it_cannot_run_and_deepspeed_gets_one_dtype_or_none(
 @pytest.mark.case(48)
 @settings(deadline=None, max_examples=60)
 @given(REQUESTS, capabilities(), WISHES, st.booleans(), st.none() | WHOLE, CHECKPOINTS)
-def test_what_was_agreed_is_agreed_again_with_the_config_it_made(
+def test_agreement_is_stable_with_the_resulting_config(
     request_: object,
     ranks: list[RankCapability],
     use_amp: bool | None,
@@ -280,7 +278,7 @@ def test_what_was_agreed_is_agreed_again_with_the_config_it_made(
 @pytest.mark.case(48)
 @settings(deadline=None, max_examples=60)
 @given(REQUESTS, capabilities(), WISHES, st.booleans(), st.none() | WHOLE, CHECKPOINTS, ON_CHANGE, st.randoms())
-def test_the_order_of_the_ranks_does_not_matter_here_either(
+def test_order_of_ranks_does_not_matter_with_deepspeed(
     request_: object,
     ranks: list[RankCapability],
     use_amp: bool | None,
@@ -303,7 +301,7 @@ def test_the_order_of_the_ranks_does_not_matter_here_either(
 @pytest.mark.case(48)
 @settings(deadline=None, max_examples=60)
 @given(REQUESTS, capabilities(), st.none() | WHOLE, CHECKPOINTS)
-def test_the_callers_config_is_left_as_it_was(
+def test_config_of_the_caller_is_not_changed(
     request_: object, ranks: list[RankCapability], config: dict[str, Any] | None, before: Precision | None
 ) -> None:
     untouched = repr(config)

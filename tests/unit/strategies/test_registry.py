@@ -1,4 +1,4 @@
-"""`strategies.registry`: the strategies that there are, and how others are added."""
+"""`strategies.registry`: the built-in strategies, and adding others."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Mine:
     return entry
 
 
-def test_the_built_in_strategies_have_unique_names_and_a_summary_in_one_line() -> None:
+def test_built_in_strategies_have_unique_names_and_one_line_summaries() -> None:
     assert list_strategy_names() == ("auto", *BUILT_IN)
     assert [each.name for each in list_candidates()] == [name for name in BUILT_IN if not name.endswith("_true")]
     assert all(0 < len(each.summary) < 70 and "\n" not in each.summary for each in list_strategies())
     assert len({each.order for each in list_strategies()}) == len(BUILT_IN)
 
 
-def test_a_strategy_that_is_registered_is_found_in_its_place(own: Mine) -> None:
+def test_registered_strategy_is_listed_in_order(own: Mine) -> None:
     assert find_strategy("mine") is own
     assert find_requested("mine") is own
     names = [each.name for each in list_candidates()]
@@ -63,7 +63,7 @@ def test_a_strategy_that_is_registered_is_found_in_its_place(own: Mine) -> None:
 
 
 @pytest.mark.parametrize("name", ["mine", "ddp", "auto"])
-def test_a_name_is_registered_once(own: Mine, name: str) -> None:
+def test_duplicate_name_is_rejected(own: Mine, name: str) -> None:
     entry = Mine()
     entry.name = name
     with pytest.raises(StrategyError, match=f"strategy '{name}' exists already"):
@@ -71,11 +71,11 @@ def test_a_name_is_registered_once(own: Mine, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "dpd", None, ["ddp"]])
-def test_nothing_is_requested_by_auto_or_by_what_is_no_strategy(name: object) -> None:
+def test_find_requested_gives_none_for_auto_and_unknown_names(name: object) -> None:
     assert find_requested(name) is None
 
 
-def test_an_unknown_name_is_refused_with_the_valid_ones() -> None:
+def test_unknown_strategy_error_lists_valid_names() -> None:
     with pytest.raises(
         StrategyError, match=r"strategy 'dpd' does not exist; valid are auto, single_device, ddp, .*nvme$"
     ):
@@ -92,7 +92,7 @@ assert not {"torch", "lightning", "deepspeed"} & set(sys.modules), "entries impo
 """
 
 
-def test_a_package_that_cannot_be_imported_is_named_where_its_strategy_is_requested(tmp_path: Path) -> None:
+def test_broken_entry_point_is_named_if_its_strategy_is_requested(tmp_path: Path) -> None:
     information = tmp_path / "broken_strategies-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-strategies\nVersion: 1.0\n")

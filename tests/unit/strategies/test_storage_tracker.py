@@ -1,4 +1,4 @@
-"""`strategies.storage_tracker`: live bytes, op by op."""
+"""`strategies.storage_tracker`: live bytes after each op."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from strategies.storage_tracker import StorageTracker
 
 
-def test_a_storage_counts_once_whatever_its_views_and_until_the_last_is_gone() -> None:
+def test_storage_counts_once_until_its_last_view_is_deleted() -> None:
     with StorageTracker() as tracker:
         tensor = torch.zeros(10)
         view = tensor.view(2, 5)[1]
@@ -21,7 +21,7 @@ def test_a_storage_counts_once_whatever_its_views_and_until_the_last_is_gone() -
         assert (tracker.activations, tracker.peak_activations) == (0, 40)
 
 
-def test_a_peak_is_kept_until_it_is_reset() -> None:
+def test_peak_is_kept_until_reset() -> None:
     with StorageTracker() as tracker:
         kept = torch.zeros(5)
         for _ in range(3):
@@ -31,7 +31,7 @@ def test_a_peak_is_kept_until_it_is_reset() -> None:
         assert tracker.peak_activations == kept.nbytes
 
 
-def test_what_is_ignored_is_not_counted_and_gradients_are_counted_apart() -> None:
+def test_ignored_storages_are_not_counted_and_gradients_are_separate() -> None:
     weight = torch.ones(4, requires_grad=True)
     tracker = StorageTracker()
     tracker.ignore([weight])
@@ -46,14 +46,14 @@ def test_what_is_ignored_is_not_counted_and_gradients_are_counted_apart() -> Non
     assert tracker.gradients == 0
 
 
-def test_sizes_are_rounded_up_as_the_allocator_does() -> None:
+def test_sizes_are_rounded_up_to_the_granularity() -> None:
     with StorageTracker(granularity=512) as tracker:
         kept = [torch.zeros(1), torch.zeros(129)]
         assert tracker.activations == 512 + 1024
     assert kept
 
 
-def test_torchs_own_memory_tracker_sees_the_same_peak_of_a_fake_step() -> None:
+def test_peak_matches_the_memory_tracker_of_torch() -> None:
     fake = FakeTensorMode()
     with fake:
         net = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 4))
@@ -74,7 +74,7 @@ def test_torchs_own_memory_tracker_sees_the_same_peak_of_a_fake_step() -> None:
     assert ours.peak_total + states == peak
 
 
-def test_a_shape_without_memory_is_not_counted() -> None:
+def test_meta_tensor_is_not_counted() -> None:
     with StorageTracker() as tracker:
         shape = torch.zeros(1000, device="meta")
         assert tracker.activations == 0

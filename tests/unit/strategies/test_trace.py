@@ -1,4 +1,4 @@
-"""`strategies.trace`: a step on fake tensors allocates what the real step does, by the allocator's own account."""
+"""`strategies.trace`: a step on fake tensors allocates the same bytes as a real step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TYPES = {
 
 
 def _real_peak(name: str, types: TraceTypes, batch_size: int) -> int:
-    """The second step in Lightning's order, everything alive counted."""
+    """Peak of the second step in Lightning's order, with all live bytes."""
     entry = MODELS[name]
 
     def step(made: Any) -> None:
@@ -63,21 +63,19 @@ def _real_peak(name: str, types: TraceTypes, batch_size: int) -> int:
 
 @pytest.mark.parametrize("precision", list(TYPES))
 @pytest.mark.parametrize("name", ["gpt", "tied", "frozen", "odd"])
-def test_the_estimate_is_the_allocators_peak_to_a_few_hundred_bytes(
-    name: str, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_estimate_matches_the_allocator_peak(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     types = TYPES[precision]
     trace, model = trace_step(MODELS[name].make, MODELS[name].batch(8), 8, types=types)
     estimate = estimate_memory(model, trace, SINGLE_DEVICE, 1, Precision(precision))
-    # oneDNN takes scratch memory from the same allocator, as its kernels for the CPU at hand need it.
+    # oneDNN allocates scratch memory from the same allocator, depending on this CPU's kernels.
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     # Scalars of the optimizer's step (bias corrections) are not counted.
     assert estimate.total == pytest.approx(_real_peak(name, types, 8), rel=0.0005)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-def test_the_workspace_of_an_lstm_is_counted_from_above(precision: str) -> None:
-    # A trace of fake tensors alone is under by 70 %: oneDNN's workspace is empty there.
+def test_lstm_workspace_estimate_is_an_upper_bound(precision: str) -> None:
+    # Without the correction the trace is 70 % too low: oneDNN's workspace is empty under fake tensors.
     entry = SMALL["deep_lstm"]
     real, fake = (
         trace_step(entry.make, entry.batch(8), 8, types=TYPES[precision], options=TraceOptions(is_fake=f))[0]
@@ -87,7 +85,7 @@ def test_the_workspace_of_an_lstm_is_counted_from_above(precision: str) -> None:
 
 
 class _Workspaces(TorchDispatchMode):
-    """Bytes of the real workspaces that were seen."""
+    """Bytes of the real workspaces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,16 +102,16 @@ class _Workspaces(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (5, 3, 7, 33), (20, 8, 16, 32), (7, 5, 300, 256), (12, 16, 9, 512)])
-def test_an_lstms_workspace_is_bounded_on_any_cpu(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+def test_lstm_workspace_bound_holds_on_this_cpu(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     steps, batch, width, hidden = shape
     with _Workspaces() as real:
         nn.LSTM(width, hidden, dtype=dtype)(torch.randn(steps, batch, width, dtype=dtype, requires_grad=True))
-    # On a CPU without this type torch computes an LSTM by itself.
+    # On a CPU without this type torch does not use oneDNN for an LSTM.
     for size in real.sizes:
         assert size <= lstm_workspace(steps, batch, hidden, dtype.itemsize) <= 1.3 * size + 7 * 4096
 
 
-def test_the_code_of_a_product_is_what_this_cpu_needs() -> None:
+def test_product_code_is_measured_on_this_cpu() -> None:
     one = product_code(torch.bfloat16)
     before = cpu_workspaces._generated_code()
     for size in range(90, 98):
@@ -121,18 +119,18 @@ def test_the_code_of_a_product_is_what_this_cpu_needs() -> None:
     assert 0.6 * 8 * one <= cpu_workspaces._generated_code() - before <= 1.6 * 8 * one
 
 
-def test_a_product_with_a_type_of_its_own_for_the_result_is_counted_too() -> None:
+def test_product_with_another_result_type_is_counted() -> None:
     with FakeMode(), CpuWorkspaces() as onednn:
         left, right = torch.empty(2, 3, dtype=torch.bfloat16), torch.empty(3, 4, dtype=torch.bfloat16)
         torch.mm(left, right, out_dtype=torch.float32)
         torch.addmm(torch.empty(4, dtype=torch.bfloat16), left, right)
-    # The same product to oneDNN.
+    # oneDNN receives the same product.
     assert onednn.kernels == product_code(torch.bfloat16)
 
 
-def test_code_for_products_in_16_bits_is_counted_once_a_shape() -> None:
+def test_code_of_16_bit_products_is_counted_once_per_shape() -> None:
     def make() -> pl.LightningModule:
-        # Forward 3 shapes, of two layers the same; backward as many for weights, 2 for inputs.
+        # Forward: 3 shapes (two layers share one); backward: 3 for weights, 2 for inputs.
         return Net(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)), adamw)
 
     batch = torch.randn(4, 8), torch.zeros(4, 4)
@@ -143,7 +141,7 @@ def test_code_for_products_in_16_bits_is_counted_once_a_shape() -> None:
     assert plain.kernels == 0, "a real step has them in its process already"
 
 
-def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
+def test_onednn_copies_for_convolutions_are_counted() -> None:
     entry = MODELS["conv"]
     real = trace_step(entry.make, entry.batch(8), 8, options=TraceOptions(is_fake=False))[0]
     fake = trace_step(entry.make, entry.batch(8), 8)[0]
@@ -151,12 +149,12 @@ def test_onednns_copies_of_a_convolutions_tensors_are_counted() -> None:
     first = 4 * (8 * 3 * 12 * 12 + 13 * 3 * 9 + 8 * 13 * 10 * 10)
     assert real.forward < fake.forward <= real.forward + first
     assert fake.backward > real.backward
-    # They are gone when it is done.
+    # They are freed after the op.
     assert fake.course[-1].live == real.course[-1].live
 
 
 @pytest.mark.parametrize("name", ["gpt", "low_rank"])
-def test_a_fake_step_and_a_real_one_are_traced_alike(name: str) -> None:
+def test_fake_and_real_steps_have_the_same_trace(name: str) -> None:
     entry = MODELS[name]
     fake, real = (
         trace_step(entry.make, entry.batch(4), 4, options=TraceOptions(is_fake=fake)) for fake in (True, False)
@@ -164,8 +162,8 @@ def test_a_fake_step_and_a_real_one_are_traced_alike(name: str) -> None:
     assert fake == real
 
 
-def test_weights_of_copied_layers_are_no_activations() -> None:
-    # nn.TransformerEncoder copies its layer as often as it is told.
+def test_weights_of_copied_layers_are_not_activations() -> None:
+    # nn.TransformerEncoder copies its layer `num_layers` times.
     def make() -> pl.LightningModule:
         layer = nn.TransformerEncoderLayer(16, 2, 64, 0.0, batch_first=True)
         return Net(nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), adamw)
@@ -175,24 +173,24 @@ def test_weights_of_copied_layers_are_no_activations() -> None:
     assert fake == real
 
 
-def test_a_step_grows_in_proportion_to_its_batch() -> None:
+def test_trace_scales_with_the_batch_size() -> None:
     entry = MODELS["gpt"]
     four, nine, sixteen = (trace_step(entry.make, entry.batch(n), n)[0] for n in (4, 9, 16))
     found = at_batch_size(four, sixteen, 9)
     for part in ("forward", "backward", "inputs", "flops"):
-        # A peak is the largest of several moments, each affine: in between, a straight line is never below it.
+        # A peak is the largest of several moments, each affine: between two sizes a straight line is never too low.
         assert getattr(nine, part) <= getattr(found, part) <= 1.02 * getattr(nine, part)
     assert at_batch_size(four, sixteen, 16) == sixteen
 
 
-def test_operations_are_counted_as_six_for_each_weight_and_token() -> None:
+def test_flops_are_six_per_weight_and_token() -> None:
     entry = MODELS["sgd"]
     trace, _ = trace_step(entry.make, entry.batch(10), 10)
-    # The first layer's input needs no gradient: its product is left out.
+    # The first layer's input needs no gradient: its product is omitted.
     assert trace.flops == 10 * (6 * (31 * 500 + 500 * 7) - 2 * 31 * 500)
 
 
-def test_a_model_of_seven_billion_parameters_takes_no_memory_to_trace() -> None:
+def test_tracing_a_7b_model_needs_no_memory() -> None:
     class Wide(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -212,7 +210,7 @@ def test_a_model_of_seven_billion_parameters_takes_no_memory_to_trace() -> None:
     assert trace.optimizer_states == 8 * model.numel + 4 * 4
 
 
-def test_manual_optimization_cannot_be_traced_and_says_so() -> None:
+def test_manual_optimization_cannot_be_traced() -> None:
     def make() -> pl.LightningModule:
         module = MODELS["tiny"].make()
         module.automatic_optimization = False
@@ -222,7 +220,7 @@ def test_manual_optimization_cannot_be_traced_and_says_so() -> None:
         trace_step(make, MODELS["tiny"].batch(1), 1)
 
 
-def test_random_numbers_go_on_as_if_nothing_had_been_traced() -> None:
+def test_tracing_does_not_change_the_random_state() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -245,15 +243,13 @@ def _parameters() -> list[nn.Parameter]:
     ],
     ids=["sgd", "momentum", "adamw", "amsgrad", "adagrad"],
 )
-def test_an_optimizers_states_are_seen_not_looked_up(
-    optimizer: torch.optim.Optimizer, expected: tuple[int, int]
-) -> None:
+def test_optimizer_states_are_measured(optimizer: torch.optim.Optimizer, expected: tuple[int, int]) -> None:
     shape = probe_optimizer(optimizer)
     assert (shape.state_bytes_per_element, shape.state_bytes_per_tensor) == expected
     assert shape.name == type(optimizer).__name__
 
 
-def test_a_probe_leaves_the_optimizer_and_its_scheduler_alone() -> None:
+def test_probe_does_not_change_the_optimizer_or_scheduler() -> None:
     (parameter,) = _parameters()
     optimizer = torch.optim.AdamW([parameter])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -265,11 +261,11 @@ def test_a_probe_leaves_the_optimizer_and_its_scheduler_alone() -> None:
     scheduler.step()
 
 
-def test_an_optimizer_that_needs_a_closure_is_taken_for_adam() -> None:
+def test_optimizer_with_closure_uses_the_numbers_of_adam() -> None:
     assert probe_optimizer(torch.optim.LBFGS(_parameters())) == OptimizerShape("LBFGS")
 
 
-def test_a_multi_tensor_step_holds_more_for_a_moment() -> None:
+def test_multi_tensor_step_needs_more_temporary_memory() -> None:
     optimizer = torch.optim.AdamW(_parameters())
     one, all_at_once = probe_optimizer(optimizer), probe_optimizer(optimizer, foreach=True)
     assert all_at_once.temporary_bytes_per_element > 0
@@ -278,7 +274,7 @@ def test_a_multi_tensor_step_holds_more_for_a_moment() -> None:
 
 
 @pytest.mark.parametrize("shape", ["one", "mapping", "list", "pair", "tuple"])
-def test_every_form_of_lightnings_configure_optimizers_is_read(shape: str) -> None:
+def test_all_forms_of_configure_optimizers_are_read(shape: str) -> None:
     optimizer = torch.optim.SGD(_parameters(), 0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     forms = {
@@ -291,19 +287,19 @@ def test_every_form_of_lightnings_configure_optimizers_is_read(shape: str) -> No
     assert find_optimizer(forms[shape]) is optimizer
 
 
-@pytest.mark.parametrize(("configured", "says"), [(None, "no optimizer"), ([1], "no optimizer")])
-def test_no_optimizer_is_told(configured: Any, says: str) -> None:
-    with pytest.raises(OptimizerError, match=says):
+@pytest.mark.parametrize(("configured", "message"), [(None, "no optimizer"), ([1], "no optimizer")])
+def test_missing_optimizer_is_an_error(configured: Any, message: str) -> None:
+    with pytest.raises(OptimizerError, match=message):
         find_optimizer(configured)
 
 
-def test_several_optimizers_are_told_by_number() -> None:
+def test_several_optimizers_are_an_error_with_their_number() -> None:
     several = [torch.optim.SGD(_parameters(), 0.1) for _ in range(2)]
     with pytest.raises(OptimizerError, match="2 optimizers"):
         find_optimizer(several)
 
 
-def test_a_shape_has_tied_weights_once_and_frozen_ones_apart() -> None:
+def test_shape_counts_tied_weights_once_and_marks_frozen_weights() -> None:
     module = MODELS["tied"].make()
     shape = describe_model(module, find_optimizer(module.configure_optimizers()))
     assert shape.numel == sum(p.numel() for p in module.parameters())

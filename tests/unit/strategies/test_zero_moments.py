@@ -1,4 +1,4 @@
-"""The moments of a ZeRO step, and what its reductions copy, on models of a few numbers."""
+"""The moments of a ZeRO step and the copies of its reductions, on small models."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ def beside_states(
     return found.phase, found.gradients + found.activations + found.buffers - (PROCESS if process else 0)
 
 
-def test_activations_and_gradients_that_are_never_there_together_do_not_add_up() -> None:
+def test_activations_and_gradients_of_different_moments_are_not_added() -> None:
     model = model_of(1000, 1000)
-    # The peak comes before any gradient has, and the end has all gradients.
+    # The peak is before the first gradient; all gradients are alive at the end.
     trace = trace_of(model, 50_000, 0, 0)
-    assert beside_states(model, trace, ZERO_2, bucket=1000) == ("backward", 50_000), "nor is there a bucket yet"
-    # After the first one there is the whole bucket, of which a process has the pages that it came to.
+    assert beside_states(model, trace, ZERO_2, bucket=1000) == ("backward", 50_000), "no bucket exists yet"
+    # After the first gradient the complete bucket exists; a process has only the written pages.
     middle = trace_of(model, 0, 50_000, 0)
     assert beside_states(model, middle, ZERO_2, bucket=5000) == ("backward", 50_000 + 20_000)
     assert beside_states(model, middle, ZERO_2, bucket=5000, process=True) == ("backward", 50_000 + 4000)
-    # When the last one has come the first was reduced, and the buffer for all of them was made.
+    # At the last gradient the first is reduced, and the buffer for all of them exists.
     low = trace_of(model, 0, 0, 20_000)
     assert beside_states(model, low, ZERO_2, bucket=1000) == ("backward", 8000 + 4000 + 20_000)
 
 
-def test_stage_1_keeps_all_gradients_until_the_end_where_nothing_overlaps() -> None:
+def test_stage_1_without_overlap_keeps_all_gradients_until_the_end() -> None:
     model = model_of(1000, 1000)
     trace = trace_of(model, 0, 0, 10)
-    # The second gradient, the buffer of a rank alone, and the bucket with the first.
+    # The second gradient, the buffer of the single rank, and the bucket with the first gradient.
     together = 4000 + 8000 + 4000
     assert beside_states(model, trace, ZERO_1, bucket=1000) == ("backward", together)
-    # With a second stream it reduces as they come.
+    # With a second stream it reduces gradients as they arrive.
     overlapped = beside_states(model, trace, ZERO_1, bucket=1000, overlap=True)
     assert overlapped == beside_states(model, trace, ZERO_2, bucket=1000, overlap=True)
 
 
-def test_accumulated_gradients_are_there_from_the_start_of_the_last_micro_batch() -> None:
+def test_accumulated_gradients_count_from_the_start_of_the_last_micro_batch() -> None:
     model = model_of(1000, 1000)
     trace = trace_of(model, 0, 0, 0, forward=100_000)
     assert beside_states(model, trace, ZERO_2, bucket=1000) == ("forward", 100_000)
@@ -72,22 +72,22 @@ def test_accumulated_gradients_are_there_from_the_start_of_the_last_micro_batch(
     assert beside_states(model, trace, ZERO_1, 2, bucket=1000, accumulate=2) == ("forward", 100_000 + 8000)
 
 
-def test_what_stage_1_accumulated_goes_as_it_is_reduced() -> None:
+def test_stage_1_frees_accumulated_gradients_as_they_are_reduced() -> None:
     model = model_of(*[1000] * 10)
     trace = trace_of(model, *[0] * 11)
-    # All gradients, the bucket, and in the end a rank's own half of them.
+    # All gradients, the bucket, and finally the rank's half of the gradients.
     phase, most = beside_states(model, trace, ZERO_1, 2, bucket=1000, overlap=True, accumulate=4)
     assert (phase, most) == ("backward", 40_000 - 4000 + 20_000 + 2 * 4000)
 
 
-def test_a_gradient_that_no_bucket_takes_is_whole_until_the_next_one_has_come() -> None:
+def test_gradient_larger_than_a_bucket_is_kept_until_the_next_gradient() -> None:
     model = model_of(10, 1000)
     # The large gradient comes first; the peak is in between.
     trace = trace_of(model, 0, 30_000, 0)
     assert beside_states(model, trace, ZERO_2, bucket=600) == ("backward", 30_000 + 600 * 4 + 4000)
 
 
-def test_stage_3_lets_parameters_go_behind_the_backward_pass() -> None:
+def test_stage_3_releases_parameters_during_backward() -> None:
     model = model_of(1000, 1000)
     gradients = 4 * (500 + 500)
     early = beside_states(model, trace_of(model, 90_000, 0, 0), ZERO_3, 2, bucket=1000)
@@ -96,66 +96,66 @@ def test_stage_3_lets_parameters_go_behind_the_backward_pass() -> None:
     assert late == ("backward", 90_000 + 4000 + gradients)
 
 
-def test_a_process_has_gloos_copies_and_of_a_bucket_only_what_was_written() -> None:
+def test_process_counts_gloo_copies_and_written_pages_of_a_bucket() -> None:
     model = model_of(1000, 1000)
     trace = trace_of(model, 0, 0, 0)
     allocated = beside_states(model, trace, ZERO_2, 2, bucket=100_000)
     written = beside_states(model, trace, ZERO_2, 2, bucket=100_000, process=True)
     assert allocated == ("backward", 400_000 + 4000)
-    # The whole model's gradients in the bucket; gloo copies what goes to one rank, and no gradient is kept by then.
+    # The whole model's gradients in the bucket; gloo copies what goes to one rank, and no gradient is kept.
     assert written == ("backward", 8000 + 4000)
     whole = estimate_memory(model, trace, ZERO_2, 2, Precision.FP32_TRUE, whole_process=True)
     assert whole.buffers == 8000 + 4000 + PROCESS
 
 
-def test_pieces_of_one_rank_are_joined_only_where_another_ranks_lie_between() -> None:
+def test_pieces_of_a_rank_are_copied_only_if_not_contiguous() -> None:
     model = model_of(60, 100, 40)
     assert owned_parts(model, 1, 2) == (100,)
     places = find_offsets(model, 2)
     assert places == {0: (0, 100), 1: (60, 100), 2: (160, 100)}
-    # In the order of the model every rank's piece is one.
+    # In the order of the model each rank has one piece.
     assert find_reduction([(0, 240), (1, 400), (2, 160)], places, 4) == Reduction(200, 0, 100)
-    # Backwards the second parameter's first part lies between those of the second rank.
+    # In reverse order the second parameter's first part is between the parts of the second rank.
     assert find_reduction([(2, 160), (1, 400), (0, 240)], places, 4) == Reduction(200, 100, 100)
     assert find_reduction([(2, 160)], places, 4) == Reduction(40, 0, 40)
-    # A parameter whose place is not known may lie anywhere.
+    # A parameter with an unknown offset can be anywhere.
     assert find_reduction([(2, 160), (9, 40)], places, 4) == Reduction(50, 50, 50)
     assert find_offsets(model, 65) == {}
 
 
-def test_a_course_lies_on_the_line_between_two_batch_sizes() -> None:
+def test_course_is_interpolated_between_two_batch_sizes() -> None:
     small, large = (
         dataclasses.replace(trace_of(model_of(5), peak, 0, live=peak // 2), batch_size=size)
         for size, peak in ((1, 100), (3, 300))
     )
     assert at_batch_size(small, large, 2).course == (GradientArrival(0, 200, 100, 0), GradientArrival(20, 0, 100, None))
-    # Other gradients with another number of samples: no line.
+    # Different gradients with another number of samples: no interpolation.
     assert at_batch_size(dataclasses.replace(small, course=()), large, 2).course == ()
 
 
 @pytest.mark.parametrize("candidate", [ZERO_1, ZERO_2, ZERO_3])
-def test_a_backward_pass_that_was_not_seen_is_taken_to_be_at_its_peak_all_the_time(candidate: Zero) -> None:
+def test_untraced_backward_pass_is_assumed_to_stay_at_its_peak(candidate: Zero) -> None:
     model = model_of(1000, 1000)
     seen = trace_of(model, 7000, 7000, 7000, live=7000)
     unseen = dataclasses.replace(seen, course=())
     assert beside_states(model, unseen, candidate, 2, 1000) == beside_states(model, seen, candidate, 2, 1000)
 
 
-def test_the_norm_of_gradients_is_taken_of_a_copy_in_fp64_of_one_piece_after_the_other() -> None:
-    # Plain SGD's step itself needs but the gradient again, flat.
+def test_gradient_norm_uses_fp64_copies_one_piece_at_a_time() -> None:
+    # The step of plain SGD needs only a flat copy of the gradient.
     assert beside_states(model_of(1000), trace_of(model_of(1000), 0, 0), ZERO_2) == ("step", 4000 + 8000)
     halves = model_of(500, 500)
     assert beside_states(halves, trace_of(halves, 0, 0, 0), ZERO_2) == ("step", 4000 + max(4000, 8 * 500))
-    # Rank 0 owns 600 and 250, rank 1 750 and 100, and each keeps whole gradients: no rank has the most of both.
+    # Rank 0 owns 600 and 250, rank 1 750 and 100, and each keeps complete gradients: no rank has the maximum of both.
     uneven = model_of(600, 1000, 100)
     apart = beside_states(uneven, trace_of(uneven, 0, 0, 0, 0), ZERO_2, 2)
     assert apart == ("step", max(6400 + 8 * 600, 4400 + 8 * 750))
-    # What stage 3 sends to host memory goes in parts of 250 million elements.
+    # Stage 3 moves states to host memory in parts of 250 million elements.
     huge = model_of(400_000_000)
     assert beside_states(huge, trace_of(huge, 0, 0), ZERO_3)[1] == (4 + 8) * 400_000_000
     offloaded = beside_states(huge, trace_of(huge, 0, 0), ZERO_3_OFFLOAD)
     assert offloaded == ("backward", 4 * 400_000_000 + 8 * 250_000_000)
-    # On the way to host memory, beside the bucket with all gradients and the copy of one that goes.
+    # During the copy to host memory: the bucket with all gradients, and the copy of one of them.
     offloaded = beside_states(halves, trace_of(halves, 0, 0, 0), ZERO_2_OFFLOAD, bucket=1000)
     assert offloaded == ("backward", 4000 + 2000 + 8 * 500)
 
@@ -171,7 +171,5 @@ def test_the_norm_of_gradients_is_taken_of_a_copy_in_fp64_of_one_piece_after_the
         ((), 3, 4, [0] * 4),
     ],
 )
-def test_the_largest_piece_of_one_gradient_that_a_rank_has(
-    numels: tuple[int, ...], stage: int, ranks: int, pieces: list[int]
-) -> None:
+def test_find_largest_pieces(numels: tuple[int, ...], stage: int, ranks: int, pieces: list[int]) -> None:
     assert find_largest_pieces(model_of(*numels), stage, ranks) == pieces

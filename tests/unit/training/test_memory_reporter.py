@@ -13,8 +13,8 @@ import torch
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog, read_events
 from launcher.report.history import read_history
+from launcher.report.overview import to_values
 from launcher.report.source import read_run
-from launcher.report.values import to_values
 from launcher.training.callbacks.memory import MeasuredMemory, MemoryReporter
 from tests.support.made_run import MadeRun, with_memory
 from tests.unit.report.test_report_page import trained, written

@@ -50,7 +50,7 @@ def wizard(
     """The answers, the prompter with its questions, and the screen."""
     prompter, screen = ScriptedPrompter(**answers), io.StringIO()
     machine = MachineFacts("laptop", CPU, partitions)
-    made = SetupWizard(prompter, console=Console(file=screen, width=200), detect=lambda: machine)
+    made = SetupWizard(prompter, console=Console(file=screen, width=200), look=lambda: machine)
     return made.run(start), prompter, screen.getvalue()
 
 
@@ -168,7 +168,7 @@ def test_without_slurm_no_partition_is_asked_for() -> None:
 
 def test_facts_that_could_not_be_read_are_shown() -> None:
     machine, screen = MachineFacts("laptop", CPU, remarks=("sinfo did not answer",)), io.StringIO()
-    SetupWizard(ScriptedPrompter(), console=Console(file=screen), detect=lambda: machine).run()
+    SetupWizard(ScriptedPrompter(), console=Console(file=screen), look=lambda: machine).run()
     assert "sinfo did not answer" in screen.getvalue()
 
 
@@ -188,7 +188,7 @@ def test_an_impossible_strategy_is_reported_and_asked_again() -> None:
     assert config is not None
     assert config.strategy == "ddp"
     assert "no plan for this machine: no plan meets the config" in screen
-    assert ("There is no such plan for this machine. Answer again?", True) in prompter.asked
+    assert ("There is no plan for these answers on this machine. Answer again?", True) in prompter.asked
 
 
 def test_a_precision_by_name_and_a_plain_answer_replace_each_other() -> None:
@@ -228,7 +228,7 @@ def test_cancelling_at_the_review_returns_nothing() -> None:
 def test_answers_that_contradict_each_other_cannot_be_written() -> None:
     prompter = ScriptedPrompter(What="cancel", There=False)
     start = WizardConfig(settings={"sed": 3})
-    SetupWizard(prompter, console=Console(file=io.StringIO()), detect=lambda: MachineFacts("h", CPU)).run(start)
+    SetupWizard(prompter, console=Console(file=io.StringIO()), look=lambda: MachineFacts("h", CPU)).run(start)
     assert "write the config" not in prompter.titles["What now?"]
     assert start.errors()[0] == Problem("sed", "unknown key; did you mean seed?")
 

@@ -1,4 +1,4 @@
-"""`strategies.choice` to the word: what the plan shows, for each kind of choice, and what each refusal says."""
+"""`strategies.choice`: the exact texts of reasons and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ddp(asked: str, why_static: str, world: int = 2, kind: str = "cpu", backend:
 
 
 @pytest.mark.parametrize("requested", ["auto", "single_device"])
-def test_one_rank(requested: str) -> None:
+def test_single_rank_choice_text(requested: str) -> None:
     assert choose(requested, world=1) == StrategyChoice(
         "single_device",
         ("one rank: no gradient exchange needed",),
@@ -34,14 +34,14 @@ def test_one_rank(requested: str) -> None:
     )
 
 
-def test_several_ranks() -> None:
+def test_ddp_choice_text() -> None:
     assert choose() == ddp("2 ranks, each with the whole model", STATIC, static_graph=True)
     assert choose(world=4, kind="cuda") == ddp(
         "4 ranks, each with the whole model", STATIC, 4, "cuda", "nccl", static_graph=True
     )
 
 
-def test_ddp_that_was_asked_for() -> None:
+def test_requested_ddp_choice_text() -> None:
     assert choose("ddp", world=1) == ddp("requested", STATIC, world=1, static_graph=True)
     unused = "static_graph off: unused parameters may change from step to step"
     assert choose("ddp_find_unused_parameters_true") == ddp("requested", unused, find_unused_parameters=True)
@@ -55,12 +55,12 @@ def test_ddp_that_was_asked_for() -> None:
         ({"accumulate": 4}, "3 of 4 backward passes skip the all-reduce"),
     ],
 )
-def test_a_graph_that_is_not_static(options: dict[str, Any], why: str) -> None:
+def test_static_graph_off_reason_text(options: dict[str, Any], why: str) -> None:
     assert choose(**options) == ddp("2 ranks, each with the whole model", f"static_graph off: {why}")
 
 
 @pytest.mark.parametrize(
-    ("name", "world", "kind", "words"),
+    ("name", "world", "kind", "shards"),
     [
         ("deepspeed_stage_1", 2, "cuda", ["ZeRO stage 1: each rank keeps 1/2 of the optimizer's states"]),
         ("deepspeed_stage_2", 3, "cuda",
@@ -74,16 +74,16 @@ def test_a_graph_that_is_not_static(options: dict[str, Any], why: str) -> None:
           "optimizer states are on cpu", "parameters are on cpu"]),
     ],
 )  # fmt: skip
-def test_deepspeeds_variants(name: str, world: int, kind: str, words: list[str]) -> None:
+def test_zero_variant_choice_text(name: str, world: int, kind: str, shards: list[str]) -> None:
     backend = "nccl" if kind == "cuda" else "gloo"
     carries = f"{backend} carries gradients and parameters of {kind} devices"
-    reasons = (f"{name}: requested", *words, carries, *([DEBUGGING] if kind == "cpu" else []))
+    reasons = (f"{name}: requested", *shards, carries, *([DEBUGGING] if kind == "cpu" else []))
     rejected = (Rejected("single_device", f"there are {world} ranks"),) if world > 1 else ()
     assert choose(name, world, kind) == StrategyChoice(name, reasons, rejected, backend)
 
 
 @pytest.mark.parametrize(
-    ("requested", "world", "kind", "said"),
+    ("requested", "world", "kind", "message"),
     [
         ("dpd", 2, "cpu", f"strategy 'dpd' does not exist; valid are {', '.join(list_strategy_names())}"),
         ("single_device", 2, "cpu",
@@ -94,7 +94,7 @@ def test_deepspeeds_variants(name: str, world: int, kind: str, words: list[str])
           "(`devices: 2`, or torchrun), or use `strategy: auto`")),
     ],
 )  # fmt: skip
-def test_refusals(requested: str, world: int, kind: str, said: str) -> None:
+def test_strategy_error_text(requested: str, world: int, kind: str, message: str) -> None:
     with pytest.raises(StrategyError) as caught:
         choose(requested, world, kind)
-    assert str(caught.value) == said
+    assert str(caught.value) == message

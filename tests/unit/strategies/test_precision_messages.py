@@ -1,4 +1,4 @@
-"""`strategies.precision` to the word: the reasons and refusals that the plan and the terminal show."""
+"""`strategies.precision`: the exact texts of reasons, notices and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ NOT_NATIVE = "every rank is a CUDA device, but not native in bf16: rank 1 (node1
         ("auto", V100S, {"use_amp": True}, ("use_amp: every rank is a CUDA device",)),
     ],
 )  # fmt: skip
-def test_reasons(request_: Any, ranks: list[RankCapability], options: dict[str, Any], reasons: tuple[str, ...]) -> None:
+def test_reason_text(
+    request_: Any, ranks: list[RankCapability], options: dict[str, Any], reasons: tuple[str, ...]
+) -> None:
     agreed = reconcile(request_, ranks, **options)
     assert (agreed.reasons, agreed.notices) == (reasons, ())
 
@@ -60,13 +62,13 @@ def test_reasons(request_: Any, ranks: list[RankCapability], options: dict[str, 
          "use_amp was requested, but mixed precision is not native on rank 1 (node1, EPYC); training in 32-true"),
     ],
 )  # fmt: skip
-def test_notices(request_: Any, ranks: list[RankCapability], options: dict[str, Any], notice: str) -> None:
+def test_notice_text(request_: Any, ranks: list[RankCapability], options: dict[str, Any], notice: str) -> None:
     agreed = reconcile(request_, ranks, **options)
     assert agreed.notices == agreed.reasons == (notice,)
 
 
 @pytest.mark.parametrize("count", [8, 9])
-def test_a_refusal_names_eight_ranks_and_counts_the_others(count: int) -> None:
+def test_error_names_eight_ranks_and_counts_the_others(count: int) -> None:
     named = ", ".join(f"rank {n} (node{n}, Tesla V100)" for n in range(8))
     more = "" if count == 8 else " and 1 more"
     with pytest.raises(PrecisionError) as caught:
@@ -77,14 +79,14 @@ def test_a_refusal_names_eight_ranks_and_counts_the_others(count: int) -> None:
     )
 
 
-def test_a_refused_order_of_the_deepspeed_config_has_the_users_own_request_as_its_value() -> None:
+def test_error_about_the_deepspeed_config_has_the_request_as_value() -> None:
     with pytest.raises(PrecisionError) as caught:
         reconcile("auto", MIXED, deepspeed_config={"bf16": {"enabled": True}})
     assert caught.value.value == "auto"
 
 
 @pytest.mark.parametrize(
-    ("ranks", "world_size", "said"),
+    ("ranks", "world_size", "message"),
     [
         ([], None, "reconcile needs the capability of at least one rank, none was given"),
         ([capability(0)], 9, "reconcile needs the capability of 9 ranks; rank 1, 2, 3, 4, 5, 6, 7, 8 is missing"),
@@ -93,10 +95,10 @@ def test_a_refused_order_of_the_deepspeed_config_has_the_users_own_request_as_it
         ([capability(n) for n in range(5)], 2, "reconcile needs the capability of 2 ranks; there are ranks up to 4"),
     ],
 )  # fmt: skip
-def test_ranks_that_do_not_fit(ranks: list[RankCapability], world_size: int | None, said: str) -> None:
+def test_invalid_ranks_error_text(ranks: list[RankCapability], world_size: int | None, message: str) -> None:
     with pytest.raises(ValueError, match="reconcile") as caught:
         reconcile("auto", ranks, world_size=world_size)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 TRANSFORMER_ENGINE = "needs NVIDIA's Transformer Engine and a recipe for each layer, which the launcher does not set up"
@@ -108,14 +110,14 @@ WEIGHTS = "is a format for frozen weights, not for training"
     [("fp8", TRANSFORMER_ENGINE), (8, TRANSFORMER_ENGINE), ("FP8", TRANSFORMER_ENGINE), ("float8", TRANSFORMER_ENGINE),
      ("transformer-engine", TRANSFORMER_ENGINE), ("nf4", WEIGHTS), ("int8", WEIGHTS)],
 )  # fmt: skip
-def test_what_the_launcher_does_not_train_in_is_refused_by_its_name(value: object, why: str) -> None:
+def test_unsupported_precision_is_rejected_with_the_reason(value: object, why: str) -> None:
     with pytest.raises(PrecisionError) as caught:
         normalize_precision(value)
     assert str(caught.value) == f"{value!r} {why}; nearest is 'bf16-mixed'"
     assert (caught.value.value, caught.value.nearest) == (value, Precision.BF16_MIXED)
 
 
-def test_a_precision_that_does_not_exist_lists_all_that_do() -> None:
+def test_unknown_precision_error_lists_valid_values() -> None:
     with pytest.raises(PrecisionError) as caught:
         normalize_precision("fp15")
     assert str(caught.value) == (
