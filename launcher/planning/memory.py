@@ -120,7 +120,7 @@ def _use_pick(
             )
         raise PlanError(
             f"{found.why}\n(memory_share: {config.memory_share:g} of {format_bytes(found.memory_bytes)} may be used; "
-            f"memory {found.method}; `strategy: NAME` uses one anyway)"
+            f"memory {found.method}; use `strategy: NAME` to train with one anyway)"
         )
     if taken.micro_batch_size != plan.batch.micro_batch_size and plan.batch.micro_batch_size is not None:
         agreement = _with_batch_size(agreement, taken.micro_batch_size)
